@@ -1,0 +1,3 @@
+//! The contract between `fnet-launch` and `fnet-worker`.
+
+pub mod exit;

@@ -1,0 +1,2 @@
+//! Builds the C++ bridge.
+fn main() {}

@@ -1,0 +1,5 @@
+//! Typed configuration of a job.
+
+mod schema;
+
+pub use schema::*;

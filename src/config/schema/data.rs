@@ -1,0 +1,116 @@
+//! `[data]`: data sets and how their pictures are prepared.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Data sets and the input pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Folder that relative paths of the sets start from; the environment variable FNET_DATA_ROOT wins.
+    pub root: String,
+    /// Pictures of one step on one GPU.
+    pub samples_per_gpu: usize,
+    /// Loader threads of each rank.
+    pub workers_per_gpu: usize,
+    /// Class names in the order of the labels; empty for those of the annotation file, in its order.
+    pub classes: Vec<String>,
+    /// The set to train on.
+    pub train: Dataset,
+    /// The set to evaluate on.
+    pub val: Dataset,
+    /// How pictures are prepared.
+    pub pipeline: Pipeline,
+    /// What to do when a picture cannot be read in the middle of a run.
+    pub on_error: OnError,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            root: "data/coco".into(),
+            samples_per_gpu: 2,
+            workers_per_gpu: 2,
+            classes: Vec::new(),
+            train: Dataset {
+                ann_file: "annotations/instances_train2017.json".into(),
+                img_prefix: "train2017".into(),
+                filter_empty: true,
+            },
+            val: Dataset {
+                ann_file: "annotations/instances_val2017.json".into(),
+                img_prefix: "val2017".into(),
+                filter_empty: false,
+            },
+            pipeline: Pipeline::default(),
+            on_error: OnError::Stop,
+        }
+    }
+}
+
+/// One COCO data set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dataset {
+    /// The annotation file, relative to `data.root`.
+    pub ann_file: String,
+    /// The folder of the pictures, relative to `data.root`.
+    pub img_prefix: String,
+    /// Leave out pictures without an object of a wanted class, and those under 32 pixels.
+    pub filter_empty: bool,
+}
+
+/// How pictures are prepared; the defaults are the reference's 1x recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pipeline {
+    /// Bounds of the resized picture in pixels, `[long side, short side]`. More than one: one is chosen for each
+    /// sample, or, with `scale_mode = "range"`, a size between the first two.
+    pub scales: Vec<[usize; 2]>,
+    /// How one of several `scales` is chosen in training.
+    pub scale_mode: ScaleMode,
+    /// Bounds at evaluation.
+    pub test_scale: [usize; 2],
+    /// Probability of mirroring a training picture left to right.
+    pub flip_probability: f64,
+    /// Mean of each channel, RGB, 0 to 255.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, RGB, 0 to 255.
+    pub std: [f64; 3],
+    /// Height and width are padded to a multiple of this.
+    pub size_divisor: usize,
+}
+
+impl Default for Pipeline {
+    fn default() -> Self {
+        Self {
+            scales: vec![[1333, 800]],
+            scale_mode: ScaleMode::Value,
+            test_scale: [1333, 800],
+            flip_probability: 0.5,
+            mean: [123.675, 116.28, 103.53],
+            std: [58.395, 57.12, 57.375],
+            size_divisor: 32,
+        }
+    }
+}
+
+/// How the size of a training picture is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleMode {
+    /// One of the listed scales.
+    Value,
+    /// Uniform between the first two scales.
+    Range,
+}
+
+/// What to do with a picture that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// End the job with the name of the file.
+    Stop,
+    /// Leave it out, and log its name.
+    Skip,
+}

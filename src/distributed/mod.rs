@@ -1,0 +1,1 @@
+//! The ranks of a job: rendezvous, process group, data-parallel training.

@@ -1,0 +1,148 @@
+//! The error type of the worker: what went wrong, where, and which exit code it means.
+
+use std::fmt;
+
+use fnet_protocol::exit;
+
+/// Who can mend an error; decides the exit code (see [`fnet_protocol::exit`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A fault of fnet itself.
+    Bug,
+    /// The command line or the config is wrong.
+    Usage,
+    /// The data or a checkpoint is wrong or missing.
+    Data,
+    /// A peer was lost, or a collective failed or timed out.
+    Distributed,
+    /// This rank ran out of memory.
+    OutOfMemory,
+    /// The machine is not able: no GPU, driver, port or disk.
+    Environment,
+}
+
+/// An error with its kind and the chain of what was being done.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    context: Vec<String>,
+}
+
+/// Result of fallible functions of the worker.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind`; `message` says what was found, what was expected and the remedy.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), context: Vec::new() }
+    }
+
+    /// A fault of fnet itself.
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Bug, message)
+    }
+
+    /// The command line or the config is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    /// The data or a checkpoint is wrong or missing.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Data, message)
+    }
+
+    /// A peer or a collective failed.
+    pub fn distributed(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Distributed, message)
+    }
+
+    /// The machine is not able.
+    pub fn environment(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Environment, message)
+    }
+
+    /// Adds what was being done when the error came; the outermost is printed first.
+    #[must_use]
+    pub fn context(mut self, what: impl Into<String>) -> Self {
+        self.context.push(what.into());
+        self
+    }
+
+    /// Who can mend it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The exit code that this error ends the process with.
+    pub fn exit_code(&self) -> i32 {
+        match self.kind {
+            ErrorKind::Bug => exit::BUG,
+            ErrorKind::Usage => exit::USAGE,
+            ErrorKind::Data => exit::DATA,
+            ErrorKind::Distributed | ErrorKind::OutOfMemory => exit::WORKER_LOST,
+            ErrorKind::Environment => exit::ENVIRONMENT,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for what in self.context.iter().rev() {
+            write!(f, "{what}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Adds context to the error of a result.
+pub trait Context<T> {
+    /// Says what was being done.
+    fn context(self, what: impl Into<String>) -> Result<T>;
+    /// Says what was being done, computed only on failure.
+    fn with_context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
+    fn context(self, what: impl Into<String>) -> Result<T> {
+        self.map_err(|error| error.into().context(what))
+    }
+
+    fn with_context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|error| error.into().context(what()))
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        let message = error.to_string();
+        let kind = if is_out_of_memory(&message) { ErrorKind::OutOfMemory } else { ErrorKind::Bug };
+        Self::new(kind, message)
+    }
+}
+
+/// Whether a message of libtorch speaks of exhausted memory, on the device or on the host.
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
+    message.contains("out of memory") || message.contains("DefaultCPUAllocator: can't allocate memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outermost_context_comes_first() {
+        let error = Error::data("not JSON").context("reading a.json").context("opening the training set");
+        assert_eq!(error.to_string(), "opening the training set: reading a.json: not JSON");
+        assert_eq!(error.exit_code(), exit::DATA);
+    }
+
+    #[test]
+    fn exhausted_memory_is_no_bug() {
+        let error = Error::from(tch::TchError::Torch("CUDA out of memory. Tried to allocate 2 GiB".into()));
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    }
+}

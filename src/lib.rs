@@ -1,0 +1,16 @@
+//! One rank of a job: trains and evaluates Mask R-CNN with a FasterNet backbone.
+//!
+//! The modules follow the way of a batch: [`config`] → [`data`] → [`model`] → [`train`] → [`evaluate`].
+
+pub mod config;
+pub mod data;
+pub mod distributed;
+pub mod error;
+pub mod evaluate;
+pub mod logging;
+pub mod model;
+pub mod random;
+pub mod tools;
+pub mod train;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,2 @@
+//! The worker: one rank.
+fn main() {}

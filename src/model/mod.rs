@@ -1,0 +1,1 @@
+//! Mask R-CNN with a FasterNet backbone and a feature pyramid.

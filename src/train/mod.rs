@@ -1,0 +1,3 @@
+//! The training loop and what belongs to it.
+
+mod schedule;

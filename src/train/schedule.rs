@@ -1,0 +1,50 @@
+//! The learning rate as a function of epoch and step: linear warm-up, then steps.
+
+use crate::config::Schedule;
+
+impl Schedule {
+    /// The learning rate of the update with global index `step` (from 0) in `epoch` (from 0).
+    ///
+    /// The rule is the reference's `StepLrUpdaterHook`: the regular rate is `base * gamma^k`, where `k` counts the
+    /// entries of `steps` that are at most `epoch`; during the warm-up it is multiplied by a factor that grows
+    /// linearly from `warmup_ratio` to 1. The warm-up goes on across epochs and uses each epoch's regular rate.
+    pub fn learning_rate(&self, base: f64, epoch: usize, step: usize) -> f64 {
+        let passed = self.steps.iter().filter(|&&at| at <= epoch).count();
+        let regular = base * self.gamma.powi(passed as i32);
+        if step >= self.warmup_iters {
+            return regular;
+        }
+        let missing = (1.0 - step as f64 / self.warmup_iters as f64) * (1.0 - self.warmup_ratio);
+        regular * (1.0 - missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_1x_schedule_warms_up_and_steps_twice() {
+        let schedule = Schedule::default();
+        let close = |actual: f64, expected: f64| assert!((actual / expected - 1.0).abs() < 1e-9, "{actual} {expected}");
+        close(schedule.learning_rate(2e-4, 0, 0), 2.0e-7);
+        close(schedule.learning_rate(2e-4, 0, 1), 5.996e-7);
+        close(schedule.learning_rate(2e-4, 0, 499), 1.996004e-4);
+        close(schedule.learning_rate(2e-4, 0, 500), 2e-4);
+        close(schedule.learning_rate(2e-4, 7, 60_000), 2e-4);
+        close(schedule.learning_rate(2e-4, 8, 70_000), 2e-5);
+        close(schedule.learning_rate(2e-4, 11, 80_000), 2e-6);
+    }
+
+    #[test]
+    fn no_warm_up_starts_at_the_full_rate() {
+        let schedule = Schedule { warmup_iters: 0, ..Schedule::default() };
+        assert_eq!(schedule.learning_rate(0.01, 0, 0), 0.01);
+    }
+
+    #[test]
+    fn warm_up_crosses_a_step() {
+        let schedule = Schedule { warmup_iters: 10, warmup_ratio: 0.1, steps: vec![1], gamma: 0.1 };
+        assert!((schedule.learning_rate(1.0, 1, 5) - 0.1 * 0.55).abs() < 1e-12);
+    }
+}
