@@ -1,3 +1,8 @@
 //! The training loop and what belongs to it.
 
+mod ema;
+mod precision;
 mod schedule;
+
+pub use ema::Ema;
+pub use precision::LossScale;
