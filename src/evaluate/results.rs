@@ -1,0 +1,254 @@
+//! Detections of pictures: how they are kept, sent between ranks and written as COCO results.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use hotcoco::Rle;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::error::{Context, Error, Result};
+
+/// One class of the data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Category {
+    /// The `id` in the annotation file.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+}
+
+/// One detected object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Detection {
+    /// Class, from 0.
+    pub label: u32,
+    /// Confidence, 0 to 1.
+    pub score: f32,
+    /// `[x1, y1, x2, y2]` in pixels of the original picture.
+    pub bbox: [f32; 4],
+    /// COCO's compressed run lengths of the mask, in the frame of the whole picture.
+    pub counts: String,
+}
+
+/// The detections of one picture, by class, then by falling score: the reference's order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageResult {
+    /// The `id` of the picture in the annotation file.
+    pub image_id: i64,
+    /// Height of the original picture in pixels.
+    pub height: u32,
+    /// Width of the original picture in pixels.
+    pub width: u32,
+    /// Its detections.
+    pub detections: Vec<Detection>,
+}
+
+impl ImageResult {
+    /// Puts what the model found, in order of falling score, into the reference's order.
+    ///
+    /// `masks` are in the frame of the whole picture of `size` (height, width).
+    pub fn new(
+        image_id: i64,
+        size: (usize, usize),
+        boxes: &[[f32; 4]],
+        scores: &[f32],
+        labels: &[i64],
+        masks: &[Rle],
+    ) -> Result<Self> {
+        if boxes.len() != scores.len() || boxes.len() != labels.len() || boxes.len() != masks.len() {
+            return Err(Error::bug(format!(
+                "{} boxes, {} scores, {} labels and {} masks of image {image_id}",
+                boxes.len(),
+                scores.len(),
+                labels.len(),
+                masks.len(),
+            )));
+        }
+        let mut detections = Vec::with_capacity(boxes.len());
+        for index in 0..boxes.len() {
+            detections.push(Detection {
+                label: u32::try_from(labels[index])
+                    .map_err(|_| Error::bug(format!("label {} of image {image_id}", labels[index])))?,
+                score: scores[index],
+                bbox: boxes[index],
+                counts: hotcoco::mask::rle_to_string(&masks[index]),
+            });
+        }
+        detections.sort_by_key(|detection| detection.label);
+        Ok(Self { image_id, height: size.0 as u32, width: size.1 as u32, detections })
+    }
+
+    /// The mask of one detection.
+    ///
+    /// # Errors
+    ///
+    /// Its run lengths do not fit the picture.
+    pub fn mask(&self, detection: &Detection) -> Result<Rle> {
+        hotcoco::mask::rle_from_string(&detection.counts, self.height, self.width)
+            .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
+    }
+}
+
+/// `[x, y, width, height]` as the reference computes it: each float32 widened first, then subtracted.
+pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
+    let [x1, y1, x2, y2] = bbox.map(f64::from);
+    [x1, y1, x2 - x1, y2 - y1]
+}
+
+/// Packs results for the way between ranks.
+pub fn to_bytes(results: &[ImageResult]) -> Result<Vec<u8>> {
+    postcard::to_allocvec(results).map_err(|error| Error::bug(format!("packing results: {error}")))
+}
+
+/// Unpacks what another rank packed.
+pub fn from_bytes(bytes: &[u8]) -> Result<Vec<ImageResult>> {
+    postcard::from_bytes(bytes).map_err(|error| Error::bug(format!("unpacking the results of a rank: {error}")))
+}
+
+/// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
+///
+/// `category_ids` gives each label its `category_id`. The order of the pictures is that of `results`.
+pub fn write_files(results: &[ImageResult], category_ids: &[i64], prefix: &Path) -> Result<[PathBuf; 2]> {
+    let named = |suffix: &str| {
+        let mut name = prefix.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let paths = [named(".bbox.json"), named(".segm.json")];
+    for (path, with_mask) in paths.iter().zip([false, true]) {
+        write_atomically(path, |out| write_entries(results, category_ids, with_mask, out))?;
+    }
+    Ok(paths)
+}
+
+fn write_entries(results: &[ImageResult], category_ids: &[i64], masks: bool, out: &mut dyn Write) -> Result<()> {
+    let mut separator = "[";
+    for image in results {
+        for detection in &image.detections {
+            let mut entry = json!({
+                "image_id": image.image_id,
+                "bbox": xywh(detection.bbox),
+                "score": f64::from(detection.score),
+                "category_id": category_id(category_ids, detection.label)?,
+            });
+            if masks {
+                entry["segmentation"] = json!({ "size": [image.height, image.width], "counts": detection.counts });
+            }
+            let text = entry.to_string();
+            out.write_all(separator.as_bytes()).and_then(|()| out.write_all(text.as_bytes())).map_err(disk)?;
+            separator = ",\n";
+        }
+    }
+    let end = if separator == "[" { "[]\n" } else { "]\n" };
+    out.write_all(end.as_bytes()).map_err(disk)
+}
+
+/// The `category_id` of a label.
+pub(crate) fn category_id(category_ids: &[i64], label: u32) -> Result<i64> {
+    category_ids.get(label as usize).copied().ok_or_else(|| {
+        Error::data(format!(
+            "the model found class number {label}, but the data set has {} classes: give the config that the model was \
+             trained with, and an annotation file of the same classes",
+            category_ids.len()
+        ))
+    })
+}
+
+fn disk(error: std::io::Error) -> Error {
+    Error::environment(format!("writing failed: {error}"))
+}
+
+/// Writes a file under another name first, so that a reader never meets half of it.
+pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let failed = |error: std::io::Error| {
+        Error::environment(format!("cannot write {}: {error}. Choose a folder that can be written to", path.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".fnet-").permissions(permissions()).tempfile_in(folder).map_err(failed)?;
+    let mut out = BufWriter::new(file.as_file_mut());
+    write(&mut out).with_context(|| format!("writing {}", path.display()))?;
+    out.flush().map_err(failed)?;
+    drop(out);
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Those of an ordinary new file (the process's umask applies), not the owner-only ones of a temporary file.
+fn permissions() -> std::fs::Permissions {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::Permissions::from_mode(0o666)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn example() -> Vec<ImageResult> {
+        let masks = vec![Rle { h: 2, w: 3, counts: vec![1, 2, 3] }, Rle { h: 2, w: 3, counts: vec![0, 6] }];
+        let boxes = [[0.5, 1.0, 3.0, 2.0], [0.1, 0.0, 3.0, 2.0]];
+        let first = ImageResult::new(7, (2, 3), &boxes, &[0.9, 0.3], &[1, 0], &masks).unwrap();
+        vec![first, ImageResult { image_id: 8, height: 4, width: 4, detections: vec![] }]
+    }
+
+    #[test]
+    fn detections_are_ordered_by_class_and_then_by_score() {
+        let image = &example()[0];
+        assert_eq!(image.detections.iter().map(|d| (d.label, d.score)).collect::<Vec<_>>(), [(0, 0.3), (1, 0.9)]);
+        assert_eq!(image.mask(&image.detections[1]).unwrap().counts, [1, 2, 3]);
+    }
+
+    #[test]
+    fn files_hold_one_entry_per_detection_with_widened_floats() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("deep/results");
+        let paths = write_files(&example(), &[10, 20], &prefix).unwrap();
+        let read =
+            |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+        let (bbox, segm) = (read(&paths[0]), read(&paths[1]));
+        assert!(paths[1].ends_with("deep/results.segm.json"));
+        assert_eq!(bbox.as_array().unwrap().len(), 2);
+        assert_eq!(bbox[0]["category_id"], 10);
+        assert_eq!(bbox[0]["bbox"][0], f64::from(0.1_f32));
+        assert_eq!(bbox[1]["bbox"], json!([0.5, 1.0, 2.5, 1.0]));
+        assert!(bbox[0].get("segmentation").is_none());
+        assert_eq!(segm[0]["segmentation"]["size"], json!([2, 3]));
+    }
+
+    #[test]
+    fn no_detections_make_an_empty_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = write_files(&example()[1..], &[10, 20], &folder.path().join("r")).unwrap();
+        assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "[]\n");
+    }
+
+    #[test]
+    fn a_class_that_the_data_set_lacks_is_an_error_of_the_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_files(&example(), &[10], &folder.path().join("r")).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Data);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn results_survive_the_way_between_ranks() {
+        assert_eq!(from_bytes(&to_bytes(&example()).unwrap()).unwrap(), example());
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_are_no_results_are_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(results) = from_bytes(&bytes) {
+                prop_assert!(to_bytes(&results).unwrap().len() <= bytes.len());
+            }
+        }
+    }
+}
