@@ -1,5 +1,7 @@
 //! Whole data sets, as a user would make them.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
