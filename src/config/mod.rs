@@ -1,5 +1,30 @@
-//! Typed configuration of a job.
+//! Typed configuration of a job: TOML files that inherit from each other, overrides, checks, and where each value
+//! came from.
 
+mod check;
+mod fields;
+mod load;
+mod reference;
+mod render;
 mod schema;
+mod tree;
 
+use std::collections::BTreeMap;
+
+pub use check::Problem;
+pub use load::{DATA_ROOT_VARIABLE, load};
+pub use reference::markdown_reference;
+pub use render::print_config;
 pub use schema::*;
+pub use tree::Origin;
+
+/// A config with all its values, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The values.
+    pub config: Config,
+    /// Name of the config: its file's name without `.toml`. The default work folder is named after it.
+    pub name: String,
+    /// Where each field's value came from, by dotted path.
+    pub origins: BTreeMap<String, Origin>,
+}

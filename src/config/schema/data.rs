@@ -3,15 +3,19 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::check::Problems;
+
 /// Data sets and the input pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Folder that relative paths of the sets start from; the environment variable FNET_DATA_ROOT wins.
+    /// Folder that relative paths of the sets start from. The environment variable FNET_DATA_ROOT wins over config
+    /// files, `--set data.root=...` over both.
     pub root: String,
     /// Pictures of one step on one GPU.
+    #[schemars(range(min = 1))]
     pub samples_per_gpu: usize,
-    /// Loader threads of each rank.
+    /// Loader threads of each rank; 0 to load in the training thread.
     pub workers_per_gpu: usize,
     /// Class names in the order of the labels; empty for those of the annotation file, in its order.
     pub classes: Vec<String>,
@@ -48,6 +52,30 @@ impl Default for Data {
     }
 }
 
+impl Data {
+    pub(super) fn check(&self, num_classes: usize, problems: &mut Problems) {
+        let count = self.classes.len();
+        problems.require(
+            count == 0 || count == num_classes,
+            "data.classes",
+            &self.classes,
+            &format!("{num_classes} names, as model.num_classes says, or none"),
+            &format!("set model.num_classes to {count}, or correct the list"),
+        );
+        let mut names: Vec<&String> = self.classes.iter().collect();
+        names.sort_unstable();
+        let twice: Vec<&String> = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        problems.require(
+            twice.is_empty(),
+            "data.classes",
+            &twice,
+            "each name once",
+            "remove or rename the double ones",
+        );
+        self.pipeline.check(problems);
+    }
+}
+
 /// One COCO data set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -66,18 +94,23 @@ pub struct Dataset {
 pub struct Pipeline {
     /// Bounds of the resized picture in pixels, `[long side, short side]`. More than one: one is chosen for each
     /// sample, or, with `scale_mode = "range"`, a size between the first two.
+    #[schemars(length(min = 1), inner(inner(range(min = 1))))]
     pub scales: Vec<[usize; 2]>,
     /// How one of several `scales` is chosen in training.
     pub scale_mode: ScaleMode,
     /// Bounds at evaluation.
+    #[schemars(inner(range(min = 1)))]
     pub test_scale: [usize; 2],
     /// Probability of mirroring a training picture left to right.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub flip_probability: f64,
     /// Mean of each channel, RGB, 0 to 255.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, RGB, 0 to 255.
+    #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
     pub std: [f64; 3],
     /// Height and width are padded to a multiple of this.
+    #[schemars(range(min = 1))]
     pub size_divisor: usize,
 }
 
@@ -92,6 +125,23 @@ impl Default for Pipeline {
             std: [58.395, 57.12, 57.375],
             size_divisor: 32,
         }
+    }
+}
+
+impl Pipeline {
+    fn check(&self, problems: &mut Problems) {
+        let long_first = |scale: &[usize; 2]| scale[0] >= scale[1];
+        let order = "the long side first, then the short side";
+        let swap = "swap the two numbers";
+        problems.require(self.scales.iter().all(long_first), "data.pipeline.scales", &self.scales, order, swap);
+        problems.require(long_first(&self.test_scale), "data.pipeline.test_scale", self.test_scale, order, swap);
+        problems.require(
+            self.scale_mode == ScaleMode::Value || self.scales.len() == 2,
+            "data.pipeline.scales",
+            &self.scales,
+            "two scales, the bounds of the range, because data.pipeline.scale_mode is \"range\"",
+            "give the smallest and the greatest scale, or set scale_mode to \"value\"",
+        );
     }
 }
 

@@ -11,6 +11,8 @@ pub use train::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::check::Problems;
+
 /// A whole job: model, data, optimisation, and where the results go.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -31,4 +33,25 @@ pub struct Config {
     pub evaluation: Evaluation,
     /// What is logged.
     pub log: Log,
+}
+
+impl Config {
+    /// Checks combinations of fields; the range of each field stands in its schema attribute.
+    pub(super) fn check(&self, problems: &mut Problems) {
+        self.model.check(problems);
+        self.data.check(self.model.num_classes, problems);
+        self.schedule.check(problems);
+        self.checkpoint.check(&self.evaluation, problems);
+        self.evaluation.check(problems);
+    }
+
+    /// Checks what only matters to a job that trains.
+    pub(super) fn check_training(&self, problems: &mut Problems) {
+        self.model.backbone.check_training(problems);
+    }
+
+    /// Pictures that one update of the weights sees, over all ranks and accumulated micro-steps.
+    pub fn effective_batch(&self, world_size: usize) -> usize {
+        self.data.samples_per_gpu * world_size * self.train.accumulate
+    }
 }

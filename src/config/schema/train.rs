@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::check::Problems;
+
 /// The optimizer; one group holds all parameters, so weight decay acts on norms and biases too.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -10,18 +12,25 @@ pub struct Optimizer {
     /// Which one.
     pub kind: OptimizerKind,
     /// Learning rate for 16 pictures a step (see `--auto-scale-lr` for other batches).
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
     /// Decay of AdamW's two moments.
+    #[schemars(extend("items" = serde_json::json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1})))]
     pub betas: [f64; 2],
     /// Added to AdamW's denominator.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// Momentum of SGD.
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub momentum: f64,
     /// Weight decay; decoupled with AdamW.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Greatest L2 norm of the whole gradient; 0 for no clipping.
+    #[schemars(range(min = 0.0))]
     pub grad_clip: f64,
     /// Pictures per step that `lr` was chosen for; `--auto-scale-lr` multiplies by the actual number over this.
+    #[schemars(range(min = 1))]
     pub base_batch_size: usize,
 }
 
@@ -37,6 +46,14 @@ impl Default for Optimizer {
             grad_clip: 0.0,
             base_batch_size: 16,
         }
+    }
+}
+
+impl Optimizer {
+    /// The learning rate for `effective_batch` pictures per update: `lr` times the batch over `base_batch_size`, the
+    /// linear rule of Goyal et al., 2017, as the reference's `auto_scale_lr`.
+    pub fn auto_scale_lr(&self, effective_batch: usize) -> f64 {
+        self.lr * (effective_batch as f64 / self.base_batch_size as f64)
     }
 }
 
@@ -57,10 +74,12 @@ pub struct Schedule {
     /// Steps of linear warm-up; 0 for none.
     pub warmup_iters: usize,
     /// Share of the learning rate at the first step of the warm-up.
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub warmup_ratio: f64,
     /// Epochs (finished ones) after which the learning rate is multiplied by `gamma`.
     pub steps: Vec<usize>,
     /// Factor at each step.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma: f64,
 }
 
@@ -70,21 +89,36 @@ impl Default for Schedule {
     }
 }
 
+impl Schedule {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        problems.require(
+            self.steps.windows(2).all(|pair| pair[0] < pair[1]),
+            "schedule.steps",
+            &self.steps,
+            "epochs in rising order, each once",
+            "sort the list",
+        );
+    }
+}
+
 /// The training loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// Passes over the training set.
+    #[schemars(range(min = 1))]
     pub epochs: usize,
-    /// Seed of everything random.
+    /// Seed of everything random; up to 2^63 - 1.
     pub seed: u64,
     /// Use deterministic algorithms where they are slower.
     pub deterministic: bool,
     /// Numbers that the network computes with; weights and optimizer stay float32.
     pub precision: Precision,
     /// Micro-steps whose gradients are averaged into one update.
+    #[schemars(range(min = 1))]
     pub accumulate: usize,
     /// Decay of an exponential moving average of the weights, which is then evaluated and saved beside them; 0 for none.
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub ema: f64,
     /// What to do when a loss is not finite.
     pub on_nan: OnNan,
@@ -131,6 +165,7 @@ pub enum OnNan {
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointPolicy {
     /// Epochs between checkpoints.
+    #[schemars(range(min = 1))]
     pub interval: usize,
     /// Checkpoints of past epochs that are kept; 0 for all.
     pub keep_last: usize,
@@ -141,6 +176,29 @@ pub struct CheckpointPolicy {
 impl Default for CheckpointPolicy {
     fn default() -> Self {
         Self { interval: 1, keep_last: 0, save_best: String::new() }
+    }
+}
+
+impl CheckpointPolicy {
+    pub(super) fn check(&self, evaluation: &Evaluation, problems: &mut Problems) {
+        if self.save_best.is_empty() {
+            return;
+        }
+        let names: Vec<String> = evaluation.metrics.iter().flat_map(|metric| metric.names()).collect();
+        problems.require(
+            names.contains(&self.save_best),
+            "checkpoint.save_best",
+            &self.save_best,
+            &format!("empty, or one of {}, which evaluation.metrics gives", names.join(", ")),
+            "name a measured metric, for example bbox_mAP",
+        );
+        problems.require(
+            evaluation.interval > 0,
+            "checkpoint.save_best",
+            &self.save_best,
+            "empty, because evaluation.interval is 0",
+            "set evaluation.interval to 1 or more to have a best checkpoint",
+        );
     }
 }
 
@@ -162,6 +220,28 @@ impl Default for Evaluation {
     }
 }
 
+impl Evaluation {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        let mut kinds = self.metrics.clone();
+        kinds.sort_unstable();
+        kinds.dedup();
+        problems.require(
+            kinds.len() == self.metrics.len(),
+            "evaluation.metrics",
+            &self.metrics,
+            "each metric once",
+            "remove the double one",
+        );
+        problems.require(
+            self.interval == 0 || !self.metrics.is_empty(),
+            "evaluation.metrics",
+            &self.metrics,
+            "at least one metric, because evaluation.interval is not 0",
+            "name bbox or segm, or set evaluation.interval to 0",
+        );
+    }
+}
+
 /// What COCO evaluation compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -172,11 +252,27 @@ pub enum Metric {
     Segm,
 }
 
+impl Metric {
+    /// `bbox` or `segm`: the prefix of its results' names.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Bbox => "bbox",
+            Self::Segm => "segm",
+        }
+    }
+
+    /// The names of its six results in the reference's order: `bbox_mAP`, `bbox_mAP_50`, and so on.
+    pub fn names(self) -> [String; 6] {
+        ["", "_50", "_75", "_s", "_m", "_l"].map(|suffix| format!("{}_mAP{suffix}", self.prefix()))
+    }
+}
+
 /// What is logged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Steps between lines of the log; each line holds the averages since the last.
+    #[schemars(range(min = 1))]
     pub interval: usize,
     /// Write TensorBoard files.
     pub tensorboard: bool,

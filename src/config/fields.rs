@@ -1,0 +1,238 @@
+//! The list of all config fields, read from the schema of the structs: path, type, bounds and meaning.
+
+use std::sync::OnceLock;
+
+use indexmap::IndexMap;
+use serde_json::Value as Json;
+
+use super::Config;
+use super::tree::join;
+
+/// A field or a section of the config.
+#[derive(Debug, Clone)]
+pub(super) struct Field {
+    /// What it means: the documentation of the struct's field.
+    pub description: String,
+    /// The JSON schema of a value, without references; `None` for a section.
+    pub schema: Option<Json>,
+}
+
+/// Every section and field by its dotted path, in the order of the structs.
+pub(super) fn all() -> &'static IndexMap<String, Field> {
+    static FIELDS: OnceLock<IndexMap<String, Field>> = OnceLock::new();
+    FIELDS.get_or_init(|| {
+        let root = schemars::schema_for!(Config).to_value();
+        let definitions = root.get("$defs").cloned().unwrap_or_default();
+        let mut fields = IndexMap::new();
+        collect(&root, &definitions, "", &mut fields);
+        fields
+    })
+}
+
+fn collect(section: &Json, definitions: &Json, prefix: &str, out: &mut IndexMap<String, Field>) {
+    let Some(properties) = section.get("properties").and_then(Json::as_object) else { return };
+    for (name, property) in properties {
+        let path = join(prefix, name);
+        let schema = inlined(property, definitions);
+        let description = property.get("description").or_else(|| schema.get("description"));
+        let description = description.and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
+        if schema.get("properties").is_some() {
+            out.insert(path.clone(), Field { description, schema: None });
+            collect(&schema, definitions, &path, out);
+        } else {
+            out.insert(path, Field { description, schema: Some(schema) });
+        }
+    }
+}
+
+/// The schema with references replaced by what they name; keys beside a reference win.
+fn inlined(schema: &Json, definitions: &Json) -> Json {
+    let Some(object) = schema.as_object() else { return schema.clone() };
+    let target = object.get("$ref").and_then(Json::as_str).and_then(|name| name.rsplit('/').next());
+    let mut out = match target.and_then(|name| definitions.get(name)) {
+        Some(definition) => inlined(definition, definitions).as_object().cloned().unwrap_or_default(),
+        None => serde_json::Map::new(),
+    };
+    for (key, value) in object {
+        match key.as_str() {
+            "$ref" => {}
+            "items" => drop(out.insert(key.clone(), inlined(value, definitions))),
+            _ => drop(out.insert(key.clone(), value.clone())),
+        }
+    }
+    Json::Object(out)
+}
+
+/// The values that an enumeration allows, with their meaning; empty for other types.
+pub(super) fn choices(schema: &Json) -> Vec<(String, String)> {
+    if let Some(values) = schema.get("enum").and_then(Json::as_array) {
+        return values.iter().filter_map(Json::as_str).map(|value| (value.to_owned(), String::new())).collect();
+    }
+    let variants = schema.get("oneOf").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
+    variants
+        .iter()
+        .filter_map(|variant| {
+            let meaning = variant.get("description").and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
+            Some((variant.get("const")?.as_str()?.to_owned(), meaning))
+        })
+        .collect()
+}
+
+/// What a value of this schema has to be, in words.
+pub(super) fn expectation(schema: &Json) -> String {
+    let choices = choices(schema);
+    if !choices.is_empty() {
+        let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        return format!("one of {}", names.join(", "));
+    }
+    match schema.get("type").and_then(Json::as_str) {
+        Some("integer") => format!("a whole number{}", bounds(schema)),
+        Some("number") => format!("a number{}", bounds(schema)),
+        Some("boolean") => "true or false".into(),
+        Some("string") => "a string".into(),
+        Some("array") => list_expectation(schema),
+        _ => "a value".into(),
+    }
+}
+
+fn list_expectation(schema: &Json) -> String {
+    let item = schema.get("items").map(expectation).unwrap_or_default();
+    let item = item.strip_prefix("a ").unwrap_or(&item);
+    let plural = |one: &str| item.strip_prefix(one).map(|rest| format!("{one}s{rest}"));
+    let many = ["whole number", "number", "string", "list"].iter().find_map(|one| plural(one));
+    let many = many.unwrap_or_else(|| item.to_owned());
+    let count = |key| schema.get(key).and_then(Json::as_u64);
+    match (count("minItems"), count("maxItems")) {
+        (Some(min), Some(max)) if min == max => format!("a list of {min} {many}"),
+        (Some(1), _) => format!("a list, not empty, of {many}"),
+        _ => format!("a list of {many}"),
+    }
+}
+
+/// The range in words: ` of at least 1`, ` above 0 and at most 1`.
+fn bounds(schema: &Json) -> String {
+    let bound = |key: &str, words: &str| schema.get(key).and_then(Json::as_f64).map(|at| format!("{words} {at}"));
+    let parts: Vec<String> = [
+        bound("minimum", "of at least"),
+        bound("exclusiveMinimum", "above"),
+        bound("maximum", "of at most"),
+        bound("exclusiveMaximum", "below"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if parts.is_empty() { String::new() } else { format!(" {}", parts.join(" and ")) }
+}
+
+/// Whether a value fits its schema: type, range, length and allowed words.
+pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
+    let choices = choices(schema);
+    if !choices.is_empty() {
+        return value.as_str().is_some_and(|word| choices.iter().any(|(name, _)| name == word));
+    }
+    match (schema.get("type").and_then(Json::as_str), value) {
+        (Some("integer"), toml::Value::Integer(number)) => in_range(*number as f64, schema),
+        (Some("number"), toml::Value::Integer(number)) => in_range(*number as f64, schema),
+        (Some("number"), toml::Value::Float(number)) => number.is_finite() && in_range(*number, schema),
+        (Some("boolean"), toml::Value::Boolean(_)) | (Some("string"), toml::Value::String(_)) => true,
+        (Some("array"), toml::Value::Array(items)) => {
+            let limit = |key, otherwise| schema.get(key).and_then(Json::as_u64).unwrap_or(otherwise);
+            (limit("minItems", 0)..=limit("maxItems", u64::MAX)).contains(&(items.len() as u64))
+                && schema.get("items").is_none_or(|of| items.iter().all(|item| fits(item, of)))
+        }
+        _ => false,
+    }
+}
+
+fn in_range(number: f64, schema: &Json) -> bool {
+    let holds = |key: &str, test: fn(f64, f64) -> bool| {
+        schema.get(key).and_then(Json::as_f64).is_none_or(|bound| test(number, bound))
+    };
+    holds("minimum", |a, b| a >= b)
+        && holds("exclusiveMinimum", |a, b| a > b)
+        && holds("maximum", |a, b| a <= b)
+        && holds("exclusiveMaximum", |a, b| a < b)
+}
+
+/// The known path that an unknown one was probably meant to be.
+///
+/// First the fields of the same section by spelling, then any field of the same name elsewhere.
+pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
+    let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
+    let siblings = all().keys().filter(|path| parent(path) == section);
+    let by_spelling = |path: &&String| strsim::jaro_winkler(last(path), name);
+    let sibling = siblings.max_by(|a, b| by_spelling(a).total_cmp(&by_spelling(b)));
+    if let Some(path) = sibling.filter(|path| by_spelling(path) >= 0.85) {
+        return Some(path);
+    }
+    let elsewhere = all().keys().find(|path| last(path) == name);
+    let whole = |path: &&String| strsim::jaro_winkler(path, unknown);
+    elsewhere
+        .or(sibling.filter(|path| by_spelling(path) >= 0.7))
+        .or_else(|| {
+            let best = all().keys().max_by(|a, b| whole(a).total_cmp(&whole(b)));
+            best.filter(|path| whole(path) >= 0.85)
+        })
+        .map(String::as_str)
+}
+
+/// The names of the fields directly inside a section.
+pub(super) fn names_in(section: &str) -> Vec<&'static str> {
+    all().keys().filter(|path| parent(path) == section).map(|path| last(path)).collect()
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(parent, _)| parent)
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit_once('.').map_or(path, |(_, last)| last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(path: &str) -> &'static Json {
+        all()[path].schema.as_ref().unwrap()
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        for (path, field) in all() {
+            assert!(field.description.ends_with('.'), "{path} has no sentence: {:?}", field.description);
+        }
+    }
+
+    #[test]
+    fn expectations_are_words() {
+        assert_eq!(expectation(schema("optimizer.kind")), "one of \"adamw\", \"sgd\"");
+        assert_eq!(expectation(schema("model.backbone.depths")), "a list of 4 whole numbers of at least 1");
+        assert_eq!(expectation(schema("data.samples_per_gpu")), "a whole number of at least 1");
+        assert_eq!(expectation(schema("optimizer.betas")), "a list of 2 numbers of at least 0 and below 1");
+        assert_eq!(
+            expectation(schema("data.pipeline.scales")),
+            "a list, not empty, of lists of 2 whole numbers of at least 1"
+        );
+    }
+
+    #[test]
+    fn the_nearest_name_is_found_by_spelling_and_in_other_sections() {
+        assert_eq!(nearest("optimizer.l_r"), Some("optimizer.lr"));
+        assert_eq!(nearest("lr"), Some("optimizer.lr"));
+        assert_eq!(nearest("optimiser"), Some("optimizer"));
+        assert_eq!(nearest("train.samples_per_gpu"), Some("data.samples_per_gpu"));
+        assert_eq!(nearest("zzz"), None);
+    }
+
+    #[test]
+    fn values_are_held_against_type_range_length_and_words() {
+        let float = |x| toml::Value::Float(x);
+        assert!(fits(&toml::Value::Integer(1), schema("optimizer.lr")), "a whole number is a number");
+        assert!(!fits(&float(f64::NAN), schema("optimizer.lr")));
+        assert!(!fits(&float(-0.1), schema("optimizer.lr")));
+        assert!(!fits(&float(1.0), schema("data.samples_per_gpu")));
+        assert!(!fits(&toml::Value::Array(vec![float(0.9), float(1.0)]), schema("optimizer.betas")));
+        assert!(!fits(&toml::Value::String("adam".into()), schema("optimizer.kind")));
+    }
+}
