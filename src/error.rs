@@ -124,6 +124,18 @@ impl From<tch::TchError> for Error {
     }
 }
 
+impl From<torch_ext::Error> for Error {
+    fn from(error: torch_ext::Error) -> Self {
+        let kind = match error.kind() {
+            torch_ext::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+            torch_ext::ErrorKind::Collective => ErrorKind::Distributed,
+            torch_ext::ErrorKind::Environment => ErrorKind::Environment,
+            torch_ext::ErrorKind::Torch | torch_ext::ErrorKind::Invalid => ErrorKind::Bug,
+        };
+        Self::new(kind, error.message())
+    }
+}
+
 /// Whether a message of libtorch speaks of exhausted memory, on the device or on the host.
 pub(crate) fn is_out_of_memory(message: &str) -> bool {
     message.contains("out of memory") || message.contains("DefaultCPUAllocator: can't allocate memory")

@@ -1,2 +1,60 @@
-//! Builds the C++ bridge.
-fn main() {}
+//! Builds the C++ bridge and tells dependents where libtorch lies.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The bridge proper: needs only libtorch_cpu and libc10.
+const SOURCES: &[&str] =
+    &["error.cpp", "memory.cpp", "nms.cpp", "roi_align.cpp", "roi_align_kernel.cpp", "torchvision.cpp"];
+
+fn main() {
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    println!("cargo::rerun-if-changed=cpp");
+    let torch = libtorch();
+    let library_folder = torch.join("lib");
+
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(3)
+        .pic(true)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .flag("-fopenmp")
+        .flag("-fvisibility=hidden")
+        .flag_if_supported("-Wno-psabi")
+        .flag("-Wno-unused-parameter")
+        .include("cpp");
+    for folder in includes(&torch) {
+        build.flag("-isystem").flag(folder.display().to_string());
+    }
+    build.files(SOURCES.iter().map(|name| Path::new("cpp").join(name)));
+    build.compile("fnet_torch_ext");
+
+    println!("cargo::metadata=libtorch_lib={}", library_folder.display());
+    // For the tests of this package; the root package does the same for its own programs.
+    println!("cargo::rustc-link-arg=-Wl,--enable-new-dtags,-rpath,{}", library_folder.display());
+}
+
+/// The libtorch folder, resolved, so that a moved link does not change what built programs load.
+fn libtorch() -> PathBuf {
+    let Some(folder) = env::var_os("LIBTORCH") else {
+        fail(
+            "LIBTORCH is unset: run `make setup`, which links .libtorch, or name the torch folder of a Python environment",
+        )
+    };
+    let folder = PathBuf::from(folder);
+    match folder.canonicalize() {
+        Ok(resolved) if resolved.join("include/ATen/core/Tensor.h").is_file() => resolved,
+        _ => fail(&format!("LIBTORCH={} holds no include/ATen/core/Tensor.h: run `make setup`", folder.display())),
+    }
+}
+
+fn includes(torch: &Path) -> [PathBuf; 2] {
+    [torch.join("include"), torch.join("include/torch/csrc/api/include")]
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    std::process::exit(1)
+}

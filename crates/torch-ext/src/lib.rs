@@ -1,1 +1,10 @@
-//! What tch lacks of libtorch.
+//! What `tch` lacks of libtorch, through a small C++ bridge with a C ABI.
+//!
+//! Tensors cross the bridge as the pointers that `tch` holds. Every C++ exception comes back as an [`Error`].
+
+mod error;
+mod ffi;
+pub mod memory;
+pub mod ops;
+
+pub use error::{Error, ErrorKind, Result};
