@@ -1,3 +1,11 @@
-//! The contract between `fnet-launch` and `fnet-worker`.
+//! The contract between `fnet-launch` and `fnet-worker`: the command line ([`cli`]), the environment that a worker is
+//! started with ([`env`]), the messages on the control channel ([`message`]), a worker's end of that channel
+//! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]).
 
+pub mod cli;
+pub mod client;
+pub mod env;
 pub mod exit;
+pub mod message;
+pub mod stop;
+pub mod work_dir;

@@ -1,0 +1,329 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// A `key=value` that overrides the config.
+fn parse_override(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("expected KEY=VALUE, for example optimizer.lr=0.01".to_owned()),
+    }
+}
+
+/// `train`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch --gpus 8 train configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml\n  \
+    fnet-launch --gpus 8 train cfg.toml --resume --set optimizer.lr=1e-4 train.epochs=24")]
+pub struct Train {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Folder for checkpoints and logs [default: work_dirs/<name of the config>]
+    #[arg(long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the folder, or from CKPT
+    #[arg(long, value_name = "CKPT", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_resume)]
+    pub resume: Option<Resume>,
+    /// Start with the weights of this checkpoint (ours or an MMDetection .pth), from the first epoch
+    #[arg(long, value_name = "CKPT", conflicts_with = "resume")]
+    pub load_from: Option<PathBuf>,
+    /// Seed of everything random [default: train.seed of the config]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Use deterministic algorithms where they are slower
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Do not evaluate during training
+    #[arg(long)]
+    pub no_validate: bool,
+    /// Multiply the learning rate by (pictures per step) / optimizer.base_batch_size
+    #[arg(long)]
+    pub auto_scale_lr: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// What to go on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint of the work folder.
+    Newest,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap wants a fallible function")]
+fn parse_resume(text: &str) -> Result<Resume, std::convert::Infallible> {
+    Ok(if text.is_empty() { Resume::Newest } else { Resume::From(PathBuf::from(text)) })
+}
+
+/// `test`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch --gpus 8 test work_dirs/mask_rcnn_fasternet_s_fpn_1x_coco/latest.ckpt --metrics metrics.json\n  \
+    fnet-launch --gpus 8 test model.pth --config cfg.toml --eval bbox segm")]
+pub struct Test {
+    /// Checkpoint, ours or an MMDetection .pth (which needs --config)
+    #[arg(value_name = "CKPT")]
+    pub checkpoint: PathBuf,
+    /// Config [default: the one stored in the checkpoint]
+    #[arg(long, value_name = "CONFIG")]
+    pub config: Option<PathBuf>,
+    /// What to measure; takes several [default: bbox segm]
+    #[arg(long, value_name = "METRIC", conflicts_with = "format_only")]
+    pub eval: Vec<Metric>,
+    /// Write the detections as COCO results JSON
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write the detections without evaluating them
+    #[arg(long)]
+    pub format_only: bool,
+    /// Write painted pictures to this folder
+    #[arg(long, value_name = "DIR")]
+    pub show_dir: Option<PathBuf>,
+    /// Least score of a painted detection
+    #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
+    pub show_score_thr: f64,
+    /// Fold BatchNorm into the convolutions first
+    #[arg(long)]
+    pub fuse_conv_bn: bool,
+    /// Write the metrics as JSON
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+impl Test {
+    /// What is measured: `--eval`, or both without it.
+    pub fn metrics_to_measure(&self) -> Vec<Metric> {
+        if self.eval.is_empty() { vec![Metric::Bbox, Metric::Segm] } else { self.eval.clone() }
+    }
+}
+
+/// What `--eval` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Boxes
+    Bbox,
+    /// Masks
+    Segm,
+}
+
+impl Metric {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Bbox => "bbox",
+            Metric::Segm => "segm",
+        }
+    }
+}
+
+/// `predict`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(
+    after_help = "Example: fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out painted"
+)]
+pub struct Predict {
+    /// Checkpoint, ours or an MMDetection .pth (which needs --config)
+    #[arg(value_name = "CKPT")]
+    pub checkpoint: PathBuf,
+    /// Pictures, or folders of pictures
+    #[arg(value_name = "IMAGE_OR_DIR", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Folder for painted pictures and results.json
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Config [default: the one stored in the checkpoint]
+    #[arg(long, value_name = "CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Least score of a painted detection
+    #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
+    pub score_thr: f64,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// Height and width in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Height.
+    pub height: usize,
+    /// Width.
+    pub width: usize,
+}
+
+/// `H W` as clap gives it: a list of one (a square) or two numbers.
+fn shape(values: &[usize], default: Shape) -> Shape {
+    match *values {
+        [side] => Shape { height: side, width: side },
+        [height, width, ..] => Shape { height, width },
+        [] => default,
+    }
+}
+
+fn parse_side(text: &str) -> Result<usize, String> {
+    text.parse::<usize>().ok().filter(|&side| (1..=65_536).contains(&side)).ok_or("expected 1 to 65536 pixels".into())
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse::<usize>().ok().filter(|&number| number > 0).ok_or("expected a whole number above 0".into())
+}
+
+/// `flops`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Example: fnet-launch flops configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml --shape 1280 800")]
+pub struct Flops {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Height and width of the picture [default: 1280 800]
+    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
+    pub shape: Vec<usize>,
+    /// Print JSON to stdout: flops, macs, params, per_module
+    #[arg(long)]
+    pub json: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+impl Flops {
+    /// The picture's size.
+    pub fn shape(&self) -> Shape {
+        shape(&self.shape, Shape { height: 1280, width: 800 })
+    }
+}
+
+/// `benchmark`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(disable_help_subcommand = true)]
+pub struct Benchmark {
+    /// What to measure.
+    #[command(subcommand)]
+    pub what: BenchmarkCommand,
+}
+
+/// What `benchmark` measures.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum BenchmarkCommand {
+    /// Pictures per second and ms per picture, after 5 warm-up iterations.
+    Infer(BenchmarkInfer),
+    /// Time per training step with synthetic pictures and boxes, split by part.
+    Train(BenchmarkTrain),
+}
+
+/// `benchmark infer`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(
+    after_help = "Example: fnet-launch --gpus 1 benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --fuse-conv-bn"
+)]
+pub struct BenchmarkInfer {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Checkpoint [default: weights that give exactly 100 detections per picture]
+    #[arg(value_name = "CKPT")]
+    pub checkpoint: Option<PathBuf>,
+    /// Fold BatchNorm into the convolutions first
+    #[arg(long)]
+    pub fuse_conv_bn: bool,
+    /// Pictures to measure
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_positive)]
+    pub max_iter: usize,
+    /// Pictures between two lines
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_positive)]
+    pub log_interval: usize,
+    /// Repetitions of the whole measurement
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub repeat_num: usize,
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// `benchmark train`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(
+    after_help = "Example: fnet-launch --device cpu --nproc 1 benchmark train cfg.toml --batch 2 --shape 320 320 --iters 10"
+)]
+pub struct BenchmarkTrain {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Pictures per worker and step [default: that of the config]
+    #[arg(long, value_name = "B", value_parser = parse_positive)]
+    pub batch: Option<usize>,
+    /// Height and width of the pictures [default: 800 1344]
+    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
+    pub shape: Vec<usize>,
+    /// Steps to measure
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
+    pub iters: usize,
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+impl BenchmarkTrain {
+    /// The pictures' size.
+    pub fn shape(&self) -> Shape {
+        shape(&self.shape, Shape { height: 800, width: 1344 })
+    }
+}
+
+/// `print-config`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Example: fnet-launch print-config cfg.toml --set optimizer.lr=0.01")]
+pub struct PrintConfig {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// `synth`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Example: fnet-launch synth --out data/synth --images 400 --seed 1")]
+pub struct Synth {
+    /// Folder to write; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number of pictures
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub images: usize,
+    /// Seed; the same seed gives the same files
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `completions`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(
+    after_help = "Example: fnet-launch completions bash > ~/.local/share/bash-completion/completions/fnet-launch"
+)]
+pub struct Completions {
+    /// The shell: bash, elvish, fish, powershell or zsh
+    pub shell: ShellName,
+}
+
+/// A shell that completions can be made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "names of shells")]
+pub enum ShellName {
+    Bash,
+    Elvish,
+    Fish,
+    Powershell,
+    Zsh,
+}

@@ -1,0 +1,67 @@
+//! Options that take several values.
+
+use std::ffi::{OsStr, OsString};
+
+/// Gives each value of `--set a=1 b=2` and `--eval bbox segm` an option of its own (`--set=a=1 --set=b=2`), so that what
+/// follows them is a positional argument again: a value of `--set` has a `=` in it, `--eval` knows its words.
+pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut written = Vec::new();
+    // The option whose further values may follow, and whether it still lacks its first one.
+    let mut open: Option<(&'static str, bool)> = None;
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            close(&mut open, &mut written);
+            written.push(argument);
+            written.extend(arguments);
+            return written;
+        }
+        if let Some(option) = option_of(&argument) {
+            close(&mut open, &mut written);
+            open = Some((option, argument == option));
+            if argument != option {
+                written.push(argument);
+            }
+        } else if let Some((option, _)) = open
+            && is_value(option, &argument)
+        {
+            written.push(joined(option, &argument));
+            open = Some((option, false));
+        } else {
+            close(&mut open, &mut written);
+            written.push(argument);
+        }
+    }
+    close(&mut open, &mut written);
+    written
+}
+
+/// An option without any value is left for clap to complain about; `=` keeps it from taking the next argument.
+fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
+    if let Some((option, true)) = open.take() {
+        written.push(joined(option, OsStr::new("")));
+    }
+}
+
+/// The option with several values that an argument is or starts with (`--set`, `--set=a=1`).
+fn option_of(argument: &OsStr) -> Option<&'static str> {
+    let text = argument.to_string_lossy();
+    ["--set", "--cfg-options", "--eval"]
+        .into_iter()
+        .find(|option| text.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+}
+
+fn is_value(option: &str, argument: &OsStr) -> bool {
+    let text = argument.to_string_lossy();
+    match option {
+        "--eval" => matches!(&*text, "bbox" | "segm"),
+        _ => text.contains('=') && !text.starts_with('-'),
+    }
+}
+
+fn joined(option: &str, value: &OsStr) -> OsString {
+    let mut whole = OsString::from(option);
+    whole.push("=");
+    whole.push(value);
+    whole
+}

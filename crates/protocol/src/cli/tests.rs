@@ -1,0 +1,208 @@
+use std::path::PathBuf;
+
+use clap::CommandFactory;
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+
+use super::*;
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn launch(line: &str) -> Launch {
+    Launch::from_arguments(words(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+}
+
+fn refused(line: &str) -> String {
+    Launch::from_arguments(words(line)).expect_err(line).to_string()
+}
+
+fn train(line: &str) -> Train {
+    match launch(line).command {
+        LaunchCommand::Worker(WorkerCommand::Train(command)) => command,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_definitions_are_sound() {
+    Launch::command().debug_assert();
+    Worker::command().debug_assert();
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    fn check(command: &clap::Command) {
+        let leaves: Vec<_> = command.get_subcommands().collect();
+        if leaves.is_empty() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{} has no example", command.get_name());
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+        }
+        leaves.into_iter().for_each(check);
+    }
+    check(&Launch::command());
+    check(&Worker::command());
+}
+
+#[test]
+fn where_flags_stand_before_or_after_the_command() {
+    let before = launch("fnet-launch --device cpu --nproc 2 --max-restarts 0 -v train a.toml");
+    let after = launch("fnet-launch train a.toml --device cpu --nproc 2 --max-restarts 0 -v");
+    assert_eq!(before, after);
+    assert_eq!((before.place.nproc, before.place.max_restarts, before.place.verbosity()), (Some(2), 0, 1));
+    let nested = launch("fnet-launch benchmark infer a.toml --gpus 0,2");
+    assert_eq!(nested.place.gpus, Some(Gpus::Indices(vec![0, 2])));
+    assert_eq!(launch("fnet-launch doctor").place.max_restarts, 3);
+}
+
+#[test]
+fn overrides_take_several_values_and_never_the_config() {
+    for line in [
+        "fnet-launch train --set a.b=1 c=[1,2] cfg.toml",
+        "fnet-launch train cfg.toml --cfg-options a.b=1 --set c=[1,2]",
+        "fnet-launch train --set=a.b=1 c=[1,2] -- cfg.toml",
+    ] {
+        let command = train(line);
+        assert_eq!(command.set, ["a.b=1", "c=[1,2]"], "{line}");
+        assert_eq!(command.config, PathBuf::from("cfg.toml"));
+    }
+    assert!(refused("fnet-launch train --set cfg.toml").contains("KEY=VALUE"));
+    assert!(refused("fnet-launch train cfg.toml --set =1").contains("KEY=VALUE"));
+}
+
+#[test]
+fn eval_takes_its_known_words_only() {
+    let LaunchCommand::Worker(WorkerCommand::Test(test)) =
+        launch("fnet-launch test --eval bbox segm a.ckpt --gpus 1").command
+    else {
+        panic!("another command")
+    };
+    assert_eq!((test.eval, test.checkpoint), (vec![Metric::Bbox, Metric::Segm], PathBuf::from("a.ckpt")));
+    assert!(refused("fnet-launch test a.ckpt --eval").contains("--eval"));
+    assert!(refused("fnet-launch test a.ckpt --eval=keypoints").contains("keypoints"));
+}
+
+#[test]
+fn resume_needs_an_equals_sign_for_its_checkpoint() {
+    assert_eq!(train("fnet-launch train --resume cfg.toml").resume, Some(Resume::Newest));
+    let command = train("fnet-launch train --resume=epoch_3.ckpt cfg.toml");
+    assert_eq!(command.resume, Some(Resume::From("epoch_3.ckpt".into())));
+    assert_eq!(train("fnet-launch train cfg.toml").resume, None);
+}
+
+#[test]
+fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
+    assert_eq!("8".parse(), Ok(Gpus::Count(8)));
+    assert_eq!("3,".parse(), Ok(Gpus::Indices(vec![3])));
+    assert_eq!("all".parse(), Ok(Gpus::All));
+    for wrong in ["", "0", "-1", "a", ",", "0,,1", "1,1"] {
+        assert!(wrong.parse::<Gpus>().is_err(), "{wrong:?}");
+    }
+    assert_eq!(Gpus::Indices(vec![3]).to_string(), "3,");
+}
+
+#[test]
+fn commands_that_are_not_there_are_not_offered() {
+    let help = Launch::command().render_long_help().to_string();
+    for name in ["check-data", "browse", "export", "report", "--dry-run"] {
+        assert!(!help.contains(name), "{name}");
+    }
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "[-a-zA-Z0-9_./= ]{1,12}".prop_map(PathBuf::from)
+}
+
+fn overrides() -> impl Strategy<Value = Vec<String>> {
+    vec("[a-z.]{1,8}=[-a-z0-9=\\[\\], \"]{0,8}", 0..4)
+}
+
+fn resume() -> impl Strategy<Value = Option<Resume>> {
+    prop_oneof![Just(None), Just(Some(Resume::Newest)), path().prop_map(|path| Some(Resume::From(path)))]
+}
+
+fn train_command() -> impl Strategy<Value = WorkerCommand> {
+    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 4]>(), overrides()).prop_map(
+        |(config, work_dir, resume, load_from, seed, flags, set)| {
+            let load_from = load_from.filter(|_| resume.is_none());
+            let [deterministic, no_validate, auto_scale_lr, _] = flags;
+            let command =
+                Train { config, work_dir, resume, load_from, seed, deterministic, no_validate, auto_scale_lr, set };
+            WorkerCommand::Train(command)
+        },
+    )
+}
+
+fn test_command() -> impl Strategy<Value = WorkerCommand> {
+    let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm)];
+    let paths = (path(), of(path()), of(path()), of(path()), of(path()));
+    (paths, vec(metric, 0..3), any::<[bool; 2]>(), 0.0..1.0_f64, overrides()).prop_map(
+        |((checkpoint, config, out, show_dir, metrics), eval, [format_only, fuse_conv_bn], show_score_thr, set)| {
+            let format_only = format_only && eval.is_empty();
+            WorkerCommand::Test(Test {
+                checkpoint,
+                config,
+                eval,
+                out,
+                format_only,
+                show_dir,
+                show_score_thr,
+                fuse_conv_bn,
+                metrics,
+                set,
+            })
+        },
+    )
+}
+
+fn shape() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![Just(vec![]), vec(1..5000_usize, 2)]
+}
+
+fn other_command() -> impl Strategy<Value = WorkerCommand> {
+    let flops = (path(), shape(), any::<bool>(), overrides())
+        .prop_map(|(config, shape, json, set)| WorkerCommand::Flops(Flops { config, shape, json, set }));
+    let print = (path(), overrides()).prop_map(|(config, set)| WorkerCommand::PrintConfig(PrintConfig { config, set }));
+    let predict = (path(), vec(path(), 1..4), path(), of(path()), 0.0..1.0_f64, overrides()).prop_map(
+        |(checkpoint, images, out, config, score_thr, set)| {
+            WorkerCommand::Predict(Predict { checkpoint, images, out, config, score_thr, set })
+        },
+    );
+    let train = (path(), of(1..99_usize), shape(), 1..99_usize, any::<bool>(), overrides()).prop_map(
+        |(config, batch, shape, iters, json, set)| {
+            let what = BenchmarkCommand::Train(BenchmarkTrain { config, batch, shape, iters, json, set });
+            WorkerCommand::Benchmark(Benchmark { what })
+        },
+    );
+    let infer = (path(), of(path()), any::<[bool; 2]>(), any::<[u8; 3]>(), overrides()).prop_map(
+        |(config, checkpoint, [fuse_conv_bn, json], numbers, set)| {
+            let [max_iter, log_interval, repeat_num] = numbers.map(|number| usize::from(number) + 1);
+            let what = BenchmarkCommand::Infer(BenchmarkInfer {
+                config,
+                checkpoint,
+                fuse_conv_bn,
+                max_iter,
+                log_interval,
+                repeat_num,
+                json,
+                set,
+            });
+            WorkerCommand::Benchmark(Benchmark { what })
+        },
+    );
+    prop_oneof![flops, print, predict, train, infer]
+}
+
+proptest! {
+    #[test]
+    fn the_arguments_of_a_command_parse_to_the_command(
+        command in prop_oneof![train_command(), test_command(), other_command()]
+    ) {
+        let arguments = std::iter::once(OsString::from("fnet-worker")).chain(command.to_args());
+        let parsed = Worker::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(parsed.command, command);
+    }
+}

@@ -1,0 +1,299 @@
+//! A worker's end of the control channel.
+//!
+//! All sending is done by a thread of its own, so the working thread never waits for the launcher. Without
+//! [`crate::env::CONTROL`] (under torchrun, or by hand) nothing is sent, and notes go to stderr.
+
+use std::backtrace::Backtrace;
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::message::{self, Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, ToWorker};
+use crate::{env, stop};
+
+/// Time between heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Notes that may wait; more are dropped, so a launcher that does not read cannot fill the worker's memory.
+const MAX_NOTES: usize = 4096;
+
+/// Tells the launcher what this worker does. Cheap to clone; all clones are one channel.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    connected: bool,
+    born: Instant,
+    phase: AtomicU8,
+    epoch: AtomicU64,
+    step: AtomicU64,
+    /// Milliseconds after `born` at which the working thread last reported headway.
+    headway: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    progress: Option<Progress>,
+    messages: VecDeque<FromWorker>,
+    /// A message has been taken and is not written yet.
+    writing: bool,
+    broken: bool,
+}
+
+impl Client {
+    /// Connects to the launcher named by the environment and says hello; without one, a client that does nothing.
+    ///
+    /// # Errors
+    /// If [`env::CONTROL`] is not the number of an open socket, or a thread cannot be started.
+    pub fn from_environment(rank: usize) -> io::Result<Self> {
+        let Some(value) = std::env::var_os(env::CONTROL) else { return Ok(Self::disconnected()) };
+        let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok());
+        let Some(fd) = number.filter(|&fd| fd > 2 && is_socket(fd)) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{}={}: expected the number of an inherited socket", env::CONTROL, value.to_string_lossy()),
+            ));
+        };
+        // Children of this worker must not hold the channel open.
+        // SAFETY: fcntl on an open descriptor; no memory is passed.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the launcher has handed this descriptor over for this purpose, and nothing else here uses it.
+        let stream = unsafe { UnixStream::from_raw_fd(fd) };
+        Self::over(stream, rank)
+    }
+
+    /// A client that sends nothing; notes go to stderr.
+    pub fn disconnected() -> Self {
+        Self { shared: Arc::new(Shared::new(false)) }
+    }
+
+    /// A client over `stream`: says hello, sends heartbeats, receives requests to stop.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn over(stream: UnixStream, rank: usize) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        let shared = Arc::new(Shared::new(true));
+        let hello = FromWorker::Hello { version: message::VERSION, rank, pid: std::process::id() };
+        shared.lock().messages.push_back(hello);
+        let reading = stream.try_clone()?;
+        thread::Builder::new().name("control-read".into()).spawn(move || read(reading))?;
+        let writer = Arc::clone(&shared);
+        thread::Builder::new().name("control-write".into()).spawn(move || writer.write_all(stream))?;
+        Ok(Self { shared })
+    }
+
+    /// Whether a launcher listens.
+    pub fn is_connected(&self) -> bool {
+        self.shared.connected
+    }
+
+    /// Says what the working thread does now; counts as headway. Costs a few atomic stores.
+    pub fn at(&self, phase: Phase, epoch: u64, step: u64) {
+        self.shared.epoch.store(epoch, Ordering::Relaxed);
+        self.shared.step.store(step, Ordering::Relaxed);
+        self.phase(phase);
+    }
+
+    /// Says that the working thread has entered `phase` of the same step; counts as headway.
+    pub fn phase(&self, phase: Phase) {
+        self.shared.phase.store(phase.index(), Ordering::Relaxed);
+        self.headway();
+    }
+
+    /// Says that the working thread gets on, in the phase it is in (a picture evaluated, bytes written).
+    pub fn headway(&self) {
+        self.shared.headway.store(self.shared.age(), Ordering::Relaxed);
+    }
+
+    /// Numbers for the progress bar. Replaces the previous ones if those are not sent yet.
+    pub fn progress(&self, progress: Progress) {
+        self.at(progress.phase, progress.epoch, progress.step);
+        if self.shared.connected {
+            self.shared.lock().progress = Some(progress);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// A line or a table for people.
+    pub fn note(&self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.shared.connected {
+            // A closed stderr must not end the work.
+            let _ = writeln!(io::stderr(), "{text}");
+        } else if self.shared.lock().messages.len() < MAX_NOTES {
+            self.shared.push(FromWorker::Note { text });
+        }
+    }
+
+    /// Says why this worker is about to end, and waits until the launcher's end has it (2 seconds at most).
+    pub fn failed(&self, failure: Failure) {
+        self.shared.push(FromWorker::Failed(failure));
+        self.flush(Duration::from_secs(2));
+    }
+
+    /// Says that the work is finished, and waits until the launcher's end has it (2 seconds at most).
+    pub fn done(&self) {
+        self.shared.push(FromWorker::Done);
+        self.flush(Duration::from_secs(2));
+    }
+
+    /// Waits until everything is sent; `false` if that takes longer than `patience` or the launcher is gone.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut queue = self.shared.lock();
+        while !queue.broken && (queue.writing || queue.progress.is_some() || !queue.messages.is_empty()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !queue.broken
+    }
+
+    /// From now on a panic of any thread is reported with its stack before it is printed as usual.
+    pub fn report_panics(&self) {
+        let client = self.clone();
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            client.failed(panic_failure(info, &Backtrace::force_capture()));
+            previous(info);
+        }));
+    }
+}
+
+fn panic_failure(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> Failure {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("unnamed").to_owned();
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text =
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a value that is no text");
+    let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    Failure {
+        kind: FailureKind::Bug,
+        message: format!("panic in thread {name} at {place}: {text}"),
+        backtrace: Some(backtrace.to_string()),
+    }
+}
+
+fn is_socket(fd: RawFd) -> bool {
+    // SAFETY: all zeroes is a valid `stat`.
+    let mut facts: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `facts` outlives the call; fstat fails with EBADF on a number that is no descriptor.
+    let found = unsafe { libc::fstat(fd, &mut facts) } == 0;
+    found && facts.st_mode & libc::S_IFMT == libc::S_IFSOCK
+}
+
+/// Receives the launcher's messages until it closes the channel.
+fn read(stream: UnixStream) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader.read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => match message::from_line(&line) {
+                Ok(ToWorker::Stop { reason }) => stop::request(reason),
+                Ok(ToWorker::PeerLost { rank }) => stop::set_lost_peer(rank),
+                Ok(ToWorker::Unknown) | Err(_) => {}
+            },
+        }
+    }
+}
+
+impl Shared {
+    fn new(connected: bool) -> Self {
+        Self {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            connected,
+            born: Instant::now(),
+            phase: AtomicU8::new(Phase::Start.index()),
+            epoch: AtomicU64::new(0),
+            step: AtomicU64::new(0),
+            headway: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // The queue is valid between any two statements, so a panic elsewhere does not spoil it.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn push(&self, message: FromWorker) {
+        if self.connected {
+            self.lock().messages.push_back(message);
+            self.changed.notify_all();
+        }
+    }
+
+    fn heartbeat(&self) -> FromWorker {
+        let idle = self.age().saturating_sub(self.headway.load(Ordering::Relaxed));
+        FromWorker::Heartbeat(Heartbeat {
+            phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
+            epoch: self.epoch.load(Ordering::Relaxed),
+            step: self.step.load(Ordering::Relaxed),
+            idle_seconds: Duration::from_millis(idle).as_secs_f64(),
+        })
+    }
+
+    /// The next message: a queued one, the newest progress, or a heartbeat when one is due.
+    fn next(&self, due: &mut Instant) -> FromWorker {
+        let mut queue = self.lock();
+        loop {
+            let now = Instant::now();
+            let message = if let Some(message) = queue.messages.pop_front() {
+                message
+            } else if let Some(progress) = queue.progress.take() {
+                FromWorker::Progress(progress)
+            } else if now >= *due {
+                *due = now + HEARTBEAT;
+                self.heartbeat()
+            } else {
+                queue = self.changed.wait_timeout(queue, *due - now).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            };
+            queue.writing = true;
+            return message;
+        }
+    }
+
+    /// Sends until the launcher closes the channel.
+    fn write_all(&self, mut stream: UnixStream) {
+        let mut due = Instant::now();
+        loop {
+            let message = self.next(&mut due);
+            // A message that cannot be written as JSON is left out; none of ours is.
+            let sent = message::to_line(&message).map_or(Ok(()), |line| stream.write_all(&line));
+            let mut queue = self.lock();
+            queue.writing = false;
+            queue.broken = sent.is_err();
+            self.changed.notify_all();
+            if queue.broken {
+                let _ = stream.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+use super::*;
+use crate::message::StopReason;
+
+fn pair() -> (Client, BufReader<UnixStream>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (Client::over(ours, 3).unwrap(), BufReader::new(theirs))
+}
+
+fn next(reader: &mut BufReader<UnixStream>) -> FromWorker {
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line).unwrap();
+    message::from_line(&line).unwrap()
+}
+
+fn next_matching(reader: &mut BufReader<UnixStream>, wanted: impl Fn(&FromWorker) -> bool) -> FromWorker {
+    loop {
+        let message = next(reader);
+        if wanted(&message) {
+            return message;
+        }
+    }
+}
+
+#[test]
+fn it_says_hello_then_sends_heartbeats_by_itself() {
+    let (client, mut reader) = pair();
+    assert_eq!(next(&mut reader), FromWorker::Hello { version: message::VERSION, rank: 3, pid: std::process::id() });
+    client.at(Phase::Backward, 2, 17);
+    let wanted = |message: &FromWorker| matches!(message, FromWorker::Heartbeat(beat) if beat.step == 17);
+    let FromWorker::Heartbeat(beat) = next_matching(&mut reader, wanted) else { panic!("another message") };
+    assert_eq!((beat.phase, beat.epoch), (Phase::Backward, 2));
+}
+
+#[test]
+fn a_launcher_that_does_not_read_never_stops_the_work() {
+    let (client, reader) = pair();
+    let start = Instant::now();
+    for step in 0..200_000 {
+        client.progress(Progress { step, ..Progress::default() });
+    }
+    let long = "x".repeat(1 << 20);
+    for _ in 0..3 {
+        client.note(long.clone());
+    }
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(!client.flush(Duration::from_millis(50)), "nothing can be sent while nobody reads");
+    drop(reader);
+    client.done();
+}
+
+#[test]
+fn a_failure_arrives_after_the_notes_before_it() {
+    let (client, mut reader) = pair();
+    client.note("first");
+    let failure = Failure { kind: FailureKind::Data, message: "no such image".into(), backtrace: None };
+    client.failed(failure.clone());
+    let important = |message: &FromWorker| matches!(message, FromWorker::Note { .. } | FromWorker::Failed(_));
+    assert_eq!(next_matching(&mut reader, important), FromWorker::Note { text: "first".into() });
+    assert_eq!(next_matching(&mut reader, important), FromWorker::Failed(failure));
+}
+
+#[test]
+fn a_request_to_stop_is_received() {
+    let (_client, reader) = pair();
+    let mut stream = reader.into_inner();
+    stream.write_all(b"{\"type\":\"later\"}\nnot json\n").unwrap();
+    stream.write_all(&message::to_line(&ToWorker::Stop { reason: StopReason::Interrupted }).unwrap()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while stop::requested() != Some(StopReason::Interrupted) {
+        assert!(Instant::now() < deadline, "the request did not arrive");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn without_a_launcher_nothing_waits() {
+    let client = Client::disconnected();
+    assert!(!client.is_connected());
+    client.progress(Progress::default());
+    client.done();
+    assert!(client.flush(Duration::ZERO));
+}

@@ -1,0 +1,125 @@
+//! Requests to stop: from the launcher's control channel and, under other starters, from signals.
+
+use std::io;
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+
+use crate::message::StopReason;
+
+const NONE: u8 = 0;
+const TERMINATED: u8 = 1;
+const INTERRUPTED: u8 = 2;
+
+struct State {
+    stop: AtomicU8,
+    lost_peer: AtomicI64,
+}
+
+// One process has one state: signals concern the whole process, and a signal handler can reach statics only.
+static STATE: State = State::new();
+
+impl State {
+    const fn new() -> Self {
+        Self { stop: AtomicU8::new(NONE), lost_peer: AtomicI64::new(-1) }
+    }
+
+    fn requested(&self) -> Option<StopReason> {
+        match self.stop.load(Ordering::Relaxed) {
+            NONE => None,
+            INTERRUPTED => Some(StopReason::Interrupted),
+            _ => Some(StopReason::Terminated),
+        }
+    }
+
+    fn request(&self, reason: StopReason) {
+        let value = match reason {
+            StopReason::Interrupted => INTERRUPTED,
+            StopReason::Terminated => TERMINATED,
+        };
+        self.stop.fetch_max(value, Ordering::Relaxed);
+    }
+
+    fn lost_peer(&self) -> Option<usize> {
+        usize::try_from(self.lost_peer.load(Ordering::Relaxed)).ok()
+    }
+
+    fn set_lost_peer(&self, rank: usize) {
+        let rank = i64::try_from(rank).unwrap_or(i64::MAX);
+        let _ = self.lost_peer.compare_exchange(-1, rank, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Why this process was asked to stop, if it was. Cheap; meant to be asked after every step.
+pub fn requested() -> Option<StopReason> {
+    STATE.requested()
+}
+
+/// Asks this process to stop. Ctrl-C outranks a SIGTERM that the launcher sends along with it.
+pub fn request(reason: StopReason) {
+    STATE.request(reason);
+}
+
+/// The rank that the launcher has reported as gone.
+pub fn lost_peer() -> Option<usize> {
+    STATE.lost_peer()
+}
+
+/// Notes that a rank is gone; the first one stays.
+pub(crate) fn set_lost_peer(rank: usize) {
+    STATE.set_lost_peer(rank);
+}
+
+extern "C" fn on_signal(signal: libc::c_int) {
+    request(if signal == libc::SIGINT { StopReason::Interrupted } else { StopReason::Terminated });
+}
+
+/// Makes SIGINT, SIGTERM and SIGUSR1 a request to stop instead of the end of the process. A second SIGINT ends the
+/// process at once.
+///
+/// # Errors
+/// If the system refuses to install a handler.
+pub fn listen_to_signals() -> io::Result<()> {
+    for (signal, flags) in [(libc::SIGINT, libc::SA_RESETHAND), (libc::SIGTERM, 0), (libc::SIGUSR1, 0)] {
+        // SAFETY: all zeroes is a valid `sigaction` (no flags, empty mask).
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
+        action.sa_flags = flags | libc::SA_RESTART;
+        // SAFETY: `action` is initialised, and the handler only stores to an atomic, which is async-signal-safe.
+        if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_a_request_to_stop() {
+        listen_to_signals().unwrap();
+        // SAFETY: raising a signal that has a handler has no other effect.
+        unsafe { libc::raise(libc::SIGUSR1) };
+        assert!(requested().is_some());
+    }
+
+    #[test]
+    fn ctrl_c_outranks_the_sigterm_that_comes_with_it() {
+        let state = State::new();
+        assert_eq!(state.requested(), None);
+        state.request(StopReason::Terminated);
+        assert_eq!(state.requested(), Some(StopReason::Terminated));
+        state.request(StopReason::Interrupted);
+        state.request(StopReason::Terminated);
+        assert_eq!(state.requested(), Some(StopReason::Interrupted));
+    }
+
+    #[test]
+    fn the_first_lost_peer_stays() {
+        let state = State::new();
+        assert_eq!(state.lost_peer(), None);
+        state.set_lost_peer(3);
+        state.set_lost_peer(1);
+        assert_eq!(state.lost_peer(), Some(3));
+    }
+}

@@ -1,0 +1,105 @@
+//! Where the outputs of a job are, as both programs must find them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Name of the checkpoint that always is the newest.
+pub const LATEST: &str = "latest.ckpt";
+/// Folder of the log per rank.
+pub const LOGS: &str = "logs";
+
+/// The folder a job writes to: `flag` if given, else `work_dirs/<name of the config without its ending>`.
+pub fn work_dir(config: &Path, flag: Option<&Path>) -> PathBuf {
+    match flag {
+        Some(folder) => folder.to_path_buf(),
+        None => Path::new("work_dirs").join(config.file_stem().unwrap_or(config.as_os_str())),
+    }
+}
+
+/// The folder that a command about a checkpoint belongs to: that of the checkpoint if a job wrote it (it holds a
+/// `config.toml`), else `work_dirs/<name of the config or the checkpoint>`.
+pub fn work_dir_of_checkpoint(checkpoint: &Path, config: Option<&Path>) -> PathBuf {
+    match checkpoint.parent() {
+        Some(folder) if folder.join("config.toml").is_file() => folder.to_path_buf(),
+        _ => work_dir(config.unwrap_or(checkpoint), None),
+    }
+}
+
+/// A file with a checkpoint's ending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// When it was last written.
+    pub modified: SystemTime,
+}
+
+/// The checkpoints (`*.ckpt`) in a folder, the newest first; [`LATEST`] comes after a file of its own age, so that the
+/// first is the one with the telling name. A folder that does not exist holds none.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "ckpt") {
+            // A dangling link or a file that was just removed is no checkpoint.
+            let Ok(facts) = fs::metadata(&path) else { continue };
+            if facts.is_file() {
+                found.push(CheckpointFile { path, modified: facts.modified()? });
+            }
+        }
+    }
+    let is_alias = |file: &CheckpointFile| {
+        file.path.file_name().is_some_and(|name| name == LATEST || name.to_string_lossy().starts_with("best_"))
+    };
+    found.sort_by(|a, b| {
+        b.modified.cmp(&a.modified).then(is_alias(a).cmp(&is_alias(b))).then_with(|| b.path.cmp(&a.path))
+    });
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_the_name_of_the_config() {
+        assert_eq!(work_dir(Path::new("configs/a.b.toml"), None), Path::new("work_dirs/a.b"));
+        assert_eq!(work_dir(Path::new("a.toml"), Some(Path::new("out"))), Path::new("out"));
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_job_stays_with_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = folder.path().join("latest.ckpt");
+        assert_eq!(work_dir_of_checkpoint(&checkpoint, None), Path::new("work_dirs/latest"));
+        fs::write(folder.path().join("config.toml"), "").unwrap();
+        assert_eq!(work_dir_of_checkpoint(&checkpoint, None), folder.path());
+    }
+
+    #[test]
+    fn the_newest_checkpoint_comes_first_by_its_own_name() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(checkpoints(&folder.path().join("none")).unwrap(), []);
+        let day = std::time::Duration::from_secs(86_400);
+        for (name, age) in [("epoch_1.ckpt", 2), ("epoch_2.ckpt", 1), ("latest.ckpt", 1), ("notes.txt", 0)] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + day * 100 - day * age).unwrap();
+        }
+        let found: Vec<_> = checkpoints(folder.path())
+            .unwrap()
+            .iter()
+            .map(|file| file.path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(found, ["epoch_2.ckpt", "latest.ckpt", "epoch_1.ckpt"]);
+    }
+}
