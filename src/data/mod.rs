@@ -1,5 +1,24 @@
 //! From annotation files and pictures to batches.
+//!
+//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] say which pictures a rank sees and in
+//! which order, and [`Loader`] turns them into batches on threads of its own: decode, resize, flip, normalise, pad.
 
 mod batch;
+mod coco;
+mod decode;
+mod loader;
+mod masks;
+mod resize;
+mod samplers;
+#[cfg(test)]
+mod test_data;
+mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
+pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
+pub use decode::Picture;
+pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture};
+pub use masks::{instance_mask, mask_targets, rasterise};
+pub use resize::Bilinear;
+pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};
+pub use transform::{Augmentation, Geometry, rescaled_size};

@@ -1,0 +1,161 @@
+//! Picture files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
+//! 16-bit values cut to 8 bits.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader};
+
+use crate::error::{Error, Result};
+
+/// More pixels than this are refused: a small file can claim any size.
+const MAX_PIXELS: u64 = 1 << 28;
+
+/// A decoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// `width * height * 3` bytes, row-major: red, green, blue.
+    pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// Reads and decodes the file at `path`; the format is told by its content, not by its name.
+    ///
+    /// # Errors
+    /// Data errors that name the file and the remedy.
+    pub fn read(path: &Path) -> Result<Self> {
+        let wrong = |message: String| Error::data(format!("picture {}: {message}", path.display()));
+        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        Self::decode(&bytes).map_err(wrong)
+    }
+
+    /// Decodes the content of a picture file.
+    ///
+    /// # Errors
+    /// Says what is wrong with the content and how to mend it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if let Some(message) = no_picture(bytes) {
+            return Err(message.into());
+        }
+        let broken = |error: image::ImageError| format!("cannot be decoded: {error}; replace the file");
+        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+        if reader.format().is_none() {
+            return Err("the content is of no known picture format; convert it to JPEG or PNG".into());
+        }
+        let mut decoder = reader.into_decoder().map_err(broken)?;
+        let (width, height) = decoder.dimensions();
+        check_size(width, height)?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+        image.apply_orientation(orientation);
+        Ok(Self { width: image.width() as usize, height: image.height() as usize, rgb: to_rgb(image) })
+    }
+}
+
+/// Names content that is no picture but often stands in place of one.
+fn no_picture(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.is_empty() {
+        Some("the file is empty; copy or download it again")
+    } else if bytes.starts_with(b"version https://git-lfs") {
+        Some("the file is a Git LFS pointer, not the picture; run `git lfs pull`")
+    } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
+        Some("the file is AppleDouble metadata of macOS, not a picture; delete it and leave it out of the annotations")
+    } else {
+        None
+    }
+}
+
+fn check_size(width: u32, height: u32) -> Result<(), String> {
+    if width == 0 || height == 0 {
+        return Err(format!("the picture has {width}x{height} pixels; replace the file"));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(format!(
+            "{width}x{height} pixels are more than the {MAX_PIXELS} allowed; make the picture smaller"
+        ));
+    }
+    Ok(())
+}
+
+/// 16-bit channels lose their low byte, as libpng's `strip_16` does; alpha is dropped without blending.
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
+    let high = |value: &u16| (value >> 8) as u8;
+    match image {
+        DynamicImage::ImageRgb8(buffer) => buffer.into_raw(),
+        DynamicImage::ImageRgb16(buffer) => buffer.as_raw().iter().map(high).collect(),
+        DynamicImage::ImageRgba16(buffer) => buffer.pixels().flat_map(|p| [&p[0], &p[1], &p[2]].map(high)).collect(),
+        DynamicImage::ImageLuma16(buffer) => buffer.as_raw().iter().flat_map(|v| [high(v); 3]).collect(),
+        DynamicImage::ImageLumaA16(buffer) => buffer.pixels().flat_map(|p| [high(&p[0]); 3]).collect(),
+        other => other.into_rgb8().into_raw(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn alpha_is_dropped_and_deep_values_are_cut() {
+        let rgba = ImageBuffer::from_pixel(2, 1, Rgba([10u8, 20, 30, 0]));
+        let deep = ImageBuffer::from_pixel(1, 1, Luma([0x12ffu16]));
+        let grey = ImageBuffer::from_pixel(1, 1, LumaA([7u8, 128]));
+        for (image, expected) in [
+            (DynamicImage::from(rgba), vec![10, 20, 30, 10, 20, 30]),
+            (DynamicImage::from(deep), vec![0x12; 3]),
+            (DynamicImage::from(grey), vec![7; 3]),
+        ] {
+            assert_eq!(Picture::decode(&encoded(image, ImageFormat::Png)).unwrap().rgb, expected);
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_pictures_are_named() {
+        for (bytes, expected) in [
+            (&b""[..], "empty"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"\x00\x05\x16\x07\x00\x02", "AppleDouble"),
+            (b"hello world, not a picture", "no known picture format"),
+        ] {
+            let message = Picture::decode(bytes).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        let message = Picture::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
+        assert!(message.contains("/nowhere/a.jpg"), "{message}");
+    }
+
+    #[test]
+    fn a_cut_off_png_is_an_error() {
+        let bytes = encoded(ImageBuffer::from_pixel(64, 64, Rgb([1u8, 2, 3])).into(), ImageFormat::Png);
+        assert!(Picture::decode(&bytes[..bytes.len() / 2]).unwrap_err().contains("replace the file"));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_give_a_picture_or_a_message(at in 0usize..600, value in any::<u8>(), cut in 0usize..600) {
+            let image = ImageBuffer::from_fn(16, 16, |x, y| Rgb([(x * 16) as u8, (y * 16) as u8, 77]));
+            for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
+                let mut bytes = encoded(image.clone().into(), format);
+                let at = at % bytes.len();
+                bytes[at] = value;
+                bytes.truncate(bytes.len() - cut % bytes.len());
+                if let Ok(picture) = Picture::decode(&bytes) {
+                    prop_assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Batches made ahead of time by threads of this process.
+
+mod prefetch;
+mod sample;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use sample::load_picture;
+
+use super::batch::Batch;
+use super::coco::Dataset;
+use super::transform::{Augmentation, Normalisation};
+use crate::config::{self, OnError, Pipeline};
+use crate::error::{Error, ErrorKind, Result};
+use prefetch::Prefetch;
+use sample::{Sample, assemble};
+
+/// Batches that are ready or in work ahead of the consumer, for each thread.
+const AHEAD: usize = 2;
+/// After so many unreadable pictures in a row, leaving them out is no remedy.
+const MAX_SKIPPED_IN_A_ROW: usize = 16;
+
+/// Where in the training a loader starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TrainOptions {
+    /// Seed of the augmentations.
+    pub seed: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// First batch of the epoch to hand out, from 0: the steps that were already done.
+    pub first_batch: usize,
+}
+
+/// What an evaluation loader hands out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TestOptions {
+    /// Whether targets are read too; else they are empty.
+    pub with_targets: bool,
+}
+
+/// A picture that could not be read under `data.on_error = "skip"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its file.
+    pub file: String,
+    /// Its `id` in the annotation file.
+    pub image_id: i64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Batches in the order of their indices, the same for any number of threads.
+///
+/// Items are [`Batch`]es; after an error there is none. Dropping the loader stops its threads.
+pub struct Loader {
+    items: Prefetch<(Option<Batch>, Vec<Skipped>)>,
+    remaining: usize,
+    skipped: Vec<Skipped>,
+}
+
+/// What the threads share.
+struct Work {
+    dataset: Arc<Dataset>,
+    pipeline: Pipeline,
+    normalisation: Normalisation,
+    on_error: OnError,
+    flags: Vec<u8>,
+    batches: Vec<Vec<usize>>,
+    /// Seed and epoch in training; `None` at evaluation.
+    training: Option<(u64, u64)>,
+    with_targets: bool,
+}
+
+impl Loader {
+    /// Augmented batches of `data.samples_per_gpu` pictures each, for the pictures `indices` of one epoch (see
+    /// [`train_indices`](super::train_indices)) from `options.first_batch` on.
+    ///
+    /// With `data.on_error = "skip"`, an unreadable picture is replaced by the next readable one of the same aspect
+    /// group, so that all ranks make equally many steps.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn train(
+        dataset: Arc<Dataset>,
+        config: &config::Data,
+        indices: &[usize],
+        options: &TrainOptions,
+    ) -> Result<Self> {
+        let batches = indices.chunks(config.samples_per_gpu.max(1)).skip(options.first_batch);
+        let batches = batches.map(<[usize]>::to_vec).collect();
+        Self::start(dataset, config, batches, Some((options.seed, options.epoch)), true)
+    }
+
+    /// Single pictures, each with its own padding, for evaluation. With `data.on_error = "skip"`, an unreadable one is
+    /// left out.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn test(
+        dataset: Arc<Dataset>,
+        config: &config::Data,
+        indices: &[usize],
+        options: &TestOptions,
+    ) -> Result<Self> {
+        let batches = indices.iter().map(|&index| vec![index]).collect();
+        Self::start(dataset, config, batches, None, options.with_targets)
+    }
+
+    fn start(
+        dataset: Arc<Dataset>,
+        config: &config::Data,
+        batches: Vec<Vec<usize>>,
+        training: Option<(u64, u64)>,
+        with_targets: bool,
+    ) -> Result<Self> {
+        let remaining = batches.len();
+        let work = Arc::new(Work {
+            flags: dataset.aspect_flags(),
+            dataset,
+            pipeline: config.pipeline.clone(),
+            normalisation: Normalisation::new(&config.pipeline),
+            on_error: config.on_error,
+            batches,
+            training,
+            with_targets,
+        });
+        let described = Arc::clone(&work);
+        let items = Prefetch::new(
+            remaining,
+            config.workers_per_gpu,
+            AHEAD,
+            Box::new(move |batch, cancelled| work.make(batch, cancelled)),
+            Box::new(move |batch| described.describe(batch)),
+        )?;
+        Ok(Self { items, remaining, skipped: Vec::new() })
+    }
+
+    /// Batches that are still to come, those that may be left out among them.
+    pub fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    /// The pictures that were left out or replaced since the last call, in the order of the batches handed out.
+    pub fn take_skipped(&mut self) -> Vec<Skipped> {
+        std::mem::take(&mut self.skipped)
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        loop {
+            let item = self.items.next()?;
+            self.remaining -= 1;
+            match item {
+                Ok((batch, skipped)) => {
+                    self.skipped.extend(skipped);
+                    if let Some(batch) = batch {
+                        return Some(Ok(batch));
+                    }
+                }
+                Err(error) => {
+                    self.remaining = 0;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+impl Work {
+    fn describe(&self, batch: usize) -> String {
+        let names = self.batches[batch].iter().map(|&index| self.dataset.picture_path(index).display().to_string());
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    fn make(&self, batch: usize, cancelled: &AtomicBool) -> Result<(Option<Batch>, Vec<Skipped>)> {
+        let mut samples = Vec::with_capacity(self.batches[batch].len());
+        let mut skipped = Vec::new();
+        for &index in &self.batches[batch] {
+            if cancelled.load(Ordering::Relaxed) {
+                return Ok((None, Vec::new()));
+            }
+            samples.extend(self.sample(index, &mut skipped)?);
+        }
+        let batch = if samples.is_empty() { None } else { Some(assemble(samples, &self.normalisation)?) };
+        Ok((batch, skipped))
+    }
+
+    /// Picture `index`, or what stands in for it; `None` if it is left out.
+    fn sample(&self, index: usize, skipped: &mut Vec<Skipped>) -> Result<Option<Sample>> {
+        let mut candidates = self.stand_ins(index);
+        let mut in_a_row = 0;
+        let mut candidate = index;
+        loop {
+            let error = match self.load(candidate) {
+                Ok(sample) => return Ok(Some(sample)),
+                Err(error) if self.on_error == OnError::Skip && error.kind() == ErrorKind::Data => error,
+                Err(error) => return Err(error),
+            };
+            skipped.push(Skipped {
+                file: self.dataset.picture_path(candidate).display().to_string(),
+                image_id: self.dataset.image(candidate).id,
+                reason: error.to_string(),
+            });
+            in_a_row += 1;
+            if self.training.is_none() {
+                return Ok(None);
+            }
+            let next = candidates.next();
+            candidate = match next {
+                Some(next) if in_a_row < MAX_SKIPPED_IN_A_ROW => next,
+                _ => {
+                    return Err(Error::data(format!(
+                        "{in_a_row} pictures in a row cannot be read, the last because of: {error}; check that the \
+                         folder of pictures is there and whole"
+                    )));
+                }
+            };
+        }
+    }
+
+    /// The other pictures of the same aspect group in the order in which they stand in for `index`: a function of the
+    /// data set alone, so that every run and every rank agrees.
+    fn stand_ins(&self, index: usize) -> impl Iterator<Item = usize> {
+        let count = self.dataset.len();
+        (1..count).map(move |step| (index + step) % count).filter(move |&other| self.flags[other] == self.flags[index])
+    }
+
+    fn load(&self, index: usize) -> Result<Sample> {
+        let augmentation = match self.training {
+            Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
+            None => Augmentation::test(&self.pipeline),
+        };
+        Sample::load(&self.dataset, index, augmentation, self.pipeline.size_divisor, self.with_targets)
+    }
+}
+
+#[cfg(test)]
+mod tests;

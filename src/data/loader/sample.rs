@@ -1,0 +1,94 @@
+//! One step's pictures and objects, from files to tensors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::{Device, Kind, Tensor};
+
+use super::prefetch::panic_message;
+use crate::data::batch::{Batch, ImageMeta, Target};
+use crate::data::coco::Dataset;
+use crate::data::decode::Picture;
+use crate::data::resize::Bilinear;
+use crate::data::transform::{Augmentation, Geometry, Normalisation};
+use crate::error::{Error, Result};
+
+/// One picture that is read and knows what becomes of it.
+pub(super) struct Sample {
+    picture: Picture,
+    geometry: Geometry,
+    meta: ImageMeta,
+    target: Target,
+}
+
+/// Decodes picture `index` of `dataset`.
+///
+/// # Errors
+/// Data errors that name the file, its image id and the remedy.
+pub fn load_picture(dataset: &Dataset, index: usize) -> Result<Picture> {
+    Picture::read(&dataset.picture_path(index))
+        .map_err(|error| error.context(format!("{} (image {})", dataset.split().name(), dataset.image(index).id)))
+}
+
+impl Sample {
+    /// Reads picture `index` and its objects; without `with_target` the target stays empty.
+    pub fn load(
+        dataset: &Dataset,
+        index: usize,
+        augmentation: Augmentation,
+        divisor: usize,
+        with_target: bool,
+    ) -> Result<Self> {
+        let load = || {
+            let picture = load_picture(dataset, index)?;
+            let geometry = Geometry::new((picture.height, picture.width), augmentation, divisor);
+            let target = if with_target { geometry.map_objects(dataset, index)? } else { Target::default() };
+            let image = dataset.image(index);
+            let meta = ImageMeta {
+                image_id: image.id,
+                file_name: image.file_name.into(),
+                original_size: geometry.original,
+                image_size: geometry.resized,
+                padded_size: geometry.padded,
+                scale_factor: geometry.scale_factor,
+                flipped: augmentation.flip,
+            };
+            Ok(Self { picture, geometry, meta, target })
+        };
+        catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
+            let path = dataset.picture_path(index);
+            Err(Error::bug(format!("loading {} panicked: {}", path.display(), panic_message(&*panic))))
+        })
+    }
+}
+
+/// Puts `samples` into one batch: resized rows are normalised straight into the tensor's memory, mirrored where asked,
+/// the rest is zero.
+pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation) -> Result<Batch> {
+    let height = samples.iter().map(|sample| sample.geometry.padded.0).max().unwrap_or(0);
+    let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);
+    let shape = [samples.len() as i64, height as i64, width as i64, 3];
+    let images = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    let row_length = width * 3;
+    if row_length > 0 {
+        let length = samples.len() * height * row_length;
+        // SAFETY: `images` is a fresh contiguous float32 tensor of `length` elements on the CPU, alive and seen by
+        // nobody else while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
+        let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), length) };
+        for (sample, values) in samples.iter().zip(values.chunks_exact_mut(height * row_length)) {
+            write_picture(sample, normalisation, row_length, values);
+        }
+    }
+    let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
+    Ok(Batch { images: images.f_permute([0, 3, 1, 2])?, metas, targets })
+}
+
+fn write_picture(sample: &Sample, normalisation: &Normalisation, row_length: usize, values: &mut [f32]) {
+    let Geometry { original, resized, augmentation, .. } = sample.geometry;
+    let used = resized.1 * 3;
+    Bilinear::new(original, resized).for_each_row(&sample.picture.rgb, |y, row| {
+        let out = &mut values[y * row_length..(y + 1) * row_length];
+        normalisation.row(row, augmentation.flip, &mut out[..used]);
+        out[used..].fill(0.0);
+    });
+    values[resized.0 * row_length..].fill(0.0);
+}

@@ -1,0 +1,165 @@
+//! Masks of instances: from polygons or run lengths to the window of the resized picture, and to training targets.
+
+use std::sync::Arc;
+
+use hotcoco::types::Rle;
+
+use super::batch::InstanceMask;
+use super::coco::Segmentation;
+use super::resize::nearest;
+
+/// The mask of `segmentation` in the frame of a picture of `size` (height, width), neither resized nor mirrored.
+///
+/// # Errors
+/// Says what is wrong with the segmentation, without the place it comes from.
+pub fn rasterise(segmentation: &Segmentation, size: (usize, usize)) -> Result<InstanceMask, String> {
+    Ok(instance_mask(&segmentation.to_rle(size)?, size, false, size))
+}
+
+/// The mask `rle` resized to `resized` (height, width) by nearest neighbour, mirrored if `flip`, in the frame `padded`
+/// (height, width), zero beyond the mask: the reference's `rescale`, `flip` and `pad` of a bitmap. Only the window that
+/// holds pixels is made.
+pub fn instance_mask(rle: &Rle, resized: (usize, usize), flip: bool, padded: (usize, usize)) -> InstanceMask {
+    let (height, width) = (rle.h as usize, rle.w as usize);
+    let empty = InstanceMask { frame: padded, x: 0, y: 0, width: 0, height: 0, pixels: Arc::from([]) };
+    let spans = column_spans(&rle.counts, height, width);
+    let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return empty };
+    let (top, bottom) =
+        spans.iter().fold((usize::MAX, 0), |(top, bottom), span| (top.min(span.start), bottom.max(span.end)));
+
+    // Destination rows of source rows y0..y1 are row_start[y0]..row_start[y1]; columns likewise.
+    let row_start = first_destinations(height, resized.0);
+    let column_start = first_destinations(width, resized.1);
+    let rows = row_start[top]..row_start[bottom];
+    let columns = column_start[first.column]..column_start[last.column + 1];
+    if rows.is_empty() || columns.is_empty() {
+        return empty;
+    }
+    let window = (rows.len(), columns.len());
+    let mut pixels = vec![0u8; window.0 * window.1];
+    for span in &spans {
+        let (y0, y1) = (row_start[span.start] - rows.start, row_start[span.end] - rows.start);
+        let (x0, x1) = (column_start[span.column] - columns.start, column_start[span.column + 1] - columns.start);
+        let (x0, x1) = if flip { (window.1 - x1, window.1 - x0) } else { (x0, x1) };
+        for y in y0..y1 {
+            pixels[y * window.1 + x0..y * window.1 + x1].fill(1);
+        }
+    }
+    let x = if flip { resized.1 - columns.end } else { columns.start };
+    InstanceMask { frame: padded, x, y: rows.start, width: window.1, height: window.0, pixels: pixels.into() }
+}
+
+/// Foreground rows `start..end` of one column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ColumnSpan {
+    column: usize,
+    start: usize,
+    end: usize,
+}
+
+/// The foreground of column-major runs, column by column; runs beyond the frame are left out.
+fn column_spans(counts: &[u32], height: usize, width: usize) -> Vec<ColumnSpan> {
+    let mut spans = Vec::new();
+    let end_of_frame = height * width;
+    let mut position = 0usize;
+    for (i, &count) in counts.iter().enumerate() {
+        let end = position.saturating_add(count as usize).min(end_of_frame);
+        if i % 2 == 1 {
+            let mut at = position;
+            while at < end {
+                let column = at / height;
+                let stop = end.min((column + 1) * height);
+                spans.push(ColumnSpan { column, start: at - column * height, end: stop - column * height });
+                at = stop;
+            }
+        }
+        position = end;
+    }
+    spans
+}
+
+/// For each source position, and one past the last, the first destination position that takes it or a later one.
+fn first_destinations(source: usize, target: usize) -> Vec<usize> {
+    let taken = nearest(source, target);
+    let mut starts = vec![target; source + 1];
+    for (destination, &position) in taken.iter().enumerate().rev() {
+        starts[position] = destination;
+    }
+    for position in (0..source).rev() {
+        starts[position] = starts[position].min(starts[position + 1]);
+    }
+    starts
+}
+
+/// Training targets of the mask head: mask `i` inside box `i`, `size * size` values of 0 or 1 each, row-major.
+///
+/// The box, `[x1, y1, x2, y2]` in pixels of the padded picture, is clipped to the mask's frame; the bitmap is pooled by
+/// RoIAlign (half-pixel aligned, as many samples per bin as it has pixels, average) and set where the average is at
+/// least 0.5, as in the reference's `BitmapMasks.crop_and_resize`.
+///
+/// # Panics
+/// If there are not as many masks as boxes.
+pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) -> Vec<f32> {
+    assert_eq!(masks.len(), boxes.len(), "one mask per box");
+    let mut targets = Vec::with_capacity(masks.len() * size * size);
+    for (mask, object) in masks.iter().zip(boxes) {
+        mask_target(mask, *object, size, &mut targets);
+    }
+    targets
+}
+
+/// Two neighbouring pixels and their weights for one sample along one axis; `None` outside the frame.
+type Sample = Option<([usize; 2], [f32; 2])>;
+
+/// The samples of every bin along one axis, `per_bin` each.
+fn axis_samples(start: f32, length: f32, bins: usize, limit: usize) -> (Vec<Sample>, usize) {
+    let bin = length / bins as f32;
+    let per_bin = bin.ceil().max(0.0) as usize;
+    let sample = |bin_index: usize, i: usize| {
+        let position = start + bin_index as f32 * bin + (i as f32 + 0.5) * bin / per_bin as f32;
+        if position < -1.0 || position > limit as f32 || limit == 0 {
+            return None;
+        }
+        let position = position.max(0.0);
+        let low = position as usize;
+        if low >= limit - 1 {
+            return Some(([limit - 1; 2], [1.0, 0.0]));
+        }
+        let fraction = position - low as f32;
+        Some(([low, low + 1], [1.0 - fraction, fraction]))
+    };
+    ((0..bins).flat_map(|b| (0..per_bin).map(move |i| (b, i))).map(|(b, i)| sample(b, i)).collect(), per_bin)
+}
+
+fn mask_target(mask: &InstanceMask, [x1, y1, x2, y2]: [f32; 4], size: usize, targets: &mut Vec<f32>) {
+    let (height, width) = mask.frame;
+    let (x1, x2) = (x1.clamp(0.0, width as f32) - 0.5, x2.clamp(0.0, width as f32) - 0.5);
+    let (y1, y2) = (y1.clamp(0.0, height as f32) - 0.5, y2.clamp(0.0, height as f32) - 0.5);
+    let (rows, rows_per_bin) = axis_samples(y1, y2 - y1, size, height);
+    let (columns, columns_per_bin) = axis_samples(x1, x2 - x1, size, width);
+    let count = (rows_per_bin * columns_per_bin).max(1) as f32;
+    let pixel = |y: usize, x: usize| {
+        let (row, column) = (y.wrapping_sub(mask.y), x.wrapping_sub(mask.x));
+        if row < mask.height && column < mask.width { f32::from(mask.pixels[row * mask.width + column]) } else { 0.0 }
+    };
+    for bin_row in 0..size {
+        let rows = &rows[bin_row * rows_per_bin..(bin_row + 1) * rows_per_bin];
+        for bin_column in 0..size {
+            let columns = &columns[bin_column * columns_per_bin..(bin_column + 1) * columns_per_bin];
+            let mut sum = 0.0;
+            for ([y0, y1], [hy, ly]) in rows.iter().flatten() {
+                for ([x0, x1], [hx, lx]) in columns.iter().flatten() {
+                    // The order of the operations is that of the reference's kernel: sums near 0.5 must not differ.
+                    sum += hy * hx * pixel(*y0, *x0)
+                        + hy * lx * pixel(*y0, *x1)
+                        + ly * hx * pixel(*y1, *x0)
+                        + ly * lx * pixel(*y1, *x1);
+                }
+            }
+            targets.push(if sum / count >= 0.5 { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

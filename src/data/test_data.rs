@@ -1,0 +1,97 @@
+//! The folder of real pictures and of the reference's numbers, where a test has it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+
+/// The folder that FNET_TEST_DATA names; `None`, with a visible line, where it is unset.
+pub(crate) fn folder(test: &str) -> Option<PathBuf> {
+    match std::env::var_os("FNET_TEST_DATA") {
+        Some(folder) if !folder.is_empty() => Some(folder.into()),
+        _ => {
+            eprintln!("SKIPPED {test}: FNET_TEST_DATA is unset");
+            None
+        }
+    }
+}
+
+/// Shape and bytes of one tensor.
+pub(crate) struct Array {
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Array {
+    /// The values of a float32 tensor.
+    pub fn floats(&self) -> Vec<f32> {
+        self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    /// The values of an int64 tensor.
+    pub fn integers(&self) -> Vec<i64> {
+        self.bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+/// The tensors of `reference/NAME`.
+pub(crate) fn tensors(test: &str, name: &str) -> Option<HashMap<String, Array>> {
+    let bytes = std::fs::read(folder(test)?.join("reference").join(name)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let array =
+        |view: safetensors::tensor::TensorView| Array { shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+    Some(file.iter().map(|(name, view)| (name.to_string(), array(view))).collect())
+}
+
+/// The JSON of `reference/NAME`.
+pub(crate) fn json(test: &str, name: &str) -> Option<serde_json::Value> {
+    let text = std::fs::read(folder(test)?.join("reference").join(name)).unwrap();
+    Some(serde_json::from_slice(&text).unwrap())
+}
+
+/// A small data set in a folder of its own: picture `i` is `sizes[i]` (width, height) and has one polygon object.
+pub(crate) struct SmallSet {
+    pub folder: tempfile::TempDir,
+    pub config: crate::config::Data,
+}
+
+impl SmallSet {
+    pub fn new(sizes: &[(u32, u32)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut images = Vec::new();
+        let mut annotations = Vec::new();
+        for (i, &(width, height)) in sizes.iter().enumerate() {
+            let name = format!("{i}.png");
+            let pixel = |x: u32, y: u32| image::Rgb([(x * 2) as u8, (y * 2) as u8, i as u8 * 40]);
+            image::ImageBuffer::from_fn(width, height, pixel).save(folder.path().join(&name)).unwrap();
+            images.push(serde_json::json!({"id": i + 100, "file_name": name, "width": width, "height": height}));
+            annotations.push(serde_json::json!({
+                "id": i + 1, "image_id": i + 100, "category_id": 7, "bbox": [4, 5, 20, 10], "area": 200, "iscrowd": 0,
+                "segmentation": [[4, 5, 24, 5, 24, 15, 4, 15]]
+            }));
+        }
+        let file = serde_json::json!({
+            "images": images, "annotations": annotations, "categories": [{"id": 7, "name": "box"}]
+        });
+        let mut config =
+            crate::config::Data { root: folder.path().display().to_string(), workers_per_gpu: 2, ..Default::default() };
+        config.pipeline.scales = vec![[96, 64]];
+        config.pipeline.test_scale = [96, 64];
+        for set in [&mut config.train, &mut config.val] {
+            set.ann_file = "a.json".into();
+            set.img_prefix = ".".into();
+        }
+        let small = Self { folder, config };
+        small.write(&file);
+        small
+    }
+
+    /// Replaces the annotation file.
+    pub fn write(&self, file: &serde_json::Value) {
+        std::fs::write(self.folder.path().join("a.json"), file.to_string()).unwrap();
+    }
+
+    pub fn open(&self, split: crate::data::Split) -> crate::error::Result<crate::data::Dataset> {
+        crate::data::Dataset::open(&self.config, split)
+    }
+}
