@@ -294,17 +294,31 @@ pub struct PrintConfig {
 
 /// `synth`
 #[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Example: fnet-launch synth --out data/synth --images 400 --seed 1")]
+#[command(after_help = "Examples:\n  \
+    fnet-launch synth --out data/synth --images 400 --seed 1\n  \
+    fnet-launch synth --out data/synth-large --annotations-only 1000000 --sides 320 640")]
 pub struct Synth {
-    /// Folder to write; must not exist or be empty
+    /// Folder to write: new, empty, or one that holds the same set already
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Number of pictures
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    pub images: usize,
+    /// Training pictures, with annotations/instances_train.json
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    pub images: u32,
+    /// Validation pictures, with annotations/instances_val.json
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub val_images: u32,
     /// Seed; the same seed gives the same files
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
+    /// Smallest and greatest side of a picture in pixels
+    #[arg(long, value_names = ["MIN", "MAX"], num_args = 2, default_values_t = [160, 256])]
+    pub sides: Vec<u32>,
+    /// Fewest and most objects in a picture
+    #[arg(long, value_names = ["MIN", "MAX"], num_args = 2, default_values_t = [1, 5])]
+    pub objects: Vec<u32>,
+    /// Write N annotations and no pictures, for tests and benchmarks of any size
+    #[arg(long, value_name = "N", conflicts_with_all = ["images", "val_images"])]
+    pub annotations_only: Option<u64>,
 }
 
 /// `completions`
