@@ -1,1 +1,41 @@
 //! Mask R-CNN with a FasterNet backbone and a feature pyramid.
+//!
+//! [`MaskRcnn`] is the way in: [`MaskRcnn::forward_train`] gives the losses of a batch and [`MaskRcnn::predict`] the
+//! [`Detections`] of images. Its tensors are in [`Parameters`], under the reference's names. The numerical rules are
+//! MMDetection 2.25's, and the parts follow the way of a batch: backbone, pyramid (`fpn`), region proposals (`rpn`,
+//! [`anchors`], [`assign`], [`sample`]), RoI features, box head and mask head.
+//!
+//! Tensors are channels-last in memory throughout. Losses are computed in float32, whatever autocast does before.
+
+pub mod anchors;
+pub mod assign;
+mod bbox_head;
+pub mod boxes;
+mod detections;
+mod fasternet;
+mod fpn;
+mod init;
+mod layers;
+mod losses;
+mod mask_head;
+mod mask_rcnn;
+mod mask_targets;
+pub mod nms;
+mod ops;
+mod parameters;
+mod roi_extract;
+mod roi_head;
+mod rpn;
+pub mod sample;
+
+/// Shapes of the backbone's parts, for counting without building them.
+pub(crate) mod shapes {
+    pub(crate) use super::fasternet::{MERGE, PATCH, convolved_channels, hidden_channels, stage_channels};
+}
+
+pub use detections::Detections;
+pub use layers::SumOverRanks;
+pub use losses::Losses;
+pub use mask_rcnn::MaskRcnn;
+pub use parameters::{LoadReport, Parameters, Role, ShapeConflict};
+pub use sample::StepRandom;

@@ -1,1 +1,3 @@
 //! Commands beside training and testing.
+
+pub mod flops;

@@ -1,0 +1,228 @@
+//! FasterNet (Chen et al., CVPR 2023): the backbone.
+
+use tch::Tensor;
+
+use super::Parameters;
+use super::init::Init;
+use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics, activate};
+use super::ops;
+use crate::config::{Activation, Backbone, PartialConv};
+use crate::error::{Error, Result};
+use crate::random::Generator;
+
+/// Side and stride of the patches that enter the first stage.
+pub(crate) const PATCH: i64 = 4;
+/// Side and stride of the patches that are merged between stages.
+pub(crate) const MERGE: i64 = 2;
+
+/// Channels of each stage.
+pub(crate) fn stage_channels(config: &Backbone) -> [i64; 4] {
+    [0, 1, 2, 3].map(|stage| (config.embed_dim << stage) as i64)
+}
+
+/// Channels inside a block of `channels`.
+pub(crate) fn hidden_channels(config: &Backbone, channels: i64) -> i64 {
+    (channels as f64 * config.mlp_ratio) as i64
+}
+
+/// Channels that the partial convolution of a block of `channels` convolves.
+pub(crate) fn convolved_channels(config: &Backbone, channels: i64) -> i64 {
+    channels / config.n_div as i64
+}
+
+/// Patch embedding and four stages, each with a normalised output.
+#[derive(Debug)]
+pub(crate) struct FasterNet {
+    patch_embed: ConvNorm,
+    stages: Vec<Stage>,
+    partial_conv: PartialConv,
+    drop_rates: Vec<f64>,
+}
+
+#[derive(Debug)]
+struct Stage {
+    /// Halves the size and doubles the channels; none before the first stage.
+    merging: Option<ConvNorm>,
+    blocks: Vec<Block>,
+    /// Normalises what the pyramid gets; the next stage gets the values before it.
+    norm: BatchNorm2d,
+}
+
+impl FasterNet {
+    pub(crate) fn new(parameters: &mut Parameters, prefix: &str, config: &Backbone) -> Result<Self> {
+        let channels = stage_channels(config);
+        let patch_embed = ConvNorm::new(
+            parameters,
+            &format!("{prefix}.patch_embed.proj"),
+            &format!("{prefix}.patch_embed.norm"),
+            ConvShape::patches(3, channels[0], PATCH),
+            Init::BACKBONE,
+        )?;
+        let mut bodies = Vec::with_capacity(4);
+        for (stage, &channels) in channels.iter().enumerate() {
+            let merging = (stage > 0)
+                .then(|| merging(parameters, &format!("{prefix}.stages.{}", 2 * stage - 1), channels / 2))
+                .transpose()?;
+            let blocks = (0..config.depths[stage])
+                .map(|block| {
+                    let name = format!("{prefix}.stages.{}.blocks.{block}", 2 * stage);
+                    Block::new(parameters, &name, channels, config)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            bodies.push((merging, blocks));
+        }
+        let mut stages = Vec::with_capacity(4);
+        for (stage, (merging, blocks)) in bodies.into_iter().enumerate() {
+            let norm = BatchNorm2d::new(parameters, &format!("{prefix}.norm{}", 2 * stage), channels[stage])?;
+            stages.push(Stage { merging, blocks, norm });
+        }
+        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config) })
+    }
+
+    /// The normalised outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`.
+    pub(crate) fn forward(
+        &self,
+        images: &Tensor,
+        statistics: Statistics,
+        drop_path: Option<&mut Generator>,
+    ) -> Result<Vec<Tensor>> {
+        let slicing = self.partial_conv == PartialConv::Slicing;
+        let mut x = self.patch_embed.forward(images, statistics)?;
+        let masks = drop_path.map(|generator| self.draw_masks(generator, &x)).transpose()?.unwrap_or_default();
+        let mut masks = masks.iter();
+        let mut outputs = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            if let Some(merging) = &stage.merging {
+                x = merging.forward(&x, statistics)?;
+            }
+            for block in &stage.blocks {
+                let mask = masks.next().and_then(Option::as_ref);
+                x = if slicing {
+                    block.forward_in_place(x, statistics)?
+                } else {
+                    block.forward(&x, statistics, mask)?
+                };
+            }
+            outputs.push(stage.norm.forward(&x, statistics)?);
+        }
+        Ok(outputs)
+    }
+
+    /// For each block the factors `[n, 1, 1, 1]` of its branch: 0 if an image drops it, else one over the probability
+    /// of keeping it (Huang et al., 2016). All are drawn together and reach the device in one copy.
+    fn draw_masks(&self, generator: &mut Generator, like: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let images = like.size().first().copied().unwrap_or(0);
+        if self.drop_rates.iter().all(|&rate| rate == 0.0) {
+            return Ok(Vec::new());
+        }
+        let mut factors = Vec::with_capacity(self.drop_rates.len() * images as usize);
+        for &rate in &self.drop_rates {
+            let keep = 1.0 - rate;
+            factors.extend((0..images).map(|_| if generator.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }));
+        }
+        let factors = Tensor::f_from_slice(&factors)?.f_to_device(like.device())?.f_to_kind(like.kind())?;
+        let factors = factors.f_reshape([self.drop_rates.len() as i64, images, 1, 1, 1])?;
+        (0..)
+            .zip(&self.drop_rates)
+            .map(|(block, &rate)| Ok(if rate == 0.0 { None } else { Some(factors.f_select(0, block)?) }))
+            .collect()
+    }
+
+    /// Refuses the form of the partial convolution that cannot be trained.
+    ///
+    /// # Errors
+    /// A usage error that names the field.
+    pub(crate) fn check_trainable(&self) -> Result<()> {
+        match self.partial_conv {
+            PartialConv::SplitCat => Ok(()),
+            PartialConv::Slicing => Err(Error::usage(
+                "model.backbone.partial_conv is \"slicing\", which overwrites its input and cannot be trained: \
+                 set it to \"split_cat\" (the results are equal)",
+            )),
+        }
+    }
+
+    /// Puts every BatchNorm that follows a convolution into it.
+    pub(crate) fn fuse(&mut self) -> Result<()> {
+        self.patch_embed.fuse()?;
+        for stage in &mut self.stages {
+            stage.merging.as_mut().map(ConvNorm::fuse).transpose()?;
+            stage.blocks.iter_mut().try_for_each(|block| block.expand.fuse())?;
+        }
+        Ok(())
+    }
+}
+
+/// The probability of dropping each block's branch: from 0, linearly, to the configured rate.
+fn drop_rates(config: &Backbone) -> Vec<f64> {
+    let blocks = config.depths.iter().sum::<usize>();
+    let last = blocks.saturating_sub(1).max(1) as f64;
+    (0..blocks).map(|block| config.drop_path_rate * block as f64 / last).collect()
+}
+
+fn merging(parameters: &mut Parameters, name: &str, channels: i64) -> Result<ConvNorm> {
+    let shape = ConvShape::patches(channels, 2 * channels, MERGE);
+    ConvNorm::new(parameters, &format!("{name}.reduction"), &format!("{name}.norm"), shape, Init::BACKBONE)
+}
+
+/// `x + mlp(partial_conv(x))`: a 3x3 convolution of the first channels, then two 1x1 convolutions of all.
+#[derive(Debug)]
+struct Block {
+    expand: ConvNorm,
+    activation: Activation,
+    reduce: Conv2d,
+    partial: Conv2d,
+    /// Channels that the partial convolution convolves.
+    convolved: i64,
+    /// Channels that it leaves alone.
+    untouched: i64,
+}
+
+impl Block {
+    fn new(parameters: &mut Parameters, name: &str, channels: i64, config: &Backbone) -> Result<Self> {
+        let hidden = hidden_channels(config, channels);
+        let convolved = convolved_channels(config, channels);
+        let init = Init::BACKBONE;
+        let expand = ConvNorm::new(
+            parameters,
+            &format!("{name}.mlp.0"),
+            &format!("{name}.mlp.1"),
+            ConvShape::same(channels, hidden, 1, false),
+            init,
+        )?;
+        let shape = ConvShape::same(hidden, channels, 1, false);
+        let reduce = Conv2d::new(parameters, &format!("{name}.mlp.3"), shape, init)?;
+        let shape = ConvShape::same(convolved, convolved, 3, false);
+        let partial = Conv2d::new(parameters, &format!("{name}.spatial_mixing.partial_conv3"), shape, init)?;
+        Ok(Self { expand, activation: config.activation, reduce, partial, convolved, untouched: channels - convolved })
+    }
+
+    /// `mask` holds the factors of the branch, if any.
+    fn forward(&self, x: &Tensor, statistics: Statistics, mask: Option<&Tensor>) -> Result<Tensor> {
+        let parts = x.f_split_with_sizes([self.convolved, self.untouched], 1)?;
+        // Dense, so that the convolution need not copy it again in the backward pass.
+        let convolved = self.partial.forward(&ops::channels_last(&parts[0])?)?;
+        let mixed = Tensor::f_cat(&[&convolved, &parts[1]], 1)?;
+        let branch = self.branch(&mixed, statistics)?;
+        match mask {
+            Some(mask) => Ok(x.f_addcmul(&branch, &mask.f_to_kind(branch.kind())?)?),
+            None => Ok(x.f_add(&branch)?),
+        }
+    }
+
+    /// The same without gradient, in the memory of `x`: the convolved channels are written over a saved copy of
+    /// themselves, which the shortcut gets back.
+    fn forward_in_place(&self, mut x: Tensor, statistics: Statistics) -> Result<Tensor> {
+        let mut window = x.f_narrow(1, 0, self.convolved)?;
+        let saved = window.f_detach_copy()?;
+        window.f_copy_(&self.partial.forward(&saved)?)?;
+        let branch = self.branch(&x, statistics)?;
+        window.f_copy_(&saved)?;
+        Ok(x.f_add_(&branch)?)
+    }
+
+    fn branch(&self, mixed: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        let hidden = self.expand.forward(mixed, statistics)?;
+        self.reduce.forward(&activate(self.activation, hidden)?)
+    }
+}

@@ -1,0 +1,237 @@
+//! The layers that the model is made of. Weights of convolutions lie channels-last in memory.
+
+use tch::{Kind, Tensor};
+
+use super::Parameters;
+use super::init::Init;
+use crate::config::Activation;
+use crate::error::{Error, Result};
+
+/// Added to a variance before its root is taken.
+const EPSILON: f64 = 1e-5;
+/// Weight of the newest batch in the running statistics.
+const MOMENTUM: f64 = 0.1;
+
+/// The sum of a tensor over all ranks, differentiable: its gradient is the sum of the ranks' gradients.
+pub type SumOverRanks = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
+
+/// Which mean and variance BatchNorm normalises by.
+#[derive(Clone, Copy)]
+pub(crate) enum Statistics<'a> {
+    /// The running ones: inference.
+    Running,
+    /// Those of this rank's batch; the running ones follow them.
+    Batch,
+    /// Those of all ranks' batches together.
+    Synchronised(&'a SumOverRanks),
+}
+
+/// A two-dimensional convolution: `[n, in, h, w]` to `[n, out, h', w']`.
+#[derive(Debug)]
+pub(crate) struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    padding: i64,
+}
+
+/// Shape of a [`Conv2d`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConvShape {
+    pub(crate) inputs: i64,
+    pub(crate) outputs: i64,
+    pub(crate) kernel: i64,
+    pub(crate) stride: i64,
+    pub(crate) padding: i64,
+    pub(crate) bias: bool,
+}
+
+impl ConvShape {
+    /// Stride 1, padded to keep the size.
+    pub(crate) fn same(inputs: i64, outputs: i64, kernel: i64, bias: bool) -> Self {
+        Self { inputs, outputs, kernel, stride: 1, padding: kernel / 2, bias }
+    }
+
+    /// Windows side by side, without bias: patch embedding and merging.
+    pub(crate) fn patches(inputs: i64, outputs: i64, side: i64) -> Self {
+        Self { inputs, outputs, kernel: side, stride: side, padding: 0, bias: false }
+    }
+
+    /// Connections into one output.
+    pub(crate) fn fan_in(&self) -> i64 {
+        self.inputs * self.kernel * self.kernel
+    }
+
+    /// Connections out of one input.
+    pub(crate) fn fan_out(&self) -> i64 {
+        self.outputs * self.kernel * self.kernel
+    }
+}
+
+impl Conv2d {
+    pub(crate) fn new(parameters: &mut Parameters, name: &str, shape: ConvShape, init: Init) -> Result<Self> {
+        let ConvShape { inputs, outputs, kernel, stride, padding, bias } = shape;
+        let weight = parameters.parameter(format!("{name}.weight"), &[outputs, inputs, kernel, kernel], init)?;
+        let bias =
+            bias.then(|| parameters.parameter(format!("{name}.bias"), &[outputs], Init::Constant(0.0))).transpose()?;
+        Ok(Self { weight, bias, stride, padding })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], 1)?)
+    }
+}
+
+/// A fully connected layer: `[n, in]` to `[n, out]`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    pub(crate) fn new(parameters: &mut Parameters, name: &str, inputs: i64, outputs: i64, init: Init) -> Result<Self> {
+        let weight = parameters.parameter(format!("{name}.weight"), &[outputs, inputs], init)?;
+        let bias = parameters.parameter(format!("{name}.bias"), &[outputs], Init::Constant(0.0))?;
+        Ok(Self { weight, bias })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+/// Batch normalisation over `[n, c, h, w]` (Ioffe and Szegedy, 2015).
+#[derive(Debug)]
+pub(crate) struct BatchNorm2d {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+}
+
+impl BatchNorm2d {
+    pub(crate) fn new(parameters: &mut Parameters, name: &str, channels: i64) -> Result<Self> {
+        let (zero, one, shape) = (Init::Constant(0.0), Init::Constant(1.0), [channels]);
+        Ok(Self {
+            weight: parameters.parameter(format!("{name}.weight"), &shape, one)?,
+            bias: parameters.parameter(format!("{name}.bias"), &shape, zero)?,
+            running_mean: parameters.buffer(format!("{name}.running_mean"), &shape, Kind::Float, zero)?,
+            running_var: parameters.buffer(format!("{name}.running_var"), &shape, Kind::Float, one)?,
+            num_batches_tracked: parameters.buffer(format!("{name}.num_batches_tracked"), &[], Kind::Int64, zero)?,
+        })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        let batch = match statistics {
+            Statistics::Running => false,
+            Statistics::Batch => true,
+            Statistics::Synchronised(sum) => return self.forward_synchronised(x, sum),
+        };
+        if batch {
+            let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        }
+        Ok(x.f_batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            batch,
+            MOMENTUM,
+            EPSILON,
+            true,
+        )?)
+    }
+
+    /// One reduction of `2 c + 1` values: sums, sums of squares and the count. They are taken around the running mean,
+    /// which all ranks share, so that the variance does not cancel in float32.
+    fn forward_synchronised(&self, x: &Tensor, sum: &SumOverRanks) -> Result<Tensor> {
+        let (n, channels, height, width) = x.size4()?;
+        let values = x.f_to_kind(Kind::Float)?;
+        let centre = self.running_mean.f_detach()?;
+        let shifted = values.f_sub(&centre.f_view([1, channels, 1, 1])?)?;
+        let axes = [0_i64, 2, 3];
+        let count = Tensor::f_full([1], (n * height * width) as f64, (Kind::Float, x.device()))?;
+        let sums = shifted.f_sum_dim_intlist(&axes[..], false, Kind::Float)?;
+        let squares = shifted.f_square()?.f_sum_dim_intlist(&axes[..], false, Kind::Float)?;
+        let total = sum(&Tensor::f_cat(&[sums, squares, count], 0)?)?;
+        let count = total.f_narrow(0, 2 * channels, 1)?.f_detach()?;
+        let mean = total.f_narrow(0, 0, channels)?.f_div(&count)?;
+        let variance =
+            total.f_narrow(0, channels, channels)?.f_div(&count)?.f_sub(&mean.f_square()?)?.f_clamp_min(0.0)?;
+        self.follow(&mean.f_add(&centre)?, &variance, &count)?;
+        let scale = self.weight.f_mul(&variance.f_add_scalar(EPSILON)?.f_rsqrt()?)?;
+        let offset = self.bias.f_sub(&mean.f_mul(&scale)?)?;
+        let scaled = shifted.f_mul(&scale.f_view([1, channels, 1, 1])?)?;
+        Ok(scaled.f_add(&offset.f_view([1, channels, 1, 1])?)?.f_to_kind(x.kind())?)
+    }
+
+    /// Moves the running statistics towards a batch's; the variance is corrected for the lost degree of freedom.
+    fn follow(&self, mean: &Tensor, variance: &Tensor, count: &Tensor) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let unbiased = variance.f_mul(count)?.f_div(&count.f_sub_scalar(1.0)?.f_clamp_min(1.0)?)?;
+        for (running, value) in [(&self.running_mean, mean), (&self.running_var, &unbiased)] {
+            let _ = running.shallow_clone().f_lerp_(value, MOMENTUM)?;
+        }
+        let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        Ok(())
+    }
+}
+
+/// A convolution followed by batch normalisation, or, once fused, a convolution that does both.
+#[derive(Debug)]
+pub(crate) struct ConvNorm {
+    conv: Conv2d,
+    norm: Option<BatchNorm2d>,
+}
+
+impl ConvNorm {
+    pub(crate) fn new(
+        parameters: &mut Parameters,
+        conv: &str,
+        norm: &str,
+        shape: ConvShape,
+        init: Init,
+    ) -> Result<Self> {
+        Ok(Self {
+            conv: Conv2d::new(parameters, conv, shape, init)?,
+            norm: Some(BatchNorm2d::new(parameters, norm, shape.outputs)?),
+        })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        let x = self.conv.forward(x)?;
+        match (&self.norm, statistics) {
+            (Some(norm), _) => norm.forward(&x, statistics),
+            (None, Statistics::Running) => Ok(x),
+            (None, _) => Err(Error::bug("a model whose BatchNorm was fused into its convolutions cannot be trained")),
+        }
+    }
+
+    /// Puts the running statistics into new convolution weights; the named parameters stay as they are.
+    pub(crate) fn fuse(&mut self) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let Some(norm) = self.norm.take() else { return Ok(()) };
+        let scale = norm.weight.f_div(&norm.running_var.f_add_scalar(EPSILON)?.f_sqrt()?)?;
+        let mean = match &self.conv.bias {
+            Some(bias) => norm.running_mean.f_sub(bias)?,
+            None => norm.running_mean.shallow_clone(),
+        };
+        self.conv.bias = Some(norm.bias.f_sub(&mean.f_mul(&scale)?)?);
+        self.conv.weight = self.conv.weight.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+        Ok(())
+    }
+}
+
+/// Applies the activation, in place where it can.
+pub(crate) fn activate(activation: Activation, mut x: Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Relu => Ok(x.f_relu_()?),
+        Activation::Gelu => Ok(x.f_gelu("none")?),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! The whole detector.
+
+use tch::{Device, Tensor};
+
+use super::fasternet::{self, FasterNet};
+use super::fpn::Fpn;
+use super::layers::{Statistics, SumOverRanks};
+use super::losses::Losses;
+use super::ops;
+use super::roi_head::RoiHead;
+use super::rpn::Rpn;
+use super::sample::StepRandom;
+use super::{Detections, Parameters};
+use crate::config;
+use crate::data::{Batch, ImageMeta, Target};
+use crate::error::{Error, Result};
+
+/// Mask R-CNN (He et al., 2017) with a FasterNet backbone and a feature pyramid.
+pub struct MaskRcnn {
+    backbone: FasterNet,
+    neck: Fpn,
+    rpn: Rpn,
+    roi_head: RoiHead,
+    nms_pre: usize,
+    train_nms_pre: usize,
+    batch_statistics: bool,
+    sum_over_ranks: Option<SumOverRanks>,
+    device: Device,
+}
+
+impl std::fmt::Debug for MaskRcnn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MaskRcnn").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl MaskRcnn {
+    /// Builds the model on `device` and fills `parameters` with its tensors, whose initial values follow from `seed`
+    /// alone. What `parameters` held before is dropped.
+    ///
+    /// # Errors
+    /// A usage error if the config's parts do not fit together; else if libtorch fails (memory).
+    pub fn new(config: &config::Model, parameters: &mut Parameters, device: Device, seed: u64) -> Result<Self> {
+        check(config)?;
+        parameters.reset(device);
+        let channels = fasternet::stage_channels(&config.backbone);
+        let model = Self {
+            backbone: FasterNet::new(parameters, "backbone", &config.backbone)?,
+            neck: Fpn::new(parameters, "neck", &channels, &config.neck)?,
+            rpn: Rpn::new(parameters, "rpn_head", config.neck.out_channels as i64, &config.rpn)?,
+            roi_head: RoiHead::new(parameters, "roi_head", config)?,
+            nms_pre: config.rpn.nms_pre,
+            train_nms_pre: config.rpn.train_nms_pre,
+            batch_statistics: true,
+            sum_over_ranks: None,
+            device,
+        };
+        parameters.initialise(seed)?;
+        Ok(model)
+    }
+
+    /// Whether training normalises by the batch (the default) or by the running statistics, which then stay as they
+    /// are.
+    pub fn set_batch_statistics(&mut self, on: bool) {
+        self.batch_statistics = on;
+    }
+
+    /// Normalises by all ranks' batches together (`model.sync_bn`): `sum` adds a tensor over the ranks, differentiably.
+    pub fn synchronise_batch_norm(&mut self, sum: SumOverRanks) {
+        self.sum_over_ranks = Some(sum);
+    }
+
+    /// Puts BatchNorm into the convolutions before it, for faster inference; the named parameters stay as they are, and
+    /// later changes of theirs no longer reach the model. It cannot be trained afterwards.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn fuse_conv_bn(&mut self) -> Result<()> {
+        self.backbone.fuse()
+    }
+
+    fn statistics(&self) -> Statistics<'_> {
+        match (self.batch_statistics, &self.sum_over_ranks) {
+            (false, _) => Statistics::Running,
+            (true, Some(sum)) => Statistics::Synchronised(sum),
+            (true, None) => Statistics::Batch,
+        }
+    }
+
+    /// The losses of one step. Every parameter takes part in each, whatever the images hold: without positives a head's
+    /// loss is 0 and its gradients are zeros, so that no rank waits for a gradient of another in vain.
+    ///
+    /// # Errors
+    /// A usage error if the config cannot be trained, a bug if the batch's parts differ in length, else if libtorch
+    /// fails (memory).
+    pub fn forward_train(&self, batch: &Batch, random: &mut StepRandom) -> Result<Losses> {
+        self.backbone.check_trainable()?;
+        self.check_batch(&batch.images, batch.metas.len(), Some(&batch.targets))?;
+        let images = ops::channels_last(&batch.images.f_to_device(self.device)?)?;
+        let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
+        let levels = self.neck.forward(&features)?;
+        let rpn = self.rpn.forward(&levels)?;
+        let anchors = self.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, random.choice.as_mut());
+        let (rpn_cls, rpn_bbox) = self.rpn.loss(&rpn, &anchors)?;
+        let proposals = self.rpn.proposals(&rpn, &batch.metas, self.train_nms_pre)?;
+        let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
+        let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;
+        Ok(Losses {
+            rpn_cls,
+            rpn_bbox,
+            cls: roi.bbox.cls,
+            acc: roi.bbox.acc,
+            bbox: roi.bbox.bbox,
+            mask: roi.mask,
+            positives: sample.positives.len(),
+            proposals: sample.rois.len(),
+        })
+    }
+
+    /// What is found in each of `images` (`[n, 3, h, w]`, normalised RGB), without gradient and with the running
+    /// statistics.
+    ///
+    /// # Errors
+    /// A bug if there is not one meta per image, else if libtorch fails (memory).
+    pub fn predict(&self, images: &Tensor, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+        let _guard = tch::no_grad_guard();
+        self.check_batch(images, metas.len(), None)?;
+        let images = ops::channels_last(&images.f_to_device(self.device)?)?;
+        let features = self.backbone.forward(&images, Statistics::Running, None)?;
+        let levels = self.neck.forward(&features)?;
+        let rpn = self.rpn.forward(&levels)?;
+        let proposals = self.rpn.proposals(&rpn, metas, self.nms_pre)?;
+        self.roi_head.predict(&levels, &proposals, metas)
+    }
+
+    fn check_batch(&self, images: &Tensor, metas: usize, targets: Option<&[Target]>) -> Result<()> {
+        let count = images.size4()?.0 as usize;
+        let targets = targets.map_or(count, <[Target]>::len);
+        if metas == count && targets == count {
+            return Ok(());
+        }
+        Err(Error::bug(format!("a batch of {count} images came with {metas} metas and {targets} targets")))
+    }
+}
+
+/// Refuses what would fail inside with a message that names no field.
+fn check(config: &config::Model) -> Result<()> {
+    let positive = [
+        ("num_classes", config.num_classes),
+        ("backbone.embed_dim", config.backbone.embed_dim),
+        ("backbone.n_div", config.backbone.n_div),
+        ("neck.out_channels", config.neck.out_channels),
+        ("roi_head.bbox_roi_size", config.roi_head.bbox_roi_size),
+        ("roi_head.mask_roi_size", config.roi_head.mask_roi_size),
+    ];
+    if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        return Err(Error::usage(format!("model.{field} is 0: a positive number is expected")));
+    }
+    let (embed_dim, n_div) = (config.backbone.embed_dim, config.backbone.n_div);
+    if embed_dim < n_div {
+        return Err(Error::usage(format!(
+            "model.backbone.n_div is {n_div}: at most model.backbone.embed_dim ({embed_dim}) is expected, \
+             so that at least one channel is convolved"
+        )));
+    }
+    if config.rpn.anchor_strides.len() != config.neck.num_outs {
+        return Err(Error::usage(format!(
+            "model.rpn.anchor_strides has {} entries: {} are expected, one for each level of the pyramid \
+             (model.neck.num_outs)",
+            config.rpn.anchor_strides.len(),
+            config.neck.num_outs
+        )));
+    }
+    Ok(())
+}

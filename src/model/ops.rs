@@ -1,0 +1,27 @@
+//! Operators that tch lacks, with this crate's errors.
+
+use tch::Tensor;
+
+use crate::error::Result;
+
+/// The same values with the channels last in memory: the same tensor if they are. Tensors of other than four
+/// dimensions become dense.
+pub(super) fn channels_last(x: &Tensor) -> Result<Tensor> {
+    if x.dim() == 4 { Ok(torch_ext::memory::channels_last(x)?) } else { Ok(x.f_contiguous()?) }
+}
+
+/// See [`torch_ext::ops::roi_align`].
+pub(super) fn roi_align(
+    levels: &[Tensor],
+    rois: &Tensor,
+    roi_levels: &Tensor,
+    strides: &[usize],
+    size: usize,
+) -> Result<Tensor> {
+    Ok(torch_ext::ops::roi_align(levels, rois, roi_levels, strides, size)?)
+}
+
+/// See [`torch_ext::ops::nms`].
+pub(super) fn nms(boxes: &Tensor, scores: &Tensor, iou: f64) -> Result<Tensor> {
+    Ok(torch_ext::ops::nms(boxes, scores, iou)?)
+}
