@@ -1,5 +1,6 @@
 //! The training loop and what belongs to it.
 
+pub mod checkpoint;
 mod ema;
 mod precision;
 mod schedule;

@@ -1,0 +1,126 @@
+//! Files that are either the old or the new one, whatever happens while they are written.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Suffix of files that are being written.
+pub(super) const TEMPORARY: &str = ".tmp";
+
+/// Writes a file of about `size` bytes through `content` and puts it in the place of `path` once it is durable.
+pub(super) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let folder = folder_of(path);
+    try_write(path, folder, content).map_err(|error| {
+        let free = free_bytes(folder).map_or_else(String::new, |free| format!(", {} are free", megabytes(free)));
+        let advice = match error.kind() {
+            io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
+            io::ErrorKind::QuotaExceeded => "the quota is used up; free some space or set checkpoint.keep_last",
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                "the folder cannot be written; choose another --work-dir"
+            }
+            io::ErrorKind::NotFound => "the folder is gone",
+            _ => "the file could not be written",
+        };
+        Error::environment(format!(
+            "cannot write {}: {error}: {advice} (it needs {}{free}); what stood there before is untouched",
+            path.display(),
+            megabytes(size)
+        ))
+    })
+}
+
+fn try_write(path: &Path, folder: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?.to_string_lossy();
+    // Created with the usual mode, for others may read checkpoints; the umask takes from it. Removed when dropped.
+    let mut temporary = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(TEMPORARY)
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    content(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_folder(folder)
+}
+
+/// Makes renames and removals in a folder durable, where the file system can.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),
+        other => other,
+    }
+}
+
+/// The folder that a file lies in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Removes what writers that were killed left behind.
+pub(super) fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.contains(".ckpt.") && name.ends_with(TEMPORARY) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let statistics = rustix::fs::statvfs(folder).ok()?;
+    Some(statistics.f_bavail * statistics.f_frsize)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_full_disk_keeps_the_old_file_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("epoch_1.ckpt");
+        write(&path, 3, |file| file.write_all(b"old")).unwrap();
+        let error = write(&path, 2_000_000, |file| {
+            file.write_all(&[0; 100_000])?;
+            Err(io::Error::from_raw_os_error(libc::ENOSPC))
+        })
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        let text = error.to_string();
+        assert!(text.contains("the disk is full") && text.contains("needs 2.0 MB"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_vanished_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gone/epoch_1.ckpt");
+        let text = write(&path, 1, |file| file.write_all(b"x")).unwrap_err().to_string();
+        assert!(text.contains("gone/epoch_1.ckpt") && text.contains("the folder is gone"), "{text}");
+    }
+
+    #[test]
+    fn leftovers_of_killed_writers_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".epoch_1.ckpt.a1b2c3.tmp", "epoch_1.ckpt", "notes.tmp", ".hidden"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        remove_leftovers(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert!(!folder.path().join(".epoch_1.ckpt.a1b2c3.tmp").exists());
+    }
+}

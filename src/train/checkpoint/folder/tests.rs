@@ -1,0 +1,107 @@
+use super::super::tests::sample;
+use super::super::{Checkpoint, latest};
+use super::*;
+
+fn folder_with(steps: &[u64]) -> (tempfile::TempDir, CheckpointFolder) {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = CheckpointFolder::create(directory.path().join("job")).unwrap();
+    for &step in steps {
+        sample(step).save(folder.iter(step)).unwrap();
+    }
+    (directory, folder)
+}
+
+fn damage(path: &Path) {
+    let mut data = fs::read(path).unwrap();
+    let last = data.len() - 1;
+    data[last] ^= 1;
+    fs::write(path, data).unwrap();
+}
+
+#[test]
+fn the_newest_is_the_one_with_the_highest_step_whatever_the_names_and_times_say() {
+    let (_directory, folder) = folder_with(&[9, 100, 20]);
+    sample(30).save(folder.epoch(200)).unwrap();
+    let (path, meta) = folder.latest().unwrap().found.unwrap();
+    assert_eq!((path, meta.progress.step), (folder.iter(100), 100));
+}
+
+#[test]
+fn damaged_checkpoints_are_passed_over_with_the_reason() {
+    let (_directory, folder) = folder_with(&[1, 2, 3, 4]);
+    damage(&folder.iter(4));
+    let data = fs::read(folder.iter(3)).unwrap();
+    fs::write(folder.iter(3), &data[..data.len() / 2]).unwrap();
+    let latest = folder.latest().unwrap();
+    assert_eq!(latest.found.unwrap().0, folder.iter(2));
+    let reasons: Vec<(PathBuf, bool)> =
+        latest.skipped.into_iter().map(|skipped| (skipped.path, skipped.reason.contains("damaged"))).collect();
+    assert_eq!(reasons, [(folder.iter(3), true), (folder.iter(4), true)]);
+}
+
+#[test]
+fn a_best_checkpoint_is_used_when_nothing_newer_is_left() {
+    let (_directory, folder) = folder_with(&[1]);
+    let best = folder.keep_best(&folder.iter(1), "segm_mAP").unwrap();
+    assert_eq!(folder.latest().unwrap().found.unwrap().0, folder.iter(1));
+    fs::remove_file(folder.iter(1)).unwrap();
+    assert_eq!(folder.latest().unwrap().found.unwrap().0, best);
+}
+
+#[test]
+fn a_new_best_takes_the_place_of_the_former() {
+    let (_directory, folder) = folder_with(&[1, 2]);
+    folder.keep_best(&folder.iter(1), "bbox_mAP").unwrap();
+    let best = folder.keep_best(&folder.iter(2), "bbox_mAP").unwrap();
+    assert_eq!(Checkpoint::load(best).unwrap().meta.progress.step, 2);
+}
+
+#[test]
+fn an_empty_or_missing_folder_holds_none() {
+    let (directory, folder) = folder_with(&[]);
+    assert!(folder.latest().unwrap().found.is_none());
+    assert!(latest(directory.path().join("missing")).unwrap().found.is_none());
+}
+
+#[test]
+fn the_latest_pointer_works_as_a_link_and_as_a_file() {
+    let (_directory, folder) = folder_with(&[1, 2]);
+    let pointer = folder.path.join(LATEST);
+    folder.publish_latest(&folder.iter(1)).unwrap();
+    assert_eq!(fs::read_link(&pointer).unwrap(), Path::new("iter_1.ckpt"));
+    assert_eq!(Checkpoint::load(&pointer).unwrap().meta.progress.step, 1);
+    folder.publish_latest(&folder.iter(2)).unwrap();
+    assert_eq!(Checkpoint::load(&pointer).unwrap().meta.progress.step, 2);
+    fs::remove_file(&pointer).unwrap();
+    write_pointer(&pointer, "iter_1.ckpt").unwrap();
+    assert_eq!(Checkpoint::load(&pointer).unwrap().meta.progress.step, 1);
+    assert_eq!(verify(&pointer).unwrap().progress.step, 1);
+}
+
+#[test]
+fn a_pointer_file_cannot_lead_out_of_its_folder() {
+    let (_directory, folder) = folder_with(&[1]);
+    let pointer = folder.path.join(LATEST);
+    for name in ["../secret", "/etc/passwd", "", "latest.ckpt", ".."] {
+        write_pointer(&pointer, name).unwrap();
+        assert_eq!(resolve(&pointer), pointer, "{name}");
+    }
+}
+
+#[test]
+fn old_checkpoints_go_and_damaged_ones_do_not_push_out_good_ones() {
+    let (_directory, folder) = folder_with(&[1, 2, 3, 4]);
+    let best = folder.keep_best(&folder.iter(1), "bbox_mAP").unwrap();
+    let data = fs::read(folder.iter(4)).unwrap();
+    fs::write(folder.iter(4), &data[..20]).unwrap();
+    assert_eq!(folder.keep_last(0).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(folder.keep_last(2).unwrap(), [folder.iter(1)]);
+    assert!(folder.iter(2).exists() && folder.iter(3).exists() && best.exists());
+}
+
+#[test]
+fn what_latest_names_is_never_removed() {
+    let (_directory, folder) = folder_with(&[1, 2, 3]);
+    folder.publish_latest(&folder.iter(1)).unwrap();
+    assert_eq!(folder.keep_last(1).unwrap(), [folder.iter(2)]);
+}

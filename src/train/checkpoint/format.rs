@@ -1,0 +1,253 @@
+//! The file: the safetensors header with fnet's metadata in it, then the bytes of the tensors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use indexmap::IndexMap;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::{CheckpointMeta, bytes};
+use crate::error::{Error, Result};
+
+/// Version of the format that this code writes, and the greatest that it reads.
+const VERSION: u32 = 1;
+
+const KEY_VERSION: &str = "fnet.format_version";
+const KEY_WRITER: &str = "fnet.version";
+const KEY_CONFIG: &str = "fnet.config";
+const KEY_META: &str = "fnet.meta";
+const KEY_TENSORS: &str = "fnet.tensors";
+const KEY_CHECKSUM: &str = "fnet.checksum";
+
+/// The bound that safetensors readers put on the header.
+const MAX_HEADER: u64 = 100_000_000;
+/// Bytes that are read at a time where the tensor itself is not wanted.
+const CHUNK: usize = 1 << 20;
+
+/// A tensor's entry in `fnet.tensors`: its name and the CRC-32C of its bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    name: String,
+    crc32c: Option<u32>,
+}
+
+/// A checkpoint that is ready to be streamed to a file.
+pub(super) struct Prepared<'a> {
+    header: Vec<u8>,
+    /// In the order of the file.
+    tensors: Vec<(&'a str, &'a Tensor)>,
+    data_size: u64,
+}
+
+/// Computes checksums and the header.
+pub(super) fn prepare<'a>(tensors: &'a IndexMap<String, Tensor>, meta: &CheckpointMeta) -> Result<Prepared<'a>> {
+    let mut entries = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let crc32c = Some(bytes::with_bytes(&bytes::on_host(tensor, name)?, crc32c::crc32c));
+        entries.push(Entry { name: name.clone(), crc32c });
+    }
+    let mut ordered: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    // Wide elements first, so that every tensor is aligned in a file that is mapped into memory.
+    ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
+    let mut infos = Vec::with_capacity(ordered.len());
+    let mut end = 0;
+    for (name, tensor) in &ordered {
+        let start = end;
+        end += tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let shape = tensor.size().into_iter().map(|side| side as usize).collect();
+        infos.push((
+            (*name).to_owned(),
+            TensorInfo { dtype: bytes::dtype(tensor, name)?, shape, data_offsets: (start, end) },
+        ));
+    }
+    let json = |value: serde_json::Result<String>| {
+        value.map_err(|error| Error::bug(format!("checkpoint metadata cannot be written as JSON: {error}")))
+    };
+    let mut metadata: HashMap<String, String> = HashMap::from([
+        ("format".into(), "pt".into()),
+        (KEY_VERSION.into(), VERSION.to_string()),
+        (KEY_WRITER.into(), env!("CARGO_PKG_VERSION").into()),
+        (KEY_CONFIG.into(), meta.config.clone()),
+        (KEY_META.into(), json(serde_json::to_string(meta))?),
+        (KEY_TENSORS.into(), json(serde_json::to_string(&entries))?),
+    ]);
+    let infos_by_name = infos.iter().map(|(name, info)| (name.as_str(), info)).collect();
+    metadata.insert(KEY_CHECKSUM.into(), digest(&metadata, &infos_by_name));
+    let header = Metadata::new(Some(metadata), infos)
+        .map_err(|error| Error::bug(format!("the checkpoint header is not sound: {error}")))?;
+    let mut header = json(serde_json::to_string(&header))?.into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() as u64 > MAX_HEADER {
+        return Err(Error::bug(format!("the checkpoint header has {} bytes; the limit is {MAX_HEADER}", header.len())));
+    }
+    Ok(Prepared { header, tensors: ordered, data_size: end as u64 })
+}
+
+impl Prepared<'_> {
+    /// Bytes of the whole file.
+    pub fn size(&self) -> u64 {
+        8 + self.header.len() as u64 + self.data_size
+    }
+
+    /// Streams the file.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&(self.header.len() as u64).to_le_bytes())?;
+        out.write_all(&self.header)?;
+        for (name, tensor) in &self.tensors {
+            let host = bytes::on_host(tensor, name).map_err(|error| io::Error::other(error.to_string()))?;
+            bytes::with_bytes(&host, |data| out.write_all(data))?;
+        }
+        Ok(())
+    }
+}
+
+/// The checksum of all that is not tensor data: metadata, and each tensor's name, type and shape.
+fn digest(metadata: &HashMap<String, String>, tensors: &BTreeMap<&str, &TensorInfo>) -> String {
+    let mut text = String::new();
+    let sorted: BTreeMap<&String, &String> = metadata.iter().filter(|(key, _)| *key != KEY_CHECKSUM).collect();
+    for (key, value) in sorted {
+        text.push_str(&format!("{} {key} {} {value}\n", key.len(), value.len()));
+    }
+    for (name, info) in tensors {
+        text.push_str(&format!("{} {name} {} {:?} {:?}\n", name.len(), info.dtype, info.shape, info.data_offsets));
+    }
+    format!("{:08x}", crc32c::crc32c(text.as_bytes()))
+}
+
+/// An open file whose header was read and found sound.
+pub(super) struct Opened {
+    reader: BufReader<File>,
+    header: Metadata,
+}
+
+/// Opens a safetensors file. Nothing is allocated that the length of the file does not justify.
+pub(super) fn open(path: &Path) -> Result<Opened> {
+    let file = File::open(path).map_err(|error| Error::data(format!("cannot open it: {error}")))?;
+    let metadata = file.metadata().map_err(|error| Error::data(format!("cannot read its length: {error}")))?;
+    if !metadata.is_file() {
+        return Err(Error::data("not a file; expected a checkpoint such as epoch_12.ckpt"));
+    }
+    let length = metadata.len();
+    let mut reader = BufReader::with_capacity(CHUNK.min(length as usize), file);
+    let mut prefix = [0; 8];
+    let cut =
+        |error: io::Error| Error::data(format!("the file of {length} bytes ends early or cannot be read: {error}"));
+    reader.read_exact(&mut prefix).map_err(cut)?;
+    let header_length = u64::from_le_bytes(prefix);
+    if header_length > MAX_HEADER || header_length > length - 8 {
+        return Err(Error::data(format!(
+            "not a safetensors file, or damaged: its header would have {header_length} bytes in a file of {length}"
+        )));
+    }
+    let mut header = vec![0; header_length as usize];
+    reader.read_exact(&mut header).map_err(cut)?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|error| Error::data(format!("its header is damaged: {error}")))?;
+    let expected = header_length + 8 + header.data_len() as u64;
+    if expected != length {
+        return Err(Error::data(format!("cut off or damaged: it has {length} bytes, its header says {expected}")));
+    }
+    Ok(Opened { reader, header })
+}
+
+impl Opened {
+    /// The metadata and the checksums of the tensors, after a check of the header's own checksum.
+    pub fn fnet_meta(&self) -> Result<(CheckpointMeta, Vec<Entry>)> {
+        let none = HashMap::new();
+        let metadata = self.header.metadata().as_ref().unwrap_or(&none);
+        let value = |key: &str| {
+            metadata.get(key).ok_or_else(|| {
+                Error::data(format!("a safetensors file, but no checkpoint of fnet: its metadata lacks {key}"))
+            })
+        };
+        let version = value(KEY_VERSION)?;
+        if version.parse::<u32>().is_ok_and(|version| version > VERSION) {
+            let writer = metadata.get(KEY_WRITER).map_or("unknown", String::as_str);
+            return Err(Error::data(format!(
+                "format version {version} of fnet {writer}; this fnet reads up to {VERSION}: use a newer fnet, or the file is damaged"
+            )));
+        }
+        let tensors = self.header.tensors();
+        let infos = tensors.iter().map(|(name, info)| (name.as_str(), *info)).collect();
+        if *value(KEY_CHECKSUM)? != digest(metadata, &infos) {
+            return Err(Error::data("damaged: the header does not match its checksum"));
+        }
+        let unsound = |error: serde_json::Error| Error::data(format!("its metadata cannot be understood: {error}"));
+        let mut meta: CheckpointMeta = serde_json::from_str(value(KEY_META)?).map_err(unsound)?;
+        meta.config.clone_from(value(KEY_CONFIG)?);
+        let entries: Vec<Entry> = serde_json::from_str(value(KEY_TENSORS)?).map_err(unsound)?;
+        if entries.len() != tensors.len() || entries.iter().any(|entry| !tensors.contains_key(&entry.name)) {
+            return Err(Error::data("its list of checksums does not name the tensors that it holds"));
+        }
+        Ok((meta, entries))
+    }
+
+    /// Entries of a file without checksums, in the order of the file.
+    pub fn unchecked_entries(&self) -> Vec<Entry> {
+        self.header.offset_keys().into_iter().map(|name| Entry { name, crc32c: None }).collect()
+    }
+
+    /// Reads all tensors, in the order of `entries`, and holds them against the checksums.
+    pub fn read_tensors(&mut self, entries: &[Entry]) -> Result<IndexMap<String, Tensor>> {
+        let checksums = by_name(entries);
+        let mut tensors = HashMap::with_capacity(entries.len());
+        for name in self.header.offset_keys() {
+            let info = self.info(&name)?;
+            let kind = bytes::kind(info.dtype, &name)?;
+            let shape: Vec<i64> = info.shape.iter().map(|&side| side as i64).collect();
+            let tensor =
+                bytes::filled(&shape, kind, |data| self.reader.read_exact(data))?.map_err(|e| unread(&name, &e))?;
+            check(&name, checksums.get(name.as_str()).copied().flatten(), || {
+                bytes::with_bytes(&tensor, crc32c::crc32c)
+            })?;
+            tensors.insert(name, tensor);
+        }
+        let ordered = entries.iter().filter_map(|entry| tensors.remove_entry(&entry.name)).collect();
+        Ok(ordered)
+    }
+
+    /// Holds all tensors against the checksums without keeping them.
+    pub fn verify_tensors(&mut self, entries: &[Entry]) -> Result<()> {
+        let checksums = by_name(entries);
+        let mut buffer = vec![0; CHUNK.min(self.header.data_len())];
+        for name in self.header.offset_keys() {
+            let (start, end) = self.info(&name)?.data_offsets;
+            let (mut left, mut crc) = (end - start, 0);
+            while left > 0 {
+                let size = left.min(buffer.len());
+                let chunk = &mut buffer[..size];
+                self.reader.read_exact(chunk).map_err(|error| unread(&name, &error))?;
+                crc = crc32c::crc32c_append(crc, chunk);
+                left -= chunk.len();
+            }
+            check(&name, checksums.get(name.as_str()).copied().flatten(), || crc)?;
+        }
+        Ok(())
+    }
+
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        let info = self.header.info(name).cloned();
+        info.ok_or_else(|| Error::bug(format!("tensor {name} vanished from the header")))
+    }
+}
+
+fn by_name(entries: &[Entry]) -> HashMap<&str, Option<u32>> {
+    entries.iter().map(|entry| (entry.name.as_str(), entry.crc32c)).collect()
+}
+
+fn unread(name: &str, error: &io::Error) -> Error {
+    Error::data(format!("tensor {name} cannot be read: {error}"))
+}
+
+fn check(name: &str, expected: Option<u32>, actual: impl FnOnce() -> u32) -> Result<()> {
+    match expected {
+        Some(expected) if actual() != expected => {
+            Err(Error::data(format!("damaged: tensor {name} does not match its checksum")))
+        }
+        _ => Ok(()),
+    }
+}

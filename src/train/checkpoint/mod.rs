@@ -1,0 +1,200 @@
+//! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
+
+mod atomic;
+mod bytes;
+mod folder;
+mod format;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+pub use folder::{CheckpointFolder, Latest, Skipped, latest};
+
+use crate::config::Config;
+use crate::error::{Context, Result};
+
+/// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
+pub const MODEL: &str = "model.";
+/// Prefix of the optimizer's state: `optimizer.<state>.<parameter>`.
+pub const OPTIMIZER: &str = "optimizer.";
+/// Prefix of the moving average of the weights.
+pub const EMA: &str = "ema.";
+
+/// Prefix of the BatchNorm buffers of one rank.
+pub fn rank_prefix(rank: usize) -> String {
+    format!("rank{rank}.")
+}
+
+/// The state of a job at the end of an update: tensors by name, and what else is needed to go on.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// All tensors, in the order they were put in; after loading, on the CPU and contiguous.
+    pub tensors: IndexMap<String, Tensor>,
+    /// Counters, config and the like.
+    pub meta: CheckpointMeta,
+}
+
+/// What a checkpoint holds besides tensors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointMeta {
+    /// The resolved config as TOML; [`CheckpointMeta::config`] reads it.
+    #[serde(skip)]
+    pub config: String,
+    /// Class names in the order of the labels.
+    pub classes: Vec<String>,
+    /// How far training had come.
+    pub progress: Progress,
+    /// Ranks of the job that wrote it.
+    pub world_size: usize,
+    /// Seed of the job.
+    pub seed: u64,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// Further scalars of the loop, for example the dynamic loss scale.
+    #[serde(default)]
+    pub state: BTreeMap<String, serde_json::Value>,
+}
+
+/// How far training had come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Progress {
+    /// Updates of the weights since the start of training.
+    pub step: u64,
+    /// Finished epochs.
+    pub epoch: usize,
+    /// Updates since the end of the last finished epoch.
+    pub step_in_epoch: usize,
+}
+
+/// The best evaluation of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Name of the metric, for example `bbox_mAP`.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Finished epochs at that evaluation.
+    pub epoch: usize,
+}
+
+impl CheckpointMeta {
+    /// The stored config.
+    ///
+    /// # Errors
+    /// A usage error if it has fields or values that this version of fnet does not know.
+    pub fn config(&self, path: &Path) -> Result<Config> {
+        Config::from_toml(&self.config, &format!("config inside {}", path.display()))
+    }
+
+    /// Reads only the header of a checkpoint: its checksum and the length of the file are checked, the tensors are not.
+    ///
+    /// # Errors
+    /// A data error that says what is wrong with the file.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = folder::resolve(path.as_ref());
+        Ok(format::open(&path).and_then(|file| file.fnet_meta()).with_context(|| reading(&path))?.0)
+    }
+}
+
+/// A checkpoint on the host, apart from the tensors that training goes on changing; another thread may write it.
+#[derive(Debug)]
+pub struct Snapshot(Checkpoint);
+
+impl Checkpoint {
+    /// Copies all tensors to host memory, so that training can go on while they are written.
+    ///
+    /// # Errors
+    /// When a tensor cannot be copied, for example for lack of memory.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), bytes::host_copy(tensor, name)?));
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Snapshot(Self { tensors, meta: self.meta.clone() }))
+    }
+
+    /// Writes the checkpoint: to a temporary file in the same folder, which takes the place of `path` once it is
+    /// durable. Tensors are streamed one at a time.
+    ///
+    /// # Errors
+    /// An environment error when the disk is full or the folder cannot be written; what was at `path` is then intact.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let prepared = format::prepare(&self.tensors, &self.meta);
+        let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
+        atomic::write(path, prepared.size(), |file| prepared.write_to(file))
+    }
+
+    /// Reads a checkpoint and checks every byte of it; `latest.ckpt` stands for what it names.
+    ///
+    /// # Errors
+    /// A data error that names the file and what is wrong: not there, cut off, damaged, or not a checkpoint of fnet.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = folder::resolve(path.as_ref());
+        let load = || -> Result<Self> {
+            let mut file = format::open(&path)?;
+            let (meta, entries) = file.fnet_meta()?;
+            let tensors = file.read_tensors(&entries)?;
+            Ok(Self { tensors, meta })
+        };
+        load().with_context(|| reading(&path))
+    }
+
+    /// The tensors whose names start with `prefix`, by the rest of their names, in order.
+    pub fn section<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+        self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
+    }
+}
+
+impl Snapshot {
+    /// As [`Checkpoint::save`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::save`].
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.0.save(path)
+    }
+
+    /// The counters and the like that will be written.
+    pub fn meta(&self) -> &CheckpointMeta {
+        &self.0.meta
+    }
+}
+
+/// Reads every byte of a checkpoint and holds it against the checksums, with little memory.
+///
+/// # Errors
+/// As [`Checkpoint::load`].
+pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
+    let path = folder::resolve(path.as_ref());
+    let check = || -> Result<CheckpointMeta> {
+        let mut file = format::open(&path)?;
+        let (meta, entries) = file.fnet_meta()?;
+        file.verify_tensors(&entries)?;
+        Ok(meta)
+    };
+    check().with_context(|| reading(&path))
+}
+
+/// Reads any safetensors file, for example weights exported by another tool, in the order of the file.
+///
+/// # Errors
+/// A data error if it is not there, cut off, or not a safetensors file. Without checksums, damage inside a tensor is
+/// not seen.
+pub fn read_safetensors(path: impl AsRef<Path>) -> Result<IndexMap<String, Tensor>> {
+    let path = path.as_ref();
+    let read = || -> Result<IndexMap<String, Tensor>> {
+        let mut file = format::open(path)?;
+        let entries = file.unchecked_entries();
+        file.read_tensors(&entries)
+    };
+    read().with_context(|| reading(path))
+}
+
+fn reading(path: &Path) -> String {
+    format!("reading {}", PathBuf::from(path).display())
+}
