@@ -1,0 +1,131 @@
+//! Names and scores on chips of their class's colour, kept apart from each other as far as there is room.
+
+use tiny_skia::{FillRule, PathBuilder, Rect, Transform};
+
+use super::shape::ink;
+use super::text::{Fonts, Line};
+use super::{Canvas, Object};
+
+/// A placed chip: `[left, top, right, bottom]` in pixels of the painted picture.
+type Area = [f32; 4];
+
+pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
+    let size = (canvas.pixmap.width() as f32, canvas.pixmap.height() as f32);
+    let (above, below) = fonts.extent(canvas.text);
+    let padding = canvas.text * 0.25;
+    let mut placed: Vec<Area> = Vec::with_capacity(objects.len());
+    let mut chips: Vec<(Area, Line, &Object)> = Vec::with_capacity(objects.len());
+    // The most certain choose their place first.
+    let mut order: Vec<&Object> = objects.iter().copied().filter(|o| o.bbox.iter().all(|v| v.is_finite())).collect();
+    order.sort_by(|a, b| b.score.unwrap_or(1.0).total_cmp(&a.score.unwrap_or(1.0)));
+    for object in order {
+        let line = fonts.fitted(&caption(object, fonts), canvas.text, size.0 - 2.0 * padding);
+        if line.width == 0.0 {
+            continue;
+        }
+        let chip = (line.width + 2.0 * padding, above + below + padding * 0.6);
+        let area = place(object.bbox.map(|value| value * canvas.scale), chip, size, &placed);
+        placed.push(area);
+        chips.push((area, line, object));
+    }
+    for (area, line, object) in chips.iter().rev() {
+        let colour = object.colour();
+        fill(canvas, *area, colour);
+        let baseline = (area[0] + padding, area[1] + padding * 0.3 + above);
+        fonts.draw(&mut canvas.pixmap, line, baseline, colour.text());
+    }
+}
+
+/// Name and score; a name that the fonts lack becomes the number of its class.
+fn caption(object: &Object, fonts: &Fonts) -> String {
+    let mut text = if fonts.can_draw(&object.name) && !object.name.trim().is_empty() {
+        object.name.clone()
+    } else {
+        format!("class {}", object.label)
+    };
+    if object.crowd {
+        text += " (crowd)";
+    }
+    if let Some(score) = object.score {
+        text += &format!(" {score:.2}");
+    }
+    text
+}
+
+/// The first free place at the box's corners, else the least covered one.
+fn place([x1, y1, x2, y2]: Area, (width, height): (f32, f32), size: (f32, f32), placed: &[Area]) -> Area {
+    let candidates = [
+        (x1, y1 - height),
+        (x1, y1),
+        (x2 - width, y1 - height),
+        (x2 - width, y1),
+        (x1, y2),
+        (x1, y2 - height),
+        (x2 - width, y2),
+        (x2 - width, y2 - height),
+        (x1, y1 + height),
+        (x1, y1 + 2.0 * height),
+        ((x1 + x2 - width) / 2.0, (y1 + y2 - height) / 2.0),
+    ];
+    let within = |(x, y): (f32, f32)| -> Area {
+        let (x, y) = (x.clamp(0.0, (size.0 - width).max(0.0)), y.clamp(0.0, (size.1 - height).max(0.0)));
+        [x, y, x + width, y + height]
+    };
+    let mut best = (f32::INFINITY, within(candidates[0]));
+    for area in candidates.map(within) {
+        let covered: f32 = placed.iter().map(|other| overlap(area, *other)).sum();
+        if covered < best.0 {
+            best = (covered, area);
+        }
+    }
+    best.1
+}
+
+fn overlap(a: Area, b: Area) -> f32 {
+    let shared = |low: usize, high: usize| (a[high].min(b[high]) - a[low].max(b[low])).max(0.0);
+    shared(0, 2) * shared(1, 3)
+}
+
+/// A rectangle with rounded corners.
+fn fill(canvas: &mut Canvas, [left, top, right, bottom]: Area, colour: super::Colour) {
+    let radius = (bottom - top) * 0.18;
+    let mut builder = PathBuilder::new();
+    builder.move_to(left + radius, top);
+    builder.line_to(right - radius, top);
+    builder.quad_to(right, top, right, top + radius);
+    builder.line_to(right, bottom - radius);
+    builder.quad_to(right, bottom, right - radius, bottom);
+    builder.line_to(left + radius, bottom);
+    builder.quad_to(left, bottom, left, bottom - radius);
+    builder.line_to(left, top + radius);
+    builder.quad_to(left, top, left + radius, top);
+    builder.close();
+    if let Some(path) = builder.finish() {
+        canvas.pixmap.fill_path(&path, &ink(colour, 0.92), FillRule::Winding, Transform::identity(), None);
+    } else if let Some(area) = Rect::from_ltrb(left, top, right, bottom) {
+        canvas.pixmap.fill_rect(area, &ink(colour, 0.92), Transform::identity(), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chips_of_equal_boxes_do_not_cover_each_other() {
+        let mut placed = Vec::new();
+        for _ in 0..6 {
+            let area = place([100.0, 100.0, 400.0, 300.0], (80.0, 20.0), (640.0, 480.0), &placed);
+            assert!(placed.iter().all(|other| overlap(area, *other) == 0.0));
+            placed.push(area);
+        }
+    }
+
+    #[test]
+    fn a_chip_stays_within_the_picture() {
+        for bbox in [[-50.0, -50.0, -10.0, -10.0], [630.0, 470.0, 640.0, 480.0], [0.0, 0.0, 640.0, 480.0]] {
+            let [left, top, right, bottom] = place(bbox, (80.0, 20.0), (640.0, 480.0), &[]);
+            assert!(left >= 0.0 && top >= 0.0 && right <= 640.0 && bottom <= 480.0);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Boxes and masks.
+
+use tiny_skia::{FillRule, LineCap, LineJoin, Paint, Path, PathBuilder, Stroke, StrokeDash, Transform};
+
+use super::colour::Colour;
+use super::contour::outlines;
+use super::{Canvas, Object};
+
+/// Opacity of a mask's filling.
+const FILLING: f32 = 0.38;
+/// Opacity of the dark line around every coloured one, which keeps it visible on any background.
+const SHADOW: f32 = 0.45;
+
+pub(super) fn paint(canvas: &mut Canvas, object: &Object) {
+    let colour = object.colour();
+    if let Some(path) = object.mask.as_ref().and_then(|mask| mask_path(&outlines(mask), canvas.scale)) {
+        if !object.crowd {
+            canvas.pixmap.fill_path(&path, &ink(colour, FILLING), FillRule::EvenOdd, Transform::identity(), None);
+        }
+        outline(canvas, &path, colour, canvas.line, None);
+    }
+    if let Some(path) = box_path(object.bbox, canvas) {
+        let width = if object.mask.is_some() { canvas.line * 0.6 } else { canvas.line };
+        let dashes = object.crowd.then(|| StrokeDash::new(vec![width * 6.0, width * 4.0], 0.0)).flatten();
+        outline(canvas, &path, colour, width, dashes);
+    }
+}
+
+pub(super) fn ink(colour: Colour, opacity: f32) -> Paint<'static> {
+    let mut paint = Paint { anti_alias: true, ..Default::default() };
+    paint.set_color_rgba8(colour.red, colour.green, colour.blue, (opacity * 255.0) as u8);
+    paint
+}
+
+fn outline(canvas: &mut Canvas, path: &Path, colour: Colour, width: f32, dash: Option<StrokeDash>) {
+    let stroke = |width| Stroke {
+        width,
+        line_cap: LineCap::Butt,
+        line_join: LineJoin::Round,
+        dash: dash.clone(),
+        ..Default::default()
+    };
+    let black = Colour { red: 0, green: 0, blue: 0 };
+    let none = Transform::identity();
+    canvas.pixmap.stroke_path(path, &ink(black, SHADOW), &stroke(width + 1.4), none, None);
+    canvas.pixmap.stroke_path(path, &ink(colour, 1.0), &stroke(width), none, None);
+}
+
+fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
+    let mut builder = PathBuilder::new();
+    for points in loops {
+        let mut last = None;
+        for &(x, y) in points {
+            let (x, y) = (x * scale, y * scale);
+            match last {
+                None => builder.move_to(x, y),
+                // Points closer than this add nothing but work.
+                Some((px, py)) if f32::hypot(x - px, y - py) < 0.4 => continue,
+                Some(_) => builder.line_to(x, y),
+            }
+            last = Some((x, y));
+        }
+        builder.close();
+    }
+    builder.finish()
+}
+
+/// The box, drawn inside the picture even where it touches its border. `None` where it is not finite.
+fn box_path([x1, y1, x2, y2]: [f32; 4], canvas: &Canvas) -> Option<Path> {
+    let inset = canvas.line / 2.0;
+    let place = |low: f32, high: f32, size: u32| {
+        let most = (size as f32 - inset).max(inset);
+        ((low * canvas.scale).clamp(inset, most), (high * canvas.scale).clamp(inset, most))
+    };
+    if ![x1, y1, x2, y2].iter().all(|value| value.is_finite()) {
+        return None;
+    }
+    let (left, right) = place(x1, x2, canvas.pixmap.width());
+    let (top, bottom) = place(y1, y2, canvas.pixmap.height());
+    let mut builder = PathBuilder::new();
+    builder.move_to(left, top);
+    builder.line_to(right, top);
+    builder.line_to(right, bottom);
+    builder.line_to(left, bottom);
+    builder.close();
+    builder.finish()
+}
