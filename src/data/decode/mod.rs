@@ -1,11 +1,13 @@
 //! Picture files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
 //! 16-bit values cut to 8 bits.
 
+mod jpeg;
+
 use std::io::Cursor;
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
 use crate::error::{Error, Result};
 
@@ -21,6 +23,8 @@ pub struct Picture {
     pub height: usize,
     /// `width * height * 3` bytes, row-major: red, green, blue.
     pub rgb: Vec<u8>,
+    /// What the decoder found damaged but went on after, as OpenCV does: a JPEG that is cut off is grey from there.
+    pub warning: Option<String>,
 }
 
 impl Picture {
@@ -42,6 +46,12 @@ impl Picture {
         if let Some(message) = no_picture(bytes) {
             return Err(message.into());
         }
+        if jpeg::is_jpeg(bytes) {
+            let jpeg = jpeg::decode(bytes, check_size)
+                .map_err(|message| format!("cannot be decoded: {message}; replace the file"))?;
+            let rotated = rotate(jpeg.width, jpeg.height, jpeg.rgb, jpeg.orientation)?;
+            return Ok(Self { warning: jpeg.warning, ..rotated });
+        }
         let broken = |error: image::ImageError| format!("cannot be decoded: {error}; replace the file");
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
         if reader.format().is_none() {
@@ -51,9 +61,8 @@ impl Picture {
         let (width, height) = decoder.dimensions();
         check_size(width, height)?;
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
-        image.apply_orientation(orientation);
-        Ok(Self { width: image.width() as usize, height: image.height() as usize, rgb: to_rgb(image) })
+        let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(broken)?);
+        rotate(width as usize, height as usize, rgb, orientation)
     }
 }
 
@@ -68,6 +77,18 @@ fn no_picture(bytes: &[u8]) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// A picture of `width` by `height` pixels, turned upright.
+fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<Picture, String> {
+    if orientation == Orientation::NoTransforms {
+        return Ok(Picture { width, height, rgb, warning: None });
+    }
+    let image = RgbImage::from_raw(width as u32, height as u32, rgb);
+    let mut image = DynamicImage::from(image.ok_or("the decoder gave too few pixels")?);
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Picture { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
 }
 
 fn check_size(width: u32, height: u32) -> Result<(), String> {
@@ -101,6 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::data::test_data;
 
     fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -135,6 +157,25 @@ mod tests {
         }
         let message = Picture::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
         assert!(message.contains("/nowhere/a.jpg"), "{message}");
+    }
+
+    #[test]
+    fn pixels_are_opencvs() {
+        let Some(root) = test_data::folder("pixels_are_opencvs") else { return };
+        let list = include_str!("../../../tests/fixtures/opencv_pixels.json");
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        let mut different = Vec::new();
+        for (name, expected) in list["pictures"].as_object().unwrap() {
+            let bytes = std::fs::read(root.join("data").join(name)).unwrap();
+            let found = match Picture::decode(&bytes) {
+                Ok(p) => serde_json::json!([p.width, p.height, crc32fast::hash(&p.rgb)]),
+                Err(_) => serde_json::Value::Null,
+            };
+            if found != *expected {
+                different.push(format!("{name}: {found}, OpenCV {expected}"));
+            }
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
     }
 
     #[test]
