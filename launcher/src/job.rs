@@ -1,0 +1,383 @@
+//! One attempt to run a job, as a state machine: events in, actions out, no I/O.
+
+use std::time::{Duration, Instant};
+
+use fnet_protocol::exit;
+use fnet_protocol::message::{Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, StopReason, ToWorker};
+
+use crate::cause::{self, Cause, Ending, Evidence, Finding};
+use crate::hang::{self, Limits, Seen};
+
+/// Time that the other workers have to end by themselves after one has failed.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Time between looks for hanging workers.
+const TICK: Duration = Duration::from_secs(1);
+/// A gap between looks that shows that the launcher itself was stopped.
+const STALL: Duration = Duration::from_secs(10);
+
+/// What happens to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A worker says something.
+    Message(FromWorker),
+    /// A worker has ended; all it said has been delivered. The last lines of its stderr.
+    Ended(Ending, Vec<String>),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send a message to worker `.0`.
+    Tell(usize, ToWorker),
+    /// Send SIGTERM to worker `.0`.
+    Terminate(usize),
+    /// Send SIGKILL to the process group of worker `.0`.
+    Kill(usize),
+    /// Print for people.
+    Say(String),
+    /// Show progress.
+    Progress(Progress),
+    /// Print a worker's note as it stands.
+    Note(String),
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Every worker finished.
+    Done,
+    /// Stopped on request; `saved` says whether every worker ended by itself.
+    Stopped {
+        /// Why.
+        reason: StopReason,
+        /// Whether every worker came to the point of saving.
+        saved: bool,
+    },
+    /// A worker failed.
+    Failed(Cause),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    Running,
+    /// Workers were asked to save and stop.
+    Stopping {
+        reason: StopReason,
+        kill_at: Instant,
+        killed: bool,
+    },
+    /// A worker has failed; the others end or are ended.
+    Failing {
+        kill_at: Instant,
+        killed: bool,
+    },
+}
+
+struct Worker {
+    rank: usize,
+    heard: Option<Instant>,
+    beat: Option<(Heartbeat, Instant)>,
+    ending: Option<Ending>,
+    failed_as: Option<usize>,
+    failure: Option<Failure>,
+    finding: Option<Finding>,
+    ended_by_us: bool,
+    tail: Vec<String>,
+}
+
+/// The state of one attempt.
+pub struct Job {
+    workers: Vec<Worker>,
+    stage: Stage,
+    started: Instant,
+    last_tick: Instant,
+    /// No worker is judged before this time.
+    judge_from: Instant,
+    failures: usize,
+    was_ready: bool,
+    stop: Option<StopReason>,
+    grace: Duration,
+    limits: Limits,
+}
+
+impl Job {
+    /// A job whose workers, of these ranks, have just been started.
+    pub fn new(ranks: &[usize], grace: Duration, limits: Limits, now: Instant) -> Self {
+        let worker = |&rank| Worker {
+            rank,
+            heard: None,
+            beat: None,
+            ending: None,
+            failed_as: None,
+            failure: None,
+            finding: None,
+            ended_by_us: false,
+            tail: Vec::new(),
+        };
+        Self {
+            workers: ranks.iter().map(worker).collect(),
+            stage: Stage::Running,
+            started: now,
+            last_tick: now,
+            judge_from: now,
+            failures: 0,
+            was_ready: false,
+            stop: None,
+            grace,
+            limits,
+        }
+    }
+
+    /// Whether any worker had begun its work.
+    pub fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
+    /// Whether a stop was requested.
+    pub fn stop_requested(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// When [`Job::tick`] is next due.
+    pub fn next_tick(&self) -> Instant {
+        let kill_at = match self.stage {
+            Stage::Stopping { kill_at, killed: false, .. } | Stage::Failing { kill_at, killed: false } => Some(kill_at),
+            _ => None,
+        };
+        let tick = self.last_tick + TICK;
+        kill_at.map_or(tick, |kill_at| kill_at.min(tick))
+    }
+
+    /// Something happened to worker `index`.
+    pub fn on(&mut self, index: usize, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Message(message) => self.on_message(index, message, now),
+            Event::Ended(ending, tail) => self.on_ended(index, ending, tail, now),
+        }
+    }
+
+    fn on_message(&mut self, index: usize, message: FromWorker, now: Instant) -> Vec<Action> {
+        let Some(worker) = self.workers.get_mut(index) else { return Vec::new() };
+        worker.heard = Some(now);
+        match message {
+            FromWorker::Heartbeat(beat) => {
+                worker.beat = Some((beat, now));
+                self.was_ready |= beat.phase.is_ready();
+                Vec::new()
+            }
+            FromWorker::Progress(progress) => {
+                let beat =
+                    Heartbeat { phase: progress.phase, epoch: progress.epoch, step: progress.step, idle_seconds: 0.0 };
+                worker.beat = Some((beat, now));
+                self.was_ready |= progress.phase.is_ready();
+                if index == 0 { vec![Action::Progress(progress)] } else { Vec::new() }
+            }
+            FromWorker::Failed(failure) => {
+                if worker.failure.is_none() {
+                    worker.failure = Some(failure);
+                }
+                self.fail(index, now)
+            }
+            FromWorker::Note { text } => vec![Action::Note(text)],
+            FromWorker::Hello { .. } | FromWorker::Done | FromWorker::Unknown => Vec::new(),
+        }
+    }
+
+    fn on_ended(&mut self, index: usize, ending: Ending, tail: Vec<String>, now: Instant) -> Vec<Action> {
+        let Some(worker) = self.workers.get_mut(index) else { return Vec::new() };
+        worker.ending = Some(ending);
+        worker.tail = tail;
+        match ending {
+            Ending::Code(exit::SUCCESS) => Vec::new(),
+            Ending::Code(code @ (exit::STOPPED | exit::INTERRUPTED)) => {
+                let reason = if code == exit::INTERRUPTED { StopReason::Interrupted } else { StopReason::Terminated };
+                // Its own doing: a batch system may signal workers directly, and they agree to stop.
+                if self.stage == Stage::Running { self.begin_stop(reason, now) } else { Vec::new() }
+            }
+            _ if worker.ended_by_us => Vec::new(),
+            // The SIGTERM that comes with a request to stop ends a worker that was not listening yet.
+            Ending::Signal(15) if matches!(self.stage, Stage::Stopping { .. }) => {
+                worker.ended_by_us = true;
+                Vec::new()
+            }
+            _ => self.fail(index, now),
+        }
+    }
+
+    /// Worker `index` has failed. The first failure tells the others, and gives them a moment.
+    fn fail(&mut self, index: usize, now: Instant) -> Vec<Action> {
+        let Some(worker) = self.workers.get_mut(index) else { return Vec::new() };
+        if worker.failed_as.is_none() {
+            worker.failed_as = Some(self.failures);
+            self.failures += 1;
+        }
+        let rank = worker.rank;
+        // While stopping, the grace period stands: another rank may be saving.
+        if self.stage != Stage::Running {
+            return Vec::new();
+        }
+        self.stage = Stage::Failing { kill_at: now + SETTLE, killed: false };
+        self.running()
+            .filter(|&other| other != index)
+            .map(|other| Action::Tell(other, ToWorker::PeerLost { rank }))
+            .collect()
+    }
+
+    /// The user or the system asks to stop. A second Ctrl-C stops at once.
+    pub fn stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
+        let again = self.stop.is_some();
+        self.stop.get_or_insert(reason);
+        match self.stage {
+            Stage::Running => self.begin_stop(reason, now),
+            Stage::Stopping { .. } | Stage::Failing { .. } if again && reason == StopReason::Interrupted => {
+                let mut actions = vec![Action::Say("stopping now".to_owned())];
+                actions.extend(self.kill_all());
+                actions
+            }
+            Stage::Stopping { .. } | Stage::Failing { .. } => Vec::new(),
+        }
+    }
+
+    fn begin_stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
+        self.stop.get_or_insert(reason);
+        self.stage = Stage::Stopping { reason, kill_at: now + self.grace, killed: false };
+        let more = if reason == StopReason::Interrupted { "; Ctrl-C again stops at once" } else { "" };
+        let text = format!("saving and stopping ({} s at most){more}", self.grace.as_secs_f64());
+        let mut actions = vec![Action::Say(text)];
+        for index in self.running() {
+            // The message first: it says why, and a signal does not.
+            actions.push(Action::Tell(index, ToWorker::Stop { reason }));
+            actions.push(Action::Terminate(index));
+        }
+        actions
+    }
+
+    fn kill_all(&mut self) -> Vec<Action> {
+        match &mut self.stage {
+            Stage::Stopping { killed, .. } | Stage::Failing { killed, .. } => *killed = true,
+            Stage::Running => {}
+        }
+        let running: Vec<usize> = self.running().collect();
+        for &index in &running {
+            self.workers[index].ended_by_us = true;
+        }
+        running.into_iter().map(Action::Kill).collect()
+    }
+
+    fn running(&self) -> impl Iterator<Item = usize> + use<'_> {
+        self.workers.iter().enumerate().filter(|(_, worker)| worker.ending.is_none()).map(|(index, _)| index)
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) -> Vec<Action> {
+        if now.duration_since(self.last_tick) > STALL {
+            // The launcher was stopped, and perhaps the workers with it: nothing was heard for that reason.
+            self.judge_from = now + self.limits.silence.min(self.limits.step);
+            for worker in &mut self.workers {
+                worker.heard = worker.heard.map(|_| now);
+            }
+        }
+        self.last_tick = now;
+        match self.stage {
+            Stage::Running => self.look_for_hangs(now),
+            Stage::Stopping { reason, kill_at, killed: false } if now >= kill_at => {
+                if self.is_saving(now) {
+                    self.stage = Stage::Stopping { reason, kill_at: now + self.grace.max(TICK), killed: false };
+                    return vec![Action::Say("a checkpoint is still being written; waiting for it".to_owned())];
+                }
+                let seconds = self.grace.as_secs_f64();
+                let mut actions =
+                    vec![Action::Say(format!("not stopped within {seconds} s (--grace): ending the workers"))];
+                actions.extend(self.kill_all());
+                actions
+            }
+            Stage::Failing { kill_at, killed: false } if now >= kill_at => self.kill_all(),
+            Stage::Stopping { .. } | Stage::Failing { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether a worker is writing a checkpoint and gets on with it.
+    fn is_saving(&self, now: Instant) -> bool {
+        self.workers.iter().filter(|worker| worker.ending.is_none()).any(|worker| {
+            worker.beat.is_some_and(|(beat, at)| {
+                beat.phase == Phase::Checkpoint
+                    && now.duration_since(at) < self.limits.silence
+                    && beat.idle_seconds < self.limits.evaluation.as_secs_f64()
+            })
+        })
+    }
+
+    fn look_for_hangs(&mut self, now: Instant) -> Vec<Action> {
+        if now < self.judge_from {
+            return Vec::new();
+        }
+        let seen: Vec<Seen> = self
+            .workers
+            .iter()
+            .filter(|worker| worker.ending.is_none())
+            .map(|worker| Seen {
+                rank: worker.rank,
+                age: now.duration_since(self.started),
+                silent: worker.heard.map(|at| now.duration_since(at)),
+                beat: worker.beat.map(|(beat, at)| (beat, now.duration_since(at))),
+            })
+            .collect();
+        let Some(hang) = hang::verdict(&seen, &self.limits) else { return Vec::new() };
+        let Some(index) = self.workers.iter().position(|worker| worker.rank == hang.rank) else { return Vec::new() };
+        self.workers[index].finding = Some(Finding::Hang(hang.text));
+        self.fail(index, now)
+    }
+
+    /// The kernel's memory killer has struck the group that the workers run in.
+    pub fn out_of_memory(&mut self, text: &str) {
+        for worker in &mut self.workers {
+            if worker.ending == Some(Ending::Signal(9)) && !worker.ended_by_us && worker.finding.is_none() {
+                worker.finding = Some(Finding::OutOfMemory(text.to_owned()));
+            }
+        }
+    }
+
+    /// How the attempt ended, once every worker has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        if self.running().next().is_some() {
+            return None;
+        }
+        if let Some(cause) = cause::first(&self.evidence()) {
+            // While stopping, a rank that only misses another one tells nothing: they end at different times.
+            let only_echoes = self.workers.iter().filter(|worker| worker.failed_as.is_some()).all(|worker| {
+                worker.finding.is_none()
+                    && worker.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::PeerLost)
+            });
+            return Some(match self.stop {
+                Some(reason) if only_echoes => Outcome::Stopped { reason, saved: false },
+                _ => Outcome::Failed(cause),
+            });
+        }
+        let all_done = self.workers.iter().all(|worker| worker.ending == Some(Ending::Code(exit::SUCCESS)));
+        Some(match self.stop {
+            Some(reason) if !all_done => {
+                Outcome::Stopped { reason, saved: self.workers.iter().all(|worker| !worker.ended_by_us) }
+            }
+            _ => Outcome::Done,
+        })
+    }
+
+    fn evidence(&self) -> Vec<Evidence> {
+        self.workers
+            .iter()
+            .map(|worker| Evidence {
+                rank: worker.rank,
+                failed_as: worker.failed_as,
+                ending: worker.ending,
+                failure: worker.failure.clone(),
+                finding: worker.finding.clone(),
+                ended_by_us: worker.ended_by_us,
+                beat: worker.beat.map(|(beat, _)| beat),
+                tail: worker.tail.clone(),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

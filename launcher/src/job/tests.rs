@@ -1,0 +1,195 @@
+use super::*;
+
+const LIMITS: Limits = Limits {
+    start: Duration::from_secs(900),
+    step: Duration::from_secs(100),
+    evaluation: Duration::from_secs(300),
+    silence: Duration::from_secs(60),
+};
+
+/// A job of two with a clock that the test moves.
+struct Scene {
+    job: Job,
+    now: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { job: Job::new(&[0, 1], Duration::from_secs(30), LIMITS, now), now }
+    }
+
+    fn wait(&mut self, seconds: f64) -> Vec<Action> {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        let mut actions = Vec::new();
+        while self.job.next_tick() <= end {
+            self.now = self.job.next_tick();
+            actions.extend(self.job.tick(self.now));
+        }
+        self.now = end;
+        actions
+    }
+
+    fn beat(&mut self, index: usize, phase: Phase, step: u64) {
+        let beat = Heartbeat { phase, epoch: 1, step, idle_seconds: 0.0 };
+        self.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), self.now);
+    }
+
+    fn ended(&mut self, index: usize, ending: Ending) -> Vec<Action> {
+        self.job.on(index, Event::Ended(ending, vec!["last words".into()]), self.now)
+    }
+
+    fn failed(&mut self, index: usize, kind: FailureKind, message: &str) -> Vec<Action> {
+        let failure = Failure { kind, message: message.into(), backtrace: None };
+        self.job.on(index, Event::Message(FromWorker::Failed(failure)), self.now)
+    }
+
+    fn cause(&self) -> Cause {
+        match self.job.outcome() {
+            Some(Outcome::Failed(cause)) => cause,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_job_is_done_when_every_worker_is() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.ended(0, Ending::Code(0)), []);
+    assert_eq!(scene.job.outcome(), None);
+    scene.ended(1, Ending::Code(0));
+    assert_eq!(scene.job.outcome(), Some(Outcome::Done));
+    assert!(!scene.job.was_ready());
+}
+
+#[test]
+fn a_killed_worker_ends_the_job_within_seconds_and_is_named() {
+    let mut scene = Scene::new();
+    scene.beat(1, Phase::Backward, 7);
+    assert_eq!(scene.ended(1, Ending::Signal(9)), [Action::Tell(0, ToWorker::PeerLost { rank: 1 })]);
+    assert_eq!(scene.wait(1.5), []);
+    assert_eq!(scene.wait(1.0), [Action::Kill(0)]);
+    scene.ended(0, Ending::Signal(9));
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.exit_code, cause.others.len()), (1, exit::WORKER_LOST, 0));
+    assert_eq!(cause.stderr, ["last words"]);
+    assert!(scene.job.was_ready());
+}
+
+#[test]
+fn a_worker_that_reports_and_does_not_end_is_ended() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.failed(0, FailureKind::Usage, "no field lr"), [Action::Tell(1, ToWorker::PeerLost { rank: 0 })]);
+    assert_eq!(scene.wait(3.0), [Action::Kill(0), Action::Kill(1)]);
+    scene.ended(0, Ending::Signal(9));
+    scene.ended(1, Ending::Signal(9));
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.exit_code, cause.reason.as_str()), (0, exit::USAGE, "no field lr"));
+}
+
+#[test]
+fn ctrl_c_saves_and_stops() {
+    let mut scene = Scene::new();
+    let actions = scene.job.stop(StopReason::Interrupted, scene.now);
+    let stop = ToWorker::Stop { reason: StopReason::Interrupted };
+    assert_eq!(
+        actions[1..],
+        [Action::Tell(0, stop.clone()), Action::Terminate(0), Action::Tell(1, stop), Action::Terminate(1)]
+    );
+    scene.ended(0, Ending::Code(130));
+    scene.ended(1, Ending::Code(75));
+    let stopped = Outcome::Stopped { reason: StopReason::Interrupted, saved: true };
+    assert_eq!(scene.job.outcome(), Some(stopped));
+}
+
+#[test]
+fn ctrl_c_twice_stops_now() {
+    let mut scene = Scene::new();
+    scene.job.stop(StopReason::Terminated, scene.now);
+    assert_eq!(scene.job.stop(StopReason::Terminated, scene.now), [], "batch systems repeat themselves");
+    let actions = scene.job.stop(StopReason::Interrupted, scene.now);
+    assert_eq!(actions[1..], [Action::Kill(0), Action::Kill(1)]);
+    scene.ended(0, Ending::Signal(9));
+    scene.ended(1, Ending::Signal(9));
+    assert_eq!(scene.job.outcome(), Some(Outcome::Stopped { reason: StopReason::Terminated, saved: false }));
+}
+
+#[test]
+fn after_the_grace_period_workers_are_ended_but_not_while_they_save() {
+    let mut scene = Scene::new();
+    scene.job.stop(StopReason::Terminated, scene.now);
+    scene.wait(29.0);
+    scene.beat(0, Phase::Checkpoint, 7);
+    assert!(matches!(scene.wait(2.0)[..], [Action::Say(_)]), "a checkpoint is being written");
+    scene.beat(0, Phase::Data, 7);
+    let actions = scene.wait(31.0);
+    assert_eq!(actions[1..], [Action::Kill(0), Action::Kill(1)]);
+}
+
+#[test]
+fn a_worker_that_was_not_listening_yet_is_stopped_by_the_signal() {
+    let mut scene = Scene::new();
+    scene.job.stop(StopReason::Interrupted, scene.now);
+    scene.ended(0, Ending::Signal(15));
+    scene.failed(1, FailureKind::PeerLost, "rank 0 is gone");
+    scene.ended(1, Ending::Code(4));
+    let stopped = Outcome::Stopped { reason: StopReason::Interrupted, saved: false };
+    assert_eq!(scene.job.outcome(), Some(stopped));
+}
+
+#[test]
+fn an_error_while_saving_is_an_error() {
+    let mut scene = Scene::new();
+    scene.job.stop(StopReason::Interrupted, scene.now);
+    scene.failed(0, FailureKind::Environment, "no space left on the disk");
+    scene.ended(0, Ending::Code(6));
+    scene.ended(1, Ending::Code(130));
+    assert_eq!(scene.cause().exit_code, exit::ENVIRONMENT);
+}
+
+#[test]
+fn workers_that_stop_by_themselves_stop_the_job() {
+    let mut scene = Scene::new();
+    let actions = scene.ended(1, Ending::Code(75));
+    assert!(actions.contains(&Action::Terminate(0)), "{actions:?}");
+    scene.ended(0, Ending::Code(75));
+    assert_eq!(scene.job.outcome(), Some(Outcome::Stopped { reason: StopReason::Terminated, saved: true }));
+}
+
+#[test]
+fn a_hanging_worker_is_named_and_the_job_ended() {
+    let mut scene = Scene::new();
+    for second in 0..150 {
+        let idle_seconds = f64::from(second);
+        for (index, phase) in [(0, Phase::AllReduce), (1, Phase::Data)] {
+            let beat = Heartbeat { phase, epoch: 1, step: 3, idle_seconds };
+            scene.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), scene.now);
+        }
+        scene.wait(1.0);
+    }
+    scene.ended(0, Ending::Signal(9));
+    scene.ended(1, Ending::Signal(9));
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.exit_code), (1, exit::HANG));
+    assert!(cause.reason.contains("waiting for data"), "{}", cause.reason);
+}
+
+#[test]
+fn a_launcher_that_was_stopped_does_not_blame_the_workers() {
+    let mut scene = Scene::new();
+    scene.beat(0, Phase::Forward, 1);
+    scene.beat(1, Phase::Forward, 1);
+    scene.now += Duration::from_secs(3600);
+    assert_eq!(scene.job.tick(scene.now), []);
+    scene.beat(0, Phase::Forward, 1);
+    scene.beat(1, Phase::Forward, 1);
+    assert_eq!(scene.wait(50.0), []);
+}
+
+#[test]
+fn only_the_first_workers_progress_is_shown() {
+    let mut scene = Scene::new();
+    let message = || Event::Message(FromWorker::Progress(Progress::default()));
+    assert_eq!(scene.job.on(0, message(), scene.now), [Action::Progress(Progress::default())]);
+    assert_eq!(scene.job.on(1, message(), scene.now), []);
+}

@@ -1,0 +1,233 @@
+//! What is to be started: program, ranks, variables, folders. Decisions only.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use fnet_protocol::cli::{BenchmarkCommand, Place, Resume, Train, WorkerCommand};
+use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
+use fnet_protocol::{env, exit};
+
+use crate::devices::Devices;
+use crate::error::{Error, Result};
+use crate::rendezvous::Nodes;
+use crate::text;
+
+/// A job on this node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The worker's program.
+    pub program: PathBuf,
+    /// What the workers run.
+    pub command: WorkerCommand,
+    /// Their devices.
+    pub devices: Devices,
+    /// The nodes.
+    pub nodes: Nodes,
+    /// Folder of the log per rank.
+    pub logs: PathBuf,
+    /// OMP_NUM_THREADS of each worker, unless the user has set it.
+    pub threads: Option<usize>,
+    /// FNET_VERBOSITY.
+    pub verbosity: i8,
+    /// Number GPUs as nvidia-smi does; not if the user's CUDA_VISIBLE_DEVICES may mean another order.
+    pub by_bus: bool,
+}
+
+impl Plan {
+    /// The ranks of this node.
+    pub fn ranks(&self) -> Vec<usize> {
+        let local = self.devices.workers();
+        (0..local).map(|index| self.nodes.rank * local + index).collect()
+    }
+
+    /// Variables of worker `index` of this node; `port` is the store's.
+    pub fn variables(&self, index: usize, port: u16, restarts: u32) -> Vec<(String, String)> {
+        let local = self.devices.workers();
+        let mut variables: Vec<(String, String)> = [
+            (env::RANK, (self.nodes.rank * local + index).to_string()),
+            (env::LOCAL_RANK, index.to_string()),
+            (env::WORLD_SIZE, (self.nodes.count * local).to_string()),
+            (env::LOCAL_WORLD_SIZE, local.to_string()),
+            (env::GROUP_RANK, self.nodes.rank.to_string()),
+            (env::MASTER_ADDR, self.nodes.address.clone()),
+            (env::MASTER_PORT, port.to_string()),
+            (env::RESTART_COUNT, restarts.to_string()),
+            (env::DEVICE, self.devices.kind().name().to_owned()),
+            (env::VERBOSITY, self.verbosity.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        if let Some(threads) = self.threads {
+            variables.push((env::OMP_NUM_THREADS.to_owned(), threads.to_string()));
+        }
+        if let Devices::Cuda(entries) = &self.devices
+            && let Some(entry) = entries.get(index)
+        {
+            variables.push((env::CUDA_VISIBLE_DEVICES.to_owned(), entry.clone()));
+            if self.by_bus {
+                variables.push(("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned()));
+            }
+        }
+        variables
+    }
+
+    /// Log of a rank.
+    pub fn log(&self, rank: usize) -> PathBuf {
+        self.logs.join(format!("rank_{rank}.log"))
+    }
+
+    /// `train on 2 workers (cpu, 1 thread each)`.
+    pub fn summary(&self) -> String {
+        let name = self.command.to_args().first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let workers = text::count(self.devices.workers(), "worker");
+        let threads = self.threads.map_or_else(String::new, |count| format!(", {} each", text::count(count, "thread")));
+        let nodes = match self.nodes.count {
+            1 => String::new(),
+            count => format!(
+                ", node {} of {count}, store at {}:{}",
+                self.nodes.rank,
+                self.nodes.address,
+                self.nodes.port.unwrap_or(0)
+            ),
+        };
+        format!("{name} on {workers} ({}{threads}{nodes}), logs in {}", self.devices.kind().name(), self.logs.display())
+    }
+}
+
+/// Variables of the launcher's environment that mean nothing to its workers, or something else.
+pub const NOT_INHERITED: [&str; 5] =
+    [env::CONTROL, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
+
+/// Whether a command runs on one worker whatever `--gpus` says.
+pub fn is_single(command: &WorkerCommand) -> bool {
+    match command {
+        WorkerCommand::Predict(_) | WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) => true,
+        WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Infer(_)),
+        WorkerCommand::Train(_) | WorkerCommand::Test(_) => false,
+    }
+}
+
+/// Folder of the logs of a command.
+pub fn logs(command: &WorkerCommand) -> PathBuf {
+    match command {
+        WorkerCommand::Train(train) => work_dir::work_dir(&train.config, train.work_dir.as_deref()).join(LOGS),
+        WorkerCommand::Test(test) => {
+            work_dir::work_dir_of_checkpoint(&test.checkpoint, test.config.as_deref()).join(LOGS).join("test")
+        }
+        WorkerCommand::Predict(predict) => predict.out.join(LOGS),
+        WorkerCommand::Benchmark(benchmark) => {
+            let config = match &benchmark.what {
+                BenchmarkCommand::Infer(infer) => &infer.config,
+                BenchmarkCommand::Train(train) => &train.config,
+            };
+            work_dir::work_dir(config, None).join(LOGS).join("benchmark")
+        }
+        WorkerCommand::Flops(flops) => work_dir::work_dir(&flops.config, None).join(LOGS),
+        WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
+    }
+}
+
+/// Refuses inputs that do not exist, before a folder is made for the outputs.
+///
+/// # Errors
+/// A config (exit code 2), checkpoint or picture (exit code 3) that does not exist.
+pub fn check_inputs(command: &WorkerCommand) -> Result<()> {
+    let config = |path: &Path| {
+        if path.exists() { Ok(()) } else { Err(Error::usage(format!("config {}: no such file", path.display()))) }
+    };
+    let data = |what: &str, path: &Path| {
+        let message = || format!("{what} {}: no such file", path.display());
+        if path.exists() { Ok(()) } else { Err(Error { code: exit::DATA, message: message() }) }
+    };
+    match command {
+        WorkerCommand::Train(train) => {
+            config(&train.config)?;
+            if let Some(Resume::From(checkpoint)) = &train.resume {
+                data("checkpoint", checkpoint)?;
+            }
+            train.load_from.as_deref().map_or(Ok(()), |checkpoint| data("checkpoint", checkpoint))
+        }
+        WorkerCommand::Test(test) => {
+            data("checkpoint", &test.checkpoint)?;
+            test.config.as_deref().map_or(Ok(()), config)
+        }
+        WorkerCommand::Predict(predict) => {
+            data("checkpoint", &predict.checkpoint)?;
+            predict.images.iter().try_for_each(|path| data("picture or folder", path))?;
+            predict.config.as_deref().map_or(Ok(()), config)
+        }
+        WorkerCommand::Benchmark(benchmark) => match &benchmark.what {
+            BenchmarkCommand::Infer(infer) => {
+                config(&infer.config)?;
+                infer.checkpoint.as_deref().map_or(Ok(()), |checkpoint| data("checkpoint", checkpoint))
+            }
+            BenchmarkCommand::Train(train) => config(&train.config),
+        },
+        WorkerCommand::Flops(flops) => config(&flops.config),
+        WorkerCommand::PrintConfig(print) => config(&print.config),
+    }
+}
+
+/// Refuses to train into a folder that holds checkpoints unless told to go on from them.
+///
+/// # Errors
+/// Names the newest checkpoint and the two lines to choose from (exit code 2).
+pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -> Result<()> {
+    let Some(newest) = found.first().filter(|_| train.resume.is_none()) else { return Ok(()) };
+    let folder = work_dir::work_dir(&train.config, train.work_dir.as_deref());
+    let line = |train: Train| {
+        let mut words = vec!["fnet-launch".into()];
+        words.extend(place.to_args());
+        words.extend(train.to_args());
+        text::shell_line(&words)
+    };
+    let go_on = Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() };
+    let mut other = folder.clone().into_os_string();
+    other.push("_2");
+    let anew = Train { work_dir: Some(other.into()), ..train.clone() };
+    Err(Error::usage(format!(
+        "{} holds checkpoints; the newest is {}. To go on from it:\n  {}\nTo start anew in another folder:\n  {}",
+        folder.display(),
+        newest.path.display(),
+        line(go_on),
+        line(anew)
+    )))
+}
+
+/// The command of a restart: goes on from the newest checkpoint if this job has written one, else as it was given.
+pub fn resumed(train: &Train, found: &[CheckpointFile], started: SystemTime) -> Train {
+    let ours = found.first().is_some_and(|newest| newest.modified >= started);
+    if ours { Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() } } else { train.clone() }
+}
+
+/// Finds the worker's program: FNET_WORKER, then beside the launcher, then on PATH.
+///
+/// # Errors
+/// Says where it was looked for (exit code 6).
+pub fn find_worker(own: Option<&OsStr>, launcher: Option<&Path>, path: Option<&OsStr>) -> Result<PathBuf> {
+    const NAME: &str = "fnet-worker";
+    if let Some(own) = own.filter(|text| !text.is_empty()) {
+        let program = PathBuf::from(own);
+        return if program.is_file() {
+            Ok(program)
+        } else {
+            Err(Error::environment(format!("FNET_WORKER={}: no such file", program.display())))
+        };
+    }
+    let beside = launcher.and_then(Path::parent).map(|folder| folder.join(NAME));
+    if let Some(program) = beside.as_deref().filter(|program| program.is_file()) {
+        return Ok(program.to_path_buf());
+    }
+    let on_path = path.map(|path| std::env::split_paths(path).map(|folder| folder.join(NAME)).collect::<Vec<_>>());
+    if let Some(program) = on_path.into_iter().flatten().find(|program| program.is_file()) {
+        return Ok(program);
+    }
+    Err(Error::environment(format!(
+        "cannot find {NAME}; looked for {} and on PATH. Build it with `make setup`, or name it in FNET_WORKER",
+        beside.map_or_else(|| "it beside this program".to_owned(), |program| program.display().to_string())
+    )))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use std::ffi::OsString;
+use std::fs;
+use std::time::Duration;
+
+use fnet_protocol::cli::{Launch, LaunchCommand};
+
+use super::*;
+
+fn parse(line: &str) -> (Place, WorkerCommand) {
+    let launch = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap();
+    match launch.command {
+        LaunchCommand::Worker(command) => (launch.place, command),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn train(line: &str) -> (Place, Train) {
+    match parse(line) {
+        (place, WorkerCommand::Train(train)) => (place, train),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn plan(devices: Devices, nodes: Nodes) -> Plan {
+    Plan {
+        program: "fnet-worker".into(),
+        command: parse("fnet-launch train a.toml").1,
+        devices,
+        nodes,
+        logs: "logs".into(),
+        threads: Some(2),
+        verbosity: 0,
+        by_bus: false,
+    }
+}
+
+fn value<'a>(variables: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+#[test]
+fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
+    let nodes = Nodes { count: 2, rank: 1, address: "a".into(), port: Some(29_500) };
+    let plan = plan(Devices::Cuda(vec!["5".into(), "3".into()]), nodes);
+    assert_eq!(plan.ranks(), [2, 3]);
+    let variables = plan.variables(1, 29_500, 4);
+    for (name, expected) in [
+        (env::RANK, "3"),
+        (env::LOCAL_RANK, "1"),
+        (env::WORLD_SIZE, "4"),
+        (env::LOCAL_WORLD_SIZE, "2"),
+        (env::MASTER_ADDR, "a"),
+        (env::MASTER_PORT, "29500"),
+        (env::RESTART_COUNT, "4"),
+        (env::DEVICE, "cuda"),
+        (env::CUDA_VISIBLE_DEVICES, "3"),
+        (env::OMP_NUM_THREADS, "2"),
+    ] {
+        assert_eq!(value(&variables, name), Some(expected), "{name}");
+    }
+    assert_eq!(value(&variables, "CUDA_DEVICE_ORDER"), None);
+}
+
+#[test]
+fn logs_lie_with_the_outputs() {
+    let of = |line: &str| logs(&parse(line).1);
+    assert_eq!(of("fnet-launch train c/a.toml"), Path::new("work_dirs/a/logs"));
+    assert_eq!(of("fnet-launch train c/a.toml --work-dir w"), Path::new("w/logs"));
+    assert_eq!(of("fnet-launch test m.pth --config c/a.toml"), Path::new("work_dirs/a/logs/test"));
+    assert_eq!(of("fnet-launch predict m.ckpt a.jpg --out o"), Path::new("o/logs"));
+    assert_eq!(of("fnet-launch benchmark infer c/a.toml"), Path::new("work_dirs/a/logs/benchmark"));
+}
+
+#[test]
+fn checkpoints_in_the_folder_need_a_decision() {
+    let found = [CheckpointFile { path: "work_dirs/a/epoch_3.ckpt".into(), modified: SystemTime::UNIX_EPOCH }];
+    let (place, command) = train("fnet-launch --device cpu --nproc 2 train c/a.toml --seed 3");
+    let error = check_overwrite(&place, &command, &found).unwrap_err();
+    assert_eq!(error.code, exit::USAGE);
+    assert!(error.message.contains("epoch_3.ckpt"), "{error}");
+    let lines = [
+        "\n  fnet-launch --device cpu --nproc 2 train --resume --seed=3 c/a.toml",
+        "\n  fnet-launch --device cpu --nproc 2 train --work-dir=work_dirs/a_2 --seed=3 c/a.toml",
+    ];
+    for line in lines {
+        assert!(error.message.contains(line), "{error}");
+    }
+    assert_eq!(check_overwrite(&place, &command, &[]), Ok(()));
+    let (place, command) = train("fnet-launch train c/a.toml --resume");
+    assert_eq!(check_overwrite(&place, &command, &found), Ok(()));
+}
+
+#[test]
+fn a_restart_goes_on_from_a_checkpoint_of_this_job_only() {
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    let at = |seconds| {
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        vec![CheckpointFile { path: "w/latest.ckpt".into(), modified }]
+    };
+    let (_, command) = train("fnet-launch train a.toml --load-from m.pth");
+    assert_eq!(resumed(&command, &[], started), command);
+    assert_eq!(resumed(&command, &at(1001), started).resume, Some(Resume::Newest));
+    assert_eq!(resumed(&command, &at(1001), started).load_from, None);
+    let (_, command) = train("fnet-launch train a.toml --resume=old/epoch_1.ckpt");
+    assert_eq!(resumed(&command, &at(999), started), command, "files of another job are not this job's newest");
+}
+
+#[test]
+fn the_worker_is_found_beside_the_launcher_then_on_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bin, other) = (folder.path().join("bin"), folder.path().join("other"));
+    for place in [&bin, &other] {
+        fs::create_dir(place).unwrap();
+        fs::write(place.join("fnet-worker"), "").unwrap();
+    }
+    let launcher = bin.join("fnet-launch");
+    let find = |own: Option<&Path>| find_worker(own.map(Path::as_os_str), Some(&launcher), Some(other.as_os_str()));
+    assert_eq!(find(None), Ok(bin.join("fnet-worker")));
+    fs::remove_file(bin.join("fnet-worker")).unwrap();
+    assert_eq!(find(None), Ok(other.join("fnet-worker")));
+    assert_eq!(find(Some(&folder.path().join("none"))).unwrap_err().code, exit::ENVIRONMENT);
+    fs::remove_file(other.join("fnet-worker")).unwrap();
+    assert!(find(None).unwrap_err().message.contains("bin/fnet-worker"));
+}
+
+#[test]
+fn inputs_that_do_not_exist_are_refused_by_name() {
+    let code = |line: &str| check_inputs(&parse(line).1).unwrap_err().code;
+    assert_eq!(code("fnet-launch train no/such.toml"), exit::USAGE);
+    assert_eq!(code("fnet-launch test no/such.ckpt"), exit::DATA);
+    assert_eq!(code("fnet-launch predict no/such.ckpt a.jpg --out o"), exit::DATA);
+}

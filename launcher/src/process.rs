@@ -1,0 +1,180 @@
+//! Worker processes on Linux: started in groups of their own, ended with their launcher, waited for by pidfd.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::rc::Rc;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::cause::Ending;
+
+/// How to start one worker.
+pub struct Start<'a> {
+    /// The worker's program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub arguments: &'a [std::ffi::OsString],
+    /// Variables to set, on top of the launcher's.
+    pub variables: &'a [(String, String)],
+    /// Variables that the launcher has and the worker must not.
+    pub removed: &'a [&'a str],
+    /// Sockets that the worker inherits under the same numbers.
+    pub inherited: Vec<OwnedFd>,
+}
+
+/// A started worker with the ends of its pipes.
+pub struct Started {
+    /// To signal it.
+    pub handle: Handle,
+    /// To wait for it.
+    pub waiter: Waiter,
+    /// Its output.
+    pub stdout: ChildStdout,
+    /// Its error output.
+    pub stderr: ChildStderr,
+}
+
+/// Signals a worker; after it was waited for its number may be another process's, and nothing is sent any more.
+#[derive(Clone)]
+pub struct Handle {
+    pid: Pid,
+    reaped: Rc<Cell<bool>>,
+}
+
+/// Waits for a worker.
+pub struct Waiter {
+    child: Child,
+    pidfd: AsyncFd<OwnedFd>,
+    handle: Handle,
+}
+
+/// Starts a worker. Must be called on the main thread: the kernel sends the parent-death signal when the *thread* that
+/// started the child ends.
+///
+/// # Errors
+/// If the program cannot be started.
+pub fn start(start: Start<'_>) -> io::Result<Started> {
+    let launcher = rustix::process::getpid();
+    let inherited: Vec<i32> = start.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut command = Command::new(start.program);
+    command.args(start.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    for name in start.removed {
+        command.env_remove(name);
+    }
+    command.envs(start.variables.iter().map(|(name, value)| (name, value)));
+    let in_child = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The launcher may have died before the line above; then the signal will never come.
+        if rustix::process::getppid() != Some(launcher) {
+            return Err(io::Error::other("the launcher is gone"));
+        }
+        for &fd in &inherited {
+            // SAFETY: the descriptor is open: its owner, `start.inherited`, lives until after the fork.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only; it neither allocates (an error is built from a
+    // literal or a number) nor takes locks.
+    unsafe { command.pre_exec(in_child) };
+    let mut child = command.spawn()?;
+    drop(start.inherited);
+    let taken = (child.stdout.take(), child.stderr.take());
+    let (Some(stdout), Some(stderr)) = taken else { return Err(io::Error::other("a pipe of the worker is missing")) };
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return Err(io::Error::other("the worker has no process id"));
+    };
+    let handle = Handle { pid, reaped: Rc::default() };
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).and_then(|fd| {
+        // SAFETY: the `AsyncFd` owns the descriptor, so it stays open and the same until it is deregistered.
+        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+    });
+    match pidfd {
+        Ok(pidfd) => Ok(Started { waiter: Waiter { child, pidfd, handle: handle.clone() }, handle, stdout, stderr }),
+        Err(error) => {
+            handle.kill_group();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+impl Handle {
+    /// Number of the process and of its group.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Sends SIGTERM to the worker alone; its helpers are its own affair.
+    pub fn terminate(&self) {
+        if !self.reaped.get() {
+            // It may have ended a moment ago.
+            let _ = rustix::process::kill_process(self.pid, Signal::TERM);
+        }
+    }
+
+    /// Sends a signal to the worker and everything it has started.
+    pub fn signal_group(&self, signal: Signal) {
+        if !self.reaped.get() {
+            let _ = rustix::process::kill_process_group(self.pid, signal);
+        }
+    }
+
+    /// Sends SIGKILL to the worker and everything it has started.
+    pub fn kill_group(&self) {
+        self.signal_group(Signal::KILL);
+    }
+}
+
+impl Waiter {
+    /// Waits until the worker has ended, and ends what it has left behind in its group.
+    ///
+    /// # Errors
+    /// If the system refuses to wait.
+    pub async fn wait(mut self) -> io::Result<Ending> {
+        self.pidfd.readable().await?.retain_ready();
+        // Until it is waited for, the dead worker keeps the group's number from being used again.
+        self.handle.kill_group();
+        self.handle.reaped.set(true);
+        let status = self.child.wait()?;
+        Ok(match (status.code(), status.signal()) {
+            (Some(code), _) => Ending::Code(code),
+            (None, signal) => Ending::Signal(signal.unwrap_or(0)),
+        })
+    }
+}
+
+/// A pair of connected sockets: the launcher's end and the worker's.
+///
+/// # Errors
+/// If the system is out of descriptors.
+pub fn control_pair() -> io::Result<(tokio::net::UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(ours)?, theirs.into()))
+}
+
+/// A duplicate for a worker to inherit; the original stays with the caller.
+///
+/// # Errors
+/// If the system is out of descriptors.
+pub fn duplicate(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    socket.as_fd().try_clone_to_owned()
+}
+
+/// Opens a log for appending.
+///
+/// # Errors
+/// If the folder is not writable.
+pub fn open_log(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}

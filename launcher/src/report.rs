@@ -1,0 +1,95 @@
+//! The report of a failure, for people and as JSON.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::cause::Cause;
+use crate::plan::Plan;
+
+/// The report as lines; the first one is the headline.
+pub fn lines(cause: &Cause, log: &Path) -> Vec<String> {
+    let mut lines = vec![format!("rank {} failed: {}", cause.rank, cause.reason)];
+    if let Some(doing) = &cause.doing {
+        lines.push(format!("  last seen in: {doing}"));
+    }
+    if let Some(backtrace) = &cause.backtrace {
+        lines.push("  stack:".to_owned());
+        lines.extend(backtrace.lines().map(|line| format!("    {line}")));
+    }
+    if !cause.stderr.is_empty() {
+        lines.push("  its last lines:".to_owned());
+        lines.extend(cause.stderr.iter().map(|line| format!("    | {line}")));
+    }
+    for (rank, reason) in &cause.others {
+        lines.push(format!("  after it, rank {rank}: {}", reason.lines().next().unwrap_or_default()));
+    }
+    lines.push(format!("  full log: {}", log.display()));
+    lines
+}
+
+/// Name of the machine-readable report of this node.
+fn file(plan: &Plan) -> std::path::PathBuf {
+    match plan.nodes.count {
+        1 => plan.logs.join("failure.json"),
+        _ => plan.logs.join(format!("failure_node_{}.json", plan.nodes.rank)),
+    }
+}
+
+/// Writes the report as `logs/failure.json`.
+///
+/// # Errors
+/// If the folder is not writable.
+pub fn write(plan: &Plan, cause: &Cause, restarts: u32) -> std::io::Result<()> {
+    let others: Vec<_> = cause.others.iter().map(|(rank, reason)| json!({ "rank": rank, "reason": reason })).collect();
+    let command: Vec<_> = plan.command.to_args().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let report = json!({
+        "rank": cause.rank,
+        "exit_code": cause.exit_code,
+        "reason": cause.reason,
+        "doing": cause.doing,
+        "backtrace": cause.backtrace,
+        "stderr": cause.stderr,
+        "others": others,
+        "log": plan.log(cause.rank),
+        "command": command,
+        "restarts": restarts,
+    });
+    fs::write(file(plan), format!("{report:#}\n"))
+}
+
+/// Removes the report of an earlier run.
+pub fn remove(plan: &Plan) {
+    // None is there after a good run.
+    let _ = fs::remove_file(file(plan));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_says_who_why_where_and_what_followed() {
+        let cause = Cause {
+            rank: 1,
+            exit_code: 4,
+            reason: "killed by SIGKILL".into(),
+            doing: Some("backward, step 3".into()),
+            backtrace: None,
+            stderr: vec!["last words".into()],
+            others: vec![(0, "connection closed\nmore".into())],
+        };
+        assert_eq!(
+            lines(&cause, Path::new("logs/rank_1.log")),
+            [
+                "rank 1 failed: killed by SIGKILL",
+                "  last seen in: backward, step 3",
+                "  its last lines:",
+                "    | last words",
+                "  after it, rank 0: connection closed",
+                "  full log: logs/rank_1.log",
+            ]
+        );
+    }
+}

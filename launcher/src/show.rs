@@ -1,0 +1,183 @@
+//! What people see on stderr: lines, and one progress bar on a terminal.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use fnet_protocol::cli::{ColorChoice, Place};
+use fnet_protocol::message::{Phase, Progress};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::text;
+
+/// Time between lines of progress when there is no bar.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Prints for people.
+pub struct Show {
+    quiet: bool,
+    colored: bool,
+    bar: Option<ProgressBar>,
+    moving: bool,
+    last: Option<(Instant, Phase, u64)>,
+}
+
+impl Show {
+    /// As the flags say, on a terminal or not.
+    pub fn new(place: &Place) -> Self {
+        let fancy = match place.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => io::stderr().is_terminal(),
+        };
+        let no_color =
+            place.color == ColorChoice::Auto && std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
+        Self {
+            quiet: place.quiet,
+            colored: fancy && !no_color,
+            bar: None,
+            moving: fancy && io::stderr().is_terminal(),
+            last: None,
+        }
+    }
+
+    /// Whether a bar may move.
+    pub fn moves(&self) -> bool {
+        self.moving && !self.quiet
+    }
+
+    /// A line of the launcher's own; not shown with --quiet.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            self.print(&format!("fnet-launch: {line}"));
+        }
+    }
+
+    /// A line that is shown always.
+    pub fn error(&self, line: &str) {
+        let (on, off) = if self.colored { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        self.print(&format!("{on}fnet-launch: {line}{off}"));
+    }
+
+    /// Text as it stands, above the bar.
+    pub fn print(&self, text: &str) {
+        // A closed stderr must not end the job.
+        let write = || {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// Output of rank 0 for programs, unchanged.
+    pub fn pass(&self, bytes: &[u8]) {
+        let write = || {
+            let mut out = io::stdout().lock();
+            let _ = out.write_all(bytes).and_then(|()| out.flush());
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// Moves the bar, or prints a line now and then.
+    pub fn progress(&mut self, progress: &Progress, now: Instant) {
+        if self.quiet {
+            return;
+        }
+        if self.moving {
+            let bar = self.bar.get_or_insert_with(new_bar);
+            bar.set_length(progress.total_steps);
+            bar.set_position(progress.step);
+            bar.set_prefix(heading(progress));
+            bar.set_message(numbers(progress));
+            return;
+        }
+        let due = self.last.is_none_or(|(at, phase, epoch)| {
+            now.duration_since(at) >= PLAIN_INTERVAL
+                || phase_group(phase) != phase_group(progress.phase)
+                || epoch != progress.epoch
+        });
+        if due || progress.step == progress.total_steps {
+            self.last = Some((now, progress.phase, progress.epoch));
+            self.print(&format!(
+                "fnet-launch: {} {}/{} {}",
+                heading(progress),
+                progress.step,
+                progress.total_steps,
+                numbers(progress)
+            ));
+        }
+    }
+
+    /// Removes the bar.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Phases that show as one: the parts of a training step.
+fn phase_group(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Evaluation | Phase::Summary => "evaluate",
+        Phase::Checkpoint => "save",
+        Phase::Start | Phase::Index | Phase::Unknown => "start",
+        Phase::Data | Phase::Forward | Phase::Backward | Phase::AllReduce | Phase::Optimizer => "train",
+    }
+}
+
+fn heading(progress: &Progress) -> String {
+    let what = phase_group(progress.phase);
+    if progress.epochs > 0 { format!("{what} epoch {}/{}", progress.epoch, progress.epochs) } else { what.to_owned() }
+}
+
+fn numbers(progress: &Progress) -> String {
+    let mut parts = Vec::new();
+    if let Some(loss) = progress.loss {
+        parts.push(format!("loss {loss:.4}"));
+    }
+    if let Some(speed) = progress.images_per_second {
+        parts.push(format!("{speed:.1} img/s"));
+    }
+    if let Some(memory) = progress.memory_bytes {
+        parts.push(text::bytes(memory));
+    }
+    if let Some(eta) = progress.eta_seconds {
+        parts.push(format!("ETA {}", text::clock(eta)));
+    }
+    parts.join(", ")
+}
+
+fn new_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_holds_what_is_known() {
+        let progress = Progress {
+            phase: Phase::Backward,
+            epoch: 2,
+            epochs: 12,
+            loss: Some(0.12345),
+            images_per_second: Some(3.21),
+            memory_bytes: Some(3 << 29),
+            eta_seconds: Some(61.0),
+            ..Progress::default()
+        };
+        assert_eq!(heading(&progress), "train epoch 2/12");
+        assert_eq!(numbers(&progress), "loss 0.1235, 3.2 img/s, 1.5 GiB, ETA 1:01");
+        assert_eq!(numbers(&Progress::default()), "");
+    }
+}

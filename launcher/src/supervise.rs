@@ -1,0 +1,409 @@
+//! Runs a job: starts the workers, carries events to the state machine and its decisions out, restarts.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fnet_protocol::cli::{Place, WorkerCommand};
+use fnet_protocol::message::{self, StopReason};
+use fnet_protocol::work_dir::{self, CheckpointFile};
+use fnet_protocol::{env, exit};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::cause::{Cause, Ending};
+use crate::error::{Doing, Result};
+use crate::guard::Guard;
+use crate::hang::Limits;
+use crate::job::{Action, Event, Job, Outcome};
+use crate::memory::KillCount;
+use crate::plan::{self, Plan};
+use crate::process::{self, Handle, Start};
+use crate::restart::{self, Decision, Facts};
+use crate::show::Show;
+use crate::signals::{Request, Signals};
+use crate::streams::{self, Tail};
+use crate::{rendezvous, report};
+
+/// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
+const DRAIN: Duration = Duration::from_millis(500);
+/// Events that may wait for the dispatcher.
+const QUEUE: usize = 1024;
+
+type SharedShow = Rc<RefCell<Show>>;
+
+/// A worker as the dispatcher needs it.
+struct Member {
+    handle: Handle,
+    control: OwnedWriteHalf,
+}
+
+/// What an attempt leaves for the decision about a restart.
+struct Attempt {
+    outcome: Outcome,
+    was_ready: bool,
+    stop_requested: bool,
+    ran: Duration,
+}
+
+/// Runs `plan` to its end and returns the exit code.
+///
+/// # Errors
+/// If the system cannot start workers, open logs or bind the port.
+pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "starting the event loop".to_owned())?;
+    tokio::task::LocalSet::new().block_on(&runtime, supervise(place, plan.clone()))
+}
+
+async fn supervise(place: &Place, mut plan: Plan) -> Result<i32> {
+    // Handlers first: from here on a signal is a request.
+    let mut signals = Signals::install().doing(|| "installing the signal handlers".to_owned())?;
+    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
+    report::remove(&plan);
+    let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
+    let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
+    let given = plan.command.clone();
+    let started = SystemTime::now();
+    let (mut used, mut restarts) = (0, 0);
+    show.borrow().say(&plan.summary());
+    loop {
+        let attempt = attempt(place, &plan, restarts, &show, &mut signals, &mut guard).await?;
+        show.borrow_mut().clear();
+        let cause = match attempt.outcome {
+            Outcome::Done => return Ok(exit::SUCCESS),
+            Outcome::Stopped { reason, saved } => return Ok(say_stopped(&show.borrow(), reason, saved, &given)),
+            Outcome::Failed(ref cause) => cause,
+        };
+        report_failure(&show.borrow(), &plan, cause, restarts);
+        let decision = restart::decide(&Facts {
+            is_train: matches!(plan.command, WorkerCommand::Train(_)),
+            code: cause.exit_code,
+            was_ready: attempt.was_ready,
+            stop_requested: attempt.stop_requested,
+            used,
+            allowed: place.max_restarts,
+            ran: attempt.ran,
+        });
+        match decision {
+            Decision::GiveUp(reason) => {
+                if matches!(given, WorkerCommand::Train(_)) {
+                    show.borrow().error(&format!("not restarted: {reason}"));
+                }
+                return Ok(cause.exit_code);
+            }
+            Decision::Restart { pause, used: now_used } => {
+                used = now_used;
+                restarts += 1;
+                plan.command = next_command(&given, started);
+                let allowed = place.max_restarts;
+                let text = format!("restarting in {} s (restart {used} of {allowed})", pause.as_secs());
+                show.borrow().error(&text);
+                if let Some(reason) = pause_unless_stopped(pause, &mut signals).await {
+                    return Ok(say_stopped(&show.borrow(), reason, true, &given));
+                }
+            }
+        }
+    }
+}
+
+/// The command of a restart.
+fn next_command(given: &WorkerCommand, started: SystemTime) -> WorkerCommand {
+    let WorkerCommand::Train(train) = given else { return given.clone() };
+    let found = checkpoints_of(train).unwrap_or_default();
+    WorkerCommand::Train(plan::resumed(train, &found, started))
+}
+
+/// The checkpoints in the folder of a `train`.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn checkpoints_of(train: &fnet_protocol::cli::Train) -> Result<Vec<CheckpointFile>> {
+    let folder = work_dir::work_dir(&train.config, train.work_dir.as_deref());
+    work_dir::checkpoints(&folder).doing(|| format!("reading {}", folder.display()))
+}
+
+async fn pause_unless_stopped(pause: Duration, signals: &mut Signals) -> Option<StopReason> {
+    let end = tokio::time::Instant::now() + pause;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => return None,
+            request = signals.next() => match request {
+                Request::Stop(reason) => return Some(reason),
+                Request::Pause => stop_self(),
+            },
+        }
+    }
+}
+
+fn say_stopped(show: &Show, reason: StopReason, saved: bool, given: &WorkerCommand) -> i32 {
+    let how = if saved { "" } else { "; not every worker came to the point of saving" };
+    let next = if matches!(given, WorkerCommand::Train(_)) { "; run again with --resume" } else { "" };
+    show.error(&format!("stopped on request{how}{next}"));
+    reason.exit_code()
+}
+
+fn report_failure(show: &Show, plan: &Plan, cause: &Cause, restarts: u32) {
+    let lines = report::lines(cause, &plan.log(cause.rank));
+    if let Some((headline, details)) = lines.split_first() {
+        show.error(headline);
+        details.iter().for_each(|line| show.print(line));
+    }
+    if let Err(error) = report::write(plan, cause, restarts) {
+        show.error(&format!("the report could not be written to {}: {error}", plan.logs.display()));
+    }
+}
+
+/// Starts the workers once and sees them to their end.
+async fn attempt(
+    place: &Place,
+    plan: &Plan,
+    restarts: u32,
+    show: &SharedShow,
+    signals: &mut Signals,
+    guard: &mut Guard,
+) -> Result<Attempt> {
+    let started = Instant::now();
+    let kills = KillCount::now();
+    let (sender, mut events) = mpsc::channel(QUEUE);
+    let members = start_all(place, plan, restarts, show, guard, &sender)?;
+    drop(sender);
+    let seconds = Duration::from_secs_f64;
+    let limits = Limits {
+        start: seconds(place.start_timeout),
+        step: seconds(place.step_timeout),
+        evaluation: seconds(place.eval_timeout),
+        silence: seconds(place.silence_timeout),
+    };
+    let mut job = Job::new(&plan.ranks(), seconds(place.grace), limits, started);
+    loop {
+        let actions = tokio::select! {
+            event = events.recv() => match event {
+                Some((index, event)) => {
+                    if matches!(event, Event::Ended(..)) && let Some(member) = members.get(index) {
+                        guard.remove(member.handle.id());
+                    }
+                    let was_killed = matches!(event, Event::Ended(Ending::Signal(9), _));
+                    let actions = job.on(index, event, Instant::now());
+                    if was_killed && let Some(text) = kills.finding() {
+                        job.out_of_memory(&text);
+                    }
+                    actions
+                }
+                None => Vec::new(),
+            },
+            request = signals.next() => match request {
+                Request::Stop(reason) => job.stop(reason, Instant::now()),
+                Request::Pause => { pause(&members); Vec::new() }
+            },
+            () = tokio::time::sleep_until(job.next_tick().into()) => job.tick(Instant::now()),
+        };
+        for action in actions {
+            carry_out(action, &members, show);
+        }
+        if let Some(outcome) = job.outcome() {
+            let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
+            return Ok(Attempt { outcome, was_ready, stop_requested, ran: started.elapsed() });
+        }
+    }
+}
+
+fn carry_out(action: Action, members: &[Member], show: &SharedShow) {
+    match action {
+        Action::Tell(index, what) => {
+            if let (Some(member), Ok(line)) = (members.get(index), message::to_line(&what)) {
+                // A worker that is gone, or that does not read, is dealt with by signals.
+                let _ = member.control.try_write(&line);
+            }
+        }
+        Action::Terminate(index) => {
+            if let Some(member) = members.get(index) {
+                member.handle.terminate();
+            }
+        }
+        Action::Kill(index) => {
+            if let Some(member) = members.get(index) {
+                member.handle.kill_group();
+            }
+        }
+        Action::Say(text) => show.borrow().say(&text),
+        Action::Progress(progress) => show.borrow_mut().progress(&progress, Instant::now()),
+        Action::Note(text) => show.borrow().print(&text),
+    }
+}
+
+/// Ctrl-Z: the workers stop with the launcher and go on with it.
+fn pause(members: &[Member]) {
+    members.iter().for_each(|member| member.handle.signal_group(rustix::process::Signal::STOP));
+    stop_self();
+    members.iter().for_each(|member| member.handle.signal_group(rustix::process::Signal::CONT));
+}
+
+fn stop_self() {
+    // Returns when the shell sends SIGCONT.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+}
+
+/// Starts every worker of this node; if one cannot be started, those before it are ended.
+fn start_all(
+    place: &Place,
+    plan: &Plan,
+    restarts: u32,
+    show: &SharedShow,
+    guard: &mut Guard,
+    events: &mpsc::Sender<(usize, Event)>,
+) -> Result<Vec<Member>> {
+    let store = if plan.nodes.rank == 0 { Some(rendezvous::bind(&plan.nodes)?) } else { None };
+    let port = match &store {
+        Some(store) => store.local_addr().doing(|| "asking for the store's port".to_owned())?.port(),
+        None => plan.nodes.port.unwrap_or(0),
+    };
+    let mut members: Vec<Member> = Vec::new();
+    for (index, rank) in plan.ranks().into_iter().enumerate() {
+        // Only rank 0 gets the socket; when it dies, nobody else keeps the port open.
+        let store = store.as_ref().filter(|_| index == 0);
+        let started = start_one(plan, index, rank, port, restarts, store)
+            .doing(|| format!("starting rank {rank} ({})", plan.program.display()));
+        let (started, control) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                for member in &members {
+                    member.handle.kill_group();
+                    guard.remove(member.handle.id());
+                }
+                return Err(error);
+            }
+        };
+        guard.add(started.handle.id());
+        let (reading, writing) = control.into_split();
+        members.push(Member { handle: started.handle.clone(), control: writing });
+        let log =
+            |what: &str| process::open_log(&plan.log(rank)).doing(|| format!("opening the {what} log of rank {rank}"));
+        let (out, err) = (log("output")?, log("error")?);
+        watch(index, started, reading, (out, err), show_of(place, index, rank, show), events.clone());
+    }
+    Ok(members)
+}
+
+fn start_one(
+    plan: &Plan,
+    index: usize,
+    rank: usize,
+    port: u16,
+    restarts: u32,
+    store: Option<&TcpListener>,
+) -> io::Result<(process::Started, tokio::net::UnixStream)> {
+    let mut log = process::open_log(&plan.log(rank))?;
+    let (control, theirs) = process::control_pair()?;
+    let mut variables = plan.variables(index, port, restarts);
+    variables.push((env::CONTROL.to_owned(), theirs.as_raw_fd().to_string()));
+    let mut inherited: Vec<OwnedFd> = vec![theirs];
+    if let Some(store) = store {
+        let store = process::duplicate(store)?;
+        variables.push((env::STORE_FD.to_owned(), store.as_raw_fd().to_string()));
+        inherited.push(store);
+    }
+    let arguments = plan.command.to_args();
+    writeln!(log, "=== rank {rank}, restart {restarts}: {}", crate::text::shell_line(&arguments))?;
+    let started = process::start(Start {
+        program: &plan.program,
+        arguments: &arguments,
+        variables: &variables,
+        removed: &plan::NOT_INHERITED,
+        inherited,
+    })?;
+    Ok((started, control))
+}
+
+/// How a worker's output is shown.
+#[derive(Clone)]
+struct Shown {
+    show: SharedShow,
+    /// Rank 0's output is for people (stderr) and programs (stdout).
+    is_first: bool,
+    /// Prefix of lines of a rank named by `--tee`.
+    prefix: Option<String>,
+    quiet: bool,
+}
+
+fn show_of(place: &Place, index: usize, rank: usize, show: &SharedShow) -> Shown {
+    let is_tee = place.tee.contains(&rank);
+    Shown {
+        show: Rc::clone(show),
+        is_first: index == 0,
+        prefix: is_tee.then(|| format!("[rank {rank}] ")),
+        quiet: place.quiet,
+    }
+}
+
+impl Shown {
+    fn stdout(&self, lines: &[u8]) {
+        if self.is_first {
+            self.show.borrow().pass(lines);
+        } else {
+            self.tee(lines);
+        }
+    }
+
+    fn stderr(&self, lines: &[u8]) {
+        if self.prefix.is_some() {
+            self.tee(lines);
+        } else if self.is_first && !self.quiet {
+            self.show.borrow().print(String::from_utf8_lossy(lines).trim_end_matches('\n'));
+        }
+    }
+
+    fn tee(&self, lines: &[u8]) {
+        if let Some(prefix) = &self.prefix {
+            let text = String::from_utf8_lossy(lines);
+            let lines: Vec<String> = text.lines().map(|line| format!("{prefix}{line}")).collect();
+            self.show.borrow().print(&lines.join("\n"));
+        }
+    }
+}
+
+/// Reads everything a worker says, waits for its end, and reports that last.
+fn watch(
+    index: usize,
+    started: process::Started,
+    control: tokio::net::unix::OwnedReadHalf,
+    logs: (std::fs::File, std::fs::File),
+    shown: Shown,
+    events: mpsc::Sender<(usize, Event)>,
+) {
+    let process::Started { waiter, stdout, stderr, .. } = started;
+    let tail = Tail::default();
+    let mut readers: Vec<JoinHandle<()>> = Vec::new();
+    if let Ok(stdout) = tokio::process::ChildStdout::from_std(stdout) {
+        let shown = shown.clone();
+        let copy = streams::copy(stdout, logs.0, None, move |lines| shown.stdout(lines));
+        readers.push(tokio::task::spawn_local(copy));
+    }
+    if let Ok(stderr) = tokio::process::ChildStderr::from_std(stderr) {
+        let copy = streams::copy(stderr, logs.1, Some(Rc::clone(&tail)), move |lines| shown.stderr(lines));
+        readers.push(tokio::task::spawn_local(copy));
+    }
+    let messages = events.clone();
+    readers.push(tokio::task::spawn_local(streams::messages(control, async move |message| {
+        // The dispatcher is gone only when the job is over.
+        let _ = messages.send((index, Event::Message(message))).await;
+    })));
+    tokio::task::spawn_local(async move {
+        // A worker that cannot be waited for counts as ended by an unknown signal.
+        let ending = waiter.wait().await.unwrap_or(Ending::Signal(0));
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        for reader in &mut readers {
+            if tokio::time::timeout_at(deadline, &mut *reader).await.is_err() {
+                reader.abort();
+            }
+        }
+        let tail = tail.borrow().iter().cloned().collect();
+        let _ = events.send((index, Event::Ended(ending, tail))).await;
+    });
+}

@@ -1,0 +1,64 @@
+//! `synth`: makes a synthetic data set.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fnet_protocol::cli::{Place, Synth};
+use fnet_protocol::exit;
+use fnet_synth::Options;
+use indicatif::ProgressBar;
+
+use crate::error::{Error, Result};
+use crate::show::Show;
+use crate::text;
+
+/// Makes the set and says what it holds.
+///
+/// # Errors
+/// Options out of range or a folder with other contents (exit code 2); a disk that refuses (exit code 6).
+pub fn run(place: &Place, synth: &Synth) -> Result<()> {
+    let show = Show::new(place);
+    let options = Options {
+        out: synth.out.clone(),
+        images: synth.images,
+        val_images: synth.val_images,
+        seed: synth.seed,
+        sides: range(&synth.sides),
+        objects: range(&synth.objects),
+        annotations_only: synth.annotations_only,
+        ..Options::default()
+    };
+    let bar = if show.moves() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let most = AtomicU64::new(0);
+    let made = fnet_synth::generate(&options, &|progress| {
+        // Calls come from several threads, out of order.
+        let done = most.fetch_max(progress.done, Ordering::Relaxed).max(progress.done);
+        bar.set_length(progress.total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let summary = made.map_err(|error| {
+        let code = match error {
+            fnet_synth::Error::Io { .. } => exit::ENVIRONMENT,
+            fnet_synth::Error::Encode { .. } | fnet_synth::Error::Mask { .. } => exit::BUG,
+            _ => exit::USAGE,
+        };
+        Error { code, message: error.to_string() }
+    })?;
+    let verb = if summary.reused { "holds already" } else { "now holds" };
+    show.say(&format!(
+        "{} {verb} {} pictures ({} without objects), {} annotations ({} crowds), in {}",
+        synth.out.display(),
+        summary.images,
+        summary.empty_images,
+        summary.annotations,
+        summary.crowds,
+        text::clock(summary.seconds)
+    ));
+    Ok(())
+}
+
+/// `MIN MAX` as clap gives it: two numbers.
+fn range(values: &[u32]) -> std::ops::RangeInclusive<u32> {
+    let first = values.first().copied().unwrap_or(0);
+    first..=values.get(1).copied().unwrap_or(first)
+}

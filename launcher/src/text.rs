@@ -1,0 +1,86 @@
+//! Texts for people.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// A command line that a shell splits into `arguments` again.
+pub fn shell_line(arguments: &[OsString]) -> String {
+    let quoted: Vec<String> = arguments.iter().map(|argument| shell_word(&argument.to_string_lossy())).collect();
+    quoted.join(" ")
+}
+
+fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,@+%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+/// `1:02:03` or `2:03`.
+pub fn clock(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds).map_or(0, |time| time.as_secs());
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+/// `1.5 GiB`.
+pub fn bytes(count: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+    let mut value = count as f64;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// `1 worker`, `2 workers`.
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Name of a signal, and what it usually comes from.
+pub fn signal(number: i32) -> (String, &'static str) {
+    let (name, meaning) = match number {
+        1 => ("SIGHUP", "its terminal was closed"),
+        2 => ("SIGINT", "interrupted from outside"),
+        3 => ("SIGQUIT", "ended from outside"),
+        4 => ("SIGILL", "a crash: an instruction that this CPU lacks"),
+        6 => ("SIGABRT", "a crash: native code gave up; its last lines say why"),
+        7 => ("SIGBUS", "a crash: often a full disk or /dev/shm under a mapped file"),
+        8 => ("SIGFPE", "a crash: an arithmetic fault"),
+        9 => ("SIGKILL", "by a person, a batch system, or the kernel when memory runs out"),
+        11 => ("SIGSEGV", "a crash: a fault in native code"),
+        13 => ("SIGPIPE", "its output was closed"),
+        15 => ("SIGTERM", "ended from outside"),
+        24 => ("SIGXCPU", "its limit of CPU time was reached"),
+        25 => ("SIGXFSZ", "its limit of file size was reached"),
+        31 => ("SIGSYS", "a system call that a sandbox forbids"),
+        _ => return (format!("signal {number}"), "ended from outside"),
+    };
+    (name.to_owned(), meaning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_line_can_be_pasted() {
+        let line = ["fnet-launch", "train", "my cfg.toml", "--set=a=[1, 2]", "it's", ""].map(OsString::from);
+        assert_eq!(shell_line(&line), r"fnet-launch train 'my cfg.toml' '--set=a=[1, 2]' 'it'\''s' ''");
+    }
+
+    #[test]
+    fn times_and_sizes_are_short() {
+        assert_eq!((clock(62.9), clock(3723.0), clock(f64::NAN)), ("1:02".into(), "1:02:03".into(), "0:00".into()));
+        assert_eq!((bytes(10), bytes(1536)), ("10 B".into(), "1.5 KiB".into()));
+        assert_eq!((count(1, "worker"), count(2, "worker")), ("1 worker".into(), "2 workers".into()));
+    }
+}
