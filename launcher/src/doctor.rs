@@ -94,7 +94,7 @@ fn worker_loads(worker: error::Result<std::path::PathBuf>) -> Finding {
     };
     match answer(&program) {
         Ok(version) => {
-            let found = format!("{} with libtorch: {}", version.trim(), program.display());
+            let found = format!("{version} loads its libraries: {}", program.display());
             finding(true, Verdict::Bad, "worker", found, remedy)
         }
         Err(why) => finding(false, Verdict::Bad, "worker", format!("{}: {why}", program.display()), remedy),
@@ -120,8 +120,11 @@ fn answer(program: &Path) -> Result<String, String> {
         std::thread::sleep(Duration::from_millis(10));
     }
     let output = child.wait_with_output().map_err(|error| error.to_string())?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if output.status.success() && version.is_empty() {
+        Err("prints no version, so it is no worker of fnet".to_owned())
+    } else if output.status.success() {
+        Ok(version)
     } else {
         let text = String::from_utf8_lossy(&output.stderr);
         Err(format!("{}: {}", output.status, text.lines().next().unwrap_or("no message")))

@@ -1,0 +1,77 @@
+#!/bin/bash
+# A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
+# Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
+# Deeds: finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect.
+
+say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
+
+# What a person runs without supervision has no control channel.
+if [ -z "$FNET_CONTROL" ]; then
+    echo "arguments: $*"
+    exit 0
+fi
+
+deed=work
+for word in $FAKE; do
+    case $word in
+        *@"$RANK") deed=${word%@*} ;;
+        *@*) ;;
+        *) deed=$word ;;
+    esac
+done
+
+say "{\"type\":\"hello\",\"version\":1,\"rank\":$RANK,\"pid\":$$}"
+say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
+
+work() {
+    trap : TERM
+    touch "ready_$RANK"
+    while :; do
+        read -r -t 0.2 -u "$FNET_CONTROL" message
+        case $message in
+            *'"interrupted"'*) touch "saved_$RANK"; exit 130 ;;
+            *'"terminated"'*) touch "saved_$RANK"; exit 75 ;;
+            *'"peer_lost"'*)
+                say '{"type":"failed","kind":"peer_lost","message":"connection closed by peer"}'
+                exit 4 ;;
+        esac
+    done
+}
+
+# The failing rank waits until the others work.
+others() {
+    for ((rank = 0; rank < WORLD_SIZE; rank++)); do
+        while [ "$rank" != "$RANK" ] && [ ! -e "ready_$rank" ]; do sleep 0.01; done
+    done
+}
+
+case $deed in
+    finish) exit 0 ;;
+    code=*) others; echo "last words of rank $RANK" >&2; exit "${deed#code=}" ;;
+    kill) others; echo "last words of rank $RANK" >&2; kill -KILL $$ ;;
+    usage) others; say '{"type":"failed","kind":"usage","message":"cfg.toml:3: no field named lrr; did you mean lr?"}'; exit 2 ;;
+    freeze) kill -STOP $$ ;;
+    deaf) trap '' TERM; touch "ready_$RANK"; while :; do sleep 1; done ;;
+    children) sleep 1000 & sleep 1000 & [ -z "$QUICK" ] && work; exit 0 ;;
+    flood) for ((i = 0; i < 3000; i++)); do echo "rank $RANK line $i of a flood"; done; exit 0 ;;
+    environment) env > "environment_$RANK"; exit 0 ;;
+    connect)
+        # The store's port is open before any rank has done anything.
+        exec 3<> "/dev/tcp/$MASTER_ADDR/$MASTER_PORT" || exit 6
+        [ "$RANK" != 0 ] || [ -S "/dev/fd/$FNET_STORE_FD" ] || exit 6
+        [ "$RANK" = 0 ] || [ -z "$FNET_STORE_FD" ] || exit 6
+        echo "$MASTER_PORT" > "port_$RANK"
+        # The port lives as long as rank 0.
+        while [ ! -e port_1 ]; do sleep 0.01; done
+        exit 0 ;;
+    restart)
+        # Rank 1 is lost once, after a checkpoint was written.
+        echo "$*" >> "arguments_$RANK"
+        [ "$FNET_RESTART_COUNT" = 0 ] || exit 0
+        if [ "$RANK" = 1 ]; then
+            others
+            touch work_dirs/cfg/epoch_1.ckpt
+            kill -KILL $$
+        fi ;;
+esac
+work

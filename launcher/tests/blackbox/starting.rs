@@ -1,0 +1,208 @@
+//! The launcher starts its workers: devices, environment, ports, logs, and what it refuses.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::{Scene, code, finish, stderr};
+
+const TWO: &str = "--device cpu --nproc 2 train cfg.toml";
+
+fn environment(scene: &Scene, rank: usize) -> HashMap<String, String> {
+    let text = scene.read(&format!("environment_{rank}"));
+    text.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+#[test]
+fn without_a_gpu_it_ends_at_once_with_the_line_to_run_instead() {
+    let scene = Scene::new();
+    let mut command = scene.command("finish", "--gpus 8 train cfg.toml --seed 3");
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    let start = Instant::now();
+    let output = finish(command);
+    let text = stderr(&output);
+    assert_eq!(code(&output), 6, "{text}");
+    assert!(text.contains("no GPU found for --gpus 8. Looked for:\n  /dev/nvidia0"), "{text}");
+    assert!(text.contains("\n  fnet-launch --device cpu --nproc 2 train --seed=3 cfg.toml\n"), "{text}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(!scene.path("work_dirs").exists(), "nothing was begun");
+}
+
+#[test]
+fn workers_find_their_place_in_the_environment_and_leaked_variables_do_no_harm() {
+    let scene = Scene::new();
+    let mut command = scene.command("environment", TWO);
+    command.env("PORT", "22").env("MASTER_PORT", "22").env("MASTER_ADDR", "gone.example").env("FNET_STORE_FD", "0");
+    command.env("RANK", "9").env("WORLD_SIZE", "99");
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    for rank in 0..2 {
+        let variables = environment(&scene, rank);
+        let number = rank.to_string();
+        for (name, expected) in [
+            ("RANK", number.as_str()),
+            ("LOCAL_RANK", &number),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("FNET_DEVICE", "cpu"),
+            ("FNET_RESTART_COUNT", "0"),
+        ] {
+            assert_eq!(variables.get(name).map(String::as_str), Some(expected), "{name}");
+        }
+        assert!(variables["MASTER_PORT"].parse::<u16>().unwrap() >= 1024);
+        assert!(variables["OMP_NUM_THREADS"].parse::<usize>().unwrap() >= 1);
+        assert!(!variables.contains_key("PORT"));
+        assert_eq!(variables.contains_key("FNET_STORE_FD"), rank == 0);
+    }
+    assert_eq!(environment(&scene, 0)["MASTER_PORT"], environment(&scene, 1)["MASTER_PORT"]);
+}
+
+#[test]
+fn what_the_user_has_set_wins() {
+    let scene = Scene::new();
+    let mut command = scene.command("environment", TWO);
+    command.env("OMP_NUM_THREADS", "7");
+    assert_eq!(code(&finish(command)), 0);
+    assert_eq!(environment(&scene, 1)["OMP_NUM_THREADS"], "7");
+}
+
+#[test]
+fn the_stores_port_is_open_from_the_start_and_two_jobs_do_not_collide() {
+    let scenes = [Scene::new(), Scene::new()];
+    std::thread::scope(|scope| {
+        for scene in &scenes {
+            scope.spawn(|| {
+                let output = scene.run("connect", TWO);
+                assert_eq!(code(&output), 0, "{}", stderr(&output));
+            });
+        }
+    });
+    for scene in &scenes {
+        assert_eq!(scene.read("port_0"), scene.read("port_1"));
+    }
+}
+
+#[test]
+fn logs_hold_every_line_whole() {
+    let scene = Scene::new();
+    let output = scene.run("flood", "--device cpu --nproc 4 train cfg.toml");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    for rank in 0..4 {
+        let log = scene.read(&format!("work_dirs/cfg/logs/rank_{rank}.log"));
+        let lines: Vec<_> = log.lines().skip(1).collect();
+        assert_eq!(lines.len(), 3000);
+        for (number, line) in lines.iter().enumerate() {
+            assert_eq!(*line, format!("rank {rank} line {number} of a flood"));
+        }
+    }
+    let passed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(passed.lines().count(), 3000, "rank 0 writes for programs too");
+}
+
+#[test]
+fn tee_shows_a_rank_line_by_line() {
+    let scene = Scene::new();
+    let output = scene.run("flood@1 finish@0", &format!("--tee 1 {TWO}"));
+    let text = stderr(&output);
+    assert!(text.contains("\n[rank 1] rank 1 line 2999 of a flood\n"), "{text}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_worker_that_is_missing_or_broken_says_so() {
+    let scene = Scene::new();
+    let mut command = scene.command("finish", TWO);
+    command.env("FNET_WORKER", scene.path("no-such-worker"));
+    let output = finish(command);
+    assert_eq!(code(&output), 6);
+    assert!(stderr(&output).contains("no-such-worker: no such file"), "{}", stderr(&output));
+    let mut command = scene.command("finish", TWO);
+    command.env("FNET_WORKER", scene.path("cfg.toml"));
+    let output = finish(command);
+    assert_eq!(code(&output), 6);
+    assert!(stderr(&output).contains("starting rank 0"), "{}", stderr(&output));
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_folder_with_checkpoints_needs_a_decision() {
+    let scene = Scene::new();
+    fs::create_dir_all(scene.path("work_dirs/cfg")).unwrap();
+    fs::write(scene.path("work_dirs/cfg/epoch_3.ckpt"), "").unwrap();
+    let output = scene.run("finish", TWO);
+    let text = stderr(&output);
+    assert_eq!(code(&output), 2, "{text}");
+    assert!(text.contains("the newest is work_dirs/cfg/epoch_3.ckpt"), "{text}");
+    assert!(text.contains("\n  fnet-launch --device cpu --nproc 2 train --resume cfg.toml"), "{text}");
+    assert!(
+        text.contains("\n  fnet-launch --device cpu --nproc 2 train --work-dir=work_dirs/cfg_2 cfg.toml"),
+        "{text}"
+    );
+    assert_eq!(code(&scene.run("finish", "--device cpu --nproc 2 train cfg.toml --resume")), 0);
+}
+
+#[test]
+fn wrong_lines_are_refused_before_anything_starts() {
+    let scene = Scene::new();
+    for (line, expected) in [
+        ("train no-such.toml --device cpu", 2),
+        ("test no-such.ckpt --device cpu", 3),
+        ("train cfg.toml --device cpu --gpus 1", 2),
+        ("train cfg.toml --device cpu --nnodes 2", 2),
+        ("train cfg.toml --device tpu", 2),
+        ("train", 2),
+        ("tain cfg.toml", 2),
+    ] {
+        let output = scene.run("finish", line);
+        assert_eq!(code(&output), expected, "{line}: {}", stderr(&output));
+        assert!(!stderr(&output).is_empty());
+    }
+    assert!(!scene.path("work_dirs").exists());
+}
+
+#[test]
+fn commands_for_one_process_become_the_worker() {
+    let scene = Scene::new();
+    let output = scene.run("", "print-config cfg.toml --set a=1 b=2");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "arguments: print-config --set=a=1 --set=b=2 cfg.toml\n");
+    let output = scene.run("", "flops cfg.toml --json --shape 320 320");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "arguments: flops --shape 320 320 --json cfg.toml\n");
+}
+
+#[test]
+fn one_worker_predicts() {
+    let scene = Scene::new();
+    fs::write(scene.path("a.ckpt"), "").unwrap();
+    let output = scene.run("environment", "--device cpu --nproc 3 predict a.ckpt cfg.toml --out painted");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(environment(&scene, 0)["WORLD_SIZE"], "1");
+    assert!(scene.path("painted/logs/rank_0.log").exists());
+}
+
+#[test]
+fn help_completions_and_synthetic_sets_need_no_worker() {
+    let scene = Scene::new();
+    for (line, expected) in [("--help", "train"), ("train --help", "Example"), ("completions bash", "complete")] {
+        let output = scene.run("", line);
+        assert_eq!(code(&output), 0);
+        assert!(String::from_utf8_lossy(&output.stdout).contains(expected), "{line}");
+    }
+    let output = scene.run("", "synth --out set --images 2 --val-images 1 --seed 5");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(scene.path("set/annotations/instances_train.json").exists());
+    let output = scene.run("", "synth --out set --images 2 --val-images 1 --seed 6");
+    assert_eq!(code(&output), 2, "another set is there: {}", stderr(&output));
+}
+
+#[test]
+fn doctor_names_what_is_wrong_and_the_remedy() {
+    let scene = Scene::new();
+    let mut command = scene.command("", "doctor");
+    command.env("FNET_WORKER", scene.path("no-such-worker"));
+    let output = finish(command);
+    let text = stderr(&output);
+    assert_eq!(code(&output), 6, "{text}");
+    assert!(text.contains("BAD  worker") && text.contains("make setup"), "{text}");
+}

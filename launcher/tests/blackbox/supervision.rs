@@ -1,0 +1,167 @@
+//! The launcher looks after its workers: causes, exit codes, signals, nothing left behind.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Scene, code, finish, stderr, until};
+
+const TWO: &str = "--device cpu --nproc 2 --max-restarts 0 train cfg.toml";
+
+#[test]
+fn a_job_is_done_when_its_workers_are() {
+    let scene = Scene::new();
+    let output = scene.run("finish", TWO);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(output.stdout.is_empty());
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_workers_code_becomes_the_jobs_and_its_rank_is_named() {
+    for (own, expected) in [(1, 1), (2, 2), (3, 3), (6, 6), (17, 4), (101, 1)] {
+        let scene = Scene::new();
+        let output = scene.run(&format!("code={own}@1"), TWO);
+        assert_eq!(code(&output), expected, "{}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("rank 1 failed: ended with code {own}")), "{}", stderr(&output));
+        assert!(stderr(&output).contains("| last words of rank 1"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("after it, rank 0: connection closed by peer"), "{}", stderr(&output));
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_within_five_seconds_even_if_the_others_do_not_listen() {
+    let scene = Scene::new();
+    let start = Instant::now();
+    let output = scene.run("deaf kill@1", TWO);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let text = stderr(&output);
+    assert_eq!(code(&output), 4, "{text}");
+    assert!(text.contains("rank 1 failed: killed by SIGKILL"), "{text}");
+    assert!(text.contains("last seen in: backward, epoch 1, step 7"), "{text}");
+    assert!(text.contains("not restarted: --max-restarts is 0"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&scene.read("work_dirs/cfg/logs/failure.json")).unwrap();
+    assert_eq!((&report["rank"], &report["exit_code"]), (&1.into(), &4.into()));
+    assert_eq!(report["stderr"][0], "last words of rank 1");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn what_a_worker_reports_is_the_reason_and_is_not_tried_again() {
+    let scene = Scene::new();
+    let output = scene.run("usage@0", "--device cpu --nproc 2 train cfg.toml");
+    let text = stderr(&output);
+    assert_eq!(code(&output), 2, "{text}");
+    assert!(text.contains("rank 0 failed: cfg.toml:3: no field named lrr; did you mean lr?"), "{text}");
+    assert!(text.contains("not restarted: the command line or the config is wrong"), "{text}");
+}
+
+#[test]
+fn ctrl_c_saves_and_stops() {
+    let scene = Scene::new();
+    let running = scene.start("work", TWO, 2);
+    running.signal("INT");
+    assert_eq!(running.wait().code(), Some(130));
+    assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists());
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn ctrl_c_twice_stops_at_once() {
+    let scene = Scene::new();
+    let running = scene.start("deaf", TWO, 2);
+    running.signal("INT");
+    std::thread::sleep(Duration::from_millis(300));
+    let second = Instant::now();
+    running.signal("INT");
+    assert_eq!(running.wait().code(), Some(130));
+    assert!(second.elapsed() < Duration::from_secs(3), "{:?}", second.elapsed());
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn sigterm_and_sigusr1_save_and_stop_with_75() {
+    for signal in ["TERM", "USR1"] {
+        let scene = Scene::new();
+        let running = scene.start("work", TWO, 2);
+        running.signal(signal);
+        assert_eq!(running.wait().code(), Some(75), "{signal}");
+        assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists());
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
+fn workers_that_do_not_stop_are_ended_after_the_grace_period() {
+    let scene = Scene::new();
+    let running = scene.start("deaf", &format!("--grace 0.5 {TWO}"), 2);
+    running.signal("TERM");
+    let asked = Instant::now();
+    assert_eq!(running.wait().code(), Some(75));
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn workers_and_what_they_started_are_gone_two_seconds_after_the_launcher_was_killed() {
+    let scene = Scene::new();
+    let running = scene.start("children", TWO, 2);
+    assert!(scene.processes().len() >= 8, "launcher, guard, two workers, four children: {:?}", scene.processes());
+    running.signal("KILL");
+    assert_eq!(running.wait().code(), None);
+    until("all are gone", Duration::from_secs(2), || scene.processes().is_empty());
+}
+
+#[test]
+fn what_a_finished_worker_leaves_behind_is_ended() {
+    let scene = Scene::new();
+    let mut command = scene.command("children", TWO);
+    command.env("QUICK", "1");
+    let start = Instant::now();
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(start.elapsed() < Duration::from_secs(10), "it does not wait for them");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_stopped_worker_and_one_without_headway_are_told_apart() {
+    let one = "--device cpu --nproc 1 --max-restarts 0 train cfg.toml";
+    for (deed, limit, expected) in [
+        ("freeze", "--silence-timeout 1", "rank 0 failed: gave no sign of life for 1 s"),
+        ("deaf", "--step-timeout 1", "rank 0 failed: has been in backward, epoch 1, step 7 for 1 s"),
+    ] {
+        let scene = Scene::new();
+        let output = scene.run(deed, &format!("{limit} {one}"));
+        let text = stderr(&output);
+        assert_eq!(code(&output), 5, "{text}");
+        assert!(text.contains(expected), "{text}");
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_lost_worker_restarts_the_job_from_its_newest_checkpoint() {
+    let scene = Scene::new();
+    let output = scene.run("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml --seed 3");
+    let text = stderr(&output);
+    assert_eq!(code(&output), 0, "{text}");
+    assert!(text.contains("restarting in 1 s (restart 1 of 2)"), "{text}");
+    for rank in 0..2 {
+        let arguments = scene.read(&format!("arguments_{rank}"));
+        assert_eq!(arguments, "train --seed=3 cfg.toml\ntrain --resume --seed=3 cfg.toml\n");
+    }
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn ctrl_c_during_the_pause_before_a_restart_ends_the_job() {
+    let scene = Scene::new();
+    let running = scene.start("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml", 1);
+    let checkpoint = scene.path("work_dirs/cfg/epoch_1.ckpt");
+    until("rank 1 is lost", Duration::from_secs(10), || checkpoint.exists());
+    let report = scene.path("work_dirs/cfg/logs/failure.json");
+    until("the failure is reported", Duration::from_secs(10), || report.exists());
+    running.signal("INT");
+    assert_eq!(running.wait().code(), Some(130));
+    scene.assert_nothing_left();
+}
