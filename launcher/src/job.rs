@@ -85,6 +85,21 @@ struct Worker {
     tail: Vec<String>,
 }
 
+impl Worker {
+    /// Whether a request to stop explains its failure: it misses a rank that ended before it, or the signal that a batch
+    /// system sends to every process ended it while it was not listening yet.
+    fn fell_to_a_stop(&self) -> bool {
+        const SIGINT: i32 = 2;
+        const SIGUSR1: i32 = 10;
+        const SIGTERM: i32 = 15;
+        match &self.failure {
+            _ if self.finding.is_some() => false,
+            Some(failure) => failure.kind == FailureKind::PeerLost,
+            None => matches!(self.ending, Some(Ending::Signal(SIGINT | SIGUSR1 | SIGTERM))),
+        }
+    }
+}
+
 /// The state of one attempt.
 pub struct Job {
     workers: Vec<Worker>,
@@ -343,13 +358,9 @@ impl Job {
             return None;
         }
         if let Some(cause) = cause::first(&self.evidence()) {
-            // While stopping, a rank that only misses another one tells nothing: they end at different times.
-            let only_echoes = self.workers.iter().filter(|worker| worker.failed_as.is_some()).all(|worker| {
-                worker.finding.is_none()
-                    && worker.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::PeerLost)
-            });
+            let stopped = self.workers.iter().filter(|worker| worker.failed_as.is_some()).all(Worker::fell_to_a_stop);
             return Some(match self.stop {
-                Some(reason) if only_echoes => Outcome::Stopped { reason, saved: false },
+                Some(reason) if stopped => Outcome::Stopped { reason, saved: false },
                 _ => Outcome::Failed(cause),
             });
         }

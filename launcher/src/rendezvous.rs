@@ -31,6 +31,7 @@ pub struct Nodes {
 /// # Errors
 /// Values that make no sense (exit code 2).
 pub fn resolve(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Result<Nodes> {
+    let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
     let number = |flag: Option<usize>, name: &str, default: usize| match (flag, lookup(name)) {
         (Some(value), _) => Ok(value),
         (None, None) => Ok(default),
@@ -53,8 +54,7 @@ pub fn resolve(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Result
     if rank >= count {
         return Err(Error::usage(format!("node rank {rank} of {count} nodes: expected 0 to {}", count - 1)));
     }
-    let Some(address) = place.master_addr.clone().or_else(|| lookup(env::MASTER_ADDR)).filter(|text| !text.is_empty())
-    else {
+    let Some(address) = place.master_addr.clone().or_else(|| lookup(env::MASTER_ADDR)) else {
         return Err(Error::usage(format!(
             "{count} nodes, but nothing says where node 0 is; give --master-addr (or MASTER_ADDR) on every node"
         )));

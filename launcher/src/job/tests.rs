@@ -193,3 +193,18 @@ fn only_the_first_workers_progress_is_shown() {
     assert_eq!(scene.job.on(0, message(), scene.now), [Action::Progress(Progress::default())]);
     assert_eq!(scene.job.on(1, message(), scene.now), []);
 }
+
+#[test]
+fn a_batch_system_that_signals_every_process_stops_the_job() {
+    let mut scene = Scene::new();
+    scene.ended(1, Ending::Signal(15));
+    scene.job.stop(StopReason::Terminated, scene.now);
+    scene.ended(0, Ending::Code(75));
+    let stopped = Outcome::Stopped { reason: StopReason::Terminated, saved: false };
+    assert_eq!(scene.job.outcome(), Some(stopped));
+    let mut scene = Scene::new();
+    scene.ended(1, Ending::Signal(9));
+    scene.job.stop(StopReason::Terminated, scene.now);
+    scene.ended(0, Ending::Code(75));
+    assert_eq!(scene.cause().rank, 1, "SIGKILL is no request to stop");
+}

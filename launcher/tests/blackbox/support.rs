@@ -80,6 +80,16 @@ impl Scene {
         entries.filter(|name| name.parse::<u32>().is_ok()).filter_map(|pid| lives(&pid)).collect()
     }
 
+    /// States of those processes, as /proc/PID/stat has them (`T` is stopped).
+    pub fn states(&self) -> Vec<char> {
+        let state = |process: String| {
+            let pid = process.split(' ').next()?.to_owned();
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            text.rsplit_once(") ")?.1.chars().next()
+        };
+        self.processes().into_iter().filter_map(state).collect()
+    }
+
     /// Fails if a process lives that was started here.
     pub fn assert_nothing_left(&self) {
         // A killed process whose parent is gone takes a moment to vanish.
