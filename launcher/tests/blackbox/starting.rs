@@ -59,6 +59,26 @@ fn workers_find_their_place_in_the_environment_and_leaked_variables_do_no_harm()
 }
 
 #[test]
+fn the_second_node_continues_the_ranks_and_leaves_the_port_to_the_first() {
+    let scene = Scene::new();
+    let mut command = scene.command("environment", TWO);
+    command.env("NNODES", "2").env("NODE_RANK", "1").env("MASTER_ADDR", "node0.example").env("PORT", "4000");
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let variables = environment(&scene, 3);
+    for (name, expected) in [
+        ("LOCAL_RANK", "1"),
+        ("WORLD_SIZE", "4"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "node0.example"),
+        ("MASTER_PORT", "4000"),
+    ] {
+        assert_eq!(variables.get(name).map(String::as_str), Some(expected), "{name}");
+    }
+    assert!(!environment(&scene, 2).contains_key("FNET_STORE_FD"));
+}
+
+#[test]
 fn what_the_user_has_set_wins() {
     let scene = Scene::new();
     let mut command = scene.command("environment", TWO);

@@ -205,4 +205,22 @@ proptest! {
         let parsed = Worker::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
         prop_assert_eq!(parsed.command, command);
     }
+
+    #[test]
+    fn where_flags_parse_to_the_same_place(
+        gpus in prop_oneof![
+            Just(Gpus::All),
+            (1..99_usize).prop_map(Gpus::Count),
+            proptest::sample::subsequence((0..16).collect::<Vec<usize>>(), 1..8).prop_map(Gpus::Indices),
+        ],
+        nnodes in of(1..99_usize),
+        node_rank in of(0..99_usize),
+        master_addr in of("[a-z0-9.]{1,20}"),
+        master_port in of(any::<u16>()),
+    ) {
+        let place = Place { gpus: Some(gpus), nnodes, node_rank, master_addr, master_port, ..launch("fnet-launch doctor").place };
+        let arguments = std::iter::once("fnet-launch".into()).chain(place.to_args()).chain(["doctor".into()]);
+        let parsed = Launch::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(parsed.place, place);
+    }
 }
