@@ -17,7 +17,7 @@ mod transform;
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
 pub use decode::Picture;
-pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture};
+pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture, single_picture};
 pub use masks::{instance_mask, mask_targets, rasterise};
 pub use resize::Bilinear;
 pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};

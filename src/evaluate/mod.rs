@@ -1,5 +1,7 @@
 //! Inference over a data set, COCO metrics, painted pictures.
 
+pub mod commands;
+pub mod inference;
 pub mod metrics;
 pub mod paint;
 pub mod paste;

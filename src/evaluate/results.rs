@@ -9,15 +9,6 @@ use serde_json::json;
 
 use crate::error::{Context, Error, Result};
 
-/// One class of the data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Category {
-    /// The `id` in the annotation file.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-}
-
 /// One detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Detection {
@@ -94,16 +85,6 @@ impl ImageResult {
 pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
     let [x1, y1, x2, y2] = bbox.map(f64::from);
     [x1, y1, x2 - x1, y2 - y1]
-}
-
-/// Packs results for the way between ranks.
-pub fn to_bytes(results: &[ImageResult]) -> Result<Vec<u8>> {
-    postcard::to_allocvec(results).map_err(|error| Error::bug(format!("packing results: {error}")))
-}
-
-/// Unpacks what another rank packed.
-pub fn from_bytes(bytes: &[u8]) -> Result<Vec<ImageResult>> {
-    postcard::from_bytes(bytes).map_err(|error| Error::bug(format!("unpacking the results of a rank: {error}")))
 }
 
 /// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
@@ -188,8 +169,6 @@ fn permissions() -> std::fs::Permissions {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn example() -> Vec<ImageResult> {
@@ -236,19 +215,5 @@ mod tests {
         let error = write_files(&example(), &[10], &folder.path().join("r")).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Data);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn results_survive_the_way_between_ranks() {
-        assert_eq!(from_bytes(&to_bytes(&example()).unwrap()).unwrap(), example());
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_that_are_no_results_are_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(results) = from_bytes(&bytes) {
-                prop_assert!(to_bytes(&results).unwrap().len() <= bytes.len());
-            }
-        }
     }
 }

@@ -6,7 +6,7 @@ mod sample;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use sample::load_picture;
+pub use sample::{load_picture, single_picture};
 
 use super::batch::Batch;
 use super::coco::Dataset;

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{Device, Kind, Tensor};
 
 use super::prefetch::panic_message;
+use crate::config::Pipeline;
 use crate::data::batch::{Batch, ImageMeta, Target};
 use crate::data::coco::Dataset;
 use crate::data::decode::Picture;
@@ -59,6 +60,26 @@ impl Sample {
             Err(Error::bug(format!("loading {} panicked: {}", path.display(), panic_message(&*panic))))
         })
     }
+}
+
+/// A picture outside of any data set as a batch of one without objects, prepared as at evaluation.
+///
+/// # Errors
+/// If libtorch fails (memory).
+pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Result<Batch> {
+    let augmentation = Augmentation::test(pipeline);
+    let geometry = Geometry::new((picture.height, picture.width), augmentation, pipeline.size_divisor);
+    let meta = ImageMeta {
+        image_id,
+        file_name: file_name.into(),
+        original_size: geometry.original,
+        image_size: geometry.resized,
+        padded_size: geometry.padded,
+        scale_factor: geometry.scale_factor,
+        flipped: augmentation.flip,
+    };
+    let sample = Sample { picture, geometry, meta, target: Target::default() };
+    assemble(vec![sample], &Normalisation::new(pipeline))
 }
 
 /// Puts `samples` into one batch: resized rows are normalised straight into the tensor's memory, mirrored where asked,

@@ -12,8 +12,9 @@ use hotcoco::{COCO, COCOeval};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::results::{Category, ImageResult, category_id, xywh};
+use super::results::{ImageResult, category_id, xywh};
 use crate::config::Metric;
+use crate::data::Category;
 use crate::error::{Error, Result};
 
 /// Greatest numbers of detections per image that are looked at; the reference's choice. `AP` uses the first, the other

@@ -1,0 +1,193 @@
+//! `test`: evaluates a checkpoint on `data.val`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fnet_protocol::cli;
+
+use super::{Host, load, to_paint};
+use crate::config::Metric;
+use crate::data::{Dataset, Picture, Split, load_picture};
+use crate::error::{Context, Error, Result};
+use crate::evaluate::inference::{Done, detect_all, evaluate};
+use crate::evaluate::metrics::Metrics;
+use crate::evaluate::paint::{Object, Painter, painted_path, save};
+use crate::evaluate::results::{ImageResult, write_atomically, write_files};
+
+/// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` elsewhere, and with `--format-only`.
+///
+/// # Errors
+/// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
+pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Option<Metrics>> {
+    let mut trained = load(&arguments.checkpoint, arguments.config.as_deref(), &arguments.set, host.device)?;
+    if arguments.fuse_conv_bn {
+        trained.model.fuse_conv_bn()?;
+    }
+    let dataset = Arc::new(Dataset::open(&trained.config.data, Split::Val)?);
+    dataset.check_class_count(trained.config.model.num_classes)?;
+    let first = host.ranks.rank() == 0;
+    if first {
+        dataset.warnings().iter().for_each(|warning| (host.say)(warning));
+        if let Some(text) = other_names(&trained.classes, &dataset) {
+            (host.say)(&text);
+        }
+    }
+    let show = match &arguments.show_dir {
+        Some(folder) => Some(Show::new(&dataset, folder, arguments.show_score_thr)?),
+        None => None,
+    };
+    let progress = &mut *host.progress;
+    let mut on_picture = |picture: Done<'_>| {
+        progress(picture.done, picture.total);
+        show.as_ref().map_or(Ok(()), |show| show.paint(picture.index, picture.result))
+    };
+    let (model, config) = (&trained.model, &trained.config);
+    let (found, metrics) = if arguments.format_only {
+        let Some(found) = detect_all(model, &dataset, config, host.ranks, &mut on_picture)? else { return Ok(None) };
+        (found, None)
+    } else {
+        let kinds: Vec<Metric> = arguments.metrics_to_measure().into_iter().map(Metric::from).collect();
+        let Some(evaluation) = evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)? else {
+            return Ok(None);
+        };
+        (evaluation.found, Some(evaluation.metrics))
+    };
+    if arguments.out.is_some() || arguments.format_only {
+        let ids: Vec<i64> = dataset.categories().iter().map(|category| category.id).collect();
+        for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
+            (host.say)(&format!("detections written to {}", path.display()));
+        }
+    }
+    if let Some(folder) = &arguments.show_dir {
+        (host.say)(&format!("painted pictures are in {}", folder.display()));
+    }
+    if let Some(metrics) = &metrics {
+        report(metrics, config.evaluation.classwise, arguments.metrics.as_deref(), host)?;
+    }
+    Ok(metrics)
+}
+
+impl From<cli::Metric> for Metric {
+    fn from(metric: cli::Metric) -> Self {
+        match metric {
+            cli::Metric::Bbox => Self::Bbox,
+            cli::Metric::Segm => Self::Segm,
+        }
+    }
+}
+
+fn report(metrics: &Metrics, classwise: bool, file: Option<&Path>, host: &mut Host<'_>) -> Result<()> {
+    if classwise {
+        (host.say)(&metrics.class_table());
+    }
+    (host.say)(&metrics.table());
+    let Some(path) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(&metrics.to_json(classwise))
+        .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;
+    write_atomically(path, |out| {
+        writeln!(out, "{text}").map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))
+    })
+}
+
+/// `--out F.json` means `F.bbox.json` and `F.segm.json`; without it they go to `results/` beside the checkpoint.
+fn results_prefix(arguments: &cli::Test) -> PathBuf {
+    match &arguments.out {
+        Some(out) if out.extension().is_some_and(|extension| extension == "json") => out.with_extension(""),
+        Some(out) => out.clone(),
+        None => {
+            let folder = arguments.checkpoint.parent().unwrap_or(Path::new("")).join("results");
+            folder.join(arguments.checkpoint.file_stem().unwrap_or("test".as_ref()))
+        }
+    }
+}
+
+/// A warning where the annotation file has equally many classes, but of other names, than the model was trained for.
+fn other_names(trained: &[String], dataset: &Dataset) -> Option<String> {
+    let mut pairs = trained.iter().zip(dataset.categories()).enumerate();
+    let (label, (trained, found)) = pairs.find(|(_, (trained, found))| **trained != found.name)?;
+    Some(format!(
+        "Warning: the model was trained for other classes: number {label} was {trained:?}, and is {:?} in {}. Its \
+         scores mean something only if the classes are the same in the same order",
+        found.name,
+        dataset.annotation_file().display()
+    ))
+}
+
+/// Paints ground truth beside prediction.
+struct Show<'a> {
+    painter: Painter,
+    dataset: &'a Dataset,
+    classes: Vec<String>,
+    folder: &'a Path,
+    least: f64,
+}
+
+impl<'a> Show<'a> {
+    fn new(dataset: &'a Dataset, folder: &'a Path, least: f64) -> Result<Self> {
+        let classes = dataset.categories().iter().map(|category| category.name.clone()).collect();
+        Ok(Self { painter: Painter::new()?, dataset, classes, folder, least })
+    }
+
+    fn paint(&self, index: usize, result: &ImageResult) -> Result<()> {
+        let file_name = self.dataset.image(index).file_name;
+        let paint = || {
+            let picture = into_image(load_picture(self.dataset, index)?)?;
+            let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
+            let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
+            save(&self.painter.compare(&picture, [&truth, &found], titles)?, &painted_path(self.folder, file_name))
+        };
+        paint().with_context(|| format!("painting {file_name}"))
+    }
+
+    fn truth(&self, index: usize) -> Result<Vec<Object>> {
+        let (image, objects) = (self.dataset.image(index), self.dataset.objects(index));
+        let mut painted = Vec::with_capacity(objects.boxes.len());
+        for (place, segmentation) in self.dataset.segmentations(index)?.iter().enumerate() {
+            let label = usize::from(objects.labels[place]);
+            let mask = segmentation.to_rle((image.height, image.width)).map_err(|message| {
+                let file = self.dataset.annotation_file().display();
+                Error::data(format!("{file}: annotation {}: segmentation: {message}", objects.ids[place]))
+            })?;
+            painted.push(Object {
+                label,
+                name: self.classes.get(label).cloned().unwrap_or_default(),
+                score: None,
+                bbox: objects.boxes[place],
+                mask: Some(mask),
+                crowd: false,
+            });
+        }
+        Ok(painted)
+    }
+}
+
+/// A decoded picture for painting.
+pub(super) fn into_image(picture: Picture) -> Result<image::RgbImage> {
+    image::RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+        .ok_or_else(|| Error::bug("a picture with fewer pixels than its size says"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        test: cli::Test,
+    }
+
+    fn prefix(line: &[&str]) -> PathBuf {
+        results_prefix(&Line::parse_from([&["test"], line].concat()).test)
+    }
+
+    #[test]
+    fn results_go_where_out_says_else_beside_the_checkpoint() {
+        assert_eq!(prefix(&["a/b.ckpt", "--format-only"]), Path::new("a/results/b"));
+        assert_eq!(prefix(&["b.ckpt", "--format-only"]), Path::new("results/b"));
+        assert_eq!(prefix(&["b.ckpt", "--out", "x/y.json"]), Path::new("x/y"));
+        assert_eq!(prefix(&["b.ckpt", "--out", "x/y.v2"]), Path::new("x/y.v2"));
+    }
+}
