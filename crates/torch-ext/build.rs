@@ -4,8 +4,19 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// The bridge proper: needs only libtorch_cpu and libc10.
-const SOURCES: &[&str] =
-    &["error.cpp", "memory.cpp", "nms.cpp", "roi_align.cpp", "roi_align_kernel.cpp", "torchvision.cpp"];
+const SOURCES: &[&str] = &[
+    "autocast.cpp",
+    "autograd.cpp",
+    "cuda.cpp",
+    "error.cpp",
+    "memory.cpp",
+    "nms.cpp",
+    "optim.cpp",
+    "random.cpp",
+    "roi_align.cpp",
+    "roi_align_kernel.cpp",
+    "torchvision.cpp",
+];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
@@ -30,7 +41,13 @@ fn main() {
     }
     build.files(SOURCES.iter().map(|name| Path::new("cpp").join(name)));
     build.compile("fnet_torch_ext");
+    let objects = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    build_python_stand_in(&objects);
 
+    println!("cargo::rustc-env=FNET_OBJECTS={}", objects.display());
+    println!("cargo::rustc-env=FNET_TORCH_CUDA_VERSION={}", cuda_version(&torch));
+
+    println!("cargo::metadata=objects={}", objects.display());
     println!("cargo::metadata=libtorch_lib={}", library_folder.display());
     // For the tests of this package; the root package does the same for its own programs.
     println!("cargo::rustc-link-arg=-Wl,--enable-new-dtags,-rpath,{}", library_folder.display());
@@ -48,6 +65,30 @@ fn libtorch() -> PathBuf {
         Ok(resolved) if resolved.join("include/ATen/core/Tensor.h").is_file() => resolved,
         _ => fail(&format!("LIBTORCH={} holds no include/ATen/core/Tensor.h: run `make setup`", folder.display())),
     }
+}
+
+/// An empty library with the name of libtorch_python, which torchvision's library asks for without using it.
+fn build_python_stand_in(objects: &Path) {
+    let source = objects.join("python_stand_in.c");
+    let written = std::fs::write(&source, "int fnet_python_stand_in;\n");
+    let compiler = cc::Build::new().get_compiler();
+    let status = compiler
+        .to_command()
+        .args(["-shared", "-fPIC", "-Wl,-soname,libtorch_python.so", "-o"])
+        .arg(objects.join("libtorch_python.so"))
+        .arg(&source)
+        .status();
+    if written.is_err() || !status.is_ok_and(|status| status.success()) {
+        fail("cannot build the stand-in for libtorch_python.so");
+    }
+}
+
+/// The CUDA version that the wheel was built for; empty without CUDA.
+fn cuda_version(torch: &Path) -> String {
+    let text = std::fs::read_to_string(torch.join("version.py")).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("cuda"));
+    let value = line.and_then(|line| line.split_once('=')).map(|(_, value)| value.trim().trim_matches('\''));
+    value.filter(|value| *value != "None").unwrap_or_default().to_owned()
 }
 
 fn includes(torch: &Path) -> [PathBuf; 2] {

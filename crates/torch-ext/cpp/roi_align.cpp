@@ -197,9 +197,9 @@ void check_arguments(const std::vector<at::Tensor>& levels, const at::Tensor& ro
 }
 
 at::Tensor roi_align(const std::vector<at::Tensor>& levels, const at::Tensor& rois, const at::Tensor& roi_levels,
-                     const std::vector<double>& strides, int64_t bins) {
+                     const std::vector<double>& strides, int64_t bins, bool through_torchvision) {
   check_arguments(levels, rois, roi_levels, strides, bins);
-  if (!levels[0].is_cpu()) return roi_align_torchvision(levels, rois, roi_levels, strides, bins);
+  if (through_torchvision || !levels[0].is_cpu()) return roi_align_torchvision(levels, rois, roi_levels, strides, bins);
   const at::Tensor boxes = rois.detach().to(at::kCPU, at::kFloat).contiguous();
   const at::Tensor indices = roi_levels.detach().to(at::kCPU, at::kLong).contiguous();
   check_rois(boxes, indices, levels[0].size(0), levels.size());
@@ -211,10 +211,13 @@ at::Tensor roi_align(const std::vector<at::Tensor>& levels, const at::Tensor& ro
 }  // namespace
 }  // namespace fnet
 
+// `through_torchvision` takes torchvision's operator on any device; otherwise only tensors off the CPU go there.
 extern "C" FnetError* fnet_roi_align(const TensorPtr* levels, size_t level_count, TensorPtr rois, TensorPtr roi_levels,
-                                     const double* strides, size_t stride_count, int64_t bins, TensorPtr* out) {
+                                     const double* strides, size_t stride_count, int64_t bins,
+                                     bool through_torchvision, TensorPtr* out) {
   return fnet::guarded([&] {
     *out = new at::Tensor(fnet::roi_align(fnet::to_vector(levels, level_count), *rois, *roi_levels,
-                                          std::vector<double>(strides, strides + stride_count), bins));
+                                          std::vector<double>(strides, strides + stride_count), bins,
+                                          through_torchvision));
   });
 }

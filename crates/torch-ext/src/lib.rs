@@ -2,9 +2,15 @@
 //!
 //! Tensors cross the bridge as the pointers that `tch` holds. Every C++ exception comes back as an [`Error`].
 
+pub mod autocast;
+pub mod autograd;
+pub mod cuda;
+mod dl;
 mod error;
 mod ffi;
 pub mod memory;
 pub mod ops;
+pub mod optim;
+pub mod random;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,7 +1,7 @@
 //! Detection operators: RoIAlign and non-maximum suppression.
 //!
 //! Tensors on the CPU use kernels of this crate; on CUDA torchvision's are called, which
-//! `cuda::load_libraries` must have loaded.
+//! [`crate::cuda::load_libraries`] must have loaded.
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -18,6 +18,7 @@ unsafe extern "C" {
         strides: *const f64,
         stride_count: usize,
         bins: i64,
+        through_torchvision: bool,
         out: *mut *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_nms(
@@ -48,6 +49,17 @@ pub fn roi_align(
     strides: &[usize],
     output_size: usize,
 ) -> Result<Tensor> {
+    roi_align_by(false, levels, rois, roi_levels, strides, output_size)
+}
+
+fn roi_align_by(
+    through_torchvision: bool,
+    levels: &[Tensor],
+    rois: &Tensor,
+    roi_levels: &Tensor,
+    strides: &[usize],
+    output_size: usize,
+) -> Result<Tensor> {
     let levels = pointers(levels);
     let strides: Vec<f64> = strides.iter().map(|&stride| stride as f64).collect();
     // SAFETY: all pointers are valid for the call with the lengths beside them; `out` is written on success.
@@ -60,6 +72,7 @@ pub fn roi_align(
             strides.as_ptr(),
             strides.len(),
             output_size as i64,
+            through_torchvision,
             out,
         )
     })

@@ -61,6 +61,38 @@ fn roi_align_in_bfloat16_computes_in_float_and_returns_bfloat16() {
     assert_eq!(levels[0].grad().kind(), Kind::BFloat16);
 }
 
+/// torchvision's library also has kernels for the CPU, so the way that CUDA tensors take is walked here without a GPU.
+/// In a process of its own, because the library brings libtorch_cuda along.
+#[test]
+fn the_way_through_torchvision_gives_the_same_numbers() {
+    let body = "ops::tests::body_through_torchvision";
+    let program = std::env::current_exe().unwrap();
+    let output = std::process::Command::new(program).args(["--exact", body, "--ignored"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn body_through_torchvision() {
+    let f = fixture();
+    let before = roi_align_by(true, &levels(&f), &f["rois"], &f["roi_levels"], &STRIDES, 7).unwrap_err();
+    assert!(before.kind() == ErrorKind::Environment && before.message().contains("not registered"), "{before}");
+    crate::cuda::load_torch_cuda(&crate::cuda::libtorch_folder().unwrap()).unwrap();
+
+    let inputs: Vec<_> = levels(&f).into_iter().map(|level| level.set_requires_grad(true)).collect();
+    let out = roi_align_by(true, &inputs, &f["rois"], &f["roi_levels"], &STRIDES, 7).unwrap();
+    assert!(largest_difference(&out, &f["out7"]) < 1e-6);
+    (out * f["grad_out7"].to_kind(Kind::Float)).sum(Kind::Float).backward();
+    for (i, level) in inputs.iter().enumerate() {
+        assert!(largest_difference(&level.grad(), &f[&format!("grad{i}")]) < 1e-5, "level {i}");
+    }
+    // All RoIs on one level: the others get a gradient of zero, not none.
+    let inputs: Vec<_> = levels(&f).into_iter().map(|level| level.set_requires_grad(true)).collect();
+    let out = roi_align_by(true, &inputs, &f["rois"], &f["roi_levels"].zeros_like(), &STRIDES, 7).unwrap();
+    out.sum(Kind::Float).backward();
+    assert!(inputs[3].grad().defined());
+}
+
 #[test]
 fn without_rois_the_result_is_empty_and_the_gradients_are_zero() {
     let level = Tensor::ones([1, 3, 8, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);

@@ -1,0 +1,128 @@
+// Optimizer steps and norms over whole lists of tensors.
+#include "bridge.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+namespace fnet {
+namespace {
+
+// The fused kernels walk parameter, gradient and state side by side, so the gradient must lie in the parameter's order.
+at::Tensor in_order_of(const at::Tensor& parameter, const at::Tensor& grad) {
+  if (grad.strides() == parameter.strides() && grad.scalar_type() == parameter.scalar_type()) return grad;
+  return at::empty_like(parameter).copy_(grad);
+}
+
+// Parameters with a gradient, their gradients, and the same rows of up to three lists of states.
+struct Rows {
+  std::vector<at::Tensor> parameters, grads, states[3];
+};
+
+Rows rows_with_gradient(const TensorPtr* parameters, size_t count, std::initializer_list<const TensorPtr*> states) {
+  Rows rows;
+  for (size_t i = 0; i < count; ++i) {
+    const at::Tensor& grad = parameters[i]->grad();
+    if (!grad.defined()) continue;
+    rows.parameters.push_back(*parameters[i]);
+    rows.grads.push_back(in_order_of(*parameters[i], grad));
+    size_t list = 0;
+    for (const TensorPtr* state : states) rows.states[list++].push_back(*state[i]);
+  }
+  return rows;
+}
+
+std::vector<at::Tensor> defined_gradients(const TensorPtr* parameters, size_t count) {
+  std::vector<at::Tensor> grads;
+  for (size_t i = 0; i < count; ++i) {
+    if (parameters[i]->grad().defined()) grads.push_back(parameters[i]->grad());
+  }
+  return grads;
+}
+
+at::Tensor total_norm(const std::vector<at::Tensor>& tensors) {
+  if (tensors.empty()) return at::zeros({}, at::kFloat);
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, 2)));
+}
+
+}  // namespace
+}  // namespace fnet
+
+extern "C" FnetError* fnet_adamw_step(const TensorPtr* parameters, const TensorPtr* exp_avg,
+                                      const TensorPtr* exp_avg_sq, const TensorPtr* steps, size_t count, double lr,
+                                      double beta1, double beta2, double weight_decay, double eps) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    auto rows = fnet::rows_with_gradient(parameters, count, {exp_avg, exp_avg_sq, steps});
+    if (rows.parameters.empty()) return;
+    for (at::Tensor& step : rows.states[2]) step.add_(1);
+    at::_fused_adamw_(rows.parameters, rows.grads, rows.states[0], rows.states[1], {}, rows.states[2], lr, beta1,
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr* momentum_buffers, size_t count,
+                                    double lr, double momentum, double weight_decay, bool nesterov) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    auto rows = fnet::rows_with_gradient(parameters, count, {momentum_buffers});
+    if (rows.parameters.empty()) return;
+    // A buffer of zeros gives the gradient itself in the first step, since dampening is zero.
+    at::_fused_sgd_(rows.parameters, rows.grads, rows.states[0], weight_decay, momentum, lr, /*dampening=*/0.0,
+                    nesterov, /*maximize=*/false, /*is_first_step=*/false);
+  });
+}
+
+extern "C" FnetError* fnet_norm(const TensorPtr* tensors, size_t count, TensorPtr* out) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    *out = new at::Tensor(fnet::total_norm(fnet::to_vector(tensors, count)));
+  });
+}
+
+extern "C" FnetError* fnet_grad_norm(const TensorPtr* parameters, size_t count, TensorPtr* out) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    *out = new at::Tensor(fnet::total_norm(fnet::defined_gradients(parameters, count)));
+  });
+}
+
+extern "C" FnetError* fnet_clip_grad_norm(const TensorPtr* parameters, size_t count, double max_norm, TensorPtr* out) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    auto grads = fnet::defined_gradients(parameters, count);
+    at::Tensor norm = fnet::total_norm(grads);
+    // On the device throughout: no wait for the norm's value.
+    if (!grads.empty()) at::_foreach_mul_(grads, norm.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0));
+    *out = new at::Tensor(std::move(norm));
+  });
+}
+
+extern "C" FnetError* fnet_unscale_gradients(const TensorPtr* parameters, size_t count, double inverse_scale,
+                                             bool* found_non_finite) {
+  return fnet::guarded([&] {
+    at::NoGradGuard no_grad;
+    *found_non_finite = false;
+    auto grads = fnet::defined_gradients(parameters, count);
+    if (grads.empty()) return;
+    const auto options = grads[0].options().dtype(at::kFloat);
+    at::Tensor found = at::zeros({}, options);
+    const at::Tensor scale = at::full({}, inverse_scale, options);
+    at::_amp_foreach_non_finite_check_and_unscale_(grads, found, scale);
+    *found_non_finite = found.item<float>() != 0;
+  });
+}
+
+extern "C" FnetError* fnet_clear_gradients(const TensorPtr* parameters, size_t count) {
+  return fnet::guarded([&] {
+    for (size_t i = 0; i < count; ++i) parameters[i]->mutable_grad() = at::Tensor();
+  });
+}
