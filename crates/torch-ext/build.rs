@@ -9,12 +9,16 @@ const SOURCES: &[&str] = &[
     "autograd.cpp",
     "cuda.cpp",
     "error.cpp",
+    "gloo.cpp",
     "memory.cpp",
     "nms.cpp",
     "optim.cpp",
+    "process_group.cpp",
     "random.cpp",
+    "reducer.cpp",
     "roi_align.cpp",
     "roi_align_kernel.cpp",
+    "store.cpp",
     "torchvision.cpp",
 ];
 
@@ -35,7 +39,8 @@ fn main() {
         .flag("-fvisibility=hidden")
         .flag_if_supported("-Wno-psabi")
         .flag("-Wno-unused-parameter")
-        .include("cpp");
+        .include("cpp")
+        .include("cpp/gloo_declarations");
     for folder in includes(&torch) {
         build.flag("-isystem").flag(folder.display().to_string());
     }
@@ -43,6 +48,7 @@ fn main() {
     build.compile("fnet_torch_ext");
     let objects = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     build_python_stand_in(&objects);
+    build_nccl_part(&torch, &objects);
 
     println!("cargo::rustc-env=FNET_OBJECTS={}", objects.display());
     println!("cargo::rustc-env=FNET_TORCH_CUDA_VERSION={}", cuda_version(&torch));
@@ -75,11 +81,36 @@ fn build_python_stand_in(objects: &Path) {
     let status = compiler
         .to_command()
         .args(["-shared", "-fPIC", "-Wl,-soname,libtorch_python.so", "-o"])
-        .arg(objects.join("libtorch_python.so"))
+        .arg(objects.join("libfnet_python_stand_in.so"))
         .arg(&source)
         .status();
     if written.is_err() || !status.is_ok_and(|status| status.success()) {
         fail("cannot build the stand-in for libtorch_python.so");
+    }
+}
+
+/// The NCCL part, where the headers of CUDA and NCCL are in the environment; without it there is only Gloo.
+fn build_nccl_part(torch: &Path, objects: &Path) {
+    let target = objects.join("libfnet_nccl.so");
+    let headers = ["../nvidia/cu13/include", "../nvidia/nccl/include"].map(|folder| torch.join(folder));
+    let needed =
+        [headers[0].join("cuda_runtime_api.h"), headers[0].join("crt/host_defines.h"), headers[1].join("nccl.h")];
+    let missing = needed.iter().chain([&torch.join("lib/libtorch_cuda.so")]).find(|file| !file.is_file()).cloned();
+    if let Some(missing) = missing {
+        println!("cargo::warning=no NCCL part: {} is missing", missing.display());
+        // An object of an earlier build must not outlive its headers.
+        let _ = std::fs::remove_file(target);
+        return;
+    }
+    let mut command = cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
+    command.args(["-shared", "-fvisibility=hidden", "-D_GLIBCXX_USE_CXX11_ABI=1", "-Icpp"]);
+    for folder in includes(torch).iter().chain(&headers) {
+        command.arg("-isystem").arg(folder);
+    }
+    command.args(["cpp/nccl.cpp", "cpp/error.cpp", "-o"]).arg(&target).arg("-L").arg(torch.join("lib"));
+    command.args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
+    if !command.status().is_ok_and(|status| status.success()) {
+        fail("cannot build the NCCL part from cpp/nccl.cpp; the compiler's message is above");
     }
 }
 

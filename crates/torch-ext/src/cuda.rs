@@ -68,10 +68,13 @@ pub(crate) fn load_torch_cuda(folder: &Path) -> Result<()> {
     let with_remedy = |error: Error| {
         Error::new(error.kind(), format!("{error}; CUDA needs the libtorch of the wheel torch 2.11.0+cu130"))
     };
-    Library::open(&folder.join("libtorch_cuda.so"), true).map_err(with_remedy)?;
+    // libtorch.so is an empty library, but torchvision's asks for it and does not say where it lies.
+    for name in ["libtorch_cuda.so", "libtorch.so"] {
+        Library::open(&folder.join(name), true).map_err(with_remedy)?;
+    }
     // torchvision's library asks for libtorch_python by name but uses nothing of it; a loaded library of that name
     // satisfies the loader without Python.
-    Library::open(&find_own_object("libtorch_python.so")?, false)?;
+    Library::open(&find_own_object("libfnet_python_stand_in.so")?, false)?;
     Library::open(&find_torchvision(folder)?, false).map_err(with_remedy)?;
     Ok(())
 }

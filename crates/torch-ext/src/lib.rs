@@ -5,6 +5,7 @@
 pub mod autocast;
 pub mod autograd;
 pub mod cuda;
+pub mod distributed;
 mod dl;
 mod error;
 mod ffi;

@@ -1,0 +1,42 @@
+// The NCCL backend of a process group: a shared object of its own, loaded only with CUDA.
+#define USE_C10D_NCCL
+#include "bridge.h"
+#include "process_group.h"
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include <cstdlib>
+
+namespace {
+
+// What c10d would do by itself about a lost peer is to end the process from a thread of its own. Here the caller hears
+// of it first, aborts the group and saves its state, so all of that is off unless the user asked for it.
+void leave_errors_to_the_caller() {
+  setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", /*overwrite=*/0);
+  setenv("TORCH_NCCL_ENABLE_MONITORING", "0", 0);
+  setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", 0);
+  setenv("TORCH_NCCL_PROPAGATE_ERROR", "0", 0);
+  setenv("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0", 0);
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) FnetError* fnet_nccl_add(FnetGroup* group, FnetStore* store,
+                                                                           int rank, int size, int device,
+                                                                           int64_t timeout_ms) {
+  return fnet::guarded(
+      [&] {
+        leave_errors_to_the_caller();
+        auto options = c10d::ProcessGroupNCCL::Options::create();
+        options->timeout = std::chrono::milliseconds(timeout_ms);
+        auto keys = c10::make_intrusive<c10d::PrefixStore>("nccl", store->store);
+        auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(keys, rank, size, options);
+        const at::Device cuda(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+        backend->setBoundDeviceId(cuda);
+        // Connect now, so that a fault of the network or of NCCL is told at the start and not in the first step.
+        backend->eagerConnectSingleDevice(cuda);
+        group->group->setBackend(c10::kCUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
+      },
+      FnetErrorKind::kCollective);
+}

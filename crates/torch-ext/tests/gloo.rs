@@ -1,0 +1,362 @@
+//! Process groups and the reducer with real processes: each test starts this program again once per rank.
+
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::ErrorKind;
+use torch_ext::autograd::backward;
+use torch_ext::distributed::{BucketSizes, GlooOptions, ProcessGroup, Reducer, Reduction, StoreOptions, TcpStore};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// One process per rank, running the ignored test `body`; rank 0 inherits the store's listening socket.
+fn start(body: &str, world: usize) -> Vec<Child> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fd = listener.as_raw_fd();
+    (0..world)
+        .map(|rank| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
+            command.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
+            command.env("MASTER_PORT", port.to_string()).env("OMP_NUM_THREADS", "1");
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            if rank == 0 {
+                command.env("STORE_FD", fd.to_string());
+                // SAFETY: fcntl is async-signal-safe; the socket is open in the child at this point.
+                unsafe {
+                    command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+                        -1 => Err(std::io::Error::last_os_error()),
+                        _ => Ok(()),
+                    });
+                }
+            }
+            command.spawn().unwrap()
+        })
+        .collect()
+}
+
+fn finish(children: Vec<Child>) {
+    for (rank, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "rank {rank}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn number(name: &str) -> usize {
+    std::env::var(name).unwrap().parse().unwrap()
+}
+
+fn connect(timeout: Duration) -> (TcpStore, ProcessGroup) {
+    let rank = number("RANK");
+    // SAFETY: the parent left this socket open for rank 0 alone; nothing else here owns it.
+    let listener = std::env::var("STORE_FD").ok().map(|fd| unsafe { OwnedFd::from_raw_fd(fd.parse().unwrap()) });
+    let store = TcpStore::new(StoreOptions {
+        host: "127.0.0.1".into(),
+        port: u16::try_from(number("MASTER_PORT")).unwrap(),
+        is_server: rank == 0,
+        timeout: DEADLINE,
+        listener,
+    })
+    .unwrap();
+    let options = GlooOptions { hostname: Some("127.0.0.1".into()), interface: None };
+    let group = ProcessGroup::gloo(&store, rank, number("WORLD_SIZE"), timeout, &options).unwrap();
+    (store, group)
+}
+
+/// Rank 0 serves the store, so it leaves last.
+fn leave(store: &TcpStore, group: &ProcessGroup) {
+    group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
+    let left = store.add("left", 1).unwrap();
+    if left == group.size() as i64 {
+        store.set("all left", b"").unwrap();
+    }
+    if group.rank() == 0 {
+        store.get("all left", DEADLINE).unwrap();
+    }
+}
+
+#[test]
+fn collectives_give_the_right_values_with_two_and_three_ranks() {
+    for world in [2, 3] {
+        finish(start("body_collectives", world));
+    }
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_collectives() {
+    let (store, group) = connect(DEADLINE);
+    let (rank, world) = (group.rank() as f64, group.size() as f64);
+    let ranks_sum = world * (world - 1.0) / 2.0;
+    for (how, expected) in [
+        (Reduction::Sum, ranks_sum),
+        (Reduction::Mean, ranks_sum / world),
+        (Reduction::Min, 0.0),
+        (Reduction::Max, world - 1.0),
+    ] {
+        let value = Tensor::full([2, 3], rank, FLOAT);
+        group.all_reduce(&value, how, DEADLINE).unwrap().wait(DEADLINE).unwrap();
+        assert_eq!(value, Tensor::full([2, 3], expected, FLOAT), "{how:?}");
+    }
+
+    let value = Tensor::full([4], rank, FLOAT);
+    group.broadcast(&value, 1, DEADLINE).unwrap().wait(DEADLINE).unwrap();
+    assert_eq!(value, Tensor::full([4], 1.0, FLOAT));
+
+    let input = Tensor::full([2], group.rank() as i64, (Kind::Int64, Device::Cpu));
+    let outputs: Vec<_> = (0..group.size()).map(|_| input.zeros_like()).collect();
+    let work = group.all_gather(&outputs, &input, DEADLINE).unwrap();
+    work.wait(DEADLINE).unwrap();
+    for (peer, output) in outputs.iter().enumerate() {
+        assert_eq!(Vec::<i64>::try_from(output).unwrap(), [peer as i64; 2]);
+    }
+    assert_eq!(group.all_gather(&outputs[1..], &input, DEADLINE).err().unwrap().kind(), ErrorKind::Invalid);
+
+    let gaps = Tensor::zeros([4, 4], FLOAT).slice(1, 0, 4, 2);
+    assert_eq!(group.all_reduce(&gaps, Reduction::Sum, DEADLINE).err().unwrap().kind(), ErrorKind::Invalid);
+
+    store.set(&format!("key {}", group.rank()), &[0, 255, 7]).unwrap();
+    assert_eq!(store.prefixed("other").unwrap().add("count", 3).unwrap() % 3, 0);
+    let other = (group.rank() + 1) % group.size();
+    assert_eq!(store.get(&format!("key {other}"), DEADLINE).unwrap(), [0, 255, 7]);
+    leave(&store, &group);
+}
+
+#[test]
+fn the_gradient_of_a_sum_over_ranks_is_the_sum_of_the_gradients() {
+    finish(start("body_differentiable_sum", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_differentiable_sum() {
+    let (store, group) = connect(DEADLINE);
+    let scale = group.rank() as f64 + 1.0;
+    let x = Tensor::full([3], scale, FLOAT).set_requires_grad(true);
+    let sum = group.all_reduce_sum_differentiable(&(&x * 2.0)).unwrap();
+    assert_eq!(sum, Tensor::full([3], 6.0, FLOAT));
+    // The loss of rank r is (r + 1) times the sum; its gradient by x is 2 * (1 + 2) on both ranks.
+    backward(&(sum * scale).sum(Kind::Float)).unwrap();
+    assert_eq!(x.grad(), Tensor::full([3], 6.0, FLOAT));
+    leave(&store, &group);
+}
+
+/// A net of odd sizes with pseudo-random values that depend on nothing but `seed`.
+fn values(shape: &[i64], seed: i64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let steps = Tensor::arange(count, FLOAT) + seed as f64 * 0.37;
+    (steps * 12.9898).sin().view(shape)
+}
+
+fn net() -> Vec<Tensor> {
+    let shapes: [&[i64]; 4] = [&[33, 17], &[33], &[29, 33], &[29]];
+    shapes.iter().zip(0..).map(|(shape, i)| values(shape, i).set_requires_grad(true)).collect()
+}
+
+fn loss(net: &[Tensor], x: &Tensor) -> Tensor {
+    let hidden = (x.matmul(&net[0].tr()) + &net[1]).tanh();
+    (hidden.matmul(&net[2].tr()) + &net[3]).square().mean(Kind::Float)
+}
+
+fn gradients(net: &[Tensor]) -> Vec<Tensor> {
+    let grads = net.iter().map(|p| p.grad().copy()).collect();
+    torch_ext::optim::clear_gradients(net).unwrap();
+    grads
+}
+
+const SMALL: BucketSizes = BucketSizes { first: 512, other: 4096 };
+
+#[test]
+fn the_reducer_leaves_the_mean_and_the_same_bits_in_every_step() {
+    for world in [2, 3, 4] {
+        finish(start("body_reducer", world));
+    }
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_reducer() {
+    let (store, group) = connect(DEADLINE);
+    let world = group.size() as i64;
+    let parameters = net();
+    let mut expected: Vec<Tensor> = parameters.iter().map(Tensor::zeros_like).collect();
+    for rank in 0..world {
+        backward(&loss(&parameters, &values(&[8, 17], 100 + rank))).unwrap();
+        for (sum, grad) in expected.iter_mut().zip(gradients(&parameters)) {
+            *sum += grad / world as f64;
+        }
+    }
+    let reducer = Reducer::new(&group, &parameters, SMALL).unwrap();
+    let x = values(&[8, 17], 100 + group.rank() as i64);
+    let step = || {
+        let loss = loss(&parameters, &x);
+        reducer.prepare(&[loss.shallow_clone()]).unwrap();
+        backward(&loss).unwrap();
+        gradients(&parameters)
+    };
+    let first = step();
+    for (grad, mean) in first.iter().zip(&expected) {
+        assert!(f64::try_from((grad - mean).abs().max()).unwrap() < 1e-6);
+    }
+    for _ in 0..3 {
+        assert_eq!(step(), first);
+    }
+    leave(&store, &group);
+}
+
+#[test]
+fn parameters_unused_on_one_or_all_ranks_do_not_hang_a_step() {
+    finish(start("body_unused", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_unused() {
+    let (store, group) = connect(DEADLINE);
+    let p: Vec<_> = (0..3).map(|i| Tensor::full([2], f64::from(i) + 1.0, FLOAT).set_requires_grad(true)).collect();
+    let reducer = Reducer::new(&group, &p, SMALL).unwrap();
+    for _ in 0..2 {
+        // Rank 1 does not use p[1]; nobody uses p[2].
+        let mut output = &p[0] * 4.0;
+        if group.rank() == 0 {
+            output += &p[1] * 6.0;
+        }
+        let loss = output.sum(Kind::Float);
+        reducer.prepare(&[loss.shallow_clone()]).unwrap();
+        backward(&loss).unwrap();
+        assert_eq!(p[0].grad(), Tensor::full([2], 4.0, FLOAT));
+        assert_eq!(p[1].grad(), Tensor::full([2], 3.0, FLOAT));
+        assert!(!p[2].grad().defined());
+        torch_ext::optim::clear_gradients(&p).unwrap();
+    }
+    leave(&store, &group);
+}
+
+#[test]
+fn accumulated_passes_are_reduced_together() {
+    finish(start("body_accumulation", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_accumulation() {
+    let (store, group) = connect(DEADLINE);
+    let p = Tensor::full([2], 1.0, FLOAT).set_requires_grad(true);
+    let reducer = Reducer::new(&group, &[p.shallow_clone()], SMALL).unwrap();
+    let scale = group.rank() as f64 + 1.0;
+    for _ in 0..2 {
+        backward(&(&p * scale).sum(Kind::Float)).unwrap();
+        assert_eq!(p.grad(), Tensor::full([2], scale, FLOAT));
+        let loss = (&p * (10.0 * scale)).sum(Kind::Float);
+        reducer.prepare(&[loss.shallow_clone()]).unwrap();
+        backward(&loss).unwrap();
+        assert_eq!(p.grad(), Tensor::full([2], 16.5, FLOAT));
+        torch_ext::optim::clear_gradients(&[p.shallow_clone()]).unwrap();
+    }
+    leave(&store, &group);
+}
+
+#[test]
+fn a_killed_peer_is_an_error_in_the_survivors_backward() {
+    let mut children = start("body_killed_peer", 2);
+    let survivor = children.remove(0);
+    children[0].wait().unwrap();
+    finish(vec![survivor]);
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_killed_peer() {
+    let (_store, group) = connect(DEADLINE);
+    let parameters = net();
+    let reducer = Reducer::new(&group, &parameters, SMALL).unwrap();
+    for step in 0.. {
+        let loss = loss(&parameters, &values(&[8, 17], 5));
+        reducer.prepare(&[loss.shallow_clone()]).unwrap();
+        if step == 2 && group.rank() == 1 {
+            // SAFETY: ends this process, as a kill from outside would.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        }
+        let begin = Instant::now();
+        let Err(error) = backward(&loss) else {
+            torch_ext::optim::clear_gradients(&parameters).unwrap();
+            continue;
+        };
+        assert_eq!((step, error.kind()), (2, ErrorKind::Collective), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::mem::forget(reducer);
+        group.abort(Duration::from_secs(5)).unwrap();
+        return;
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_come_is_an_error_at_the_deadline() {
+    finish(start("body_timeout", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_timeout() {
+    let (store, group) = connect(DEADLINE);
+    let short = Duration::from_millis(500);
+    if group.rank() == 0 {
+        let value = Tensor::zeros([4], FLOAT);
+        let begin = Instant::now();
+        let work = group.all_reduce(&value, Reduction::Sum, short).unwrap();
+        assert!(!work.is_completed().unwrap());
+        assert_eq!(work.wait(short).unwrap_err().kind(), ErrorKind::Collective);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        let error = store.get("never set", short).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Collective);
+        assert!(error.message().contains("never set"), "{error}");
+        store.set("seen", b"").unwrap();
+    }
+    store.get("seen", DEADLINE).unwrap();
+    if store.add("left", 1).unwrap() == 2 {
+        store.set("all left", b"").unwrap();
+    }
+    if group.rank() == 0 {
+        store.get("all left", DEADLINE).unwrap();
+    }
+    group.abort(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_store_that_nobody_serves_is_an_error_that_names_it() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let options = StoreOptions {
+        host: "127.0.0.1".into(),
+        port,
+        is_server: false,
+        timeout: Duration::from_millis(300),
+        listener: None,
+    };
+    let error = TcpStore::new(options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Collective);
+    assert!(error.message().starts_with(&format!("connecting to the store at 127.0.0.1:{port}: ")), "{error}");
+}
+
+#[test]
+fn without_a_driver_nccl_is_refused_with_the_remedy() {
+    if torch_ext::cuda::probe_driver().is_ok() {
+        eprintln!("SKIPPED without_a_driver_nccl_is_refused_with_the_remedy: this machine has a GPU");
+        return;
+    }
+    finish(start("body_nccl_without_driver", 1));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_nccl_without_driver() {
+    let (store, mut group) = connect(DEADLINE);
+    let error = group.add_nccl(&store, 0, DEADLINE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Environment);
+    assert!(error.message().contains("--device cpu"), "{error}");
+}
