@@ -1,5 +1,7 @@
 //! Process groups and the reducer with real processes: each test starts this program again once per rank.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;

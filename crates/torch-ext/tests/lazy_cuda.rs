@@ -1,5 +1,7 @@
 //! Whether CUDA's libraries are mapped, seen from outside: each test runs in a process of its own.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::process::{Command, Output};
 
 use tch::{Device, Kind, Tensor};
