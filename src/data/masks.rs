@@ -138,27 +138,82 @@ fn mask_target(mask: &InstanceMask, [x1, y1, x2, y2]: [f32; 4], size: usize, tar
     let (rows, rows_per_bin) = axis_samples(y1, y2 - y1, size, height);
     let (columns, columns_per_bin) = axis_samples(x1, x2 - x1, size, width);
     let count = (rows_per_bin * columns_per_bin).max(1) as f32;
-    let pixel = |y: usize, x: usize| {
-        let (row, column) = (y.wrapping_sub(mask.y), x.wrapping_sub(mask.x));
-        if row < mask.height && column < mask.width { f32::from(mask.pixels[row * mask.width + column]) } else { 0.0 }
-    };
+    let sums = AreaTable::new(mask);
     for bin_row in 0..size {
         let rows = &rows[bin_row * rows_per_bin..(bin_row + 1) * rows_per_bin];
         for bin_column in 0..size {
             let columns = &columns[bin_column * columns_per_bin..(bin_column + 1) * columns_per_bin];
-            let mut sum = 0.0;
-            for ([y0, y1], [hy, ly]) in rows.iter().flatten() {
-                for ([x0, x1], [hx, lx]) in columns.iter().flatten() {
-                    // The order of the operations is that of the reference's kernel: sums near 0.5 must not differ.
-                    sum += hy * hx * pixel(*y0, *x0)
-                        + hy * lx * pixel(*y0, *x1)
-                        + ly * hx * pixel(*y1, *x0)
-                        + ly * lx * pixel(*y1, *x1);
-                }
-            }
-            targets.push(if sum / count >= 0.5 { 1.0 } else { 0.0 });
+            let set = sums.uniform(rows, columns).unwrap_or_else(|| bin_sum(mask, rows, columns) / count >= 0.5);
+            targets.push(f32::from(u8::from(set)));
         }
     }
+}
+
+/// The sum of the samples of one bin, in the order of the reference's kernel: averages near 0.5 must not differ.
+fn bin_sum(mask: &InstanceMask, rows: &[Sample], columns: &[Sample]) -> f32 {
+    let pixel = |y: usize, x: usize| {
+        let (row, column) = (y.wrapping_sub(mask.y), x.wrapping_sub(mask.x));
+        if row < mask.height && column < mask.width { f32::from(mask.pixels[row * mask.width + column]) } else { 0.0 }
+    };
+    let mut sum = 0.0;
+    for ([y0, y1], [hy, ly]) in rows.iter().flatten() {
+        for ([x0, x1], [hx, lx]) in columns.iter().flatten() {
+            sum += hy * hx * pixel(*y0, *x0)
+                + hy * lx * pixel(*y0, *x1)
+                + ly * hx * pixel(*y1, *x0)
+                + ly * lx * pixel(*y1, *x1);
+        }
+    }
+    sum
+}
+
+/// Sums of the pixels above and to the left of every corner of a mask's window: most bins lie wholly inside or outside
+/// the mask and need no samples.
+struct AreaTable<'m> {
+    mask: &'m InstanceMask,
+    sums: Vec<u32>,
+}
+
+impl<'m> AreaTable<'m> {
+    fn new(mask: &'m InstanceMask) -> Self {
+        let stride = mask.width + 1;
+        let mut sums = vec![0u32; stride * (mask.height + 1)];
+        for (y, row) in mask.pixels.chunks_exact(mask.width.max(1)).enumerate() {
+            let (above, below) = sums[y * stride..].split_at_mut(stride);
+            let mut sum = 0;
+            for ((&pixel, above), below) in row.iter().zip(&above[1..]).zip(&mut below[1..]) {
+                sum += u32::from(pixel);
+                *below = sum + above;
+            }
+        }
+        Self { mask, sums }
+    }
+
+    /// Whether the bin of these samples is set, if all pixels that they touch are equal; the average is then 0, or 1
+    /// but for rounding.
+    fn uniform(&self, rows: &[Sample], columns: &[Sample]) -> Option<bool> {
+        let (Some(y), Some(x)) = (extent(rows), extent(columns)) else { return Some(false) };
+        let window = |limits: [usize; 2], start: usize, length: usize| {
+            limits.map(|limit| limit.saturating_sub(start).min(length))
+        };
+        let [top, bottom] = window([y.0, y.1 + 1], self.mask.y, self.mask.height);
+        let [left, right] = window([x.0, x.1 + 1], self.mask.x, self.mask.width);
+        let sum = |y: usize, x: usize| self.sums[y * (self.mask.width + 1) + x];
+        let inside = (sum(bottom, right) + sum(top, left) - sum(top, right) - sum(bottom, left)) as usize;
+        let whole = rows.iter().all(Option::is_some) && columns.iter().all(Option::is_some);
+        match inside {
+            0 => Some(false),
+            _ if whole && inside == (y.1 + 1 - y.0) * (x.1 + 1 - x.0) => Some(true),
+            _ => None,
+        }
+    }
+}
+
+/// The first and last pixel that samples touch.
+fn extent(samples: &[Sample]) -> Option<(usize, usize)> {
+    let mut touched = samples.iter().flatten();
+    let &([first, last], _) = touched.next()?;
+    Some((first, touched.last().map_or(last, |&([_, high], _)| high)))
 }
 
 #[cfg(test)]

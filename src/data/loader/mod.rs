@@ -54,9 +54,19 @@ pub struct Skipped {
 ///
 /// Items are [`Batch`]es; after an error there is none. Dropping the loader stops its threads.
 pub struct Loader {
-    items: Prefetch<(Option<Batch>, Vec<Skipped>)>,
+    items: Prefetch<Made>,
     remaining: usize,
     skipped: Vec<Skipped>,
+    warnings: Vec<String>,
+}
+
+/// One batch, and what there is to say about its pictures.
+#[derive(Default)]
+struct Made {
+    /// `None` if every picture was left out.
+    batch: Option<Batch>,
+    skipped: Vec<Skipped>,
+    warnings: Vec<String>,
 }
 
 /// What the threads share.
@@ -133,7 +143,7 @@ impl Loader {
             Box::new(move |batch, cancelled| work.make(batch, cancelled)),
             Box::new(move |batch| described.describe(batch)),
         )?;
-        Ok(Self { items, remaining, skipped: Vec::new() })
+        Ok(Self { items, remaining, skipped: Vec::new(), warnings: Vec::new() })
     }
 
     /// Batches that are still to come, those that may be left out among them.
@@ -145,6 +155,11 @@ impl Loader {
     pub fn take_skipped(&mut self) -> Vec<Skipped> {
         std::mem::take(&mut self.skipped)
     }
+
+    /// The damaged pictures that were used all the same since the last call, a sentence with the file's name each.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
 }
 
 impl Iterator for Loader {
@@ -155,9 +170,10 @@ impl Iterator for Loader {
             let item = self.items.next()?;
             self.remaining -= 1;
             match item {
-                Ok((batch, skipped)) => {
-                    self.skipped.extend(skipped);
-                    if let Some(batch) = batch {
+                Ok(made) => {
+                    self.skipped.extend(made.skipped);
+                    self.warnings.extend(made.warnings);
+                    if let Some(batch) = made.batch {
                         return Some(Ok(batch));
                     }
                 }
@@ -176,17 +192,23 @@ impl Work {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    fn make(&self, batch: usize, cancelled: &AtomicBool) -> Result<(Option<Batch>, Vec<Skipped>)> {
+    fn make(&self, batch: usize, cancelled: &AtomicBool) -> Result<Made> {
         let mut samples = Vec::with_capacity(self.batches[batch].len());
-        let mut skipped = Vec::new();
+        let mut made = Made::default();
         for &index in &self.batches[batch] {
             if cancelled.load(Ordering::Relaxed) {
-                return Ok((None, Vec::new()));
+                return Ok(Made::default());
             }
-            samples.extend(self.sample(index, &mut skipped)?);
+            if let Some(sample) = self.sample(index, &mut made.skipped)? {
+                let named = |warning| format!("picture {}: {warning}", sample.file_name());
+                made.warnings.extend(sample.warning().map(named));
+                samples.push(sample);
+            }
         }
-        let batch = if samples.is_empty() { None } else { Some(assemble(samples, &self.normalisation)?) };
-        Ok((batch, skipped))
+        if !samples.is_empty() {
+            made.batch = Some(assemble(samples, &self.normalisation)?);
+        }
+        Ok(made)
     }
 
     /// Picture `index`, or what stands in for it; `None` if it is left out.

@@ -31,6 +31,16 @@ pub fn load_picture(dataset: &Dataset, index: usize) -> Result<Picture> {
 }
 
 impl Sample {
+    /// The file name as the annotation file gives it.
+    pub fn file_name(&self) -> &str {
+        &self.meta.file_name
+    }
+
+    /// What is damaged in the picture although it was decoded.
+    pub fn warning(&self) -> Option<&str> {
+        self.picture.warning.as_deref()
+    }
+
     /// Reads picture `index` and its objects; without `with_target` the target stays empty.
     pub fn load(
         dataset: &Dataset,

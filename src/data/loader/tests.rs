@@ -136,3 +136,19 @@ fn a_picture_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
     let message = loader.next().unwrap().unwrap_err().to_string();
     assert!(message.contains("listed as 80x60") && message.contains("60x80 pixels"), "{message}");
 }
+
+#[test]
+fn a_jpeg_that_is_cut_off_is_used_with_a_warning() {
+    let small = SmallSet::new(&[(80, 60)]);
+    let path = small.folder.path().join("0.png");
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let noise = image::ImageBuffer::from_fn(80, 60, |x, y| image::Rgb([(x * 37 ^ y * 91) as u8, 9, 200]));
+    noise.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    let bytes = bytes.into_inner();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let mut loader = train(&small, &[0], &TrainOptions::default());
+    assert!(loader.next().unwrap().is_ok());
+    let warnings = loader.take_warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("0.png: Premature end"), "{warnings:?}");
+    assert!(loader.take_warnings().is_empty());
+}
