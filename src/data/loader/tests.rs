@@ -142,7 +142,7 @@ fn a_jpeg_that_is_cut_off_is_used_with_a_warning() {
     let small = SmallSet::new(&[(80, 60)]);
     let path = small.folder.path().join("0.png");
     let mut bytes = std::io::Cursor::new(Vec::new());
-    let noise = image::ImageBuffer::from_fn(80, 60, |x, y| image::Rgb([(x * 37 ^ y * 91) as u8, 9, 200]));
+    let noise = image::ImageBuffer::from_fn(80, 60, |x, y| image::Rgb([((x * 37) ^ (y * 91)) as u8, 9, 200]));
     noise.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
     let bytes = bytes.into_inner();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
