@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub(super) const TEMPORARY: &str = ".tmp";
 
 /// Writes a file of about `size` bytes through `content` and puts it in the place of `path` once it is durable.
-pub(super) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
     try_write(path, folder, content).map_err(|error| {
         let free = free_bytes(folder).map_or_else(String::new, |free| format!(", {} are free", megabytes(free)));

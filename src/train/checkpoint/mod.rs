@@ -1,6 +1,6 @@
 //! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
 
-mod atomic;
+pub(crate) mod atomic;
 mod bytes;
 mod folder;
 mod format;

@@ -1,0 +1,299 @@
+//! The logs of a work folder: text, JSON lines and TensorBoard, with the reference's names and forms.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::format::{duration, rounded, rounded_rate, scientific};
+use super::metrics::Metrics;
+use super::tensorboard::TensorBoard;
+use super::{environment, facade};
+use crate::config::{self, Metric};
+use crate::error::{Error, Result};
+use crate::train::checkpoint::atomic;
+
+/// Steps between lines that name the config, as in the reference.
+const NAME_INTERVAL: u64 = 1000;
+
+/// What stays the same for a whole run.
+#[derive(Debug)]
+pub struct RunInfo<'a> {
+    /// Name of the config.
+    pub name: &'a str,
+    /// The resolved config.
+    pub config: &'a config::Config,
+    /// More about the machine than the log finds out by itself, as (name, value).
+    pub environment: Vec<(String, String)>,
+    /// Updates done before this run: 0, or those of the checkpoint that it goes on from.
+    pub start_step: u64,
+    /// Updates of the whole training.
+    pub total_steps: u64,
+}
+
+/// One update of the weights, as the log sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainStep {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Update within the epoch, from 1.
+    pub iter: usize,
+    /// Updates of an epoch.
+    pub iters_per_epoch: usize,
+    /// Update since the start of training, from 1.
+    pub step: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Momentum, or the decay of AdamW's first moment.
+    pub momentum: f64,
+    /// Greatest memory of the GPU in use so far, in MB; `None` on the CPU.
+    pub memory: Option<u64>,
+}
+
+/// The logs of a run. Only rank 0 has one.
+///
+/// Once made, it never fails: a full disk is told once, and training goes on.
+#[derive(Debug)]
+pub struct RunLog {
+    name: String,
+    interval: usize,
+    total_steps: u64,
+    start_step: u64,
+    metrics: Metrics,
+    seconds: f64,
+    logged_in_epoch: bool,
+    /// Of the newest update; evaluations repeat it as the reference does.
+    momentum: Option<f64>,
+    json: (File, PathBuf),
+    tensorboard: Option<TensorBoard>,
+    failed: bool,
+}
+
+impl RunLog {
+    /// Starts the logs in `work_dir`: `<timestamp>.log`, `<timestamp>.log.json`, `tensorboard/` and `config.toml`.
+    ///
+    /// # Errors
+    /// An environment error if the folder cannot be written.
+    pub fn create(work_dir: &Path, info: RunInfo<'_>) -> Result<Self> {
+        let refuse = |path: &Path, error: std::io::Error| {
+            Error::environment(format!("cannot write {}: {error}; choose another --work-dir", path.display()))
+        };
+        std::fs::create_dir_all(work_dir).map_err(|error| refuse(work_dir, error))?;
+        let config = info.config.to_toml()?;
+        let config_path = work_dir.join("config.toml");
+        atomic::write(&config_path, config.len() as u64, |file| file.write_all(config.as_bytes()))?;
+
+        let timestamp = jiff::Zoned::now().strftime("%Y%m%d_%H%M%S").to_string();
+        facade::attach(&work_dir.join(format!("{timestamp}.log")))?;
+        let json_path = work_dir.join(format!("{timestamp}.log.json"));
+        let json = OpenOptions::new().create(true).append(true).open(&json_path);
+        let json = json.map_err(|error| refuse(&json_path, error))?;
+        let folder = work_dir.join("tensorboard");
+        let resumed_at = (info.start_step > 0).then_some(info.start_step + 1);
+        let tensorboard = match info.config.log.tensorboard {
+            true => Some(TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error))?),
+            false => None,
+        };
+
+        let mut log = Self {
+            name: info.name.to_owned(),
+            interval: info.config.log.interval.max(1),
+            total_steps: info.total_steps,
+            start_step: info.start_step,
+            metrics: Metrics::default(),
+            seconds: 0.0,
+            logged_in_epoch: false,
+            momentum: None,
+            json: (json, json_path),
+            tensorboard,
+            failed: false,
+        };
+        let environment = environment::describe(&info.environment);
+        log::info!("Environment info:\n{environment}");
+        log::info!("Config:\n{config}");
+        let header = json!({
+            "env_info": environment, "config": config, "seed": info.config.train.seed, "exp_name": info.name, "hook_msgs": {},
+        });
+        log.line(&header);
+        Ok(log)
+    }
+
+    /// Puts one value of a training metric; lines hold the mean since the last line. Losses and `acc` go by the
+    /// reference's names; `time` and `data_time` are the seconds of the update and of its wait for data.
+    pub fn put(&mut self, name: &str, value: f64) {
+        if name == "time" {
+            self.seconds += value;
+        }
+        self.metrics.put(name, value);
+    }
+
+    /// Ends an update: writes a line every `log.interval` updates of an epoch. The updates behind the last full
+    /// interval of an epoch are left out as in the reference, unless the epoch would then have no line at all.
+    pub fn step(&mut self, at: &TrainStep) {
+        let last = at.iter >= at.iters_per_epoch;
+        self.momentum = Some(at.momentum);
+        if at.iter.is_multiple_of(self.interval) || (last && !self.logged_in_epoch) {
+            self.write_train(at);
+            self.metrics.reset();
+            self.logged_in_epoch = true;
+        }
+        if last || at.step.is_multiple_of(NAME_INTERVAL) {
+            log::info!("Exp name: {}", self.name);
+        }
+        if last {
+            self.metrics.reset();
+            self.logged_in_epoch = false;
+        }
+    }
+
+    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of pictures.
+    pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &[(String, f64)]) {
+        let entries = with_copypaste(results);
+        let shown = entries.iter().map(|(name, value)| match value {
+            Value::String(text) => format!("{name}: {text}"),
+            number => format!("{name}: {:.4}", number.as_f64().unwrap_or(f64::NAN)),
+        });
+        log::info!("Epoch(val) [{epoch}][{batches}]\t{}", shown.collect::<Vec<_>>().join(", "));
+
+        let mut line = Map::new();
+        line.insert("mode".into(), json!("val"));
+        line.insert("epoch".into(), json!(epoch));
+        line.insert("iter".into(), json!(batches));
+        line.insert("lr".into(), json!(rounded_rate(lr)));
+        for (name, value) in &entries {
+            let value = value.as_f64().map_or_else(|| value.clone(), |number| json!(rounded(number)));
+            line.insert(name.clone(), value);
+        }
+        self.line(&Value::Object(line));
+
+        let momentum = self.momentum;
+        self.board(|board| {
+            for (name, value) in &entries {
+                let tag = format!("val/{name}");
+                match value {
+                    Value::String(text) => board.text(&tag, step + 1, text)?,
+                    number => board.scalar(&tag, step + 1, number.as_f64().unwrap_or(f64::NAN))?,
+                }
+            }
+            board.scalar("learning_rate", step + 1, lr)?;
+            if let Some(momentum) = momentum {
+                board.scalar("momentum", step + 1, momentum)?;
+            }
+            board.flush()
+        });
+    }
+
+    /// Adds a picture to TensorBoard; `png` is encoded already, `size` is its width and height.
+    pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
+        self.board(|board| {
+            board.image(tag, step, size, png)?;
+            board.flush()
+        });
+    }
+
+    /// The file of JSON lines.
+    pub fn json_path(&self) -> &Path {
+        &self.json.1
+    }
+
+    /// Seconds that training will still take, by the mean of this run's updates.
+    pub fn remaining_seconds(&self, step: u64) -> f64 {
+        let done = step.saturating_sub(self.start_step).max(1);
+        self.seconds / done as f64 * self.total_steps.saturating_sub(step) as f64
+    }
+
+    fn write_train(&mut self, at: &TrainStep) {
+        let is_time = |name: &str| matches!(name, "time" | "data_time");
+        let time = self.metrics.mean("time").unwrap_or(0.0);
+        let data_time = self.metrics.mean("data_time").unwrap_or(0.0);
+        let values: Vec<(String, f64)> = self
+            .metrics
+            .means()
+            .filter(|(name, _)| !is_time(name))
+            .map(|(name, mean)| (name.to_owned(), mean))
+            .collect();
+
+        let eta = duration(self.remaining_seconds(at.step));
+        let memory = at.memory.map_or_else(String::new, |memory| format!("memory: {memory}, "));
+        let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name}: {value:.4}")).collect();
+        log::info!(
+            "Epoch [{}][{}/{}]\tlr: {}, eta: {eta}, time: {time:.3}, data_time: {data_time:.3}, {memory}{}",
+            at.epoch,
+            at.iter,
+            at.iters_per_epoch,
+            scientific(at.lr),
+            shown.join(", ")
+        );
+
+        let mut line = Map::new();
+        line.insert("mode".into(), json!("train"));
+        line.insert("epoch".into(), json!(at.epoch));
+        line.insert("iter".into(), json!(at.iter));
+        line.insert("lr".into(), json!(rounded_rate(at.lr)));
+        if let Some(memory) = at.memory {
+            line.insert("memory".into(), json!(memory));
+        }
+        line.insert("data_time".into(), json!(rounded(data_time)));
+        for (name, value) in &values {
+            line.insert(name.clone(), json!(rounded(*value)));
+        }
+        line.insert("time".into(), json!(rounded(time)));
+        self.line(&Value::Object(line));
+
+        self.board(|board| {
+            for (name, value) in &values {
+                board.scalar(&format!("train/{name}"), at.step, *value)?;
+            }
+            board.scalar("learning_rate", at.step, at.lr)?;
+            board.scalar("momentum", at.step, at.momentum)?;
+            board.flush()
+        });
+    }
+
+    fn line(&mut self, value: &Value) {
+        let written = self.json.0.write_all(format!("{value}\n").as_bytes());
+        if let Err(error) = written {
+            let path = self.json.1.display().to_string();
+            self.complain(&path, &error);
+        }
+    }
+
+    fn board(&mut self, write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>) {
+        let Some(board) = &mut self.tensorboard else { return };
+        if let Err(error) = write(board) {
+            let path = board.path().display().to_string();
+            self.complain(&path, &error);
+        }
+    }
+
+    fn complain(&mut self, path: &str, error: &std::io::Error) {
+        if !self.failed {
+            self.failed = true;
+            log::warn!("cannot write {path}: {error}; training goes on, this is said once");
+        }
+    }
+}
+
+/// The results with the reference's lines for tables: `bbox_mAP_copypaste` behind the six numbers of a kind.
+fn with_copypaste(results: &[(String, f64)]) -> Vec<(String, Value)> {
+    let mut out = Vec::new();
+    let value = |wanted: &String| results.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+    for (name, number) in results {
+        out.push((name.clone(), json!(number)));
+        for metric in [Metric::Bbox, Metric::Segm] {
+            let names = metric.names();
+            if names.last() != Some(name) {
+                continue;
+            }
+            if let Some(numbers) = names.iter().map(value).collect::<Option<Vec<f64>>>() {
+                let row: Vec<String> = numbers.iter().map(|number| format!("{number:.3}")).collect();
+                out.push((format!("{}_mAP_copypaste", metric.prefix()), json!(row.join(" "))));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
