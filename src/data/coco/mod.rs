@@ -104,12 +104,9 @@ impl Stamp {
     }
 }
 
-/// The folder that relative paths of the sets start from: FNET_DATA_ROOT, else `data.root`.
+/// The folder that relative paths of the sets start from; loading the config has put FNET_DATA_ROOT into it.
 pub fn data_root(config: &config::Data) -> PathBuf {
-    match std::env::var_os("FNET_DATA_ROOT") {
-        Some(root) if !root.is_empty() => root.into(),
-        _ => PathBuf::from(&config.root),
-    }
+    PathBuf::from(&config.root)
 }
 
 impl Dataset {
