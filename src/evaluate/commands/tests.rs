@@ -1,6 +1,5 @@
 use clap::Parser;
 use fnet_protocol::cli;
-use tch::Tensor;
 
 use super::*;
 use crate::data::Split;
@@ -39,7 +38,7 @@ fn checkpoint_of_the_reference(folder: &Path) -> Option<std::path::PathBuf> {
     config.data.val.ann_file = "annotations/instances_overfit8.json".into();
     config.data.val.img_prefix = "train2017".into();
     config.data.pipeline.test_scale = [320, 240];
-    let tensors = Tensor::read_safetensors(weights).unwrap();
+    let tensors = crate::train::checkpoint::read_safetensors(weights).unwrap();
     let tensors = tensors.into_iter().map(|(name, tensor)| (format!("{MODEL}{name}"), tensor)).collect();
     let meta = CheckpointMeta {
         config: config.to_toml().unwrap(),
