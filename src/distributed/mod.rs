@@ -1,1 +1,14 @@
 //! The ranks of a job: rendezvous, process group, data-parallel training.
+//!
+//! [`World`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
+//! were given, and no socket is opened.
+
+mod data_parallel;
+mod device;
+mod place;
+mod world;
+
+pub use data_parallel::DataParallel;
+pub use device::choose_device;
+pub use place::Place;
+pub use world::{Deadlines, DifferentiableSum, World};

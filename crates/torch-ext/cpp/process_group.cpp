@@ -153,6 +153,11 @@ extern "C" FnetError* fnet_group_shutdown(FnetGroup* group) {
   return fnet::guarded([&] { group->group->shutdown(); }, fnet::kCollective);
 }
 
+// Another handle to the same group.
+extern "C" FnetError* fnet_group_clone(FnetGroup* group, FnetGroup** out) {
+  return fnet::guarded([&] { *out = new FnetGroup{group->group}; });
+}
+
 extern "C" FnetError* fnet_group_free(FnetGroup* group) {
   return fnet::guarded([&] { delete group; }, fnet::kCollective);
 }

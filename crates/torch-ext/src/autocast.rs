@@ -118,7 +118,7 @@ mod tests {
             f64::try_from(x.matmul(weight).sum(Kind::Float)).unwrap()
         };
         assert_eq!(output(&weight), 4.0);
-        tch::no_grad(|| weight.fill_(2.0));
+        let _ = tch::no_grad(|| weight.fill_(2.0));
         assert_eq!(output(&weight), 8.0);
     }
 

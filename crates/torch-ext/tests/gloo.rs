@@ -27,7 +27,7 @@ fn start(body: &str, world: usize) -> Vec<Child> {
             command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
             command.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
             command.env("MASTER_PORT", port.to_string()).env("OMP_NUM_THREADS", "1");
-            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
             if rank == 0 {
                 command.env("STORE_FD", fd.to_string());
                 // SAFETY: fcntl is async-signal-safe; the socket is open in the child at this point.
@@ -46,7 +46,9 @@ fn start(body: &str, world: usize) -> Vec<Child> {
 fn finish(children: Vec<Child>) {
     for (rank, child) in children.into_iter().enumerate() {
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "rank {rank}: {}", String::from_utf8_lossy(&output.stderr));
+        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // A name that matches no test would run none and succeed.
+        assert!(output.status.success() && told.contains("1 passed"), "rank {rank}: {told}{errors}");
     }
 }
 

@@ -65,6 +65,7 @@ unsafe extern "C" {
     fn fnet_group_set_timeout(group: *mut RawGroup, timeout_ms: i64) -> *mut RawError;
     fn fnet_group_abort(group: *mut RawGroup) -> *mut RawError;
     fn fnet_group_shutdown(group: *mut RawGroup) -> *mut RawError;
+    fn fnet_group_clone(group: *mut RawGroup, out: *mut *mut RawGroup) -> *mut RawError;
     fn fnet_group_free(group: *mut RawGroup) -> *mut RawError;
 }
 
@@ -228,28 +229,31 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// If a running collective fails.
-    pub fn shutdown(self) -> Result<()> {
+    pub fn shutdown(&self) -> Result<()> {
         // SAFETY: live handle.
         check(unsafe { fnet_group_shutdown(self.raw) })
     }
 
-    /// Breaks off what runs, after a peer was lost. What a hung collective holds is given up, not waited for.
+    /// Breaks off what runs, after a peer was lost. What a hung collective holds is given up, not waited for; the group
+    /// must not be used any more.
     ///
     /// # Errors
     /// If the backend does not let go within `deadline`; the process should then end.
-    pub fn abort(self, deadline: Duration) -> Result<()> {
+    pub fn abort(&self, deadline: Duration) -> Result<()> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: live handle and out-pointer.
+        check(unsafe { fnet_group_clone(self.raw, &raw mut raw) })?;
+        let handle = Aborted(raw);
         let (sender, receiver) = mpsc::channel();
-        let on_cuda = self.cuda_device;
         std::thread::spawn(move || {
-            // SAFETY: live handle, moved into this thread.
-            let result = check(unsafe { fnet_group_abort(self.raw) });
-            // Gloo's destructor would wait for the hung collective: the group stays allocated.
-            std::mem::forget(self);
+            // SAFETY: a handle of this thread's own, never freed: Gloo's destructor, which runs with the last handle,
+            // would wait for the hung collective.
+            let result = check(unsafe { fnet_group_abort(handle.raw()) });
             // The receiver is gone only if the deadline has passed.
             let _ = sender.send(result);
         });
         receiver.recv_timeout(deadline).unwrap_or_else(|_| {
-            let device = on_cuda.map_or(String::new(), |device| format!(" on CUDA device {device}"));
+            let device = self.cuda_device.map_or(String::new(), |device| format!(" on CUDA device {device}"));
             let message = format!("the process group{device} did not stop within {deadline:?} of being aborted");
             Err(Error::new(ErrorKind::Collective, message))
         })
@@ -270,6 +274,19 @@ impl Drop for ProcessGroup {
         // SAFETY: the handle is live and freed once; reducers and graphs hold references of their own.
         // A failure to close a connection has nobody left to tell.
         let _ = check(unsafe { fnet_group_free(self.raw) });
+    }
+}
+
+/// A handle on its way to the thread that aborts the group.
+struct Aborted(*mut RawGroup);
+
+// SAFETY: c10d's abort is made to be called while another thread waits in a collective.
+unsafe impl Send for Aborted {}
+
+impl Aborted {
+    /// A method, so that a closure captures the whole handle.
+    fn raw(&self) -> *mut RawGroup {
+        self.0
     }
 }
 

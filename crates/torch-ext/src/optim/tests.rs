@@ -109,7 +109,7 @@ fn clipping_scales_the_whole_gradient_and_returns_the_norm_before() {
     assert_eq!(f64::try_from(norm(&p).unwrap()).unwrap(), 5.0);
     assert_eq!(f64::try_from(clip_norm(&all, 10.0).unwrap()).unwrap(), 5.0);
     assert_eq!(f64::try_from(grad_norm(&all).unwrap()).unwrap(), 5.0);
-    clip_norm(&all, 1.0).unwrap();
+    assert_eq!(f64::try_from(clip_norm(&all, 1.0).unwrap()).unwrap(), 5.0);
     assert!((f64::try_from(grad_norm(&all).unwrap()).unwrap() - 1.0).abs() < 1e-5);
 }
 

@@ -1,0 +1,74 @@
+//! Which device a rank computes on.
+
+use tch::Device;
+use torch_ext::cuda;
+
+use crate::error::{Context, Error, Result};
+
+/// The device of a rank: `wanted` is the value of FNET_DEVICE ("cpu" or "cuda"; unset: CUDA if a GPU is visible, else
+/// the CPU). With CUDA it loads libtorch's CUDA libraries and makes the device current.
+///
+/// # Errors
+/// A usage error for another word; an environment error if CUDA is wanted and the driver, a library or the GPU is
+/// missing.
+pub fn choose_device(wanted: Option<&str>, local_rank: usize) -> Result<Device> {
+    let driver = match wanted {
+        Some("cpu") => return Ok(Device::Cpu),
+        Some("cuda") => cuda::probe_driver().context("the device of this rank is cuda")?,
+        None | Some("") => match cuda::probe_driver() {
+            Ok(driver) => driver,
+            Err(_) => return Ok(Device::Cpu),
+        },
+        Some(other) => {
+            return Err(Error::usage(format!("the environment has FNET_DEVICE={other:?}, expected cpu or cuda")));
+        }
+    };
+    let index = gpu_index(local_rank, driver.devices)?;
+    cuda::load_libraries()?;
+    cuda::set_device(index)?;
+    Ok(Device::Cuda(index))
+}
+
+/// The GPU of a rank among the visible ones: the one numbered as its local rank, or the only one.
+fn gpu_index(local_rank: usize, visible: usize) -> Result<usize> {
+    match visible {
+        1 => Ok(0),
+        _ if local_rank < visible => Ok(local_rank),
+        _ => Err(Error::environment(format!(
+            "rank {local_rank} on this node sees {visible} GPUs, expected one of its own or at least {}: start fewer \
+             workers per node or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+            local_rank + 1
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_rank_takes_the_gpu_of_its_number_or_the_only_one() {
+        assert_eq!(gpu_index(3, 8).unwrap(), 3);
+        assert_eq!(gpu_index(3, 1).unwrap(), 0);
+        assert_eq!(gpu_index(2, 2).unwrap_err().kind(), ErrorKind::Environment);
+    }
+
+    #[test]
+    fn the_cpu_needs_no_look_at_the_driver() {
+        assert_eq!(choose_device(Some("cpu"), 5).unwrap(), Device::Cpu);
+        assert_eq!(choose_device(Some("tpu"), 0).unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn without_a_gpu_cuda_is_refused_and_the_default_is_the_cpu() {
+        if cuda::probe_driver().is_ok() {
+            eprintln!("SKIPPED without_a_gpu_cuda_is_refused_and_the_default_is_the_cpu: this machine has a GPU");
+            return;
+        }
+        assert_eq!(choose_device(None, 0).unwrap(), Device::Cpu);
+        let error = choose_device(Some("cuda"), 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        assert!(error.to_string().contains("--device cpu"), "{error}");
+    }
+}

@@ -1,0 +1,348 @@
+//! The ranks of a job as one of them sees them.
+
+use std::net::UdpSocket;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fnet_protocol::env;
+use tch::{Device, Kind, Tensor};
+use torch_ext::distributed::{GlooOptions, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
+
+use super::device::choose_device;
+use super::place::{Place, Rendezvous};
+use crate::error::{Context, Error, Result};
+
+/// How long a rank waits for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For all ranks to meet.
+    pub meeting: Duration,
+    /// For every collective. A rank may be this much slower than another in one phase.
+    pub collective: Duration,
+}
+
+impl Default for Deadlines {
+    /// 5 minutes to meet, 30 minutes for a collective. A killed peer is noticed at once, without a deadline.
+    fn default() -> Self {
+        Self { meeting: Duration::from_secs(300), collective: Duration::from_secs(1800) }
+    }
+}
+
+/// This rank's place in the job, its device, and the collectives.
+///
+/// All ranks must call the same collectives in the same order. After an error of one, [`World::abort`] and end.
+pub struct World {
+    rank: usize,
+    local_rank: usize,
+    world_size: usize,
+    local_world_size: usize,
+    device: Device,
+    deadlines: Deadlines,
+    phase: Mutex<String>,
+    /// The connections; dropped before the store.
+    group: Option<Arc<Mutex<ProcessGroup>>>,
+    store: Option<TcpStore>,
+}
+
+/// Sums a tensor over the ranks; its gradient is the sum of the ranks' gradients.
+pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
+
+impl World {
+    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Place`] and
+    /// [`choose_device`]. Without variables: a job of one rank, without any socket.
+    ///
+    /// # Errors
+    /// A usage error for a wrong variable, an environment error if the device or the port is not there, a distributed
+    /// error if the ranks do not meet before the deadline.
+    pub fn connect(deadlines: Deadlines) -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let place = Place::from_variables(variable)?;
+        let device = choose_device(variable(env::DEVICE).as_deref(), place.local_rank)?;
+        Self::join(&place, device, deadlines)
+    }
+
+    /// A job of one rank.
+    pub fn alone(device: Device) -> Self {
+        Self {
+            rank: 0,
+            local_rank: 0,
+            world_size: 1,
+            local_world_size: 1,
+            device,
+            deadlines: Deadlines::default(),
+            phase: Mutex::new(String::new()),
+            group: None,
+            store: None,
+        }
+    }
+
+    /// Joins the job at a given place.
+    ///
+    /// # Errors
+    /// As [`World::connect`].
+    pub fn join(place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
+        let mut world = Self { deadlines, local_rank: place.local_rank, ..Self::alone(device) };
+        let Some(rendezvous) = &place.rendezvous else { return Ok(world) };
+        (world.rank, world.world_size) = (place.rank, place.world_size);
+        world.local_world_size = place.local_world_size.unwrap_or(1);
+
+        let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
+        let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
+        // Keys of earlier attempts may still be there.
+        let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
+        let options = gloo_options(place, rendezvous);
+        let mut group =
+            ProcessGroup::gloo(&store.prefixed("gloo")?, place.rank, place.world_size, deadlines.meeting, &options)
+                .with_context(|| format!("{meeting} (by {options:?})"))?;
+        if let Device::Cuda(index) = device {
+            group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
+        }
+        group.set_timeout(deadlines.collective)?;
+        world.group = Some(Arc::new(Mutex::new(group)));
+        world.store = Some(store);
+        Ok(world)
+    }
+
+    /// This process's rank in the job, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// This process's rank on its node, from 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// Number of ranks in the job.
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// Number of ranks on this node.
+    pub fn local_world_size(&self) -> usize {
+        self.local_world_size
+    }
+
+    /// The device of this rank.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Whether this rank writes files and speaks for the job.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Says what the job is doing, for the messages of collectives that fail, as "training, epoch 3, step 120".
+    pub fn set_phase(&self, phase: impl Into<String>) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase.into();
+    }
+
+    /// Sums the tensor over the ranks, in place.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
+        self.all_reduce(tensor, Reduction::Sum)
+    }
+
+    /// Averages the tensor over the ranks, in place.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
+        self.all_reduce(tensor, Reduction::Mean)
+    }
+
+    fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<()> {
+        self.run("all-reduce", |group, deadline| group.all_reduce(tensor, how, deadline)?.wait(deadline))
+    }
+
+    /// Copies rank `root`'s values into the tensor of every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.broadcast_all(std::slice::from_ref(tensor), root)
+    }
+
+    /// Copies rank `root`'s values into the tensors of every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast_all(&self, tensors: &[Tensor], root: usize) -> Result<()> {
+        self.run("broadcast", |group, deadline| {
+            let started: Vec<Work<'_>> = tensors
+                .iter()
+                .map(|tensor| group.broadcast(tensor, root, deadline))
+                .collect::<Result<_, torch_ext::Error>>()?;
+            started.into_iter().try_for_each(|work| work.wait(deadline))
+        })
+    }
+
+    /// The bytes that each rank gave, in the order of ranks; they may differ in number.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        if self.group.is_none() {
+            return Ok(vec![bytes.to_vec()]);
+        }
+        let length = Tensor::from_slice(&[bytes.len() as i64]);
+        let lengths =
+            self.all_gather(&length)?.iter().map(|length| Ok(i64::try_from(length)?)).collect::<Result<Vec<i64>>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(vec![Vec::new(); self.world_size]);
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(usize::try_from(longest).unwrap_or(bytes.len()), 0);
+        let gathered = self.all_gather(&Tensor::from_slice(&padded))?;
+        gathered
+            .iter()
+            .zip(lengths)
+            .map(|(row, length)| Ok(Vec::<u8>::try_from(row.f_narrow(0, 0, length)?)?))
+            .collect()
+    }
+
+    /// Rank `root`'s bytes, on every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast_bytes(&self, bytes: &[u8], root: usize) -> Result<Vec<u8>> {
+        let length = Tensor::from_slice(&[bytes.len() as i64]);
+        self.broadcast(&length, root)?;
+        if self.rank == root || self.group.is_none() {
+            if !bytes.is_empty() {
+                self.broadcast(&Tensor::from_slice(bytes), root)?;
+            }
+            return Ok(bytes.to_vec());
+        }
+        let length = i64::try_from(&length)?;
+        let buffer = Tensor::f_zeros([length], (Kind::Uint8, Device::Cpu))?;
+        if length > 0 {
+            self.broadcast(&buffer, root)?;
+        }
+        Ok(Vec::<u8>::try_from(&buffer)?)
+    }
+
+    /// Whether any rank says yes, as for a request to stop.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn any(&self, yes: bool) -> Result<bool> {
+        let flag = Tensor::from_slice(&[i64::from(yes)]);
+        self.all_reduce(&flag, Reduction::Max)?;
+        Ok(i64::try_from(&flag)? != 0)
+    }
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn barrier(&self) -> Result<()> {
+        self.run("barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
+    }
+
+    /// A function that sums a tensor over the ranks as a step of the computation, for synchronised BatchNorm; its
+    /// gradient is summed too.
+    pub fn differentiable_sum(&self) -> DifferentiableSum {
+        let Some(group) = self.group.clone() else { return Box::new(|tensor| Ok(tensor.shallow_clone())) };
+        Box::new(move |tensor| {
+            lock(&group).all_reduce_sum_differentiable(tensor).context("sum over the ranks in the forward pass")
+        })
+    }
+
+    /// Breaks off all collectives after an error, waiting `deadline` at most.
+    ///
+    /// # Errors
+    /// If a backend does not let go before the deadline; the process should then end without touching the device.
+    pub fn abort(&self, deadline: Duration) -> Result<()> {
+        match &self.group {
+            Some(group) => lock(group).abort(deadline).with_context(|| self.doing("abort")),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the job in good order, when all ranks are done.
+    ///
+    /// # Errors
+    /// If a peer is lost before it is done.
+    pub fn leave(self) -> Result<()> {
+        self.run("last barrier", |group, deadline| {
+            group.barrier(deadline)?.wait(deadline)?;
+            group.shutdown()
+        })
+    }
+
+    /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on.
+    pub(super) fn run(
+        &self,
+        what: &str,
+        action: impl FnOnce(&ProcessGroup, Duration) -> Result<(), torch_ext::Error>,
+    ) -> Result<()> {
+        match &self.group {
+            Some(group) => action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// What this rank was doing, for messages.
+    pub(super) fn doing(&self, what: &str) -> String {
+        let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let during = if phase.is_empty() { String::new() } else { format!(" during {phase}") };
+        format!("rank {} of {}, {what}{during}", self.rank, self.world_size)
+    }
+
+    /// One tensor on the CPU from each rank.
+    fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
+        let outputs = (0..self.world_size).map(|_| Ok(input.f_zeros_like()?)).collect::<Result<Vec<_>>>()?;
+        self.run("all-gather", |group, deadline| group.all_gather(&outputs, input, deadline)?.wait(deadline))?;
+        Ok(outputs)
+    }
+}
+
+fn lock(group: &Mutex<ProcessGroup>) -> MutexGuard<'_, ProcessGroup> {
+    group.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
+    // SAFETY: whoever started this rank opened the socket for it alone; it is taken over once, at the start.
+    let listener = rendezvous.listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let Rendezvous { host, port, is_server, .. } = rendezvous;
+    TcpStore::new(StoreOptions { host: host.clone(), port: *port, is_server: *is_server, timeout, listener }).map_err(
+        |error| match error.message().to_lowercase().contains("address already in use") {
+            true => Error::environment(format!(
+                "port {port} is in use by another program: choose another MASTER_PORT ({})",
+                first_line(error.message())
+            )),
+            false => Error::distributed(first_line(error.message())),
+        },
+    )
+}
+
+/// Messages of c10d may go on with a stack trace.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or(message)
+}
+
+/// The local address that peers connect to: the interface that the user chose, loopback if all ranks are on this
+/// node, else the address of the route to the store.
+fn gloo_options(place: &Place, rendezvous: &Rendezvous) -> GlooOptions {
+    if let Some(interface) = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty()) {
+        return GlooOptions { interface: Some(interface), hostname: None };
+    }
+    if place.local_world_size == Some(place.world_size) {
+        return GlooOptions { interface: None, hostname: Some("127.0.0.1".into()) };
+    }
+    GlooOptions { interface: None, hostname: address_towards(&rendezvous.host, rendezvous.port) }
+}
+
+/// Connecting a UDP socket sends nothing; it makes the kernel choose the local address. On the store's own node that
+/// is the address that its peers know it by.
+fn address_towards(host: &str, port: u16) -> Option<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect((host, port)).ok()?;
+    Some(socket.local_addr().ok()?.ip().to_string())
+}

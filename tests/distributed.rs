@@ -1,0 +1,267 @@
+//! The ranks of a job as real processes, started as fnet-launch and torchrun start them.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fnet::ErrorKind;
+use fnet::distributed::{DataParallel, Deadlines, World};
+use fnet_protocol::env;
+use tch::{Device, Kind, Tensor};
+use torch_ext::distributed::{StoreOptions, TcpStore};
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+const DEADLINES: Deadlines = Deadlines { meeting: Duration::from_secs(60), collective: Duration::from_secs(60) };
+
+fn rank_command(body: &str, rank: usize, world: usize, port: u16) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
+    for (name, value) in [
+        (env::RANK, rank.to_string()),
+        (env::LOCAL_RANK, rank.to_string()),
+        (env::WORLD_SIZE, world.to_string()),
+        (env::LOCAL_WORLD_SIZE, world.to_string()),
+        (env::MASTER_ADDR, "127.0.0.1".into()),
+        (env::MASTER_PORT, port.to_string()),
+        (env::DEVICE, "cpu".into()),
+        (env::OMP_NUM_THREADS, "1".into()),
+    ] {
+        command.env(name, value);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// One process per rank; rank 0 inherits the listening socket, as fnet-launch arranges it.
+fn start(body: &str, world: usize) -> Vec<Child> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fd = listener.as_raw_fd();
+    (0..world)
+        .map(|rank| {
+            let mut command = rank_command(body, rank, world, port);
+            if rank == 0 {
+                command.env(env::STORE_FD, fd.to_string());
+                // SAFETY: fcntl is async-signal-safe; the socket is open in the child at this point.
+                unsafe {
+                    command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+                        -1 => Err(std::io::Error::last_os_error()),
+                        _ => Ok(()),
+                    });
+                }
+            }
+            command.spawn().unwrap()
+        })
+        .collect()
+}
+
+fn finish(children: Vec<Child>) {
+    for (rank, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // A name that matches no test would run none and succeed.
+        assert!(output.status.success() && told.contains("1 passed"), "rank {rank}: {told}{errors}");
+    }
+}
+
+#[test]
+fn a_job_of_one_rank_needs_no_peers() {
+    let world = World::alone(Device::Cpu);
+    let value = Tensor::full([2], 3.0, FLOAT);
+    world.all_reduce_mean(&value).unwrap();
+    world.broadcast(&value, 0).unwrap();
+    assert_eq!(value, Tensor::full([2], 3.0, FLOAT));
+    assert_eq!(world.all_gather_bytes(b"abc").unwrap(), [b"abc".to_vec()]);
+    assert_eq!(world.broadcast_bytes(b"", 0).unwrap(), b"");
+    assert!(world.any(true).unwrap() && !world.any(false).unwrap());
+    assert_eq!(world.differentiable_sum()(&value).unwrap(), value);
+    world.barrier().unwrap();
+    world.leave().unwrap();
+}
+
+#[test]
+fn collectives_of_the_world_give_the_right_values() {
+    finish(start("body_collectives", 3));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_collectives() {
+    check_collectives(&World::connect(DEADLINES).unwrap());
+}
+
+fn check_collectives(world: &World) {
+    let rank = world.rank();
+    let value = Tensor::full([3], rank as f64, FLOAT);
+    world.all_reduce_sum(&value).unwrap();
+    let sum = (world.world_size() * (world.world_size() - 1) / 2) as f64;
+    assert_eq!(value, Tensor::full([3], sum, FLOAT));
+    world.all_reduce_mean(&value).unwrap();
+    assert_eq!(value, Tensor::full([3], sum, FLOAT));
+    let own = |rank: usize| vec![rank as u8; rank * 5];
+    let expected: Vec<_> = (0..world.world_size()).map(own).collect();
+    assert_eq!(world.all_gather_bytes(&own(rank)).unwrap(), expected);
+    assert_eq!(world.all_gather_bytes(b"").unwrap(), vec![Vec::<u8>::new(); world.world_size()]);
+    assert_eq!(world.broadcast_bytes(&own(rank), 1).unwrap(), own(1));
+    assert_eq!(world.broadcast_bytes(&own(rank), 0).unwrap(), b"");
+    assert!(world.any(rank == 1).unwrap());
+    assert!(!world.any(false).unwrap());
+    let doubled = world.differentiable_sum()(&Tensor::ones([2], FLOAT)).unwrap();
+    assert_eq!(doubled, Tensor::full([2], world.world_size() as f64, FLOAT));
+    world.barrier().unwrap();
+}
+
+#[test]
+fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let _agent = TcpStore::new(StoreOptions {
+        host: "127.0.0.1".into(),
+        port,
+        is_server: true,
+        timeout: Duration::from_secs(60),
+        listener: Some(listener.into()),
+    })
+    .unwrap();
+    // A second attempt meets in the same store.
+    for attempt in ["0", "1"] {
+        let children = (0..2).map(|rank| {
+            let mut command = rank_command("body_collectives", rank, 2, port);
+            command.env(env::TORCHELASTIC_USE_AGENT_STORE, "True").env("TORCHELASTIC_RESTART_COUNT", attempt);
+            command.spawn().unwrap()
+        });
+        finish(children.collect());
+    }
+}
+
+/// A small convolutional net in evaluation mode: nothing in it depends on the other pictures of a batch.
+fn net(seed: i64) -> Vec<Tensor> {
+    let values = |shape: &[i64], seed: i64| {
+        let count: i64 = shape.iter().product();
+        ((Tensor::arange(count, FLOAT) + seed as f64).sin() * 0.3).view(shape).set_requires_grad(true)
+    };
+    vec![values(&[6, 3, 3, 3], seed), values(&[6], seed + 1), values(&[4, 6], seed + 2), values(&[4], seed + 3)]
+}
+
+fn loss(net: &[Tensor], picture: &Tensor) -> Tensor {
+    let hidden =
+        picture.conv2d(&net[0], Some(&net[1]), [1, 1], [1, 1], [1, 1], 1).relu().mean_dim(&[2i64, 3][..], false, None);
+    (hidden.matmul(&net[2].tr()) + &net[3]).square().mean(Kind::Float)
+}
+
+fn picture(rank: usize) -> Tensor {
+    (Tensor::arange(3 * 8 * 8, FLOAT) * (0.1 + rank as f64)).cos().view([1, 3, 8, 8])
+}
+
+#[test]
+fn the_gradients_of_two_workers_are_the_mean_of_their_pictures_gradients() {
+    finish(start("body_data_parallel", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_data_parallel() {
+    let world = World::connect(DEADLINES).unwrap();
+    let single = net(0);
+    let mut mean: Vec<Tensor> = single.iter().map(Tensor::zeros_like).collect();
+    for rank in 0..2 {
+        torch_ext::optim::clear_gradients(&single).unwrap();
+        torch_ext::autograd::backward(&loss(&single, &picture(rank))).unwrap();
+        mean.iter_mut().zip(&single).for_each(|(sum, p)| *sum += p.grad() / 2.0);
+    }
+
+    // Ranks start with different values; all get rank 0's, parameters and buffers.
+    let parameters = net(world.rank() as i64 * 10);
+    let buffer = Tensor::full([3], world.rank() as f64 + 5.0, FLOAT);
+    let parallel = DataParallel::new(&world, &parameters, &[buffer.shallow_clone()]).unwrap();
+    assert_eq!(buffer, Tensor::full([3], 5.0, FLOAT));
+    assert_eq!(parameters, single);
+    for _ in 0..2 {
+        torch_ext::optim::clear_gradients(&parameters).unwrap();
+        parallel.backward(&loss(&parameters, &picture(world.rank())), true).unwrap();
+        for (parameter, expected) in parameters.iter().zip(&mean) {
+            let difference = f64::try_from((parameter.grad() - expected).norm() / expected.norm()).unwrap();
+            assert!(difference < 1e-6, "relative difference {difference}");
+        }
+    }
+    // A pass that only accumulates adds to the mean what this rank found.
+    parallel.backward(&loss(&parameters, &picture(0)), false).unwrap();
+    parallel.backward(&loss(&parameters, &picture(world.rank())), true).unwrap();
+    drop(parallel);
+    world.leave().unwrap();
+}
+
+#[test]
+fn ranks_with_different_parameters_are_told_apart() {
+    finish(start("body_other_parameters", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_other_parameters() {
+    let world = World::connect(DEADLINES).unwrap();
+    let rows = 2 + world.rank() as i64;
+    let parameters = [Tensor::zeros([4], FLOAT), Tensor::zeros([rows, 3], FLOAT)].map(|p| p.set_requires_grad(true));
+    let error = DataParallel::new(&world, &parameters, &[]).err().unwrap();
+    let message = error.to_string();
+    assert!(message.contains("rank 1 has other parameters than rank 0: number 1 is Float [3, 3]"), "{message}");
+    world.leave().unwrap();
+}
+
+#[test]
+fn a_killed_peer_is_an_error_that_names_the_phase() {
+    let mut children = start("body_killed", 2);
+    let survivor = children.remove(0);
+    children[0].wait().unwrap();
+    finish(vec![survivor]);
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_killed() {
+    let world = World::connect(DEADLINES).unwrap();
+    world.set_phase("training, epoch 1, step 7");
+    world.barrier().unwrap();
+    if world.rank() == 1 {
+        std::process::abort();
+    }
+    let begin = Instant::now();
+    let error = world.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!(error.kind(), ErrorKind::Distributed);
+    assert!(error.to_string().starts_with("rank 0 of 2, all-reduce during training, epoch 1, step 7: "), "{error}");
+    world.abort(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_taken_port_and_an_absent_server_are_told_apart() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    finish(vec![rank_command("body_taken_port", 0, 2, port).spawn().unwrap()]);
+    drop(taken);
+    finish(vec![rank_command("body_absent_server", 1, 2, port).spawn().unwrap()]);
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_taken_port() {
+    let error = World::connect(DEADLINES).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
+    assert!(error.to_string().contains("choose another MASTER_PORT"), "{error}");
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_absent_server() {
+    let meeting = Duration::from_millis(500);
+    let error = World::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Distributed, "{error}");
+    assert!(
+        error.to_string().contains("rank 1 of 2 meets the others: connecting to the store at 127.0.0.1:"),
+        "{error}"
+    );
+}
