@@ -41,6 +41,34 @@ fn find(object: &Path) -> Result<Add> {
 mod tests {
     use super::*;
 
+    /// Needs no GPU and no driver; in a process of its own, because the object brings libtorch_cuda along.
+    #[test]
+    fn the_object_of_this_build_loads_beside_libtorch_cuda() {
+        if let Err(error) = cuda::find_own_object(OBJECT) {
+            eprintln!("SKIPPED the_object_of_this_build_loads_beside_libtorch_cuda: {error}");
+            return;
+        }
+        let body = "distributed::nccl::tests::body_loading_the_object";
+        let program = std::env::current_exe().unwrap();
+        let output = std::process::Command::new(program).args(["--exact", body, "--ignored"]).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    }
+
+    #[test]
+    #[ignore = "run by another test, in a process of its own"]
+    fn body_loading_the_object() {
+        cuda::load_torch_cuda(&cuda::libtorch_folder().unwrap()).unwrap();
+        find(&cuda::find_own_object(OBJECT).unwrap()).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let copies: std::collections::BTreeSet<_> = maps
+            .lines()
+            .filter_map(|line| line.split_whitespace().last())
+            .filter(|path| path.contains("libnccl.so"))
+            .collect();
+        assert_eq!(copies.len(), 1, "one NCCL for libtorch and for this object: {copies:?}");
+    }
+
     #[test]
     fn an_object_that_is_no_library_is_refused_by_path() {
         let folder = tempfile::tempdir().unwrap();
