@@ -63,6 +63,14 @@ impl Error {
         Self::new(ErrorKind::Environment, message)
     }
 
+    /// The error that a panic stands for: libtorch's exhausted memory, or else a bug.
+    pub fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is no text");
+        let kind = if is_out_of_memory(text) { ErrorKind::OutOfMemory } else { ErrorKind::Bug };
+        Self::new(kind, format!("panic: {text}"))
+    }
+
     /// Adds what was being done when the error came; the outermost is printed first.
     #[must_use]
     pub fn context(mut self, what: impl Into<String>) -> Self {

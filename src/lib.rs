@@ -2,6 +2,7 @@
 //!
 //! The modules follow the way of a batch: [`config`] → [`data`] → [`model`] → [`train`] → [`evaluate`].
 
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod distributed;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod evaluate;
 pub mod logging;
 pub mod model;
+pub mod process;
 pub mod random;
 pub mod tools;
 pub mod train;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use fnet_protocol::message::StopReason;
+use fnet_protocol::stop;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -11,6 +13,7 @@ use super::paste::{Probabilities, paste_all};
 use super::results::ImageResult;
 use crate::config::{Config, Metric};
 use crate::data::{Batch, Dataset, ImageMeta, Loader, Skipped, TestOptions, evaluation_indices};
+use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::model::{Detections, MaskRcnn};
 
@@ -25,6 +28,20 @@ pub trait Ranks {
     /// # Errors
     /// A rank was lost.
     fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+}
+
+impl Ranks for World {
+    fn rank(&self) -> usize {
+        World::rank(self)
+    }
+
+    fn world_size(&self) -> usize {
+        World::world_size(self)
+    }
+
+    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        World::all_gather_bytes(self, bytes)
+    }
 }
 
 /// A job of one rank.
@@ -61,6 +78,31 @@ pub struct Done<'a> {
 /// Called after every picture.
 pub type OnPicture<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
 
+/// How work that all ranks do together ends on one of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome<T> {
+    /// This is rank 0, which has the result.
+    Here(T),
+    /// Rank 0 has the result.
+    Elsewhere,
+    /// Some rank was asked to stop; all have stopped.
+    Stopped(StopReason),
+}
+
+impl<T> Outcome<T> {
+    /// Goes on with the result, where it is.
+    ///
+    /// # Errors
+    /// What `next` gives.
+    pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
+        Ok(match self {
+            Outcome::Here(result) => Outcome::Here(next(result)?),
+            Outcome::Elsewhere => Outcome::Elsewhere,
+            Outcome::Stopped(reason) => Outcome::Stopped(reason),
+        })
+    }
+}
+
 /// The detections of a whole data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
@@ -80,7 +122,7 @@ pub struct Evaluation {
 }
 
 /// Runs the detector over `dataset`, each picture on one rank, and compares with the annotations; the outcome is on
-/// rank 0, `None` elsewhere.
+/// rank 0. A request to stop is heeded after each picture.
 ///
 /// The ranks must call this together and hold the same weights and running statistics.
 ///
@@ -93,20 +135,21 @@ pub fn evaluate(
     kinds: &[Metric],
     ranks: &dyn Ranks,
     on_picture: &mut OnPicture<'_>,
-) -> Result<Option<Evaluation>> {
-    let Some(found) = detect_all(model, dataset, config, ranks, on_picture)? else { return Ok(None) };
-    let truth = GroundTruth::open(dataset.annotation_file(), dataset.image_ids(), dataset.categories())?;
-    let mut metrics = Metrics::compute(&truth, &found.results, kinds)?;
-    if let Some(first) = found.skipped.first() {
-        metrics.notes.push(format!(
-            "{} pictures could not be read and count as pictures without detections; the first: {first}",
-            found.skipped.len()
-        ));
-    }
-    Ok(Some(Evaluation { metrics, found }))
+) -> Result<Outcome<Evaluation>> {
+    detect_all(model, dataset, config, ranks, on_picture)?.and_then(|found| {
+        let truth = GroundTruth::open(dataset.annotation_file(), dataset.image_ids(), dataset.categories())?;
+        let mut metrics = Metrics::compute(&truth, &found.results, kinds)?;
+        if let Some(first) = found.skipped.first() {
+            metrics.notes.push(format!(
+                "{} pictures could not be read and count as pictures without detections; the first: {first}",
+                found.skipped.len()
+            ));
+        }
+        Ok(Evaluation { metrics, found })
+    })
 }
 
-/// Runs the detector over `dataset`, each picture on one rank; the outcome is on rank 0, `None` elsewhere.
+/// Runs the detector over `dataset`, each picture on one rank; the outcome is on rank 0.
 ///
 /// Masks become run lengths picture by picture, so memory grows only by those.
 ///
@@ -118,13 +161,13 @@ pub fn detect_all(
     config: &Config,
     ranks: &dyn Ranks,
     on_picture: &mut OnPicture<'_>,
-) -> Result<Option<Found>> {
+) -> Result<Outcome<Found>> {
     let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
     let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
     let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
     let threshold = config.model.roi_head.mask_threshold;
     let mut share = Share::default();
-    while let Some(batch) = loader.next() {
+    while let (None, Some(batch)) = (stop::requested(), loader.next()) {
         let batch = batch?;
         for result in detect(model, &batch, threshold)? {
             share.results.push(result);
@@ -177,19 +220,29 @@ pub(super) struct Share {
 }
 
 /// Puts the shares of all ranks into the order of `places` (number of a picture by its id) on rank 0.
-pub(super) fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Option<Found>> {
+///
+/// What is sent begins with a byte that says whether the rank was asked to stop.
+pub(super) fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Outcome<Found>> {
     let mut found = Found { results: Vec::new(), skipped: Vec::new() };
+    let stopped = stop_byte(stop::requested());
     let shares = if ranks.world_size() == 1 {
+        if let Some(reason) = stop_reason(stopped) {
+            return Ok(Outcome::Stopped(reason));
+        }
         vec![share]
     } else {
-        let packed = postcard::to_allocvec(&share).map_err(|error| Error::bug(format!("packing results: {error}")))?;
+        let packed = pack(&share, stopped)?;
         drop(share);
         let packed = ranks.all_gather_bytes(&packed).context("gathering the detections of all ranks")?;
+        let stopped = packed.iter().filter_map(|bytes| bytes.first().copied()).max().unwrap_or(0);
+        if let Some(reason) = stop_reason(stopped) {
+            return Ok(Outcome::Stopped(reason));
+        }
         if ranks.rank() != 0 {
-            return Ok(None);
+            return Ok(Outcome::Elsewhere);
         }
         let unpack = |(rank, bytes): (usize, Vec<u8>)| {
-            postcard::from_bytes(&bytes)
+            postcard::from_bytes(bytes.get(1..).unwrap_or_default())
                 .map_err(|error| Error::bug(format!("unpacking results of rank {rank}: {error}")))
         };
         packed.into_iter().enumerate().map(unpack).collect::<Result<Vec<Share>>>()?
@@ -204,7 +257,28 @@ pub(super) fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ran
     }
     keyed.sort_by_key(|&(index, _)| index);
     found.results = keyed.into_iter().map(|(_, result)| result).collect();
-    Ok(Some(found))
+    Ok(Outcome::Here(found))
+}
+
+fn pack(share: &Share, stopped: u8) -> Result<Vec<u8>> {
+    postcard::to_extend(share, vec![stopped]).map_err(|error| Error::bug(format!("packing results: {error}")))
+}
+
+/// Ctrl-C is what a person did, so it is the greater.
+fn stop_byte(reason: Option<StopReason>) -> u8 {
+    match reason {
+        None => 0,
+        Some(StopReason::Terminated) => 1,
+        Some(StopReason::Interrupted) => 2,
+    }
+}
+
+fn stop_reason(byte: u8) -> Option<StopReason> {
+    match byte {
+        0 => None,
+        1 => Some(StopReason::Terminated),
+        _ => Some(StopReason::Interrupted),
+    }
 }
 
 fn place(places: &HashMap<i64, usize>, image_id: i64) -> Result<usize> {
@@ -258,16 +332,16 @@ mod tests {
             let of_rank =
                 |rank| -> Vec<i64> { evaluation_indices(21, rank, world_size).iter().map(|&i| ids[i]).collect() };
             let shares: Vec<Vec<u8>> =
-                (0..world_size).map(|rank| postcard::to_allocvec(&share_of(&of_rank(rank))).unwrap()).collect();
+                (0..world_size).map(|rank| pack(&share_of(&of_rank(rank)), 0).unwrap()).collect();
             for rank in 0..world_size {
                 let found =
                     gather(share_of(&of_rank(rank)), &places, &Prepared { rank, shares: shares.clone() }).unwrap();
                 if rank == 0 {
-                    let found = found.unwrap();
+                    let Outcome::Here(found) = found else { panic!("rank 0 has no result") };
                     assert_eq!(found.results.iter().map(|r| r.image_id).collect::<Vec<_>>(), ids, "{world_size} ranks");
                     assert_eq!(found.skipped.len(), world_size);
                 } else {
-                    assert!(found.is_none());
+                    assert_eq!(found, Outcome::Elsewhere);
                 }
             }
         }
@@ -275,9 +349,17 @@ mod tests {
 
     #[test]
     fn bytes_of_a_rank_that_are_no_results_are_an_error_that_names_it() {
-        let shares = vec![postcard::to_allocvec(&share_of(&[])).unwrap(), vec![0xff; 9]];
+        let shares = vec![pack(&share_of(&[]), 0).unwrap(), [[0].as_slice(), &[0xff; 9]].concat()];
         let error = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap_err();
         assert!(error.to_string().contains("rank 1"), "{error}");
+    }
+
+    #[test]
+    fn a_rank_that_was_asked_to_stop_stops_all() {
+        let shares = vec![pack(&share_of(&[]), 0).unwrap(), pack(&share_of(&[]), 1).unwrap()];
+        let stopped = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap();
+        assert_eq!(stopped, Outcome::Stopped(StopReason::Terminated));
+        assert_eq!(stop_reason(stop_byte(Some(StopReason::Interrupted))), Some(StopReason::Interrupted));
     }
 
     #[test]

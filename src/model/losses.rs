@@ -38,6 +38,18 @@ impl Losses {
         Ok(rpn.f_add(&self.cls)?.f_add(&self.bbox)?.f_add(&self.mask)?)
     }
 
+    /// All values and their total on the host, by name, in the order of the reference's log. Waits for the device once.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn to_host(&self) -> Result<Vec<(&'static str, f64)>> {
+        let total = self.total()?;
+        let named = self.named().into_iter().chain([("loss", &total)]);
+        let (names, values): (Vec<_>, Vec<_>) = named.map(|(name, tensor)| (name, tensor.detach().view(-1))).unzip();
+        let values = Vec::<f64>::try_from(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
+        Ok(names.into_iter().zip(values).collect())
+    }
+
     /// Names, as the reference logs them, and values, in its order.
     pub fn named(&self) -> [(&'static str, &Tensor); 6] {
         [

@@ -59,6 +59,12 @@ impl Ema {
         Ok(())
     }
 
+    /// Begins anew from the present values of `parameters`.
+    pub fn restart(&mut self, parameters: &[(String, Tensor)]) -> Result<()> {
+        *self = Self::new(self.decay, parameters)?;
+        Ok(())
+    }
+
     /// Exchanges the averages with the values of `parameters`: once before an evaluation and once after it.
     pub fn swap(&mut self, parameters: &[(String, Tensor)]) -> Result<()> {
         tch::no_grad(|| {

@@ -1,9 +1,28 @@
 //! The training loop and what belongs to it.
+//!
+//! [`train`] turns a command line into a [`Trainer`] that stands where it should go on; the trainer loops over epochs
+//! and steps; a [`Learner`] does one step.
 
+mod agreement;
+mod buffers;
 pub mod checkpoint;
 mod ema;
+mod job;
+mod learner;
+mod optimizer;
+mod place;
 mod precision;
+mod reporter;
+mod saver;
 mod schedule;
+mod snapshot;
+mod trainer;
+mod validation;
 
 pub use ema::Ema;
+pub use job::train;
+pub use learner::{Learner, StepOutcome, StepTimes};
+pub use place::{Plan, Position, StepPlace};
 pub use precision::LossScale;
+pub use snapshot::load_model_weights;
+pub use trainer::{Ending, Trainer};

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fnet_protocol::cli;
+use fnet_protocol::{cli, stop};
 use serde_json::json;
 
 use super::test::into_image;
@@ -12,7 +12,7 @@ use super::{Host, load, name_of, to_paint};
 use crate::config::OnError;
 use crate::data::{Picture, evaluation_indices, single_picture};
 use crate::error::{Context, Error, Result};
-use crate::evaluate::inference::{Found, Share, detect, gather};
+use crate::evaluate::inference::{Found, Outcome, Share, detect, gather};
 use crate::evaluate::paint::{Painter, painted_path, save};
 use crate::evaluate::results::{write_atomically, xywh};
 
@@ -34,13 +34,16 @@ struct Input {
 ///
 /// # Errors
 /// The checkpoint, the config or a picture is wrong, a file cannot be written, a rank was lost, or memory ran out.
-pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<()> {
+pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<()>> {
     let inputs = find(&arguments.images, &arguments.out)?;
     let trained = load(&arguments.checkpoint, arguments.config.as_deref(), &arguments.set, host.device)?;
     let painter = Painter::new()?;
     let indices = evaluation_indices(inputs.len(), host.ranks.rank(), host.ranks.world_size());
     let mut share = Share::default();
     for (done, &index) in (1..).zip(&indices) {
+        if stop::requested().is_some() {
+            break;
+        }
         let input = &inputs[index];
         let picture = match Picture::read(&input.path) {
             Ok(picture) => picture,
@@ -61,9 +64,19 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<()> {
         (host.progress)(done, indices.len());
     }
     let places: HashMap<i64, usize> = (0..inputs.len()).map(|index| (index as i64 + 1, index)).collect();
-    let Some(found) = gather(share, &places, host.ranks)? else { return Ok(()) };
+    gather(share, &places, host.ranks)?.and_then(|found| finish(&found, &inputs, &trained.classes, arguments, host))
+}
+
+/// Writes what was found, and says where it is.
+fn finish(
+    found: &Found,
+    inputs: &[Input],
+    classes: &[String],
+    arguments: &cli::Predict,
+    host: &mut Host<'_>,
+) -> Result<()> {
     let path = arguments.out.join("results.json");
-    write_atomically(&path, |out| write(&found, &inputs, &trained.classes, out))?;
+    write_atomically(&path, |out| write(found, inputs, classes, out))?;
     for skipped in &found.skipped {
         (host.say)(&format!("left out: {skipped}"));
     }

@@ -9,16 +9,16 @@ use super::{Host, load, to_paint};
 use crate::config::Metric;
 use crate::data::{Dataset, Picture, Split, load_picture};
 use crate::error::{Context, Error, Result};
-use crate::evaluate::inference::{Done, detect_all, evaluate};
+use crate::evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use crate::evaluate::metrics::Metrics;
 use crate::evaluate::paint::{Object, Painter, painted_path, save};
 use crate::evaluate::results::{ImageResult, write_atomically, write_files};
 
-/// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` elsewhere, and with `--format-only`.
+/// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` with `--format-only`.
 ///
 /// # Errors
 /// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
-pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Option<Metrics>> {
+pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
     let mut trained = load(&arguments.checkpoint, arguments.config.as_deref(), &arguments.set, host.device)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
@@ -42,16 +42,28 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Option<Metrics
         show.as_ref().map_or(Ok(()), |show| show.paint(picture.index, picture.result))
     };
     let (model, config) = (&trained.model, &trained.config);
-    let (found, metrics) = if arguments.format_only {
-        let Some(found) = detect_all(model, &dataset, config, host.ranks, &mut on_picture)? else { return Ok(None) };
-        (found, None)
+    let outcome = if arguments.format_only {
+        detect_all(model, &dataset, config, host.ranks, &mut on_picture)?.and_then(|found| Ok((found, None)))?
     } else {
         let kinds: Vec<Metric> = arguments.metrics_to_measure().into_iter().map(Metric::from).collect();
-        let Some(evaluation) = evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)? else {
-            return Ok(None);
-        };
-        (evaluation.found, Some(evaluation.metrics))
+        evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)?
+            .and_then(|evaluation| Ok((evaluation.found, Some(evaluation.metrics))))?
     };
+    outcome.and_then(|(found, metrics)| {
+        finish(&found, metrics.as_ref(), &dataset, config.evaluation.classwise, arguments, host)?;
+        Ok(metrics)
+    })
+}
+
+/// Writes and tells what an evaluation gave.
+fn finish(
+    found: &Found,
+    metrics: Option<&Metrics>,
+    dataset: &Dataset,
+    classwise: bool,
+    arguments: &cli::Test,
+    host: &mut Host<'_>,
+) -> Result<()> {
     if arguments.out.is_some() || arguments.format_only {
         let ids: Vec<i64> = dataset.categories().iter().map(|category| category.id).collect();
         for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
@@ -61,10 +73,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Option<Metrics
     if let Some(folder) = &arguments.show_dir {
         (host.say)(&format!("painted pictures are in {}", folder.display()));
     }
-    if let Some(metrics) = &metrics {
-        report(metrics, config.evaluation.classwise, arguments.metrics.as_deref(), host)?;
-    }
-    Ok(metrics)
+    metrics.map_or(Ok(()), |metrics| report(metrics, classwise, arguments.metrics.as_deref(), host))
 }
 
 impl From<cli::Metric> for Metric {

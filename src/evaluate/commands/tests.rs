@@ -3,7 +3,7 @@ use fnet_protocol::cli;
 
 use super::*;
 use crate::data::Split;
-use crate::evaluate::inference::Alone;
+use crate::evaluate::inference::{Alone, Outcome};
 use crate::evaluate::metrics::Metrics;
 use crate::evaluate::testing::fixture;
 use crate::train::checkpoint::CheckpointMeta;
@@ -61,7 +61,11 @@ fn run_test(line: &[&str]) -> (Result<Option<Metrics>>, Vec<String>, usize) {
             say: &mut |text| said.push(text.to_owned()),
         },
     );
-    (outcome, said, calls)
+    let metrics = outcome.map(|outcome| {
+        let Outcome::Here(metrics) = outcome else { panic!("a single rank has no result") };
+        metrics
+    });
+    (metrics, said, calls)
 }
 
 #[test]

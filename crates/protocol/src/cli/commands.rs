@@ -232,6 +232,9 @@ pub struct BenchmarkInfer {
     /// Fold BatchNorm into the convolutions first
     #[arg(long)]
     pub fuse_conv_bn: bool,
+    /// Height and width of synthetic pictures [default: the validation set, or 800 1280 without CKPT]
+    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
+    pub shape: Vec<usize>,
     /// Pictures to measure
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_positive)]
     pub max_iter: usize,
@@ -247,6 +250,14 @@ pub struct BenchmarkInfer {
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
+}
+
+impl BenchmarkInfer {
+    /// The size of synthetic pictures, if it was given.
+    pub fn shape(&self) -> Option<Shape> {
+        let &[height, width] = self.shape.as_slice() else { return None };
+        Some(Shape { height, width })
+    }
 }
 
 /// `benchmark train`

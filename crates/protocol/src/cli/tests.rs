@@ -177,13 +177,14 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
             WorkerCommand::Benchmark(Benchmark { what })
         },
     );
-    let infer = (path(), of(path()), any::<[bool; 2]>(), any::<[u8; 3]>(), overrides()).prop_map(
-        |(config, checkpoint, [fuse_conv_bn, json], numbers, set)| {
+    let infer = (path(), of(path()), any::<[bool; 2]>(), shape(), any::<[u8; 3]>(), overrides()).prop_map(
+        |(config, checkpoint, [fuse_conv_bn, json], shape, numbers, set)| {
             let [max_iter, log_interval, repeat_num] = numbers.map(|number| usize::from(number) + 1);
             let what = BenchmarkCommand::Infer(BenchmarkInfer {
                 config,
                 checkpoint,
                 fuse_conv_bn,
+                shape,
                 max_iter,
                 log_interval,
                 repeat_num,

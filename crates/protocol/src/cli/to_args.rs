@@ -159,6 +159,7 @@ impl BenchmarkInfer {
     fn to_args(&self) -> Vec<OsString> {
         Arguments::new(&["benchmark", "infer"])
             .flag("--fuse-conv-bn", self.fuse_conv_bn)
+            .shape(&self.shape)
             .number("--max-iter", Some(self.max_iter))
             .number("--log-interval", Some(self.log_interval))
             .number("--repeat-num", Some(self.repeat_num))

@@ -1,0 +1,64 @@
+//! What the system knows of this process and its device: age, memory, work that is not done.
+
+use std::fs;
+use std::time::Duration;
+
+use tch::Device;
+
+use crate::error::Result;
+
+/// Greatest memory so far, in bytes: what libtorch held on a GPU, or what this process held on the CPU.
+pub fn peak_memory(device: Device) -> u64 {
+    match device {
+        Device::Cuda(index) => {
+            let statistics = torch_ext::cuda::memory(index).unwrap_or_default();
+            u64::try_from(statistics.allocated_peak).unwrap_or(0)
+        }
+        _ => peak_resident_memory(),
+    }
+}
+
+/// Waits until a GPU has done all that was asked of it; the CPU always has.
+///
+/// # Errors
+/// What went wrong on the device since the last wait.
+pub fn synchronise(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(index) => Ok(torch_ext::cuda::synchronize(index)?),
+        _ => Ok(()),
+    }
+}
+
+fn peak_resident_memory() -> u64 {
+    // SAFETY: all zeroes is a valid `rusage`.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` outlives the call, which only writes to it.
+    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
+        return 0;
+    }
+    // Linux counts kilobytes.
+    u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
+}
+
+/// Time since this process was started, to a hundredth of a second; `None` where the system does not tell.
+pub fn age() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    // The name of the program, in brackets, may hold spaces; the start time is the twentieth field after it.
+    let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    // SAFETY: sysconf takes a number and returns one.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (ticks > 0).then(|| Duration::try_from_secs_f64(now - started / ticks as f64).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_young_and_takes_memory() {
+        assert!(peak_memory(Device::Cpu) > 1 << 20);
+        assert!(age().unwrap() < Duration::from_secs(3600));
+    }
+}

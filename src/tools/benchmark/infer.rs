@@ -1,0 +1,223 @@
+//! `benchmark infer`: pictures per second, counted as the reference's benchmark.py counts them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fnet_protocol::cli::{BenchmarkInfer, Shape};
+use fnet_protocol::client::Client;
+use fnet_protocol::exit;
+use fnet_protocol::message::{Phase, Progress};
+use serde::Serialize;
+
+use super::summary::Summary;
+use super::{publish, synthetic};
+use crate::config::{self, Config};
+use crate::data::{Batch, Dataset, Loader, Split, TestOptions};
+use crate::distributed::{Deadlines, World};
+use crate::error::{Error, Result};
+use crate::evaluate::inference::detect;
+use crate::model::{MaskRcnn, Parameters};
+use crate::process;
+use crate::train::load_model_weights;
+
+/// Pictures before the measured ones, as in the reference.
+const WARM_UP: usize = 5;
+/// Size of synthetic pictures: a landscape picture of COCO after resizing.
+const DEFAULT_SHAPE: Shape = Shape { height: 800, width: 1280 };
+
+/// What `benchmark infer` measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    threads: i32,
+    fuse_conv_bn: bool,
+    /// Pictures measured in each repetition.
+    images: usize,
+    /// Where the pictures come from.
+    source: String,
+    /// Least and greatest number of detections in a picture.
+    detections: [usize; 2],
+    /// Network, box and mask heads, and pasted masks; loading the picture is not counted.
+    ms: Summary,
+    images_per_second: f64,
+    /// Pictures per second of each repetition.
+    repetitions: Vec<f64>,
+    peak_memory_bytes: u64,
+}
+
+/// Runs `benchmark infer` on this rank.
+///
+/// # Errors
+/// What the user can mend (config, data, checkpoint, memory) or a bug.
+pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i32> {
+    let config = config::load(&arguments.config, &arguments.set)?.config;
+    let world = World::connect(Deadlines::default())?;
+    let mut parameters = Parameters::new();
+    let mut model = MaskRcnn::new(&config.model, &mut parameters, world.device(), config.train.seed)?;
+    match &arguments.checkpoint {
+        Some(path) => drop(load_model_weights(&parameters, path)?),
+        None => find_everywhere(&parameters)?,
+    }
+    if arguments.fuse_conv_bn {
+        model.fuse_conv_bn()?;
+    }
+    let mut bench = Bench { model, config: &config, arguments, control, world: &world, detections: [usize::MAX, 0] };
+    let source = bench.source();
+    let (mut all, mut repetitions) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.repeat_num {
+        let seconds = bench.repetition(&source)?;
+        repetitions.push(seconds.len() as f64 / seconds.iter().sum::<f64>());
+        all.extend(seconds);
+    }
+    if world.rank() == 0 {
+        let ms = Summary::of_seconds(all.iter().copied());
+        let report = Report {
+            device: format!("{:?}", world.device()),
+            threads: tch::get_num_threads(),
+            fuse_conv_bn: arguments.fuse_conv_bn,
+            images: all.len() / arguments.repeat_num,
+            source: source.to_string(),
+            detections: bench.detections,
+            ms,
+            images_per_second: all.len() as f64 / all.iter().sum::<f64>(),
+            repetitions,
+            peak_memory_bytes: process::peak_memory(world.device()),
+        };
+        publish(&report, &report.to_string(), arguments.json)?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Gives one class a score of one half everywhere, so that every picture has more detections than are kept.
+fn find_everywhere(parameters: &Parameters) -> Result<()> {
+    let name = "roi_head.bbox_head.fc_cls.bias";
+    let bias = parameters.get(name).ok_or_else(|| Error::bug(format!("the model has no {name}")))?;
+    let classes = bias.size1()?;
+    let _guard = tch::no_grad_guard();
+    // The other classes and the background share the other half.
+    let mut first = bias.f_select(0, 0)?;
+    let _ = first.f_fill_(((classes - 1) as f64).ln())?;
+    Ok(())
+}
+
+enum Source {
+    Synthetic(Shape),
+    ValidationSet,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Synthetic(shape) => write!(f, "synthetic pictures of {}x{}", shape.height, shape.width),
+            Source::ValidationSet => f.write_str("the validation set"),
+        }
+    }
+}
+
+struct Bench<'a> {
+    model: MaskRcnn,
+    config: &'a Config,
+    arguments: &'a BenchmarkInfer,
+    control: &'a Client,
+    world: &'a World,
+    detections: [usize; 2],
+}
+
+impl Bench<'_> {
+    /// With a checkpoint the pictures of the validation set, as in the reference; else, or with `--shape`, synthetic
+    /// ones.
+    fn source(&self) -> Source {
+        match (self.arguments.shape(), &self.arguments.checkpoint) {
+            (Some(shape), _) => Source::Synthetic(shape),
+            (None, Some(_)) => Source::ValidationSet,
+            (None, None) => Source::Synthetic(DEFAULT_SHAPE),
+        }
+    }
+
+    /// Seconds of each measured picture.
+    fn repetition(&mut self, source: &Source) -> Result<Vec<f64>> {
+        let count = self.arguments.max_iter + WARM_UP;
+        match source {
+            Source::Synthetic(shape) => {
+                let size = (shape.height, shape.width);
+                let images = synthetic::images(1, (size.0.next_multiple_of(32), size.1.next_multiple_of(32)), 0)?;
+                let metas = synthetic::metas(1, size);
+                let batch = || Batch { images: images.shallow_clone(), metas: metas.clone(), targets: Vec::new() };
+                self.measure((0..count).map(|_| Ok(batch())))
+            }
+            Source::ValidationSet => {
+                let dataset = Arc::new(Dataset::open(&self.config.data, Split::Val)?);
+                let indices: Vec<usize> = (0..dataset.len().min(count)).collect();
+                let loader = Loader::test(dataset, &self.config.data, &indices, &TestOptions::default())?;
+                self.measure(loader)
+            }
+        }
+    }
+
+    fn measure(&mut self, pictures: impl Iterator<Item = Result<Batch>>) -> Result<Vec<f64>> {
+        let mut seconds = Vec::new();
+        for (index, picture) in pictures.enumerate() {
+            let batch = picture?;
+            process::synchronise(self.world.device())?;
+            let started = Instant::now();
+            let found = self.predict(&batch)?;
+            process::synchronise(self.world.device())?;
+            let elapsed = started.elapsed().as_secs_f64();
+            self.detections = [self.detections[0].min(found), self.detections[1].max(found)];
+            if index >= WARM_UP {
+                seconds.push(elapsed);
+                self.tell(&seconds);
+            }
+        }
+        if seconds.is_empty() {
+            return Err(Error::data(format!(
+                "nothing was measured: more than the {WARM_UP} pictures of the warm-up are needed"
+            )));
+        }
+        Ok(seconds)
+    }
+
+    /// Finds, and pastes the masks; the number of detections.
+    fn predict(&self, batch: &Batch) -> Result<usize> {
+        let found = detect(&self.model, batch, self.config.model.roi_head.mask_threshold)?;
+        Ok(std::hint::black_box(found).iter().map(|picture| picture.detections.len()).sum())
+    }
+
+    fn tell(&self, seconds: &[f64]) {
+        let done = seconds.len();
+        let rate = done as f64 / seconds.iter().sum::<f64>();
+        self.control.progress(Progress {
+            phase: Phase::Evaluation,
+            step: done as u64,
+            total_steps: self.arguments.max_iter as u64,
+            images_per_second: Some(rate),
+            ..Progress::default()
+        });
+        if done.is_multiple_of(self.arguments.log_interval) {
+            let line = format!(
+                "Done image [{done}/{}], fps: {rate:.2} img/s, times per image: {:.1} ms / img",
+                self.arguments.max_iter,
+                1e3 / rate
+            );
+            self.control.note(line);
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, {} thread(s), {} of {}", self.device, self.threads, self.images, self.source)?;
+        writeln!(f, "{} to {} detections in a picture", self.detections[0], self.detections[1])?;
+        writeln!(
+            f,
+            "Overall fps: {:.2} img/s, times per image: {:.1} ms / img (median {:.1}, {:.1} to {:.1})",
+            self.images_per_second,
+            1e3 / self.images_per_second,
+            self.ms.median,
+            self.ms.min,
+            self.ms.max
+        )?;
+        write!(f, "peak memory {:.1} MiB", self.peak_memory_bytes as f64 / (1 << 20) as f64)
+    }
+}

@@ -1,0 +1,224 @@
+//! `benchmark train`: time per training step, split into its parts.
+
+use std::fmt;
+use std::time::Instant;
+
+use fnet_protocol::cli::BenchmarkTrain;
+use fnet_protocol::client::Client;
+use fnet_protocol::exit;
+use fnet_protocol::message::{Phase, Progress};
+use serde::Serialize;
+
+use super::summary::Summary;
+use super::{publish, synthetic};
+use crate::config;
+use crate::data::Batch;
+use crate::distributed::{Deadlines, World};
+use crate::error::{Error, Result};
+use crate::process;
+use crate::train::{Learner, StepPlace, StepTimes};
+
+/// Positive proposals of each picture that enter the losses: their number decides the mask head's share of the time,
+/// so that it must be the same in every measurement.
+const POSITIVES: usize = 10;
+/// Steps before the measured ones.
+const WARM_UP: usize = 3;
+/// Sets of random objects that are tried until all pictures have enough positive proposals.
+const VARIANTS: u64 = 20;
+
+/// What `benchmark train` measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    world_size: usize,
+    threads_per_worker: i32,
+    /// Pictures per worker and step.
+    batch: usize,
+    height: usize,
+    width: usize,
+    iters: usize,
+    /// Objects in each picture.
+    objects_per_image: usize,
+    /// Positive proposals in each step of one worker.
+    positives: usize,
+    /// A step.
+    ms: Summary,
+    images_per_second: f64,
+    parts_ms: Parts,
+    /// Greatest memory of worker 0: of the device, or of the process on the CPU.
+    peak_memory_bytes: u64,
+    /// From the start of worker 0's process to the end of its first step.
+    start_to_first_step_seconds: Option<f64>,
+}
+
+/// Medians of the parts of a step in milliseconds.
+#[derive(Debug, Serialize)]
+struct Parts {
+    /// Copy of the pictures to the device.
+    data: f64,
+    forward: f64,
+    backward: f64,
+    /// What the other workers add: backward with all-reduce less backward without it, and the exchange of losses.
+    all_reduce: f64,
+    optimizer: f64,
+}
+
+/// Runs `benchmark train` on this rank.
+///
+/// # Errors
+/// What the user can mend (config, memory), a lost peer, or a bug.
+pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i32> {
+    let mut config = config::load(&arguments.config, &arguments.set)?.config;
+    config.validate_for_training()?;
+    config.optimizer.lr = 0.0;
+    config.train.accumulate = 1;
+    let sampler = &mut config.model.roi_head.sampler;
+    sampler.positive_fraction = POSITIVES as f64 / sampler.count as f64;
+    let shape = arguments.shape();
+    let size = (shape.height.next_multiple_of(32), shape.width.next_multiple_of(32));
+    let count = arguments.batch.unwrap_or(config.data.samples_per_gpu);
+
+    let world = World::connect(Deadlines::default())?;
+    let mut bench = Bench { learner: Learner::new(&config, &world)?, world: &world, control, step: 0 };
+    bench.learner.synchronise_timing(true);
+    let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;
+    let (mut steps, mut times, mut data) = (Vec::new(), Vec::new(), Vec::new());
+    for iter in 0..arguments.iters {
+        let started = Instant::now();
+        let images = batch.images.f_to_device(world.device())?;
+        process::synchronise(world.device())?;
+        data.push(started.elapsed().as_secs_f64());
+        let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
+        times.push(bench.step(&batch, true)?.0);
+        steps.push(started.elapsed().as_secs_f64());
+        control.progress(Progress {
+            phase: Phase::Forward,
+            step: iter as u64 + 1,
+            total_steps: arguments.iters as u64,
+            images_per_second: steps.last().map(|seconds| (count * world.world_size()) as f64 / seconds),
+            ..Progress::default()
+        });
+    }
+    let alone = if world.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
+    if world.rank() == 0 {
+        let ms = Summary::of_seconds(steps.iter().copied());
+        let report = Report {
+            device: format!("{:?}", world.device()),
+            world_size: world.world_size(),
+            threads_per_worker: tch::get_num_threads(),
+            batch: count,
+            height: size.0,
+            width: size.1,
+            iters: arguments.iters,
+            objects_per_image: synthetic::OBJECTS,
+            positives: POSITIVES * count,
+            ms,
+            images_per_second: (count * world.world_size()) as f64 / (ms.median / 1e3),
+            parts_ms: parts(&times, &data, alone),
+            peak_memory_bytes: process::peak_memory(world.device()),
+            start_to_first_step_seconds: first_step,
+        };
+        publish(&report, &report.to_string(), arguments.json)?;
+    }
+    world.barrier()?;
+    Ok(exit::SUCCESS)
+}
+
+struct Bench<'a> {
+    learner: Learner<'a>,
+    world: &'a World,
+    control: &'a Client,
+    step: usize,
+}
+
+impl Bench<'_> {
+    /// Finds objects that give enough positive proposals, and runs the steps that are not measured. Returns the batch
+    /// and the age of the process after the first step.
+    fn warm_up(&mut self, count: usize, size: (usize, usize), num_classes: usize) -> Result<(Batch, Option<f64>)> {
+        let mut first_step = None;
+        for variant in 0..VARIANTS {
+            let batch = synthetic::batch(count, size, num_classes, variant)?;
+            let (_, positives) = self.step(&batch, true)?;
+            first_step = first_step.or_else(|| process::age().map(|age| age.as_secs_f64()));
+            // All ranks see the same pictures and weights, so all decide the same.
+            if positives == POSITIVES * count {
+                for _ in 1..WARM_UP {
+                    self.step(&batch, true)?;
+                }
+                return Ok((batch, first_step));
+            }
+        }
+        Err(Error::usage(format!(
+            "no set of random objects gave {POSITIVES} positive proposals in each picture of {}x{}; choose a larger --shape",
+            size.0, size.1
+        )))
+    }
+
+    /// One step with or without all-reduce; its times and its positive proposals.
+    fn step(&mut self, batch: &Batch, all_reduce: bool) -> Result<(StepTimes, usize)> {
+        // Equal random numbers in every step: the choice of proposals does not change either.
+        let place = StepPlace { epoch: 0, iteration: self.step, step: 0, micro_steps: 1, updates: all_reduce };
+        self.step += 1;
+        let outcome = self.learner.step(batch, place, 0.0, None, self.world, self.control)?;
+        Ok((outcome.times, outcome.positives))
+    }
+
+    /// Median seconds of a backward pass without all-reduce.
+    fn backward_alone(&mut self, batch: &Batch, iters: usize) -> Result<Option<f64>> {
+        let mut seconds = Vec::new();
+        for _ in 0..iters.min(5) {
+            seconds.push(self.step(batch, false)?.0.backward);
+            self.learner.clear_gradients()?;
+        }
+        Ok(Some(Summary::of_seconds(seconds).median))
+    }
+}
+
+/// `alone`: milliseconds of a backward pass without all-reduce.
+fn parts(times: &[StepTimes], data: &[f64], alone: Option<f64>) -> Parts {
+    let median = |part: fn(&StepTimes) -> f64| Summary::of_seconds(times.iter().map(part)).median;
+    let together = median(|times| times.backward);
+    let backward = alone.map_or(together, |alone| alone.min(together));
+    Parts {
+        data: Summary::of_seconds(data.iter().copied()).median,
+        forward: median(|times| times.forward),
+        backward,
+        all_reduce: together - backward + median(|times| times.agreement),
+        optimizer: median(|times| times.optimizer),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parts { data, forward, backward, all_reduce, optimizer } = self.parts_ms;
+        writeln!(
+            f,
+            "{} worker(s) on {}, {} thread(s) each, {} picture(s) of {}x{} a step",
+            self.world_size, self.device, self.threads_per_worker, self.batch, self.height, self.width
+        )?;
+        writeln!(
+            f,
+            "{} objects per picture, {} positive proposals per step, learning rate 0",
+            self.objects_per_image, self.positives
+        )?;
+        writeln!(
+            f,
+            "step        {:>9.1} ms (median of {}; {:.1} to {:.1}), {:.3} img/s",
+            self.ms.median, self.iters, self.ms.min, self.ms.max, self.images_per_second
+        )?;
+        for (name, ms) in [
+            ("data", data),
+            ("forward", forward),
+            ("backward", backward),
+            ("all-reduce", all_reduce),
+            ("optimizer", optimizer),
+        ] {
+            writeln!(f, "  {name:<10}{ms:>9.1} ms")?;
+        }
+        write!(f, "peak memory {:>9.1} MiB", self.peak_memory_bytes as f64 / (1 << 20) as f64)?;
+        if let Some(seconds) = self.start_to_first_step_seconds {
+            write!(f, "\nfirst step  {seconds:>9.2} s after the start of the process")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! From a command line to a trainer that stands where it should go on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::client::Client;
+use fnet_protocol::message::Phase;
+use fnet_protocol::work_dir::work_dir;
+
+use super::checkpoint::{Checkpoint, CheckpointFolder, latest};
+use super::learner::Learner;
+use super::place::{Plan, Position};
+use super::reporter::Reporter;
+use super::saver::Saver;
+use super::trainer::{Ending, Trainer, evaluation_is_due};
+use super::validation::Validation;
+use crate::config::{self, Config, Resolved};
+use crate::data::{Dataset, Split, train_batches_per_epoch};
+use crate::distributed::{Deadlines, World};
+use crate::error::{Context, Error, Result};
+
+/// Runs `train` on this rank.
+///
+/// # Errors
+/// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
+pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
+    let mut resolved = resolve(arguments)?;
+    let world = World::connect(Deadlines::default())?;
+    let config = &mut resolved.config;
+    if arguments.auto_scale_lr {
+        config.optimizer.lr = config.optimizer.auto_scale_lr(config.effective_batch(world.world_size()));
+    }
+    let config = &resolved.config;
+    let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
+    let checkpoint = find_checkpoint(arguments, &work_dir, &world, control)?;
+
+    control.phase(Phase::Index);
+    let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
+    training_set.check_class_count(config.model.num_classes)?;
+    let plan = plan(config, &training_set, &world)?;
+    let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+
+    control.phase(Phase::Start);
+    let mut learner = Learner::new(config, &world)?;
+    let (mut position, mut best, mut evaluation_due) = (Position::default(), None, false);
+    if let Some((path, checkpoint)) = &checkpoint {
+        learner.restore(checkpoint, world.rank()).with_context(|| format!("resuming from {}", path.display()))?;
+        position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
+        best = checkpoint.meta.best.clone();
+        evaluation_due = evaluation_is_due(&checkpoint.meta, &work_dir);
+    }
+    let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
+    let warnings = validation.iter().flat_map(|validation| validation.warnings());
+    training_set.warnings().iter().chain(warnings).for_each(|warning| log::warn!("{warning}"));
+    match &checkpoint {
+        Some((path, _)) => {
+            log::info!("resumed epoch {}, iter {} from {}", position.epoch, position.step, path.display());
+        }
+        None => log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref())?),
+    }
+    Trainer {
+        saver: Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, best),
+        evaluation_due: evaluation_due && validation.is_some(),
+        learning_rate: config.optimizer.lr,
+        config,
+        world: &world,
+        control,
+        learner,
+        training_set,
+        validation,
+        reporter,
+        plan,
+        position,
+    }
+    .run()
+}
+
+/// The config with what the command line changes.
+fn resolve(arguments: &Arguments) -> Result<Resolved> {
+    let mut resolved = config::load(&arguments.config, &arguments.set)?;
+    let config = &mut resolved.config;
+    if let Some(seed) = arguments.seed {
+        config.train.seed = seed;
+    }
+    config.train.deterministic |= arguments.deterministic;
+    config.validate_for_training()?;
+    Ok(resolved)
+}
+
+/// The checkpoint to go on from. Rank 0 chooses it, and every rank reads it.
+fn find_checkpoint(
+    arguments: &Arguments,
+    work_dir: &Path,
+    world: &World,
+    control: &Client,
+) -> Result<Option<(PathBuf, Checkpoint)>> {
+    let path = match &arguments.resume {
+        None => return Ok(None),
+        Some(Resume::From(path)) => path.clone(),
+        Some(Resume::Newest) => {
+            control.phase(Phase::Checkpoint);
+            let chosen = if world.rank() == 0 { newest(work_dir, control) } else { Ok(PathBuf::new()) };
+            let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
+            let names = world.all_gather_bytes(name.as_bytes())?;
+            let _ = chosen?;
+            let name = names.first().map(Vec::as_slice).unwrap_or_default();
+            if name.is_empty() {
+                return Err(Error::data("rank 0 found no checkpoint to resume from"));
+            }
+            PathBuf::from(String::from_utf8_lossy(name).into_owned())
+        }
+    };
+    let checkpoint = Checkpoint::load(&path)?;
+    Ok(Some((path, checkpoint)))
+}
+
+/// The newest sound checkpoint of the folder; says which were passed over.
+fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
+    let found = latest(work_dir)?;
+    for skipped in &found.skipped {
+        control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
+    }
+    found.found.map(|(path, _)| path).ok_or_else(|| {
+        Error::data(format!(
+            "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
+            work_dir.display()
+        ))
+    })
+}
+
+fn plan(config: &Config, training_set: &Dataset, world: &World) -> Result<Plan> {
+    let flags = training_set.aspect_flags();
+    let steps_per_epoch = train_batches_per_epoch(&flags, world.world_size(), config.data.samples_per_gpu);
+    if steps_per_epoch == 0 {
+        return Err(Error::data(format!(
+            "{} has no picture to train on: pictures need an object of a wanted class and 32 pixels on each side",
+            training_set.annotation_file().display()
+        )));
+    }
+    Ok(Plan { epochs: config.train.epochs, steps_per_epoch, accumulate: config.train.accumulate })
+}

@@ -1,0 +1,257 @@
+//! One rank's model, optimizer and gradients: the training step.
+
+use std::time::Instant;
+
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, StopReason};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{autocast, optim};
+
+use super::agreement::{StepReport, agree};
+use super::buffers::BufferCopy;
+use super::optimizer::Optimizer;
+use super::place::StepPlace;
+use super::{Ema, LossScale};
+use crate::config::{Config, OnNan, Precision};
+use crate::data::Batch;
+use crate::distributed::{DataParallel, World};
+use crate::error::{Context, Error, Result};
+use crate::model::{Losses, MaskRcnn, Parameters, StepRandom};
+use crate::process;
+
+/// Seconds that the parts of a step took. On a GPU the launches are counted, unless
+/// [`Learner::synchronise_timing`] makes each part wait for the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepTimes {
+    /// Forward pass.
+    pub forward: f64,
+    /// Backward pass, with the all-reduce of the gradients that overlaps it.
+    pub backward: f64,
+    /// Exchange of the losses, which waits for the slowest rank.
+    pub agreement: f64,
+    /// Update of the weights.
+    pub optimizer: f64,
+}
+
+/// What a step gave, beside what it did to the weights.
+#[derive(Debug)]
+pub struct StepOutcome {
+    /// The common view of all ranks.
+    pub report: StepReport,
+    /// L2 norm of the whole gradient before clipping, where it is clipped.
+    pub grad_norm: Option<f64>,
+    /// The weights were left as they were because a value was not finite.
+    pub skipped: bool,
+    /// Positive proposals of this rank.
+    pub positives: usize,
+    /// Where the time went.
+    pub times: StepTimes,
+}
+
+/// Everything that one rank trains.
+pub struct Learner<'a> {
+    /// The network.
+    pub model: MaskRcnn,
+    /// Its parameters and buffers by name.
+    pub parameters: Parameters,
+    /// The optimizer and its state.
+    pub optimizer: Optimizer,
+    /// Loss scale of float16 training.
+    pub loss_scale: Option<LossScale>,
+    /// Moving average of the weights.
+    pub ema: Option<Ema>,
+    pub(super) trained: Vec<(String, Tensor)>,
+    /// The tensors of `trained`.
+    tensors: Vec<Tensor>,
+    parallel: DataParallel<'a>,
+    precision: Precision,
+    seed: u64,
+    grad_clip: f64,
+    on_nan: OnNan,
+    buffers_before: BufferCopy,
+    synchronise: bool,
+}
+
+impl<'a> Learner<'a> {
+    /// Builds the model with its initial weights, equal on every rank, and what trains it.
+    pub fn new(config: &Config, world: &'a World) -> Result<Self> {
+        let seed = config.train.seed;
+        let mut parameters = Parameters::new();
+        let mut model =
+            MaskRcnn::new(&config.model, &mut parameters, world.device(), seed).context("building the model")?;
+        if config.model.sync_bn {
+            model.synchronise_batch_norm(world.differentiable_sum());
+        }
+        let trained: Vec<(String, Tensor)> =
+            parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+        let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        let buffers: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
+        let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
+        Ok(Self {
+            optimizer: Optimizer::new(&config.optimizer, &trained)?,
+            parallel: DataParallel::new(world, &tensors, &buffers)?,
+            loss_scale: (config.train.precision == Precision::Fp16).then(LossScale::new),
+            buffers_before: BufferCopy::new(&parameters)?,
+            precision: config.train.precision,
+            grad_clip: config.optimizer.grad_clip,
+            on_nan: config.train.on_nan,
+            synchronise: false,
+            seed,
+            ema,
+            tensors,
+            trained,
+            model,
+            parameters,
+        })
+    }
+
+    /// The trained parameters by name, in the optimizer's order.
+    pub fn trained(&self) -> &[(String, Tensor)] {
+        &self.trained
+    }
+
+    /// Whether each part of a step waits for the device, so that [`StepTimes`] tells where a GPU's time goes. Off by
+    /// default, for it costs speed.
+    pub fn synchronise_timing(&mut self, on: bool) {
+        self.synchronise = on;
+    }
+
+    /// Forward, backward with all-reduce, agreement, update.
+    ///
+    /// # Errors
+    /// A usage error when a loss is not finite and `train.on_nan` is `stop`; a lost peer; memory.
+    pub fn step(
+        &mut self,
+        batch: &Batch,
+        place: StepPlace,
+        learning_rate: f64,
+        stop: Option<StopReason>,
+        world: &World,
+        control: &Client,
+    ) -> Result<StepOutcome> {
+        let mut clock = Clock::new(self.synchronise.then(|| world.device()));
+        self.buffers_before.take(&self.parameters)?;
+        control.phase(Phase::Forward);
+        let losses = self.forward(batch, place, world)?;
+        let forward = clock.lap()?;
+        control.phase(Phase::Backward);
+        self.backward(&losses, place)?;
+        let backward = clock.lap()?;
+        control.phase(Phase::AllReduce);
+        let report = agree(world, &losses, stop)?;
+        let agreement = clock.lap()?;
+        control.phase(Phase::Optimizer);
+        let (grad_norm, skipped) = if !report.not_finite.is_empty() {
+            self.refuse(&report, batch, place, world)?;
+            (None, true)
+        } else if place.updates {
+            self.update(learning_rate)?
+        } else {
+            (None, false)
+        };
+        let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()? };
+        Ok(StepOutcome { report, grad_norm, skipped, positives: losses.positives, times })
+    }
+
+    /// The losses of this rank's pictures.
+    fn forward(&self, batch: &Batch, place: StepPlace, world: &World) -> Result<Losses> {
+        let kind = match self.precision {
+            Precision::Fp32 => None,
+            Precision::Bf16 => Some(Kind::BFloat16),
+            Precision::Fp16 => Some(Kind::Half),
+        };
+        let _autocast = kind.map(|kind| autocast::Guard::new(world.device(), kind)).transpose()?;
+        let mut random = StepRandom::new(self.seed, world.rank(), place.step as u64);
+        self.model.forward_train(batch, &mut random).with_context(|| names(batch))
+    }
+
+    /// Adds the gradients of this step; all-reduces them, overlapping with their computation, if it ends with an
+    /// update.
+    fn backward(&mut self, losses: &Losses, place: StepPlace) -> Result<()> {
+        let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / place.micro_steps as f64;
+        let mut total = losses.total()?;
+        if scale != 1.0 {
+            total = total.f_mul_scalar(scale)?;
+        }
+        self.parallel.backward(&total, place.updates)
+    }
+
+    /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and whether the update was
+    /// left out because float16 overflowed.
+    fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, bool)> {
+        if let Some(loss_scale) = &mut self.loss_scale {
+            let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
+            loss_scale.update(!overflow);
+            if overflow {
+                self.clear_gradients()?;
+                return Ok((None, true));
+            }
+        }
+        let norm = if self.grad_clip > 0.0 {
+            Some(optim::clip_norm(&self.tensors, self.grad_clip)?.f_double_value(&[])?)
+        } else {
+            None
+        };
+        self.optimizer.step(learning_rate)?;
+        self.clear_gradients()?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.trained)?;
+        }
+        Ok((norm, false))
+    }
+
+    /// Acts on losses that are not finite: an error, or a step without effect.
+    fn refuse(&mut self, report: &StepReport, batch: &Batch, place: StepPlace, world: &World) -> Result<()> {
+        match self.on_nan {
+            OnNan::Stop => Err(Error::usage(format!(
+                "{} not finite at epoch {}, step {} (rank {} had {}); lower optimizer.lr, set optimizer.grad_clip, or go \
+                 on past such steps with --set train.on_nan=skip",
+                report.not_finite.join(", "),
+                place.epoch + 1,
+                place.iteration + 1,
+                world.rank(),
+                names(batch),
+            ))),
+            OnNan::Skip => {
+                self.clear_gradients()?;
+                self.buffers_before.put_back(&self.parameters)
+            }
+        }
+    }
+
+    /// Drops the gradients of steps that did not update.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn clear_gradients(&mut self) -> Result<()> {
+        Ok(optim::clear_gradients(&self.tensors)?)
+    }
+}
+
+/// Measures the parts of a step.
+struct Clock {
+    last: Instant,
+    device: Option<Device>,
+}
+
+impl Clock {
+    /// A clock that waits for `device` at each lap, if there is one.
+    fn new(device: Option<Device>) -> Self {
+        Self { last: Instant::now(), device }
+    }
+
+    /// Seconds since the last lap.
+    fn lap(&mut self) -> Result<f64> {
+        self.device.map_or(Ok(()), process::synchronise)?;
+        let now = Instant::now();
+        let seconds = now.duration_since(self.last).as_secs_f64();
+        self.last = now;
+        Ok(seconds)
+    }
+}
+
+/// The pictures of a batch, for messages.
+fn names(batch: &Batch) -> String {
+    let names: Vec<_> = batch.metas.iter().map(|meta| meta.file_name.as_str()).collect();
+    format!("pictures {}", names.join(", "))
+}

@@ -1,0 +1,150 @@
+//! What a training rank tells: rank 0 the log's three forms, every rank its progress to the launcher.
+
+use std::path::Path;
+
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, Progress};
+use indexmap::IndexMap;
+use tch::Device;
+
+use super::learner::StepOutcome;
+use super::place::{Plan, Position, StepPlace};
+use crate::config::{OptimizerKind, Resolved};
+use crate::data::Skipped;
+use crate::distributed::World;
+use crate::error::Result;
+use crate::logging::{RunInfo, RunLog, TrainStep};
+use crate::process;
+
+/// Speaks for one rank's training.
+pub struct Reporter {
+    control: Client,
+    plan: Plan,
+    /// Rank 0's.
+    log: Option<RunLog>,
+    momentum: f64,
+    images_per_step: usize,
+    device: Device,
+    skipped_pictures: u64,
+    skipped_steps: u64,
+    learning_rate: f64,
+}
+
+impl Reporter {
+    /// Starts the logs in `work_dir` on rank 0; on the others nothing is written.
+    ///
+    /// # Errors
+    /// An environment error if the folder cannot be written.
+    pub fn new(
+        resolved: &Resolved,
+        work_dir: &Path,
+        world: &World,
+        control: &Client,
+        plan: Plan,
+        position: Position,
+    ) -> Result<Self> {
+        let config = &resolved.config;
+        let info = RunInfo {
+            name: &resolved.name,
+            config,
+            environment: vec![
+                ("Workers".into(), world.world_size().to_string()),
+                ("Device".into(), format!("{:?}", world.device())),
+                ("Threads per worker".into(), tch::get_num_threads().to_string()),
+            ],
+            start_step: position.step as u64,
+            total_steps: plan.total_steps() as u64,
+        };
+        Ok(Self {
+            log: if world.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None },
+            control: control.clone(),
+            momentum: match config.optimizer.kind {
+                OptimizerKind::AdamW => config.optimizer.betas[0],
+                OptimizerKind::Sgd => config.optimizer.momentum,
+            },
+            images_per_step: config.data.samples_per_gpu * world.world_size(),
+            device: world.device(),
+            plan,
+            skipped_pictures: 0,
+            skipped_steps: 0,
+            learning_rate: 0.0,
+        })
+    }
+
+    /// Names the pictures that could not be read and were replaced.
+    pub fn skipped(&mut self, pictures: &[Skipped]) {
+        for picture in pictures {
+            self.skipped_pictures += 1;
+            log::warn!(
+                "left out {} (image id {}): {}; {} left out so far",
+                picture.file,
+                picture.image_id,
+                picture.reason,
+                self.skipped_pictures
+            );
+        }
+    }
+
+    /// Logs one step.
+    pub fn step(&mut self, place: StepPlace, outcome: &StepOutcome, learning_rate: f64, data: f64, seconds: f64) {
+        if outcome.skipped {
+            self.skipped_steps += 1;
+            log::warn!(
+                "step {} of epoch {} left the weights as they were: {}; {} such steps so far",
+                place.iteration + 1,
+                place.epoch + 1,
+                what_was_not_finite(outcome),
+                self.skipped_steps
+            );
+        }
+        self.learning_rate = learning_rate;
+        let memory = process::peak_memory(self.device);
+        let step = place.step as u64 + 1;
+        if let Some(log) = &mut self.log {
+            log.put("data_time", data);
+            for &(name, value) in &outcome.report.losses {
+                log.put(name, value);
+            }
+            if let Some(norm) = outcome.grad_norm {
+                log.put("grad_norm", norm);
+            }
+            log.put("time", seconds);
+            log.step(&TrainStep {
+                epoch: place.epoch + 1,
+                iter: place.iteration + 1,
+                iters_per_epoch: self.plan.steps_per_epoch,
+                step,
+                lr: learning_rate,
+                momentum: self.momentum,
+                memory: self.device.is_cuda().then_some(memory >> 20),
+            });
+        }
+        self.control.progress(Progress {
+            phase: Phase::Data,
+            epoch: place.epoch as u64 + 1,
+            epochs: self.plan.epochs as u64,
+            step,
+            total_steps: self.plan.total_steps() as u64,
+            loss: Some(outcome.report.total()),
+            images_per_second: Some(self.images_per_step as f64 / seconds),
+            memory_bytes: Some(memory),
+            eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
+        });
+    }
+
+    /// Logs an evaluation after `position`; `pictures` were evaluated.
+    pub fn evaluated(&mut self, position: Position, metrics: &IndexMap<String, f64>, pictures: usize) {
+        if let Some(log) = &mut self.log {
+            let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
+            log.evaluation(position.epoch, position.step as u64, pictures, self.learning_rate, &metrics);
+        }
+    }
+}
+
+fn what_was_not_finite(outcome: &StepOutcome) -> String {
+    if outcome.report.not_finite.is_empty() {
+        "a gradient overflowed float16, the loss scale is halved".to_owned()
+    } else {
+        format!("{} not finite", outcome.report.not_finite.join(", "))
+    }
+}

@@ -1,0 +1,97 @@
+//! Evaluation within training: metrics, results on disk, and some painted pictures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, Progress, StopReason};
+
+use super::learner::Learner;
+use crate::config::Config;
+use crate::data::{Dataset, Split};
+use crate::distributed::World;
+use crate::error::{Error, Result};
+use crate::evaluate::inference::{Done, Outcome, evaluate};
+use crate::evaluate::metrics::Metrics;
+use crate::evaluate::results::write_atomically;
+
+/// The validation set and what is measured on it.
+pub struct Validation {
+    config: Config,
+    dataset: Arc<Dataset>,
+    work_dir: PathBuf,
+}
+
+/// What an evaluation in training came to.
+pub enum Validated {
+    /// The metrics, on rank 0.
+    Measured(Option<Metrics>),
+    /// It was broken off by a request to stop; the weights are saved and it can be done again.
+    Stopped(StopReason),
+}
+
+impl Validation {
+    /// Opens the validation set.
+    ///
+    /// # Errors
+    /// A data error if it cannot be used.
+    pub fn open(config: &Config, work_dir: &Path) -> Result<Self> {
+        let dataset = Arc::new(Dataset::open(&config.data, Split::Val)?);
+        dataset.check_class_count(config.model.num_classes)?;
+        Ok(Self { config: config.clone(), dataset, work_dir: work_dir.to_path_buf() })
+    }
+
+    /// Number of pictures.
+    pub fn picture_count(&self) -> usize {
+        self.dataset.len()
+    }
+
+    /// What the validation set's annotation file makes one wonder about.
+    pub fn warnings(&self) -> &[String] {
+        self.dataset.warnings()
+    }
+
+    /// Evaluates the present weights on all ranks together and, on rank 0, writes the metrics to
+    /// `results/epoch_N.metrics.json`.
+    ///
+    /// # Errors
+    /// If a picture cannot be read, a rank is lost, or the metrics cannot be written.
+    pub fn run(&self, learner: &Learner<'_>, world: &World, control: &Client, epoch: usize) -> Result<Validated> {
+        control.at(Phase::Evaluation, epoch as u64, 0);
+        let mut on_picture = |picture: Done<'_>| {
+            control.progress(Progress {
+                phase: Phase::Evaluation,
+                epoch: epoch as u64,
+                epochs: self.config.train.epochs as u64,
+                step: picture.done as u64,
+                total_steps: picture.total as u64,
+                ..Progress::default()
+            });
+            Ok(())
+        };
+        let kinds = &self.config.evaluation.metrics;
+        let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_picture)?;
+        match outcome {
+            Outcome::Stopped(reason) => Ok(Validated::Stopped(reason)),
+            Outcome::Elsewhere => Ok(Validated::Measured(None)),
+            Outcome::Here(evaluation) => {
+                control.phase(Phase::Summary);
+                self.write(&evaluation.metrics, epoch)?;
+                Ok(Validated::Measured(Some(evaluation.metrics)))
+            }
+        }
+    }
+
+    fn write(&self, metrics: &Metrics, epoch: usize) -> Result<()> {
+        let path = metrics_file(&self.work_dir, epoch);
+        let values = metrics.to_json(self.config.evaluation.classwise);
+        write_atomically(&path, |out| {
+            serde_json::to_writer_pretty(out, &values).map_err(|error| Error::environment(error.to_string()))
+        })
+    }
+}
+
+/// Where the metrics of an evaluation in training are kept; that it is there shows that the evaluation was finished.
+pub fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
+    work_dir.join("results").join(format!("epoch_{epoch}.metrics.json"))
+}
