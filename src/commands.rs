@@ -48,7 +48,7 @@ fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> 
     let mut say = |text: &str| control.note(text);
     let code = work(&mut Host { ranks: &world, device: world.device(), progress: &mut progress, say: &mut say })?;
     // A rank that ended early would look lost to those that still work.
-    world.barrier()?;
+    world.leave()?;
     Ok(code)
 }
 

@@ -29,6 +29,14 @@ pub struct Error {
     context: Vec<String>,
 }
 
+/// What to do when a GPU's memory is exhausted.
+const DEVICE_MEMORY_REMEDY: &str = "The GPU's memory is full: lower data.samples_per_gpu, make the pictures smaller \
+    (data.pipeline.scales, or test_scale for evaluation), set train.precision = \"bf16\", or end other programs on the \
+    GPU (nvidia-smi names them)";
+/// What to do when the host's memory is exhausted.
+const HOST_MEMORY_REMEDY: &str = "The machine's memory is full: lower data.samples_per_gpu or data.workers_per_gpu, \
+    make the pictures smaller (data.pipeline.scales, or test_scale for evaluation), or start fewer workers";
+
 /// Result of fallible functions of the worker.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -63,12 +71,21 @@ impl Error {
         Self::new(ErrorKind::Environment, message)
     }
 
+    /// This rank ran out of memory, as libtorch says in `message`; adds what to do. The frames of C++ that may follow
+    /// the message help nobody here.
+    pub fn out_of_memory(message: &str) -> Self {
+        let end = ["\nException raised from", "\nframe #"].iter().filter_map(|words| message.find(words)).min();
+        let told = message[..end.unwrap_or(message.len())].trim_end();
+        let on_device = ["CUDA", "CUBLAS", "CUDNN", "NCCL", "Cuda"].iter().any(|word| told.contains(word));
+        let remedy = if on_device { DEVICE_MEMORY_REMEDY } else { HOST_MEMORY_REMEDY };
+        Self::new(ErrorKind::OutOfMemory, format!("{told}\n{remedy}"))
+    }
+
     /// The error that a panic stands for: libtorch's exhausted memory, or else a bug.
     pub fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is no text");
-        let kind = if is_out_of_memory(text) { ErrorKind::OutOfMemory } else { ErrorKind::Bug };
-        Self::new(kind, format!("panic: {text}"))
+        if is_out_of_memory(text) { Self::out_of_memory(text) } else { Self::bug(format!("panic: {text}")) }
     }
 
     /// Adds what was being done when the error came; the outermost is printed first.
@@ -127,15 +144,14 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
         let message = error.to_string();
-        let kind = if is_out_of_memory(&message) { ErrorKind::OutOfMemory } else { ErrorKind::Bug };
-        Self::new(kind, message)
+        if is_out_of_memory(&message) { Self::out_of_memory(&message) } else { Self::bug(message) }
     }
 }
 
 impl From<torch_ext::Error> for Error {
     fn from(error: torch_ext::Error) -> Self {
         let kind = match error.kind() {
-            torch_ext::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+            torch_ext::ErrorKind::OutOfMemory => return Self::out_of_memory(error.message()),
             torch_ext::ErrorKind::Collective => ErrorKind::Distributed,
             torch_ext::ErrorKind::Environment => ErrorKind::Environment,
             torch_ext::ErrorKind::Torch | torch_ext::ErrorKind::Invalid => ErrorKind::Bug,
@@ -146,7 +162,10 @@ impl From<torch_ext::Error> for Error {
 
 /// Whether a message of libtorch speaks of exhausted memory, on the device or on the host.
 pub(crate) fn is_out_of_memory(message: &str) -> bool {
-    message.contains("out of memory") || message.contains("DefaultCPUAllocator: can't allocate memory")
+    // cuBLAS and cuDNN say only that an allocation of their own failed.
+    ["out of memory", "DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 #[cfg(test)]
@@ -164,5 +183,27 @@ mod tests {
     fn exhausted_memory_is_no_bug() {
         let error = Error::from(tch::TchError::Torch("CUDA out of memory. Tried to allocate 2 GiB".into()));
         assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        let error = Error::from(tch::TchError::Torch("CUDA error: CUBLAS_STATUS_ALLOC_FAILED".into()));
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    }
+
+    #[test]
+    fn exhausted_memory_names_its_remedy_and_no_frames_of_cpp() {
+        let message = "CUDA out of memory. Tried to allocate 2 GiB.\nException raised from malloc at x.cpp:1\nframe #0";
+        for error in [
+            Error::from(tch::TchError::Torch(message.into())),
+            Error::from(torch_ext::Error::new(torch_ext::ErrorKind::OutOfMemory, message)),
+            Error::from_panic(&message.to_owned()),
+        ] {
+            assert_eq!((error.kind(), error.exit_code()), (ErrorKind::OutOfMemory, exit::WORKER_LOST));
+            let text = error.to_string();
+            assert!(!text.contains("frame #0"), "{text}");
+            for field in ["data.samples_per_gpu", "data.pipeline.scales", "train.precision = \"bf16\""] {
+                assert!(text.contains(field), "{text}");
+            }
+        }
+        let host = Error::out_of_memory("DefaultCPUAllocator: can't allocate memory: 9 bytes\nframe #0: main");
+        let host = host.to_string();
+        assert!(host.contains("data.workers_per_gpu") && !host.contains("frame #0"), "{host}");
     }
 }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use fnet::{Error, ErrorKind, commands, logging};
+use fnet::{Error, ErrorKind, commands, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Failure, FailureKind};
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return print_usage(&error),
     };
-    ExitCode::from(run(&arguments) as u8)
+    process::end(run(&arguments))
 }
 
 /// Help and version go to stdout with code 0, mistakes to stderr with the code for a wrong command line.

@@ -31,7 +31,8 @@ impl Default for Deadlines {
 
 /// This rank's place in the job, its device, and the collectives.
 ///
-/// All ranks must call the same collectives in the same order. After an error of one, [`World::abort`] and end.
+/// All ranks must call the same collectives in the same order. After an error of one, the process should end, by
+/// [`process::end`](crate::process::end); [`World::leave`] is the way out when all is well.
 pub struct World {
     rank: usize,
     local_rank: usize,
@@ -82,7 +83,8 @@ impl World {
     /// # Errors
     /// As [`World::connect`].
     pub fn join(place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
-        let mut world = Self { deadlines, local_rank: place.local_rank, ..Self::alone(device) };
+        let mut world = Self::alone(device);
+        (world.deadlines, world.local_rank) = (deadlines, place.local_rank);
         let Some(rendezvous) = &place.rendezvous else { return Ok(world) };
         (world.rank, world.world_size) = (place.rank, place.world_size);
         world.local_world_size = place.local_world_size.unwrap_or(1);
@@ -269,11 +271,13 @@ impl World {
     ///
     /// # Errors
     /// If a peer is lost before it is done.
-    pub fn leave(self) -> Result<()> {
+    pub fn leave(mut self) -> Result<()> {
         self.run("last barrier", |group, deadline| {
             group.barrier(deadline)?.wait(deadline)?;
             group.shutdown()
-        })
+        })?;
+        drop(self.group.take());
+        Ok(())
     }
 
     /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on.
@@ -300,6 +304,14 @@ impl World {
         let outputs = (0..self.world_size).map(|_| Ok(input.f_zeros_like()?)).collect::<Result<Vec<_>>>()?;
         self.run("all-gather", |group, deadline| group.all_gather(&outputs, input, deadline)?.wait(deadline))?;
         Ok(outputs)
+    }
+}
+
+impl Drop for World {
+    /// Without [`World::leave`] the job has failed. The process group's destructor would wait for collectives whose
+    /// peers may never come, before the error is told; so the connections are left to the end of the process.
+    fn drop(&mut self) {
+        std::mem::forget(self.group.take());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::ops;
 use crate::error::Result;
 
 /// Greatest absolute logarithm of a size ratio that decoding accepts: `|ln(16 / 1000)|`.
@@ -90,7 +91,7 @@ pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4]
 pub fn decode(sources: &Tensor, deltas: &Tensor, stds: Option<&[f64; 4]>, limits: Option<&Tensor>) -> Result<Tensor> {
     let scaled = match stds {
         Some(stds) => {
-            let stds = Tensor::f_from_slice(&stds.map(|std| std as f32))?.f_to_device(deltas.device())?;
+            let stds = ops::upload(&Tensor::f_from_slice(&stds.map(|std| std as f32))?, deltas.device())?;
             deltas.f_mul(&stds)?
         }
         None => deltas.shallow_clone(),

@@ -120,7 +120,7 @@ impl FasterNet {
             let keep = 1.0 - rate;
             factors.extend((0..images).map(|_| if generator.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }));
         }
-        let factors = Tensor::f_from_slice(&factors)?.f_to_device(like.device())?.f_to_kind(like.kind())?;
+        let factors = ops::upload(&Tensor::f_from_slice(&factors)?, like.device())?.f_to_kind(like.kind())?;
         let factors = factors.f_reshape([self.drop_rates.len() as i64, images, 1, 1, 1])?;
         (0..)
             .zip(&self.drop_rates)

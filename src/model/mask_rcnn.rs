@@ -96,7 +96,7 @@ impl MaskRcnn {
     pub fn forward_train(&self, batch: &Batch, random: &mut StepRandom) -> Result<Losses> {
         self.backbone.check_trainable()?;
         self.check_batch(&batch.images, batch.metas.len(), Some(&batch.targets))?;
-        let images = ops::channels_last(&batch.images.f_to_device(self.device)?)?;
+        let images = ops::channels_last(&ops::upload(&batch.images, self.device)?)?;
         let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
         let levels = self.neck.forward(&features)?;
         let rpn = self.rpn.forward(&levels)?;
@@ -125,7 +125,7 @@ impl MaskRcnn {
     pub fn predict(&self, images: &Tensor, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
         self.check_batch(images, metas.len(), None)?;
-        let images = ops::channels_last(&images.f_to_device(self.device)?)?;
+        let images = ops::channels_last(&ops::upload(images, self.device)?)?;
         let features = self.backbone.forward(&images, Statistics::Running, None)?;
         let levels = self.neck.forward(&features)?;
         let rpn = self.rpn.forward(&levels)?;

@@ -1,6 +1,6 @@
 //! Operators that tch lacks, with this crate's errors.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::error::Result;
 
@@ -8,6 +8,12 @@ use crate::error::Result;
 /// dimensions become dense.
 pub(super) fn channels_last(x: &Tensor) -> Result<Tensor> {
     if x.dim() == 4 { Ok(torch_ext::memory::channels_last(x)?) } else { Ok(x.f_contiguous()?) }
+}
+
+/// The values of a tensor on the host, on `device`. The device is not waited for: what is in ordinary host memory is
+/// copied to the driver's own before this returns.
+pub(super) fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
+    Ok(x.f_to_device_(device, x.kind(), true, false)?)
 }
 
 /// See [`torch_ext::ops::roi_align`].

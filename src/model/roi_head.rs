@@ -10,6 +10,7 @@ use super::detections::Detections;
 use super::mask_head::MaskHead;
 use super::mask_targets::mask_targets;
 use super::nms::batched_nms;
+use super::ops;
 use super::roi_extract::RoiExtractor;
 use super::sample::{Choice, sample};
 use crate::config;
@@ -122,14 +123,14 @@ impl RoiHead {
     pub(crate) fn loss(&self, levels: &[Tensor], sample: &RoiSample, targets: &[Target]) -> Result<RoiLosses> {
         let device = levels.first().map_or(Device::Cpu, Tensor::device);
         let rois = rois_tensor(&sample.rois, device)?;
-        let labels = Tensor::f_from_slice(&sample.labels)?.f_to_device(device)?;
-        let positives = Tensor::f_from_slice(&sample.positives)?.f_to_device(device)?;
+        let labels = ops::upload(&Tensor::f_from_slice(&sample.labels)?, device)?;
+        let positives = ops::upload(&Tensor::f_from_slice(&sample.positives)?, device)?;
         let deltas = Tensor::f_from_slice(sample.deltas.as_flattened())?.f_view([sample.deltas.len() as i64, 4])?;
         let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.forward(levels, &rois)?)?;
-        let bbox = self.bbox.loss(&scores, &predicted, &labels, &positives, &deltas.f_to_device(device)?)?;
+        let bbox = self.bbox.loss(&scores, &predicted, &labels, &positives, &ops::upload(&deltas, device)?)?;
         let features = self.mask_extractor.forward(levels, &rois.f_index_select(0, &positives)?)?;
         let logits = self.mask.forward(&features, &labels.f_index_select(0, &positives)?)?;
-        let mask = MaskHead::loss(&logits, &self.mask_targets(sample, targets)?.f_to_device(device)?)?;
+        let mask = MaskHead::loss(&logits, &ops::upload(&self.mask_targets(sample, targets)?, device)?)?;
         Ok(RoiLosses { bbox, mask })
     }
 
@@ -181,7 +182,7 @@ impl RoiHead {
         let deltas = deltas.f_reshape([count * classes, 4])?.f_index_select(0, &pair(classes)?)?;
         let sources = rois.f_narrow(1, 1, 4)?.f_index_select(0, &rows)?;
         let (height, width) = (meta.image_size.0 as f32, meta.image_size.1 as f32);
-        let limits = Tensor::f_from_slice(&[width, height, width, height])?.f_to_device(rois.device())?;
+        let limits = ops::upload(&Tensor::f_from_slice(&[width, height, width, height])?, rois.device())?;
         let boxes = decode(&sources, &deltas, Some(&self.config.bbox_target_stds), Some(&limits))?;
         let boxes = boxes.f_div(&scale_of(meta, rois.device())?)?;
         let kept = batched_nms(&boxes, &scores, &labels, self.config.nms_iou)?;
@@ -228,7 +229,7 @@ struct Best {
 
 /// RoIs `[k, 5]` on `device`.
 fn rois_tensor(rois: &[[f32; 5]], device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(rois.as_flattened())?.f_view([rois.len() as i64, 5])?.f_to_device(device)?)
+    ops::upload(&Tensor::f_from_slice(rois.as_flattened())?.f_view([rois.len() as i64, 5])?, device)
 }
 
 /// RoIs of `boxes` (`[k, 4]`) in `image`.
@@ -239,5 +240,5 @@ fn with_image(image: i64, boxes: &Tensor) -> Result<Tensor> {
 
 /// Resized over original size, `[4]`.
 fn scale_of(meta: &ImageMeta, device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(&meta.scale_factor)?.f_to_device(device)?)
+    ops::upload(&Tensor::f_from_slice(&meta.scale_factor)?, device)
 }

@@ -13,6 +13,7 @@ use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
 use super::losses;
 use super::nms::batched_nms;
+use super::ops;
 use super::sample::{Choice, Sampled, sample};
 use crate::config;
 use crate::data::{ImageMeta, Target};
@@ -162,10 +163,11 @@ impl Rpn {
         let logits = Tensor::f_cat(&output.logits, 1)?.f_flatten(0, 1)?;
         let predicted = Tensor::f_cat(&output.deltas, 1)?.f_flatten(0, 1)?;
         let device = logits.device();
-        let chosen = Tensor::f_from_slice(&chosen)?.f_to_device(device)?;
-        let positive = Tensor::f_from_slice(&positive)?.f_to_device(device)?;
-        let objectness = Tensor::f_from_slice(&objectness)?.f_to_device(device)?;
-        let deltas = Tensor::f_from_slice(&deltas)?.f_reshape([positive.size1()?, 4])?.f_to_device(device)?;
+        let chosen = ops::upload(&Tensor::f_from_slice(&chosen)?, device)?;
+        let positive = ops::upload(&Tensor::f_from_slice(&positive)?, device)?;
+        let objectness = ops::upload(&Tensor::f_from_slice(&objectness)?, device)?;
+        let deltas = Tensor::f_from_slice(&deltas)?.f_reshape([positive.size1()?, 4])?;
+        let deltas = ops::upload(&deltas, device)?;
         Ok((
             losses::binary_cross_entropy(&logits.f_index_select(0, &chosen)?, &objectness, count)?,
             losses::l1(&predicted.f_index_select(0, &positive)?, &deltas, count)?,
@@ -192,7 +194,8 @@ impl Rpn {
         let (mut scores, mut deltas, mut sources, mut levels) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let device = output.logits.first().map_or(Device::Cpu, Tensor::device);
         let images = metas.len() as i64;
-        let all = Tensor::f_from_slice(output.anchors.boxes.as_flattened())?.f_view([-1, 4])?.f_to_device(device)?;
+        let all = Tensor::f_from_slice(output.anchors.boxes.as_flattened())?.f_view([-1, 4])?;
+        let all = ops::upload(&all, device)?;
         let mut start = 0;
         for (level, (logits, level_deltas)) in (0_i64..).zip(output.logits.iter().zip(&output.deltas)) {
             let (_, count) = logits.size2()?;
@@ -221,7 +224,7 @@ impl Rpn {
                 [width, height, width, height]
             })
             .collect();
-        let limits = Tensor::f_from_slice(&limits)?.f_view([images, 1, 4])?.f_to_device(device)?;
+        let limits = ops::upload(&Tensor::f_from_slice(&limits)?.f_view([images, 1, 4])?, device)?;
         let boxes = decode(&Tensor::f_cat(&sources, 1)?, &Tensor::f_cat(&deltas, 1)?, None, Some(&limits))?;
         Ok(Candidates { boxes, scores: Tensor::f_cat(&scores, 1)?, levels: Tensor::f_cat(&levels, 0)? })
     }

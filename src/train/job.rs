@@ -59,7 +59,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         }
         None => log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref())?),
     }
-    Trainer {
+    let mut trainer = Trainer {
         saver: Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, best),
         evaluation_due: evaluation_due && validation.is_some(),
         learning_rate: config.optimizer.lr,
@@ -72,8 +72,11 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         reporter,
         plan,
         position,
-    }
-    .run()
+    };
+    let ending = trainer.run()?;
+    drop(trainer);
+    world.leave()?;
+    Ok(ending)
 }
 
 /// The config with what the command line changes.

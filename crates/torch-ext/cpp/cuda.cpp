@@ -1,6 +1,7 @@
 // CUDA through libtorch's device-independent interfaces: no CUDA header, no link to libtorch_cuda.
 #include "bridge.h"
 
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 
@@ -27,7 +28,8 @@ extern "C" FnetError* fnet_cuda_device_count(int* out) {
 
 extern "C" FnetError* fnet_cuda_set_device(int device) {
   return fnet::guarded([&] {
-    at::detail::getCUDAHooks().init();
+    // Once for the process, as libtorch itself does it before the first tensor.
+    at::globalContext().lazyInitDevice(at::kCUDA);
     at::accelerator::setDeviceIndex(static_cast<c10::DeviceIndex>(device));
   });
 }

@@ -15,7 +15,11 @@ FnetError* make_error(FnetErrorKind kind, const char* message) noexcept {
 }
 
 bool speaks_of_memory(const char* message) noexcept {
-  return std::strstr(message, "out of memory") != nullptr || std::strstr(message, "can't allocate memory") != nullptr;
+  // cuBLAS and cuDNN say only that an allocation of their own failed.
+  for (const char* words : {"out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"}) {
+    if (std::strstr(message, words) != nullptr) return true;
+  }
+  return false;
 }
 
 // Gloo's exception types are not declared in any installed header; their messages carry the source path.
@@ -41,7 +45,9 @@ FnetError* current_error(FnetErrorKind fallback) noexcept {
   } catch (const c10::OutOfMemoryError& error) {
     return make_error(FnetErrorKind::kOutOfMemory, error.what_without_backtrace());
   } catch (const c10::DistError& error) {
-    return make_error(FnetErrorKind::kCollective, error.what_without_backtrace());
+    // NCCL tells in this way of a device without memory for its buffers, too.
+    const char* message = error.what_without_backtrace();
+    return make_error(classify(message, FnetErrorKind::kCollective), message);
   } catch (const c10::Error& error) {
     const char* message = error.what_without_backtrace();
     return make_error(classify(message, fallback), message);

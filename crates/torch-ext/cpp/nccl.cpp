@@ -10,9 +10,11 @@
 
 namespace {
 
-// What c10d would do by itself about a lost peer is to end the process from a thread of its own. Here the caller hears
-// of it first, aborts the group and saves its state, so all of that is off unless the user asked for it.
-void leave_errors_to_the_caller() {
+// What c10d would do by itself about a lost peer is to end the process from a thread of its own. Under a launcher that
+// watches the ranks (it hands them a control channel) that is the launcher's decision, so all of it is off unless the
+// user asked for it. Without one c10d's own deadline is all there is against a peer that went silent.
+void leave_errors_to_the_launcher() {
+  if (std::getenv("FNET_CONTROL") == nullptr) return;
   setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", /*overwrite=*/0);
   setenv("TORCH_NCCL_ENABLE_MONITORING", "0", 0);
   setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", 0);
@@ -27,7 +29,7 @@ extern "C" __attribute__((visibility("default"))) FnetError* fnet_nccl_add(FnetG
                                                                            int64_t timeout_ms) {
   return fnet::guarded(
       [&] {
-        leave_errors_to_the_caller();
+        leave_errors_to_the_launcher();
         auto options = c10d::ProcessGroupNCCL::Options::create();
         options->timeout = std::chrono::milliseconds(timeout_ms);
         auto keys = c10::make_intrusive<c10d::PrefixStore>("nccl", store->store);

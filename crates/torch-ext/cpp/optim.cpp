@@ -3,6 +3,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
+#include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -63,7 +64,7 @@ extern "C" FnetError* fnet_adamw_step(const TensorPtr* parameters, const TensorP
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {exp_avg, exp_avg_sq, steps});
     if (rows.parameters.empty()) return;
-    for (at::Tensor& step : rows.states[2]) step.add_(1);
+    at::_foreach_add_(rows.states[2], 1);
     at::_fused_adamw_(rows.parameters, rows.grads, rows.states[0], rows.states[1], {}, rows.states[2], lr, beta1,
                       beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
   });

@@ -114,7 +114,7 @@ extern "C" FnetError* fnet_group_barrier(FnetGroup* group, int device, int64_t t
       fnet::kCollective);
 }
 
-// Blocks until the collective is done (with NCCL: until the current stream will wait for it).
+// Blocks until the collective is done or the deadline has passed; with NCCL, too, for it is given a deadline.
 extern "C" FnetError* fnet_work_wait(FnetWork* work, int64_t timeout_ms) {
   return fnet::guarded(
       [&] {

@@ -48,6 +48,11 @@ pub struct MemoryStatistics {
 
 static LOADED: Mutex<bool> = Mutex::new(false);
 
+/// Whether this process has loaded CUDA: only then may libtorch be asked about devices.
+pub fn is_loaded() -> bool {
+    *LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Checks the driver, then loads libtorch's CUDA part and torchvision's operators. Later calls do nothing.
 ///
 /// # Errors

@@ -86,6 +86,8 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
         };
         publish(&report, &report.to_string(), arguments.json)?;
     }
+    drop(bench);
+    world.leave()?;
     Ok(exit::SUCCESS)
 }
 

@@ -120,7 +120,8 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
         };
         publish(&report, &report.to_string(), arguments.json)?;
     }
-    world.barrier()?;
+    drop(bench);
+    world.leave()?;
     Ok(exit::SUCCESS)
 }
 
