@@ -162,7 +162,7 @@ launch_on_one() {
 
 # The last words of a command that failed.
 last_words() {
-    grep -v '^ *|* *frame #' "$work/$1.err" 2>/dev/null | tail -n 3 | tr '|\n' '/ ' | cut -c 1-300
+    { grep -v '^ *|* *frame #' "$work/$1.err" 2>/dev/null || true; } | tail -n 3 | tr '|\n' '/ ' | cut -c 1-300
 }
 
 # Number of training steps that a work folder's log holds of an epoch.
