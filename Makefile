@@ -1,0 +1,26 @@
+# The commands of a checkout. Each prepares what it needs and skips what is there.
+
+PREFIX ?= $(HOME)/.local
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## .venv with libtorch, .libtorch, the release build
+	@scripts/setup.sh
+
+demo: setup ## trains on generated pictures with two CPU workers and shows the AP table; SEED=0
+	@scripts/demo.sh $(SEED)
+
+test: setup ## formatting, lints, all tests
+	@scripts/test.sh
+
+install: setup ## the programs into PREFIX/bin; PREFIX=~/.local
+	@scripts/install.sh "$(PREFIX)"
+
+clean: ## removes the build and the generated data; keeps .venv and work_dirs
+	cargo clean
+	rm -rf data/synth*

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# demo.sh [SEED]: makes pictures, trains a small Mask R-CNN on them with two workers on the CPU, evaluates it on
+# pictures that it has not seen, and paints what it finds. A second run goes on from where the first one ended.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT"
+
+seed=${1:-0}
+case $seed in
+'' | *[!0-9]*) die "the seed is \"$seed\", but must be a whole number" "Say for example: make demo SEED=1" ;;
+esac
+data=data/synth-demo-$seed
+work=work_dirs/demo
+[ "$seed" = 0 ] || work=work_dirs/demo-$seed
+launch=target/release/fnet-launch
+started=$SECONDS
+
+# The demonstration has its own data, and one thread for each of its two workers.
+unset FNET_DATA_ROOT
+export OMP_NUM_THREADS=1
+
+say "1 of 3: pictures"
+"$launch" synth --out "$data" --seed "$seed"
+
+say "2 of 3: training with two workers on the CPU"
+resume=()
+[ -e "$work/latest.ckpt" ] && resume=(--resume)
+"$launch" --device cpu --nproc 2 train configs/demo.toml --work-dir "$work" --seed "$seed" \
+    "${resume[@]}" --set "data.root=$data"
+
+say "3 of 3: evaluation on pictures that were not trained on"
+"$launch" --device cpu --nproc 2 test "$work/latest.ckpt" --metrics "$work/metrics.json" --show-dir "$work/painted"
+
+cat >&2 <<EOF
+
+done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s
+   checkpoint    $work/latest.ckpt
+   log           $(ls -t "$work"/*.log | head -n 1)
+   TensorBoard   $work/tensorboard   (.venv/bin/tensorboard --logdir work_dirs)
+   metrics       $work/metrics.json
+   painted       $work/painted
+EOF
