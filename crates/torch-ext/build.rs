@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const SOURCES: &[&str] = &[
     "autocast.cpp",
     "autograd.cpp",
+    "context.cpp",
     "cuda.cpp",
     "error.cpp",
     "gloo.cpp",

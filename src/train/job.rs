@@ -13,8 +13,8 @@ use super::learner::Learner;
 use super::place::{Plan, Position};
 use super::reporter::Reporter;
 use super::saver::Saver;
-use super::trainer::{Ending, Trainer, evaluation_is_due};
-use super::validation::Validation;
+use super::trainer::{self, Ending, Trainer};
+use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
 use crate::data::{Dataset, Split, train_batches_per_epoch};
 use crate::distributed::{Deadlines, World};
@@ -28,9 +28,19 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let world = World::connect(Deadlines::default())?;
     let config = &mut resolved.config;
+    let batch = config.effective_batch(world.world_size());
     if arguments.auto_scale_lr {
-        config.optimizer.lr = config.optimizer.auto_scale_lr(config.effective_batch(world.world_size()));
+        config.optimizer.lr = config.optimizer.auto_scale_lr(batch);
+        log::info!("optimizer.lr is {} for {batch} pictures per update", config.optimizer.lr);
+    } else if batch != config.optimizer.base_batch_size {
+        log::warn!(
+            "optimizer.lr = {} was chosen for {} pictures per update, and this job has {batch}; --auto-scale-lr makes it {}",
+            config.optimizer.lr,
+            config.optimizer.base_batch_size,
+            config.optimizer.auto_scale_lr(batch)
+        );
     }
+    torch_ext::context::set_deterministic(config.train.deterministic)?;
     let config = &resolved.config;
     let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
     let checkpoint = find_checkpoint(arguments, &work_dir, &world, control)?;
@@ -43,12 +53,12 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 
     control.phase(Phase::Start);
     let mut learner = Learner::new(config, &world)?;
-    let (mut position, mut best, mut evaluation_due) = (Position::default(), None, false);
+    let (mut position, mut best, mut precedes_evaluation) = (Position::default(), None, false);
     if let Some((path, checkpoint)) = &checkpoint {
         learner.restore(checkpoint, world.rank()).with_context(|| format!("resuming from {}", path.display()))?;
         position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
         best = checkpoint.meta.best.clone();
-        evaluation_due = evaluation_is_due(&checkpoint.meta, &work_dir);
+        precedes_evaluation = trainer::precedes_evaluation(&checkpoint.meta);
     }
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
     let warnings = validation.iter().flat_map(|validation| validation.warnings());
@@ -59,9 +69,17 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         }
         None => log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref())?),
     }
+    let mut saver = match world.rank() {
+        0 => Some(Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, best)),
+        _ => None,
+    };
+    let mut evaluation_due = precedes_evaluation && validation.is_some();
+    if let (true, Some((path, _))) = (evaluation_due, &checkpoint) {
+        evaluation_due = !evaluated(&work_dir, path, position, &world, saver.as_mut())?;
+    }
     let mut trainer = Trainer {
-        saver: Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, best),
-        evaluation_due: evaluation_due && validation.is_some(),
+        saver,
+        evaluation_due,
         learning_rate: config.optimizer.lr,
         config,
         world: &world,
@@ -116,6 +134,22 @@ fn find_checkpoint(
     };
     let checkpoint = Checkpoint::load(&path)?;
     Ok(Some((path, checkpoint)))
+}
+
+/// Whether the evaluation at `position` was finished before the job ended. Its metrics then count for the best
+/// checkpoint, which the checkpoint itself could not know of.
+fn evaluated(
+    work_dir: &Path,
+    checkpoint: &Path,
+    position: Position,
+    world: &World,
+    saver: Option<&mut Saver>,
+) -> Result<bool> {
+    let metrics = if world.is_first() { read_metrics(work_dir, position.epoch, checkpoint) } else { None };
+    if let (Some(metrics), Some(saver)) = (&metrics, saver) {
+        saver.keep_best(metrics, position)?;
+    }
+    world.any(metrics.is_some())
 }
 
 /// The newest sound checkpoint of the folder; says which were passed over.

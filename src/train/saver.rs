@@ -1,6 +1,6 @@
 //! Rank 0's checkpoints: where they are written, which are kept, and which is the best.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
 
@@ -47,20 +47,21 @@ impl Saver {
         Ok(path)
     }
 
-    /// Keeps the checkpoint at `position` as the best one if its metric is above all before. Returns what to tell.
+    /// Keeps the checkpoint at `position` as the best one if its metric is above all before.
     ///
     /// A metric of 0 or below is never the best, as in the reference.
     ///
     /// # Errors
     /// An environment error when it cannot be written.
-    pub fn keep_best(&mut self, metrics: &IndexMap<String, f64>, position: Position) -> Result<Option<String>> {
-        let Some((name, value)) = chosen(&self.policy.save_best, metrics) else { return Ok(None) };
+    pub fn keep_best(&mut self, metrics: &IndexMap<String, f64>, position: Position) -> Result<()> {
+        let Some((name, value)) = chosen(&self.policy.save_best, metrics) else { return Ok(()) };
         if value <= self.best.as_ref().map_or(0.0, |best| best.value) {
-            return Ok(None);
+            return Ok(());
         }
         let kept = self.folder.keep_best(&self.path(position), name)?;
         self.best = Some(Best { metric: name.to_owned(), value, epoch: position.epoch });
-        Ok(Some(format!("Best {name} is {value:.4} at {} epoch, kept as {}", position.epoch, file_name(&kept))))
+        log::info!("Best {name} is {value:.4} at {} epoch, kept as {}", position.epoch, kept.display());
+        Ok(())
     }
 }
 
@@ -68,10 +69,6 @@ impl Saver {
 fn chosen<'m>(policy: &str, metrics: &'m IndexMap<String, f64>) -> Option<(&'m str, f64)> {
     let entry = if policy == "auto" { metrics.first() } else { metrics.get_key_value(policy) };
     entry.filter(|_| !policy.is_empty()).map(|(name, &value)| (name.as_str(), value))
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

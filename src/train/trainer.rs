@@ -1,6 +1,5 @@
 //! The loop over epochs and steps, with evaluation, checkpoints, the log and requests to stop.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use super::learner::Learner;
 use super::place::{Plan, Position, StepPlace};
 use super::reporter::Reporter;
 use super::saver::Saver;
-use super::validation::{Validated, Validation, metrics_file};
+use super::validation::{Validated, Validation};
 use crate::config::Config;
 use crate::data::{Batch, Dataset, Loader, TrainOptions, train_indices};
 use crate::distributed::World;
@@ -39,7 +38,8 @@ pub struct Trainer<'a> {
     pub(super) learner: Learner<'a>,
     pub(super) training_set: Arc<Dataset>,
     pub(super) validation: Option<Validation>,
-    pub(super) saver: Saver,
+    /// Rank 0's.
+    pub(super) saver: Option<Saver>,
     pub(super) reporter: Reporter,
     pub(super) plan: Plan,
     pub(super) learning_rate: f64,
@@ -135,8 +135,8 @@ impl Trainer<'_> {
         }
         self.control.phase(Phase::Checkpoint);
         let checkpoint = self.learner.capture(self.world, self.meta()?)?;
-        if let Some(checkpoint) = checkpoint {
-            let path = self.saver.save(&checkpoint, self.position)?;
+        if let (Some(checkpoint), Some(saver)) = (checkpoint, &self.saver) {
+            let path = saver.save(&checkpoint, self.position)?;
             log::info!("Saved {}", path.display());
         }
         // No rank goes on, or ends, before the checkpoint is durable.
@@ -159,7 +159,7 @@ impl Trainer<'_> {
             },
             world_size: self.world.world_size(),
             seed: self.config.train.seed,
-            best: self.saver.best().cloned(),
+            best: self.saver.as_ref().and_then(Saver::best).cloned(),
             state: [(EVALUATION_DUE.to_owned(), self.evaluation_due.into())].into_iter().collect(),
         })
     }
@@ -182,8 +182,8 @@ impl Trainer<'_> {
                 log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
                 let named = metrics.named();
                 self.reporter.evaluated(self.position, &named, validation.picture_count());
-                if let Some(message) = self.saver.keep_best(&named, self.position)? {
-                    log::info!("{message}");
+                if let Some(saver) = &mut self.saver {
+                    saver.keep_best(&named, self.position)?;
                 }
                 Ok(None)
             }
@@ -191,10 +191,9 @@ impl Trainer<'_> {
     }
 }
 
-/// Whether a checkpoint was written before an evaluation that is not known to be done.
-pub fn evaluation_is_due(meta: &CheckpointMeta, work_dir: &Path) -> bool {
-    let noted = meta.state.get(EVALUATION_DUE).and_then(serde_json::Value::as_bool) == Some(true);
-    noted && !metrics_file(work_dir, meta.progress.epoch).exists()
+/// Whether a checkpoint was written before an evaluation.
+pub fn precedes_evaluation(meta: &CheckpointMeta) -> bool {
+    meta.state.get(EVALUATION_DUE).and_then(serde_json::Value::as_bool) == Some(true)
 }
 
 fn next_batch(loader: &mut Loader, place: StepPlace) -> Result<Batch> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
+use indexmap::IndexMap;
 
 use super::learner::Learner;
 use crate::config::Config;
@@ -91,7 +92,20 @@ impl Validation {
     }
 }
 
+/// The metrics that were kept after the evaluation of `epoch`; `None` if it was not finished, or if they are older than
+/// the checkpoint that was evaluated, and so of another run.
+pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
+    let path = metrics_file(work_dir, epoch);
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified()).ok();
+    if modified(&path)? < modified(checkpoint)? {
+        return None;
+    }
+    let text = std::fs::read(path).ok()?;
+    let values: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).ok()?;
+    Some(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+}
+
 /// Where the metrics of an evaluation in training are kept; that it is there shows that the evaluation was finished.
-pub fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
+fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
     work_dir.join("results").join(format!("epoch_{epoch}.metrics.json"))
 }

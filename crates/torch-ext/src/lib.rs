@@ -4,6 +4,7 @@
 
 pub mod autocast;
 pub mod autograd;
+pub mod context;
 pub mod cuda;
 pub mod distributed;
 mod dl;
