@@ -41,10 +41,17 @@ impl MaskRcnn {
     /// # Errors
     /// A usage error if the config's parts do not fit together; else if libtorch fails (memory).
     pub fn new(config: &config::Model, parameters: &mut Parameters, device: Device, seed: u64) -> Result<Self> {
+        let model = Self::build(config, parameters, device)?;
+        parameters.initialise(seed)?;
+        Ok(model)
+    }
+
+    /// The model with zeros for values.
+    fn build(config: &config::Model, parameters: &mut Parameters, device: Device) -> Result<Self> {
         check(config)?;
         parameters.reset(device);
         let channels = fasternet::stage_channels(&config.backbone);
-        let model = Self {
+        Ok(Self {
             backbone: FasterNet::new(parameters, "backbone", &config.backbone)?,
             neck: Fpn::new(parameters, "neck", &channels, &config.neck)?,
             rpn: Rpn::new(parameters, "rpn_head", config.neck.out_channels as i64, &config.rpn)?,
@@ -54,9 +61,7 @@ impl MaskRcnn {
             batch_statistics: true,
             sum_over_ranks: None,
             device,
-        };
-        parameters.initialise(seed)?;
-        Ok(model)
+        })
     }
 
     /// Whether training normalises by the batch (the default) or by the running statistics, which then stay as they
@@ -173,3 +178,6 @@ fn check(config: &config::Model) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,6 @@ mod layers;
 mod losses;
 mod mask_head;
 mod mask_rcnn;
-mod mask_targets;
 pub mod nms;
 mod ops;
 mod parameters;

@@ -8,13 +8,12 @@ use super::bbox_head::{BboxHead, BboxLosses};
 use super::boxes::{decode, encode};
 use super::detections::Detections;
 use super::mask_head::MaskHead;
-use super::mask_targets::mask_targets;
 use super::nms::batched_nms;
 use super::ops;
 use super::roi_extract::RoiExtractor;
 use super::sample::{Choice, sample};
 use crate::config;
-use crate::data::{ImageMeta, InstanceMask, Target};
+use crate::data::{ImageMeta, InstanceMask, Target, mask_targets};
 use crate::error::Result;
 
 /// The pyramid levels that RoIs are read from.
@@ -23,10 +22,10 @@ const ROI_LEVELS: usize = 4;
 /// Box head, mask head, and their rules.
 #[derive(Debug)]
 pub(crate) struct RoiHead {
-    bbox_extractor: RoiExtractor,
-    mask_extractor: RoiExtractor,
-    bbox: BboxHead,
-    mask: MaskHead,
+    pub(super) bbox_extractor: RoiExtractor,
+    pub(super) mask_extractor: RoiExtractor,
+    pub(super) bbox: BboxHead,
+    pub(super) mask: MaskHead,
     config: config::RoiHead,
     classes: usize,
 }
@@ -135,14 +134,15 @@ impl RoiHead {
     }
 
     /// `[p, s, s]` of 0 and 1: each positive RoI's part of its object's mask.
-    fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Result<Tensor> {
+    pub(super) fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Result<Tensor> {
         let size = 2 * self.config.mask_roi_size;
         let rois = sample.positives.iter().map(|&row| sample.rois[row as usize]);
         let (masks, boxes): (Vec<&InstanceMask>, Vec<[f32; 4]>) = rois
             .zip(&sample.objects)
             .map(|([image, x1, y1, x2, y2], &object)| (&targets[image as usize].masks[object], [x1, y1, x2, y2]))
             .unzip();
-        mask_targets(&masks, &boxes, size)
+        let values = mask_targets(&masks, &boxes, size);
+        Ok(Tensor::f_from_slice(&values)?.f_view([masks.len() as i64, size as i64, size as i64])?)
     }
 
     /// Detections of every image, from its proposals (`[k, 5]`).

@@ -86,7 +86,7 @@ impl Rpn {
         Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)? })
     }
 
-    fn anchors(&self, sizes: &[Size]) -> Result<Arc<Anchors>> {
+    pub(super) fn anchors(&self, sizes: &[Size]) -> Result<Arc<Anchors>> {
         if sizes.len() != self.config.anchor_strides.len() {
             return Err(Error::usage(format!(
                 "model.rpn.anchor_strides has {} entries: {} are expected, one for each level of the pyramid \
@@ -98,6 +98,12 @@ impl Rpn {
         // The cache holds complete sets only, whatever a panicking thread was doing.
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(cache.get(&self.generator, sizes))
+    }
+
+    /// Indices of the anchors that lie in an image of `padded` pixels.
+    #[cfg(test)]
+    pub(super) fn valid(&self, anchors: &Anchors, padded: Size) -> Vec<u32> {
+        self.generator.valid(&anchors.levels, padded)
     }
 
     /// Chooses the anchors that enter the loss. Runs on the CPU: a few values per anchor and object.
