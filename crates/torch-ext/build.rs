@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 const SOURCES: &[&str] = &[
     "autocast.cpp",
     "autograd.cpp",
+    "batch_norm.cpp",
+    "batch_norm_kernel.cpp",
     "context.cpp",
     "cuda.cpp",
     "error.cpp",

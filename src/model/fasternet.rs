@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::Parameters;
 use super::init::Init;
-use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics, activate};
+use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
 use super::ops;
 use crate::config::{Activation, Backbone, PartialConv};
 use crate::error::{Error, Result};
@@ -222,7 +222,6 @@ impl Block {
     }
 
     fn branch(&self, mixed: &Tensor, statistics: Statistics) -> Result<Tensor> {
-        let hidden = self.expand.forward(mixed, statistics)?;
-        self.reduce.forward(&activate(self.activation, hidden)?)
+        self.reduce.forward(&self.expand.forward_activated(mixed, statistics, Some(self.activation))?)
     }
 }

@@ -1,6 +1,6 @@
 //! The layers that the model is made of. Weights of convolutions lie channels-last in memory.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Parameters;
 use super::init::Init;
@@ -125,14 +125,38 @@ impl BatchNorm2d {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
-        let batch = match statistics {
-            Statistics::Running => false,
-            Statistics::Batch => true,
-            Statistics::Synchronised(sum) => return self.forward_synchronised(x, sum),
-        };
-        if batch {
-            let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        self.forward_activated(x, statistics, None)
+    }
+
+    /// The norm and an activation after it, in one pass where there is a kernel for both.
+    fn forward_activated(&self, x: &Tensor, statistics: Statistics, activation: Option<Activation>) -> Result<Tensor> {
+        match statistics {
+            Statistics::Running => activate(activation, self.forward_libtorch(x, false)?),
+            Statistics::Synchronised(sum) => activate(activation, self.forward_synchronised(x, sum)?),
+            Statistics::Batch => {
+                let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+                if x.device() != Device::Cpu || x.kind() != Kind::Float {
+                    return activate(activation, self.forward_libtorch(x, true)?);
+                }
+                let rectify = activation == Some(Activation::Relu);
+                let y = torch_ext::norm::batch_norm(x, &self.values(), rectify)?;
+                if rectify { Ok(y) } else { activate(activation, y) }
+            }
         }
+    }
+
+    fn values(&self) -> torch_ext::norm::BatchNorm<'_> {
+        torch_ext::norm::BatchNorm {
+            weight: &self.weight,
+            bias: &self.bias,
+            running_mean: &self.running_mean,
+            running_variance: &self.running_var,
+            momentum: MOMENTUM,
+            epsilon: EPSILON,
+        }
+    }
+
+    fn forward_libtorch(&self, x: &Tensor, batch: bool) -> Result<Tensor> {
         Ok(x.f_batch_norm(
             Some(&self.weight),
             Some(&self.bias),
@@ -202,10 +226,20 @@ impl ConvNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        self.forward_activated(x, statistics, None)
+    }
+
+    /// The same with an activation at the end.
+    pub(crate) fn forward_activated(
+        &self,
+        x: &Tensor,
+        statistics: Statistics,
+        activation: Option<Activation>,
+    ) -> Result<Tensor> {
         let x = self.conv.forward(x)?;
         match (&self.norm, statistics) {
-            (Some(norm), _) => norm.forward(&x, statistics),
-            (None, Statistics::Running) => Ok(x),
+            (Some(norm), _) => norm.forward_activated(&x, statistics, activation),
+            (None, Statistics::Running) => activate(activation, x),
             (None, _) => Err(Error::bug("a model whose BatchNorm was fused into its convolutions cannot be trained")),
         }
     }
@@ -225,11 +259,12 @@ impl ConvNorm {
     }
 }
 
-/// Applies the activation, in place where it can.
-pub(crate) fn activate(activation: Activation, mut x: Tensor) -> Result<Tensor> {
+/// Applies the activation, if any, in place where it can.
+fn activate(activation: Option<Activation>, mut x: Tensor) -> Result<Tensor> {
     match activation {
-        Activation::Relu => Ok(x.f_relu_()?),
-        Activation::Gelu => Ok(x.f_gelu("none")?),
+        Some(Activation::Relu) => Ok(x.f_relu_()?),
+        Some(Activation::Gelu) => Ok(x.f_gelu("none")?),
+        None => Ok(x),
     }
 }
 

@@ -11,6 +11,7 @@ mod dl;
 mod error;
 mod ffi;
 pub mod memory;
+pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod random;

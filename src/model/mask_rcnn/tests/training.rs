@@ -53,10 +53,17 @@ fn check_anchors(model: &MaskRcnn, rpn: &RpnOutput, metas: &[ImageMeta], samples
     }
 }
 
-fn check_targets(anchors: &[ImageSample], sample: &RoiSample, expected: &Tensors) {
+fn check_targets(count: usize, anchors: &[ImageSample], sample: &RoiSample, expected: &Tensors) {
     for (image, anchors) in anchors.iter().enumerate() {
-        let deltas = Tensor::from_slice(anchors.deltas.as_flattened()).view([-1, 4]);
-        assert_close("anchor deltas", &deltas, &expected.get(&format!("rpn.pos_bbox_targets.{image}")), 1e-6);
+        // The stored rows were picked from the targets of all anchors by indices among the valid ones.
+        let mut deltas = vec![[0.0; 4]; count];
+        for (&anchor, &delta) in anchors.sampled.positive.iter().zip(&anchors.deltas) {
+            deltas[anchor] = delta;
+        }
+        let picked = expected.integers(&format!("rpn.pos_inds.{image}"));
+        let picked: Vec<[f32; 4]> = picked.into_iter().map(|index| deltas[index as usize]).collect();
+        let picked = Tensor::from_slice(picked.as_flattened()).view([-1, 4]);
+        assert_close("anchor deltas", &picked, &expected.get(&format!("rpn.pos_bbox_targets.{image}")), 1e-6);
     }
     let rois = Tensor::from_slice(sample.rois.as_flattened()).view([-1, 5]);
     assert_eq!(rois, expected.get("rcnn.rois"));
@@ -116,7 +123,7 @@ fn check_with_injected_proposals(name: &str, choice: &mut dyn Choice) {
     let (rpn_cls, rpn_bbox) = model.rpn.loss(&rpn, &anchors).unwrap();
     let proposals = expected.series("proposals", batch.metas.len());
     let sample = model.roi_head.sample(&proposals, &batch.targets, choice).unwrap();
-    check_targets(&anchors, &sample, &expected);
+    check_targets(rpn.anchors.boxes.len(), &anchors, &sample, &expected);
     let targets = model.roi_head.mask_targets(&sample, &batch.targets).unwrap();
     assert_eq!(targets.to_kind(Kind::Uint8), expected.get("mask.targets"));
     let roi = model.roi_head.loss(&levels, &sample, &batch.targets).unwrap();
