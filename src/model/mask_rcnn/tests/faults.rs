@@ -172,9 +172,9 @@ fn a_batch_whose_parts_differ_in_length_is_refused() {
 }
 
 #[test]
-fn names_and_shapes_of_the_family_are_the_references() {
+fn parity_names_and_shapes_of_the_family_are_the_references() {
     let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        eprintln!("SKIPPED names_and_shapes_of_the_family_are_the_references: FNET_TEST_DATA is unset");
+        eprintln!("SKIPPED parity_names_and_shapes_of_the_family_are_the_references: FNET_TEST_DATA is unset");
         return;
     };
     for (file, embed_dim, depths) in
