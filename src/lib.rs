@@ -14,5 +14,6 @@ pub mod process;
 pub mod random;
 pub mod tools;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
