@@ -91,7 +91,10 @@ impl Storage {
                 let limit = self.len + 1;
                 flate2::read::DeflateDecoder::new(section).take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
                 if bytes.len() as u64 != self.len {
-                    return Err(Error::data(format!("a compressed entry does not hold the {} bytes it names", self.len)));
+                    return Err(Error::data(format!(
+                        "a compressed entry does not hold the {} bytes it names",
+                        self.len
+                    )));
                 }
                 bytes.drain(..start as usize);
                 bytes.truncate(len as usize);
@@ -99,9 +102,9 @@ impl Storage {
             }
         };
         match self.checksum {
-            Some(expected) if whole && crc32fast::hash(&bytes) != expected => Err(Error::data(
-                "the data do not match their checksum: the file is damaged. Copy or download it again",
-            )),
+            Some(expected) if whole && crc32fast::hash(&bytes) != expected => {
+                Err(Error::data("the data do not match their checksum: the file is damaged. Copy or download it again"))
+            }
             _ => Ok(bytes),
         }
     }

@@ -327,4 +327,3 @@ fn empty() -> Error {
 fn cut_off() -> Error {
     Error::data("the pickle ends too early: the file is damaged or incomplete")
 }
-

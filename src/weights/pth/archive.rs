@@ -71,7 +71,9 @@ fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
         return Err(Error::data(format!("{} entries, expected at most {MAX_ENTRIES}", archive.len())));
     }
     if archive.has_overlapping_files().map_err(|error| damaged(&error.to_string()))? {
-        return Err(Error::data("entries of the archive share their bytes: no program writes that, the file is hostile"));
+        return Err(Error::data(
+            "entries of the archive share their bytes: no program writes that, the file is hostile",
+        ));
     }
     let mut entries = HashMap::with_capacity(archive.len());
     let mut unpacked = 0_u64;
@@ -140,4 +142,3 @@ impl Storages for Entries<'_> {
         Ok(entry.storage(self.file)?.with_checksum(self.checksums.then_some(entry.checksum)))
     }
 }
-
