@@ -7,9 +7,11 @@ use tch::{Device, Tensor};
 
 use super::checkpoint::{Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
+use crate::config;
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::model::{LoadReport, Parameters};
+use crate::weights::Weights;
 
 /// Key of the dynamic loss scale among the scalars of a checkpoint.
 const LOSS_SCALE: &str = "loss_scale";
@@ -53,15 +55,24 @@ impl Learner<'_> {
         Ok(Some(Checkpoint { tensors, meta }))
     }
 
-    /// Loads the weights that a new job starts from: `load_from` or the pretrained backbone of the config. Returns what
-    /// to tell.
+    /// Loads the weights that a new job starts from: those of `load_from`, else the pretrained backbone of the config.
+    /// Returns what to tell.
     ///
     /// # Errors
     /// A data error if the file cannot be read or is of another model.
-    pub fn load_initial_weights(&self, _config: &crate::config::Model, load_from: Option<&Path>) -> Result<String> {
-        let Some(path) = load_from else { return Ok("No pre-trained weights, training starts from scratch".into()) };
-        load_model_weights(&self.parameters, path)?;
-        Ok(format!("Loaded the weights of {}", path.display()))
+    pub fn load_initial_weights(&mut self, config: &config::Model, load_from: Option<&Path>) -> Result<String> {
+        let pretrained = Path::new(&config.backbone.pretrained);
+        let told = if let Some(path) = load_from {
+            Weights::open(path)?.load_detector(&self.parameters, false)?.to_string()
+        } else if !config.backbone.pretrained.is_empty() {
+            Weights::open(pretrained)?.load_backbone(&self.parameters, false)?.to_string()
+        } else {
+            "No pre-trained weights, training starts from scratch".to_owned()
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.restart(&self.trained)?;
+        }
+        Ok(told)
     }
 
     /// Goes on from a stored state: weights, optimizer, moving average, and the BatchNorm statistics of this rank

@@ -126,9 +126,8 @@ impl Trainer<'_> {
         let due = at_end_of_epoch && (epochs.is_multiple_of(interval) || epochs == self.plan.epochs);
         if self.evaluation_due {
             // The running statistics that are evaluated are those of rank 0, as in the reference.
-            for (_, buffer) in self.learner.parameters.buffers() {
-                self.world.broadcast(buffer, 0)?;
-            }
+            let buffers: Vec<_> = self.learner.parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
+            self.world.broadcast_all(&buffers, 0)?;
         }
         if !due && stopped.is_none() && !self.best_may_follow() {
             return Ok(());
