@@ -69,6 +69,14 @@ impl ConvShape {
 }
 
 impl Conv2d {
+    /// The convolution at windows that are already cut out: `[n, kernel * kernel * inputs]`, each row by row with the
+    /// channels last, to `[n, outputs]`.
+    pub(crate) fn at_windows(&self, windows: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs, height, width) = self.weight.size4()?;
+        let weight = self.weight.f_permute([0, 2, 3, 1])?.f_reshape([outputs, height * width * inputs])?;
+        Ok(windows.f_linear(&weight, self.bias.as_ref())?)
+    }
+
     pub(crate) fn new(parameters: &mut Parameters, name: &str, shape: ConvShape, init: Init) -> Result<Self> {
         let ConvShape { inputs, outputs, kernel, stride, padding, bias } = shape;
         let weight = parameters.parameter(format!("{name}.weight"), &[outputs, inputs, kernel, kernel], init)?;

@@ -104,9 +104,10 @@ impl MaskRcnn {
         let images = ops::channels_last(&ops::upload(&batch.images, self.device)?)?;
         let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
         let levels = self.neck.forward(&features)?;
-        let rpn = self.rpn.forward(&levels)?;
+        // The loss computes the head anew where it needs gradients.
+        let rpn = tch::no_grad(|| self.rpn.forward(&levels))?;
         let anchors = self.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, random.choice.as_mut());
-        let (rpn_cls, rpn_bbox) = self.rpn.loss(&rpn, &anchors)?;
+        let (rpn_cls, rpn_bbox) = self.rpn.loss(&levels, &rpn.anchors, &anchors)?;
         let proposals = self.rpn.proposals(&rpn, &batch.metas, self.train_nms_pre)?;
         let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
         let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;

@@ -1,5 +1,7 @@
 //! The region proposal network (Ren et al., 2015): which anchors hold an object, and where exactly.
 
+mod chosen;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -18,6 +20,7 @@ use super::sample::{Choice, Sampled, sample};
 use crate::config;
 use crate::data::{ImageMeta, Target};
 use crate::error::{Error, Result};
+use chosen::Chosen;
 
 /// Normal with this deviation is where the head's convolutions start.
 const INIT: Init = Init::Normal(0.01);
@@ -151,32 +154,35 @@ impl Rpn {
         ImageSample { sampled, deltas }
     }
 
-    /// Objectness and box loss. Anchors that were not chosen have weight 0 in the reference's sums; here the chosen are
-    /// picked out, which gives the same sums.
-    pub(crate) fn loss(&self, output: &RpnOutput, samples: &[ImageSample]) -> Result<(Tensor, Tensor)> {
-        let total = output.anchors.boxes.len();
+    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
+    /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
+    pub(crate) fn loss(
+        &self,
+        levels: &[Tensor],
+        anchors: &Anchors,
+        samples: &[ImageSample],
+    ) -> Result<(Tensor, Tensor)> {
         let (mut chosen, mut positive, mut objectness, mut deltas) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for (image, ImageSample { sampled, deltas: image_deltas }) in samples.iter().enumerate() {
-            let place = |&anchor: &usize| (image * total + anchor) as i64;
-            positive.extend(sampled.positive.iter().map(place));
-            chosen.extend(sampled.positive.iter().chain(&sampled.negative).map(place));
+            let first = chosen.len() as i64;
+            positive.extend(first..first + sampled.positive.len() as i64);
+            let all = sampled.positive.iter().chain(&sampled.negative);
+            chosen.extend(all.map(|&anchor| Chosen { image, anchor }));
             objectness.extend(std::iter::repeat_n(1.0_f32, sampled.positive.len()));
             objectness.extend(std::iter::repeat_n(0.0_f32, sampled.negative.len()));
             deltas.extend(image_deltas.iter().flatten().copied());
             count += sampled.positive.len().max(1) + sampled.negative.len().max(1);
         }
-        let logits = Tensor::f_cat(&output.logits, 1)?.f_flatten(0, 1)?;
-        let predicted = Tensor::f_cat(&output.deltas, 1)?.f_flatten(0, 1)?;
-        let device = logits.device();
-        let chosen = ops::upload(&Tensor::f_from_slice(&chosen)?, device)?;
+        let answers = self.at(levels, anchors, &chosen)?;
+        let device = answers.logits.device();
         let positive = ops::upload(&Tensor::f_from_slice(&positive)?, device)?;
         let objectness = ops::upload(&Tensor::f_from_slice(&objectness)?, device)?;
         let deltas = Tensor::f_from_slice(&deltas)?.f_reshape([positive.size1()?, 4])?;
         let deltas = ops::upload(&deltas, device)?;
         Ok((
-            losses::binary_cross_entropy(&logits.f_index_select(0, &chosen)?, &objectness, count)?,
-            losses::l1(&predicted.f_index_select(0, &positive)?, &deltas, count)?,
+            losses::binary_cross_entropy(&answers.logits, &objectness, count)?,
+            losses::l1(&answers.deltas.f_index_select(0, &positive)?, &deltas, count)?,
         ))
     }
 

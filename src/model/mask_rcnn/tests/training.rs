@@ -120,7 +120,7 @@ fn check_with_injected_proposals(name: &str, choice: &mut dyn Choice) {
     }
     let anchors = model.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, choice);
     check_anchors(&model, &rpn, &batch.metas, &anchors, &expected);
-    let (rpn_cls, rpn_bbox) = model.rpn.loss(&rpn, &anchors).unwrap();
+    let (rpn_cls, rpn_bbox) = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
     let proposals = expected.series("proposals", batch.metas.len());
     let sample = model.roi_head.sample(&proposals, &batch.targets, choice).unwrap();
     check_targets(rpn.anchors.boxes.len(), &anchors, &sample, &expected);
