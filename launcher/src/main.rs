@@ -110,6 +110,7 @@ fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
         devices,
         nodes,
         logs: plan::logs(command),
+        tune_memory: var_os(env::GLIBC_TUNABLES).is_none(),
         verbosity: place.verbosity(),
         by_bus: visible.is_none() && var_os("CUDA_DEVICE_ORDER").is_none(),
     })

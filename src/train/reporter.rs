@@ -27,7 +27,6 @@ pub struct Reporter {
     device: Device,
     skipped_pictures: u64,
     skipped_steps: u64,
-    learning_rate: f64,
 }
 
 impl Reporter {
@@ -67,7 +66,6 @@ impl Reporter {
             plan,
             skipped_pictures: 0,
             skipped_steps: 0,
-            learning_rate: 0.0,
         })
     }
 
@@ -97,7 +95,6 @@ impl Reporter {
                 self.skipped_steps
             );
         }
-        self.learning_rate = learning_rate;
         let memory = process::peak_memory(self.device);
         let step = place.step as u64 + 1;
         if let Some(log) = &mut self.log {
@@ -132,11 +129,17 @@ impl Reporter {
         });
     }
 
-    /// Logs an evaluation after `position`; `pictures` were evaluated.
-    pub fn evaluated(&mut self, position: Position, metrics: &IndexMap<String, f64>, pictures: usize) {
+    /// Logs an evaluation after `position`, whose last update had this learning rate; `pictures` were evaluated.
+    pub fn evaluated(
+        &mut self,
+        position: Position,
+        learning_rate: f64,
+        metrics: &IndexMap<String, f64>,
+        pictures: usize,
+    ) {
         if let Some(log) = &mut self.log {
             let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
-            log.evaluation(position.epoch, position.step as u64, pictures, self.learning_rate, &metrics);
+            log.evaluation(position.epoch, position.step as u64, pictures, learning_rate, &metrics);
         }
     }
 }

@@ -112,6 +112,13 @@ impl Trainer<'_> {
         self.config.schedule.learning_rate(self.learning_rate, place.epoch, place.step)
     }
 
+    /// The learning rate of the last update of the finished epoch at the present position. A resumed job has not seen
+    /// that update itself.
+    fn last_learning_rate(&self) -> f64 {
+        let Position { epoch, step, .. } = self.position;
+        self.config.schedule.learning_rate(self.learning_rate, epoch.saturating_sub(1), step.saturating_sub(1))
+    }
+
     /// Whether the model is evaluated once `epochs` are done.
     fn evaluates_after(&self, epochs: usize) -> bool {
         let interval = self.config.evaluation.interval;
@@ -180,7 +187,7 @@ impl Trainer<'_> {
             Validated::Measured(Some(metrics)) => {
                 log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
                 let named = metrics.named();
-                self.reporter.evaluated(self.position, &named, validation.picture_count());
+                self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.picture_count());
                 if let Some(saver) = &mut self.saver {
                     saver.keep_best(&named, self.position)?;
                 }

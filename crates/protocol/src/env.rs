@@ -30,6 +30,8 @@ pub const VERBOSITY: &str = "FNET_VERBOSITY";
 pub const TORCHELASTIC_USE_AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
 /// Indices or UUIDs of the GPUs that a process sees.
 pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// Settings of the C library; workers on the CPU get some for its memory allocator unless the user has set them.
+pub const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
 /// Threads of one worker; set to cores / workers unless the user has set it.
 pub const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
 

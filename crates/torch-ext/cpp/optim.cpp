@@ -76,6 +76,8 @@ extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {momentum_buffers});
     if (rows.parameters.empty()) return;
+    // The kernel refuses buffers where there is no momentum.
+    if (momentum == 0.0) rows.states[0].clear();
     // A buffer of zeros gives the gradient itself in the first step, since dampening is zero.
     at::_fused_sgd_(rows.parameters, rows.grads, rows.states[0], weight_decay, momentum, lr, /*dampening=*/0.0,
                     nesterov, /*maximize=*/false, /*is_first_step=*/false);

@@ -20,6 +20,11 @@ std::vector<std::vector<size_t>> buckets_of(const std::vector<at::Tensor>& param
   return buckets;
 }
 
+// Swallows warnings.
+class Silence : public c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
 }  // namespace
 
 extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parameters, size_t count,
@@ -38,8 +43,12 @@ extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parame
 
 // Makes the next backward pass, from `outputs`, reduce the gradients; a pass without this call only accumulates them.
 extern "C" FnetError* fnet_reducer_prepare(FnetReducer* reducer, const TensorPtr* outputs, size_t count) {
-  return fnet::guarded([&] { reducer->reducer->prepare_for_backward(fnet::to_vector(outputs, count)); },
-                       FnetErrorKind::kCollective);
+  return fnet::guarded([&] {
+    // It would advise against find_unused_parameters, which is on for a reason: see fnet_reducer_new.
+    Silence silence;
+    c10::WarningUtils::WarningHandlerGuard guard(&silence);
+    reducer->reducer->prepare_for_backward(fnet::to_vector(outputs, count));
+  }, FnetErrorKind::kCollective);
 }
 
 extern "C" FnetError* fnet_reducer_free(FnetReducer* reducer) {

@@ -30,6 +30,7 @@ fn plan(devices: Devices, nodes: Nodes) -> Plan {
         logs: "logs".into(),
         threads: Some(2),
         verbosity: 0,
+        tune_memory: true,
         by_bus: false,
     }
 }
@@ -59,6 +60,15 @@ fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
         assert_eq!(value(&variables, name), Some(expected), "{name}");
     }
     assert_eq!(value(&variables, "CUDA_DEVICE_ORDER"), None);
+}
+
+#[test]
+fn workers_on_the_cpu_keep_their_memory_unless_the_user_decides() {
+    let nodes = || Nodes { count: 1, rank: 0, address: "127.0.0.1".into(), port: None };
+    let tunables = |plan: Plan| value(&plan.variables(0, 1, 0), env::GLIBC_TUNABLES).map(str::to_owned);
+    assert!(tunables(plan(Devices::Cpu(2), nodes())).is_some_and(|text| text.contains("hugetlb=1")));
+    assert_eq!(tunables(plan(Devices::Cuda(vec!["0".into()]), nodes())), None);
+    assert_eq!(tunables(Plan { tune_memory: false, ..plan(Devices::Cpu(2), nodes()) }), None);
 }
 
 #[test]

@@ -62,10 +62,12 @@ fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
         }
         builder.close();
     }
-    builder.finish()
+    // A mask of a few pixels may be no more than a line here, which cannot be filled.
+    builder.finish().filter(|path| path.bounds().width() > 0.0 && path.bounds().height() > 0.0)
 }
 
-/// The box, drawn inside the picture even where it touches its border. `None` where it is not finite.
+/// The box, drawn inside the picture even where it touches its border, and visible even where it has no extent. `None`
+/// where it is not finite.
 fn box_path([x1, y1, x2, y2]: [f32; 4], canvas: &Canvas) -> Option<Path> {
     let inset = canvas.line / 2.0;
     let place = |low: f32, high: f32, size: u32| {
@@ -77,6 +79,7 @@ fn box_path([x1, y1, x2, y2]: [f32; 4], canvas: &Canvas) -> Option<Path> {
     }
     let (left, right) = place(x1, x2, canvas.pixmap.width());
     let (top, bottom) = place(y1, y2, canvas.pixmap.height());
+    let (right, bottom) = (right.max(left + canvas.line), bottom.max(top + canvas.line));
     let mut builder = PathBuilder::new();
     builder.move_to(left, top);
     builder.line_to(right, top);

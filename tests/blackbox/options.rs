@@ -1,0 +1,213 @@
+//! Options that the reference's configs leave off: each has the effect that it promises.
+
+use std::collections::BTreeMap;
+
+use crate::outputs::{assert_same_metrics, differences, floats, losses, object, of_mode, series, tensors};
+use crate::support::{Scene, steps};
+
+/// One update in all: plain SGD with a constant learning rate.
+const ONE_UPDATE: &str = "train cfg.toml --no-validate --set train.epochs=1 optimizer.kind=sgd optimizer.momentum=0.0 \
+    optimizer.weight_decay=0.0 schedule.warmup_iters=0 train.accumulate=1000";
+
+type Tensors = BTreeMap<String, Vec<u8>>;
+
+fn latest(scene: &Scene, folder: &str) -> Tensors {
+    tensors(&scene.path(folder).join("latest.ckpt"))
+}
+
+/// L2 norm of the difference of all weights.
+fn distance(a: &Tensors, b: &Tensors) -> f64 {
+    let is_weight =
+        |name: &str| name.starts_with("model.") && !name.contains("running_") && !name.contains("num_batches");
+    let square = |name: &String| -> f64 {
+        let pairs = floats(&a[name]).into_iter().zip(floats(&b[name]));
+        pairs.map(|(x, y)| (f64::from(x) - f64::from(y)).powi(2)).sum()
+    };
+    a.keys().filter(|name| is_weight(name)).map(square).sum::<f64>().sqrt()
+}
+
+#[test]
+fn grad_clip_bounds_the_gradient_and_its_norm_is_logged() {
+    let scene = Scene::new();
+    let run = |folder: &str, rest: &str| {
+        scene.two(&format!("{ONE_UPDATE} {rest} --work-dir {folder}"));
+        latest(&scene, folder)
+    };
+    let start = run("start", "optimizer.lr=0.0");
+    let free = run("free", "optimizer.lr=0.1 optimizer.grad_clip=1e9");
+    let clipped = run("clipped", "optimizer.lr=0.1 optimizer.grad_clip=0.5");
+    let norm = *of_mode(&scene.path("free"), "train").last().unwrap()["grad_norm"].as_f64().as_ref().unwrap();
+    assert!(norm > 0.6, "{norm}: nothing would be clipped");
+    let relative = |value: f64, expected: f64| (value / expected - 1.0).abs();
+    // An update of plain SGD is the learning rate times the gradient.
+    assert!(relative(distance(&free, &start), 0.1 * norm) < 1e-3, "{} {norm}", distance(&free, &start));
+    assert!(relative(distance(&clipped, &start), 0.1 * 0.5) < 1e-3, "{}", distance(&clipped, &start));
+    let logged = of_mode(&scene.path("clipped"), "train").last().unwrap()["grad_norm"].as_f64().unwrap();
+    assert!(relative(logged, norm) < 1e-4, "the norm before clipping: {logged} {norm}");
+    assert!(of_mode(&scene.path("start"), "train").iter().all(|line| !line.contains_key("grad_norm")));
+}
+
+#[test]
+fn accumulated_steps_change_the_weights_only_at_their_last_one() {
+    let scene = Scene::new();
+    let run = |folder: &str, rest: &str| {
+        let job = "train cfg.toml --no-validate --set train.epochs=1 schedule.warmup_iters=0";
+        scene.two(&format!("{job} {rest} --work-dir {folder}"));
+        series(&scene.path(folder), "loss")
+    };
+    // The losses of training do not depend on running statistics, so with a rate of 0 they are the first weights'.
+    let still = run("still", "optimizer.lr=0.0");
+    let single = run("single", "optimizer.lr=0.01");
+    let double = run("double", "optimizer.lr=0.01 train.accumulate=2");
+    assert_eq!(single[0], still[0]);
+    assert_ne!(single[1], still[1]);
+    assert_eq!(double[..2], still[..2]);
+    assert_ne!(double[2], still[2]);
+    // The rest of an epoch that fills no group is an update too.
+    run("seven", "train.accumulate=7");
+    for (folder, group) in [("single", 1), ("double", 2), ("seven", 7)] {
+        let updates = steps(2).div_ceil(group) as f32;
+        let steps: Vec<f32> = latest(&scene, folder)
+            .iter()
+            .filter(|(name, _)| name.starts_with("optimizer.step."))
+            .flat_map(|(_, bytes)| floats(bytes))
+            .collect();
+        assert!(!steps.is_empty() && steps.iter().all(|&step| step == updates), "{folder}: {steps:?}");
+    }
+}
+
+#[test]
+fn accumulated_gradients_are_averaged() {
+    let scene = Scene::new();
+    // One update in all, by the mean over the epoch. Twice the rate, twice the way; a sum in place of the mean would be longer than the mean of the norms.
+    let run = |folder: &str, rate: &str| {
+        scene.one(&format!("{ONE_UPDATE} optimizer.lr={rate} optimizer.grad_clip=1e9 --work-dir {folder}"));
+        latest(&scene, folder)
+    };
+    let start = run("start", "0.0");
+    let (once, twice) = (run("once", "0.1"), run("twice", "0.2"));
+    let ratio = distance(&twice, &start) / distance(&once, &start);
+    assert!((ratio - 2.0).abs() < 1e-3, "{ratio}");
+    let mean = of_mode(&scene.path("once"), "train").last().unwrap()["grad_norm"].as_f64().unwrap();
+    scene.one(&format!("{ONE_UPDATE} train.accumulate=1 optimizer.lr=0.0 optimizer.grad_clip=1e9 --work-dir each"));
+    let each = series(&scene.path("each"), "grad_norm");
+    let bound = each.iter().sum::<f64>() / each.len() as f64;
+    assert!(mean <= bound * 1.001, "the norm of a mean, {mean}, is at most the mean of the norms, {bound}");
+}
+
+#[test]
+fn a_moving_average_is_saved_and_evaluated_and_does_not_touch_training() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml --work-dir plain");
+    scene.two("train cfg.toml --work-dir ema --set train.ema=0.99");
+    assert_eq!(losses(&scene.path("plain")), losses(&scene.path("ema")));
+    let (plain, ema) = (latest(&scene, "plain"), latest(&scene, "ema"));
+    let extra = differences(&plain, &ema);
+    assert!(extra.iter().all(|name| name.starts_with("ema.")) && !extra.is_empty(), "{extra:?}");
+    let weight = "roi_head.bbox_head.fc_cls.weight";
+    assert_ne!(ema[&format!("ema.{weight}")], ema[&format!("model.{weight}")]);
+
+    let measured = |folder: &str| scene.path(folder).join("results/epoch_2.metrics.json");
+    assert_ne!(object(&measured("plain")), object(&measured("ema")), "the averaged weights are evaluated");
+    scene.two("test ema/latest.ckpt --metrics again.json");
+    assert_same_metrics(&measured("ema"), &scene.path("again.json"));
+}
+
+#[test]
+fn sync_bn_gives_all_ranks_the_same_statistics() {
+    let scene = Scene::new();
+    let buffers = |folder: &str, rest: &str| {
+        scene.two(&format!("train cfg.toml --no-validate --work-dir {folder} --set train.epochs=1 {rest}"));
+        let all = latest(&scene, folder);
+        let second: Vec<&String> =
+            all.keys().filter(|name| name.starts_with("rank1.") && name.contains("running_")).collect();
+        assert!(!second.is_empty(), "{:?}", all.keys());
+        let first = |name: &String| &all[&name.replacen("rank1.", "model.", 1)];
+        (second.iter().filter(|name| &all[**name] == first(name)).count(), second.len())
+    };
+    let (equal, count) = buffers("own", "");
+    assert_eq!(equal, 0, "of {count}: each rank has its own pictures");
+    let (equal, count) = buffers("synced", "model.sync_bn=true");
+    assert_eq!(equal, count);
+    assert_ne!(series(&scene.path("own"), "loss"), series(&scene.path("synced"), "loss"));
+}
+
+#[test]
+fn several_scales_are_mixed_by_value_or_within_a_range() {
+    let scene = Scene::new();
+    let run = |folder: &str, scales: &str| {
+        scene.one(&format!(
+            "train cfg.toml --no-validate --work-dir {folder} --set train.epochs=1 optimizer.lr=0.0 \
+             data.pipeline.flip_probability=0.0 data.pipeline.scales={scales}"
+        ));
+        series(&scene.path(folder), "loss")
+    };
+    let (small, large) = (run("small", "[[96,64]]"), run("large", "[[160,128]]"));
+    let value = run("value", "[[96,64],[160,128]]");
+    // The weights stand still, so the loss of a step tells the size of its picture.
+    let from_small = value.iter().zip(&small).filter(|(a, b)| a == b).count();
+    let from_large = value.iter().zip(&large).filter(|(a, b)| a == b).count();
+    assert_eq!(from_small + from_large, value.len(), "each picture has one of the two sizes");
+    assert!(from_small >= 10 && from_large >= 10, "{from_small} and {from_large} of {}", value.len());
+
+    let range = run("range", "[[96,64],[160,128]] data.pipeline.scale_mode=range");
+    let between = range.iter().zip(small.iter().zip(&large)).filter(|(a, (b, c))| a != b && a != c).count();
+    assert!(between >= 24, "{between} of {} pictures have a size between", range.len());
+    assert_eq!(run("point", "[[96,64],[96,64]] data.pipeline.scale_mode=range"), small);
+}
+
+#[test]
+fn auto_scale_lr_follows_the_number_of_pictures_per_update() {
+    let scene = Scene::new();
+    let job =
+        "train cfg.toml --no-validate --auto-scale-lr --set train.epochs=1 optimizer.lr=0.001 schedule.warmup_iters=0";
+    scene.two(&format!("{job} --work-dir two"));
+    assert!(series(&scene.path("two"), "lr").iter().all(|&lr| lr == 0.000125), "0.001 times 2 / 16");
+    scene.one(&format!("{job} data.samples_per_gpu=2 train.accumulate=4 --work-dir eight"));
+    assert!(series(&scene.path("eight"), "lr").iter().all(|&lr| lr == 0.0005), "0.001 times 8 / 16");
+}
+
+#[test]
+fn sgd_trains_with_its_own_state() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml --no-validate --work-dir sgd --set optimizer.kind=sgd optimizer.lr=0.01");
+    scene.two("train cfg.toml --no-validate --work-dir adamw --set optimizer.lr=0.01");
+    let state = latest(&scene, "sgd");
+    let kinds: Vec<&String> = state.keys().filter(|name| name.starts_with("optimizer.")).collect();
+    assert!(!kinds.is_empty() && kinds.iter().all(|name| name.starts_with("optimizer.momentum_buffer.")), "{kinds:?}");
+    let (sgd, adamw) = (series(&scene.path("sgd"), "loss"), series(&scene.path("adamw"), "loss"));
+    assert_eq!(sgd[0], adamw[0]);
+    assert_ne!(sgd[2..], adamw[2..]);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(mean(&sgd[40..]) < 0.9 * mean(&sgd[..8]), "it learns: {sgd:?}");
+}
+
+#[test]
+fn bfloat16_stays_near_float32() {
+    let scene = Scene::new();
+    let run = |precision: &str| {
+        let job = "train cfg.toml --no-validate --set train.epochs=1";
+        scene.two(&format!("{job} train.precision={precision} --work-dir {precision}"));
+        series(&scene.path(precision), "loss")
+    };
+    let (full, half) = (run("fp32"), run("bf16"));
+    assert_ne!(full, half);
+    assert!((half[0] / full[0] - 1.0).abs() < 0.02, "{} and {}", half[0], full[0]);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!((mean(&half) / mean(&full) - 1.0).abs() < 0.1, "{} and {}", mean(&half), mean(&full));
+    let weights = latest(&scene, "bf16");
+    let width = |name: &str| weights[name].len();
+    assert_eq!(width("model.roi_head.bbox_head.fc_cls.bias"), 9 * 4, "weights stay float32");
+}
+
+#[test]
+fn the_seed_decides_everything() {
+    let scene = Scene::new();
+    let run = |folder: &str, seed: &str| {
+        scene.two(&format!("train cfg.toml --no-validate --seed {seed} --work-dir {folder}"));
+        latest(&scene, folder)
+    };
+    let (a, b, c) = (run("a", "7"), run("b", "7"), run("c", "8"));
+    assert_eq!(differences(&a, &b), Vec::<String>::new());
+    assert!(distance(&a, &c) > 0.1);
+}

@@ -1,0 +1,81 @@
+//! Reads what a job leaves: checkpoints, JSON lines, metrics.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde_json::{Map, Value};
+
+/// A JSON object with its keys in the order of the file.
+pub type Object = Map<String, Value>;
+
+/// The bytes of every tensor of a checkpoint, by name.
+pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+/// Names of the tensors that differ between two checkpoints, or are in one only.
+pub fn differences(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+    let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    names.into_iter().filter(|name| a.get(*name) != b.get(*name)).cloned().collect()
+}
+
+/// Float32 values of a tensor's bytes.
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+}
+
+/// Files in a folder whose names end with `ending`, sorted.
+pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.to_string_lossy().ends_with(ending));
+    found.sort();
+    found
+}
+
+/// The objects of all JSON lines that a job and those that resumed it have written. A line that is being written is
+/// left out.
+pub fn lines(work_dir: &Path) -> Vec<Object> {
+    let texts = files(work_dir, ".log.json").into_iter().map(|path| fs::read_to_string(path).unwrap());
+    texts.flat_map(|text| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()).collect()
+}
+
+/// The lines of one mode, `train` or `val`.
+pub fn of_mode(work_dir: &Path, mode: &str) -> Vec<Object> {
+    lines(work_dir).into_iter().filter(|line| line.get("mode") == Some(&Value::from(mode))).collect()
+}
+
+/// The training lines without what differs between equal runs: times.
+pub fn losses(work_dir: &Path) -> Vec<Object> {
+    let timeless = |mut line: Object| {
+        line.retain(|name, _| !matches!(name.as_str(), "time" | "data_time"));
+        line
+    };
+    of_mode(work_dir, "train").into_iter().map(timeless).collect()
+}
+
+/// One number of each training line.
+pub fn series(work_dir: &Path, name: &str) -> Vec<f64> {
+    let number = |line: &Object| line.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("{name} in {line:?}"));
+    of_mode(work_dir, "train").iter().map(number).collect()
+}
+
+/// A JSON object of a file.
+pub fn object(path: &Path) -> Object {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Fails unless two files of metrics hold the same names and, to 1e-12, the same numbers.
+pub fn assert_same_metrics(a: &Path, b: &Path) {
+    let (a, b) = (object(a), object(b));
+    assert!(a.keys().eq(b.keys()), "{a:?} {b:?}");
+    for (name, value) in &a {
+        let (x, y) = (value.as_f64().unwrap(), b[name].as_f64().unwrap());
+        assert!((x - y).abs() <= 1e-12, "{name}: {x} and {y}");
+    }
+}

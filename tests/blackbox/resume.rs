@@ -1,0 +1,165 @@
+//! Stops, losses of workers, and going on: nothing is lost and nothing differs.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::outputs::{differences, files, losses, of_mode, tensors};
+use crate::support::{Ended, Scene, signal, steps, until};
+
+/// Everything random or with a state of its own is on.
+const JOB: &str = "train cfg.toml --set train.epochs=3 train.ema=0.9 optimizer.grad_clip=5.0 \
+    model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1]";
+
+/// Asserts that the job in `resumed` went the way of the undisturbed one in `whole`, to the last bit.
+fn assert_equal(scene: &Scene, resumed: &str, whole: &str) {
+    let (resumed, whole) = (scene.path(resumed), scene.path(whole));
+    let (a, b) = (losses(&resumed), losses(&whole));
+    assert_eq!(a.len(), 3 * steps(2));
+    for (line, expected) in a.iter().zip(&b) {
+        assert_eq!(line, expected);
+    }
+    let (a, b) = (tensors(&resumed.join("latest.ckpt")), tensors(&whole.join("latest.ckpt")));
+    for kind in ["model.", "optimizer.exp_avg.", "optimizer.step.", "ema.", "rank1."] {
+        assert!(a.keys().any(|name| name.starts_with(kind)), "no {kind}* in {:?}", a.keys());
+    }
+    assert_eq!(differences(&a, &b), Vec::<String>::new());
+    let evaluated = |folder: &Path| {
+        let mut lines = of_mode(folder, "val");
+        lines.dedup();
+        lines
+    };
+    assert_eq!(evaluated(&resumed), evaluated(&whole));
+}
+
+/// Starts the job, waits for `ready`, sends a signal, and returns how it ended.
+fn stopped(scene: &Scene, folder: &str, name: &str, mut ready: impl FnMut(&Path) -> bool) -> Ended {
+    let running = scene.start(&format!("--device cpu --nproc 2 {JOB} --work-dir {folder}"));
+    let path = scene.path(folder);
+    until("the job is far enough", || ready(&path));
+    running.signal(name);
+    let ended = running.wait();
+    scene.assert_nothing_left();
+    ended
+}
+
+/// As [`stopped`] by SIGINT in the middle of an epoch. On a busy machine the signal may come late, so this tries again.
+fn interrupted_within_an_epoch(scene: &Scene) -> String {
+    for attempt in 0..5 {
+        let folder = format!("stopped{attempt}");
+        stopped(scene, &folder, "INT", |path| losses(path).len() >= 5).expect(130, &[&format!("{folder}/iter_")]);
+        if !files(&scene.path(&folder), ".ckpt").iter().any(|path| path.ends_with("epoch_1.ckpt")) {
+            return folder;
+        }
+    }
+    panic!("five jobs came to the end of the epoch before they were stopped");
+}
+
+#[test]
+fn ctrl_c_within_an_epoch_and_resume_change_nothing() {
+    let scene = Scene::new();
+    let folder = interrupted_within_an_epoch(&scene);
+    let done = losses(&scene.path(&folder)).len();
+    assert!((5..steps(2)).contains(&done), "{done}");
+    assert!(scene.path(&folder).join(format!("iter_{done}.ckpt")).is_file());
+    let ended = scene.two(&format!("{JOB} --work-dir {folder} --resume"));
+    assert!(ended.stderr.contains(&format!("resumed epoch 0, iter {done} from")), "{}", ended.stderr);
+    scene.two(&format!("{JOB} --work-dir whole"));
+    assert_equal(&scene, &folder, "whole");
+}
+
+#[test]
+fn a_stop_at_the_end_of_an_epoch_and_resume_change_nothing() {
+    let scene = Scene::new();
+    scene.two(&format!("{JOB} --work-dir whole"));
+    // Stopped in the evaluation after the first epoch, or soon after it.
+    let ended = stopped(&scene, "stopped", "INT", |path| path.join("epoch_1.ckpt").is_file());
+    ended.expect(130, &[]);
+    scene.two(&format!("{JOB} --work-dir stopped --resume"));
+    assert_equal(&scene, "stopped", "whole");
+
+    // One job of an epoch, and another that goes on from its only checkpoint.
+    scene.two(&format!("{JOB} train.epochs=1 --work-dir short"));
+    scene.two(&format!("{JOB} --work-dir short --resume=short/epoch_1.ckpt"));
+    assert_equal(&scene, "short", "whole");
+}
+
+#[test]
+fn sigterm_saves_and_asks_to_be_resumed() {
+    let scene = Scene::new();
+    let ended = stopped(&scene, "stopped", "TERM", |path| losses(path).len() >= 3);
+    ended.expect(75, &["--resume"]);
+    assert!(scene.path("stopped/latest.ckpt").is_file());
+}
+
+#[test]
+fn sgd_goes_on_from_a_checkpoint_with_momentum_and_without() {
+    let scene = Scene::new();
+    for momentum in ["0.9", "0.0"] {
+        let job = format!("train cfg.toml --no-validate --set optimizer.kind=sgd optimizer.momentum={momentum}");
+        let (whole, parts) = (format!("whole{momentum}"), format!("parts{momentum}"));
+        scene.one(&format!("{job} --work-dir {whole}"));
+        scene.one(&format!("{job} train.epochs=1 --work-dir {parts}"));
+        scene.one(&format!("{job} --work-dir {parts} --resume"));
+        let [a, b] = [&whole, &parts].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+        assert_eq!(differences(&a, &b), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn resuming_a_finished_job_does_nothing_and_succeeds() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml --no-validate");
+    let before = tensors(&scene.path("work_dirs/cfg/latest.ckpt"));
+    scene.two("train cfg.toml --no-validate --resume");
+    assert_eq!(tensors(&scene.path("work_dirs/cfg/latest.ckpt")), before);
+    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * steps(2));
+}
+
+#[test]
+fn a_killed_worker_ends_the_job_and_is_named() {
+    let scene = Scene::new();
+    let line = "--device cpu --nproc 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=2000 \
+        checkpoint.interval=2000";
+    for rank in [1, 0] {
+        let running = scene.start(&format!("{line} --work-dir killed{rank}"));
+        let folder = scene.path(&format!("killed{rank}"));
+        until("some steps are done", || losses(&folder).len() >= 5);
+        let killed = Instant::now();
+        signal(scene.worker(rank), "KILL");
+        let ended = running.wait();
+        let took = killed.elapsed();
+        ended.expect(4, &[&format!("rank {rank} failed: killed by SIGKILL"), &format!("logs/rank_{rank}.log")]);
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_killed_worker_is_replaced_from_the_newest_checkpoint_and_nothing_differs() {
+    let scene = Scene::new();
+    let running = scene.start(&format!("--device cpu --nproc 2 --max-restarts 1 {JOB} --work-dir killed"));
+    let folder = scene.path("killed");
+    until("the first epoch is saved", || folder.join("latest.ckpt").exists());
+    signal(scene.worker(1), "KILL");
+    let ended = running.wait();
+    ended.expect(0, &["rank 1 failed: killed by SIGKILL", "epoch_1.ckpt"]);
+    scene.assert_nothing_left();
+    scene.two(&format!("{JOB} --work-dir whole"));
+    let [a, b] = ["killed", "whole"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+    assert_eq!(differences(&a, &b), Vec::<String>::new());
+}
+
+#[test]
+fn an_evaluation_that_is_interrupted_ends_at_once() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml --no-validate --set train.epochs=1");
+    let slow = "--device cpu --nproc 2 test work_dirs/cfg/latest.ckpt --set data.pipeline.test_scale=[3000,2400]";
+    let running = scene.start(slow);
+    let log = scene.path("work_dirs/cfg/logs/test/rank_1.log");
+    until("the workers run", || log.exists());
+    thread::sleep(Duration::from_millis(300));
+    running.signal("INT");
+    running.wait().expect(130, &[]);
+    scene.assert_nothing_left();
+}

@@ -1,0 +1,322 @@
+//! Starts the real programs in a folder of their own, and tells what became of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fnet_protocol::env;
+
+/// Longer than any job here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Pictures of the training set.
+const PICTURES: u32 = 48;
+/// Variable that marks the processes of a scene.
+const MARK: &str = "FNET_TEST_SCENE";
+/// Jobs of two workers would only slow each other down.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The smallest detector, and the generated pictures.
+const CONFIG: &str = r#"
+[model]
+num_classes = 8
+[model.backbone]
+embed_dim = 8
+depths = [1, 1, 1, 1]
+[model.neck]
+out_channels = 16
+[model.rpn]
+feat_channels = 16
+nms_pre = 100
+train_nms_pre = 100
+max_per_image = 50
+sampler = { count = 64, positive_fraction = 0.5, add_ground_truth = false }
+[model.roi_head]
+bbox_fc_channels = 32
+mask_channels = 16
+mask_convs = 1
+score_threshold = 0.001
+sampler = { count = 32, positive_fraction = 0.25, add_ground_truth = true }
+[data]
+samples_per_gpu = 1
+workers_per_gpu = 1
+[data.train]
+ann_file = "annotations/instances_train.json"
+img_prefix = "train"
+[data.val]
+ann_file = "annotations/instances_val.json"
+img_prefix = "val"
+[data.pipeline]
+scales = [[96, 64]]
+test_scale = [96, 64]
+[optimizer]
+lr = 1e-3
+[schedule]
+warmup_iters = 4
+[train]
+epochs = 2
+[log]
+interval = 1
+"#;
+
+/// A folder with a config `cfg.toml`, in which the programs run. No other scene is open meanwhile.
+pub struct Scene {
+    folder: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A program that runs.
+pub struct Running {
+    child: Child,
+    stderr: PathBuf,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed for programs.
+    pub stdout: String,
+    /// What it printed for people.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Fails with all that was printed unless the code is `code` and stderr holds every one of `texts`.
+    pub fn expect(&self, code: i32, texts: &[&str]) -> &Self {
+        let missing: Vec<_> = texts.iter().filter(|text| !self.stderr.contains(**text)).collect();
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        let end = lines[lines.len().saturating_sub(40)..].join("\n");
+        assert!(self.code == code && missing.is_empty(), "code {} for {code}, missing {missing:?}:\n{end}", self.code);
+        self
+    }
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        Self::on(&shared_pictures())
+    }
+
+    /// A scene with a copy of some pictures that a test may damage, in `data/`.
+    pub fn with_own_pictures() -> Self {
+        let scene = Self::on(Path::new("data"));
+        let data = scene.path("data");
+        let options = fnet_synth::Options { out: data, images: 8, val_images: 4, ..options() };
+        fnet_synth::generate(&options, &|_| {}).unwrap();
+        scene
+    }
+
+    fn on(data: &Path) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::tempdir().unwrap();
+        let root = format!("[data]\nroot = {:?}\n", data.to_str().unwrap());
+        fs::write(folder.path().join("cfg.toml"), CONFIG.replace("[data]\n", &root)).unwrap();
+        Self { folder, _turn: turn }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A program in this folder with `line` as its arguments.
+    pub fn command(&self, program: &Path, line: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(line.split_whitespace())
+            .current_dir(self.folder.path())
+            .env(MARK, self.folder.path())
+            .env(env::OMP_NUM_THREADS, "1")
+            .stdin(Stdio::null());
+        for name in [
+            env::RANK,
+            env::WORLD_SIZE,
+            env::LOCAL_RANK,
+            env::LOCAL_WORLD_SIZE,
+            env::NNODES,
+            env::NODE_RANK,
+            env::MASTER_ADDR,
+            env::MASTER_PORT,
+            env::PORT,
+            env::WORKER,
+            env::DATA_ROOT,
+            env::DEVICE,
+            env::VERBOSITY,
+        ] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs `fnet-launch` to its end; nothing may be left running.
+    pub fn launch(&self, line: &str) -> Ended {
+        let ended = finish(self.command(&launcher(), line));
+        self.assert_nothing_left();
+        ended
+    }
+
+    /// Runs `fnet-launch` on two workers; it must succeed.
+    pub fn two(&self, line: &str) -> Ended {
+        let ended = self.launch(&format!("--device cpu --nproc 2 {line}"));
+        ended.expect(0, &[]);
+        ended
+    }
+
+    /// Runs `fnet-launch` on one worker; it must succeed.
+    pub fn one(&self, line: &str) -> Ended {
+        let ended = self.launch(&format!("--device cpu --nproc 1 {line}"));
+        ended.expect(0, &[]);
+        ended
+    }
+
+    /// Starts `fnet-launch`.
+    pub fn start(&self, line: &str) -> Running {
+        let stderr = self.path("stderr.txt");
+        let child = self
+            .command(&launcher(), line)
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        Running { child, stderr }
+    }
+
+    /// Processes of this scene that live, with their environments.
+    fn processes(&self) -> Vec<(u32, String)> {
+        let mark = format!("{MARK}={}", self.folder.path().display());
+        let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+        let ours = |id: u32| {
+            let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
+            let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
+            environment.lines().any(|line| line == mark).then_some((id, environment))
+        };
+        entries.filter_map(|name| name.parse().ok()).filter_map(ours).collect()
+    }
+
+    /// The process of a rank.
+    pub fn worker(&self, rank: usize) -> u32 {
+        let mark = format!("{}={rank}", env::RANK);
+        let found = self.processes().into_iter().find(|(_, environment)| environment.lines().any(|line| line == mark));
+        found.unwrap_or_else(|| panic!("rank {rank} does not run")).0
+    }
+
+    /// Fails if a process lives that was started here.
+    pub fn assert_nothing_left(&self) {
+        // A killed process whose parent is gone takes a moment to vanish.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.processes().is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let left: Vec<u32> = self.processes().into_iter().map(|(id, _)| id).collect();
+        let commands: Vec<_> = left.iter().map(|id| fs::read_to_string(format!("/proc/{id}/cmdline"))).collect();
+        assert!(left.is_empty(), "left behind: {commands:?}");
+    }
+}
+
+impl Running {
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> Ended {
+        let mut status = None;
+        until("the launcher ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let stderr = fs::read_to_string(&self.stderr).unwrap();
+        Ended { code: status.unwrap().code().unwrap_or(-1), stdout: String::new(), stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed meanwhile; the launcher takes its workers along.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), "TERM");
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Sends a signal to one process.
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
+    assert!(status.success(), "kill -{name} {process}");
+}
+
+/// Runs a command to its end, within [`PATIENCE`].
+pub fn finish(mut command: Command) -> Ended {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(PATIENCE) else {
+        signal(id, "KILL");
+        panic!("{command:?} did not end in {PATIENCE:?}");
+    };
+    let Output { status, stdout, stderr } = output.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ended { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// Waits until `condition` holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The worker, which Cargo has built for these tests.
+pub fn worker_program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_fnet-worker"))
+}
+
+/// The launcher, which is another package's and must have been built before.
+fn launcher() -> PathBuf {
+    let path = worker_program().with_file_name("fnet-launch");
+    assert!(path.is_file(), "{} is not there: run `cargo build --release --workspace` first", path.display());
+    path
+}
+
+/// A program of the Python environment that set-up made, if it is there; else says that `test` is skipped.
+pub fn python_tool(name: &str, test: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin").join(name);
+    if !path.is_file() {
+        println!("SKIPPED {test}: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// Steps of an epoch with one picture per worker: portrait and landscape pictures form groups, and each is filled up
+/// until all workers have as many.
+pub fn steps(workers: usize) -> usize {
+    let text = fs::read_to_string(shared_pictures().join("annotations/instances_train.json")).unwrap();
+    let set: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let images = set["images"].as_array().unwrap();
+    let landscape = images.iter().filter(|image| image["width"].as_u64() > image["height"].as_u64()).count();
+    landscape.div_ceil(workers) + (images.len() - landscape).div_ceil(workers)
+}
+
+fn options() -> fnet_synth::Options {
+    fnet_synth::Options { sides: 96..=128, objects: 1..=3, empty: 0.0, seed: 3, ..fnet_synth::Options::default() }
+}
+
+/// Pictures that no test changes, made once and kept between runs.
+fn shared_pictures() -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-pictures-{}", fnet_synth::FORMAT_VERSION));
+    let options = fnet_synth::Options { out: out.clone(), images: PICTURES, val_images: 8, ..options() };
+    static MADE: Mutex<bool> = Mutex::new(false);
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*made {
+        fnet_synth::generate(&options, &|_| {}).unwrap();
+        *made = true;
+    }
+    out
+}

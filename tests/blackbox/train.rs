@@ -1,0 +1,146 @@
+//! The main job: train, evaluate, look at what it left, use it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::outputs::{assert_same_metrics, files, lines, object, of_mode};
+use crate::support::{Scene, steps};
+
+const LOSSES: [&str; 7] = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox", "loss_mask", "loss"];
+const RESULTS: [&str; 6] = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"];
+
+/// Names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn two_workers_train_and_leave_all_that_is_promised() {
+    let scene = Scene::new();
+    let ended = scene.two("train cfg.toml --set optimizer.base_batch_size=2");
+    assert_eq!(ended.stdout, "", "what is for people goes to stderr");
+    let last = format!("Epoch [2][{0}/{0}]\tlr: 1.000e-03, eta: 0:00:00, time: ", steps(2));
+    ended.expect(0, &[&last]);
+    assert!(!ended.stderr.to_lowercase().contains("warning"), "{}", ended.stderr);
+
+    let folder = scene.path("work_dirs/cfg");
+    let found = names(&folder);
+    let (dated, fixed): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| name.contains(".log"));
+    let expected = ["config.toml", "epoch_1.ckpt", "epoch_2.ckpt", "latest.ckpt", "logs", "results", "tensorboard"];
+    assert_eq!(fixed, expected);
+    let [text, json] = dated.as_slice() else { panic!("{dated:?}") };
+    let stamp = text.strip_suffix(".log").unwrap();
+    assert_eq!(json, &format!("{stamp}.log.json"));
+    assert!(stamp.len() == 15 && stamp.as_bytes()[8] == b'_', "{stamp}: date_time");
+    assert_eq!(names(&folder.join("logs")), ["rank_0.log", "rank_1.log"]);
+    assert_eq!(names(&folder.join("results")), ["epoch_1.metrics.json", "epoch_2.metrics.json"]);
+    assert_eq!(files(&folder.join("tensorboard"), "").len(), 1);
+    assert_eq!(fs::read(folder.join("latest.ckpt")).unwrap(), fs::read(folder.join("epoch_2.ckpt")).unwrap());
+    let config = fs::read_to_string(folder.join("config.toml")).unwrap();
+    assert!(config.contains("embed_dim = 8") && config.contains("positive_iou"), "resolved: {config}");
+}
+
+#[test]
+fn json_lines_have_the_references_keys_in_its_order() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml");
+    let folder = scene.path("work_dirs/cfg");
+    let all = lines(&folder);
+    let keys = |line: &serde_json::Map<String, Value>| line.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&all[0]), ["env_info", "config", "seed", "exp_name", "hook_msgs"]);
+
+    let train = of_mode(&folder, "train");
+    let mut expected = vec!["mode", "epoch", "iter", "lr", "data_time"];
+    expected.extend(LOSSES);
+    expected.push("time");
+    assert!(train.iter().all(|line| keys(line) == expected), "{train:?}");
+    let places: Vec<_> = train.iter().map(|line| (line["epoch"].as_u64(), line["iter"].as_u64())).collect();
+    let steps = steps(2) as u64;
+    let wanted = (1..=2).flat_map(|epoch| (1..=steps).map(move |step| (Some(epoch), Some(step))));
+    assert!(places.iter().copied().eq(wanted), "{places:?}");
+
+    let val = of_mode(&folder, "val");
+    let mut expected: Vec<String> = ["mode", "epoch", "iter", "lr"].map(String::from).into();
+    for kind in ["bbox", "segm"] {
+        expected.extend(RESULTS.map(|name| format!("{kind}_{name}")));
+        expected.push(format!("{kind}_mAP_copypaste"));
+    }
+    assert_eq!(val.len(), 2);
+    assert!(val.iter().all(|line| keys(line) == expected), "{val:?}");
+    assert_eq!(val[1]["iter"], 8, "pictures of the validation set");
+}
+
+#[test]
+fn a_checkpoint_gives_the_metrics_that_training_measured_with_one_worker_and_with_two() {
+    let scene = Scene::new();
+    scene.two(
+        "train cfg.toml --set train.epochs=8 evaluation.interval=4 checkpoint.interval=4 optimizer.lr=0.003 \
+        model.roi_head.mask_threshold=0.2",
+    );
+    for epoch in [4, 8] {
+        let measured = scene.path(&format!("work_dirs/cfg/results/epoch_{epoch}.metrics.json"));
+        let metrics = object(&measured);
+        let above_zero = |name: &str| metrics[name].as_f64().unwrap() > 0.0;
+        assert!(above_zero("bbox_mAP") && above_zero("segm_mAP"), "zeros prove nothing: {metrics:?}");
+        let ended = scene.two(&format!("test work_dirs/cfg/epoch_{epoch}.ckpt --metrics two.json"));
+        assert!(ended.stderr.contains("AP75"), "{}", ended.stderr);
+        assert_same_metrics(&measured, &scene.path("two.json"));
+        scene.one(&format!("test work_dirs/cfg/epoch_{epoch}.ckpt --metrics one.json"));
+        assert_same_metrics(&measured, &scene.path("one.json"));
+    }
+    scene.two("test work_dirs/cfg/latest.ckpt --eval segm --metrics segm.json --out found.json --show-dir shown");
+    let segm = object(&scene.path("segm.json"));
+    assert!(segm.keys().all(|name| name.starts_with("segm_")) && segm.len() == 6, "{segm:?}");
+    let text = fs::read_to_string(scene.path("found.segm.json")).unwrap();
+    let found: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(found[0]["segmentation"]["counts"].is_string() && found[0]["score"].is_number(), "{}", found[0]);
+    assert_eq!(files(&scene.path("shown"), ".jpg").len(), 8);
+}
+
+#[test]
+fn predict_paints_peoples_own_pictures() {
+    let scene = Scene::with_own_pictures();
+    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let pictures = files(&scene.path("data/val"), ".jpg");
+    assert_eq!(pictures.len(), 4);
+    let ended = scene.one("predict work_dirs/cfg/latest.ckpt data/val --out painted --score-thr 0");
+    assert!(!ended.stderr.contains("WARNING"), "{}", ended.stderr);
+    scene.one("predict work_dirs/cfg/latest.ckpt data/val --out bare --score-thr 1");
+    for picture in &pictures {
+        let name = picture.file_name().unwrap();
+        let open = |folder: &str| image::open(scene.path(folder).join(name)).unwrap().into_rgb8();
+        let (bare, painted) = (open("bare"), open("painted"));
+        let ((width, height), (wide, high)) = (image::image_dimensions(picture).unwrap(), painted.dimensions());
+        assert!((f64::from(width * high) / f64::from(height * wide) - 1.0).abs() < 0.02, "{wide} x {high}");
+        let changed = bare.pixels().zip(painted.pixels()).filter(|(a, b)| a[0].abs_diff(b[0]) > 40).count();
+        assert!(changed > 500, "{}: {changed} pixels painted", picture.display());
+    }
+    let text = fs::read_to_string(scene.path("painted/results.json")).unwrap();
+    let results: Value = serde_json::from_str(&text).unwrap();
+    assert!(text.contains("category_id") && (results.is_array() || results.is_object()));
+}
+
+#[test]
+fn flops_and_print_config_speak_to_programs_on_stdout() {
+    let scene = Scene::new();
+    let ended = scene.launch("flops cfg.toml --json --shape 64 96");
+    let counted: Value = serde_json::from_str(&ended.expect(0, &[]).stdout).unwrap();
+    for name in ["flops", "macs", "params"] {
+        assert!(counted[name].as_u64().unwrap() > 1000, "{name}: {counted}");
+    }
+    assert!(counted["per_module"].is_object());
+    let larger: Value = serde_json::from_str(&scene.launch("flops cfg.toml --json").stdout).unwrap();
+    assert_eq!(larger["params"], counted["params"]);
+    assert!(larger["flops"].as_u64() > counted["flops"].as_u64());
+
+    let ended = scene.launch("print-config cfg.toml --set optimizer.lr=0.25");
+    let printed = &ended.expect(0, &[]).stdout;
+    let config: toml::Table = printed.parse().unwrap();
+    assert_eq!(config["optimizer"]["lr"].as_float(), Some(0.25));
+    assert!(printed.contains("lr = 0.25  # --set") && printed.contains("embed_dim = 8  # cfg.toml:"), "{printed}");
+}
