@@ -8,8 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fnet::ErrorKind;
+use fnet::data::{Batch, ImageMeta, InstanceMask, Target};
 use fnet::distributed::{DataParallel, Deadlines, World};
+use fnet::model::{MaskRcnn, Parameters, StepRandom};
+use fnet::{ErrorKind, config};
 use fnet_protocol::env;
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
@@ -191,6 +193,86 @@ fn body_data_parallel() {
     // A pass that only accumulates adds to the mean what this rank found.
     parallel.backward(&loss(&parameters, &picture(0)), false).unwrap();
     parallel.backward(&loss(&parameters, &picture(world.rank())), true).unwrap();
+    drop(parallel);
+    world.leave().unwrap();
+}
+
+/// A small detector whose BatchNorm layers normalise by their running statistics.
+fn detector() -> (MaskRcnn, Parameters) {
+    let mut config = config::Model { num_classes: 3, ..Default::default() };
+    config.backbone.embed_dim = 8;
+    config.backbone.depths = [1, 1, 1, 1];
+    config.backbone.drop_path_rate = 0.0;
+    config.neck.out_channels = 16;
+    config.rpn.feat_channels = 16;
+    config.roi_head.bbox_fc_channels = 32;
+    config.roi_head.mask_channels = 16;
+    let mut parameters = Parameters::new();
+    let mut model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 5).unwrap();
+    model.set_batch_statistics(false);
+    (model, parameters)
+}
+
+/// Picture `index` with two rectangular objects of its own.
+fn batch(index: usize) -> Batch {
+    let size = (64, 96);
+    let object = |x: usize, y: usize, width: usize, height: usize| {
+        let mask = InstanceMask { frame: size, x, y, width, height, pixels: vec![1; width * height].into() };
+        ([x as f32, y as f32, (x + width) as f32, (y + height) as f32], mask)
+    };
+    let (boxes, masks) = [object(4 + 7 * index, 8, 30, 40), object(50, 3 + 5 * index, 24, 32)].into_iter().unzip();
+    let meta = ImageMeta {
+        image_id: index as i64,
+        file_name: format!("picture {index}"),
+        original_size: size,
+        image_size: size,
+        padded_size: size,
+        scale_factor: [1.0; 4],
+        flipped: false,
+    };
+    let images = (Tensor::arange(3 * 64 * 96, FLOAT) * (0.37 + index as f64)).cos().view([1, 3, 64, 96]);
+    Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
+}
+
+/// The loss of a picture; the choice of anchors and proposals depends on the picture alone.
+fn detector_loss(model: &MaskRcnn, index: usize) -> Tensor {
+    model.forward_train(&batch(index), &mut StepRandom::new(0, index, 0)).unwrap().total().unwrap()
+}
+
+#[test]
+fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_pictures_alone() {
+    finish(start("body_detector_gradients", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_detector_gradients() {
+    let world = World::connect(DEADLINES).unwrap();
+    let tensors = |parameters: &Parameters| -> Vec<Tensor> {
+        parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect()
+    };
+    let (model, parameters) = detector();
+    let alone = tensors(&parameters);
+    let gradients = [0, 1].map(|index| {
+        torch_ext::optim::clear_gradients(&alone).unwrap();
+        torch_ext::autograd::backward(&detector_loss(&model, index)).unwrap();
+        alone.iter().map(|tensor| tensor.grad().copy()).collect::<Vec<_>>()
+    });
+
+    let (model, parameters) = detector();
+    let together = tensors(&parameters);
+    let parallel = DataParallel::new(&world, &together, &[]).unwrap();
+    parallel.backward(&detector_loss(&model, world.rank()), true).unwrap();
+    let mut differ = 0;
+    for (index, (name, tensor)) in parameters.trainable().enumerate() {
+        let (first, second) = (&gradients[0][index], &gradients[1][index]);
+        let mean = (first + second) / 2.0;
+        let length = f64::try_from(mean.norm()).unwrap();
+        let off = f64::try_from((tensor.grad() - &mean).norm()).unwrap();
+        assert!(off <= 1e-6 * length, "{name} is off by {off} of {length}");
+        differ += usize::from(first != second);
+    }
+    assert!(2 * differ > together.len(), "only {differ} gradients depend on the picture");
     drop(parallel);
     world.leave().unwrap();
 }
