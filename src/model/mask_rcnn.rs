@@ -101,9 +101,7 @@ impl MaskRcnn {
     pub fn forward_train(&self, batch: &Batch, random: &mut StepRandom) -> Result<Losses> {
         self.backbone.check_trainable()?;
         self.check_batch(&batch.images, batch.metas.len(), Some(&batch.targets))?;
-        let images = ops::channels_last(&ops::upload(&batch.images, self.device)?)?;
-        let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
-        let levels = self.neck.forward(&features)?;
+        let levels = self.training_levels(&batch.images, random)?;
         // The loss computes the head anew where it needs gradients.
         let rpn = tch::no_grad(|| self.rpn.forward(&levels))?;
         let anchors = self.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, random.choice.as_mut());
@@ -121,6 +119,30 @@ impl MaskRcnn {
             positives: sample.positives.len(),
             proposals: sample.rois.len(),
         })
+    }
+
+    /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels
+    /// and score, best first) for each of `images` (`[n, 3, h, w]`, normalised RGB), without gradient.
+    ///
+    /// # Errors
+    /// A bug if there is not one meta per image, else if libtorch fails (memory).
+    pub fn training_proposals(
+        &self,
+        images: &Tensor,
+        metas: &[ImageMeta],
+        random: &mut StepRandom,
+    ) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        self.check_batch(images, metas.len(), None)?;
+        let rpn = self.rpn.forward(&self.training_levels(images, random)?)?;
+        self.rpn.proposals(&rpn, metas, self.train_nms_pre)
+    }
+
+    /// The pyramid's levels in training.
+    fn training_levels(&self, images: &Tensor, random: &mut StepRandom) -> Result<Vec<Tensor>> {
+        let images = ops::channels_last(&ops::upload(images, self.device)?)?;
+        let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
+        self.neck.forward(&features)
     }
 
     /// What is found in each of `images` (`[n, 3, h, w]`, normalised RGB), without gradient and with the running

@@ -110,6 +110,11 @@ impl<'a> Learner<'a> {
         &self.trained
     }
 
+    /// The seed of the steps' random numbers.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Whether each part of a step waits for the device, so that [`StepTimes`] tells where a GPU's time goes. Off by
     /// default, for it costs speed.
     pub fn synchronise_timing(&mut self, on: bool) {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::outputs::{files, losses};
+use crate::outputs::{files, floats, losses, tensors};
 use crate::support::Scene;
 
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
@@ -141,4 +141,21 @@ fn a_loss_that_is_not_finite_ends_the_job_with_its_name_and_the_remedy() {
     scene
         .launch(&format!("{TRAIN} --no-validate --set {diverging}"))
         .expect(2, &["not finite at epoch 1, step 2", "train.on_nan=skip"]);
+}
+
+#[test]
+fn with_skip_a_step_that_is_not_finite_leaves_no_trace() {
+    let scene = Scene::new();
+    // The first update throws the weights so far out that no later loss is finite.
+    let ended = scene.two(
+        "train cfg.toml --no-validate --set train.epochs=1 optimizer.lr=1e30 schedule.warmup_iters=0 train.on_nan=skip",
+    );
+    ended.expect(0, &["step 2 of epoch 1 left the weights as they were", "not finite"]);
+    let latest = tensors(&scene.path("work_dirs/cfg/latest.ckpt"));
+    let updates: Vec<f32> =
+        latest.iter().filter(|(name, _)| name.starts_with("optimizer.step.")).flat_map(|(_, t)| floats(t)).collect();
+    assert!(!updates.is_empty() && updates.iter().all(|&count| count == 1.0), "{updates:?}");
+    let statistics = latest.iter().filter(|(name, _)| name.contains(".running_"));
+    let values: Vec<f32> = statistics.flat_map(|(_, bytes)| floats(bytes)).collect();
+    assert!(!values.is_empty() && values.iter().all(|value| value.is_finite()));
 }

@@ -4,26 +4,14 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::data::{Batch, ImageMeta, InstanceMask, Target};
+use crate::data::{ImageMeta, InstanceMask, Target};
 use crate::error::Result;
 use crate::random::{Generator, Purpose};
 
 /// Objects in each picture.
 pub const OBJECTS: usize = 7;
-
-/// A batch of `count` noise pictures of `height` x `width`, each with [`OBJECTS`] elliptic objects of random classes;
-/// `variant` gives others of the same kind.
-///
-/// # Errors
-/// For lack of memory.
-pub fn batch(count: usize, (height, width): (usize, usize), num_classes: usize, variant: u64) -> Result<Batch> {
-    let mut targets = Vec::with_capacity(count);
-    for image in 0..count {
-        let mut random = Generator::derived(0, Purpose::Synthetic, &[variant, image as u64]);
-        targets.push(target(&mut random, (height, width), num_classes));
-    }
-    Ok(Batch { images: images(count, (height, width), variant)?, metas: metas(count, (height, width)), targets })
-}
+/// Least side of an object in pixels.
+const LEAST_SIDE: f32 = 16.0;
 
 /// Normal noise `[count, 3, height, width]`, as normalised pictures have it, channels-last in memory.
 ///
@@ -53,19 +41,34 @@ pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
         .collect()
 }
 
-fn target(random: &mut Generator, (height, width): (usize, usize), num_classes: usize) -> Target {
+/// Elliptic objects of random classes in [`OBJECTS`] of the boxes of one picture's proposals (`[x1, y1, x2, y2]` in
+/// pixels, best first); `None` if there are too few that lie apart. A proposal whose box is an object's is a positive
+/// one, whatever the network has learnt.
+pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_classes: usize) -> Option<Target> {
+    let mut random = Generator::derived(0, Purpose::Synthetic, &[]);
     let mut target = Target::default();
-    for _ in 0..OBJECTS {
-        // Sides from an eighth to a half of the shorter side.
-        let shorter = height.min(width);
-        let mut side = || shorter / 8 + random.below((shorter * 3 / 8).max(1)).max(1);
-        let (w, h) = (side(), side());
-        let (x, y) = (random.below(width - w), random.below(height - h));
-        target.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
+    for bounds in proposals {
+        let [x1, y1, x2, y2] = *bounds;
+        if x2 - x1 < LEAST_SIDE || y2 - y1 < LEAST_SIDE || target.boxes.iter().any(|taken| overlap(taken, bounds)) {
+            continue;
+        }
+        let (x, y) = (x1.floor() as usize, y1.floor() as usize);
+        let (right, bottom) = ((x2.ceil() as usize).min(width), (y2.ceil() as usize).min(height));
+        target.boxes.push(*bounds);
         target.labels.push(random.below(num_classes) as i64);
-        target.masks.push(ellipse((height, width), (x, y), (w, h)));
+        target.masks.push(ellipse((height, width), (x, y), (right - x, bottom - y)));
+        if target.boxes.len() == OBJECTS {
+            return Some(target);
+        }
     }
-    target
+    None
+}
+
+/// Whether the boxes share more than half of the smaller one.
+fn overlap(a: &[f32; 4], b: &[f32; 4]) -> bool {
+    let area = |[x1, y1, x2, y2]: [f32; 4]| (x2 - x1).max(0.0) * (y2 - y1).max(0.0);
+    let common = [a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])];
+    area(common) > 0.5 * area(*a).min(area(*b))
 }
 
 fn ellipse(frame: (usize, usize), (x, y): (usize, usize), (width, height): (usize, usize)) -> InstanceMask {
@@ -92,20 +95,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_synthetic_batch_is_the_same_each_time_and_its_objects_lie_inside() {
-        let (first, second) = (batch(2, (96, 128), 5, 3).unwrap(), batch(2, (96, 128), 5, 3).unwrap());
-        assert_eq!(first.images.size(), [2, 3, 96, 128]);
-        assert_eq!(first.images.kind(), Kind::Float);
-        assert_eq!(first.images.device(), Device::Cpu);
-        assert_eq!(first.images, second.images);
-        assert_eq!(first.targets, second.targets);
-        for target in &first.targets {
-            assert_eq!(target.boxes.len(), OBJECTS);
-            for (bounds, mask) in target.boxes.iter().zip(&target.masks) {
-                assert!(bounds[0] >= 0.0 && bounds[2] <= 128.0 && bounds[3] <= 96.0 && bounds[2] > bounds[0]);
-                assert_eq!(mask.pixels.len(), mask.width * mask.height);
-                assert!(mask.pixels.contains(&1));
-            }
+    fn synthetic_images_are_the_same_each_time() {
+        let first = images(2, (96, 128), 3).unwrap();
+        assert_eq!(first.size(), [2, 3, 96, 128]);
+        assert_eq!((first.kind(), first.device()), (Kind::Float, Device::Cpu));
+        assert_eq!(first, images(2, (96, 128), 3).unwrap());
+        assert_ne!(first, images(2, (96, 128), 4).unwrap());
+        assert!(f64::from(first.std(true).double_value(&[]) as f32 - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn objects_fill_boxes_of_proposals_that_lie_apart() {
+        let near = (0..40).map(|step| [10.5 + step as f32 * 0.1, 10.0, 50.0, 60.0]);
+        let apart = (0..10).map(|step| [step as f32 * 30.0, 100.0, step as f32 * 30.0 + 24.5, 128.0]);
+        let proposals: Vec<[f32; 4]> = near.chain(apart).collect();
+        let target = objects(&proposals, (128, 320), 5).unwrap();
+        assert_eq!(target.boxes.len(), OBJECTS);
+        assert_eq!(target.boxes[..2], [proposals[0], proposals[40]]);
+        assert!(target.labels.iter().all(|&label| (0..5).contains(&label)));
+        for (bounds, mask) in target.boxes.iter().zip(&target.masks) {
+            assert_eq!((mask.x, mask.y), (bounds[0] as usize, bounds[1] as usize));
+            assert_eq!(mask.pixels.len(), mask.width * mask.height);
+            assert!(mask.x + mask.width <= 320 && mask.y + mask.height <= 128);
+            assert!(mask.pixels.contains(&1));
         }
+        assert!(objects(&proposals[..40], (128, 320), 5).is_none());
     }
 }

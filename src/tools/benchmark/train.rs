@@ -8,13 +8,15 @@ use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use serde::Serialize;
+use tch::{Device, Tensor};
 
 use super::summary::Summary;
 use super::{publish, synthetic};
 use crate::config;
-use crate::data::Batch;
+use crate::data::{Batch, Target};
 use crate::distributed::{Deadlines, World};
 use crate::error::{Error, Result};
+use crate::model::StepRandom;
 use crate::process;
 use crate::train::{Learner, StepPlace, StepTimes};
 
@@ -23,8 +25,8 @@ use crate::train::{Learner, StepPlace, StepTimes};
 const POSITIVES: usize = 10;
 /// Steps before the measured ones.
 const WARM_UP: usize = 3;
-/// Sets of random objects that are tried until all pictures have enough positive proposals.
-const VARIANTS: u64 = 20;
+/// The step whose random numbers all steps use, so that all choose the same proposals.
+const STEP: u64 = 0;
 
 /// What `benchmark train` measured.
 #[derive(Debug, Serialize)]
@@ -133,32 +135,51 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Finds objects that give enough positive proposals, and runs the steps that are not measured. Returns the batch
-    /// and the age of the process after the first step.
+    /// Makes the batch and runs the steps that are not measured. Returns the batch and the age of the process after the
+    /// first step.
     fn warm_up(&mut self, count: usize, size: (usize, usize), num_classes: usize) -> Result<(Batch, Option<f64>)> {
+        let batch = self.batch(count, size, num_classes)?;
         let mut first_step = None;
-        for variant in 0..VARIANTS {
-            let batch = synthetic::batch(count, size, num_classes, variant)?;
+        for _ in 0..WARM_UP {
             let (_, positives) = self.step(&batch, true)?;
             first_step = first_step.or_else(|| process::age().map(|age| age.as_secs_f64()));
-            // All ranks see the same pictures and weights, so all decide the same.
-            if positives == POSITIVES * count {
-                for _ in 1..WARM_UP {
-                    self.step(&batch, true)?;
-                }
-                return Ok((batch, first_step));
+            if positives != POSITIVES * count {
+                return Err(Error::bug(format!(
+                    "{positives} positive proposals in place of {}: measurements would not compare",
+                    POSITIVES * count
+                )));
             }
         }
-        Err(Error::usage(format!(
-            "no set of random objects gave {POSITIVES} positive proposals in each picture of {}x{}; choose a larger --shape",
-            size.0, size.1
-        )))
+        Ok((batch, first_step))
+    }
+
+    /// Noise pictures with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
+    /// that each object gives two positives, more than are taken.
+    fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
+        let images = synthetic::images(count, size, 0)?;
+        let metas = synthetic::metas(count, size);
+        let mut random = StepRandom::new(self.learner.seed(), self.world.rank(), STEP);
+        let proposals = self.learner.model.training_proposals(&images, &metas, &mut random)?;
+        let targets: Option<Vec<Target>> = proposals
+            .iter()
+            .map(|boxes| Ok(synthetic::objects(&rows(boxes)?, size, num_classes)))
+            .collect::<Result<_>>()?;
+        // A rank that gave up alone would leave the others waiting.
+        if self.world.any(targets.is_none())? {
+            return Err(Error::usage(format!(
+                "the network proposes fewer than {} boxes that lie apart in a picture of {}x{}; choose a larger --shape",
+                synthetic::OBJECTS,
+                size.0,
+                size.1
+            )));
+        }
+        Ok(Batch { images, metas, targets: targets.unwrap_or_default() })
     }
 
     /// One step with or without all-reduce; its times and its positive proposals.
     fn step(&mut self, batch: &Batch, all_reduce: bool) -> Result<(StepTimes, usize)> {
-        // Equal random numbers in every step: the choice of proposals does not change either.
-        let place = StepPlace { epoch: 0, iteration: self.step, step: 0, micro_steps: 1, updates: all_reduce };
+        let place =
+            StepPlace { epoch: 0, iteration: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
         self.step += 1;
         let outcome = self.learner.step(batch, place, 0.0, None, self.world, self.control)?;
         Ok((outcome.times, outcome.positives))
@@ -173,6 +194,12 @@ impl Bench<'_> {
         }
         Ok(Some(Summary::of_seconds(seconds).median))
     }
+}
+
+/// Boxes of proposals `[k, 5]`.
+fn rows(proposals: &Tensor) -> Result<Vec<[f32; 4]>> {
+    let values = Vec::<f32>::try_from(proposals.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?)?;
+    Ok(values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]).collect())
 }
 
 /// `alone`: milliseconds of a backward pass without all-reduce.
