@@ -10,6 +10,8 @@ pub mod error;
 pub mod evaluate;
 pub mod logging;
 pub mod model;
+#[cfg(test)]
+mod parity;
 pub mod process;
 pub mod random;
 pub mod tools;

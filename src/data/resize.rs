@@ -176,34 +176,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::data::test_data;
-
-    #[test]
-    fn resizing_equals_opencv_on_the_references_pictures() {
-        let name = "resizing_equals_opencv_on_the_references_pictures";
-        let Some(data) = test_data::tensors(name, "fixtures_ops/ops.safetensors") else { return };
-        let source = &data["resize.small_src"];
-        for key in ["resize.small_down", "resize.small_up"] {
-            let expected = &data[key];
-            let plan = Bilinear::new((source.shape[0], source.shape[1]), (expected.shape[0], expected.shape[1]));
-            assert!(plan.apply(&source.bytes) == expected.bytes, "{key}");
-        }
-        let Some(data) = test_data::tensors(name, "fixtures_tiny/data.safetensors") else { return };
-        for i in 0..2 {
-            let (source, expected) = (&data[&format!("original_bgr_u8.{i}")], &data[&format!("resized_bgr_u8.{i}")]);
-            let plan = Bilinear::new((source.shape[0], source.shape[1]), (expected.shape[0], expected.shape[1]));
-            assert!(plan.apply(&source.bytes) == expected.bytes, "picture {i}");
-        }
-        let Some(facts) = test_data::json(name, "fixtures_ops/ops.json") else { return };
-        let source = &data["original_bgr_u8.0"];
-        for key in ["resize.320x240", "resize.777x611"] {
-            let numbers = |v: &serde_json::Value| -> Vec<usize> { serde_json::from_value(v.clone()).unwrap() };
-            let size = numbers(&facts[key]["hw"]);
-            let resized = Bilinear::new((source.shape[0], source.shape[1]), (size[0], size[1])).apply(&source.bytes);
-            let sum = |c: usize| resized.iter().skip(c).step_by(3).map(|&v| usize::from(v)).sum::<usize>();
-            assert_eq!(numbers(&facts[key]["sum"]), [sum(0), sum(1), sum(2)], "{key}");
-        }
-    }
 
     #[test]
     fn halving_averages_four_pixels() {

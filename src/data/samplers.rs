@@ -76,36 +76,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::data::test_data;
-
-    #[test]
-    fn training_order_is_the_references() {
-        let test = "training_order_is_the_references";
-        let Some(facts) = test_data::json(test, "fixtures_ops/ops.json") else { return };
-        let flags: Vec<u8> = serde_json::from_value(facts["sampler_flag"].clone()).unwrap();
-        let cases = facts["sampler"].as_array().unwrap();
-        for case in cases {
-            let number = |key: &str| case[key].as_u64().unwrap();
-            let expected: Vec<usize> = serde_json::from_value(case["indices"].clone()).unwrap();
-            let (rank, world) = (number("rank") as usize, number("num_replicas") as usize);
-            let samples = number("samples_per_gpu") as usize;
-            let actual = train_indices(&flags, number("epoch"), number("seed"), rank, world, samples);
-            assert_eq!(actual, expected, "{case}");
-            assert_eq!(train_batches_per_epoch(&flags, world, samples) * samples, expected.len());
-        }
-        assert!(!cases.is_empty());
-    }
-
-    #[test]
-    fn evaluation_order_is_the_references() {
-        let test = "evaluation_order_is_the_references";
-        let Some(facts) = test_data::json(test, "fixtures_ops/ops.json") else { return };
-        for case in facts["dist_test_sampler"].as_array().unwrap() {
-            let number = |key: &str| case[key].as_u64().unwrap() as usize;
-            let expected: Vec<usize> = serde_json::from_value(case["indices"].clone()).unwrap();
-            assert_eq!(test_indices(23, number("rank"), number("num_replicas")), expected, "{case}");
-        }
-    }
 
     proptest! {
         #[test]

@@ -1,9 +1,6 @@
-//! The folder of real pictures and of the reference's numbers, where a test has it.
+//! The folder of real pictures, where a test has it, and small data sets.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-
-use safetensors::SafeTensors;
 
 /// The folder that FNET_TEST_DATA names; `None`, with a visible line, where it is unset.
 pub(crate) fn folder(test: &str) -> Option<PathBuf> {
@@ -14,39 +11,6 @@ pub(crate) fn folder(test: &str) -> Option<PathBuf> {
             None
         }
     }
-}
-
-/// Shape and bytes of one tensor.
-pub(crate) struct Array {
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
-}
-
-impl Array {
-    /// The values of a float32 tensor.
-    pub fn floats(&self) -> Vec<f32> {
-        self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    }
-
-    /// The values of an int64 tensor.
-    pub fn integers(&self) -> Vec<i64> {
-        self.bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-}
-
-/// The tensors of `reference/NAME`.
-pub(crate) fn tensors(test: &str, name: &str) -> Option<HashMap<String, Array>> {
-    let bytes = std::fs::read(folder(test)?.join("reference").join(name)).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let array =
-        |view: safetensors::tensor::TensorView| Array { shape: view.shape().to_vec(), bytes: view.data().to_vec() };
-    Some(file.iter().map(|(name, view)| (name.to_string(), array(view))).collect())
-}
-
-/// The JSON of `reference/NAME`.
-pub(crate) fn json(test: &str, name: &str) -> Option<serde_json::Value> {
-    let text = std::fs::read(folder(test)?.join("reference").join(name)).unwrap();
-    Some(serde_json::from_slice(&text).unwrap())
 }
 
 /// A small data set in a folder of its own: picture `i` is `sizes[i]` (width, height) and has one polygon object.

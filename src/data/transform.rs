@@ -165,34 +165,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::data::test_data;
-
-    #[test]
-    fn sizes_are_the_references() {
-        let Some(facts) = test_data::json("sizes_are_the_references", "fixtures_ops/ops.json") else { return };
-        let rows = facts["rescale_table_w_h_neww_newh_sfw_sfh_padw_padh"].as_array().unwrap();
-        for row in rows {
-            let v: Vec<f64> = serde_json::from_value(row.clone()).unwrap();
-            let augmentation = Augmentation { scale: [1333, 800], flip: false };
-            let geometry = Geometry::new((v[1] as usize, v[0] as usize), augmentation, 32);
-            assert_eq!(geometry.resized, (v[3] as usize, v[2] as usize), "{row}");
-            assert_eq!(geometry.scale_factor, [v[4] as f32, v[5] as f32, v[4] as f32, v[5] as f32], "{row}");
-            assert_eq!(geometry.padded, (v[7] as usize, v[6] as usize), "{row}");
-        }
-        assert!(!rows.is_empty());
-    }
-
-    #[test]
-    fn normalised_values_are_the_references() {
-        let test = "normalised_values_are_the_references";
-        let Some(data) = test_data::tensors(test, "fixtures_ops/ops.safetensors") else { return };
-        let normalisation = Normalisation::new(&Pipeline::default());
-        let bgr = &data["resize.small_up"].bytes;
-        let rgb: Vec<u8> = bgr.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]]).collect();
-        let mut out = vec![0.0; rgb.len()];
-        normalisation.row(&rgb, false, &mut out);
-        assert!(out == data["resize.small_up_norm"].floats());
-    }
 
     #[test]
     fn an_augmentation_depends_on_epoch_and_sample_only() {

@@ -192,7 +192,7 @@ pub fn detect(model: &MaskRcnn, batch: &Batch, mask_threshold: f64) -> Result<Ve
 }
 
 /// Turns what the model found in one picture into results: masks pasted and encoded.
-fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
+pub(crate) fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
     let boxes: Vec<[f32; 4]> = floats(&found.boxes)?.as_chunks().0.to_vec();
     let labels = Vec::<i64>::try_from(&found.labels.f_to_device(Device::Cpu)?)?;
     let side = found.masks.size().last().map_or(0, |&side| side as usize);

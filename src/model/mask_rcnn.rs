@@ -17,12 +17,12 @@ use crate::error::{Error, Result};
 
 /// Mask R-CNN (He et al., 2017) with a FasterNet backbone and a feature pyramid.
 pub struct MaskRcnn {
-    backbone: FasterNet,
-    neck: Fpn,
-    rpn: Rpn,
-    roi_head: RoiHead,
-    nms_pre: usize,
-    train_nms_pre: usize,
+    pub(crate) backbone: FasterNet,
+    pub(crate) neck: Fpn,
+    pub(crate) rpn: Rpn,
+    pub(crate) roi_head: RoiHead,
+    pub(crate) nms_pre: usize,
+    pub(crate) train_nms_pre: usize,
     batch_statistics: bool,
     sum_over_ranks: Option<SumOverRanks>,
     device: Device,
@@ -47,7 +47,7 @@ impl MaskRcnn {
     }
 
     /// The model with zeros for values.
-    fn build(config: &config::Model, parameters: &mut Parameters, device: Device) -> Result<Self> {
+    pub(crate) fn build(config: &config::Model, parameters: &mut Parameters, device: Device) -> Result<Self> {
         check(config)?;
         parameters.reset(device);
         let channels = fasternet::stage_channels(&config.backbone);

@@ -15,16 +15,16 @@ mod detections;
 mod fasternet;
 mod fpn;
 mod init;
-mod layers;
+pub(crate) mod layers;
 mod losses;
 mod mask_head;
 mod mask_rcnn;
 pub mod nms;
-mod ops;
+pub(crate) mod ops;
 mod parameters;
 mod roi_extract;
-mod roi_head;
-mod rpn;
+pub(crate) mod roi_head;
+pub(crate) mod rpn;
 pub mod sample;
 
 /// Shapes of the backbone's parts, for counting without building them.

@@ -21,7 +21,7 @@ pub fn batched_nms(boxes: &Tensor, scores: &Tensor, groups: &Tensor, iou: f64) -
     batched_nms_with(boxes, scores, groups, iou, SPLIT_THRESHOLD)
 }
 
-pub(super) fn batched_nms_with(
+pub(crate) fn batched_nms_with(
     boxes: &Tensor,
     scores: &Tensor,
     groups: &Tensor,

@@ -6,18 +6,18 @@ use crate::error::Result;
 
 /// The same values with the channels last in memory: the same tensor if they are. Tensors of other than four
 /// dimensions become dense.
-pub(super) fn channels_last(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn channels_last(x: &Tensor) -> Result<Tensor> {
     if x.dim() == 4 { Ok(torch_ext::memory::channels_last(x)?) } else { Ok(x.f_contiguous()?) }
 }
 
 /// The values of a tensor on the host, on `device`. The device is not waited for: what is in ordinary host memory is
 /// copied to the driver's own before this returns.
-pub(super) fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
+pub(crate) fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
     Ok(x.f_to_device_(device, x.kind(), true, false)?)
 }
 
 /// See [`torch_ext::ops::roi_align`].
-pub(super) fn roi_align(
+pub(crate) fn roi_align(
     levels: &[Tensor],
     rois: &Tensor,
     roi_levels: &Tensor,
@@ -28,6 +28,6 @@ pub(super) fn roi_align(
 }
 
 /// See [`torch_ext::ops::nms`].
-pub(super) fn nms(boxes: &Tensor, scores: &Tensor, iou: f64) -> Result<Tensor> {
+pub(crate) fn nms(boxes: &Tensor, scores: &Tensor, iou: f64) -> Result<Tensor> {
     Ok(torch_ext::ops::nms(boxes, scores, iou)?)
 }

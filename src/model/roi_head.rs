@@ -22,10 +22,10 @@ const ROI_LEVELS: usize = 4;
 /// Box head, mask head, and their rules.
 #[derive(Debug)]
 pub(crate) struct RoiHead {
-    pub(super) bbox_extractor: RoiExtractor,
-    pub(super) mask_extractor: RoiExtractor,
-    pub(super) bbox: BboxHead,
-    pub(super) mask: MaskHead,
+    pub(crate) bbox_extractor: RoiExtractor,
+    pub(crate) mask_extractor: RoiExtractor,
+    pub(crate) bbox: BboxHead,
+    pub(crate) mask: MaskHead,
     config: config::RoiHead,
     classes: usize,
 }
@@ -134,7 +134,7 @@ impl RoiHead {
     }
 
     /// `[p, s, s]` of 0 and 1: each positive RoI's part of its object's mask.
-    pub(super) fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Result<Tensor> {
+    pub(crate) fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Result<Tensor> {
         let size = 2 * self.config.mask_roi_size;
         let rois = sample.positives.iter().map(|&row| sample.rois[row as usize]);
         let (masks, boxes): (Vec<&InstanceMask>, Vec<[f32; 4]>) = rois
@@ -171,7 +171,13 @@ impl RoiHead {
 
     /// Boxes in the original image, scores and labels of one image, best first. On CUDA this waits for the device where
     /// the scores are compared with the threshold and inside the suppression.
-    fn best_of_image(&self, rois: &Tensor, scores: &Tensor, deltas: &Tensor, meta: &ImageMeta) -> Result<Best> {
+    pub(crate) fn best_of_image(
+        &self,
+        rois: &Tensor,
+        scores: &Tensor,
+        deltas: &Tensor,
+        meta: &ImageMeta,
+    ) -> Result<Best> {
         let classes = self.classes as i64;
         // Row by row, classes in order: the order of equal scores is part of the reference's rule.
         let found = scores.f_narrow(1, 0, classes)?.f_gt(self.config.score_threshold)?.f_nonzero()?;
@@ -221,10 +227,10 @@ impl RoiHead {
 }
 
 /// Detections without masks, on the device.
-struct Best {
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
+pub(crate) struct Best {
+    pub(crate) boxes: Tensor,
+    pub(crate) scores: Tensor,
+    pub(crate) labels: Tensor,
 }
 
 /// RoIs `[k, 5]` on `device`.

@@ -89,7 +89,7 @@ impl Rpn {
         Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)? })
     }
 
-    pub(super) fn anchors(&self, sizes: &[Size]) -> Result<Arc<Anchors>> {
+    pub(crate) fn anchors(&self, sizes: &[Size]) -> Result<Arc<Anchors>> {
         if sizes.len() != self.config.anchor_strides.len() {
             return Err(Error::usage(format!(
                 "model.rpn.anchor_strides has {} entries: {} are expected, one for each level of the pyramid \
@@ -105,7 +105,7 @@ impl Rpn {
 
     /// Indices of the anchors that lie in an image of `padded` pixels.
     #[cfg(test)]
-    pub(super) fn valid(&self, anchors: &Anchors, padded: Size) -> Vec<u32> {
+    pub(crate) fn valid(&self, anchors: &Anchors, padded: Size) -> Vec<u32> {
         self.generator.valid(&anchors.levels, padded)
     }
 

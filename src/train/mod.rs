@@ -22,6 +22,7 @@ mod validation;
 pub use ema::Ema;
 pub use job::train;
 pub use learner::{Learner, StepOutcome, StepTimes};
+pub use optimizer::Optimizer;
 pub use place::{Plan, Position, StepPlace};
 pub use precision::LossScale;
 pub use snapshot::load_model_weights;

@@ -59,6 +59,18 @@ pub fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     write_atomically(path, |out| write_archive(out, &pickle, &tensors))
 }
 
+/// Writes `tensors` as the only entry `key` of a dictionary, as some training programs do.
+#[cfg(test)]
+pub(crate) fn write_nested(path: &Path, key: &str, tensors: &IndexMap<String, Tensor>) -> Result<()> {
+    let mut pickler = Pickler::new();
+    pickler.dict(|pickler| {
+        pickler.text(key);
+        write_state(pickler, tensors)
+    })?;
+    let (pickle, tensors) = pickler.finish();
+    write_atomically(path, |out| write_archive(out, &pickle, &tensors))
+}
+
 /// Writes the weights of `checkpoint` as safetensors.
 ///
 /// # Errors

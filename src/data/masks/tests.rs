@@ -2,7 +2,6 @@ use hotcoco::mask::{decode, encode};
 use proptest::prelude::*;
 
 use super::*;
-use crate::data::test_data::{self, Array};
 
 /// The full bitmap of a mask, row-major.
 fn bitmap(mask: &InstanceMask) -> Vec<u8> {
@@ -13,65 +12,6 @@ fn bitmap(mask: &InstanceMask) -> Vec<u8> {
         }
     }
     full
-}
-
-fn plane(array: &Array, i: usize) -> &[u8] {
-    let size = array.shape[1] * array.shape[2];
-    &array.bytes[i * size..(i + 1) * size]
-}
-
-fn reference_polygons(facts: &serde_json::Value) -> Vec<Segmentation> {
-    let list = facts["mask_polygons"].as_array().unwrap();
-    list.iter().map(|polygons| Segmentation::parse(polygons.to_string().as_bytes()).unwrap()).collect()
-}
-
-#[test]
-fn masks_and_targets_are_the_references() {
-    let test = "masks_and_targets_are_the_references";
-    let Some(facts) = test_data::json(test, "fixtures_ops/ops.json") else { return };
-    let Some(data) = test_data::tensors(test, "fixtures_ops/ops.safetensors") else { return };
-    let size = (113, 150);
-    let rles: Vec<Rle> = reference_polygons(&facts).iter().map(|s| s.to_rle(size).unwrap()).collect();
-    let made = |resized, flip, padded| -> Vec<InstanceMask> {
-        rles.iter().map(|rle| instance_mask(rle, resized, flip, padded)).collect()
-    };
-    let (up, down, padded) = ((240, 319), (76, 101), (256, 320));
-    for (key, masks) in [
-        ("masks.bitmap", made(size, false, size)),
-        ("masks.rescaled.up", made(up, false, up)),
-        ("masks.rescaled.down", made(down, false, down)),
-        ("masks.flipped", made(up, true, up)),
-        ("masks.padded", made(up, true, padded)),
-    ] {
-        for (i, mask) in masks.iter().enumerate() {
-            assert!(bitmap(mask) == plane(&data[key], i), "{key} {i}");
-        }
-    }
-    for (rle, text) in rles.iter().zip(facts["mask_rle"].as_array().unwrap()) {
-        assert_eq!(hotcoco::mask::rle_to_string(rle), text.as_str().unwrap());
-    }
-    let masks = made(up, true, padded);
-    let boxes: Vec<[f32; 4]> =
-        data["masks.crop_boxes"].floats().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect();
-    let chosen: Vec<&InstanceMask> = data["masks.crop_inds"].integers().iter().map(|&i| &masks[i as usize]).collect();
-    let expected: Vec<f32> = data["masks.crop_targets"].bytes.iter().map(|&v| f32::from(v)).collect();
-    assert!(mask_targets(&chosen, &boxes, 28) == expected);
-}
-
-#[test]
-fn areas_at_the_training_size_are_the_references() {
-    let test = "areas_at_the_training_size_are_the_references";
-    let Some(facts) = test_data::json(test, "fixtures_ops/ops.json") else { return };
-    let numbers = |key: &str| -> Vec<usize> { serde_json::from_value(facts[key].clone()).unwrap() };
-    let resized = (numbers("mask_rescaled_hw.coco")[0], numbers("mask_rescaled_hw.coco")[1]);
-    let areas: Vec<usize> = reference_polygons(&facts)
-        .iter()
-        .map(|segmentation| {
-            let mask = instance_mask(&segmentation.to_rle((113, 150)).unwrap(), resized, false, resized);
-            mask.pixels.iter().map(|&v| usize::from(v)).sum()
-        })
-        .collect();
-    assert_eq!(areas, numbers("mask_rescaled_coco_area"));
 }
 
 #[test]

@@ -1,9 +1,7 @@
 use hotcoco::mask;
 use proptest::prelude::*;
-use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::evaluate::testing::{fixture, tensors};
 
 /// The whole picture, sampled pixel by pixel as the reference's rule is written down.
 fn naive(square: &[f32], side: usize, [x1, y1, x2, y2]: [f32; 4], size: (usize, usize), threshold: f32) -> Vec<u8> {
@@ -103,72 +101,4 @@ fn a_hundred_masks_as_large_as_a_huge_picture_are_a_few_runs_per_column() {
         let share = mask::area(rle) as f64 / 36e6;
         assert!((share - std::f64::consts::PI * (11.0_f64 / 28.0).powi(2)).abs() < 0.01, "share {share}");
     }
-}
-
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    Vec::try_from(tensor.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().view([-1])).unwrap()
-}
-
-fn rows_of_four(values: &[f32]) -> Vec<[f32; 4]> {
-    values.chunks_exact(4).map(|row| [row[0], row[1], row[2], row[3]]).collect()
-}
-
-#[test]
-fn pasted_masks_equal_the_reference_pixel_for_pixel() {
-    let Some(path) = fixture("reference/fixtures_ops/ops.safetensors") else { return };
-    let tensors = tensors(&path);
-    let (probabilities, boxes) = (floats(&tensors["paste.mask_prob"]), rows_of_four(&floats(&tensors["paste.boxes"])));
-    let pasted = paste_all(Probabilities { values: &probabilities, side: 28 }, &boxes, (113, 150), 0.5).unwrap();
-    for name in ["paste.full_ge_0.5", "paste.cpu_skip_empty_ge_0.5"] {
-        let expected = &tensors[name];
-        assert_eq!(expected.size(), [pasted.len() as i64, 113, 150]);
-        for (index, rle) in pasted.iter().enumerate() {
-            let columns = expected.get(index as i64).tr().contiguous().view([-1]);
-            let columns: Vec<u8> = Vec::try_from(columns).unwrap();
-            assert_eq!(mask::encode(&columns, 113, 150).unwrap().counts, rle.counts, "{name}, mask {index}");
-        }
-    }
-}
-
-#[test]
-fn masks_of_the_reference_detections_have_its_run_lengths() {
-    let Some(folder) = fixture("reference/fixtures_tiny") else { return };
-    let tensors = tensors(&folder.join("eval_batch.safetensors"));
-    let read = |name: &str| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
-    };
-    let (expected, meta) = (read("eval_batch_detections.json"), read("meta.json"));
-    let (mut first, mut equal, mut total) = (0, 0, 0);
-    for (image, expected) in expected.as_array().unwrap().iter().enumerate() {
-        let labels: Vec<i64> = Vec::try_from(&tensors[&format!("det_labels.{image}")]).unwrap();
-        let count = labels.len() as i64;
-        let scale = floats(&Tensor::from_slice(
-            &meta["img_metas"][image]["scale_factor"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|v| v.as_f64().unwrap())
-                .collect::<Vec<_>>(),
-        ));
-        let rois = tensors["det_mask_rois"].narrow(0, first, count).narrow(1, 1, 4) / Tensor::from_slice(&scale);
-        let probabilities = floats(&tensors["det_mask_logits"].narrow(0, first, count).sigmoid());
-        first += count;
-        let shape = &meta["img_metas"][image]["ori_shape"];
-        let size = (shape[0].as_u64().unwrap() as usize, shape[1].as_u64().unwrap() as usize);
-        let probabilities = Probabilities { values: &probabilities, side: 28 };
-        let pasted = paste_all(probabilities, &rows_of_four(&floats(&rois)), size, 0.5).unwrap();
-        let mut order: Vec<usize> = (0..labels.len()).collect();
-        order.sort_by_key(|&index| labels[index]);
-        assert_eq!(expected.as_array().unwrap().len(), order.len());
-        for (expected, &index) in expected.as_array().unwrap().iter().zip(&order) {
-            assert_eq!(expected["label"], labels[index]);
-            let rle = &pasted[index];
-            assert!(mask::area(rle).abs_diff(expected["area"].as_u64().unwrap()) <= 1);
-            equal += usize::from(expected["segmentation"]["counts"] == mask::rle_to_string(rle));
-            total += 1;
-        }
-    }
-    println!("{equal} of {total} run lengths are identical");
-    assert_eq!(total, 142);
-    assert!(equal >= 137, "only {equal} of {total} run lengths are identical");
 }

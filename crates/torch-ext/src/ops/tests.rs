@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use tch::{Device, Kind};
@@ -158,40 +158,6 @@ fn nms_compares_strictly_and_keeps_the_order_of_equal_scores() {
 fn nms_of_no_boxes_is_empty() {
     let boxes = Tensor::zeros([0, 4], (Kind::Float, Device::Cpu));
     assert_eq!(nms(&boxes, &Tensor::zeros([0], (Kind::Float, Device::Cpu)), 0.5).unwrap().size(), [0]);
-}
-
-/// The folder named by FNET_TEST_DATA, or a visible line that the test was skipped.
-fn test_data(test: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("FNET_TEST_DATA").map(PathBuf::from);
-    if folder.is_none() {
-        eprintln!("SKIPPED {test}: FNET_TEST_DATA is unset");
-    }
-    folder
-}
-
-#[test]
-fn the_operators_give_the_references_numbers() {
-    let Some(folder) = test_data("the_operators_give_the_references_numbers") else { return };
-    let file = folder.join("reference/fixtures_ops/ops.safetensors");
-    let f: HashMap<String, Tensor> = Tensor::read_safetensors(file).unwrap().into_iter().collect();
-    for (name, threshold) in [("nms.keep_0.5", 0.5), ("nms.keep_0.7", 0.7)] {
-        assert_eq!(nms(&f["nms.boxes"], &f["nms.scores"], threshold).unwrap(), f[name], "{name}");
-    }
-    let level = f["roialign.feat"].shallow_clone().set_requires_grad(true);
-    let rois = &f["roialign.rois"];
-    let roi_levels = Tensor::zeros([rois.size()[0]], (Kind::Int64, Device::Cpu));
-    let stride = [4, 8, 16]
-        .into_iter()
-        .find(|&stride| {
-            let out = roi_align(&[level.shallow_clone()], rois, &roi_levels, &[stride], 7).unwrap();
-            largest_difference(&out, &f["roialign.out7"]) < 4e-6
-        })
-        .expect("one of the pyramid's strides");
-    let out = roi_align(&[level.shallow_clone()], rois, &roi_levels, &[stride], 14).unwrap();
-    assert!(largest_difference(&out, &f["roialign.out14"]) < 4e-6);
-    let out = roi_align(&[level.shallow_clone()], rois, &roi_levels, &[stride], 7).unwrap();
-    (out * &f["roialign.grad_out"]).sum(Kind::Float).backward();
-    assert!(largest_difference(&level.grad(), &f["roialign.grad_in"]) < 2e-5);
 }
 
 /// The textbook loop, on boxes already sorted by score.

@@ -170,30 +170,3 @@ fn a_batch_whose_parts_differ_in_length_is_refused() {
     assert!(model.forward_train(&batch, &mut StepRandom::new(0, 0, 0)).is_err());
     assert!(model.predict(&batch.images, &batch.metas).is_err());
 }
-
-#[test]
-fn parity_names_and_shapes_of_the_family_are_the_references() {
-    let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        eprintln!("SKIPPED parity_names_and_shapes_of_the_family_are_the_references: FNET_TEST_DATA is unset");
-        return;
-    };
-    for (file, embed_dim, depths) in
-        [("keys_s", 128, [1, 2, 13, 2]), ("keys_m", 144, [3, 4, 18, 3]), ("keys_l", 192, [3, 4, 18, 3])]
-    {
-        let mut config = config::Model::default();
-        (config.backbone.embed_dim, config.backbone.depths) = (embed_dim, depths);
-        let mut parameters = Parameters::new();
-        MaskRcnn::build(&config, &mut parameters, Device::Cpu).unwrap();
-        let path = std::path::Path::new(&root).join(format!("reference/{file}.txt"));
-        let expected = std::fs::read_to_string(path).unwrap();
-        let actual = parameters.iter().map(|(name, role, tensor)| {
-            let (kind, role) = match (tensor.kind(), role) {
-                (Kind::Int64, _) => ("int64", "buffer"),
-                (_, crate::model::Role::Buffer) => ("float32", "buffer"),
-                (_, crate::model::Role::Parameter) => ("float32", "param"),
-            };
-            format!("{name}\t{:?}\t{kind}\t{role}", tensor.size())
-        });
-        assert_eq!(actual.collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>(), "{file}");
-    }
-}
