@@ -36,6 +36,10 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         },
         WorkerCommand::Flops(arguments) => flops(arguments),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),
+        WorkerCommand::Export(arguments) => {
+            control.note(tools::export(arguments)?);
+            Ok(exit::SUCCESS)
+        }
     }
 }
 

@@ -52,8 +52,10 @@ fn main() {
 fn run(launch: &Launch) -> Result<i32> {
     let place = &launch.place;
     match &launch.command {
-        LaunchCommand::Worker(command @ (WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_))) => {
-            plan::check_inputs(command)?;
+        LaunchCommand::Worker(
+            command @ (WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) | WorkerCommand::Export(_)),
+        ) => {
+            plan::check_inputs(place, command)?;
             Err(become_worker(place, command))
         }
         LaunchCommand::Worker(command) => supervise::run(place, &plan_job(place, command)?),
@@ -89,7 +91,7 @@ fn become_worker(place: &Place, command: &WorkerCommand) -> Error {
 }
 
 fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
-    plan::check_inputs(command)?;
+    plan::check_inputs(place, command)?;
     let visible = var(env::CUDA_VISIBLE_DEVICES).ok();
     let arguments = command.to_args();
     let devices = devices::choose(place, visible.as_deref(), || gpu::detect(Path::new("/")), &arguments)?;

@@ -1,6 +1,6 @@
 //! What is to be started: program, ranks, variables, folders. Decisions only.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -112,7 +112,10 @@ pub const NOT_INHERITED: [&str; 5] =
 /// Whether a command runs on one worker whatever `--gpus` says.
 pub fn is_single(command: &WorkerCommand) -> bool {
     match command {
-        WorkerCommand::Predict(_) | WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) => true,
+        WorkerCommand::Predict(_)
+        | WorkerCommand::Flops(_)
+        | WorkerCommand::PrintConfig(_)
+        | WorkerCommand::Export(_) => true,
         WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Infer(_)),
         WorkerCommand::Train(_) | WorkerCommand::Test(_) => false,
     }
@@ -135,14 +138,18 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
         }
         WorkerCommand::Flops(flops) => work_dir::work_dir(&flops.config, None).join(LOGS),
         WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
+        WorkerCommand::Export(export) => {
+            work_dir::work_dir_of_checkpoint(&export.checkpoint, export.config.as_deref()).join(LOGS)
+        }
     }
 }
 
-/// Refuses inputs that do not exist, before a folder is made for the outputs.
+/// Refuses inputs that do not exist, and a PyTorch file without its config, before a folder is made for the outputs.
 ///
 /// # Errors
-/// A config (exit code 2), checkpoint or picture (exit code 3) that does not exist.
-pub fn check_inputs(command: &WorkerCommand) -> Result<()> {
+/// A config (exit code 2), checkpoint or picture (exit code 3) that does not exist; a missing `--config` (exit code 2),
+/// with the line to run.
+pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
     let config = |path: &Path| {
         if path.exists() { Ok(()) } else { Err(Error::usage(format!("config {}: no such file", path.display()))) }
     };
@@ -176,7 +183,28 @@ pub fn check_inputs(command: &WorkerCommand) -> Result<()> {
         },
         WorkerCommand::Flops(flops) => config(&flops.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),
+        WorkerCommand::Export(export) => {
+            data("checkpoint", &export.checkpoint)?;
+            export.config.as_deref().map_or(Ok(()), config)
+        }
+    }?;
+    match command.with_missing_config() {
+        None => Ok(()),
+        Some(complete) => {
+            let line = line(place, complete.to_args());
+            Err(Error::usage(format!(
+                "a PyTorch file does not say what model it is of; give the config of the model:\n  {line}"
+            )))
+        }
     }
+}
+
+/// A line that users can run: this program, where to run, and a command.
+fn line(place: &Place, command: Vec<OsString>) -> String {
+    let mut words = vec!["fnet-launch".into()];
+    words.extend(place.to_args());
+    words.extend(command);
+    text::shell_line(&words)
 }
 
 /// Refuses to train into a folder that holds checkpoints unless told to go on from them.
@@ -186,12 +214,6 @@ pub fn check_inputs(command: &WorkerCommand) -> Result<()> {
 pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -> Result<()> {
     let Some(newest) = found.first().filter(|_| train.resume.is_none()) else { return Ok(()) };
     let folder = work_dir::work_dir(&train.config, train.work_dir.as_deref());
-    let line = |train: Train| {
-        let mut words = vec!["fnet-launch".into()];
-        words.extend(place.to_args());
-        words.extend(train.to_args());
-        text::shell_line(&words)
-    };
     let go_on = Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() };
     let mut other = folder.clone().into_os_string();
     other.push("_2");
@@ -200,8 +222,8 @@ pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -
         "{} holds checkpoints; the newest is {}. To go on from it:\n  {}\nTo start anew in another folder:\n  {}",
         folder.display(),
         newest.path.display(),
-        line(go_on),
-        line(anew)
+        line(place, go_on.to_args()),
+        line(place, anew.to_args())
     )))
 }
 

@@ -224,6 +224,20 @@ impl LoadReport {
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.conflicts.is_empty()
     }
+
+    /// An error unless every tensor of the model was loaded and nothing was left over.
+    ///
+    /// # Errors
+    /// A data error that names the first tensors that do not fit.
+    pub fn require_complete(&self) -> Result<()> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "the weights are of another model and do not fit that of the config: {self}; give the config that they were \
+             trained with (compare model.num_classes and [model.backbone])"
+        )))
+    }
 }
 
 impl fmt::Display for LoadReport {

@@ -13,7 +13,7 @@ use super::report::Comparison;
 use crate::config::{self, Activation};
 use crate::data::{Batch, ImageMeta, InstanceMask, Target};
 use crate::model::{MaskRcnn, Parameters};
-use crate::weights::Weights;
+use crate::weights::{Need, Weights};
 
 const FIXTURES: &str = "FNET_PARITY_FIXTURES";
 const TEST_DATA: &str = "FNET_TEST_DATA";
@@ -235,7 +235,7 @@ impl Fixtures {
 
 /// Loads every tensor of the model from `path`, which holds nothing else.
 pub(super) fn load_all(path: &Path, parameters: &Parameters) {
-    let summary = Weights::open(path).and_then(|weights| weights.load_detector(parameters, false));
+    let summary = Weights::open(path).and_then(|weights| weights.load_detector(parameters, Need::All));
     let summary = summary.unwrap_or_else(|error| panic!("{error}"));
     assert!(summary.report.is_complete(), "{summary}");
 }

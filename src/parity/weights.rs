@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::fixtures::{Fixtures, load_all, reference, skip};
 use crate::config;
 use crate::model::{MaskRcnn, Parameters, Role};
-use crate::weights::{Format, Weights, export};
+use crate::weights::{Format, Need, Weights, export};
 
 /// What a classification checkpoint has beside the backbone.
 const DROPPED: [&str; 3] = ["avgpool_pre_head.1.weight", "head.weight", "head.bias"];
@@ -76,7 +76,7 @@ fn check_backbone(config: &config::Model, weights: &Weights) {
     let mut parameters = Parameters::new();
     MaskRcnn::new(config, &mut parameters, Device::Cpu, 5).unwrap();
     let before: Vec<Tensor> = parameters.iter().map(|(_, _, tensor)| tensor.copy()).collect();
-    let report = weights.load_backbone(&parameters, false).unwrap().report;
+    let report = weights.load_backbone(&parameters, Need::Most).unwrap().report;
     let mut dropped = report.unexpected.clone();
     dropped.sort_unstable_by_key(|name| DROPPED.iter().position(|known| known == name));
     assert_eq!(dropped, DROPPED);

@@ -1,24 +1,26 @@
 //! From a command line to a trainer that stands where it should go on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::cli::Train as Arguments;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::work_dir;
 
-use super::checkpoint::{Checkpoint, CheckpointFolder, latest};
+use super::checkpoint::CheckpointFolder;
 use super::learner::Learner;
 use super::place::{Plan, Position};
 use super::reporter::Reporter;
+use super::resume::{Source, Start};
 use super::saver::Saver;
-use super::trainer::{self, Ending, Trainer};
+use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
 use crate::data::{Dataset, Split, train_batches_per_epoch};
 use crate::distributed::{Deadlines, World};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::weights::Need;
 
 /// Runs `train` on this rank.
 ///
@@ -43,7 +45,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     torch_ext::context::set_deterministic(config.train.deterministic)?;
     let config = &resolved.config;
     let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
-    let checkpoint = find_checkpoint(arguments, &work_dir, &world, control)?;
+    let source = Source::find(arguments.resume.as_ref(), &work_dir, &world, control)?;
 
     control.phase(Phase::Index);
     let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
@@ -53,29 +55,27 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 
     control.phase(Phase::Start);
     let mut learner = Learner::new(config, &world)?;
-    let (mut position, mut best, mut precedes_evaluation) = (Position::default(), None, false);
-    if let Some((path, checkpoint)) = &checkpoint {
-        learner.restore(checkpoint, world.rank()).with_context(|| format!("resuming from {}", path.display()))?;
-        position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
-        best = checkpoint.meta.best.clone();
-        precedes_evaluation = trainer::precedes_evaluation(&checkpoint.meta);
-    }
+    let start = match &source {
+        Some(source) => source.restore(&mut learner, &plan, &config.optimizer, &world)?,
+        None => Start::default(),
+    };
+    let position = start.position;
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
     let warnings = validation.iter().flat_map(|validation| validation.warnings());
     training_set.warnings().iter().chain(warnings).for_each(|warning| log::warn!("{warning}"));
-    match &checkpoint {
-        Some((path, _)) => {
-            log::info!("resumed epoch {}, iter {} from {}", position.epoch, position.step, path.display());
-        }
-        None => log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref())?),
+    if source.is_none() {
+        let need = Need::unless_partial(arguments.allow_partial, Need::Most);
+        log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
     }
+    start.told.iter().for_each(|text| log::info!("{text}"));
+    start.warnings.iter().for_each(|text| log::warn!("{text}"));
     let mut saver = match world.rank() {
-        0 => Some(Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, best)),
+        0 => Some(Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, start.best)),
         _ => None,
     };
-    let mut evaluation_due = precedes_evaluation && validation.is_some();
-    if let (true, Some((path, _))) = (evaluation_due, &checkpoint) {
-        evaluation_due = !evaluated(&work_dir, path, position, &world, saver.as_mut())?;
+    let mut evaluation_due = start.precedes_evaluation && validation.is_some();
+    if let (true, Some(source)) = (evaluation_due, &source) {
+        evaluation_due = !evaluated(&work_dir, &source.path, position, &world, saver.as_mut())?;
     }
     let mut trainer = Trainer {
         saver,
@@ -91,6 +91,10 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         plan,
         position,
     };
+    if start.is_foreign {
+        // From here on the job goes on from its own folder, whatever happens.
+        trainer.write_checkpoint()?;
+    }
     let ending = trainer.run()?;
     drop(trainer);
     world.leave()?;
@@ -109,33 +113,6 @@ fn resolve(arguments: &Arguments) -> Result<Resolved> {
     Ok(resolved)
 }
 
-/// The checkpoint to go on from. Rank 0 chooses it, and every rank reads it.
-fn find_checkpoint(
-    arguments: &Arguments,
-    work_dir: &Path,
-    world: &World,
-    control: &Client,
-) -> Result<Option<(PathBuf, Checkpoint)>> {
-    let path = match &arguments.resume {
-        None => return Ok(None),
-        Some(Resume::From(path)) => path.clone(),
-        Some(Resume::Newest) => {
-            control.phase(Phase::Checkpoint);
-            let chosen = if world.rank() == 0 { newest(work_dir, control) } else { Ok(PathBuf::new()) };
-            let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
-            let names = world.all_gather_bytes(name.as_bytes())?;
-            let _ = chosen?;
-            let name = names.first().map(Vec::as_slice).unwrap_or_default();
-            if name.is_empty() {
-                return Err(Error::data("rank 0 found no checkpoint to resume from"));
-            }
-            PathBuf::from(String::from_utf8_lossy(name).into_owned())
-        }
-    };
-    let checkpoint = Checkpoint::load(&path)?;
-    Ok(Some((path, checkpoint)))
-}
-
 /// Whether the evaluation at `position` was finished before the job ended. Its metrics then count for the best
 /// checkpoint, which the checkpoint itself could not know of.
 fn evaluated(
@@ -150,20 +127,6 @@ fn evaluated(
         saver.keep_best(metrics, position)?;
     }
     world.any(metrics.is_some())
-}
-
-/// The newest sound checkpoint of the folder; says which were passed over.
-fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
-    let found = latest(work_dir)?;
-    for skipped in &found.skipped {
-        control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
-    }
-    found.found.map(|(path, _)| path).ok_or_else(|| {
-        Error::data(format!(
-            "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
-            work_dir.display()
-        ))
-    })
 }
 
 fn plan(config: &Config, training_set: &Dataset, world: &World) -> Result<Plan> {

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use indexmap::IndexMap;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_ext::optim::{AdamW, AdamWOptions, AdamWState, Sgd, SgdOptions};
 
 use crate::config::{self, OptimizerKind};
 use crate::error::{Error, Result};
+use crate::weights::Moments;
 
 /// AdamW or SGD over all parameters as one group.
 pub struct Optimizer {
@@ -105,6 +106,25 @@ impl Optimizer {
                 Engine::Sgd(sgd) => sgd.load_momentum_buffer(index, find("momentum_buffer", name)?),
             };
             loaded.map_err(|error| Error::data(format!("{name}: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Goes on from AdamW's moments in the order of the parameters; a parameter that has none was never updated.
+    ///
+    /// # Errors
+    /// A data error if this is another optimizer.
+    pub fn restore_moments(&mut self, moments: &[Option<&Moments>]) -> Result<()> {
+        let Engine::AdamW(adamw) = &mut self.engine else {
+            return Err(Error::data(
+                "the checkpoint holds the state of AdamW, but optimizer.kind is another; start with its weights alone by \
+                 --load-from",
+            ));
+        };
+        for (index, moments) in moments.iter().enumerate() {
+            let Some(Moments { step, exp_avg, exp_avg_sq }) = moments else { continue };
+            let step = Tensor::f_full([0_i64; 0], *step as f64, (Kind::Float, Device::Cpu))?;
+            adamw.load_state(index, &AdamWState { step: &step, exp_avg, exp_avg_sq })?;
         }
         Ok(())
     }

@@ -83,6 +83,31 @@ impl Plan {
         Ok(Position { epoch: progress.epoch, iteration, step: progress.step as usize })
     }
 
+    /// The position that the `epoch` and `iter` of an MMDetection checkpoint stand for, and what to say of it.
+    ///
+    /// As in the reference, training goes on with the epoch after the finished ones, whole. Where the file's epochs
+    /// were of another length (other workers, or pictures per worker), the iterations are counted in this job's epochs;
+    /// the reference multiplies them by the ratio of the workers, which is the same but for what fills up its epochs.
+    ///
+    /// # Errors
+    /// A data error if no training has so many epochs.
+    pub fn adopt(&self, epoch: u64, iter: u64) -> Result<(Position, Option<String>)> {
+        let length = self.steps_per_epoch;
+        let finished = u32::try_from(epoch).map_err(|_| Error::data(format!("it tells of {epoch} finished epochs")))?;
+        let position = Position { epoch: finished as usize, iteration: 0, step: finished as usize * length };
+        let told = if iter == position.step as u64 {
+            None
+        } else if epoch > 0 && iter.is_multiple_of(epoch) {
+            let (theirs, step) = (iter / epoch, position.step);
+            Some(format!(
+                "its epochs had {theirs} iterations and this job's have {length}, so iter {iter} is {step} here"
+            ))
+        } else {
+            Some(format!("it was written within epoch {} (iter {iter}), which is trained from its start", epoch + 1))
+        };
+        Ok((position, told))
+    }
+
     /// The position after the step at `place`.
     pub fn after(&self, place: StepPlace) -> Position {
         let step = place.step + 1;
@@ -112,6 +137,23 @@ mod tests {
         let expected: Vec<_> = (0..2).flat_map(|e| epoch.map(|(i, m, u)| (e, i, m, u))).collect();
         assert_eq!(seen, expected);
         assert_eq!(position, Position { epoch: 2, iteration: 0, step: plan.total_steps() });
+    }
+
+    #[test]
+    fn an_mmdetection_checkpoint_goes_on_with_the_next_epoch() {
+        let plan = Plan { epochs: 12, steps_per_epoch: 30, accumulate: 1 };
+        let at = |epoch, step| Position { epoch, iteration: 0, step };
+        assert_eq!(plan.adopt(6, 180).unwrap(), (at(6, 180), None));
+        assert_eq!(plan.adopt(0, 0).unwrap(), (at(0, 0), None));
+        let (position, told) = plan.adopt(6, 90).unwrap();
+        assert_eq!(position, at(6, 180));
+        assert!(told.unwrap().contains("had 15 iterations and this job's have 30, so iter 90 is 180"));
+        for (epoch, iter) in [(6, 187), (0, 7)] {
+            let (position, told) = plan.adopt(epoch, iter).unwrap();
+            assert_eq!(position, at(epoch as usize, epoch as usize * 30));
+            assert!(told.unwrap().contains(&format!("within epoch {}", epoch + 1)));
+        }
+        assert!(plan.adopt(u64::MAX, 1).is_err());
     }
 
     #[test]

@@ -17,6 +17,13 @@ impl Schedule {
         let missing = (1.0 - step as f64 / self.warmup_iters as f64) * (1.0 - self.warmup_ratio);
         regular * (1.0 - missing)
     }
+
+    /// The learning rate of the last update before a position: `epoch` finished epochs, `iteration` finished steps of
+    /// the one after them, `step` finished steps in all.
+    pub fn last_learning_rate(&self, base: f64, epoch: usize, iteration: usize, step: usize) -> f64 {
+        let epoch = if iteration > 0 { epoch } else { epoch.saturating_sub(1) };
+        self.learning_rate(base, epoch, step.saturating_sub(1))
+    }
 }
 
 #[cfg(test)]
@@ -34,6 +41,14 @@ mod tests {
         close(schedule.learning_rate(2e-4, 7, 60_000), 2e-4);
         close(schedule.learning_rate(2e-4, 8, 70_000), 2e-5);
         close(schedule.learning_rate(2e-4, 11, 80_000), 2e-6);
+    }
+
+    #[test]
+    fn the_last_rate_is_that_of_the_epoch_of_the_last_step() {
+        let schedule = Schedule { warmup_iters: 0, steps: vec![2], ..Schedule::default() };
+        let last = |epoch, iteration, step| schedule.last_learning_rate(1.0, epoch, iteration, step);
+        assert_eq!((last(2, 0, 20), last(2, 1, 21), last(3, 0, 30)), (1.0, 0.1, 0.1));
+        assert_eq!(last(0, 0, 0), 1.0);
     }
 
     #[test]

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use fnet_protocol::work_dir::is_pytorch_file;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
-use super::checkpoint::{Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
+use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
 use crate::config;
 use crate::distributed::World;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::{LoadReport, Parameters};
-use crate::weights::Weights;
+use crate::weights::{MmdetCheckpoint, Need, Weights};
 
 /// Key of the dynamic loss scale among the scalars of a checkpoint.
 const LOSS_SCALE: &str = "loss_scale";
@@ -59,13 +60,18 @@ impl Learner<'_> {
     /// Returns what to tell.
     ///
     /// # Errors
-    /// A data error if the file cannot be read or is of another model.
-    pub fn load_initial_weights(&mut self, config: &config::Model, load_from: Option<&Path>) -> Result<String> {
+    /// A data error if the file cannot be read, is of another model, or has less than `need` asks for.
+    pub fn load_initial_weights(
+        &mut self,
+        config: &config::Model,
+        load_from: Option<&Path>,
+        need: Need,
+    ) -> Result<String> {
         let pretrained = Path::new(&config.backbone.pretrained);
         let told = if let Some(path) = load_from {
-            Weights::open(path)?.load_detector(&self.parameters, false)?.to_string()
+            open_weights(path)?.load_detector(&self.parameters, need)?.to_string()
         } else if !config.backbone.pretrained.is_empty() {
-            Weights::open(pretrained)?.load_backbone(&self.parameters, false)?.to_string()
+            open_weights(pretrained)?.load_backbone(&self.parameters, need)?.to_string()
         } else {
             "No pre-trained weights, training starts from scratch".to_owned()
         };
@@ -75,13 +81,31 @@ impl Learner<'_> {
         Ok(told)
     }
 
+    /// Goes on from an MMDetection checkpoint: weights, BatchNorm statistics (the file's on every rank) and AdamW's
+    /// moments. A moving average begins with this run. Returns the weights' report; none is missing.
+    ///
+    /// # Errors
+    /// A data error if the checkpoint is of another model or has no AdamW state.
+    pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
+        checkpoint.variant().map_or(Ok(()), |found| found.check(&self.parameters))?;
+        let mut report = self.parameters.load(&checkpoint.state)?;
+        let unused = std::mem::take(&mut report.unexpected);
+        report.require_complete()?;
+        report.unexpected = unused;
+        self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
+        if let Some(ema) = &mut self.ema {
+            ema.restart(&self.trained)?;
+        }
+        Ok(report)
+    }
+
     /// Goes on from a stored state: weights, optimizer, moving average, and the BatchNorm statistics of this rank
     /// (rank 0's if there were fewer ranks).
     ///
     /// # Errors
     /// A data error if the checkpoint is of another model.
     pub fn restore(&mut self, checkpoint: &Checkpoint, rank: usize) -> Result<()> {
-        complete(&self.parameters.load(checkpoint.section(MODEL))?)?;
+        self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
         if rank > 0 && rank < checkpoint.meta.world_size {
             self.parameters.load(checkpoint.section(&rank_prefix(rank)))?;
         }
@@ -105,18 +129,13 @@ impl Learner<'_> {
     }
 }
 
-/// An error unless every tensor of the model was loaded and fits.
-///
-/// # Errors
-/// A data error that names the first tensors that do not fit.
-pub fn complete(report: &LoadReport) -> Result<()> {
-    if report.is_complete() {
-        return Ok(());
+/// Opens weights of any maker. Of a checkpoint of this program every byte is checked first.
+fn open_weights(path: &Path) -> Result<Weights> {
+    let path = checkpoint::resolve(path);
+    if !is_pytorch_file(&path) && !checkpoint::is_plain_safetensors(&path) {
+        checkpoint::verify(&path)?;
     }
-    Err(Error::data(format!(
-        "the weights are of another model: {report}; compare model.num_classes and [model.backbone] of the config with \
-         the one that the weights were trained with"
-    )))
+    Weights::open(&path)
 }
 
 /// All buffers, one after the other, in the order of the parameters.
@@ -147,18 +166,4 @@ fn buffers_from_bytes(parameters: &Parameters, bytes: &[u8], rank: usize) -> Res
 
 fn byte_count(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
-}
-
-/// Fills the model with the weights of a checkpoint of fnet (the moving average, if it has one).
-///
-/// # Errors
-/// A data error if the file cannot be read or is of another model.
-pub fn load_model_weights(parameters: &Parameters, path: &Path) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::load(path)?;
-    let load = || {
-        complete(&parameters.load(checkpoint.section(MODEL))?)?;
-        parameters.load(checkpoint.section(EMA)).map(drop)
-    };
-    load().with_context(|| path.display().to_string())?;
-    Ok(checkpoint)
 }

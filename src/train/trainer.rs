@@ -115,8 +115,8 @@ impl Trainer<'_> {
     /// The learning rate of the last update of the finished epoch at the present position. A resumed job has not seen
     /// that update itself.
     fn last_learning_rate(&self) -> f64 {
-        let Position { epoch, step, .. } = self.position;
-        self.config.schedule.learning_rate(self.learning_rate, epoch.saturating_sub(1), step.saturating_sub(1))
+        let Position { epoch, iteration, step } = self.position;
+        self.config.schedule.last_learning_rate(self.learning_rate, epoch, iteration, step)
     }
 
     /// Whether the model is evaluated once `epochs` are done.
@@ -139,6 +139,14 @@ impl Trainer<'_> {
         if !due && stopped.is_none() && !self.best_may_follow() {
             return Ok(());
         }
+        self.write_checkpoint()
+    }
+
+    /// Writes a checkpoint of the present position, all ranks together.
+    ///
+    /// # Errors
+    /// A lost peer, memory, or a disk that takes no checkpoint.
+    pub(super) fn write_checkpoint(&self) -> Result<()> {
         self.control.phase(Phase::Checkpoint);
         let checkpoint = self.learner.capture(self.world, self.meta()?)?;
         if let (Some(checkpoint), Some(saver)) = (checkpoint, &self.saver) {

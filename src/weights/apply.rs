@@ -1,16 +1,32 @@
 //! Puts weights of a file into a model, and says what became of each.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
 use super::lazy::LazyTensor;
 use super::load::Weights;
-use super::variant::Variant;
+use super::variant::BACKBONE;
 use crate::error::{Context, Error, Result};
 use crate::model::{LoadReport, Parameters, ShapeConflict};
 
-/// Where the backbone's tensors lie in a detector.
-const BACKBONE: &str = "backbone.";
+/// How much of what is loaded must be in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Every tensor, in its shape: to evaluate, or to go on training.
+    All,
+    /// At least half of the tensors, and none in another shape: to start a training from.
+    Most,
+    /// Whatever fits, such as all but the class layers of a detector of other classes; the rest keeps its initial values.
+    Any,
+}
+
+impl Need {
+    /// What a command needs whose `--allow-partial` is `given`, and that needs `otherwise` without it.
+    pub fn unless_partial(given: bool, otherwise: Self) -> Self {
+        if given { Self::Any } else { otherwise }
+    }
+}
 
 /// What a load did; prints as one line.
 #[derive(Debug)]
@@ -22,15 +38,13 @@ pub struct Summary {
 }
 
 impl Weights {
-    /// Loads a detector's weights into `parameters`. `allow_partial` permits that few or none of the model's tensors
-    /// are in the file, and that some have other shapes, such as the class layers of a model for other classes; they
-    /// keep their initial values.
+    /// Loads a detector's weights into `parameters`.
     ///
     /// # Errors
-    /// If the backbones are of different variants; without `allow_partial` also if a shape differs or less than half
-    /// of the model's tensors are in the file; if the file cannot be read. Only the last leaves a changed model.
-    pub fn load_detector(&self, parameters: &Parameters, allow_partial: bool) -> Result<Summary> {
-        self.load("", self.iter().collect(), parameters, allow_partial)
+    /// If the backbones are of different variants, or less than `need` asks for is in the file; if the file cannot be
+    /// read. Only the last leaves a changed model.
+    pub fn load_detector(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
+        self.load("", self.iter().collect(), parameters, need)
     }
 
     /// Loads the weights of a backbone into that of `parameters`: of an ImageNet checkpoint, whose names are the
@@ -39,11 +53,11 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::load_detector`], for the backbone alone.
-    pub fn load_backbone(&self, parameters: &Parameters, allow_partial: bool) -> Result<Summary> {
+    pub fn load_backbone(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         let of_detector: Vec<_> =
             self.iter().filter_map(|(name, tensor)| name.strip_prefix(BACKBONE).map(|name| (name, tensor))).collect();
         let source = if of_detector.is_empty() { self.iter().collect() } else { of_detector };
-        self.load(BACKBONE, source, parameters, allow_partial)
+        self.load(BACKBONE, source, parameters, need)
     }
 
     fn load(
@@ -51,14 +65,12 @@ impl Weights {
         prefix: &str,
         source: Vec<(&str, &LazyTensor)>,
         parameters: &Parameters,
-        allow_partial: bool,
+        need: Need,
     ) -> Result<Summary> {
         let place = || format!("loading weights from {}", self.path().display());
-        self.check_variant(parameters).with_context(place)?;
+        self.variant().map_or(Ok(()), |found| found.check(parameters)).with_context(place)?;
         let plan = Plan::new(prefix, source, parameters);
-        if !allow_partial {
-            plan.check(parameters).with_context(place)?;
-        }
+        plan.check(parameters, need).with_context(place)?;
         let mut failure = None;
         let tensors = plan.fitting.iter().map_while(|(name, tensor)| match tensor.load() {
             Ok(tensor) => Some((*name, tensor)),
@@ -74,19 +86,6 @@ impl Weights {
         report.unexpected = plan.unexpected;
         report.conflicts = plan.conflicts;
         Ok(Summary { path: self.path().to_owned(), report })
-    }
-
-    /// Weights of one variant fit no other; where names and some shapes agree, the model would be broken silently.
-    fn check_variant(&self, parameters: &Parameters) -> Result<()> {
-        let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
-        let wanted = Variant::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())));
-        match (self.variant(), wanted) {
-            (Some(found), Some(wanted)) if found != wanted => Err(Error::data(format!(
-                "the file holds weights of {found}, but the config's backbone is {wanted}: give the file for that \
-                 backbone, or change model.backbone"
-            ))),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -114,7 +113,10 @@ impl<'a> Plan<'a> {
         Self { prefix, fitting, unexpected, conflicts }
     }
 
-    fn check(&self, parameters: &Parameters) -> Result<()> {
+    fn check(&self, parameters: &Parameters, need: Need) -> Result<()> {
+        if need == Need::Any {
+            return Ok(());
+        }
         if let Some(first) = self.conflicts.first() {
             let remedy = match self.classes() {
                 Some((found, expected)) => format!(
@@ -132,20 +134,33 @@ impl<'a> Plan<'a> {
                 first.expected
             )));
         }
-        let counted = |name: &str| name.starts_with(self.prefix) && !name.ends_with(".num_batches_tracked");
-        let wanted = parameters.iter().filter(|(name, ..)| counted(name)).count();
-        let found = self.fitting.iter().filter(|(name, _)| !name.ends_with(".num_batches_tracked")).count();
-        if 2 * found >= wanted {
+        let found: HashSet<&str> = self.fitting.iter().map(|(name, _)| *name).collect();
+        // Older files lack the counters of batches.
+        let wanted = parameters.iter().map(|(name, ..)| name).filter(|name| !name.ends_with(".num_batches_tracked"));
+        let wanted: Vec<&str> = wanted.filter_map(|name| name.strip_prefix(self.prefix)).collect();
+        let missing: Vec<&str> = wanted.iter().copied().filter(|name| !found.contains(name)).collect();
+        let allowed = if need == Need::All { 0 } else { wanted.len() / 2 };
+        if missing.len() <= allowed {
             return Ok(());
         }
-        let is_backbone = self.prefix.is_empty() && self.unexpected.iter().any(|name| name.starts_with("patch_embed."));
-        let remedy = if is_backbone {
-            "they are weights of a backbone: set model.backbone.pretrained to the file".to_owned()
-        } else {
-            let examples = self.unexpected.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            format!("the file's other names are such as {examples:?}. With --allow-partial the rest starts anew")
-        };
-        Err(Error::data(format!("only {found} of the model's {wanted} tensors are in the file: {remedy}")))
+        Err(Error::data(format!(
+            "only {} of the model's {} tensors are in the file, {} is not: {}",
+            wanted.len() - missing.len(),
+            wanted.len(),
+            missing[0],
+            self.remedy()
+        )))
+    }
+
+    /// What to do about a file that has too little of the model.
+    fn remedy(&self) -> String {
+        if self.prefix.is_empty() && self.unexpected.iter().any(|name| name.starts_with("patch_embed.")) {
+            return "they are weights of a backbone: train with model.backbone.pretrained set to the file".into();
+        }
+        let others = self.unexpected.iter().take(3).map(|name| printable(name)).collect::<Vec<_>>().join(", ");
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (the file's other names: {others}, ...)") };
+        format!("give the config that the weights were trained with{others}, or go on without them by --allow-partial")
     }
 
     /// Number of classes of the file and of the model, if that is where they differ.
@@ -177,9 +192,9 @@ impl fmt::Display for Summary {
 /// The layers that `names` belong to, the first few of them.
 fn abridge(names: &[String]) -> String {
     const SHOWN: usize = 6;
-    let mut layers: Vec<&str> = Vec::new();
+    let mut layers: Vec<String> = Vec::new();
     for name in names {
-        let layer = name.rsplit_once('.').map_or(name.as_str(), |(layer, _)| layer);
+        let layer = printable(name.rsplit_once('.').map_or(name.as_str(), |(layer, _)| layer));
         if !layers.contains(&layer) {
             if layers.len() == SHOWN {
                 return format!("{}, ...", layers.join(", "));
@@ -188,6 +203,16 @@ fn abridge(names: &[String]) -> String {
         }
     }
     layers.join(", ")
+}
+
+/// A name out of a file for people's eyes: a hostile one must not control the terminal, or fill it.
+fn printable(name: &str) -> String {
+    const LONGEST: usize = 100;
+    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -22,20 +22,28 @@ use crate::evaluate::results::write_atomically;
 /// Bytes that each tensor's data begin at a multiple of, as PyTorch aligns them.
 const ALIGNMENT: u16 = 64;
 
+/// Whether exports to `path` are safetensors, else `.pth`, by its name.
+///
+/// # Errors
+/// A usage error if the name ends otherwise.
+pub fn is_safetensors(path: &Path) -> Result<bool> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("pth" | "pt") => Ok(false),
+        Some("safetensors") => Ok(true),
+        _ => Err(Error::usage(format!(
+            "{}: exports are named .pth (PyTorch, MMDetection) or .safetensors; give such a name",
+            path.display()
+        ))),
+    }
+}
+
 /// Writes `checkpoint` to `path` by the rules of its name: `.pth` and `.pt` for PyTorch, `.safetensors` (the weights
 /// alone, with classes, epoch and iteration in its metadata). The file is complete or not there at all.
 ///
 /// # Errors
 /// If the name ends otherwise, a tensor has a type that PyTorch files do not hold, or the file cannot be written.
 pub fn write(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("pth" | "pt") => write_pth(path, checkpoint),
-        Some("safetensors") => write_safetensors(path, checkpoint),
-        _ => Err(Error::usage(format!(
-            "{}: exports are named .pth (PyTorch, MMDetection) or .safetensors; give such a name",
-            path.display()
-        ))),
-    }
+    if is_safetensors(path)? { write_safetensors(path, checkpoint) } else { write_pth(path, checkpoint) }
 }
 
 /// Writes `checkpoint` as `torch.save` would: `meta`, `state_dict` and, if there is one, `optimizer`.

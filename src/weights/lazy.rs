@@ -200,6 +200,14 @@ impl LazyTensor {
         self.count().saturating_mul(self.kind.elt_size_in_bytes() as u64)
     }
 
+    /// Number of bytes that must be unpacked or held to read it.
+    pub(super) fn cost(&self) -> u64 {
+        match self.storage.source {
+            Source::Deflated { .. } => self.storage.len.max(self.bytes()),
+            Source::File { .. } | Source::Memory(_) => self.bytes(),
+        }
+    }
+
     /// Reads the data into a contiguous tensor on the CPU.
     ///
     /// # Errors
@@ -230,11 +238,13 @@ fn extent(size: &[i64], stride: &[i64]) -> Option<Extent> {
     if size.len() != stride.len() || size.len() > MAX_DIMENSIONS {
         return None;
     }
-    let (mut count, mut span) = (1_i64, 1_i64);
+    let (mut count, mut span, mut bound) = (1_i64, 1_i64, 1_i64);
     for (&size, &stride) in size.iter().zip(stride) {
         if size < 0 || stride < 0 {
             return None;
         }
+        // Beside a zero, other sizes must not overflow libtorch's strides either.
+        bound = bound.checked_mul(size.max(1))?;
         count = count.checked_mul(size)?;
         span = span.checked_add(stride.checked_mul((size - 1).max(0))?)?;
     }
@@ -281,6 +291,7 @@ mod tests {
         assert!(refused(0, &[2], &[-1]));
         assert!(refused(0, &[2], &[1, 1]));
         assert!(refused(0, &[1; 65], &[1; 65]));
+        assert!(refused(0, &[0, i64::MAX, i64::MAX], &[1, 1, 1]));
     }
 
     #[test]

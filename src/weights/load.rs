@@ -1,5 +1,6 @@
 //! Opens a file of weights of any known format.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use tch::Tensor;
 use super::lazy::LazyTensor;
 use super::safetensors;
 use super::value::Value;
-use super::variant::Variant;
+use super::variant::{BACKBONE, Variant};
 use super::{mmdet, pth};
 use crate::error::{Context, Error, Result};
 
@@ -59,7 +60,7 @@ impl Weights {
             let (meta, tensors) = safetensors::read(&file).with_context(place)?;
             (Format::Safetensors, meta, tensors)
         } else {
-            let value = pth::open(path)?;
+            let value = pth::read(&file).with_context(place)?;
             let (format, tensors) = state_of(&value).with_context(place)?;
             (format, mmdet::meta(&value), tensors)
         };
@@ -67,6 +68,8 @@ impl Weights {
         if tensors.is_empty() {
             return Err(Error::data(format!("{}: the file holds no tensors", path.display())));
         }
+        let mut budget = Budget::of(&file);
+        tensors.values().try_for_each(|tensor| budget.spend(tensor)).with_context(place)?;
         Ok(Self { path: path.to_owned(), format, meta, tensors })
     }
 
@@ -117,7 +120,29 @@ impl Weights {
     /// The member of the FasterNet family whose weights these are, bare or below `backbone.`.
     pub fn variant(&self) -> Option<Variant> {
         let tensors = || self.iter().map(|(name, tensor)| (name, tensor.size()));
-        Variant::recognise("backbone.", tensors()).or_else(|| Variant::recognise("", tensors()))
+        Variant::recognise(BACKBONE, tensors()).or_else(|| Variant::recognise("", tensors()))
+    }
+}
+
+/// A bound on what the tensors of a file take in all: weights may share their data, and a packed file may be compressed,
+/// but a small file must not fill the memory, or keep a reader busy.
+pub(super) struct Budget {
+    left: u64,
+}
+
+impl Budget {
+    /// Four times the file, and a MiB.
+    pub(super) fn of(file: &File) -> Self {
+        let len = file.metadata().map_or(0, |metadata| metadata.len());
+        Self { left: len.saturating_mul(4).saturating_add(1 << 20) }
+    }
+
+    /// Counts what it takes to read `tensor`.
+    pub(super) fn spend(&mut self, tensor: &LazyTensor) -> Result<()> {
+        self.left = self.left.checked_sub(tensor.cost()).ok_or_else(|| {
+            Error::data("the tensors are far larger than the file, as they share their data: the file is hostile")
+        })?;
+        Ok(())
     }
 }
 

@@ -1,14 +1,16 @@
 //! MMDetection checkpoints in full: weights, facts about the training and AdamW's state.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use indexmap::IndexMap;
 use tch::Tensor;
 
 use super::lazy::LazyTensor;
-use super::load::{Meta, state_of};
+use super::load::{Budget, Meta, state_of};
 use super::pth;
 use super::value::Value;
+use super::variant::{BACKBONE, Variant};
 use crate::error::{Context, Error, Result};
 use crate::model::Parameters;
 
@@ -60,24 +62,18 @@ pub struct Moments {
     pub exp_avg_sq: Tensor,
 }
 
-/// All tensors of a file together may have this many times its bytes: weights may share a storage, and a packed file
-/// may be compressed, but a small file must not fill the memory.
-const MAX_EXPANSION: u64 = 4;
-
 impl MmdetCheckpoint {
     /// Reads an MMDetection checkpoint with everything that is needed to continue its training.
     ///
     /// # Errors
     /// If the file cannot be read or is none such, or its optimizer is not AdamW.
     pub fn open(path: &Path) -> Result<Self> {
-        let value = pth::open(path)?;
-        let len = path.metadata().map(|metadata| metadata.len()).unwrap_or(0);
-        let budget = len.saturating_mul(MAX_EXPANSION).saturating_add(1 << 20);
-        Self::from_value(&value, budget).with_context(|| path.display().to_string())
+        let file = pth::open_file(path)?;
+        let read = || Self::from_value(&pth::read(&file)?, &mut Loader(Budget::of(&file)));
+        read().with_context(|| path.display().to_string())
     }
 
-    fn from_value(value: &Value, budget: u64) -> Result<Self> {
-        let mut loader = Loader { left: budget };
+    fn from_value(value: &Value, loader: &mut Loader) -> Result<Self> {
         let (_, tensors) = state_of(value)?;
         let mut state = IndexMap::with_capacity(tensors.len());
         for (name, tensor) in tensors {
@@ -86,55 +82,79 @@ impl MmdetCheckpoint {
         }
         let optimizer = match value.get("optimizer") {
             None | Some(Value::None) => None,
-            Some(optimizer) => Some(read_optimizer(optimizer, &mut loader).context("optimizer")?),
+            Some(optimizer) => Some(read_optimizer(optimizer, loader).context("optimizer")?),
         };
         Ok(Self { state, meta: meta(value), optimizer })
+    }
+
+    /// The moments of each trained tensor of `parameters`, in order. The optimizer counts the trained tensors of the
+    /// file in the order of its `state_dict`.
+    ///
+    /// # Errors
+    /// If there is no optimizer, its state is for another number of tensors, or a moment has not its tensor's shape.
+    pub fn moments(&self, parameters: &Parameters) -> Result<Vec<Option<&Moments>>> {
+        let optimizer = self.optimizer.as_ref().ok_or_else(|| {
+            Error::data(
+                "the file holds no optimizer state, so its training cannot be continued; start one with its weights by \
+                 --load-from",
+            )
+        })?;
+        let trained: HashMap<&str, &Tensor> = parameters.trainable().collect();
+        let names: Vec<&str> =
+            self.state.keys().map(String::as_str).filter(|name| trained.contains_key(name)).collect();
+        let mut indices: Vec<usize> = optimizer.groups.iter().flat_map(|group| group.params.iter().copied()).collect();
+        indices.sort_unstable();
+        if names.len() != trained.len() || !indices.iter().copied().eq(0..names.len()) {
+            return Err(Error::data(format!(
+                "the optimizer's state is for {} parameters, the model has {}: {OTHER_MODEL}",
+                indices.len(),
+                trained.len()
+            )));
+        }
+        let mut moments = HashMap::with_capacity(names.len());
+        for (index, name) in names.into_iter().enumerate() {
+            let Some(found) = optimizer.moments.get(&index) else { continue };
+            let size = trained[name].size();
+            if let Some(other) = [&found.exp_avg, &found.exp_avg_sq].into_iter().find(|moment| moment.size() != size) {
+                return Err(Error::data(format!(
+                    "the optimizer's state of parameter {index} has shape {:?}, but {name} has {size:?}: {OTHER_MODEL}",
+                    other.size()
+                )));
+            }
+            moments.insert(name, found);
+        }
+        Ok(parameters.trainable().map(|(name, _)| moments.get(name).copied()).collect())
+    }
+
+    /// The member of the FasterNet family whose weights these are.
+    pub fn variant(&self) -> Option<Variant> {
+        let tensors: Vec<_> = self.state.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+        Variant::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())))
+    }
+}
+
+const OTHER_MODEL: &str =
+    "give the config that the checkpoint was trained with, or start with its weights alone by --load-from";
+
+/// Reads tensors as long as the bound on their bytes allows.
+struct Loader(Budget);
+
+impl Loader {
+    fn load(&mut self, tensor: &LazyTensor) -> Result<Tensor> {
+        self.0.spend(tensor)?;
+        tensor.load()
     }
 }
 
 impl OptimizerState {
-    /// The moments of each trained tensor of `parameters`, in order.
-    ///
-    /// # Errors
-    /// If the state is for another number of parameters, or a moment has not its parameter's shape.
-    pub fn of<'a>(&'a self, parameters: &Parameters) -> Result<Vec<Option<&'a Moments>>> {
-        let expected = parameters.trainable().count();
-        let mut indices: Vec<usize> = self.groups.iter().flat_map(|group| group.params.iter().copied()).collect();
-        indices.sort_unstable();
-        if !indices.iter().copied().eq(0..expected) {
-            return Err(Error::data(format!(
-                "the optimizer's state is for {} parameters, the model has {expected}: give the config that the \
-                 checkpoint was trained with, or load only its weights",
-                indices.len()
-            )));
+    /// Gives parameter `index` the number `moved[index]`; `moved` is a permutation of all indices.
+    pub fn renumber(&mut self, moved: &[usize]) {
+        let place = |index: usize| moved.get(index).copied().unwrap_or(index);
+        self.moments = self.moments.drain(..).map(|(index, moments)| (place(index), moments)).collect();
+        self.moments.sort_unstable_keys();
+        for group in &mut self.groups {
+            group.params.iter_mut().for_each(|index| *index = place(*index));
         }
-        let fitting = |(index, (name, tensor)): (usize, (&str, &Tensor))| {
-            let Some(moments) = self.moments.get(&index) else { return Ok(None) };
-            let size = tensor.size();
-            match [&moments.exp_avg, &moments.exp_avg_sq].into_iter().find(|moment| moment.size() != size) {
-                None => Ok(Some(moments)),
-                Some(moment) => Err(Error::data(format!(
-                    "the optimizer's state of parameter {index} has shape {:?}, but {name} has {size:?}: give the \
-                     config that the checkpoint was trained with, or load only its weights",
-                    moment.size()
-                ))),
-            }
-        };
-        parameters.trainable().enumerate().map(fitting).collect()
-    }
-}
-
-/// Reads tensors as long as the bound on their bytes allows.
-struct Loader {
-    left: u64,
-}
-
-impl Loader {
-    fn load(&mut self, tensor: &LazyTensor) -> Result<Tensor> {
-        self.left = self.left.checked_sub(tensor.bytes()).ok_or_else(|| {
-            Error::data("the tensors are far larger than the file, as they share their data: the file is hostile")
-        })?;
-        tensor.load()
     }
 }
 

@@ -25,17 +25,17 @@ pub fn open(path: &Path) -> Result<Value> {
 
 /// Opens a file of weights.
 pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
-    let file = File::open(path).map_err(|error| {
+    let unreadable = |error: std::io::Error| {
         Error::data(format!("cannot open {}: {error}. Give the path of a file of weights", path.display()))
-    })?;
-    let kind = file.metadata().map(|metadata| metadata.is_file());
-    match kind {
-        Ok(true) => Ok(Arc::new(file)),
-        _ => Err(Error::data(format!("{} is no ordinary file: give a file of weights", path.display()))),
+    };
+    // To open a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(Error::data(format!("{} is no ordinary file: give a file of weights", path.display())));
     }
+    File::open(path).map(Arc::new).map_err(unreadable)
 }
 
-fn read(file: &Arc<File>) -> Result<Value> {
+pub(super) fn read(file: &Arc<File>) -> Result<Value> {
     let mut start = Vec::new();
     file.as_ref().take(8).read_to_end(&mut start).map_err(unreadable)?;
     match start.as_slice() {

@@ -2,6 +2,12 @@
 
 use std::fmt;
 
+use crate::error::{Error, Result};
+use crate::model::Parameters;
+
+/// Where the backbone's tensors lie in a detector.
+pub(super) const BACKBONE: &str = "backbone.";
+
 /// Width and depths of a FasterNet backbone, as read from the names and shapes of its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variant {
@@ -35,6 +41,22 @@ impl Variant {
         }
         let embed_dim = embed_dim?;
         depths.iter().all(|&depth| depth > 0).then_some(Self { embed_dim, depths })
+    }
+
+    /// Refuses weights of this variant for a model of another one: where names and some shapes agree, the model would
+    /// be broken silently.
+    ///
+    /// # Errors
+    /// A data error that names both.
+    pub fn check(&self, parameters: &Parameters) -> Result<()> {
+        let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
+        match Self::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {
+            Some(wanted) if wanted != *self => Err(Error::data(format!(
+                "the file holds weights of {self}, but the config's backbone is {wanted}: give the file for that \
+                 backbone, or change model.backbone"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The published name, if it has one.

@@ -13,3 +13,4 @@ mod resume;
 mod starters;
 mod support;
 mod train;
+mod weights;

@@ -171,6 +171,16 @@ impl Scene {
         ended
     }
 
+    /// Runs a script with the Python that has PyTorch, in this folder, and returns what it printed; `None` with a
+    /// visible line that `test` is skipped if set-up made no such Python.
+    pub fn python(&self, test: &str, script: &str) -> Option<String> {
+        let mut command = self.command(&python_tool("python", test)?, "-c");
+        command.arg(script);
+        let ended = finish(command);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        Some(ended.stdout)
+    }
+
     /// Starts `fnet-launch`.
     pub fn start(&self, line: &str) -> Running {
         let stderr = self.path("stderr.txt");

@@ -1,7 +1,7 @@
 //! Where the outputs of a job are, as both programs must find them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,6 +25,15 @@ pub fn work_dir_of_checkpoint(checkpoint: &Path, config: Option<&Path>) -> PathB
         Some(folder) if folder.join("config.toml").is_file() => folder.to_path_buf(),
         _ => work_dir(config.unwrap_or(checkpoint), None),
     }
+}
+
+/// Whether a file is one that PyTorch wrote, by its first bytes: a zip archive, or a pickle.
+pub fn is_pytorch_file(path: &Path) -> bool {
+    let mut start = [0; 2];
+    // Only ordinary files: to open a pipe would wait for its writer.
+    path.is_file()
+        && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && matches!(start, [b'P', b'K'] | [0x80, 2..=5])
 }
 
 /// A file with a checkpoint's ending.
@@ -84,6 +93,25 @@ mod tests {
         assert_eq!(work_dir_of_checkpoint(&checkpoint, None), Path::new("work_dirs/latest"));
         fs::write(folder.path().join("config.toml"), "").unwrap();
         assert_eq!(work_dir_of_checkpoint(&checkpoint, None), folder.path());
+    }
+
+    #[test]
+    fn pytorch_files_are_known_by_their_first_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pth");
+        assert!(!is_pytorch_file(&path) && !is_pytorch_file(folder.path()));
+        let bytes: [(&[u8], bool); 6] = [
+            (b"PK\x03\x04", true),
+            (b"\x80\x02\x8a", true),
+            (b"\x80\0\0\0\0\0\0\0{", false),
+            (b"P", false),
+            (b"", false),
+            (b"{}", false),
+        ];
+        for (bytes, expected) in bytes {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(is_pytorch_file(&path), expected, "{bytes:?}");
+        }
     }
 
     #[test]

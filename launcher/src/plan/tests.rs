@@ -135,8 +135,26 @@ fn the_worker_is_found_beside_the_launcher_then_on_path() {
 
 #[test]
 fn inputs_that_do_not_exist_are_refused_by_name() {
-    let code = |line: &str| check_inputs(&parse(line).1).unwrap_err().code;
+    let code = |line: &str| {
+        let (place, command) = parse(line);
+        check_inputs(&place, &command).unwrap_err().code
+    };
     assert_eq!(code("fnet-launch train no/such.toml"), exit::USAGE);
     assert_eq!(code("fnet-launch test no/such.ckpt"), exit::DATA);
     assert_eq!(code("fnet-launch predict no/such.ckpt a.jpg --out o"), exit::DATA);
+    assert_eq!(code("fnet-launch export no/such.ckpt a.pth"), exit::DATA);
+}
+
+#[test]
+fn a_pytorch_file_without_its_config_is_refused_with_the_line_to_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.pth");
+    fs::write(&file, b"PK\x03\x04").unwrap();
+    let (place, command) = parse(&format!("fnet-launch --device cpu --nproc 2 test {}", file.display()));
+    let error = check_inputs(&place, &command).unwrap_err();
+    assert_eq!(error.code, exit::USAGE);
+    let line = "\n  fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml --show-score-thr=0.3 /";
+    assert!(error.message.contains(line), "{error}");
+    let (place, command) = parse(&format!("fnet-launch export {} a.safetensors", file.display()));
+    assert_eq!(check_inputs(&place, &command), Ok(()));
 }

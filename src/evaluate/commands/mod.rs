@@ -18,7 +18,7 @@ use super::results::{Detection, ImageResult};
 use crate::config::{self, Config, Resolved};
 use crate::error::{Error, Result};
 use crate::model::{MaskRcnn, Parameters};
-use crate::train::checkpoint::{Checkpoint, EMA, MODEL};
+use crate::weights::{Need, TrainedFile};
 
 /// Where a command runs, and how it tells people about its headway.
 pub struct Host<'a> {
@@ -40,35 +40,40 @@ struct Trained {
     classes: Vec<String>,
 }
 
-/// Builds the model that a checkpoint holds: by `config`, else by the config stored in it, with `overrides` laid on.
-/// The moving average of the weights is taken, where there is one.
-fn load(checkpoint: &Path, config: Option<&Path>, overrides: &[String], device: Device) -> Result<Trained> {
-    let stored = Checkpoint::load(checkpoint)?;
-    let config = match config {
-        Some(path) => config::load(path, overrides)?.config,
-        None => {
-            let origin = format!("config inside {}", checkpoint.display());
-            Resolved::from_toml(&stored.meta.config, &origin, overrides)?.config
+/// A checkpoint, and how it is to be read.
+struct Wanted<'a> {
+    checkpoint: &'a Path,
+    config: Option<&'a Path>,
+    overrides: &'a [String],
+    allow_partial: bool,
+}
+
+/// Builds the model that a checkpoint holds: by the config given, else by the one stored in it, with the overrides laid
+/// on. Says what became of weights of another maker.
+fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
+    let path = wanted.checkpoint;
+    let file = TrainedFile::open(path)?;
+    let config = match (wanted.config, file.config()) {
+        (Some(config), _) => config::load(config, wanted.overrides)?.config,
+        (None, Some(stored)) => {
+            Resolved::from_toml(stored, &format!("config inside {}", path.display()), wanted.overrides)?.config
+        }
+        (None, None) => {
+            return Err(Error::usage(format!(
+                "{} does not say what model it is of: give the config of the model with --config=CONFIG.toml",
+                path.display()
+            )));
         }
     };
     config.validate()?;
     let mut parameters = Parameters::new();
-    let model = MaskRcnn::new(&config.model, &mut parameters, device, 0)?;
-    let mut report = parameters.load(stored.section(MODEL))?;
-    if report.is_complete() && stored.section(EMA).next().is_some() {
-        // The average holds what is trained; the buffers stay those of the model.
-        let average = parameters.load(stored.section(EMA))?;
-        report.conflicts = average.conflicts;
-        report.unexpected = average.unexpected;
+    let model = MaskRcnn::new(&config.model, &mut parameters, host.device, 0)?;
+    let summary = file.fill(&parameters, Need::unless_partial(wanted.allow_partial, Need::All))?;
+    if host.ranks.rank() == 0 && (wanted.allow_partial || matches!(file, TrainedFile::Others(_))) {
+        (host.say)(&summary.to_string());
     }
-    if !report.is_complete() {
-        return Err(Error::data(format!(
-            "{}: its weights do not fit the model of the config: {report}. Use the config that it was trained with: \
-             leave out --config and overrides of [model]",
-            checkpoint.display()
-        )));
-    }
-    Ok(Trained { model, config, classes: stored.meta.classes })
+    let classes = if file.classes().is_empty() { &config.data.classes } else { file.classes() };
+    Ok(Trained { classes: classes.to_vec(), model, config })
 }
 
 /// The detections with a score of at least `least`, ready to be painted.

@@ -8,7 +8,7 @@ use fnet_protocol::{cli, stop};
 use serde_json::json;
 
 use super::test::into_image;
-use super::{Host, load, name_of, to_paint};
+use super::{Host, Wanted, load, name_of, to_paint};
 use crate::config::OnError;
 use crate::data::{Picture, evaluation_indices, single_picture};
 use crate::error::{Context, Error, Result};
@@ -36,7 +36,13 @@ struct Input {
 /// The checkpoint, the config or a picture is wrong, a file cannot be written, a rank was lost, or memory ran out.
 pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<()>> {
     let inputs = find(&arguments.images, &arguments.out)?;
-    let trained = load(&arguments.checkpoint, arguments.config.as_deref(), &arguments.set, host.device)?;
+    let wanted = Wanted {
+        checkpoint: &arguments.checkpoint,
+        config: arguments.config.as_deref(),
+        overrides: &arguments.set,
+        allow_partial: arguments.allow_partial,
+    };
+    let trained = load(&wanted, host)?;
     let painter = Painter::new()?;
     let indices = evaluation_indices(inputs.len(), host.ranks.rank(), host.ranks.world_size());
     let mut share = Share::default();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fnet_protocol::cli;
 
-use super::{Host, load, to_paint};
+use super::{Host, Wanted, load, to_paint};
 use crate::config::Metric;
 use crate::data::{Dataset, Picture, Split, load_picture};
 use crate::error::{Context, Error, Result};
@@ -19,12 +19,21 @@ use crate::evaluate::results::{ImageResult, write_atomically, write_files};
 /// # Errors
 /// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
 pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
-    let mut trained = load(&arguments.checkpoint, arguments.config.as_deref(), &arguments.set, host.device)?;
+    let wanted = Wanted {
+        checkpoint: &arguments.checkpoint,
+        config: arguments.config.as_deref(),
+        overrides: &arguments.set,
+        allow_partial: arguments.allow_partial,
+    };
+    let mut trained = load(&wanted, host)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
     }
     let dataset = Arc::new(Dataset::open(&trained.config.data, Split::Val)?);
     dataset.check_class_count(trained.config.model.num_classes)?;
+    if !arguments.allow_partial {
+        check_class_names(&trained.classes, &dataset)?;
+    }
     let first = host.ranks.rank() == 0;
     if first {
         dataset.warnings().iter().for_each(|warning| (host.say)(warning));
@@ -108,6 +117,20 @@ fn results_prefix(arguments: &cli::Test) -> PathBuf {
             folder.join(arguments.checkpoint.file_stem().unwrap_or("test".as_ref()))
         }
     }
+}
+
+/// Refuses a data set with another number of classes than the checkpoint names.
+fn check_class_names(trained: &[String], dataset: &Dataset) -> Result<()> {
+    let found = dataset.categories().len();
+    if trained.is_empty() || trained.len() == found {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "the checkpoint names {} classes, and {} has {found}: give the annotation file of the classes that it was trained \
+         for, or go on by --allow-partial",
+        trained.len(),
+        dataset.annotation_file().display()
+    )))
 }
 
 /// A warning where the annotation file has equally many classes, but of other names, than the model was trained for.

@@ -6,7 +6,7 @@ use crate::data::Split;
 use crate::evaluate::inference::{Alone, Outcome};
 use crate::evaluate::metrics::Metrics;
 use crate::evaluate::testing::fixture;
-use crate::train::checkpoint::CheckpointMeta;
+use crate::train::checkpoint::{Checkpoint, CheckpointMeta, MODEL};
 
 #[derive(Parser)]
 struct TestLine {

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::inference::detect;
 use crate::model::{MaskRcnn, Parameters};
 use crate::process;
-use crate::train::load_model_weights;
+use crate::weights::{Need, TrainedFile};
 
 /// Pictures before the measured ones, as in the reference.
 const WARM_UP: usize = 5;
@@ -56,7 +56,13 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
     let mut parameters = Parameters::new();
     let mut model = MaskRcnn::new(&config.model, &mut parameters, world.device(), config.train.seed)?;
     match &arguments.checkpoint {
-        Some(path) => drop(load_model_weights(&parameters, path)?),
+        Some(path) => {
+            let need = Need::unless_partial(arguments.allow_partial, Need::All);
+            let summary = TrainedFile::open(path)?.fill(&parameters, need)?;
+            if world.is_first() {
+                control.note(summary.to_string());
+            }
+        }
         None => find_everywhere(&parameters)?,
     }
     if arguments.fuse_conv_bn {

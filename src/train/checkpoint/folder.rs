@@ -167,7 +167,7 @@ pub fn latest(folder: impl AsRef<Path>) -> Result<Latest> {
 }
 
 /// What a path stands for: the target of `latest.ckpt`, whether link or pointer file; any other path itself.
-pub(super) fn resolve(path: &Path) -> PathBuf {
+pub(crate) fn resolve(path: &Path) -> PathBuf {
     if let Ok(target) = fs::read_link(path) {
         return atomic::folder_of(path).join(target);
     }

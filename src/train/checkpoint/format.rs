@@ -126,11 +126,13 @@ pub(super) struct Opened {
 
 /// Opens a safetensors file. Nothing is allocated that the length of the file does not justify.
 pub(super) fn open(path: &Path) -> Result<Opened> {
-    let file = File::open(path).map_err(|error| Error::data(format!("cannot open it: {error}")))?;
-    let metadata = file.metadata().map_err(|error| Error::data(format!("cannot read its length: {error}")))?;
-    if !metadata.is_file() {
+    let unreadable = |error: io::Error| Error::data(format!("cannot open it: {error}"));
+    // To open a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(Error::data("not a file; expected a checkpoint such as epoch_12.ckpt"));
     }
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(|error| Error::data(format!("cannot read its length: {error}")))?;
     let length = metadata.len();
     let mut reader = BufReader::with_capacity(CHUNK.min(length as usize), file);
     let mut prefix = [0; 8];
@@ -155,6 +157,11 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
 }
 
 impl Opened {
+    /// Whether the metadata are those of a checkpoint of fnet, of whatever version.
+    pub fn is_of_fnet(&self) -> bool {
+        self.header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(KEY_VERSION))
+    }
+
     /// The metadata and the checksums of the tensors, after a check of the header's own checksum.
     pub fn fnet_meta(&self) -> Result<(CheckpointMeta, Vec<Entry>)> {
         let none = HashMap::new();

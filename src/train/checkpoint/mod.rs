@@ -14,6 +14,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+pub(crate) use folder::resolve;
 pub use folder::{CheckpointFolder, Latest, Skipped, latest};
 
 use crate::config::Config;
@@ -178,6 +179,11 @@ pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
         Ok(meta)
     };
     check().with_context(|| reading(&path))
+}
+
+/// Whether `path` is a sound safetensors file, but no checkpoint of fnet.
+pub fn is_plain_safetensors(path: &Path) -> bool {
+    format::open(&resolve(path)).is_ok_and(|file| !file.is_of_fnet())
 }
 
 /// Reads any safetensors file, for example weights exported by another tool, in the order of the file.

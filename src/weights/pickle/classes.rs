@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use tch::Kind;
 
-use super::{Arena, Id, Object, StorageId, numpy};
+use super::{Arena, BYTES_OF_AN_OBJECT, Id, Object, StorageId, numpy};
 use crate::error::{Error, Result};
 use crate::weights::lazy::LazyTensor;
+
+/// What a tensor, with its place, shape and strides, counts as; a short pickle can make one many times.
+const OBJECTS_OF_A_TENSOR: usize = 16;
 
 /// REDUCE: what `function` would return for `arguments`.
 pub(super) fn call(arena: &mut Arena, function: Id, arguments: Id) -> Result<Id> {
@@ -29,7 +32,11 @@ fn call_named(arena: &mut Arena, name: &Arc<str>, arguments: &[Id], outermost: b
     let object = match (short, first) {
         ("OrderedDict" | "dict" | "Counter" | "defaultdict", _) => dictionary(arena, short, first)?,
         ("_rebuild_parameter" | "_rebuild_parameter_with_state", Some(tensor)) => return Ok(tensor),
-        ("_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3", _) => tensor(arena, short, arguments)?,
+        ("_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3", _) => {
+            let tensor = tensor(arena, short, arguments)?;
+            arena.spend(OBJECTS_OF_A_TENSOR)?;
+            tensor
+        }
         ("_rebuild_from_type_v2", Some(inner)) if outermost => {
             let inner = name_of(arena, inner)?;
             let parts = arguments.get(2).and_then(|&id| arena.items(id)).filter(|parts| parts.len() <= 16);
@@ -187,7 +194,7 @@ fn dictionary(arena: &mut Arena, class: &str, source: Option<Id>) -> Result<Opti
 fn encoded(arena: &mut Arena, text: Id) -> Result<Option<Object>> {
     let bytes: Option<Vec<u8>> =
         arena.text(text).and_then(|text| text.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect());
-    arena.spend(bytes.as_ref().map_or(0, |bytes| bytes.len() / 32))?;
+    arena.spend(bytes.as_ref().map_or(0, |bytes| bytes.len() / BYTES_OF_AN_OBJECT))?;
     Ok(bytes.map(|bytes| Object::Bytes(bytes.into())))
 }
 

@@ -196,7 +196,9 @@ impl<'a> Machine<'a> {
                 _ => return Err(Error::data("the name of a class is no short text")),
             }
         };
-        self.push(Object::Global(name.into()))
+        let id = self.arena.add_name(name)?;
+        self.stack.push(id);
+        Ok(())
     }
 
     fn object(&mut self, opcode: u8) -> Result<()> {

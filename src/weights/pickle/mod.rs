@@ -49,7 +49,9 @@ impl Storages for NoStorages {
 /// Longest pickle that is read; those of large models with optimizer state have a few MB.
 pub(super) const MAX_PICKLE: u64 = 64 << 20;
 /// Most objects of one pickle, and most references copied among them.
-const MAX_OBJECTS: usize = 1_000_000;
+const MAX_OBJECTS: usize = 500_000;
+/// About the memory of an object, for counting other things as objects.
+const BYTES_OF_AN_OBJECT: usize = 32;
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 
@@ -107,6 +109,12 @@ impl Arena {
         self.objects.push(object);
         self.spend(1)?;
         Ok(Id(id))
+    }
+
+    /// Adds the name of a class or function. A short pickle can make a long name many times, so it counts by its length.
+    fn add_name(&mut self, name: String) -> Result<Id> {
+        self.spend(name.len() / BYTES_OF_AN_OBJECT)?;
+        self.add(Object::Global(name.into()))
     }
 
     /// Counts `count` copied references against the bound.

@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io::BufReader;
 use std::sync::Arc;
 
-use zip::{CompressionMethod, ZipArchive};
+use zip::read::Config;
+use zip::result::ZipError;
+use zip::unstable::read::ZipIterable;
+use zip::{CompressionMethod, HasZipMetadata};
 
 use super::length;
 use crate::error::{Error, Result};
@@ -18,7 +21,7 @@ use crate::weights::value::Value;
 const MAX_EXPANSION: u64 = 16;
 const SLACK: u64 = 1 << 20;
 /// Most entries; each tensor is one.
-const MAX_ENTRIES: usize = 1 << 20;
+const MAX_ENTRIES: usize = 1 << 16;
 
 /// Reads the archive.
 pub(super) fn read(file: &Arc<File>) -> Result<Value> {
@@ -63,44 +66,52 @@ impl Entry {
     }
 }
 
-/// The entries by name, once their places and sizes fit the file.
+/// The entries by name, once their places and sizes fit the file. The directory is read entry by entry, so that no
+/// number in it takes memory.
 fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
     let len = length(file)?;
-    let mut archive = ZipArchive::new(BufReader::new(file.as_ref())).map_err(|error| damaged(&error.to_string()))?;
+    let mut archive = ZipIterable::try_new(BufReader::new(file.as_ref()), Config::default()).map_err(unsound)?;
     if archive.len() > MAX_ENTRIES {
         return Err(Error::data(format!("{} entries, expected at most {MAX_ENTRIES}", archive.len())));
     }
-    if archive.has_overlapping_files().map_err(|error| damaged(&error.to_string()))? {
-        return Err(Error::data(
-            "entries of the archive share their bytes: no program writes that, the file is hostile",
-        ));
-    }
-    let mut entries = HashMap::with_capacity(archive.len());
+    let mut entries = HashMap::new();
     let mut unpacked = 0_u64;
-    for index in 0..archive.len() {
-        let entry = archive.by_index_raw(index).map_err(|error| damaged(&error.to_string()))?;
-        let name = entry.name().map_err(|error| damaged(&error.to_string()))?.into_owned();
-        let start = entry.data_start().ok_or_else(|| damaged("an entry has no data"))?;
-        let (compressed, size) = (entry.compressed_size(), entry.size());
-        let method = entry.compression();
-        if entry.encrypted() {
+    let files = archive.files().map_err(unsound)?;
+    while let Some(found) = files.next() {
+        let found = found.map_err(unsound)?;
+        let name = found.name().map_err(unsound)?.into_owned();
+        if found.encrypted() {
             return Err(Error::data(format!("entry {name:?} is encrypted: decrypt the file first")));
         }
+        let start = found.get_metadata().data_start(files.reader_mut()).map_err(unsound)?;
+        let (compressed, len_unpacked, method) = (found.compressed_size(), found.size(), found.compression());
         if start.checked_add(compressed).is_none_or(|end| end > len)
-            || (method == CompressionMethod::Stored && size != compressed)
+            || (method == CompressionMethod::Stored && len_unpacked != compressed)
         {
             return Err(damaged(&format!("entry {name:?} does not lie inside the file")));
         }
-        unpacked = unpacked.saturating_add(size);
-        let entry = Entry { start, compressed, len: size, checksum: entry.crc32(), method };
-        entries.insert(name, entry);
+        unpacked = unpacked.saturating_add(len_unpacked);
+        let entry = Entry { start, compressed, len: len_unpacked, checksum: found.crc32(), method };
+        if let Some(other) = entries.insert(name, entry) {
+            return Err(hostile(&format!("two entries have one name (the second begins at byte {})", other.start)));
+        }
     }
     if unpacked > len.saturating_mul(MAX_EXPANSION).saturating_add(SLACK) {
-        return Err(Error::data(format!(
-            "the archive of {len} bytes would unpack to {unpacked}: no weights shrink so much, the file is hostile"
-        )));
+        return Err(hostile(&format!("the archive of {len} bytes would unpack to {unpacked}")));
     }
+    check_apart(&entries)?;
     Ok(entries)
+}
+
+/// Entries that share bytes could be unpacked to many times the file.
+fn check_apart(entries: &HashMap<String, Entry>) -> Result<()> {
+    let mut places: Vec<(u64, u64)> =
+        entries.values().filter(|entry| entry.compressed > 0).map(|entry| (entry.start, entry.compressed)).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+        Some(pair) => Err(hostile(&format!("two entries share the bytes from {} on", pair[1].0))),
+        None => Ok(()),
+    }
 }
 
 /// The folder of the archive that holds `data.pkl`, with its slash.
@@ -115,6 +126,15 @@ fn root(entries: &HashMap<String, Entry>) -> Result<String> {
         ));
     }
     Ok(root.to_owned())
+}
+
+/// What no program does that writes weights.
+fn hostile(what: &str) -> Error {
+    Error::data(format!("the file is hostile: {what}. Do not use it, and ask its maker"))
+}
+
+fn unsound(error: ZipError) -> Error {
+    damaged(&error.to_string())
 }
 
 fn damaged(what: &str) -> Error {

@@ -16,14 +16,16 @@ fn parse_override(text: &str) -> Result<String, String> {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(after_help = "Examples:\n  \
     fnet-launch --gpus 8 train configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml\n  \
-    fnet-launch --gpus 8 train cfg.toml --resume --set optimizer.lr=1e-4 train.epochs=24")]
+    fnet-launch --gpus 8 train cfg.toml --resume --set optimizer.lr=1e-4 train.epochs=24\n  \
+    fnet-launch --gpus 8 train cfg.toml --set model.backbone.pretrained=fasternet_s.pth\n  \
+    fnet-launch --gpus 8 train cfg.toml --resume=mmdetection/epoch_6.pth")]
 pub struct Train {
     /// Config (TOML)
     pub config: PathBuf,
     /// Folder for checkpoints and logs [default: work_dirs/<name of the config>]
     #[arg(long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the folder, or from CKPT
+    /// Go on from the newest checkpoint of the folder, or from CKPT (ours or an MMDetection .pth)
     #[arg(long, value_name = "CKPT", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_resume)]
     pub resume: Option<Resume>,
     /// Start with the weights of this checkpoint (ours or an MMDetection .pth), from the first epoch
@@ -41,6 +43,9 @@ pub struct Train {
     /// Multiply the learning rate by (pictures per step) / optimizer.base_batch_size
     #[arg(long)]
     pub auto_scale_lr: bool,
+    /// Take what fits of --load-from or model.backbone.pretrained, however little; the rest starts anew
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -93,6 +98,9 @@ pub struct Test {
     /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
+    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -145,6 +153,9 @@ pub struct Predict {
     /// Least score of a painted detection
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     pub score_thr: f64,
+    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -247,6 +258,9 @@ pub struct BenchmarkInfer {
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
+    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -290,6 +304,27 @@ impl BenchmarkTrain {
     pub fn shape(&self) -> Shape {
         shape(&self.shape, Shape { height: 800, width: 1344 })
     }
+}
+
+/// `export`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch export work_dirs/cfg/latest.ckpt detector.pth\n  \
+    fnet-launch export work_dirs/cfg/epoch_6.ckpt epoch_6.pth --with-optimizer\n  \
+    fnet-launch export detector.pth detector.safetensors")]
+pub struct Export {
+    /// Checkpoint, ours or a PyTorch file
+    #[arg(value_name = "CKPT")]
+    pub checkpoint: PathBuf,
+    /// File to write, by its ending: .pth (PyTorch, MMDetection) or .safetensors
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Write AdamW's state too, so that MMDetection can go on training (.pth only)
+    #[arg(long)]
+    pub with_optimizer: bool,
+    /// Config whose model the weights must fit; they are written in its order [default: the one stored in the checkpoint]
+    #[arg(long, value_name = "CONFIG")]
+    pub config: Option<PathBuf>,
 }
 
 /// `print-config`

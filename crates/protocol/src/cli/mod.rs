@@ -12,9 +12,11 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
+use crate::work_dir::is_pytorch_file;
+
 pub use commands::{
-    Benchmark, BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Completions, Flops, Metric, Predict, PrintConfig,
-    Resume, Shape, ShellName, Synth, Test, Train,
+    Benchmark, BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric, Predict,
+    PrintConfig, Resume, Shape, ShellName, Synth, Test, Train,
 };
 pub use place::{ColorChoice, Device, Gpus, Place};
 
@@ -88,6 +90,8 @@ pub enum WorkerCommand {
     Benchmark(Benchmark),
     /// Print the resolved config as TOML, with where each value came from.
     PrintConfig(PrintConfig),
+    /// Write a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
+    Export(Export),
 }
 
 impl Launch {
@@ -107,6 +111,24 @@ impl Worker {
     /// What is wrong, as clap words it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(rewrite::one_value_each(arguments))
+    }
+}
+
+impl WorkerCommand {
+    /// This command with a `--config` to fill in, if its checkpoint is a PyTorch file, which does not say what model it
+    /// is of, and no config is given.
+    pub fn with_missing_config(&self) -> Option<Self> {
+        let mut command = self.clone();
+        let (checkpoint, config) = match &mut command {
+            WorkerCommand::Test(test) => (&test.checkpoint, &mut test.config),
+            WorkerCommand::Predict(predict) => (&predict.checkpoint, &mut predict.config),
+            _ => return None,
+        };
+        if config.is_some() || !is_pytorch_file(checkpoint) {
+            return None;
+        }
+        *config = Some("CONFIG.toml".into());
+        Some(command)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 
 /// Gives each value of `--set a=1 b=2` and `--eval bbox segm` an option of its own (`--set=a=1 --set=b=2`), so that what
-/// follows them is a positional argument again: a value of `--set` has a `=` in it, `--eval` knows its words.
+/// follows them is a positional argument again: a value of `--set` has a `=` in it, `--eval` knows its words. `--resume`
+/// may have one value, which ends like a checkpoint.
 pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut written = Vec::new();
     // The option whose further values may follow, and whether it still lacks its first one.
@@ -22,8 +23,9 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
             if argument != option {
                 written.push(argument);
             }
-        } else if let Some((option, _)) = open
-            && is_value(option, &argument)
+        } else if let Some((option, lacks_value)) = open
+            && (lacks_value || option != RESUME)
+            && is_value(option, &argument.to_string_lossy())
         {
             written.push(joined(option, &argument));
             open = Some((option, false));
@@ -36,25 +38,31 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
     written
 }
 
+/// The only option here that may stand without a value.
+pub const RESUME: &str = "--resume";
+
 /// An option without any value is left for clap to complain about; `=` keeps it from taking the next argument.
 fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
-    if let Some((option, true)) = open.take() {
-        written.push(joined(option, OsStr::new("")));
+    match open.take() {
+        Some((RESUME, true)) => written.push(RESUME.into()),
+        Some((option, true)) => written.push(joined(option, OsStr::new(""))),
+        _ => {}
     }
 }
 
 /// The option with several values that an argument is or starts with (`--set`, `--set=a=1`).
 fn option_of(argument: &OsStr) -> Option<&'static str> {
     let text = argument.to_string_lossy();
-    ["--set", "--cfg-options", "--eval"]
+    ["--set", "--cfg-options", "--eval", RESUME]
         .into_iter()
         .find(|option| text.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
 }
 
-fn is_value(option: &str, argument: &OsStr) -> bool {
-    let text = argument.to_string_lossy();
+/// Whether an argument after `option` belongs to it.
+pub fn is_value(option: &str, text: &str) -> bool {
     match option {
-        "--eval" => matches!(&*text, "bbox" | "segm"),
+        "--eval" => matches!(text, "bbox" | "segm"),
+        RESUME => !text.starts_with('-') && [".ckpt", ".pth", ".pt"].iter().any(|ending| text.ends_with(ending)),
         _ => text.contains('=') && !text.starts_with('-'),
     }
 }

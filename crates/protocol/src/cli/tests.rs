@@ -86,11 +86,18 @@ fn eval_takes_its_known_words_only() {
 }
 
 #[test]
-fn resume_needs_an_equals_sign_for_its_checkpoint() {
+fn resume_takes_a_checkpoint_and_never_the_config() {
     assert_eq!(train("fnet-launch train --resume cfg.toml").resume, Some(Resume::Newest));
-    let command = train("fnet-launch train --resume=epoch_3.ckpt cfg.toml");
-    assert_eq!(command.resume, Some(Resume::From("epoch_3.ckpt".into())));
+    assert_eq!(train("fnet-launch train cfg.toml --resume --seed 1").resume, Some(Resume::Newest));
+    for line in ["--resume=epoch_3.ckpt cfg.toml", "--resume epoch_3.ckpt cfg.toml", "cfg.toml --resume epoch_3.ckpt"] {
+        let command = train(&format!("fnet-launch train {line}"));
+        assert_eq!(command.resume, Some(Resume::From("epoch_3.ckpt".into())), "{line}");
+        assert_eq!(command.config, PathBuf::from("cfg.toml"));
+    }
+    assert_eq!(train("fnet-launch train cfg.toml --resume a/b.pth").resume, Some(Resume::From("a/b.pth".into())));
+    assert_eq!(train("fnet-launch train cfg.toml --resume=odd").resume, Some(Resume::From("odd".into())));
     assert_eq!(train("fnet-launch train cfg.toml").resume, None);
+    assert!(refused("fnet-launch train --resume a.pth b.pth cfg.toml").contains("cfg.toml"));
 }
 
 #[test]
@@ -107,8 +114,28 @@ fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
 #[test]
 fn commands_that_are_not_there_are_not_offered() {
     let help = Launch::command().render_long_help().to_string();
-    for name in ["check-data", "browse", "export", "report", "--dry-run"] {
+    for name in ["check-data", "browse", "report", "--dry-run"] {
         assert!(!help.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn a_pytorch_file_lacks_its_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let [pytorch, ours] = ["a.pth", "b.ckpt"].map(|name| folder.path().join(name).display().to_string());
+    std::fs::write(&pytorch, b"PK\x03\x04").unwrap();
+    std::fs::write(&ours, b"\x40\0\0\0\0\0\0\0{}").unwrap();
+    let missing = |line: &str| match launch(&format!("fnet-launch {line}")).command {
+        LaunchCommand::Worker(command) => command.with_missing_config().map(|command| command.to_args()),
+        other => panic!("{other:?}"),
+    };
+    let expected = [&["test", "--config=CONFIG.toml", "--show-score-thr=0.3"][..], &[&pytorch]].concat();
+    assert_eq!(missing(&format!("test {pytorch}")), Some(expected.into_iter().map(OsString::from).collect()));
+    assert!(missing(&format!("predict {pytorch} a.jpg --out o")).is_some());
+    for line in
+        [format!("test {ours}"), format!("test {pytorch} --config c.toml"), format!("train c.toml --resume={pytorch}")]
+    {
+        assert_eq!(missing(&line), None, "{line}");
     }
 }
 
@@ -128,10 +155,19 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
     (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 4]>(), overrides()).prop_map(
         |(config, work_dir, resume, load_from, seed, flags, set)| {
             let load_from = load_from.filter(|_| resume.is_none());
-            let [deterministic, no_validate, auto_scale_lr, _] = flags;
-            let command =
-                Train { config, work_dir, resume, load_from, seed, deterministic, no_validate, auto_scale_lr, set };
-            WorkerCommand::Train(command)
+            let [deterministic, no_validate, auto_scale_lr, allow_partial] = flags;
+            WorkerCommand::Train(Train {
+                config,
+                work_dir,
+                resume,
+                load_from,
+                seed,
+                deterministic,
+                no_validate,
+                auto_scale_lr,
+                allow_partial,
+                set,
+            })
         },
     )
 }
@@ -139,8 +175,9 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
 fn test_command() -> impl Strategy<Value = WorkerCommand> {
     let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm)];
     let paths = (path(), of(path()), of(path()), of(path()), of(path()));
-    (paths, vec(metric, 0..3), any::<[bool; 2]>(), 0.0..1.0_f64, overrides()).prop_map(
-        |((checkpoint, config, out, show_dir, metrics), eval, [format_only, fuse_conv_bn], show_score_thr, set)| {
+    (paths, vec(metric, 0..3), any::<[bool; 3]>(), 0.0..1.0_f64, overrides()).prop_map(
+        |((checkpoint, config, out, show_dir, metrics), eval, flags, show_score_thr, set)| {
+            let [format_only, fuse_conv_bn, allow_partial] = flags;
             let format_only = format_only && eval.is_empty();
             WorkerCommand::Test(Test {
                 checkpoint,
@@ -152,6 +189,7 @@ fn test_command() -> impl Strategy<Value = WorkerCommand> {
                 show_score_thr,
                 fuse_conv_bn,
                 metrics,
+                allow_partial,
                 set,
             })
         },
@@ -166,9 +204,9 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
     let flops = (path(), shape(), any::<bool>(), overrides())
         .prop_map(|(config, shape, json, set)| WorkerCommand::Flops(Flops { config, shape, json, set }));
     let print = (path(), overrides()).prop_map(|(config, set)| WorkerCommand::PrintConfig(PrintConfig { config, set }));
-    let predict = (path(), vec(path(), 1..4), path(), of(path()), 0.0..1.0_f64, overrides()).prop_map(
-        |(checkpoint, images, out, config, score_thr, set)| {
-            WorkerCommand::Predict(Predict { checkpoint, images, out, config, score_thr, set })
+    let predict = (path(), vec(path(), 1..4), path(), of(path()), 0.0..1.0_f64, any::<bool>(), overrides()).prop_map(
+        |(checkpoint, images, out, config, score_thr, allow_partial, set)| {
+            WorkerCommand::Predict(Predict { checkpoint, images, out, config, score_thr, allow_partial, set })
         },
     );
     let train = (path(), of(1..99_usize), shape(), 1..99_usize, any::<bool>(), overrides()).prop_map(
@@ -177,8 +215,8 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
             WorkerCommand::Benchmark(Benchmark { what })
         },
     );
-    let infer = (path(), of(path()), any::<[bool; 2]>(), shape(), any::<[u8; 3]>(), overrides()).prop_map(
-        |(config, checkpoint, [fuse_conv_bn, json], shape, numbers, set)| {
+    let infer = (path(), of(path()), any::<[bool; 3]>(), shape(), any::<[u8; 3]>(), overrides()).prop_map(
+        |(config, checkpoint, [fuse_conv_bn, json, allow_partial], shape, numbers, set)| {
             let [max_iter, log_interval, repeat_num] = numbers.map(|number| usize::from(number) + 1);
             let what = BenchmarkCommand::Infer(BenchmarkInfer {
                 config,
@@ -189,12 +227,16 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
                 log_interval,
                 repeat_num,
                 json,
+                allow_partial,
                 set,
             });
             WorkerCommand::Benchmark(Benchmark { what })
         },
     );
-    prop_oneof![flops, print, predict, train, infer]
+    let export = (path(), path(), any::<bool>(), of(path())).prop_map(|(checkpoint, out, with_optimizer, config)| {
+        WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
+    });
+    prop_oneof![flops, print, predict, train, infer, export]
 }
 
 proptest! {

@@ -3,8 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use super::rewrite::{RESUME, is_value};
 use super::{
-    BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Flops, Place, Predict, PrintConfig, Resume, Test, Train,
+    BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Export, Flops, Place, Predict, PrintConfig, Resume, Test, Train,
     WorkerCommand,
 };
 
@@ -63,9 +64,12 @@ impl Arguments {
     /// Positional arguments come last, after `--` if one could be taken for an option or a value of one.
     fn positional<'a>(&mut self, paths: impl IntoIterator<Item = &'a Path>) -> Vec<OsString> {
         let paths: Vec<_> = paths.into_iter().collect();
+        let last = self.0.last().map(|last| last.to_string_lossy().into_owned()).unwrap_or_default();
         let is_unclear = |path: &Path| {
             let text = path.to_string_lossy();
-            text.starts_with('-') || text.contains('=') || matches!(&*text, "bbox" | "segm")
+            text.starts_with('-') || ["--set", "--eval"].iter().any(|option| is_value(option, &text))
+                // Only here an option may stand without a value right before.
+                || (last == RESUME && is_value(RESUME, &text))
         };
         if paths.iter().copied().any(is_unclear) {
             self.0.push("--".into());
@@ -88,6 +92,7 @@ impl WorkerCommand {
                 BenchmarkCommand::Train(command) => command.to_args(),
             },
             WorkerCommand::PrintConfig(command) => command.to_args(),
+            WorkerCommand::Export(command) => command.to_args(),
         }
     }
 }
@@ -110,6 +115,7 @@ impl Train {
             .flag("--deterministic", self.deterministic)
             .flag("--no-validate", self.no_validate)
             .flag("--auto-scale-lr", self.auto_scale_lr)
+            .flag("--allow-partial", self.allow_partial)
             .set(&self.set)
             .positional([self.config.as_path()])
     }
@@ -129,6 +135,7 @@ impl Test {
             .number("--show-score-thr", Some(self.show_score_thr))
             .flag("--fuse-conv-bn", self.fuse_conv_bn)
             .path("--metrics", self.metrics.as_ref())
+            .flag("--allow-partial", self.allow_partial)
             .set(&self.set)
             .positional([self.checkpoint.as_path()])
     }
@@ -140,6 +147,7 @@ impl Predict {
             .value("--out", &self.out)
             .path("--config", self.config.as_ref())
             .number("--score-thr", Some(self.score_thr))
+            .flag("--allow-partial", self.allow_partial)
             .set(&self.set)
             .positional(std::iter::once(self.checkpoint.as_path()).chain(self.images.iter().map(PathBuf::as_path)))
     }
@@ -164,6 +172,7 @@ impl BenchmarkInfer {
             .number("--log-interval", Some(self.log_interval))
             .number("--repeat-num", Some(self.repeat_num))
             .flag("--json", self.json)
+            .flag("--allow-partial", self.allow_partial)
             .set(&self.set)
             .positional(std::iter::once(self.config.as_path()).chain(self.checkpoint.as_deref()))
     }
@@ -184,6 +193,15 @@ impl BenchmarkTrain {
 impl PrintConfig {
     fn to_args(&self) -> Vec<OsString> {
         Arguments::new(&["print-config"]).set(&self.set).positional([self.config.as_path()])
+    }
+}
+
+impl Export {
+    fn to_args(&self) -> Vec<OsString> {
+        Arguments::new(&["export"])
+            .flag("--with-optimizer", self.with_optimizer)
+            .path("--config", self.config.as_ref())
+            .positional([self.checkpoint.as_path(), self.out.as_path()])
     }
 }
 

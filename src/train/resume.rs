@@ -1,0 +1,202 @@
+//! What a job goes on from: a checkpoint of its own kind, or one of MMDetection.
+
+use std::path::{Path, PathBuf};
+
+use fnet_protocol::cli::Resume;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::Phase;
+use fnet_protocol::work_dir::is_pytorch_file;
+
+use super::checkpoint::{Best, Checkpoint, latest};
+use super::learner::Learner;
+use super::place::{Plan, Position};
+use super::trainer::precedes_evaluation;
+use crate::config;
+use crate::distributed::World;
+use crate::error::{Context, Error, Result};
+use crate::weights::{MmdetCheckpoint, ParameterGroup, Summary};
+
+/// A checkpoint to go on from.
+pub struct Source {
+    pub path: PathBuf,
+    kind: Kind,
+}
+
+enum Kind {
+    Ours(Checkpoint),
+    Mmdet(MmdetCheckpoint),
+}
+
+/// Where a job begins.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub position: Position,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// The checkpoint was written before the evaluation of its epoch.
+    pub precedes_evaluation: bool,
+    /// It comes from another maker, so that the work folder holds no checkpoint of it.
+    pub is_foreign: bool,
+    /// What to tell: notes, then what makes one wonder.
+    pub told: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Source {
+    /// The checkpoint that `resume` means. Rank 0 chooses it, and every rank reads it.
+    ///
+    /// # Errors
+    /// A data error if there is none, or it is damaged.
+    pub fn find(resume: Option<&Resume>, work_dir: &Path, world: &World, control: &Client) -> Result<Option<Self>> {
+        let path = match resume {
+            None => return Ok(None),
+            Some(Resume::From(path)) => path.clone(),
+            Some(Resume::Newest) => {
+                control.phase(Phase::Checkpoint);
+                let chosen = if world.rank() == 0 { newest(work_dir, control) } else { Ok(PathBuf::new()) };
+                let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
+                let names = world.all_gather_bytes(name.as_bytes())?;
+                let _ = chosen?;
+                let name = names.first().map(Vec::as_slice).unwrap_or_default();
+                if name.is_empty() {
+                    return Err(Error::data("rank 0 found no checkpoint to resume from"));
+                }
+                PathBuf::from(String::from_utf8_lossy(name).into_owned())
+            }
+        };
+        let kind = if is_pytorch_file(&path) {
+            Kind::Mmdet(MmdetCheckpoint::open(&path)?)
+        } else {
+            Kind::Ours(Checkpoint::load(&path)?)
+        };
+        Ok(Some(Self { path, kind }))
+    }
+
+    /// Gives the learner the state, and says where the job goes on.
+    ///
+    /// # Errors
+    /// A data error if the checkpoint is of another model or optimizer; a usage error if it is of the middle of an
+    /// epoch of another number of workers.
+    pub fn restore(
+        &self,
+        learner: &mut Learner<'_>,
+        plan: &Plan,
+        config: &config::Optimizer,
+        world: &World,
+    ) -> Result<Start> {
+        let restored = match &self.kind {
+            Kind::Ours(checkpoint) => self.restore_ours(checkpoint, learner, plan, world),
+            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, learner, plan, config),
+        };
+        restored.with_context(|| format!("resuming from {}", self.path.display()))
+    }
+
+    fn restore_ours(
+        &self,
+        checkpoint: &Checkpoint,
+        learner: &mut Learner<'_>,
+        plan: &Plan,
+        world: &World,
+    ) -> Result<Start> {
+        learner.restore(checkpoint, world.rank())?;
+        let position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
+        Ok(Start {
+            position,
+            best: checkpoint.meta.best.clone(),
+            precedes_evaluation: precedes_evaluation(&checkpoint.meta),
+            told: vec![format!(
+                "resumed epoch {}, iter {} from {}",
+                position.epoch,
+                position.step,
+                self.path.display()
+            )],
+            ..Start::default()
+        })
+    }
+
+    fn restore_mmdet(
+        &self,
+        checkpoint: &MmdetCheckpoint,
+        learner: &mut Learner<'_>,
+        plan: &Plan,
+        config: &config::Optimizer,
+    ) -> Result<Start> {
+        let (Some(epoch), Some(iter)) = (checkpoint.meta.epoch, checkpoint.meta.iter) else {
+            return Err(Error::data(
+                "its meta tells no epoch and iter, as MMDetection's checkpoints do; start with its weights by --load-from",
+            ));
+        };
+        let report = learner.restore_mmdet(checkpoint)?;
+        let (position, recounted) = plan.adopt(epoch, iter)?;
+        let summary = Summary { path: self.path.clone(), report };
+        let mut told =
+            vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", position.epoch, position.step)];
+        told.extend(recounted);
+        let groups = checkpoint.optimizer.as_ref().map(|optimizer| optimizer.groups.as_slice()).unwrap_or_default();
+        let warnings = other_settings(groups, config).into_iter().collect();
+        Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
+    }
+}
+
+/// A warning if the file's AdamW was set otherwise than the config's, which is what counts.
+fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Option<String> {
+    let mut differences = Vec::new();
+    for group in groups {
+        let pairs = [
+            ("lr", group.initial_lr.unwrap_or(config.lr), config.lr),
+            ("betas[0]", group.betas.0, config.betas[0]),
+            ("betas[1]", group.betas.1, config.betas[1]),
+            ("eps", group.eps, config.eps),
+            ("weight_decay", group.weight_decay, config.weight_decay),
+        ];
+        for (name, theirs, ours) in pairs {
+            let text = format!("optimizer.{name} = {ours} ({theirs})");
+            if theirs != ours && !differences.contains(&text) {
+                differences.push(text);
+            }
+        }
+    }
+    (!differences.is_empty()).then(|| {
+        format!(
+            "this job goes on with its own config where the checkpoint (in brackets) was trained otherwise: {}",
+            differences.join(", ")
+        )
+    })
+}
+
+/// The newest sound checkpoint of the folder; says which were passed over.
+fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
+    let found = latest(work_dir)?;
+    for skipped in &found.skipped {
+        control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
+    }
+    found.found.map(|(path, _)| path).ok_or_else(|| {
+        Error::data(format!(
+            "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
+            work_dir.display()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_differ_are_named_with_both_values() {
+        let config = config::Optimizer::default();
+        let mut group = ParameterGroup {
+            lr: 2e-5,
+            initial_lr: Some(config.lr),
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 1e-4,
+            params: vec![0],
+        };
+        assert_eq!(other_settings(&[group.clone()], &config), None);
+        group.initial_lr = Some(0.001);
+        group.weight_decay = 0.05;
+        let text = other_settings(&[group.clone(), group], &config).unwrap();
+        assert!(text.ends_with("optimizer.lr = 0.0002 (0.001), optimizer.weight_decay = 0.0001 (0.05)"), "{text}");
+    }
+}

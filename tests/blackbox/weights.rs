@@ -1,0 +1,378 @@
+//! Weights of other makers, in and out: PyTorch and MMDetection files through every command.
+
+use std::fs;
+
+use crate::outputs::{Object, assert_same_metrics, differences, losses, series, tensors};
+use crate::support::{Scene, finish, steps, worker_program};
+
+/// A job of one worker and one epoch, whose checkpoint is `ours/latest.ckpt`.
+const SHORT: &str = "train cfg.toml --no-validate --work-dir ours --set train.epochs=1";
+
+/// A scene with a trained detector, `ours/latest.ckpt`, and the same as a PyTorch file, `ours.pth`.
+fn trained() -> Scene {
+    let scene = Scene::new();
+    scene.one(SHORT);
+    scene.launch("export ours/latest.ckpt ours.pth --with-optimizer").expect(0, &[]);
+    scene
+}
+
+/// The folder of the data set.
+fn pictures(scene: &Scene) -> String {
+    let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
+    let root = config.lines().find_map(|line| line.strip_prefix("root = \"")).unwrap();
+    root.trim_end_matches('"').to_owned()
+}
+
+/// Compares what was exported with the checkpoint's tensors, in Python, as others would read it.
+const COMPARE: &str = r#"
+import collections, json, torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+ours = load_file('ours/latest.ckpt')
+with safe_open('ours/latest.ckpt', 'pt') as file:
+    entries = [entry['name'] for entry in json.loads(file.metadata()['fnet.tensors'])]
+names = [name.removeprefix('model.') for name in entries if name.startswith('model.')]
+# The default of torch.load refuses whatever could run code.
+whole = torch.load('ours.pth')
+assert list(whole) == ['meta', 'state_dict', 'optimizer'], list(whole)
+state = whole['state_dict']
+assert type(state) is collections.OrderedDict and list(state) == names
+assert state._metadata['backbone.norm0'] == {'version': 2} and state._metadata['neck'] == {'version': 1}
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+assert all(same(state[name], ours['model.' + name]) for name in names)
+light = torch.load('light.pth')
+assert list(light) == ['meta', 'state_dict'] and all(same(light['state_dict'][name], state[name]) for name in names)
+assert type(whole['meta']['CLASSES']) is tuple and len(whole['meta']['CLASSES']) == 8
+assert whole['meta']['epoch'] == 1 and whole['meta']['iter'] == int(ITER)
+plain = load_file('ours.safetensors')
+assert set(plain) == set(names) and all(same(plain[name], state[name]) for name in names)
+
+torch.save(whole, 'again.pth')
+torch.save(whole, 'older.pth', _use_new_zipfile_serialization=False)
+
+trained = [name for name in names if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked'))]
+parameters = [torch.nn.Parameter(state[name].clone()) for name in trained]
+optimizer = torch.optim.AdamW(parameters, lr=1.0)
+optimizer.load_state_dict(whole['optimizer'])
+(group,) = optimizer.param_groups
+assert group['betas'] == (0.9, 0.999) and group['eps'] == 1e-8 and group['weight_decay'] == 1e-4
+assert group['initial_lr'] == 1e-3 and abs(group['lr'] - 1e-3) < 1e-15, group
+kept = whole['optimizer']['state']
+for index, name in enumerate(trained):
+    steps = float(ours['optimizer.step.' + name])
+    assert (index in kept) == (steps > 0), name
+    if steps > 0:
+        assert same(kept[index]['step'], ours['optimizer.step.' + name])
+        assert same(kept[index]['exp_avg'], ours['optimizer.exp_avg.' + name])
+        assert same(kept[index]['exp_avg_sq'], ours['optimizer.exp_avg_sq.' + name])
+for parameter in parameters:
+    parameter.grad = torch.ones_like(parameter)
+optimizer.step()
+assert all(torch.isfinite(parameter).all() for parameter in parameters)
+
+print(len(names), len(kept))
+"#;
+
+#[test]
+fn an_export_holds_every_tensor_and_python_opens_it_with_its_safe_default() {
+    let scene = trained();
+    scene.launch("export ours/latest.ckpt light.pth").expect(0, &["wrote ", "light.pth"]);
+    scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &["ours.safetensors"]);
+    let script = COMPARE.replace("ITER", &steps(1).to_string());
+    let test = "an_export_holds_every_tensor_and_python_opens_it_with_its_safe_default";
+    let Some(printed) = scene.python(test, &script) else { return };
+    let counts: Vec<usize> = printed.split_whitespace().map(|count| count.parse().unwrap()).collect();
+    assert!(counts[0] > 80 && counts[1] > 50, "{counts:?}");
+
+    // What Python saves anew, in both formats, is read back to the last bit.
+    for name in ["again", "older"] {
+        scene.launch(&format!("export {name}.pth {name}_ours.pth --with-optimizer --config cfg.toml")).expect(0, &[]);
+        let [a, b] =
+            ["ours.pth".to_owned(), format!("{name}_ours.pth")].map(|name| fs::read(scene.path(&name)).unwrap());
+        assert!(a == b, "{name}");
+    }
+}
+
+#[test]
+fn the_moving_average_is_exported_to_be_used_and_the_weights_to_be_trained() {
+    let scene = Scene::new();
+    scene.one("train cfg.toml --no-validate --work-dir ours --set train.epochs=1 train.ema=0.9");
+    scene.launch("export ours/latest.ckpt used.safetensors").expect(0, &["moving average"]);
+    scene.launch("export ours/latest.ckpt trained.pth --with-optimizer").expect(0, &["as they are trained"]);
+    scene.launch("export trained.pth trained.safetensors").expect(0, &[]);
+    let ours = tensors(&scene.path("ours/latest.ckpt"));
+    let [used, trained] = ["used", "trained"].map(|name| tensors(&scene.path(&format!("{name}.safetensors"))));
+    let name = "backbone.patch_embed.proj.weight";
+    assert_eq!(used[name], ours[&format!("ema.{name}")]);
+    assert_eq!(trained[name], ours[&format!("model.{name}")]);
+    assert_ne!(used[name], trained[name]);
+    let buffer = "backbone.patch_embed.norm.running_mean";
+    assert_eq!(used[buffer], ours[&format!("model.{buffer}")]);
+}
+
+#[test]
+fn exports_that_cannot_be_are_refused_before_anything_is_written() {
+    let scene = Scene::new();
+    scene.one(SHORT);
+    scene.launch("export ours/latest.ckpt out.onnx").expect(2, &["out.onnx", ".safetensors"]);
+    scene.launch("export ours/latest.ckpt out.safetensors --with-optimizer").expect(2, &["--with-optimizer"]);
+    scene.launch("export none.ckpt out.pth").expect(3, &["none.ckpt: no such file"]);
+    fs::write(scene.path("text.pth"), "PK, but no archive").unwrap();
+    scene.launch("export text.pth out.pth").expect(3, &["text.pth", "damaged or incomplete"]);
+    scene.launch("export ours/latest.ckpt light.pth").expect(0, &[]);
+    scene.launch("export light.pth out.pth --with-optimizer").expect(3, &["no optimizer state"]);
+    scene.one("train cfg.toml --no-validate --work-dir sgd --set train.epochs=1 optimizer.kind=sgd");
+    scene.launch("export sgd/latest.ckpt out.pth --with-optimizer").expect(3, &["no state of AdamW"]);
+    fs::write(scene.path("wide.toml"), "base = [\"cfg.toml\"]\n[model.backbone]\nembed_dim = 16\n").unwrap();
+    scene.launch("export light.pth out.pth --config wide.toml").expect(3, &["embed_dim 8", "embed_dim 16"]);
+    assert!(!scene.path("out.pth").exists() && !scene.path("out.safetensors").exists());
+}
+
+#[test]
+fn weights_give_the_same_detections_in_every_kind_of_file() {
+    let scene = trained();
+    scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &[]);
+    scene.one("test ours/latest.ckpt --out a.json --metrics a.metrics.json");
+    let root = pictures(&scene);
+    scene.one(&format!("predict ours/latest.ckpt {root}/val --out painted_a"));
+    for (file, name) in [("ours.pth", "b"), ("ours.safetensors", "c")] {
+        let ended =
+            scene.two(&format!("test {file} --config cfg.toml --out {name}.json --metrics {name}.metrics.json"));
+        assert!(ended.stderr.contains(&format!("tensors from {file}; new: 0; unused: 0")), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("Warning"), "{}", ended.stderr);
+        for kind in ["bbox", "segm"] {
+            let [a, b] =
+                ["a", name].map(|name| fs::read_to_string(scene.path(&format!("{name}.{kind}.json"))).unwrap());
+            assert!(a.len() > 1000, "there are detections to compare: {a}");
+            assert_eq!(a, b, "{file} {kind}");
+        }
+        assert_same_metrics(&scene.path("a.metrics.json"), &scene.path(&format!("{name}.metrics.json")));
+        scene.one(&format!("predict {file} {root}/val --config cfg.toml --out painted_{name}"));
+        let [a, b] =
+            ["a", name].map(|name| fs::read_to_string(scene.path(&format!("painted_{name}/results.json"))).unwrap());
+        assert_eq!(a, b);
+        let line = format!("benchmark infer cfg.toml {file} --max-iter 2 --json");
+        let report: Object = serde_json::from_str(&scene.one(&line).stdout).unwrap();
+        assert_eq!(report["images"], 2);
+    }
+}
+
+#[test]
+fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
+    let scene = trained();
+    let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml --show-score-thr=0.3 ours.pth";
+    scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
+    scene.launch("predict ours.pth . --out painted").expect(2, &["predict --out=painted --config=CONFIG.toml"]);
+    let predict = format!("predict ours.pth {}/val --out painted", pictures(&scene));
+    for command in ["test ours.pth", &predict] {
+        let mut worker = scene.command(&worker_program(), command);
+        worker.env("FNET_DEVICE", "cpu");
+        finish(worker).expect(2, &["--config=CONFIG.toml"]);
+    }
+    assert!(!scene.path("painted").exists());
+    scene.launch("export ours.pth ours.safetensors").expect(0, &[]);
+    scene.launch("--device cpu --nproc 1 test ours.safetensors").expect(2, &["--config=CONFIG.toml"]);
+}
+
+/// Makes files that the tests of loading need out of `ours.pth`.
+const VARIANTS: &str = r#"
+import collections, copy, torch
+whole = torch.load('ours.pth')
+state = whole['state_dict']
+backbone = collections.OrderedDict(
+    (name.removeprefix('backbone.'), tensor) for name, tensor in state.items()
+    if name.startswith('backbone.') and not name.startswith('backbone.norm'))
+backbone['avgpool_pre_head.1.weight'] = torch.zeros(1280, 64, 1, 1)
+backbone['head.weight'] = torch.zeros(1000, 1280)
+backbone['head.bias'] = torch.zeros(1000)
+torch.save(backbone, 'imagenet.pth')
+torch.save({'model': backbone}, 'under_model.pth', _use_new_zipfile_serialization=False)
+
+# The names of FasterNet-T0.
+t0 = collections.OrderedDict([('patch_embed.proj.weight', torch.zeros(40, 3, 4, 4))])
+for stage, depth in ((0, 1), (2, 2), (4, 8), (6, 2)):
+    for block in range(depth):
+        t0[f'stages.{stage}.blocks.{block}.mlp.0.weight'] = torch.zeros(1)
+torch.save(t0, 't0.pth')
+torch.save({'some.layer.weight': torch.zeros(3), 'a.b\x1b[2J': torch.zeros(1)}, 'foreign.pth')
+
+def changed(path, change):
+    other = copy.deepcopy(whole)
+    change(other)
+    torch.save(other, path)
+
+def parallel(other):
+    other['state_dict'] = collections.OrderedDict(('module.' + name, t) for name, t in other['state_dict'].items())
+changed('parallel.pth', parallel)
+
+def fewer_classes(other):
+    names = other['state_dict']
+    for name in names:
+        count = {'fc_cls': 6, 'fc_reg': 20, 'conv_logits': 5}.get(name.split('.')[2] if name.count('.') > 2 else '')
+        if count:
+            names[name] = names[name][:count].clone()
+    other['meta']['CLASSES'] = tuple('abcde')
+changed('five.pth', fewer_classes)
+
+def renamed(other):
+    other['meta']['CLASSES'] = ('dog',) + other['meta']['CLASSES'][1:]
+changed('renamed.pth', renamed)
+changed('miscounted.pth', lambda other: other['meta'].update(CLASSES=('cat', 'dog')))
+changed('lacking.pth', lambda other: other['state_dict'].pop('neck.fpn_convs.0.conv.bias'))
+changed('no_optimizer.pth', lambda other: other.pop('optimizer'))
+changed('no_meta.pth', lambda other: other.pop('meta'))
+changed('half_batches.pth', lambda other: other['meta'].update(iter=2 * other['meta']['iter']))
+changed('other_settings.pth', lambda other: other['optimizer']['param_groups'][0].update(weight_decay=0.05))
+"#;
+
+#[test]
+fn a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded() {
+    let scene = trained();
+    let test = "a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded";
+    if scene.python(test, VARIANTS).is_none() {
+        return;
+    }
+    let ours = tensors(&scene.path("ours/latest.ckpt"));
+    // The names of others count below `backbone.` only.
+    for (index, (file, key, unused)) in [
+        ("imagenet.pth", "model.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
+        ("under_model.pth", "model.backbone.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
+        ("parallel.pth", "model.backbone.pretrained", "unused: 0"),
+        ("ours/latest.ckpt", "model.backbone.pretrained", "unused: 0"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let new = if index < 2 {
+            "new: 16 (backbone.norm0, backbone.norm2, backbone.norm4, backbone.norm6)"
+        } else {
+            "new: 0"
+        };
+        // A link is told by the file that it names.
+        let told = file.replace("latest", "epoch_1");
+        let set = format!("--set {key}={file} train.epochs=1 optimizer.lr=0.0");
+        let ended = scene.one(&format!("train cfg.toml --no-validate --work-dir run{index} {set}"));
+        assert!(ended.stderr.contains(&format!("tensors from {told}; {new}; {unused}")), "{}", ended.stderr);
+        let started = tensors(&scene.path(&format!("run{index}/latest.ckpt")));
+        let equal = |name: &str| started[name] == ours[name];
+        assert!(
+            equal("model.backbone.stages.4.blocks.0.mlp.0.weight") && equal("model.backbone.patch_embed.proj.weight")
+        );
+        assert!(!equal("model.neck.fpn_convs.0.conv.weight"), "only the backbone is loaded");
+    }
+}
+
+#[test]
+fn weights_of_another_model_are_refused_and_told_apart() {
+    let scene = trained();
+    if scene.python("weights_of_another_model_are_refused_and_told_apart", VARIANTS).is_none() {
+        return;
+    }
+    let refused = |line: &str, texts: &[&str]| {
+        scene.launch(&format!("--device cpu --nproc 1 {line}")).expect(3, texts);
+    };
+    let s = "--set model.backbone.embed_dim=128 model.backbone.depths=[1,2,13,2]";
+    let names =
+        ["FasterNet-T0 (embed_dim 40, depths [1, 2, 8, 2])", "FasterNet-S (embed_dim 128, depths [1, 2, 13, 2])"];
+    refused(&format!("train cfg.toml {s} model.pretrained=t0.pth"), &names);
+    refused(&format!("train cfg.toml {s} --load-from=t0.pth --allow-partial"), &names);
+    refused(&format!("test t0.pth --config cfg.toml {s}"), &names);
+    refused("train cfg.toml --load-from=imagenet.pth", &["model.backbone.pretrained"]);
+    let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --load-from=foreign.pth");
+    ended.expect(3, &["only 0 of the model's", "some.layer.weight", "--allow-partial"]);
+    assert!(!ended.stderr.contains('\x1b'), "a file must not control the terminal");
+    refused("train cfg.toml --load-from=five.pth", &["5 classes", "model.num_classes is 8", "--allow-partial"]);
+    refused("test five.pth --config cfg.toml", &["5 classes"]);
+    refused("test lacking.pth --config cfg.toml", &["neck.fpn_convs.0.conv.bias", "--allow-partial"]);
+    refused("benchmark infer cfg.toml lacking.pth --max-iter 1", &["neck.fpn_convs.0.conv.bias"]);
+    refused("test miscounted.pth --config cfg.toml", &["names 2 classes"]);
+    assert!(!scene.path("work_dirs/cfg/latest.ckpt").exists());
+}
+
+#[test]
+fn allow_partial_takes_what_fits() {
+    let scene = trained();
+    if scene.python("allow_partial_takes_what_fits", VARIANTS).is_none() {
+        return;
+    }
+    let job = "train cfg.toml --no-validate --allow-partial --set train.epochs=1 optimizer.lr=0.0";
+    let ended = scene.one(&format!("{job} --load-from=five.pth --work-dir five"));
+    assert!(ended.stderr.contains("of another shape: 6 (first: roi_head.bbox_head.fc_cls.weight"), "{}", ended.stderr);
+    let [ours, five] = ["ours", "five"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+    let equal = |name: &str| ours[name] == five[name];
+    assert!(equal("model.roi_head.bbox_head.shared_fcs.0.weight") && !equal("model.roi_head.bbox_head.fc_cls.weight"));
+    let ended = scene.one(&format!("{job} --load-from=foreign.pth --work-dir foreign"));
+    assert!(ended.stderr.contains("loaded 0 tensors from foreign.pth"), "{}", ended.stderr);
+    let ended = scene.one("test lacking.pth --config cfg.toml --allow-partial");
+    assert!(ended.stderr.contains("new: 1 (neck.fpn_convs.0.conv)"), "{}", ended.stderr);
+    // Names that differ are only told.
+    let ended = scene.one("test renamed.pth --config cfg.toml");
+    assert!(ended.stderr.contains("number 0 was \"dog\""), "{}", ended.stderr);
+}
+
+/// Two epochs of one worker, with a learning rate that falls after the first.
+const LONG: &str = "train cfg.toml --no-validate --set schedule.steps=[1]";
+
+#[test]
+fn a_job_goes_on_from_an_mmdetection_checkpoint_as_if_it_had_been_its_own() {
+    let scene = Scene::new();
+    scene.one(&format!("{LONG} --work-dir whole"));
+    scene.one(&format!("{LONG} train.epochs=1 --work-dir ours"));
+    scene.launch("export ours/latest.ckpt ours.pth --with-optimizer").expect(0, &[]);
+    let ended = scene.one(&format!("{LONG} --work-dir parts --resume ours.pth"));
+    let told = format!("resumed epoch 1, iter {} with AdamW's state: loaded", steps(1));
+    assert!(
+        ended.stderr.contains(&told) && ended.stderr.contains("from ours.pth; new: 0; unused: 0"),
+        "{}",
+        ended.stderr
+    );
+    let whole = losses(&scene.path("whole"));
+    assert_eq!(losses(&scene.path("parts")), whole[steps(1)..]);
+    let [a, b] = ["whole", "parts"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+    assert_eq!(differences(&a, &b), Vec::<String>::new());
+
+    // The state that was taken over lies in the job's own folder from the start.
+    let [a, b] = ["ours", "parts"].map(|name| tensors(&scene.path(name).join("epoch_1.ckpt")));
+    assert_eq!(differences(&a, &b), Vec::<String>::new());
+}
+
+#[test]
+fn every_rank_takes_the_running_statistics_of_the_file() {
+    let scene = trained();
+    let ended = scene.two(&format!("{LONG} --work-dir two --resume=ours.pth"));
+    let told = format!("its epochs had {} iterations and this job's have {}", steps(1), steps(2));
+    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    let [ours, two] = ["ours/latest.ckpt", "two/epoch_1.ckpt"].map(|name| tensors(&scene.path(name)));
+    let second: Vec<&String> = two.keys().filter(|name| name.starts_with("rank1.")).collect();
+    assert!(second.len() >= 24, "{second:?}");
+    for name in second {
+        assert_eq!(two[name], ours[&name.replace("rank1.", "model.")], "{name}");
+    }
+    assert_eq!(series(&scene.path("two"), "epoch").first(), Some(&2.0));
+}
+
+#[test]
+fn mmdetection_checkpoints_that_cannot_be_continued_say_why() {
+    let scene = trained();
+    if scene.python("mmdetection_checkpoints_that_cannot_be_continued_say_why", VARIANTS).is_none() {
+        return;
+    }
+    let refused = |file: &str, set: &str, texts: &[&str]| {
+        scene.launch(&format!("--device cpu --nproc 1 {LONG} {set} --resume={file}")).expect(3, texts);
+    };
+    refused("no_optimizer.pth", "", &["no_optimizer.pth", "no optimizer state", "--load-from"]);
+    refused("no_meta.pth", "", &["no epoch and iter", "--load-from"]);
+    refused("ours.pth", "optimizer.kind=sgd", &["state of AdamW", "--load-from"]);
+    refused("ours.pth", "model.backbone.embed_dim=16", &["embed_dim 8", "embed_dim 16"]);
+    refused("ours.pth", "model.roi_head.bbox_fc_channels=16", &["roi_head.bbox_head"]);
+    refused("lacking.pth", "", &["1 missing (neck.fpn_convs.0.conv.bias)"]);
+    scene.launch(&format!("--device cpu --nproc 1 {LONG} --resume=none.pth")).expect(3, &["none.pth: no such file"]);
+
+    let ended = scene.one(&format!("{LONG} --work-dir settings --resume=other_settings.pth"));
+    assert!(ended.stderr.contains("optimizer.weight_decay = 0.0001 (0.05)"), "{}", ended.stderr);
+    let ended = scene.one(&format!("{LONG} --work-dir half --resume=half_batches.pth"));
+    let (theirs, ours) = (2 * steps(1), steps(1));
+    let told = format!("had {theirs} iterations and this job's have {ours}, so iter {theirs} is {ours} here");
+    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+}

@@ -1,0 +1,229 @@
+//! The reference's trained detector through the real programs: on real pictures, the detections, masks and metrics of
+//! `fnet-launch test` are the reference's, image by image, and a training that it began goes on with its very state.
+//!
+//! The numbers come from `reference/trained_tiny` and the pictures from `data/coco_mini`, below `FNET_TEST_DATA`.
+
+// clippy.toml lets functions marked as tests do these; their helpers are the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../src/parity/report.rs"]
+mod report;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use hotcoco::mask::{area, merge, rle_from_string};
+use serde_json::Value;
+
+use report::Comparison;
+
+/// The folder of test data, or `None` with a visible line that `test` is skipped.
+fn test_data(test: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("FNET_TEST_DATA").map(PathBuf::from);
+    if folder.is_none() {
+        println!("SKIPPED {test}: FNET_TEST_DATA is unset");
+    }
+    folder
+}
+
+fn in_repository(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// `fnet-launch` in `folder` with the mini set as its data; it must succeed.
+fn launch(folder: &Path, data: &Path, arguments: &[&str]) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_fnet-worker")).with_file_name("fnet-launch");
+    assert!(program.is_file(), "{} is not there: run `cargo build --release --workspace` first", program.display());
+    let mut command = Command::new(program);
+    command.current_dir(folder).args(arguments).env("FNET_DATA_ROOT", data.join("data/coco_mini"));
+    for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "FNET_WORKER"] {
+        command.env_remove(name);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+}
+
+/// A detection of a results file.
+struct Found {
+    bbox: [f64; 4],
+    score: f64,
+    size: (u32, u32),
+    counts: String,
+}
+
+/// The detections of `PREFIX.segm.json` by image and class. Those of `PREFIX.bbox.json` must be the same.
+fn detections(prefix: &Path) -> HashMap<(i64, i64), Vec<Found>> {
+    let file = |kind: &str| json(Path::new(&format!("{}.{kind}.json", prefix.display())));
+    let (masks, boxes) = (file("segm"), file("bbox"));
+    let (masks, boxes) = (masks.as_array().unwrap(), boxes.as_array().unwrap());
+    assert_eq!(masks.len(), boxes.len());
+    let mut found: HashMap<_, Vec<_>> = HashMap::new();
+    for (mask, alone) in masks.iter().zip(boxes) {
+        for name in ["image_id", "category_id", "score"] {
+            assert_eq!(mask[name], alone[name]);
+        }
+        let key = (mask["image_id"].as_i64().unwrap(), mask["category_id"].as_i64().unwrap());
+        let number = |value: &Value| value.as_f64().unwrap();
+        let side = |axis: usize| mask["segmentation"]["size"][axis].as_u64().unwrap() as u32;
+        found.entry(key).or_default().push(Found {
+            bbox: std::array::from_fn(|i| number(&alone["bbox"][i])),
+            score: number(&mask["score"]),
+            size: (side(0), side(1)),
+            counts: mask["segmentation"]["counts"].as_str().unwrap().to_owned(),
+        });
+    }
+    found
+}
+
+/// Intersection over union of two boxes `[x, y, width, height]`.
+fn overlap(a: &[f64; 4], b: &[f64; 4]) -> f64 {
+    let side = |axis: usize| {
+        let end = (a[axis] + a[axis + 2]).min(b[axis] + b[axis + 2]);
+        (end - a[axis].max(b[axis])).max(0.0)
+    };
+    let shared = side(0) * side(1);
+    shared / (a[2] * a[3] + b[2] * b[3] - shared)
+}
+
+/// Pixels that are in one of two masks only.
+fn pixels_apart(a: &Found, b: &Found) -> f64 {
+    assert_eq!(a.size, b.size);
+    let [a, b] = [a, b].map(|found| rle_from_string(&found.counts, found.size.0, found.size.1).unwrap());
+    let shared = area(&merge(&[a.clone(), b.clone()], true).unwrap());
+    (area(&a) + area(&b) - 2 * shared) as f64
+}
+
+/// Matches one to one by image, class and greatest overlap, and compares what matches.
+fn compare(ours: &Path, theirs: &Path, comparison: &Comparison<'_>) {
+    let (mut ours, theirs) = (detections(ours), detections(theirs));
+    let count = |found: &HashMap<_, Vec<Found>>| found.values().map(Vec::len).sum::<usize>();
+    let total = count(&ours).max(count(&theirs));
+    assert!(total > 0);
+    let (mut matched, mut identical) = (0, 0);
+    let (mut score, mut box_side, mut apart) = (0.0_f64, 0.0_f64, 0.0_f64);
+    for (key, expected) in &theirs {
+        let mut left = ours.remove(key).unwrap_or_default();
+        for theirs in expected {
+            let by_overlap = |(index, found): (usize, &Found)| (overlap(&found.bbox, &theirs.bbox), index);
+            let best = left.iter().enumerate().map(by_overlap).max_by(|a, b| a.0.total_cmp(&b.0));
+            let Some((_, index)) = best.filter(|&(overlap, _)| overlap > 0.95) else { continue };
+            let ours = left.swap_remove(index);
+            matched += 1;
+            score = score.max((ours.score - theirs.score).abs());
+            for corner in 0..2 {
+                let (a, b) = (ours.bbox[corner], theirs.bbox[corner]);
+                let far = |found: &Found| found.bbox[corner] + found.bbox[corner + 2];
+                box_side = box_side.max((a - b).abs()).max((far(&ours) - far(theirs)).abs());
+            }
+            if ours.counts == theirs.counts {
+                identical += 1;
+            } else {
+                apart = apart.max(pixels_apart(&ours, theirs));
+            }
+        }
+    }
+    let share = |part: usize, of: usize| part as f64 / of as f64;
+    println!("{total} detections, {matched} matched, {identical} run lengths identical");
+    comparison.at_least("share of detections matched", share(matched, total), 0.995);
+    comparison.at_most("score", score, 2e-4);
+    comparison.at_most("box corner, px", box_side, 0.02);
+    comparison.at_least("share of run lengths identical", share(identical, matched), 0.9);
+    comparison.at_most("mask pixels that differ", apart, 10.0);
+}
+
+/// The reference's unrounded metrics, with its `maxDets`.
+fn compare_metrics(ours: &Value, theirs: &Value, comparison: &Comparison<'_>) {
+    let mut worst = 0.0_f64;
+    for kind in ["bbox", "segm"] {
+        for name in ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"] {
+            let expected = theirs["full"][kind]["maxDets_100_300_1000"][name].as_f64().unwrap();
+            let found = ours[format!("{kind}_{name}")].as_f64().unwrap_or_else(|| panic!("{kind}_{name} in {ours}"));
+            worst = worst.max((found - expected).abs());
+        }
+    }
+    comparison.at_most("AP", worst, 1e-6);
+}
+
+/// Runs `test` on the reference's checkpoint and compares with its results of the same case.
+fn evaluate(test: &str, case: &str, set: &[&str]) {
+    let Some(data) = test_data(test) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let reference = data.join("reference/trained_tiny");
+    let (checkpoint, config) = (reference.join("ckpt.pth"), in_repository("configs/tiny80.toml"));
+    let mut line = vec!["--device", "cpu", "--nproc", "1", "test", checkpoint.to_str().unwrap()];
+    line.extend(["--config", config.to_str().unwrap(), "--out", "found.json", "--metrics", "metrics.json", "--set"]);
+    line.extend(set);
+    let output = launch(folder.path(), &data, &line);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("loaded 126 tensors from") && told.contains("new: 0; unused: 0"), "{told}");
+    assert!(!told.contains("Warning"), "{told}");
+    let comparison = Comparison::new("end to end", "trained_tiny");
+    compare(&folder.path().join("found"), &reference.join(format!("results_{case}")), &comparison);
+    let metrics = json(&reference.join(format!("metrics_{case}.json")));
+    compare_metrics(&json(&folder.path().join("metrics.json")), &metrics, &comparison);
+}
+
+const VAL: [&str; 2] = ["data.val.ann_file=annotations/instances_val2017.json", "data.val.img_prefix=val2017"];
+
+#[test]
+fn parity_trained_tiny_on_the_pictures_that_it_knows() {
+    evaluate("parity_trained_tiny_on_the_pictures_that_it_knows", "a", &["data.pipeline.test_scale=[480,320]"]);
+}
+
+#[test]
+fn parity_trained_tiny_on_other_pictures() {
+    evaluate("parity_trained_tiny_on_other_pictures", "b", &[VAL[0], VAL[1], "data.pipeline.test_scale=[480,320]"]);
+}
+
+#[test]
+fn parity_trained_tiny_on_other_pictures_in_full_size() {
+    let test = "parity_trained_tiny_on_other_pictures_in_full_size";
+    evaluate(test, "c", &[VAL[0], VAL[1], "data.pipeline.test_scale=[1333,800]"]);
+}
+
+const SAME_STATE: &str = r#"
+import sys, torch
+theirs, ours = (torch.load(path) for path in sys.argv[1:])
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+assert list(ours) == list(theirs) == ['meta', 'state_dict', 'optimizer']
+assert list(ours['state_dict']) == list(theirs['state_dict']) and len(ours['state_dict']) == 126
+assert all(same(ours['state_dict'][name], tensor) for name, tensor in theirs['state_dict'].items())
+assert ours['optimizer']['param_groups'] == theirs['optimizer']['param_groups']
+assert list(ours['optimizer']['state']) == list(theirs['optimizer']['state']) == list(range(87))
+for index, state in theirs['optimizer']['state'].items():
+    assert list(state) == ['step', 'exp_avg', 'exp_avg_sq']
+    assert all(same(ours['optimizer']['state'][index][name], value) for name, value in state.items())
+for name in ('CLASSES', 'epoch', 'iter'):
+    assert ours['meta'][name] == theirs['meta'][name], name
+"#;
+
+#[test]
+fn parity_trained_tiny_goes_through_a_training_job_and_back_unchanged() {
+    let test = "parity_trained_tiny_goes_through_a_training_job_and_back_unchanged";
+    let Some(data) = test_data(test) else { return };
+    let python = in_repository(".venv/bin/python");
+    if !python.is_file() {
+        println!("SKIPPED {test}: {} is not there", python.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = data.join("reference/trained_tiny/ckpt.pth");
+    let config = in_repository("configs/tiny80.toml");
+    let resume = format!("--resume={}", checkpoint.display());
+    let job = ["--device", "cpu", "--nproc", "1", "train", config.to_str().unwrap(), "--no-validate", &resume];
+    let output = launch(folder.path(), &data, &job);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("resumed epoch 160, iter 1440 with AdamW's state: loaded 126 tensors"), "{told}");
+    launch(folder.path(), &data, &["export", "work_dirs/tiny80/epoch_160.ckpt", "back.pth", "--with-optimizer"]);
+    let mut compare = Command::new(python);
+    let compared =
+        compare.current_dir(folder.path()).args(["-c", SAME_STATE]).arg(checkpoint).arg("back.pth").output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
+}
