@@ -337,6 +337,36 @@ fn a_job_goes_on_from_an_mmdetection_checkpoint_as_if_it_had_been_its_own() {
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 }
 
+/// The same training state as MMDetection wrote it with PyTorch 1.5 to 1.11, in data-parallel training.
+const OLDER: &str = r#"
+import collections, torch
+whole = torch.load('ours.pth')
+for state in whole['optimizer']['state'].values():
+    state['step'] = int(state['step'])
+(group,) = whole['optimizer']['param_groups']
+for name in ('maximize', 'foreach', 'capturable', 'differentiable', 'fused', 'decoupled_weight_decay'):
+    del group[name]
+whole['state_dict'] = collections.OrderedDict(
+    ('module.' + name, tensor) for name, tensor in whole['state_dict'].items() if 'num_batches' not in name)
+whole['meta'] = {'mmdet_version': '2.11.0', 'config': 'model = dict()', 'hook_msgs': {}, 'CLASSES': list(whole['meta']['CLASSES']),
+                 'epoch': 1, 'iter': whole['meta']['iter']}
+torch.save(whole, 'older.pth', _use_new_zipfile_serialization=False)
+"#;
+
+#[test]
+fn a_checkpoint_of_an_older_pytorch_goes_on_alike() {
+    let scene = trained();
+    if scene.python("a_checkpoint_of_an_older_pytorch_goes_on_alike", OLDER).is_none() {
+        return;
+    }
+    let run = |name: &str| {
+        scene.one(&format!("{LONG} --work-dir by_{name} --resume={name}.pth"));
+        tensors(&scene.path(&format!("by_{name}/latest.ckpt")))
+    };
+    let differing = differences(&run("ours"), &run("older"));
+    assert!(differing.iter().all(|name| name.ends_with("num_batches_tracked")), "{differing:?}");
+}
+
 #[test]
 fn every_rank_takes_the_running_statistics_of_the_file() {
     let scene = trained();

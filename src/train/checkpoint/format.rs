@@ -205,7 +205,7 @@ impl Opened {
         for name in self.header.offset_keys() {
             let info = self.info(&name)?;
             let kind = bytes::kind(info.dtype, &name)?;
-            let shape: Vec<i64> = info.shape.iter().map(|&side| side as i64).collect();
+            let shape = shape(&info, &name)?;
             let tensor =
                 bytes::filled(&shape, kind, |data| self.reader.read_exact(data))?.map_err(|e| unread(&name, &e))?;
             check(&name, checksums.get(name.as_str()).copied().flatten(), || {
@@ -242,6 +242,13 @@ impl Opened {
     }
 }
 
+/// The shape of a tensor, which may have absurd sides beside a zero.
+fn shape(info: &TensorInfo, name: &str) -> Result<Vec<i64>> {
+    let sides: Option<Vec<i64>> = info.shape.iter().map(|&side| i64::try_from(side).ok()).collect();
+    let bound = |sides: &Vec<i64>| sides.iter().try_fold(1_i64, |all, &side| all.checked_mul(side.max(1))).is_some();
+    sides.filter(bound).ok_or_else(|| Error::data(format!("tensor {name} has an impossible shape: {:?}", info.shape)))
+}
+
 fn by_name(entries: &[Entry]) -> HashMap<&str, Option<u32>> {
     entries.iter().map(|entry| (entry.name.as_str(), entry.crc32c)).collect()
 }
@@ -256,5 +263,24 @@ fn check(name: &str, expected: Option<u32>, actual: impl FnOnce() -> u32) -> Res
             Err(Error::data(format!("damaged: tensor {name} does not match its checksum")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+
+    use super::*;
+
+    #[test]
+    fn a_shape_that_cannot_be_is_an_error_of_the_data() {
+        let of = |sides: &[usize]| {
+            let info = TensorInfo { dtype: Dtype::F32, shape: sides.to_vec(), data_offsets: (0, 0) };
+            shape(&info, "a")
+        };
+        assert_eq!(of(&[0, 3]).unwrap(), [0, 3]);
+        for sides in [&[0, usize::MAX][..], &[0, 1 << 40, 1 << 40]] {
+            assert_eq!(of(sides).unwrap_err().kind(), crate::ErrorKind::Data);
+        }
     }
 }
