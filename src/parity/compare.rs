@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
+use super::fixtures::skip;
 use super::report::Comparison;
 
 /// The bound of a stage that is fed the reference's input: of the greatest value of its output.
@@ -31,6 +32,9 @@ impl Comparison<'_> {
     /// only; the extremes relative to the greatest value.
     #[track_caller]
     pub(super) fn statistics(&self, what: &str, actual: &Tensor, expected: &Value) {
+        if expected.is_null() {
+            return skip(&format!("the part about statistics of the whole ({what}), which the fixtures do not hold"));
+        }
         let number = |key: &str| expected[key].as_f64().unwrap_or_else(|| panic!("{what}: no statistic {key}"));
         let shape: Vec<i64> = serde_json::from_value(expected["shape"].clone()).unwrap();
         assert_eq!(actual.size(), shape, "{what}: shape");

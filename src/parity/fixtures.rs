@@ -29,8 +29,9 @@ pub(super) struct Fixtures {
 pub(super) fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    // The text is for people; a closed stderr is no fault of the numbers.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {reason}", test.rsplit("::").next().unwrap_or(test));
+    let line = format!("SKIPPED {}: {reason}\n", test.rsplit("::").next().unwrap_or(test));
+    // In one piece, among the lines of other tests; a closed stderr is no fault of the numbers.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

@@ -68,10 +68,6 @@ impl Pictures {
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.indices.iter().map(|&index| self.dataset.picture_path(index)).collect()
     }
-
-    pub(super) fn dataset(&self) -> &Dataset {
-        &self.dataset
-    }
 }
 
 fn config(fixtures: &Fixtures, root: &Path) -> config::Data {
