@@ -31,7 +31,7 @@ pub struct Error {
 
 /// What to do when a GPU's memory is exhausted.
 const DEVICE_MEMORY_REMEDY: &str = "The GPU's memory is full: lower data.samples_per_gpu, make the pictures smaller \
-    (data.pipeline.scales, or test_scale for evaluation), set train.precision = \"bf16\", or end other programs on the \
+    (data.pipeline.scales, or test_scale for evaluation), set train.amp = \"bf16\", or end other programs on the \
     GPU (nvidia-smi names them)";
 /// What to do when the host's memory is exhausted.
 const HOST_MEMORY_REMEDY: &str = "The machine's memory is full: lower data.samples_per_gpu or data.workers_per_gpu, \
@@ -198,7 +198,7 @@ mod tests {
             assert_eq!((error.kind(), error.exit_code()), (ErrorKind::OutOfMemory, exit::WORKER_LOST));
             let text = error.to_string();
             assert!(!text.contains("frame #0"), "{text}");
-            for field in ["data.samples_per_gpu", "data.pipeline.scales", "train.precision = \"bf16\""] {
+            for field in ["data.samples_per_gpu", "data.pipeline.scales", "train.amp = \"bf16\""] {
                 assert!(text.contains(field), "{text}");
             }
         }

@@ -18,6 +18,9 @@ pub const DATA_ROOT_VARIABLE: &str = "FNET_DATA_ROOT";
 /// Short names that stand for a field, as users of MMDetection know them.
 const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
 
+/// What `train.amp` was called in the config inside older checkpoints, where "off" was "fp32".
+const FORMER_AMP: &str = "train.precision";
+
 /// Reads a config file with everything it inherits, then FNET_DATA_ROOT, then `key=value` overrides.
 ///
 /// # Errors
@@ -34,7 +37,8 @@ impl Config {
     /// Reads a config from text, for example from the metadata of a checkpoint; `origin` is the name errors carry.
     ///
     /// # Errors
-    /// As [`load`]; `base` is refused, for there is no folder that it could be relative to.
+    /// As [`load`]; `base` is refused, for there is no folder that it could be relative to. Names that fields had in older
+    /// checkpoints are understood.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         Ok(Resolved::from_toml(text, origin, &[])?.config)
     }
@@ -46,8 +50,9 @@ impl Resolved {
     /// # Errors
     /// As [`Config::from_toml`].
     pub fn from_toml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
-        let layer = checked(tree::parse(text, origin)?)?;
-        resolve(layer, overrides, "config".into())
+        let mut layer = tree::parse(text, origin)?;
+        rename_former(&mut layer);
+        resolve(checked(layer)?, overrides, "config".into())
     }
 }
 
@@ -202,6 +207,15 @@ fn checked(mut layer: Table) -> Result<Table> {
     let mut problems = Vec::new();
     check_table(&layer, "", &mut problems);
     if problems.is_empty() { Ok(layer) } else { Err(Error::usage(problems.join("\n"))) }
+}
+
+fn rename_former(layer: &mut Table) {
+    let Some(Node { value, origin }) = take(layer, FORMER_AMP) else { return };
+    let value = match value {
+        Value::Leaf(toml::Value::String(word)) if word == "fp32" => Value::Leaf(toml::Value::String("off".into())),
+        other => other,
+    };
+    insert(layer, "train.amp", value, &origin);
 }
 
 fn take(table: &mut Table, path: &str) -> Option<Node> {

@@ -165,11 +165,10 @@ pub fn detect_all(
     let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
     let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
     let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
-    let threshold = config.model.roi_head.mask_threshold;
     let mut share = Share::default();
     while let (None, Some(batch)) = (stop::requested(), loader.next()) {
         let batch = batch?;
-        for result in detect(model, &batch, threshold)? {
+        for result in detect(model, &batch, config)? {
             share.results.push(result);
             let (done, total) = (indices.len() - loader.remaining(), indices.len());
             if let Some(result) = share.results.last() {
@@ -182,13 +181,17 @@ pub fn detect_all(
     gather(share, &places, ranks)
 }
 
-/// Detects the objects of one batch.
+/// Detects the objects of one batch, in the type of `evaluation.amp`.
 ///
 /// # Errors
 /// If libtorch fails (memory), or a picture is too large for run lengths.
-pub fn detect(model: &MaskRcnn, batch: &Batch, mask_threshold: f64) -> Result<Vec<ImageResult>> {
-    let found = model.predict(&batch.images, &batch.metas)?;
-    batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, mask_threshold)).collect()
+pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<ImageResult>> {
+    let found = {
+        let _autocast = model.autocast(config.evaluation.amp)?;
+        model.predict(&batch.images, &batch.metas)?
+    };
+    let threshold = config.model.roi_head.mask_threshold;
+    batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, threshold)).collect()
 }
 
 /// Turns what the model found in one picture into results: masks pasted and encoded.

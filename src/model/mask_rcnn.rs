@@ -1,6 +1,7 @@
 //! The whole detector.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+use torch_ext::autocast;
 
 use super::fasternet::{self, FasterNet};
 use super::fpn::Fpn;
@@ -11,7 +12,7 @@ use super::roi_head::RoiHead;
 use super::rpn::Rpn;
 use super::sample::StepRandom;
 use super::{Detections, Parameters};
-use crate::config;
+use crate::config::{self, Amp};
 use crate::data::{Batch, ImageMeta, Target};
 use crate::error::{Error, Result};
 
@@ -82,6 +83,20 @@ impl MaskRcnn {
     /// If libtorch fails.
     pub fn fuse_conv_bn(&mut self) -> Result<()> {
         self.backbone.fuse()
+    }
+
+    /// Automatic mixed precision on this thread: until the guard is dropped, convolutions and matrix products compute as
+    /// `amp` says.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn autocast(&self, amp: Amp) -> Result<Option<autocast::Guard>> {
+        let kind = match amp {
+            Amp::Off => return Ok(None),
+            Amp::Bf16 => Kind::BFloat16,
+            Amp::Fp16 => Kind::Half,
+        };
+        Ok(Some(autocast::Guard::new(self.device, kind)?))
     }
 
     fn statistics(&self) -> Statistics<'_> {

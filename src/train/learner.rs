@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
-use tch::{Device, Kind, Tensor};
-use torch_ext::{autocast, optim};
+use tch::{Device, Tensor};
+use torch_ext::optim;
 
 use super::agreement::{StepReport, agree};
 use super::buffers::BufferCopy;
 use super::optimizer::Optimizer;
 use super::place::StepPlace;
 use super::{Ema, LossScale};
-use crate::config::{Config, OnNan, Precision};
+use crate::config::{Amp, Config, OnNan};
 use crate::data::Batch;
 use crate::distributed::{DataParallel, World};
 use crate::error::{Context, Error, Result};
@@ -42,6 +42,8 @@ pub struct StepOutcome {
     pub grad_norm: Option<f64>,
     /// The weights were left as they were because a value was not finite.
     pub skipped: bool,
+    /// The factor of this step's loss, in float16.
+    pub loss_scale: Option<f64>,
     /// Positive proposals of this rank.
     pub positives: usize,
     /// Where the time went.
@@ -64,7 +66,7 @@ pub struct Learner<'a> {
     /// The tensors of `trained`.
     tensors: Vec<Tensor>,
     parallel: DataParallel<'a>,
-    precision: Precision,
+    amp: Amp,
     seed: u64,
     grad_clip: f64,
     on_nan: OnNan,
@@ -90,9 +92,9 @@ impl<'a> Learner<'a> {
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, &trained)?,
             parallel: DataParallel::new(world, &tensors, &buffers)?,
-            loss_scale: (config.train.precision == Precision::Fp16).then(LossScale::new),
+            loss_scale: (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale)),
             buffers_before: BufferCopy::new(&parameters)?,
-            precision: config.train.precision,
+            amp: config.train.amp,
             grad_clip: config.optimizer.grad_clip,
             on_nan: config.train.on_nan,
             synchronise: false,
@@ -124,7 +126,8 @@ impl<'a> Learner<'a> {
     /// Forward, backward with all-reduce, agreement, update.
     ///
     /// # Errors
-    /// A usage error when a loss is not finite and `train.on_nan` is `stop`; a lost peer; memory.
+    /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
+    /// scale; a lost peer; memory.
     pub fn step(
         &mut self,
         batch: &Batch,
@@ -146,6 +149,7 @@ impl<'a> Learner<'a> {
         let report = agree(world, &losses, stop)?;
         let agreement = clock.lap()?;
         control.phase(Phase::Optimizer);
+        let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
         let (grad_norm, skipped) = if !report.not_finite.is_empty() {
             self.refuse(&report, batch, place, world)?;
             (None, true)
@@ -155,17 +159,12 @@ impl<'a> Learner<'a> {
             (None, false)
         };
         let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()? };
-        Ok(StepOutcome { report, grad_norm, skipped, positives: losses.positives, times })
+        Ok(StepOutcome { report, grad_norm, skipped, loss_scale, positives: losses.positives, times })
     }
 
     /// The losses of this rank's pictures.
     fn forward(&self, batch: &Batch, place: StepPlace, world: &World) -> Result<Losses> {
-        let kind = match self.precision {
-            Precision::Fp32 => None,
-            Precision::Bf16 => Some(Kind::BFloat16),
-            Precision::Fp16 => Some(Kind::Half),
-        };
-        let _autocast = kind.map(|kind| autocast::Guard::new(world.device(), kind)).transpose()?;
+        let _autocast = self.model.autocast(self.amp)?;
         let mut random = StepRandom::new(self.seed, world.rank(), place.step as u64);
         self.model.forward_train(batch, &mut random).with_context(|| names(batch))
     }
@@ -186,7 +185,7 @@ impl<'a> Learner<'a> {
     fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, bool)> {
         if let Some(loss_scale) = &mut self.loss_scale {
             let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
-            loss_scale.update(!overflow);
+            loss_scale.update(!overflow)?;
             if overflow {
                 self.clear_gradients()?;
                 return Ok((None, true));
@@ -209,13 +208,14 @@ impl<'a> Learner<'a> {
     fn refuse(&mut self, report: &StepReport, batch: &Batch, place: StepPlace, world: &World) -> Result<()> {
         match self.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
-                "{} not finite at epoch {}, step {} (rank {} had {}); lower optimizer.lr, set optimizer.grad_clip, or go \
-                 on past such steps with --set train.on_nan=skip",
+                "{} not finite at epoch {}, step {} (rank {} had {}); lower optimizer.lr, set optimizer.grad_clip{}, or \
+                 go on past such steps with --set train.on_nan=skip",
                 report.not_finite.join(", "),
                 place.epoch + 1,
                 place.iteration + 1,
                 world.rank(),
                 names(batch),
+                if self.amp == Amp::Fp16 { ", set train.amp to \"bf16\" (float16 ends at 65504)" } else { "" },
             ))),
             OnNan::Skip => {
                 self.clear_gradients()?;
@@ -260,3 +260,6 @@ fn names(batch: &Batch) -> String {
     let names: Vec<_> = batch.metas.iter().map(|meta| meta.file_name.as_str()).collect();
     format!("pictures {}", names.join(", "))
 }
+
+#[cfg(test)]
+mod tests;

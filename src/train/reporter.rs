@@ -88,7 +88,7 @@ impl Reporter {
         if outcome.skipped {
             self.skipped_steps += 1;
             log::warn!(
-                "step {} of epoch {} left the weights as they were: {}; {} such steps so far",
+                "step {} of epoch {} left the weights as they were: {}; {} such steps in this run",
                 place.iteration + 1,
                 place.epoch + 1,
                 what_was_not_finite(outcome),
@@ -104,6 +104,9 @@ impl Reporter {
             }
             if let Some(norm) = outcome.grad_norm {
                 log.put("grad_norm", norm);
+            }
+            if let Some(scale) = outcome.loss_scale {
+                log.put("loss_scale", scale);
             }
             log.put("time", seconds);
             log.step(&TrainStep {
@@ -146,7 +149,7 @@ impl Reporter {
 
 fn what_was_not_finite(outcome: &StepOutcome) -> String {
     if outcome.report.not_finite.is_empty() {
-        "a gradient overflowed float16, the loss scale is halved".to_owned()
+        format!("a gradient overflowed float16 at loss scale {}, which is halved", outcome.loss_scale.unwrap_or(1.0))
     } else {
         format!("{} not finite", outcome.report.not_finite.join(", "))
     }

@@ -100,16 +100,16 @@ impl Source {
     ) -> Result<Start> {
         learner.restore(checkpoint, world.rank())?;
         let position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
+        let mut told =
+            vec![format!("resumed epoch {}, iter {} from {}", position.epoch, position.step, self.path.display())];
+        if let Some(scale) = &learner.loss_scale {
+            told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
+        }
         Ok(Start {
             position,
             best: checkpoint.meta.best.clone(),
             precedes_evaluation: precedes_evaluation(&checkpoint.meta),
-            told: vec![format!(
-                "resumed epoch {}, iter {} from {}",
-                position.epoch,
-                position.step,
-                self.path.display()
-            )],
+            told,
             ..Start::default()
         })
     }

@@ -6,6 +6,7 @@ use fnet_protocol::work_dir::is_pytorch_file;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
+use super::LossScale;
 use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
 use crate::config;
@@ -122,8 +123,7 @@ impl Learner<'_> {
             }
         }
         if let (Some(scale), Some(stored)) = (&mut self.loss_scale, checkpoint.meta.state.get(LOSS_SCALE)) {
-            *scale = serde_json::from_value(stored.clone())
-                .map_err(|error| Error::data(format!("{LOSS_SCALE}: {error}")))?;
+            *scale = LossScale::from_stored(stored).context(LOSS_SCALE)?;
         }
         Ok(())
     }

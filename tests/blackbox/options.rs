@@ -183,21 +183,52 @@ fn sgd_trains_with_its_own_state() {
 }
 
 #[test]
-fn bfloat16_stays_near_float32() {
+fn bfloat16_stays_near_float32_and_is_evaluated_in_float32_unless_asked_for() {
     let scene = Scene::new();
-    let run = |precision: &str| {
-        let job = "train cfg.toml --no-validate --set train.epochs=1";
-        scene.two(&format!("{job} train.precision={precision} --work-dir {precision}"));
-        series(&scene.path(precision), "loss")
+    let run = |amp: &str| {
+        scene.two(&format!("train cfg.toml --set train.epochs=1 train.amp={amp} --work-dir {amp}"));
+        series(&scene.path(amp), "loss")
     };
-    let (full, half) = (run("fp32"), run("bf16"));
-    assert_ne!(full, half);
-    assert!((half[0] / full[0] - 1.0).abs() < 0.02, "{} and {}", half[0], full[0]);
+    let (full, narrow) = (run("off"), run("bf16"));
+    assert_ne!(full, narrow);
+    assert!((narrow[0] / full[0] - 1.0).abs() < 0.02, "{} and {}", narrow[0], full[0]);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!((mean(&half) / mean(&full) - 1.0).abs() < 0.1, "{} and {}", mean(&half), mean(&full));
+    assert!((mean(&narrow) / mean(&full) - 1.0).abs() < 0.1, "{} and {}", mean(&narrow), mean(&full));
     let weights = latest(&scene, "bf16");
     let width = |name: &str| weights[name].len();
     assert_eq!(width("model.roi_head.bbox_head.fc_cls.bias"), 9 * 4, "weights stay float32");
+
+    let found = |name: &str, rest: &str| {
+        scene.two(&format!("test bf16/latest.ckpt --format-only --out {name}.json --set {rest}"));
+        std::fs::read_to_string(scene.path(&format!("{name}.bbox.json"))).unwrap()
+    };
+    let exact = found("exact", "evaluation.amp=off");
+    assert_eq!(found("as_trained", "train.seed=0"), exact);
+    assert!(["bf16", "fp16"].iter().all(|amp| found(amp, &format!("evaluation.amp={amp}")) != exact));
+}
+
+#[test]
+fn float16_leaves_out_steps_that_overflow_on_all_workers_and_resumes_with_its_scale() {
+    let scene = Scene::new();
+    let job =
+        "train cfg.toml --no-validate --work-dir fp16 --set train.amp=fp16 train.loss_scale=1e9 optimizer.lr=0.01";
+    scene.two(&format!("{job} train.epochs=1"));
+    let left_out = |rank: usize| {
+        let log = std::fs::read_to_string(scene.path(&format!("fp16/logs/rank_{rank}.log"))).unwrap();
+        log.lines().filter(|line| line.contains("a gradient overflowed float16 at loss scale")).count()
+    };
+    let scales = series(&scene.path("fp16"), "loss_scale");
+    let skipped = left_out(0);
+    assert!(skipped >= 10 && skipped < scales.len() - 2, "{skipped} of {scales:?}");
+    assert_eq!(left_out(1), skipped);
+    assert_eq!(scales[..3], [1e9, 5e8, 2.5e8]);
+    assert!(series(&scene.path("fp16"), "loss").iter().all(|loss| loss.is_finite()));
+
+    let scale = 1e9 / 2.0_f64.powi(i32::try_from(skipped).unwrap());
+    let ended = scene.two(&format!("{job} train.epochs=2 --resume"));
+    ended.expect(0, &[&format!("loss scale {scale}, {skipped} updates left out before")]);
+    let resumed = series(&scene.path("fp16"), "loss_scale");
+    assert!((resumed[scales.len()] / scale - 1.0).abs() < 1e-4, "{resumed:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::Amp;
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -116,9 +117,22 @@ fn override_values_are_toml_and_text_may_be_bare() {
     assert_eq!(set("data.train.ann_file=a b=c.json").unwrap().config.data.train.ann_file, "a b=c.json");
     assert_eq!(set("data.root=2017").unwrap().config.data.root, "2017");
     assert_eq!(set("data.root=\"2017\"").unwrap().config.data.root, "2017");
-    assert_eq!(set("train.precision=bf16").unwrap().config.train.precision, crate::config::Precision::Bf16);
+    assert_eq!(set("train.amp=bf16").unwrap().config.train.amp, Amp::Bf16);
     assert_eq!(set("data.pipeline.scales=[[640, 480]]").unwrap().config.data.pipeline.scales, [[640, 480]]);
     assert_eq!(set("data.val={ann_file = \"v.json\"}").unwrap().config.data.val.ann_file, "v.json");
+}
+
+#[test]
+fn fields_of_older_checkpoints_are_read_under_their_new_names() {
+    for (former, amp) in [("fp32", Amp::Off), ("bf16", Amp::Bf16), ("fp16", Amp::Fp16)] {
+        let text = format!("[train]\nprecision = \"{former}\"\nepochs = 3\n");
+        let train = Config::from_toml(&text, "old.ckpt").unwrap().train;
+        assert_eq!((train.amp, train.epochs), (amp, 3));
+    }
+    assert!(
+        message(set("train.precision=bf16")).contains("unknown field `train.precision`"),
+        "elsewhere it is unknown"
+    );
 }
 
 #[test]

@@ -112,8 +112,13 @@ pub struct Train {
     pub seed: u64,
     /// Use deterministic algorithms where they are slower.
     pub deterministic: bool,
-    /// Numbers that the network computes with; weights and optimizer stay float32.
-    pub precision: Precision,
+    /// Automatic mixed precision in training: the type of convolutions and matrix products. Weights, gradients, optimizer
+    /// state, BatchNorm's statistics, losses, scores and boxes are float32 with each. See `evaluation.amp` for the rest.
+    pub amp: Amp,
+    /// Factor of the loss that float16 training begins with. It halves when a gradient overflows, and the update is left
+    /// out; it doubles after 2000 updates without that. Checkpoints hold it.
+    #[schemars(range(min = 1.0, max = 1e38))]
+    pub loss_scale: f64,
     /// Micro-steps whose gradients are averaged into one update.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
@@ -130,7 +135,8 @@ impl Default for Train {
             epochs: 12,
             seed: 0,
             deterministic: false,
-            precision: Precision::Fp32,
+            amp: Amp::Off,
+            loss_scale: 65_536.0,
             accumulate: 1,
             ema: 0.0,
             on_nan: OnNan::Stop,
@@ -138,15 +144,15 @@ impl Default for Train {
     }
 }
 
-/// Numbers that the network computes with.
+/// Automatic mixed precision: which type convolutions and matrix products compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Float32 throughout.
-    Fp32,
-    /// Autocast to bfloat16.
+pub enum Amp {
+    /// Float32, as everything else.
+    Off,
+    /// Bfloat16: float32's range with 8 significant bits.
     Bf16,
-    /// Autocast to float16 with a dynamic loss scale.
+    /// Float16: 11 significant bits and a small range, for which training scales the loss.
     Fp16,
 }
 
@@ -212,11 +218,15 @@ pub struct Evaluation {
     pub metrics: Vec<Metric>,
     /// Add a table per class.
     pub classwise: bool,
+    /// Automatic mixed precision at inference: in the evaluations of training, `test`, `predict` and `benchmark infer`.
+    /// Float32 by default, however the model was trained, so that a metric depends on the weights alone; the reference
+    /// evaluates in float16 where its config says `fp16`.
+    pub amp: Amp,
 }
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { interval: 1, metrics: vec![Metric::Bbox, Metric::Segm], classwise: false }
+        Self { interval: 1, metrics: vec![Metric::Bbox, Metric::Segm], classwise: false, amp: Amp::Off }
     }
 }
 

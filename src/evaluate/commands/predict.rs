@@ -61,7 +61,7 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
         };
         let image_id = index as i64 + 1;
         let batch = single_picture(picture.clone(), image_id, &input.name, &trained.config.data.pipeline)?;
-        for result in detect(&trained.model, &batch, trained.config.model.roi_head.mask_threshold)? {
+        for result in detect(&trained.model, &batch, &trained.config)? {
             let objects = to_paint(&result, &trained.classes, arguments.score_thr)?;
             let painted = painter.paint(&into_image(picture.clone())?, &objects)?;
             save(&painted, &input.painted).with_context(|| format!("painting {}", input.path.display()))?;
