@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fnet_protocol::cli::{BenchmarkCommand, Flops, PrintConfig, WorkerCommand};
+use fnet_protocol::cli::{BenchmarkCommand, Flops, PrintConfig, Shape, WorkerCommand};
 use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
@@ -65,14 +65,17 @@ fn exit_code<T>(outcome: Outcome<T>) -> i32 {
 
 fn flops(arguments: &Flops) -> Result<i32> {
     let resolved = config::load(&arguments.config, &arguments.set)?;
-    let shape = arguments.shape();
+    let (given, shape) = (arguments.shape(), arguments.padded_shape());
     let report = tools::flops::count(&resolved.config.model, shape.height, shape.width)?;
     if arguments.json {
         let json = serde_json::to_string(&report).map_err(|error| Error::bug(error.to_string()))?;
-        print(&json)
-    } else {
-        print(&report.to_string())
+        return print(&json);
     }
+    if given != shape {
+        let text = |shape: Shape| format!("(3, {}, {})", shape.height, shape.width);
+        print(&format!("Use size divisor set input shape from {} to {}", text(given), text(shape)))?;
+    }
+    print(&report.to_string())
 }
 
 fn print_config(arguments: &PrintConfig) -> Result<i32> {

@@ -86,9 +86,10 @@ impl FasterNet {
         statistics: Statistics,
         drop_path: Option<&mut Generator>,
     ) -> Result<Vec<Tensor>> {
-        let slicing = self.partial_conv == PartialConv::Slicing;
         let mut x = self.patch_embed.forward(images, statistics)?;
         let masks = drop_path.map(|generator| self.draw_masks(generator, &x)).transpose()?.unwrap_or_default();
+        // Autograd keeps what it needs for the gradient, so then nothing may be written over.
+        let in_place = self.partial_conv == PartialConv::Slicing && masks.is_empty() && !x.requires_grad();
         let mut masks = masks.iter();
         let mut outputs = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
@@ -97,7 +98,7 @@ impl FasterNet {
             }
             for block in &stage.blocks {
                 let mask = masks.next().and_then(Option::as_ref);
-                x = if slicing {
+                x = if in_place {
                     block.forward_in_place(x, statistics)?
                 } else {
                     block.forward(&x, statistics, mask)?
@@ -225,3 +226,6 @@ impl Block {
         self.reduce.forward(&self.expand.forward_activated(mixed, statistics, Some(self.activation))?)
     }
 }
+
+#[cfg(test)]
+mod tests;

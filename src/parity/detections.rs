@@ -199,7 +199,7 @@ fn parity_end_to_end_batch() {
     let Some(fixtures) = Fixtures::open() else { return };
     let (model, _) = fixtures.model();
     let (batch, stored) = (fixtures.batch(), fixtures.json("eval_batch_detections"));
-    let own = detect(&model, &batch, MASK_THRESHOLD).unwrap();
+    let own = detect(&model, &batch, &Config::default()).unwrap();
     let expected: Vec<ImageResult> =
         batch.metas.iter().enumerate().map(|(image, meta)| stored_result(meta, &stored[image])).collect();
     check_results(&fixtures.compare("end to end"), &own, &expected);
@@ -215,7 +215,7 @@ fn parity_end_to_end_single_pictures() {
     for (image, batch) in pictures.singles().iter().enumerate() {
         let stored = fixtures.json(&format!("eval_single{image}_detections"));
         expected.push(stored_result(&batch.metas[0], &stored[0]));
-        own.extend(detect(&model, batch, MASK_THRESHOLD).unwrap());
+        own.extend(detect(&model, batch, &Config::default()).unwrap());
     }
     check_results(&fixtures.compare("end to end"), &own, &expected);
 }

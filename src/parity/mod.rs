@@ -19,6 +19,7 @@ mod images;
 mod inputs;
 mod operators;
 mod pictures;
+mod precision;
 mod proposals;
 mod report;
 mod samples;

@@ -18,7 +18,7 @@
 use std::io::Write;
 
 /// The stages in the order of the table.
-pub const STAGES: [&str; 18] = [
+pub const STAGES: [&str; 19] = [
     "image transform",
     "backbone",
     "FPN",
@@ -35,6 +35,7 @@ pub const STAGES: [&str; 18] = [
     "gradients",
     "AdamW step",
     "five steps",
+    "mixed precision",
     "operators",
     "end to end",
 ];

@@ -103,13 +103,15 @@ pub struct FlopsReport {
 /// The modules that a report sums up, in order.
 const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"];
 
-/// Counts one image of `height` x `width` pixels.
+/// Counts one image of `height` x `width` pixels; sides need not be multiples of 32.
 ///
 /// # Errors
 /// A usage error if the image is too small for the backbone, which shrinks it 32 times.
 pub fn count(model: &config::Model, height: usize, width: usize) -> Result<FlopsReport> {
     if height < 32 || width < 32 {
-        return Err(Error::usage(format!("--shape {height} {width}: at least 32 x 32 pixels are expected")));
+        return Err(Error::usage(format!(
+            "--shape {height} {width}: at least 32 x 32 pixels are expected; --size-divisor 32 rounds them up"
+        )));
     }
     let layers = walk::layers(model, height as u64, width as u64);
     let mut total = Cost::default();
@@ -130,17 +132,11 @@ fn is_below(name: &str, module: &str) -> bool {
 }
 
 impl FlopsReport {
-    /// The object that `--json` prints: `flops`, `macs`, `params`, `activations`, `shape`, and the same sums in
-    /// `per_module`.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "flops": self.flops,
-            "macs": self.macs,
-            "params": self.params,
-            "activations": self.activations,
-            "shape": self.shape,
-            "per_module": self.per_module,
-        })
+    /// Operations as the paper seems to count them: its 258, 344 and 484 G for S, M and L are the reference's count
+    /// without the last two layers of the mask head.
+    pub fn paper_flops(&self) -> u64 {
+        let left_out = ["roi_head.mask_head.upsample", "roi_head.mask_head.conv_logits"];
+        self.layers.iter().filter(|layer| !left_out.contains(&layer.name.as_str())).map(|layer| layer.flops).sum()
     }
 }
 
@@ -165,10 +161,18 @@ impl fmt::Display for FlopsReport {
                 mega(cost.activations)
             )?;
         }
+        writeln!(
+            f,
+            "FLOPs by the reference's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
+             RoIAlign, softmax and suppression do not. The box head sees {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
+             MACs: the multiply-adds of convolutions and fully connected layers alone, without biases.\n\
+             Activations: the values that these layers put out."
+        )?;
         write!(
             f,
-            "FLOPs by the reference's rule (a multiply-add is one; biases, norms and ReLU count), heads on {BBOX_ROIS} \
-             and {MASK_ROIS} RoIs."
+            "The paper lists 258, 344 and 484 GFLOPs for S, M and L: those fit this count without the mask head's\n\
+             transposed convolution and class logits, which leaves {:.2} GFLOPs here.",
+            giga(self.paper_flops())
         )
     }
 }

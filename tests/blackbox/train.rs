@@ -137,10 +137,29 @@ fn flops_and_print_config_speak_to_programs_on_stdout() {
     let larger: Value = serde_json::from_str(&scene.launch("flops cfg.toml --json").stdout).unwrap();
     assert_eq!(larger["params"], counted["params"]);
     assert!(larger["flops"].as_u64() > counted["flops"].as_u64());
+    let padded = scene.launch("flops cfg.toml --shape 70").expect(0, &[]).stdout.clone();
+    assert!(padded.starts_with("Use size divisor set input shape from (3, 70, 70) to (3, 96, 96)\n"), "{padded}");
 
     let ended = scene.launch("print-config cfg.toml --set optimizer.lr=0.25");
     let printed = &ended.expect(0, &[]).stdout;
     let config: toml::Table = printed.parse().unwrap();
     assert_eq!(config["optimizer"]["lr"].as_float(), Some(0.25));
     assert!(printed.contains("lr = 0.25  # --set") && printed.contains("embed_dim = 8  # cfg.toml:"), "{printed}");
+}
+
+#[test]
+fn benchmark_infer_counts_as_the_reference_does() {
+    let scene = Scene::new();
+    scene.two("train cfg.toml --no-validate --set train.epochs=1");
+    let job = "benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --log-interval 3 --fuse-conv-bn";
+    let told = scene.one(&format!("{job} --max-iter 7 --repeat-num 2 --set model.backbone.partial_conv=slicing"));
+    told.expect(
+        0,
+        &["Done image [6  / 7], fps: ", " img / s, times per image: ", "2 of the validation set", "Overall fps: ["],
+    );
+    assert!(!told.stderr.contains("Done image [3"), "the warm-up is not told: {}", told.stderr);
+
+    let report: Value = serde_json::from_str(&scene.one(&format!("{job} --json --max-iter 100")).stdout).unwrap();
+    assert_eq!(report["images"], 3, "of the 8 pictures of the validation set 5 are the warm-up");
+    assert!(report["images_per_second"].as_f64().unwrap() > 0.0 && report["fuse_conv_bn"] == true);
 }

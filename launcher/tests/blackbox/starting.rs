@@ -188,7 +188,10 @@ fn commands_for_one_process_become_the_worker() {
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "arguments: print-config --set=a=1 --set=b=2 cfg.toml\n");
     let output = scene.run("", "flops cfg.toml --json --shape 320 320");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "arguments: flops --shape 320 320 --json cfg.toml\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "arguments: flops --shape 320 320 --size-divisor=32 --json cfg.toml\n"
+    );
 }
 
 #[test]

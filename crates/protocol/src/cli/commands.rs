@@ -183,9 +183,17 @@ fn parse_side(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&side| (1..=65_536).contains(&side)).ok_or("expected 1 to 65536 pixels".into())
 }
 
+fn parse_beyond_warm_up(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|&number| number > WARM_UP);
+    number.ok_or(format!("expected a whole number above {WARM_UP}, the pictures of the warm-up"))
+}
+
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&number| number > 0).ok_or("expected a whole number above 0".into())
 }
+
+/// Pictures that `benchmark infer` does not measure, at the start of each repetition.
+pub const WARM_UP: usize = 5;
 
 /// `flops`
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -193,10 +201,13 @@ fn parse_positive(text: &str) -> Result<usize, String> {
 pub struct Flops {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Height and width of the picture [default: 1280 800]
-    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
+    /// Height and width of the picture, or its side if it is square [default: 1280 800]
+    #[arg(long, value_names = ["H", "W"], num_args = 1..=2, value_parser = parse_side)]
     pub shape: Vec<usize>,
-    /// Print JSON to stdout: flops, macs, params, per_module
+    /// Height and width are rounded up to multiples of this, as pictures are padded; -1 for none
+    #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
+    pub size_divisor: i64,
+    /// Print JSON to stdout: flops, macs, params, activations, shape, per_module, layers
     #[arg(long)]
     pub json: bool,
     /// Override values of the config; takes several
@@ -205,9 +216,19 @@ pub struct Flops {
 }
 
 impl Flops {
-    /// The picture's size.
+    /// The picture's size as it was given.
     pub fn shape(&self) -> Shape {
         shape(&self.shape, Shape { height: 1280, width: 800 })
+    }
+
+    /// The picture's size as it is counted: each side rounded up to a multiple of the divisor.
+    pub fn padded_shape(&self) -> Shape {
+        let Shape { height, width } = self.shape();
+        let padded = |side: usize| match usize::try_from(self.size_divisor) {
+            Ok(divisor) if divisor > 0 => side.next_multiple_of(divisor),
+            _ => side,
+        };
+        Shape { height: padded(height), width: padded(width) }
     }
 }
 
@@ -246,8 +267,8 @@ pub struct BenchmarkInfer {
     /// Height and width of synthetic pictures [default: the validation set, or 800 1280 without CKPT]
     #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
     pub shape: Vec<usize>,
-    /// Pictures to measure
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_positive)]
+    /// Pictures, the 5 of the warm-up among them
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_beyond_warm_up)]
     pub max_iter: usize,
     /// Pictures between two lines
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_positive)]

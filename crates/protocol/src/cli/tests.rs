@@ -201,8 +201,11 @@ fn shape() -> impl Strategy<Value = Vec<usize>> {
 }
 
 fn other_command() -> impl Strategy<Value = WorkerCommand> {
-    let flops = (path(), shape(), any::<bool>(), overrides())
-        .prop_map(|(config, shape, json, set)| WorkerCommand::Flops(Flops { config, shape, json, set }));
+    let flops = (path(), vec(1..5000_usize, 0..=2), -1..99_i64, any::<bool>(), overrides()).prop_map(
+        |(config, shape, size_divisor, json, set)| {
+            WorkerCommand::Flops(Flops { config, shape, size_divisor, json, set })
+        },
+    );
     let print = (path(), overrides()).prop_map(|(config, set)| WorkerCommand::PrintConfig(PrintConfig { config, set }));
     let predict = (path(), vec(path(), 1..4), path(), of(path()), 0.0..1.0_f64, any::<bool>(), overrides()).prop_map(
         |(checkpoint, images, out, config, score_thr, allow_partial, set)| {
@@ -218,6 +221,7 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
     let infer = (path(), of(path()), any::<[bool; 3]>(), shape(), any::<[u8; 3]>(), overrides()).prop_map(
         |(config, checkpoint, [fuse_conv_bn, json, allow_partial], shape, numbers, set)| {
             let [max_iter, log_interval, repeat_num] = numbers.map(|number| usize::from(number) + 1);
+            let max_iter = max_iter + WARM_UP;
             let what = BenchmarkCommand::Infer(BenchmarkInfer {
                 config,
                 checkpoint,
@@ -237,6 +241,31 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
         WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
     });
     prop_oneof![flops, print, predict, train, infer, export]
+}
+
+#[test]
+fn pictures_of_flops_are_padded_and_one_number_is_a_square() {
+    let shape = |line: &str| match Worker::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().command
+    {
+        WorkerCommand::Flops(flops) => {
+            let (given, padded) = (flops.shape(), flops.padded_shape());
+            [given.height, given.width, padded.height, padded.width]
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(shape("fnet-worker flops c.toml"), [1280, 800, 1280, 800]);
+    assert_eq!(shape("fnet-worker flops c.toml --shape 801 1281"), [801, 1281, 832, 1312]);
+    assert_eq!(shape("fnet-worker flops --shape 5 --json c.toml"), [5, 5, 32, 32]);
+    assert_eq!(shape("fnet-worker flops c.toml --shape 50 70 --size-divisor 64"), [50, 70, 64, 128]);
+    assert_eq!(shape("fnet-worker flops c.toml --shape 50 70 --size-divisor -1"), [50, 70, 50, 70]);
+}
+
+#[test]
+fn a_benchmark_goes_on_after_the_warm_up() {
+    let parse = |line: &str| Worker::from_arguments(line.split_whitespace().map(OsString::from));
+    assert!(parse("fnet-worker benchmark infer c.toml --max-iter 6").is_ok());
+    let error = parse("fnet-worker benchmark infer c.toml --max-iter 5").unwrap_err().to_string();
+    assert!(error.contains("above 5, the pictures of the warm-up"), "{error}");
 }
 
 proptest! {

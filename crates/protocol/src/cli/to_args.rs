@@ -157,6 +157,7 @@ impl Flops {
     fn to_args(&self) -> Vec<OsString> {
         Arguments::new(&["flops"])
             .shape(&self.shape)
+            .number("--size-divisor", Some(self.size_divisor))
             .flag("--json", self.json)
             .set(&self.set)
             .positional([self.config.as_path()])
