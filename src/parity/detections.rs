@@ -9,6 +9,7 @@ use super::fixtures::Fixtures;
 use super::heads::Heads;
 use super::pictures::Pictures;
 use super::report::Comparison;
+use crate::config::Config;
 use crate::data::ImageMeta;
 use crate::evaluate::inference::{detect, encode};
 use crate::evaluate::results::{Detection, ImageResult};

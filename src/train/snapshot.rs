@@ -11,7 +11,7 @@ use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER,
 use super::learner::Learner;
 use crate::config;
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::model::{LoadReport, Parameters};
 use crate::weights::{MmdetCheckpoint, Need, Weights};
 

@@ -152,7 +152,7 @@ fn weights_give_the_same_detections_in_every_kind_of_file() {
         let [a, b] =
             ["a", name].map(|name| fs::read_to_string(scene.path(&format!("painted_{name}/results.json"))).unwrap());
         assert_eq!(a, b);
-        let line = format!("benchmark infer cfg.toml {file} --max-iter 2 --json");
+        let line = format!("benchmark infer cfg.toml {file} --max-iter 7 --json");
         let report: Object = serde_json::from_str(&scene.one(&line).stdout).unwrap();
         assert_eq!(report["images"], 2);
     }
@@ -285,7 +285,7 @@ fn weights_of_another_model_are_refused_and_told_apart() {
     refused("train cfg.toml --load-from=five.pth", &["5 classes", "model.num_classes is 8", "--allow-partial"]);
     refused("test five.pth --config cfg.toml", &["5 classes"]);
     refused("test lacking.pth --config cfg.toml", &["neck.fpn_convs.0.conv.bias", "--allow-partial"]);
-    refused("benchmark infer cfg.toml lacking.pth --max-iter 1", &["neck.fpn_convs.0.conv.bias"]);
+    refused("benchmark infer cfg.toml lacking.pth --max-iter 6", &["neck.fpn_convs.0.conv.bias"]);
     refused("test miscounted.pth --config cfg.toml", &["names 2 classes"]);
     assert!(!scene.path("work_dirs/cfg/latest.ckpt").exists());
 }
