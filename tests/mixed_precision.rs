@@ -78,9 +78,9 @@ fn overflows(rank: usize, scale: f64) -> bool {
 
 /// The scale from which on a rank's picture overflows.
 fn limit(rank: usize) -> f64 {
-    let (mut sound, mut overflowing) = (256.0, 1e30);
+    let (mut sound, mut overflowing) = (256.0, 1e8);
     assert!(!overflows(rank, sound) && overflows(rank, overflowing));
-    while overflowing / sound > 1.01 {
+    while overflowing / sound > 1.02 {
         let between = f64::sqrt(sound * overflowing);
         *(if overflows(rank, between) { &mut overflowing } else { &mut sound }) = between;
     }
