@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use fnet::data::{Batch, ImageMeta, InstanceMask, Target};
 use fnet::distributed::{DataParallel, Deadlines, World};
 use fnet::model::{MaskRcnn, Parameters, StepRandom};
+use fnet::train::{Learner, LossScale, StepPlace};
 use fnet::{ErrorKind, config};
+use fnet_protocol::client::Client;
 use fnet_protocol::env;
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
@@ -197,8 +199,8 @@ fn body_data_parallel() {
     world.leave().unwrap();
 }
 
-/// A small detector whose BatchNorm layers normalise by their running statistics.
-fn detector() -> (MaskRcnn, Parameters) {
+/// A small detector.
+fn small_model() -> config::Model {
     let mut config = config::Model { num_classes: 3, ..Default::default() };
     config.backbone.embed_dim = 8;
     config.backbone.depths = [1, 1, 1, 1];
@@ -207,8 +209,13 @@ fn detector() -> (MaskRcnn, Parameters) {
     config.rpn.feat_channels = 16;
     config.roi_head.bbox_fc_channels = 32;
     config.roi_head.mask_channels = 16;
+    config
+}
+
+/// The small detector with BatchNorm layers that normalise by their running statistics.
+fn detector() -> (MaskRcnn, Parameters) {
     let mut parameters = Parameters::new();
-    let mut model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 5).unwrap();
+    let mut model = MaskRcnn::new(&small_model(), &mut parameters, Device::Cpu, 5).unwrap();
     model.set_batch_statistics(false);
     (model, parameters)
 }
@@ -274,6 +281,57 @@ fn body_detector_gradients() {
     }
     assert!(2 * differ > together.len(), "only {differ} gradients depend on the picture");
     drop(parallel);
+    world.leave().unwrap();
+}
+
+#[test]
+fn an_overflow_on_one_rank_leaves_out_the_update_on_all() {
+    finish(start("body_overflow", 2));
+}
+
+/// All weights, the optimizer's state and the average, as one row.
+fn state(learner: &Learner<'_>) -> Tensor {
+    let averages = learner.ema.iter().flat_map(|ema| ema.averages().values()).map(|average| average.reshape([-1]));
+    let weights = learner.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1]));
+    let optimizer = learner.optimizer.state();
+    let all: Vec<Tensor> = weights.chain(averages).chain(optimizer.values().map(|t| t.reshape([-1]))).collect();
+    Tensor::cat(&all, 0)
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_overflow() {
+    // A loss scale at which every gradient overflows float16, and one at which none does.
+    let (too_much, sound) = (1e30, 256.0);
+    let world = World::connect(DEADLINES).unwrap();
+    let mut config = config::Config { model: small_model(), ..Default::default() };
+    (config.train.amp, config.train.ema, config.optimizer.grad_clip) = (config::Amp::Fp16, 0.9, 1.0);
+    let mut learner = Learner::new(&config, &world).unwrap();
+    let before = state(&learner);
+    let rank = world.rank();
+    // With scales of their own the ranks overflow apart: the gradients of the other alone would be sound.
+    let mut step = |scales: [f64; 2], updates: bool| {
+        learner.loss_scale = Some(LossScale::new(scales[rank]));
+        let place = StepPlace { epoch: 0, iteration: 0, step: 0, micro_steps: 1, updates };
+        let outcome = learner.step(&batch(rank), place, 0.01, None, &world, &Client::disconnected()).unwrap();
+        let left = learner.loss_scale.as_ref().unwrap().scale() / scales[rank];
+        (outcome.skipped, left, state(&learner))
+    };
+    for scales in [[too_much, sound], [sound, too_much]] {
+        let (skipped, left, now) = step(scales, true);
+        assert!(skipped && left == 0.5 && now == before, "{scales:?}: a step that overflows on one rank");
+        // An overflow in a micro-step reaches the other rank with the update that it belongs to.
+        let (skipped, left, now) = step(scales, false);
+        assert!(!skipped && left == 1.0 && now == before, "{scales:?}: a micro-step");
+        let (skipped, left, now) = step([sound; 2], true);
+        assert!(skipped && left == 0.5 && now == before, "{scales:?}: the update that the micro-step belongs to");
+    }
+    let (skipped, left, now) = step([sound; 2], true);
+    assert!(!skipped && left == 1.0 && now != before, "a sound step");
+    let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
+    let all = world.all_gather_bytes(&bytes).unwrap();
+    assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
+    drop(learner);
     world.leave().unwrap();
 }
 
