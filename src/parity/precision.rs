@@ -105,34 +105,45 @@ impl Bounds {
 
 /// Losses with the stored samples, and their unscaled gradients in the parameters.
 fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp) -> Losses {
-    let losses = {
-        let (batch, stored) = (fixtures.batch(), fixtures.tensors("train_first"));
-        let _autocast = model.autocast(amp).unwrap();
-        let images = ops::channels_last(&batch.images).unwrap();
-        let features = model.backbone.forward(&images, Statistics::Batch, None).unwrap();
-        let levels = model.neck.forward(&features).unwrap();
-        // As in training the head runs without gradient first, which must not spoil the kept casts of its parameters.
-        let rpn = tch::no_grad(|| model.rpn.forward(&levels)).unwrap();
-        let anchors = samples::anchors(model, &rpn.anchors, &batch, &stored);
-        let rois = samples::rois(&stored, batch.metas.len(), fixtures.config().num_classes as i64);
-        let (rpn_cls, rpn_bbox) = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
-        let roi = model.roi_head.loss(&levels, &rois, &batch.targets).unwrap();
-        Losses {
-            rpn_cls,
-            rpn_bbox,
-            cls: roi.bbox.cls,
-            acc: roi.bbox.acc,
-            bbox: roi.bbox.bbox,
-            mask: roi.mask,
-            positives: rois.positives.len(),
-            proposals: rois.rois.len(),
-        }
-    };
-    let scale = if amp == Amp::Fp16 { LOSS_SCALE } else { 1.0 };
-    (losses.total().unwrap() * scale).backward();
     let tensors: Vec<Tensor> = parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect();
-    assert!(!torch_ext::optim::unscale(&tensors, scale).unwrap(), "the gradients overflow");
-    losses
+    let before: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.copy()).collect();
+    let mut scale = if amp == Amp::Fp16 { LOSS_SCALE } else { 1.0 };
+    loop {
+        let losses = forward(fixtures, model, amp);
+        (losses.total().unwrap() * scale).backward();
+        if !torch_ext::optim::unscale(&tensors, scale).unwrap() {
+            return losses;
+        }
+        // A step whose gradients overflow is left out in training, and the factor is halved.
+        torch_ext::optim::clear_gradients(&tensors).unwrap();
+        parameters.buffers().zip(&before).for_each(|((_, buffer), before)| buffer.shallow_clone().copy_(before));
+        scale /= 2.0;
+        assert!(scale >= 1.0, "the gradients overflow");
+    }
+}
+
+fn forward(fixtures: &Fixtures, model: &MaskRcnn, amp: Amp) -> Losses {
+    let (batch, stored) = (fixtures.batch(), fixtures.tensors("train_first"));
+    let _autocast = model.autocast(amp).unwrap();
+    let images = ops::channels_last(&batch.images).unwrap();
+    let features = model.backbone.forward(&images, Statistics::Batch, None).unwrap();
+    let levels = model.neck.forward(&features).unwrap();
+    // As in training the head runs without gradient first, which must not spoil the kept casts of its parameters.
+    let rpn = tch::no_grad(|| model.rpn.forward(&levels)).unwrap();
+    let anchors = samples::anchors(model, &rpn.anchors, &batch, &stored);
+    let rois = samples::rois(&stored, batch.metas.len(), fixtures.config().num_classes as i64);
+    let (rpn_cls, rpn_bbox) = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
+    let roi = model.roi_head.loss(&levels, &rois, &batch.targets).unwrap();
+    Losses {
+        rpn_cls,
+        rpn_bbox,
+        cls: roi.bbox.cls,
+        acc: roi.bbox.acc,
+        bbox: roi.bbox.bbox,
+        mask: roi.mask,
+        positives: rois.positives.len(),
+        proposals: rois.rois.len(),
+    }
 }
 
 fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expected: &Value) {
