@@ -2,6 +2,7 @@
 
 use tch::{Kind, Reduction, Tensor};
 
+use super::roi_head::{RoiLosses, RoiSample};
 use crate::error::Result;
 
 /// Added to the divisor of a loss: float32's machine epsilon.
@@ -29,6 +30,20 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// The losses of the proposal head (objectness, boxes) and of the heads behind it, for the RoIs of `sample`.
+    pub(crate) fn new((rpn_cls, rpn_bbox): (Tensor, Tensor), roi: RoiLosses, sample: &RoiSample) -> Self {
+        Self {
+            rpn_cls,
+            rpn_bbox,
+            cls: roi.bbox.cls,
+            acc: roi.bbox.acc,
+            bbox: roi.bbox.bbox,
+            mask: roi.mask,
+            positives: sample.positives.len(),
+            proposals: sample.rois.len(),
+        }
+    }
+
     /// What is minimised: the sum of all losses.
     ///
     /// # Errors

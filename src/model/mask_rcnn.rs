@@ -120,20 +120,11 @@ impl MaskRcnn {
         // The loss computes the head anew where it needs gradients.
         let rpn = tch::no_grad(|| self.rpn.forward(&levels))?;
         let anchors = self.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, random.choice.as_mut());
-        let (rpn_cls, rpn_bbox) = self.rpn.loss(&levels, &rpn.anchors, &anchors)?;
+        let rpn_losses = self.rpn.loss(&levels, &rpn.anchors, &anchors)?;
         let proposals = self.rpn.proposals(&rpn, &batch.metas, self.train_nms_pre)?;
         let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
         let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;
-        Ok(Losses {
-            rpn_cls,
-            rpn_bbox,
-            cls: roi.bbox.cls,
-            acc: roi.bbox.acc,
-            bbox: roi.bbox.bbox,
-            mask: roi.mask,
-            positives: sample.positives.len(),
-            proposals: sample.rois.len(),
-        })
+        Ok(Losses::new(rpn_losses, roi, &sample))
     }
 
     /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels

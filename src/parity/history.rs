@@ -8,7 +8,6 @@
 use serde_json::Value;
 use tch::Tensor;
 
-use super::compare::scalar;
 use super::fixtures::Fixtures;
 use super::proposals;
 use crate::config;
@@ -30,11 +29,10 @@ fn train(fixtures: &Fixtures, steps: usize, rate: f64, threads: i32) -> History 
     let step = |number| {
         let mut random = StepRandom::new(0, 0, number).with_choice(First);
         let losses = model.forward_train(&batch, &mut random).unwrap();
-        let total = losses.total().unwrap();
-        total.backward();
+        losses.total().unwrap().backward();
         optimizer.step(rate).unwrap();
         trained.iter().for_each(|(_, tensor)| tensor.shallow_clone().zero_grad());
-        losses.named().into_iter().chain([("loss", &total)]).map(|(name, value)| (name, scalar(value))).collect()
+        losses.to_host().unwrap()
     };
     (0..steps as u64).map(step).collect()
 }

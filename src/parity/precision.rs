@@ -15,16 +15,13 @@ use super::fixtures::{Fixtures, Tensors, load_all, reference, skip};
 use super::inputs::maps;
 use super::report::Comparison;
 use super::samples;
-use super::training::{check_norms, is_cancelled, optimizer};
+use super::training::{adamw_step, check_distances, check_norms, is_cancelled, optimizer};
 use crate::config::{self, Amp, Metric};
 use crate::data::{Dataset, Split};
 use crate::evaluate::inference::{Alone, Outcome, evaluate};
 use crate::model::layers::Statistics;
 use crate::model::{Losses, MaskRcnn, Parameters, ops};
-use crate::train::Optimizer;
 
-/// The factor of the float16 loss that training begins with.
-const LOSS_SCALE: f64 = 65_536.0;
 /// Weights of the largest model that is compared in float16 on the CPU.
 const SMALL: usize = 5_000_000;
 
@@ -107,7 +104,7 @@ impl Bounds {
 fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp) -> Losses {
     let tensors: Vec<Tensor> = parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect();
     let before: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.copy()).collect();
-    let mut scale = if amp == Amp::Fp16 { LOSS_SCALE } else { 1.0 };
+    let mut scale = if amp == Amp::Fp16 { config::Train::default().loss_scale } else { 1.0 };
     loop {
         let losses = forward(fixtures, model, amp);
         (losses.total().unwrap() * scale).backward();
@@ -132,18 +129,9 @@ fn forward(fixtures: &Fixtures, model: &MaskRcnn, amp: Amp) -> Losses {
     let rpn = tch::no_grad(|| model.rpn.forward(&levels)).unwrap();
     let anchors = samples::anchors(model, &rpn.anchors, &batch, &stored);
     let rois = samples::rois(&stored, batch.metas.len(), fixtures.config().num_classes as i64);
-    let (rpn_cls, rpn_bbox) = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
+    let rpn_losses = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
     let roi = model.roi_head.loss(&levels, &rois, &batch.targets).unwrap();
-    Losses {
-        rpn_cls,
-        rpn_bbox,
-        cls: roi.bbox.cls,
-        acc: roi.bbox.acc,
-        bbox: roi.bbox.bbox,
-        mask: roi.mask,
-        positives: rois.positives.len(),
-        proposals: rois.rois.len(),
-    }
+    Losses::new(rpn_losses, roi, &rois)
 }
 
 fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expected: &Value) {
@@ -163,16 +151,7 @@ fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expe
 fn check_gradients(compare: &Comparison<'_>, bounds: &Bounds, parameters: &Parameters, fixtures: &Fixtures) {
     let json = fixtures.json("train_first");
     check_norms(compare, &bounds.what("gradients, L2 norm"), parameters, &json, (bounds.gradients, bounds.total));
-    if fixtures.optional("grads_first.safetensors").is_none() {
-        return;
-    }
-    let (stored, all) = (fixtures.tensors("grads_first"), json["total_grad_l2"].as_f64().unwrap());
-    for (name, tensor) in parameters.trainable() {
-        let (gradient, expected) = (tensor.grad(), stored.get(name));
-        assert_eq!(gradient.kind(), Kind::Float, "{name}");
-        let off = length(&(gradient - &expected)) / length(&expected).max(1e-3 * all);
-        compare.at_most(&bounds.what("gradients, distance of every parameter, relative"), off, bounds.gradients);
-    }
+    check_distances(compare, &bounds.what("gradients"), parameters, fixtures, bounds.gradients);
 }
 
 fn check_statistics(compare: &Comparison<'_>, bounds: &Bounds, parameters: &Parameters, exact: &Parameters) {
@@ -184,24 +163,19 @@ fn check_statistics(compare: &Comparison<'_>, bounds: &Bounds, parameters: &Para
 
 /// One AdamW update against that of `exact`'s gradients: each parameter's length, and the direction of the whole.
 fn check_update(compare: &Comparison<'_>, bounds: &Bounds, models: [&Parameters; 2], stored: &Value) {
-    let (config, rate) = optimizer(stored);
-    let updates = models.map(|parameters| {
-        let trained: Vec<(String, Tensor)> =
-            parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
-        let before: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.detach_copy()).collect();
-        Optimizer::new(&config, &trained).unwrap().step(rate).unwrap();
-        let change = |((name, after), before): ((String, Tensor), Tensor)| (name, after.detach() - before);
-        trained.into_iter().zip(before).map(change).collect::<Vec<_>>()
-    });
+    let rate = optimizer(stored).1;
+    let updates = models.map(|parameters| adamw_step(parameters, stored));
     let (mut product, mut squares) = (0.0, [0.0; 2]);
-    for ((name, own), (_, exact)) in updates[0].iter().zip(&updates[1]) {
+    for (own, exact) in updates[0].iter().zip(&updates[1]) {
+        let name = &own.name;
+        let [own, exact] = [own, exact].map(|updated| &updated.after - &updated.before);
         if !is_cancelled(name) {
             let expected = stored["param_delta_l2"][name].as_f64().unwrap();
-            let off = (length(own) - expected).abs() / expected.max(rate);
+            let off = (length(&own) - expected).abs() / expected.max(rate);
             compare.at_most(&bounds.what("AdamW step, length of every parameter's, relative"), off, bounds.total);
         }
-        product += scalar(&(own * exact).sum(Kind::Double));
-        squares = [squares[0] + length(own).powi(2), squares[1] + length(exact).powi(2)];
+        product += scalar(&(&own * &exact).sum(Kind::Double));
+        squares = [squares[0] + length(&own).powi(2), squares[1] + length(&exact).powi(2)];
     }
     let cosine = product / (squares[0] * squares[1]).sqrt();
     compare.at_most(&bounds.what("AdamW step, one less the cosine of the whole"), 1.0 - cosine, bounds.update);

@@ -102,6 +102,11 @@ pub(super) fn chosen_rois(proposals: &[Tensor], batch: &Batch, stored: &Tensors)
     rois
 }
 
+/// `[n, 4]`
+fn rows(deltas: &[[f32; 4]]) -> Tensor {
+    Tensor::from_slice(deltas.as_flattened()).view([-1, 4])
+}
+
 /// Which anchors were chosen.
 pub(super) fn check_chosen_anchors(
     compare: &Comparison<'_>,
@@ -131,7 +136,6 @@ pub(super) fn check_anchors(
     check_chosen_anchors(compare, model, all, batch, actual, stored);
     let expected = anchors(model, all, batch, stored);
     for (image, (actual, expected)) in actual.iter().zip(expected).enumerate() {
-        let rows = |deltas: &[[f32; 4]]| Tensor::from_slice(deltas.as_flattened()).view([-1, 4]);
         compare.tensor("deltas to the assigned objects", &rows(&actual.deltas), &rows(&expected.deltas), STAGE);
         // The stored rows were picked from the targets of all anchors by indices among the valid ones.
         let mut targets = vec![[0.0; 4]; all.boxes.len()];
@@ -174,7 +178,6 @@ pub(super) fn check_rois(compare: &Comparison<'_>, actual: &RoiSample, expected:
     compare.equal("labels of RoIs", &actual.labels, &expected.labels);
     compare.equal("positive RoIs", &actual.positives, &expected.positives);
     compare.equal("objects of positive RoIs", &actual.objects, &expected.objects);
-    let rows = |deltas: &[[f32; 4]]| Tensor::from_slice(deltas.as_flattened()).view([-1, 4]);
     compare.tensor("RoI deltas", &rows(&actual.deltas), &rows(&expected.deltas), STAGE);
 }
 

@@ -57,18 +57,9 @@ impl Step {
     }
 
     fn losses(&self, anchors: &[ImageSample], rois: &RoiSample) -> Losses {
-        let (rpn_cls, rpn_bbox) = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
+        let rpn = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
         let roi = self.model.roi_head.loss(&self.levels, rois, &self.batch.targets).unwrap();
-        Losses {
-            rpn_cls,
-            rpn_bbox,
-            cls: roi.bbox.cls,
-            acc: roi.bbox.acc,
-            bbox: roi.bbox.bbox,
-            mask: roi.mask,
-            positives: rois.positives.len(),
-            proposals: rois.rois.len(),
-        }
+        Losses::new(rpn, roi, rois)
     }
 
     /// The gradients of the losses with the stored choice of `name`.
@@ -84,12 +75,11 @@ const LOSSES_OF_OTHER_PROPOSALS: f64 = 0.02;
 
 /// Relative difference of each loss, of their total and of the accuracy.
 fn differences(losses: &Losses, expected: &Value) -> Vec<f64> {
-    let total = losses.total().unwrap();
-    let difference = |(name, actual): (&str, &Tensor)| {
+    let difference = |(name, actual): (&str, f64)| {
         let expected = expected[name].as_f64().unwrap_or_else(|| panic!("there is no {name} among the stored losses"));
-        (scalar(actual) - expected).abs() / if expected == 0.0 { 1.0 } else { expected.abs() }
+        (actual - expected).abs() / if expected == 0.0 { 1.0 } else { expected.abs() }
     };
-    losses.named().into_iter().chain([("loss", &total)]).map(difference).collect()
+    losses.to_host().unwrap().into_iter().map(difference).collect()
 }
 
 fn check_losses(compare: &Comparison<'_>, what: &str, losses: &Losses, expected: &Value, bound: f64) {
@@ -122,6 +112,45 @@ pub(super) fn check_norms(
         squares += actual * actual;
     }
     compare.at_most(&format!("{what}, of all, relative"), (squares.sqrt() / all - 1.0).abs(), together);
+}
+
+/// How far each parameter's gradient lies from the stored one, over that one's length, where the fixtures hold it whole.
+pub(super) fn check_distances(
+    compare: &Comparison<'_>,
+    what: &str,
+    parameters: &Parameters,
+    fixtures: &Fixtures,
+    bound: f64,
+) {
+    if fixtures.optional("grads_first.safetensors").is_none() {
+        return;
+    }
+    let all = fixtures.json("train_first")["total_grad_l2"].as_f64().unwrap();
+    let stored = fixtures.tensors("grads_first");
+    for (name, tensor) in parameters.trainable() {
+        let (gradient, expected) = (tensor.grad(), stored.get(name));
+        assert_eq!(gradient.kind(), Kind::Float, "{name}");
+        let off = length(&(gradient - &expected)) / length(&expected).max(1e-3 * all);
+        compare.at_most(&format!("{what}, distance of every parameter, relative"), off, bound);
+    }
+}
+
+/// A parameter before and after an update.
+pub(super) struct Updated {
+    pub(super) name: String,
+    pub(super) before: Tensor,
+    pub(super) after: Tensor,
+}
+
+/// Makes one update of AdamW by the gradients of the parameters, with the settings of a stored step.
+pub(super) fn adamw_step(parameters: &Parameters, stored: &Value) -> Vec<Updated> {
+    let (config, rate) = optimizer(stored);
+    let trained: Vec<(String, Tensor)> =
+        parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+    let before: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.detach_copy()).collect();
+    Optimizer::new(&config, &trained).unwrap().step(rate).unwrap();
+    let updated = |((name, after), before): ((String, Tensor), Tensor)| Updated { name, before, after: after.detach() };
+    trained.into_iter().zip(before).map(updated).collect()
 }
 
 /// Difference of two lengths over the second, or over a thousandth of `all`, if that is more: below, it is noise.
@@ -256,18 +285,14 @@ fn parity_training_adamw_step() {
         let (stored, compare) = (step.fixtures.json(name), step.fixtures.compare("AdamW step"));
         assert_eq!(stored["n_param_groups"], 1);
         step.backward(name);
-        let (config, rate) = optimizer(&stored);
-        let trained: Vec<(String, Tensor)> =
-            step.parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
-        let before: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.detach_copy()).collect();
-        Optimizer::new(&config, &trained).unwrap().step(rate).unwrap();
-        for ((parameter, after), before) in trained.iter().zip(before) {
+        let rate = optimizer(&stored).1;
+        for Updated { name: parameter, before, after } in adamw_step(&step.parameters, &stored) {
             let value = |key: &str| {
-                stored[key][parameter].as_f64().unwrap_or_else(|| panic!("{key} of {name}.json lacks {parameter}"))
+                stored[key][&parameter].as_f64().unwrap_or_else(|| panic!("{key} of {name}.json lacks {parameter}"))
             };
-            let change = after.detach() - &before;
-            let lengths = [(value("param_l2_after"), length(after)), (value("param_delta_l2"), length(&change))];
-            if is_cancelled(parameter) {
+            let change = &after - &before;
+            let lengths = [(value("param_l2_after"), length(&after)), (value("param_delta_l2"), length(&change))];
+            if is_cancelled(&parameter) {
                 // A difference of two rates in every value is one of twice the root of their number in the length.
                 let each = rate * (before.numel() as f64).sqrt();
                 let off = lengths.map(|(expected, actual)| (actual - expected).abs() / each);
@@ -328,14 +353,5 @@ fn parity_training_end_to_end() {
     losses.total().unwrap().backward();
     let compare = fixtures.compare("gradients");
     check_gradients(&compare, "train_first, end to end, L2 norm", &parameters, &json);
-    if fixtures.optional("grads_first.safetensors").is_none() {
-        return;
-    }
-    let (gradients, all) = (fixtures.tensors("grads_first"), json["total_grad_l2"].as_f64().unwrap());
-    for (name, tensor) in parameters.trainable() {
-        let expected = gradients.get(name);
-        let distance = length(&(tensor.grad() - &expected));
-        let what = "train_first, end to end, distance of every parameter, relative";
-        compare.at_most(what, distance / length(&expected).max(1e-3 * all), 1e-3);
-    }
+    check_distances(&compare, "train_first, end to end", &parameters, &fixtures, 1e-3);
 }
