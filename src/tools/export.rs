@@ -49,10 +49,7 @@ fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static 
     if with_optimizer && is_pytorch_file(path) {
         let checkpoint = MmdetCheckpoint::open(path)?;
         if checkpoint.optimizer.is_none() {
-            return Err(Error::data(format!(
-                "{}: the file holds no optimizer state; leave out --with-optimizer",
-                path.display()
-            )));
+            return Err(no_optimizer(path));
         }
         return Ok((checkpoint, ""));
     }
@@ -60,12 +57,13 @@ fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static 
         TrainedFile::Ours(_, checkpoint) => {
             ours(&checkpoint, path, with_optimizer).with_context(|| path.display().to_string())
         }
-        TrainedFile::Others(_) if with_optimizer => Err(Error::data(format!(
-            "{}: the file holds no optimizer state; leave out --with-optimizer",
-            path.display()
-        ))),
+        TrainedFile::Others(_) if with_optimizer => Err(no_optimizer(path)),
         TrainedFile::Others(weights) => Ok((others(&weights)?, "")),
     }
+}
+
+fn no_optimizer(path: &Path) -> Error {
+    Error::data(format!("{}: the file holds no optimizer state; leave out --with-optimizer", path.display()))
 }
 
 fn others(weights: &Weights) -> Result<MmdetCheckpoint> {
@@ -148,11 +146,8 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
 fn fit(exported: &mut MmdetCheckpoint, config: &Path) -> Result<String> {
     let config = config::load(config, &[])?.config;
     let mut parameters = Parameters::new();
-    MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, 0)?;
-    exported.variant().map_or(Ok(()), |found| found.check(&parameters))?;
-    let mut report = parameters.load(&exported.state)?;
-    let unused = std::mem::take(&mut report.unexpected);
-    report.require_complete()?;
+    MaskRcnn::build(&config.model, &mut parameters, Device::Cpu)?;
+    let unused = exported.fill(&parameters)?.unexpected;
     if exported.optimizer.is_some() {
         exported.moments(&parameters)?;
     }

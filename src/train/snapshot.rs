@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use fnet_protocol::work_dir::is_pytorch_file;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
@@ -88,11 +87,7 @@ impl Learner<'_> {
     /// # Errors
     /// A data error if the checkpoint is of another model or has no AdamW state.
     pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
-        checkpoint.variant().map_or(Ok(()), |found| found.check(&self.parameters))?;
-        let mut report = self.parameters.load(&checkpoint.state)?;
-        let unused = std::mem::take(&mut report.unexpected);
-        report.require_complete()?;
-        report.unexpected = unused;
+        let report = checkpoint.fill(&self.parameters)?;
         self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
@@ -132,7 +127,7 @@ impl Learner<'_> {
 /// Opens weights of any maker. Of a checkpoint of this program every byte is checked first.
 fn open_weights(path: &Path) -> Result<Weights> {
     let path = checkpoint::resolve(path);
-    if !is_pytorch_file(&path) && !checkpoint::is_plain_safetensors(&path) {
+    if !checkpoint::is_of_another_maker(&path) {
         checkpoint::verify(&path)?;
     }
     Weights::open(&path)

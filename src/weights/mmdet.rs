@@ -12,7 +12,7 @@ use super::pth;
 use super::value::Value;
 use super::variant::{BACKBONE, Variant};
 use crate::error::{Context, Error, Result};
-use crate::model::Parameters;
+use crate::model::{LoadReport, Parameters};
 
 /// A training state as MMDetection keeps it, to be continued from or exported to.
 #[derive(Debug)]
@@ -124,6 +124,20 @@ impl MmdetCheckpoint {
             moments.insert(name, found);
         }
         Ok(parameters.trainable().map(|(name, _)| moments.get(name).copied()).collect())
+    }
+
+    /// Loads the weights into `parameters`. None may be missing; those that the model lacks are left out, and named in
+    /// the report.
+    ///
+    /// # Errors
+    /// A data error if they are of another model.
+    pub fn fill(&self, parameters: &Parameters) -> Result<LoadReport> {
+        self.variant().map_or(Ok(()), |found| found.check(parameters))?;
+        let mut report = parameters.load(&self.state)?;
+        let unused = std::mem::take(&mut report.unexpected);
+        report.require_complete()?;
+        report.unexpected = unused;
+        Ok(report)
     }
 
     /// The member of the FasterNet family whose weights these are.

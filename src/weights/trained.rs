@@ -23,7 +23,7 @@ impl TrainedFile {
     /// # Errors
     /// If the file cannot be read, is of no known format, holds no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
-        if fnet_protocol::work_dir::is_pytorch_file(path) || checkpoint::is_plain_safetensors(path) {
+        if checkpoint::is_of_another_maker(path) {
             return Weights::open(path).map(Self::Others);
         }
         Ok(Self::Ours(path.to_owned(), Box::new(Checkpoint::load(path)?)))

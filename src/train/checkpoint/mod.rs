@@ -10,6 +10,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use fnet_protocol::work_dir::is_pytorch_file;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -181,9 +182,10 @@ pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
     check().with_context(|| reading(&path))
 }
 
-/// Whether `path` is a sound safetensors file, but no checkpoint of fnet.
-pub fn is_plain_safetensors(path: &Path) -> bool {
-    format::open(&resolve(path)).is_ok_and(|file| !file.is_of_fnet())
+/// Whether `path` is a PyTorch file, or a sound safetensors file that is no checkpoint of fnet.
+pub fn is_of_another_maker(path: &Path) -> bool {
+    let path = resolve(path);
+    is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
 }
 
 /// Reads any safetensors file, for example weights exported by another tool, in the order of the file.
