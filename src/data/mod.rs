@@ -6,6 +6,7 @@
 mod batch;
 mod coco;
 mod decode;
+mod findings;
 mod loader;
 mod masks;
 mod resize;
@@ -17,6 +18,7 @@ mod transform;
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
 pub use decode::Picture;
+pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
 pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture, single_picture};
 pub use masks::{instance_mask, mask_targets, rasterise};
 pub use resize::Bilinear;
