@@ -17,7 +17,7 @@ mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
-pub use decode::Picture;
+pub use decode::{Picture, PictureHeader};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
 pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture, single_picture};
 pub use masks::{instance_mask, mask_targets, rasterise};

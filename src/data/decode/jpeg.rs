@@ -28,22 +28,56 @@ pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
+/// What the markers before the pixels say.
+pub(super) struct Header {
+    pub width: u32,
+    pub height: u32,
+    pub orientation: Orientation,
+    /// Whether the decoder complained; the end of the content is one reason.
+    pub damaged: bool,
+}
+
+/// Reads the markers of a JPEG file, up to the first pixels.
+///
+/// # Errors
+/// Says what is wrong with the content and how to mend it.
+pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
+    guarded(|| {
+        let mut decoder = Decoder::new(bytes);
+        decoder.read_header().map_err(broken)?;
+        Ok(Header {
+            width: decoder.info.image_width,
+            height: decoder.info.image_height,
+            orientation: decoder.orientation(),
+            damaged: decoder.warning().is_some(),
+        })
+    })
+}
+
 /// Decodes a JPEG file. `check` is asked about width and height before memory is taken.
 ///
 /// # Errors
-/// The decoder's message.
+/// What `check` says, or what is wrong with the content and how to mend it.
 pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), String>) -> Result<Jpeg, String> {
-    let run = AssertUnwindSafe(|| {
+    guarded(|| {
         let mut decoder = Decoder::new(bytes);
-        decoder.read_header()?;
+        decoder.read_header().map_err(broken)?;
         check(decoder.info.image_width, decoder.info.image_height)?;
         let orientation = decoder.orientation();
-        let rgb = decoder.pixels()?;
+        let rgb = decoder.pixels().map_err(broken)?;
         let (width, height) = (decoder.info.output_width as usize, decoder.info.output_height as usize);
         Ok(Jpeg { width, height, rgb, orientation, warning: decoder.warning() })
-    });
-    catch_unwind(run).unwrap_or_else(|payload| match payload.downcast::<Fatal>() {
-        Ok(fatal) => Err(fatal.0),
+    })
+}
+
+fn broken(message: String) -> String {
+    format!("cannot be decoded: {message}; replace the file")
+}
+
+/// Runs the library and turns what [`fatal`] throws into an error.
+fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| match payload.downcast::<Fatal>() {
+        Ok(fatal) => Err(broken(fatal.0)),
         Err(other) => resume_unwind(other),
     })
 }

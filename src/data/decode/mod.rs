@@ -1,13 +1,16 @@
 //! Picture files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
 //! 16-bit values cut to 8 bits.
 
+mod header;
 mod jpeg;
+mod other;
 
-use std::io::Cursor;
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, RgbImage};
+
+pub use header::PictureHeader;
 
 use crate::error::{Error, Result};
 
@@ -47,22 +50,20 @@ impl Picture {
             return Err(message.into());
         }
         if jpeg::is_jpeg(bytes) {
-            let jpeg = jpeg::decode(bytes, check_size)
-                .map_err(|message| format!("cannot be decoded: {message}; replace the file"))?;
+            let jpeg = jpeg::decode(bytes, check_size)?;
             let rotated = rotate(jpeg.width, jpeg.height, jpeg.rgb, jpeg.orientation)?;
             return Ok(Self { warning: jpeg.warning, ..rotated });
         }
-        let broken = |error: image::ImageError| format!("cannot be decoded: {error}; replace the file");
-        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
-        if reader.format().is_none() {
-            return Err("the content is of no known picture format; convert it to JPEG or PNG".into());
-        }
-        let mut decoder = reader.into_decoder().map_err(broken)?;
-        let (width, height) = decoder.dimensions();
-        check_size(width, height)?;
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(broken)?);
-        rotate(width as usize, height as usize, rgb, orientation)
+        let other = other::decode(bytes)?;
+        rotate(other.width, other.height, other.rgb, other.orientation)
+    }
+
+    /// Reads format, size and orientation of the file at `path`, not its pixels.
+    ///
+    /// # Errors
+    /// Data errors that name the file and the remedy.
+    pub fn header(path: &Path) -> Result<PictureHeader> {
+        header::read(path).map_err(|message| Error::data(format!("picture {}: {message}", path.display())))
     }
 }
 
@@ -103,21 +104,10 @@ fn check_size(width: u32, height: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// 16-bit channels lose their low byte, as libpng's `strip_16` does; alpha is dropped without blending.
-fn to_rgb(image: DynamicImage) -> Vec<u8> {
-    let high = |value: &u16| (value >> 8) as u8;
-    match image {
-        DynamicImage::ImageRgb8(buffer) => buffer.into_raw(),
-        DynamicImage::ImageRgb16(buffer) => buffer.as_raw().iter().map(high).collect(),
-        DynamicImage::ImageRgba16(buffer) => buffer.pixels().flat_map(|p| [&p[0], &p[1], &p[2]].map(high)).collect(),
-        DynamicImage::ImageLuma16(buffer) => buffer.as_raw().iter().flat_map(|v| [high(v); 3]).collect(),
-        DynamicImage::ImageLumaA16(buffer) => buffer.pixels().flat_map(|p| [high(&p[0]); 3]).collect(),
-        other => other.into_rgb8().into_raw(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
     use proptest::prelude::*;
 

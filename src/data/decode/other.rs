@@ -1,0 +1,78 @@
+//! Formats other than JPEG, by the crate `image`.
+
+use std::io::{BufRead, Cursor, Seek};
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+
+use super::{MAX_PIXELS, check_size};
+
+/// The formats that are decoded, JPEG among them.
+const FORMATS: [ImageFormat; 6] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff];
+
+/// Room for what a decoder takes beside the pixels: strips, palettes, frames.
+const WORKING_MEMORY: u64 = 64 << 20;
+
+/// What a file holds, before its EXIF rotation.
+pub(super) struct Decoded {
+    pub width: usize,
+    pub height: usize,
+    /// Red, green, blue.
+    pub rgb: Vec<u8>,
+    pub orientation: Orientation,
+}
+
+fn broken(error: ImageError) -> String {
+    format!("cannot be decoded: {error}; replace the file")
+}
+
+/// Starts the decoder that the content asks for; it has read the header only.
+///
+/// # Errors
+/// Says what is wrong with the content and how to mend it.
+pub(super) fn open<'a, R: BufRead + Seek + 'a>(
+    content: R,
+) -> Result<(ImageFormat, Box<dyn ImageDecoder + 'a>), String> {
+    let mut reader = ImageReader::new(content).with_guessed_format().map_err(|error| error.to_string())?;
+    let Some(format) = reader.format() else {
+        return Err("the content is of no known picture format; convert it to JPEG or PNG".into());
+    };
+    if !FORMATS.contains(&format) {
+        return Err(format!("the content is {format:?}, which is not read; convert it to JPEG or PNG"));
+    }
+    let mut limits = Limits::no_limits();
+    // 16 bits of red, green, blue and alpha.
+    limits.max_alloc = Some(MAX_PIXELS * 8 + WORKING_MEMORY);
+    reader.limits(limits);
+    Ok((format, Box::new(reader.into_decoder().map_err(broken)?)))
+}
+
+/// Decodes the content of a file.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    let (_, mut decoder) = open(Cursor::new(bytes))?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(u64::from(width) * u64::from(height) * 8 + WORKING_MEMORY);
+    decoder.set_limits(limits).map_err(broken)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(broken)?);
+    Ok(Decoded { width: width as usize, height: height as usize, rgb, orientation })
+}
+
+/// 16-bit channels lose their low byte, as libpng's `strip_16` does; alpha is dropped without blending.
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
+    let high = |value: &u16| (value >> 8) as u8;
+    match image {
+        DynamicImage::ImageRgb8(buffer) => buffer.into_raw(),
+        DynamicImage::ImageRgb16(buffer) => buffer.as_raw().iter().map(high).collect(),
+        DynamicImage::ImageRgba16(buffer) => buffer.pixels().flat_map(|p| [&p[0], &p[1], &p[2]].map(high)).collect(),
+        DynamicImage::ImageLuma16(buffer) => buffer.as_raw().iter().flat_map(|v| [high(v); 3]).collect(),
+        DynamicImage::ImageLumaA16(buffer) => buffer.pixels().flat_map(|p| [high(&p[0]); 3]).collect(),
+        other => other.into_rgb8().into_raw(),
+    }
+}
