@@ -33,6 +33,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         WorkerCommand::Benchmark(arguments) => match &arguments.what {
             BenchmarkCommand::Train(arguments) => tools::benchmark_train(arguments, control),
             BenchmarkCommand::Infer(arguments) => tools::benchmark_infer(arguments, control),
+            BenchmarkCommand::Data(arguments) => tools::benchmark_data(arguments, control),
         },
         WorkerCommand::Flops(arguments) => flops(arguments),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),

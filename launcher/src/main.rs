@@ -52,9 +52,7 @@ fn main() {
 fn run(launch: &Launch) -> Result<i32> {
     let place = &launch.place;
     match &launch.command {
-        LaunchCommand::Worker(
-            command @ (WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) | WorkerCommand::Export(_)),
-        ) => {
+        LaunchCommand::Worker(command) if plan::needs_no_rank(command) => {
             plan::check_inputs(place, command)?;
             Err(become_worker(place, command))
         }

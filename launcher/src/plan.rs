@@ -109,6 +109,15 @@ impl Plan {
 pub const NOT_INHERITED: [&str; 5] =
     [env::CONTROL, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
 
+/// Whether a command takes neither a device nor other ranks, and so no supervision.
+pub fn needs_no_rank(command: &WorkerCommand) -> bool {
+    match command {
+        WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) | WorkerCommand::Export(_) => true,
+        WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Data(_)),
+        WorkerCommand::Train(_) | WorkerCommand::Test(_) | WorkerCommand::Predict(_) => false,
+    }
+}
+
 /// Whether a command runs on one worker whatever `--gpus` says.
 pub fn is_single(command: &WorkerCommand) -> bool {
     match command {
@@ -116,7 +125,7 @@ pub fn is_single(command: &WorkerCommand) -> bool {
         | WorkerCommand::Flops(_)
         | WorkerCommand::PrintConfig(_)
         | WorkerCommand::Export(_) => true,
-        WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Infer(_)),
+        WorkerCommand::Benchmark(benchmark) => !matches!(benchmark.what, BenchmarkCommand::Train(_)),
         WorkerCommand::Train(_) | WorkerCommand::Test(_) => false,
     }
 }
@@ -133,6 +142,7 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
             let config = match &benchmark.what {
                 BenchmarkCommand::Infer(infer) => &infer.config,
                 BenchmarkCommand::Train(train) => &train.config,
+                BenchmarkCommand::Data(data) => &data.config,
             };
             work_dir::work_dir(config, None).join(LOGS).join("benchmark")
         }
@@ -180,6 +190,7 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
                 infer.checkpoint.as_deref().map_or(Ok(()), |checkpoint| data("checkpoint", checkpoint))
             }
             BenchmarkCommand::Train(train) => config(&train.config),
+            BenchmarkCommand::Data(data) => config(&data.config),
         },
         WorkerCommand::Flops(flops) => config(&flops.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),

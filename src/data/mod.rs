@@ -9,6 +9,7 @@ mod decode;
 mod findings;
 mod loader;
 mod masks;
+mod normalise;
 mod resize;
 mod samplers;
 #[cfg(test)]
@@ -19,7 +20,7 @@ pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
 pub use decode::{Picture, PictureHeader};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
-pub use loader::{Loader, Skipped, TestOptions, TrainOptions, load_picture, single_picture};
+pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_picture, single_picture};
 pub use masks::{instance_mask, mask_targets, rasterise};
 pub use resize::Bilinear;
 pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};

@@ -89,6 +89,16 @@ impl Geometry {
         if self.augmentation.flip { [width - x2, y1, width - x1, y2] } else { [x1, y1, x2, y2] }
     }
 
+    /// The objects of picture `index` of `dataset` in the new frame, without their masks.
+    pub(super) fn map_boxes(&self, dataset: &Dataset, index: usize) -> Target {
+        let objects = dataset.objects(index);
+        Target {
+            boxes: objects.boxes.iter().map(|&object| self.map_box(object)).collect(),
+            labels: objects.labels.iter().map(|&label| i64::from(label)).collect(),
+            masks: Vec::new(),
+        }
+    }
+
     /// The objects of picture `index` of `dataset` in the new frame.
     ///
     /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does.
@@ -117,46 +127,8 @@ impl Geometry {
             Ok(instance_mask(&rle, resized, self.augmentation.flip, self.padded))
         };
         let segmentations = dataset.segmentations(index)?;
-        Ok(Target {
-            boxes: objects.boxes.iter().map(|&object| self.map_box(object)).collect(),
-            labels: objects.labels.iter().map(|&label| i64::from(label)).collect(),
-            masks: segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?,
-        })
-    }
-}
-
-/// `(value - mean) / std` of every 8-bit value of every channel, in float32 as the reference computes it.
-#[derive(Debug, Clone)]
-pub(super) struct Normalisation {
-    table: Box<[[f32; 256]; 3]>,
-}
-
-impl Normalisation {
-    pub fn new(pipeline: &Pipeline) -> Self {
-        let mut table = Box::new([[0.0; 256]; 3]);
-        for (c, channel) in table.iter_mut().enumerate() {
-            let (mean, std) = (pipeline.mean[c] as f32, pipeline.std[c] as f32);
-            for (value, entry) in channel.iter_mut().enumerate() {
-                *entry = (value as f32 - mean) / std;
-            }
-        }
-        Self { table }
-    }
-
-    /// Writes a row of RGB pixels as floats, mirrored if `flip`.
-    pub fn row(&self, rgb: &[u8], flip: bool, out: &mut [f32]) {
-        let [red, green, blue] = &*self.table;
-        let write = |(out, pixel): (&mut [f32], &[u8])| {
-            out[0] = red[usize::from(pixel[0])];
-            out[1] = green[usize::from(pixel[1])];
-            out[2] = blue[usize::from(pixel[2])];
-        };
-        let pixels = rgb.chunks_exact(3);
-        if flip {
-            out.chunks_exact_mut(3).zip(pixels.rev()).for_each(write);
-        } else {
-            out.chunks_exact_mut(3).zip(pixels).for_each(write);
-        }
+        let masks = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
+        Ok(Target { masks, ..self.map_boxes(dataset, index) })
     }
 }
 

@@ -4,5 +4,5 @@ mod benchmark;
 mod export;
 pub mod flops;
 
-pub use benchmark::{benchmark_infer, benchmark_train};
+pub use benchmark::{benchmark_data, benchmark_infer, benchmark_train};
 pub use export::export;

@@ -104,7 +104,7 @@ impl Trainer<'_> {
         let (seed, samples) = (self.config.train.seed, self.config.data.samples_per_gpu);
         let flags = self.training_set.aspect_flags();
         let indices = train_indices(&flags, epoch, seed, self.world.rank(), self.world.world_size(), samples);
-        let options = TrainOptions { seed, epoch, first_batch: self.position.iteration };
+        let options = TrainOptions { seed, epoch, first_batch: self.position.iteration, without_masks: false };
         Loader::train(Arc::clone(&self.training_set), &self.config.data, &indices, &options)
     }
 

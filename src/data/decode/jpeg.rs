@@ -9,6 +9,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use image::metadata::Orientation;
 use mozjpeg_sys as sys;
 
+unsafe extern "C" {
+    /// Of the library's SIMD layer, or of what stands in for it where the library was built without one.
+    safe fn jsimd_can_idct_islow() -> c_int;
+}
+
+/// Whether the library was built with its vector instructions and this machine has them. They give the same pixels.
+pub(super) fn has_simd() -> bool {
+    jsimd_can_idct_islow() != 0
+}
+
 /// What a JPEG file holds, before its EXIF rotation.
 pub(super) struct Jpeg {
     pub width: usize,

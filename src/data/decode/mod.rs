@@ -36,9 +36,17 @@ impl Picture {
     /// # Errors
     /// Data errors that name the file and the remedy.
     pub fn read(path: &Path) -> Result<Self> {
-        let wrong = |message: String| Error::data(format!("picture {}: {message}", path.display()));
-        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-        Self::decode(&bytes).map_err(wrong)
+        Self::from_bytes(path, &Self::bytes(path)?)
+    }
+
+    /// The content of the file at `path`.
+    pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
+        std::fs::read(path).map_err(|error| wrong(path, &error.to_string()))
+    }
+
+    /// Decodes the content of the file at `path`.
+    pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::decode(bytes).map_err(|message| wrong(path, &message))
     }
 
     /// Decodes the content of a picture file.
@@ -58,13 +66,22 @@ impl Picture {
         rotate(other.width, other.height, other.rgb, other.orientation)
     }
 
+    /// Whether JPEG is decoded with vector instructions: about twice as fast, to the same pixels.
+    pub fn jpeg_simd() -> bool {
+        jpeg::has_simd()
+    }
+
     /// Reads format, size and orientation of the file at `path`, not its pixels.
     ///
     /// # Errors
     /// Data errors that name the file and the remedy.
     pub fn header(path: &Path) -> Result<PictureHeader> {
-        header::read(path).map_err(|message| Error::data(format!("picture {}: {message}", path.display())))
+        header::read(path).map_err(|message| wrong(path, &message))
     }
+}
+
+fn wrong(path: &Path, message: &str) -> Error {
+    Error::data(format!("picture {}: {message}", path.display()))
 }
 
 /// Names content that is no picture but often stands in place of one.

@@ -2,19 +2,22 @@
 
 mod prefetch;
 mod sample;
+mod stages;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use sample::{load_picture, single_picture};
+pub use stages::StageTimes;
 
 use super::batch::Batch;
 use super::coco::Dataset;
-use super::transform::{Augmentation, Normalisation};
+use super::normalise::Normalisation;
+use super::transform::Augmentation;
 use crate::config::{self, OnError, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use prefetch::Prefetch;
-use sample::{Sample, assemble};
+use sample::{Sample, Wanted, assemble};
 
 /// Batches that are ready or in work ahead of the consumer, for each thread.
 const AHEAD: usize = 2;
@@ -30,6 +33,8 @@ pub struct TrainOptions {
     pub epoch: u64,
     /// First batch of the epoch to hand out, from 0: the steps that were already done.
     pub first_batch: usize,
+    /// Leaves the masks of the targets empty, to measure what they cost.
+    pub without_masks: bool,
 }
 
 /// What an evaluation loader hands out.
@@ -58,6 +63,7 @@ pub struct Loader {
     remaining: usize,
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
+    times: StageTimes,
 }
 
 /// One batch, and what there is to say about its pictures.
@@ -67,6 +73,7 @@ struct Made {
     batch: Option<Batch>,
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
+    times: StageTimes,
 }
 
 /// What the threads share.
@@ -79,7 +86,7 @@ struct Work {
     batches: Vec<Vec<usize>>,
     /// Seed and epoch in training; `None` at evaluation.
     training: Option<(u64, u64)>,
-    with_targets: bool,
+    wanted: Wanted,
 }
 
 impl Loader {
@@ -99,7 +106,8 @@ impl Loader {
     ) -> Result<Self> {
         let batches = indices.chunks(config.samples_per_gpu.max(1)).skip(options.first_batch);
         let batches = batches.map(<[usize]>::to_vec).collect();
-        Self::start(dataset, config, batches, Some((options.seed, options.epoch)), true)
+        let wanted = if options.without_masks { Wanted::Boxes } else { Wanted::BoxesAndMasks };
+        Self::start(dataset, config, batches, Some((options.seed, options.epoch)), wanted)
     }
 
     /// Single pictures, each with its own padding, for evaluation. With `data.on_error = "skip"`, an unreadable one is
@@ -114,7 +122,8 @@ impl Loader {
         options: &TestOptions,
     ) -> Result<Self> {
         let batches = indices.iter().map(|&index| vec![index]).collect();
-        Self::start(dataset, config, batches, None, options.with_targets)
+        let wanted = if options.with_targets { Wanted::BoxesAndMasks } else { Wanted::Nothing };
+        Self::start(dataset, config, batches, None, wanted)
     }
 
     fn start(
@@ -122,7 +131,7 @@ impl Loader {
         config: &config::Data,
         batches: Vec<Vec<usize>>,
         training: Option<(u64, u64)>,
-        with_targets: bool,
+        wanted: Wanted,
     ) -> Result<Self> {
         let remaining = batches.len();
         let work = Arc::new(Work {
@@ -133,7 +142,7 @@ impl Loader {
             on_error: config.on_error,
             batches,
             training,
-            with_targets,
+            wanted,
         });
         let described = Arc::clone(&work);
         let items = Prefetch::new(
@@ -143,7 +152,7 @@ impl Loader {
             Box::new(move |batch, cancelled| work.make(batch, cancelled)),
             Box::new(move |batch| described.describe(batch)),
         )?;
-        Ok(Self { items, remaining, skipped: Vec::new(), warnings: Vec::new() })
+        Ok(Self { items, remaining, skipped: Vec::new(), warnings: Vec::new(), times: StageTimes::default() })
     }
 
     /// Batches that are still to come, those that may be left out among them.
@@ -160,6 +169,11 @@ impl Loader {
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
+
+    /// What the threads spent on the batches handed out so far.
+    pub fn times(&self) -> StageTimes {
+        self.times
+    }
 }
 
 impl Iterator for Loader {
@@ -173,6 +187,7 @@ impl Iterator for Loader {
                 Ok(made) => {
                     self.skipped.extend(made.skipped);
                     self.warnings.extend(made.warnings);
+                    self.times += made.times;
                     if let Some(batch) = made.batch {
                         return Some(Ok(batch));
                     }
@@ -199,30 +214,30 @@ impl Work {
             if cancelled.load(Ordering::Relaxed) {
                 return Ok(Made::default());
             }
-            if let Some(sample) = self.sample(index, &mut made.skipped)? {
+            if let Some(sample) = self.sample(index, &mut made)? {
                 let named = |warning| format!("picture {}: {warning}", sample.file_name());
                 made.warnings.extend(sample.warning().map(named));
                 samples.push(sample);
             }
         }
         if !samples.is_empty() {
-            made.batch = Some(assemble(samples, &self.normalisation)?);
+            made.batch = Some(assemble(samples, &self.normalisation, &mut made.times)?);
         }
         Ok(made)
     }
 
     /// Picture `index`, or what stands in for it; `None` if it is left out.
-    fn sample(&self, index: usize, skipped: &mut Vec<Skipped>) -> Result<Option<Sample>> {
+    fn sample(&self, index: usize, made: &mut Made) -> Result<Option<Sample>> {
         let mut candidates = self.stand_ins(index);
         let mut in_a_row = 0;
         let mut candidate = index;
         loop {
-            let error = match self.load(candidate) {
+            let error = match self.load(candidate, &mut made.times) {
                 Ok(sample) => return Ok(Some(sample)),
                 Err(error) if self.on_error == OnError::Skip && error.kind() == ErrorKind::Data => error,
                 Err(error) => return Err(error),
             };
-            skipped.push(Skipped {
+            made.skipped.push(Skipped {
                 file: self.dataset.picture_path(candidate).display().to_string(),
                 image_id: self.dataset.image(candidate).id,
                 reason: error.to_string(),
@@ -251,12 +266,12 @@ impl Work {
         (1..count).map(move |step| (index + step) % count).filter(move |&other| self.flags[other] == self.flags[index])
     }
 
-    fn load(&self, index: usize) -> Result<Sample> {
+    fn load(&self, index: usize, times: &mut StageTimes) -> Result<Sample> {
         let augmentation = match self.training {
             Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
             None => Augmentation::test(&self.pipeline),
         };
-        Sample::load(&self.dataset, index, augmentation, self.pipeline.size_divisor, self.with_targets)
+        Sample::load(&self.dataset, index, augmentation, self.pipeline.size_divisor, self.wanted, times)
     }
 }
 

@@ -5,12 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{Device, Kind, Tensor};
 
 use super::prefetch::panic_message;
+use super::stages::{StageTimes, Stopwatch};
 use crate::config::Pipeline;
 use crate::data::batch::{Batch, ImageMeta, Target};
 use crate::data::coco::Dataset;
 use crate::data::decode::Picture;
+use crate::data::normalise::Normalisation;
 use crate::data::resize::Bilinear;
-use crate::data::transform::{Augmentation, Geometry, Normalisation};
+use crate::data::transform::{Augmentation, Geometry};
 use crate::error::{Error, Result};
 
 /// One picture that is read and knows what becomes of it.
@@ -26,8 +28,19 @@ pub(super) struct Sample {
 /// # Errors
 /// Data errors that name the file, its image id and the remedy.
 pub fn load_picture(dataset: &Dataset, index: usize) -> Result<Picture> {
-    Picture::read(&dataset.picture_path(index))
-        .map_err(|error| error.context(format!("{} (image {})", dataset.split().name(), dataset.image(index).id)))
+    Picture::read(&dataset.picture_path(index)).map_err(|error| error.context(place_of(dataset, index)))
+}
+
+fn place_of(dataset: &Dataset, index: usize) -> String {
+    format!("{} (image {})", dataset.split().name(), dataset.image(index).id)
+}
+
+/// What is read of the objects of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Nothing,
+    Boxes,
+    BoxesAndMasks,
 }
 
 impl Sample {
@@ -41,18 +54,30 @@ impl Sample {
         self.picture.warning.as_deref()
     }
 
-    /// Reads picture `index` and its objects; without `with_target` the target stays empty.
+    /// Reads picture `index` and what is `wanted` of its objects.
     pub fn load(
         dataset: &Dataset,
         index: usize,
         augmentation: Augmentation,
         divisor: usize,
-        with_target: bool,
+        wanted: Wanted,
+        times: &mut StageTimes,
     ) -> Result<Self> {
         let load = || {
-            let picture = load_picture(dataset, index)?;
+            let mut watch = Stopwatch::start();
+            let path = dataset.picture_path(index);
+            let named = |error: Error| error.context(place_of(dataset, index));
+            let bytes = Picture::bytes(&path).map_err(named)?;
+            watch.lap(&mut times.read);
+            let picture = Picture::from_bytes(&path, &bytes).map_err(named)?;
+            watch.lap(&mut times.decode);
             let geometry = Geometry::new((picture.height, picture.width), augmentation, divisor);
-            let target = if with_target { geometry.map_objects(dataset, index)? } else { Target::default() };
+            let target = match wanted {
+                Wanted::Nothing => Target::default(),
+                Wanted::Boxes => geometry.map_boxes(dataset, index),
+                Wanted::BoxesAndMasks => geometry.map_objects(dataset, index)?,
+            };
+            watch.lap(&mut times.masks);
             let image = dataset.image(index);
             let meta = ImageMeta {
                 image_id: image.id,
@@ -89,12 +114,12 @@ pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline
         flipped: augmentation.flip,
     };
     let sample = Sample { picture, geometry, meta, target: Target::default() };
-    assemble(vec![sample], &Normalisation::new(pipeline))
+    assemble(vec![sample], &Normalisation::new(pipeline), &mut StageTimes::default())
 }
 
 /// Puts `samples` into one batch: resized rows are normalised straight into the tensor's memory, mirrored where asked,
 /// the rest is zero.
-pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation) -> Result<Batch> {
+pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation, times: &mut StageTimes) -> Result<Batch> {
     let height = samples.iter().map(|sample| sample.geometry.padded.0).max().unwrap_or(0);
     let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);
     let shape = [samples.len() as i64, height as i64, width as i64, 3];
@@ -106,20 +131,34 @@ pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation) -> R
         // nobody else while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
         let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), length) };
         for (sample, values) in samples.iter().zip(values.chunks_exact_mut(height * row_length)) {
-            write_picture(sample, normalisation, row_length, values);
+            write_picture(sample, normalisation, row_length, values, times);
         }
     }
     let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
     Ok(Batch { images: images.f_permute([0, 3, 1, 2])?, metas, targets })
 }
 
-fn write_picture(sample: &Sample, normalisation: &Normalisation, row_length: usize, values: &mut [f32]) {
+fn write_picture(
+    sample: &Sample,
+    normalisation: &Normalisation,
+    row_length: usize,
+    values: &mut [f32],
+    times: &mut StageTimes,
+) {
     let Geometry { original, resized, augmentation, .. } = sample.geometry;
     let used = resized.1 * 3;
-    Bilinear::new(original, resized).for_each_row(&sample.picture.rgb, |y, row| {
-        let out = &mut values[y * row_length..(y + 1) * row_length];
-        normalisation.row(row, augmentation.flip, &mut out[..used]);
-        out[used..].fill(0.0);
+    let mut watch = Stopwatch::start();
+    let plan = Bilinear::mirrored(original, resized, augmentation.flip);
+    plan.for_each_band(&sample.picture.rgb, |first, band| {
+        watch.lap(&mut times.resize);
+        let out = values[first * row_length..].chunks_exact_mut(row_length);
+        for (row, out) in band.chunks_exact(used).zip(out) {
+            normalisation.row(row, &mut out[..used]);
+            out[used..].fill(0.0);
+        }
+        watch.lap(&mut times.normalise);
     });
+    watch.lap(&mut times.resize);
     values[resized.0 * row_length..].fill(0.0);
+    watch.lap(&mut times.normalise);
 }

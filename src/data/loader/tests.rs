@@ -23,7 +23,7 @@ fn indices(epoch: u64) -> Vec<usize> {
 #[test]
 fn batches_are_the_same_for_any_number_of_threads_and_any_start() {
     let mut small = SmallSet::new(&SIZES);
-    let options = TrainOptions { seed: 5, epoch: 3, first_batch: 0 };
+    let options = TrainOptions { seed: 5, epoch: 3, ..TrainOptions::default() };
     let mut runs = Vec::new();
     for (workers, first_batch) in [(0, 0), (1, 0), (3, 0), (2, 1)] {
         small.config.workers_per_gpu = workers;

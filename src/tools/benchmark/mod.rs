@@ -1,10 +1,12 @@
-//! `benchmark`: how fast this machine trains and predicts.
+//! `benchmark`: how fast this machine trains, predicts and prepares pictures.
 
+mod data;
 mod infer;
 mod summary;
 mod synthetic;
 mod train;
 
+pub use data::benchmark_data;
 pub use infer::benchmark_infer;
 pub use train::benchmark_train;
 

@@ -248,6 +248,8 @@ pub enum BenchmarkCommand {
     Infer(BenchmarkInfer),
     /// Time per training step with synthetic pictures and boxes, split by part.
     Train(BenchmarkTrain),
+    /// Pictures per second of the input pipeline, split by stage; needs no GPU.
+    Data(BenchmarkData),
 }
 
 /// `benchmark infer`
@@ -325,6 +327,31 @@ impl BenchmarkTrain {
     pub fn shape(&self) -> Shape {
         shape(&self.shape, Shape { height: 800, width: 1344 })
     }
+}
+
+/// `benchmark data`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch benchmark data configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml --images 1000\n  \
+    fnet-launch benchmark data cfg.toml --threads 4 --no-masks --json")]
+pub struct BenchmarkData {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Loader threads; all of them work for one rank
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub threads: usize,
+    /// Pictures to measure, epoch after epoch [default: one epoch of the training set]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub images: Option<usize>,
+    /// Leave out the masks
+    #[arg(long)]
+    pub no_masks: bool,
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
 }
 
 /// `export`

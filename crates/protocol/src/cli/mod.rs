@@ -15,8 +15,8 @@ use clap::{Parser, Subcommand};
 use crate::work_dir::is_pytorch_file;
 
 pub use commands::{
-    Benchmark, BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric, Predict,
-    PrintConfig, Resume, Shape, ShellName, Synth, Test, Train, WARM_UP,
+    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric,
+    Predict, PrintConfig, Resume, Shape, ShellName, Synth, Test, Train, WARM_UP,
 };
 pub use place::{ColorChoice, Device, Gpus, Place};
 

@@ -237,10 +237,16 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
             WorkerCommand::Benchmark(Benchmark { what })
         },
     );
+    let data = (path(), 1..99_usize, of(1..99_usize), any::<[bool; 2]>(), overrides()).prop_map(
+        |(config, threads, images, [no_masks, json], set)| {
+            let what = BenchmarkCommand::Data(BenchmarkData { config, threads, images, no_masks, json, set });
+            WorkerCommand::Benchmark(Benchmark { what })
+        },
+    );
     let export = (path(), path(), any::<bool>(), of(path())).prop_map(|(checkpoint, out, with_optimizer, config)| {
         WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
     });
-    prop_oneof![flops, print, predict, train, infer, export]
+    prop_oneof![flops, print, predict, train, infer, data, export]
 }
 
 #[test]

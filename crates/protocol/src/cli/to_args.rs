@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::rewrite::{RESUME, is_value};
 use super::{
-    BenchmarkCommand, BenchmarkInfer, BenchmarkTrain, Export, Flops, Place, Predict, PrintConfig, Resume, Test, Train,
-    WorkerCommand,
+    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Export, Flops, Place, Predict, PrintConfig,
+    Resume, Test, Train, WorkerCommand,
 };
 
 /// Collects arguments. Values are joined to their options, so that no value is taken for an option.
@@ -90,6 +90,7 @@ impl WorkerCommand {
             WorkerCommand::Benchmark(command) => match &command.what {
                 BenchmarkCommand::Infer(command) => command.to_args(),
                 BenchmarkCommand::Train(command) => command.to_args(),
+                BenchmarkCommand::Data(command) => command.to_args(),
             },
             WorkerCommand::PrintConfig(command) => command.to_args(),
             WorkerCommand::Export(command) => command.to_args(),
@@ -185,6 +186,18 @@ impl BenchmarkTrain {
             .number("--batch", self.batch)
             .shape(&self.shape)
             .number("--iters", Some(self.iters))
+            .flag("--json", self.json)
+            .set(&self.set)
+            .positional([self.config.as_path()])
+    }
+}
+
+impl BenchmarkData {
+    fn to_args(&self) -> Vec<OsString> {
+        Arguments::new(&["benchmark", "data"])
+            .number("--threads", Some(self.threads))
+            .number("--images", self.images)
+            .flag("--no-masks", self.no_masks)
             .flag("--json", self.json)
             .set(&self.set)
             .positional([self.config.as_path()])

@@ -3,15 +3,22 @@
 //! OpenCV computes in fixed point: weights have 11 bits, the horizontal pass keeps all of them, the vertical pass
 //! drops 4 + 16 + 2 bits. Halving both sides exactly is an average of 2x2 pixels instead. Nothing is antialiased.
 
+mod columns;
+mod simd;
+
+use columns::Columns;
+
 /// One in 11-bit fixed point.
 const ONE: f32 = 2048.0;
+/// Rows that are handed out at once.
+const BAND: usize = 8;
 
 /// Two neighbouring source positions and their weights for one destination position.
 #[derive(Debug, Clone, Copy)]
 struct Tap {
     first: usize,
     second: usize,
-    weights: [i32; 2],
+    weights: [i16; 2],
 }
 
 /// Whether the fraction is dropped where the neighbour would lie outside: horizontally yes, vertically no.
@@ -26,110 +33,120 @@ enum Border {
 pub struct Bilinear {
     source: (usize, usize),
     target: (usize, usize),
-    /// First and second byte offset in a source row, and weights, per destination column.
-    columns: Vec<Tap>,
-    rows: Vec<Tap>,
+    flip: bool,
     method: Method,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Method {
     Copy,
     Halve,
-    Interpolate,
+    Interpolate { columns: Columns, rows: Vec<Tap> },
 }
 
 impl Bilinear {
     /// A plan from `source` to `target`, both (height, width) and above 0.
     pub fn new(source: (usize, usize), target: (usize, usize)) -> Self {
+        Self::mirrored(source, target, false)
+    }
+
+    /// A plan whose result is mirrored left to right if `flip`.
+    pub fn mirrored(source: (usize, usize), target: (usize, usize), flip: bool) -> Self {
         let method = if source == target {
             Method::Copy
         } else if source == (target.0 * 2, target.1 * 2) {
             Method::Halve
         } else {
-            Method::Interpolate
+            let mut columns = taps(source.1, target.1, Border::DropFraction);
+            if flip {
+                columns.reverse();
+            }
+            Method::Interpolate {
+                columns: Columns::new(columns, source.1),
+                rows: taps(source.0, target.0, Border::KeepFraction),
+            }
         };
-        let columns = taps(source.1, target.1, Border::DropFraction);
-        let columns = columns.into_iter().map(|tap| Tap { first: tap.first * 3, second: tap.second * 3, ..tap });
-        Self {
-            source,
-            target,
-            columns: columns.collect(),
-            rows: taps(source.0, target.0, Border::KeepFraction),
-            method,
-        }
+        Self { source, target, flip, method }
     }
 
-    /// Resizes `rgb` (3 bytes per pixel, row-major) and hands each finished row to `take`, from the top.
+    /// Resizes `rgb` (3 bytes per pixel, row-major) and hands some finished rows at a time to `take`, from the top,
+    /// with the number of the first.
     ///
     /// # Panics
     /// If `rgb` is not of the source size.
-    pub fn for_each_row(&self, rgb: &[u8], mut take: impl FnMut(usize, &[u8])) {
-        let stride = self.source.1 * 3;
-        assert_eq!(rgb.len(), self.source.0 * stride, "the picture has the size that the plan was made for");
-        match self.method {
-            Method::Copy => rgb.chunks_exact(stride.max(1)).enumerate().for_each(|(y, row)| take(y, row)),
-            Method::Halve => {
-                let mut out = vec![0; self.target.1 * 3];
-                for (y, rows) in rgb.chunks_exact(stride * 2).enumerate() {
-                    halve(&rows[..stride], &rows[stride..], &mut out);
-                    take(y, &out);
+    pub fn for_each_band(&self, rgb: &[u8], mut take: impl FnMut(usize, &[u8])) {
+        let (source_stride, stride) = (self.source.1 * 3, self.target.1 * 3);
+        assert_eq!(rgb.len(), self.source.0 * source_stride, "the picture has the size that the plan was made for");
+        let row = |y: usize| &rgb[y * source_stride..(y + 1) * source_stride];
+        if matches!(self.method, Method::Copy) && !self.flip {
+            for (i, band) in rgb.chunks(stride * BAND).enumerate() {
+                take(i * BAND, band);
+            }
+            return;
+        }
+        let mut band = vec![0u8; stride * BAND.min(self.target.0)];
+        let mut horizontal = match &self.method {
+            Method::Interpolate { columns, .. } => Some(HorizontalRows::new(columns)),
+            _ => None,
+        };
+        for start in (0..self.target.0).step_by(BAND) {
+            let count = BAND.min(self.target.0 - start);
+            for (y, out) in (start..start + count).zip(band.chunks_exact_mut(stride)) {
+                match (&self.method, &mut horizontal) {
+                    (Method::Interpolate { rows, .. }, Some(horizontal)) => horizontal.blend(&rows[y], row, out),
+                    (Method::Halve, _) => halve(row(y * 2), row(y * 2 + 1), out),
+                    _ => out.copy_from_slice(row(y)),
+                }
+                if self.flip && horizontal.is_none() {
+                    mirror(out);
                 }
             }
-            Method::Interpolate => self.interpolate(rgb, take),
+            take(start, &band[..count * stride]);
         }
     }
 
     /// Resizes `rgb` into a new picture.
     ///
     /// # Panics
-    /// As [`Self::for_each_row`].
+    /// As [`Self::for_each_band`].
     pub fn apply(&self, rgb: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.target.0 * self.target.1 * 3);
-        self.for_each_row(rgb, |_, row| out.extend_from_slice(row));
+        self.for_each_band(rgb, |_, band| out.extend_from_slice(band));
         out
-    }
-
-    fn interpolate(&self, rgb: &[u8], mut take: impl FnMut(usize, &[u8])) {
-        let (source_stride, stride) = (self.source.1 * 3, self.target.1 * 3);
-        let row = |y: usize| &rgb[y * source_stride..(y + 1) * source_stride];
-        // The two horizontally resized rows in use, with the source row that each was made from.
-        let mut cached = [vec![0i32; stride], vec![0i32; stride]];
-        let mut holds = [usize::MAX; 2];
-        let mut out = vec![0u8; stride];
-        for (y, tap) in self.rows.iter().enumerate() {
-            if holds[0] != tap.first {
-                if holds[1] == tap.first {
-                    cached.swap(0, 1);
-                    holds.swap(0, 1);
-                } else {
-                    self.horizontal(row(tap.first), &mut cached[0]);
-                    holds[0] = tap.first;
-                }
-            }
-            if tap.second != tap.first && holds[1] != tap.second {
-                self.horizontal(row(tap.second), &mut cached[1]);
-                holds[1] = tap.second;
-            }
-            let second = if tap.second == tap.first { &cached[0] } else { &cached[1] };
-            vertical(&cached[0], second, tap.weights, &mut out);
-            take(y, &out);
-        }
-    }
-
-    fn horizontal(&self, row: &[u8], out: &mut [i32]) {
-        for (pixel, tap) in out.chunks_exact_mut(3).zip(&self.columns) {
-            let (a, b) = (&row[tap.first..tap.first + 3], &row[tap.second..tap.second + 3]);
-            for c in 0..3 {
-                pixel[c] = (i32::from(a[c]) * tap.weights[0] + i32::from(b[c]) * tap.weights[1]) >> 4;
-            }
-        }
     }
 }
 
-fn vertical(first: &[i32], second: &[i32], [w0, w1]: [i32; 2], out: &mut [u8]) {
-    for ((out, &a), &b) in out.iter_mut().zip(first).zip(second) {
-        *out = ((((w0 * a) >> 16) + ((w1 * b) >> 16) + 2) >> 2) as u8;
+/// The two horizontally resized rows in use.
+struct HorizontalRows<'c> {
+    columns: &'c Columns,
+    rows: [Vec<i16>; 2],
+    /// The source row that each was made from.
+    sources: [usize; 2],
+}
+
+impl<'c> HorizontalRows<'c> {
+    fn new(columns: &'c Columns) -> Self {
+        let row = || vec![0; columns.values()];
+        Self { columns, rows: [row(), row()], sources: [usize::MAX; 2] }
+    }
+
+    /// One row of the result from the two rows of the source, `row`, that `tap` names.
+    fn blend<'r>(&mut self, tap: &Tap, row: impl Fn(usize) -> &'r [u8], out: &mut [u8]) {
+        if self.sources[0] != tap.first {
+            if self.sources[1] == tap.first {
+                self.rows.swap(0, 1);
+                self.sources.swap(0, 1);
+            } else {
+                self.columns.resize(row(tap.first), &mut self.rows[0]);
+                self.sources[0] = tap.first;
+            }
+        }
+        if tap.second != tap.first && self.sources[1] != tap.second {
+            self.columns.resize(row(tap.second), &mut self.rows[1]);
+            self.sources[1] = tap.second;
+        }
+        let [first, second] = &self.rows;
+        simd::blend(first, if tap.second == tap.first { first } else { second }, tap.weights, out);
     }
 }
 
@@ -140,6 +157,12 @@ fn halve(upper: &[u8], lower: &[u8], out: &mut [u8]) {
             out[c] = ((sum + 2) >> 2) as u8;
         }
     }
+}
+
+/// Turns a row of RGB pixels around.
+fn mirror(row: &mut [u8]) {
+    let (pixels, _) = row.as_chunks_mut::<3>();
+    pixels.reverse();
 }
 
 fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
@@ -154,7 +177,7 @@ fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
             if border == Border::DropFraction && (start < 0 || start >= last) {
                 (start, fraction) = (start.clamp(0, last), 0.0);
             }
-            let weight = |w: f32| (w * ONE).round_ties_even() as i32;
+            let weight = |w: f32| (w * ONE).round_ties_even() as i16;
             Tap {
                 first: start.clamp(0, last) as usize,
                 second: (start + 1).clamp(0, last) as usize,
