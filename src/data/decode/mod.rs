@@ -185,6 +185,43 @@ mod tests {
         assert!(different.is_empty(), "{}", different.join("\n"));
     }
 
+    /// Picture files below `folder`, by name.
+    fn pictures_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+        let endings = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+            if path.is_dir() {
+                pictures_below(&path, found);
+            } else if ending.is_some_and(|ending| endings.contains(&ending.as_str())) {
+                found.push(path);
+            }
+        }
+    }
+
+    /// The checksum goes over width, height and checksum of the pixels of each picture; "none" where there is none.
+    #[test]
+    fn pixels_of_whole_folders_are_opencvs() {
+        let Some(root) = test_data::folder("pixels_of_whole_folders_are_opencvs") else { return };
+        let list = include_str!("../../../tests/fixtures/opencv_pixels.json");
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        for (name, expected) in list["folders"].as_object().unwrap() {
+            let mut paths = Vec::new();
+            pictures_below(&root.join("data").join(name), &mut paths);
+            paths.sort();
+            let mut checksum = crc32fast::Hasher::new();
+            for path in &paths {
+                match Picture::read(path) {
+                    Ok(p) => [p.width as u32, p.height as u32, crc32fast::hash(&p.rgb)]
+                        .iter()
+                        .for_each(|number| checksum.update(&number.to_le_bytes())),
+                    Err(_) => checksum.update(b"none"),
+                }
+            }
+            assert_eq!(serde_json::json!([paths.len(), checksum.finalize()]), *expected, "{name}");
+        }
+    }
+
     #[test]
     fn a_cut_off_png_is_an_error() {
         let bytes = encoded(ImageBuffer::from_pixel(64, 64, Rgb([1u8, 2, 3])).into(), ImageFormat::Png);

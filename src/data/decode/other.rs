@@ -24,7 +24,13 @@ pub(super) struct Decoded {
 }
 
 fn broken(error: ImageError) -> String {
-    format!("cannot be decoded: {error}; replace the file")
+    match error {
+        ImageError::Unsupported(_) => format!("cannot be decoded: {error}; convert it to JPEG or PNG"),
+        ImageError::Limits(_) => {
+            format!("it takes more memory than a picture of the {MAX_PIXELS} pixels allowed; make the picture smaller")
+        }
+        _ => format!("cannot be decoded: {error}; replace the file"),
+    }
 }
 
 /// Starts the decoder that the content asks for; it has read the header only.
