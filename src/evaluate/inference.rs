@@ -138,7 +138,7 @@ pub fn evaluate(
 ) -> Result<Outcome<Evaluation>> {
     detect_all(model, dataset, config, ranks, on_picture)?.and_then(|found| {
         let truth = GroundTruth::open(dataset.annotation_file(), dataset.image_ids(), dataset.categories())?;
-        let mut metrics = Metrics::compute(&truth, &found.results, kinds)?;
+        let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
         if let Some(first) = found.skipped.first() {
             metrics.notes.push(format!(
                 "{} pictures could not be read and count as pictures without detections; the first: {first}",

@@ -85,7 +85,7 @@ impl Validation {
 
     fn write(&self, metrics: &Metrics, epoch: usize) -> Result<()> {
         let path = metrics_file(&self.work_dir, epoch);
-        let values = metrics.to_json(self.config.evaluation.classwise);
+        let values = metrics.to_json();
         write_atomically(&path, |out| {
             serde_json::to_writer_pretty(out, &values).map_err(|error| Error::environment(error.to_string()))
         })

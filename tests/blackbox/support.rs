@@ -102,9 +102,14 @@ impl Scene {
 
     /// A scene with a copy of some pictures that a test may damage, in `data/`.
     pub fn with_own_pictures() -> Self {
+        Self::with_pictures(8, 4)
+    }
+
+    /// A scene with so many pictures of its own to train on and to evaluate on, in `data/`.
+    pub fn with_pictures(images: u32, val_images: u32) -> Self {
         let scene = Self::on(Path::new("data"));
         let data = scene.path("data");
-        let options = fnet_synth::Options { out: data, images: 8, val_images: 4, ..options() };
+        let options = fnet_synth::Options { out: data, images, val_images, ..options() };
         fnet_synth::generate(&options, &|_| {}).unwrap();
         scene
     }

@@ -171,6 +171,11 @@ fn combinations_are_checked_with_the_place_of_the_value() {
     assert!(message(set("model.rpn.assigner.negative_iou=0.9")).contains("at most model.rpn.assigner.positive_iou"));
     assert!(message(set("schedule.steps=[11, 8]")).contains("rising order"));
     assert!(message(set("evaluation.metrics=[]")).contains("at least one metric"));
+    assert!(message(set("evaluation.iou_thrs=[0.75, 0.5]")).contains("rising numbers"));
+    assert!(message(set("evaluation.iou_thrs=[0.5, 1.5]")).contains("at most 1"));
+    assert!(message(set("evaluation.proposal_nums=[100, 100]")).contains("rising numbers"));
+    assert!(message(set("evaluation.proposal_nums=[]")).contains("not empty"));
+    assert!(message(set("evaluation.metric_items=[\"AR@10\"]")).contains("AR@100, AR@300, AR@1000, AR_s@1000"));
     assert!(message(set("model.backbone.n_div=3")).contains("a multiple of model.backbone.n_div"));
 }
 

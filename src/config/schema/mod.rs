@@ -1,10 +1,12 @@
 //! Every configuration field: its type, default, unit and meaning. The documentation is made from these definitions.
 
 mod data;
+mod evaluation;
 mod model;
 mod train;
 
 pub use data::*;
+pub use evaluation::*;
 pub use model::*;
 pub use train::*;
 

@@ -1,8 +1,9 @@
-//! `[optimizer]`, `[schedule]`, `[train]`, `[checkpoint]`, `[evaluation]` and `[log]`.
+//! `[optimizer]`, `[schedule]`, `[train]`, `[checkpoint]` and `[log]`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Evaluation;
 use crate::config::check::Problems;
 
 /// The optimizer; one group holds all parameters, so weight decay acts on norms and biases too.
@@ -190,7 +191,7 @@ impl CheckpointPolicy {
         if self.save_best.is_empty() {
             return;
         }
-        let names: Vec<String> = evaluation.metrics.iter().flat_map(|metric| metric.names()).collect();
+        let names: Vec<String> = evaluation.metrics.iter().flat_map(|&kind| evaluation.names(kind)).collect();
         problems.require(
             names.contains(&self.save_best),
             "checkpoint.save_best",
@@ -205,75 +206,6 @@ impl CheckpointPolicy {
             "empty, because evaluation.interval is 0",
             "set evaluation.interval to 1 or more to have a best checkpoint",
         );
-    }
-}
-
-/// When and how the model is evaluated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Evaluation {
-    /// Epochs between evaluations; 0 for none.
-    pub interval: usize,
-    /// What is measured.
-    pub metrics: Vec<Metric>,
-    /// Add a table per class.
-    pub classwise: bool,
-    /// Automatic mixed precision at inference: in the evaluations of training, `test`, `predict` and `benchmark infer`.
-    /// Float32 by default, however the model was trained, so that a metric depends on the weights alone; the reference
-    /// evaluates in float16 where its config says `fp16`.
-    pub amp: Amp,
-}
-
-impl Default for Evaluation {
-    fn default() -> Self {
-        Self { interval: 1, metrics: vec![Metric::Bbox, Metric::Segm], classwise: false, amp: Amp::Off }
-    }
-}
-
-impl Evaluation {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        let mut kinds = self.metrics.clone();
-        kinds.sort_unstable();
-        kinds.dedup();
-        problems.require(
-            kinds.len() == self.metrics.len(),
-            "evaluation.metrics",
-            &self.metrics,
-            "each metric once",
-            "remove the double one",
-        );
-        problems.require(
-            self.interval == 0 || !self.metrics.is_empty(),
-            "evaluation.metrics",
-            &self.metrics,
-            "at least one metric, because evaluation.interval is not 0",
-            "name bbox or segm, or set evaluation.interval to 0",
-        );
-    }
-}
-
-/// What COCO evaluation compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Metric {
-    /// Boxes.
-    Bbox,
-    /// Masks.
-    Segm,
-}
-
-impl Metric {
-    /// `bbox` or `segm`: the prefix of its results' names.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Bbox => "bbox",
-            Self::Segm => "segm",
-        }
-    }
-
-    /// The names of its six results in the reference's order: `bbox_mAP`, `bbox_mAP_50`, and so on.
-    pub fn names(self) -> [String; 6] {
-        ["", "_50", "_75", "_s", "_m", "_l"].map(|suffix| format!("{}_mAP{suffix}", self.prefix()))
     }
 }
 

@@ -59,7 +59,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
             .and_then(|evaluation| Ok((evaluation.found, Some(evaluation.metrics))))?
     };
     outcome.and_then(|(found, metrics)| {
-        finish(&found, metrics.as_ref(), &dataset, config.evaluation.classwise, arguments, host)?;
+        finish(&found, metrics.as_ref(), &dataset, arguments, host)?;
         Ok(metrics)
     })
 }
@@ -69,7 +69,6 @@ fn finish(
     found: &Found,
     metrics: Option<&Metrics>,
     dataset: &Dataset,
-    classwise: bool,
     arguments: &cli::Test,
     host: &mut Host<'_>,
 ) -> Result<()> {
@@ -82,7 +81,7 @@ fn finish(
     if let Some(folder) = &arguments.show_dir {
         (host.say)(&format!("painted pictures are in {}", folder.display()));
     }
-    metrics.map_or(Ok(()), |metrics| report(metrics, classwise, arguments.metrics.as_deref(), host))
+    metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref(), host))
 }
 
 impl From<cli::Metric> for Metric {
@@ -90,17 +89,15 @@ impl From<cli::Metric> for Metric {
         match metric {
             cli::Metric::Bbox => Self::Bbox,
             cli::Metric::Segm => Self::Segm,
+            cli::Metric::Proposal => Self::Proposal,
         }
     }
 }
 
-fn report(metrics: &Metrics, classwise: bool, file: Option<&Path>, host: &mut Host<'_>) -> Result<()> {
-    if classwise {
-        (host.say)(&metrics.class_table());
-    }
+fn report(metrics: &Metrics, file: Option<&Path>, host: &mut Host<'_>) -> Result<()> {
     (host.say)(&metrics.table());
     let Some(path) = file else { return Ok(()) };
-    let text = serde_json::to_string_pretty(&metrics.to_json(classwise))
+    let text = serde_json::to_string_pretty(&metrics.to_json())
         .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;
     write_atomically(path, |out| {
         writeln!(out, "{text}").map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))

@@ -1,21 +1,16 @@
 //! Metrics as aligned text.
 
-use super::{MAX_DETECTIONS, Metrics, prefix};
+use super::{Metrics, Scores, limit_of_first};
+use crate::config::Metric;
 
-/// Name, meaning, and place in the twelve numbers of every row of the summary.
-const ROWS: [(&str, &str, usize); 12] = [
-    ("AP", "IoU .50 to .95", 0),
-    ("AP50", "IoU .50", 1),
-    ("AP75", "IoU .75", 2),
-    ("APs", "objects under 32x32 pixels", 3),
-    ("APm", "objects of 32x32 to 96x96", 4),
-    ("APl", "objects over 96x96", 5),
-    ("AR@100", "recall with 100 detections a picture", 6),
-    ("AR@300", "with 300", 7),
-    ("AR@1000", "with 1000", 8),
-    ("ARs", "objects under 32x32 pixels", 9),
-    ("ARm", "objects of 32x32 to 96x96", 10),
-    ("ARl", "objects over 96x96", 11),
+/// Name and meaning of the rows of precision.
+const PRECISION: [(&str, &str); 6] = [
+    ("AP", "average over the thresholds of IoU"),
+    ("AP50", "IoU .50"),
+    ("AP75", "IoU .75"),
+    ("APs", "objects under 32x32 pixels"),
+    ("APm", "objects of 32x32 to 96x96"),
+    ("APl", "objects over 96x96"),
 ];
 
 /// The text of a number: `-` where it is undefined.
@@ -23,23 +18,53 @@ fn value(number: f64) -> String {
     if number < 0.0 { "-".into() } else { format!("{number:.3}") }
 }
 
+/// A row of the summary: its name, what it means, and where its number is.
+type Row = (String, String, Box<dyn Fn(&Scores) -> f64>);
+
+fn rows(metrics: &Metrics) -> Vec<Row> {
+    let limits = &metrics.settings.proposal_nums;
+    let mut rows: Vec<Row> = Vec::new();
+    // Proposals have no classes, and so no precision that says anything.
+    if metrics.with_classes().next().is_some() {
+        let precision = (0..).zip(PRECISION);
+        rows.extend(precision.map(|(index, (name, meaning))| -> Row {
+            (name.into(), meaning.into(), Box::new(move |scores| scores.precision[index]))
+        }));
+    }
+    for (index, limit) in limits.iter().enumerate() {
+        let meaning = if index == 0 { "recall with this many detections a picture" } else { "" };
+        rows.push((format!("AR@{limit}"), meaning.into(), Box::new(move |scores| scores.recall[index])));
+    }
+    for (offset, name) in ["ARs", "ARm", "ARl"].into_iter().enumerate() {
+        let index = limits.len() + offset;
+        rows.push((name.into(), PRECISION[3 + offset].1.into(), Box::new(move |scores| scores.recall[index])));
+    }
+    rows
+}
+
 pub(super) fn summary(metrics: &Metrics) -> String {
-    let mut lines = vec![format!(
-        "{} pictures, {} detections; AP with {} detections a picture, the rows below it with {}",
-        metrics.images, metrics.detections, MAX_DETECTIONS[0], MAX_DETECTIONS[2],
-    )];
-    let mut header = format!("{:9}", "");
+    let (first, most) = (limit_of_first(&metrics.settings), metrics.settings.most_detections());
+    let limits = match metrics.with_classes().next() {
+        None => format!("recall whatever the class; ARs to ARl with {most} detections a picture"),
+        Some(_) if first == most => format!("AP with {most} detections a picture"),
+        Some(_) => format!("AP with {first} detections a picture, the rows below it with {most}"),
+    };
+    let mut lines = vec![format!("{} pictures, {} detections; {limits}", metrics.images, metrics.detections)];
+    let rows = rows(metrics);
+    let width = rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0).max(9);
+    let mut header = format!("{:width$}", "");
     for &kind in metrics.scores.keys() {
-        header += &format!("{:>8}", prefix(kind));
+        header += &format!("{:>9}", kind.prefix());
     }
     lines.push(header);
-    for (name, meaning, index) in ROWS {
-        let mut line = format!("{name:9}");
-        for scores in metrics.scores.values() {
-            let number = if index < 6 { scores.precision[index] } else { scores.recall[index - 6] };
-            line += &format!("{:>8}", value(number));
+    for (index, (name, meaning, number)) in rows.iter().enumerate() {
+        let mut line = format!("{name:width$}");
+        for (&kind, scores) in &metrics.scores {
+            let is_precision = index < PRECISION.len() && metrics.with_classes().next().is_some();
+            let hidden = kind == Metric::Proposal && is_precision;
+            line += &format!("{:>9}", if hidden { String::new() } else { value(number(scores)) });
         }
-        lines.push(format!("{line}   {meaning}"));
+        lines.push(format!("{line}   {meaning}").trim_end().to_owned());
     }
     lines.extend(metrics.notes.iter().map(|note| format!("Note: {note}")));
     lines.join("\n")
@@ -52,9 +77,10 @@ pub(super) fn by_class(metrics: &Metrics) -> String {
         let padding = " ".repeat(width - name.chars().count());
         format!("{name}{padding}{}", cells.iter().map(|cell| format!("{cell:>9}")).collect::<String>())
     };
-    let mut lines = vec![line("class", metrics.scores.keys().map(|&kind| format!("{} AP", prefix(kind))).collect())];
+    let mut lines =
+        vec![line("class", metrics.with_classes().map(|(kind, _)| format!("{} AP", kind.prefix())).collect())];
     for (index, name) in metrics.classes.iter().enumerate() {
-        lines.push(line(name, metrics.scores.values().map(|scores| value(scores.by_class[index])).collect()));
+        lines.push(line(name, metrics.with_classes().map(|(_, scores)| value(scores.by_class[index])).collect()));
     }
     lines.join("\n")
 }

@@ -120,6 +120,8 @@ pub enum Metric {
     Bbox,
     /// Masks
     Segm,
+    /// Recall of boxes whatever their class
+    Proposal,
 }
 
 impl Metric {
@@ -128,6 +130,7 @@ impl Metric {
         match self {
             Metric::Bbox => "bbox",
             Metric::Segm => "segm",
+            Metric::Proposal => "proposal",
         }
     }
 }

@@ -61,7 +61,8 @@ fn option_of(argument: &OsStr) -> Option<&'static str> {
 /// Whether an argument after `option` belongs to it.
 pub fn is_value(option: &str, text: &str) -> bool {
     match option {
-        "--eval" => matches!(text, "bbox" | "segm"),
+        // The last is a word of the reference, so that clap can say that it is not one of these.
+        "--eval" => matches!(text, "bbox" | "segm" | "proposal" | "proposal_fast"),
         RESUME => !text.starts_with('-') && [".ckpt", ".pth", ".pt"].iter().any(|ending| text.ends_with(ending)),
         _ => text.contains('=') && !text.starts_with('-'),
     }

@@ -83,6 +83,7 @@ fn eval_takes_its_known_words_only() {
     assert_eq!((test.eval, test.checkpoint), (vec![Metric::Bbox, Metric::Segm], PathBuf::from("a.ckpt")));
     assert!(refused("fnet-launch test a.ckpt --eval").contains("--eval"));
     assert!(refused("fnet-launch test a.ckpt --eval=keypoints").contains("keypoints"));
+    assert!(refused("fnet-launch test --eval proposal_fast a.ckpt").contains("bbox, segm, proposal"));
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
 }
 
 fn test_command() -> impl Strategy<Value = WorkerCommand> {
-    let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm)];
+    let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm), Just(Metric::Proposal)];
     let paths = (path(), of(path()), of(path()), of(path()), of(path()));
     (paths, vec(metric, 0..3), any::<[bool; 3]>(), 0.0..1.0_f64, overrides()).prop_map(
         |((checkpoint, config, out, show_dir, metrics), eval, flags, show_score_thr, set)| {
