@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::options::Options;
 use crate::outline::{Outline, library};
 use crate::random::Random;
@@ -57,13 +58,13 @@ struct Manifest {
 const MANIFEST: &str = "synth.json";
 /// Pictures whose annotations are held in memory at a time.
 const CHUNK: u64 = 512;
-/// Number of the first validation picture: above all training pictures, within 31 bits.
-const FIRST_VAL_IMAGE: u64 = 1_000_000_001;
+/// Number of the first training, validation and test picture: apart from each other, within 31 bits. The numbers of the
+/// validation pictures do not depend on how many training pictures there are, so sets with equal seeds share them.
+const FIRST_IMAGES: [u64; 3] = [1, 1_000_000_001, 1_500_000_001];
 /// Mean number of annotations of a picture in a set of annotations only; COCO has 7.3.
 const ANNOTATIONS_PER_IMAGE: u64 = 7;
 
-/// Makes the data set that `options` describe in `options.out`: `annotations/instances_train.json`,
-/// `annotations/instances_val.json`, and the pictures in `train/` and `val/`. `progress` is called from several
+/// Makes the data set that `options` describe in `options.out`, with its files where [`Options::layout`] has them. `progress` is called from several
 /// threads, not always in order. A folder that holds the same set already is left as it is.
 ///
 /// # Errors
@@ -91,9 +92,12 @@ pub fn generate(options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Resu
         let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         progress(Progress { done, total });
     };
+    // Roboflow has no crowds: a picture shows none rather than unnamed objects.
+    let drawn =
+        Options { crowds: if options.layout == Layout::Roboflow { 0.0 } else { options.crowds }, ..options.clone() };
     let outlines = if options.annotations_only.is_some() { library(options.seed) } else { Vec::new() };
     for split in &splits {
-        write_split(options, split, &outlines, &tick, &mut summary)?;
+        write_split(&drawn, split, &outlines, &tick, &mut summary)?;
     }
     summary.seconds = started.elapsed().as_secs_f64();
     write_manifest(options, Some(&summary))?;
@@ -158,24 +162,12 @@ struct Split {
 }
 
 fn splits(options: &Options) -> Vec<Split> {
-    match options.annotations_only {
-        Some(annotations) => {
-            vec![Split { name: "train", first: 1, images: annotations.div_ceil(ANNOTATIONS_PER_IMAGE) }]
-        }
-        None => {
-            let (train, val) = (u64::from(options.images), u64::from(options.val_images));
-            vec![
-                Split { name: "train", first: 1, images: train },
-                // The numbers of the validation pictures do not depend on how many training pictures there are, so
-                // sets with equal seeds share them.
-                Split { name: "val", first: FIRST_VAL_IMAGE, images: val },
-            ]
-        }
-    }
-}
-
-fn file_name(image: u64) -> String {
-    format!("{image:012}.jpg")
+    let images = match options.annotations_only {
+        Some(annotations) => vec![annotations.div_ceil(ANNOTATIONS_PER_IMAGE)],
+        None => vec![u64::from(options.images), u64::from(options.val_images), u64::from(options.val_images)],
+    };
+    let folders = options.layout.folders().iter().zip(FIRST_IMAGES);
+    folders.zip(images).map(|((&name, first), images)| Split { name, first, images }).collect()
 }
 
 /// Writes a split's pictures and its annotation file.
@@ -186,17 +178,22 @@ fn write_split(
     tick: &(dyn Fn() + Sync),
     summary: &mut Summary,
 ) -> Result<()> {
-    let folder = options.out.join("annotations");
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let layout = options.layout;
+    let relative = layout.annotation_file(split.name);
+    let path = options.out.join(&relative);
+    let folder = path.parent().unwrap_or(&options.out);
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let pictures = options.out.join(split.name);
     if options.annotations_only.is_none() {
         fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
     }
-    let relative = Path::new("annotations").join(format!("instances_{}.json", split.name));
-    let mut file = AnnotationFile::create(&options.out.join(&relative), options)?;
+    let mut file = AnnotationFile::create(&path, options)?;
+    // What is taken off the numbers of pictures and annotations.
+    let (less, mut next_id) = if layout.ids_begin_anew() { (split.first, 0) } else { (0, summary.annotations + 1) };
     for image in split.first..split.first + split.images {
         let (width, height) = scene::size(options, image);
-        file.entry(&ImageRecord { id: image, file_name: file_name(image), width, height, license: 1 })?;
+        let file_name = layout.file_name(image, options.seed);
+        file.entry(&ImageRecord { id: image - less, file_name, width, height, license: 1 })?;
     }
     file.annotations()?;
     let end = split.first + split.images;
@@ -219,7 +216,9 @@ fn write_split(
         {
             summary.annotations += 1;
             summary.crowds += u64::from(annotation.iscrowd);
-            annotation.id = summary.annotations;
+            annotation.id = next_id;
+            annotation.image_id -= less;
+            next_id += 1;
             file.entry(&annotation)?;
         }
         next = last;
@@ -233,7 +232,7 @@ fn write_split(
 /// Draws and writes one picture, and describes what can be seen in it.
 fn picture(options: &Options, image: u64, folder: &Path) -> Result<Vec<AnnotationRecord>> {
     let scene = scene::draw(options, image);
-    let path = folder.join(file_name(image));
+    let path = folder.join(options.layout.file_name(image, options.seed));
     let failed = |reason: String| Error::Encode { path: path.clone(), reason };
     let side = |length: usize| u16::try_from(length).map_err(|e| failed(e.to_string()));
     let quality = Random::new(options.seed, &[image, u64::MAX]).within(&(80..=95)) as u8;
@@ -244,7 +243,10 @@ fn picture(options: &Options, image: u64, folder: &Path) -> Result<Vec<Annotatio
     fs::write(&path, jpeg).map_err(Error::io("write", &path))?;
     let size = (scene.width as u32, scene.height as u32);
     let describe = |seen: &scene::Visible| {
-        records::describe(&seen.mask, Owner { image, size, class: seen.class, crowd: seen.crowd })
+        records::describe(
+            &seen.mask,
+            Owner { image, size, class: seen.class, crowd: seen.crowd, layout: options.layout },
+        )
     };
     scene.visible.iter().filter_map(|seen| describe(seen).transpose()).collect()
 }
@@ -270,7 +272,8 @@ fn invent(
             f64::from(random.unit()) * (f64::from(size.0) - sides.0),
             f64::from(random.unit()) * (f64::from(size.1) - sides.1),
         );
-        let owner = Owner { image, size, class: outline.class, crowd: random.chance(0.01) };
+        let crowd = random.chance(0.01) && options.layout == Layout::Coco;
+        let owner = Owner { image, size, class: outline.class, crowd, layout: options.layout };
         let (parts, holes) = outline.place(corner, sides);
         let described = if holes.is_empty() && !owner.crowd {
             records::describe_polygons(parts, owner)?

@@ -14,6 +14,7 @@
 mod contour;
 mod error;
 mod generate;
+mod layout;
 mod object;
 mod options;
 mod outline;
@@ -26,6 +27,7 @@ mod writer;
 
 pub use error::{Error, Result};
 pub use generate::{Progress, Summary, generate};
+pub use layout::Layout;
 pub use options::Options;
 
 /// Version of the drawing rules: sets made with different versions differ, even for equal options.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 
 /// Smallest side of a picture that objects with learnable masks fit into.
 const MIN_SIDE: u32 = 64;
@@ -26,9 +27,12 @@ pub struct Options {
     /// The folder to write to: new, empty, or one that holds the same set.
     #[serde(skip)]
     pub out: PathBuf,
+    /// Where the files lie and how they are numbered.
+    #[serde(default, skip_serializing_if = "Layout::is_coco")]
+    pub layout: Layout,
     /// Training pictures.
     pub images: u32,
-    /// Validation pictures.
+    /// Validation pictures, and as many test pictures in a layout that has them.
     pub val_images: u32,
     /// Everything drawn is a function of this seed and the picture's number.
     pub seed: u64,
@@ -40,7 +44,7 @@ pub struct Options {
     pub empty: f64,
     /// Share of pictures with a crowd region, 0 to 1.
     pub crowds: f64,
-    /// Write this many annotations to `annotations/instances_train.json` and no pictures; `images` and `val_images`
+    /// Write this many annotations to the training set's annotation file and no pictures; `images` and `val_images`
     /// are then ignored.
     pub annotations_only: Option<u64>,
 }
@@ -49,6 +53,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             out: PathBuf::from("data/synth"),
+            layout: Layout::Coco,
             images: 400,
             val_images: 100,
             seed: 0,

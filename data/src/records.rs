@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::contour::{Mask, simplify};
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::shape::Class;
 
 /// A picture.
@@ -72,6 +73,8 @@ pub(crate) struct Owner {
     pub(crate) class: Class,
     /// Whether it is a region of many objects that nobody told apart.
     pub(crate) crowd: bool,
+    /// How its class is numbered.
+    pub(crate) layout: Layout,
 }
 
 /// Describes a visible mask: polygons, or run lengths for a crowd or a mask with holes. Area and box are those of the
@@ -136,7 +139,7 @@ fn finish(spelling: Spelling, owner: Owner) -> Option<AnnotationRecord> {
         iscrowd: u8::from(owner.crowd),
         image_id: owner.image,
         bbox,
-        category_id: owner.class.category_id(),
+        category_id: owner.layout.category_id(owner.class),
         id: 0,
     })
 }
@@ -207,7 +210,7 @@ mod tests {
             let scene = crate::scene::draw(&options, image);
             let size = (scene.width as u32, scene.height as u32);
             for seen in scene.visible.iter().filter(|seen| seen.mask.area() > 200) {
-                let owner = Owner { image, size, class: seen.class, crowd: seen.crowd };
+                let owner = Owner { image, size, class: seen.class, crowd: seen.crowd, layout: Layout::Coco };
                 let Segmentation::Polygons(polygons) = describe(&seen.mask, owner).unwrap().unwrap().segmentation
                 else {
                     continue;

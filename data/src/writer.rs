@@ -9,8 +9,6 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::options::Options;
-use crate::records::CategoryRecord;
-use crate::shape::Class;
 
 /// An annotation file in the making: first all pictures, then all annotations. It appears under its name when it is
 /// finished.
@@ -34,10 +32,7 @@ impl AnnotationFile {
             "options": options,
         });
         let licenses = json!([{ "id": 1, "name": "made by a program; no rights reserved", "url": "" }]);
-        let categories: Vec<CategoryRecord> = Class::ALL
-            .iter()
-            .map(|class| CategoryRecord { supercategory: "shape", id: class.category_id(), name: class.name() })
-            .collect();
+        let categories = options.layout.categories();
         started.raw(b"{\"info\":")?;
         started.json(&info)?;
         started.raw(b",\"licenses\":")?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fnet_synth::{Error, Options, Summary, generate};
+use fnet_synth::{Error, Layout, Options, Summary, generate};
 use hotcoco::mask as coco_mask;
 use hotcoco::types::Rle;
 use serde_json::Value;
@@ -139,6 +139,37 @@ fn a_set_holds_everything_it_promises_and_its_annotations_agree_with_their_masks
     assert!(wanted.iter().all(|kind| kinds.get(kind).is_some_and(|&count| count >= 3)), "{kinds:?}");
     let poor = fills.iter().filter(|&&fill| fill < 0.6).count();
     assert!(poor * 10 >= fills.len() * 9, "only {poor} of {} masks cover less than 0.6 of their boxes", fills.len());
+}
+
+#[test]
+fn a_set_in_roboflows_layout_has_its_folders_ids_and_unused_category() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { layout: Layout::Roboflow, images: 12, val_images: 6, ..options(folder.path()) };
+    let summary = make(&options);
+    assert_eq!((summary.images, summary.crowds, summary.annotation_files.len()), (24, 0, 3));
+    let mut names = HashSet::new();
+    for (split, count) in [("train", 12), ("valid", 6), ("test", 6)] {
+        let path = folder.path().join(split).join("_annotations.coco.json");
+        let set: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let list = |key: &str| set[key].as_array().unwrap();
+        let ids = |key: &str| list(key).iter().map(|entry| entry["id"].as_u64().unwrap()).collect::<Vec<_>>();
+        assert_eq!(ids("images"), (0..count).collect::<Vec<_>>());
+        assert_eq!(ids("annotations"), (0..list("annotations").len() as u64).collect::<Vec<_>>());
+        assert_eq!(ids("categories"), (0..9).collect::<Vec<_>>());
+        assert_eq!(list("categories")[0]["name"], "shapes");
+        let used: HashSet<u64> = list("annotations").iter().map(|a| a["category_id"].as_u64().unwrap()).collect();
+        assert!(!used.contains(&0) && used.iter().all(|&id| id <= 8) && used.len() > 3, "{used:?}");
+        let sizes = picture_sizes(&set);
+        for annotation in list("annotations") {
+            let (width, height) = sizes[&annotation["image_id"].as_u64().unwrap()];
+            assert!(coco_mask::area(&rle(&annotation["segmentation"], width, height)) > 0);
+        }
+        for image in list("images") {
+            let name = image["file_name"].as_str().unwrap();
+            assert!(folder.path().join(split).join(name).is_file() && names.insert(name.to_owned()), "{name}");
+        }
+    }
+    assert!(make(&options).reused);
 }
 
 #[test]

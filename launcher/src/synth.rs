@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fnet_protocol::cli::{Place, Synth};
+use fnet_protocol::cli::{Place, Synth, SynthLayout};
 use fnet_protocol::exit;
 use fnet_synth::Options;
 use indicatif::ProgressBar;
@@ -19,6 +19,7 @@ pub fn run(place: &Place, synth: &Synth) -> Result<()> {
     let show = Show::new(place);
     let options = Options {
         out: synth.out.clone(),
+        layout: layout(synth.layout),
         images: synth.images,
         val_images: synth.val_images,
         seed: synth.seed,
@@ -55,6 +56,13 @@ pub fn run(place: &Place, synth: &Synth) -> Result<()> {
         text::clock(summary.seconds)
     ));
     Ok(())
+}
+
+fn layout(named: SynthLayout) -> fnet_synth::Layout {
+    match named {
+        SynthLayout::Coco => fnet_synth::Layout::Coco,
+        SynthLayout::Roboflow => fnet_synth::Layout::Roboflow,
+    }
 }
 
 /// `MIN MAX` as clap gives it: two numbers.

@@ -78,6 +78,11 @@ pub(super) fn choices(schema: &Json) -> Vec<(String, String)> {
         .collect()
 }
 
+/// The word that may stand for a list.
+fn word(schema: &Json) -> Option<&str> {
+    schema.get("word").and_then(Json::as_str)
+}
+
 /// What a value of this schema has to be, in words.
 pub(super) fn expectation(schema: &Json) -> String {
     let choices = choices(schema);
@@ -90,7 +95,10 @@ pub(super) fn expectation(schema: &Json) -> String {
         Some("number") => format!("a number{}", bounds(schema)),
         Some("boolean") => "true or false".into(),
         Some("string") => "a string".into(),
-        Some("array") => list_expectation(schema),
+        Some("array") => match word(schema) {
+            Some(word) => format!("{}, or \"{word}\"", list_expectation(schema)),
+            None => list_expectation(schema),
+        },
         _ => "a value".into(),
     }
 }
@@ -135,6 +143,7 @@ pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
         (Some("number"), toml::Value::Integer(number)) => in_range(*number as f64, schema),
         (Some("number"), toml::Value::Float(number)) => number.is_finite() && in_range(*number, schema),
         (Some("boolean"), toml::Value::Boolean(_)) | (Some("string"), toml::Value::String(_)) => true,
+        (Some("array"), toml::Value::String(text)) => word(schema) == Some(text),
         (Some("array"), toml::Value::Array(items)) => {
             let limit = |key, otherwise| schema.get(key).and_then(Json::as_u64).unwrap_or(otherwise);
             (limit("minItems", 0)..=limit("maxItems", u64::MAX)).contains(&(items.len() as u64))

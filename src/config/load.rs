@@ -7,9 +7,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::check::Problem;
-use super::fields;
 use super::tree::{self, Node, Origin, Table, Value};
-use super::{Config, Resolved};
+use super::{Config, Resolved, classes, fields};
 use crate::error::{Context, Error, Result};
 
 /// The environment variable that replaces `data.root` of the files.
@@ -69,6 +68,7 @@ fn resolve(layer: Table, overrides: &[String], name: String) -> Result<Resolved>
         tree::merge(&mut sets, parse_override(text)?);
     }
     tree::merge(&mut all, checked(sets)?);
+    classes::resolve(&mut all)?;
 
     let mut origins = BTreeMap::new();
     tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
@@ -181,7 +181,7 @@ fn override_value(key: &str, value: &str, origin: &Origin) -> Result<Value> {
 }
 
 /// Puts a value at a dotted path, making the tables on the way.
-fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
+pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
     match path.split_once('.') {
         None => drop(table.insert(path.to_owned(), Node { value, origin: origin.clone() })),
         Some((head, rest)) => {

@@ -2,6 +2,7 @@
 //! came from.
 
 mod check;
+mod classes;
 mod fields;
 mod load;
 mod reference;

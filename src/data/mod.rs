@@ -17,7 +17,7 @@ mod test_data;
 mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
-pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, data_root};
+pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, category_names, data_root};
 pub use decode::{Picture, PictureHeader};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_picture, single_picture};

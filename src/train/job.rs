@@ -63,6 +63,9 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
     let warnings = validation.iter().flat_map(|validation| validation.warnings());
     training_set.warnings().iter().chain(warnings).for_each(|warning| log::warn!("{warning}"));
+    if let Some(text) = idle_classes(&training_set) {
+        log::warn!("{text}");
+    }
     if source.is_none() {
         let need = Need::unless_partial(arguments.allow_partial, Need::Most);
         log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
@@ -127,6 +130,25 @@ fn evaluated(
         saver.keep_best(metrics, position)?;
     }
     world.any(metrics.is_some())
+}
+
+/// What to say of classes that cannot be learnt; Roboflow's exports begin with one.
+fn idle_classes(training_set: &Dataset) -> Option<String> {
+    const NAMED: usize = 5;
+    let idle = training_set.classes_without_objects();
+    let names: Vec<String> =
+        idle.iter().take(NAMED).map(|class| format!("{:?} (id {})", class.name, class.id)).collect();
+    let more = if idle.len() > NAMED { ", ..." } else { "" };
+    (!idle.is_empty()).then(|| {
+        format!(
+            "{}: {} of {} classes have no object to learn from: {}{more}; they stay classes of the model unless \
+             data.classes names the others",
+            training_set.annotation_file().display(),
+            idle.len(),
+            training_set.categories().len(),
+            names.join(", ")
+        )
+    })
 }
 
 fn plan(config: &Config, training_set: &Dataset, world: &World) -> Result<Plan> {

@@ -26,7 +26,7 @@ pub struct Validation {
 /// What an evaluation in training came to.
 pub enum Validated {
     /// The metrics, on rank 0.
-    Measured(Option<Metrics>),
+    Measured(Option<Box<Metrics>>),
     /// It was broken off by a request to stop; the weights are saved and it can be done again.
     Stopped(StopReason),
 }
@@ -78,7 +78,7 @@ impl Validation {
             Outcome::Here(evaluation) => {
                 control.phase(Phase::Summary);
                 self.write(&evaluation.metrics, epoch)?;
-                Ok(Validated::Measured(Some(evaluation.metrics)))
+                Ok(Validated::Measured(Some(Box::new(evaluation.metrics))))
             }
         }
     }

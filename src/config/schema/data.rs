@@ -17,7 +17,9 @@ pub struct Data {
     pub samples_per_gpu: usize,
     /// Loader threads of each rank; 0 to load in the training thread.
     pub workers_per_gpu: usize,
-    /// Class names in the order of the labels; empty for those of the annotation file, in its order.
+    /// Class names, in the order of the annotation files' categories; empty for all categories. `"auto"` takes the
+    /// names from the training annotation file, and with them `model.num_classes`, which then need not be set.
+    #[schemars(extend("word" = "auto"))]
     pub classes: Vec<String>,
     /// The set to train on.
     pub train: Dataset,
@@ -61,16 +63,6 @@ impl Data {
             &self.classes,
             &format!("{num_classes} names, as model.num_classes says, or none"),
             &format!("set model.num_classes to {count}, or correct the list"),
-        );
-        let mut names: Vec<&String> = self.classes.iter().collect();
-        names.sort_unstable();
-        let twice: Vec<&String> = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
-        problems.require(
-            twice.is_empty(),
-            "data.classes",
-            &twice,
-            "each name once",
-            "remove or rename the double ones",
         );
         self.pipeline.check(problems);
     }

@@ -3,6 +3,7 @@
 //! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when a picture is
 //! loaded, so that ranks of one node share them through the page cache.
 
+mod classes;
 mod file;
 mod index;
 mod segmentation;
@@ -14,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub use classes::category_names;
 pub use segmentation::Segmentation;
 
 use crate::config;
@@ -275,6 +277,15 @@ impl Dataset {
             })?);
         }
         Ok(segmentations)
+    }
+
+    /// Classes that no object of this set is of.
+    pub fn classes_without_objects(&self) -> Vec<&Category> {
+        let mut seen = vec![false; self.categories.len()];
+        for &label in &self.objects.labels {
+            seen[usize::from(label)] = true;
+        }
+        self.categories.iter().zip(seen).filter(|(_, seen)| !seen).map(|(category, _)| category).collect()
     }
 
     /// Checks that the detector has one output per class of this set.

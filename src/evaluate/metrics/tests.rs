@@ -174,7 +174,8 @@ fn any_limits_and_thresholds_give_the_numbers_of_pycocotools() {
     let truth = ground_truth(&root.join("instances_val2014_100.json"));
     let files = ["instances_val2014_fakebbox100_results.json", "instances_val2014_fakesegm100_results.json"];
     // What the tables of pycocotools 2.0.11 give for these maxDets, iouThrs, and useCats = 0 for proposals.
-    let cases: [(Metric, &[usize], &[f64], [f64; 6], &[f64]); 4] = [
+    type Case<'a> = (Metric, &'a [usize], &'a [f64], [f64; 6], &'a [f64]);
+    let cases: [Case<'_>; 4] = [
         (
             Metric::Proposal,
             &[100, 300, 1000],

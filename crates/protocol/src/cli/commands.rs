@@ -393,15 +393,19 @@ pub struct PrintConfig {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(after_help = "Examples:\n  \
     fnet-launch synth --out data/synth --images 400 --seed 1\n  \
+    fnet-launch synth --out data/shapes --layout roboflow --images 60 --val-images 12\n  \
     fnet-launch synth --out data/synth-large --annotations-only 1000000 --sides 320 640")]
 pub struct Synth {
     /// Folder to write: new, empty, or one that holds the same set already
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Training pictures, with annotations/instances_train.json
+    /// Where the files lie
+    #[arg(long, value_name = "LAYOUT", default_value = "coco")]
+    pub layout: SynthLayout,
+    /// Training pictures
     #[arg(long, value_name = "N", default_value_t = 400)]
     pub images: u32,
-    /// Validation pictures, with annotations/instances_val.json
+    /// Validation pictures; with --layout roboflow as many test pictures too
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub val_images: u32,
     /// Seed; the same seed gives the same files
@@ -416,6 +420,15 @@ pub struct Synth {
     /// Write N annotations and no pictures, for tests and benchmarks of any size
     #[arg(long, value_name = "N", conflicts_with_all = ["images", "val_images"])]
     pub annotations_only: Option<u64>,
+}
+
+/// Where `synth` puts its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SynthLayout {
+    /// annotations/instances_train.json and train/, annotations/instances_val.json and val/
+    Coco,
+    /// train/, valid/ and test/ with _annotations.coco.json in each; category 0 unused, ids from 0
+    Roboflow,
 }
 
 /// `completions`

@@ -16,7 +16,7 @@ use crate::work_dir::is_pytorch_file;
 
 pub use commands::{
     Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric,
-    Predict, PrintConfig, Resume, Shape, ShellName, Synth, Test, Train, WARM_UP,
+    Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout, Test, Train, WARM_UP,
 };
 pub use place::{ColorChoice, Device, Gpus, Place};
 
