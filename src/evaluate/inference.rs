@@ -12,7 +12,7 @@ use super::metrics::{GroundTruth, Metrics};
 use super::paste::{Probabilities, paste_all};
 use super::results::ImageResult;
 use crate::config::{Config, Metric};
-use crate::data::{Batch, Dataset, ImageMeta, Loader, Skipped, TestOptions, evaluation_indices};
+use crate::data::{Batch, Dataset, ImageMeta, Loader, TestOptions, evaluation_indices};
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::model::{Detections, MaskRcnn};
@@ -177,7 +177,8 @@ pub fn detect_all(
             }
         }
     }
-    share.skipped = loader.take_skipped().iter().map(describe).collect();
+    loader.take_warnings().iter().for_each(|warning| log::warn!("{warning}"));
+    share.skipped = loader.take_skipped().iter().map(ToString::to_string).collect();
     gather(share, &places, ranks)
 }
 
@@ -286,10 +287,6 @@ fn stop_reason(byte: u8) -> Option<StopReason> {
 
 fn place(places: &HashMap<i64, usize>, image_id: i64) -> Result<usize> {
     places.get(&image_id).copied().ok_or_else(|| Error::bug(format!("image {image_id} is not in the data set")))
-}
-
-fn describe(skipped: &Skipped) -> String {
-    format!("{} (image {}): {}", skipped.file, skipped.image_id, skipped.reason)
 }
 
 #[cfg(test)]

@@ -184,6 +184,23 @@ impl RunLog {
         });
     }
 
+    /// Counts and names the pictures that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
+    /// `data.on_error` allows. The JSON line has no key `epoch`: the reference's tools pass over it then.
+    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
+        log::warn!(
+            "{} of the {set} set could not be read in epoch {epoch} and were left out:\n{}",
+            match pictures.len() {
+                1 => "1 picture".into(),
+                count => format!("{count} pictures"),
+            },
+            pictures.join("\n")
+        );
+        let count = pictures.len();
+        self.line(&json!({
+            "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "pictures": pictures,
+        }));
+    }
+
     /// Adds a picture to TensorBoard; `png` is encoded already, `size` is its width and height.
     pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
         self.board(|board| {

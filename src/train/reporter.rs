@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use tch::Device;
 
 use super::learner::StepOutcome;
@@ -12,7 +12,7 @@ use super::place::{Plan, Position, StepPlace};
 use crate::config::{OptimizerKind, Resolved};
 use crate::data::Skipped;
 use crate::distributed::World;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::logging::{RunInfo, RunLog, TrainStep};
 use crate::process;
 
@@ -27,6 +27,8 @@ pub struct Reporter {
     device: Device,
     skipped_pictures: u64,
     skipped_steps: u64,
+    /// Pictures of the present epoch that this rank left out.
+    left_out: Vec<String>,
 }
 
 impl Reporter {
@@ -66,6 +68,7 @@ impl Reporter {
             plan,
             skipped_pictures: 0,
             skipped_steps: 0,
+            left_out: Vec::new(),
         })
     }
 
@@ -80,6 +83,30 @@ impl Reporter {
                 picture.reason,
                 self.skipped_pictures
             );
+            self.left_out.push(picture.to_string());
+        }
+    }
+
+    /// At the end of an epoch, on all ranks together: counts and names what all of them left out in it.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn gather_left_out(&mut self, world: &World, epoch: usize) -> Result<()> {
+        let own = std::mem::take(&mut self.left_out).join("\n");
+        let all =
+            world.all_gather_bytes(own.as_bytes()).context("gathering the names of pictures that were left out")?;
+        // Groups are filled up, so a picture may be met twice.
+        let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
+        let pictures: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
+        let pictures: Vec<String> = pictures.into_iter().map(str::to_owned).collect();
+        self.left_out("train", epoch, &pictures);
+        Ok(())
+    }
+
+    /// Counts and names pictures that were left out.
+    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
+        if let (Some(log), false) = (&mut self.log, pictures.is_empty()) {
+            log.left_out(set, epoch, pictures);
         }
     }
 

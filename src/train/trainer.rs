@@ -12,8 +12,8 @@ use super::learner::Learner;
 use super::place::{Plan, Position, StepPlace};
 use super::reporter::Reporter;
 use super::saver::Saver;
-use super::validation::{Validated, Validation};
-use crate::config::Config;
+use super::validation::{Measured, Validated, Validation};
+use crate::config::{Config, OnError};
 use crate::data::{Batch, Dataset, Loader, TrainOptions, train_indices};
 use crate::distributed::World;
 use crate::error::{Error, Result};
@@ -93,6 +93,9 @@ impl Trainer<'_> {
                 self.evaluation_due = self.position.iteration == 0 && self.evaluates_after(self.position.epoch);
                 return Ok(outcome.report.stop);
             }
+        }
+        if self.config.data.on_error == OnError::Skip {
+            self.reporter.gather_left_out(self.world, self.position.epoch)?;
         }
         self.evaluation_due = self.evaluates_after(self.position.epoch);
         Ok(None)
@@ -192,10 +195,12 @@ impl Trainer<'_> {
         match result? {
             Validated::Stopped(reason) => Ok(Some(reason)),
             Validated::Measured(None) => Ok(None),
-            Validated::Measured(Some(metrics)) => {
+            Validated::Measured(Some(measured)) => {
+                let Measured { metrics, left_out } = *measured;
                 log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
                 let named = metrics.named();
                 self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.picture_count());
+                self.reporter.left_out("val", epoch, &left_out);
                 if let Some(saver) = &mut self.saver {
                     saver.keep_best(&named, self.position)?;
                 }

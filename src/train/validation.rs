@@ -26,9 +26,17 @@ pub struct Validation {
 /// What an evaluation in training came to.
 pub enum Validated {
     /// The metrics, on rank 0.
-    Measured(Option<Box<Metrics>>),
+    Measured(Option<Box<Measured>>),
     /// It was broken off by a request to stop; the weights are saved and it can be done again.
     Stopped(StopReason),
+}
+
+/// What an evaluation in training gave.
+pub struct Measured {
+    /// The numbers.
+    pub metrics: Metrics,
+    /// The pictures that could not be read, where the config says to go on.
+    pub left_out: Vec<String>,
 }
 
 impl Validation {
@@ -78,7 +86,9 @@ impl Validation {
             Outcome::Here(evaluation) => {
                 control.phase(Phase::Summary);
                 self.write(&evaluation.metrics, epoch)?;
-                Ok(Validated::Measured(Some(Box::new(evaluation.metrics))))
+                let left_out = evaluation.found.skipped;
+                let measured = Measured { metrics: evaluation.metrics, left_out };
+                Ok(Validated::Measured(Some(Box::new(measured))))
             }
         }
     }

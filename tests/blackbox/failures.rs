@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::outputs::{files, floats, losses, tensors};
+use crate::outputs::{floats, tensors};
 use crate::support::Scene;
 
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
@@ -71,39 +71,6 @@ fn a_wrong_number_of_classes_says_both_numbers_and_the_remedy() {
     scene
         .launch(&format!("{TRAIN} --set model.num_classes=5"))
         .expect(3, &["instances_train.json has 8 classes", "model.num_classes is 5", "set model.num_classes to 8"]);
-}
-
-/// Replaces the bytes of one training picture that has objects, and returns its name.
-fn damage_a_picture(scene: &Scene, bytes: &[u8]) -> String {
-    let text = fs::read_to_string(scene.path("data/annotations/instances_train.json")).unwrap();
-    let set: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let id = &set["annotations"][0]["image_id"];
-    let image = set["images"].as_array().unwrap().iter().find(|image| image["id"] == *id).unwrap();
-    let name = image["file_name"].as_str().unwrap().to_owned();
-    fs::write(scene.path("data/train").join(&name), bytes).unwrap();
-    name
-}
-
-#[test]
-fn a_picture_that_cannot_be_decoded_ends_the_job_and_is_named() {
-    let scene = Scene::with_own_pictures();
-    let name = damage_a_picture(&scene, b"this is no JPEG");
-    scene.launch(&format!("{TRAIN} --no-validate")).expect(3, &[&name]);
-}
-
-#[test]
-fn with_skip_a_picture_that_cannot_be_decoded_is_left_out_and_named() {
-    let scene = Scene::with_own_pictures();
-    let name = damage_a_picture(&scene, b"this is no JPEG");
-    let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --no-validate --set data.on_error=skip");
-    ended.expect(0, &["WARNING - left out", &name]);
-    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * 8, "another picture takes its place");
-    // With two workers, either may meet it.
-    let two = "--device cpu --nproc 2 train cfg.toml --no-validate --work-dir two --set data.on_error=skip";
-    scene.launch(two).expect(0, &[]);
-    let logs: String =
-        files(&scene.path("two/logs"), ".log").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    assert!(logs.contains(&name) && logs.contains("left out"), "{logs}");
 }
 
 #[test]

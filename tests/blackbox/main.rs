@@ -10,6 +10,7 @@ mod evaluation;
 mod failures;
 mod options;
 mod outputs;
+mod pictures;
 mod resume;
 mod starters;
 mod support;

@@ -55,6 +55,14 @@ pub struct Skipped {
     pub reason: String,
 }
 
+impl std::fmt::Display for Skipped {
+    /// One line: the file, its image id and the reason.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reason = self.reason.replace('\n', " ");
+        write!(f, "{} (image {}): {reason}", self.file, self.image_id)
+    }
+}
+
 /// Batches in the order of their indices, the same for any number of threads.
 ///
 /// Items are [`Batch`]es; after an error there is none. Dropping the loader stops its threads.
