@@ -37,6 +37,10 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         },
         WorkerCommand::Flops(arguments) => flops(arguments),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),
+        WorkerCommand::Browse(arguments) => {
+            let mut progress = |done: usize, total: usize| control.progress(headway(Phase::Data, done, total));
+            evaluate::commands::browse(arguments, &mut progress, &mut |text| control.note(text)).map(exit_code)
+        }
         WorkerCommand::Export(arguments) => {
             control.note(tools::export(arguments)?);
             Ok(exit::SUCCESS)
@@ -48,13 +52,17 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
     let world = World::connect(Deadlines::default())?;
     let mut progress = |done: usize, total: usize| {
-        control.progress(Progress { phase, step: done as u64, total_steps: total as u64, ..Progress::default() });
+        control.progress(headway(phase, done, total));
     };
     let mut say = |text: &str| control.note(text);
     let code = work(&mut Host { ranks: &world, device: world.device(), progress: &mut progress, say: &mut say })?;
     // A rank that ended early would look lost to those that still work.
     world.leave()?;
     Ok(code)
+}
+
+fn headway(phase: Phase, done: usize, total: usize) -> Progress {
+    Progress { phase, step: done as u64, total_steps: total as u64, ..Progress::default() }
 }
 
 fn exit_code<T>(outcome: Outcome<T>) -> i32 {

@@ -112,7 +112,10 @@ pub const NOT_INHERITED: [&str; 5] =
 /// Whether a command takes neither a device nor other ranks, and so no supervision.
 pub fn needs_no_rank(command: &WorkerCommand) -> bool {
     match command {
-        WorkerCommand::Flops(_) | WorkerCommand::PrintConfig(_) | WorkerCommand::Export(_) => true,
+        WorkerCommand::Flops(_)
+        | WorkerCommand::PrintConfig(_)
+        | WorkerCommand::Export(_)
+        | WorkerCommand::Browse(_) => true,
         WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Data(_)),
         WorkerCommand::Train(_) | WorkerCommand::Test(_) | WorkerCommand::Predict(_) => false,
     }
@@ -124,7 +127,8 @@ pub fn is_single(command: &WorkerCommand) -> bool {
         WorkerCommand::Predict(_)
         | WorkerCommand::Flops(_)
         | WorkerCommand::PrintConfig(_)
-        | WorkerCommand::Export(_) => true,
+        | WorkerCommand::Export(_)
+        | WorkerCommand::Browse(_) => true,
         WorkerCommand::Benchmark(benchmark) => !matches!(benchmark.what, BenchmarkCommand::Train(_)),
         WorkerCommand::Train(_) | WorkerCommand::Test(_) => false,
     }
@@ -147,6 +151,7 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
             work_dir::work_dir(config, None).join(LOGS).join("benchmark")
         }
         WorkerCommand::Flops(flops) => work_dir::work_dir(&flops.config, None).join(LOGS),
+        WorkerCommand::Browse(browse) => browse.out.join(LOGS),
         WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
         WorkerCommand::Export(export) => {
             work_dir::work_dir_of_checkpoint(&export.checkpoint, export.config.as_deref()).join(LOGS)
@@ -193,6 +198,7 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
             BenchmarkCommand::Data(data) => config(&data.config),
         },
         WorkerCommand::Flops(flops) => config(&flops.config),
+        WorkerCommand::Browse(browse) => config(&browse.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),
         WorkerCommand::Export(export) => {
             data("checkpoint", &export.checkpoint)?;

@@ -58,7 +58,9 @@ mod tests {
 
     use crate::ErrorKind;
     use crate::config::{Config, Resolved, load};
+    use crate::data::{Dataset, Split};
     use crate::error::Result;
+    use crate::evaluate::testing::fixture;
 
     /// A folder with an annotation file of these categories, and a config of this text beside it.
     fn loaded(categories: &str, text: &str, sets: &[&str]) -> Result<Resolved> {
@@ -108,6 +110,32 @@ mod tests {
         let resolved =
             loaded("[{\"id\": 0, \"name\": \"a\"}, {\"id\": 1, \"name\": \"a\"}]", "", &["data.classes=auto"]);
         assert_eq!(resolved.unwrap().config.model.num_classes, 2);
+    }
+
+    #[test]
+    fn an_export_of_roboflow_keeps_its_unused_category_as_a_class() {
+        let Some(root) = fixture("data/wild") else { return };
+        for (set, expected) in [
+            ("roboflow_tiny_buildings", &["building", "building"][..]),
+            ("roboflow_size_off_by_one", &["flakes", "Less_Thick_BN", "Thick_BN", "Thin_BN"]),
+        ] {
+            let sets = [
+                format!("data.root={}", root.join(set).display()),
+                "data.classes=auto".into(),
+                "data.train={ann_file = \"train/_annotations.coco.json\", img_prefix = \"train\"}".into(),
+                "data.val={ann_file = \"valid/_annotations.coco.json\", img_prefix = \"valid\"}".into(),
+            ];
+            let config = Resolved::from_toml("", "test", &sets).unwrap().config;
+            assert_eq!(config.data.classes, expected);
+            for split in [Split::Train, Split::Val] {
+                let dataset = Dataset::open(&config.data, split).unwrap();
+                dataset.check_class_count(config.model.num_classes).unwrap();
+                let idle = dataset.classes_without_objects();
+                assert!(idle.iter().any(|category| category.id == 0), "{set}: {idle:?}");
+                let labels = (0..dataset.len()).flat_map(|index| dataset.objects(index).labels.iter().copied());
+                assert!(labels.into_iter().all(|label| label > 0), "{set}: a label is the place in the list");
+            }
+        }
     }
 
     #[test]

@@ -7,4 +7,4 @@ pub mod paint;
 pub mod paste;
 pub mod results;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

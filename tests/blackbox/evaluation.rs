@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::outputs::object;
+use crate::outputs::{files, object};
 use crate::support::Scene;
 
 #[test]
@@ -57,4 +57,64 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
         scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --set evaluation.proposal_nums=[5,5]");
     wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "rising"]);
     scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --eval proposal_fast").expect(2, &["proposal"]);
+}
+
+#[test]
+fn browse_paints_what_the_model_gets() {
+    let scene = Scene::with_pictures(6, 3);
+    let size = |folder: &str, name: &str| image::image_dimensions(scene.path(folder).join(name)).unwrap();
+    scene.launch("browse cfg.toml --out first --max 4").expect(0, &["4 of the 6 pictures of data.train with"]);
+    scene.launch("browse cfg.toml --out again --max 4").expect(0, &[]);
+    scene.launch("browse cfg.toml --out plain --no-augment").expect(0, &["6 of the 6 pictures"]);
+    scene.launch("browse cfg.toml --out all --set data.pipeline.flip_probability=1.0").expect(0, &[]);
+    scene.launch("browse cfg.toml --out val --split val").expect(0, &["3 of the 3 pictures of data.val with"]);
+    let names = |folder: &str| {
+        let names = files(&scene.path(folder), ".jpg").into_iter();
+        names.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((names("first").len(), names("plain").len(), names("val").len()), (4, 6, 3));
+    let bytes = |folder: &str, name: &str| fs::read(scene.path(folder).join(name)).unwrap();
+    for name in names("first") {
+        assert_eq!(bytes("first", &name), bytes("again", &name), "an epoch's augmentation is always the same");
+        assert_ne!(bytes("plain", &name), bytes("all", &name), "mirrored or not");
+        assert_eq!(size("plain", &name), size("all", &name));
+        let shown = bytes("first", &name);
+        assert!(shown == bytes("all", &name) || shown == bytes("plain", &name), "{name}: one of the two");
+    }
+    scene.launch("browse none.toml --out x").expect(2, &["none.toml"]);
+    scene.launch("browse cfg.toml --out x --set data.train.ann_file=no.json").expect(3, &["no.json"]);
+    scene.launch("browse --help").expect(0, &[]);
+}
+
+#[test]
+fn painted_pictures_of_any_name_stay_apart_and_in_their_folder() {
+    let scene = Scene::with_pictures(4, 5);
+    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let file = scene.path("data/annotations/instances_val.json");
+    let mut set: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let wanted = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "../val/a/../x.jpg", "c.d/x.JPG"];
+    for (image, name) in set["images"].as_array_mut().unwrap().iter_mut().zip(wanted) {
+        let path = scene.path("data/val").join(name);
+        fs::create_dir_all(scene.path("data/val/a")).unwrap();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::rename(scene.path("data/val").join(image["file_name"].as_str().unwrap()), path).unwrap();
+        image["file_name"] = name.into();
+    }
+    fs::write(&file, set.to_string()).unwrap();
+    scene.two("test work_dirs/cfg/latest.ckpt --show-dir out/shown --eval bbox");
+    scene.launch("browse cfg.toml --split val --out out/browsed").expect(0, &["5 of the 5 pictures"]);
+    scene.one("predict work_dirs/cfg/latest.ckpt data/val --out out/predicted");
+    let shown = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "val/a/x.jpg", "c.d/x.JPG"];
+    let found = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "x.jpg", "c.d/x.JPG"];
+    for (folder, names) in [("out/shown", shown), ("out/browsed", shown), ("out/predicted", found)] {
+        for name in names {
+            assert!(scene.path(folder).join(name).is_file(), "{folder}/{name}");
+        }
+    }
+    let mut names: Vec<String> = fs::read_dir(scene.path("out"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["browsed", "predicted", "shown"], "nothing beside the folders");
 }

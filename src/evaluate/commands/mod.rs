@@ -1,5 +1,6 @@
-//! The commands `test` and `predict`.
+//! The commands `test`, `predict` and `browse`.
 
+mod browse;
 mod predict;
 mod test;
 #[cfg(test)]
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use tch::Device;
 
+pub use browse::browse;
 pub use predict::predict;
 pub use test::test;
 

@@ -13,7 +13,7 @@ use crate::config::OnError;
 use crate::data::{Picture, evaluation_indices, single_picture};
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::{Found, Outcome, Share, detect, gather};
-use crate::evaluate::paint::{Painter, painted_path, save};
+use crate::evaluate::paint::{Painter, painted_path, save, unused};
 use crate::evaluate::results::{write_atomically, xywh};
 
 /// Endings of the files that are taken from a folder; a file that is named itself may have any.
@@ -162,19 +162,6 @@ fn list(folder: &Path, out: &Path, found: &mut Vec<PathBuf>) -> Result<(), (Path
         }
     }
     Ok(())
-}
-
-/// A name that no earlier picture has: `cat.jpg`, `cat_2.jpg`, ...
-fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
-    let stem = wanted.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let ending = wanted.extension().unwrap_or_default().to_string_lossy().into_owned();
-    let mut path = wanted.clone();
-    let mut number = 2;
-    while !taken.insert(path.clone()) {
-        path = wanted.with_file_name(format!("{stem}_{number}.{ending}"));
-        number += 1;
-    }
-    path
 }
 
 #[cfg(test)]

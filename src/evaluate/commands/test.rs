@@ -1,5 +1,6 @@
 //! `test`: evaluates a checkpoint on `data.val`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::data::{Dataset, Picture, Split, load_picture};
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use crate::evaluate::metrics::Metrics;
-use crate::evaluate::paint::{Object, Painter, painted_path, save};
+use crate::evaluate::paint::{Object, Painter, painted_path, save, unused};
 use crate::evaluate::results::{ImageResult, write_atomically, write_files};
 
 /// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` with `--format-only`.
@@ -147,14 +148,15 @@ struct Show<'a> {
     painter: Painter,
     dataset: &'a Dataset,
     classes: Vec<String>,
-    folder: &'a Path,
+    /// Where each picture of the set goes: no two to one file, whichever rank paints them.
+    paths: Vec<PathBuf>,
     least: f64,
 }
 
 impl<'a> Show<'a> {
     fn new(dataset: &'a Dataset, folder: &'a Path, least: f64) -> Result<Self> {
         let classes = dataset.categories().iter().map(|category| category.name.clone()).collect();
-        Ok(Self { painter: Painter::new()?, dataset, classes, folder, least })
+        Ok(Self { painter: Painter::new()?, dataset, classes, paths: painted_paths(dataset, folder), least })
     }
 
     fn paint(&self, index: usize, result: &ImageResult) -> Result<()> {
@@ -163,7 +165,7 @@ impl<'a> Show<'a> {
             let picture = into_image(load_picture(self.dataset, index)?)?;
             let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
             let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
-            save(&self.painter.compare(&picture, [&truth, &found], titles)?, &painted_path(self.folder, file_name))
+            save(&self.painter.compare(&picture, [&truth, &found], titles)?, &self.paths[index])
         };
         paint().with_context(|| format!("painting {file_name}"))
     }
@@ -188,6 +190,12 @@ impl<'a> Show<'a> {
         }
         Ok(painted)
     }
+}
+
+/// Where the painted copy of each picture of a set goes inside of `folder`.
+pub(super) fn painted_paths(dataset: &Dataset, folder: &Path) -> Vec<PathBuf> {
+    let mut taken = HashSet::new();
+    (0..dataset.len()).map(|index| unused(painted_path(folder, dataset.image(index).file_name), &mut taken)).collect()
 }
 
 /// A decoded picture for painting.

@@ -6,6 +6,9 @@ use super::shape::ink;
 use super::text::{Fonts, Line};
 use super::{Canvas, Object};
 
+/// A chip goes no more lines than this away from its box to be free.
+const LINES_AWAY: usize = 3;
+
 /// A placed chip: `[left, top, right, bottom]` in pixels of the painted picture.
 type Area = [f32; 4];
 
@@ -36,10 +39,13 @@ pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
     }
 }
 
-/// Name and score; a name that the fonts lack becomes the number of its class.
+/// Name and score. A character that the fonts lack becomes a box; a name without any letter or digit that they have
+/// becomes the number of its class.
 fn caption(object: &Object, fonts: &Fonts) -> String {
-    let mut text = if fonts.can_draw(&object.name) && !object.name.trim().is_empty() {
-        object.name.clone()
+    // Joiners and selectors of emoji have no shape of their own.
+    let shown = object.name.chars().filter(|character| !matches!(character, '\u{200d}' | '\u{fe00}'..='\u{fe0f}'));
+    let mut text = if object.name.chars().any(|character| character.is_alphanumeric() && fonts.has(character)) {
+        shown.map(|character| if fonts.has(character) { character } else { '□' }).collect()
     } else {
         format!("class {}", object.label)
     };
@@ -52,9 +58,9 @@ fn caption(object: &Object, fonts: &Fonts) -> String {
     text
 }
 
-/// The first free place at the box's corners, else the least covered one.
+/// The first free place at the box's corners or sides, then a few lines above or below it, else the least covered one.
 fn place([x1, y1, x2, y2]: Area, (width, height): (f32, f32), size: (f32, f32), placed: &[Area]) -> Area {
-    let candidates = [
+    let near = [
         (x1, y1 - height),
         (x1, y1),
         (x2 - width, y1 - height),
@@ -66,16 +72,27 @@ fn place([x1, y1, x2, y2]: Area, (width, height): (f32, f32), size: (f32, f32), 
         (x1, y1 + height),
         (x1, y1 + 2.0 * height),
         ((x1 + x2 - width) / 2.0, (y1 + y2 - height) / 2.0),
+        (x2, y1),
+        (x1 - width, y1),
+        (x2, y2 - height),
+        (x1 - width, y2 - height),
     ];
+    let lines = (1..=LINES_AWAY).map(|line| line as f32 * height);
+    let away = lines.flat_map(|line| {
+        [(x1, y1 - height - line), (x1, y2 + line), (x2 - width, y1 - height - line), (x2 - width, y2 + line)]
+    });
     let within = |(x, y): (f32, f32)| -> Area {
         let (x, y) = (x.clamp(0.0, (size.0 - width).max(0.0)), y.clamp(0.0, (size.1 - height).max(0.0)));
         [x, y, x + width, y + height]
     };
-    let mut best = (f32::INFINITY, within(candidates[0]));
-    for area in candidates.map(within) {
+    let mut best = (f32::INFINITY, within(near[0]));
+    for area in near.into_iter().chain(away).map(within) {
         let covered: f32 = placed.iter().map(|other| overlap(area, *other)).sum();
         if covered < best.0 {
             best = (covered, area);
+        }
+        if covered == 0.0 {
+            break;
         }
     }
     best.1
@@ -114,11 +131,27 @@ mod tests {
     #[test]
     fn chips_of_equal_boxes_do_not_cover_each_other() {
         let mut placed = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..12 {
             let area = place([100.0, 100.0, 400.0, 300.0], (80.0, 20.0), (640.0, 480.0), &placed);
             assert!(placed.iter().all(|other| overlap(area, *other) == 0.0));
             placed.push(area);
         }
+    }
+
+    #[test]
+    fn names_beyond_the_fonts_fall_back_visibly() {
+        let fonts = Fonts::load().unwrap();
+        let told = |name: &str| {
+            let object =
+                Object { label: 4, name: name.into(), score: Some(0.5), bbox: [0.0; 4], mask: None, crowd: false };
+            caption(&object, &fonts)
+        };
+        assert_eq!(told("дорожный знак"), "дорожный знак 0.50");
+        assert_eq!(told("汽车"), "class 4 0.50");
+        assert_eq!(told("bus 巴士"), "bus □□ 0.50");
+        assert_eq!(told("firefighter 👩\u{200d}🚒\u{fe0f}"), "firefighter □□ 0.50");
+        assert_eq!(told(" "), "class 4 0.50");
+        assert!(fonts.has('□'));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use image::imageops::FilterType;
 use tiny_skia::{Color, Pixmap, PremultipliedColorU8};
 
 pub use colour::Colour;
-pub use save::{painted_path, save};
+pub use save::{painted_path, save, unused};
 
 use crate::error::{Error, Result};
 use text::Fonts;
@@ -75,8 +75,16 @@ impl Painter {
         Ok(to_image(&self.painted(picture, objects)?.pixmap))
     }
 
-    /// Paints the same picture twice, ground truth left and prediction right, each with its title; a wide picture's
-    /// second goes below the first.
+    /// Paints objects over a picture, with a title above it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Painter::paint`].
+    pub fn titled(&self, picture: &RgbImage, objects: &[Object], title: &str) -> Result<RgbImage> {
+        self.panels(picture, &[(objects, title)])
+    }
+
+    /// Paints the same picture twice, ground truth left and prediction right, each with its title.
     ///
     /// # Errors
     ///
@@ -87,23 +95,27 @@ impl Painter {
         [truth, predicted]: [&[Object]; 2],
         titles: [&str; 2],
     ) -> Result<RgbImage> {
-        let panels = [self.painted(picture, truth)?, self.painted(picture, predicted)?];
-        let (width, height) = (panels[0].pixmap.width(), panels[0].pixmap.height());
-        let size = panels[0].text * 1.15;
+        self.panels(picture, &[(truth, titles[0]), (predicted, titles[1])])
+    }
+
+    /// A picture beside itself with other objects and titles.
+    fn panels(&self, picture: &RgbImage, wanted: &[(&[Object], &str)]) -> Result<RgbImage> {
+        let panels = wanted.iter().map(|(objects, _)| self.painted(picture, objects)).collect::<Result<Vec<_>>>()?;
+        let Some(first) = panels.first() else { return Err(Error::bug("no picture to paint")) };
+        let (width, height) = (first.pixmap.width(), first.pixmap.height());
+        let size = first.text * 1.15;
         let (above, below) = self.fonts.extent(size);
         let strip = ((above + below) * 1.5).ceil() as u32;
-        let gap = (panels[0].line * 4.0).ceil() as u32;
-        let stacked = width as f32 > 1.6 * height as f32;
-        let places =
-            if stacked { [(0, strip), (0, 2 * strip + height + gap)] } else { [(0, strip), (width + gap, strip)] };
-        let [_, (right, lower)] = places;
-        let mut whole = new_pixmap(right + width, lower + height)?;
+        let gap = (first.line * 4.0).ceil() as u32;
+        let count = panels.len() as u32;
+        let mut whole = new_pixmap(count * width + (count - 1) * gap, strip + height)?;
         whole.fill(Color::from_rgba8(28, 30, 33, 255));
-        for ((panel, (x, y)), title) in panels.iter().zip(places).zip(titles) {
-            copy_into(&mut whole, &panel.pixmap, (x, y));
+        let baseline = strip as f32 - (strip as f32 - above - below) / 2.0 - below;
+        let white = Colour { red: 240, green: 240, blue: 240 };
+        for ((panel, (_, title)), place) in panels.iter().zip(wanted).zip(0..) {
+            let x = place * (width + gap);
+            copy_into(&mut whole, &panel.pixmap, (x, strip));
             let line = self.fonts.fitted(title, size, width as f32 - size);
-            let baseline = y as f32 - (strip as f32 - above - below) / 2.0 - below;
-            let white = Colour { red: 240, green: 240, blue: 240 };
             self.fonts.draw(&mut whole, &line, (x as f32 + size / 2.0, baseline), white);
         }
         Ok(to_image(&whole))

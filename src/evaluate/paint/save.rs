@@ -1,5 +1,6 @@
 //! Painted pictures as files.
 
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
@@ -29,6 +30,19 @@ pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
     let mut name = path.into_os_string();
     name.push(".jpg");
     name.into()
+}
+
+/// A name that no earlier picture has: `cat.jpg`, `cat_2.jpg`, ...
+pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
+    let stem = wanted.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let ending = wanted.extension().unwrap_or_default().to_string_lossy().into_owned();
+    let mut path = wanted.clone();
+    let mut number = 2;
+    while !taken.insert(path.clone()) {
+        path = wanted.with_file_name(format!("{stem}_{number}.{ending}"));
+        number += 1;
+    }
+    path
 }
 
 /// Writes a picture as PNG, if its name says so, or JPEG. Folders are made as needed.
@@ -71,6 +85,18 @@ mod tests {
         assert_eq!(place("../../etc/b.webp"), "out/etc/b.webp.jpg");
         assert_eq!(place("/abs/b.jpeg"), "out/abs/b.jpeg");
         assert_eq!(place(".."), "out/picture.jpg");
+        assert_eq!(place("фото/汽车 🚗#%20.jpg"), "out/фото/汽车 🚗#%20.jpg");
+        assert_eq!(place("C:\\x\\..\\..\\y.bmp"), "out/C:/x/y.bmp.jpg");
+    }
+
+    #[test]
+    fn pictures_of_one_name_do_not_overwrite_each_other() {
+        let mut taken = HashSet::new();
+        let mut place = |name: &str| unused(painted_path(Path::new("out"), name), &mut taken);
+        let names =
+            ["a/x.jpg", "b/x.jpg", "a/x.jpg", "../a/x.jpg", "a/x_2.jpg", "y.webp", "y.webp.jpg"].map(&mut place);
+        let expected = ["a/x.jpg", "b/x.jpg", "a/x_2.jpg", "a/x_3.jpg", "a/x_2_2.jpg", "y.webp.jpg", "y.webp_2.jpg"];
+        assert_eq!(names, expected.map(|name| Path::new("out").join(name)));
     }
 
     #[test]

@@ -68,7 +68,9 @@ fn ground_truth_and_prediction_stand_beside_each_other() {
     assert_eq!(both.get_pixel(both.width() - 360, below_the_title), &Rgb([9, 9, 9]));
     let wide = RgbImage::from_pixel(800, 300, Rgb([9, 9, 9]));
     let both = painter.compare(&wide, [&[], &[]], ["ground truth", "prediction"]).unwrap();
-    assert!(both.width() == 800 && both.height() > 600);
+    assert!(both.width() > 1600 && both.height() < 400, "beside each other whatever the shape");
+    let alone = painter.titled(&wide, &[], "a.jpg").unwrap();
+    assert!(alone.width() == 800 && alone.height() > 300);
 }
 
 /// Paints real pictures with their annotations into the folder that FNET_PAINT_DIR names, for a person to look at.

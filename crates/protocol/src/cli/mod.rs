@@ -15,8 +15,8 @@ use clap::{Parser, Subcommand};
 use crate::work_dir::is_pytorch_file;
 
 pub use commands::{
-    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric,
-    Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout, Test, Train, WARM_UP,
+    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, Completions, Export, Flops,
+    Metric, Predict, PrintConfig, Resume, Shape, ShellName, SplitName, Synth, SynthLayout, Test, Train, WARM_UP,
 };
 pub use place::{ColorChoice, Device, Gpus, Place};
 
@@ -92,6 +92,8 @@ pub enum WorkerCommand {
     PrintConfig(PrintConfig),
     /// Write a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
     Export(Export),
+    /// Paint training pictures as the model gets them, with their boxes, masks and names.
+    Browse(Browse),
 }
 
 impl Launch {

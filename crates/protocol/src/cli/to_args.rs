@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::rewrite::{RESUME, is_value};
 use super::{
-    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Export, Flops, Place, Predict, PrintConfig,
-    Resume, Test, Train, WorkerCommand,
+    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, Export, Flops, Place, Predict,
+    PrintConfig, Resume, Test, Train, WorkerCommand,
 };
 
 /// Collects arguments. Values are joined to their options, so that no value is taken for an option.
@@ -94,6 +94,7 @@ impl WorkerCommand {
             },
             WorkerCommand::PrintConfig(command) => command.to_args(),
             WorkerCommand::Export(command) => command.to_args(),
+            WorkerCommand::Browse(command) => command.to_args(),
         }
     }
 }
@@ -199,6 +200,19 @@ impl BenchmarkData {
             .number("--images", self.images)
             .flag("--no-masks", self.no_masks)
             .flag("--json", self.json)
+            .set(&self.set)
+            .positional([self.config.as_path()])
+    }
+}
+
+impl Browse {
+    fn to_args(&self) -> Vec<OsString> {
+        Arguments::new(&["browse"])
+            .value("--out", &self.out)
+            .value("--split", self.split.name())
+            .number("--max", Some(self.max))
+            .number("--epoch", Some(self.epoch))
+            .flag("--no-augment", self.no_augment)
             .set(&self.set)
             .positional([self.config.as_path()])
     }

@@ -1,0 +1,180 @@
+//! `browse`: pictures with their objects as the model gets them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fnet_protocol::cli;
+use fnet_protocol::stop;
+use hotcoco::Rle;
+use image::{Rgb, RgbImage};
+use tch::{Kind, Tensor};
+
+use super::test::painted_paths;
+use crate::config::{self, Pipeline};
+use crate::data::{Batch, Dataset, ImageMeta, InstanceMask, Loader, Split, Target, TestOptions, TrainOptions};
+use crate::error::{Context, Error, Result};
+use crate::evaluate::inference::Outcome;
+use crate::evaluate::paint::{Object, Painter, save};
+
+/// Colour of the padding, which the model sees as zeros.
+const PADDING: Rgb<u8> = Rgb([28, 30, 33]);
+
+/// Paints the first pictures of a set after resizing, mirroring and padding, with the boxes, masks and names that a step
+/// of training would learn from them. The pixels are those of the batch, so what is seen is what the model sees.
+///
+/// # Errors
+/// The config, the annotations or a picture are wrong, or a file cannot be written.
+pub fn browse(
+    arguments: &cli::Browse,
+    progress: &mut dyn FnMut(usize, usize),
+    say: &mut dyn FnMut(&str),
+) -> Result<Outcome<()>> {
+    let mut config = config::load(&arguments.config, &arguments.set)?.config;
+    // Each picture with its own padding.
+    config.data.samples_per_gpu = 1;
+    let split = Split::from(arguments.split);
+    let dataset = Arc::new(Dataset::open(&config.data, split)?);
+    dataset.warnings().iter().for_each(|warning| say(warning));
+    let indices: Vec<usize> = (0..arguments.max.min(dataset.len())).collect();
+    let mut loader = if split == Split::Train && !arguments.no_augment {
+        let options = TrainOptions { seed: config.train.seed, epoch: arguments.epoch - 1, ..TrainOptions::default() };
+        Loader::train(Arc::clone(&dataset), &config.data, &indices, &options)?
+    } else {
+        Loader::test(Arc::clone(&dataset), &config.data, &indices, &TestOptions { with_targets: true })?
+    };
+    let paths = painted_paths(&dataset, &arguments.out);
+    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
+    let painter = Painter::new()?;
+    let (mut pictures, mut objects) = (0, 0);
+    while let Some(batch) = loader.next() {
+        if let Some(reason) = stop::requested() {
+            return Ok(Outcome::Stopped(reason));
+        }
+        let batch = batch?;
+        let (Some(meta), Some(target)) = (batch.metas.first(), batch.targets.first()) else { continue };
+        let path = places.get(&meta.image_id).and_then(|&place| paths.get(place));
+        let path = path.ok_or_else(|| Error::bug(format!("image {} is not in the set", meta.image_id)))?;
+        let shown = to_paint(target, &names)?;
+        let picture = pixels(&batch, meta, &config.data.pipeline)?;
+        let painted = painter.titled(&picture, &shown, &title(meta))?;
+        save(&painted, path).with_context(|| format!("painting {}", meta.file_name))?;
+        (pictures, objects) = (pictures + 1, objects + shown.len());
+        progress(indices.len() - loader.remaining(), indices.len());
+    }
+    for skipped in loader.take_skipped() {
+        say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
+    }
+    say(&format!(
+        "{pictures} of the {} pictures of data.{} with {objects} objects are in {}",
+        dataset.len(),
+        split.name(),
+        arguments.out.display()
+    ));
+    Ok(Outcome::Here(()))
+}
+
+impl From<cli::SplitName> for Split {
+    fn from(name: cli::SplitName) -> Self {
+        match name {
+            cli::SplitName::Train => Self::Train,
+            cli::SplitName::Val => Self::Val,
+        }
+    }
+}
+
+/// What was done to a picture: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
+fn title(meta: &ImageMeta) -> String {
+    let size = |(height, width): (usize, usize)| format!("{width}x{height}");
+    let mirrored = if meta.flipped { ", mirrored" } else { "" };
+    format!("{} resized to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
+}
+
+/// The picture in a batch of one: normalisation taken back, the padding dark.
+fn pixels(batch: &Batch, meta: &ImageMeta, pipeline: &Pipeline) -> Result<RgbImage> {
+    let [_, _, height, width] = batch.images.size4().map(|(n, c, h, w)| [n, c, h, w])?;
+    let rows = batch.images.f_get(0)?.f_permute([1, 2, 0])?;
+    let column = |values: [f64; 3]| Tensor::from_slice(&values);
+    let rgb =
+        ((rows.f_to_kind(Kind::Double)?.f_mul(&column(pipeline.std))?).f_add(&column(pipeline.mean))?).f_round()?;
+    let rgb = rgb.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?.f_contiguous()?.f_view([-1])?;
+    let mut picture = RgbImage::from_raw(width as u32, height as u32, Vec::<u8>::try_from(rgb)?)
+        .ok_or_else(|| Error::bug("a batch with fewer pixels than its size says"))?;
+    let (bottom, right) = meta.image_size;
+    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        if x as usize >= right || y as usize >= bottom {
+            *pixel = PADDING;
+        }
+    }
+    Ok(picture)
+}
+
+fn to_paint(target: &Target, names: &[&str]) -> Result<Vec<Object>> {
+    let mut objects = Vec::with_capacity(target.boxes.len());
+    for (index, (&bbox, &label)) in target.boxes.iter().zip(&target.labels).enumerate() {
+        let label = usize::try_from(label).map_err(|_| Error::bug(format!("label {label} of a target")))?;
+        objects.push(Object {
+            label,
+            name: names.get(label).copied().unwrap_or_default().to_owned(),
+            score: None,
+            bbox,
+            mask: target.masks.get(index).map(run_lengths).transpose()?,
+            crowd: false,
+        });
+    }
+    Ok(objects)
+}
+
+/// A mask in the frame of the whole picture, column by column.
+fn run_lengths(mask: &InstanceMask) -> Result<Rle> {
+    let (height, width) = mask.frame;
+    let mut columns = vec![0_u8; height * width];
+    for y in 0..mask.height {
+        for x in 0..mask.width {
+            columns[(mask.x + x) * height + mask.y + y] = mask.pixels[y * mask.width + x];
+        }
+    }
+    hotcoco::mask::encode(&columns, height as u32, width as u32)
+        .map_err(|error| Error::data(format!("a mask of {width}x{height} pixels: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_pixels_of_a_batch_come_back_and_its_padding_is_dark() {
+        let pipeline = Pipeline::default();
+        let rgb = [[3_u8, 200, 77], [0, 255, 128]];
+        let images = Tensor::zeros([1, 3, 2, 2], (Kind::Float, Device::Cpu));
+        for (x, pixel) in rgb.iter().enumerate() {
+            for (channel, &value) in pixel.iter().enumerate() {
+                let normal = (f32::from(value) - pipeline.mean[channel] as f32) / pipeline.std[channel] as f32;
+                let _ = images.get(0).get(channel as i64).get(0).get(x as i64).fill_(f64::from(normal));
+            }
+        }
+        let meta = ImageMeta {
+            image_id: 1,
+            file_name: "a.jpg".into(),
+            original_size: (1, 2),
+            image_size: (1, 2),
+            padded_size: (2, 2),
+            scale_factor: [1.0; 4],
+            flipped: true,
+        };
+        let batch = Batch { images, metas: vec![meta.clone()], targets: vec![Target::default()] };
+        let picture = pixels(&batch, &meta, &pipeline).unwrap();
+        let expected = [Rgb(rgb[0]), Rgb(rgb[1]), PADDING, PADDING];
+        assert_eq!(picture.pixels().copied().collect::<Vec<_>>(), expected);
+        assert_eq!(title(&meta), "2x1 resized to 2x1, mirrored: a.jpg");
+    }
+
+    #[test]
+    fn a_window_of_a_mask_stands_where_it_belongs() {
+        let mask = InstanceMask { frame: (3, 4), x: 1, y: 1, width: 2, height: 2, pixels: [1, 0, 1, 1].into() };
+        let rle = run_lengths(&mask).unwrap();
+        assert_eq!((rle.h, rle.w, rle.counts), (3, 4, vec![4, 2, 2, 1, 3]));
+    }
+}

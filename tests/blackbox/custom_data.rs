@@ -1,0 +1,60 @@
+//! docs/custom-data.md: its commands do what the page says.
+
+use std::fs;
+use std::path::Path;
+
+use crate::outputs::{files, object};
+use crate::support::{Scene, finish, worker_program};
+
+/// The blocks of shell commands of a page.
+fn blocks(page: &str) -> Vec<String> {
+    let parts = page.split("\n```sh\n").skip(1);
+    parts.map(|part| part.split_once("\n```").expect("an open block").0.to_owned()).collect()
+}
+
+/// Copies the configs of this repository.
+fn copy_configs(to: &Path) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    for folder in ["", "_base_"] {
+        fs::create_dir_all(to.join(folder)).unwrap();
+        for file in files(&from.join(folder), ".toml") {
+            fs::copy(&file, to.join(folder).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_page_on_custom_data_runs_as_it_stands() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/custom-data.md")).unwrap();
+    let blocks = blocks(&page);
+    let scene = Scene::new();
+    copy_configs(&scene.path("configs"));
+    let programs = worker_program().parent().unwrap().to_owned();
+    let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut told = String::new();
+    for block in &blocks {
+        let mut command = scene.command(Path::new("bash"), "-euo pipefail -c");
+        command.arg(block).env("PATH", &search);
+        let ended = finish(command);
+        ended.expect(0, &[]);
+        scene.assert_nothing_left();
+        told += &format!("{}\n{}\n", ended.stdout, ended.stderr);
+    }
+    for text in [
+        "\"shapes\", \"ring\", \"crescent\"",
+        "num_classes = 9",
+        "1 of 9 classes have no object to learn from: \"shapes\" (id 0)",
+    ] {
+        assert!(told.contains(text), "nothing said {text:?}:\n{told}");
+    }
+    let work = scene.path("work_dirs/shapes");
+    assert_eq!(files(&work.join("browsed"), ".jpg").len(), 8);
+    assert_eq!(files(&work.join("shown"), ".jpg").len(), 12);
+    assert_eq!(files(&work.join("predicted"), ".jpg").len(), 12);
+    assert!(work.join("shapes.pth").is_file());
+    let metrics = object(&work.join("valid.json"));
+    assert_eq!(metrics["classwise"]["segm"]["shapes"], -1.0, "nothing to find");
+    assert_eq!(metrics["classwise"]["segm"].as_object().unwrap().len(), 9);
+    assert!(metrics["bbox_mAP_50"].as_f64().unwrap() > 0.01, "it has learnt nothing: {metrics:?}");
+    assert!(object(&work.join("test.json"))["bbox_mAP"].as_f64().unwrap() >= 0.0);
+}
