@@ -36,6 +36,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
             BenchmarkCommand::Data(arguments) => tools::benchmark_data(arguments, control),
         },
         WorkerCommand::Flops(arguments) => flops(arguments),
+        WorkerCommand::CheckData(arguments) => tools::check_data(arguments, |text| print(text).map(|_| ())),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),
         WorkerCommand::Browse(arguments) => {
             let mut progress = |done: usize, total: usize| control.progress(headway(Phase::Data, done, total));

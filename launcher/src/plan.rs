@@ -113,6 +113,7 @@ pub const NOT_INHERITED: [&str; 5] =
 pub fn needs_no_rank(command: &WorkerCommand) -> bool {
     match command {
         WorkerCommand::Flops(_)
+        | WorkerCommand::CheckData(_)
         | WorkerCommand::PrintConfig(_)
         | WorkerCommand::Export(_)
         | WorkerCommand::Browse(_) => true,
@@ -126,6 +127,7 @@ pub fn is_single(command: &WorkerCommand) -> bool {
     match command {
         WorkerCommand::Predict(_)
         | WorkerCommand::Flops(_)
+        | WorkerCommand::CheckData(_)
         | WorkerCommand::PrintConfig(_)
         | WorkerCommand::Export(_)
         | WorkerCommand::Browse(_) => true,
@@ -152,6 +154,7 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
         }
         WorkerCommand::Flops(flops) => work_dir::work_dir(&flops.config, None).join(LOGS),
         WorkerCommand::Browse(browse) => browse.out.join(LOGS),
+        WorkerCommand::CheckData(check) => work_dir::work_dir(&check.config, None).join(LOGS),
         WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
         WorkerCommand::Export(export) => {
             work_dir::work_dir_of_checkpoint(&export.checkpoint, export.config.as_deref()).join(LOGS)
@@ -199,6 +202,7 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
         },
         WorkerCommand::Flops(flops) => config(&flops.config),
         WorkerCommand::Browse(browse) => config(&browse.config),
+        WorkerCommand::CheckData(check) => config(&check.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),
         WorkerCommand::Export(export) => {
             data("checkpoint", &export.checkpoint)?;

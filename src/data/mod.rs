@@ -4,6 +4,7 @@
 //! which order, and [`Loader`] turns them into batches on threads of its own: decode, resize, flip, normalise, pad.
 
 mod batch;
+mod check;
 mod coco;
 mod decode;
 mod findings;
@@ -17,7 +18,8 @@ mod test_data;
 mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
-pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, category_names, data_root};
+pub use check::{Checked, Scope, check, check_before_job};
+pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, TrueObject, category_names, data_root};
 pub use decode::{Picture, PictureHeader};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_picture, single_picture};

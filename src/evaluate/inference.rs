@@ -137,7 +137,7 @@ pub fn evaluate(
     on_picture: &mut OnPicture<'_>,
 ) -> Result<Outcome<Evaluation>> {
     detect_all(model, dataset, config, ranks, on_picture)?.and_then(|found| {
-        let truth = GroundTruth::open(dataset.annotation_file(), dataset.image_ids(), dataset.categories())?;
+        let truth = GroundTruth::of(dataset)?;
         let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
         if let Some(first) = found.skipped.first() {
             metrics.notes.push(format!(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hotcoco::Rle;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Context, Error, Result};
 
@@ -87,10 +87,18 @@ pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
     [x1, y1, x2 - x1, y2 - y1]
 }
 
+/// How ids are written in results: as the annotation file writes them.
+pub struct WrittenIds<'i> {
+    /// The id of a picture.
+    pub image: &'i dyn Fn(i64) -> Value,
+    /// The `category_id` of each label.
+    pub categories: Vec<Value>,
+}
+
 /// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
 ///
-/// `category_ids` gives each label its `category_id`. The order of the pictures is that of `results`.
-pub fn write_files(results: &[ImageResult], category_ids: &[i64], prefix: &Path) -> Result<[PathBuf; 2]> {
+/// `ids` are those to write. The order of the pictures is that of `results`.
+pub fn write_files(results: &[ImageResult], ids: &WrittenIds<'_>, prefix: &Path) -> Result<[PathBuf; 2]> {
     let named = |suffix: &str| {
         let mut name = prefix.as_os_str().to_owned();
         name.push(suffix);
@@ -98,20 +106,20 @@ pub fn write_files(results: &[ImageResult], category_ids: &[i64], prefix: &Path)
     };
     let paths = [named(".bbox.json"), named(".segm.json")];
     for (path, with_mask) in paths.iter().zip([false, true]) {
-        write_atomically(path, |out| write_entries(results, category_ids, with_mask, out))?;
+        write_atomically(path, |out| write_entries(results, ids, with_mask, out))?;
     }
     Ok(paths)
 }
 
-fn write_entries(results: &[ImageResult], category_ids: &[i64], masks: bool, out: &mut dyn Write) -> Result<()> {
+fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out: &mut dyn Write) -> Result<()> {
     let mut separator = "[";
     for image in results {
         for detection in &image.detections {
             let mut entry = json!({
-                "image_id": image.image_id,
+                "image_id": (ids.image)(image.image_id),
                 "bbox": xywh(detection.bbox),
                 "score": f64::from(detection.score),
-                "category_id": category_id(category_ids, detection.label)?,
+                "category_id": category_id(&ids.categories, detection.label)?,
             });
             if masks {
                 entry["segmentation"] = json!({ "size": [image.height, image.width], "counts": detection.counts });
@@ -126,8 +134,8 @@ fn write_entries(results: &[ImageResult], category_ids: &[i64], masks: bool, out
 }
 
 /// The `category_id` of a label.
-pub(crate) fn category_id(category_ids: &[i64], label: u32) -> Result<i64> {
-    category_ids.get(label as usize).copied().ok_or_else(|| {
+pub(crate) fn category_id<T>(category_ids: &[T], label: u32) -> Result<&T> {
+    category_ids.get(label as usize).ok_or_else(|| {
         Error::data(format!(
             "the model found class number {label}, but the data set has {} classes: give the config that the model was \
              trained with, and an annotation file of the same classes",
@@ -171,6 +179,10 @@ fn permissions() -> std::fs::Permissions {
 mod tests {
     use super::*;
 
+    fn ids(categories: &[i64]) -> WrittenIds<'static> {
+        WrittenIds { image: &|id| Value::from(id), categories: categories.iter().map(|&id| id.into()).collect() }
+    }
+
     fn example() -> Vec<ImageResult> {
         let masks = vec![Rle { h: 2, w: 3, counts: vec![1, 2, 3] }, Rle { h: 2, w: 3, counts: vec![0, 6] }];
         let boxes = [[0.5, 1.0, 3.0, 2.0], [0.1, 0.0, 3.0, 2.0]];
@@ -189,7 +201,7 @@ mod tests {
     fn files_hold_one_entry_per_detection_with_widened_floats() {
         let folder = tempfile::tempdir().unwrap();
         let prefix = folder.path().join("deep/results");
-        let paths = write_files(&example(), &[10, 20], &prefix).unwrap();
+        let paths = write_files(&example(), &ids(&[10, 20]), &prefix).unwrap();
         let read =
             |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
         let (bbox, segm) = (read(&paths[0]), read(&paths[1]));
@@ -205,14 +217,14 @@ mod tests {
     #[test]
     fn no_detections_make_an_empty_list() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = write_files(&example()[1..], &[10, 20], &folder.path().join("r")).unwrap();
+        let paths = write_files(&example()[1..], &ids(&[10, 20]), &folder.path().join("r")).unwrap();
         assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "[]\n");
     }
 
     #[test]
     fn a_class_that_the_data_set_lacks_is_an_error_of_the_data() {
         let folder = tempfile::tempdir().unwrap();
-        let error = write_files(&example(), &[10], &folder.path().join("r")).unwrap_err();
+        let error = write_files(&example(), &ids(&[10]), &folder.path().join("r")).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Data);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

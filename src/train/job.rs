@@ -17,7 +17,7 @@ use super::saver::Saver;
 use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
-use crate::data::{Dataset, Split, train_batches_per_epoch};
+use crate::data::{Dataset, Severity, Split, check_before_job, train_batches_per_epoch};
 use crate::distributed::{Deadlines, World};
 use crate::error::{Error, Result};
 use crate::weights::Need;
@@ -52,6 +52,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     training_set.check_class_count(config.model.num_classes)?;
     let plan = plan(config, &training_set, &world)?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+    let warnings = if world.is_first() {
+        let sets: Vec<&Dataset> =
+            std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
+        data_warnings(config, &sets)?
+    } else {
+        Vec::new()
+    };
 
     control.phase(Phase::Start);
     let mut learner = Learner::new(config, &world)?;
@@ -61,11 +68,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     };
     let position = start.position;
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
-    let warnings = validation.iter().flat_map(|validation| validation.warnings());
-    training_set.warnings().iter().chain(warnings).for_each(|warning| log::warn!("{warning}"));
-    if let Some(text) = idle_classes(&training_set) {
-        log::warn!("{text}");
-    }
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if source.is_none() {
         let need = Need::unless_partial(arguments.allow_partial, Need::Most);
         log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
@@ -104,6 +107,17 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     Ok(ending)
 }
 
+/// What is odd about the data, one line for each kind.
+///
+/// # Errors
+/// A data error if something is wrong.
+fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
+    let mut warnings: Vec<String> =
+        sets.iter().flat_map(|dataset| dataset.findings().lines(Severity::Warning)).collect();
+    warnings.extend(check_before_job(config, sets)?);
+    Ok(warnings)
+}
+
 /// The config with what the command line changes.
 fn resolve(arguments: &Arguments) -> Result<Resolved> {
     let mut resolved = config::load(&arguments.config, &arguments.set)?;
@@ -130,25 +144,6 @@ fn evaluated(
         saver.keep_best(metrics, position)?;
     }
     world.any(metrics.is_some())
-}
-
-/// What to say of classes that cannot be learnt; Roboflow's exports begin with one.
-fn idle_classes(training_set: &Dataset) -> Option<String> {
-    const NAMED: usize = 5;
-    let idle = training_set.classes_without_objects();
-    let names: Vec<String> =
-        idle.iter().take(NAMED).map(|class| format!("{:?} (id {})", class.name, class.id)).collect();
-    let more = if idle.len() > NAMED { ", ..." } else { "" };
-    (!idle.is_empty()).then(|| {
-        format!(
-            "{}: {} of {} classes have no object to learn from: {}{more}; they stay classes of the model unless \
-             data.classes names the others",
-            training_set.annotation_file().display(),
-            idle.len(),
-            training_set.categories().len(),
-            names.join(", ")
-        )
-    })
 }
 
 fn plan(config: &Config, training_set: &Dataset, world: &World) -> Result<Plan> {

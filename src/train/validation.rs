@@ -55,9 +55,9 @@ impl Validation {
         self.dataset.len()
     }
 
-    /// What the validation set's annotation file makes one wonder about.
-    pub fn warnings(&self) -> &[String] {
-        self.dataset.warnings()
+    /// The validation set.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
     }
 
     /// Evaluates the present weights on all ranks together and, on rank 0, writes the metrics to

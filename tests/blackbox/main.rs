@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod custom_data;
+mod data;
 mod evaluation;
 mod failures;
 mod options;

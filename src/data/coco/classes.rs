@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use super::file;
-use crate::error::{Error, Result};
+use super::Split;
+use super::open::read_header;
+use super::source::Source;
+use crate::data::findings::{Code, Findings, Place};
+use crate::error::Result;
 
 /// The names of the categories of an annotation file, in its order: one for each id, whether it has annotations or not,
 /// as the reference counts them.
@@ -11,21 +14,20 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A data error if the file cannot be read, or has no categories.
 pub fn category_names(path: &Path) -> Result<Vec<String>> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        Error::data(format!("cannot read the annotation file {} (data.train.ann_file): {error}", path.display()))
-    })?;
-    let mut categories: Vec<(i64, String)> = Vec::new();
-    for category in file::parse(&bytes, path)?.categories.unwrap_or_default() {
-        let known = (category.id.value, category.name);
-        if !categories.contains(&known) {
-            categories.push(known);
+    let mut findings = Findings::default();
+    let header = match Source::open(path) {
+        Ok(source) => read_header(&source, path, Split::Val, &[], &mut findings),
+        Err(error) => {
+            let message = || format!("data.train.ann_file names it: {error}");
+            findings.add(Code::FileUnreadable, path, Place::file, message);
+            None
         }
+    };
+    let names = header.map(|header| header.categories.into_iter().map(|category| category.name).collect());
+    match names {
+        Some(names) => Ok(names),
+        None => Err(findings.refuse_errors().err().unwrap_or_else(|| {
+            crate::error::Error::bug(format!("{}: no header, and no finding that says why", path.display()))
+        })),
     }
-    if categories.is_empty() {
-        return Err(Error::data(format!(
-            "{}: there are no categories, so nothing can be told apart; export the file with them",
-            path.display()
-        )));
-    }
-    Ok(categories.into_iter().map(|(_, name)| name).collect())
 }

@@ -1,22 +1,16 @@
-//! From the columns of an annotation file to the pictures and objects that are used, by the reference's rules.
+//! From images and annotations to the pictures and objects that are used, by the reference's rules.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::file::{RawAnnotation, RawCategory, RawFile, RawImage, Span};
-use super::{Category, Split};
-use crate::error::{Error, Result};
+use super::annotations::{FOREIGN, NOWHERE, Row, Span};
+use super::header::{Header, number};
+use super::records::shown_id;
+use super::{IdNames, Split};
+use crate::data::findings::{Code, Findings, Place};
 
 /// Pictures narrower or lower than this are not trained on.
 const MIN_SIDE: u32 = 32;
-
-/// What decides which pictures and objects are used.
-pub(super) struct Rules<'a> {
-    pub path: &'a Path,
-    pub split: Split,
-    pub classes: &'a [String],
-    pub filter_empty: bool,
-}
 
 /// Columns with one entry per picture.
 #[derive(Debug, Default)]
@@ -40,282 +34,121 @@ pub(super) struct ObjectColumns {
     pub masks: Vec<Span>,
 }
 
+/// The pictures and objects that are used.
 pub(super) struct Index {
-    pub categories: Vec<Category>,
     pub images: Images,
     pub objects: ObjectColumns,
-    pub warnings: Vec<String>,
+    pub id_names: IdNames,
 }
 
-/// Applies the rules to what the file says.
-pub(super) fn build(raw: RawFile, rules: &Rules) -> Result<Index> {
-    let missing = |key: &str| {
-        Error::data(format!("{}: no key {key:?}: not a COCO instance annotation file", rules.path.display()))
-    };
-    let images = raw.images.ok_or_else(|| missing("images"))?;
-    let categories = raw.categories.ok_or_else(|| missing("categories"))?;
-    let annotations = match (raw.annotations, rules.split) {
-        (Some(annotations), _) => annotations,
-        // Lists of pictures to predict on have no annotations.
-        (None, Split::Val) => Vec::new(),
-        (None, Split::Train) => return Err(missing("annotations")),
-    };
-    let mut warnings = Vec::new();
-    if raw.text_ids > 0 {
-        warnings.push(format!("{}: {} ids are strings; read as numbers", rules.path.display(), raw.text_ids));
-    }
-    let categories = wanted_categories(&categories, rules, &mut warnings)?;
-    let places = image_places(&images, rules)?;
-    let grouped = Grouped::new(&annotations, &places, images.len(), rules, &mut warnings)?;
-    let mut builder = Builder {
-        labels: categories.iter().enumerate().map(|(label, category)| (category.id, label as u16)).collect(),
-        rules,
-        images: Images { first_object: vec![0], ..Images::default() },
-        objects: ObjectColumns::default(),
-        without_area: 0,
-    };
-    for (place, image) in images.iter().enumerate() {
-        builder.image(image, &mut grouped.of_image(place).map(|row| (row, &annotations[row])))?;
-    }
-    if builder.without_area > 0 {
-        warnings.push(format!("{}: {} annotations have no area", rules.path.display(), builder.without_area));
-    }
-    if builder.images.ids.is_empty() && rules.split == Split::Train {
-        return Err(Error::data(format!(
-            "{}: no picture to train on: none of {} is at least {MIN_SIDE} pixels wide and high with an object of a \
-             wanted class; check data.classes and the annotations",
-            rules.path.display(),
-            images.len()
-        )));
-    }
-    Ok(Index { categories, images: builder.images, objects: builder.objects, warnings })
-}
-
-/// The categories whose names are in `classes`, or all, in the order of the file.
-fn wanted_categories(raw: &[RawCategory], rules: &Rules, warnings: &mut Vec<String>) -> Result<Vec<Category>> {
-    let wrong = |message: String| Error::data(format!("{}: {message}", rules.path.display()));
-    for class in rules.classes {
-        if !raw.iter().any(|category| category.name == *class) {
-            let nearest = raw.iter().max_by(|a, b| {
-                let score = |c: &RawCategory| strsim::jaro_winkler(&c.name, class);
-                score(a).total_cmp(&score(b))
-            });
-            let hint = nearest.map_or_else(String::new, |c| format!(" (the nearest is {:?})", c.name));
-            return Err(wrong(format!("no category is named {class:?}{hint}; correct data.classes")));
-        }
-    }
-    let mut categories: Vec<Category> = Vec::new();
-    for category in raw {
-        if !rules.classes.is_empty() && !rules.classes.contains(&category.name) {
-            continue;
-        }
-        let (id, name) = (category.id.value, category.name.clone());
-        match categories.iter().find(|known| known.id == id) {
-            // A list that was written several times over says nothing new.
-            Some(known) if known.name == name => continue,
-            Some(known) => return Err(wrong(format!("category id {id} is both {:?} and {name:?}", known.name))),
-            None => categories.push(Category { id, name }),
-        }
-    }
-    if categories.is_empty() {
-        return Err(wrong("there are no categories, so nothing can be told apart; export the file with them".into()));
-    }
-    if categories.len() > usize::from(u16::MAX) {
-        return Err(wrong(format!("{} categories, at most {} are supported", categories.len(), u16::MAX)));
-    }
-    if !rules.classes.is_empty() && !categories.iter().map(|category| &category.name).eq(rules.classes) {
-        warnings
-            .push(format!("{}: labels follow the order of the file, not that of data.classes", rules.path.display()));
-    }
-    Ok(categories)
-}
-
-/// Image id -> place in the list.
-fn image_places(images: &[RawImage], rules: &Rules) -> Result<HashMap<i64, usize>> {
-    let mut places = HashMap::with_capacity(images.len());
-    for (place, image) in images.iter().enumerate() {
-        if let Some(other) = places.insert(image.id.value, place) {
-            return Err(Error::data(format!(
-                "{}: image id {} stands for {:?} and for {:?}; give every image its own id",
-                rules.path.display(),
-                image.id.value,
-                images[other].file_name,
-                image.file_name
-            )));
-        }
-    }
-    Ok(places)
-}
-
-/// The rows of the annotations, image by image, in the order of the file.
-struct Grouped {
-    rows: Vec<u32>,
-    starts: Vec<u32>,
-}
-
-impl Grouped {
-    fn new(
-        annotations: &[RawAnnotation],
-        places: &HashMap<i64, usize>,
-        image_count: usize,
-        rules: &Rules,
-        warnings: &mut Vec<String>,
-    ) -> Result<Self> {
-        let count = u32::try_from(annotations.len())
-            .map_err(|_| Error::data(format!("{}: too many annotations", rules.path.display())))?;
-        let mut starts = vec![0u32; image_count + 1];
-        // Most files list the annotations of an image together or in the order of ids: one look-up each is cheap.
-        let place: Vec<u32> = annotations
-            .iter()
-            .map(|annotation| places.get(&annotation.image_id).map_or(u32::MAX, |&place| place as u32))
-            .collect();
-        let unknown = place.iter().filter(|&&place| place == u32::MAX).count();
-        if unknown > 0 {
-            warnings.push(format!("{}: {unknown} annotations are of unknown images; left out", rules.path.display()));
-        }
-        for &place in place.iter().filter(|&&place| place != u32::MAX) {
-            starts[place as usize + 1] += 1;
-        }
-        for i in 0..image_count {
-            starts[i + 1] += starts[i];
-        }
-        let mut next = starts.clone();
-        let mut rows = vec![0u32; starts[image_count] as usize];
-        for row in 0..count {
-            let place = place[row as usize];
-            if place != u32::MAX {
-                let slot = &mut next[place as usize];
-                rows[*slot as usize] = row;
-                *slot += 1;
+/// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config.
+pub(super) fn build(
+    header: Header,
+    sizes: &[[u32; 2]],
+    mut rows: Vec<Row>,
+    (path, split, filter_empty): (&Path, Split, bool),
+    findings: &mut Findings,
+) -> Index {
+    last_of_equal_ids(&mut rows, path, findings);
+    unused_categories(&header, &rows, path, findings);
+    let (order, starts) = by_image(&rows, header.images.len());
+    let mut names = header.names;
+    let mut images = Images { first_object: vec![0], ..Images::default() };
+    let mut objects = ObjectColumns::default();
+    for (place, image) in header.images.iter().enumerate() {
+        let own = order[starts[place] as usize..starts[place + 1] as usize].iter().map(|&row| &rows[row as usize]);
+        if filter_empty {
+            // Crowds and boxes that are not trained on count here, as they do in the reference.
+            let has_wanted = own.clone().any(|row| row.label != FOREIGN);
+            let is_small = sizes[place].iter().any(|&side| side < MIN_SIDE);
+            let place_of = || Place::image(shown_id(Some(&image.id), place));
+            if !has_wanted {
+                findings
+                    .add(Code::ImageEmpty, path, place_of, || format!("{:?} has no wanted object", image.file_name));
+            } else if is_small {
+                let [width, height] = sizes[place];
+                findings.add(Code::ImageSmall, path, place_of, || format!("{:?} is {width}x{height}", image.file_name));
+            }
+            if !has_wanted || is_small {
+                continue;
             }
         }
-        let grouped = Self { rows, starts };
-        Ok(grouped.with_last_of_equal_ids(annotations, rules, warnings))
-    }
-
-    /// The reference looks annotations up by id, so of several with one id the last stands for all.
-    fn with_last_of_equal_ids(
-        mut self,
-        annotations: &[RawAnnotation],
-        rules: &Rules,
-        warnings: &mut Vec<String>,
-    ) -> Self {
-        let mut ids: Vec<i64> = annotations.iter().filter_map(|annotation| annotation.id).collect();
-        ids.sort_unstable();
-        let repeated: Vec<i64> = ids.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
-        let Some(&first) = repeated.first() else { return self };
-        warnings.push(format!(
-            "{}: annotation ids are repeated ({} times, the first is {first}); the last of each is used in place of all",
-            rules.path.display(),
-            repeated.len()
-        ));
-        let mut last = HashMap::new();
-        for (row, annotation) in annotations.iter().enumerate() {
-            if let Some(id) = annotation.id.filter(|id| repeated.binary_search(id).is_ok()) {
-                last.insert(id, row as u32);
-            }
+        for row in own.filter(|row| row.is_used) {
+            objects.boxes.push(row.bbox);
+            objects.labels.push(row.label);
+            objects.ids.push(row.id);
+            objects.masks.push(row.mask);
         }
-        for row in &mut self.rows {
-            if let Some(&other) = annotations[*row as usize].id.and_then(|id| last.get(&id)) {
-                *row = other;
-            }
-        }
-        self
+        images.ids.push(number(&image.id, &mut names));
+        images.sizes.push(sizes[place]);
+        images.names.push_str(&image.file_name);
+        images.name_ends.push(images.names.len() as u32);
+        images.first_object.push(objects.boxes.len() as u32);
     }
+    if split == Split::Train && objects.boxes.is_empty() {
+        findings.add(Code::FileNothing, path, Place::file, || {
+            format!("{} images, {} annotations, and nothing to train on", header.images.len(), rows.len())
+        });
+    }
+    Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
+}
 
-    fn of_image(&self, place: usize) -> impl Iterator<Item = usize> {
-        self.rows[self.starts[place] as usize..self.starts[place + 1] as usize].iter().map(|&row| row as usize)
+/// The rows of each image in the order of the file, and where those of each image start.
+fn by_image(rows: &[Row], image_count: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut starts = vec![0u32; image_count + 1];
+    let known = || rows.iter().enumerate().filter(|(_, row)| row.image != NOWHERE);
+    for (_, row) in known() {
+        starts[row.image as usize + 1] += 1;
+    }
+    for i in 0..image_count {
+        starts[i + 1] += starts[i];
+    }
+    let mut next = starts.clone();
+    let mut order = vec![0u32; starts[image_count] as usize];
+    for (index, row) in known() {
+        let slot = &mut next[row.image as usize];
+        order[*slot as usize] = index as u32;
+        *slot += 1;
+    }
+    (order, starts)
+}
+
+/// The reference looks annotations up by id, so of several with one id the last stands for all.
+fn last_of_equal_ids(rows: &mut [Row], path: &Path, findings: &mut Findings) {
+    let mut ids: Vec<i64> = rows.iter().filter(|row| row.has_id).map(|row| row.id).collect();
+    ids.sort_unstable();
+    let repeated: Vec<i64> = ids.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    if repeated.is_empty() {
+        return;
+    }
+    let mut last = HashMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        if row.has_id && repeated.binary_search(&row.id).is_ok() && last.insert(row.id, index).is_some() {
+            findings.add(
+                Code::AnnotationIdRepeated,
+                path,
+                || Place::annotation(row.id),
+                || format!("number {} of the list has this id too", index + 1),
+            );
+        }
+    }
+    for index in 0..rows.len() {
+        if let Some(&other) = rows[index].has_id.then(|| last.get(&rows[index].id)).flatten() {
+            rows[index] = Row { image: rows[index].image, ..rows[other] };
+        }
     }
 }
 
-struct Builder<'a> {
-    labels: HashMap<i64, u16>,
-    rules: &'a Rules<'a>,
-    images: Images,
-    objects: ObjectColumns,
-    without_area: usize,
-}
-
-impl Builder<'_> {
-    /// Takes a picture and its objects, or leaves it out.
-    fn image(
-        &mut self,
-        image: &RawImage,
-        annotations: &mut dyn Iterator<Item = (usize, &RawAnnotation)>,
-    ) -> Result<()> {
-        let id = image.id.value;
-        let wrong = |message: String| Error::data(format!("{}: image {id}: {message}", self.rules.path.display()));
-        let side = |value: Option<super::values::Integer>, name: &str| {
-            let value = value.ok_or_else(|| wrong(format!("no {name}; add the {name} of the picture in pixels")))?;
-            u32::try_from(value.value)
-                .ok()
-                .filter(|&side| side > 0)
-                .ok_or_else(|| wrong(format!("{name} is {}, expected pixels above 0", value.value)))
-        };
-        let size = [side(image.width, "width")?, side(image.height, "height")?];
-        let before = self.objects.boxes.len();
-        // Crowds and boxes that are dropped below count here, as they do in the reference.
-        let mut has_wanted = false;
-        for (row, annotation) in annotations {
-            has_wanted |= annotation.category_id.is_some_and(|category| self.labels.contains_key(&category));
-            self.object(row, annotation, size)?;
-        }
-        if self.rules.filter_empty && !(has_wanted && size[0].min(size[1]) >= MIN_SIDE) {
-            self.truncate(before);
-            return Ok(());
-        }
-        let too_much = || Error::data(format!("{}: too many pictures or objects", self.rules.path.display()));
-        self.images.ids.push(id);
-        self.images.sizes.push(size);
-        self.images.names.push_str(&image.file_name);
-        self.images.name_ends.push(u32::try_from(self.images.names.len()).map_err(|_| too_much())?);
-        self.images.first_object.push(u32::try_from(self.objects.boxes.len()).map_err(|_| too_much())?);
-        Ok(())
+fn unused_categories(header: &Header, rows: &[Row], path: &Path, findings: &mut Findings) {
+    if !header.has_annotations {
+        return;
     }
-
-    /// The reference's rules for one annotation (`CocoDataset._parse_ann_info`).
-    fn object(&mut self, row: usize, annotation: &RawAnnotation, [width, height]: [u32; 2]) -> Result<()> {
-        let id = annotation.id.unwrap_or(row as i64 + 1);
-        let wrong = |message: &str| Error::data(format!("{}: annotation {id}: {message}", self.rules.path.display()));
-        if annotation.ignore {
-            return Ok(());
-        }
-        let label = annotation.category_id.and_then(|category| self.labels.get(&category).copied());
-        let Some([x, y, w, h]) = annotation.bbox else {
-            // Pictures that are only evaluated need no box here, nor do objects of other classes.
-            return if label.is_some() && self.rules.split == Split::Train {
-                Err(wrong("no bbox; add [x, y, width, height] or remove the annotation"))
-            } else {
-                Ok(())
-            };
-        };
-        let overlap = |start: f64, length: f64, limit: u32| (start + length).min(limit.into()) - start.max(0.0);
-        let (inner_width, inner_height) = (overlap(x, w, width).max(0.0), overlap(y, h, height).max(0.0));
-        self.without_area += usize::from(annotation.area.is_none());
-        if inner_width * inner_height == 0.0 || annotation.area.is_some_and(|area| area <= 0.0) || w < 1.0 || h < 1.0 {
-            return Ok(());
-        }
-        let Some(label) = label.filter(|_| !annotation.is_crowd) else { return Ok(()) };
-        let mask = match annotation.segmentation {
-            Some(span) => span,
-            None if self.rules.split == Split::Train => {
-                return Err(wrong(
-                    "no segmentation: training needs a mask for every object; add a polygon or remove the annotation",
-                ));
-            }
-            None => Span::default(),
-        };
-        self.objects.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
-        self.objects.labels.push(label);
-        self.objects.ids.push(id);
-        self.objects.masks.push(mask);
-        Ok(())
+    let mut used = vec![false; header.categories.len()];
+    for row in rows.iter().filter(|row| row.label != FOREIGN) {
+        used[usize::from(row.label)] = true;
     }
-
-    fn truncate(&mut self, length: usize) {
-        self.objects.boxes.truncate(length);
-        self.objects.labels.truncate(length);
-        self.objects.ids.truncate(length);
-        self.objects.masks.truncate(length);
+    for (category, _) in header.categories.iter().zip(used).filter(|(_, used)| !used) {
+        let place = || Place::category(category.id);
+        findings.add(Code::CategoryUnused, path, place, || format!("{:?} has no annotation", category.name));
     }
 }

@@ -3,25 +3,38 @@
 //! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when a picture is
 //! loaded, so that ranks of one node share them through the page cache.
 
+mod annotations;
+mod check;
 mod classes;
-mod file;
+mod elements;
+mod files;
+mod foreign;
+mod header;
 mod index;
+mod json;
+mod lists;
+mod open;
+mod records;
 mod segmentation;
+mod source;
+mod truth;
 mod values;
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+
+use serde_json::Value;
 
 pub use classes::category_names;
 pub use segmentation::Segmentation;
+pub use truth::TrueObject;
 
+use super::findings::Findings;
 use crate::config;
 use crate::error::{Error, Result};
 
-use file::Span;
+use annotations::Span;
+use files::Folders;
+use source::Source;
 
 /// Which of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,25 +97,34 @@ pub struct Dataset {
     split: Split,
     path: PathBuf,
     folder: PathBuf,
-    file: File,
-    stamp: Stamp,
+    source: Source,
+    /// The wanted classes; empty for all.
+    classes: Vec<String>,
     categories: Vec<Category>,
     images: index::Images,
     objects: index::ObjectColumns,
-    warnings: Vec<String>,
+    id_names: IdNames,
+    folders: Folders,
+    findings: Findings,
 }
 
-/// Tells whether the annotation file is still the one that was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    length: u64,
-    modified: Option<SystemTime>,
+/// How ids are written that are strings in the file.
+#[derive(Debug, Default)]
+struct IdNames {
+    /// Id `i64::MIN + i` stands for name `i`.
+    names: Vec<String>,
+    /// Whether ids are strings: of images, of categories.
+    are_text: [bool; 2],
 }
 
-impl Stamp {
-    fn of(file: &File) -> std::io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self { length: metadata.len(), modified: metadata.modified().ok() })
+impl IdNames {
+    fn written(&self, id: i64, is_text: bool) -> Value {
+        let name = usize::try_from(id.wrapping_sub(i64::MIN)).ok().and_then(|i| self.names.get(i));
+        match name {
+            Some(name) => Value::String(name.clone()),
+            None if is_text => Value::String(id.to_string()),
+            None => Value::from(id),
+        }
     }
 }
 
@@ -112,46 +134,6 @@ pub fn data_root(config: &config::Data) -> PathBuf {
 }
 
 impl Dataset {
-    /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of pictures exists.
-    ///
-    /// # Errors
-    /// Data errors that name the file and what to mend: unreadable or malformed files, classes that the file lacks,
-    /// duplicate image ids, and, in the training set, objects without a box or a mask.
-    pub fn open(config: &config::Data, split: Split) -> Result<Self> {
-        let root = data_root(config);
-        let set = match split {
-            Split::Train => &config.train,
-            Split::Val => &config.val,
-        };
-        let (path, folder) = (root.join(&set.ann_file), root.join(&set.img_prefix));
-        let unreadable = |error: std::io::Error| {
-            Error::data(format!(
-                "cannot read the annotation file {} (data.{}.ann_file): {error}; data.root is {}, and the variable \
-                 FNET_DATA_ROOT replaces it",
-                path.display(),
-                split.name(),
-                root.display()
-            ))
-        };
-        let file = File::open(&path).map_err(unreadable)?;
-        let stamp = Stamp::of(&file).map_err(unreadable)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(stamp.length).unwrap_or(0));
-        (&file).read_to_end(&mut bytes).map_err(unreadable)?;
-        let raw = file::parse(&bytes, &path)?;
-        drop(bytes);
-        if !folder.is_dir() {
-            return Err(Error::data(format!(
-                "the folder of pictures {} (data.{}.img_prefix) does not exist; put the pictures there or change the \
-                 field",
-                folder.display(),
-                split.name()
-            )));
-        }
-        let rules = index::Rules { path: &path, split, classes: &config.classes, filter_empty: set.filter_empty };
-        let index::Index { categories, images, objects, warnings } = index::build(raw, &rules)?;
-        Ok(Self { split, path, folder, file, stamp, categories, images, objects, warnings })
-    }
-
     /// Number of pictures.
     pub fn len(&self) -> usize {
         self.images.ids.len()
@@ -182,9 +164,9 @@ impl Dataset {
         &self.categories
     }
 
-    /// What was repaired or looks wrong in the annotation file, one sentence each.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// What is odd about the annotation file, as far as it was found when it was opened.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
     }
 
     /// Number of objects that are trained on.
@@ -213,12 +195,12 @@ impl Dataset {
         &self.images.ids
     }
 
-    /// The file of picture `index`.
+    /// The file of picture `index`; where there is none of this name, the one that is meant, if only one can be.
     ///
     /// # Panics
     /// As [`Self::image`].
     pub fn picture_path(&self, index: usize) -> PathBuf {
-        self.folder.join(self.image(index).file_name)
+        self.folders.find(&self.folder, self.image(index).file_name).into_path()
     }
 
     /// 1 for a picture wider than high, else 0: pictures of one step have equal flags.
@@ -240,6 +222,16 @@ impl Dataset {
         }
     }
 
+    /// An id of an image as the annotation file writes it: a number or a string.
+    pub fn written_image_id(&self, id: i64) -> Value {
+        self.id_names.written(id, self.id_names.are_text[0])
+    }
+
+    /// An id of a category as the annotation file writes it: a number or a string.
+    pub fn written_category_id(&self, id: i64) -> Value {
+        self.id_names.written(id, self.id_names.are_text[1])
+    }
+
     /// The masks of the objects of picture `index`, read from the annotation file.
     ///
     /// # Errors
@@ -254,12 +246,6 @@ impl Dataset {
         }
         let unreadable =
             |error| Error::data(format!("cannot read the annotation file {}: {error}", self.path.display()));
-        if Stamp::of(&self.file).map_err(unreadable)? != self.stamp {
-            return Err(Error::data(format!(
-                "the annotation file {} was changed after it was opened; start again",
-                self.path.display()
-            )));
-        }
         let mut text = Vec::new();
         let mut segmentations = Vec::with_capacity(objects.masks.len());
         for (span, id) in objects.masks.iter().zip(objects.ids) {
@@ -268,7 +254,7 @@ impl Dataset {
                 continue;
             }
             text.resize(span.length as usize, 0);
-            self.file.read_exact_at(&mut text, span.offset).map_err(unreadable)?;
+            self.source.read_exact_at(&mut text, span.offset).map_err(unreadable)?;
             segmentations.push(Segmentation::parse(&text).map_err(|message| {
                 Error::data(format!(
                     "{}: annotation {id}: segmentation: {message}; mend or remove the annotation",
@@ -277,15 +263,6 @@ impl Dataset {
             })?);
         }
         Ok(segmentations)
-    }
-
-    /// Classes that no object of this set is of.
-    pub fn classes_without_objects(&self) -> Vec<&Category> {
-        let mut seen = vec![false; self.categories.len()];
-        for &label in &self.objects.labels {
-            seen[usize::from(label)] = true;
-        }
-        self.categories.iter().zip(seen).filter(|(_, seen)| !seen).map(|(category, _)| category).collect()
     }
 
     /// Checks that the detector has one output per class of this set.

@@ -1,8 +1,11 @@
 //! The mask of an annotation as the file gives it.
 
-use hotcoco::mask::{check_counts, fr_polys, rle_from_string};
+use hotcoco::mask::{check_counts, fr_polys, merge, rle_from_string, to_bbox};
 use hotcoco::types::Rle;
-use serde::Deserialize;
+
+use super::json::{items, members, number, string};
+use super::values::{float, integer, shown};
+use crate::data::findings::Code;
 
 /// Polygons or run lengths.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,27 +16,8 @@ pub enum Segmentation {
     RunLengths(Rle),
 }
 
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected polygons [[x, y, ...], ...] or run lengths {\"size\": [h, w], \"counts\": ...}"
-)]
-enum Text {
-    Polygons(Vec<Vec<f64>>),
-    /// One polygon without its enclosing list.
-    Flat(Vec<f64>),
-    RunLengths {
-        size: [u32; 2],
-        counts: Counts,
-    },
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Counts {
-    Compressed(String),
-    Plain(Vec<u32>),
-}
+/// Takes what is odd about a mask.
+type Note<'n> = dyn FnMut(Code, String) + 'n;
 
 impl Segmentation {
     /// Reads the JSON of a `segmentation` value. A polygon of fewer than three points, four numbers among them,
@@ -42,25 +26,20 @@ impl Segmentation {
     /// # Errors
     /// Says what is wrong with the text, without the place it comes from.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
-        let text = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        match text {
-            Text::Polygons(polygons) => Ok(Self::from_polygons(polygons)),
-            Text::Flat(polygon) => Ok(Self::from_polygons(vec![polygon])),
-            Text::RunLengths { size: [height, width], counts } => {
-                let rle = match counts {
-                    Counts::Compressed(text) => rle_from_string(&text, height, width),
-                    Counts::Plain(counts) => {
-                        check_counts(&counts, height, width).map(|()| Rle { h: height, w: width, counts })
-                    }
-                };
-                rle.map(Self::RunLengths).map_err(|error| error.to_string())
-            }
-        }
+        Self::parse_noting(json, &mut |_, _| {})
     }
 
-    fn from_polygons(mut polygons: Vec<Vec<f64>>) -> Self {
-        polygons.retain(|polygon| polygon.len() >= 6);
-        Self::Polygons(polygons)
+    /// As [`Self::parse`]; tells `note` what was repaired or left out.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(super) fn parse_noting(json: &[u8], note: &mut Note) -> Result<Self, String> {
+        let start = json.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(json.len());
+        match json.get(start) {
+            Some(b'{') => run_lengths(json, note).map(Self::RunLengths),
+            Some(b'[') => list(json, note),
+            _ => Err(expected(json)),
+        }
     }
 
     /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterises it; run lengths must have that frame.
@@ -72,13 +51,150 @@ impl Segmentation {
         let (height, width) = (side(height)?, side(width)?);
         match self {
             Self::Polygons(polygons) => fr_polys(polygons, height, width).map_err(|error| error.to_string()),
-            Self::RunLengths(rle) if (rle.h, rle.w) == (height, width) => Ok(rle.clone()),
-            Self::RunLengths(rle) => Err(format!(
-                "run lengths of size [{}, {}], expected the image's [{height}, {width}] as [height, width]",
-                rle.h, rle.w
-            )),
+            Self::RunLengths(rle) => fits(rle, [width, height]).map(|()| rle.clone()),
         }
     }
+
+    /// The box `[x, y, width, height]` around the mask in a picture of `size` (width, height): around the points of
+    /// polygons, around the pixels of run lengths. `None` for an empty mask.
+    ///
+    /// # Errors
+    /// As [`Self::to_rle`].
+    pub(super) fn bounds(&self, size: [u32; 2]) -> Result<Option<[f64; 4]>, String> {
+        match self {
+            Self::Polygons(polygons) => {
+                let points = || polygons.iter().flat_map(|polygon| polygon.chunks_exact(2));
+                let start = [f64::INFINITY, f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY];
+                let [x1, y1, x2, y2] = points().fold(start, |[x1, y1, x2, y2], point| {
+                    [x1.min(point[0]), y1.min(point[1]), x2.max(point[0]), y2.max(point[1])]
+                });
+                Ok(points().next().map(|_| [x1, y1, x2 - x1, y2 - y1]))
+            }
+            Self::RunLengths(rle) => {
+                fits(rle, size)?;
+                Ok((hotcoco::mask::area(rle) > 0).then(|| to_bbox(rle)))
+            }
+        }
+    }
+}
+
+/// Refuses run lengths of another frame than the picture's `size` (width, height).
+fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
+    if (rle.h, rle.w) == (height, width) {
+        return Ok(());
+    }
+    Err(format!(
+        "run lengths of size [{}, {}], expected the image's [{height}, {width}] as [height, width]",
+        rle.h, rle.w
+    ))
+}
+
+fn expected(json: &[u8]) -> String {
+    format!(
+        "{} is neither polygons [[x, y, ...], ...] nor run lengths {{\"size\": [h, w], \"counts\": ...}}",
+        shown(json)
+    )
+}
+
+/// A list of polygons or run lengths, or one polygon without its enclosing list.
+fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
+    let mut parts = Vec::new();
+    items(json, |item| parts.push(item)).map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    let kind = |item: &&[u8]| match item.first() {
+        Some(b'[') => b'[',
+        Some(b'{') => b'{',
+        _ => b'0',
+    };
+    let first = parts.first().map_or(b'[', kind);
+    if !parts.iter().all(|item| kind(item) == first) {
+        return Err(expected(json));
+    }
+    match first {
+        b'[' => {
+            let polygons = parts.iter().map(|part| polygon(part)).collect::<Result<Vec<_>, _>>()?;
+            Ok(Segmentation::Polygons(enclosing(polygons, note)))
+        }
+        b'{' => {
+            let rles = parts.iter().map(|part| run_lengths(part, note)).collect::<Result<Vec<_>, _>>()?;
+            let union = merge(&rles, false).map_err(|error| error.to_string())?;
+            Ok(Segmentation::RunLengths(union))
+        }
+        _ => {
+            let polygon = polygon(json)?;
+            note(Code::MaskFlat, format!("{} numbers without an enclosing list", polygon.len()));
+            Ok(Segmentation::Polygons(enclosing(vec![polygon], note)))
+        }
+    }
+}
+
+fn polygon(json: &[u8]) -> Result<Vec<f64>, String> {
+    let mut numbers = Vec::new();
+    let mut wrong = None;
+    items(json, |item| match number(item).or_else(|| float(item).ok().map(|written| written.value)) {
+        Some(value) if value.is_finite() => numbers.push(value),
+        _ => {
+            wrong.get_or_insert_with(|| format!("{} in a polygon is not a finite number", shown(item)));
+        }
+    })
+    .map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    wrong.map_or(Ok(numbers), Err)
+}
+
+/// The polygons that enclose something.
+fn enclosing(mut polygons: Vec<Vec<f64>>, note: &mut Note) -> Vec<Vec<f64>> {
+    polygons.retain(|polygon| {
+        if polygon.len() < 6 {
+            note(Code::MaskFewPoints, format!("a polygon of {} numbers: {polygon:?}", polygon.len()));
+            return false;
+        }
+        if polygon.len() % 2 == 1 {
+            note(Code::MaskOdd, format!("a polygon of {} numbers", polygon.len()));
+        }
+        true
+    });
+    polygons
+}
+
+fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
+    let (mut size, mut counts) = (None, None);
+    members(json, |key, value, _| match key {
+        "size" => size = Some(value),
+        "counts" => counts = Some(value),
+        _ => {}
+    })
+    .map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    let (Some(size), Some(counts)) = (size, counts) else { return Err(expected(json)) };
+    let sides = whole_numbers(size)?;
+    let &[height, width] = sides.as_slice() else {
+        return Err(format!("a size {}, expected [height, width]", shown(size)));
+    };
+    let rle = if counts.first() == Some(&b'"') {
+        let text = string(counts)?;
+        rle_from_string(&text, height, width).map_err(|error| error.to_string())?
+    } else {
+        let counts = whole_numbers(counts)?;
+        check_counts(&counts, height, width).map_err(|error| error.to_string())?;
+        Rle { h: height, w: width, counts }
+    };
+    let total: u64 = rle.counts.iter().map(|&run| u64::from(run)).sum();
+    let pixels = u64::from(height) * u64::from(width);
+    if total < pixels {
+        note(Code::MaskShort, format!("runs of {total} pixels for a mask of {height}x{width} = {pixels}"));
+    }
+    Ok(rle)
+}
+
+fn whole_numbers(json: &[u8]) -> Result<Vec<u32>, String> {
+    let mut numbers = Vec::new();
+    let mut wrong = None;
+    items(json, |item| match integer(item).ok().and_then(|written| u32::try_from(written.value).ok()) {
+        Some(value) => numbers.push(value),
+        None => {
+            wrong.get_or_insert_with(|| format!("{} is not a whole number of pixels", shown(item)));
+        }
+    })
+    .map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    wrong.map_or(Ok(numbers), Err)
 }
 
 #[cfg(test)]
@@ -107,10 +223,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_odd_is_noted() {
+        let noted = |text: &str| {
+            let mut codes = Vec::new();
+            Segmentation::parse_noting(text.as_bytes(), &mut |code, _| codes.push(code)).unwrap();
+            codes
+        };
+        assert_eq!(noted("[[1, 1, 5, 1, 5, 4]]"), []);
+        assert_eq!(noted("{\"size\": [2, 2], \"counts\": [1, 2]}"), [Code::MaskShort]);
+        assert_eq!(noted("[1, 1, 5, 1, 5, 4, 9]"), [Code::MaskFlat, Code::MaskOdd]);
+        assert_eq!(noted("[[1, 1, 5, 4], [], [1, 1, 5, 1, 5, 4]]"), [Code::MaskFewPoints, Code::MaskFewPoints]);
+    }
+
+    #[test]
+    fn a_list_of_run_lengths_is_their_union() {
+        let text = b"[{\"size\": [2, 2], \"counts\": [0, 1, 3]}, {\"size\": [2, 2], \"counts\": [3, 1]}]";
+        let Ok(Segmentation::RunLengths(rle)) = Segmentation::parse(text) else { panic!("no run lengths") };
+        assert_eq!(decode(&rle), [1, 0, 0, 1]);
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (text, expected) in [
             ("{\"size\": [2, 2], \"counts\": [1, 9]}", "4"),
             ("{\"size\": [2, 2]}", "polygons"),
+            ("[[1, 2, NaN, 4, 5, 6]]", "NaN"),
+            ("[[1, 2], 3]", "polygons"),
+            ("[1, 2, 3", "without an end"),
             ("\"abc\"", "polygons"),
         ] {
             let message = Segmentation::parse(text.as_bytes()).unwrap_err();

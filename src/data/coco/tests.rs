@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::data::findings::{Code, Severity};
 use crate::data::test_data::{self, SmallSet};
 
 fn image(id: i64) -> Value {
@@ -77,7 +78,7 @@ fn labels_follow_the_order_of_the_file() {
     let set = open(&[image(1)], &annotations, Split::Train, &["cup", "box"]).unwrap();
     assert_eq!(set.objects(0).labels, [0, 1]);
     assert_eq!(set.categories()[0], Category { id: 7, name: "box".into() });
-    assert!(set.warnings()[0].contains("order"), "{:?}", set.warnings());
+    assert_eq!(set.findings().counts(), [(Code::ClassOrder, 1)]);
     let only = open(&[image(1)], &annotations, Split::Train, &["cup"]).unwrap();
     assert_eq!((only.objects(0).ids, only.objects(0).labels), (&[2][..], &[0][..]));
     assert!(only.check_class_count(1).is_ok());
@@ -89,7 +90,7 @@ fn of_annotations_with_one_id_the_last_stands_for_all() {
     let second = with(annotation(1, 1), "bbox", json!([1, 1, 5, 5]));
     let set = open(&[image(1)], &[annotation(1, 1), second, annotation(2, 1)], Split::Train, &[]).unwrap();
     assert_eq!(set.objects(0).boxes[..2], [[1.0, 1.0, 6.0, 6.0]; 2]);
-    assert!(set.warnings()[0].contains("repeated"));
+    assert_eq!(set.findings().count(Code::AnnotationIdRepeated), 1);
 }
 
 #[test]
@@ -99,10 +100,16 @@ fn what_has_one_meaning_is_repaired_with_a_warning() {
     let orphan = annotation(3, 77);
     let set = open(&[image(1)], &[text_ids, bare, orphan], Split::Train, &[]).unwrap();
     assert_eq!(set.objects(0).ids, [1, 2], "without an id it is the place in the list, from 1");
-    let all = set.warnings().join("\n");
-    for part in ["2 ids are strings", "unknown images", "1 annotations have no area"] {
-        assert!(all.contains(part), "{all}");
-    }
+    use Code::{AnnotationAreaMissing, AnnotationCrowdMissing, AnnotationIdMissing, AnnotationIdText};
+    let expected = [
+        (AnnotationIdMissing, 1),
+        (AnnotationIdText, 2),
+        (Code::AnnotationImageUnknown, 1),
+        (AnnotationCrowdMissing, 1),
+        (AnnotationAreaMissing, 1),
+        (Code::CategoryUnused, 1),
+    ];
+    assert_eq!(set.findings().counts(), expected);
 }
 
 #[test]
@@ -111,10 +118,10 @@ fn errors_name_what_is_wrong_and_the_remedy() {
     let cases: [(Result<Dataset>, &str); 6] = [
         (open(&images, &[without(annotation(8, 1), "bbox")], Split::Train, &[]), "annotation 8: no bbox"),
         (open(&images, &[with(annotation(8, 1), "segmentation", json!([]))], Split::Train, &[]), "no segmentation"),
-        (open(&[image(1), image(1)], &[], Split::Val, &[]), "image id 1 stands for"),
         (open(&images, &[annotation(1, 1)], Split::Train, &["boxx"]), "the nearest is \"box\""),
-        (open(&images, &[], Split::Train, &[]), "no picture to train on"),
+        (open(&images, &[], Split::Train, &[]), "nothing to train on"),
         (open(&[without(image(4), "width")], &[], Split::Val, &[]), "image 4: no width"),
+        (open(&[json!({"id": 4})], &[], Split::Val, &[]), "image 4: no file_name"),
     ];
     for (result, expected) in cases {
         let error = result.unwrap_err();
@@ -157,7 +164,7 @@ fn real_annotations_are_read_like_a_naive_reader_does() {
         .collect();
     assert_eq!(set.image_ids(), expected);
     assert_eq!(set.categories().len(), 80);
-    assert!(set.warnings().is_empty(), "{:?}", set.warnings());
+    assert_eq!(set.findings().number_of(Severity::Warning), 0, "{:?}", set.findings().counts());
     for i in 0..set.len() {
         let masks = set.segmentations(i).unwrap();
         for (mask, id) in masks.iter().zip(set.objects(i).ids) {

@@ -1,124 +1,103 @@
 //! JSON values as annotation files have them: the same number may be written as a number, a string or a truth value.
 
-use std::fmt;
+use super::json::{items, number, string};
 
-use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+/// 2^53: above it a float no longer tells neighbouring integers apart.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// A whole number; accepts `7`, `7.0` and `"7"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Integer {
-    pub value: i64,
-    /// Whether it was written as a string, which the reference does not accept.
-    pub was_text: bool,
-}
-
-impl<'de> Deserialize<'de> for Integer {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl Visitor<'_> for Any {
-            type Value = Integer;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a whole number")
-            }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Integer, E> {
-                Ok(Integer { value, was_text: false })
-            }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Integer, E> {
-                let value = i64::try_from(value).map_err(|_| E::custom(format!("{value} is too large")))?;
-                Ok(Integer { value, was_text: false })
-            }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Integer, E> {
-                // 2^53: above it a float no longer tells neighbouring integers apart.
-                if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
-                    Ok(Integer { value: value as i64, was_text: false })
-                } else {
-                    Err(E::invalid_value(de::Unexpected::Float(value), &self))
-                }
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Integer, E> {
-                let value = text.trim().parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))?;
-                Ok(Integer { value, was_text: true })
-            }
-        }
-        deserializer.deserialize_any(Any)
-    }
-}
-
-/// A flag; accepts 0, 1, any other number as Python's truth value has it, and `true` or `false`.
+/// A value, and whether it was written as a string, which the reference does not accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Flag(pub bool);
+pub(super) struct Written<T> {
+    pub value: T,
+    pub as_text: bool,
+}
 
-impl<'de> Deserialize<'de> for Flag {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl Visitor<'_> for Any {
-            type Value = Flag;
+/// An id as it is written: a whole number, perhaps in quotes, or a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RawId {
+    Number(Written<i64>),
+    /// A string that is no number.
+    Name(String),
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("0 or 1")
-            }
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Flag, E> {
-                Ok(Flag(value))
-            }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Flag, E> {
-                Ok(Flag(value != 0))
-            }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Flag, E> {
-                Ok(Flag(value != 0))
-            }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Flag, E> {
-                Ok(Flag(value != 0.0))
-            }
-            fn visit_unit<E: de::Error>(self) -> Result<Flag, E> {
-                Ok(Flag(false))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Flag, E> {
-                match text.trim() {
-                    "0" => Ok(Flag(false)),
-                    "1" => Ok(Flag(true)),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Any)
+/// Reads `7`, `7.0` and `"7"`.
+pub(super) fn integer(text: &[u8]) -> Result<Written<i64>, String> {
+    let wrong = || format!("{} is not a whole number", shown(text));
+    if text.first() == Some(&b'"') {
+        let content = string(text)?;
+        return content.trim().parse().map(|value| Written { value, as_text: true }).map_err(|_| wrong());
+    }
+    if let Some(value) = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
+        return Ok(Written { value, as_text: false });
+    }
+    let float = number(text).filter(|value| value.fract() == 0.0 && value.abs() <= EXACT).ok_or_else(wrong)?;
+    Ok(Written { value: float as i64, as_text: false })
+}
+
+/// Reads an id; any string that is no number is a name.
+pub(super) fn id(text: &[u8]) -> Result<RawId, String> {
+    match integer(text) {
+        Ok(number) => Ok(RawId::Number(number)),
+        Err(_) if text.first() == Some(&b'"') => Ok(RawId::Name(string(text)?.into_owned())),
+        Err(message) => Err(message),
     }
 }
 
-/// A box as `[x, y, width, height]` in pixels; `None` for null or an empty list.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct BoxValue(pub Option<[f64; 4]>);
-
-impl<'de> Deserialize<'de> for BoxValue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = BoxValue;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a box of four numbers [x, y, width, height]")
-            }
-            fn visit_unit<E: de::Error>(self) -> Result<BoxValue, E> {
-                Ok(BoxValue(None))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<BoxValue, A::Error> {
-                let mut sides = [0.0; 4];
-                let mut count = 0;
-                while let Some(value) = list.next_element::<f64>()? {
-                    if let Some(side) = sides.get_mut(count) {
-                        *side = value;
-                    }
-                    count += 1;
-                }
-                match count {
-                    0 => Ok(BoxValue(None)),
-                    4 => Ok(BoxValue(Some(sides))),
-                    _ => Err(de::Error::invalid_length(count, &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Any)
+/// Reads a number, which may be in quotes.
+pub(super) fn float(text: &[u8]) -> Result<Written<f64>, String> {
+    let wrong = || format!("{} is not a number", shown(text));
+    if text.first() == Some(&b'"') {
+        let content = string(text)?;
+        let value = number(content.trim().as_bytes()).ok_or_else(wrong)?;
+        return Ok(Written { value, as_text: true });
     }
+    number(text).map(|value| Written { value, as_text: false }).ok_or_else(wrong)
+}
+
+/// Reads a flag: 0, 1, any other number as Python's truth value has it, `true`, `false`, or null for false.
+pub(super) fn flag(text: &[u8]) -> Result<bool, String> {
+    match text {
+        b"true" => return Ok(true),
+        b"false" | b"null" => return Ok(false),
+        _ => {}
+    }
+    let value = float(text).map_err(|_| format!("{} is neither 0 nor 1", shown(text)))?;
+    Ok(value.value != 0.0)
+}
+
+/// Reads a box `[x, y, width, height]`; `None` for null or an empty list.
+pub(super) fn bbox(text: &[u8]) -> Result<Option<Written<[f64; 4]>>, String> {
+    if text == b"null" {
+        return Ok(None);
+    }
+    let mut sides = [0.0; 4];
+    let (mut count, mut as_text, mut wrong) = (0, false, None);
+    let list = items(text, |item| {
+        match float(item) {
+            Ok(side) => {
+                as_text |= side.as_text;
+                if let Some(slot) = sides.get_mut(count) {
+                    *slot = side.value;
+                }
+            }
+            Err(message) => wrong = Some(message),
+        }
+        count += 1;
+    });
+    match (list, count, wrong) {
+        (Ok(()), 0, _) => Ok(None),
+        (Ok(()), 4, None) => Ok(Some(Written { value: sides, as_text })),
+        (Ok(()), _, Some(message)) => Err(message),
+        _ => Err(format!("{} is not a box of four numbers [x, y, width, height]", shown(text))),
+    }
+}
+
+/// A text for a message: its start, on one line.
+pub(super) fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&text[..text.len().min(160)]);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    if line.chars().count() > 40 { format!("{}...", line.chars().take(40).collect::<String>()) } else { line }
 }
 
 #[cfg(test)]
@@ -127,33 +106,36 @@ mod tests {
 
     #[test]
     fn an_integer_may_be_written_as_a_whole_float_or_a_string() {
-        let read = |text| serde_json::from_str::<Integer>(text);
-        assert_eq!(read("7").unwrap(), Integer { value: 7, was_text: false });
-        assert_eq!(read("-7.0").unwrap(), Integer { value: -7, was_text: false });
-        assert_eq!(read("\"7\"").unwrap(), Integer { value: 7, was_text: true });
-        for wrong in ["7.5", "\"a\"", "null", "[7]", "1e300", "18446744073709551615"] {
-            assert!(read(wrong).is_err(), "{wrong}");
+        assert_eq!(integer(b"7"), Ok(Written { value: 7, as_text: false }));
+        assert_eq!(integer(b"-7.0"), Ok(Written { value: -7, as_text: false }));
+        assert_eq!(integer(b"\" 7\""), Ok(Written { value: 7, as_text: true }));
+        for wrong in ["7.5", "\"a\"", "null", "[7]", "1e300", "18446744073709551615", "NaN", "true", ""] {
+            assert!(integer(wrong.as_bytes()).is_err(), "{wrong}");
         }
+        assert_eq!(id(b"\"a-1\""), Ok(RawId::Name("a-1".into())));
+        assert!(id(b"null").is_err());
     }
 
     #[test]
     fn a_flag_is_a_truth_value_in_any_spelling() {
-        let read = |text| serde_json::from_str::<Flag>(text).map(|flag| flag.0);
-        for (text, value) in [("0", false), ("1", true), ("true", true), ("false", false), ("null", false), ("2", true)]
-        {
-            assert_eq!(read(text).unwrap(), value, "{text}");
+        let table = [("0", false), ("1", true), ("true", true), ("false", false), ("null", false), ("2", true)];
+        for (text, value) in table.into_iter().chain([("\"0\"", false), ("\"1\"", true), ("0.0", false)]) {
+            assert_eq!(flag(text.as_bytes()), Ok(value), "{text}");
         }
-        assert!(read("\"yes\"").is_err());
+        assert!(flag(b"\"yes\"").is_err());
     }
 
     #[test]
     fn a_box_has_four_numbers_or_none() {
-        let read = |text| serde_json::from_str::<BoxValue>(text).map(|b| b.0);
-        assert_eq!(read("[1,2.5,3,4]").unwrap(), Some([1.0, 2.5, 3.0, 4.0]));
-        assert_eq!(read("[]").unwrap(), None);
-        assert_eq!(read("null").unwrap(), None);
-        assert!(read("[1,2,3]").unwrap_err().to_string().contains("[x, y, width, height]"));
-        assert!(read("[1,2,3,4,5]").is_err());
-        assert!(read("[\"1\",2,3,4]").is_err());
+        let value = |text: &str| bbox(text.as_bytes()).map(|found| found.map(|found| found.value));
+        assert_eq!(value("[1,2.5,3,4]"), Ok(Some([1.0, 2.5, 3.0, 4.0])));
+        assert_eq!(value("[]"), Ok(None));
+        assert_eq!(value("null"), Ok(None));
+        assert!(value("[1,2,3]").unwrap_err().contains("[x, y, width, height]"));
+        assert!(value("[1,2,3,4,5]").is_err());
+        assert!(value("[1,2,3,null]").unwrap_err().contains("null"));
+        assert!(value("{}").is_err());
+        assert_eq!(bbox(b"[\"1\",2,3,4]"), Ok(Some(Written { value: [1.0, 2.0, 3.0, 4.0], as_text: true })));
+        assert!(value("[NaN,2,3,4]").unwrap().unwrap()[0].is_nan());
     }
 }

@@ -5,12 +5,16 @@
 //! `docs/data-codes.md` is made from [`Code::facts`].
 
 mod code;
+#[cfg(test)]
+mod documentation;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::error::{Error, Result};
 
 pub use code::{Code, Facts, Severity};
 
@@ -90,6 +94,25 @@ pub struct Finding {
     pub message: String,
 }
 
+impl Serialize for Finding {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Flat<'a> {
+            code: Code,
+            severity: Severity,
+            file: std::borrow::Cow<'a, str>,
+            #[serde(flatten)]
+            place: &'a Place,
+            message: &'a str,
+            remedy: &'static str,
+        }
+        let Facts { severity, remedy, .. } = self.code.facts();
+        let file = self.file.to_string_lossy();
+        Flat { code: self.code, severity, file, place: &self.place, message: &self.message, remedy }
+            .serialize(serializer)
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Facts { severity, remedy, .. } = self.code.facts();
@@ -112,17 +135,25 @@ pub struct Findings {
 impl Default for Findings {
     /// Keeps what people read at the start of a job.
     fn default() -> Self {
-        Self::keeping(3)
+        Self::keeping(Self::KEPT_AT_START)
     }
 }
 
 impl Findings {
+    /// Findings of each code that are kept at the start of a job.
+    pub const KEPT_AT_START: usize = 3;
+
     /// Keeps the first `keep` findings of each code and counts the rest.
     pub fn keeping(keep: usize) -> Self {
         Self { keep, counts: BTreeMap::new(), kept: Vec::new() }
     }
 
-    /// Adds a finding; `message` is only asked for if the finding is kept.
+    /// An empty collection that keeps as many.
+    pub fn none(&self) -> Self {
+        Self::keeping(self.keep)
+    }
+
+    /// Adds a finding; `place` and `message` are only asked for if the finding is kept.
     pub fn add(&mut self, code: Code, file: &Path, place: impl FnOnce() -> Place, message: impl FnOnce() -> String) {
         let count = self.counts.entry(code).or_default();
         *count += 1;
@@ -144,6 +175,14 @@ impl Findings {
         }
         for (code, count) in other.counts {
             *self.counts.entry(code).or_default() += count;
+        }
+    }
+
+    /// Takes all findings of the code `from` for findings of `to`, which means something else for the job.
+    pub fn rename(&mut self, from: Code, to: Code) {
+        if let Some(count) = self.counts.remove(&from) {
+            *self.counts.entry(to).or_default() += count;
+            self.kept.iter_mut().filter(|finding| finding.code == from).for_each(|finding| finding.code = to);
         }
     }
 
@@ -172,6 +211,17 @@ impl Findings {
     /// Number of findings of a severity.
     pub fn number_of(&self, severity: Severity) -> usize {
         self.counts.iter().filter(|(code, _)| code.facts().severity == severity).map(|(_, count)| count).sum()
+    }
+
+    /// Stops if there is an error among the findings.
+    ///
+    /// # Errors
+    /// A data error with a line for each code of that severity.
+    pub fn refuse_errors(&self) -> Result<()> {
+        match self.lines(Severity::Error) {
+            lines if lines.is_empty() => Ok(()),
+            lines => Err(Error::data(lines.join("\n"))),
+        }
     }
 
     /// One line for each code of a severity: the first finding, and how many more there are.

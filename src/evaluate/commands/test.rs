@@ -8,12 +8,12 @@ use fnet_protocol::cli;
 
 use super::{Host, Wanted, load, to_paint};
 use crate::config::Metric;
-use crate::data::{Dataset, Picture, Split, load_picture};
+use crate::data::{Dataset, Picture, Severity, Split, check_before_job, load_picture};
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use crate::evaluate::metrics::Metrics;
 use crate::evaluate::paint::{Object, Painter, painted_path, save, unused};
-use crate::evaluate::results::{ImageResult, write_atomically, write_files};
+use crate::evaluate::results::{ImageResult, WrittenIds, write_atomically, write_files};
 
 /// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` with `--format-only`.
 ///
@@ -37,7 +37,8 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     }
     let first = host.ranks.rank() == 0;
     if first {
-        dataset.warnings().iter().for_each(|warning| (host.say)(warning));
+        dataset.findings().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
+        check_before_job(&trained.config, &[&dataset])?.iter().for_each(|warning| (host.say)(warning));
         if let Some(text) = other_names(&trained.classes, &dataset) {
             (host.say)(&text);
         }
@@ -74,7 +75,8 @@ fn finish(
     host: &mut Host<'_>,
 ) -> Result<()> {
     if arguments.out.is_some() || arguments.format_only {
-        let ids: Vec<i64> = dataset.categories().iter().map(|category| category.id).collect();
+        let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
+        let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
         for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
             (host.say)(&format!("detections written to {}", path.display()));
         }

@@ -7,7 +7,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use hotcoco::COCO;
@@ -18,8 +17,8 @@ pub use scores::{Scores, limit_of_first};
 
 use super::results::{ImageResult, category_id, xywh};
 use crate::config::{Evaluation, Metric};
-use crate::data::Category;
-use crate::error::{Error, Result};
+use crate::data::{Category, Dataset};
+use crate::error::Result;
 
 /// What the detections are compared with: the objects of the annotation file, ready for evaluation.
 #[derive(Clone)]
@@ -30,35 +29,57 @@ pub struct GroundTruth {
 }
 
 impl GroundTruth {
-    /// Reads an annotation file. `image_ids` are the pictures that count, `categories` the classes in the order of the
-    /// labels.
+    /// The objects and pictures of a set.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is no COCO annotation file, or its ids are negative.
-    pub fn open(path: &Path, image_ids: &[i64], categories: &[Category]) -> Result<Self> {
-        let mut coco = COCO::new(path)
-            .map_err(|error| Error::data(format!("{}: {error}. Expected a COCO annotation file", path.display())))?;
-        Self::new(std::mem::take(&mut coco.dataset), image_ids, categories)
+    /// A data error with what is wrong in the annotation file.
+    pub fn of(dataset: &Dataset) -> Result<Self> {
+        let categories = dataset.categories();
+        let annotations = dataset.true_objects()?.into_iter().map(|object| hotcoco::Annotation {
+            image_id: unsigned(object.image_id),
+            category_id: unsigned(categories[object.label].id),
+            bbox: Some(object.bbox),
+            area: Some(object.area),
+            segmentation: object.mask,
+            iscrowd: object.is_crowd,
+            ..Default::default()
+        });
+        let images = (0..dataset.len()).map(|index| {
+            let image = dataset.image(index);
+            hotcoco::Image {
+                id: unsigned(image.id),
+                file_name: image.file_name.to_owned(),
+                width: image.width as u32,
+                height: image.height as u32,
+                ..Default::default()
+            }
+        });
+        let named = categories.iter().map(|category| hotcoco::Category {
+            id: unsigned(category.id),
+            name: category.name.clone(),
+            ..Default::default()
+        });
+        let truth = hotcoco::Dataset {
+            images: images.collect(),
+            annotations: annotations.collect(),
+            categories: named.collect(),
+            ..Default::default()
+        };
+        Ok(Self::new(truth, dataset.image_ids(), categories))
     }
 
-    /// Takes an annotation file in memory.
+    /// Takes an annotation file in memory. `image_ids` are the pictures that count, `categories` the classes in the order
+    /// of the labels.
     ///
     /// Annotation ids are given anew from 1: the reference's evaluator takes the id 0 for "not matched", and an id
     /// that occurs twice for one object.
-    ///
-    /// # Errors
-    ///
-    /// An id of an image or a category is negative.
-    pub fn new(mut dataset: hotcoco::Dataset, image_ids: &[i64], categories: &[Category]) -> Result<Self> {
+    pub fn new(mut dataset: hotcoco::Dataset, image_ids: &[i64], categories: &[Category]) -> Self {
         for (id, annotation) in (1..).zip(&mut dataset.annotations) {
             annotation.id = id;
         }
-        let image_ids = image_ids.iter().map(|&id| unsigned("image", id)).collect::<Result<_>>()?;
-        for category in categories {
-            unsigned("category", category.id)?;
-        }
-        Ok(Self { coco: Arc::new(COCO::from_dataset(dataset)), image_ids, categories: categories.to_vec() })
+        let image_ids = image_ids.iter().map(|&id| unsigned(id)).collect();
+        Self { coco: Arc::new(COCO::from_dataset(dataset)), image_ids, categories: categories.to_vec() }
     }
 
     /// The classes in the order of the labels.
@@ -77,8 +98,9 @@ impl GroundTruth {
     }
 }
 
-fn unsigned(what: &str, id: i64) -> Result<u64> {
-    u64::try_from(id).map_err(|_| Error::data(format!("{what} id {id} is negative; COCO ids start from 0")))
+/// An id as hotcoco takes it: negative ones become large, so that each stays its own.
+fn unsigned(id: i64) -> u64 {
+    id as u64
 }
 
 /// The result of an evaluation.
@@ -198,11 +220,11 @@ fn distinct_names(categories: &[Category]) -> Vec<String> {
 fn annotations(results: &[ImageResult], category_ids: &[i64], kind: Metric) -> Result<Vec<hotcoco::Annotation>> {
     let mut annotations = Vec::with_capacity(results.iter().map(|image| image.detections.len()).sum());
     for image in results {
-        let image_id = unsigned("image", image.image_id)?;
+        let image_id = unsigned(image.image_id);
         for detection in &image.detections {
             let mut annotation = hotcoco::Annotation {
                 image_id,
-                category_id: unsigned("category", category_id(category_ids, detection.label)?)?,
+                category_id: unsigned(*category_id(category_ids, detection.label)?),
                 score: Some(f64::from(detection.score)),
                 ..Default::default()
             };

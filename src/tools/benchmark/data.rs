@@ -15,7 +15,7 @@ use tch::Device;
 
 use super::publish;
 use crate::config;
-use crate::data::{Dataset, Loader, Picture, Split, StageTimes, TrainOptions, train_indices};
+use crate::data::{Dataset, Loader, Picture, Severity, Split, StageTimes, TrainOptions, train_indices};
 use crate::error::{Error, Result};
 use crate::process;
 
@@ -63,7 +63,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     let mut config = config::load(&arguments.config, &arguments.set)?.config;
     config.data.workers_per_gpu = arguments.threads;
     let dataset = Arc::new(Dataset::open(&config.data, Split::Train)?);
-    dataset.warnings().iter().for_each(|warning| control.note(warning));
+    dataset.findings().lines(Severity::Warning).iter().for_each(|warning| control.note(warning));
     let batch = config.data.samples_per_gpu;
     let flags = dataset.aspect_flags();
     let epoch = |number: u64| train_indices(&flags, number, config.train.seed, 0, 1, batch);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 /// A `key=value` that overrides the config.
-fn parse_override(text: &str) -> Result<String, String> {
+pub(super) fn parse_override(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
         _ => Err("expected KEY=VALUE, for example optimizer.lr=0.01".to_owned()),
@@ -191,7 +191,7 @@ fn parse_beyond_warm_up(text: &str) -> Result<usize, String> {
     number.ok_or(format!("expected a whole number above {WARM_UP}, the pictures of the warm-up"))
 }
 
-fn parse_positive(text: &str) -> Result<usize, String> {
+pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&number| number > 0).ok_or("expected a whole number above 0".into())
 }
 
@@ -376,53 +376,6 @@ pub struct Export {
     /// Config whose model the weights must fit; they are written in its order [default: the one stored in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
-}
-
-/// `browse`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Examples:\n  \
-    fnet-launch browse configs/demo.toml --out browsed\n  \
-    fnet-launch browse cfg.toml --out browsed --split val --max 20")]
-pub struct Browse {
-    /// Config (TOML)
-    pub config: PathBuf,
-    /// Folder for the painted pictures
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// The set: data.train or data.val of the config
-    #[arg(long, value_name = "SPLIT", default_value = "train")]
-    pub split: SplitName,
-    /// Paint at most so many pictures, the first of the set
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_positive)]
-    pub max: usize,
-    /// The epoch whose augmentations are shown, from 1
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub epoch: u64,
-    /// Prepare training pictures as those of an evaluation: data.pipeline.test_scale, not mirrored
-    #[arg(long)]
-    pub no_augment: bool,
-    /// Override values of the config; takes several
-    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
-    pub set: Vec<String>,
-}
-
-/// One of a config's sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SplitName {
-    /// data.train
-    Train,
-    /// data.val
-    Val,
-}
-
-impl SplitName {
-    /// As it is written on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            SplitName::Train => "train",
-            SplitName::Val => "val",
-        }
-    }
 }
 
 /// `print-config`

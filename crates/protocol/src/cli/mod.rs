@@ -4,6 +4,7 @@
 //! [`WorkerCommand::to_args`] is the inverse of parsing.
 
 mod commands;
+mod data;
 mod place;
 mod rewrite;
 mod to_args;
@@ -15,9 +16,10 @@ use clap::{Parser, Subcommand};
 use crate::work_dir::is_pytorch_file;
 
 pub use commands::{
-    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, Completions, Export, Flops,
-    Metric, Predict, PrintConfig, Resume, Shape, ShellName, SplitName, Synth, SynthLayout, Test, Train, WARM_UP,
+    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric,
+    Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout, Test, Train, WARM_UP,
 };
+pub use data::{Browse, CheckData, SplitName};
 pub use place::{ColorChoice, Device, Gpus, Place};
 
 /// `fnet-launch`: starts one worker per GPU (or per `--nproc` on the CPU) and looks after them.
@@ -88,6 +90,8 @@ pub enum WorkerCommand {
     Flops(Flops),
     /// Measure speed.
     Benchmark(Benchmark),
+    /// Read all annotations and pictures, and say what is wrong with them.
+    CheckData(CheckData),
     /// Print the resolved config as TOML, with where each value came from.
     PrintConfig(PrintConfig),
     /// Write a checkpoint's weights for PyTorch and MMDetection, or as safetensors.

@@ -247,13 +247,19 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
     let export = (path(), path(), any::<bool>(), of(path())).prop_map(|(checkpoint, out, with_optimizer, config)| {
         WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
     });
+    let check = (path(), of(any::<bool>()), any::<[bool; 2]>(), 0..99_usize, overrides()).prop_map(
+        |(config, split, [decode, json], list, set)| {
+            let split = split.map(|train| if train { SplitName::Train } else { SplitName::Val });
+            WorkerCommand::CheckData(CheckData { config, split, decode, list, json, set })
+        },
+    );
     let split = prop_oneof![Just(SplitName::Train), Just(SplitName::Val)];
     let browse = (path(), path(), split, 1..999_usize, 1..99_u64, any::<bool>(), overrides()).prop_map(
         |(config, out, split, max, epoch, no_augment, set)| {
             WorkerCommand::Browse(Browse { config, out, split, max, epoch, no_augment, set })
         },
     );
-    prop_oneof![flops, print, predict, train, infer, data, export, browse]
+    prop_oneof![flops, check, print, predict, train, infer, data, export, browse]
 }
 
 #[test]

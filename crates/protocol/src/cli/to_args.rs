@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::rewrite::{RESUME, is_value};
 use super::{
-    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, Export, Flops, Place, Predict,
+    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, CheckData, Export, Flops, Place, Predict,
     PrintConfig, Resume, Test, Train, WorkerCommand,
 };
 
@@ -92,6 +92,7 @@ impl WorkerCommand {
                 BenchmarkCommand::Train(command) => command.to_args(),
                 BenchmarkCommand::Data(command) => command.to_args(),
             },
+            WorkerCommand::CheckData(command) => command.to_args(),
             WorkerCommand::PrintConfig(command) => command.to_args(),
             WorkerCommand::Export(command) => command.to_args(),
             WorkerCommand::Browse(command) => command.to_args(),
@@ -213,6 +214,21 @@ impl Browse {
             .number("--max", Some(self.max))
             .number("--epoch", Some(self.epoch))
             .flag("--no-augment", self.no_augment)
+            .set(&self.set)
+            .positional([self.config.as_path()])
+    }
+}
+
+impl CheckData {
+    fn to_args(&self) -> Vec<OsString> {
+        let mut arguments = Arguments::new(&["check-data"]);
+        if let Some(split) = self.split {
+            arguments.value("--split", split.name());
+        }
+        arguments
+            .flag("--decode", self.decode)
+            .number("--list", Some(self.list))
+            .flag("--json", self.json)
             .set(&self.set)
             .positional([self.config.as_path()])
     }

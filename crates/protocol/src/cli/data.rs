@@ -1,0 +1,80 @@
+//! Commands about data sets.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::commands::{parse_override, parse_positive};
+
+/// `check-data`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch check-data cfg.toml --decode\n  \
+    fnet-launch check-data cfg.toml --json > findings.json\n\n\
+    Exit codes: 0 no errors, 2 the config is wrong, 3 errors were found. docs/data-codes.md explains every code.")]
+pub struct CheckData {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Check one set alone [default: both, and against each other]
+    #[arg(long, value_name = "SPLIT")]
+    pub split: Option<SplitName>,
+    /// Decode every picture, not only its header
+    #[arg(long)]
+    pub decode: bool,
+    /// Findings of each kind to list for people; 0 for the table alone
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub list: usize,
+    /// Print every finding as JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// `browse`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch browse configs/demo.toml --out browsed\n  \
+    fnet-launch browse cfg.toml --out browsed --split val --max 20")]
+pub struct Browse {
+    /// Config (TOML)
+    pub config: PathBuf,
+    /// Folder for the painted pictures
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The set: data.train or data.val of the config
+    #[arg(long, value_name = "SPLIT", default_value = "train")]
+    pub split: SplitName,
+    /// Paint at most so many pictures, the first of the set
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_positive)]
+    pub max: usize,
+    /// The epoch whose augmentations are shown, from 1
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub epoch: u64,
+    /// Prepare training pictures as those of an evaluation: data.pipeline.test_scale, not mirrored
+    #[arg(long)]
+    pub no_augment: bool,
+    /// Override values of the config; takes several
+    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub set: Vec<String>,
+}
+
+/// One of a config's sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// data.train
+    Train,
+    /// data.val
+    Val,
+}
+
+impl SplitName {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            SplitName::Train => "train",
+            SplitName::Val => "val",
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Checks of whole data sets, before training and by `check-data`.
+
+mod pictures;
+mod splits;
+#[cfg(test)]
+mod tests;
+
+use super::coco::{Dataset, Split};
+use super::findings::{Code, Findings, Severity};
+use crate::config::{Config, OnError};
+use crate::error::Result;
+
+/// How thorough a check is.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Findings of each code to keep.
+    pub keep: usize,
+    /// Read the header of every picture.
+    pub headers: bool,
+    /// Decode every picture; `headers` is then implied.
+    pub decode: bool,
+}
+
+impl Scope {
+    /// What is checked before every job: annotations, masks, and that the files exist; no picture is opened.
+    pub fn quick() -> Self {
+        Self { keep: Findings::KEPT_AT_START, headers: false, decode: false }
+    }
+}
+
+/// What was checked of one set.
+#[derive(Debug)]
+pub struct Checked {
+    /// Which set.
+    pub split: Split,
+    /// The set; `None` if its annotation file cannot be used.
+    pub dataset: Option<Dataset>,
+}
+
+/// Checks the sets `splits` of `config`, each by itself and against the other and the model. `progress` hears of
+/// pictures done and in all.
+pub fn check(
+    config: &Config,
+    splits: &[Split],
+    scope: Scope,
+    progress: &(dyn Fn(Split, usize, usize) + Sync),
+) -> (Vec<Checked>, Findings) {
+    let mut findings = Findings::keeping(scope.keep);
+    let sets: Vec<Checked> = splits
+        .iter()
+        .map(|&split| {
+            let (dataset, found) = Dataset::inspect(&config.data, split, scope.keep);
+            findings.append(found);
+            Checked { split, dataset }
+        })
+        .collect();
+    let readable: Vec<&Dataset> = sets.iter().filter_map(|set| set.dataset.as_ref()).collect();
+    findings.append(check_sets(config, &readable, scope, progress));
+    (sets, findings)
+}
+
+/// The checks before a job: those of [`Scope::quick`], on sets that are open.
+///
+/// # Errors
+/// A data error with what [`Findings::lines`] says of the errors; the rest is what the log should say.
+pub fn check_before_job(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
+    let findings = check_sets(config, sets, Scope::quick(), &|_, _, _| {});
+    findings.refuse_errors()?;
+    Ok(findings.lines(Severity::Warning))
+}
+
+/// Checks sets that are open: their masks and pictures, and how they fit together. What [`Dataset::findings`] holds is
+/// not repeated.
+fn check_sets(
+    config: &Config,
+    sets: &[&Dataset],
+    scope: Scope,
+    progress: &(dyn Fn(Split, usize, usize) + Sync),
+) -> Findings {
+    let mut findings = Findings::keeping(scope.keep);
+    for dataset in sets {
+        dataset.check_masks(&mut findings);
+        dataset.check_files(&mut findings);
+        if scope.headers || scope.decode {
+            let report = |done| progress(dataset.split(), done, dataset.len());
+            findings.append(pictures::check(dataset, &config.data.pipeline, scope, &report));
+        }
+    }
+    splits::check(config, sets, &mut findings);
+    if config.data.on_error == OnError::Skip {
+        for code in [Code::PictureMissing, Code::PictureUnreadable] {
+            findings.rename(code, Code::PictureLeftOut);
+        }
+    }
+    findings
+}

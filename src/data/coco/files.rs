@@ -1,0 +1,218 @@
+//! From the names of an annotation file to picture files, also where other systems have spelled them in their way.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use unicode_normalization::UnicodeNormalization;
+
+use super::Dataset;
+use crate::data::findings::{Code, Findings, Place};
+
+/// What a name in the annotation file stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The file of that name.
+    Named(PathBuf),
+    /// The only file that can be meant, and how its name differs.
+    Meant(PathBuf, &'static str),
+    /// No file has the name, and more than one can be meant.
+    Unclear { named: PathBuf, others: Vec<String> },
+    /// There is none.
+    Missing(PathBuf),
+}
+
+impl Found {
+    /// The file to open; where it is unclear or missing, the one that the annotation file names.
+    pub fn into_path(self) -> PathBuf {
+        match self {
+            Self::Named(path) | Self::Meant(path, _) | Self::Unclear { named: path, .. } | Self::Missing(path) => path,
+        }
+    }
+}
+
+/// The names in folders of pictures, each folder read once, when it is needed.
+#[derive(Debug, Default)]
+pub(super) struct Folders {
+    known: Mutex<HashMap<PathBuf, Arc<Listing>>>,
+}
+
+#[derive(Debug)]
+struct Listing {
+    names: HashSet<OsString>,
+    /// Names by their folded form.
+    folded: OnceLock<HashMap<String, Vec<OsString>>>,
+}
+
+impl Listing {
+    fn of(folder: &Path) -> Self {
+        let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        Self { names, folded: OnceLock::new() }
+    }
+
+    /// Names that differ from `name` by case or Unicode form alone.
+    fn like(&self, name: &str) -> &[OsString] {
+        let folded = self.folded.get_or_init(|| {
+            let mut folded: HashMap<String, Vec<OsString>> = HashMap::with_capacity(self.names.len());
+            for name in &self.names {
+                folded.entry(fold(&name.to_string_lossy())).or_default().push(name.clone());
+            }
+            folded.values_mut().for_each(|names| names.sort_unstable());
+            folded
+        });
+        folded.get(&fold(name)).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The same for names that differ by case or by the Unicode form of their accents.
+fn fold(name: &str) -> String {
+    name.nfc().collect::<String>().to_lowercase().nfc().collect()
+}
+
+impl Folders {
+    /// The file that `name` stands for in `folder`.
+    pub fn find(&self, folder: &Path, name: &str) -> Found {
+        let named = folder.join(name);
+        if named.exists() {
+            return Found::Named(named);
+        }
+        let slashes = name.replace('\\', "/");
+        let spellings = [
+            (slashes.clone(), "with slashes for backslashes"),
+            (percent_decoded(&slashes), "with its percent signs decoded"),
+        ];
+        for (spelling, how) in &spellings {
+            let path = folder.join(spelling);
+            if spelling != name && path.exists() {
+                return Found::Meant(path, how);
+            }
+        }
+        for (spelling, _) in &spellings {
+            let path = folder.join(spelling);
+            let (Some(parent), Some(file)) = (path.parent(), path.file_name()) else { continue };
+            let listing = self.listing(parent);
+            match listing.like(&file.to_string_lossy()) {
+                [] => {}
+                [only] => return Found::Meant(parent.join(only), "by another case or Unicode form"),
+                several => {
+                    let others = several.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+                    return Found::Unclear { named, others };
+                }
+            }
+        }
+        Found::Missing(named)
+    }
+
+    /// Whether there is a file `name` in `folder`; reads the folder rather than ask for each file.
+    fn has(&self, folder: &Path, name: &str) -> bool {
+        let path = folder.join(name);
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(file)) => self.listing(parent).names.contains(file),
+            _ => path.exists(),
+        }
+    }
+
+    fn listing(&self, folder: &Path) -> Arc<Listing> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(folder.to_owned()).or_insert_with(|| Arc::new(Listing::of(folder))))
+    }
+}
+
+/// The name with `%20` and the like decoded; as it is where that gives no text.
+fn percent_decoded(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = match (first, after) {
+            (b'%', [high, low, ..]) => hexadecimal(*high).zip(hexadecimal(*low)),
+            _ => None,
+        };
+        match code {
+            Some((high, low)) => {
+                bytes.push(high * 16 + low);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok().filter(|decoded| !decoded.contains('\0')).unwrap_or_else(|| name.to_owned())
+}
+
+fn hexadecimal(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).map(|value| value as u8)
+}
+
+impl Dataset {
+    /// Checks that every picture has a file.
+    pub fn check_files(&self, findings: &mut Findings) {
+        // A name with a folder of its own still has to be looked for in that folder, not in the set's.
+        for index in 0..self.len() {
+            let image = self.image(index);
+            if self.folders.has(&self.folder, image.file_name) {
+                continue;
+            }
+            let place = || Place::image(self.written_image_id(image.id).to_string().trim_matches('"'));
+            match self.folders.find(&self.folder, image.file_name) {
+                Found::Named(_) => {}
+                Found::Meant(path, how) => findings.add(Code::PictureNameMeant, &self.path, place, || {
+                    format!("no file {:?}; {} is taken, {how}", image.file_name, path.display())
+                }),
+                Found::Unclear { named, others } => findings.add(Code::PictureNameUnclear, &named, place, || {
+                    format!("no such file, and {} can be meant", others.join(" or "))
+                }),
+                Found::Missing(path) => findings.add(Code::PictureMissing, &path, place, || match path.parent() {
+                    Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
+                    _ => "no such file".into(),
+                }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn names_of_other_systems_find_the_one_file_that_is_meant() {
+        let folder =
+            folder_with(&["sub/a.JPG", "b c.png", "caf\u{e9}.jpg", "100%25.jpg", "d.jpg", "D.jpg", "e%20.jpg"]);
+        let folders = Folders::default();
+        let find = |name: &str| folders.find(folder.path(), name);
+        let meant =
+            |name: &str, file: &str| matches!(find(name), Found::Meant(path, _) if path == folder.path().join(file));
+        assert_eq!(find("sub/a.JPG"), Found::Named(folder.path().join("sub/a.JPG")));
+        assert_eq!(find("e%20.jpg"), Found::Named(folder.path().join("e%20.jpg")));
+        assert!(meant("sub\\a.JPG", "sub/a.JPG"));
+        assert!(meant("sub/A.jpg", "sub/a.JPG"));
+        assert!(meant("sub\\a.jpg", "sub/a.JPG"));
+        assert!(meant("b%20c.png", "b c.png"));
+        assert!(meant("cafe\u{301}.jpg", "caf\u{e9}.jpg"));
+        assert_eq!(find("d.jpg"), Found::Named(folder.path().join("d.jpg")));
+        assert!(matches!(find("d.JPG"), Found::Unclear { others, .. } if others == ["D.jpg", "d.jpg"]));
+        assert_eq!(find("f.jpg"), Found::Missing(folder.path().join("f.jpg")));
+        assert_eq!(find("none/f.jpg"), Found::Missing(folder.path().join("none/f.jpg")));
+        assert!(folders.has(folder.path(), "sub/a.JPG") && !folders.has(folder.path(), "a.JPG"));
+    }
+
+    #[test]
+    fn percent_signs_that_are_no_code_stay() {
+        for (name, decoded) in [("a%20b", "a b"), ("50%", "50%"), ("%zz", "%zz"), ("%ff", "%ff"), ("%00", "%00")] {
+            assert_eq!(percent_decoded(name), decoded);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Opening a data set: reads the annotation file, and reports all that is wrong with it at once.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::annotations::{self, Context, Row};
+use super::elements::Broken;
+use super::files::Folders;
+use super::header::{self, Header, NoHeader};
+use super::records::{RawImage, shown_id};
+use super::source::Source;
+use super::{Dataset, Split, data_root, foreign, index, lists};
+use crate::config;
+use crate::data::decode::Picture;
+use crate::data::findings::{Code, Findings, Place, Severity};
+use crate::error::Result;
+
+impl Dataset {
+    /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of pictures exists.
+    ///
+    /// # Errors
+    /// A data error with the first finding of each kind that makes the set unusable.
+    pub fn open(config: &config::Data, split: Split) -> Result<Self> {
+        let (dataset, findings) = Self::inspect(config, split, Findings::KEPT_AT_START);
+        match dataset {
+            Some(dataset) if findings.number_of(Severity::Error) == 0 => Ok(Self { findings, ..dataset }),
+            _ => {
+                findings.refuse_errors()?;
+                Err(crate::error::Error::bug("a data set that cannot be opened without a finding that says why"))
+            }
+        }
+    }
+
+    /// Opens the set `split` of `config` and reports what is wrong or odd, the first `keep` findings of each code in
+    /// full. There is a set, of what could be used, if its lists could be read at all; with errors among the findings
+    /// it is only good for further checks.
+    pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Findings) {
+        let mut findings = Findings::keeping(keep);
+        let dataset = read(config, split, &mut findings);
+        (dataset, findings)
+    }
+}
+
+fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<Dataset> {
+    let root = data_root(config);
+    let set = match split {
+        Split::Train => &config.train,
+        Split::Val => &config.val,
+    };
+    let (path, folder) = (root.join(&set.ann_file), root.join(&set.img_prefix));
+    if !folder.is_dir() {
+        findings.add(Code::FileFolderMissing, &folder, Place::file, || {
+            format!("data.{}.img_prefix names it", split.name())
+        });
+    }
+    let source = match Source::open(&path) {
+        Ok(source) => source,
+        Err(error) => {
+            findings.add(Code::FileUnreadable, &path, Place::file, || {
+                format!("data.{}.ann_file names it: {error}", split.name())
+            });
+            return None;
+        }
+    };
+    if let Some(encoding) = source.repaired {
+        findings.add(Code::FileEncoding, &path, Place::file, || format!("the file is {encoding}"));
+    }
+    let header = read_header(&source, &path, split, &config.classes, findings)?;
+    let folders = Folders::default();
+    let sizes = sizes(&header.images, &path, &folder, &folders, findings);
+    let rows = read_rows(&source, &path, split, &header, &sizes, findings)?;
+    let categories = header.categories.clone();
+    let index::Index { images, objects, id_names } =
+        index::build(header, &sizes, rows, (&path, split, set.filter_empty), findings);
+    let classes = config.classes.clone();
+    let findings = findings.none();
+    Some(Dataset { split, path, folder, source, classes, categories, images, objects, id_names, folders, findings })
+}
+
+/// Reads images and categories, or reports why that cannot be done.
+pub(super) fn read_header(
+    source: &Source,
+    path: &Path,
+    split: Split,
+    classes: &[String],
+    findings: &mut Findings,
+) -> Option<Header> {
+    let keys = match header::read(source, path, classes, findings) {
+        Ok(header) if header.has_annotations || split == Split::Val => return Some(header),
+        Ok(_) => Vec::new(),
+        Err(NoHeader::Reported) => return None,
+        Err(NoHeader::Broken(broken)) => {
+            report_broken(broken, source, path, findings);
+            return None;
+        }
+        Err(NoHeader::KeysMissing(keys)) => keys,
+    };
+    if let Some(format) = foreign::of_keys(&keys, source) {
+        findings.add(Code::FileOtherFormat, path, Place::file, || format.into());
+        return None;
+    }
+    let lists = ["images", "categories", "annotations"];
+    let has = |name: &str| keys.is_empty() || keys.iter().any(|(key, first)| key == name && *first == b'[');
+    let missing: Vec<&str> = match keys.is_empty() {
+        true => vec!["annotations"],
+        false => lists.into_iter().filter(|name| !has(name)).collect(),
+    };
+    for name in missing.into_iter().filter(|&name| name != "annotations" || split == Split::Train) {
+        let found: Vec<_> = keys.iter().map(|(key, _)| key.as_str()).collect();
+        findings.add(Code::FileKeyMissing, path, Place::file, || match found.is_empty() {
+            true => format!("no list {name:?}"),
+            false => format!("no list {name:?} among the keys {}", found.join(", ")),
+        });
+    }
+    None
+}
+
+/// Reports a text that could not be read to its end.
+pub(super) fn report_broken(broken: Broken, source: &Source, path: &Path, findings: &mut Findings) {
+    let line = |offset| move || Place::line(source.line(offset));
+    match broken {
+        Broken::NotJson { offset, what } => match foreign::of_text(source) {
+            Some(format) => findings.add(Code::FileOtherFormat, path, Place::file, || format.into()),
+            None => findings.add(Code::FileNotJson, path, line(offset), || what.into()),
+        },
+        Broken::CutOff { offset } => {
+            findings.add(Code::FileCutOff, path, line(offset), || format!("it ends after {offset} bytes"));
+        }
+        Broken::NoObject { first: None } => {
+            findings.add(Code::FileEmpty, path, Place::file, || "there is nothing in it".into());
+        }
+        Broken::NoObject { .. } => {
+            let format = foreign::of_text(source).unwrap_or(
+                "neither an object with images, annotations and categories, nor any other format that is known here",
+            );
+            findings.add(Code::FileOtherFormat, path, Place::file, || format.into());
+        }
+        Broken::Unreadable(error) => findings.add(Code::FileUnreadable, path, Place::file, || error.to_string()),
+    }
+}
+
+/// The size of every image; those that the file does not give are read from the pictures.
+fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, findings: &mut Findings) -> Vec<[u32; 2]> {
+    let missing = |image: &RawImage| -> (PathBuf, Result<[u32; 2]>) {
+        let file = folders.find(folder, &image.file_name).into_path();
+        let size = Picture::header(&file).map(|header| [header.width as u32, header.height as u32]);
+        (file, size)
+    };
+    let read: Vec<_> = images.par_iter().map(|image| image.size.is_none().then(|| missing(image))).collect();
+    let mut sizes = Vec::with_capacity(images.len());
+    for (place, (image, read)) in images.iter().zip(read).enumerate() {
+        let of_image = || Place::image(shown_id(Some(&image.id), place));
+        sizes.push(match (image.size, read) {
+            (Some(size), _) => size,
+            (None, Some((file, Ok([width, height])))) => {
+                findings.add(Code::ImageSizeMissing, path, of_image, || {
+                    format!("no width and height above 0; {} has {width}x{height}", file.display())
+                });
+                [width, height]
+            }
+            (None, Some((_, Err(error)))) => {
+                findings.add(Code::ImageSizeUnknown, path, of_image, || {
+                    format!("no width and height above 0, and {error}")
+                });
+                [1, 1]
+            }
+            (None, None) => [1, 1],
+        });
+    }
+    sizes
+}
+
+fn read_rows(
+    source: &Source,
+    path: &Path,
+    split: Split,
+    header: &Header,
+    sizes: &[[u32; 2]],
+    findings: &mut Findings,
+) -> Option<Vec<Row>> {
+    let context = Context { path, split, images: &header.places, sizes, labels: &header.labels };
+    let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
+        annotations::row(text, offset, row, &context, findings)
+    };
+    match lists::read(source, path, &["annotations"], &parse, findings) {
+        Ok(lists) => Some(lists.values),
+        Err(broken) => {
+            report_broken(broken, source, path, findings);
+            None
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `check-data`, and what training and testing say about data before they start.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::Scene;
+
+/// Damages a set in three ways: a picture is gone, another is no picture, and the sets share one.
+fn damage(scene: &Scene) -> [String; 2] {
+    let file = scene.path("data/annotations/instances_train.json");
+    let set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let name = |index: usize| set["images"][index]["file_name"].as_str().unwrap().to_owned();
+    fs::remove_file(scene.path("data/train").join(name(0))).unwrap();
+    fs::write(scene.path("data/train").join(name(1)), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    [name(0), name(1)]
+}
+
+#[test]
+fn check_data_is_content_with_sound_data() {
+    let scene = Scene::new();
+    for line in ["check-data cfg.toml", "check-data cfg.toml --decode --split val"] {
+        let ended = scene.launch(line);
+        ended.expect(0, &["pictures, ", "8 classes are used", "Nothing is wrong."]);
+        assert_eq!(ended.stdout, "");
+    }
+}
+
+#[test]
+fn check_data_names_every_file_and_code() {
+    let scene = Scene::with_own_pictures();
+    let [missing, pointer] = damage(&scene);
+    let ended = scene.launch("check-data cfg.toml --json");
+    ended.expect(
+        3,
+        &[
+            "picture-missing",
+            &missing,
+            "picture-unreadable",
+            &pointer,
+            "git lfs pull",
+            "2 errors: training would not start",
+        ],
+    );
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&report["errors"], &report["counts"]["picture-missing"]), (&Value::from(2), &Value::from(1)));
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 2);
+    for finding in findings {
+        assert!(["code", "severity", "file", "image", "message", "remedy"].iter().all(|key| finding[key].is_string()));
+    }
+    // The validation set alone is sound.
+    scene.launch("check-data cfg.toml --split val").expect(0, &["Nothing is wrong."]);
+    scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["picture-left-out", "2 warnings"]);
+}
+
+#[test]
+fn training_stops_before_it_starts_when_data_is_wrong() {
+    let scene = Scene::with_own_pictures();
+    let [missing, _] = damage(&scene);
+    let train = "--device cpu --nproc 2 train cfg.toml";
+    scene
+        .launch(train)
+        .expect(3, &["rank 0", "picture-missing", &missing, "remove the image from the annotation file"]);
+    assert!(!scene.path("work_dirs/cfg/epoch_1.ckpt").exists());
+}
+
+#[test]
+fn classes_of_the_sets_must_agree() {
+    let scene = Scene::with_own_pictures();
+    let file = scene.path("data/annotations/instances_val.json");
+    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    set["categories"].as_array_mut().unwrap().swap(0, 1);
+    fs::write(&file, set.to_string()).unwrap();
+    scene.launch("check-data cfg.toml").expect(3, &["split-categories", "as label 0, where that has"]);
+    scene.launch("--device cpu --nproc 1 train cfg.toml").expect(3, &["split-categories"]);
+    // Where it is not evaluated on, the validation set does not matter.
+    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+}
