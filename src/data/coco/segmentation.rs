@@ -249,7 +249,7 @@ mod tests {
             ("{\"size\": [2, 2]}", "polygons"),
             ("[[1, 2, NaN, 4, 5, 6]]", "NaN"),
             ("[[1, 2], 3]", "polygons"),
-            ("[1, 2, 3", "without an end"),
+            ("[1, 2, 3", "the end of the list"),
             ("\"abc\"", "polygons"),
         ] {
             let message = Segmentation::parse(text.as_bytes()).unwrap_err();

@@ -116,7 +116,10 @@ fn what_has_one_meaning_is_repaired_with_a_warning() {
 fn errors_name_what_is_wrong_and_the_remedy() {
     let images = [image(1)];
     let cases: [(Result<Dataset>, &str); 6] = [
-        (open(&images, &[without(annotation(8, 1), "bbox")], Split::Train, &[]), "annotation 8: no bbox"),
+        (
+            open(&images, &[without(without(annotation(8, 1), "bbox"), "segmentation")], Split::Train, &[]),
+            "annotation 8: no bbox",
+        ),
         (open(&images, &[with(annotation(8, 1), "segmentation", json!([]))], Split::Train, &[]), "no segmentation"),
         (open(&images, &[annotation(1, 1)], Split::Train, &["boxx"]), "the nearest is \"box\""),
         (open(&images, &[], Split::Train, &[]), "nothing to train on"),
