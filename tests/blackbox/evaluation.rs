@@ -53,6 +53,12 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
     let names: Vec<String> = object(&scene.path("recall.json")).keys().cloned().collect();
     assert_eq!(names, ["AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]);
 
+    let measured = "train cfg.toml --work-dir again --set train.epochs=1 evaluation.metrics=[\"proposal\",\"segm\"]";
+    let told = scene.one(&format!("{measured} checkpoint.save_best=AR@1000 evaluation.classwise=true"));
+    told.expect(0, &["class     segm AP", "AR@300: ", "segm_mAP_copypaste"]);
+    let recall = object(&scene.path("again/results/epoch_1.metrics.json"))["AR@1000"].as_f64().unwrap();
+    assert_eq!(scene.path("again/best_AR@1000.ckpt").exists(), recall > 0.0, "{recall}");
+
     let wrong =
         scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --set evaluation.proposal_nums=[5,5]");
     wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "rising"]);

@@ -64,6 +64,7 @@ pub fn browse(
         (pictures, objects) = (pictures + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());
     }
+    loader.take_warnings().iter().for_each(|warning| say(warning));
     for skipped in loader.take_skipped() {
         say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }

@@ -177,16 +177,18 @@ impl<'a> Show<'a> {
         let mut painted = Vec::with_capacity(objects.boxes.len());
         for (place, segmentation) in self.dataset.segmentations(index)?.iter().enumerate() {
             let label = usize::from(objects.labels[place]);
-            let mask = segmentation.to_rle((image.height, image.width)).map_err(|message| {
-                let file = self.dataset.annotation_file().display();
-                Error::data(format!("{file}: annotation {}: segmentation: {message}", objects.ids[place]))
-            })?;
+            // Such a mask may still be evaluated; its box is shown.
+            let mask = segmentation.to_rle((image.height, image.width));
+            if let Err(message) = &mask {
+                let (file, id) = (self.dataset.annotation_file().display(), objects.ids[place]);
+                log::warn!("{file}: annotation {id} is painted without its mask: segmentation: {message}");
+            }
             painted.push(Object {
                 label,
                 name: self.classes.get(label).cloned().unwrap_or_default(),
                 score: None,
                 bbox: objects.boxes[place],
-                mask: Some(mask),
+                mask: mask.ok(),
                 crowd: false,
             });
         }
