@@ -206,7 +206,42 @@ mod tests {
         assert_eq!(Bilinear::new((2, 2), (1, 1)).apply(&rgb), [2, 12, 22]);
     }
 
+    /// A picture of `height` by `width` pixels that OpenCV was given too: every value a function of its place.
+    fn noise(height: usize, width: usize) -> Vec<u8> {
+        let value = |i: usize| (((i as u64 * 2_654_435_761) & 0xffff_ffff) >> 24) as u8 ^ (i / 97) as u8;
+        (0..height * width * 3).map(value).collect()
+    }
+
+    #[test]
+    fn resized_pictures_are_opencvs() {
+        let list: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/fixtures/opencv_resize.json")).unwrap();
+        let cases = &list["height, width, new height, new width, CRC-32"];
+        let cases: Vec<[u64; 5]> = serde_json::from_value(cases.clone()).unwrap();
+        let mut different = Vec::new();
+        for case in &cases {
+            let [h, w, new_h, new_w] = std::array::from_fn(|i| case[i] as usize);
+            let resized = Bilinear::new((h, w), (new_h, new_w)).apply(&noise(h, w));
+            if u64::from(crc32fast::hash(&resized)) != case[4] {
+                different.push(case);
+            }
+        }
+        assert!(different.is_empty() && cases.len() > 100, "{} of {}: {different:?}", different.len(), cases.len());
+    }
+
     proptest! {
+        #[test]
+        fn a_mirrored_plan_turns_the_rows_around(
+            h in 1usize..30, w in 1usize..60, new_h in 1usize..60, new_w in 1usize..120, same: bool, half: bool
+        ) {
+            let target = if same { (h, w) } else { (new_h, new_w) };
+            let source = if half { (target.0 * 2, target.1 * 2) } else { (h, w) };
+            let rgb = noise(source.0, source.1);
+            let mut plain = Bilinear::new(source, target).apply(&rgb);
+            plain.chunks_exact_mut(target.1 * 3).for_each(mirror);
+            prop_assert_eq!(Bilinear::mirrored(source, target, true).apply(&rgb), plain);
+        }
+
         #[test]
         fn a_resized_picture_stays_within_the_range_of_its_pixels(
             h in 1usize..12, w in 1usize..12, new_h in 1usize..24, new_w in 1usize..24, low in 0u8..200, seed in any::<u64>()
