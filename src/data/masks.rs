@@ -20,33 +20,68 @@ pub fn rasterise(segmentation: &Segmentation, size: (usize, usize)) -> Result<In
 /// (height, width), zero beyond the mask: the reference's `rescale`, `flip` and `pad` of a bitmap. Only the window that
 /// holds pixels is made.
 pub fn instance_mask(rle: &Rle, resized: (usize, usize), flip: bool, padded: (usize, usize)) -> InstanceMask {
-    let (height, width) = (rle.h as usize, rle.w as usize);
-    let empty = InstanceMask { frame: padded, x: 0, y: 0, width: 0, height: 0, pixels: Arc::from([]) };
-    let spans = column_spans(&rle.counts, height, width);
-    let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return empty };
-    let (top, bottom) =
-        spans.iter().fold((usize::MAX, 0), |(top, bottom), span| (top.min(span.start), bottom.max(span.end)));
+    MaskPlan::new((rle.h as usize, rle.w as usize), resized, flip, padded).mask(rle)
+}
 
-    // Destination rows of source rows y0..y1 are row_start[y0]..row_start[y1]; columns likewise.
-    let row_start = first_destinations(height, resized.0);
-    let column_start = first_destinations(width, resized.1);
-    let rows = row_start[top]..row_start[bottom];
-    let columns = column_start[first.column]..column_start[last.column + 1];
-    if rows.is_empty() || columns.is_empty() {
-        return empty;
+/// What becomes of the masks of one picture; all sizes are (height, width).
+pub(super) struct MaskPlan {
+    size: (usize, usize),
+    resized: (usize, usize),
+    flip: bool,
+    padded: (usize, usize),
+    /// Rows `row_start[y0]..row_start[y1]` of the result take rows `y0..y1`; columns likewise.
+    row_start: Vec<usize>,
+    column_start: Vec<usize>,
+}
+
+impl MaskPlan {
+    /// For masks of pictures of `size`; the rest as in [`instance_mask`].
+    pub fn new(size: (usize, usize), resized: (usize, usize), flip: bool, padded: (usize, usize)) -> Self {
+        let row_start = first_destinations(size.0, resized.0);
+        let column_start = first_destinations(size.1, resized.1);
+        Self { size, resized, flip, padded, row_start, column_start }
     }
-    let window = (rows.len(), columns.len());
-    let mut pixels = vec![0u8; window.0 * window.1];
-    for span in &spans {
-        let (y0, y1) = (row_start[span.start] - rows.start, row_start[span.end] - rows.start);
-        let (x0, x1) = (column_start[span.column] - columns.start, column_start[span.column + 1] - columns.start);
-        let (x0, x1) = if flip { (window.1 - x1, window.1 - x0) } else { (x0, x1) };
-        for y in y0..y1 {
-            pixels[y * window.1 + x0..y * window.1 + x1].fill(1);
+
+    /// The mask `rle`, which has the plan's size.
+    pub fn mask(&self, rle: &Rle) -> InstanceMask {
+        let empty = InstanceMask { frame: self.padded, x: 0, y: 0, width: 0, height: 0, pixels: Arc::from([]) };
+        let spans = column_spans(&rle.counts, self.size.0, self.size.1);
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return empty };
+        let (top, bottom) =
+            spans.iter().fold((usize::MAX, 0), |(top, bottom), span| (top.min(span.start), bottom.max(span.end)));
+        let rows = self.row_start[top]..self.row_start[bottom];
+        let columns = self.column_start[first.column]..self.column_start[last.column + 1];
+        if rows.is_empty() || columns.is_empty() {
+            return empty;
         }
+        let (height, width) = (rows.len(), columns.len());
+        let mut pixels: Arc<[u8]> = std::iter::repeat_n(0, height * width).collect();
+        if let Some(pixels) = Arc::get_mut(&mut pixels) {
+            for span in &spans {
+                let (y0, y1) = (self.row_start[span.start] - rows.start, self.row_start[span.end] - rows.start);
+                let x0 = self.column_start[span.column] - columns.start;
+                let x1 = self.column_start[span.column + 1] - columns.start;
+                let (x0, x1) = if self.flip { (width - x1, width - x0) } else { (x0, x1) };
+                // Where a column enters the mask or leaves it.
+                for y in [y0, y1].into_iter().filter(|&y| y < height) {
+                    pixels[y * width + x0..y * width + x1].iter_mut().for_each(|pixel| *pixel ^= 1);
+                }
+            }
+            fill_down(pixels, width);
+        }
+        let x = if self.flip { self.resized.1 - columns.end } else { columns.start };
+        InstanceMask { frame: self.padded, x, y: rows.start, width, height, pixels }
     }
-    let x = if flip { resized.1 - columns.end } else { columns.start };
-    InstanceMask { frame: padded, x, y: rows.start, width: window.1, height: window.0, pixels: pixels.into() }
+}
+
+/// From marks where columns change to pixels: each row changes what the row above has.
+fn fill_down(pixels: &mut [u8], width: usize) {
+    let mut rest = pixels;
+    while rest.len() >= 2 * width {
+        let (above, below) = rest.split_at_mut(width);
+        above.iter().zip(&mut below[..width]).for_each(|(above, pixel)| *pixel ^= above);
+        rest = below;
+    }
 }
 
 /// Foreground rows `start..end` of one column.
@@ -101,9 +136,15 @@ fn first_destinations(source: usize, target: usize) -> Vec<usize> {
 /// If there are not as many masks as boxes.
 pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) -> Vec<f32> {
     assert_eq!(masks.len(), boxes.len(), "one mask per box");
-    let mut targets = Vec::with_capacity(masks.len() * size * size);
-    for (mask, object) in masks.iter().zip(boxes) {
-        mask_target(mask, *object, size, &mut targets);
+    let mut targets = vec![0.0; masks.len() * size * size];
+    // Many boxes share a mask, and so the sums of its pixels.
+    let mut order: Vec<usize> = (0..masks.len()).collect();
+    order.sort_by_key(|&i| masks[i].pixels.as_ptr());
+    for group in order.chunk_by(|&a, &b| masks[a] == masks[b]) {
+        let sums = AreaTable::new(masks[group[0]]);
+        for &i in group {
+            mask_target(&sums, boxes[i], size, &mut targets[i * size * size..(i + 1) * size * size]);
+        }
     }
     targets
 }
@@ -131,20 +172,20 @@ fn axis_samples(start: f32, length: f32, bins: usize, limit: usize) -> (Vec<Samp
     ((0..bins).flat_map(|b| (0..per_bin).map(move |i| (b, i))).map(|(b, i)| sample(b, i)).collect(), per_bin)
 }
 
-fn mask_target(mask: &InstanceMask, [x1, y1, x2, y2]: [f32; 4], size: usize, targets: &mut Vec<f32>) {
+fn mask_target(sums: &AreaTable<'_>, [x1, y1, x2, y2]: [f32; 4], size: usize, targets: &mut [f32]) {
+    let mask = sums.mask;
     let (height, width) = mask.frame;
     let (x1, x2) = (x1.clamp(0.0, width as f32) - 0.5, x2.clamp(0.0, width as f32) - 0.5);
     let (y1, y2) = (y1.clamp(0.0, height as f32) - 0.5, y2.clamp(0.0, height as f32) - 0.5);
     let (rows, rows_per_bin) = axis_samples(y1, y2 - y1, size, height);
     let (columns, columns_per_bin) = axis_samples(x1, x2 - x1, size, width);
     let count = (rows_per_bin * columns_per_bin).max(1) as f32;
-    let sums = AreaTable::new(mask);
     for bin_row in 0..size {
         let rows = &rows[bin_row * rows_per_bin..(bin_row + 1) * rows_per_bin];
         for bin_column in 0..size {
             let columns = &columns[bin_column * columns_per_bin..(bin_column + 1) * columns_per_bin];
             let set = sums.uniform(rows, columns).unwrap_or_else(|| bin_sum(mask, rows, columns) / count >= 0.5);
-            targets.push(f32::from(u8::from(set)));
+            targets[bin_row * size + bin_column] = f32::from(u8::from(set));
         }
     }
 }

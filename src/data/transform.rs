@@ -2,7 +2,7 @@
 
 use super::batch::Target;
 use super::coco::{Dataset, Segmentation};
-use super::masks::instance_mask;
+use super::masks::MaskPlan;
 use crate::config::{Pipeline, ScaleMode};
 use crate::error::{Error, Result};
 use crate::random::{Generator, Purpose};
@@ -110,21 +110,25 @@ impl Geometry {
         let objects = dataset.objects(index);
         let listed = (image.height, image.width);
         let resized = rescaled_size(listed, self.augmentation.scale);
+        if objects.boxes.is_empty() {
+            return Ok(Target::default());
+        }
         let wrong = |message: String| {
             Error::data(format!("{}: image {}: {message}", dataset.annotation_file().display(), image.id))
         };
-        if !objects.boxes.is_empty() && (resized.0 > self.padded.0 || resized.1 > self.padded.1) {
+        if resized.0 > self.padded.0 || resized.1 > self.padded.1 {
             return Err(wrong(format!(
                 "it is listed as {}x{}, but the picture {:?} has {}x{} pixels (after its EXIF rotation), and its masks \
                  do not fit; correct width and height",
                 image.width, image.height, image.file_name, self.original.1, self.original.0
             )));
         }
+        let plan = MaskPlan::new(listed, resized, self.augmentation.flip, self.padded);
         let mask = |(segmentation, id): (&Segmentation, &i64)| {
             let rle = segmentation.to_rle(listed).map_err(|message| {
                 wrong(format!("annotation {id}: segmentation: {message}; mend or remove the annotation"))
             })?;
-            Ok(instance_mask(&rle, resized, self.augmentation.flip, self.padded))
+            Ok(plan.mask(&rle))
         };
         let segmentations = dataset.segmentations(index)?;
         let masks = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;

@@ -127,6 +127,7 @@ pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation, time
     let row_length = width * 3;
     if row_length > 0 {
         let length = samples.len() * height * row_length;
+        prefer_huge_pages(&images, length * size_of::<f32>());
         // SAFETY: `images` is a fresh contiguous float32 tensor of `length` elements on the CPU, alive and seen by
         // nobody else while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
         let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), length) };
@@ -136,6 +137,18 @@ pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation, time
     }
     let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
     Ok(Batch { images: images.f_permute([0, 3, 1, 2])?, metas, targets })
+}
+
+/// Asks for large pages for the `bytes` of a fresh tensor: its memory is often new to the process, and thousands of
+/// small pages would be cleared and mapped one by one. The system may refuse; nothing changes then.
+fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
+    const PAGE: usize = 2 << 20;
+    let start = tensor.data_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
+    if first < end {
+        // SAFETY: the range lies within the tensor's own memory, and this advice leaves its content alone.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
 }
 
 fn write_picture(
