@@ -153,6 +153,7 @@ pub enum ScaleMode {
 pub enum OnError {
     /// End the job with the name of the file.
     Stop,
-    /// Leave it out, and log its name.
+    /// Take another picture of the same orientation in training, leave it out at evaluation. Each is named in the log,
+    /// and counted at the end of the epoch.
     Skip,
 }
