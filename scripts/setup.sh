@@ -41,7 +41,8 @@ check_tools() {
 # The vector instructions of the JPEG decoder are assembled by nasm. They give the same pixels in half the time.
 check_assembler() {
     [ "$(uname -m)" != x86_64 ] || command -v nasm >/dev/null ||
-        say "nasm was not found, so JPEG will be decoded at half the speed; on Debian or Ubuntu: sudo apt install nasm, then make setup"
+        say "nasm was not found, so JPEG will be decoded at half the speed" \
+            "(on Debian or Ubuntu: sudo apt install nasm, then make setup again)"
 }
 
 # A decoder that was built before nasm was there is built anew.
@@ -49,7 +50,7 @@ rebuild_decoder() {
     local built
     built=$(find target/release/build -path '*/mozjpeg-sys-*/out' -type d 2>/dev/null || true)
     [ -n "$built" ] && command -v nasm >/dev/null && [ "$(uname -m)" = x86_64 ] || return 0
-    find target/release/build -path '*/mozjpeg-sys-*/out/*jidctint-avx2*' | grep -q . ||
+    [ -n "$(find target/release/build -path '*/mozjpeg-sys-*/out/*jidctint-avx2*')" ] ||
         cargo clean --release -p mozjpeg-sys
 }
 
