@@ -36,7 +36,7 @@ impl Dataset {
             check(&raw, row, sizes[used.image as usize], &context, findings);
             None
         };
-        if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, findings) {
+        if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, &mut |_, _| {}, findings) {
             report_broken(broken, &self.source, &self.path, findings);
         }
     }

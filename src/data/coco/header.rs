@@ -54,19 +54,20 @@ pub(super) fn read(
         "images" => image(text, row, path, findings).map(Entry::Image),
         _ => category(text, row, path, findings).map(Entry::Category),
     };
-    let lists = lists::read(source, path, &["images", "categories"], &parse, findings).map_err(NoHeader::Broken)?;
-    let is_list = |name: &str| lists.keys.iter().any(|(key, first)| key == name && *first == b'[');
+    let (mut images, mut raw_categories) = (Vec::new(), Vec::new());
+    let mut take = |list: &str, entry: Option<Entry>| match entry {
+        Some(Entry::Image(image)) => images.push(image),
+        Some(Entry::Category(category)) => raw_categories.push(category),
+        None if list == "images" => images.clear(),
+        None => raw_categories.clear(),
+    };
+    let wanted_lists = ["images", "categories"];
+    let keys = lists::read(source, path, &wanted_lists, &parse, &mut take, findings).map_err(NoHeader::Broken)?;
+    let is_list = |name: &str| keys.iter().any(|(key, first)| key == name && *first == b'[');
     if !is_list("images") || !is_list("categories") {
-        return Err(NoHeader::KeysMissing(lists.keys));
+        return Err(NoHeader::KeysMissing(keys));
     }
     let has_annotations = is_list("annotations");
-    let (mut images, mut raw_categories) = (Vec::new(), Vec::new());
-    for value in lists.values {
-        match value {
-            Entry::Image(image) => images.push(image),
-            Entry::Category(category) => raw_categories.push(category),
-        }
-    }
     let mut names = Vec::new();
     let texts = [images.iter().any(|i| i.id.is_text()), raw_categories.iter().any(|c| c.id.is_text())];
     let (categories, labels) =

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::annotations::{FOREIGN, NOWHERE, Row, Span};
+use super::annotations::{FOREIGN, NOWHERE, Row};
 use super::header::{Header, number};
 use super::records::shown_id;
 use super::{IdNames, Split};
@@ -31,7 +31,64 @@ pub(super) struct ObjectColumns {
     pub boxes: Vec<[f32; 4]>,
     pub labels: Vec<u16>,
     pub ids: Vec<i64>,
-    pub masks: Vec<Span>,
+    pub mask_offsets: Vec<u64>,
+    /// 0 where there is no mask.
+    pub mask_lengths: Vec<u32>,
+}
+
+impl ObjectColumns {
+    fn push(&mut self, row: &Row) {
+        self.boxes.push(row.bbox);
+        self.labels.push(row.label);
+        self.ids.push(row.id);
+        self.mask_offsets.push(row.mask.offset);
+        self.mask_lengths.push(row.mask.length);
+    }
+
+    fn set(&mut self, place: usize, other: usize) {
+        self.boxes[place] = self.boxes[other];
+        self.labels[place] = self.labels[other];
+        self.ids[place] = self.ids[other];
+        self.mask_offsets[place] = self.mask_offsets[other];
+        self.mask_lengths[place] = self.mask_lengths[other];
+    }
+
+    /// The entries that `order` names, in that order. The columns are made one after the other, so that little memory is
+    /// needed at once.
+    fn in_order(self, order: &[u32]) -> Self {
+        fn column<T: Copy>(column: Vec<T>, order: &[u32]) -> Vec<T> {
+            order.iter().map(|&index| column[index as usize]).collect()
+        }
+        Self {
+            boxes: column(self.boxes, order),
+            labels: column(self.labels, order),
+            ids: column(self.ids, order),
+            mask_offsets: column(self.mask_offsets, order),
+            mask_lengths: column(self.mask_lengths, order),
+        }
+    }
+}
+
+/// All annotations in the order of the file, as columns.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    images: Vec<u32>,
+    is_used: Vec<bool>,
+    has_id: Vec<bool>,
+    objects: ObjectColumns,
+}
+
+impl Rows {
+    pub fn push(&mut self, row: Row) {
+        self.images.push(row.image);
+        self.is_used.push(row.is_used);
+        self.has_id.push(row.has_id);
+        self.objects.push(&row);
+    }
+
+    fn len(&self) -> usize {
+        self.images.len()
+    }
 }
 
 /// The pictures and objects that are used.
@@ -45,7 +102,7 @@ pub(super) struct Index {
 pub(super) fn build(
     header: Header,
     sizes: &[[u32; 2]],
-    mut rows: Vec<Row>,
+    mut rows: Rows,
     (path, split, filter_empty): (&Path, Split, bool),
     findings: &mut Findings,
 ) -> Index {
@@ -54,12 +111,12 @@ pub(super) fn build(
     let (order, starts) = by_image(&rows, header.images.len());
     let mut names = header.names;
     let mut images = Images { first_object: vec![0], ..Images::default() };
-    let mut objects = ObjectColumns::default();
+    let mut used = Vec::with_capacity(order.len());
     for (place, image) in header.images.iter().enumerate() {
-        let own = order[starts[place] as usize..starts[place + 1] as usize].iter().map(|&row| &rows[row as usize]);
+        let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
             // Crowds and boxes that are not trained on count here, as they do in the reference.
-            let has_wanted = own.clone().any(|row| row.label != FOREIGN);
+            let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
             let is_small = sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Place::image(shown_id(Some(&image.id), place));
             if !has_wanted {
@@ -73,40 +130,36 @@ pub(super) fn build(
                 continue;
             }
         }
-        for row in own.filter(|row| row.is_used) {
-            objects.boxes.push(row.bbox);
-            objects.labels.push(row.label);
-            objects.ids.push(row.id);
-            objects.masks.push(row.mask);
-        }
+        used.extend(own.iter().copied().filter(|&row| rows.is_used[row as usize]));
         images.ids.push(number(&image.id, &mut names));
         images.sizes.push(sizes[place]);
         images.names.push_str(&image.file_name);
         images.name_ends.push(images.names.len() as u32);
-        images.first_object.push(objects.boxes.len() as u32);
+        images.first_object.push(used.len() as u32);
     }
-    if split == Split::Train && objects.boxes.is_empty() {
+    if split == Split::Train && used.is_empty() {
         findings.add(Code::FileNothing, path, Place::file, || {
             format!("{} images, {} annotations, and nothing to train on", header.images.len(), rows.len())
         });
     }
+    let objects = rows.objects.in_order(&used);
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
 }
 
 /// The rows of each image in the order of the file, and where those of each image start.
-fn by_image(rows: &[Row], image_count: usize) -> (Vec<u32>, Vec<u32>) {
+fn by_image(rows: &Rows, image_count: usize) -> (Vec<u32>, Vec<u32>) {
     let mut starts = vec![0u32; image_count + 1];
-    let known = || rows.iter().enumerate().filter(|(_, row)| row.image != NOWHERE);
-    for (_, row) in known() {
-        starts[row.image as usize + 1] += 1;
+    let known = || rows.images.iter().enumerate().filter(|(_, image)| **image != NOWHERE);
+    for (_, &image) in known() {
+        starts[image as usize + 1] += 1;
     }
     for i in 0..image_count {
         starts[i + 1] += starts[i];
     }
     let mut next = starts.clone();
     let mut order = vec![0u32; starts[image_count] as usize];
-    for (index, row) in known() {
-        let slot = &mut next[row.image as usize];
+    for (index, &image) in known() {
+        let slot = &mut next[image as usize];
         order[*slot as usize] = index as u32;
         *slot += 1;
     }
@@ -114,38 +167,41 @@ fn by_image(rows: &[Row], image_count: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// The reference looks annotations up by id, so of several with one id the last stands for all.
-fn last_of_equal_ids(rows: &mut [Row], path: &Path, findings: &mut Findings) {
-    let mut ids: Vec<i64> = rows.iter().filter(|row| row.has_id).map(|row| row.id).collect();
+fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
+    let own_id = |rows: &Rows, index: usize| rows.has_id[index].then(|| rows.objects.ids[index]);
+    let mut ids: Vec<i64> = (0..rows.len()).filter_map(|index| own_id(rows, index)).collect();
     ids.sort_unstable();
     let repeated: Vec<i64> = ids.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
     if repeated.is_empty() {
         return;
     }
     let mut last = HashMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        if row.has_id && repeated.binary_search(&row.id).is_ok() && last.insert(row.id, index).is_some() {
+    for index in 0..rows.len() {
+        let Some(id) = own_id(rows, index).filter(|id| repeated.binary_search(id).is_ok()) else { continue };
+        if last.insert(id, index).is_some() {
             findings.add(
                 Code::AnnotationIdRepeated,
                 path,
-                || Place::annotation(row.id),
+                || Place::annotation(id),
                 || format!("number {} of the list has this id too", index + 1),
             );
         }
     }
     for index in 0..rows.len() {
-        if let Some(&other) = rows[index].has_id.then(|| last.get(&rows[index].id)).flatten() {
-            rows[index] = Row { image: rows[index].image, ..rows[other] };
+        if let Some(&other) = own_id(rows, index).and_then(|id| last.get(&id)) {
+            rows.is_used[index] = rows.is_used[other];
+            rows.objects.set(index, other);
         }
     }
 }
 
-fn unused_categories(header: &Header, rows: &[Row], path: &Path, findings: &mut Findings) {
+fn unused_categories(header: &Header, rows: &Rows, path: &Path, findings: &mut Findings) {
     if !header.has_annotations {
         return;
     }
     let mut used = vec![false; header.categories.len()];
-    for row in rows.iter().filter(|row| row.label != FOREIGN) {
-        used[usize::from(row.label)] = true;
+    for &label in rows.objects.labels.iter().filter(|&&label| label != FOREIGN) {
+        used[usize::from(label)] = true;
     }
     for (category, _) in header.categories.iter().zip(used).filter(|(_, used)| !used) {
         let place = || Place::category(category.id);

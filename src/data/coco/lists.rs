@@ -11,40 +11,35 @@ use crate::data::findings::{Code, Findings, Place};
 /// What becomes of an element: the name of its list, its text, where that starts in the file, its number in the list.
 pub(super) type Parse<'p, T> = dyn Fn(&str, &[u8], u64, usize, &mut Findings) -> Option<T> + Sync + 'p;
 
-/// What was read of the wanted lists.
-pub(super) struct Lists<T> {
-    /// What was made of the elements, list by list in the order of the file.
-    pub values: Vec<T>,
-    /// Keys of the outermost object that are there, with the first byte of their values.
-    pub keys: Vec<(String, u8)>,
-}
+/// Takes what was made of the elements, in the order of the file: the name of the list and a value, or `None` when a
+/// list begins. One that begins again replaces the earlier one, as in Python's reader.
+pub(super) type Take<'t, T> = dyn FnMut(&str, Option<T>) + 't;
 
-/// Reads the lists that `wanted` names by `parse`, which may run on several elements at once. Of a list that stands
-/// twice the last counts, as in Python's reader.
+/// Reads the lists that `wanted` names by `parse`, which may run on several elements at once. Returns the keys of the
+/// outermost object with the first byte of their values.
 pub(super) fn read<T: Send>(
     source: &Source,
     path: &Path,
     wanted: &[&str],
     parse: &Parse<T>,
+    take: &mut Take<T>,
     findings: &mut Findings,
-) -> Result<Lists<T>, Broken> {
+) -> Result<Vec<(String, u8)>, Broken> {
     let mut reader = Reader {
         source,
         path,
         wanted,
         parse,
+        take,
         findings,
         waiting: Vec::new(),
         rows: 0,
-        lists: Vec::new(),
+        list: None,
         keys: Vec::new(),
     };
     walk(source, &mut reader)?;
     reader.flush();
-    let mut lists = reader.lists.into_iter().map(|(_, values)| values);
-    let mut values = lists.next().unwrap_or_default();
-    lists.for_each(|list| values.extend(list));
-    Ok(Lists { values, keys: reader.keys })
+    Ok(reader.keys)
 }
 
 struct Reader<'r, T> {
@@ -52,11 +47,13 @@ struct Reader<'r, T> {
     path: &'r Path,
     wanted: &'r [&'r str],
     parse: &'r Parse<'r, T>,
+    take: &'r mut Take<'r, T>,
     findings: &'r mut Findings,
     /// Chunks of the present list that are not parsed yet, with the row of their first element.
     waiting: Vec<(usize, Chunk)>,
     rows: usize,
-    lists: Vec<(String, Vec<T>)>,
+    /// The list whose elements come now.
+    list: Option<String>,
     keys: Vec<(String, u8)>,
 }
 
@@ -67,15 +64,15 @@ impl<T: Send> Sink for Reader<'_, T> {
             self.keys.retain(|(known, _)| known != key);
             if self.wanted.contains(&key) {
                 self.findings.add(Code::FileKeyRepeated, self.path, Place::file, || format!("the list {key:?} again"));
-                self.lists.retain(|(name, _)| name != key);
             }
         }
         self.keys.push((key.to_owned(), first));
         self.rows = 0;
         let wanted = self.wanted.contains(&key) && first == b'[';
         if wanted {
-            self.lists.push((key.to_owned(), Vec::new()));
+            (self.take)(key, None);
         }
+        self.list = wanted.then(|| key.to_owned());
         wanted
     }
 
@@ -92,7 +89,7 @@ impl<T: Send> Sink for Reader<'_, T> {
 impl<T: Send> Reader<'_, T> {
     /// Parses the chunks that wait.
     fn flush(&mut self) {
-        let Some((name, values)) = self.lists.last_mut() else { return };
+        let Some(name) = &self.list else { return };
         let (source, path, parse) = (self.source, self.path, self.parse);
         let none = self.findings.none();
         let parsed: Vec<(Vec<T>, Findings)> = std::mem::take(&mut self.waiting)
@@ -107,8 +104,8 @@ impl<T: Send> Reader<'_, T> {
                 (values, findings)
             })
             .collect();
-        for (found, findings) in parsed {
-            values.extend(found);
+        for (values, findings) in parsed {
+            values.into_iter().for_each(|value| (self.take)(name, Some(value)));
             self.findings.append(findings);
         }
     }

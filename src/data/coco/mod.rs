@@ -32,7 +32,6 @@ use super::findings::Findings;
 use crate::config;
 use crate::error::{Error, Result};
 
-use annotations::Span;
 use files::Folders;
 use source::Source;
 
@@ -86,7 +85,8 @@ pub struct Objects<'d> {
     pub labels: &'d [u16],
     /// The `id` of each annotation; where the file has none, its place in the list, from 1.
     pub ids: &'d [i64],
-    masks: &'d [Span],
+    mask_offsets: &'d [u64],
+    mask_lengths: &'d [u32],
 }
 
 /// The pictures and objects of one annotation file.
@@ -218,7 +218,8 @@ impl Dataset {
             boxes: &self.objects.boxes[range.clone()],
             labels: &self.objects.labels[range.clone()],
             ids: &self.objects.ids[range.clone()],
-            masks: &self.objects.masks[range],
+            mask_offsets: &self.objects.mask_offsets[range.clone()],
+            mask_lengths: &self.objects.mask_lengths[range],
         }
     }
 
@@ -241,20 +242,21 @@ impl Dataset {
     /// As [`Self::image`].
     pub fn segmentations(&self, index: usize) -> Result<Vec<Segmentation>> {
         let objects = self.objects(index);
-        if objects.masks.is_empty() {
+        if objects.ids.is_empty() {
             return Ok(Vec::new());
         }
         let unreadable =
             |error| Error::data(format!("cannot read the annotation file {}: {error}", self.path.display()));
         let mut text = Vec::new();
-        let mut segmentations = Vec::with_capacity(objects.masks.len());
-        for (span, id) in objects.masks.iter().zip(objects.ids) {
-            if span.length == 0 {
+        let mut segmentations = Vec::with_capacity(objects.ids.len());
+        let places = objects.mask_offsets.iter().zip(objects.mask_lengths);
+        for ((&offset, &length), id) in places.zip(objects.ids) {
+            if length == 0 {
                 segmentations.push(Segmentation::Polygons(Vec::new()));
                 continue;
             }
-            text.resize(span.length as usize, 0);
-            self.source.read_exact_at(&mut text, span.offset).map_err(unreadable)?;
+            text.resize(length as usize, 0);
+            self.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
             segmentations.push(Segmentation::parse(&text).map_err(|message| {
                 Error::data(format!(
                     "{}: annotation {id}: segmentation: {message}; mend or remove the annotation",

@@ -8,6 +8,7 @@ use super::annotations::{self, Context, Row};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
+use super::index::Rows;
 use super::records::{RawImage, shown_id};
 use super::source::Source;
 use super::{Dataset, Split, data_root, foreign, index, lists};
@@ -178,13 +179,18 @@ fn read_rows(
     header: &Header,
     sizes: &[[u32; 2]],
     findings: &mut Findings,
-) -> Option<Vec<Row>> {
+) -> Option<Rows> {
     let context = Context { path, split, images: &header.places, sizes, labels: &header.labels };
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
         annotations::row(text, offset, row, &context, findings)
     };
-    match lists::read(source, path, &["annotations"], &parse, findings) {
-        Ok(lists) => Some(lists.values),
+    let mut rows = Rows::default();
+    let mut take = |_: &str, row: Option<Row>| match row {
+        Some(row) => rows.push(row),
+        None => rows = Rows::default(),
+    };
+    match lists::read(source, path, &["annotations"], &parse, &mut take, findings) {
+        Ok(_) => Some(rows),
         Err(broken) => {
             report_broken(broken, source, path, findings);
             None

@@ -67,8 +67,13 @@ impl Dataset {
             let parse = |_: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
                 object(text, row, &ids, &context, findings)
             };
-            match lists::read(&self.source, &self.path, &["annotations"], &parse, &mut findings) {
-                Ok(lists) => objects = last_of_equal_ids(lists.values),
+            let mut read = Vec::new();
+            let mut take = |_: &str, object: Option<Identified>| match object {
+                Some(object) => read.push(object),
+                None => read.clear(),
+            };
+            match lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut findings) {
+                Ok(_) => objects = last_of_equal_ids(read),
                 Err(broken) => report_broken(broken, &self.source, &self.path, &mut findings),
             }
         }
