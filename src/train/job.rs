@@ -114,7 +114,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
     let mut warnings: Vec<String> =
         sets.iter().flat_map(|dataset| dataset.findings().lines(Severity::Warning)).collect();
-    warnings.extend(check_before_job(config, sets)?);
+    warnings.extend(check_before_job(config, sets, &config.evaluation.metrics)?);
     Ok(warnings)
 }
 

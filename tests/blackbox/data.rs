@@ -77,3 +77,30 @@ fn classes_of_the_sets_must_agree() {
     // Where it is not evaluated on, the validation set does not matter.
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
 }
+
+#[test]
+fn a_validation_set_of_boxes_alone_is_evaluated_by_boxes_alone() {
+    let scene = Scene::with_own_pictures();
+    let file = scene.path("data/annotations/instances_val.json");
+    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for annotation in set["annotations"].as_array_mut().unwrap() {
+        annotation.as_object_mut().unwrap().remove("segmentation");
+    }
+    fs::write(&file, set.to_string()).unwrap();
+    let remedy = "evaluate boxes alone: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
+    let boxes = "--set evaluation.metrics=[\"bbox\"] train.epochs=1";
+    scene.launch("check-data cfg.toml").expect(3, &["mask-needed", remedy]);
+    scene.launch(&format!("check-data cfg.toml {boxes}")).expect(0, &["mask-missing-evaluated"]);
+
+    scene.launch("--device cpu --nproc 2 train cfg.toml").expect(3, &["rank 0", "mask-needed", remedy]);
+    assert!(!scene.path("work_dirs/cfg/epoch_1.ckpt").exists());
+    scene.two(&format!("train cfg.toml {boxes}")).expect(0, &["bbox_mAP"]);
+
+    let test = "--device cpu --nproc 2 test work_dirs/cfg/epoch_1.ckpt";
+    scene.launch(test).expect(3, &["mask-needed", remedy]);
+    scene.launch(&format!("{test} --eval bbox --metrics m.json")).expect(0, &["mask-missing-evaluated"]);
+    let metrics: Value = serde_json::from_slice(&fs::read(scene.path("m.json")).unwrap()).unwrap();
+    assert!(metrics["bbox_mAP"].is_number() && metrics["segm_mAP"].is_null());
+    // What is only written down needs no masks either.
+    scene.launch(&format!("{test} --format-only --out results.json")).expect(0, &[]);
+}

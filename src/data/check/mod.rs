@@ -7,7 +7,7 @@ mod tests;
 
 use super::coco::{Dataset, Split};
 use super::findings::{Code, Findings, Severity};
-use crate::config::{Config, OnError};
+use crate::config::{Config, Metric, OnError};
 use crate::error::Result;
 
 /// How thorough a check is.
@@ -37,8 +37,8 @@ pub struct Checked {
     pub dataset: Option<Dataset>,
 }
 
-/// Checks the sets `splits` of `config`, each by itself and against the other and the model. `progress` hears of
-/// pictures done and in all.
+/// Checks the sets `splits` of `config`, each by itself and against the other and the model, for training with the
+/// metrics of the config. `progress` hears of pictures done and in all.
 pub fn check(
     config: &Config,
     splits: &[Split],
@@ -55,16 +55,16 @@ pub fn check(
         })
         .collect();
     let readable: Vec<&Dataset> = sets.iter().filter_map(|set| set.dataset.as_ref()).collect();
-    findings.append(check_sets(config, &readable, scope, progress));
+    findings.append(check_sets(config, &readable, &config.evaluation.metrics, scope, progress));
     (sets, findings)
 }
 
-/// The checks before a job: those of [`Scope::quick`], on sets that are open.
+/// The checks before a job that evaluates `metrics`: those of [`Scope::quick`], on sets that are open.
 ///
 /// # Errors
 /// A data error with what [`Findings::lines`] says of the errors; the rest is what the log should say.
-pub fn check_before_job(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
-    let findings = check_sets(config, sets, Scope::quick(), &|_, _, _| {});
+pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) -> Result<Vec<String>> {
+    let findings = check_sets(config, sets, metrics, Scope::quick(), &|_, _, _| {});
     findings.refuse_errors()?;
     Ok(findings.lines(Severity::Warning))
 }
@@ -74,6 +74,7 @@ pub fn check_before_job(config: &Config, sets: &[&Dataset]) -> Result<Vec<String
 fn check_sets(
     config: &Config,
     sets: &[&Dataset],
+    metrics: &[Metric],
     scope: Scope,
     progress: &(dyn Fn(Split, usize, usize) + Sync),
 ) -> Findings {
@@ -87,6 +88,9 @@ fn check_sets(
         }
     }
     splits::check(config, sets, &mut findings);
+    if metrics.contains(&Metric::Segm) {
+        findings.rename(Code::MaskMissingEvaluated, Code::MaskNeeded);
+    }
     if config.data.on_error == OnError::Skip {
         for code in [Code::PictureMissing, Code::PictureUnreadable] {
             findings.rename(code, Code::PictureLeftOut);

@@ -103,6 +103,26 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
     assert!(error.to_string().contains("class-count") && error.to_string().contains("model.num_classes"), "{error}");
 }
 
+#[test]
+fn masks_are_needed_where_they_are_evaluated() {
+    let mut small = SmallSet::new(&[(64, 48)]);
+    let mut file = annotations(&small);
+    file["annotations"][0]["segmentation"] = json!([]);
+    write_val(&mut small, &file);
+    let mut config = Config { data: small.config.clone(), ..Config::default() };
+    config.model.num_classes = 1;
+    let set = Dataset::open(&config.data, Split::Val).unwrap();
+    for metrics in [&[Metric::Bbox, Metric::Proposal][..], &[]] {
+        let warnings = check_before_job(&config, &[&set], metrics).unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains("mask-missing-evaluated"), "{warnings:?}");
+    }
+    let error = check_before_job(&config, &[&set], &[Metric::Bbox, Metric::Segm]).unwrap_err();
+    assert_eq!(error.exit_code(), fnet_protocol::exit::DATA);
+    for part in ["mask-needed", "--eval bbox", "evaluation.metrics"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
 /// The outcome for whole data sets with quirks: the codes about pictures, in training and validation together.
 #[test]
 fn real_odd_pictures_have_the_codes_that_fit() {

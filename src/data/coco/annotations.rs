@@ -21,6 +21,8 @@ pub(super) struct Span {
 
 /// A label that stands for no class.
 pub(super) const FOREIGN: u16 = u16::MAX;
+/// The size of an image that neither the file nor the picture tells; an error says so.
+pub(super) const UNKNOWN_SIZE: [u32; 2] = [0, 0];
 /// A place that stands for no image.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
@@ -83,7 +85,7 @@ pub(super) struct Raw<'t> {
     pub image: Option<RawId>,
     pub category: Option<RawId>,
     pub bbox: Option<Written<[f64; 4]>>,
-    pub area: Option<f64>,
+    pub area: Option<Written<f64>>,
     pub crowd: Option<bool>,
     pub ignore: bool,
     /// The text of the mask and where in the element it starts; `None` where it is absent, null or empty.
@@ -117,7 +119,7 @@ impl<'t> Raw<'t> {
             "image_id" if !is_null => self.image = Some(id(value)?),
             "category_id" if !is_null => self.category = Some(id(value)?),
             "bbox" => self.bbox = bbox(value)?,
-            "area" if !is_null => self.area = Some(float(value)?.value),
+            "area" if !is_null => self.area = Some(float(value)?),
             "iscrowd" => self.crowd = Some(flag(value)?),
             "ignore" => self.ignore = flag(value)?,
             "segmentation" => self.mask = (!is_empty(value)).then_some((value, at)),
@@ -248,23 +250,23 @@ impl Reader<'_> {
         if raw.crowd.is_none() {
             self.add(Code::AnnotationCrowdMissing, || "no iscrowd".into());
         }
-        if raw.area.is_none() {
-            self.add(Code::AnnotationAreaMissing, || "no area".into());
+        match raw.area {
+            Some(area) if area.as_text => {
+                self.add(Code::AnnotationAreaText, || format!("area is the string \"{}\"", area.value));
+            }
+            Some(_) => {}
+            None => self.add(Code::AnnotationAreaMissing, || "no area".into()),
         }
         let size = self.context.sizes[image as usize];
+        if size == UNKNOWN_SIZE && (raw.bbox.is_some() || raw.mask.is_some()) {
+            return Some(([0.0; 4], false));
+        }
         let sides = self.bbox(size)?;
         let fits = self.fits(sides, size);
         let is_used = fits && !raw.crowd.unwrap_or(false);
-        if is_used && raw.mask.is_none() {
-            match self.context.split {
-                Split::Train => {
-                    self.add(Code::MaskMissing, || {
-                        "no segmentation, and training needs a mask for every object".into()
-                    });
-                    return None;
-                }
-                Split::Val => self.add(Code::MaskMissingEvaluated, || "no segmentation".into()),
-            }
+        if is_used && raw.mask.is_none() && self.context.split == Split::Train {
+            self.add(Code::MaskMissing, || "no segmentation, and training needs a mask for every object".into());
+            return None;
         }
         let [x, y, w, h] = sides;
         Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], is_used))
@@ -332,9 +334,8 @@ impl Reader<'_> {
             }
             return false;
         }
-        if self.raw.area.is_some_and(|area| area <= 0.0) {
-            let area = self.raw.area;
-            self.add(Code::AnnotationAreaZero, move || format!("area {area:?} and {}", shown()));
+        if let Some(area) = self.raw.area.map(|area| area.value).filter(|&area| area <= 0.0) {
+            self.add(Code::AnnotationAreaZero, move || format!("area {area} and {}", shown()));
             return false;
         }
         let over = [-x, -y, x + w - f64::from(width), y + h - f64::from(height)];

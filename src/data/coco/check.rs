@@ -2,7 +2,7 @@
 
 use super::Dataset;
 use super::Split;
-use super::annotations::{self, Context, FOREIGN, NOWHERE, Raw};
+use super::annotations::{self, Context, FOREIGN, Raw, UNKNOWN_SIZE};
 use super::lists;
 use super::open::{read_header, report_broken};
 use super::records::shown_id;
@@ -17,6 +17,7 @@ impl Dataset {
     /// Reads every mask that is trained on, or in the validation set every mask of a wanted class, and reports those that
     /// are malformed or odd. The annotation file is read again, in parallel.
     pub fn check_masks(&self, findings: &mut Findings) {
+        let mut found = findings.none();
         let mut known = findings.none();
         let Some(header) = read_header(&self.source, &self.path, self.split, &self.classes, &mut known) else { return };
         let sizes = listed_sizes(&header, self);
@@ -29,26 +30,37 @@ impl Dataset {
         };
         let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| -> Option<()> {
             let used = annotations::row(text, offset, row, &context, &mut findings.none())?;
-            if used.image == NOWHERE || used.label == FOREIGN || (self.split == Split::Train && !used.is_used) {
+            let size = *sizes.get(used.image as usize)?;
+            if size == UNKNOWN_SIZE || used.label == FOREIGN || (self.split == Split::Train && !used.is_used) {
                 return None;
             }
             let raw = Raw::read(text).ok()?;
-            check(&raw, row, sizes[used.image as usize], &context, findings);
+            check(&raw, row, size, &context, findings);
             None
         };
-        if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, &mut |_, _| {}, findings) {
-            report_broken(broken, &self.source, &self.path, findings);
+        if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, &mut |_, _| {}, &mut found)
+        {
+            report_broken(broken, &self.source, &self.path, &mut found);
         }
+        // What concerns the file was reported when it was opened.
+        [Code::FileKeyRepeated, Code::FileNotUtf8].into_iter().for_each(|code| found.remove(code));
+        findings.append(found);
     }
 }
 
 fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, findings: &mut Findings) {
-    let Some((text, _)) = raw.mask else { return };
     let place = || {
         let image = raw.image.as_ref();
         Place::annotation(shown_id(raw.id.as_ref(), row)).of_image(shown_id(image, row))
     };
     let mut add = |code, message: String| findings.add(code, context.path, place, || message);
+    let Some((text, _)) = raw.mask else {
+        // In a training set that was reported when it was opened.
+        if context.split == Split::Val {
+            add(Code::MaskMissingEvaluated, "no segmentation".into());
+        }
+        return;
+    };
     let segmentation = match Segmentation::parse_noting(text, &mut add) {
         Ok(segmentation) => segmentation,
         Err(message) => return add(Code::MaskMalformed, message),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Split;
+use super::foreign;
 use super::open::read_header;
 use super::source::Source;
 use crate::data::findings::{Code, Findings, Place};
@@ -16,7 +17,15 @@ use crate::error::Result;
 pub fn category_names(path: &Path) -> Result<Vec<String>> {
     let mut findings = Findings::default();
     let header = match Source::open(path) {
-        Ok(source) => read_header(&source, path, Split::Val, &[], &mut findings),
+        Ok(source) => {
+            let mut found = findings.none();
+            let header = read_header(&source, path, Split::Val, &[], &mut found);
+            match foreign::of_annotations(&source, path).filter(|_| header.is_none()) {
+                Some(format) => findings.add(Code::FileOtherFormat, path, Place::file, || format.into()),
+                None => findings.append(found),
+            }
+            header
+        }
         Err(error) => {
             let message = || format!("data.train.ann_file names it: {error}");
             findings.add(Code::FileUnreadable, path, Place::file, message);

@@ -1,6 +1,11 @@
 //! Other formats that are given for COCO annotations, told by what they look like.
 
+use std::path::Path;
+
+use super::json::members;
+use super::lists;
 use super::source::Source;
+use crate::data::findings::Findings;
 
 /// As much of a text as is looked at.
 const HEAD: usize = 1 << 16;
@@ -35,6 +40,54 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static
         return Some("annotations of the VGG Image Annotator (VIA); export them as COCO there");
     }
     None
+}
+
+/// The kind of COCO file that this is, if it is another one than instances: told by all its annotations.
+pub(super) fn of_annotations(source: &Source, path: &Path) -> Option<&'static str> {
+    let kind = |list: &str, text: &[u8], _: u64, _: usize, _: &mut Findings| match list {
+        "annotations" => Some(Element::Annotation(annotation_kind(text))),
+        "images" => Some(Element::Image),
+        _ => Some(Element::Category),
+    };
+    let wanted = ["images", "categories", "annotations"];
+    let mut elements = Vec::new();
+    let mut take = |_: &str, element| elements.extend(element);
+    lists::read(source, path, &wanted, &kind, &mut take, &mut Findings::keeping(0)).ok()?;
+    let mut kinds = elements.iter().filter_map(|element| match element {
+        Element::Annotation(kind) => Some(*kind),
+        Element::Image | Element::Category => None,
+    });
+    match kinds.next() {
+        Some(first) => first.filter(|_| kinds.all(|kind| kind == first)),
+        None if elements.contains(&Element::Image) && !elements.contains(&Element::Category) => {
+            Some("a list of images alone (COCO image info), without categories and annotations")
+        }
+        None => None,
+    }
+}
+
+/// What stands in a list of a COCO file.
+#[derive(PartialEq)]
+enum Element {
+    Image,
+    Category,
+    /// What the file is if all annotations are like this one.
+    Annotation(Option<&'static str>),
+}
+
+fn annotation_kind(text: &[u8]) -> Option<&'static str> {
+    let mut keys = Vec::new();
+    members(text, |key, _, _| keys.push(key.to_owned())).ok()?;
+    let has = |name: &str| keys.iter().any(|key| key == name);
+    match () {
+        () if has("bbox") || has("segmentation") => None,
+        () if has("segments_info") => Some("COCO panoptic segmentation; convert it to COCO instances"),
+        () if has("caption") => Some("COCO captions; give the file of instances"),
+        () if has("category_id") && !has("area") => {
+            Some("classes of whole images, without boxes and masks; give the file of instances")
+        }
+        () => None,
+    }
 }
 
 /// The format of a text that is no JSON object; `None` if nothing is known of it.

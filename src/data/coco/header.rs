@@ -1,6 +1,6 @@
 //! The images and categories of an annotation file, and the labels that follow from them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::Category;
@@ -156,6 +156,7 @@ fn wanted(
     }
     let mut categories: Vec<Category> = Vec::new();
     let mut labels = HashMap::new();
+    let mut taken: HashSet<&str> = HashSet::new();
     let mut seen: HashMap<RawKey, &str> = HashMap::new();
     for (row, category) in raw.iter().enumerate() {
         let place = || Place::category(shown_id(Some(&category.id), row));
@@ -174,16 +175,16 @@ fn wanted(
             }
             None => {}
         }
+        let is_wanted = classes.is_empty() || classes.contains(&category.name);
         if category.id.is_text() {
             findings.add(Code::CategoryIdText, path, place, || format!("the id of {:?} is a string", category.name));
         }
-        if categories.iter().any(|known| known.name == category.name) {
+        if is_wanted && !taken.insert(&category.name) {
             findings.add(Code::CategoryNameRepeated, path, place, || {
                 format!("another category is {:?} too", category.name)
             });
         }
         seen.insert(key.clone(), &category.name);
-        let is_wanted = classes.is_empty() || classes.contains(&category.name);
         if is_wanted && categories.len() < usize::from(FOREIGN) {
             labels.insert(key, categories.len() as u16);
             categories.push(Category { id: number(&category.id, names), name: category.name.clone() });
@@ -198,7 +199,8 @@ fn wanted(
         findings.add(Code::CategoryNone, path, Place::file, || "the list \"categories\" is empty".into());
         return None;
     }
-    if !classes.is_empty() && !categories.iter().map(|category| &category.name).eq(classes) {
+    let all_known = errors(findings)[0] == before[0];
+    if !classes.is_empty() && all_known && !categories.iter().map(|category| &category.name).eq(classes) {
         findings.add(Code::ClassOrder, path, Place::file, || {
             let order: Vec<_> = categories.iter().map(|category| category.name.as_str()).collect();
             format!("the order of the file is {}", order.join(", "))

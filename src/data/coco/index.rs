@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::annotations::{FOREIGN, NOWHERE, Row};
+use super::annotations::{FOREIGN, NOWHERE, Row, UNKNOWN_SIZE};
 use super::header::{Header, number};
 use super::records::shown_id;
 use super::{IdNames, Split};
@@ -117,7 +117,7 @@ pub(super) fn build(
         if filter_empty {
             // Crowds and boxes that are not trained on count here, as they do in the reference.
             let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
-            let is_small = sizes[place].iter().any(|&side| side < MIN_SIDE);
+            let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Place::image(shown_id(Some(&image.id), place));
             if !has_wanted {
                 findings

@@ -285,4 +285,10 @@ impl Dataset {
 }
 
 #[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
+mod code_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wild_tests;

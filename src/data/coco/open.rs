@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::annotations::{self, Context, Row};
+use super::annotations::{self, Context, Row, UNKNOWN_SIZE};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
@@ -67,13 +67,23 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
     if let Some(encoding) = source.repaired {
         findings.add(Code::FileEncoding, &path, Place::file, || format!("the file is {encoding}"));
     }
-    let header = read_header(&source, &path, split, &config.classes, findings)?;
     let folders = Folders::default();
-    let sizes = sizes(&header.images, &path, &folder, &folders, findings);
-    let rows = read_rows(&source, &path, split, &header, &sizes, findings)?;
-    let categories = header.categories.clone();
-    let index::Index { images, objects, id_names } =
-        index::build(header, &sizes, rows, (&path, split, set.filter_empty), findings);
+    let mut found = findings.none();
+    let contents = read_header(&source, &path, split, &config.classes, &mut found).and_then(|header| {
+        let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
+        let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
+        let categories = header.categories.clone();
+        Some((categories, index::build(header, &sizes, rows, (&path, split, set.filter_empty), &mut found)))
+    });
+    if found.number_of(Severity::Error) > 0
+        && let Some(format) = foreign::of_annotations(&source, &path)
+    {
+        // What its entries lack as instances says nothing new.
+        findings.add(Code::FileOtherFormat, &path, Place::file, || format.into());
+        return None;
+    }
+    findings.append(found);
+    let (categories, index::Index { images, objects, id_names }) = contents?;
     let classes = config.classes.clone();
     let findings = findings.none();
     Some(Dataset { split, path, folder, source, classes, categories, images, objects, id_names, folders, findings })
@@ -164,9 +174,9 @@ fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, fin
                 findings.add(Code::ImageSizeUnknown, path, of_image, || {
                     format!("no width and height above 0, and {error}")
                 });
-                [1, 1]
+                UNKNOWN_SIZE
             }
-            (None, None) => [1, 1],
+            (None, None) => UNKNOWN_SIZE,
         });
     }
     sizes

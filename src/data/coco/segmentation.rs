@@ -3,8 +3,8 @@
 use hotcoco::mask::{check_counts, fr_polys, merge, rle_from_string, to_bbox};
 use hotcoco::types::Rle;
 
-use super::json::{items, members, number, string};
-use super::values::{float, integer, shown};
+use super::json::{items, members, string};
+use super::values::{Written, float, integer, shown};
 use crate::data::findings::Code;
 
 /// Polygons or run lengths.
@@ -111,7 +111,7 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
     }
     match first {
         b'[' => {
-            let polygons = parts.iter().map(|part| polygon(part)).collect::<Result<Vec<_>, _>>()?;
+            let polygons = parts.iter().map(|part| polygon(part, note)).collect::<Result<Vec<_>, _>>()?;
             Ok(Segmentation::Polygons(enclosing(polygons, note)))
         }
         b'{' => {
@@ -120,23 +120,29 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
             Ok(Segmentation::RunLengths(union))
         }
         _ => {
-            let polygon = polygon(json)?;
+            let polygon = polygon(json, note)?;
             note(Code::MaskFlat, format!("{} numbers without an enclosing list", polygon.len()));
             Ok(Segmentation::Polygons(enclosing(vec![polygon], note)))
         }
     }
 }
 
-fn polygon(json: &[u8]) -> Result<Vec<f64>, String> {
+fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
     let mut numbers = Vec::new();
-    let mut wrong = None;
-    items(json, |item| match number(item).or_else(|| float(item).ok().map(|written| written.value)) {
-        Some(value) if value.is_finite() => numbers.push(value),
+    let (mut has_text, mut wrong) = (false, None);
+    items(json, |item| match float(item) {
+        Ok(Written { value, as_text }) if value.is_finite() => {
+            has_text |= as_text;
+            numbers.push(value);
+        }
         _ => {
             wrong.get_or_insert_with(|| format!("{} in a polygon is not a finite number", shown(item)));
         }
     })
     .map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    if has_text {
+        note(Code::MaskText, format!("the polygon {} has strings", shown(json)));
+    }
     wrong.map_or(Ok(numbers), Err)
 }
 
@@ -164,7 +170,7 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
     })
     .map_err(|error| format!("{}: {}", shown(json), error.what))?;
     let (Some(size), Some(counts)) = (size, counts) else { return Err(expected(json)) };
-    let sides = whole_numbers(size)?;
+    let sides = whole_numbers(size, note)?;
     let &[height, width] = sides.as_slice() else {
         return Err(format!("a size {}, expected [height, width]", shown(size)));
     };
@@ -172,7 +178,7 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
         let text = string(counts)?;
         rle_from_string(&text, height, width).map_err(|error| error.to_string())?
     } else {
-        let counts = whole_numbers(counts)?;
+        let counts = whole_numbers(counts, note)?;
         check_counts(&counts, height, width).map_err(|error| error.to_string())?;
         Rle { h: height, w: width, counts }
     };
@@ -184,16 +190,24 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
     Ok(rle)
 }
 
-fn whole_numbers(json: &[u8]) -> Result<Vec<u32>, String> {
+fn whole_numbers(json: &[u8], note: &mut Note) -> Result<Vec<u32>, String> {
     let mut numbers = Vec::new();
-    let mut wrong = None;
-    items(json, |item| match integer(item).ok().and_then(|written| u32::try_from(written.value).ok()) {
-        Some(value) => numbers.push(value),
+    let (mut has_text, mut wrong) = (false, None);
+    let whole =
+        |item| integer(item).ok().and_then(|Written { value, as_text }| Some((u32::try_from(value).ok()?, as_text)));
+    items(json, |item| match whole(item) {
+        Some((value, as_text)) => {
+            has_text |= as_text;
+            numbers.push(value);
+        }
         None => {
             wrong.get_or_insert_with(|| format!("{} is not a whole number of pixels", shown(item)));
         }
     })
     .map_err(|error| format!("{}: {}", shown(json), error.what))?;
+    if has_text {
+        note(Code::MaskText, format!("{} has strings", shown(json)));
+    }
     wrong.map_or(Ok(numbers), Err)
 }
 
@@ -231,6 +245,8 @@ mod tests {
         };
         assert_eq!(noted("[[1, 1, 5, 1, 5, 4]]"), []);
         assert_eq!(noted("{\"size\": [2, 2], \"counts\": [1, 2]}"), [Code::MaskShort]);
+        assert_eq!(noted("[[\"1\", 1, 5, 1, \"5\", 4]]"), [Code::MaskText]);
+        assert_eq!(noted("{\"size\": [2, \"2\"], \"counts\": [\"1\", 3]}"), [Code::MaskText, Code::MaskText]);
         assert_eq!(noted("[1, 1, 5, 1, 5, 4, 9]"), [Code::MaskFlat, Code::MaskOdd]);
         assert_eq!(noted("[[1, 1, 5, 4], [], [1, 1, 5, 1, 5, 4]]"), [Code::MaskFewPoints, Code::MaskFewPoints]);
     }

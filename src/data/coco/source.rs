@@ -79,12 +79,13 @@ impl Source {
     /// # Errors
     /// If the file cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+        // Before it is opened: to open a pipe may wait for ever.
+        let metadata = std::fs::metadata(path)?;
         if !metadata.is_file() {
             let kind = if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" };
             return Err(io::Error::other(kind));
         }
+        let file = File::open(path)?;
         let mut head = [0; 4];
         let length = file.read_at(&mut head, 0)?;
         if let Some((encoding, mark)) = wide_encoding(&head[..length]) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use hotcoco::types::Segmentation as Mask;
 
-use super::annotations::{Context, FOREIGN, Raw, RawKey};
+use super::annotations::{Context, FOREIGN, Raw, RawKey, UNKNOWN_SIZE};
 use super::header::{Header, number};
 use super::lists;
 use super::open::{read_header, report_broken};
@@ -39,7 +39,7 @@ pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> 
             (image.file_name, [image.width as u32, image.height as u32])
         }));
     }
-    let size = |name: &str| by_name.get(name).copied().unwrap_or([1, 1]);
+    let size = |name: &str| by_name.get(name).copied().unwrap_or(UNKNOWN_SIZE);
     header.images.iter().map(|image| image.size.unwrap_or_else(|| size(&image.file_name))).collect()
 }
 
@@ -136,8 +136,10 @@ fn object(text: &[u8], row: usize, ids: &[i64], context: &Context, findings: &mu
             return None;
         }
     };
-    let area =
-        raw.area.unwrap_or_else(|| rle.as_ref().map_or(bbox[2] * bbox[3], |rle| hotcoco::mask::area(rle) as f64));
+    let area = raw
+        .area
+        .map(|area| area.value)
+        .unwrap_or_else(|| rle.as_ref().map_or(bbox[2] * bbox[3], |rle| hotcoco::mask::area(rle) as f64));
     let object = TrueObject {
         image_id: ids[image as usize],
         label: usize::from(label),

@@ -5,6 +5,9 @@ use super::json::{items, number, string};
 /// 2^53: above it a float no longer tells neighbouring integers apart.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
+/// Numbers below this one stand for ids that are names.
+const LEAST_ID: i64 = i64::MIN / 2;
+
 /// A value, and whether it was written as a string, which the reference does not accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Written<T> {
@@ -34,11 +37,13 @@ pub(super) fn integer(text: &[u8]) -> Result<Written<i64>, String> {
     Ok(Written { value: float as i64, as_text: false })
 }
 
-/// Reads an id; any string that is no number is a name.
+/// Reads an id; any string is a name that is not written as a number would be: "007" and "7" may be two things.
 pub(super) fn id(text: &[u8]) -> Result<RawId, String> {
     match integer(text) {
-        Ok(number) => Ok(RawId::Number(number)),
-        Err(_) if text.first() == Some(&b'"') => Ok(RawId::Name(string(text)?.into_owned())),
+        Ok(number) if number.value < LEAST_ID => Err(format!("{} is too far below 0", shown(text))),
+        Ok(number) if !number.as_text || string(text)? == number.value.to_string() => Ok(RawId::Number(number)),
+        Ok(_) | Err(_) if text.first() == Some(&b'"') => Ok(RawId::Name(string(text)?.into_owned())),
+        Ok(_) => Err(format!("{} is no id", shown(text))),
         Err(message) => Err(message),
     }
 }
@@ -54,15 +59,15 @@ pub(super) fn float(text: &[u8]) -> Result<Written<f64>, String> {
     number(text).map(|value| Written { value, as_text: false }).ok_or_else(wrong)
 }
 
-/// Reads a flag: 0, 1, any other number as Python's truth value has it, `true`, `false`, or null for false.
+/// Reads a flag: 0, 1, any other number as Python's truth value has it, `true`, `false`, or null for false. A string is
+/// refused: people mean the number in it, Python takes "0" for true.
 pub(super) fn flag(text: &[u8]) -> Result<bool, String> {
     match text {
         b"true" => return Ok(true),
         b"false" | b"null" => return Ok(false),
         _ => {}
     }
-    let value = float(text).map_err(|_| format!("{} is neither 0 nor 1", shown(text)))?;
-    Ok(value.value != 0.0)
+    number(text).map(|value| value != 0.0).ok_or_else(|| format!("{} is neither 0 nor 1", shown(text)))
 }
 
 /// Reads a box `[x, y, width, height]`; `None` for null or an empty list.
@@ -113,16 +118,22 @@ mod tests {
             assert!(integer(wrong.as_bytes()).is_err(), "{wrong}");
         }
         assert_eq!(id(b"\"a-1\""), Ok(RawId::Name("a-1".into())));
-        assert!(id(b"null").is_err());
+        assert_eq!(id(b"\"7\""), Ok(RawId::Number(Written { value: 7, as_text: true })));
+        for name in ["007", "+7", " 7", "-0"] {
+            assert_eq!(id(format!("\"{name}\"").as_bytes()), Ok(RawId::Name(name.into())));
+        }
+        assert!(id(b"null").is_err() && id(b"-9223372036854775808").is_err());
     }
 
     #[test]
     fn a_flag_is_a_truth_value_in_any_spelling() {
         let table = [("0", false), ("1", true), ("true", true), ("false", false), ("null", false), ("2", true)];
-        for (text, value) in table.into_iter().chain([("\"0\"", false), ("\"1\"", true), ("0.0", false)]) {
+        for (text, value) in table.into_iter().chain([("0.0", false), ("NaN", true)]) {
             assert_eq!(flag(text.as_bytes()), Ok(value), "{text}");
         }
-        assert!(flag(b"\"yes\"").is_err());
+        for wrong in ["\"yes\"", "\"0\"", "[]"] {
+            assert!(flag(wrong.as_bytes()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

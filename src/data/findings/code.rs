@@ -211,8 +211,11 @@ codes! {
     AnnotationAreaMissing = "annotation-area-missing", Warning,
         "an annotation without area", "the area of the mask, or of the box, where one is needed", "crashes",
         "add the area of the mask in pixels";
+    AnnotationAreaText = "annotation-area-text", Warning,
+        "an area that is a string", "read as the number in it", "crashes",
+        "write it as a number";
     AnnotationAreaZero = "annotation-area-zero", Warning,
-        "an annotation with an area of 0 or less and a box that is none", "not trained on", "the same",
+        "an annotation with an area of 0 or less, whose box is not empty", "not trained on", "the same",
         "correct the area, or remove the annotation";
     // Boxes.
     BoxMissing = "box-missing", Error,
@@ -247,11 +250,17 @@ codes! {
         "an object of the training set without a mask", "stops", "crashes",
         "add a polygon or run lengths, or remove the annotation";
     MaskMissingEvaluated = "mask-missing-evaluated", Warning,
-        "an object of the validation set without a mask", "boxes are evaluated; masks cannot be", "the same; crashes when masks are evaluated",
-        "add masks, or evaluate bbox alone";
+        "an object of the validation set without a mask, where boxes alone are evaluated", "used like any other", "the same",
+        "add masks if masks are to be evaluated";
+    MaskNeeded = "mask-needed", Error,
+        "an object of the validation set without a mask, where masks are evaluated", "stops", "crashes at the first evaluation",
+        "add masks, or evaluate boxes alone: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
     MaskMalformed = "mask-malformed", Error,
         "a segmentation that is neither polygons nor run lengths, or whose numbers are wrong", "stops", "crashes",
         "mend or remove the annotation";
+    MaskText = "mask-text", Warning,
+        "a polygon or run lengths with numbers that are strings", "read as numbers", "crashes",
+        "write them as numbers";
     MaskFlat = "mask-flat", Warning,
         "a polygon without its enclosing list", "taken for a mask of one polygon", "crashes",
         "write [[x, y, ...]]";

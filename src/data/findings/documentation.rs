@@ -23,12 +23,11 @@ fn page() -> String {
     let mut group = "";
     for &code in Code::ALL {
         let prefix = code.name().split('-').next().unwrap_or_default();
-        if prefix != group {
-            group = prefix;
+        if heading(prefix) != group {
+            group = heading(prefix);
             page += &format!(
                 "\n## {}\n\n| code | severity | found | done about it | the reference | remedy |\n{}\n",
-                heading(group),
-                "| --- | --- | --- | --- | --- | --- |"
+                group, "| --- | --- | --- | --- | --- | --- |"
             );
         }
         let Facts { severity, what, action, reference, remedy } = code.facts();

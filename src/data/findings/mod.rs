@@ -178,6 +178,12 @@ impl Findings {
         }
     }
 
+    /// Removes all findings of a code.
+    pub fn remove(&mut self, code: Code) {
+        self.counts.remove(&code);
+        self.kept.retain(|finding| finding.code != code);
+    }
+
     /// Takes all findings of the code `from` for findings of `to`, which means something else for the job.
     pub fn rename(&mut self, from: Code, to: Code) {
         if let Some(count) = self.counts.remove(&from) {

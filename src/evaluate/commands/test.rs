@@ -35,10 +35,14 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     if !arguments.allow_partial {
         check_class_names(&trained.classes, &dataset)?;
     }
+    let kinds: Vec<Metric> = match arguments.format_only {
+        true => Vec::new(),
+        false => arguments.metrics_to_measure().into_iter().map(Metric::from).collect(),
+    };
     let first = host.ranks.rank() == 0;
     if first {
         dataset.findings().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
-        check_before_job(&trained.config, &[&dataset])?.iter().for_each(|warning| (host.say)(warning));
+        check_before_job(&trained.config, &[&dataset], &kinds)?.iter().for_each(|warning| (host.say)(warning));
         if let Some(text) = other_names(&trained.classes, &dataset) {
             (host.say)(&text);
         }
@@ -56,7 +60,6 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     let outcome = if arguments.format_only {
         detect_all(model, &dataset, config, host.ranks, &mut on_picture)?.and_then(|found| Ok((found, None)))?
     } else {
-        let kinds: Vec<Metric> = arguments.metrics_to_measure().into_iter().map(Metric::from).collect();
         evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)?
             .and_then(|evaluation| Ok((evaluation.found, Some(evaluation.metrics))))?
     };
