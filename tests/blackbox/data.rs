@@ -19,9 +19,14 @@ fn damage(scene: &Scene) -> [String; 2] {
 #[test]
 fn check_data_is_content_with_sound_data() {
     let scene = Scene::new();
-    for line in ["check-data cfg.toml", "check-data cfg.toml --decode --split val"] {
+    // A class of the eight has no object in the few pictures of the validation set, which is worth a note.
+    let lines = [
+        ("check-data cfg.toml --split train", "Nothing is wrong."),
+        ("check-data cfg.toml --decode", "No errors: training would start. 0 warnings"),
+    ];
+    for (line, verdict) in lines {
         let ended = scene.launch(line);
-        ended.expect(0, &["pictures, ", "8 classes are used", "Nothing is wrong."]);
+        ended.expect(0, &["pictures, ", "8 classes are used", verdict]);
         assert_eq!(ended.stdout, "");
     }
 }
@@ -45,12 +50,14 @@ fn check_data_names_every_file_and_code() {
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((&report["errors"], &report["counts"]["picture-missing"]), (&Value::from(2), &Value::from(1)));
     let findings = report["findings"].as_array().unwrap();
+    // Some classes have no object in so few pictures.
+    let findings: Vec<_> = findings.iter().filter(|finding| finding["severity"] != "note").collect();
     assert_eq!(findings.len(), 2);
     for finding in findings {
         assert!(["code", "severity", "file", "image", "message", "remedy"].iter().all(|key| finding[key].is_string()));
     }
     // The validation set alone is sound.
-    scene.launch("check-data cfg.toml --split val").expect(0, &["Nothing is wrong."]);
+    scene.launch("check-data cfg.toml --split val").expect(0, &["No errors", "0 warnings"]);
     scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["picture-left-out", "2 warnings"]);
 }
 

@@ -176,7 +176,7 @@ codes! {
         "nothing needs to be done; filter_empty = false trains on it";
     // Entries of `annotations`.
     AnnotationMalformed = "annotation-malformed", Error,
-        "an entry of `annotations` that is no object, or with values of the wrong kind", "stops", "crashes",
+        "an entry of `annotations` that is no object, or with values of the wrong kind, a string for iscrowd among them", "stops", "crashes; takes any string for a crowd",
         "mend or remove the annotation";
     AnnotationIdMissing = "annotation-id-missing", Warning,
         "an annotation without an id", "its place in the list stands for it", "crashes",
