@@ -37,6 +37,14 @@ pub(super) struct ObjectColumns {
 }
 
 impl ObjectColumns {
+    fn reserve_exact(&mut self, more: usize) {
+        self.boxes.reserve_exact(more);
+        self.labels.reserve_exact(more);
+        self.ids.reserve_exact(more);
+        self.mask_offsets.reserve_exact(more);
+        self.mask_lengths.reserve_exact(more);
+    }
+
     fn push(&mut self, row: &Row) {
         self.boxes.push(row.bbox);
         self.labels.push(row.label);
@@ -79,7 +87,16 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// Rows that memory is taken for at once: a share of what there is would be most of it unused.
+    const STEP: usize = 1 << 16;
+
     pub fn push(&mut self, row: Row) {
+        if self.images.len() == self.images.capacity() {
+            self.images.reserve_exact(Self::STEP);
+            self.is_used.reserve_exact(Self::STEP);
+            self.has_id.reserve_exact(Self::STEP);
+            self.objects.reserve_exact(Self::STEP);
+        }
         self.images.push(row.image);
         self.is_used.push(row.is_used);
         self.has_id.push(row.has_id);
@@ -142,7 +159,10 @@ pub(super) fn build(
             format!("{} images, {} annotations, and nothing to train on", header.images.len(), rows.len())
         });
     }
-    let objects = rows.objects.in_order(&used);
+    // What is no longer needed makes room for the new columns.
+    let Rows { objects, .. } = rows;
+    drop((order, starts, header.images, header.places, header.labels));
+    let objects = objects.in_order(&used);
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
 }
 
