@@ -193,6 +193,17 @@ fn every_code_is_found_where_it_should_be() {
 }
 
 #[test]
+fn a_file_without_lists_says_which_are_missing() {
+    let (small, _) = sound();
+    small.write(&json!({}));
+    for (split, lists) in [(Split::Train, 3), (Split::Val, 2)] {
+        let (set, findings) = Dataset::inspect(&small.config, split, 9);
+        assert!(set.is_none());
+        assert_eq!(findings.counts(), [(FileKeyMissing, lists)]);
+    }
+}
+
+#[test]
 fn other_kinds_of_coco_files_are_named() {
     let (small, file) = sound();
     let elements = |list: Value, categories: bool| {

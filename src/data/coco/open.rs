@@ -97,26 +97,25 @@ pub(super) fn read_header(
     classes: &[String],
     findings: &mut Findings,
 ) -> Option<Header> {
-    let keys = match header::read(source, path, classes, findings) {
+    let lists = ["images", "categories", "annotations"];
+    let (keys, missing) = match header::read(source, path, classes, findings) {
         Ok(header) if header.has_annotations || split == Split::Val => return Some(header),
-        Ok(_) => Vec::new(),
+        Ok(_) => (Vec::new(), vec!["annotations"]),
         Err(NoHeader::Reported) => return None,
         Err(NoHeader::Broken(broken)) => {
             report_broken(broken, source, path, findings);
             return None;
         }
-        Err(NoHeader::KeysMissing(keys)) => keys,
+        Err(NoHeader::KeysMissing(keys)) => {
+            let has = |name: &str| keys.iter().any(|(key, first)| key == name && *first == b'[');
+            let missing = lists.into_iter().filter(|name| !has(name)).collect();
+            (keys, missing)
+        }
     };
     if let Some(format) = foreign::of_keys(&keys, source) {
         findings.add(Code::FileOtherFormat, path, Place::file, || format.into());
         return None;
     }
-    let lists = ["images", "categories", "annotations"];
-    let has = |name: &str| keys.is_empty() || keys.iter().any(|(key, first)| key == name && *first == b'[');
-    let missing: Vec<&str> = match keys.is_empty() {
-        true => vec!["annotations"],
-        false => lists.into_iter().filter(|name| !has(name)).collect(),
-    };
     for name in missing.into_iter().filter(|&name| name != "annotations" || split == Split::Train) {
         let found: Vec<_> = keys.iter().map(|(key, _)| key.as_str()).collect();
         findings.add(Code::FileKeyMissing, path, Place::file, || match found.is_empty() {
