@@ -7,7 +7,7 @@ use super::json::{Scan, string};
 use super::source::{Pieces, Source};
 
 /// A chunk is handed on when it has this many bytes.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 1 << 18;
 /// No element of an annotation file is longer; what seems so has lost its end.
 const LONGEST: usize = 64 << 20;
 

@@ -87,16 +87,22 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Rows that memory is taken for at once: a share of what there is would be most of it unused.
-    const STEP: usize = 1 << 16;
+    /// Few annotations have less text than this, in bytes.
+    const SHORT: u64 = 128;
+
+    /// Room for the annotations of a text of `length` bytes. What is not filled takes no memory, only addresses; growing
+    /// by and by would leave holes.
+    pub fn for_text(length: u64) -> Self {
+        let mut rows = Self::default();
+        let room = usize::try_from(length / Self::SHORT).unwrap_or(0);
+        rows.images.reserve_exact(room);
+        rows.is_used.reserve_exact(room);
+        rows.has_id.reserve_exact(room);
+        rows.objects.reserve_exact(room);
+        rows
+    }
 
     pub fn push(&mut self, row: Row) {
-        if self.images.len() == self.images.capacity() {
-            self.images.reserve_exact(Self::STEP);
-            self.is_used.reserve_exact(Self::STEP);
-            self.has_id.reserve_exact(Self::STEP);
-            self.objects.reserve_exact(Self::STEP);
-        }
         self.images.push(row.image);
         self.is_used.push(row.is_used);
         self.has_id.push(row.has_id);
@@ -162,8 +168,20 @@ pub(super) fn build(
     // What is no longer needed makes room for the new columns.
     let Rows { objects, .. } = rows;
     drop((order, starts, header.images, header.places, header.labels));
+    give_back_memory();
     let objects = objects.in_order(&used);
+    give_back_memory();
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
+}
+
+/// Gives freed memory back to the system: ranks of one node that read a large file at the same time would otherwise each
+/// hold on to what the pieces of its text took.
+pub(super) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no preconditions; it only returns free pages of the allocator to the system.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The rows of each image in the order of the file, and where those of each image start.

@@ -67,6 +67,7 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
     if let Some(encoding) = source.repaired {
         findings.add(Code::FileEncoding, &path, Place::file, || format!("the file is {encoding}"));
     }
+    index::give_back_memory();
     let folders = Folders::default();
     let mut found = findings.none();
     let contents = read_header(&source, &path, split, &config.classes, &mut found).and_then(|header| {
@@ -193,10 +194,10 @@ fn read_rows(
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
         annotations::row(text, offset, row, &context, findings)
     };
-    let mut rows = Rows::default();
+    let mut rows = Rows::for_text(source.length());
     let mut take = |_: &str, row: Option<Row>| match row {
         Some(row) => rows.push(row),
-        None => rows = Rows::default(),
+        None => rows = Rows::for_text(source.length()),
     };
     match lists::read(source, path, &["annotations"], &parse, &mut take, findings) {
         Ok(_) => Some(rows),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 /// Bytes that are read at once.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 1 << 18;
 
 /// The text of an annotation file in UTF-8; offsets are bytes from its start.
 #[derive(Debug)]
@@ -107,6 +107,14 @@ impl Source {
     #[cfg(any(test, fuzzing))]
     pub fn memory(text: Vec<u8>) -> Self {
         Self { text: Text::Memory(text), start: 0, repaired: None }
+    }
+
+    /// Bytes of the text.
+    pub fn length(&self) -> u64 {
+        match &self.text {
+            Text::File { stamp, .. } => stamp.length,
+            Text::Memory(text) => text.len() as u64,
+        }
     }
 
     /// Reads the text from `offset` on, in the order of the file.
