@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -47,7 +48,13 @@ struct Listing {
 
 impl Listing {
     fn of(folder: &Path) -> Self {
-        let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        // Neither folders and pipes nor links that lead to no file are pictures.
+        let is_file = |entry: &DirEntry| match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => entry.path().is_file(),
+            kind => kind.is_ok_and(|kind| kind.is_file()),
+        };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = entries.filter(is_file).map(|entry| entry.file_name()).collect();
         Self { names, folded: OnceLock::new() }
     }
 
@@ -74,7 +81,7 @@ impl Folders {
     /// The file that `name` stands for in `folder`.
     pub fn find(&self, folder: &Path, name: &str) -> Found {
         let named = folder.join(name);
-        if named.exists() {
+        if named.is_file() {
             return Found::Named(named);
         }
         let slashes = name.replace('\\', "/");
@@ -84,7 +91,7 @@ impl Folders {
         ];
         for (spelling, how) in &spellings {
             let path = folder.join(spelling);
-            if spelling != name && path.exists() {
+            if spelling != name && path.is_file() {
                 return Found::Meant(path, how);
             }
         }
@@ -109,7 +116,7 @@ impl Folders {
         let path = folder.join(name);
         match (path.parent(), path.file_name()) {
             (Some(parent), Some(file)) => self.listing(parent).names.contains(file),
-            _ => path.exists(),
+            _ => false,
         }
     }
 
@@ -166,6 +173,8 @@ impl Dataset {
                 }),
                 Found::Missing(path) => findings.add(Code::PictureMissing, &path, place, || match path.parent() {
                     Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
+                    _ if path.is_symlink() => "the link leads to no file".into(),
+                    _ if path.exists() => "it is not a regular file".into(),
                     _ => "no such file".into(),
                 }),
             }
@@ -207,6 +216,21 @@ mod tests {
         assert_eq!(find("f.jpg"), Found::Missing(folder.path().join("f.jpg")));
         assert_eq!(find("none/f.jpg"), Found::Missing(folder.path().join("none/f.jpg")));
         assert!(folders.has(folder.path(), "sub/a.JPG") && !folders.has(folder.path(), "a.JPG"));
+    }
+
+    #[test]
+    fn links_to_nothing_and_folders_are_no_pictures() {
+        let folder = folder_with(&["a.jpg", "folder.jpg/x"]);
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
+        link("a.jpg", "sound.jpg");
+        link("nothing.jpg", "broken.jpg");
+        let folders = Folders::default();
+        for (name, expected) in [("a.jpg", true), ("sound.jpg", true), ("broken.jpg", false), ("folder.jpg", false)] {
+            assert_eq!(folders.has(folder.path(), name), expected, "{name}");
+            let found = folders.find(folder.path(), name);
+            assert_eq!(matches!(found, Found::Named(_)), expected, "{found:?}");
+        }
+        assert!(!folders.has(folder.path(), "..") && matches!(folders.find(folder.path(), ".."), Found::Missing(_)));
     }
 
     #[test]

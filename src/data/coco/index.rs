@@ -136,6 +136,8 @@ pub(super) fn build(
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
     for (place, image) in header.images.iter().enumerate() {
+        // Of all images, so that names stand for the same numbers when the ground truth is read.
+        let id = number(&image.id, &mut names);
         let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
             // Crowds and boxes that are not trained on count here, as they do in the reference.
@@ -154,7 +156,7 @@ pub(super) fn build(
             }
         }
         used.extend(own.iter().copied().filter(|&row| rows.is_used[row as usize]));
-        images.ids.push(number(&image.id, &mut names));
+        images.ids.push(id);
         images.sizes.push(sizes[place]);
         images.names.push_str(&image.file_name);
         images.name_ends.push(images.names.len() as u32);

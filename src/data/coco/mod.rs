@@ -289,6 +289,8 @@ mod attack_tests;
 #[cfg(test)]
 mod code_tests;
 #[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod wild_tests;

@@ -16,6 +16,9 @@ pub enum Segmentation {
     RunLengths(Rle),
 }
 
+/// Drawing goes along the outline, so time and memory are bounded by its length. No picture has one of so many pixels.
+const LONGEST_OUTLINE: f64 = 4_194_304.0;
+
 /// Takes what is odd about a mask.
 type Note<'n> = dyn FnMut(Code, String) + 'n;
 
@@ -61,6 +64,9 @@ impl Segmentation {
     /// # Errors
     /// As [`Self::to_rle`].
     pub(super) fn bounds(&self, size: [u32; 2]) -> Result<Option<[f64; 4]>, String> {
+        if u64::from(size[0]) * u64::from(size[1]) > u64::from(u32::MAX) {
+            return Err(format!("no mask can be drawn in {}x{} pixels", size[0], size[1]));
+        }
         match self {
             Self::Polygons(polygons) => {
                 let points = || polygons.iter().flat_map(|polygon| polygon.chunks_exact(2));
@@ -112,6 +118,7 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
     match first {
         b'[' => {
             let polygons = parts.iter().map(|part| polygon(part, note)).collect::<Result<Vec<_>, _>>()?;
+            drawable(&polygons)?;
             Ok(Segmentation::Polygons(enclosing(polygons, note)))
         }
         b'{' => {
@@ -122,7 +129,9 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
         _ => {
             let polygon = polygon(json, note)?;
             note(Code::MaskFlat, format!("{} numbers without an enclosing list", polygon.len()));
-            Ok(Segmentation::Polygons(enclosing(vec![polygon], note)))
+            let polygons = vec![polygon];
+            drawable(&polygons)?;
+            Ok(Segmentation::Polygons(enclosing(polygons, note)))
         }
     }
 }
@@ -144,6 +153,20 @@ fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
         note(Code::MaskText, format!("the polygon {} has strings", shown(json)));
     }
     wrong.map_or(Ok(numbers), Err)
+}
+
+/// Refuses polygons whose outlines together are longer than [`LONGEST_OUTLINE`].
+fn drawable(polygons: &[Vec<f64>]) -> Result<(), String> {
+    let outline = |polygon: &Vec<f64>| -> f64 {
+        let points = || polygon.chunks_exact(2);
+        let next = points().skip(1).chain(points().take(1));
+        points().zip(next).map(|(a, b)| (a[0] - b[0]).abs().max((a[1] - b[1]).abs())).sum()
+    };
+    let length: f64 = polygons.iter().map(outline).sum();
+    if length <= LONGEST_OUTLINE {
+        return Ok(());
+    }
+    Err(format!("polygons with an outline of {length:.0} pixels, expected at most {LONGEST_OUTLINE:.0}"))
 }
 
 /// The polygons that enclose something.
@@ -267,10 +290,15 @@ mod tests {
             ("[[1, 2], 3]", "polygons"),
             ("[1, 2, 3", "the end of the list"),
             ("\"abc\"", "polygons"),
+            ("[[0, 0, 3e6, 0, 3e6, 3]]", "6000003 pixels"),
+            ("[[0, 0, 1e308, -1e308, -1e308, 1e308]]", "inf pixels"),
         ] {
             let message = Segmentation::parse(text.as_bytes()).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
+        let triangle = Segmentation::parse(b"[[0, 0, 9, 0, 9, 9]]").unwrap();
+        assert_eq!(triangle.bounds([9, 9]), Ok(Some([0.0, 0.0, 9.0, 9.0])));
+        assert!(triangle.bounds([1 << 17, 1 << 17]).unwrap_err().contains("131072x131072"));
         let runs = Segmentation::parse(b"{\"size\": [2, 3], \"counts\": [1, 5]}").unwrap();
         assert!(runs.to_rle((3, 2)).unwrap_err().contains("[3, 2]"));
     }

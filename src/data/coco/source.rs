@@ -104,7 +104,7 @@ impl Source {
     }
 
     /// A text that is in memory already.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub fn memory(text: Vec<u8>) -> Self {
         Self { text: Text::Memory(text), start: 0, repaired: None }
     }

@@ -149,6 +149,40 @@ fn a_file_that_changes_while_it_is_in_use_is_an_error() {
 }
 
 #[test]
+fn pipes_are_refused_rather_than_waited_for() {
+    let small = SmallSet::new(&[]);
+    let pipe = |name: &str| {
+        let path = small.folder.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    };
+    pipe("1.png");
+    let images = [without(image(1), "width")];
+    small.write(&json!({"images": images, "annotations": [], "categories": [{"id": 7, "name": "box"}]}));
+    let error = small.open(Split::Val).unwrap_err().to_string();
+    assert!(error.contains("image 1: no width and height above 0") && error.contains("not a regular file"), "{error}");
+    let path = small.folder.path().join("1.png");
+    assert!(crate::data::Picture::read(&path).unwrap_err().to_string().contains("not a regular file"));
+    std::fs::remove_file(small.folder.path().join("a.json")).unwrap();
+    pipe("a.json");
+    assert!(small.open(Split::Val).unwrap_err().to_string().contains("not a regular file"));
+}
+
+#[test]
+fn names_for_ids_stand_for_the_same_images_in_the_ground_truth() {
+    let mut small = SmallSet::new(&[]);
+    let named = |id: &str| with(image(1), "id", json!(id));
+    let annotations = [with(annotation(1, 0), "image_id", json!("b")), with(annotation(2, 0), "image_id", json!("c"))];
+    small.write(&json!({"images": [named("a"), named("b"), named("c")], "annotations": annotations,
+                        "categories": [{"id": "k", "name": "box"}, {"id": 7, "name": "cup"}]}));
+    small.config.val.filter_empty = true;
+    let set = small.open(Split::Val).unwrap();
+    let ids: Vec<i64> = set.true_objects().unwrap().iter().map(|object| object.image_id).collect();
+    assert_eq!(ids, set.image_ids());
+    let written: Vec<Value> = ids.iter().map(|&id| set.written_image_id(id)).collect();
+    assert_eq!(written, ["b", "c"]);
+}
+
+#[test]
 fn real_annotations_are_read_like_a_naive_reader_does() {
     let Some(root) = test_data::folder("real_annotations_are_read_like_a_naive_reader_does") else { return };
     let root = root.join("data/coco_mini");

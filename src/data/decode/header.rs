@@ -7,7 +7,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
-use super::{check_size, jpeg, no_picture, other};
+use super::{check_size, jpeg, no_picture, other, regular};
 
 /// Read first. The header of most files ends within it; a JPEG may have a long EXIF block with a preview.
 const START: usize = 64 << 10;
@@ -49,6 +49,7 @@ impl PictureHeader {
 /// Says what is wrong with the file, without its name.
 pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
     let wrong = |error: std::io::Error| error.to_string();
+    regular(path).map_err(wrong)?;
     let mut file = File::open(path).map_err(wrong)?;
     let mut bytes = Vec::with_capacity(START);
     (&mut file).take(START as u64).read_to_end(&mut bytes).map_err(wrong)?;

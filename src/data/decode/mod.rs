@@ -41,7 +41,11 @@ impl Picture {
 
     /// The content of the file at `path`.
     pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
-        std::fs::read(path).map_err(|error| wrong(path, &error.to_string()))
+        let read = || {
+            regular(path)?;
+            std::fs::read(path)
+        };
+        read().map_err(|error| wrong(path, &error.to_string()))
     }
 
     /// Decodes the content of the file at `path`.
@@ -78,6 +82,11 @@ impl Picture {
     pub fn header(path: &Path) -> Result<PictureHeader> {
         header::read(path).map_err(|message| wrong(path, &message))
     }
+}
+
+/// Refuses what is no regular file: to open a pipe would wait for its writer.
+fn regular(path: &Path) -> std::io::Result<()> {
+    if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(std::io::Error::other("it is not a regular file")) }
 }
 
 fn wrong(path: &Path, message: &str) -> Error {
