@@ -180,7 +180,7 @@ impl Opened {
         }
         let tensors = self.header.tensors();
         let infos = tensors.iter().map(|(name, info)| (name.as_str(), *info)).collect();
-        if *value(KEY_CHECKSUM)? != digest(metadata, &infos) {
+        if *value(KEY_CHECKSUM)? != digest(metadata, &infos) && !cfg!(fuzzing) {
             return Err(Error::data("damaged: the header does not match its checksum"));
         }
         let unsound = |error: serde_json::Error| Error::data(format!("its metadata cannot be understood: {error}"));
@@ -259,7 +259,7 @@ fn unread(name: &str, error: &io::Error) -> Error {
 
 fn check(name: &str, expected: Option<u32>, actual: impl FnOnce() -> u32) -> Result<()> {
     match expected {
-        Some(expected) if actual() != expected => {
+        Some(expected) if actual() != expected && !cfg!(fuzzing) => {
             Err(Error::data(format!("damaged: tensor {name} does not match its checksum")))
         }
         _ => Ok(()),
