@@ -67,10 +67,10 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
     if let Some(encoding) = source.repaired {
         findings.add(Code::FileEncoding, &path, Place::file, || format!("the file is {encoding}"));
     }
-    index::give_back_memory();
     let folders = Folders::default();
     let mut found = findings.none();
     let contents = read_header(&source, &path, split, &config.classes, &mut found).and_then(|header| {
+        index::give_back_memory();
         let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
         let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
         let categories = header.categories.clone();
