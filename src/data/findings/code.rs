@@ -102,7 +102,7 @@ codes! {
         "export, copy or download it again";
     FileOtherFormat = "file-other-format", Error,
         "a file of another format than COCO instances", "stops", "crashes",
-        "convert it to COCO instances";
+        "expected is one object with the lists images, annotations and categories";
     FileKeyMissing = "file-key-missing", Error,
         "an annotation file without a list `images`, `categories` or (for training) `annotations`", "stops", "crashes",
         "export the file as COCO instances, with this list";
