@@ -124,16 +124,12 @@ pub fn needs_no_rank(command: &WorkerCommand) -> bool {
 
 /// Whether a command runs on one worker whatever `--gpus` says.
 pub fn is_single(command: &WorkerCommand) -> bool {
-    match command {
-        WorkerCommand::Predict(_)
-        | WorkerCommand::Flops(_)
-        | WorkerCommand::CheckData(_)
-        | WorkerCommand::PrintConfig(_)
-        | WorkerCommand::Export(_)
-        | WorkerCommand::Browse(_) => true,
-        WorkerCommand::Benchmark(benchmark) => !matches!(benchmark.what, BenchmarkCommand::Train(_)),
-        WorkerCommand::Train(_) | WorkerCommand::Test(_) => false,
-    }
+    needs_no_rank(command)
+        || match command {
+            WorkerCommand::Predict(_) => true,
+            WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Infer(_)),
+            _ => false,
+        }
 }
 
 /// Folder of the logs of a command.

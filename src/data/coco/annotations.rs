@@ -138,15 +138,18 @@ fn is_empty(value: &[u8]) -> bool {
 /// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list; `None`, with a
 /// finding, if it cannot be used.
 pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
-    let path = context.path;
-    let raw = match Raw::read(text) {
-        Ok(raw) => raw,
+    match Raw::read(text) {
+        Ok(raw) => row_of(&raw, offset, row, context, findings),
         Err((id, message)) => {
             let place = || Place::annotation(shown_id(id.as_ref(), row));
-            findings.add(Code::AnnotationMalformed, path, place, || message);
-            return None;
+            findings.add(Code::AnnotationMalformed, context.path, place, || message);
+            None
         }
-    };
+    }
+}
+
+/// As [`row`], of an annotation that is parsed.
+pub(super) fn row_of(raw: &Raw, offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
     let place = || {
         let place = Place::annotation(shown_id(raw.id.as_ref(), row));
         match &raw.image {
@@ -154,7 +157,7 @@ pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findi
             None => place,
         }
     };
-    let mut reader = Reader { context, raw: &raw, row, findings, place: &place };
+    let mut reader = Reader { context, raw, row, findings, place: &place };
     let id = reader.id();
     let image = reader.image()?;
     let label = reader.label()?;

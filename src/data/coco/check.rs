@@ -21,20 +21,14 @@ impl Dataset {
         let mut known = findings.none();
         let Some(header) = read_header(&self.source, &self.path, self.split, &self.classes, &mut known) else { return };
         let sizes = listed_sizes(&header, self);
-        let context = Context {
-            path: &self.path,
-            split: self.split,
-            images: &header.places,
-            sizes: &sizes,
-            labels: &header.labels,
-        };
+        let context = header.context(&self.path, self.split, &sizes);
         let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| -> Option<()> {
-            let used = annotations::row(text, offset, row, &context, &mut findings.none())?;
+            let raw = Raw::read(text).ok()?;
+            let used = annotations::row_of(&raw, offset, row, &context, &mut findings.none())?;
             let size = *sizes.get(used.image as usize)?;
             if size == UNKNOWN_SIZE || used.label == FOREIGN || (self.split == Split::Train && !used.is_used) {
                 return None;
             }
-            let raw = Raw::read(text).ok()?;
             check(&raw, row, size, &context, findings);
             None
         };

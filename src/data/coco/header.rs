@@ -3,12 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use super::Category;
-use super::annotations::{FOREIGN, RawKey};
-use super::lists;
+use super::annotations::{Context, FOREIGN, RawKey};
 use super::records::{RawCategory, RawImage, category, image, shown_id};
 use super::source::Source;
 use super::values::RawId;
+use super::{Category, Split, lists};
 use crate::data::findings::{Code, Findings, Place};
 
 /// What the annotation file says of images and categories.
@@ -26,6 +25,13 @@ pub(super) struct Header {
     pub ids_are_text: [bool; 2],
     /// Whether there is a list of annotations.
     pub has_annotations: bool,
+}
+
+impl Header {
+    /// What annotations are read against; `sizes` are those of the images.
+    pub fn context<'c>(&'c self, path: &'c Path, split: Split, sizes: &'c [[u32; 2]]) -> Context<'c> {
+        Context { path, split, images: &self.places, sizes, labels: &self.labels }
+    }
 }
 
 enum Entry {

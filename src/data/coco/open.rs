@@ -1,10 +1,10 @@
 //! Opening a data set: reads the annotation file, and reports all that is wrong with it at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::annotations::{self, Context, Row, UNKNOWN_SIZE};
+use super::annotations::{self, Row, UNKNOWN_SIZE};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
@@ -13,7 +13,7 @@ use super::records::{RawImage, shown_id};
 use super::source::Source;
 use super::{Dataset, Split, data_root, foreign, index, lists};
 use crate::config;
-use crate::data::decode::Picture;
+use crate::data::decode::{Picture, PictureHeader};
 use crate::data::findings::{Code, Findings, Place, Severity};
 use crate::error::Result;
 
@@ -153,31 +153,25 @@ pub(super) fn report_broken(broken: Broken, source: &Source, path: &Path, findin
 
 /// The size of every image; those that the file does not give are read from the pictures.
 fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, findings: &mut Findings) -> Vec<[u32; 2]> {
-    let missing = |image: &RawImage| -> (PathBuf, Result<[u32; 2]>) {
-        let file = folders.find(folder, &image.file_name).into_path();
-        let size = Picture::header(&file).map(|header| [header.width as u32, header.height as u32]);
-        (file, size)
+    let mut sizes: Vec<[u32; 2]> = images.iter().map(|image| image.size.unwrap_or(UNKNOWN_SIZE)).collect();
+    let missing: Vec<usize> = (0..images.len()).filter(|&place| images[place].size.is_none()).collect();
+    let read = |&place: &usize| {
+        let file = folders.find(folder, &images[place].file_name).into_path();
+        (place, Picture::header(&file), file)
     };
-    let read: Vec<_> = images.par_iter().map(|image| image.size.is_none().then(|| missing(image))).collect();
-    let mut sizes = Vec::with_capacity(images.len());
-    for (place, (image, read)) in images.iter().zip(read).enumerate() {
-        let of_image = || Place::image(shown_id(Some(&image.id), place));
-        sizes.push(match (image.size, read) {
-            (Some(size), _) => size,
-            (None, Some((file, Ok([width, height])))) => {
+    let headers: Vec<_> = missing.par_iter().map(read).collect();
+    for (place, header, file) in headers {
+        let of_image = || Place::image(shown_id(Some(&images[place].id), place));
+        match header {
+            Ok(PictureHeader { width, height, .. }) => {
                 findings.add(Code::ImageSizeMissing, path, of_image, || {
                     format!("no width and height above 0; {} has {width}x{height}", file.display())
                 });
-                [width, height]
+                sizes[place] = [width as u32, height as u32];
             }
-            (None, Some((_, Err(error)))) => {
-                findings.add(Code::ImageSizeUnknown, path, of_image, || {
-                    format!("no width and height above 0, and {error}")
-                });
-                UNKNOWN_SIZE
-            }
-            (None, None) => UNKNOWN_SIZE,
-        });
+            Err(error) => findings
+                .add(Code::ImageSizeUnknown, path, of_image, || format!("no width and height above 0, and {error}")),
+        }
     }
     sizes
 }
@@ -190,7 +184,7 @@ fn read_rows(
     sizes: &[[u32; 2]],
     findings: &mut Findings,
 ) -> Option<Rows> {
-    let context = Context { path, split, images: &header.places, sizes, labels: &header.labels };
+    let context = header.context(path, split, sizes);
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
         annotations::row(text, offset, row, &context, findings)
     };

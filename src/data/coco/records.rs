@@ -38,69 +38,72 @@ pub(super) fn syntax_message(error: &Syntax) -> String {
     format!("{} at its byte {}", error.what, error.at + 1)
 }
 
+/// Reads the id and the text under `name_key` of an entry; other members go to `other`.
+///
+/// # Errors
+/// The id, as far as it is known, and what is wrong.
+fn named<'t>(
+    text: &'t [u8],
+    name_key: &str,
+    mut other: impl FnMut(&str, &'t [u8]),
+) -> Result<(RawId, String), (Option<RawId>, String)> {
+    let (mut own_id, mut name, mut wrong) = (None, None, None);
+    let walked = members(text, |key, value, _| {
+        let taken = match key {
+            "id" => id(value).map(|value| own_id = Some(value)),
+            _ if key == name_key => string(value).map(|value| name = Some(value.into_owned())).map_err(str::to_owned),
+            _ => {
+                other(key, value);
+                Ok(())
+            }
+        };
+        if let Err(message) = taken {
+            wrong.get_or_insert(format!("{key}: {message}"));
+        }
+    });
+    match (walked.map_err(|error| syntax_message(&error)), wrong, own_id, name) {
+        (Err(message), _, id, _) | (_, Some(message), id, _) => Err((id, message)),
+        (_, _, None, _) => Err((None, "no id".into())),
+        (_, _, id, None) => Err((id, format!("no {name_key}"))),
+        (_, _, Some(id), Some(name)) => Ok((id, name)),
+    }
+}
+
 /// Reads an entry of `images`; `None`, with a finding, if it cannot be used.
 pub(super) fn image(text: &[u8], row: usize, path: &Path, findings: &mut Findings) -> Option<RawImage> {
-    let (mut own_id, mut name, mut sides) = (None, None, [None, None]);
-    let mut wrong = Vec::new();
-    let walked = members(text, |key, value, _| match key {
-        "id" => match id(value) {
-            Ok(value) => own_id = Some(value),
-            Err(message) => wrong.push(format!("id: {message}")),
-        },
-        "file_name" => match string(value) {
-            Ok(value) => name = Some(value.into_owned()),
-            Err(message) => wrong.push(format!("file_name: {message}")),
-        },
+    let mut sides = [None, None];
+    let read = named(text, "file_name", |key, value| match key {
         "width" => sides[0] = integer(value).ok(),
         "height" => sides[1] = integer(value).ok(),
         _ => {}
     });
-    let malformed = match (walked, wrong.first(), &own_id, &name) {
-        (Err(error), ..) => Some(syntax_message(&error)),
-        (_, Some(message), ..) => Some(message.clone()),
-        (_, _, None, _) => Some("no id".into()),
-        (_, _, _, None) => Some("no file_name".into()),
-        (_, _, _, Some(name)) if name.is_empty() || name.contains('\0') => Some("file_name names no file".into()),
-        _ => None,
+    let read = read.and_then(|(id, name)| match name.is_empty() || name.contains('\0') {
+        true => Err((Some(id), "file_name names no file".into())),
+        false => Ok((id, name)),
+    });
+    let (id, file_name) = match read {
+        Ok(read) => read,
+        Err((id, message)) => {
+            findings.add(Code::ImageMalformed, path, || Place::image(shown_id(id.as_ref(), row)), || message);
+            return None;
+        }
     };
-    if let Some(message) = malformed {
-        findings.add(Code::ImageMalformed, path, || Place::image(shown_id(own_id.as_ref(), row)), || message);
-        return None;
-    }
     let side =
         |side: Option<Written<i64>>| side.and_then(|side| u32::try_from(side.value).ok()).filter(|&side| side > 0);
     let size = side(sides[0]).zip(side(sides[1])).map(|(width, height)| [width, height]);
     let size_as_text = size.is_some() && sides.iter().flatten().any(|side| side.as_text);
-    Some(RawImage { id: own_id?, file_name: name?, size, size_as_text })
+    Some(RawImage { id, file_name, size, size_as_text })
 }
 
 /// Reads an entry of `categories`; `None`, with a finding, if it cannot be used.
 pub(super) fn category(text: &[u8], row: usize, path: &Path, findings: &mut Findings) -> Option<RawCategory> {
-    let (mut own_id, mut name) = (None, None);
-    let mut wrong = Vec::new();
-    let walked = members(text, |key, value, _| match key {
-        "id" => match id(value) {
-            Ok(value) => own_id = Some(value),
-            Err(message) => wrong.push(format!("id: {message}")),
-        },
-        "name" => match string(value) {
-            Ok(value) => name = Some(value.into_owned()),
-            Err(message) => wrong.push(format!("name: {message}")),
-        },
-        _ => {}
-    });
-    let malformed = match (walked, wrong.first(), &own_id, &name) {
-        (Err(error), ..) => Some(syntax_message(&error)),
-        (_, Some(message), ..) => Some(message.clone()),
-        (_, _, None, _) => Some("no id".into()),
-        (_, _, _, None) => Some("no name".into()),
-        _ => None,
-    };
-    if let Some(message) = malformed {
-        findings.add(Code::CategoryMalformed, path, || Place::category(shown_id(own_id.as_ref(), row)), || message);
-        return None;
+    match named(text, "name", |_, _| {}) {
+        Ok((id, name)) => Some(RawCategory { id, name }),
+        Err((id, message)) => {
+            findings.add(Code::CategoryMalformed, path, || Place::category(shown_id(id.as_ref(), row)), || message);
+            None
+        }
     }
-    Some(RawCategory { id: own_id?, name: name? })
 }
 
 #[cfg(test)]

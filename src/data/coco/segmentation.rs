@@ -118,8 +118,7 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
     match first {
         b'[' => {
             let polygons = parts.iter().map(|part| polygon(part, note)).collect::<Result<Vec<_>, _>>()?;
-            drawable(&polygons)?;
-            Ok(Segmentation::Polygons(enclosing(polygons, note)))
+            drawn(polygons, note)
         }
         b'{' => {
             let rles = parts.iter().map(|part| run_lengths(part, note)).collect::<Result<Vec<_>, _>>()?;
@@ -129,28 +128,44 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
         _ => {
             let polygon = polygon(json, note)?;
             note(Code::MaskFlat, format!("{} numbers without an enclosing list", polygon.len()));
-            let polygons = vec![polygon];
-            drawable(&polygons)?;
-            Ok(Segmentation::Polygons(enclosing(polygons, note)))
+            drawn(vec![polygon], note)
         }
     }
 }
 
+/// The mask of polygons that can be drawn.
+fn drawn(polygons: Vec<Vec<f64>>, note: &mut Note) -> Result<Segmentation, String> {
+    drawable(&polygons)?;
+    Ok(Segmentation::Polygons(enclosing(polygons, note)))
+}
+
 fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
+    let finite = |item: &[u8]| float(item).ok().filter(|written| written.value.is_finite());
+    numbers(json, finite, ["the polygon ", "in a polygon is not a finite number"], note)
+}
+
+/// The numbers of a list, each as `read` has it. The words are what comes before the list in a note of strings in it, and
+/// after an item that is no such number.
+fn numbers<T>(
+    json: &[u8],
+    read: impl Fn(&[u8]) -> Option<Written<T>>,
+    [what, wrong_item]: [&str; 2],
+    note: &mut Note,
+) -> Result<Vec<T>, String> {
     let mut numbers = Vec::new();
     let (mut has_text, mut wrong) = (false, None);
-    items(json, |item| match float(item) {
-        Ok(Written { value, as_text }) if value.is_finite() => {
+    items(json, |item| match read(item) {
+        Some(Written { value, as_text }) => {
             has_text |= as_text;
             numbers.push(value);
         }
-        _ => {
-            wrong.get_or_insert_with(|| format!("{} in a polygon is not a finite number", shown(item)));
+        None => {
+            wrong.get_or_insert_with(|| format!("{} {wrong_item}", shown(item)));
         }
     })
     .map_err(|error| format!("{}: {}", shown(json), error.what))?;
     if has_text {
-        note(Code::MaskText, format!("the polygon {} has strings", shown(json)));
+        note(Code::MaskText, format!("{what}{} has strings", shown(json)));
     }
     wrong.map_or(Ok(numbers), Err)
 }
@@ -214,24 +229,11 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
 }
 
 fn whole_numbers(json: &[u8], note: &mut Note) -> Result<Vec<u32>, String> {
-    let mut numbers = Vec::new();
-    let (mut has_text, mut wrong) = (false, None);
-    let whole =
-        |item| integer(item).ok().and_then(|Written { value, as_text }| Some((u32::try_from(value).ok()?, as_text)));
-    items(json, |item| match whole(item) {
-        Some((value, as_text)) => {
-            has_text |= as_text;
-            numbers.push(value);
-        }
-        None => {
-            wrong.get_or_insert_with(|| format!("{} is not a whole number of pixels", shown(item)));
-        }
-    })
-    .map_err(|error| format!("{}: {}", shown(json), error.what))?;
-    if has_text {
-        note(Code::MaskText, format!("{} has strings", shown(json)));
-    }
-    wrong.map_or(Ok(numbers), Err)
+    let pixels = |item: &[u8]| {
+        let Written { value, as_text } = integer(item).ok()?;
+        Some(Written { value: u32::try_from(value).ok()?, as_text })
+    };
+    numbers(json, pixels, ["", "is not a whole number of pixels"], note)
 }
 
 #[cfg(test)]

@@ -57,13 +57,7 @@ impl Dataset {
             let sizes = listed_sizes(&header, self);
             let mut names = header.names.clone();
             let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
-            let context = Context {
-                path: &self.path,
-                split: Split::Val,
-                images: &header.places,
-                sizes: &sizes,
-                labels: &header.labels,
-            };
+            let context = header.context(&self.path, Split::Val, &sizes);
             let parse = |_: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
                 object(text, row, &ids, &context, findings)
             };
