@@ -2,7 +2,7 @@
 
 use fnet_protocol::exit;
 use fnet_protocol::message::{Failure, FailureKind, Heartbeat};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::text;
 
@@ -46,7 +46,7 @@ pub enum Finding {
 }
 
 /// Why the job failed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     /// The first failing rank.
     pub rank: usize,
@@ -64,11 +64,13 @@ pub struct Cause {
     pub others: Vec<(usize, String)>,
 }
 
+/// Whether a rank only says that it lost another one.
+pub fn is_echo(one: &Evidence) -> bool {
+    one.finding.is_none() && one.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::PeerLost)
+}
+
 /// Names the first cause. A rank that only says it lost another one is believed when nobody else failed.
 pub fn first(evidence: &[Evidence]) -> Option<Cause> {
-    let is_echo = |one: &Evidence| {
-        one.finding.is_none() && one.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::PeerLost)
-    };
     let mut failed: Vec<&Evidence> = evidence.iter().filter(|one| one.failed_as.is_some()).collect();
     failed.sort_by_key(|one| (is_echo(one), one.failed_as));
     let (first, others) = failed.split_first()?;

@@ -42,6 +42,16 @@ pub struct Hang {
 }
 
 impl Seen {
+    /// The same, so much later, if nothing more was heard.
+    pub fn later(&self, time: Duration) -> Self {
+        Self {
+            rank: self.rank,
+            age: self.age + time,
+            silent: self.silent.map(|silent| silent + time),
+            beat: self.beat.as_ref().map(|(beat, ago)| (beat.clone(), *ago + time)),
+        }
+    }
+
     /// Time without headway.
     fn idle(&self) -> Duration {
         match &self.beat {

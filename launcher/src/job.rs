@@ -113,6 +113,8 @@ pub struct Job {
     stop: Option<StopReason>,
     grace: Duration,
     limits: Limits,
+    /// What is known of the workers of other nodes, and since when.
+    others: (Vec<Seen>, Instant),
 }
 
 impl Job {
@@ -140,7 +142,37 @@ impl Job {
             stop: None,
             grace,
             limits,
+            others: (Vec::new(), now),
         }
+    }
+
+    /// What is known of the workers of other nodes.
+    pub fn hear_of_others(&mut self, seen: Vec<Seen>, now: Instant) {
+        self.others = (seen, now);
+    }
+
+    /// A rank of another node has failed, or its node is lost: the workers here cannot go on without it.
+    pub fn peer_failed(&mut self, rank: usize, now: Instant) -> Vec<Action> {
+        if self.stage != Stage::Running {
+            return Vec::new();
+        }
+        self.stage = Stage::Failing { kill_at: now + SETTLE, killed: false };
+        self.running().map(|index| Action::Tell(index, ToWorker::PeerLost { rank })).collect()
+    }
+
+    /// The first rank here that has failed.
+    pub fn failed_rank(&self) -> Option<usize> {
+        self.workers.iter().find(|worker| worker.failed_as == Some(0)).map(|worker| worker.rank)
+    }
+
+    /// Whether all that failed here only lost another rank.
+    pub fn only_echoes(&self) -> bool {
+        self.evidence().iter().filter(|one| one.failed_as.is_some()).all(cause::is_echo)
+    }
+
+    /// Why a stop was requested, if it was.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.stop
     }
 
     /// Whether any worker had begun its work.
@@ -322,21 +354,26 @@ impl Job {
         })
     }
 
+    /// What was last heard of the workers that have not ended.
+    pub fn seen(&self, now: Instant) -> Vec<Seen> {
+        let running = self.workers.iter().filter(|worker| worker.ending.is_none());
+        let seen = running.map(|worker| Seen {
+            rank: worker.rank,
+            age: now.duration_since(self.started),
+            silent: worker.heard.map(|at| now.duration_since(at)),
+            beat: worker.beat.map(|(beat, at)| (beat, now.duration_since(at))),
+        });
+        seen.collect()
+    }
+
     fn look_for_hangs(&mut self, now: Instant) -> Vec<Action> {
         if now < self.judge_from {
             return Vec::new();
         }
-        let seen: Vec<Seen> = self
-            .workers
-            .iter()
-            .filter(|worker| worker.ending.is_none())
-            .map(|worker| Seen {
-                rank: worker.rank,
-                age: now.duration_since(self.started),
-                silent: worker.heard.map(|at| now.duration_since(at)),
-                beat: worker.beat.map(|(beat, at)| (beat, now.duration_since(at))),
-            })
-            .collect();
+        let mut seen = self.seen(now);
+        let later = now.saturating_duration_since(self.others.1);
+        seen.extend(self.others.0.iter().map(|seen| seen.later(later)));
+        // A worker of another node is judged there; it only explains why those here wait.
         let Some(hang) = hang::verdict(&seen, &self.limits) else { return Vec::new() };
         let Some(index) = self.workers.iter().position(|worker| worker.rank == hang.rank) else { return Vec::new() };
         self.workers[index].finding = Some(Finding::Hang(hang.text));

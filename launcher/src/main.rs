@@ -9,6 +9,7 @@ mod guard;
 mod hang;
 mod job;
 mod memory;
+mod nodes;
 mod plan;
 mod process;
 mod rendezvous;
@@ -99,6 +100,9 @@ fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
     } else {
         rendezvous::resolve(place, |name| var(name).ok())?
     };
+    if let Some(name) = &place.iface {
+        nodes::interfaces::check(name, &nodes::interfaces::all()?)?;
+    }
     if let WorkerCommand::Train(train) = command {
         plan::check_overwrite(place, train, &supervise::checkpoints_of(train)?)?;
     }

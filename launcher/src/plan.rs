@@ -45,16 +45,18 @@ impl Plan {
     /// The ranks of this node.
     pub fn ranks(&self) -> Vec<usize> {
         let local = self.devices.workers();
-        (0..local).map(|index| self.nodes.rank * local + index).collect()
+        let first = self.nodes.spot(local).first_rank;
+        (first..first + local).collect()
     }
 
     /// Variables of worker `index` of this node; `port` is the store's.
     pub fn variables(&self, index: usize, port: u16, restarts: u32) -> Vec<(String, String)> {
         let local = self.devices.workers();
+        let spot = self.nodes.spot(local);
         let mut variables: Vec<(String, String)> = [
-            (env::RANK, (self.nodes.rank * local + index).to_string()),
+            (env::RANK, (spot.first_rank + index).to_string()),
             (env::LOCAL_RANK, index.to_string()),
-            (env::WORLD_SIZE, (self.nodes.count * local).to_string()),
+            (env::WORLD_SIZE, spot.world.to_string()),
             (env::LOCAL_WORLD_SIZE, local.to_string()),
             (env::GROUP_RANK, self.nodes.rank.to_string()),
             (env::MASTER_ADDR, self.nodes.address.clone()),
@@ -65,6 +67,7 @@ impl Plan {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
+        variables.extend(self.nodes.interface.iter().cloned());
         if let Some(threads) = self.threads {
             variables.push((env::OMP_NUM_THREADS.to_owned(), threads.to_string()));
         }
@@ -95,7 +98,7 @@ impl Plan {
         let nodes = match self.nodes.count {
             1 => String::new(),
             count => format!(
-                ", node {} of {count}, store at {}:{}",
+                ", node {} of {count}, which meet at {}, port {}",
                 self.nodes.rank,
                 self.nodes.address,
                 self.nodes.port.unwrap_or(0)
@@ -248,6 +251,16 @@ pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -
 pub fn resumed(train: &Train, found: &[CheckpointFile], started: SystemTime) -> Train {
     let ours = found.first().is_some_and(|newest| newest.modified >= started);
     if ours { Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() } } else { train.clone() }
+}
+
+/// The command that goes on from the newest checkpoint; only `train` can.
+pub fn from_newest(command: &WorkerCommand) -> WorkerCommand {
+    match command {
+        WorkerCommand::Train(train) => {
+            WorkerCommand::Train(Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() })
+        }
+        other => other.clone(),
+    }
 }
 
 /// Finds the worker's program: FNET_WORKER, then beside the launcher, then on PATH.

@@ -61,6 +61,12 @@ impl Signals {
     }
 }
 
+/// Stops this process as Ctrl-Z does.
+pub fn stop_self() {
+    // Returns when the shell sends SIGCONT.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+}
+
 /// Whether this process was started with a signal ignored; `SigIgn` of /proc/self/status is a bit mask.
 fn is_ignored(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -21,13 +21,14 @@ use crate::guard::Guard;
 use crate::hang::Limits;
 use crate::job::{Action, Event, Job, Outcome};
 use crate::memory::KillCount;
+use crate::nodes::{self, Agreed, Begun, Cluster, Meeting, Met};
 use crate::plan::{self, Plan};
 use crate::process::{self, Handle, Start};
 use crate::restart::{self, Decision, Facts};
 use crate::show::Show;
 use crate::signals::{Request, Signals};
 use crate::streams::{self, Tail};
-use crate::{rendezvous, report};
+use crate::{report, signals};
 
 /// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -42,14 +43,6 @@ struct Member {
     control: OwnedWriteHalf,
 }
 
-/// What an attempt leaves for the decision about a restart.
-struct Attempt {
-    outcome: Outcome,
-    was_ready: bool,
-    stop_requested: bool,
-    ran: Duration,
-}
-
 /// Runs `plan` to its end and returns the exit code.
 ///
 /// # Errors
@@ -59,22 +52,52 @@ pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
         .enable_all()
         .build()
         .doing(|| "starting the event loop".to_owned())?;
-    tokio::task::LocalSet::new().block_on(&runtime, supervise(place, plan.clone()))
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, supervise(place, plan.clone()));
+    // A name that is still being looked up must not hold the end up.
+    runtime.shutdown_background();
+    ended
 }
 
-async fn supervise(place: &Place, mut plan: Plan) -> Result<i32> {
+async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
     // Handlers first: from here on a signal is a request.
     let mut signals = Signals::install().doing(|| "installing the signal handlers".to_owned())?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
     report::remove(&plan);
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
     let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
+    show.borrow().say(&plan.summary());
+    let mut cluster = match nodes::meet(place, &plan, &show, &mut signals).await? {
+        Met::Ready(cluster) => cluster,
+        Met::Stopped(reason) => return Ok(say_stopped(&show.borrow(), reason, true, &plan.command)),
+    };
+    let ended = see_to_its_end(place, plan, &show, &mut signals, &mut guard, &mut cluster).await;
+    cluster.leave(ended.as_ref().err()).await;
+    ended
+}
+
+/// Starts the job, and starts it again as long as that makes sense.
+async fn see_to_its_end(
+    place: &Place,
+    mut plan: Plan,
+    show: &SharedShow,
+    signals: &mut Signals,
+    guard: &mut Guard,
+    cluster: &mut Cluster,
+) -> Result<i32> {
     let given = plan.command.clone();
     let started = SystemTime::now();
     let (mut used, mut restarts) = (0, 0);
-    show.borrow().say(&plan.summary());
     loop {
-        let attempt = attempt(place, &plan, restarts, &show, &mut signals, &mut guard).await?;
+        let goes_on = plan.command != given;
+        let meeting = match cluster.begin(&plan.nodes, restarts, goes_on, show, signals).await? {
+            Begun::Start(meeting) => meeting,
+            Begun::Stopped(reason) => return Ok(say_stopped(&show.borrow(), reason, true, &given)),
+        };
+        plan.nodes = meeting.nodes.clone();
+        if let Some(resume) = meeting.resume {
+            plan.command = if resume { plan::from_newest(&given) } else { given.clone() };
+        }
+        let attempt = attempt(place, &plan, restarts, meeting, show, signals, guard, cluster).await?;
         show.borrow_mut().clear();
         let cause = match attempt.outcome {
             Outcome::Done => return Ok(exit::SUCCESS),
@@ -82,6 +105,10 @@ async fn supervise(place: &Place, mut plan: Plan) -> Result<i32> {
             Outcome::Failed(ref cause) => cause,
         };
         report_failure(&show.borrow(), &plan, cause, restarts);
+        if let Some(gone) = &attempt.gone {
+            show.borrow().error(&format!("not restarted: {gone} is gone; start the job again on all nodes"));
+            return Ok(cause.exit_code);
+        }
         let decision = restart::decide(&Facts {
             is_train: matches!(plan.command, WorkerCommand::Train(_)),
             code: cause.exit_code,
@@ -105,7 +132,7 @@ async fn supervise(place: &Place, mut plan: Plan) -> Result<i32> {
                 let allowed = place.max_restarts;
                 let text = format!("restarting in {} s (restart {used} of {allowed})", pause.as_secs());
                 show.borrow().error(&text);
-                if let Some(reason) = pause_unless_stopped(pause, &mut signals).await {
+                if let Some(reason) = pause_unless_stopped(pause, signals).await {
                     return Ok(say_stopped(&show.borrow(), reason, true, &given));
                 }
             }
@@ -136,7 +163,7 @@ async fn pause_unless_stopped(pause: Duration, signals: &mut Signals) -> Option<
             () = tokio::time::sleep_until(end) => return None,
             request = signals.next() => match request {
                 Request::Stop(reason) => return Some(reason),
-                Request::Pause => stop_self(),
+                Request::Pause => signals::stop_self(),
             },
         }
     }
@@ -165,15 +192,17 @@ async fn attempt(
     place: &Place,
     plan: &Plan,
     restarts: u32,
+    meeting: Meeting,
     show: &SharedShow,
     signals: &mut Signals,
     guard: &mut Guard,
-) -> Result<Attempt> {
+    cluster: &mut Cluster,
+) -> Result<Agreed> {
     let started = Instant::now();
     let kills = KillCount::now();
     let (sender, mut events) = mpsc::channel(QUEUE);
-    let members = start_all(place, plan, restarts, show, guard, &sender)?;
-    drop(sender);
+    let members = start_all(place, plan, restarts, &meeting, show, guard, &sender)?;
+    drop((sender, meeting));
     let seconds = Duration::from_secs_f64;
     let limits = Limits {
         start: seconds(place.start_timeout),
@@ -199,17 +228,23 @@ async fn attempt(
                 None => Vec::new(),
             },
             request = signals.next() => match request {
-                Request::Stop(reason) => job.stop(reason, Instant::now()),
+                Request::Stop(reason) => {
+                    cluster.stop(reason, job.stop_requested()).await;
+                    job.stop(reason, Instant::now())
+                }
                 Request::Pause => { pause(&members); Vec::new() }
             },
+            news = cluster.next() => cluster.react(news, &mut job, Instant::now()),
             () = tokio::time::sleep_until(job.next_tick().into()) => job.tick(Instant::now()),
         };
+        cluster.observe(&job, Instant::now()).await;
         for action in actions {
             carry_out(action, &members, show);
         }
         if let Some(outcome) = job.outcome() {
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
-            return Ok(Attempt { outcome, was_ready, stop_requested, ran: started.elapsed() });
+            let here = Agreed { outcome, was_ready, stop_requested, ran: started.elapsed(), gone: None };
+            return Ok(cluster.agree(here, job.only_echoes(), signals).await);
         }
     }
 }
@@ -241,13 +276,8 @@ fn carry_out(action: Action, members: &[Member], show: &SharedShow) {
 /// Ctrl-Z: the workers stop with the launcher and go on with it.
 fn pause(members: &[Member]) {
     members.iter().for_each(|member| member.handle.signal_group(rustix::process::Signal::STOP));
-    stop_self();
+    signals::stop_self();
     members.iter().for_each(|member| member.handle.signal_group(rustix::process::Signal::CONT));
-}
-
-fn stop_self() {
-    // Returns when the shell sends SIGCONT.
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
 }
 
 /// Starts every worker of this node; if one cannot be started, those before it are ended.
@@ -255,20 +285,16 @@ fn start_all(
     place: &Place,
     plan: &Plan,
     restarts: u32,
+    meeting: &Meeting,
     show: &SharedShow,
     guard: &mut Guard,
     events: &mpsc::Sender<(usize, Event)>,
 ) -> Result<Vec<Member>> {
-    let store = if plan.nodes.rank == 0 { Some(rendezvous::bind(&plan.nodes)?) } else { None };
-    let port = match &store {
-        Some(store) => store.local_addr().doing(|| "asking for the store's port".to_owned())?.port(),
-        None => plan.nodes.port.unwrap_or(0),
-    };
     let mut members: Vec<Member> = Vec::new();
     for (index, rank) in plan.ranks().into_iter().enumerate() {
         // Only rank 0 gets the socket; when it dies, nobody else keeps the port open.
-        let store = store.as_ref().filter(|_| index == 0);
-        let started = start_one(plan, index, rank, port, restarts, store)
+        let store = meeting.store.as_ref().filter(|_| index == 0);
+        let started = start_one(plan, index, rank, meeting.port, restarts, store)
             .doing(|| format!("starting rank {rank} ({})", plan.program.display()));
         let (started, control) = match started {
             Ok(started) => started,

@@ -41,6 +41,12 @@ pub const NNODES: &str = "NNODES";
 pub const NODE_RANK: &str = "NODE_RANK";
 /// Port of the store as dist_train.sh names it; read only with several nodes and without `MASTER_PORT`.
 pub const PORT: &str = "PORT";
+/// Seconds in which all nodes must have met (default of `--join-timeout`).
+pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
+/// Network interface of Gloo's connections; set from `--iface` unless the user has set it.
+pub const GLOO_SOCKET_IFNAME: &str = "GLOO_SOCKET_IFNAME";
+/// Network interface of NCCL's connections; set from `--iface` unless the user has set it.
+pub const NCCL_SOCKET_IFNAME: &str = "NCCL_SOCKET_IFNAME";
 /// Path of the worker to start instead of the `fnet-worker` beside the launcher or on PATH.
 pub const WORKER: &str = "FNET_WORKER";
 /// Folder that relative paths of data sets start from, instead of `data/coco`.

@@ -41,7 +41,7 @@ fn value<'a>(variables: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 #[test]
 fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
-    let nodes = Nodes { count: 2, rank: 1, address: "a".into(), port: Some(29_500) };
+    let nodes = Nodes { count: 2, rank: 1, address: "a".into(), port: Some(29_500), ..Nodes::default() };
     let plan = plan(Devices::Cuda(vec!["5".into(), "3".into()]), nodes);
     assert_eq!(plan.ranks(), [2, 3]);
     let variables = plan.variables(1, 29_500, 4);
@@ -64,7 +64,7 @@ fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
 
 #[test]
 fn workers_on_the_cpu_keep_their_memory_unless_the_user_decides() {
-    let nodes = || Nodes { count: 1, rank: 0, address: "127.0.0.1".into(), port: None };
+    let nodes = || Nodes { count: 1, address: "127.0.0.1".into(), ..Nodes::default() };
     let tunables = |plan: Plan| value(&plan.variables(0, 1, 0), env::GLIBC_TUNABLES).map(str::to_owned);
     assert!(tunables(plan(Devices::Cpu(2), nodes())).is_some_and(|text| text.contains("hugetlb=1")));
     assert_eq!(tunables(plan(Devices::Cuda(vec!["0".into()]), nodes())), None);

@@ -30,6 +30,15 @@ pub struct Place {
     /// Port on node 0 [env: MASTER_PORT, or PORT from 1024 on] [default: a free one; 29500 with several nodes]
     #[arg(long, global = true, value_name = "P")]
     pub master_port: Option<u16>,
+    /// Network interface of the traffic between workers, as eth1; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME win
+    #[arg(long, global = true, value_name = "NAME")]
+    pub iface: Option<String>,
+    /// Seconds in which all nodes must have met
+    #[arg(long, global = true, env = "FNET_JOIN_TIMEOUT", value_name = "SECONDS", default_value_t = 300.0, value_parser = parse_seconds)]
+    pub join_timeout: f64,
+    /// Seconds without a sign of life after which a node counts as lost
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = parse_seconds)]
+    pub node_timeout: f64,
     /// Restarts of `train` from its newest checkpoint after a failure; 0 for none
     #[arg(long, global = true, value_name = "N", default_value_t = 3, help_heading = "Supervision")]
     pub max_restarts: u32,

@@ -266,6 +266,7 @@ impl Place {
         option("--node-rank", self.node_rank.map(|number| number.to_string()));
         option("--master-addr", self.master_addr.clone());
         option("--master-port", self.master_port.map(|number| number.to_string()));
+        option("--iface", self.iface.clone());
         arguments.0
     }
 }

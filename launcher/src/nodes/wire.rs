@@ -1,0 +1,181 @@
+//! Lines over a connection between launchers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fnet_protocol::message;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc;
+
+use super::message::LONGEST_LINE;
+
+/// Time in which what is left to say must be taken by the other side.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Reads lines.
+pub struct Reader<R> {
+    stream: BufReader<R>,
+    line: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// Over a connection.
+    pub fn new(stream: R) -> Self {
+        Self { stream: BufReader::new(stream), line: Vec::new() }
+    }
+
+    /// The next line as it stands; `None` at the end of the connection. May be broken off and called again.
+    ///
+    /// # Errors
+    /// If the connection breaks, or a line is too long.
+    pub async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let room = LONGEST_LINE.saturating_sub(self.line.len()) as u64;
+        let read = (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await?;
+        if self.line.ends_with(b"\n") || (read == 0 && self.line.len() < LONGEST_LINE) {
+            let line = std::mem::take(&mut self.line);
+            return Ok((!line.is_empty()).then_some(line));
+        }
+        if self.line.len() >= LONGEST_LINE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+        }
+        // The connection ended within a line.
+        Ok(Some(std::mem::take(&mut self.line)))
+    }
+
+    /// The next line that is a message; others are left out. `None` at the end of the connection.
+    ///
+    /// # Errors
+    /// As [`Reader::line`].
+    pub async fn message<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        while let Some(line) = self.line().await? {
+            if let Ok(message) = message::from_line(&line) {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Writes one message.
+///
+/// # Errors
+/// If the connection breaks.
+pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+    let line = message::to_line(message)?;
+    stream.write_all(&line).await
+}
+
+/// Writes what comes, until there is no more; then closes the connection. What the other side does not take in time is
+/// lost with it.
+pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut messages: mpsc::UnboundedReceiver<T>) {
+    while let Some(message) = messages.recv().await {
+        let writing = write(&mut stream, &message);
+        tokio::pin!(writing);
+        let written = tokio::select! {
+            written = &mut writing => written,
+            // The last words, and the other side does not read.
+            () = closed_for(&messages, LAST_WORDS) => return,
+        };
+        if written.is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+/// Ends some time after nobody can send any more.
+async fn closed_for<T>(messages: &mpsc::UnboundedReceiver<T>, time: Duration) {
+    while !messages.is_closed() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(time).await;
+}
+
+/// The host of an address as other programs read it, with the scope of a link-local one.
+pub fn host(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() && v6.scope_id() != 0 => {
+            format!("{}%{}", v6.ip(), v6.scope_id())
+        }
+        other => other.ip().to_canonical().to_string(),
+    }
+}
+
+/// How a broken connection is told.
+pub fn broken(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "its launcher ended without a word".to_owned(),
+        _ => format!("the connection broke: {error}"),
+    }
+}
+
+/// How the end of a connection is told.
+pub const ENDED: &str = "its launcher ended without a word";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_one_thread<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn lines_without_a_message_are_left_out_and_endless_ones_refused() {
+        on_one_thread(async {
+            let mut reader = Reader::new(&b"garbage\n\x00\xff\n{\"a\":1}\n[2]"[..]);
+            assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!({ "a": 1 })));
+            assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!([2])));
+            assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), None);
+            let endless = vec![b'x'; LONGEST_LINE + 7];
+            let mut reader = Reader::new(&endless[..]);
+            assert_eq!(reader.message::<serde_json::Value>().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        });
+    }
+
+    #[test]
+    fn a_read_that_was_broken_off_loses_nothing() {
+        on_one_thread(async {
+            let (mut ours, theirs) = tokio::io::duplex(64);
+            let mut reader = Reader::new(theirs);
+            ours.write_all(b"{\"a\":").await.unwrap();
+            assert!(tokio::time::timeout(Duration::from_millis(20), reader.line()).await.is_err());
+            ours.write_all(b"1}\n").await.unwrap();
+            assert_eq!(reader.line().await.unwrap().unwrap(), b"{\"a\":1}\n");
+        });
+    }
+
+    #[test]
+    fn what_was_said_last_is_written_before_the_end() {
+        on_one_thread(async {
+            let (ours, theirs) = tokio::io::duplex(64);
+            let (sender, receiver) = mpsc::unbounded_channel();
+            for number in 0..50 {
+                sender.send(number).unwrap();
+            }
+            drop(sender);
+            let mut reader = Reader::new(theirs);
+            let read = async {
+                let mut all = Vec::new();
+                while let Some(number) = reader.message::<i32>().await.unwrap() {
+                    all.push(number);
+                }
+                all
+            };
+            let (read, ()) = tokio::join!(read, write_all(ours, receiver));
+            assert_eq!(read, (0..50).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn hosts_are_written_as_others_read_them() {
+        for (address, expected) in
+            [("10.0.0.1:1", "10.0.0.1"), ("[::ffff:10.0.0.1]:1", "10.0.0.1"), ("[fd00::1]:1", "fd00::1"), ("[fe80::1%3]:1", "fe80::1%3")]
+        {
+            assert_eq!(host(address.parse().unwrap()), expected);
+        }
+    }
+}
