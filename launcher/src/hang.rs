@@ -48,7 +48,7 @@ impl Seen {
             rank: self.rank,
             age: self.age + time,
             silent: self.silent.map(|silent| silent + time),
-            beat: self.beat.as_ref().map(|(beat, ago)| (beat.clone(), *ago + time)),
+            beat: self.beat.as_ref().map(|(beat, ago)| (Heartbeat::clone(beat), *ago + time)),
         }
     }
 

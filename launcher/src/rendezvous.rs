@@ -59,7 +59,7 @@ pub fn resolve(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Result
             text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))
         }
     };
-    let interface = interface(place, &lookup);
+    let interface = interface(place, lookup);
     let count = number(place.nnodes, env::NNODES, 1)?;
     if count == 0 {
         return Err(Error::usage("the number of nodes is 0 (--nnodes, NNODES); expected 1 or more"));

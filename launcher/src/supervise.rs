@@ -97,7 +97,7 @@ async fn see_to_its_end(
         if let Some(resume) = meeting.resume {
             plan.command = if resume { plan::from_newest(&given) } else { given.clone() };
         }
-        let attempt = attempt(place, &plan, restarts, meeting, show, signals, guard, cluster).await?;
+        let attempt = attempt(place, &plan, meeting, show, signals, guard, cluster).await?;
         show.borrow_mut().clear();
         let cause = match attempt.outcome {
             Outcome::Done => return Ok(exit::SUCCESS),
@@ -191,7 +191,6 @@ fn report_failure(show: &Show, plan: &Plan, cause: &Cause, restarts: u32) {
 async fn attempt(
     place: &Place,
     plan: &Plan,
-    restarts: u32,
     meeting: Meeting,
     show: &SharedShow,
     signals: &mut Signals,
@@ -201,7 +200,7 @@ async fn attempt(
     let started = Instant::now();
     let kills = KillCount::now();
     let (sender, mut events) = mpsc::channel(QUEUE);
-    let members = start_all(place, plan, restarts, &meeting, show, guard, &sender)?;
+    let members = start_all(place, plan, &meeting, show, guard, &sender)?;
     drop((sender, meeting));
     let seconds = Duration::from_secs_f64;
     let limits = Limits {
@@ -284,7 +283,6 @@ fn pause(members: &[Member]) {
 fn start_all(
     place: &Place,
     plan: &Plan,
-    restarts: u32,
     meeting: &Meeting,
     show: &SharedShow,
     guard: &mut Guard,
@@ -294,7 +292,7 @@ fn start_all(
     for (index, rank) in plan.ranks().into_iter().enumerate() {
         // Only rank 0 gets the socket; when it dies, nobody else keeps the port open.
         let store = meeting.store.as_ref().filter(|_| index == 0);
-        let started = start_one(plan, index, rank, meeting.port, restarts, store)
+        let started = start_one(plan, index, rank, meeting.port, meeting.attempt, store)
             .doing(|| format!("starting rank {rank} ({})", plan.program.display()));
         let (started, control) = match started {
             Ok(started) => started,

@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 
 use super::door::{self, Door, Events};
 use super::hub::{Event, OWN_LINE};
-use super::message::{Beat, End, How, Start, Stop, ToHub, ToNode};
 use super::meet::pulse;
+use super::message::{Beat, End, How, Start, Stop, ToHub, ToNode};
 use super::verdict::{self, Fate, Final};
 use crate::error::{Doing, Error, Result};
 use crate::hang::Seen;
@@ -87,6 +87,8 @@ pub enum Begun {
 
 /// Where the workers meet.
 pub struct Meeting {
+    /// Attempts before this one.
+    pub attempt: u32,
     /// The store's socket, on node 0.
     pub store: Option<TcpListener>,
     /// The store's port.
@@ -161,7 +163,11 @@ impl Link {
     }
 
     /// Waits until all nodes start.
-    async fn start(&mut self, show: &RefCell<Show>, requests: &mut Signals) -> Result<std::result::Result<Start, StopReason>> {
+    async fn start(
+        &mut self,
+        show: &RefCell<Show>,
+        requests: &mut Signals,
+    ) -> Result<std::result::Result<Start, StopReason>> {
         loop {
             let message = tokio::select! {
                 message = self.next() => message,
@@ -178,7 +184,9 @@ impl Link {
                 ToNode::Stop(stop) => return Ok(Err(stop.reason)),
                 ToNode::News { text } => show.borrow().say(&text),
                 ToNode::Refused { code, message } => return Err(Error { code, message }),
-                ToNode::Lost(why) => return Err(Error { code: exit::WORKER_LOST, message: format!("{} is lost: {why}", self.hub) }),
+                ToNode::Lost(why) => {
+                    return Err(Error { code: exit::WORKER_LOST, message: format!("{} is lost: {why}", self.hub) });
+                }
                 _ => {}
             }
         }
@@ -232,7 +240,7 @@ impl Cluster {
         let Some(link) = &mut self.link else {
             let store = rendezvous::bind(nodes)?;
             let port = port_of(&store)?;
-            return Ok(Begun::Start(Meeting { store: Some(store), port, nodes: nodes.clone(), resume: None }));
+            return Ok(Begun::Start(Meeting { attempt, store: Some(store), port, nodes: nodes.clone(), resume: None }));
         };
         let store = match link.node {
             0 => Some(door::listen(0).doing(|| "opening a port for the workers' store".to_owned())?),
@@ -249,7 +257,7 @@ impl Cluster {
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
         let spot = Some(Spot { first_rank: start.first_rank, world: start.world });
         let nodes = Nodes { address, spot, ..nodes.clone() };
-        Ok(Begun::Start(Meeting { store, port: start.port, nodes, resume: Some(start.resume) }))
+        Ok(Begun::Start(Meeting { attempt, store, port: start.port, nodes, resume: Some(start.resume) }))
     }
 
     /// What is heard next; never anything with one node.

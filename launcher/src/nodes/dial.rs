@@ -214,6 +214,9 @@ mod tests {
     #[test]
     fn a_name_without_a_meaning_is_named() {
         let text = explain("nowhere.invalid", 1, &Miss::Name(io::Error::other("Name or service not known")));
-        assert!(text.contains("nowhere.invalid (--master-addr") && text.contains("Name or service not known"), "{text}");
+        assert!(
+            text.contains("nowhere.invalid (--master-addr") && text.contains("Name or service not known"),
+            "{text}"
+        );
     }
 }

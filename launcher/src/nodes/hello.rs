@@ -104,7 +104,8 @@ fn resolved_config(plan: &Plan) -> Result<String> {
     let print = WorkerCommand::PrintConfig(PrintConfig { config: config.clone(), set: set.clone() });
     let mut worker = Command::new(&plan.program);
     worker.args(print.to_args()).stdin(Stdio::null()).env(env::DEVICE, "cpu").env(env::VERBOSITY, "-1");
-    for name in plan::NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE]) {
+    for name in plan::NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE])
+    {
         worker.env_remove(name);
     }
     let output = worker.output().doing(|| format!("starting {}", plan.program.display()))?;

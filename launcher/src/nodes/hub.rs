@@ -151,7 +151,8 @@ impl Hub {
     }
 
     fn on_hello(&mut self, line: Line, hello: Hello, address: String, at: String, now: Instant) -> Vec<Action> {
-        let refuse = |code, message: String| vec![Action::Tell(line, ToNode::Refused { code, message }), Action::Close(line)];
+        let refuse =
+            |code, message: String| vec![Action::Tell(line, ToNode::Refused { code, message }), Action::Close(line)];
         let Some(first) = self.nodes.first().and_then(Option::as_ref) else { return vec![Action::Close(line)] };
         let others: Vec<Present<'_>> = self
             .known()
@@ -163,7 +164,10 @@ impl Hub {
             _ if self.refused.is_some() || self.is_complete() => {
                 let (code, text) = self.refused.clone().unwrap_or((
                     exit::ENVIRONMENT,
-                    format!("the job at this port runs already, with all its {}", text::count(self.nodes.len(), "node")),
+                    format!(
+                        "the job at this port runs already, with all its {}",
+                        text::count(self.nodes.len(), "node")
+                    ),
                 ));
                 refuse(code, text)
             }
@@ -180,7 +184,8 @@ impl Hub {
                 if let Some(place) = self.nodes.get_mut(number) {
                     *place = Some(node);
                 }
-                let text = if self.is_complete() { format!("{text}; all are") } else { format!("{text}; {}", self.missing()) };
+                let text =
+                    if self.is_complete() { format!("{text}; all are") } else { format!("{text}; {}", self.missing()) };
                 self.tell_all(&ToNode::News { text })
             }
         }
@@ -202,6 +207,9 @@ impl Hub {
                     && let Some(port) = port
                 {
                     self.store = Some((port, resume));
+                }
+                if position == 0 && !self.is_complete() {
+                    return vec![Action::Tell(line, ToNode::News { text: self.missing() })];
                 }
                 self.start_if_ready()
             }
@@ -265,7 +273,8 @@ impl Hub {
         };
         let all: Vec<(Line, Vec<Beat>)> =
             self.known().filter(|node| !node.is_lost).map(|node| (node.line, of(node))).collect();
-        let others = |line: Line| all.iter().filter(|(of, _)| *of != line).flat_map(|(_, beats)| beats.clone()).collect();
+        let others =
+            |line: Line| all.iter().filter(|(of, _)| *of != line).flat_map(|(_, beats)| beats.clone()).collect();
         all.iter().map(|(line, _)| Action::Tell(*line, ToNode::Beats { seen: others(*line) })).collect()
     }
 
@@ -371,7 +380,8 @@ impl Hub {
     }
 
     fn ranks(&self) -> (Vec<usize>, usize) {
-        let workers: Vec<usize> = self.nodes.iter().map(|node| node.as_ref().map_or(0, |node| node.hello.workers)).collect();
+        let workers: Vec<usize> =
+            self.nodes.iter().map(|node| node.as_ref().map_or(0, |node| node.hello.workers)).collect();
         roll::ranks(&workers)
     }
 

@@ -23,7 +23,8 @@ pub struct Interface {
 /// # Errors
 /// If the system does not tell.
 pub fn all() -> Result<Vec<Interface>> {
-    let entries = getifaddrs().map_err(|error| Error::environment(format!("listing the network interfaces: {error}")))?;
+    let entries =
+        getifaddrs().map_err(|error| Error::environment(format!("listing the network interfaces: {error}")))?;
     let mut found: Vec<Interface> = Vec::new();
     for entry in entries {
         let index = found.iter().position(|interface| interface.name == entry.interface_name).unwrap_or_else(|| {
@@ -116,7 +117,10 @@ mod tests {
             let error = check(name, &machine()).unwrap_err();
             assert_eq!(error.code, fnet_protocol::exit::ENVIRONMENT);
             assert!(error.message.contains(expected), "{error}");
-            assert!(error.message.contains("eth0 (10.0.0.1, fd00::1), eth1 (10.1.0.1, down), ib0 (no address)"), "{error}");
+            assert!(
+                error.message.contains("eth0 (10.0.0.1, fd00::1), eth1 (10.1.0.1, down), ib0 (no address)"),
+                "{error}"
+            );
         }
     }
 

@@ -79,7 +79,9 @@ async fn warn_if_foreign(nodes: &Nodes, port: u16, show: &SharedShow) {
             interfaces::all().ok().and_then(|all| interfaces::foreign(&nodes.address, &addresses, &all))
         }
         Ok(Err(error)) => Some(format!("--master-addr {} means nothing on node 0 itself: {error}", nodes.address)),
-        Err(_) => Some(format!("--master-addr {}: the name is not answered in {} s", nodes.address, PATIENCE.as_secs())),
+        Err(_) => {
+            Some(format!("--master-addr {}: the name is not answered in {} s", nodes.address, PATIENCE.as_secs()))
+        }
     };
     if let Some(text) = text {
         show.borrow().error(&format!("warning: {text}"));
@@ -119,14 +121,18 @@ async fn reach(
                 if said.is_none_or(|at| at.elapsed() >= REMIND) {
                     said = Some(Instant::now());
                     let text = dial::in_short(host, port, &miss);
-                    show.borrow().say(&format!("waiting for node 0, {} s at most: {text}", patience.join.as_secs_f64()));
+                    show.borrow()
+                        .say(&format!("waiting for node 0, {} s at most: {text}", patience.join.as_secs_f64()));
                 }
                 last = Some(miss);
             }
             Err(_) => {}
         }
         if tokio::time::Instant::now() >= deadline {
-            let why = last.map_or_else(|| format!("{host}, port {port}, does not answer"), |miss| dial::explain(host, port, &miss));
+            let why = last.map_or_else(
+                || format!("{host}, port {port}, does not answer"),
+                |miss| dial::explain(host, port, &miss),
+            );
             let seconds = patience.join.as_secs_f64();
             return Err(Error::environment(format!("{why}\nnode 0 was looked for for {seconds} s (--join-timeout)")));
         }

@@ -194,7 +194,7 @@ impl From<&Seen> for Beat {
             rank: seen.rank,
             age: seen.age.as_secs_f64(),
             silent: seen.silent.map(|time| time.as_secs_f64()),
-            beat: seen.beat.as_ref().map(|(beat, _)| beat.clone()),
+            beat: seen.beat.as_ref().map(|(beat, _)| Heartbeat::clone(beat)),
             ago: seen.beat.as_ref().map_or(0.0, |(_, ago)| ago.as_secs_f64()),
         }
     }
@@ -208,7 +208,7 @@ impl Beat {
             rank: self.rank,
             age: time(self.age),
             silent: self.silent.map(time),
-            beat: self.beat.as_ref().map(|beat| (beat.clone(), time(self.ago))),
+            beat: self.beat.as_ref().map(|beat| (Heartbeat::clone(beat), time(self.ago))),
         }
     }
 }
@@ -252,7 +252,7 @@ pub enum How {
 
 #[cfg(test)]
 mod tests {
-    use fnet_protocol::message::{Phase, from_line, to_line};
+    use fnet_protocol::message::{from_line, to_line};
 
     use super::*;
 
@@ -276,7 +276,9 @@ mod tests {
         }
         let line = to_line(&ToHub::Hello(hello(1))).unwrap();
         assert_eq!(from_line::<ToHub>(&line).unwrap(), ToHub::Hello(hello(1)));
-        for stranger in ["GET / HTTP/1.1", "{}", r#"{"type":"hello"}"#, r#"{"type":"hello","protocol":-1}"#, "[1]", "\u{0}"] {
+        for stranger in
+            ["GET / HTTP/1.1", "{}", r#"{"type":"hello"}"#, r#"{"type":"hello","protocol":-1}"#, "[1]", "\u{0}"]
+        {
             assert!(!matches!(from_line::<ToHub>(stranger.as_bytes()), Ok(ToHub::Hello(_))), "{stranger}");
         }
     }
@@ -284,7 +286,7 @@ mod tests {
     #[test]
     fn what_is_seen_ages_on_its_way() {
         let second = Duration::from_secs(1);
-        let beat = Heartbeat { phase: Phase::Data, epoch: 1, step: 7, idle_seconds: 3.0, ..Heartbeat::default() };
+        let beat: Heartbeat = from_line(br#"{"phase":"data","epoch":1,"step":7,"idle_seconds":3.0}"#).unwrap();
         let seen = Seen { rank: 3, age: second * 9, silent: Some(second), beat: Some((beat, second)) };
         let line = to_line(&ToHub::Beats { seen: vec![Beat::from(&seen)] }).unwrap();
         let Ok(ToHub::Beats { seen: read }) = from_line::<ToHub>(&line) else { panic!("another message") };

@@ -39,9 +39,9 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
             hello.nodes, first.host, first.nodes
         ));
     }
-    let twin = (hello.node == first.node).then_some((first, "")).or_else(|| {
-        present.iter().find(|one| one.hello.node == hello.node).map(|one| (one.hello, one.address))
-    });
+    let twin = (hello.node == first.node)
+        .then_some((first, ""))
+        .or_else(|| present.iter().find(|one| one.hello.node == hello.node).map(|one| (one.hello, one.address)));
     if let Some((twin, place)) = twin {
         let place = if place.is_empty() { twin.host.clone() } else { format!("{}, {place}", twin.host) };
         return Admission::Conflict(format!(
@@ -134,7 +134,11 @@ mod tests {
     fn what_differs_is_named_with_both_values_and_the_node() {
         let first = hello(0, &TERMS);
         let text = conflict(admit(&first, &[], &hello(1, &[("fnet", "0.2.0"), ("optimizer.lr", "0.02")]), "10.0.0.2"));
-        for part in ["node 1 (host1, 10.0.0.2)", "fnet is 0.2.0 there and 0.1.0 on node 0", "optimizer.lr is 0.02 there and 0.01"] {
+        for part in [
+            "node 1 (host1, 10.0.0.2)",
+            "fnet is 0.2.0 there and 0.1.0 on node 0",
+            "optimizer.lr is 0.02 there and 0.01",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         let text = conflict(admit(&first, &[], &hello(2, &TERMS[..1]), "a"));

@@ -84,8 +84,7 @@ pub fn merge(nodes: &[Final]) -> End {
         }
         (None, None) => How::Done,
     };
-    let gone: Vec<String> =
-        nodes.iter().filter(|node| node.is_gone).map(|node| node.name.clone()).collect();
+    let gone: Vec<String> = nodes.iter().filter(|node| node.is_gone).map(|node| node.name.clone()).collect();
     End {
         how,
         was_ready: ends().any(|end| end.was_ready),

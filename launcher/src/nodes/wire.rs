@@ -172,9 +172,12 @@ mod tests {
 
     #[test]
     fn hosts_are_written_as_others_read_them() {
-        for (address, expected) in
-            [("10.0.0.1:1", "10.0.0.1"), ("[::ffff:10.0.0.1]:1", "10.0.0.1"), ("[fd00::1]:1", "fd00::1"), ("[fe80::1%3]:1", "fe80::1%3")]
-        {
+        for (address, expected) in [
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("[::ffff:10.0.0.1]:1", "10.0.0.1"),
+            ("[fd00::1]:1", "fd00::1"),
+            ("[fe80::1%3]:1", "fe80::1%3"),
+        ] {
             assert_eq!(host(address.parse().unwrap()), expected);
         }
     }
