@@ -8,6 +8,7 @@ pub mod data;
 pub mod distributed;
 pub mod error;
 pub mod evaluate;
+pub mod fault;
 pub mod logging;
 pub mod model;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use fnet::{Error, ErrorKind, commands, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Failure, FailureKind};
-use fnet_protocol::{env, exit, stop};
+use fnet_protocol::{env, exit, state, stop};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
@@ -34,7 +34,7 @@ fn run(arguments: &Worker) -> i32 {
     let rank = std::env::var(env::RANK).ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
     logging::init(rank, level_of(verbosity));
-    let control = match Client::from_environment(rank) {
+    let control = match state::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {
         Ok(control) => control,
         Err(error) => {
             eprintln!("error: {error}");

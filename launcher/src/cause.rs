@@ -1,10 +1,10 @@
 //! Why a job failed: which rank was first, and what ended it. Pure functions.
 
 use fnet_protocol::exit;
-use fnet_protocol::message::{Failure, FailureKind, Heartbeat};
+use fnet_protocol::message::{Failure, FailureKind, Heartbeat, Operation};
 use serde::{Deserialize, Serialize};
 
-use crate::text;
+use crate::{hang, text};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Evidence {
     pub ended_by_us: bool,
     /// What it was last seen doing.
     pub beat: Option<Heartbeat>,
+    /// The stack of its working thread, if it hung and could be asked.
+    pub stack: Option<String>,
     /// The last lines of its stderr.
     pub tail: Vec<String>,
 }
@@ -41,6 +43,8 @@ pub struct Evidence {
 pub enum Finding {
     /// It stopped making headway; the text says where and for how long.
     Hang(String),
+    /// It takes part in another collective than the other ranks.
+    Disagrees(String),
     /// The kernel killed processes of this memory group.
     OutOfMemory(String),
 }
@@ -56,7 +60,10 @@ pub struct Cause {
     pub reason: String,
     /// What the rank was last seen doing.
     pub doing: Option<String>,
-    /// Stack of a panic.
+    /// The same for programs.
+    #[serde(default)]
+    pub beat: Option<Heartbeat>,
+    /// Stack of a panic, or of a thread that hung.
     pub backtrace: Option<String>,
     /// The last lines of its stderr.
     pub stderr: Vec<String>,
@@ -69,8 +76,13 @@ pub fn is_echo(one: &Evidence) -> bool {
     one.finding.is_none() && one.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::PeerLost)
 }
 
-/// Names the first cause. A rank that only says it lost another one is believed when nobody else failed.
+/// Names the first cause. A rank that only says it lost another one is believed when nobody else failed, and the ranks
+/// do not disagree about what they do together.
 pub fn first(evidence: &[Evidence]) -> Option<Cause> {
+    let mut evidence = evidence.to_vec();
+    if evidence.iter().all(|one| one.failed_as.is_none() || is_echo(one)) {
+        blame_disagreement(&mut evidence);
+    }
     let mut failed: Vec<&Evidence> = evidence.iter().filter(|one| one.failed_as.is_some()).collect();
     failed.sort_by_key(|one| (is_echo(one), one.failed_as));
     let (first, others) = failed.split_first()?;
@@ -78,17 +90,36 @@ pub fn first(evidence: &[Evidence]) -> Option<Cause> {
         rank: first.rank,
         exit_code: exit_code(first),
         reason: reason(first),
-        doing: first.beat.map(|beat| doing(&beat)),
-        backtrace: first.failure.as_ref().and_then(|failure| failure.backtrace.clone()),
+        doing: first.beat.as_ref().map(doing),
+        beat: first.beat.clone(),
+        backtrace: first.failure.as_ref().and_then(|failure| failure.backtrace.clone()).or_else(|| first.stack.clone()),
         stderr: first.tail.clone(),
         others: others.iter().map(|one| (one.rank, reason(one))).collect(),
     })
+}
+
+/// If all ranks lost each other while they were in different collectives, the odd one out is the cause.
+fn blame_disagreement(evidence: &mut [Evidence]) {
+    let waits: Vec<_> = evidence
+        .iter()
+        .filter_map(|one| one.beat.as_ref().map(|beat| (one.rank, beat.collective, beat.operation)))
+        .filter(|&(.., what)| what != Operation::None)
+        .collect();
+    if waits.len() < evidence.len() {
+        return;
+    }
+    let Some((rank, text)) = hang::odd_one_out(&waits) else { return };
+    if let Some(one) = evidence.iter_mut().find(|one| one.rank == rank) {
+        one.finding = Some(Finding::Disagrees(text));
+        one.failed_as.get_or_insert(0);
+    }
 }
 
 /// The exit code that one worker's failure means for the job.
 fn exit_code(one: &Evidence) -> i32 {
     match (&one.finding, &one.failure, one.ending) {
         (Some(Finding::Hang(_)), ..) => exit::HANG,
+        (Some(Finding::Disagrees(_)), ..) => exit::BUG,
         (_, Some(failure), _) => failure.kind.exit_code(),
         (_, None, Some(Ending::Code(code))) => code_of_job(code),
         _ => exit::WORKER_LOST,
@@ -107,7 +138,7 @@ fn code_of_job(code: i32) -> i32 {
 
 /// One line that says how a rank failed.
 fn reason(one: &Evidence) -> String {
-    if let Some(Finding::Hang(text)) = &one.finding {
+    if let Some(Finding::Hang(text) | Finding::Disagrees(text)) = &one.finding {
         return text.clone();
     }
     if let Some(failure) = &one.failure {
@@ -151,6 +182,9 @@ pub fn doing(beat: &Heartbeat) -> String {
     if beat.step > 0 {
         text += &format!(", step {}", beat.step);
     }
+    if beat.operation != Operation::None {
+        text += &format!(", waiting for the other ranks in {} (collective {})", beat.operation.name(), beat.collective);
+    }
     text
 }
 
@@ -169,6 +203,7 @@ mod tests {
             finding: None,
             ended_by_us: false,
             beat: None,
+            stack: None,
             tail: Vec::new(),
         }
     }
@@ -181,7 +216,7 @@ mod tests {
     fn the_victim_of_a_lost_peer_is_not_the_cause_even_if_it_fell_first() {
         let victim =
             Evidence { failure: reported(FailureKind::PeerLost, "connection closed"), ..worker(0, 0, Ending::Code(4)) };
-        let beat = Heartbeat { phase: Phase::Backward, epoch: 2, step: 17, idle_seconds: 0.1 };
+        let beat = Heartbeat { phase: Phase::Backward, epoch: 2, step: 17, ..Heartbeat::default() };
         let killed = Evidence { beat: Some(beat), ..worker(1, 1, Ending::Signal(9)) };
         let cause = first(&[victim.clone(), killed]).unwrap();
         assert_eq!((cause.rank, cause.exit_code), (1, exit::WORKER_LOST));
@@ -221,5 +256,20 @@ mod tests {
     #[test]
     fn nobody_failed_is_no_cause() {
         assert_eq!(first(&[Evidence { failed_as: None, ..worker(0, 0, Ending::Code(0)) }]), None);
+    }
+
+    #[test]
+    fn ranks_that_lost_each_other_over_different_collectives_name_the_odd_one() {
+        let one = |rank, operation| {
+            let beat = Heartbeat { operation, collective: 7, ..Heartbeat::default() };
+            let failure = reported(FailureKind::PeerLost, "connection closed");
+            Evidence { failure, beat: Some(beat), ..worker(rank, rank, Ending::Code(4)) }
+        };
+        let ranks = [one(0, Operation::AllReduce), one(1, Operation::AllReduce), one(2, Operation::Barrier)];
+        let cause = first(&ranks).unwrap();
+        assert_eq!((cause.rank, cause.exit_code), (2, exit::BUG));
+        assert!(cause.reason.contains("barrier") && cause.reason.contains("ranks 0-1"), "{}", cause.reason);
+        let same = [one(0, Operation::AllReduce), one(1, Operation::AllReduce)];
+        assert_eq!(first(&same).unwrap().exit_code, exit::WORKER_LOST);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use fnet_protocol::message::{Heartbeat, Phase};
+use fnet_protocol::message::{Heartbeat, Operation, Phase};
 
 use crate::cause;
+use crate::text::ranks;
 
 /// Longest times without headway.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,14 +14,20 @@ pub struct Limits {
     pub start: Duration,
     /// In one part of a training step.
     pub step: Duration,
-    /// In evaluation and checkpoints.
+    /// In evaluation: no picture finished.
     pub evaluation: Duration,
+    /// In a checkpoint: nothing written or read.
+    pub save: Duration,
     /// Without any message.
     pub silence: Duration,
 }
 
+/// Ranks that wait in different collectives of the same number for this long will wait for ever. Half of a shorter
+/// deadline does too, so that it is found before the deadline.
+const DISAGREEMENT: Duration = Duration::from_secs(5);
+
 /// What was last heard of a worker that has not ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
     /// Rank in the job.
     pub rank: usize,
@@ -28,7 +35,7 @@ pub struct Seen {
     pub age: Duration,
     /// Since its last message; `None` if there was none.
     pub silent: Option<Duration>,
-    /// Its last heartbeat, and how long ago that came.
+    /// Its last state, and how long ago that was.
     pub beat: Option<(Heartbeat, Duration)>,
 }
 
@@ -39,6 +46,8 @@ pub struct Hang {
     pub rank: usize,
     /// What it was doing and for how long; whom it keeps waiting.
     pub text: String,
+    /// Exit code of the job: ranks that disagree are a fault of the program, everything else is a hang.
+    pub is_bug: bool,
 }
 
 impl Seen {
@@ -61,136 +70,146 @@ impl Seen {
     }
 
     fn phase(&self) -> Phase {
-        self.beat.map_or(Phase::Start, |(beat, _)| beat.phase)
+        self.beat.as_ref().map_or(Phase::Start, |(beat, _)| beat.phase)
     }
 
-    fn place(&self) -> (u64, u64) {
-        self.beat.map_or((0, 0), |(beat, _)| (beat.epoch, beat.step))
+    /// The collective in which it waits for other ranks, with its number.
+    fn waits_in(&self) -> Option<(u64, Operation)> {
+        let (beat, _) = self.beat.as_ref()?;
+        (beat.operation != Operation::None).then_some((beat.collective, beat.operation))
+    }
+
+    /// How far it has come.
+    fn place(&self) -> (u64, u64, u64) {
+        self.beat.as_ref().map_or((0, 0, 0), |(beat, _)| (beat.collective, beat.epoch, beat.step))
     }
 
     fn limit(&self, limits: &Limits) -> Duration {
         match self.phase() {
             Phase::Start | Phase::Index | Phase::Unknown => limits.start,
-            Phase::Checkpoint | Phase::Evaluation | Phase::Summary => limits.evaluation,
+            Phase::Evaluation | Phase::Summary => limits.evaluation,
+            Phase::Checkpoint => limits.save,
             Phase::Data | Phase::Forward | Phase::Backward | Phase::AllReduce | Phase::Optimizer => limits.step,
         }
     }
 
+    /// Whether it does work that the others rightly wait for.
     fn is_long_work(&self) -> bool {
-        matches!(self.phase(), Phase::Checkpoint | Phase::Evaluation | Phase::Summary)
+        matches!(self.phase(), Phase::Checkpoint | Phase::Evaluation | Phase::Summary | Phase::Index)
+            && self.waits_in().is_none()
     }
 }
 
 /// The worker that holds the job up, if one does.
 pub fn verdict(running: &[Seen], limits: &Limits) -> Option<Hang> {
+    if let Some(hang) = disagreement(running, DISAGREEMENT.min(limits.step / 2)) {
+        return Some(hang);
+    }
+    let hang = |seen: &Seen, text: String| Some(Hang { rank: seen.rank, text, is_bug: false });
     if let Some(mute) = running.iter().find(|seen| seen.silent.is_some_and(|silent| silent > limits.silence)) {
         let text = format!(
-            "gave no sign of life for {} s: stopped, or its machine stalled",
-            mute.silent.unwrap_or_default().as_secs()
+            "gave no sign of life for {} s (--silence-timeout){}",
+            mute.silent.unwrap_or_default().as_secs(),
+            last_seen(mute)
         );
-        return Some(Hang { rank: mute.rank, text: text + &last_seen(mute) });
+        return hang(mute, text + &waiting_for(mute, running));
     }
     if let Some(absent) = running.iter().find(|seen| seen.silent.is_none() && seen.age > limits.start) {
-        let text = format!("never answered in {} s since it was started", absent.age.as_secs());
-        return Some(Hang { rank: absent.rank, text });
+        let seconds = absent.age.as_secs();
+        return hang(absent, format!("never answered in {seconds} s since it was started (--start-timeout)"));
     }
     // While one rank evaluates or saves and gets on with it, the others rightly wait for it.
     let work_goes_on = running.iter().any(|seen| seen.is_long_work() && seen.idle() <= seen.limit(limits));
-    let late: Vec<&Seen> = running
-        .iter()
-        .filter(|seen| seen.silent.is_some() && seen.idle() > seen.limit(limits))
-        .filter(|seen| seen.is_long_work() || !seen.phase().is_ready() || !work_goes_on)
-        .collect();
+    let late = |seen: &&Seen| seen.silent.is_some() && seen.idle() > seen.limit(limits);
+    let may_judge = |seen: &&Seen| seen.is_long_work() || !work_goes_on;
     // The one that keeps the others waiting: not in a collective itself, furthest behind, idle longest.
-    let culprit = late
-        .into_iter()
-        .min_by_key(|seen| (seen.phase() == Phase::AllReduce, seen.place(), std::cmp::Reverse(seen.idle())))?;
-    let waiting: Vec<String> = running
+    let culprit = running
         .iter()
-        .filter(|seen| seen.rank != culprit.rank && seen.phase() == Phase::AllReduce)
-        .map(|seen| seen.rank.to_string())
-        .collect();
-    let mut text = format!("has been in {} for {} s", describe(culprit), culprit.idle().as_secs());
-    if !waiting.is_empty() {
-        text += &format!("; waiting for it in all-reduce: rank {}", waiting.join(", "));
+        .filter(late)
+        .filter(may_judge)
+        .min_by_key(|seen| (seen.waits_in().is_some(), seen.place(), std::cmp::Reverse(seen.idle())))?;
+    // Whoever waits has to be waited for by someone who is not late yet.
+    if culprit.waits_in().is_some() && running.iter().any(|seen| seen.waits_in().is_none()) {
+        return None;
     }
-    Some(Hang { rank: culprit.rank, text })
+    let mut text = format!("has been in {} for {} s{}", describe(culprit), culprit.idle().as_secs(), flag_of(culprit));
+    text += &activity(culprit);
+    if culprit.waits_in().is_some() && running.len() > 1 {
+        text += "; every rank waits for the others, so the network between them may be broken";
+    }
+    hang(culprit, text + &waiting_for(culprit, running))
+}
+
+/// Ranks that wait in the same number of collective, but not in the same one. The fewer are wrong.
+fn disagreement(running: &[Seen], patience: Duration) -> Option<Hang> {
+    let waits: Vec<(&Seen, u64, Operation)> =
+        running.iter().filter_map(|seen| seen.waits_in().map(|(number, what)| (seen, number, what))).collect();
+    if waits.len() < running.len() || waits.iter().any(|(seen, ..)| seen.idle() < patience) {
+        return None;
+    }
+    let (rank, text) =
+        odd_one_out(&waits.iter().map(|&(seen, number, what)| (seen.rank, number, what)).collect::<Vec<_>>())?;
+    Some(Hang { rank, text, is_bug: true })
+}
+
+/// Of ranks with their collectives (number and kind): the one that is in another collective of the same number than most,
+/// and what to say. `None` if they agree, or if some are only further on.
+pub fn odd_one_out(waits: &[(usize, u64, Operation)]) -> Option<(usize, String)> {
+    let &(_, number, _) = waits.first()?;
+    if waits.iter().any(|&(_, other, _)| other != number) {
+        return None;
+    }
+    let count = |what: Operation| waits.iter().filter(|&&(.., other)| other == what).count();
+    // The last of equals: rank 0 leads.
+    let &(rank, _, odd) = waits.iter().rev().min_by_key(|&&(.., what)| count(what))?;
+    let &(_, _, usual) = waits.iter().find(|&&(.., what)| what != odd)?;
+    let others: Vec<usize> = waits.iter().filter(|&&(.., what)| what != odd).map(|&(rank, ..)| rank).collect();
+    let text = format!(
+        "is in another collective than the others: its number {number} is {}, that of {} is {}",
+        odd.name(),
+        ranks(&others),
+        usual.name()
+    );
+    Some((rank, text))
 }
 
 fn describe(seen: &Seen) -> String {
-    seen.beat.map_or_else(|| Phase::Start.name().to_owned(), |(beat, _)| cause::doing(&beat))
+    seen.beat.as_ref().map_or_else(|| Phase::Start.name().to_owned(), |(beat, _)| cause::doing(beat))
 }
 
 fn last_seen(seen: &Seen) -> String {
-    seen.beat.map_or_else(String::new, |(beat, _)| format!("; last seen in {}", cause::doing(&beat)))
+    seen.beat.as_ref().map_or_else(String::new, |(beat, _)| format!("; last seen in {}", cause::doing(beat)))
+}
+
+/// The deadline that was missed.
+fn flag_of(seen: &Seen) -> &'static str {
+    match seen.phase() {
+        Phase::Start | Phase::Index | Phase::Unknown => " (--start-timeout)",
+        Phase::Evaluation | Phase::Summary => " (--eval-timeout)",
+        Phase::Checkpoint => " (--save-timeout)",
+        _ => " (--step-timeout)",
+    }
+}
+
+fn activity(seen: &Seen) -> String {
+    let activity = seen.beat.as_ref().and_then(|(beat, ago)| Some((beat.activity.as_ref()?, ago)));
+    activity.map_or_else(String::new, |(activity, ago)| {
+        format!(", {} for {} s", activity.what, (activity.seconds + ago.as_secs_f64()) as u64)
+    })
+}
+
+fn waiting_for(culprit: &Seen, running: &[Seen]) -> String {
+    let mut waiting: Vec<(usize, u64, Operation)> = running
+        .iter()
+        .filter(|seen| seen.rank != culprit.rank)
+        .filter_map(|seen| seen.waits_in().map(|(number, what)| (seen.rank, number, what)))
+        .collect();
+    waiting.sort_unstable_by_key(|&(rank, ..)| rank);
+    let Some(&(_, number, what)) = waiting.first() else { return String::new() };
+    let same: Vec<usize> = waiting.iter().filter(|&&(_, other, _)| other == number).map(|&(rank, ..)| rank).collect();
+    let verb = if same.len() == 1 { "waits" } else { "wait" };
+    format!("; {} {verb} in {} (collective {number})", ranks(&same), what.name())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Limits = Limits {
-        start: Duration::from_secs(900),
-        step: Duration::from_secs(100),
-        evaluation: Duration::from_secs(300),
-        silence: Duration::from_secs(60),
-    };
-
-    fn seen(rank: usize, phase: Phase, step: u64, idle_seconds: f64) -> Seen {
-        let beat = Heartbeat { phase, epoch: 1, step, idle_seconds };
-        let second = Duration::from_secs(1);
-        Seen { rank, age: Duration::from_secs(5000), silent: Some(second), beat: Some((beat, second)) }
-    }
-
-    #[test]
-    fn the_rank_that_does_not_arrive_is_named_not_those_that_wait_for_it() {
-        let ranks = [
-            seen(0, Phase::AllReduce, 512, 119.0),
-            seen(1, Phase::AllReduce, 512, 119.0),
-            seen(2, Phase::Data, 512, 118.0),
-        ];
-        let hang = verdict(&ranks, &LIMITS).unwrap();
-        assert_eq!(hang.rank, 2);
-        assert_eq!(
-            hang.text,
-            "has been in waiting for data, epoch 1, step 512 for 119 s; waiting for it in all-reduce: rank 0, 1"
-        );
-    }
-
-    #[test]
-    fn a_stopped_process_is_told_from_a_thread_that_sleeps() {
-        let mut stopped = seen(1, Phase::Forward, 5, 0.0);
-        stopped.silent = Some(Duration::from_secs(61));
-        let hang = verdict(&[seen(0, Phase::AllReduce, 5, 60.0), stopped], &LIMITS).unwrap();
-        assert_eq!(hang.rank, 1);
-        assert!(hang.text.contains("no sign of life for 61 s") && hang.text.contains("forward"), "{}", hang.text);
-    }
-
-    #[test]
-    fn a_worker_that_never_connects_has_the_time_of_a_start() {
-        let absent = |age| Seen { rank: 3, age: Duration::from_secs(age), silent: None, beat: None };
-        assert_eq!(verdict(&[absent(899)], &LIMITS), None);
-        assert!(verdict(&[absent(901)], &LIMITS).unwrap().text.contains("never answered"));
-    }
-
-    #[test]
-    fn while_one_rank_evaluates_the_others_may_wait() {
-        let waiting = seen(1, Phase::AllReduce, 9, 250.0);
-        assert_eq!(verdict(&[seen(0, Phase::Evaluation, 40, 2.0), waiting], &LIMITS), None);
-        let stuck = verdict(&[seen(0, Phase::Evaluation, 40, 301.0), waiting], &LIMITS).unwrap();
-        assert_eq!(stuck.rank, 0);
-    }
-
-    #[test]
-    fn all_in_the_same_collective_names_the_one_furthest_behind() {
-        let ranks = [seen(0, Phase::AllReduce, 8, 200.0), seen(1, Phase::AllReduce, 7, 190.0)];
-        assert_eq!(verdict(&ranks, &LIMITS).unwrap().rank, 1);
-    }
-
-    #[test]
-    fn a_slow_start_and_a_working_job_are_left_alone() {
-        assert_eq!(verdict(&[seen(0, Phase::Start, 0, 600.0), seen(1, Phase::Index, 0, 600.0)], &LIMITS), None);
-        assert_eq!(verdict(&[seen(0, Phase::Backward, 3, 30.0)], &LIMITS), None);
-        assert_eq!(verdict(&[], &LIMITS), None);
-    }
-}
+mod tests;

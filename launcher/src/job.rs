@@ -20,8 +20,23 @@ const STALL: Duration = Duration::from_secs(10);
 pub enum Event {
     /// A worker says something.
     Message(FromWorker),
-    /// A worker has ended; all it said has been delivered. The last lines of its stderr.
-    Ended(Ending, Vec<String>),
+    /// What a worker's page tells at this moment.
+    State(Heartbeat),
+    /// What the system knows of a worker that hangs.
+    Inspected(String),
+    /// A worker has ended; all it said has been delivered.
+    Ended(Death),
+}
+
+/// The end of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// How.
+    pub ending: Ending,
+    /// The last lines of its stderr.
+    pub tail: Vec<String>,
+    /// What the kernel says, if it may have killed it for memory.
+    pub memory: Option<String>,
 }
 
 /// What is to be done.
@@ -33,10 +48,12 @@ pub enum Action {
     Terminate(usize),
     /// Send SIGKILL to the process group of worker `.0`.
     Kill(usize),
+    /// Ask the system about worker `.0`, which hangs.
+    Inspect(usize),
     /// Print for people.
     Say(String),
-    /// Show progress.
-    Progress(Progress),
+    /// Show progress, with the rank that the others wait for longest and for how many seconds of a step.
+    Progress(Progress, Option<(usize, f64)>),
     /// Print a worker's note as it stands.
     Note(String),
 }
@@ -54,7 +71,7 @@ pub enum Outcome {
         saved: bool,
     },
     /// A worker failed.
-    Failed(Cause),
+    Failed(Box<Cause>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,7 +99,10 @@ struct Worker {
     failure: Option<Failure>,
     finding: Option<Finding>,
     ended_by_us: bool,
+    stack: Option<String>,
     tail: Vec<String>,
+    /// Seconds of a step that it waits for the others, smoothed.
+    waits: Option<f64>,
 }
 
 impl Worker {
@@ -129,7 +149,9 @@ impl Job {
             failure: None,
             finding: None,
             ended_by_us: false,
+            stack: None,
             tail: Vec::new(),
+            waits: None,
         };
         Self {
             workers: ranks.iter().map(worker).collect(),
@@ -199,7 +221,19 @@ impl Job {
     pub fn on(&mut self, index: usize, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Message(message) => self.on_message(index, message, now),
-            Event::Ended(ending, tail) => self.on_ended(index, ending, tail, now),
+            Event::State(beat) => {
+                self.observe(index, beat, now);
+                Vec::new()
+            }
+            Event::Inspected(facts) => {
+                if let Some(Finding::Hang(text)) =
+                    self.workers.get_mut(index).and_then(|worker| worker.finding.as_mut())
+                {
+                    *text += &format!("; {facts}");
+                }
+                Vec::new()
+            }
+            Event::Ended(death) => self.on_ended(index, death, now),
         }
     }
 
@@ -208,16 +242,25 @@ impl Job {
         worker.heard = Some(now);
         match message {
             FromWorker::Heartbeat(beat) => {
-                worker.beat = Some((beat, now));
-                self.was_ready |= beat.phase.is_ready();
+                self.observe(index, beat, now);
                 Vec::new()
             }
             FromWorker::Progress(progress) => {
-                let beat =
-                    Heartbeat { phase: progress.phase, epoch: progress.epoch, step: progress.step, idle_seconds: 0.0 };
-                worker.beat = Some((beat, now));
-                self.was_ready |= progress.phase.is_ready();
-                if index == 0 { vec![Action::Progress(progress)] } else { Vec::new() }
+                if let Some(waited) = progress.waited_seconds {
+                    worker.waits = Some(worker.waits.map_or(waited, |before| 0.8 * before + 0.2 * waited));
+                }
+                let beat = Heartbeat {
+                    phase: progress.phase,
+                    epoch: progress.epoch,
+                    step: progress.step,
+                    ..Heartbeat::default()
+                };
+                self.observe(index, beat, now);
+                if index == 0 { vec![Action::Progress(progress, self.slowest())] } else { Vec::new() }
+            }
+            FromWorker::Stack { text } => {
+                worker.stack = Some(text);
+                Vec::new()
             }
             FromWorker::Failed(failure) => {
                 if worker.failure.is_none() {
@@ -230,10 +273,32 @@ impl Job {
         }
     }
 
-    fn on_ended(&mut self, index: usize, ending: Ending, tail: Vec<String>, now: Instant) -> Vec<Action> {
+    fn observe(&mut self, index: usize, beat: Heartbeat, now: Instant) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        self.was_ready |= beat.phase.is_ready();
+        // The page does not tell what its threads are busy with; heartbeats do.
+        let activity = beat.activity.clone().or_else(|| worker.beat.as_ref().and_then(|(old, _)| old.activity.clone()));
+        let activity = activity.filter(|_| beat.activity.is_some() || beat.idle_seconds > 1.0);
+        worker.beat = Some((Heartbeat { activity, ..beat }, now));
+    }
+
+    /// The rank that waits least for the others, and how much less than the one that waits most.
+    fn slowest(&self) -> Option<(usize, f64)> {
+        let waits: Vec<(usize, f64)> =
+            self.workers.iter().filter_map(|worker| Some((worker.rank, worker.waits?))).collect();
+        let &(rank, least) = waits.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let most = waits.iter().map(|&(_, seconds)| seconds).fold(0.0, f64::max);
+        (waits.len() > 1).then_some((rank, most - least))
+    }
+
+    fn on_ended(&mut self, index: usize, death: Death, now: Instant) -> Vec<Action> {
         let Some(worker) = self.workers.get_mut(index) else { return Vec::new() };
+        let ending = death.ending;
         worker.ending = Some(ending);
-        worker.tail = tail;
+        worker.tail = death.tail;
+        if let (Some(text), false, None) = (death.memory, worker.ended_by_us, &worker.finding) {
+            worker.finding = Some(Finding::OutOfMemory(text));
+        }
         match ending {
             Ending::Code(exit::SUCCESS) => Vec::new(),
             Ending::Code(code @ (exit::STOPPED | exit::INTERRUPTED)) => {
@@ -346,10 +411,10 @@ impl Job {
     /// Whether a worker is writing a checkpoint and gets on with it.
     fn is_saving(&self, now: Instant) -> bool {
         self.workers.iter().filter(|worker| worker.ending.is_none()).any(|worker| {
-            worker.beat.is_some_and(|(beat, at)| {
+            worker.beat.as_ref().is_some_and(|(beat, at)| {
                 beat.phase == Phase::Checkpoint
-                    && now.duration_since(at) < self.limits.silence
-                    && beat.idle_seconds < self.limits.evaluation.as_secs_f64()
+                    && now.duration_since(*at) < self.limits.silence
+                    && beat.idle_seconds < self.limits.save.as_secs_f64()
             })
         })
     }
@@ -361,7 +426,7 @@ impl Job {
             rank: worker.rank,
             age: now.duration_since(self.started),
             silent: worker.heard.map(|at| now.duration_since(at)),
-            beat: worker.beat.map(|(beat, at)| (beat, now.duration_since(at))),
+            beat: worker.beat.as_ref().map(|(beat, at)| (beat.clone(), now.duration_since(*at))),
         });
         seen.collect()
     }
@@ -376,17 +441,11 @@ impl Job {
         // A worker of another node is judged there; it only explains why those here wait.
         let Some(hang) = hang::verdict(&seen, &self.limits) else { return Vec::new() };
         let Some(index) = self.workers.iter().position(|worker| worker.rank == hang.rank) else { return Vec::new() };
-        self.workers[index].finding = Some(Finding::Hang(hang.text));
-        self.fail(index, now)
-    }
-
-    /// The kernel's memory killer has struck the group that the workers run in.
-    pub fn out_of_memory(&mut self, text: &str) {
-        for worker in &mut self.workers {
-            if worker.ending == Some(Ending::Signal(9)) && !worker.ended_by_us && worker.finding.is_none() {
-                worker.finding = Some(Finding::OutOfMemory(text.to_owned()));
-            }
-        }
+        self.workers[index].finding =
+            Some(if hang.is_bug { Finding::Disagrees(hang.text) } else { Finding::Hang(hang.text) });
+        let mut actions = vec![Action::Inspect(index), Action::Tell(index, ToWorker::Stack)];
+        actions.extend(self.fail(index, now));
+        actions
     }
 
     /// How the attempt ended, once every worker has.
@@ -398,7 +457,7 @@ impl Job {
             let stopped = self.workers.iter().filter(|worker| worker.failed_as.is_some()).all(Worker::fell_to_a_stop);
             return Some(match self.stop {
                 Some(reason) if stopped => Outcome::Stopped { reason, saved: false },
-                _ => Outcome::Failed(cause),
+                _ => Outcome::Failed(Box::new(cause)),
             });
         }
         let all_done = self.workers.iter().all(|worker| worker.ending == Some(Ending::Code(exit::SUCCESS)));
@@ -420,7 +479,8 @@ impl Job {
                 failure: worker.failure.clone(),
                 finding: worker.finding.clone(),
                 ended_by_us: worker.ended_by_us,
-                beat: worker.beat.map(|(beat, _)| beat),
+                beat: worker.beat.as_ref().map(|(beat, _)| beat.clone()),
+                stack: worker.stack.clone(),
                 tail: worker.tail.clone(),
             })
             .collect()

@@ -7,6 +7,7 @@ mod error;
 mod gpu;
 mod guard;
 mod hang;
+mod inspect;
 mod job;
 mod memory;
 mod nodes;

@@ -1,35 +1,83 @@
-//! The kernel's count of processes it killed for memory in this process's control group (version 1 and 2).
+//! Whether the kernel killed a worker for memory: its counts for control groups (version 1 and 2) and for the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The file with the count, and the count at the start.
+use fnet_protocol::fault;
+
+/// The counts at the start of a job.
 pub struct KillCount {
-    file: Option<PathBuf>,
-    before: u64,
+    /// The file with the count of the launcher's own control group.
+    own: Option<PathBuf>,
+    own_before: u64,
+    machine_before: u64,
 }
 
+const GROUPS: &str = "/sys/fs/cgroup";
+const MACHINE: &str = "/proc/vmstat";
+
 impl KillCount {
-    /// Reads the count of the group that this process is in.
+    /// Reads the counts of the machine and of the group that this process is in.
     pub fn now() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let file = files(&groups, Path::new("/sys/fs/cgroup")).into_iter().find(|file| file.is_file());
-        let before = file.as_deref().map_or(0, count);
-        Self { file, before }
+        let own = file_of(&groups, Path::new(GROUPS));
+        Self { own_before: own.as_deref().map_or(0, count), own, machine_before: count(Path::new(MACHINE)) }
     }
 
-    /// What to say if processes were killed since.
-    pub fn finding(&self) -> Option<String> {
-        let file = self.file.as_deref()?;
-        let killed = count(file).saturating_sub(self.before);
-        (killed > 0).then(|| {
-            format!(
-                "the memory limit of its control group was reached, and the kernel ended it ({}); use a smaller batch, \
-                 fewer workers or loader threads, or raise the limit",
-                file.display()
-            )
-        })
+    /// What to say of worker `process` that was killed and was in `groups` (the text of its /proc/PID/cgroup), if the
+    /// kernel has killed for memory since.
+    pub fn finding(&self, process: i32, groups: &str) -> Option<String> {
+        // In version 1 a dead process has left its group, so the group of a fire drill is known by its name.
+        let group = drill(process).map(|folder| count_file(&folder)).or_else(|| file_of(groups, Path::new(GROUPS)));
+        // A group of its own was made for this worker, so all kills in it are news.
+        let before = if group == self.own { self.own_before } else { 0 };
+        let in_group = group.as_deref().map_or(0, count).saturating_sub(before);
+        let on_machine = count(Path::new(MACHINE)).saturating_sub(self.machine_before);
+        judge(in_group, on_machine, group.as_deref())
     }
+}
+
+/// The control group that a fire drill has made for a worker, if it has.
+fn drill(process: i32) -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let (folder, _) = fault::control_group(&groups, Path::new(GROUPS), u32::try_from(process).ok()?)?;
+    folder.is_dir().then_some(folder)
+}
+
+/// Removes the control group that a fire drill has made for a worker, once that has ended.
+pub fn remove_drill(process: i32) {
+    if let Some(folder) = drill(process) {
+        // Nothing is in it any more; if something is, it stays.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// The count of a group with this folder.
+fn count_file(folder: &Path) -> PathBuf {
+    let second = folder.join("memory.events");
+    if second.is_file() { second } else { folder.join("memory.oom_control") }
+}
+
+/// What kills in the worker's control group and on the whole machine mean.
+fn judge(in_group: u64, on_machine: u64, group: Option<&Path>) -> Option<String> {
+    const REMEDY: &str = "use a smaller batch, fewer workers or loader threads";
+    match group {
+        Some(group) if in_group > 0 => Some(format!(
+            "out of memory: the limit of its control group was reached, and the kernel ended it ({}); {REMEDY}, or raise \
+             the limit",
+            group.display()
+        )),
+        _ if on_machine > 0 => Some(format!(
+            "out of memory: the machine had none left, and the kernel ended it ({MACHINE}, oom_kill); {REMEDY}, or end \
+             other programs"
+        )),
+        _ => None,
+    }
+}
+
+/// The file with the count of the group of a process: the group's own, or the root as a container sees it.
+fn file_of(groups: &str, root: &Path) -> Option<PathBuf> {
+    files(groups, root).into_iter().find(|file| file.is_file())
 }
 
 /// Candidates for the count, the group's own first, then the root as a container sees it.
@@ -71,9 +119,13 @@ mod tests {
         let file = folder.path().join("memory.events");
         fs::write(&file, "low 0\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
         assert_eq!(count(&file), 2);
-        let since = KillCount { file: Some(file.clone()), before: 2 };
-        assert_eq!(since.finding(), None);
-        fs::write(&file, "oom_kill 3\n").unwrap();
-        assert!(since.finding().unwrap().contains("memory limit"));
+    }
+
+    #[test]
+    fn the_group_explains_a_kill_before_the_machine_does() {
+        let group = Path::new("/g/memory.events");
+        assert!(judge(1, 1, Some(group)).unwrap().contains("its control group"));
+        assert!(judge(0, 1, Some(group)).unwrap().contains("the machine had none left"));
+        assert_eq!(judge(0, 0, Some(group)), None);
     }
 }

@@ -109,8 +109,8 @@ impl Plan {
 }
 
 /// Variables of the launcher's environment that mean nothing to its workers, or something else.
-pub const NOT_INHERITED: [&str; 5] =
-    [env::CONTROL, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
+pub const NOT_INHERITED: [&str; 6] =
+    [env::CONTROL, env::STATE_FD, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
 
 /// Whether a command takes neither a device nor other ranks, and so no supervision.
 pub fn needs_no_rank(command: &WorkerCommand) -> bool {

@@ -136,20 +136,24 @@ impl Handle {
 }
 
 impl Waiter {
-    /// Waits until the worker has ended, and ends what it has left behind in its group.
+    /// Waits until the worker has ended, and ends what it has left behind in its group. Returns its control groups too, as
+    /// the text of its /proc/PID/cgroup.
     ///
     /// # Errors
     /// If the system refuses to wait.
-    pub async fn wait(mut self) -> io::Result<Ending> {
+    pub async fn wait(mut self) -> io::Result<(Ending, String)> {
         self.pidfd.readable().await?.retain_ready();
+        // A process that has ended is in its groups until it is waited for.
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.handle.id())).unwrap_or_default();
         // Until it is waited for, the dead worker keeps the group's number from being used again.
         self.handle.kill_group();
         self.handle.reaped.set(true);
         let status = self.child.wait()?;
-        Ok(match (status.code(), status.signal()) {
+        let ending = match (status.code(), status.signal()) {
             (Some(code), _) => Ending::Code(code),
             (None, signal) => Ending::Signal(signal.unwrap_or(0)),
-        })
+        };
+        Ok((ending, groups))
     }
 }
 
@@ -161,6 +165,17 @@ pub fn control_pair() -> io::Result<(tokio::net::UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((tokio::net::UnixStream::from_std(ours)?, theirs.into()))
+}
+
+/// An anonymous file of `bytes` zeroes for a worker to share: the launcher's end and the worker's.
+///
+/// # Errors
+/// If the system is out of descriptors or memory.
+pub fn shared_page(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let ours = rustix::fs::memfd_create("fnet-state", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&ours, bytes as u64)?;
+    let theirs = ours.try_clone()?;
+    Ok((ours, theirs))
 }
 
 /// A duplicate for a worker to inherit; the original stays with the caller.

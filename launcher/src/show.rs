@@ -82,8 +82,9 @@ impl Show {
         }
     }
 
-    /// Moves the bar, or prints a line now and then.
-    pub fn progress(&mut self, progress: &Progress, now: Instant) {
+    /// Moves the bar, or prints a line now and then. `slowest` is the rank that the others wait for, and how many
+    /// seconds of a step.
+    pub fn progress(&mut self, progress: &Progress, slowest: Option<(usize, f64)>, now: Instant) {
         if self.quiet {
             return;
         }
@@ -92,7 +93,7 @@ impl Show {
             bar.set_length(progress.total_steps);
             bar.set_position(progress.step);
             bar.set_prefix(heading(progress));
-            bar.set_message(numbers(progress));
+            bar.set_message(numbers(progress, slowest));
             return;
         }
         let due = self.last.is_none_or(|(at, phase, epoch)| {
@@ -107,7 +108,7 @@ impl Show {
                 heading(progress),
                 progress.step,
                 progress.total_steps,
-                numbers(progress)
+                numbers(progress, slowest)
             ));
         }
     }
@@ -135,7 +136,7 @@ fn heading(progress: &Progress) -> String {
     if progress.epochs > 0 { format!("{what} epoch {}/{}", progress.epoch, progress.epochs) } else { what.to_owned() }
 }
 
-fn numbers(progress: &Progress) -> String {
+fn numbers(progress: &Progress, slowest: Option<(usize, f64)>) -> String {
     let mut parts = Vec::new();
     if let Some(loss) = progress.loss {
         parts.push(format!("loss {loss:.4}"));
@@ -145,6 +146,9 @@ fn numbers(progress: &Progress) -> String {
     }
     if let Some(memory) = progress.memory_bytes {
         parts.push(text::bytes(memory));
+    }
+    if let Some((rank, seconds)) = slowest {
+        parts.push(format!("slowest rank {rank} (+{seconds:.2} s)"));
     }
     if let Some(eta) = progress.eta_seconds {
         parts.push(format!("ETA {}", text::clock(eta)));
@@ -177,7 +181,9 @@ mod tests {
             ..Progress::default()
         };
         assert_eq!(heading(&progress), "train epoch 2/12");
-        assert_eq!(numbers(&progress), "loss 0.1235, 3.2 img/s, 1.5 GiB, ETA 1:01");
-        assert_eq!(numbers(&Progress::default()), "");
+        assert_eq!(numbers(&progress, None), "loss 0.1235, 3.2 img/s, 1.5 GiB, ETA 1:01");
+        let expected = "loss 0.1235, 3.2 img/s, 1.5 GiB, slowest rank 3 (+0.25 s), ETA 1:01";
+        assert_eq!(numbers(&progress, Some((3, 0.25))), expected);
+        assert_eq!(numbers(&Progress::default(), None), "");
     }
 }

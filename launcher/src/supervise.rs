@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fnet_protocol::cli::{Place, WorkerCommand};
-use fnet_protocol::message::{self, StopReason};
+use fnet_protocol::message::{self, Heartbeat, StopReason};
 use fnet_protocol::work_dir::{self, CheckpointFile};
-use fnet_protocol::{env, exit};
+use fnet_protocol::{env, exit, state};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -19,8 +19,8 @@ use crate::cause::{Cause, Ending};
 use crate::error::{Doing, Result};
 use crate::guard::Guard;
 use crate::hang::Limits;
-use crate::job::{Action, Event, Job, Outcome};
-use crate::memory::KillCount;
+use crate::job::{Action, Death, Event, Job, Outcome};
+use crate::memory::{self, KillCount};
 use crate::nodes::{self, Agreed, Begun, Cluster, Meeting, Met};
 use crate::plan::{self, Plan};
 use crate::process::{self, Handle, Start};
@@ -28,7 +28,7 @@ use crate::restart::{self, Decision, Facts};
 use crate::show::Show;
 use crate::signals::{Request, Signals};
 use crate::streams::{self, Tail};
-use crate::{report, signals};
+use crate::{inspect, report, signals};
 
 /// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -41,6 +41,17 @@ type SharedShow = Rc<RefCell<Show>>;
 struct Member {
     handle: Handle,
     control: OwnedWriteHalf,
+    /// Where the worker says what it does.
+    page: OwnedFd,
+}
+
+impl Member {
+    /// What the worker does now, or did when it ended.
+    fn state(&self) -> Option<Heartbeat> {
+        let mut bytes = [0; state::BYTES];
+        rustix::io::pread(&self.page, &mut bytes, 0).ok()?;
+        state::from_bytes(&bytes)
+    }
 }
 
 /// Runs `plan` to its end and returns the exit code.
@@ -198,15 +209,16 @@ async fn attempt(
     cluster: &mut Cluster,
 ) -> Result<Agreed> {
     let started = Instant::now();
-    let kills = KillCount::now();
+    let kills = Rc::new(KillCount::now());
     let (sender, mut events) = mpsc::channel(QUEUE);
-    let members = start_all(place, plan, &meeting, show, guard, &sender)?;
+    let members = start_all(place, plan, &meeting, show, guard, &kills, &sender)?;
     drop((sender, meeting));
     let seconds = Duration::from_secs_f64;
     let limits = Limits {
         start: seconds(place.start_timeout),
         step: seconds(place.step_timeout),
         evaluation: seconds(place.eval_timeout),
+        save: seconds(place.save_timeout),
         silence: seconds(place.silence_timeout),
     };
     let mut job = Job::new(&plan.ranks(), seconds(place.grace), limits, started);
@@ -216,13 +228,10 @@ async fn attempt(
                 Some((index, event)) => {
                     if matches!(event, Event::Ended(..)) && let Some(member) = members.get(index) {
                         guard.remove(member.handle.id());
+                        // Its last word may be a second old.
+                        observe(&mut job, index, member);
                     }
-                    let was_killed = matches!(event, Event::Ended(Ending::Signal(9), _));
-                    let actions = job.on(index, event, Instant::now());
-                    if was_killed && let Some(text) = kills.finding() {
-                        job.out_of_memory(&text);
-                    }
-                    actions
+                    job.on(index, event, Instant::now())
                 }
                 None => Vec::new(),
             },
@@ -234,17 +243,33 @@ async fn attempt(
                 Request::Pause => { pause(&members); Vec::new() }
             },
             news = cluster.next() => cluster.react(news, &mut job, Instant::now()),
-            () = tokio::time::sleep_until(job.next_tick().into()) => job.tick(Instant::now()),
+            () = tokio::time::sleep_until(job.next_tick().into()) => {
+                members.iter().enumerate().for_each(|(index, member)| observe(&mut job, index, member));
+                job.tick(Instant::now())
+            }
         };
         cluster.observe(&job, Instant::now()).await;
         for action in actions {
-            carry_out(action, &members, show);
+            if let Action::Inspect(index) = action {
+                if let Some(facts) = members.get(index).and_then(|member| inspect::facts(member.handle.id())) {
+                    job.on(index, Event::Inspected(facts), Instant::now());
+                }
+            } else {
+                carry_out(action, &members, show);
+            }
         }
         if let Some(outcome) = job.outcome() {
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
             let here = Agreed { outcome, was_ready, stop_requested, ran: started.elapsed(), gone: None };
             return Ok(cluster.agree(here, job.only_echoes(), signals).await);
         }
+    }
+}
+
+/// Tells the job what a worker's page says, if the worker writes it.
+fn observe(job: &mut Job, index: usize, member: &Member) {
+    if let Some(state) = member.state() {
+        job.on(index, Event::State(state), Instant::now());
     }
 }
 
@@ -267,7 +292,8 @@ fn carry_out(action: Action, members: &[Member], show: &SharedShow) {
             }
         }
         Action::Say(text) => show.borrow().say(&text),
-        Action::Progress(progress) => show.borrow_mut().progress(&progress, Instant::now()),
+        Action::Progress(progress, slowest) => show.borrow_mut().progress(&progress, slowest, Instant::now()),
+        Action::Inspect(_) => {}
         Action::Note(text) => show.borrow().print(&text),
     }
 }
@@ -286,6 +312,7 @@ fn start_all(
     meeting: &Meeting,
     show: &SharedShow,
     guard: &mut Guard,
+    kills: &Rc<KillCount>,
     events: &mpsc::Sender<(usize, Event)>,
 ) -> Result<Vec<Member>> {
     let mut members: Vec<Member> = Vec::new();
@@ -294,7 +321,7 @@ fn start_all(
         let store = meeting.store.as_ref().filter(|_| index == 0);
         let started = start_one(plan, index, rank, meeting.port, meeting.attempt, store)
             .doing(|| format!("starting rank {rank} ({})", plan.program.display()));
-        let (started, control) = match started {
+        let (started, control, page) = match started {
             Ok(started) => started,
             Err(error) => {
                 for member in &members {
@@ -306,11 +333,12 @@ fn start_all(
         };
         guard.add(started.handle.id());
         let (reading, writing) = control.into_split();
-        members.push(Member { handle: started.handle.clone(), control: writing });
+        members.push(Member { handle: started.handle.clone(), control: writing, page });
         let log =
             |what: &str| process::open_log(&plan.log(rank)).doing(|| format!("opening the {what} log of rank {rank}"));
         let (out, err) = (log("output")?, log("error")?);
-        watch(index, started, reading, (out, err), show_of(place, index, rank, show), events.clone());
+        let shown = show_of(place, index, rank, show);
+        watch(index, started, reading, (out, err), shown, Rc::clone(kills), events.clone());
     }
     Ok(members)
 }
@@ -322,12 +350,14 @@ fn start_one(
     port: u16,
     restarts: u32,
     store: Option<&TcpListener>,
-) -> io::Result<(process::Started, tokio::net::UnixStream)> {
+) -> io::Result<(process::Started, tokio::net::UnixStream, OwnedFd)> {
     let mut log = process::open_log(&plan.log(rank))?;
     let (control, theirs) = process::control_pair()?;
     let mut variables = plan.variables(index, port, restarts);
     variables.push((env::CONTROL.to_owned(), theirs.as_raw_fd().to_string()));
-    let mut inherited: Vec<OwnedFd> = vec![theirs];
+    let (page, their_page) = process::shared_page(state::BYTES)?;
+    variables.push((env::STATE_FD.to_owned(), their_page.as_raw_fd().to_string()));
+    let mut inherited: Vec<OwnedFd> = vec![theirs, their_page];
     if let Some(store) = store {
         let store = process::duplicate(store)?;
         variables.push((env::STORE_FD.to_owned(), store.as_raw_fd().to_string()));
@@ -342,7 +372,7 @@ fn start_one(
         removed: &plan::NOT_INHERITED,
         inherited,
     })?;
-    Ok((started, control))
+    Ok((started, control, page))
 }
 
 /// How a worker's output is shown.
@@ -399,9 +429,10 @@ fn watch(
     control: tokio::net::unix::OwnedReadHalf,
     logs: (std::fs::File, std::fs::File),
     shown: Shown,
+    kills: Rc<KillCount>,
     events: mpsc::Sender<(usize, Event)>,
 ) {
-    let process::Started { waiter, stdout, stderr, .. } = started;
+    let process::Started { waiter, stdout, stderr, handle } = started;
     let tail = Tail::default();
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     if let Ok(stdout) = tokio::process::ChildStdout::from_std(stdout) {
@@ -420,7 +451,9 @@ fn watch(
     })));
     tokio::task::spawn_local(async move {
         // A worker that cannot be waited for counts as ended by an unknown signal.
-        let ending = waiter.wait().await.unwrap_or(Ending::Signal(0));
+        let (ending, groups) = waiter.wait().await.unwrap_or((Ending::Signal(0), String::new()));
+        let memory = if ending == Ending::Signal(9) { kills.finding(handle.id(), &groups) } else { None };
+        memory::remove_drill(handle.id());
         let deadline = tokio::time::Instant::now() + DRAIN;
         for reader in &mut readers {
             if tokio::time::timeout_at(deadline, &mut *reader).await.is_err() {
@@ -428,6 +461,6 @@ fn watch(
             }
         }
         let tail = tail.borrow().iter().cloned().collect();
-        let _ = events.send((index, Event::Ended(ending, tail))).await;
+        let _ = events.send((index, Event::Ended(Death { ending, tail, memory }))).await;
     });
 }

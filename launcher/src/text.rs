@@ -45,6 +45,22 @@ pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// `rank 3`, `ranks 0-2,5`; the numbers in ascending order.
+pub fn ranks(numbers: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => parts.push((number, number)),
+        }
+    }
+    let list: Vec<String> = parts
+        .iter()
+        .map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
+        .collect();
+    format!("rank{} {}", if numbers.len() == 1 { "" } else { "s" }, list.join(","))
+}
+
 /// Name of a signal, and what it usually comes from.
 pub fn signal(number: i32) -> (String, &'static str) {
     let (name, meaning) = match number {
@@ -81,6 +97,7 @@ mod tests {
     fn times_and_sizes_are_short() {
         assert_eq!((clock(62.9), clock(3723.0), clock(f64::NAN)), ("1:02".into(), "1:02:03".into(), "0:00".into()));
         assert_eq!((bytes(10), bytes(1536)), ("10 B".into(), "1.5 KiB".into()));
+        assert_eq!((ranks(&[3]), ranks(&[0, 1, 2, 5])), ("rank 3".into(), "ranks 0-2,5".into()));
         assert_eq!((count(1, "worker"), count(2, "worker")), ("1 worker".into(), "2 workers".into()));
     }
 }

@@ -5,7 +5,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fnet_protocol::env;
+use fnet_protocol::message::Operation;
+use fnet_protocol::{env, state};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{GlooOptions, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
@@ -90,6 +91,7 @@ impl World {
         world.local_world_size = place.local_world_size.unwrap_or(1);
 
         let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
+        let _waiting = state::page().collective(Operation::Meeting);
         let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
         // Keys of earlier attempts may still be there.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
@@ -158,7 +160,9 @@ impl World {
     }
 
     fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<()> {
-        self.run("all-reduce", |group, deadline| group.all_reduce(tensor, how, deadline)?.wait(deadline))
+        self.run(Operation::AllReduce, "all-reduce", |group, deadline| {
+            group.all_reduce(tensor, how, deadline)?.wait(deadline)
+        })
     }
 
     /// Copies rank `root`'s values into the tensor of every rank.
@@ -174,7 +178,7 @@ impl World {
     /// # Errors
     /// If a peer is lost or the deadline passes.
     pub fn broadcast_all(&self, tensors: &[Tensor], root: usize) -> Result<()> {
-        self.run("broadcast", |group, deadline| {
+        self.run(Operation::Broadcast, "broadcast", |group, deadline| {
             let started: Vec<Work<'_>> = tensors
                 .iter()
                 .map(|tensor| group.broadcast(tensor, root, deadline))
@@ -244,7 +248,19 @@ impl World {
     /// # Errors
     /// If a peer is lost or the deadline passes.
     pub fn barrier(&self) -> Result<()> {
-        self.run("barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
+        self.run(Operation::Barrier, "barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
+    }
+
+    /// [`World::barrier`] as a function that needs no borrow.
+    pub fn detached_barrier(&self) -> Box<dyn Fn() -> Result<()> + Send + Sync> {
+        let (group, deadline) = (self.group.clone(), self.deadlines.collective);
+        Box::new(move || match &group {
+            Some(group) => {
+                let _waiting = state::page().collective(Operation::Barrier);
+                Ok(lock(group).barrier(deadline)?.wait(deadline)?)
+            }
+            None => Ok(()),
+        })
     }
 
     /// A function that sums a tensor over the ranks as a step of the computation, for synchronised BatchNorm; its
@@ -272,7 +288,7 @@ impl World {
     /// # Errors
     /// If a peer is lost before it is done.
     pub fn leave(mut self) -> Result<()> {
-        self.run("last barrier", |group, deadline| {
+        self.run(Operation::Barrier, "last barrier", |group, deadline| {
             group.barrier(deadline)?.wait(deadline)?;
             group.shutdown()
         })?;
@@ -280,14 +296,24 @@ impl World {
         Ok(())
     }
 
-    /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on.
+    /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on, and to the
+    /// launcher all along that this rank waits for the others.
     pub(super) fn run(
         &self,
+        operation: Operation,
         what: &str,
         action: impl FnOnce(&ProcessGroup, Duration) -> Result<(), torch_ext::Error>,
     ) -> Result<()> {
         match &self.group {
-            Some(group) => action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what)),
+            Some(group) => {
+                let waiting = state::page().collective(operation);
+                let done = action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what));
+                if done.is_err() {
+                    // What it failed in stays to be seen.
+                    std::mem::forget(waiting);
+                }
+                done
+            }
             None => Ok(()),
         }
     }
@@ -302,7 +328,9 @@ impl World {
     /// One tensor on the CPU from each rank.
     fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = (0..self.world_size).map(|_| Ok(input.f_zeros_like()?)).collect::<Result<Vec<_>>>()?;
-        self.run("all-gather", |group, deadline| group.all_gather(&outputs, input, deadline)?.wait(deadline))?;
+        self.run(Operation::AllGather, "all-gather", |group, deadline| {
+            group.all_gather(&outputs, input, deadline)?.wait(deadline)
+        })?;
         Ok(outputs)
     }
 }

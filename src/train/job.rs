@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fnet_protocol::cli::Train as Arguments;
 use fnet_protocol::client::Client;
+use fnet_protocol::env;
 use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::work_dir;
 
@@ -20,6 +21,7 @@ use crate::config::{self, Config, Resolved};
 use crate::data::{Dataset, Severity, Split, check_before_job, train_batches_per_epoch};
 use crate::distributed::{Deadlines, World};
 use crate::error::{Error, Result};
+use crate::fault::Drill;
 use crate::weights::Need;
 
 /// Runs `train` on this rank.
@@ -28,7 +30,9 @@ use crate::weights::Need;
 /// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
+    let drill = arm(arguments, control);
     let world = World::connect(Deadlines::default())?;
+    drill.set_barrier(world.detached_barrier());
     let config = &mut resolved.config;
     let batch = config.effective_batch(world.world_size());
     if arguments.auto_scale_lr {
@@ -105,6 +109,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     drop(trainer);
     world.leave()?;
     Ok(ending)
+}
+
+/// Prepares the faults of a fire drill, if there is one.
+fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let rank = usize::try_from(number(env::RANK)).unwrap_or(usize::MAX);
+    Drill::arm(&arguments.fault, rank, number(env::RESTART_COUNT), control)
 }
 
 /// What is odd about the data, one line for each kind.

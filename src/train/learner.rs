@@ -1,6 +1,6 @@
 //! One rank's model, optimizer and gradients: the training step.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
@@ -31,6 +31,8 @@ pub struct StepTimes {
     pub agreement: f64,
     /// Update of the weights.
     pub optimizer: f64,
+    /// Part of `backward` and `agreement` in which this rank only waited for the others.
+    pub waited: f64,
 }
 
 /// What a step gave, beside what it did to the weights.
@@ -143,7 +145,7 @@ impl<'a> Learner<'a> {
         let losses = self.forward(batch, place, world)?;
         let forward = clock.lap()?;
         control.phase(Phase::Backward);
-        self.backward(&losses, place)?;
+        let waited = self.backward(&losses, place)?.as_secs_f64();
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
         let report = agree(world, &losses, stop)?;
@@ -158,7 +160,7 @@ impl<'a> Learner<'a> {
         } else {
             (None, false)
         };
-        let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()? };
+        let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()?, waited: waited + agreement };
         Ok(StepOutcome { report, grad_norm, skipped, loss_scale, positives: losses.positives, times })
     }
 
@@ -170,8 +172,8 @@ impl<'a> Learner<'a> {
     }
 
     /// Adds the gradients of this step; all-reduces them, overlapping with their computation, if it ends with an
-    /// update.
-    fn backward(&mut self, losses: &Losses, place: StepPlace) -> Result<()> {
+    /// update. Returns how long this rank waited for the others.
+    fn backward(&mut self, losses: &Losses, place: StepPlace) -> Result<Duration> {
         let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / place.micro_steps as f64;
         let mut total = losses.total()?;
         if scale != 1.0 {

@@ -156,6 +156,7 @@ impl Reporter {
             images_per_second: Some(self.images_per_step as f64 / seconds),
             memory_bytes: Some(memory),
             eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
+            waited_seconds: Some(outcome.times.waited),
         });
     }
 

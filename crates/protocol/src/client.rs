@@ -10,13 +10,13 @@ use std::net::Shutdown;
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::PanicHookInfo;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::message::{self, Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, ToWorker};
-use crate::{env, stop};
+use crate::state::{self, Page};
+use crate::{activity, env, stack, stop};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -33,13 +33,13 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     connected: bool,
-    born: Instant,
-    phase: AtomicU8,
-    epoch: AtomicU64,
-    step: AtomicU64,
-    /// Milliseconds after `born` at which the working thread last reported headway.
-    headway: AtomicU64,
+    page: &'static Page,
+    /// Called when the working thread enters a phase.
+    on_phase: OnceLock<Box<OnPhase>>,
 }
+
+/// What is called with the state of this rank when it enters a phase.
+pub type OnPhase = dyn Fn(&Heartbeat) + Send + Sync;
 
 #[derive(Default)]
 struct Queue {
@@ -71,26 +71,26 @@ impl Client {
         }
         // SAFETY: the launcher has handed this descriptor over for this purpose, and nothing else here uses it.
         let stream = unsafe { UnixStream::from_raw_fd(fd) };
-        Self::over(stream, rank)
+        Self::over(stream, rank, state::page())
     }
 
     /// A client that sends nothing; notes go to stderr.
     pub fn disconnected() -> Self {
-        Self { shared: Arc::new(Shared::new(false)) }
+        Self { shared: Arc::new(Shared::new(false, state::page())) }
     }
 
-    /// A client over `stream`: says hello, sends heartbeats, receives requests to stop.
+    /// A client over `stream`: says hello, sends heartbeats with what `page` tells, receives requests.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn over(stream: UnixStream, rank: usize) -> io::Result<Self> {
+    pub fn over(stream: UnixStream, rank: usize, page: &'static Page) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let shared = Arc::new(Shared::new(true));
+        let shared = Arc::new(Shared::new(true, page));
         let hello = FromWorker::Hello { version: message::VERSION, rank, pid: std::process::id() };
         shared.lock().messages.push_back(hello);
         let reading = stream.try_clone()?;
-        thread::Builder::new().name("control-read".into()).spawn(move || read(reading))?;
-        let writer = Arc::clone(&shared);
+        let (reader, writer) = (Arc::clone(&shared), Arc::clone(&shared));
+        thread::Builder::new().name("control-read".into()).spawn(move || reader.read_all(reading))?;
         thread::Builder::new().name("control-write".into()).spawn(move || writer.write_all(stream))?;
         Ok(Self { shared })
     }
@@ -102,20 +102,26 @@ impl Client {
 
     /// Says what the working thread does now; counts as headway. Costs a few atomic stores.
     pub fn at(&self, phase: Phase, epoch: u64, step: u64) {
-        self.shared.epoch.store(epoch, Ordering::Relaxed);
-        self.shared.step.store(step, Ordering::Relaxed);
+        self.shared.page.set_place(epoch, step);
         self.phase(phase);
     }
 
     /// Says that the working thread has entered `phase` of the same step; counts as headway.
     pub fn phase(&self, phase: Phase) {
-        self.shared.phase.store(phase.index(), Ordering::Relaxed);
-        self.headway();
+        self.shared.page.set_phase(phase);
+        if let Some(on_phase) = self.shared.on_phase.get() {
+            on_phase(&self.shared.page.read());
+        }
+    }
+
+    /// Has `action` called when the working thread enters a phase; only the first one counts.
+    pub fn on_phase(&self, action: impl Fn(&Heartbeat) + Send + Sync + 'static) {
+        let _ = self.shared.on_phase.set(Box::new(action));
     }
 
     /// Says that the working thread gets on, in the phase it is in (a picture evaluated, bytes written).
     pub fn headway(&self) {
-        self.shared.headway.store(self.shared.age(), Ordering::Relaxed);
+        self.shared.page.touch();
     }
 
     /// Numbers for the progress bar. Replaces the previous ones if those are not sent yet.
@@ -186,7 +192,22 @@ fn panic_failure(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> Failure {
     Failure {
         kind: FailureKind::Bug,
         message: format!("panic in thread {name} at {place}: {text}"),
-        backtrace: Some(backtrace.to_string()),
+        backtrace: Some(without_panic_frames(&backtrace.to_string()).to_owned()),
+    }
+}
+
+/// The frames below those that only carry the panic out.
+fn without_panic_frames(stack: &str) -> &str {
+    let end_of_line = |from: usize| stack[from..].find('\n').map_or(stack.len(), |length| from + length + 1);
+    let Some(carrier) = ["core::panicking::panic_fmt", "rust_begin_unwind"].iter().find_map(|name| stack.find(name))
+    else {
+        return stack;
+    };
+    let rest = &stack[end_of_line(carrier)..];
+    // The place of that frame stands on a line of its own.
+    match rest.split_once('\n') {
+        Some((place, frames)) if place.trim_start().starts_with("at ") => frames,
+        _ => rest,
     }
 }
 
@@ -198,44 +219,14 @@ fn is_socket(fd: RawFd) -> bool {
     found && facts.st_mode & libc::S_IFMT == libc::S_IFSOCK
 }
 
-/// Receives the launcher's messages until it closes the channel.
-fn read(stream: UnixStream) {
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match reader.read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => match message::from_line(&line) {
-                Ok(ToWorker::Stop { reason }) => stop::request(reason),
-                Ok(ToWorker::PeerLost { rank }) => stop::set_lost_peer(rank),
-                Ok(ToWorker::Unknown) | Err(_) => {}
-            },
-        }
-    }
-}
-
 impl Shared {
-    fn new(connected: bool) -> Self {
-        Self {
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            connected,
-            born: Instant::now(),
-            phase: AtomicU8::new(Phase::Start.index()),
-            epoch: AtomicU64::new(0),
-            step: AtomicU64::new(0),
-            headway: AtomicU64::new(0),
-        }
+    fn new(connected: bool, page: &'static Page) -> Self {
+        Self { queue: Mutex::default(), changed: Condvar::new(), connected, page, on_phase: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // The queue is valid between any two statements, so a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn age(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn push(&self, message: FromWorker) {
@@ -246,13 +237,25 @@ impl Shared {
     }
 
     fn heartbeat(&self) -> FromWorker {
-        let idle = self.age().saturating_sub(self.headway.load(Ordering::Relaxed));
-        FromWorker::Heartbeat(Heartbeat {
-            phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
-            epoch: self.epoch.load(Ordering::Relaxed),
-            step: self.step.load(Ordering::Relaxed),
-            idle_seconds: Duration::from_millis(idle).as_secs_f64(),
-        })
+        FromWorker::Heartbeat(Heartbeat { activity: activity::longest(), ..self.page.read() })
+    }
+
+    /// Receives the launcher's messages until it closes the channel.
+    fn read_all(&self, stream: UnixStream) {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match reader.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => match message::from_line(&line) {
+                    Ok(ToWorker::Stop { reason }) => stop::request(reason),
+                    Ok(ToWorker::PeerLost { rank }) => stop::set_lost_peer(rank),
+                    Ok(ToWorker::Stack) => self.push(FromWorker::Stack { text: stack::of_main_thread() }),
+                    Ok(ToWorker::Unknown) | Err(_) => {}
+                },
+            }
+        }
     }
 
     /// The next message: a queued one, the newest progress, or a heartbeat when one is due.

@@ -20,6 +20,8 @@ pub const MASTER_PORT: &str = "MASTER_PORT";
 pub const STORE_FD: &str = "FNET_STORE_FD";
 /// Number of an inherited Unix stream socket: the control channel (see [`crate::message`]).
 pub const CONTROL: &str = "FNET_CONTROL";
+/// Number of an inherited file of memory in which the worker says what it does (see [`crate::state`]).
+pub const STATE_FD: &str = "FNET_STATE_FD";
 /// How often the launcher has restarted this job, from 0.
 pub const RESTART_COUNT: &str = "FNET_RESTART_COUNT";
 /// `cuda` or `cpu`: where a worker computes. Unset: CUDA if the worker sees a GPU, else the CPU.

@@ -2,10 +2,14 @@
 //! started with ([`env`]), the messages on the control channel ([`message`]), a worker's end of that channel
 //! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]).
 
+pub mod activity;
 pub mod cli;
 pub mod client;
 pub mod env;
 pub mod exit;
+pub mod fault;
 pub mod message;
+pub mod stack;
+pub mod state;
 pub mod stop;
 pub mod work_dir;

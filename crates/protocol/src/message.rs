@@ -32,6 +32,11 @@ pub enum FromWorker {
     Progress(Progress),
     /// Why this worker is about to end.
     Failed(Failure),
+    /// The answer to [`ToWorker::Stack`].
+    Stack {
+        /// The stack of the working thread, innermost frame first, one line for each.
+        text: String,
+    },
     /// A line or a table for people; printed as it stands.
     Note {
         /// The text; may hold several lines.
@@ -45,7 +50,7 @@ pub enum FromWorker {
 }
 
 /// What a worker is doing, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// What it is doing.
     pub phase: Phase,
@@ -57,6 +62,84 @@ pub struct Heartbeat {
     pub step: u64,
     /// Seconds since the working thread last reported headway.
     pub idle_seconds: f64,
+    /// Collectives that this rank has begun.
+    #[serde(default)]
+    pub collective: u64,
+    /// The collective in which it waits for the other ranks, if it does.
+    #[serde(default)]
+    pub operation: Operation,
+    /// The file or other work that a thread of it has been busy with longest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
+}
+
+/// Work that a thread of a worker is busy with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Activity {
+    /// As `reading train/1.jpg`.
+    pub what: String,
+    /// For how long.
+    pub seconds: f64,
+}
+
+/// What the ranks do together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// Nothing now.
+    #[default]
+    None,
+    /// Meeting at the start.
+    Meeting,
+    /// The mean of the gradients.
+    Gradients,
+    /// A sum or maximum of other numbers.
+    AllReduce,
+    /// One rank's values for all.
+    Broadcast,
+    /// All ranks' values for all.
+    AllGather,
+    /// Waiting for each other.
+    Barrier,
+    /// An operation of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Operation {
+    const ALL: [Operation; 8] = [
+        Operation::None,
+        Operation::Meeting,
+        Operation::Gradients,
+        Operation::AllReduce,
+        Operation::Broadcast,
+        Operation::AllGather,
+        Operation::Barrier,
+        Operation::Unknown,
+    ];
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::None => "no collective",
+            Operation::Meeting => "the meeting at the start",
+            Operation::Gradients => "all-reduce of the gradients",
+            Operation::AllReduce => "all-reduce",
+            Operation::Broadcast => "broadcast",
+            Operation::AllGather => "all-gather",
+            Operation::Barrier => "barrier",
+            Operation::Unknown => "an unknown collective",
+        }
+    }
+
+    /// A number below 256, for atomics.
+    pub(crate) fn index(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_index(index: u8) -> Self {
+        Self::ALL.get(usize::from(index)).copied().unwrap_or(Operation::Unknown)
+    }
 }
 
 /// How far the job is, for the progress bar.
@@ -88,6 +171,9 @@ pub struct Progress {
     /// Seconds to the end of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<f64>,
+    /// Seconds of the last step that this rank waited for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited_seconds: Option<f64>,
 }
 
 /// What a worker can be doing.
@@ -121,6 +207,29 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The phase with this name on the wire (`data`, `all_reduce`).
+    pub fn from_wire(name: &str) -> Option<Self> {
+        let phase = serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()?;
+        (phase != Phase::Unknown).then_some(phase)
+    }
+
+    /// Its name on the wire.
+    pub fn wire(self) -> &'static str {
+        match self {
+            Phase::Start => "start",
+            Phase::Index => "index",
+            Phase::Data => "data",
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::AllReduce => "all_reduce",
+            Phase::Optimizer => "optimizer",
+            Phase::Checkpoint => "checkpoint",
+            Phase::Evaluation => "evaluation",
+            Phase::Summary => "summary",
+            Phase::Unknown => "unknown",
+        }
+    }
+
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
@@ -233,6 +342,8 @@ pub enum ToWorker {
         /// The rank.
         rank: usize,
     },
+    /// Answer with the stack of the working thread: it is about to be ended for it hangs.
+    Stack,
     /// A message of a newer version.
     #[serde(other)]
     Unknown,
@@ -305,10 +416,15 @@ mod tests {
     }
 
     #[test]
-    fn phases_survive_the_way_through_an_atomic() {
+    fn phases_and_operations_survive_the_way_through_an_atomic() {
         for phase in Phase::ALL {
             assert_eq!(Phase::from_index(phase.index()), phase);
+            assert_eq!(Phase::from_wire(phase.wire()), (phase != Phase::Unknown).then_some(phase));
         }
         assert_eq!(Phase::from_index(200), Phase::Unknown);
+        for operation in Operation::ALL {
+            assert_eq!(Operation::from_index(operation.index()), operation);
+        }
+        assert_eq!(Operation::from_index(200), Operation::Unknown);
     }
 }

@@ -2,10 +2,14 @@
 #include "bridge.h"
 #include "process_group.h"
 
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 struct FnetReducer {
   std::unique_ptr<c10d::Reducer> reducer;
+  // Called when a backward pass has computed all gradients of this rank.
+  void (*on_computed)(void*) = nullptr;
+  void* context = nullptr;
 };
 
 namespace {
@@ -18,6 +22,14 @@ std::vector<std::vector<size_t>> buckets_of(const std::vector<at::Tensor>& param
       parameters, {static_cast<size_t>(first_bytes), static_cast<size_t>(bytes)}));
   std::reverse(buckets.begin(), buckets.end());
   return buckets;
+}
+
+// Calls `function` at the end of the backward pass through `output`, before the reducer waits for the other ranks: what
+// is queued first in a pass runs first, and the reducer queues its waiting once the last gradient is there.
+void call_when_computed(const at::Tensor& output, void (*function)(void*), void* context) {
+  output.register_hook([function, context](const at::Tensor&) {
+    torch::autograd::Engine::get_default_engine().queue_callback([function, context] { function(context); });
+  });
 }
 
 // Swallows warnings.
@@ -47,8 +59,18 @@ extern "C" FnetError* fnet_reducer_prepare(FnetReducer* reducer, const TensorPtr
     // It would advise against find_unused_parameters, which is on for a reason: see fnet_reducer_new.
     Silence silence;
     c10::WarningUtils::WarningHandlerGuard guard(&silence);
-    reducer->reducer->prepare_for_backward(fnet::to_vector(outputs, count));
+    const std::vector<at::Tensor> list = fnet::to_vector(outputs, count);
+    reducer->reducer->prepare_for_backward(list);
+    if (reducer->on_computed != nullptr && !list.empty()) {
+      call_when_computed(list.front(), reducer->on_computed, reducer->context);
+    }
   }, FnetErrorKind::kCollective);
+}
+
+// Has `function` called with `context` in every reduced pass, when all gradients of this rank are computed.
+extern "C" void fnet_reducer_on_computed(FnetReducer* reducer, void (*function)(void*), void* context) {
+  reducer->on_computed = function;
+  reducer->context = context;
 }
 
 extern "C" FnetError* fnet_reducer_free(FnetReducer* reducer) {

@@ -1,9 +1,12 @@
+use fnet_protocol::message::Operation;
+
 use super::*;
 
 const LIMITS: Limits = Limits {
     start: Duration::from_secs(900),
     step: Duration::from_secs(100),
     evaluation: Duration::from_secs(300),
+    save: Duration::from_secs(200),
     silence: Duration::from_secs(60),
 };
 
@@ -31,12 +34,13 @@ impl Scene {
     }
 
     fn beat(&mut self, index: usize, phase: Phase, step: u64) {
-        let beat = Heartbeat { phase, epoch: 1, step, idle_seconds: 0.0 };
+        let beat = Heartbeat { phase, epoch: 1, step, ..Heartbeat::default() };
         self.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), self.now);
     }
 
     fn ended(&mut self, index: usize, ending: Ending) -> Vec<Action> {
-        self.job.on(index, Event::Ended(ending, vec!["last words".into()]), self.now)
+        let death = Death { ending, tail: vec!["last words".into()], memory: None };
+        self.job.on(index, Event::Ended(death), self.now)
     }
 
     fn failed(&mut self, index: usize, kind: FailureKind, message: &str) -> Vec<Action> {
@@ -46,7 +50,7 @@ impl Scene {
 
     fn cause(&self) -> Cause {
         match self.job.outcome() {
-            Some(Outcome::Failed(cause)) => cause,
+            Some(Outcome::Failed(cause)) => *cause,
             other => panic!("{other:?}"),
         }
     }
@@ -162,7 +166,8 @@ fn a_hanging_worker_is_named_and_the_job_ended() {
     for second in 0..150 {
         let idle_seconds = f64::from(second);
         for (index, phase) in [(0, Phase::AllReduce), (1, Phase::Data)] {
-            let beat = Heartbeat { phase, epoch: 1, step: 3, idle_seconds };
+            let operation = if index == 0 { Operation::Gradients } else { Operation::None };
+            let beat = Heartbeat { phase, epoch: 1, step: 3, idle_seconds, operation, ..Heartbeat::default() };
             scene.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), scene.now);
         }
         scene.wait(1.0);
@@ -172,6 +177,7 @@ fn a_hanging_worker_is_named_and_the_job_ended() {
     let cause = scene.cause();
     assert_eq!((cause.rank, cause.exit_code), (1, exit::HANG));
     assert!(cause.reason.contains("waiting for data"), "{}", cause.reason);
+    assert!(cause.reason.contains("rank 0 waits in all-reduce"), "{}", cause.reason);
 }
 
 #[test]
@@ -190,8 +196,52 @@ fn a_launcher_that_was_stopped_does_not_blame_the_workers() {
 fn only_the_first_workers_progress_is_shown() {
     let mut scene = Scene::new();
     let message = || Event::Message(FromWorker::Progress(Progress::default()));
-    assert_eq!(scene.job.on(0, message(), scene.now), [Action::Progress(Progress::default())]);
+    assert_eq!(scene.job.on(0, message(), scene.now), [Action::Progress(Progress::default(), None)]);
     assert_eq!(scene.job.on(1, message(), scene.now), []);
+}
+
+#[test]
+fn the_rank_that_waits_least_is_the_slowest() {
+    let mut scene = Scene::new();
+    let waited = |seconds| Progress { waited_seconds: Some(seconds), ..Progress::default() };
+    scene.job.on(1, Event::Message(FromWorker::Progress(waited(0.5))), scene.now);
+    let actions = scene.job.on(0, Event::Message(FromWorker::Progress(waited(0.125))), scene.now);
+    assert_eq!(actions, [Action::Progress(waited(0.125), Some((0, 0.375)))]);
+}
+
+#[test]
+fn a_hang_is_reported_with_what_the_system_and_the_worker_itself_know() {
+    let mut scene = Scene::new();
+    let mut actions = Vec::new();
+    for second in 0..150 {
+        for index in 0..2 {
+            let idle_seconds = if index == 0 { 0.0 } else { f64::from(second) };
+            let beat = Heartbeat { phase: Phase::Data, epoch: 1, step: 3, idle_seconds, ..Heartbeat::default() };
+            scene.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), scene.now);
+        }
+        actions.extend(scene.wait(1.0));
+    }
+    assert_eq!(actions[..2], [Action::Inspect(1), Action::Tell(1, ToWorker::Stack)]);
+    scene.job.on(1, Event::Inspected("its thread loader-0 is in a read of a.jpg".into()), scene.now);
+    let stack = FromWorker::Stack { text: "0: wait\n".into() };
+    scene.job.on(1, Event::Message(stack), scene.now);
+    scene.ended(0, Ending::Signal(9));
+    scene.ended(1, Ending::Signal(9));
+    let cause = scene.cause();
+    assert!(cause.reason.ends_with("; its thread loader-0 is in a read of a.jpg"), "{}", cause.reason);
+    assert_eq!(cause.backtrace.as_deref(), Some("0: wait\n"));
+}
+
+#[test]
+fn the_kernels_memory_killer_is_believed_unless_the_launcher_killed() {
+    let mut scene = Scene::new();
+    let death = Death { ending: Ending::Signal(9), tail: Vec::new(), memory: Some("out of memory".into()) };
+    scene.job.on(1, Event::Ended(death.clone()), scene.now);
+    scene.wait(3.0);
+    scene.job.on(0, Event::Ended(death), scene.now);
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.others.len()), (1, 0));
+    assert!(cause.reason.ends_with("out of memory"), "{}", cause.reason);
 }
 
 #[test]

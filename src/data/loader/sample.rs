@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use fnet_protocol::activity;
 use tch::{Device, Kind, Tensor};
 
 use super::prefetch::panic_message;
@@ -66,6 +67,7 @@ impl Sample {
         let load = || {
             let mut watch = Stopwatch::start();
             let path = dataset.picture_path(index);
+            let _work = activity::begin(format!("reading {}", path.display()));
             let named = |error: Error| error.context(place_of(dataset, index));
             let bytes = Picture::bytes(&path).map_err(named)?;
             watch.lap(&mut times.read);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::fault::Fault;
+
 /// A `key=value` that overrides the config.
 pub(super) fn parse_override(text: &str) -> Result<String, String> {
     match text.split_once('=') {
@@ -46,6 +48,9 @@ pub struct Train {
     /// Take what fits of --load-from or model.backbone.pretrained, however little; the rest starts anew
     #[arg(long)]
     pub allow_partial: bool,
+    /// Fire drill: fail on purpose, as in kill:rank=1,step=3,phase=backward (docs/reliability.md)
+    #[arg(long, value_name = "FAULT")]
+    pub fault: Vec<Fault>,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,

@@ -51,9 +51,12 @@ pub struct Place {
     /// Seconds that a worker may be in one part of a training step
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 600.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub step_timeout: f64,
-    /// Seconds that evaluation or a checkpoint may go without headway
+    /// Seconds that evaluation may go without a finished picture
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 900.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub eval_timeout: f64,
+    /// Seconds that a checkpoint may go without anything written or read
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 900.0, value_parser = parse_seconds, help_heading = "Supervision")]
+    pub save_timeout: f64,
     /// Seconds that a worker may be silent altogether (stopped, or its machine stalled)
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub silence_timeout: f64,

@@ -153,8 +153,10 @@ fn resume() -> impl Strategy<Value = Option<Resume>> {
 }
 
 fn train_command() -> impl Strategy<Value = WorkerCommand> {
-    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 4]>(), overrides()).prop_map(
-        |(config, work_dir, resume, load_from, seed, flags, set)| {
+    let fault = prop_oneof![Just("kill:rank=1,step=3,phase=backward"), Just("sleep:attempt=any")];
+    let faults = vec(fault.prop_map(|text| text.parse().unwrap()), 0..2);
+    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 4]>(), faults, overrides()).prop_map(
+        |(config, work_dir, resume, load_from, seed, flags, fault, set)| {
             let load_from = load_from.filter(|_| resume.is_none());
             let [deterministic, no_validate, auto_scale_lr, allow_partial] = flags;
             WorkerCommand::Train(Train {
@@ -167,6 +169,7 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
                 no_validate,
                 auto_scale_lr,
                 allow_partial,
+                fault,
                 set,
             })
         },

@@ -46,6 +46,13 @@ impl Arguments {
         self
     }
 
+    fn each<T: ToString>(&mut self, name: &str, values: &[T]) -> &mut Self {
+        for value in values {
+            self.value(name, value.to_string());
+        }
+        self
+    }
+
     fn set(&mut self, overrides: &[String]) -> &mut Self {
         for text in overrides {
             self.value("--set", text);
@@ -119,6 +126,7 @@ impl Train {
             .flag("--no-validate", self.no_validate)
             .flag("--auto-scale-lr", self.auto_scale_lr)
             .flag("--allow-partial", self.allow_partial)
+            .each("--fault", &self.fault)
             .set(&self.set)
             .positional([self.config.as_path()])
     }

@@ -4,7 +4,7 @@ use crate::message::StopReason;
 fn pair() -> (Client, BufReader<UnixStream>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    (Client::over(ours, 3).unwrap(), BufReader::new(theirs))
+    (Client::over(ours, 3, Box::leak(Box::new(Page::new()))).unwrap(), BufReader::new(theirs))
 }
 
 fn next(reader: &mut BufReader<UnixStream>) -> FromWorker {
@@ -71,6 +71,14 @@ fn a_request_to_stop_is_received() {
         assert!(Instant::now() < deadline, "the request did not arrive");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_panics_stack_begins_where_the_panic_was() {
+    let stack =
+        "   0: hook\n   1: core::panicking::panic_fmt\n             at panicking.rs:80:14\n   2: work\n   3: main\n";
+    assert_eq!(without_panic_frames(stack), "   2: work\n   3: main\n");
+    assert_eq!(without_panic_frames("   0: work\n"), "   0: work\n");
 }
 
 #[test]

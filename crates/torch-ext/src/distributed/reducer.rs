@@ -1,5 +1,7 @@
 //! Averages gradients over the ranks while the backward pass runs.
 
+use std::ffi::c_void;
+
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -22,6 +24,11 @@ unsafe extern "C" {
         out: *mut *mut RawReducer,
     ) -> *mut RawError;
     fn fnet_reducer_prepare(reducer: *mut RawReducer, outputs: *const *mut C_tensor, count: usize) -> *mut RawError;
+    fn fnet_reducer_on_computed(
+        reducer: *mut RawReducer,
+        function: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    );
     fn fnet_reducer_free(reducer: *mut RawReducer) -> *mut RawError;
     fn fnet_bucket_layout(
         parameters: *const *mut C_tensor,
@@ -56,6 +63,19 @@ impl Default for BucketSizes {
 /// bits in every step of every process. After an error in the backward pass the reducer is unusable.
 pub struct Reducer {
     raw: *mut RawReducer,
+    /// Behind a second box, for C++ has room for one pointer.
+    on_computed: Option<Box<OnComputed>>,
+}
+
+/// What is called when a rank has computed its gradients.
+type OnComputed = Box<dyn Fn() + Send + Sync>;
+
+/// # Safety
+/// `context` is a live `OnComputed`.
+unsafe extern "C" fn call_on_computed(context: *mut c_void) {
+    // SAFETY: as the caller promises.
+    let action = unsafe { &*context.cast::<OnComputed>() };
+    action();
 }
 
 // SAFETY: c10d's reducer guards its state with a lock and is not bound to a thread.
@@ -73,7 +93,16 @@ impl Reducer {
         check(unsafe {
             fnet_reducer_new(group.raw(), parameters.as_ptr(), parameters.len(), sizes.first, sizes.other, &raw mut raw)
         })?;
-        Ok(Self { raw })
+        Ok(Self { raw, on_computed: None })
+    }
+
+    /// Has `action` called in every reduced backward pass, when all gradients of this rank are computed and it only
+    /// waits for the other ranks. It must not panic.
+    pub fn on_computed(&mut self, action: impl Fn() + Send + Sync + 'static) {
+        let action = self.on_computed.insert(Box::new(Box::new(action)));
+        let context = (&raw mut **action).cast::<c_void>();
+        // SAFETY: a live reducer; the box keeps its address and lives as long as the reducer, which alone calls it.
+        unsafe { fnet_reducer_on_computed(self.raw, call_on_computed, context) };
     }
 
     /// Makes the next backward pass from `outputs` (usually the loss) leave the mean over the ranks in the gradients,

@@ -1,0 +1,116 @@
+//! What the system knows of a worker that hangs: stopped, blocked in the kernel, reading which file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Threads that are listed.
+const MOST: usize = 4;
+
+/// What to add to the report of a hang about the process `pid`; nothing if the system knows nothing of interest.
+pub fn facts(pid: i32) -> Option<String> {
+    describe(&threads(&Path::new("/proc").join(pid.to_string())))
+}
+
+/// One thread, as /proc tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Thread {
+    name: String,
+    /// `T` stopped, `D` blocked in the kernel, `S` asleep, `R` running, `Z` ended.
+    state: char,
+    /// The file and the call that it is in, where that can be told.
+    file: Option<(&'static str, String)>,
+}
+
+fn threads(process: &Path) -> Vec<Thread> {
+    let Ok(entries) = fs::read_dir(process.join("task")) else { return Vec::new() };
+    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.sort();
+    folders.iter().filter_map(|folder| thread(process, folder)).collect()
+}
+
+fn thread(process: &Path, folder: &Path) -> Option<Thread> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    let state = rest.trim_start().chars().next()?;
+    let call = fs::read_to_string(folder.join("syscall")).unwrap_or_default();
+    let file = file_call(&call).and_then(|(call, descriptor)| match descriptor {
+        Some(number) => {
+            let target = fs::read_link(process.join("fd").join(number.to_string())).ok()?;
+            // Pipes, sockets and the like are how threads wait for work.
+            target.is_absolute().then(|| (call, target.display().to_string()))
+        }
+        None => Some((call, String::new())),
+    });
+    Some(Thread { name: name.to_owned(), state, file })
+}
+
+/// The call on a file that a line of /proc/PID/syscall (number, then arguments in hexadecimal) stands for, and its
+/// descriptor.
+fn file_call(line: &str) -> Option<(&'static str, Option<u64>)> {
+    let mut words = line.split_whitespace();
+    let number: i64 = words.next()?.parse().ok()?;
+    let descriptor = words.next().and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    let name = match number {
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv => "read",
+        libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_writev => "write",
+        libc::SYS_fsync | libc::SYS_fdatasync => "fsync",
+        libc::SYS_openat => return Some(("open", None)),
+        _ => return None,
+    };
+    Some((name, Some(descriptor?)))
+}
+
+fn describe(threads: &[Thread]) -> Option<String> {
+    if threads.iter().any(|thread| matches!(thread.state, 'T' | 't')) {
+        return Some("it is stopped, by SIGSTOP or a debugger; kill -CONT lets it go on".to_owned());
+    }
+    let in_call = |thread: &&Thread| thread.file.is_some();
+    let mut told: Vec<String> = threads
+        .iter()
+        .filter(in_call)
+        .take(MOST)
+        .filter_map(|thread| {
+            let (call, file) = thread.file.as_ref()?;
+            let of = if file.is_empty() { " of a file".to_owned() } else { format!(" of {file}") };
+            let how = if thread.state == 'D' { " that the kernel does not end" } else { "" };
+            Some(format!("its thread {} is in a {call}{of}{how}", thread.name))
+        })
+        .collect();
+    let blocked = threads.iter().filter(|thread| thread.state == 'D' && thread.file.is_none()).take(MOST);
+    told.extend(
+        blocked.map(|thread| format!("its thread {} is blocked in the kernel (disk, network drive)", thread.name)),
+    );
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thread(state: char, file: Option<(&'static str, &str)>) -> Thread {
+        Thread { name: "loader-0".into(), state, file: file.map(|(call, path)| (call, path.to_owned())) }
+    }
+
+    #[test]
+    fn a_stopped_process_and_one_that_waits_for_a_disk_are_told_apart() {
+        assert!(describe(&[thread('T', None)]).unwrap().contains("SIGSTOP"));
+        let reads = describe(&[thread('S', None), thread('S', Some(("read", "/mnt/a.jpg")))]).unwrap();
+        assert_eq!(reads, "its thread loader-0 is in a read of /mnt/a.jpg");
+        assert!(describe(&[thread('D', None)]).unwrap().contains("network drive"));
+        assert_eq!(describe(&[thread('S', None), thread('R', None)]), None);
+    }
+
+    #[test]
+    fn calls_on_files_are_told_from_waiting() {
+        let line = format!("{} 0x7 0x7f 0x10 0x0", libc::SYS_read);
+        assert_eq!(file_call(&line), Some(("read", Some(7))));
+        assert_eq!(file_call("running"), None);
+        assert_eq!(file_call(&format!("{} 0x1", libc::SYS_futex)), None);
+    }
+
+    #[test]
+    fn this_process_can_be_looked_at() {
+        let found = threads(Path::new("/proc/self"));
+        assert!(!found.is_empty() && found.iter().all(|thread| !thread.name.is_empty()));
+    }
+}
