@@ -4,7 +4,7 @@ PREFIX ?= $(HOME)/.local
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity install clean
+.PHONY: help setup demo test mpi parity install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ demo: setup ## trains on generated pictures with two CPU workers and shows the A
 
 test: setup ## formatting, lints, all tests
 	@scripts/test.sh
+
+mpi: setup ## the worker for mpirun into target/mpi, tested; fetches Open MPI unless MPICC names one
+	@scripts/mpi.sh
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh

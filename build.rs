@@ -7,4 +7,16 @@ fn main() {
     if let Ok(folder) = std::env::var("DEP_FNET_TORCH_EXT_LIBTORCH_LIB") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
     }
+    #[cfg(feature = "mpi")]
+    find_mpi();
+}
+
+/// The MPI library that the crate `mpi` was built against, by the same search.
+#[cfg(feature = "mpi")]
+fn find_mpi() {
+    println!("cargo::rerun-if-env-changed=MPICC");
+    let folders = build_probe_mpi::probe().map(|library| library.lib_paths).unwrap_or_default();
+    for folder in folders {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
+    }
 }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use fnet::{Error, ErrorKind, commands, logging, process};
+use fnet::{Error, ErrorKind, commands, distributed, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Failure, FailureKind};
@@ -31,7 +31,7 @@ fn print_usage(error: &clap::Error) -> ExitCode {
 
 /// Runs the command, reports how it ended, and returns the exit code.
 fn run(arguments: &Worker) -> i32 {
-    let rank = std::env::var(env::RANK).ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let rank = distributed::likely_rank(|name| std::env::var(name).ok());
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
     logging::init(rank, level_of(verbosity));
     let control = match state::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {

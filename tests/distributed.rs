@@ -405,3 +405,107 @@ fn body_absent_server() {
         "{error}"
     );
 }
+
+/// The bodies of other tests under the real mpirun, in programs with the feature `mpi` (see scripts/mpi.sh).
+#[cfg(feature = "mpi")]
+mod by_mpi {
+    use std::path::{Path, PathBuf};
+    use std::process::Output;
+
+    use super::*;
+
+    fn mpirun(body: &str, ranks: usize) -> Output {
+        let program = std::env::var_os("FNET_MPIRUN").map(PathBuf::from);
+        let program = program.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/mpirun"));
+        let mut command = Command::new(program);
+        command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
+        command.env(env::DEVICE, "cpu").env(env::OMP_NUM_THREADS, "1").stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// Fails unless the body passed on every rank.
+    fn passes(body: &str, ranks: usize) {
+        let output = mpirun(body, ranks);
+        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let passed = told.matches("1 passed").count();
+        assert!(output.status.success() && passed == ranks, "{body} on {ranks} ranks: {told}{errors}");
+    }
+
+    #[test]
+    fn collectives_of_the_world_give_the_right_values() {
+        for ranks in [2, 3] {
+            passes("by_mpi::body_collectives", ranks);
+        }
+    }
+
+    #[test]
+    #[ignore = "one rank of another test"]
+    fn body_collectives() {
+        let world = World::connect(DEADLINES).unwrap();
+        assert_eq!((world.local_rank(), world.local_world_size()), (world.rank(), world.world_size()));
+        check_collectives(&world);
+        // Uneven numbers, more than one message of MPI's, and types of other widths.
+        let rank = world.rank() as i64;
+        for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8] {
+            for count in [1, 7, 1_000_003] {
+                let value = Tensor::full([count], rank + 1, (kind, Device::Cpu));
+                world.all_reduce_sum(&value).unwrap();
+                let sum = (world.world_size() * (world.world_size() + 1) / 2) as i64;
+                assert_eq!(value, Tensor::full([count], sum, (kind, Device::Cpu)), "{kind:?} {count}");
+                let value = Tensor::full([count], rank, (kind, Device::Cpu));
+                world.broadcast(&value, 1).unwrap();
+                assert_eq!(value, Tensor::ones([count], (kind, Device::Cpu)), "{kind:?} {count}");
+            }
+        }
+        let thirds = Tensor::full([5], rank as f64 / 3.0, FLOAT);
+        let mut expected = Tensor::zeros([5], FLOAT);
+        for peer in 0..world.world_size() {
+            expected += Tensor::full([5], peer as f64 / 3.0, FLOAT);
+        }
+        world.all_reduce_mean(&thirds).unwrap();
+        assert_eq!(thirds, expected / world.world_size() as f64);
+        world.leave().unwrap();
+    }
+
+    #[test]
+    fn training_in_parallel_gives_the_same_as_alone() {
+        for body in ["body_data_parallel", "body_detector_gradients", "body_overflow", "body_other_parameters"] {
+            passes(body, 2);
+        }
+    }
+
+    #[test]
+    fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
+        let output = mpirun("by_mpi::body_deadline", 2);
+        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(told.contains("the error is as it should be"), "{told}{errors}");
+        // The ranks ended without MPI_Finalize, and that must not look like a success.
+        assert!(!output.status.success(), "{told}{errors}");
+    }
+
+    #[test]
+    #[ignore = "one rank of another test"]
+    fn body_deadline() {
+        let collective = Duration::from_millis(500);
+        let world = World::connect(Deadlines { collective, ..DEADLINES }).unwrap();
+        world.set_phase("training, epoch 1, step 7");
+        world.barrier().unwrap();
+        if world.rank() == 1 {
+            std::thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        let begin = Instant::now();
+        let error = world.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert_eq!(error.kind(), ErrorKind::Distributed);
+        let expected = "rank 0 of 2, all-reduce during training, epoch 1, step 7: MPI all-reduce number 2 (16 bytes) on \
+                        rank 0 of 2 with a deadline of 0.5 s: not all other ranks took part in time";
+        assert!(error.to_string().starts_with(expected), "{error}");
+        // The ranks are out of step: what comes later fails at once.
+        assert!(world.barrier().is_err() && world.abort(Duration::from_secs(5)).is_ok());
+        println!("the error is as it should be");
+        fnet::process::end(4);
+    }
+}

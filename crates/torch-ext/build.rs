@@ -9,6 +9,7 @@ const SOURCES: &[&str] = &[
     "autograd.cpp",
     "batch_norm.cpp",
     "batch_norm_kernel.cpp",
+    "carrier.cpp",
     "context.cpp",
     "cuda.cpp",
     "error.cpp",

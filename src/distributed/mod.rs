@@ -3,12 +3,22 @@
 //! [`World`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
 //! were given, and no socket is opened.
 
+#[cfg(any(feature = "mpi", test))]
+#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
+mod address;
 mod data_parallel;
 mod device;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(any(feature = "mpi", test))]
+#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
+mod orphan;
 mod place;
+mod starter;
 mod world;
 
 pub use data_parallel::DataParallel;
 pub use device::choose_device;
 pub use place::Place;
+pub use starter::{Start, likely_rank};
 pub use world::{Deadlines, DifferentiableSum, World};

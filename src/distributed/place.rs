@@ -71,7 +71,7 @@ impl Place {
 }
 
 impl Rendezvous {
-    fn from_variables(variable: &impl Fn(&str) -> Option<String>, rank: usize) -> Result<Self> {
+    pub(super) fn from_variables(variable: &impl Fn(&str) -> Option<String>, rank: usize) -> Result<Self> {
         let host = variable(env::MASTER_ADDR).ok_or_else(|| missing(env::MASTER_ADDR, env::WORLD_SIZE))?;
         let port = number(variable, env::MASTER_PORT)?.ok_or_else(|| missing(env::MASTER_PORT, env::WORLD_SIZE))?;
         let by_agent =
@@ -86,7 +86,10 @@ impl Rendezvous {
     }
 }
 
-fn number<T: std::str::FromStr>(variable: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<T>> {
+pub(super) fn number<T: std::str::FromStr>(
+    variable: &impl Fn(&str) -> Option<String>,
+    name: &str,
+) -> Result<Option<T>> {
     let Some(text) = variable(name) else { return Ok(None) };
     match text.trim().parse() {
         Ok(value) => Ok(Some(value)),
@@ -94,7 +97,7 @@ fn number<T: std::str::FromStr>(variable: &impl Fn(&str) -> Option<String>, name
     }
 }
 
-fn missing(name: &str, other: &str) -> Error {
+pub(super) fn missing(name: &str, other: &str) -> Error {
     Error::usage(format!(
         "the environment has {other} but not {name}: start the ranks with fnet-launch or torchrun, or set both; \
          for one rank set neither"

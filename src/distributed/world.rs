@@ -12,6 +12,7 @@ use torch_ext::distributed::{GlooOptions, ProcessGroup, Reduction, StoreOptions,
 
 use super::device::choose_device;
 use super::place::{Place, Rendezvous};
+use super::starter::Start;
 use crate::error::{Context, Error, Result};
 
 /// How long a rank waits for the others.
@@ -51,7 +52,7 @@ pub struct World {
 pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
 impl World {
-    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Place`] and
+    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Start`] and
     /// [`choose_device`]. Without variables: a job of one rank, without any socket.
     ///
     /// # Errors
@@ -59,9 +60,12 @@ impl World {
     /// error if the ranks do not meet before the deadline.
     pub fn connect(deadlines: Deadlines) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
-        let place = Place::from_variables(variable)?;
+        let (place, by) = match Start::find(variable, cfg!(feature = "mpi"))? {
+            Start::Placed(place) => (place, Transport::Gloo),
+            Start::Mpi { ranks } => meet_by_mpi(ranks, deadlines.meeting)?,
+        };
         let device = choose_device(variable(env::DEVICE).as_deref(), place.local_rank)?;
-        Self::join(&place, device, deadlines)
+        Self::join_by(by, &place, device, deadlines)
     }
 
     /// A job of one rank.
@@ -84,6 +88,10 @@ impl World {
     /// # Errors
     /// As [`World::connect`].
     pub fn join(place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
+        Self::join_by(Transport::Gloo, place, device, deadlines)
+    }
+
+    fn join_by(by: Transport, place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
         let mut world = Self::alone(device);
         (world.deadlines, world.local_rank) = (deadlines, place.local_rank);
         let Some(rendezvous) = &place.rendezvous else { return Ok(world) };
@@ -95,10 +103,16 @@ impl World {
         let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
         // Keys of earlier attempts may still be there.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
-        let options = gloo_options(place, rendezvous);
-        let mut group =
-            ProcessGroup::gloo(&store.prefixed("gloo")?, place.rank, place.world_size, deadlines.meeting, &options)
-                .with_context(|| format!("{meeting} (by {options:?})"))?;
+        let (rank, size) = (place.rank, place.world_size);
+        let mut group = match by {
+            Transport::Gloo => {
+                let options = gloo_options(place, rendezvous);
+                ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.meeting, &options)
+                    .with_context(|| format!("{meeting} (by {options:?})"))?
+            }
+            #[cfg(feature = "mpi")]
+            Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.meeting)?,
+        };
         if let Device::Cuda(index) = device {
             group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
         }
@@ -341,6 +355,23 @@ impl Drop for World {
     fn drop(&mut self) {
         std::mem::forget(self.group.take());
     }
+}
+
+/// What tensors on the CPU travel by.
+enum Transport {
+    Gloo,
+    #[cfg(feature = "mpi")]
+    Mpi(super::mpi::Mpi),
+}
+
+#[cfg(feature = "mpi")]
+fn meet_by_mpi(ranks: usize, timeout: Duration) -> Result<(Place, Transport)> {
+    super::mpi::meet(ranks, timeout).map(|(place, mpi)| (place, Transport::Mpi(mpi)))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn meet_by_mpi(ranks: usize, _: Duration) -> Result<(Place, Transport)> {
+    Err(Error::bug(format!("{ranks} ranks were to meet by MPI, which this program is built without")))
 }
 
 fn lock(group: &Mutex<ProcessGroup>) -> MutexGuard<'_, ProcessGroup> {

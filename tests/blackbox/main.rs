@@ -10,6 +10,8 @@ mod custom_data;
 mod data;
 mod evaluation;
 mod failures;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod options;
 mod outputs;
 mod pictures;

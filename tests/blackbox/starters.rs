@@ -1,11 +1,12 @@
 //! Other programs that start workers or read what they leave.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::outputs::{files, losses, tensors};
-use crate::support::{Scene, finish, python_tool, steps, worker_program};
+use crate::support::{Running, Scene, finish, python_tool, steps, worker_program};
 
 #[test]
 fn torchrun_starts_the_same_job() {
@@ -26,6 +27,58 @@ fn torchrun_starts_the_same_job() {
     assert_eq!(losses(&scene.path("by_torchrun")), losses(&scene.path("by_fnet")));
     let [a, b] = ["by_torchrun", "by_fnet"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     assert!(a == b, "the weights differ");
+}
+
+/// Each rank would otherwise train alone, all of them in one folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn ranks_of_mpirun_are_refused_by_a_worker_without_mpi() {
+    let scene = Scene::new();
+    let mut command = scene.command(&worker_program(), "train cfg.toml");
+    command.env("OMPI_COMM_WORLD_RANK", "1").env("OMPI_COMM_WORLD_SIZE", "2");
+    finish(command).expect(2, &["mpirun started 2 ranks", "--features mpi", "fnet-launch"]);
+    assert!(!scene.path("work_dirs").exists());
+}
+
+/// The variables of two tasks of one step, as srun sets them.
+fn srun(scene: &Scene, rank: usize, line: &str) -> Command {
+    let mut command = scene.command(&worker_program(), line);
+    let rank = rank.to_string();
+    for (name, value) in [
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("SLURM_STEP_NUM_NODES", "1"),
+        ("SLURM_PROCID", &rank),
+        ("SLURM_LOCALID", &rank),
+        ("CUDA_VISIBLE_DEVICES", ""),
+    ] {
+        command.env(name, value);
+    }
+    command
+}
+
+#[test]
+fn tasks_of_srun_without_an_address_are_refused() {
+    let scene = Scene::new();
+    let command = srun(&scene, 1, "train cfg.toml");
+    finish(command).expect(2, &["srun started 2 tasks", "no MASTER_ADDR and no MASTER_PORT", "scontrol"]);
+    assert!(!scene.path("work_dirs").exists());
+}
+
+#[test]
+fn tasks_of_srun_are_the_ranks_of_a_job() {
+    let scene = Scene::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let tasks = [0, 1].map(|rank| {
+        let mut command = srun(&scene, rank, "train cfg.toml --work-dir by_srun --set train.epochs=1");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        Running::start(command, scene.path(&format!("stderr_{rank}.txt")))
+    });
+    for (task, texts) in tasks.into_iter().zip([&["Saved by_srun/epoch_1.ckpt"][..], &[]]) {
+        task.wait().expect(0, texts);
+    }
+    scene.two("train cfg.toml --work-dir by_fnet --set train.epochs=1");
+    assert_eq!(losses(&scene.path("by_srun")), losses(&scene.path("by_fnet")));
 }
 
 const READ_BOARD: &str = "

@@ -188,14 +188,7 @@ impl Scene {
 
     /// Starts `fnet-launch`.
     pub fn start(&self, line: &str) -> Running {
-        let stderr = self.path("stderr.txt");
-        let child = self
-            .command(&launcher(), line)
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(&stderr).unwrap())
-            .spawn()
-            .unwrap();
-        Running { child, stderr }
+        Running::start(self.command(&launcher(), line), self.path("stderr.txt"))
     }
 
     /// Processes of this scene that live, with their environments.
@@ -212,7 +205,12 @@ impl Scene {
 
     /// The process of a rank.
     pub fn worker(&self, rank: usize) -> u32 {
-        let mark = format!("{}={rank}", env::RANK);
+        self.process_with(env::RANK, rank)
+    }
+
+    /// A process that has a number in its environment.
+    pub fn process_with(&self, variable: &str, rank: usize) -> u32 {
+        let mark = format!("{variable}={rank}");
         let found = self.processes().into_iter().find(|(_, environment)| environment.lines().any(|line| line == mark));
         found.unwrap_or_else(|| panic!("rank {rank} does not run")).0
     }
@@ -231,6 +229,12 @@ impl Scene {
 }
 
 impl Running {
+    /// Starts a program whose stderr goes to a file.
+    pub fn start(mut command: Command, stderr: PathBuf) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(fs::File::create(&stderr).unwrap()).spawn().unwrap();
+        Self { child, stderr }
+    }
+
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }

@@ -129,7 +129,7 @@ impl ProcessGroup {
             )
         })
         .map_err(|error| error.context(&format!("connecting rank {rank} of {size} to its peers")))?;
-        Ok(Self { raw, rank, size, cuda_device: None })
+        Ok(Self::from_raw(raw, rank, size))
     }
 
     /// Adds NCCL for tensors on this rank's CUDA device; [`cuda::load_libraries`](crate::cuda::load_libraries) must
@@ -267,6 +267,11 @@ impl ProcessGroup {
     pub(super) fn raw(&self) -> *mut RawGroup {
         self.raw
     }
+
+    /// Takes over a group of the C++ side.
+    pub(super) fn from_raw(raw: *mut RawGroup, rank: usize, size: usize) -> Self {
+        Self { raw, rank, size, cuda_device: None }
+    }
 }
 
 impl Drop for ProcessGroup {
@@ -333,6 +338,6 @@ impl Drop for Work<'_> {
     }
 }
 
-fn to_int(number: usize) -> i32 {
+pub(super) fn to_int(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }

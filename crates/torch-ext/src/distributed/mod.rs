@@ -4,11 +4,13 @@
 //! Every failure of a peer, of the store or of a collective is an error of kind
 //! [`ErrorKind::Collective`](crate::ErrorKind::Collective).
 
+mod carrier;
 mod group;
 mod nccl;
 mod reducer;
 mod store;
 
+pub use carrier::Carrier;
 pub use group::{GlooOptions, ProcessGroup, Reduction, Work};
 pub use reducer::{BucketSizes, Reducer, bucket_layout};
 pub use store::{StoreOptions, TcpStore};

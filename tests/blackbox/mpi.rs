@@ -1,0 +1,77 @@
+//! Jobs that the real mpirun starts, with a worker that has the feature `mpi` (see scripts/mpi.sh).
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::outputs::{losses, tensors};
+use crate::support::{Running, Scene, finish, signal, until, worker_program};
+
+/// `mpirun` with two ranks of the worker, and the worker's arguments.
+fn mpirun(scene: &Scene, line: &str) -> Command {
+    let program = std::env::var_os("FNET_MPIRUN").map(PathBuf::from);
+    let program = program.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/mpirun"));
+    let worker = worker_program();
+    let line = format!("--allow-run-as-root --oversubscribe --bind-to none -n 2 {} {line}", worker.display());
+    let mut command = scene.command(&program, &line);
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command
+}
+
+/// A job of mpirun's that would train for long, once it has made some steps.
+fn start(scene: &Scene) -> Running {
+    let command = mpirun(scene, "train cfg.toml --no-validate --set train.epochs=1000");
+    let running = Running::start(command, scene.path("stderr.txt"));
+    until("some steps are made", || losses(&scene.path("work_dirs/cfg")).len() > 2);
+    running
+}
+
+#[test]
+fn mpirun_starts_the_same_job() {
+    let scene = Scene::new();
+    finish(mpirun(&scene, "train cfg.toml --work-dir by_mpirun")).expect(0, &["Saved by_mpirun/epoch_2.ckpt"]);
+    scene.assert_nothing_left();
+    scene.two("train cfg.toml --work-dir by_fnet");
+    assert_eq!(losses(&scene.path("by_mpirun")), losses(&scene.path("by_fnet")));
+    let [a, b] = ["by_mpirun", "by_fnet"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+    assert!(a == b, "the weights differ");
+}
+
+/// mpirun ends the others of a rank that is lost, and says which it was.
+#[test]
+fn a_killed_rank_ends_the_job() {
+    let scene = Scene::new();
+    let running = start(&scene);
+    signal(scene.process_with("OMPI_COMM_WORLD_RANK", 1), "KILL");
+    let ended = running.wait();
+    assert!(ended.code != 0 && ended.stderr.contains("rank 1"), "{ended:?}");
+    scene.assert_nothing_left();
+}
+
+/// https://github.com/biobits/slide2vec/pull/131: the launcher is killed and the workers live on.
+#[test]
+fn the_ranks_of_a_killed_mpirun_end() {
+    let scene = Scene::new();
+    let running = start(&scene);
+    running.signal("KILL");
+    running.wait();
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_signal_to_mpirun_saves_the_job_and_resuming_goes_on() {
+    let scene = Scene::new();
+    let running = start(&scene);
+    running.signal("USR1");
+    running.wait().expect(75, &["Saved work_dirs/cfg/iter_"]);
+    scene.assert_nothing_left();
+    let resumed = mpirun(&scene, "train cfg.toml --no-validate --resume --set train.epochs=1");
+    finish(resumed).expect(0, &["iter_"]);
+}
+
+#[test]
+fn a_mistake_in_the_config_ends_mpirun_with_its_code() {
+    let scene = Scene::new();
+    let ended = finish(mpirun(&scene, "train cfg.toml --set optimizer.lr=fast"));
+    ended.expect(2, &["optimizer.lr"]);
+    scene.assert_nothing_left();
+}
