@@ -400,10 +400,7 @@ fn body_absent_server() {
     let meeting = Duration::from_millis(500);
     let error = World::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Distributed, "{error}");
-    assert!(
-        error.to_string().contains("rank 1 of 2 meets the others: connecting to the store at 127.0.0.1:"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("rank 1 of 2 meets the others: the store at 127.0.0.1:"), "{error}");
 }
 
 /// The bodies of other tests under the real mpirun, in programs with the feature `mpi` (see scripts/mpi.sh).

@@ -8,6 +8,7 @@
 mod address;
 mod data_parallel;
 mod device;
+mod dial;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(any(feature = "mpi", test))]

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{GlooOptions, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
 use super::device::choose_device;
+use super::dial::wait_for_server;
 use super::place::{Place, Rendezvous};
 use super::starter::Start;
 use crate::error::{Context, Error, Result};
@@ -382,6 +383,7 @@ fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
     // SAFETY: whoever started this rank opened the socket for it alone; it is taken over once, at the start.
     let listener = rendezvous.listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let Rendezvous { host, port, is_server, .. } = rendezvous;
+    let timeout = if *is_server { timeout } else { wait_for_server(host, *port, timeout)? };
     TcpStore::new(StoreOptions { host: host.clone(), port: *port, is_server: *is_server, timeout, listener }).map_err(
         |error| match error.message().to_lowercase().contains("address already in use") {
             true => Error::environment(format!(
