@@ -4,7 +4,7 @@ PREFIX ?= $(HOME)/.local
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mpi parity install clean
+.PHONY: help setup demo test drill mpi parity install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ test: setup ## formatting, lints, all tests
 
 mpi: setup ## the worker for mpirun into target/mpi, tested; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh
+
+drill: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes hours
+	cargo test --release --test blackbox -- --ignored --exact drill::drill --nocapture
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh

@@ -8,6 +8,7 @@
 
 mod custom_data;
 mod data;
+mod drill;
 mod evaluation;
 mod failures;
 #[cfg(feature = "mpi")]

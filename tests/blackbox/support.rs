@@ -64,7 +64,7 @@ interval = 1
 /// A folder with a config `cfg.toml`, in which the programs run. No other scene is open meanwhile.
 pub struct Scene {
     folder: tempfile::TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// A program that runs.
@@ -115,7 +115,15 @@ impl Scene {
     }
 
     fn on(data: &Path) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::with_turn(data, Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Another scene of the same test, whose programs run beside this one's.
+    pub fn beside(&self) -> Self {
+        Self::with_turn(&shared_pictures(), None)
+    }
+
+    fn with_turn(data: &Path, turn: Option<MutexGuard<'static, ()>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = format!("[data]\nroot = {:?}\n", data.to_str().unwrap());
         fs::write(folder.path().join("cfg.toml"), CONFIG.replace("[data]\n", &root)).unwrap();

@@ -1,0 +1,316 @@
+//! Fire drills: workers that really fail, at a rank, step and phase; the launcher must name each by its cause, rank and
+//! exit code, and leave nothing behind.
+//!
+//! Each fault once is part of the tests; `make drill` runs every fault in every phase on every rank, many times, and
+//! prints the table of docs/reliability.md.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use fnet_protocol::fault::{self, Kind};
+use fnet_protocol::message::Phase;
+
+use crate::support::{Ended, Scene};
+
+const RANKS: usize = 3;
+const PHASES: [Phase; 10] = [
+    Phase::Start,
+    Phase::Index,
+    Phase::Data,
+    Phase::Forward,
+    Phase::Backward,
+    Phase::AllReduce,
+    Phase::Optimizer,
+    Phase::Checkpoint,
+    Phase::Evaluation,
+    Phase::Summary,
+];
+/// Seconds without headway or sign of life after which a drill's worker counts as hanging.
+const DEADLINE: u32 = 8;
+
+/// One drill.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    kind: Kind,
+    phase: Phase,
+    rank: usize,
+}
+
+impl Case {
+    fn new(kind: Kind, phase: Phase, rank: usize) -> Self {
+        Self { kind, phase, rank }
+    }
+
+    /// Only rank 0 computes metrics.
+    fn exists(&self) -> bool {
+        self.phase != Phase::Summary || self.rank == 0
+    }
+
+    fn is_in_step(&self) -> bool {
+        use Phase::{AllReduce, Backward, Data, Forward, Optimizer};
+        matches!(self.phase, Data | Forward | Backward | AllReduce | Optimizer)
+    }
+
+    /// The exit code, and what the report must say.
+    fn expected(&self) -> (i32, &'static [&'static str]) {
+        match self.kind {
+            Kind::Panic => (1, &["panic in thread main", "fire drill"]),
+            Kind::Exit => (4, &["ended with code 17"]),
+            Kind::Abort => (4, &["killed by SIGABRT"]),
+            Kind::Kill => (4, &["killed by SIGKILL: by a person"]),
+            Kind::OutOfMemory => (4, &["out of memory: the limit of its control group was reached"]),
+            Kind::Stop => (5, &["gave no sign of life", "it is stopped, by SIGSTOP"]),
+            Kind::Sleep => (5, &["has been in"]),
+            Kind::Read => (5, &["has been in", "in a read of /"]),
+            Kind::Collective => (1, &["is in another collective than the others", "barrier"]),
+        }
+    }
+
+    fn line(&self) -> String {
+        let step = if self.is_in_step() { ",step=2" } else { "" };
+        let fault = format!("{}:rank={},phase={}{step}", self.kind.name(), self.rank, self.phase.wire());
+        let limits = ["silence", "step", "eval", "save", "start"].map(|name| format!("--{name}-timeout {DEADLINE}"));
+        format!(
+            "--device cpu --nproc {RANKS} --max-restarts 0 {} train cfg.toml --set train.epochs=1 --fault {fault}",
+            limits.join(" ")
+        )
+    }
+
+    /// Runs the drill. Returns the time from the fault to the end of the launcher.
+    fn run(&self, scene: &Scene) -> Result<Duration, String> {
+        let ended = scene.launch(&self.line());
+        let end = SystemTime::now();
+        let (code, texts) = self.expected();
+        let headline = format!("rank {} failed: ", self.rank);
+        let missing: Vec<_> =
+            texts.iter().copied().chain([headline.as_str()]).filter(|text| !ended.stderr.contains(text)).collect();
+        if ended.code != code || !missing.is_empty() {
+            return Err(self.told(&ended, &format!("code {} for {code}, missing {missing:?}", ended.code)));
+        }
+        self.check_report(scene).map_err(|what| self.told(&ended, &what))?;
+        check_clean(scene).map_err(|what| self.told(&ended, &what))?;
+        // The last thing that the failing rank wrote is that it fails.
+        let log = fs::metadata(scene.path(&format!("work_dirs/cfg/logs/rank_{}.log", self.rank)));
+        let fault = log.and_then(|facts| facts.modified()).map_err(|error| error.to_string())?;
+        Ok(end.duration_since(fault).unwrap_or_default())
+    }
+
+    fn told(&self, ended: &Ended, what: &str) -> String {
+        let lines: Vec<&str> = ended.stderr.lines().collect();
+        format!("{self:?}: {what}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
+    }
+
+    /// `failure.json` says the same for programs.
+    fn check_report(&self, scene: &Scene) -> Result<(), String> {
+        let text = fs::read_to_string(scene.path("work_dirs/cfg/logs/failure.json")).map_err(|e| e.to_string())?;
+        let report: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let same = report["rank"] == self.rank
+            && report["exit_code"] == self.expected().0
+            && report["phase"] == self.phase.wire()
+            && (!self.is_in_step() || report["step"] == 2);
+        if same { Ok(()) } else { Err(format!("failure.json is of another failure: {text}")) }
+    }
+}
+
+/// No pipe, control group or half-written file is left; processes are looked for by the scene.
+fn check_clean(scene: &Scene) -> Result<(), String> {
+    let mut left: Vec<PathBuf> = Vec::new();
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = fault::control_group(&groups, Path::new("/sys/fs/cgroup"), 0);
+    let group = group.as_ref().and_then(|(folder, _)| folder.parent());
+    for folder in [Some(scene.path("work_dirs/cfg").as_path()), Some(&scene.path("tmp")), group].into_iter().flatten() {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        left.extend(entries.filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("fnet-fault") || name.ends_with(".tmp")
+        }));
+    }
+    // The control groups of drills beside this one are not ours.
+    left.retain(|path| !path.starts_with("/sys") || owner_is_gone(path));
+    if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+}
+
+/// Whether the process that a control group is named after has ended, and was given a moment for it.
+fn owner_is_gone(group: &Path) -> bool {
+    let name = group.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let process = name.rsplit('-').next().unwrap_or_default().to_owned();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while group.exists() && Instant::now() < deadline {
+        if Path::new("/proc").join(&process).exists() {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    group.exists()
+}
+
+/// Whether this process may make control groups with a limit of memory, as a drill of memory needs.
+fn may_limit_memory() -> bool {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some((folder, limits)) = fault::control_group(&groups, Path::new("/sys/fs/cgroup"), std::process::id()) else {
+        return false;
+    };
+    let made = fs::create_dir(&folder).is_ok() && fs::write(folder.join(limits[0]), "1000000000").is_ok();
+    let _ = fs::remove_dir(&folder);
+    made
+}
+
+fn once(kind: Kind, phase: Phase, rank: usize) {
+    if kind == Kind::OutOfMemory && !may_limit_memory() {
+        println!("SKIPPED drill of memory: this process may not make control groups with a limit of memory");
+        return;
+    }
+    let scene = Scene::new();
+    if let Err(what) = Case::new(kind, phase, rank).run(&scene) {
+        panic!("{what}");
+    }
+}
+
+#[test]
+fn a_panic_is_a_bug_with_its_place_and_stack() {
+    once(Kind::Panic, Phase::Forward, 1);
+}
+
+#[test]
+fn a_code_that_is_not_fnets_is_told() {
+    once(Kind::Exit, Phase::Start, 2);
+}
+
+#[test]
+fn native_code_that_gives_up_is_a_lost_worker() {
+    once(Kind::Abort, Phase::Evaluation, 0);
+}
+
+// https://github.com/huggingface/accelerate/pull/2830, and "exit -9" without a word of what it was.
+#[test]
+fn a_killed_worker_is_named_with_its_phase_and_step() {
+    once(Kind::Kill, Phase::AllReduce, 0);
+}
+
+#[test]
+fn the_memory_limit_of_a_control_group_is_told_from_a_kill() {
+    once(Kind::OutOfMemory, Phase::Backward, 1);
+}
+
+#[test]
+fn a_stopped_worker_is_told_from_one_that_sleeps() {
+    once(Kind::Stop, Phase::Checkpoint, 1);
+}
+
+// https://github.com/pytorch/pytorch/issues/118369: which rank, where, why?
+#[test]
+fn a_worker_that_sleeps_is_named_not_those_that_wait_for_it() {
+    once(Kind::Sleep, Phase::Data, 2);
+}
+
+#[test]
+fn a_read_that_never_ends_is_told_with_its_file() {
+    once(Kind::Read, Phase::Optimizer, 1);
+}
+
+#[test]
+fn a_rank_in_another_collective_is_a_bug_of_that_rank() {
+    once(Kind::Collective, Phase::Forward, 1);
+}
+
+/// What happened in all drills of one kind and phase.
+#[derive(Default)]
+struct Row {
+    runs: usize,
+    seconds: Vec<f64>,
+    failures: Vec<String>,
+}
+
+fn variable(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+#[ignore = "takes hours; run by make drill"]
+fn drill() {
+    let rounds = variable("FNET_DRILL_ROUNDS", 20);
+    let jobs = variable("FNET_DRILL_JOBS", 4);
+    let only = std::env::var("FNET_DRILL_ONLY").unwrap_or_default();
+    let memory = may_limit_memory();
+    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::OutOfMemory || memory);
+    let kinds: Vec<Kind> =
+        kinds.filter(|kind| only.is_empty() || only.split(',').any(|name| name == kind.name())).collect();
+    let cases: Vec<Case> = kinds
+        .iter()
+        .flat_map(|&kind| {
+            PHASES.into_iter().flat_map(move |phase| (0..RANKS).map(move |rank| Case::new(kind, phase, rank)))
+        })
+        .filter(Case::exists)
+        .collect();
+    let total = cases.len() * rounds;
+    let next = AtomicUsize::new(0);
+    let rows: Mutex<BTreeMap<(usize, usize), Row>> = Mutex::default();
+    // The turn of this process; its drills run beside each other.
+    let turn = Scene::new();
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= total {
+                        return;
+                    }
+                    // Rounds are outermost, so that an end before time has seen every case.
+                    let case = cases[number % cases.len()];
+                    let outcome = case.run(&turn.beside());
+                    let mut rows = rows.lock().unwrap();
+                    let row = rows.entry(place_of(case)).or_default();
+                    row.runs += 1;
+                    match outcome {
+                        Ok(time) => row.seconds.push(time.as_secs_f64()),
+                        Err(what) => {
+                            eprintln!("{what}");
+                            row.failures.push(what);
+                        }
+                    }
+                    if (number + 1).is_multiple_of(50) {
+                        eprintln!("{} of {total} drills", number + 1);
+                    }
+                }
+            });
+        }
+    });
+    let rows = rows.into_inner().unwrap();
+    println!("{}", table(&rows));
+    let failures: usize = rows.values().map(|row| row.failures.len()).sum();
+    assert_eq!(failures, 0, "of {total} drills");
+}
+
+/// Row of a case in the table: fault, then phase.
+fn place_of(case: Case) -> (usize, usize) {
+    let kind = Kind::ALL.iter().position(|kind| *kind == case.kind).unwrap();
+    (kind, PHASES.iter().position(|phase| *phase == case.phase).unwrap())
+}
+
+/// The table as Markdown: from the fault to the end of the launcher, median and greatest.
+fn table(rows: &BTreeMap<(usize, usize), Row>) -> String {
+    let mut text = String::from(
+        "| fault | phase | runs | right | median s | greatest s |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for (&(kind, phase), row) in rows {
+        let mut seconds = row.seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        let (median, greatest) = (seconds.get(seconds.len() / 2), seconds.last());
+        let show = |value: Option<&f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {} |\n",
+            Kind::ALL[kind].name(),
+            PHASES[phase].wire(),
+            row.runs,
+            row.seconds.len(),
+            show(median),
+            show(greatest)
+        );
+    }
+    text
+}
