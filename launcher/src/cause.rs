@@ -82,6 +82,7 @@ pub fn first(evidence: &[Evidence]) -> Option<Cause> {
     let mut evidence = evidence.to_vec();
     if evidence.iter().all(|one| one.failed_as.is_none() || is_echo(one)) {
         blame_disagreement(&mut evidence);
+        blame_straggler(&mut evidence);
     }
     let mut failed: Vec<&Evidence> = evidence.iter().filter(|one| one.failed_as.is_some()).collect();
     failed.sort_by_key(|one| (is_echo(one), one.failed_as));
@@ -113,6 +114,24 @@ fn blame_disagreement(evidence: &mut [Evidence]) {
         one.finding = Some(Finding::Disagrees(text));
         one.failed_as.get_or_insert(0);
     }
+}
+
+/// If a rank lost ranks that had finished their work, it takes part in a collective too many.
+fn blame_straggler(evidence: &mut [Evidence]) {
+    let done = |one: &Evidence| one.ending == Some(Ending::Code(exit::SUCCESS));
+    let finished: Vec<usize> = evidence.iter().filter(|one| done(one)).map(|one| one.rank).collect();
+    let failed = evidence.iter().filter(|one| one.failed_as.is_some()).count();
+    if finished.is_empty() || failed != 1 || finished.len() + failed < evidence.len() {
+        return;
+    }
+    let Some(one) = evidence.iter_mut().find(|one| one.failed_as.is_some()) else { return };
+    let Some(beat) = one.beat.as_ref().filter(|beat| beat.operation != Operation::None) else { return };
+    one.finding = Some(Finding::Disagrees(format!(
+        "is in another collective than the others: its number {} is {}, and {} have finished their work",
+        beat.collective,
+        beat.operation.name(),
+        text::ranks(&finished)
+    )));
 }
 
 /// The exit code that one worker's failure means for the job.
@@ -271,5 +290,10 @@ mod tests {
         assert!(cause.reason.contains("barrier") && cause.reason.contains("ranks 0-1"), "{}", cause.reason);
         let same = [one(0, Operation::AllReduce), one(1, Operation::AllReduce)];
         assert_eq!(first(&same).unwrap().exit_code, exit::WORKER_LOST);
+
+        let done = |rank| Evidence { failed_as: None, ..worker(rank, 0, Ending::Code(0)) };
+        let cause = first(&[one(0, Operation::Barrier), done(1), done(2)]).unwrap();
+        assert_eq!((cause.rank, cause.exit_code), (0, exit::BUG));
+        assert!(cause.reason.ends_with("is barrier, and ranks 1-2 have finished their work"), "{}", cause.reason);
     }
 }

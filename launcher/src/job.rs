@@ -12,8 +12,8 @@ use crate::hang::{self, Limits, Seen};
 const SETTLE: Duration = Duration::from_secs(2);
 /// Time between looks for hanging workers.
 const TICK: Duration = Duration::from_secs(1);
-/// A gap between looks that shows that the launcher itself was stopped.
-const STALL: Duration = Duration::from_secs(10);
+/// A gap between looks that shows that the launcher itself was stopped, or had no processor.
+const STALL: Duration = Duration::from_secs(3);
 
 /// What happens to a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -382,8 +382,10 @@ impl Job {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
-        if now.duration_since(self.last_tick) > STALL {
+        let gap = now.duration_since(self.last_tick);
+        if gap > STALL {
             // The launcher was stopped, and perhaps the workers with it: nothing was heard for that reason.
+            self.started += gap;
             self.judge_from = now + self.limits.silence.min(self.limits.step);
             for worker in &mut self.workers {
                 worker.heard = worker.heard.map(|_| now);

@@ -9,6 +9,7 @@ mod guard;
 mod hang;
 mod inspect;
 mod job;
+mod logs;
 mod memory;
 mod nodes;
 mod plan;

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Write;
 use std::rc::Rc;
 
 use fnet_protocol::message::{self, FromWorker};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+
+use crate::logs::Log;
 
 /// Lines of stderr that a report shows.
 pub const TAIL: usize = 20;
@@ -18,7 +18,7 @@ const LONGEST_LINE: usize = 1 << 20;
 pub type Tail = Rc<RefCell<VecDeque<String>>>;
 
 /// Copies a worker's stream in whole lines to its log and to `show`, until its end.
-pub async fn copy(stream: impl AsyncRead + Unpin, mut log: File, tail: Option<Tail>, mut show: impl FnMut(&[u8])) {
+pub async fn copy(stream: impl AsyncRead + Unpin, mut log: Log, tail: Option<Tail>, mut show: impl FnMut(&[u8])) {
     let mut stream = stream;
     let mut buffer: Vec<u8> = Vec::with_capacity(1 << 16);
     loop {
@@ -33,8 +33,7 @@ pub async fn copy(stream: impl AsyncRead + Unpin, mut log: File, tail: Option<Ta
             None => 0,
         };
         if whole > 0 {
-            // A full disk must not end the job on account of a log; the checkpoint will say so.
-            let _ = log.write_all(&buffer[..whole]);
+            log.write(&buffer[..whole]);
             if let Some(tail) = &tail {
                 keep(&mut tail.borrow_mut(), &buffer[..whole]);
             }
@@ -101,13 +100,14 @@ mod tests {
                     ours.write_all(if number == 99 { b"" } else { b"\n" }).await.unwrap();
                 }
             };
-            let log = File::create(&path).unwrap();
+            let log = Log::new(std::fs::File::create(&path).unwrap());
             let read = copy(theirs, log, Some(Rc::clone(&tail)), |lines| {
                 assert!(lines.ends_with(b"\n"));
                 shown.extend_from_slice(lines);
             });
             tokio::join!(write, read);
         });
+        crate::logs::flush(std::time::Duration::from_secs(30));
         assert_eq!(std::fs::read(&path).unwrap(), shown);
         assert_eq!(shown.iter().filter(|&&byte| byte == b'\n').count(), 100);
         let tail = tail.borrow();

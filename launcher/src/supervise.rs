@@ -20,6 +20,7 @@ use crate::error::{Doing, Result};
 use crate::guard::Guard;
 use crate::hang::Limits;
 use crate::job::{Action, Death, Event, Job, Outcome};
+use crate::logs::{self, Log};
 use crate::memory::{self, KillCount};
 use crate::nodes::{self, Agreed, Begun, Cluster, Meeting, Met};
 use crate::plan::{self, Plan};
@@ -32,6 +33,8 @@ use crate::{inspect, report, signals};
 
 /// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
 const DRAIN: Duration = Duration::from_millis(500);
+/// Time for the logs to reach a slow disk at the end.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// Events that may wait for the dispatcher.
 const QUEUE: usize = 1024;
 
@@ -82,6 +85,7 @@ async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
         Met::Stopped(reason) => return Ok(say_stopped(&show.borrow(), reason, true, &plan.command)),
     };
     let ended = see_to_its_end(place, plan, &show, &mut signals, &mut guard, &mut cluster).await;
+    logs::flush(LAST_WRITES);
     cluster.leave(ended.as_ref().err()).await;
     ended
 }
@@ -223,7 +227,16 @@ async fn attempt(
     };
     let mut job = Job::new(&plan.ranks(), seconds(place.grace), limits, started);
     loop {
+        // In this order: what was said is heard before anybody is judged for silence.
         let actions = tokio::select! {
+            biased;
+            request = signals.next() => match request {
+                Request::Stop(reason) => {
+                    cluster.stop(reason, job.stop_requested()).await;
+                    job.stop(reason, Instant::now())
+                }
+                Request::Pause => { pause(&members); Vec::new() }
+            },
             event = events.recv() => match event {
                 Some((index, event)) => {
                     if matches!(event, Event::Ended(..)) && let Some(member) = members.get(index) {
@@ -234,13 +247,6 @@ async fn attempt(
                     job.on(index, event, Instant::now())
                 }
                 None => Vec::new(),
-            },
-            request = signals.next() => match request {
-                Request::Stop(reason) => {
-                    cluster.stop(reason, job.stop_requested()).await;
-                    job.stop(reason, Instant::now())
-                }
-                Request::Pause => { pause(&members); Vec::new() }
             },
             news = cluster.next() => cluster.react(news, &mut job, Instant::now()),
             () = tokio::time::sleep_until(job.next_tick().into()) => {
@@ -437,11 +443,11 @@ fn watch(
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     if let Ok(stdout) = tokio::process::ChildStdout::from_std(stdout) {
         let shown = shown.clone();
-        let copy = streams::copy(stdout, logs.0, None, move |lines| shown.stdout(lines));
+        let copy = streams::copy(stdout, Log::new(logs.0), None, move |lines| shown.stdout(lines));
         readers.push(tokio::task::spawn_local(copy));
     }
     if let Ok(stderr) = tokio::process::ChildStderr::from_std(stderr) {
-        let copy = streams::copy(stderr, logs.1, Some(Rc::clone(&tail)), move |lines| shown.stderr(lines));
+        let copy = streams::copy(stderr, Log::new(logs.1), Some(Rc::clone(&tail)), move |lines| shown.stderr(lines));
         readers.push(tokio::task::spawn_local(copy));
     }
     let messages = events.clone();

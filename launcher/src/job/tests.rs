@@ -258,3 +258,14 @@ fn a_batch_system_that_signals_every_process_stops_the_job() {
     scene.ended(0, Ending::Code(75));
     assert_eq!(scene.cause().rank, 1, "SIGKILL is no request to stop");
 }
+
+// A launcher without a processor for some seconds judged workers whose messages were waiting to be read.
+#[test]
+fn a_launcher_that_had_no_processor_does_not_miss_workers_that_it_did_not_hear() {
+    let mut scene = Scene::new();
+    scene.now += Duration::from_secs(899);
+    assert_eq!(scene.job.tick(scene.now), []);
+    scene.now += Duration::from_secs(10);
+    assert_eq!(scene.job.tick(scene.now), [], "they have not been started so long ago in its own time");
+    assert_eq!(scene.wait(60.0), []);
+}
