@@ -35,7 +35,7 @@ trap restore EXIT
 feature=(--release --workspace --features mpi)
 
 say "lints with MPI"
-cargo clippy --quiet "${feature[@]}" --all-targets -- -D warnings
+cargo clippy --quiet "${feature[@]}" --lib --bin fnet-worker --test distributed --test blackbox -- -D warnings
 say "tests under $FNET_MPIRUN"
 cargo test "${feature[@]}" --test distributed --test blackbox -- mpi
 mkdir -p target/mpi
