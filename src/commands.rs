@@ -51,7 +51,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
 
 /// Joins the other ranks and does some work over pictures with them.
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
-    let world = World::connect(Deadlines::default())?;
+    let world = World::connect(Deadlines::from_environment())?;
     let mut progress = |done: usize, total: usize| {
         control.progress(headway(phase, done, total));
     };

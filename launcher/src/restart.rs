@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use fnet_protocol::exit;
 
-/// A job that ran this long without a failure has its restarts back.
-pub const REFILL: Duration = Duration::from_secs(30 * 60);
 /// The longest pause before a restart.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -26,6 +24,8 @@ pub struct Facts {
     pub allowed: u32,
     /// How long the job ran before it failed.
     pub ran: Duration,
+    /// A job that ran this long without a failure has its restarts back.
+    pub refill: Duration,
 }
 
 /// What to do, and why.
@@ -37,6 +37,8 @@ pub enum Decision {
         pause: Duration,
         /// Restarts used, with this one.
         used: u32,
+        /// Why it may help.
+        reason: String,
     },
     /// End with the cause's code.
     GiveUp(String),
@@ -63,17 +65,30 @@ pub fn decide(facts: &Facts) -> Decision {
     if !facts.was_ready {
         return give_up("no worker had begun its work, so a restart would most likely fail the same way");
     }
-    let used = if facts.ran >= REFILL { 0 } else { facts.used };
+    let refilled = facts.used > 0 && facts.ran >= facts.refill;
+    let used = if refilled { 0 } else { facts.used };
     if used >= facts.allowed {
         return Decision::GiveUp(format!("all {} restarts (--max-restarts) are used up", facts.allowed));
     }
     let pause = Duration::from_secs(1).saturating_mul(1 << used.min(16)).min(MAX_PAUSE);
-    Decision::Restart { pause, used: used + 1 }
+    let mut reason = match facts.code {
+        exit::HANG => "a worker that hung may get on next time",
+        exit::BUG => "the bug may not show again",
+        _ => "a worker was lost, which may have been an accident",
+    }
+    .to_owned();
+    if refilled {
+        reason +=
+            &format!("; the job ran well for {} minutes, so all restarts are there again", facts.ran.as_secs() / 60);
+    }
+    Decision::Restart { pause, used: used + 1, reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REFILL: Duration = Duration::from_secs(1800);
 
     fn killed() -> Facts {
         Facts {
@@ -84,6 +99,15 @@ mod tests {
             used: 0,
             allowed: 3,
             ran: Duration::from_secs(60),
+            refill: REFILL,
+        }
+    }
+
+    /// Pause and restarts used.
+    fn restart(facts: Facts) -> (u64, u32) {
+        match decide(&facts) {
+            Decision::Restart { pause, used, reason } if !reason.is_empty() => (pause.as_secs(), used),
+            other => panic!("{facts:?}: {other:?}"),
         }
     }
 
@@ -96,13 +120,9 @@ mod tests {
 
     #[test]
     fn a_lost_worker_is_worth_a_restart_with_growing_pauses() {
-        let pauses: Vec<_> = (0..3).map(|used| decide(&Facts { used, ..killed() })).collect();
-        let expected: Vec<_> = [(1, 1), (2, 2), (4, 3)]
-            .map(|(pause, used)| Decision::Restart { pause: Duration::from_secs(pause), used })
-            .into();
-        assert_eq!(pauses, expected);
-        let late = decide(&Facts { used: 40, allowed: 99, ..killed() });
-        assert_eq!(late, Decision::Restart { pause: MAX_PAUSE, used: 41 });
+        let pauses: Vec<_> = (0..3).map(|used| restart(Facts { used, ..killed() })).collect();
+        assert_eq!(pauses, [(1, 1), (2, 2), (4, 3)]);
+        assert_eq!(restart(Facts { used: 40, allowed: 99, ..killed() }), (MAX_PAUSE.as_secs(), 41));
     }
 
     #[test]
@@ -119,7 +139,9 @@ mod tests {
     fn the_budget_ends_and_refills_after_a_healthy_time() {
         assert!(reason(Facts { used: 3, ..killed() }).contains("used up"));
         assert!(reason(Facts { allowed: 0, ..killed() }).contains("--max-restarts is 0"));
-        let refilled = decide(&Facts { used: 3, ran: REFILL, ..killed() });
-        assert_eq!(refilled, Decision::Restart { pause: Duration::from_secs(1), used: 1 });
+        let healthy = Facts { used: 3, ran: REFILL, ..killed() };
+        assert_eq!(restart(healthy), (1, 1));
+        let Decision::Restart { reason, .. } = decide(&healthy) else { panic!("no restart") };
+        assert!(reason.contains("ran well for 30 minutes"), "{reason}");
     }
 }

@@ -132,6 +132,7 @@ async fn see_to_its_end(
             used,
             allowed: place.max_restarts,
             ran: attempt.ran,
+            refill: Duration::from_secs_f64(place.refill_after),
         });
         match decision {
             Decision::GiveUp(reason) => {
@@ -140,12 +141,12 @@ async fn see_to_its_end(
                 }
                 return Ok(cause.exit_code);
             }
-            Decision::Restart { pause, used: now_used } => {
+            Decision::Restart { pause, used: now_used, reason } => {
                 used = now_used;
                 restarts += 1;
                 plan.command = next_command(&given, started);
                 let allowed = place.max_restarts;
-                let text = format!("restarting in {} s (restart {used} of {allowed})", pause.as_secs());
+                let text = format!("restarting in {} s (restart {used} of {allowed}): {reason}", pause.as_secs());
                 show.borrow().error(&text);
                 if let Some(reason) = pause_unless_stopped(pause, signals).await {
                     return Ok(say_stopped(&show.borrow(), reason, true, &given));

@@ -32,6 +32,18 @@ impl Default for Deadlines {
     }
 }
 
+impl Deadlines {
+    /// Under a launcher a day, for the launcher knows which rank is late, and ends the job by its own deadlines; the
+    /// ranks that wait only know that they wait. Else the default.
+    pub fn from_environment() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        match std::env::var_os(env::CONTROL) {
+            Some(_) => Self { meeting: DAY, collective: DAY },
+            None => Self::default(),
+        }
+    }
+}
+
 /// This rank's place in the job, its device, and the collectives.
 ///
 /// All ranks must call the same collectives in the same order. After an error of one, the process should end, by

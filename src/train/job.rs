@@ -31,7 +31,7 @@ use crate::weights::Need;
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let drill = arm(arguments, control);
-    let world = World::connect(Deadlines::default())?;
+    let world = World::connect(Deadlines::from_environment())?;
     drill.set_barrier(world.detached_barrier());
     let config = &mut resolved.config;
     let batch = config.effective_batch(world.world_size());

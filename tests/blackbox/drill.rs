@@ -218,6 +218,18 @@ fn a_rank_in_another_collective_is_a_bug_of_that_rank() {
     once(Kind::Collective, Phase::Forward, 1);
 }
 
+#[test]
+fn sixty_four_workers_train_ten_steps_and_stop_cleanly() {
+    let scene = Scene::new();
+    let steps = crate::support::steps(64);
+    let epochs = 10_usize.div_ceil(steps);
+    let line = format!(
+        "--device cpu --nproc 64 train cfg.toml --no-validate --set train.epochs={epochs} checkpoint.interval={epochs}"
+    );
+    scene.launch(&line).expect(0, &[&format!("Epoch [{epochs}][{steps}/{steps}]")]);
+    assert!(scene.path(&format!("work_dirs/cfg/epoch_{epochs}.ckpt")).is_file());
+}
+
 /// What happened in all drills of one kind and phase.
 #[derive(Default)]
 struct Row {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect.
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
 
@@ -20,6 +20,7 @@ for word in $FAKE; do
     esac
 done
 
+[ "$deed" != absent ] || exec sleep 1000
 say "{\"type\":\"hello\",\"version\":1,\"rank\":$RANK,\"pid\":$$}"
 say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
 

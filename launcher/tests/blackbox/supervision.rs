@@ -148,10 +148,11 @@ fn what_a_finished_worker_leaves_behind_is_ended() {
 }
 
 #[test]
-fn a_stopped_worker_and_one_without_headway_are_told_apart() {
+fn a_stopped_worker_one_without_headway_and_one_that_never_connects_are_told_apart() {
     let one = "--device cpu --nproc 1 --max-restarts 0 train cfg.toml";
     for (deed, limit, expected) in [
         ("freeze", "--silence-timeout 1", "rank 0 failed: gave no sign of life for "),
+        ("absent", "--start-timeout 1", "rank 0 failed: never answered in "),
         ("deaf", "--step-timeout 1", "rank 0 failed: has been in backward, epoch 1, step 7 for "),
     ] {
         let scene = Scene::new();

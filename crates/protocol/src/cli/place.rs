@@ -42,6 +42,9 @@ pub struct Place {
     /// Restarts of `train` from its newest checkpoint after a failure; 0 for none
     #[arg(long, global = true, value_name = "N", default_value_t = 3, help_heading = "Supervision")]
     pub max_restarts: u32,
+    /// Seconds that a job must run well to have all its restarts again
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 1800.0, value_parser = parse_seconds, help_heading = "Supervision")]
+    pub refill_after: f64,
     /// Seconds that workers have to save and end after a request to stop
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub grace: f64,
