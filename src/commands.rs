@@ -19,6 +19,9 @@ use crate::{config, evaluate, tools, train};
 /// # Errors
 /// What the user can mend, a lost peer, or a bug.
 pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
+    if let Some(ranks) = tools::dry_run_ranks()? {
+        return print(&tools::dry_run(command, ranks)?);
+    }
     match command {
         WorkerCommand::Train(arguments) => Ok(match train::train(arguments, control)? {
             Ending::Finished => exit::SUCCESS,
@@ -34,6 +37,8 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
             BenchmarkCommand::Train(arguments) => tools::benchmark_train(arguments, control),
             BenchmarkCommand::Infer(arguments) => tools::benchmark_infer(arguments, control),
             BenchmarkCommand::Data(arguments) => tools::benchmark_data(arguments, control),
+            BenchmarkCommand::Comm(arguments) => tools::benchmark_comm(arguments, control),
+            BenchmarkCommand::Launch(_) => tools::benchmark_launch(),
         },
         WorkerCommand::Flops(arguments) => flops(arguments),
         WorkerCommand::CheckData(arguments) => tools::check_data(arguments, |text| print(text).map(|_| ())),

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return print_usage(&error),
     };
+    process::keep_cpus_from_openmp();
     process::end(run(&arguments))
 }
 

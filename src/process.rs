@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use fnet_protocol::cli::CpuList;
+use rustix::thread::CpuSet;
 use tch::Device;
 
 use crate::error::Result;
@@ -17,6 +20,40 @@ pub fn peak_memory(device: Device) -> u64 {
         }
         _ => peak_resident_memory(),
     }
+}
+
+static CPUS: OnceLock<CpuSet> = OnceLock::new();
+
+/// Keeps threads from being squeezed onto one CPU. To be called before anything computes: with OMP_PROC_BIND or
+/// GOMP_CPU_AFFINITY, OpenMP pins the thread that starts its first team to one CPU, and every thread that this one starts
+/// later would be pinned to the same.
+pub fn keep_cpus_from_openmp() {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_set("OMP_PROC_BIND") || is_set("GOMP_CPU_AFFINITY") {
+        remember_cpus();
+        // It fails only if the pool is there already.
+        let _ = rayon::ThreadPoolBuilder::new().start_handler(|_| use_all_cpus()).build_global();
+    }
+}
+
+fn remember_cpus() {
+    if let Ok(cpus) = rustix::thread::sched_getaffinity(None) {
+        CPUS.get_or_init(|| cpus);
+    }
+}
+
+/// Lets this thread use all CPUs that the process was given, if OpenMP may have pinned the thread that started it.
+pub fn use_all_cpus() {
+    if let Some(cpus) = CPUS.get() {
+        // A matter of speed only.
+        let _ = rustix::thread::sched_setaffinity(None, cpus);
+    }
+}
+
+/// The CPUs that this thread may use, as `0-7,16-23`; empty if the system does not say.
+pub fn cpus() -> String {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return String::new() };
+    CpuList::from_iter((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu))).to_string()
 }
 
 /// Waits until a GPU has done all that was asked of it; the CPU always has.
@@ -69,6 +106,23 @@ pub fn age() -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_of_a_pinned_one_gets_all_cpus_back() {
+        remember_cpus();
+        let all = cpus();
+        let of_child = std::thread::spawn(move || {
+            let mut one = CpuSet::new();
+            let set = rustix::thread::sched_getaffinity(None).unwrap();
+            one.set((0..CpuSet::MAX_CPU).find(|&cpu| set.is_set(cpu)).unwrap());
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            // As a loader's thread: started by the pinned one.
+            std::thread::spawn(|| (cpus(), [use_all_cpus()], cpus())).join().unwrap()
+        });
+        let (before, _, after) = of_child.join().unwrap();
+        assert!(before.parse::<usize>().is_ok(), "one CPU: {before}");
+        assert_eq!(after, all);
+    }
 
     #[test]
     fn this_process_is_young_and_takes_memory() {

@@ -38,15 +38,15 @@ impl Devices {
 /// The most workers that a node is started with; more is surely a slip.
 const MAX_WORKERS: usize = 1024;
 
-/// Chooses the devices. `detect` is only called when GPUs are wanted; `command` is the command with its arguments, for
+/// Chooses the devices. `found` is only asked when GPUs are wanted; `command` is the command with its arguments, for
 /// the line to run instead.
 ///
 /// # Errors
 /// Flags that contradict each other (exit code 2); GPUs that are not there (exit code 6).
-pub fn choose(
+pub fn choose<'a>(
     place: &Place,
     visible: Option<&str>,
-    detect: impl FnOnce() -> Detection,
+    found: impl FnOnce() -> &'a Detection,
     command: &[OsString],
 ) -> Result<Devices> {
     if place.device == Some(Device::Cpu) {
@@ -64,10 +64,10 @@ pub fn choose(
             cpu_line(Some(count), command)
         )));
     }
-    let found = detect();
+    let found = found();
     let usable = usable(visible, found.gpus.len());
     if usable.is_empty() {
-        return Err(none_found(place, visible, &found, command));
+        return Err(none_found(place, visible, found, command));
     }
     pick(place.gpus.as_ref(), usable, visible, command).map(Devices::Cuda)
 }
@@ -134,13 +134,14 @@ mod tests {
     use fnet_protocol::exit;
 
     use super::*;
+    use crate::gpu::Gpu;
 
     fn on(flags: &str, visible: Option<&str>, gpus: usize) -> Result<Devices> {
         let line = format!("fnet-launch {flags} train cfg.toml");
         let place = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().place;
         let found =
-            Detection { gpus: vec!["Card".into(); gpus], driver: None, looked: vec!["/dev/nvidia0: none".into()] };
-        choose(&place, visible, || found, &["train".into(), "cfg.toml".into()])
+            Detection { gpus: vec![Gpu::default(); gpus], driver: None, looked: vec!["/dev/nvidia0: none".into()] };
+        choose(&place, visible, || &found, &["train".into(), "cfg.toml".into()])
     }
 
     fn entries(list: &[&str]) -> Result<Devices> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::Place;
+use fnet_protocol::cli::{Doctor, Place};
 use fnet_protocol::exit;
 use rustix::process::Resource;
 
@@ -41,7 +41,7 @@ fn finding(good: bool, otherwise: Verdict, what: &'static str, found: String, re
 }
 
 /// Prints what was found and returns the exit code.
-pub fn run(place: &Place, worker: error::Result<std::path::PathBuf>) -> i32 {
+pub fn run(place: &Place, _command: &Doctor, worker: error::Result<std::path::PathBuf>) -> i32 {
     let show = Show::new(place);
     let mut findings = Vec::new();
     gpus(&gpu::detect(Path::new("/")), &mut findings);
@@ -68,7 +68,11 @@ pub fn run(place: &Place, worker: error::Result<std::path::PathBuf>) -> i32 {
 }
 
 fn gpus(detection: &Detection, findings: &mut Vec<Finding>) {
-    let found = if detection.gpus.is_empty() { detection.looked.join("; ") } else { detection.gpus.join(", ") };
+    let found = if detection.gpus.is_empty() {
+        detection.looked.join("; ")
+    } else {
+        detection.gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
     let remedy = "jobs run with --device cpu; for a GPU install NVIDIA's driver, and start containers with --gpus all";
     findings.push(finding(!detection.gpus.is_empty(), Verdict::Doubtful, "GPUs", found, remedy));
     if let Some(driver) = &detection.driver {
@@ -201,7 +205,7 @@ mod tests {
     fn an_old_driver_is_reported_with_the_remedy() {
         let mut findings = Vec::new();
         let driver = Some("NVIDIA UNIX x86_64 Kernel Module  470.1.2  x".to_owned());
-        gpus(&Detection { gpus: vec!["Card".into()], driver, looked: Vec::new() }, &mut findings);
+        gpus(&Detection { gpus: vec![Default::default()], driver, looked: Vec::new() }, &mut findings);
         assert_eq!(findings[0].verdict, Verdict::Good);
         assert_eq!(findings[1].verdict, Verdict::Doubtful);
     }

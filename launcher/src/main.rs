@@ -1,17 +1,23 @@
 //! The supervisor: starts one worker per GPU, looks after them, and says what went wrong.
 
+mod benchmark;
+mod bind;
 mod cause;
+mod checks;
 mod devices;
 mod doctor;
+mod dry_run;
 mod error;
 mod gpu;
 mod guard;
 mod hang;
 mod inspect;
 mod job;
+mod limits;
 mod logs;
 mod memory;
 mod nodes;
+mod nvml;
 mod plan;
 mod process;
 mod rendezvous;
@@ -23,6 +29,7 @@ mod streams;
 mod supervise;
 mod synth;
 mod text;
+mod topology;
 
 use std::env::{var, var_os};
 use std::os::unix::process::CommandExt;
@@ -31,18 +38,25 @@ use std::process::Command;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
-use fnet_protocol::cli::{Completions, Launch, LaunchCommand, Place, ShellName, WorkerCommand};
+use fnet_protocol::cli::{
+    Benchmark, BenchmarkCommand, BenchmarkLaunch, Completions, Launch, LaunchCommand, Place, ShellName, WorkerCommand,
+};
 use fnet_protocol::{env, exit};
 
+use crate::bind::{Binding, UserSettings};
+use crate::checks::Checks;
 use crate::devices::Devices;
 use crate::error::{Error, Result};
+use crate::gpu::Detection;
 use crate::plan::Plan;
 use crate::show::Show;
+use crate::topology::Topology;
 
 fn main() {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
-        guard::run();
-        return;
+    match std::env::args_os().nth(1) {
+        Some(argument) if argument == guard::ARGUMENT => return guard::run(),
+        Some(argument) if argument == nvml::ARGUMENT => return nvml::run(),
+        _ => {}
     }
     let launch = Launch::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let code = run(&launch).unwrap_or_else(|error| {
@@ -55,17 +69,33 @@ fn main() {
 fn run(launch: &Launch) -> Result<i32> {
     let place = &launch.place;
     match &launch.command {
+        LaunchCommand::Worker(command) if place.dry_run => dry_run::run(place, &plan_job(place, command)?),
         LaunchCommand::Worker(command) if plan::needs_no_rank(command) => {
             plan::check_inputs(place, command)?;
             Err(become_worker(place, command))
         }
-        LaunchCommand::Worker(command) => supervise::run(place, &plan_job(place, command)?),
+        LaunchCommand::Worker(command) => {
+            plan::check_json(command)?;
+            let plan = plan_job(place, command)?;
+            match launch_benchmark(command) {
+                Some(benchmark) => benchmark::run(place, &plan, benchmark),
+                None => supervise::run(place, &plan),
+            }
+        }
         LaunchCommand::Synth(command) => synth::run(place, command).map(|()| exit::SUCCESS),
-        LaunchCommand::Doctor => Ok(doctor::run(place, find_worker())),
+        LaunchCommand::Doctor(command) => Ok(doctor::run(place, command, find_worker())),
         LaunchCommand::Completions(command) => {
             completions(command);
             Ok(exit::SUCCESS)
         }
+    }
+}
+
+/// The `benchmark launch` that starts this program again and again.
+fn launch_benchmark(command: &WorkerCommand) -> Option<&BenchmarkLaunch> {
+    match command {
+        WorkerCommand::Benchmark(Benchmark { what: BenchmarkCommand::Launch(launch) }) if !launch.once => Some(launch),
+        _ => None,
     }
 }
 
@@ -94,9 +124,14 @@ fn become_worker(place: &Place, command: &WorkerCommand) -> Error {
 fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
     plan::check_inputs(place, command)?;
     let visible = var(env::CUDA_VISIBLE_DEVICES).ok();
+    let by_bus = is_by_bus(visible.as_deref());
     let arguments = command.to_args();
-    let devices = devices::choose(place, visible.as_deref(), || gpu::detect(Path::new("/")), &arguments)?;
+    let found = std::cell::OnceCell::new();
+    let detect = || found.get_or_init(|| gpu::detect(Path::new("/")));
+    let devices = devices::choose(place, visible.as_deref(), detect, &arguments)?;
     let single = plan::is_single(command);
+    let devices = if single { first_only(devices) } else { devices };
+    let checks = Checks::begin(&devices);
     let nodes = if single {
         rendezvous::resolve(&Place { nnodes: Some(1), node_rank: None, ..place.clone() }, |_| None)?
     } else {
@@ -108,17 +143,50 @@ fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
     if let WorkerCommand::Train(train) = command {
         plan::check_overwrite(place, train, &supervise::checkpoints_of(train)?)?;
     }
-    let devices = if single { first_only(devices) } else { devices };
-    Ok(Plan {
+    let logs = plan::logs(command);
+    let plan = Plan {
         program: find_worker()?,
-        threads: threads(&devices, var_os(env::OMP_NUM_THREADS).is_some()),
+        binding: bind_workers(place, &devices, found.get(), by_bus)?,
         command: command.clone(),
-        devices,
         nodes,
-        logs: plan::logs(command),
+        logs,
         tune_memory: var_os(env::GLIBC_TUNABLES).is_none(),
         verbosity: place.verbosity(),
-        by_bus: visible.is_none() && var_os("CUDA_DEVICE_ORDER").is_none(),
+        by_bus: visible.is_none() && by_bus,
+        devices,
+    };
+    let world_size = plan.nodes.spot(plan.devices.workers()).world;
+    let warnings = checks.finish(&plan.devices, world_size, &plan.logs, by_bus)?;
+    warnings.iter().for_each(|warning| Show::new(place).say(&format!("warning: {warning}")));
+    Ok(plan)
+}
+
+/// Whether CUDA numbers the GPUs as nvidia-smi does: the workers are told to unless the user's variables may mean
+/// another order.
+fn is_by_bus(visible: Option<&str>) -> bool {
+    match var("CUDA_DEVICE_ORDER") {
+        Ok(order) => order == "PCI_BUS_ID",
+        Err(_) => visible.is_none(),
+    }
+}
+
+/// The CPUs and threads of the workers.
+fn bind_workers(place: &Place, devices: &Devices, found: Option<&Detection>, by_bus: bool) -> Result<Binding> {
+    let root = Path::new("/");
+    let topology = Topology::read(root, &topology::allowed());
+    let gpus = match (devices, found) {
+        (Devices::Cuda(entries), Some(found)) => {
+            let located = gpu::locate(entries, &found.gpus, by_bus);
+            Some(located.into_iter().map(|gpu| gpu::near(root, gpu)).collect::<Vec<_>>())
+        }
+        _ => None,
+    };
+    bind::decide(&bind::Facts {
+        wish: &place.bind,
+        topology: &topology,
+        gpus: gpus.as_deref(),
+        workers: devices.workers(),
+        user: &UserSettings::read(|name| var(name).ok()),
     })
 }
 
@@ -130,12 +198,6 @@ fn first_only(devices: Devices) -> Devices {
             Devices::Cuda(entries)
         }
     }
-}
-
-/// Cores per worker, unless the user has decided.
-fn threads(devices: &Devices, is_set: bool) -> Option<usize> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (!is_set).then(|| (cores / devices.workers().max(1)).max(1))
 }
 
 fn completions(command: &Completions) {

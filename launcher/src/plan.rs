@@ -8,6 +8,7 @@ use fnet_protocol::cli::{BenchmarkCommand, Place, Resume, Train, WorkerCommand};
 use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
 use fnet_protocol::{env, exit};
 
+use crate::bind::Binding;
 use crate::devices::Devices;
 use crate::error::{Error, Result};
 use crate::rendezvous::Nodes;
@@ -31,8 +32,8 @@ pub struct Plan {
     pub nodes: Nodes,
     /// Folder of the log per rank.
     pub logs: PathBuf,
-    /// OMP_NUM_THREADS of each worker, unless the user has set it.
-    pub threads: Option<usize>,
+    /// The workers' CPUs and threads.
+    pub binding: Binding,
     /// Whether workers on the CPU keep freed memory and use huge pages; not if the user has set GLIBC_TUNABLES.
     pub tune_memory: bool,
     /// FNET_VERBOSITY.
@@ -68,7 +69,7 @@ impl Plan {
         .map(|(name, value)| (name.to_owned(), value))
         .into();
         variables.extend(self.nodes.interface.iter().cloned());
-        if let Some(threads) = self.threads {
+        if let Some(threads) = self.binding.threads {
             variables.push((env::OMP_NUM_THREADS.to_owned(), threads.to_string()));
         }
         if self.tune_memory && matches!(self.devices, Devices::Cpu(_)) {
@@ -94,7 +95,8 @@ impl Plan {
     pub fn summary(&self) -> String {
         let name = self.command.to_args().first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let workers = text::count(self.devices.workers(), "worker");
-        let threads = self.threads.map_or_else(String::new, |count| format!(", {} each", text::count(count, "thread")));
+        let threads =
+            self.binding.threads.map_or_else(String::new, |count| format!(", {} each", text::count(count, "thread")));
         let nodes = match self.nodes.count {
             1 => String::new(),
             count => format!(
@@ -148,6 +150,7 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
                 BenchmarkCommand::Infer(infer) => &infer.config,
                 BenchmarkCommand::Train(train) => &train.config,
                 BenchmarkCommand::Data(data) => &data.config,
+                BenchmarkCommand::Comm(_) | BenchmarkCommand::Launch(_) => Path::new("benchmark"),
             };
             work_dir::work_dir(config, None).join(LOGS).join("benchmark")
         }
@@ -198,6 +201,7 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
             }
             BenchmarkCommand::Train(train) => config(&train.config),
             BenchmarkCommand::Data(data) => config(&data.config),
+            BenchmarkCommand::Comm(_) | BenchmarkCommand::Launch(_) => Ok(()),
         },
         WorkerCommand::Flops(flops) => config(&flops.config),
         WorkerCommand::Browse(browse) => config(&browse.config),
@@ -216,6 +220,22 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
                 "a PyTorch file does not say what model it is of; give the config of the model:\n  {line}"
             )))
         }
+    }
+}
+
+/// Refuses `--json` where nothing is printed for programs.
+///
+/// # Errors
+/// A `train` or `test` with `--json` that is no dry run (exit code 2).
+pub fn check_json(command: &WorkerCommand) -> Result<()> {
+    match command {
+        WorkerCommand::Train(train) if train.json => {
+            Err(Error::usage("--json goes with --dry-run; the log of a training for programs is <time>.log.json"))
+        }
+        WorkerCommand::Test(test) if test.json => {
+            Err(Error::usage("--json goes with --dry-run; for the metrics give --metrics FILE"))
+        }
+        _ => Ok(()),
     }
 }
 

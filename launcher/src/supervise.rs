@@ -80,6 +80,9 @@ async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
     let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
     show.borrow().say(&plan.summary());
+    if place.verbosity() > 0 {
+        plan.binding.lines().iter().for_each(|line| show.borrow().say(line));
+    }
     let mut cluster = match nodes::meet(place, &plan, &show, &mut signals).await? {
         Met::Ready(cluster) => cluster,
         Met::Stopped(reason) => return Ok(say_stopped(&show.borrow(), reason, true, &plan.command)),
@@ -378,6 +381,7 @@ fn start_one(
         variables: &variables,
         removed: &plan::NOT_INHERITED,
         inherited,
+        share: plan.binding.shares.get(index),
     })?;
     Ok((started, control, page))
 }

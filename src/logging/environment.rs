@@ -2,6 +2,8 @@
 
 use torch_ext::cuda;
 
+use crate::process;
+
 /// Lines of `name: value`: fnet, host, system, processors, memory, then what the caller knows.
 pub fn describe(more: &[(String, String)]) -> String {
     let system = rustix::system::uname();
@@ -13,6 +15,7 @@ pub fn describe(more: &[(String, String)]) -> String {
         ("Host", system.nodename().to_string_lossy().into_owned()),
         ("System", format!("{} {}", system.sysname().to_string_lossy(), system.release().to_string_lossy())),
         ("Processors", processors.to_string()),
+        ("CPUs of this worker", process::cpus()),
         ("Memory", format!("{:.1} GB", bytes / 1e9)),
         ("CUDA", cuda()),
     ];

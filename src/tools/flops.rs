@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 mod walk;
 
 /// RoIs that the reference's count sends through the box head.
-const BBOX_ROIS: u64 = 1000;
+pub const BBOX_ROIS: u64 = 1000;
 /// RoIs that it sends through the mask head.
-const MASK_ROIS: u64 = 100;
+pub const MASK_ROIS: u64 = 100;
 
 /// Kind of a counted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -10,6 +10,7 @@ use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::work_dir;
 
 use super::checkpoint::CheckpointFolder;
+use super::disk;
 use super::learner::Learner;
 use super::place::{Plan, Position};
 use super::reporter::Reporter;
@@ -33,28 +34,18 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let drill = arm(arguments, control);
     let world = World::connect(Deadlines::from_environment())?;
     drill.set_barrier(world.detached_barrier());
-    let config = &mut resolved.config;
-    let batch = config.effective_batch(world.world_size());
-    if arguments.auto_scale_lr {
-        config.optimizer.lr = config.optimizer.auto_scale_lr(batch);
-        log::info!("optimizer.lr is {} for {batch} pictures per update", config.optimizer.lr);
-    } else if batch != config.optimizer.base_batch_size {
-        log::warn!(
-            "optimizer.lr = {} was chosen for {} pictures per update, and this job has {batch}; --auto-scale-lr makes it {}",
-            config.optimizer.lr,
-            config.optimizer.base_batch_size,
-            config.optimizer.auto_scale_lr(batch)
-        );
+    if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, world.world_size()) {
+        log::warn!("{warning}");
     }
-    torch_ext::context::set_deterministic(config.train.deterministic)?;
     let config = &resolved.config;
+    torch_ext::context::set_deterministic(config.train.deterministic)?;
     let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
     let source = Source::find(arguments.resume.as_ref(), &work_dir, &world, control)?;
 
     control.phase(Phase::Index);
     let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
     training_set.check_class_count(config.model.num_classes)?;
-    let plan = plan(config, &training_set, &world)?;
+    let plan = plan(config, &training_set, world.world_size())?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
     let warnings = if world.is_first() {
         let sets: Vec<&Dataset> =
@@ -71,6 +62,10 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         None => Start::default(),
     };
     let position = start.position;
+    let mut warnings = warnings;
+    if world.is_first() {
+        warnings.extend(disk_warning(config, &learner, &work_dir, &plan, &start, &world)?);
+    }
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if source.is_none() {
@@ -118,19 +113,44 @@ fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
     Drill::arm(&arguments.fault, rank, number(env::RESTART_COUNT), control)
 }
 
+/// What to say if the disk has no room for all checkpoints of the job.
+///
+/// # Errors
+/// An environment error if a new job could not write a single one. One that goes on is not held up: it saves as soon as
+/// there is room.
+fn disk_warning(
+    config: &Config,
+    learner: &Learner<'_>,
+    work_dir: &Path,
+    plan: &Plan,
+    start: &Start,
+    world: &World,
+) -> Result<Option<String>> {
+    let checkpoint = disk::checkpoint_bytes(config, &learner.parameters, world.world_size());
+    let estimate = disk::estimate(work_dir, checkpoint, &config.checkpoint, plan, start.position)?;
+    let is_restart = std::env::var(env::RESTART_COUNT).is_ok_and(|count| count != "0");
+    match disk::judge(&estimate, work_dir) {
+        Err(error) if is_restart || start.position != Position::default() => Ok(Some(error.to_string())),
+        judged => judged,
+    }
+}
+
 /// What is odd about the data, one line for each kind.
 ///
 /// # Errors
 /// A data error if something is wrong.
-fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
+pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
     let mut warnings: Vec<String> =
         sets.iter().flat_map(|dataset| dataset.findings().lines(Severity::Warning)).collect();
     warnings.extend(check_before_job(config, sets, &config.evaluation.metrics)?);
     Ok(warnings)
 }
 
-/// The config with what the command line changes.
-fn resolve(arguments: &Arguments) -> Result<Resolved> {
+/// The config with what the command line changes, but for the learning rate.
+///
+/// # Errors
+/// A usage error if it cannot be trained with.
+pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
     let mut resolved = config::load(&arguments.config, &arguments.set)?;
     let config = &mut resolved.config;
     if let Some(seed) = arguments.seed {
@@ -139,6 +159,25 @@ fn resolve(arguments: &Arguments) -> Result<Resolved> {
     config.train.deterministic |= arguments.deterministic;
     config.validate_for_training()?;
     Ok(resolved)
+}
+
+/// Scales the learning rate to the pictures of an update on so many ranks, if it is asked for; else says what it was chosen
+/// for, if that was another number.
+pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, world_size: usize) -> Option<String> {
+    let batch = config.effective_batch(world_size);
+    let optimizer = &mut config.optimizer;
+    let scaled = optimizer.auto_scale_lr(batch);
+    if arguments.auto_scale_lr {
+        optimizer.lr = scaled;
+        log::info!("optimizer.lr is {scaled} for {batch} pictures per update");
+        return None;
+    }
+    (batch != optimizer.base_batch_size).then(|| {
+        format!(
+            "optimizer.lr = {} was chosen for {} pictures per update, and this job has {batch}; --auto-scale-lr makes it {scaled}",
+            optimizer.lr, optimizer.base_batch_size
+        )
+    })
 }
 
 /// Whether the evaluation at `position` was finished before the job ended. Its metrics then count for the best
@@ -157,9 +196,13 @@ fn evaluated(
     world.any(metrics.is_some())
 }
 
-fn plan(config: &Config, training_set: &Dataset, world: &World) -> Result<Plan> {
+/// The length of the job on so many ranks.
+///
+/// # Errors
+/// A data error if no picture is left to train on.
+pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -> Result<Plan> {
     let flags = training_set.aspect_flags();
-    let steps_per_epoch = train_batches_per_epoch(&flags, world.world_size(), config.data.samples_per_gpu);
+    let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
     if steps_per_epoch == 0 {
         return Err(Error::data(format!(
             "{} has no picture to train on: pictures need an object of a wanted class and 32 pixels on each side",

@@ -6,10 +6,13 @@
 mod agreement;
 mod buffers;
 pub mod checkpoint;
+mod disk;
 mod ema;
+mod forecast;
 mod job;
 mod learner;
 mod loss_scale;
+mod memory;
 mod optimizer;
 mod place;
 mod reporter;
@@ -21,9 +24,11 @@ mod trainer;
 mod validation;
 
 pub use ema::Ema;
+pub use forecast::{facts, forecast};
 pub use job::train;
 pub use learner::{Learner, StepOutcome, StepTimes};
 pub use loss_scale::LossScale;
+pub use memory::of_inference;
 pub use optimizer::Optimizer;
 pub use place::{Plan, Position, StepPlace};
 pub use trainer::{Ending, Trainer};

@@ -121,11 +121,7 @@ impl Source {
         plan: &Plan,
         config: &config::Optimizer,
     ) -> Result<Start> {
-        let (Some(epoch), Some(iter)) = (checkpoint.meta.epoch, checkpoint.meta.iter) else {
-            return Err(Error::data(
-                "its meta tells no epoch and iter, as MMDetection's checkpoints do; start with its weights by --load-from",
-            ));
-        };
+        let (epoch, iter) = finished(checkpoint.meta.epoch, checkpoint.meta.iter)?;
         let report = learner.restore_mmdet(checkpoint)?;
         let (position, recounted) = plan.adopt(epoch, iter)?;
         let summary = Summary { path: self.path.clone(), report };
@@ -136,6 +132,18 @@ impl Source {
         let warnings = other_settings(groups, config).into_iter().collect();
         Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
     }
+}
+
+/// How far the training of an MMDetection checkpoint had come.
+///
+/// # Errors
+/// A data error if it does not tell.
+pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
+    epoch.zip(iter).ok_or_else(|| {
+        Error::data(
+            "its meta tells no epoch and iter, as MMDetection's checkpoints do; start with its weights by --load-from",
+        )
+    })
 }
 
 /// A warning if the file's AdamW was set otherwise than the config's, which is what counts.
@@ -165,7 +173,10 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
 }
 
 /// The newest sound checkpoint of the folder; says which were passed over.
-fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
+///
+/// # Errors
+/// A data error if there is none.
+pub fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
     let found = latest(work_dir)?;
     for skipped in &found.skipped {
         control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));

@@ -28,6 +28,9 @@ pub const RESTART_COUNT: &str = "FNET_RESTART_COUNT";
 pub const DEVICE: &str = "FNET_DEVICE";
 /// How much is printed for people: `-1` quiet, `0` normal, `1` and more verbose.
 pub const VERBOSITY: &str = "FNET_VERBOSITY";
+/// Number of workers that a job would have: a worker that finds it says what `train` or `test` would do
+/// ([`crate::estimate::Estimate`]), and does nothing.
+pub const DRY_RUN: &str = "FNET_DRY_RUN";
 /// Set by torchrun: the store is served by its agent, and rank 0 is a client like the others.
 pub const TORCHELASTIC_USE_AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
 /// Indices or UUIDs of the GPUs that a process sees.

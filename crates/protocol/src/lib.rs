@@ -6,6 +6,7 @@ pub mod activity;
 pub mod cli;
 pub mod client;
 pub mod env;
+pub mod estimate;
 pub mod exit;
 pub mod fault;
 pub mod message;

@@ -28,7 +28,7 @@ fn plan(devices: Devices, nodes: Nodes) -> Plan {
         devices,
         nodes,
         logs: "logs".into(),
-        threads: Some(2),
+        binding: Binding { threads: Some(2), ..Binding::default() },
         verbosity: 0,
         tune_memory: true,
         by_bus: false,

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect.
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect, cpus.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
 
@@ -55,6 +55,10 @@ case $deed in
     deaf) trap '' TERM; touch "ready_$RANK"; while :; do sleep 1; done ;;
     children) sleep 1000 & sleep 1000 & [ -z "$QUICK" ] && work; exit 0 ;;
     flood) for ((i = 0; i < 3000; i++)); do echo "rank $RANK line $i of a flood"; done; exit 0 ;;
+    cpus)
+        awk '/^Cpus_allowed_list/ { print $2 }' /proc/$$/status > "cpus_$RANK"
+        ulimit -Sn > "files_$RANK"
+        exit 0 ;;
     environment) env > "environment_$RANK"; exit 0 ;;
     connect)
         # The store's port is open before any rank has done anything.

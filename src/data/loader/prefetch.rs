@@ -90,6 +90,7 @@ impl<T> Shared<T> {
 
     /// One thread's life.
     fn work(&self) {
+        crate::process::use_all_cpus();
         let mut state = self.lock();
         while !self.cancelled.load(Ordering::Relaxed) && state.next_to_make < self.count {
             if state.next_to_make >= state.next_to_take + self.capacity {

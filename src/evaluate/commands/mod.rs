@@ -8,6 +8,7 @@ mod tests;
 
 use std::path::Path;
 
+use fnet_protocol::cli;
 use tch::Device;
 
 pub use browse::browse;
@@ -35,24 +36,52 @@ pub struct Host<'a> {
 }
 
 /// A trained detector.
-struct Trained {
+pub(crate) struct Trained {
     model: MaskRcnn,
-    config: Config,
+    /// Its parameters and buffers by name.
+    pub parameters: Parameters,
+    /// Its config.
+    pub config: Config,
     /// Class names in the order of the labels.
     classes: Vec<String>,
+    /// What became of weights of another maker.
+    told: Option<String>,
 }
 
 /// A checkpoint, and how it is to be read.
-struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     checkpoint: &'a Path,
     config: Option<&'a Path>,
     overrides: &'a [String],
     allow_partial: bool,
 }
 
-/// Builds the model that a checkpoint holds: by the config given, else by the one stored in it, with the overrides laid
-/// on. Says what became of weights of another maker.
+impl<'a> Wanted<'a> {
+    /// What `test` reads.
+    pub fn of_test(arguments: &'a cli::Test) -> Self {
+        Self {
+            checkpoint: &arguments.checkpoint,
+            config: arguments.config.as_deref(),
+            overrides: &arguments.set,
+            allow_partial: arguments.allow_partial,
+        }
+    }
+}
+
+/// Builds the model that a checkpoint holds, and says what became of weights of another maker.
 fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
+    let trained = build(wanted, host.device)?;
+    if let (0, Some(told)) = (host.ranks.rank(), &trained.told) {
+        (host.say)(told);
+    }
+    Ok(trained)
+}
+
+/// Builds the model that a checkpoint holds: by the config given, else by the one stored in it, with the overrides laid on.
+///
+/// # Errors
+/// The checkpoint or the config are wrong, or memory ran out.
+pub(crate) fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let path = wanted.checkpoint;
     let file = TrainedFile::open(path)?;
     let config = match (wanted.config, file.config()) {
@@ -69,13 +98,11 @@ fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
     };
     config.validate()?;
     let mut parameters = Parameters::new();
-    let model = MaskRcnn::new(&config.model, &mut parameters, host.device, 0)?;
+    let model = MaskRcnn::new(&config.model, &mut parameters, device, 0)?;
     let summary = file.fill(&parameters, Need::unless_partial(wanted.allow_partial, Need::All))?;
-    if host.ranks.rank() == 0 && (wanted.allow_partial || matches!(file, TrainedFile::Others(_))) {
-        (host.say)(&summary.to_string());
-    }
+    let is_told = wanted.allow_partial || matches!(file, TrainedFile::Others(_));
     let classes = if file.classes().is_empty() { &config.data.classes } else { file.classes() };
-    Ok(Trained { classes: classes.to_vec(), model, config })
+    Ok(Trained { classes: classes.to_vec(), model, parameters, config, told: is_told.then(|| summary.to_string()) })
 }
 
 /// The detections with a score of at least `least`, ready to be painted.

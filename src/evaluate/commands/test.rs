@@ -20,13 +20,7 @@ use crate::evaluate::results::{ImageResult, WrittenIds, write_atomically, write_
 /// # Errors
 /// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
 pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
-    let wanted = Wanted {
-        checkpoint: &arguments.checkpoint,
-        config: arguments.config.as_deref(),
-        overrides: &arguments.set,
-        allow_partial: arguments.allow_partial,
-    };
-    let mut trained = load(&wanted, host)?;
+    let mut trained = load(&Wanted::of_test(arguments), host)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
     }

@@ -1,13 +1,17 @@
-//! `benchmark`: how fast this machine trains, predicts and prepares pictures.
+//! `benchmark`: how fast this machine trains, predicts, prepares pictures, starts and talks.
 
+mod comm;
 mod data;
 mod infer;
+mod launch;
 mod summary;
 mod synthetic;
 mod train;
 
+pub use comm::benchmark_comm;
 pub use data::benchmark_data;
 pub use infer::benchmark_infer;
+pub use launch::benchmark_launch;
 pub use train::benchmark_train;
 
 use std::io::Write;

@@ -51,6 +51,9 @@ pub struct Train {
     /// Fire drill: fail on purpose, as in kill:rank=1,step=3,phase=backward (docs/reliability.md)
     #[arg(long, value_name = "FAULT")]
     pub fault: Vec<Fault>,
+    /// With --dry-run: print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -106,6 +109,9 @@ pub struct Test {
     /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
     #[arg(long)]
     pub allow_partial: bool,
+    /// With --dry-run: print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -258,6 +264,10 @@ pub enum BenchmarkCommand {
     Train(BenchmarkTrain),
     /// Pictures per second of the input pipeline, split by stage; needs no GPU.
     Data(BenchmarkData),
+    /// Speed of all-reduce by size of the message.
+    Comm(BenchmarkComm),
+    /// Time from the start of fnet-launch to the first all-reduce done on every worker.
+    Launch(BenchmarkLaunch),
 }
 
 /// `benchmark infer`
@@ -360,6 +370,71 @@ pub struct BenchmarkData {
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
+}
+
+/// `benchmark comm`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch --gpus 8 benchmark comm\n  \
+    fnet-launch --device cpu --nproc 2 benchmark comm --max-bytes 16M --iters 10 --json")]
+pub struct BenchmarkComm {
+    /// Smallest message (4, 64K, 16M, 1G; powers of 1024)
+    #[arg(long, value_name = "BYTES", default_value = "4", value_parser = parse_bytes)]
+    pub min_bytes: u64,
+    /// Largest message; sizes grow by 4
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_bytes)]
+    pub max_bytes: u64,
+    /// All-reduces to measure at each size
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
+    pub iters: usize,
+    /// All-reduces before the measured ones
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub warm_up: usize,
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number of bytes, with K, M or G for powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "expected bytes, 4 to 64G: a whole number, with K, M or G behind it if it is large".to_owned();
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.filter(|bytes| (4..=64 << 30).contains(bytes)).ok_or_else(wrong)
+}
+
+/// `benchmark launch`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch --gpus 8 benchmark launch\n  \
+    fnet-launch --device cpu --nproc 2 benchmark launch --repeat 10 --against torchrun")]
+pub struct BenchmarkLaunch {
+    /// Starts to measure; one more before them is not counted
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive)]
+    pub repeat: usize,
+    /// Start this program in turns with fnet-launch: torchrun of .venv or PATH, or its path
+    #[arg(long, value_name = "PROGRAM")]
+    pub against: Option<PathBuf>,
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// One start, whose workers say when they were done
+    #[arg(long, hide = true)]
+    pub once: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  fnet-launch doctor\n  fnet-launch doctor --json")]
+pub struct Doctor {
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `export`

@@ -3,6 +3,7 @@
 //! `fnet-launch [WHERE] COMMAND ...` runs `fnet-worker COMMAND ...` once per rank, so both parse the same commands;
 //! [`WorkerCommand::to_args`] is the inverse of parsing.
 
+mod bind;
 mod commands;
 mod data;
 mod place;
@@ -15,9 +16,11 @@ use clap::{Parser, Subcommand};
 
 use crate::work_dir::is_pytorch_file;
 
+pub use bind::{Bind, CpuList};
 pub use commands::{
-    Benchmark, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Completions, Export, Flops, Metric,
-    Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout, Test, Train, WARM_UP,
+    Benchmark, BenchmarkComm, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkLaunch, BenchmarkTrain,
+    Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
+    Test, Train, WARM_UP,
 };
 pub use data::{Browse, CheckData, SplitName};
 pub use place::{ColorChoice, Device, Gpus, Place};
@@ -54,8 +57,7 @@ pub enum LaunchCommand {
     /// Make a synthetic COCO data set: textured scenes with boxes, masks, crowds and holes.
     Synth(Synth),
     /// Say whether this machine is able to run jobs, what is wrong, and how to mend it.
-    #[command(after_help = "Example: fnet-launch doctor")]
-    Doctor,
+    Doctor(Doctor),
     /// Print a script that completes fnet-launch's command line in a shell.
     Completions(Completions),
 }

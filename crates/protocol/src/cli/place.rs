@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
+use super::Bind;
+
 /// WHERE to run, how to look after the workers, how much to print. These flags stand before or after the command.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Where to run")]
@@ -39,6 +41,12 @@ pub struct Place {
     /// Seconds without a sign of life after which a node counts as lost
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = parse_seconds)]
     pub node_timeout: f64,
+    /// CPUs of the workers: auto (near their GPUs, else equal parts), none, or a list for each worker (0-7;8-15)
+    #[arg(long, global = true, value_name = "CPUS", default_value = "auto")]
+    pub bind: Bind,
+    /// Say what `train` or `test` would do (devices, data, steps, memory, disk), and start nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
     /// Restarts of `train` from its newest checkpoint after a failure; 0 for none
     #[arg(long, global = true, value_name = "N", default_value_t = 3, help_heading = "Supervision")]
     pub max_restarts: u32,

@@ -115,7 +115,7 @@ fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
 #[test]
 fn commands_that_are_not_there_are_not_offered() {
     let help = Launch::command().render_long_help().to_string();
-    for name in ["report", "--dry-run"] {
+    for name in ["report"] {
         assert!(!help.contains(name), "{name}");
     }
 }
@@ -155,10 +155,10 @@ fn resume() -> impl Strategy<Value = Option<Resume>> {
 fn train_command() -> impl Strategy<Value = WorkerCommand> {
     let fault = prop_oneof![Just("kill:rank=1,step=3,phase=backward"), Just("sleep:attempt=any")];
     let faults = vec(fault.prop_map(|text| text.parse().unwrap()), 0..2);
-    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 4]>(), faults, overrides()).prop_map(
+    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 5]>(), faults, overrides()).prop_map(
         |(config, work_dir, resume, load_from, seed, flags, fault, set)| {
             let load_from = load_from.filter(|_| resume.is_none());
-            let [deterministic, no_validate, auto_scale_lr, allow_partial] = flags;
+            let [deterministic, no_validate, auto_scale_lr, allow_partial, json] = flags;
             WorkerCommand::Train(Train {
                 config,
                 work_dir,
@@ -170,6 +170,7 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
                 auto_scale_lr,
                 allow_partial,
                 fault,
+                json,
                 set,
             })
         },
@@ -179,9 +180,9 @@ fn train_command() -> impl Strategy<Value = WorkerCommand> {
 fn test_command() -> impl Strategy<Value = WorkerCommand> {
     let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm), Just(Metric::Proposal)];
     let paths = (path(), of(path()), of(path()), of(path()), of(path()));
-    (paths, vec(metric, 0..3), any::<[bool; 3]>(), 0.0..1.0_f64, overrides()).prop_map(
+    (paths, vec(metric, 0..3), any::<[bool; 4]>(), 0.0..1.0_f64, overrides()).prop_map(
         |((checkpoint, config, out, show_dir, metrics), eval, flags, show_score_thr, set)| {
-            let [format_only, fuse_conv_bn, allow_partial] = flags;
+            let [format_only, fuse_conv_bn, allow_partial, json] = flags;
             let format_only = format_only && eval.is_empty();
             WorkerCommand::Test(Test {
                 checkpoint,
@@ -194,6 +195,7 @@ fn test_command() -> impl Strategy<Value = WorkerCommand> {
                 fuse_conv_bn,
                 metrics,
                 allow_partial,
+                json,
                 set,
             })
         },
@@ -247,6 +249,16 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
             WorkerCommand::Benchmark(Benchmark { what })
         },
     );
+    let comm = (4..1_u64 << 36, 4..1_u64 << 36, 1..99_usize, 0..99_usize, any::<bool>()).prop_map(
+        |(min_bytes, max_bytes, iters, warm_up, json)| {
+            let what = BenchmarkCommand::Comm(BenchmarkComm { min_bytes, max_bytes, iters, warm_up, json });
+            WorkerCommand::Benchmark(Benchmark { what })
+        },
+    );
+    let start = (1..99_usize, of(path()), any::<[bool; 2]>()).prop_map(|(repeat, against, [json, once])| {
+        let what = BenchmarkCommand::Launch(BenchmarkLaunch { repeat, against, json, once });
+        WorkerCommand::Benchmark(Benchmark { what })
+    });
     let export = (path(), path(), any::<bool>(), of(path())).prop_map(|(checkpoint, out, with_optimizer, config)| {
         WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
     });
@@ -262,7 +274,7 @@ fn other_command() -> impl Strategy<Value = WorkerCommand> {
             WorkerCommand::Browse(Browse { config, out, split, max, epoch, no_augment, set })
         },
     );
-    prop_oneof![flops, check, print, predict, train, infer, data, export, browse]
+    prop_oneof![flops, check, print, predict, train, infer, data, comm, start, export, browse]
 }
 
 #[test]
@@ -311,8 +323,14 @@ proptest! {
         node_rank in of(0..99_usize),
         master_addr in of("[a-z0-9.]{1,20}"),
         master_port in of(any::<u16>()),
+        bind in prop_oneof![
+            Just(Bind::Auto),
+            Just(Bind::None),
+            vec(proptest::collection::btree_set(0..99_usize, 1..9), 1..4)
+                .prop_map(|lists| Bind::Lists(lists.into_iter().map(CpuList::from_iter).collect())),
+        ],
     ) {
-        let place = Place { gpus: Some(gpus), nnodes, node_rank, master_addr, master_port, ..launch("fnet-launch doctor").place };
+        let place = Place { gpus: Some(gpus), nnodes, node_rank, master_addr, master_port, bind, ..launch("fnet-launch doctor").place };
         let arguments = std::iter::once("fnet-launch".into()).chain(place.to_args()).chain(["doctor".into()]);
         let parsed = Launch::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
         prop_assert_eq!(parsed.place, place);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::rewrite::{RESUME, is_value};
 use super::{
-    BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkTrain, Browse, CheckData, Export, Flops, Place, Predict,
-    PrintConfig, Resume, Test, Train, WorkerCommand,
+    BenchmarkComm, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkLaunch, BenchmarkTrain, Bind, Browse,
+    CheckData, Export, Flops, Place, Predict, PrintConfig, Resume, Test, Train, WorkerCommand,
 };
 
 /// Collects arguments. Values are joined to their options, so that no value is taken for an option.
@@ -98,6 +98,8 @@ impl WorkerCommand {
                 BenchmarkCommand::Infer(command) => command.to_args(),
                 BenchmarkCommand::Train(command) => command.to_args(),
                 BenchmarkCommand::Data(command) => command.to_args(),
+                BenchmarkCommand::Comm(command) => command.to_args(),
+                BenchmarkCommand::Launch(command) => command.to_args(),
             },
             WorkerCommand::CheckData(command) => command.to_args(),
             WorkerCommand::PrintConfig(command) => command.to_args(),
@@ -127,6 +129,7 @@ impl Train {
             .flag("--auto-scale-lr", self.auto_scale_lr)
             .flag("--allow-partial", self.allow_partial)
             .each("--fault", &self.fault)
+            .flag("--json", self.json)
             .set(&self.set)
             .positional([self.config.as_path()])
     }
@@ -147,6 +150,7 @@ impl Test {
             .flag("--fuse-conv-bn", self.fuse_conv_bn)
             .path("--metrics", self.metrics.as_ref())
             .flag("--allow-partial", self.allow_partial)
+            .flag("--json", self.json)
             .set(&self.set)
             .positional([self.checkpoint.as_path()])
     }
@@ -214,6 +218,29 @@ impl BenchmarkData {
     }
 }
 
+impl BenchmarkComm {
+    fn to_args(&self) -> Vec<OsString> {
+        Arguments::new(&["benchmark", "comm"])
+            .number("--min-bytes", Some(self.min_bytes))
+            .number("--max-bytes", Some(self.max_bytes))
+            .number("--iters", Some(self.iters))
+            .number("--warm-up", Some(self.warm_up))
+            .flag("--json", self.json)
+            .positional([])
+    }
+}
+
+impl BenchmarkLaunch {
+    fn to_args(&self) -> Vec<OsString> {
+        Arguments::new(&["benchmark", "launch"])
+            .number("--repeat", Some(self.repeat))
+            .path("--against", self.against.as_ref())
+            .flag("--json", self.json)
+            .flag("--once", self.once)
+            .positional([])
+    }
+}
+
 impl Browse {
     fn to_args(&self) -> Vec<OsString> {
         Arguments::new(&["browse"])
@@ -275,6 +302,7 @@ impl Place {
         option("--master-addr", self.master_addr.clone());
         option("--master-port", self.master_port.map(|number| number.to_string()));
         option("--iface", self.iface.clone());
+        option("--bind", (self.bind != Bind::Auto).then(|| self.bind.to_string()));
         arguments.0
     }
 }

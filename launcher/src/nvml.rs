@@ -1,0 +1,211 @@
+//! What the driver says of the GPUs, asked by a process of its own: a broken driver may crash or block whoever asks.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError};
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::error::NvmlError;
+use serde::{Deserialize, Serialize};
+
+/// First argument that makes this program ask the driver.
+pub const ARGUMENT: &str = "__gpus";
+/// The driver's own library; the name without a version belongs to development packages.
+const LIBRARY: &str = "libnvidia-ml.so.1";
+
+/// What the driver says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the driver, as `580.82.07`.
+    pub driver: Option<String>,
+    /// The newest CUDA that it runs, as `13.0`.
+    pub cuda: Option<String>,
+    /// The GPUs, as nvidia-smi numbers them.
+    pub gpus: Vec<GpuState>,
+}
+
+/// The state of one GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuState {
+    /// Model.
+    pub name: String,
+    /// UUID.
+    pub uuid: Option<String>,
+    /// Bytes of its memory.
+    pub memory_total: u64,
+    /// Bytes that nobody uses.
+    pub memory_free: u64,
+    /// Whether the driver stays loaded when nobody uses the GPU.
+    pub persistent: Option<bool>,
+    /// Whether more than one process may compute on it at a time.
+    pub shared: Option<bool>,
+    /// Errors of its memory since the last reboot that could not be corrected.
+    pub ecc_errors: Option<u64>,
+    /// Whether it needs a reset to take damaged memory out of use.
+    pub needs_reset: Option<bool>,
+    /// Who computes on it.
+    pub processes: Vec<GpuProcess>,
+}
+
+/// A process that computes on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Its number; in a container it may be one outside.
+    pub pid: u32,
+    /// Its program, where the driver tells.
+    pub program: Option<String>,
+    /// Bytes that it uses, where the driver tells.
+    pub memory: Option<u64>,
+}
+
+/// The child's side: asks, and prints the report or the reason why there is none as one line of JSON.
+pub fn run() {
+    let answer: Result<Report, String> = ask().map_err(|error| error.to_string());
+    if let Ok(line) = serde_json::to_string(&answer) {
+        println!("{line}");
+    }
+}
+
+fn ask() -> Result<Report, NvmlError> {
+    let nvml = Nvml::builder().lib_path(LIBRARY.as_ref()).init()?;
+    let count = nvml.device_count()?;
+    Ok(Report {
+        driver: nvml.sys_driver_version().ok(),
+        cuda: nvml.sys_cuda_driver_version().ok().map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+        gpus: (0..count).map(|index| state(&nvml, index)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// A GPU does not have each of the facts; only its memory is always known.
+fn state(nvml: &Nvml, index: u32) -> Result<GpuState, NvmlError> {
+    use nvml_wrapper::enum_wrappers::device::ComputeMode;
+
+    let device = nvml.device_by_index(index)?;
+    let memory = device.memory_info()?;
+    let process = |process: nvml_wrapper::struct_wrappers::device::ProcessInfo| GpuProcess {
+        pid: process.pid,
+        program: nvml.sys_process_name(process.pid, 128).ok().filter(|name| !name.is_empty()),
+        memory: match process.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        },
+    };
+    Ok(GpuState {
+        name: device.name().unwrap_or_default(),
+        uuid: device.uuid().ok(),
+        memory_total: memory.total,
+        memory_free: memory.free,
+        persistent: device.is_in_persistent_mode().ok(),
+        shared: device.compute_mode().ok().map(|mode| mode == ComputeMode::Default),
+        ecc_errors: device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok(),
+        needs_reset: device.are_pages_pending_retired().ok(),
+        processes: device.running_compute_processes().unwrap_or_default().into_iter().map(process).collect(),
+    })
+}
+
+/// A question to the driver.
+pub struct Query {
+    child: Child,
+    answer: mpsc::Receiver<String>,
+}
+
+impl Query {
+    /// Asks, without waiting.
+    ///
+    /// # Errors
+    /// If this program cannot be started once more.
+    pub fn start() -> Result<Self, String> {
+        Self::of(Command::new(std::env::current_exe().map_err(|error| error.to_string())?).arg(ARGUMENT))
+    }
+
+    fn of(command: &mut Command) -> Result<Self, String> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let (sender, answer) = mpsc::channel();
+        if let Some(mut stdout) = child.stdout.take() {
+            // The thread ends with the child, or with this process if the child cannot even be killed.
+            thread::spawn(move || {
+                let mut text = String::new();
+                if stdout.read_to_string(&mut text).is_ok() {
+                    let _ = sender.send(text);
+                }
+            });
+        }
+        Ok(Self { child, answer })
+    }
+
+    /// The answer, if it comes before `deadline`.
+    ///
+    /// # Errors
+    /// Why the driver cannot be asked, or that it does not answer.
+    pub fn wait(mut self, deadline: Instant) -> Result<Report, String> {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match self.answer.recv_timeout(patience) {
+            Ok(text) => {
+                let _ = self.child.wait();
+                serde_json::from_str(&text).unwrap_or_else(|_| Err("the driver's library broke down".to_owned()))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err("the driver's library broke down".to_owned()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                // It may be stuck in the driver and not die; it is not waited for.
+                let _ = self.child.kill();
+                let _ = self.child.try_wait();
+                Err(format!("the driver did not answer in {:.1} s", patience.as_secs_f64()))
+            }
+        }
+    }
+}
+
+/// Asks, and waits `patience` at most.
+///
+/// # Errors
+/// As [`Query::wait`].
+pub fn query(patience: Duration) -> Result<Report, String> {
+    let deadline = Instant::now() + patience;
+    Query::start()?.wait(deadline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, patience: Duration) -> (Result<Report, String>, Duration) {
+        let started = Instant::now();
+        let query = Query::of(Command::new("/bin/sh").args(["-c", script])).unwrap();
+        (query.wait(started + patience), started.elapsed())
+    }
+
+    #[test]
+    fn a_driver_that_hangs_or_breaks_down_is_named_and_not_waited_for() {
+        let (answer, took) = shell("sleep 60", Duration::from_millis(100));
+        assert!(answer.unwrap_err().contains("did not answer in 0.1 s"));
+        assert!(took < Duration::from_secs(20), "{took:?}");
+        for script in ["kill -SEGV $$", "echo nonsense"] {
+            let (answer, _) = shell(script, Duration::from_secs(30));
+            assert_eq!(answer.unwrap_err(), "the driver's library broke down");
+        }
+    }
+
+    #[test]
+    fn what_the_child_prints_is_what_the_parent_reads() {
+        let process = GpuProcess { pid: 7, program: Some("python".into()), memory: None };
+        let gpu =
+            GpuState { name: "Card".into(), memory_free: 1 << 30, processes: vec![process], ..GpuState::default() };
+        let report = Report { driver: Some("580.1".into()), cuda: Some("13.0".into()), gpus: vec![gpu] };
+        for answer in [Ok(report), Err("no library".to_owned())] {
+            let line = serde_json::to_string(&answer).unwrap();
+            let (read, _) = shell(&format!("echo '{line}'"), Duration::from_secs(30));
+            assert_eq!(read, answer);
+        }
+    }
+}

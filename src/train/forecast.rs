@@ -1,0 +1,89 @@
+//! What `train` would do: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
+
+use std::path::Path;
+
+use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::client::Client;
+use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
+use fnet_protocol::work_dir::{is_pytorch_file, work_dir};
+use tch::Device;
+
+use super::checkpoint::CheckpointMeta;
+use super::place::{Plan, Position};
+use super::validation::Validation;
+use super::{disk, job, memory, resume};
+use crate::data::{Dataset, Split};
+use crate::error::{Context, Result};
+use crate::model::{MaskRcnn, Parameters};
+use crate::weights::MmdetCheckpoint;
+
+/// What a `train` with these arguments would do on `world_size` ranks; nothing is written.
+///
+/// # Errors
+/// What training would refuse: the config, the data, the checkpoint to go on from.
+pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
+    let mut resolved = job::resolve(arguments)?;
+    let mut warnings: Vec<String> =
+        job::scale_learning_rate(&mut resolved.config, arguments, world_size).into_iter().collect();
+    let config = &resolved.config;
+    let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
+    let training_set = Dataset::open(&config.data, Split::Train)?;
+    training_set.check_class_count(config.model.num_classes)?;
+    let plan = job::plan(config, &training_set, world_size)?;
+    let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+    let sets: Vec<&Dataset> =
+        std::iter::once(&training_set).chain(validation.iter().map(Validation::dataset)).collect();
+    warnings.extend(job::data_warnings(config, &sets)?);
+    let position = position(arguments.resume.as_ref(), &work_dir, &plan, world_size)?;
+
+    let mut parameters = Parameters::new();
+    MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, config.train.seed).context("building the model")?;
+    let checkpoint = disk::checkpoint_bytes(config, &parameters, world_size);
+    let names = ["train", "val"];
+    Ok(Estimate {
+        config: resolved.name.clone(),
+        world_size,
+        datasets: sets.iter().zip(names).map(|(set, name)| facts(set, name)).collect(),
+        training: Some(TrainingFacts {
+            epochs: plan.epochs,
+            iterations_per_epoch: plan.steps_per_epoch,
+            iterations: plan.total_steps(),
+            samples_per_gpu: config.data.samples_per_gpu,
+            effective_batch: config.effective_batch(world_size),
+            learning_rate: config.optimizer.lr,
+            epochs_done: position.epoch,
+        }),
+        parameters: parameters.count() as u64,
+        memory: memory::of_training(config, &parameters)?,
+        disk: Some(disk::estimate(&work_dir, checkpoint, &config.checkpoint, &plan, position)?),
+        work_dir,
+        warnings,
+    })
+}
+
+/// What is told of a data set.
+pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
+    DatasetFacts {
+        split: split.to_owned(),
+        annotation_file: set.annotation_file().to_path_buf(),
+        images: set.len(),
+        classes: set.categories().len(),
+    }
+}
+
+/// Where the job would begin.
+fn position(resume: Option<&Resume>, work_dir: &Path, plan: &Plan, world_size: usize) -> Result<Position> {
+    let path = match resume {
+        None => return Ok(Position::default()),
+        Some(Resume::From(path)) => path.clone(),
+        Some(Resume::Newest) => resume::newest(work_dir, &Client::disconnected())?,
+    };
+    let doing = || format!("resuming from {}", path.display());
+    if is_pytorch_file(&path) {
+        let meta = MmdetCheckpoint::open(&path)?.meta;
+        let (epoch, iter) = resume::finished(meta.epoch, meta.iter).with_context(doing)?;
+        return Ok(plan.adopt(epoch, iter).with_context(doing)?.0);
+    }
+    let meta = CheckpointMeta::read(&path)?;
+    plan.resume(meta.progress, meta.world_size, world_size).with_context(doing)
+}
