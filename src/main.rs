@@ -1,5 +1,7 @@
 //! The worker: one rank of a job.
 
+mod names;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -8,16 +10,41 @@ use fnet::{Error, ErrorKind, commands, distributed, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Failure, FailureKind};
-use fnet_protocol::{env, exit, state, stop};
+use fnet_protocol::{env, estimate, exit, state, stop};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == estimate::LIBRARIES) {
+        return print_libraries();
+    }
     let arguments = match Worker::from_arguments(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => return print_usage(&error),
     };
     process::keep_cpus_from_openmp();
     process::end(run(&arguments))
+}
+
+/// Tells `fnet-launch doctor` which libraries there are.
+fn print_libraries() -> ExitCode {
+    let checked = (!torch_ext::cuda::TORCH_CUDA_VERSION.is_empty()).then(torch_ext::cuda::check_libraries);
+    let (nccl, cuda_error) = match checked {
+        None => (None, None),
+        Some(Ok(version)) => (Some(version), None),
+        Some(Err(error)) => (None, Some(error.to_string())),
+    };
+    let libraries = estimate::Libraries {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: option_env!("FNET_TORCH_VERSION").unwrap_or("unknown").to_owned(),
+        cuda: torch_ext::cuda::TORCH_CUDA_VERSION.to_owned(),
+        nccl,
+        cuda_error,
+    };
+    match serde_json::to_string(&libraries) {
+        Ok(line) => println!("{line}"),
+        Err(error) => eprintln!("error: {error}"),
+    }
+    process::end(exit::SUCCESS)
 }
 
 /// Help and version go to stdout with code 0, mistakes to stderr with the code for a wrong command line.

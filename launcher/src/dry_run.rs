@@ -105,7 +105,9 @@ fn ask_worker(plan: &Plan, world_size: usize) -> Result<std::result::Result<Esti
     let mut worker = Command::new(&plan.program);
     worker.args(plan.command.to_args()).stdin(Stdio::null()).stdout(Stdio::piped());
     let ranks = [env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE];
-    plan::NOT_INHERITED.iter().chain(&ranks).for_each(|name| drop(worker.env_remove(name)));
+    for name in plan::NOT_INHERITED.iter().chain(&ranks) {
+        worker.env_remove(name);
+    }
     // The weights are of the same size everywhere, so no GPU is touched.
     worker.env(env::DEVICE, "cpu").env(env::DRY_RUN, world_size.to_string()).env(env::VERBOSITY, "-1");
     let doing = || format!("starting {}", plan.program.display());
@@ -293,7 +295,8 @@ mod tests {
     fn an_estimate_must_be_well_above_what_there_is_to_be_an_error() {
         let judge = |need: u64, machine| judge_memory(&estimate(need), &[], &Devices::Cpu(2), machine);
         assert_eq!(judge(GIB, memory(8 * GIB, 4 * GIB)), []);
-        let [(false, text)] = judge(3 * GIB, memory(8 * GIB, 4 * GIB)).try_into().unwrap() else { panic!() };
+        let told = judge(3 * GIB, memory(8 * GIB, 4 * GIB));
+        let [(false, text)] = told.as_slice() else { panic!("{told:?}") };
         assert!(
             text.contains("2 workers of this node will take about 6.0 GiB, and 4.0 GiB of 8.0 GiB are free"),
             "{text}"

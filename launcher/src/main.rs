@@ -83,7 +83,7 @@ fn run(launch: &Launch) -> Result<i32> {
             }
         }
         LaunchCommand::Synth(command) => synth::run(place, command).map(|()| exit::SUCCESS),
-        LaunchCommand::Doctor(command) => Ok(doctor::run(place, command, find_worker())),
+        LaunchCommand::Doctor(command) => doctor::run(place, command, find_worker()),
         LaunchCommand::Completions(command) => {
             completions(command);
             Ok(exit::SUCCESS)

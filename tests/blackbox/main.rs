@@ -9,6 +9,7 @@
 mod custom_data;
 mod data;
 mod drill;
+mod dry_run;
 mod evaluation;
 mod failures;
 #[cfg(feature = "mpi")]

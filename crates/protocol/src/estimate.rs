@@ -102,3 +102,21 @@ pub struct DiskEstimate {
     /// Free in the work folder, for this user.
     pub free: u64,
 }
+
+/// First argument that makes a worker print its [`Libraries`] as JSON.
+pub const LIBRARIES: &str = "__libraries";
+
+/// The libraries of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Libraries {
+    /// Version of fnet.
+    pub version: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// The CUDA version that libtorch is built for; empty for none.
+    pub cuda: String,
+    /// Version of NCCL, if the CUDA libraries can be loaded.
+    pub nccl: Option<String>,
+    /// Why the CUDA libraries cannot be loaded.
+    pub cuda_error: Option<String>,
+}

@@ -84,6 +84,24 @@ pub(crate) fn load_torch_cuda(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Loads everything that a job on GPUs loads, without a look at the driver, and returns the version of NCCL, as "2.28.9".
+/// For a process that only tells whether the libraries are there: it must not compute with CUDA afterwards.
+///
+/// # Errors
+/// [`ErrorKind::Environment`] that names the library that is missing.
+pub fn check_libraries() -> Result<String> {
+    load_torch_cuda(&libtorch_folder()?)?;
+    Library::open(&find_own_object("libfnet_nccl.so")?, false)?;
+    let nccl = Library::open(Path::new("libnccl.so.2"), false)?;
+    let absent = || Error::new(ErrorKind::Environment, "libnccl.so.2 has no ncclGetVersion");
+    let symbol = nccl.symbol(c"ncclGetVersion").ok_or_else(absent)?;
+    // SAFETY: the symbol is NCCL's function of this signature since its first version.
+    let get_version: extern "C" fn(*mut i32) -> i32 = unsafe { std::mem::transmute(symbol) };
+    let mut version = 0;
+    get_version(&raw mut version);
+    Ok(format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100))
+}
+
 fn find_torchvision(libtorch: &Path) -> Result<PathBuf> {
     let candidates = [libtorch.join("../../torchvision/_C.so"), libtorch.join("torchvision/_C.so")];
     candidates.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {

@@ -1,0 +1,109 @@
+//! The worker and the libraries that it loads.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fnet_protocol::estimate::Libraries;
+
+use super::Finding;
+use crate::error;
+
+/// Time in which the worker must load its libraries.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the worker starts, and which libraries it has.
+pub fn findings(worker: error::Result<PathBuf>) -> Vec<Finding> {
+    let remedy = "run `make setup`, which installs libtorch beside the sources and builds the worker";
+    let program = match worker {
+        Ok(program) => program,
+        Err(error) => return vec![Finding::bad("worker", error.message, remedy)],
+    };
+    match answer(&program) {
+        Ok(libraries) => judge(&program, &libraries),
+        Err(why) => vec![Finding::bad("worker", format!("{}: {why}", program.display()), remedy)],
+    }
+}
+
+fn judge(program: &Path, libraries: &Libraries) -> Vec<Finding> {
+    let Libraries { version, libtorch, cuda, nccl, cuda_error } = libraries;
+    let cuda_part = if cuda.is_empty() { "without CUDA".to_owned() } else { format!("for CUDA {cuda}") };
+    let mut findings = vec![
+        Finding::good("worker", format!("{version} loads its libraries: {}", program.display())),
+        Finding::good("libtorch", format!("{libtorch}, {cuda_part}")),
+    ];
+    match (cuda_error, nccl) {
+        (Some(error), _) => {
+            let remedy = "jobs run with --device cpu; for GPUs run `make setup` again (`make install` for a copy)";
+            findings.push(Finding::doubtful("CUDA libraries", error.clone(), remedy));
+        }
+        (None, Some(nccl)) => findings.push(Finding::good("NCCL", nccl.clone())),
+        (None, None) => {}
+    }
+    if *version != env!("CARGO_PKG_VERSION") {
+        findings.push(Finding::doubtful(
+            "worker",
+            format!("it is version {version}, and fnet-launch is {}", env!("CARGO_PKG_VERSION")),
+            "install both together: `make install`",
+        ));
+    }
+    findings
+}
+
+/// What the worker says of its libraries; that it says so shows that libtorch can be loaded.
+fn answer(program: &Path) -> Result<Libraries, String> {
+    let mut child = Command::new(program)
+        .arg(fnet_protocol::estimate::LIBRARIES)
+        .env_remove(fnet_protocol::env::CONTROL)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().map_err(|error| error.to_string())?.is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("did not answer in {} s", PATIENCE.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{}: {}", output.status, text.lines().next().unwrap_or("no message")));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|_| "does not answer as a worker of this version of fnet".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    #[test]
+    fn libraries_that_cannot_be_loaded_matter_to_gpus_only() {
+        let libraries = Libraries {
+            version: env!("CARGO_PKG_VERSION").into(),
+            libtorch: "2.11.0".into(),
+            cuda: "13.0".into(),
+            nccl: Some("2.28.9".into()),
+            cuda_error: None,
+        };
+        let verdicts = |libraries: &Libraries| -> Vec<Verdict> {
+            judge(Path::new("w"), libraries).iter().map(|finding| finding.verdict).collect()
+        };
+        assert_eq!(verdicts(&libraries), [Verdict::Good; 3]);
+        let broken = Libraries { cuda_error: Some("libcudnn.so.9: cannot open".into()), ..libraries.clone() };
+        assert_eq!(verdicts(&broken), [Verdict::Good, Verdict::Good, Verdict::Doubtful]);
+        let old = Libraries { version: "0.0.1".into(), ..libraries };
+        assert_eq!(verdicts(&old).last(), Some(&Verdict::Doubtful));
+    }
+
+    #[test]
+    fn another_program_is_told_apart() {
+        assert!(answer(Path::new("/bin/true")).unwrap_err().contains("does not answer"));
+        assert!(answer(Path::new("/bin/false")).unwrap_err().contains("exit status: 1"));
+    }
+}

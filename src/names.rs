@@ -1,0 +1,51 @@
+//! Addresses in messages stay numbers.
+//!
+//! c10d puts the names of both ends of every connection into its messages, and asks the name service for them whether or not
+//! such a message is printed. Where that service is slow or out of reach, each connection of a start would wait for it, 5
+//! seconds or more at a time. A function of the program's own comes before that of the C library, also for libtorch.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+type GetNameInfo = unsafe extern "C" fn(
+    *const libc::sockaddr,
+    libc::socklen_t,
+    *mut c_char,
+    libc::socklen_t,
+    *mut c_char,
+    libc::socklen_t,
+    c_int,
+) -> c_int;
+
+/// The C library's `getnameinfo`, which never asks for a name.
+///
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getnameinfo(
+    address: *const libc::sockaddr,
+    length: libc::socklen_t,
+    host: *mut c_char,
+    host_length: libc::socklen_t,
+    service: *mut c_char,
+    service_length: libc::socklen_t,
+    flags: c_int,
+) -> c_int {
+    static NEXT: OnceLock<Option<GetNameInfo>> = OnceLock::new();
+    const NAME: &CStr = c"getnameinfo";
+    let next = NEXT.get_or_init(|| {
+        // SAFETY: a valid C string; the address is null or that of the C library's function, which has this signature.
+        unsafe {
+            let found: *mut c_void = libc::dlsym(libc::RTLD_NEXT, NAME.as_ptr());
+            std::mem::transmute::<*mut c_void, Option<GetNameInfo>>(found)
+        }
+    });
+    match next {
+        // SAFETY: the caller's promises, passed on.
+        Some(next) => unsafe {
+            let numeric = (flags & !libc::NI_NAMEREQD) | libc::NI_NUMERICHOST;
+            next(address, length, host, host_length, service, service_length, numeric)
+        },
+        None => libc::EAI_SYSTEM,
+    }
+}

@@ -1,0 +1,122 @@
+//! `--dry-run`: what a job would do, and that it then does that.
+
+use std::fs;
+
+use crate::support::{Scene, steps};
+
+const DRY: &str = "--device cpu --nproc 2 --dry-run";
+
+fn report(text: &str) -> serde_json::Value {
+    serde_json::from_str(text.trim()).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
+    let scene = Scene::new();
+    let dry = scene.launch(&format!("{DRY} train cfg.toml --json"));
+    dry.expect(0, &[]);
+    assert!(!scene.path("work_dirs").exists(), "nothing was begun");
+    let report = report(&dry.stdout);
+    assert_eq!(report["training"]["iterations_per_epoch"], steps(2));
+    assert_eq!(report["training"]["iterations"], 2 * steps(2));
+    assert_eq!((&report["datasets"][0]["images"], &report["datasets"][1]["images"]), (&48.into(), &8.into()));
+    assert_eq!(report["training"]["effective_batch"], 2);
+    assert_eq!(report["workers"][1]["rank"], 1);
+    assert_eq!(report["problems"].as_array().unwrap().len(), 0);
+    scene.two("train cfg.toml --no-validate");
+    let log = fs::read_dir(scene.path("work_dirs/cfg")).unwrap().map(|entry| entry.unwrap().path());
+    let log = log.filter(|path| path.to_string_lossy().ends_with(".log.json")).next().unwrap();
+    let lines = fs::read_to_string(log).unwrap();
+    let trained =
+        lines.lines().filter(|line| line.contains("\"mode\": \"train\"") || line.contains("\"mode\":\"train\""));
+    assert_eq!(trained.count(), 2 * steps(2), "each step has a line");
+    // The tensors are counted to the byte, the header within a few KB.
+    let written = fs::metadata(scene.path("work_dirs/cfg/epoch_1.ckpt")).unwrap().len();
+    let told = report["disk"]["checkpoint"].as_u64().unwrap();
+    assert!(told.abs_diff(written) < 24 << 10, "{told} told, {written} written");
+    assert_eq!(report["disk"]["count"], 2);
+    let resumed = scene.launch(&format!("{DRY} train cfg.toml --resume --set train.epochs=5 --json"));
+    resumed.expect(0, &[]);
+    let resumed: serde_json::Value = serde_json::from_str(&resumed.stdout).unwrap();
+    assert_eq!((&resumed["training"]["epochs_done"], &resumed["disk"]["count"]), (&2.into(), &3.into()));
+    let test = scene.launch(&format!("{DRY} test work_dirs/cfg/latest.ckpt"));
+    test.expect(0, &["val          8 pictures, 8 classes", "memory       about"]);
+}
+
+#[test]
+fn what_training_would_refuse_is_refused_with_the_same_code() {
+    let scene = Scene::new();
+    scene.launch(&format!("{DRY} train cfg.toml --set optimizer.lrr=1")).expect(2, &["optimizer.lr"]);
+    scene.launch(&format!("{DRY} train cfg.toml --set data.train.ann_file=none.json")).expect(3, &["none.json"]);
+    scene.launch(&format!("{DRY} train cfg.toml --set model.num_classes=5")).expect(3, &["model.num_classes"]);
+    scene.launch(&format!("{DRY} train cfg.toml --resume")).expect(3, &["no checkpoint"]);
+    scene.launch(&format!("{DRY} flops cfg.toml")).expect(2, &["--dry-run goes with train and test"]);
+    scene.launch("--device cpu --nproc 2 train cfg.toml --json").expect(2, &["--json goes with --dry-run"]);
+    assert!(!scene.path("work_dirs").exists());
+}
+
+#[test]
+fn a_job_that_will_fill_the_disk_is_told_so_beforehand() {
+    let scene = Scene::new();
+    // More checkpoints than any disk holds.
+    let ended = scene.launch(&format!("{DRY} train cfg.toml --set train.epochs=1000000000000 schedule.steps=[]"));
+    ended.expect(6, &["the checkpoints need", "checkpoint.keep_last", "work_dirs/cfg"]);
+    scene
+        .launch(&format!("{DRY} train cfg.toml --set train.epochs=1000000000000 checkpoint.keep_last=2"))
+        .expect(0, &[]);
+}
+
+#[test]
+fn all_reduces_are_measured_and_right() {
+    let scene = Scene::new();
+    let ended = scene.launch("--device cpu --nproc 2 benchmark comm --max-bytes 64K --iters 3 --json");
+    ended.expect(0, &[]);
+    let report = report(&ended.stdout);
+    assert_eq!((&report["backend"], &report["world_size"]), (&"gloo".into(), &2.into()));
+    let sizes: Vec<u64> =
+        report["sizes"].as_array().unwrap().iter().map(|row| row["bytes"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [4, 16, 64, 256, 1024, 4096, 16384, 65536]);
+    for row in report["sizes"].as_array().unwrap() {
+        let number = |name: &str| row[name].as_f64().unwrap();
+        assert!(number("min_us") > 0.0 && number("median_us") >= number("min_us"), "{row}");
+        // On two ranks both bandwidths are the same.
+        assert_eq!(number("algorithm_gb_per_s"), number("bus_gb_per_s"));
+    }
+    scene.launch("--device cpu --nproc 1 benchmark comm").expect(2, &["nobody to talk to", "--nproc 2"]);
+}
+
+#[test]
+fn starts_are_measured() {
+    let scene = Scene::new();
+    let ended = scene.launch("--device cpu --nproc 2 benchmark launch --repeat 2 --json");
+    ended.expect(0, &[]);
+    let report = report(&ended.stdout);
+    assert_eq!((&report["workers"], &report["repeat"]), (&2.into(), &2.into()));
+    let (first, whole) = (&report["fnet"]["first_all_reduce"], &report["fnet"]["whole"]);
+    assert!(first["min"].as_f64().unwrap() > 0.0);
+    assert!(first["median"].as_f64().unwrap() <= whole["median"].as_f64().unwrap());
+    scene
+        .launch("--device cpu --nproc 2 benchmark launch --against no-such-program")
+        .expect(2, &["no-such-program", "--against"]);
+}
+
+#[test]
+fn doctor_names_the_libraries() {
+    let scene = Scene::new();
+    let ended = scene.launch("doctor --json");
+    ended.expect(0, &[]);
+    let report = report(&ended.stdout);
+    assert_eq!(report["able"], true);
+    let found = |what: &str| {
+        let findings = report["findings"].as_array().unwrap();
+        let finding = findings.iter().find(|finding| finding["what"] == what);
+        finding.unwrap_or_else(|| panic!("{what} is not among {findings:?}"))["found"].as_str().unwrap().to_owned()
+    };
+    assert!(found("libtorch").starts_with("2.11"), "{}", found("libtorch"));
+    for what in ["GPUs", "worker", "processors", "memory", "disk", "shared memory", "open files", "ports", "clock"] {
+        assert!(!found(what).is_empty());
+    }
+    let people = scene.launch("doctor");
+    people.expect(0, &["ok   worker", "ok   ports"]);
+    assert!(people.stdout.is_empty());
+}
