@@ -8,7 +8,7 @@
 use fnet_protocol::estimate::MemoryEstimate;
 
 use super::disk::bytes;
-use crate::config::{Amp, Config, OptimizerKind, Pipeline};
+use crate::config::{Activation, Amp, Config, OptimizerKind, Pipeline};
 use crate::error::Result;
 use crate::model::{Parameters, Role};
 use crate::tools::flops::{BBOX_ROIS, FlopsReport, MASK_ROIS, count};
@@ -37,7 +37,7 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
     let channels = config.model.neck.out_channels as u64;
     // RoI features and their gradients.
     let features = 2 * channels * (rois * square(head.bbox_roi_size) + positives * square(head.mask_roi_size));
-    let values = outputs(&report, batch, rois, positives) + features;
+    let values = outputs(&report, config.model.backbone.activation, batch, rois, positives) + features;
     let narrow = config.train.amp != Amp::Off;
     let trained = total(parameters, Role::Parameter);
     let moments = match config.optimizer.kind {
@@ -89,8 +89,9 @@ pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEs
     .summed())
 }
 
-/// Values that the layers put out for `batch` pictures with so many RoIs in the heads.
-fn outputs(report: &FlopsReport, batch: u64, rois: u64, positives: u64) -> u64 {
+/// Values that the layers put out for `batch` pictures with so many RoIs in the heads. GELU is no layer of the report: it
+/// puts out as many as the norm before it.
+fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, positives: u64) -> u64 {
     let values = |layer: &crate::tools::flops::Layer| {
         let values: u64 = layer.outputs.iter().map(|output| output.iter().product::<u64>()).sum();
         if layer.name.starts_with("roi_head.bbox_head.") {
@@ -98,7 +99,8 @@ fn outputs(report: &FlopsReport, batch: u64, rois: u64, positives: u64) -> u64 {
         } else if layer.name.starts_with("roi_head.mask_head.") {
             values * positives / MASK_ROIS
         } else {
-            values * batch
+            let gelu = activation == Activation::Gelu && layer.name.ends_with(".mlp.1");
+            values * batch * if gelu { 2 } else { 1 }
         }
     };
     report.layers.iter().map(values).sum()
