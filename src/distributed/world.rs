@@ -56,6 +56,7 @@ pub struct World {
     device: Device,
     deadlines: Deadlines,
     phase: Mutex<String>,
+    backend: &'static str,
     /// The connections; dropped before the store.
     group: Option<Arc<Mutex<ProcessGroup>>>,
     store: Option<TcpStore>,
@@ -91,6 +92,7 @@ impl World {
             device,
             deadlines: Deadlines::default(),
             phase: Mutex::new(String::new()),
+            backend: "none",
             group: None,
             store: None,
         }
@@ -117,6 +119,7 @@ impl World {
         // Keys of earlier attempts may still be there.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
         let (rank, size) = (place.rank, place.world_size);
+        world.backend = by.name();
         let mut group = match by {
             Transport::Gloo => {
                 let options = gloo_options(place, rendezvous);
@@ -128,6 +131,7 @@ impl World {
         };
         if let Device::Cuda(index) = device {
             group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
+            world.backend = "nccl";
         }
         group.set_timeout(deadlines.collective)?;
         world.group = Some(Arc::new(Mutex::new(group)));
@@ -158,6 +162,11 @@ impl World {
     /// The device of this rank.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// What tensors on [`World::device`] travel by: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
+    pub fn backend(&self) -> &'static str {
+        self.backend
     }
 
     /// Whether this rank writes files and speaks for the job.
@@ -375,6 +384,16 @@ enum Transport {
     Gloo,
     #[cfg(feature = "mpi")]
     Mpi(super::mpi::Mpi),
+}
+
+impl Transport {
+    fn name(&self) -> &'static str {
+        match self {
+            Transport::Gloo => "gloo",
+            #[cfg(feature = "mpi")]
+            Transport::Mpi(_) => "mpi",
+        }
+    }
 }
 
 #[cfg(feature = "mpi")]

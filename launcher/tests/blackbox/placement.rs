@@ -91,7 +91,7 @@ fn a_small_limit_of_open_files_is_raised_for_the_workers_or_named() {
         }
         finish(command)
     };
-    let output = under("ulimit -Hn 2000; ulimit -Sn 100");
+    let output = under("ulimit -Sn 100; ulimit -Hn 2000");
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(scene.read("files_0").trim(), "2000");
     let output = under("ulimit -n 100");
@@ -102,7 +102,8 @@ fn a_small_limit_of_open_files_is_raised_for_the_workers_or_named() {
 #[test]
 fn a_folder_that_cannot_be_written_to_is_named_before_anything_starts() {
     let scene = Scene::new();
-    let output = scene.run("finish", "--device cpu --nproc 2 train cfg.toml --work-dir cfg.toml/out");
+    fs::write(scene.path("work_dirs"), "").unwrap();
+    let output = scene.run("finish", "--device cpu --nproc 2 benchmark comm");
     assert_eq!(code(&output), 6, "{}", stderr(&output));
-    assert!(stderr(&output).contains("cannot write to cfg.toml: it is no folder"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot write to work_dirs: it is no folder"), "{}", stderr(&output));
 }

@@ -12,7 +12,7 @@ use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::{exit, stop};
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::publish;
 use super::summary::Summary;
@@ -87,9 +87,8 @@ pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32
         }
     }
     if world.is_first() {
-        let backend = if world.device() == Device::Cpu { "gloo" } else { "nccl" };
         let (iters, warm_up) = (arguments.iters, arguments.warm_up);
-        let report = Report { backend, world_size: world.world_size(), iters, warm_up, sizes: rows };
+        let report = Report { backend: world.backend(), world_size: world.world_size(), iters, warm_up, sizes: rows };
         publish(&report, &report.to_string(), arguments.json)?;
     }
     world.leave()?;
@@ -196,6 +195,6 @@ mod tests {
 
     #[test]
     fn a_sum_over_one_rank_is_right() {
-        check_sum(1000, &World::alone(Device::Cpu)).unwrap();
+        check_sum(1000, &World::alone(tch::Device::Cpu)).unwrap();
     }
 }
