@@ -13,6 +13,7 @@ mod evaluation;
 mod failures;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod nodes;
 mod options;
 mod outputs;
 mod pictures;

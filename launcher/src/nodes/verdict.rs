@@ -47,7 +47,7 @@ impl Final {
                 Some(plain(self.first_rank, *code, format!("its {} is lost: {reason}", self.name)))
             }
             Fate::Ended(End { how: How::Failed { cause, .. }, .. }) => {
-                Some(Cause { reason: format!("{} (on {})", cause.reason, self.name), ..cause.clone() })
+                Some(Cause { reason: format!("{}, on {}", cause.reason, self.name), ..cause.clone() })
             }
             Fate::Ended(_) => None,
         }
@@ -129,8 +129,8 @@ mod tests {
         let own = How::Failed { cause: cause(3, "killed by SIGKILL"), is_echo: false };
         let end = merge(&[node(0, Some(0), ended(echo)), node(1, Some(1), ended(own))]);
         let How::Failed { cause, is_echo: false } = end.how else { panic!("{end:?}") };
-        assert_eq!((cause.rank, cause.reason.as_str()), (3, "killed by SIGKILL (on node 1)"));
-        assert_eq!(cause.others, [(0, "connection closed by peer (on node 0)".to_owned())]);
+        assert_eq!((cause.rank, cause.reason.as_str()), (3, "killed by SIGKILL, on node 1"));
+        assert_eq!(cause.others, [(0, "connection closed by peer, on node 0".to_owned())]);
         assert_eq!(end.gone, None);
     }
 
