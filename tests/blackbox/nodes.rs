@@ -80,7 +80,7 @@ impl Hosts {
             self.names[node],
             launcher.display()
         );
-        self.scene.start_command(self.scene.command(Path::new("ip"), &line), &format!("stderr_{node}.txt"))
+        Running::start(self.scene.command(Path::new("ip"), &line), self.scene.path(&format!("stderr_{node}.txt")))
     }
 
     fn start_both(&self, line: &str) -> [Running; 2] {
@@ -156,13 +156,16 @@ fn a_worker_lost_on_one_node_restarts_both_and_is_named_on_both() {
     for ended in hosts.wait(running) {
         ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 1 s (restart 1 of 3)"]);
     }
-    let [whole, restarted] = ["whole", "work_dirs/cfg"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
+    let [whole, restarted] =
+        ["whole", "work_dirs/cfg"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
     assert_eq!(differences(&whole, &restarted), Vec::<String>::new());
 }
 
 #[test]
 fn a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along() {
-    let Some(hosts) = Hosts::new("a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along") else { return };
+    let Some(hosts) = Hosts::new("a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along") else {
+        return;
+    };
     for lost in [1, 0] {
         let folder = format!("lost{lost}");
         let running = hosts.start_both(&format!("{TRAIN} --set train.epochs=500 --work-dir {folder}"));
@@ -210,7 +213,8 @@ fn ctrl_c_on_one_node_saves_and_stops_both() {
 #[test]
 fn configs_that_differ_are_named_field_by_field_on_both() {
     let Some(hosts) = Hosts::new("configs_that_differ_are_named_field_by_field_on_both") else { return };
-    let running = [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimizer.lr=0.0{}", node + 1)));
+    let running =
+        [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimizer.lr=0.0{}", node + 1)));
     for ended in hosts.wait(running) {
         ended.expect(2, &["optimizer.lr is `0.02` there and `0.01` on node 0", "node 1 (", "10.77.0.2)"]);
     }

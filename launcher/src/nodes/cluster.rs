@@ -382,7 +382,7 @@ fn end_of(here: Agreed, is_echo: bool) -> End {
     let how = match here.outcome {
         Outcome::Done => How::Done,
         Outcome::Stopped { reason, saved } => How::Stopped { reason, saved },
-        Outcome::Failed(cause) => How::Failed { cause: *cause, is_echo },
+        Outcome::Failed(cause) => How::Failed { cause, is_echo },
     };
     End {
         how,
@@ -397,7 +397,7 @@ fn agreed(end: End) -> Agreed {
     let outcome = match end.how {
         How::Done => Outcome::Done,
         How::Stopped { reason, saved } => Outcome::Stopped { reason, saved },
-        How::Failed { cause, .. } => Outcome::Failed(Box::new(cause)),
+        How::Failed { cause, .. } => Outcome::Failed(cause),
     };
     Agreed {
         outcome,

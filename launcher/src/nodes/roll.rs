@@ -65,7 +65,8 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
 fn differences(first: &Hello, other: &Hello) -> Vec<String> {
     const MOST: usize = 5;
     let names = first.terms.keys().chain(other.terms.keys().filter(|name| !first.terms.contains_key(*name)));
-    let value = |hello: &Hello, name: &str| hello.terms.get(name).map_or("not set".to_owned(), |value| format!("`{value}`"));
+    let value =
+        |hello: &Hello, name: &str| hello.terms.get(name).map_or("not set".to_owned(), |value| format!("`{value}`"));
     let text = |name: &String| {
         let (ours, theirs) = (value(first, name), value(other, name));
         (ours != theirs).then(|| format!("{name} is {theirs} there and {ours} on node 0"))

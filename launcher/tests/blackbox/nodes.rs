@@ -116,7 +116,10 @@ fn a_node_that_finds_nobody_says_where_it_looked_within_the_join_time() {
 #[test]
 fn a_program_on_the_port_that_is_no_fnet_job_is_told_apart() {
     for (says, expected) in [
-        (Some("SSH-2.0-OpenSSH_9.2\r\n"), "another program listens there, no fnet job; it says \"SSH-2.0-OpenSSH_9.2\""),
+        (
+            Some("SSH-2.0-OpenSSH_9.2\r\n"),
+            "another program listens there, no fnet job; it says \"SSH-2.0-OpenSSH_9.2\"",
+        ),
         (None, "something takes the connection and ends it: no fnet job?"),
     ] {
         let nodes = Nodes::new();
@@ -174,7 +177,8 @@ fn strangers_at_the_port_do_no_harm() {
         until("node 0 listens", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
         });
-        let sound = r#"{"type":"hello","protocol":1,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","terms":{}}"#;
+        let sound =
+            r#"{"type":"hello","protocol":1,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","terms":{}}"#;
         for words in [
             "GET / HTTP/1.1\r\n\r\n".to_owned(),
             "\n".to_owned(),
@@ -213,18 +217,25 @@ fn a_node_of_another_job_is_sent_away_and_the_job_goes_on() {
     outputs.iter().for_each(|output| expect(output, 0, &[]));
     // Where it listens, nobody else can.
     let taken = TcpListener::bind(("0.0.0.0", nodes.port)).unwrap();
-    expect(&finish(nodes.node("finish", 0, 2, "train cfg.toml")), 6, &["cannot listen on port", "--master-port on every node"]);
+    expect(
+        &finish(nodes.node("finish", 0, 2, "train cfg.toml")),
+        6,
+        &["cannot listen on port", "--master-port on every node"],
+    );
     drop(taken);
     nodes.scene.assert_nothing_left();
 }
 
 #[test]
 fn a_worker_that_fails_on_one_node_is_named_on_all_with_one_code() {
-    for (deed, expected, text) in
-        [("code=17@1", 4, "rank 1 failed: ended with code 17"), ("usage@0", 2, "no field named lrr"), ("kill@1", 4, "SIGKILL")]
-    {
+    for (deed, expected, text) in [
+        ("code=17@1", 4, "rank 1 failed: ended with code 17"),
+        ("usage@0", 2, "no field named lrr"),
+        ("kill@1", 4, "SIGKILL"),
+    ] {
         let nodes = Nodes::new();
-        let outputs = nodes.run((0..2).map(|rank| nodes.node(deed, rank, 2, "--max-restarts 0 train cfg.toml")).collect());
+        let outputs =
+            nodes.run((0..2).map(|rank| nodes.node(deed, rank, 2, "--max-restarts 0 train cfg.toml")).collect());
         let failing = if deed.ends_with('0') { "on node 0 (" } else { "on node 1 (" };
         outputs.iter().for_each(|output| expect(output, expected, &[text, failing]));
     }
@@ -244,7 +255,11 @@ fn all_nodes_restart_together_from_the_newest_checkpoint() {
 #[test]
 fn an_interface_that_is_not_there_is_refused_with_those_that_are() {
     let nodes = Nodes::new();
-    expect(&finish(nodes.node("finish", 0, 2, "--iface eth77 test a.ckpt")), 6, &["--iface eth77: no such network interface", "lo (127.0.0.1"]);
+    expect(
+        &finish(nodes.node("finish", 0, 2, "--iface eth77 test a.ckpt")),
+        6,
+        &["--iface eth77: no such network interface", "lo (127.0.0.1"],
+    );
     let output = finish(nodes.scene.command("environment", "--device cpu --nproc 1 --iface lo train cfg.toml"));
     expect(&output, 0, &[]);
     let variables = nodes.scene.read("environment_0");

@@ -83,7 +83,7 @@ fn failed(rank: usize, is_echo: bool) -> How {
     let text = format!(
         r#"{{"rank":{rank},"exit_code":4,"reason":"killed","doing":null,"backtrace":null,"stderr":[],"others":[]}}"#
     );
-    How::Failed { cause: serde_json::from_str::<Cause>(&text).unwrap(), is_echo }
+    How::Failed { cause: Box::new(serde_json::from_str::<Cause>(&text).unwrap()), is_echo }
 }
 
 fn told(actions: &[Action]) -> Vec<(Line, &ToNode)> {
