@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -239,6 +239,38 @@ fn a_worker_that_fails_on_one_node_is_named_on_all_with_one_code() {
         let failing = if deed.ends_with('0') { "on node 0 (" } else { "on node 1 (" };
         outputs.iter().for_each(|output| expect(output, expected, &[text, failing]));
     }
+}
+
+#[test]
+fn a_worker_that_hangs_on_one_node_is_named_on_all_with_one_code() {
+    let nodes = Nodes::new();
+    let line = "--max-restarts 0 --silence-timeout 4 train cfg.toml";
+    let outputs = nodes.run((0..2).map(|rank| nodes.node("beat freeze@1", rank, 2, line)).collect());
+    outputs.iter().for_each(|output| expect(output, 5, &["rank 1 failed: gave no sign of life for", "on node 1 ("]));
+}
+
+#[test]
+fn ctrl_c_on_one_node_stops_all_also_while_they_wait_and_in_the_pause_before_a_restart() {
+    let nodes = Nodes::new();
+    let spawn = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // One of three is missing.
+    let mut waiting = [0, 1].map(|rank| spawn(nodes.node("finish", rank, 3, "train cfg.toml")));
+    until("node 0 listens", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", nodes.port)).is_ok());
+    thread::sleep(Duration::from_secs(2));
+    signal(&waiting[1], "INT");
+    assert_eq!(waiting.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
+    // A worker is lost, and the job would go on after a second.
+    let mut pausing = [0, 1].map(|rank| spawn(nodes.node("restart", rank, 2, "train cfg.toml")));
+    let report = nodes.scene.path("work_dirs/cfg/logs/failure_node_0.json");
+    until("the failure is reported", Duration::from_secs(20), || report.exists());
+    signal(&pausing[0], "INT");
+    assert_eq!(pausing.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
+    nodes.scene.assert_nothing_left();
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 #[test]
