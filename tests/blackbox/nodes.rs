@@ -52,6 +52,8 @@ impl Hosts {
         let [a, b] = &self.names;
         ip(&format!("netns add {a}"))?;
         ip(&format!("netns add {b}"))?;
+        // So that the cable has another number on each host.
+        ip(&format!("-n {a} link add spare type veth peer name spare2"))?;
         ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"))?;
         for (number, name) in [(1, a), (2, b)] {
             ip(&format!("-n {name} addr add 10.77.0.{number}/24 dev cable"))?;
@@ -69,6 +71,20 @@ impl Hosts {
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("hosts"), format!("127.0.0.1 localhost\n{lines}\n")).unwrap();
         }
+    }
+
+    /// The address that host 0 has without being given one, with the way there.
+    fn link_local(&self) -> String {
+        let words = ["-n", &self.names[0], "-6", "-o", "addr", "show", "dev", "cable", "scope", "link"];
+        let mut address = None;
+        until("the cable has an address of its own", || {
+            let output = Command::new("ip").args(words).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let found = text.lines().find(|line| !line.contains("tentative"));
+            address = found.and_then(|line| Some(line.split_once("inet6 ")?.1.split_once('/')?.0.to_owned()));
+            address.is_some()
+        });
+        format!("{}%cable", address.unwrap())
     }
 
     /// Starts the launcher of one node on its host, with one worker.
@@ -140,7 +156,8 @@ fn nodes_meet_by_every_way_to_write_an_address() {
     // Of the addresses of `several` only the last leads anywhere.
     hosts.know("fd77::1 six\n10.77.0.99 several\nfd99::1 several\n10.77.0.1 several");
     let line = "train cfg.toml --no-validate --set train.epochs=1 --work-dir";
-    for (number, address) in ["fd77::1", "[fd77::1]", "six", "several"].into_iter().enumerate() {
+    let link_local = hosts.link_local();
+    for (number, address) in ["fd77::1", "[fd77::1]", "six", "several", &link_local].into_iter().enumerate() {
         hosts.run(address, &format!("{line} ip{number}"));
     }
     // With the interface by name on each host.

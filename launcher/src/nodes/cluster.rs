@@ -6,13 +6,14 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::exit;
 use fnet_protocol::message::StopReason;
+use fnet_protocol::{env, exit};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::door::{self, Door, Events};
 use super::hub::{Event, OWN_LINE};
+use super::interfaces;
 use super::meet::pulse;
 use super::message::{Beat, End, How, Start, Stop, ToHub, ToNode};
 use super::verdict::{self, Fate, Final};
@@ -256,7 +257,14 @@ impl Cluster {
         link.first_rank = start.first_rank;
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
         let spot = Some(Spot { first_rank: start.first_rank, world: start.world });
-        let nodes = Nodes { address, spot, ..nodes.clone() };
+        let interface = match interfaces::of_scope(&address).filter(|_| nodes.interface.is_empty()) {
+            Some(name) => rendezvous::interface(Some(&name), |key| std::env::var(key).ok()),
+            None => nodes.interface.clone(),
+        };
+        if let Some((_, name)) = interface.iter().find(|(key, _)| key == env::GLOO_SOCKET_IFNAME) {
+            interfaces::check_for_workers(name, &interfaces::all()?)?;
+        }
+        let nodes = Nodes { address, spot, interface, ..nodes.clone() };
         Ok(Begun::Start(Meeting { attempt, store, port: start.port, nodes, resume: Some(start.resume) }))
     }
 
