@@ -59,7 +59,7 @@ pub fn resolve(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Result
             text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))
         }
     };
-    let interface = interface(place, lookup);
+    let interface = interface(place.iface.as_deref(), lookup);
     let count = number(place.nnodes, env::NNODES, 1)?;
     if count == 0 {
         return Err(Error::usage("the number of nodes is 0 (--nnodes, NNODES); expected 1 or more"));
@@ -91,11 +91,11 @@ fn without_brackets(address: &str) -> String {
     address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address).to_owned()
 }
 
-/// `--iface` as Gloo and NCCL read it, unless the user has told them otherwise.
-fn interface(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
-    let Some(name) = &place.iface else { return Vec::new() };
+/// The name of a network interface (`--iface`) as Gloo and NCCL read it, unless the user has told them otherwise.
+pub fn interface(name: Option<&str>, lookup: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    let Some(name) = name else { return Vec::new() };
     let names = [env::GLOO_SOCKET_IFNAME, env::NCCL_SOCKET_IFNAME];
-    names.iter().filter(|name| lookup(name).is_none()).map(|key| ((*key).to_owned(), name.clone())).collect()
+    names.iter().filter(|key| lookup(key).is_none()).map(|key| ((*key).to_owned(), name.to_owned())).collect()
 }
 
 fn port(place: &Place, lookup: impl Fn(&str) -> Option<String>) -> Result<u16> {

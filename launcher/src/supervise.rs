@@ -152,6 +152,7 @@ async fn see_to_its_end(
                 let text = format!("restarting in {} s (restart {used} of {allowed}): {reason}", pause.as_secs());
                 show.borrow().error(&text);
                 if let Some(reason) = pause_unless_stopped(pause, signals).await {
+                    cluster.stop(reason, false).await;
                     return Ok(say_stopped(&show.borrow(), reason, true, &given));
                 }
             }

@@ -14,6 +14,7 @@ mod evaluation;
 mod failures;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod nodes;
 mod options;
 mod outputs;
 mod pictures;

@@ -243,6 +243,11 @@ impl Running {
         Self { child, stderr }
     }
 
+    /// What it has told people so far.
+    pub fn told(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
@@ -305,7 +310,7 @@ pub fn worker_program() -> PathBuf {
 }
 
 /// The launcher, which is another package's and must have been built before.
-fn launcher() -> PathBuf {
+pub fn launcher() -> PathBuf {
     let path = worker_program().with_file_name("fnet-launch");
     assert!(path.is_file(), "{} is not there: run `cargo build --release --workspace` first", path.display());
     path

@@ -269,3 +269,42 @@ fn a_launcher_that_had_no_processor_does_not_miss_workers_that_it_did_not_hear()
     assert_eq!(scene.job.tick(scene.now), [], "they have not been started so long ago in its own time");
     assert_eq!(scene.wait(60.0), []);
 }
+
+/// A worker of another node, idle for so long.
+fn elsewhere(phase: Phase, idle: u64) -> Vec<Seen> {
+    let beat = Heartbeat { phase, epoch: 1, step: 5, ..Heartbeat::default() };
+    let (moment, idle) = (Duration::from_millis(10), Duration::from_secs(idle));
+    let beat = Heartbeat { idle_seconds: idle.as_secs_f64(), ..beat };
+    vec![Seen { rank: 2, age: idle, silent: Some(moment), beat: Some((beat, moment)) }]
+}
+
+// https://github.com/open-mmlab/mmdetection/issues/11096: one rank evaluates, the others' time runs out.
+#[test]
+fn workers_may_wait_for_one_that_evaluates_on_another_node() {
+    let mut scene = Scene::new();
+    for second in 0..250 {
+        for index in 0..2 {
+            let beat = Heartbeat { phase: Phase::AllReduce, epoch: 1, step: 5, ..Heartbeat::default() };
+            let beat = Heartbeat { idle_seconds: f64::from(second), ..beat };
+            scene.job.on(index, Event::Message(FromWorker::Heartbeat(beat)), scene.now);
+        }
+        scene.job.hear_of_others(elsewhere(Phase::Evaluation, 1), scene.now);
+        assert_eq!(scene.wait(1.0), [], "after {second} s");
+    }
+}
+
+#[test]
+fn a_hang_on_another_node_is_left_to_that_node_and_its_failure_ends_the_attempt_here() {
+    let mut scene = Scene::new();
+    scene.beat(0, Phase::AllReduce, 5);
+    scene.beat(1, Phase::AllReduce, 5);
+    scene.job.hear_of_others(elsewhere(Phase::Data, 101), scene.now);
+    assert_eq!(scene.wait(2.0), []);
+    assert_eq!(scene.job.failed_rank(), None);
+    let told = scene.job.peer_failed(2, scene.now);
+    assert_eq!(told, [0, 1].map(|index| Action::Tell(index, ToWorker::PeerLost { rank: 2 })));
+    assert!(scene.job.peer_failed(2, scene.now).is_empty(), "it is told once");
+    scene.failed(0, FailureKind::PeerLost, "rank 2 is gone");
+    assert_eq!(scene.wait(2.5), [Action::Kill(0), Action::Kill(1)]);
+    assert!(scene.job.only_echoes() && scene.job.failed_rank() == Some(0));
+}

@@ -6,13 +6,14 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::exit;
 use fnet_protocol::message::StopReason;
+use fnet_protocol::{env, exit};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::door::{self, Door, Events};
 use super::hub::{Event, OWN_LINE};
+use super::interfaces;
 use super::meet::pulse;
 use super::message::{Beat, End, How, Start, Stop, ToHub, ToNode};
 use super::verdict::{self, Fate, Final};
@@ -256,7 +257,14 @@ impl Cluster {
         link.first_rank = start.first_rank;
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
         let spot = Some(Spot { first_rank: start.first_rank, world: start.world });
-        let nodes = Nodes { address, spot, ..nodes.clone() };
+        let interface = match interfaces::of_scope(&address).filter(|_| nodes.interface.is_empty()) {
+            Some(name) => rendezvous::interface(Some(&name), |key| std::env::var(key).ok()),
+            None => nodes.interface.clone(),
+        };
+        if let Some((_, name)) = interface.iter().find(|(key, _)| key == env::GLOO_SOCKET_IFNAME) {
+            interfaces::check_for_workers(name, &interfaces::all()?)?;
+        }
+        let nodes = Nodes { address, spot, interface, ..nodes.clone() };
         Ok(Begun::Start(Meeting { attempt, store, port: start.port, nodes, resume: Some(start.resume) }))
     }
 
@@ -382,7 +390,7 @@ fn end_of(here: Agreed, is_echo: bool) -> End {
     let how = match here.outcome {
         Outcome::Done => How::Done,
         Outcome::Stopped { reason, saved } => How::Stopped { reason, saved },
-        Outcome::Failed(cause) => How::Failed { cause: *cause, is_echo },
+        Outcome::Failed(cause) => How::Failed { cause, is_echo },
     };
     End {
         how,
@@ -397,7 +405,7 @@ fn agreed(end: End) -> Agreed {
     let outcome = match end.how {
         How::Done => Outcome::Done,
         How::Stopped { reason, saved } => Outcome::Stopped { reason, saved },
-        How::Failed { cause, .. } => Outcome::Failed(Box::new(cause)),
+        How::Failed { cause, .. } => Outcome::Failed(cause),
     };
     Agreed {
         outcome,

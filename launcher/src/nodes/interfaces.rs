@@ -55,6 +55,30 @@ pub fn check(wanted: &str, all: &[Interface]) -> Result<()> {
     Err(Error::environment(format!("--iface {wanted}: {wrong}; this machine has {}", list(all))))
 }
 
+/// The interface that an address with a scope belongs to (`fe80::1%4`), by name.
+pub fn of_scope(address: &str) -> Option<String> {
+    let index = address.split_once('%')?.1.parse().ok()?;
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+}
+
+/// Refuses an interface with link-local addresses only: they lead the launchers to node 0, but workers tell each other
+/// their addresses, and what follows the `%` counts on one machine only.
+///
+/// # Errors
+/// Says what the interface lacks (exit code 6).
+pub fn check_for_workers(name: &str, all: &[Interface]) -> Result<()> {
+    let is_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let addresses = all.iter().filter(|one| one.name == name).flat_map(|one| &one.addresses);
+    if addresses.clone().any(|address| !is_local(address)) {
+        return Ok(());
+    }
+    Err(Error::environment(format!(
+        "the nodes meet at a link-local address, and {name} has no other one, at which the workers of other machines \
+         could reach those here; give it one, or name another interface by --iface; this machine has {}",
+        list(all)
+    )))
+}
+
 /// `lo (127.0.0.1), eth0 (10.0.0.1, down)`.
 pub fn list(all: &[Interface]) -> String {
     let text = |interface: &Interface| {
@@ -122,6 +146,17 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn an_interface_with_link_local_addresses_only_is_not_for_workers() {
+        let machine = [interface("eth0", true, &["fe80::1", "10.0.0.1"]), interface("eth1", true, &["fe80::2"])];
+        assert!(check_for_workers("eth0", &machine).is_ok());
+        let error = check_for_workers("eth1", &machine).unwrap_err();
+        assert!(error.message.contains("eth1 has no other one") && error.message.contains("--iface"), "{error}");
+        let index = nix::net::if_::if_nametoindex("lo").unwrap();
+        assert_eq!(of_scope(&format!("fe80::1%{index}")).as_deref(), Some("lo"));
+        assert_eq!((of_scope("fe80::1"), of_scope("10.0.0.1%x")), (None, None));
     }
 
     #[test]

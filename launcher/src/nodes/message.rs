@@ -244,7 +244,7 @@ pub enum How {
     /// One failed.
     Failed {
         /// The first.
-        cause: Cause,
+        cause: Box<Cause>,
         /// Whether all that failed only lost another rank.
         is_echo: bool,
     },

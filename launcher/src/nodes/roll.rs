@@ -61,11 +61,12 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
     }
 }
 
-/// What differs, a few at most, as `--device is cuda there and cpu on node 0`.
+/// What differs, a few at most, as --device is `cuda` there and `cpu` on node 0.
 fn differences(first: &Hello, other: &Hello) -> Vec<String> {
     const MOST: usize = 5;
     let names = first.terms.keys().chain(other.terms.keys().filter(|name| !first.terms.contains_key(*name)));
-    let value = |hello: &Hello, name: &str| hello.terms.get(name).map_or("not set".to_owned(), Clone::clone);
+    let value =
+        |hello: &Hello, name: &str| hello.terms.get(name).map_or("not set".to_owned(), |value| format!("`{value}`"));
     let text = |name: &String| {
         let (ours, theirs) = (value(first, name), value(other, name));
         (ours != theirs).then(|| format!("{name} is {theirs} there and {ours} on node 0"))
@@ -136,13 +137,13 @@ mod tests {
         let text = conflict(admit(&first, &[], &hello(1, &[("fnet", "0.2.0"), ("optimizer.lr", "0.02")]), "10.0.0.2"));
         for part in [
             "node 1 (host1, 10.0.0.2)",
-            "fnet is 0.2.0 there and 0.1.0 on node 0",
-            "optimizer.lr is 0.02 there and 0.01",
+            "fnet is `0.2.0` there and `0.1.0` on node 0",
+            "optimizer.lr is `0.02` there and `0.01`",
         ] {
             assert!(text.contains(part), "{text}");
         }
         let text = conflict(admit(&first, &[], &hello(2, &TERMS[..1]), "a"));
-        assert!(text.contains("optimizer.lr is not set there and 0.01 on node 0"), "{text}");
+        assert!(text.contains("optimizer.lr is not set there and `0.01` on node 0"), "{text}");
         let many: Vec<(String, String)> = (0..20).map(|number| (format!("key{number}"), "1".to_owned())).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let text = conflict(admit(&hello(0, &[]), &[], &hello(1, &many), "a"));

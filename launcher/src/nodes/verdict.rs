@@ -47,7 +47,7 @@ impl Final {
                 Some(plain(self.first_rank, *code, format!("its {} is lost: {reason}", self.name)))
             }
             Fate::Ended(End { how: How::Failed { cause, .. }, .. }) => {
-                Some(Cause { reason: format!("{} (on {})", cause.reason, self.name), ..cause.clone() })
+                Some(Cause { reason: format!("{}, on {}", cause.reason, self.name), ..(**cause).clone() })
             }
             Fate::Ended(_) => None,
         }
@@ -101,7 +101,7 @@ fn failure(first: &Final, rest: &[&Final]) -> How {
         cause.others.push((other.rank, other.reason));
         cause.others.extend(other.others);
     }
-    How::Failed { cause, is_echo: first.standing().0 }
+    How::Failed { cause: Box::new(cause), is_echo: first.standing().0 }
 }
 
 #[cfg(test)]
@@ -125,25 +125,25 @@ mod tests {
 
     #[test]
     fn a_lost_connection_on_one_node_is_not_the_cause_if_another_knows_better() {
-        let echo = How::Failed { cause: cause(0, "connection closed by peer"), is_echo: true };
-        let own = How::Failed { cause: cause(3, "killed by SIGKILL"), is_echo: false };
+        let echo = How::Failed { cause: Box::new(cause(0, "connection closed by peer")), is_echo: true };
+        let own = How::Failed { cause: Box::new(cause(3, "killed by SIGKILL")), is_echo: false };
         let end = merge(&[node(0, Some(0), ended(echo)), node(1, Some(1), ended(own))]);
         let How::Failed { cause, is_echo: false } = end.how else { panic!("{end:?}") };
-        assert_eq!((cause.rank, cause.reason.as_str()), (3, "killed by SIGKILL (on node 1)"));
-        assert_eq!(cause.others, [(0, "connection closed by peer (on node 0)".to_owned())]);
+        assert_eq!((cause.rank, cause.reason.as_str()), (3, "killed by SIGKILL, on node 1"));
+        assert_eq!(cause.others, [(0, "connection closed by peer, on node 0".to_owned())]);
         assert_eq!(end.gone, None);
     }
 
     #[test]
     fn of_two_true_causes_the_first_one_counts() {
-        let own = |rank| ended(How::Failed { cause: cause(rank, "killed"), is_echo: false });
+        let own = |rank| ended(How::Failed { cause: Box::new(cause(rank, "killed")), is_echo: false });
         let end = merge(&[node(0, Some(1), own(0)), node(1, Some(0), own(2))]);
         assert!(matches!(end.how, How::Failed { cause, .. } if cause.rank == 2));
     }
 
     #[test]
     fn a_lost_node_is_the_cause_and_rules_a_restart_out() {
-        let echo = How::Failed { cause: cause(0, "timed out"), is_echo: true };
+        let echo = How::Failed { cause: Box::new(cause(0, "timed out")), is_echo: true };
         let lost = Fate::Lost { code: exit::WORKER_LOST, reason: "no sign of life for 60 s".into() };
         let end = merge(&[node(0, Some(0), ended(echo)), node(1, Some(1), lost)]);
         let How::Failed { cause, .. } = end.how else { panic!("{end:?}") };
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(all, How::Stopped { reason: StopReason::Interrupted, saved: true });
         let some = how(&[node(0, None, stopped(true)), node(1, None, stopped(false))]);
         assert_eq!(some, How::Stopped { reason: StopReason::Interrupted, saved: false });
-        let echo = ended(How::Failed { cause: cause(0, "connection closed"), is_echo: true });
+        let echo = ended(How::Failed { cause: Box::new(cause(0, "connection closed")), is_echo: true });
         let missed = how(&[node(0, Some(0), echo), node(1, None, stopped(true))]);
         assert_eq!(missed, How::Stopped { reason: StopReason::Interrupted, saved: false });
     }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect, cpus.
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect, cpus; beat
+# works with signs of life.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
 
@@ -29,6 +30,7 @@ work() {
     touch "ready_$RANK"
     while :; do
         read -r -t 0.2 -u "$FNET_CONTROL" message
+        [ "$deed" != beat ] || say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
         case $message in
             *'"interrupted"'*) touch "saved_$RANK"; exit 130 ;;
             *'"terminated"'*) touch "saved_$RANK"; exit 75 ;;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::nodes::free_port;
 use crate::support::{Scene, code, finish, stderr};
 
 const TWO: &str = "--device cpu --nproc 2 train cfg.toml";
@@ -87,11 +88,6 @@ fn nodes_with_different_numbers_of_workers_meet_and_their_ranks_go_on() {
     }
     assert_ne!(variables[0]["MASTER_PORT"], port, "the store has a port of its own");
     scene.assert_nothing_left();
-}
-
-/// A port that was free a moment ago. Only a fixed port lets nodes find each other.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn failed(rank: usize, is_echo: bool) -> How {
     let text = format!(
         r#"{{"rank":{rank},"exit_code":4,"reason":"killed","doing":null,"backtrace":null,"stderr":[],"others":[]}}"#
     );
-    How::Failed { cause: serde_json::from_str::<Cause>(&text).unwrap(), is_echo }
+    How::Failed { cause: Box::new(serde_json::from_str::<Cause>(&text).unwrap()), is_echo }
 }
 
 fn told(actions: &[Action]) -> Vec<(Line, &ToNode)> {
@@ -171,7 +171,7 @@ fn a_node_that_does_not_fit_ends_the_job_on_all_and_one_of_another_job_does_not(
     let refusals = refusals(&actions);
     assert_eq!(refusals.iter().map(|(line, code, _)| (*line, *code)).collect::<Vec<_>>(), [(2, 2), (0, 2), (1, 2)]);
     assert!(
-        refusals.iter().all(|(_, _, text)| text.contains("--device is cuda there and cpu on node 0")),
+        refusals.iter().all(|(_, _, text)| text.contains("--device is `cuda` there and `cpu` on node 0")),
         "{refusals:?}"
     );
 }
@@ -198,7 +198,7 @@ fn a_failure_is_told_to_all_others_and_all_agree_on_the_cause() {
         .into_iter()
         .map(|(line, message)| match message {
             ToNode::Agreed { attempt: 0, end: End { how: How::Failed { cause, .. }, gone: None, .. } } => {
-                assert_eq!((cause.rank, cause.reason.as_str()), (2, "killed (on node 1 (host1, 10.0.0.2))"));
+                assert_eq!((cause.rank, cause.reason.as_str()), (2, "killed, on node 1 (host1, 10.0.0.2)"));
                 line
             }
             other => panic!("{other:?}"),

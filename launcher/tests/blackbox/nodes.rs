@@ -1,0 +1,316 @@
+//! Several nodes on one machine: how they meet, what they are told when they do not, and what strangers can do.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Scene, code, finish, stderr, until};
+
+/// Nodes of one worker each, which all run the same.
+struct Nodes {
+    scene: Scene,
+    port: u16,
+}
+
+impl Nodes {
+    fn new() -> Self {
+        let scene = Scene::new();
+        fs::write(scene.path("a.ckpt"), "").unwrap();
+        Self { scene, port: free_port() }
+    }
+
+    /// Node `rank` of `count`; `more` is added to the line.
+    fn node(&self, deeds: &str, rank: usize, count: usize, more: &str) -> Command {
+        let port = self.port;
+        let line = format!(
+            "--device cpu --nproc 1 --nnodes {count} --node-rank {rank} --master-addr 127.0.0.1 --master-port {port} {more}"
+        );
+        self.scene.command(deeds, &line)
+    }
+
+    /// Runs nodes together to their ends.
+    fn run(&self, commands: Vec<Command>) -> Vec<Output> {
+        let outputs = thread::scope(|scope| {
+            let running: Vec<_> = commands.into_iter().map(|command| scope.spawn(|| finish(command))).collect();
+            running.into_iter().map(|running| running.join().unwrap()).collect()
+        });
+        self.scene.assert_nothing_left();
+        outputs
+    }
+}
+
+/// A port for nodes to meet at: below those that the system gives away, and not this process's before.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 20_000 + (std::process::id() as u16 % 100) * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("::", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn expect(output: &Output, expected: i32, texts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(code(output), expected, "{text}");
+    for part in texts {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_late_is_waited_for_and_the_others_say_so_once() {
+    let nodes = Nodes::new();
+    let mut late = nodes.node("finish", 0, 3, "test a.ckpt");
+    let outputs = thread::scope(|scope| {
+        let early: Vec<_> = [1, 2]
+            .map(|rank| {
+                let command = nodes.node("finish", rank, 3, "test a.ckpt");
+                scope.spawn(|| finish(command))
+            })
+            .into_iter()
+            .collect();
+        thread::sleep(Duration::from_secs(2));
+        late.arg("-v");
+        let first = finish(late);
+        let mut all = vec![first];
+        all.extend(early.into_iter().map(|running| running.join().unwrap()));
+        all
+    });
+    expect(&outputs[0], 0, &["is here; all are"]);
+    for output in &outputs[1..] {
+        let port = nodes.port;
+        expect(output, 0, &[&format!("127.0.0.1:{port}: nothing listens there: is node 0 started")]);
+        assert_eq!(stderr(output).matches("waiting for node 0").count(), 1, "{}", stderr(output));
+    }
+    nodes.scene.assert_nothing_left();
+}
+
+// https://github.com/pytorch/pytorch/issues/107021: every node dials and times out without a hint.
+#[test]
+fn a_node_that_finds_nobody_says_where_it_looked_within_the_join_time() {
+    let nodes = Nodes::new();
+    let started = Instant::now();
+    let alone = nodes.node("finish", 1, 2, "--join-timeout 2 test a.ckpt");
+    let mut from_variable = nodes.node("finish", 0, 2, "test a.ckpt");
+    from_variable.env("FNET_JOIN_TIMEOUT", "1");
+    let nameless = nodes.scene.command(
+        "finish",
+        "--device cpu --nnodes 2 --node-rank 1 --master-addr no-such-host.invalid --join-timeout 1 test a.ckpt",
+    );
+    expect(
+        &finish(alone),
+        6,
+        &[&format!("127.0.0.1:{}: nothing listens there", nodes.port), "looked for for 2 s (--join-timeout)"],
+    );
+    expect(&finish(from_variable), 6, &["no word from node 1 of 2 within 1 s (--join-timeout)"]);
+    expect(&finish(nameless), 6, &["no-such-host.invalid (--master-addr, MASTER_ADDR) means nothing on this machine"]);
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
+fn a_program_on_the_port_that_is_no_fnet_job_is_told_apart() {
+    for (says, expected) in [
+        (
+            Some("SSH-2.0-OpenSSH_9.2\r\n"),
+            "another program listens there, no fnet job; it says \"SSH-2.0-OpenSSH_9.2\"",
+        ),
+        (None, "something takes the connection and ends it: no fnet job?"),
+    ] {
+        let nodes = Nodes::new();
+        let listener = TcpListener::bind(("127.0.0.1", nodes.port)).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                // A hello is read, so that the end of the connection is no reset.
+                let _ = stream.read(&mut [0; 4096]);
+                if let Some(text) = says {
+                    let _ = stream.write_all(text.as_bytes());
+                }
+            }
+        });
+        expect(&finish(nodes.node("finish", 1, 2, "--join-timeout 2 test a.ckpt")), 6, &[expected]);
+    }
+}
+
+#[test]
+fn what_differs_between_the_nodes_is_named_on_all_of_them() {
+    let nodes = Nodes::new();
+    let cases = [
+        ("train cfg.toml --seed 3", "train cfg.toml --seed 4", "the command is `train --seed=4 cfg.toml` there and"),
+        ("--max-restarts 2 train cfg.toml", "train cfg.toml", "--max-restarts is `3` there and `2` on node 0"),
+    ];
+    for (first, second, expected) in cases {
+        let outputs = nodes.run(vec![nodes.node("finish", 0, 2, first), nodes.node("finish", 1, 2, second)]);
+        for output in &outputs {
+            expect(output, 2, &[expected, "node 1 ("]);
+        }
+    }
+    let outputs = nodes.run(vec![
+        nodes.node("finish", 0, 3, "train cfg.toml"),
+        nodes.node("finish", 1, 3, "train cfg.toml"),
+        nodes.node("finish", 1, 3, "train cfg.toml"),
+    ]);
+    for output in &outputs {
+        expect(output, 2, &["two nodes were started with --node-rank 1 (NODE_RANK)"]);
+    }
+    let outputs =
+        nodes.run(vec![nodes.node("finish", 0, 3, "train cfg.toml"), nodes.node("finish", 1, 2, "train cfg.toml")]);
+    for output in &outputs {
+        expect(output, 2, &["was started with --nnodes 2, node 0 ("]);
+    }
+}
+
+#[test]
+fn strangers_at_the_port_do_no_harm() {
+    let nodes = Nodes::new();
+    let port = nodes.port;
+    let first = nodes.node("finish", 0, 2, "test a.ckpt");
+    let outputs = thread::scope(|scope| {
+        let first = scope.spawn(|| finish(first));
+        let mut held = Vec::new();
+        until("node 0 listens", Duration::from_secs(20), || {
+            TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
+        });
+        let sound =
+            r#"{"type":"hello","protocol":1,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","terms":{}}"#;
+        for words in [
+            "GET / HTTP/1.1\r\n\r\n".to_owned(),
+            "\n".to_owned(),
+            "\0\u{1}\u{2}".to_owned(),
+            "x".repeat(3 << 20),
+            "{\"type\":\"hello\"}\n".to_owned(),
+            "{\"type\":\"stop\",\"reason\":\"interrupted\",\"again\":true}\n".to_owned(),
+            format!("{}\n", sound.replace("\"workers\":1", "\"workers\":0")),
+            format!("{sound}\n{{\"type\":\"broken\",\"code\":1,\"message\":\"boo\"}}\n"),
+        ] {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            // The launcher may have hung up already.
+            let _ = stream.write_all(words.as_bytes());
+            held.push(stream);
+        }
+        let second = finish(nodes.node("finish", 1, 2, "test a.ckpt"));
+        drop(held);
+        [first.join().unwrap(), second]
+    });
+    outputs.iter().for_each(|output| expect(output, 0, &[]));
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
+fn a_node_of_another_job_is_sent_away_and_the_job_goes_on() {
+    let nodes = Nodes::new();
+    fs::write(nodes.scene.path("other.toml"), "").unwrap();
+    let first = nodes.node("finish", 0, 2, "train cfg.toml");
+    let outputs = thread::scope(|scope| {
+        let first = scope.spawn(|| finish(first));
+        let other = finish(nodes.node("finish", 1, 2, "train other.toml"));
+        expect(&other, 2, &["runs `train other`, but at this port is `train cfg`", "--master-port of its own"]);
+        let second = finish(nodes.node("finish", 1, 2, "train cfg.toml"));
+        [first.join().unwrap(), second]
+    });
+    outputs.iter().for_each(|output| expect(output, 0, &[]));
+    // Where it listens, nobody else can.
+    let taken = TcpListener::bind(("0.0.0.0", nodes.port)).unwrap();
+    expect(
+        &finish(nodes.node("finish", 0, 2, "train cfg.toml")),
+        6,
+        &["cannot listen on port", "--master-port on every node"],
+    );
+    drop(taken);
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
+fn a_worker_that_fails_on_one_node_is_named_on_all_with_one_code() {
+    for (deed, expected, text) in [
+        ("code=17@1", 4, "rank 1 failed: ended with code 17"),
+        ("usage@0", 2, "no field named lrr"),
+        ("kill@1", 4, "SIGKILL"),
+    ] {
+        let nodes = Nodes::new();
+        let outputs =
+            nodes.run((0..2).map(|rank| nodes.node(deed, rank, 2, "--max-restarts 0 train cfg.toml")).collect());
+        let failing = if deed.ends_with('0') { "on node 0 (" } else { "on node 1 (" };
+        outputs.iter().for_each(|output| expect(output, expected, &[text, failing]));
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_on_one_node_is_named_on_all_with_one_code() {
+    let nodes = Nodes::new();
+    let line = "--max-restarts 0 --silence-timeout 4 train cfg.toml";
+    let outputs = nodes.run((0..2).map(|rank| nodes.node("beat freeze@1", rank, 2, line)).collect());
+    outputs.iter().for_each(|output| expect(output, 5, &["rank 1 failed: gave no sign of life for", "on node 1 ("]));
+}
+
+#[test]
+fn ctrl_c_on_one_node_stops_all_also_while_they_wait_and_in_the_pause_before_a_restart() {
+    let nodes = Nodes::new();
+    let spawn = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // One of three is missing.
+    let mut waiting = [0, 1].map(|rank| spawn(nodes.node("finish", rank, 3, "train cfg.toml")));
+    until("node 0 listens", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", nodes.port)).is_ok());
+    thread::sleep(Duration::from_secs(2));
+    signal(&waiting[1], "INT");
+    assert_eq!(waiting.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
+    // A worker is lost, and the job would go on after a second.
+    let mut pausing = [0, 1].map(|rank| spawn(nodes.node("restart", rank, 2, "train cfg.toml")));
+    let report = nodes.scene.path("work_dirs/cfg/logs/failure_node_0.json");
+    until("the failure is reported", Duration::from_secs(20), || report.exists());
+    signal(&pausing[0], "INT");
+    assert_eq!(pausing.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
+    nodes.scene.assert_nothing_left();
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn all_nodes_restart_together_from_the_newest_checkpoint() {
+    let nodes = Nodes::new();
+    let outputs = nodes.run((0..2).map(|rank| nodes.node("restart", rank, 2, "train cfg.toml")).collect());
+    outputs.iter().for_each(|output| expect(output, 0, &["restarting in 1 s (restart 1 of 3)"]));
+    for rank in 0..2 {
+        let arguments = nodes.scene.read(&format!("arguments_{rank}"));
+        assert_eq!(arguments, "train cfg.toml\ntrain --resume cfg.toml\n");
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_refused_with_those_that_are() {
+    let nodes = Nodes::new();
+    expect(
+        &finish(nodes.node("finish", 0, 2, "--iface eth77 test a.ckpt")),
+        6,
+        &["--iface eth77: no such network interface", "lo (127.0.0.1"],
+    );
+    let output = finish(nodes.scene.command("environment", "--device cpu --nproc 1 --iface lo train cfg.toml"));
+    expect(&output, 0, &[]);
+    let variables = nodes.scene.read("environment_0");
+    for name in ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"] {
+        assert!(variables.lines().any(|line| line == format!("{name}=lo")), "{variables}");
+    }
+}
+
+// https://github.com/pytorch/pytorch/issues/69197: node 0 is not recognised as the machine that the address belongs to.
+#[test]
+fn an_address_that_is_not_node_0s_is_noticed_there() {
+    let nodes = Nodes::new();
+    let line = format!(
+        "--device cpu --nnodes 2 --node-rank 0 --master-addr 192.0.2.7 --master-port {} --join-timeout 1 test a.ckpt",
+        nodes.port
+    );
+    expect(
+        &finish(nodes.scene.command("finish", &line)),
+        6,
+        &["warning: --master-addr 192.0.2.7 is no address of this machine, which is node 0 and has lo (127.0.0.1"],
+    );
+}

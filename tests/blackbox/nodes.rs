@@ -1,0 +1,266 @@
+//! Two hosts, made of network namespaces and a cable between them, run one job with the real programs.
+//!
+//! Making them takes root and the `ip` program; without, these tests are skipped and say so.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::outputs::{differences, losses, tensors};
+use crate::support::{Ended, Running, Scene, launcher, signal, until};
+
+const TRAIN: &str = "train cfg.toml --no-validate";
+/// Port of the nodes; every pair of hosts has all ports for itself.
+const PORT: &str = "29500";
+/// Longer than a job takes from one step to the next on a busy machine, shorter than what would be noticed otherwise.
+const NODE_TIMEOUT: u32 = 4;
+
+/// Two hosts with a cable between them, and what runs on them.
+struct Hosts {
+    names: [String; 2],
+    scene: Scene,
+}
+
+/// Runs `ip` with these words.
+fn ip(words: &str) -> Result<(), String> {
+    match Command::new("ip").args(words.split(' ')).output() {
+        Err(error) => Err(format!("the program `ip` does not start: {error}")),
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+impl Hosts {
+    /// Host 0 is 10.77.0.1 and fd77::1, host 1 is 10.77.0.2 and fd77::2. `None` if this machine cannot have them.
+    fn new(test: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let names = [0, 1].map(|host| format!("fnet-{}-{number}-{host}", std::process::id()));
+        let hosts = Self { names, scene: Scene::new() };
+        match hosts.connect() {
+            Ok(()) => Some(hosts),
+            Err(why) => {
+                println!("SKIPPED {test}: this machine cannot have network namespaces ({why})");
+                None
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<(), String> {
+        let [a, b] = &self.names;
+        ip(&format!("netns add {a}"))?;
+        ip(&format!("netns add {b}"))?;
+        // So that the cable has another number on each host.
+        ip(&format!("-n {a} link add spare type veth peer name spare2"))?;
+        ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"))?;
+        for (number, name) in [(1, a), (2, b)] {
+            ip(&format!("-n {name} addr add 10.77.0.{number}/24 dev cable"))?;
+            ip(&format!("-n {name} addr add fd77::{number}/64 dev cable nodad"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+            ip(&format!("-n {name} link set cable up"))?;
+        }
+        Ok(())
+    }
+
+    /// What both hosts' /etc/hosts says.
+    fn know(&self, lines: &str) {
+        for name in &self.names {
+            let folder = Path::new("/etc/netns").join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("hosts"), format!("127.0.0.1 localhost\n{lines}\n")).unwrap();
+        }
+    }
+
+    /// The address that host 0 has without being given one, with the way there.
+    fn link_local(&self) -> String {
+        let words = ["-n", &self.names[0], "-6", "-o", "addr", "show", "dev", "cable", "scope", "link"];
+        let mut address = None;
+        until("the cable has an address of its own", || {
+            let output = Command::new("ip").args(words).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let found = text.lines().find(|line| !line.contains("tentative"));
+            address = found.and_then(|line| Some(line.split_once("inet6 ")?.1.split_once('/')?.0.to_owned()));
+            address.is_some()
+        });
+        format!("{}%cable", address.unwrap())
+    }
+
+    /// Starts the launcher of one node on its host, with one worker.
+    fn start(&self, node: usize, address: &str, line: &str) -> Running {
+        let flags = "--device cpu --nproc 1 --nnodes 2";
+        let launcher = launcher();
+        let line = format!(
+            "netns exec {} {} {flags} --node-rank {node} --master-addr {address} --master-port {PORT} {line}",
+            self.names[node],
+            launcher.display()
+        );
+        Running::start(self.scene.command(Path::new("ip"), &line), self.scene.path(&format!("stderr_{node}.txt")))
+    }
+
+    fn start_both(&self, line: &str) -> [Running; 2] {
+        [0, 1].map(|node| self.start(node, "10.77.0.1", line))
+    }
+
+    /// Starts both nodes and waits until they have trained `count` steps.
+    fn start_training(&self, line: &str, count: usize) -> [Running; 2] {
+        let running = self.start_both(line);
+        let folder = self.scene.path("work_dirs/cfg");
+        until("some steps are done", || losses(&folder).len() >= count);
+        running
+    }
+
+    /// Waits for both ends; nothing may be left running.
+    fn wait(&self, running: [Running; 2]) -> [Ended; 2] {
+        let ended = running.map(Running::wait);
+        self.scene.assert_nothing_left();
+        ended
+    }
+
+    /// Runs both nodes to their ends, which must be good, and returns what they told.
+    fn run(&self, address: &str, line: &str) -> [Ended; 2] {
+        let ended = self.wait([0, 1].map(|node| self.start(node, address, line)));
+        ended.iter().for_each(|ended| {
+            ended.expect(0, &[]);
+        });
+        ended
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // What was not made, or is gone already, needs no clearing.
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
+            let _ = fs::remove_dir_all(Path::new("/etc/netns").join(name));
+        }
+    }
+}
+
+#[test]
+fn two_nodes_train_as_one_node_with_two_workers_does_to_the_last_bit() {
+    let Some(hosts) = Hosts::new("two_nodes_train_as_one_node_with_two_workers_does_to_the_last_bit") else { return };
+    hosts.scene.two(&format!("{TRAIN} --work-dir one"));
+    let ended = hosts.run("10.77.0.1", &format!("{TRAIN} --work-dir two"));
+    ended[0].expect(0, &["node 1 (", "10.77.0.2) is here; all are"]);
+    let [one, two] = ["one", "two"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
+    assert!(one.keys().any(|name| name.starts_with("rank1.")), "the statistics of both ranks are compared");
+    assert_eq!(differences(&one, &two), Vec::<String>::new());
+    assert_eq!(losses(&hosts.scene.path("one")), losses(&hosts.scene.path("two")));
+}
+
+#[test]
+fn nodes_meet_by_every_way_to_write_an_address() {
+    let Some(hosts) = Hosts::new("nodes_meet_by_every_way_to_write_an_address") else { return };
+    // Of the addresses of `several` only the last leads anywhere.
+    hosts.know("fd77::1 six\n10.77.0.99 several\nfd99::1 several\n10.77.0.1 several");
+    let line = "train cfg.toml --no-validate --set train.epochs=1 --work-dir";
+    let link_local = hosts.link_local();
+    for (number, address) in ["fd77::1", "[fd77::1]", "six", "several", &link_local].into_iter().enumerate() {
+        hosts.run(address, &format!("{line} ip{number}"));
+    }
+    // With the interface by name on each host.
+    hosts.run("10.77.0.1", &format!("--iface cable {line} iface"));
+}
+
+#[test]
+fn a_worker_lost_on_one_node_restarts_both_and_is_named_on_both() {
+    let Some(hosts) = Hosts::new("a_worker_lost_on_one_node_restarts_both_and_is_named_on_both") else { return };
+    hosts.scene.two(&format!("{TRAIN} --work-dir whole --set train.epochs=3"));
+    let running = hosts.start_training(&format!("{TRAIN} --set train.epochs=3"), 30);
+    signal(hosts.scene.worker(1), "KILL");
+    for ended in hosts.wait(running) {
+        ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 1 s (restart 1 of 3)"]);
+    }
+    let [whole, restarted] =
+        ["whole", "work_dirs/cfg"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
+    assert_eq!(differences(&whole, &restarted), Vec::<String>::new());
+}
+
+#[test]
+fn a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along() {
+    let Some(hosts) = Hosts::new("a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along") else {
+        return;
+    };
+    for lost in [1, 0] {
+        let folder = format!("lost{lost}");
+        let running = hosts.start_both(&format!("{TRAIN} --set train.epochs=500 --work-dir {folder}"));
+        until("some steps are done", || losses(&hosts.scene.path(&folder)).len() >= 3);
+        let killed = Instant::now();
+        running[lost].signal("KILL");
+        let ended = hosts.wait(running);
+        assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+        let text = format!("rank {lost} failed: its node {lost} (");
+        ended[1 - lost].expect(4, &[&text, "is lost: its launcher ended without a word", "not restarted: node"]);
+    }
+}
+
+#[test]
+fn a_pulled_cable_is_noticed_on_both_sides_in_time() {
+    let Some(hosts) = Hosts::new("a_pulled_cable_is_noticed_on_both_sides_in_time") else { return };
+    let line = format!("--node-timeout {NODE_TIMEOUT} {TRAIN} --set train.epochs=500");
+    let running = hosts.start_training(&line, 3);
+    let pulled = Instant::now();
+    ip(&format!("-n {} link set cable down", hosts.names[1])).unwrap();
+    let ended = hosts.wait(running);
+    assert!(pulled.elapsed() < Duration::from_secs(u64::from(NODE_TIMEOUT) + 30), "{:?}", pulled.elapsed());
+    let silent = format!("gave no sign of life for {NODE_TIMEOUT} s (--node-timeout)");
+    ended[0].expect(4, &["its node 1 (", "10.77.0.2) is lost", &silent]);
+    ended[1].expect(4, &["its node 0 (10.77.0.1) is lost", &silent]);
+}
+
+#[test]
+fn ctrl_c_on_one_node_saves_and_stops_both() {
+    let Some(hosts) = Hosts::new("ctrl_c_on_one_node_saves_and_stops_both") else { return };
+    for (node, name, code) in [(1, "INT", 130), (0, "TERM", 75)] {
+        let folder = format!("stopped{node}");
+        let running = hosts.start_both(&format!("{TRAIN} --set train.epochs=500 --work-dir {folder}"));
+        until("some steps are done", || losses(&hosts.scene.path(&folder)).len() >= 3);
+        running[node].signal(name);
+        for ended in hosts.wait(running) {
+            ended.expect(code, &["saving and stopping", "stopped on request; run again with --resume"]);
+        }
+        let saved = fs::read_dir(hosts.scene.path(&folder)).unwrap();
+        let saved = saved.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "ckpt"));
+        assert!(saved.count() > 0, "nothing was saved in {folder}");
+    }
+}
+
+#[test]
+fn configs_that_differ_are_named_field_by_field_on_both() {
+    let Some(hosts) = Hosts::new("configs_that_differ_are_named_field_by_field_on_both") else { return };
+    let running =
+        [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimizer.lr=0.0{}", node + 1)));
+    for ended in hosts.wait(running) {
+        ended.expect(2, &["optimizer.lr is `0.02` there and `0.01` on node 0", "node 1 (", "10.77.0.2)"]);
+    }
+    let running = [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimiser.lr=0.01")));
+    for ended in hosts.wait(running) {
+        ended.expect(2, &["optimiser"]);
+    }
+}
+
+#[test]
+fn every_kind_of_dead_end_is_told_apart_with_its_address() {
+    let Some(hosts) = Hosts::new("every_kind_of_dead_end_is_told_apart_with_its_address") else { return };
+    hosts.know("10.77.0.1 dead\n10.77.0.99 dead\n10.99.0.1 dead\nfd77::1 dead");
+    // Answers of host 0 to host 1 over IPv6 vanish.
+    ip(&format!("-n {} route add blackhole fd77::2/128", hosts.names[0])).unwrap();
+    let started = Instant::now();
+    let running = hosts.start(1, "dead", &format!("--join-timeout 8 {TRAIN}"));
+    until("node 1 says what it waits for", || running.told().contains("waiting for node 0, 8 s at most"));
+    let ended = running.wait();
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
+    ended.expect(
+        6,
+        &[
+            "  10.77.0.1:29500: nothing listens there",
+            "  10.77.0.99:29500: No route to host",
+            "  10.99.0.1:29500: Network is unreachable",
+            "  [fd77::1]:29500: no answer in 5 s",
+            "looked for for 8 s (--join-timeout)",
+        ],
+    );
+    hosts.scene.assert_nothing_left();
+}
