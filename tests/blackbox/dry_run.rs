@@ -24,8 +24,8 @@ fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
     assert_eq!(report["workers"][1]["rank"], 1);
     assert_eq!(report["problems"].as_array().unwrap().len(), 0);
     scene.two("train cfg.toml --no-validate");
-    let log = fs::read_dir(scene.path("work_dirs/cfg")).unwrap().map(|entry| entry.unwrap().path());
-    let log = log.filter(|path| path.to_string_lossy().ends_with(".log.json")).next().unwrap();
+    let mut log = fs::read_dir(scene.path("work_dirs/cfg")).unwrap().map(|entry| entry.unwrap().path());
+    let log = log.find(|path| path.to_string_lossy().ends_with(".log.json")).unwrap();
     let lines = fs::read_to_string(log).unwrap();
     let trained =
         lines.lines().filter(|line| line.contains("\"mode\": \"train\"") || line.contains("\"mode\":\"train\""));

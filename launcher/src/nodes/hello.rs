@@ -56,15 +56,22 @@ fn common(command: &WorkerCommand) -> WorkerCommand {
 
 fn terms(place: &Place, plan: &Plan, config: &str) -> BTreeMap<String, String> {
     let mut terms = config_terms(config);
-    let limits = [place.start_timeout, place.step_timeout, place.eval_timeout, place.silence_timeout];
-    let limits: Vec<String> = limits.iter().map(ToString::to_string).collect();
+    let seconds = [
+        ("--refill-after", place.refill_after),
+        ("--grace", place.grace),
+        ("--node-timeout", place.node_timeout),
+        ("--start-timeout", place.start_timeout),
+        ("--step-timeout", place.step_timeout),
+        ("--eval-timeout", place.eval_timeout),
+        ("--save-timeout", place.save_timeout),
+        ("--silence-timeout", place.silence_timeout),
+    ];
+    terms.extend(seconds.map(|(name, value)| (name.to_owned(), value.to_string())));
     terms.extend(
         [
             ("version of fnet", env!("CARGO_PKG_VERSION").to_owned()),
             ("--device", plan.devices.kind().name().to_owned()),
             ("--max-restarts", place.max_restarts.to_string()),
-            ("--node-timeout", place.node_timeout.to_string()),
-            ("--start-timeout, --step-timeout, --eval-timeout, --silence-timeout", limits.join(", ")),
             ("the command", text::shell_line(&common(&plan.command).to_args())),
         ]
         .map(|(name, value)| (name.to_owned(), value)),
