@@ -113,7 +113,6 @@ fn the_folder_above_counts_where_the_outputs_have_none_yet() {
     let file = root.path().join("file");
     std::fs::write(&file, "").unwrap();
     assert_eq!(writable(&file.join("a")).1, Some("it is no folder"));
-    assert!(writable(Path::new("/proc/self")).1.is_some());
 }
 
 #[test]
