@@ -49,3 +49,28 @@ pub unsafe extern "C" fn getnameinfo(
         None => libc::EAI_SYSTEM,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_told_as_a_number_whatever_the_caller_asks() {
+        // SAFETY: all zeroes is a valid `sockaddr_in`.
+        let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        address.sin_family = libc::AF_INET as libc::sa_family_t;
+        address.sin_addr.s_addr = u32::from(std::net::Ipv4Addr::LOCALHOST).to_be();
+        for flags in [0, libc::NI_NAMEREQD] {
+            let mut host = [0 as c_char; 64];
+            let none = std::ptr::null_mut();
+            let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            // SAFETY: an address and a buffer with their lengths, which outlive the call.
+            let code =
+                unsafe { getnameinfo((&raw const address).cast(), length, host.as_mut_ptr(), 64, none, 0, flags) };
+            assert_eq!(code, 0);
+            // SAFETY: on success the buffer holds a C string.
+            let host = unsafe { CStr::from_ptr(host.as_ptr()) };
+            assert_eq!(host.to_str().unwrap(), "127.0.0.1", "every machine calls it localhost");
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! `--dry-run`: what a job would do, and that it then does that.
 
 use std::fs;
+use std::path::Path;
 
-use crate::support::{Scene, steps};
+use crate::support::{Scene, finish, steps, worker_program};
 
 const DRY: &str = "--device cpu --nproc 2 --dry-run";
 
@@ -98,6 +99,17 @@ fn starts_are_measured() {
     scene
         .launch("--device cpu --nproc 2 benchmark launch --against no-such-program")
         .expect(2, &["no-such-program", "--against"]);
+}
+
+#[test]
+fn libtorch_asks_no_name_service_for_the_names_of_peers() {
+    let scene = Scene::new();
+    // The worker's own function comes before the C library's if it is among its dynamic symbols.
+    let mut command = scene.command(Path::new("nm"), "-D --defined-only");
+    command.arg(worker_program());
+    let symbols = finish(command);
+    assert_eq!(symbols.code, 0, "{}", symbols.stderr);
+    assert!(symbols.stdout.lines().any(|line| line.ends_with(" T getnameinfo")), "not exported");
 }
 
 #[test]
