@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
 use crate::fault::Fault;
 
@@ -185,7 +185,7 @@ pub struct Shape {
 }
 
 /// `H W` as clap gives it: a list of one (a square) or two numbers.
-fn shape(values: &[usize], default: Shape) -> Shape {
+pub(super) fn shape(values: &[usize], default: Shape) -> Shape {
     match *values {
         [side] => Shape { height: side, width: side },
         [height, width, ..] => Shape { height, width },
@@ -193,21 +193,13 @@ fn shape(values: &[usize], default: Shape) -> Shape {
     }
 }
 
-fn parse_side(text: &str) -> Result<usize, String> {
+pub(super) fn parse_side(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&side| (1..=65_536).contains(&side)).ok_or("expected 1 to 65536 pixels".into())
-}
-
-fn parse_beyond_warm_up(text: &str) -> Result<usize, String> {
-    let number = text.parse::<usize>().ok().filter(|&number| number > WARM_UP);
-    number.ok_or(format!("expected a whole number above {WARM_UP}, the pictures of the warm-up"))
 }
 
 pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&number| number > 0).ok_or("expected a whole number above 0".into())
 }
-
-/// Pictures that `benchmark infer` does not measure, at the start of each repetition.
-pub const WARM_UP: usize = 5;
 
 /// `flops`
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -244,188 +236,6 @@ impl Flops {
         };
         Shape { height: padded(height), width: padded(width) }
     }
-}
-
-/// `benchmark`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(disable_help_subcommand = true)]
-pub struct Benchmark {
-    /// What to measure.
-    #[command(subcommand)]
-    pub what: BenchmarkCommand,
-}
-
-/// What `benchmark` measures.
-#[derive(Debug, Clone, PartialEq, Subcommand)]
-pub enum BenchmarkCommand {
-    /// Pictures per second and ms per picture, after 5 warm-up iterations.
-    Infer(BenchmarkInfer),
-    /// Time per training step with synthetic pictures and boxes, split by part.
-    Train(BenchmarkTrain),
-    /// Pictures per second of the input pipeline, split by stage; needs no GPU.
-    Data(BenchmarkData),
-    /// Speed of all-reduce by size of the message.
-    Comm(BenchmarkComm),
-    /// Time from the start of fnet-launch to the first all-reduce done on every worker.
-    Launch(BenchmarkLaunch),
-}
-
-/// `benchmark infer`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(
-    after_help = "Example: fnet-launch --gpus 1 benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --fuse-conv-bn"
-)]
-pub struct BenchmarkInfer {
-    /// Config (TOML)
-    pub config: PathBuf,
-    /// Checkpoint [default: weights that give exactly 100 detections per picture]
-    #[arg(value_name = "CKPT")]
-    pub checkpoint: Option<PathBuf>,
-    /// Fold BatchNorm into the convolutions first
-    #[arg(long)]
-    pub fuse_conv_bn: bool,
-    /// Height and width of synthetic pictures [default: the validation set, or 800 1280 without CKPT]
-    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
-    pub shape: Vec<usize>,
-    /// Pictures, the 5 of the warm-up among them
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_beyond_warm_up)]
-    pub max_iter: usize,
-    /// Pictures between two lines
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_positive)]
-    pub log_interval: usize,
-    /// Repetitions of the whole measurement
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
-    pub repeat_num: usize,
-    /// Print JSON to stdout
-    #[arg(long)]
-    pub json: bool,
-    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
-    #[arg(long)]
-    pub allow_partial: bool,
-    /// Override values of the config; takes several
-    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
-    pub set: Vec<String>,
-}
-
-impl BenchmarkInfer {
-    /// The size of synthetic pictures, if it was given.
-    pub fn shape(&self) -> Option<Shape> {
-        let &[height, width] = self.shape.as_slice() else { return None };
-        Some(Shape { height, width })
-    }
-}
-
-/// `benchmark train`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(
-    after_help = "Example: fnet-launch --device cpu --nproc 1 benchmark train cfg.toml --batch 2 --shape 320 320 --iters 10"
-)]
-pub struct BenchmarkTrain {
-    /// Config (TOML)
-    pub config: PathBuf,
-    /// Pictures per worker and step [default: that of the config]
-    #[arg(long, value_name = "B", value_parser = parse_positive)]
-    pub batch: Option<usize>,
-    /// Height and width of the pictures [default: 800 1344]
-    #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
-    pub shape: Vec<usize>,
-    /// Steps to measure
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
-    pub iters: usize,
-    /// Print JSON to stdout
-    #[arg(long)]
-    pub json: bool,
-    /// Override values of the config; takes several
-    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
-    pub set: Vec<String>,
-}
-
-impl BenchmarkTrain {
-    /// The pictures' size.
-    pub fn shape(&self) -> Shape {
-        shape(&self.shape, Shape { height: 800, width: 1344 })
-    }
-}
-
-/// `benchmark data`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Examples:\n  \
-    fnet-launch benchmark data configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml --images 1000\n  \
-    fnet-launch benchmark data cfg.toml --threads 4 --no-masks --json")]
-pub struct BenchmarkData {
-    /// Config (TOML)
-    pub config: PathBuf,
-    /// Loader threads; all of them work for one rank
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
-    pub threads: usize,
-    /// Pictures to measure, epoch after epoch [default: one epoch of the training set]
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    pub images: Option<usize>,
-    /// Leave out the masks
-    #[arg(long)]
-    pub no_masks: bool,
-    /// Print JSON to stdout
-    #[arg(long)]
-    pub json: bool,
-    /// Override values of the config; takes several
-    #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
-    pub set: Vec<String>,
-}
-
-/// `benchmark comm`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Examples:\n  \
-    fnet-launch --gpus 8 benchmark comm\n  \
-    fnet-launch --device cpu --nproc 2 benchmark comm --max-bytes 16M --iters 10 --json")]
-pub struct BenchmarkComm {
-    /// Smallest message (4, 64K, 16M, 1G; powers of 1024)
-    #[arg(long, value_name = "BYTES", default_value = "4", value_parser = parse_bytes)]
-    pub min_bytes: u64,
-    /// Largest message; sizes grow by 4
-    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_bytes)]
-    pub max_bytes: u64,
-    /// All-reduces to measure at each size
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
-    pub iters: usize,
-    /// All-reduces before the measured ones
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub warm_up: usize,
-    /// Print JSON to stdout
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// A number of bytes, with K, M or G for powers of 1024.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "expected bytes, 4 to 64G: a whole number, with K, M or G behind it if it is large".to_owned();
-    let (digits, unit) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        _ => (text, 1),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    bytes.filter(|bytes| (4..=64 << 30).contains(bytes)).ok_or_else(wrong)
-}
-
-/// `benchmark launch`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Examples:\n  \
-    fnet-launch --gpus 8 benchmark launch\n  \
-    fnet-launch --device cpu --nproc 2 benchmark launch --repeat 10 --against torchrun")]
-pub struct BenchmarkLaunch {
-    /// Starts to measure; one more before them is not counted
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive)]
-    pub repeat: usize,
-    /// Start this program in turns with fnet-launch: torchrun of .venv or PATH, or its path
-    #[arg(long, value_name = "PROGRAM")]
-    pub against: Option<PathBuf>,
-    /// Print JSON to stdout
-    #[arg(long)]
-    pub json: bool,
-    /// One start, whose workers say when they were done
-    #[arg(long, hide = true)]
-    pub once: bool,
 }
 
 /// `doctor`

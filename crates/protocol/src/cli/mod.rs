@@ -3,6 +3,7 @@
 //! `fnet-launch [WHERE] COMMAND ...` runs `fnet-worker COMMAND ...` once per rank, so both parse the same commands;
 //! [`WorkerCommand::to_args`] is the inverse of parsing.
 
+mod benchmark;
 mod bind;
 mod commands;
 mod data;
@@ -16,11 +17,13 @@ use clap::{Parser, Subcommand};
 
 use crate::work_dir::is_pytorch_file;
 
+pub use benchmark::{
+    Benchmark, BenchmarkComm, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkLaunch, BenchmarkTrain, WARM_UP,
+};
 pub use bind::{Bind, CpuList};
 pub use commands::{
-    Benchmark, BenchmarkComm, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkLaunch, BenchmarkTrain,
     Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
-    Test, Train, WARM_UP,
+    Test, Train,
 };
 pub use data::{Browse, CheckData, SplitName};
 pub use place::{ColorChoice, Device, Gpus, Place};
