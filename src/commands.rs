@@ -7,7 +7,7 @@ use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::commands::Host;
 use crate::evaluate::inference::Outcome;
@@ -56,7 +56,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
 
 /// Joins the other ranks and does some work over pictures with them.
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
-    let world = World::connect(Deadlines::from_environment())?;
+    let world = World::from_environment()?;
     let mut progress = |done: usize, total: usize| {
         control.progress(headway(phase, done, total));
     };

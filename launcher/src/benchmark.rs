@@ -9,9 +9,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use fnet_protocol::cli::{BenchmarkLaunch, Device, Place};
-use fnet_protocol::exit;
+use fnet_protocol::{clock, exit};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
@@ -169,9 +168,9 @@ fn measure(mut command: Command, workers: usize) -> Result<(f64, f64)> {
         world_size: usize,
     }
     let line = format!("{command:?}");
-    let started = monotonic();
+    let started = clock::monotonic();
     let output = finish(&mut command).doing(|| line.clone())?;
-    let ended = monotonic();
+    let ended = clock::monotonic();
     let text = String::from_utf8_lossy(&output.stdout);
     let done = text.lines().rev().find_map(|line| serde_json::from_str::<Done>(line).ok());
     let done = done.filter(|done| output.status.success() && done.world_size == workers).ok_or_else(|| {
@@ -179,13 +178,8 @@ fn measure(mut command: Command, workers: usize) -> Result<(f64, f64)> {
         let message = format!("{line} did not start {workers} workers ({}):\n{errors}", output.status);
         Error { code: output.status.code().unwrap_or(exit::WORKER_LOST).max(1), message }
     })?;
-    let seconds = |nanoseconds: u64| nanoseconds.saturating_sub(started) as f64 / 1e9;
-    Ok((seconds(done.done_ns), seconds(ended)))
-}
-
-fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    let seconds = |time: Duration| time.saturating_sub(started).as_secs_f64();
+    Ok((seconds(Duration::from_nanos(done.done_ns)), seconds(ended)))
 }
 
 /// Runs a command to its end, within [`PATIENCE`].

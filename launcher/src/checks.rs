@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::devices::Devices;
 use crate::error::{Error, Result};
 use crate::nvml::{GpuState, Query, Report};
-use crate::text;
+use crate::{gpu, text};
 
 /// Time that the driver has to answer, from the start of the question; a slow one does not hold up the job.
 const DRIVER_PATIENCE: Duration = Duration::from_millis(150);
@@ -211,12 +211,8 @@ impl Checks {
 /// The state of each worker's GPU, as far as its entry tells which one it is.
 pub fn of_workers(devices: &Devices, report: &Report, by_bus: bool) -> Vec<(String, GpuState)> {
     let Devices::Cuda(entries) = devices else { return Vec::new() };
-    let alike = report.gpus.windows(2).all(|pair| pair[0].name == pair[1].name);
-    let of = |entry: &String| match entry.parse::<usize>() {
-        Ok(index) => report.gpus.get(index).filter(|_| by_bus || alike),
-        Err(_) => report.gpus.iter().find(|gpu| gpu.uuid.as_ref().is_some_and(|uuid| uuid.starts_with(entry.as_str()))),
-    };
-    entries.iter().filter_map(|entry| Some((entry.clone(), of(entry)?.clone()))).collect()
+    let located = gpu::locate(entries, &report.gpus, by_bus);
+    entries.iter().zip(located).filter_map(|(entry, gpu)| Some((entry.clone(), gpu?.clone()))).collect()
 }
 
 /// Bytes that are free for this user where `folder` lies.

@@ -104,10 +104,7 @@ pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
 fn ask_worker(plan: &Plan, world_size: usize) -> Result<std::result::Result<Estimate, i32>> {
     let mut worker = Command::new(&plan.program);
     worker.args(plan.command.to_args()).stdin(Stdio::null()).stdout(Stdio::piped());
-    let ranks = [env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE];
-    for name in plan::NOT_INHERITED.iter().chain(&ranks) {
-        worker.env_remove(name);
-    }
+    plan::remove_ranks(&mut worker);
     // The weights are of the same size everywhere, so no GPU is touched.
     worker.env(env::DEVICE, "cpu").env(env::DRY_RUN, world_size.to_string()).env(env::VERBOSITY, "-1");
     let doing = || format!("starting {}", plan.program.display());

@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::bind::Near;
-use crate::topology;
+use crate::{child, topology};
 
 /// One GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +17,24 @@ pub struct Gpu {
     pub address: Option<String>,
     /// Its UUID, where the driver tells.
     pub uuid: Option<String>,
+}
+
+/// By what a GPU is known, whoever tells of it.
+pub trait Identity {
+    /// Its model.
+    fn model(&self) -> &str;
+    /// Its UUID, where the driver tells.
+    fn uuid(&self) -> Option<&str>;
+}
+
+impl Identity for Gpu {
+    fn model(&self) -> &str {
+        &self.name
+    }
+
+    fn uuid(&self) -> Option<&str> {
+        self.uuid.as_deref()
+    }
 }
 
 impl Gpu {
@@ -107,11 +124,11 @@ fn driver_entries(root: &Path) -> Vec<(Option<u32>, Gpu)> {
 
 /// The GPU that each entry of CUDA_VISIBLE_DEVICES means. `by_bus` says whether CUDA numbers them by PCI address; if not,
 /// it puts the fastest first, which is the same order only among equal models.
-pub fn locate<'a>(entries: &[String], found: &'a [Gpu], by_bus: bool) -> Vec<Option<&'a Gpu>> {
-    let alike = found.windows(2).all(|pair| pair[0].name == pair[1].name);
+pub fn locate<'a, G: Identity>(entries: &[String], found: &'a [G], by_bus: bool) -> Vec<Option<&'a G>> {
+    let alike = found.windows(2).all(|pair| pair[0].model() == pair[1].model());
     let of = |entry: &String| match entry.parse::<usize>() {
         Ok(index) => found.get(index).filter(|_| by_bus || alike),
-        Err(_) => found.iter().find(|gpu| gpu.uuid.as_ref().is_some_and(|uuid| uuid.starts_with(entry.as_str()))),
+        Err(_) => found.iter().find(|gpu| gpu.uuid().is_some_and(|uuid| uuid.starts_with(entry.as_str()))),
     };
     entries.iter().map(of).collect()
 }
@@ -125,25 +142,12 @@ pub fn near(root: &Path, gpu: Option<&Gpu>) -> Near {
 }
 
 fn nvidia_smi() -> Result<Vec<Gpu>, String> {
-    let mut child = Command::new("nvidia-smi")
-        .arg("-L")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
+    let mut command = Command::new("nvidia-smi");
+    let output = child::output(command.arg("-L").stderr(Stdio::null()), SMI_PATIENCE)
         .map_err(
             |error| if error.kind() == std::io::ErrorKind::NotFound { "not on PATH".into() } else { error.to_string() },
-        )?;
-    let deadline = Instant::now() + SMI_PATIENCE;
-    while child.try_wait().map_err(|error| error.to_string())?.is_none() {
-        if Instant::now() > deadline {
-            // It may be stuck in the driver and not die; it is not waited for.
-            let _ = child.kill();
-            return Err(format!("no answer in {} s: the driver hangs", SMI_PATIENCE.as_secs()));
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+        )?
+        .ok_or_else(|| format!("no answer in {} s: the driver hangs", SMI_PATIENCE.as_secs()))?;
     if !output.status.success() {
         return Err(format!("failed ({})", output.status));
     }

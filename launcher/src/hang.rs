@@ -212,4 +212,4 @@ fn waiting_for(culprit: &Seen, running: &[Seen]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use fnet_protocol::cgroup::{self, Version};
+
 /// Bytes of memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -36,19 +38,16 @@ pub fn memory(root: &Path) -> Memory {
 /// Limit and use of this process's control group and of those above it. Files that can be given back count as free.
 fn groups(root: &Path) -> Vec<(u64, u64)> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let cgroup = root.join("sys/fs/cgroup");
+    let mounts = root.join("sys/fs/cgroup");
     let mut found = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let (mount, names) = if controllers.is_empty() {
-            (cgroup.clone(), ["memory.max", "memory.current", "inactive_file "])
-        } else if controllers.split(',').any(|name| name == "memory") {
-            (cgroup.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
-        } else {
-            continue;
+    for (version, path) in cgroup::groups(&groups, "memory") {
+        let (mount, names) = match version {
+            Version::Two => (mounts.clone(), ["memory.max", "memory.current", "inactive_file "]),
+            Version::One => {
+                (mounts.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
+            }
         };
-        for group in Path::new(path.trim_start_matches('/')).ancestors() {
+        for group in path.ancestors() {
             let folder = mount.join(group);
             let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
             // `max` is no number, and so no limit.

@@ -4,6 +4,7 @@ mod benchmark;
 mod bind;
 mod cause;
 mod checks;
+mod child;
 mod devices;
 mod doctor;
 mod dry_run;
@@ -112,10 +113,7 @@ fn become_worker(place: &Place, command: &WorkerCommand) -> Error {
     };
     let mut worker = Command::new(&program);
     worker.args(command.to_args());
-    for name in plan::NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE])
-    {
-        worker.env_remove(name);
-    }
+    plan::remove_ranks(&mut worker);
     worker.env(env::DEVICE, "cpu").env(env::VERBOSITY, place.verbosity().to_string());
     let error = worker.exec();
     Error::environment(format!("starting {}: {error}", program.display()))

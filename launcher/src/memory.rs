@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fnet_protocol::cgroup::{self, Version};
 use fnet_protocol::fault;
 
 /// The counts at the start of a job.
 pub struct KillCount {
+    /// The launcher's control groups, as its /proc/PID/cgroup lists them.
+    groups: String,
     /// The file with the count of the launcher's own control group.
     own: Option<PathBuf>,
     own_before: u64,
@@ -21,34 +24,34 @@ impl KillCount {
     pub fn now() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = file_of(&groups, Path::new(GROUPS));
-        Self { own_before: own.as_deref().map_or(0, count), own, machine_before: count(Path::new(MACHINE)) }
+        Self { own_before: own.as_deref().map_or(0, count), own, machine_before: count(Path::new(MACHINE)), groups }
     }
 
     /// What to say of worker `process` that was killed and was in `groups` (the text of its /proc/PID/cgroup), if the
     /// kernel has killed for memory since.
     pub fn finding(&self, process: i32, groups: &str) -> Option<String> {
         // In version 1 a dead process has left its group, so the group of a fire drill is known by its name.
-        let group = drill(process).map(|folder| count_file(&folder)).or_else(|| file_of(groups, Path::new(GROUPS)));
+        let group =
+            self.drill(process).map(|folder| count_file(&folder)).or_else(|| file_of(groups, Path::new(GROUPS)));
         // A group of its own was made for this worker, so all kills in it are news.
         let before = if group == self.own { self.own_before } else { 0 };
         let in_group = group.as_deref().map_or(0, count).saturating_sub(before);
         let on_machine = count(Path::new(MACHINE)).saturating_sub(self.machine_before);
         judge(in_group, on_machine, group.as_deref())
     }
-}
 
-/// The control group that a fire drill has made for a worker, if it has.
-fn drill(process: i32) -> Option<PathBuf> {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let (folder, _) = fault::control_group(&groups, Path::new(GROUPS), u32::try_from(process).ok()?)?;
-    folder.is_dir().then_some(folder)
-}
+    /// The control group that a fire drill has made for a worker, if it has.
+    fn drill(&self, process: i32) -> Option<PathBuf> {
+        let (folder, _) = fault::control_group(&self.groups, Path::new(GROUPS), u32::try_from(process).ok()?)?;
+        folder.is_dir().then_some(folder)
+    }
 
-/// Removes the control group that a fire drill has made for a worker, once that has ended.
-pub fn remove_drill(process: i32) {
-    if let Some(folder) = drill(process) {
-        // Nothing is in it any more; if something is, it stays.
-        let _ = fs::remove_dir(folder);
+    /// Removes the control group that a fire drill has made for a worker, once that has ended.
+    pub fn remove_drill(&self, process: i32) {
+        if let Some(folder) = self.drill(process) {
+            // Nothing is in it any more; if something is, it stays.
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -82,17 +85,11 @@ fn file_of(groups: &str, root: &Path) -> Option<PathBuf> {
 
 /// Candidates for the count, the group's own first, then the root as a container sees it.
 fn files(groups: &str, root: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let path = path.trim_start_matches('/');
-        if controllers.is_empty() {
-            files.push(root.join(path).join("memory.events"));
-        } else if controllers.split(',').any(|name| name == "memory") {
-            files.push(root.join("memory").join(path).join("memory.oom_control"));
-        }
-    }
+    let own = cgroup::groups(groups, "memory").map(|(version, path)| match version {
+        Version::Two => root.join(path).join("memory.events"),
+        Version::One => root.join("memory").join(path).join("memory.oom_control"),
+    });
+    let mut files: Vec<PathBuf> = own.collect();
     files.extend([root.join("memory.events"), root.join("memory/memory.oom_control")]);
     files
 }

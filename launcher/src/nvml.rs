@@ -13,6 +13,8 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::Identity;
+
 /// First argument that makes this program ask the driver.
 pub const ARGUMENT: &str = "__gpus";
 /// The driver's own library; the name without a version belongs to development packages.
@@ -50,6 +52,16 @@ pub struct GpuState {
     pub needs_reset: Option<bool>,
     /// Who computes on it.
     pub processes: Vec<GpuProcess>,
+}
+
+impl Identity for GpuState {
+    fn model(&self) -> &str {
+        &self.name
+    }
+
+    fn uuid(&self) -> Option<&str> {
+        self.uuid.as_deref()
+    }
 }
 
 /// A process that computes on a GPU.

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 use fnet_protocol::cli::{BenchmarkCommand, Place, Resume, Train, WorkerCommand};
@@ -113,6 +114,13 @@ impl Plan {
 /// Variables of the launcher's environment that mean nothing to its workers, or something else.
 pub const NOT_INHERITED: [&str; 6] =
     [env::CONTROL, env::STATE_FD, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
+
+/// Makes a worker that is not one of several find no place in a job in its environment.
+pub fn remove_ranks(worker: &mut Command) {
+    for name in NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE]) {
+        worker.env_remove(name);
+    }
+}
 
 /// Whether a command takes neither a device nor other ranks, and so no supervision.
 pub fn needs_no_rank(command: &WorkerCommand) -> bool {

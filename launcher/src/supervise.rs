@@ -21,7 +21,7 @@ use crate::guard::Guard;
 use crate::hang::Limits;
 use crate::job::{Action, Death, Event, Job, Outcome};
 use crate::logs::{self, Log};
-use crate::memory::{self, KillCount};
+use crate::memory::KillCount;
 use crate::nodes::{self, Agreed, Begun, Cluster, Meeting, Met};
 use crate::plan::{self, Plan};
 use crate::process::{self, Handle, Start};
@@ -261,13 +261,7 @@ async fn attempt(
         };
         cluster.observe(&job, Instant::now()).await;
         for action in actions {
-            if let Action::Inspect(index) = action {
-                if let Some(facts) = members.get(index).and_then(|member| inspect::facts(member.handle.id())) {
-                    job.on(index, Event::Inspected(facts), Instant::now());
-                }
-            } else {
-                carry_out(action, &members, show);
-            }
+            carry_out(action, &mut job, &members, show);
         }
         if let Some(outcome) = job.outcome() {
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
@@ -284,7 +278,7 @@ fn observe(job: &mut Job, index: usize, member: &Member) {
     }
 }
 
-fn carry_out(action: Action, members: &[Member], show: &SharedShow) {
+fn carry_out(action: Action, job: &mut Job, members: &[Member], show: &SharedShow) {
     match action {
         Action::Tell(index, what) => {
             if let (Some(member), Ok(line)) = (members.get(index), message::to_line(&what)) {
@@ -304,7 +298,11 @@ fn carry_out(action: Action, members: &[Member], show: &SharedShow) {
         }
         Action::Say(text) => show.borrow().say(&text),
         Action::Progress(progress, slowest) => show.borrow_mut().progress(&progress, slowest, Instant::now()),
-        Action::Inspect(_) => {}
+        Action::Inspect(index) => {
+            if let Some(facts) = members.get(index).and_then(|member| inspect::facts(member.handle.id())) {
+                job.on(index, Event::Inspected(facts), Instant::now());
+            }
+        }
         Action::Note(text) => show.borrow().print(&text),
     }
 }
@@ -465,7 +463,7 @@ fn watch(
         // A worker that cannot be waited for counts as ended by an unknown signal.
         let (ending, groups) = waiter.wait().await.unwrap_or((Ending::Signal(0), String::new()));
         let memory = if ending == Ending::Signal(9) { kills.finding(handle.id(), &groups) } else { None };
-        memory::remove_drill(handle.id());
+        kills.remove_drill(handle.id());
         let deadline = tokio::time::Instant::now() + DRAIN;
         for reader in &mut readers {
             if tokio::time::timeout_at(deadline, &mut *reader).await.is_err() {

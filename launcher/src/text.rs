@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use fnet_protocol::cli::CpuList;
+
 /// A command line that a shell splits into `arguments` again.
 pub fn shell_line(arguments: &[OsString]) -> String {
     let quoted: Vec<String> = arguments.iter().map(|argument| shell_word(&argument.to_string_lossy())).collect();
@@ -45,20 +47,10 @@ pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// `rank 3`, `ranks 0-2,5`; the numbers in ascending order.
+/// `rank 3`, `ranks 0-2,5`, as lists of CPUs are written.
 pub fn ranks(numbers: &[usize]) -> String {
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for &number in numbers {
-        match parts.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => parts.push((number, number)),
-        }
-    }
-    let list: Vec<String> = parts
-        .iter()
-        .map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
-        .collect();
-    format!("rank{} {}", if numbers.len() == 1 { "" } else { "s" }, list.join(","))
+    let list: CpuList = numbers.iter().copied().collect();
+    format!("rank{} {list}", if numbers.len() == 1 { "" } else { "s" })
 }
 
 /// Name of a signal, and what it usually comes from.

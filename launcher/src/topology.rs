@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use fnet_protocol::cgroup::{self, Version};
 use fnet_protocol::cli::CpuList;
 
 /// One core, with the hardware threads of it that this process may use.
@@ -77,18 +78,16 @@ fn nodes(folder: &Path) -> Vec<(usize, CpuList)> {
 /// The smallest limit on CPU time among this process's control group and those above it.
 fn quota(root: &Path) -> Option<f64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let cgroup = root.join("sys/fs/cgroup");
+    let mounts = root.join("sys/fs/cgroup");
     let mut limits = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let path = Path::new(path.trim_start_matches('/'));
+    for (version, path) in cgroup::groups(&groups, "cpu") {
         // A container may see its own group as the root, under a path that is not there; then the root counts.
-        if controllers.is_empty() {
-            limits.extend(path.ancestors().filter_map(|group| quota_v2(&cgroup.join(group))));
-        } else if controllers.split(',').any(|name| name == "cpu") {
-            for mount in ["cpu", "cpu,cpuacct"] {
-                limits.extend(path.ancestors().filter_map(|group| quota_v1(&cgroup.join(mount).join(group))));
+        match version {
+            Version::Two => limits.extend(path.ancestors().filter_map(|group| quota_v2(&mounts.join(group)))),
+            Version::One => {
+                for mount in ["cpu", "cpu,cpuacct"] {
+                    limits.extend(path.ancestors().filter_map(|group| quota_v1(&mounts.join(mount).join(group))));
+                }
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Where rank 0 is, told to the others in a message of fixed length.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::dial::first_that_answers;
 use crate::error::{Error, Result};
 
 /// Bytes of the message.
@@ -57,18 +58,15 @@ pub(super) fn parse(message: &[u8]) -> Result<(u16, Vec<IpAddr>)> {
 /// # Errors
 /// A distributed error that names what was tried.
 pub(super) fn reachable(addresses: &[IpAddr], port: u16) -> Result<String> {
-    let mut tried = Vec::new();
-    for &address in addresses {
-        match TcpStream::connect_timeout(&SocketAddr::new(address, port), DIAL) {
-            Ok(_) => return Ok(address.to_string()),
-            Err(error) => tried.push(format!("{address}: {error}")),
-        }
-    }
-    Err(Error::distributed(format!(
-        "rank 0 cannot be reached on port {port}: {}; GLOO_SOCKET_IFNAME on rank 0's machine names the network \
-         interface to use",
-        if tried.is_empty() { "it has no address but the loopback's".to_owned() } else { tried.join(", ") }
-    )))
+    let all = addresses.iter().map(|&address| SocketAddr::new(address, port));
+    first_that_answers(all, DIAL).map(|address| address.ip().to_string()).map_err(|failures| {
+        let tried: Vec<_> = failures.iter().map(|(address, error)| format!("{}: {error}", address.ip())).collect();
+        Error::distributed(format!(
+            "rank 0 cannot be reached on port {port}: {}; GLOO_SOCKET_IFNAME on rank 0's machine names the network \
+             interface to use",
+            if tried.is_empty() { "it has no address but the loopback's".to_owned() } else { tried.join(", ") }
+        ))
+    })
 }
 
 #[cfg(test)]

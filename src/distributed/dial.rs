@@ -1,6 +1,7 @@
 //! Waits until the store answers. c10d's own client does not keep its deadline (it begins anew with another pause), does
 //! not say which addresses it tried, and prints the frames of its stack.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -52,14 +53,25 @@ fn attempt(host: &str, port: u16, timeout: Duration) -> Result<(), String> {
         Ok(addresses) => addresses.collect(),
         Err(error) => return Err(format!("the host name {host:?} has no address: {error}")),
     };
+    first_that_answers(addresses, timeout).map(|_| ()).map_err(|failures| {
+        let failures: Vec<_> = failures.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+        failures.join(", ")
+    })
+}
+
+/// The first address at which a program answers, each given `timeout`; else why each failed.
+pub(super) fn first_that_answers(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    timeout: Duration,
+) -> Result<SocketAddr, Vec<(SocketAddr, io::Error)>> {
     let mut failures = Vec::new();
     for address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
-            Ok(_) => return Ok(()),
-            Err(error) => failures.push(format!("{address}: {error}")),
+            Ok(_) => return Ok(address),
+            Err(error) => failures.push((address, error)),
         }
     }
-    Err(failures.join(", "))
+    Err(failures)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl Default for Deadlines {
 impl Deadlines {
     /// Under a launcher a day, for the launcher knows which rank is late, and ends the job by its own deadlines; the
     /// ranks that wait only know that they wait. Else the default.
-    pub fn from_environment() -> Self {
+    fn from_environment() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
         match std::env::var_os(env::CONTROL) {
             Some(_) => Self { meeting: DAY, collective: DAY },
@@ -66,6 +66,14 @@ pub struct World {
 pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
 impl World {
+    /// [`World::connect`] with the deadlines that suit whoever started this rank.
+    ///
+    /// # Errors
+    /// As [`World::connect`].
+    pub fn from_environment() -> Result<Self> {
+        Self::connect(Deadlines::from_environment())
+    }
+
     /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Start`] and
     /// [`choose_device`]. Without variables: a job of one rank, without any socket.
     ///
@@ -291,10 +299,7 @@ impl World {
     pub fn detached_barrier(&self) -> Box<dyn Fn() -> Result<()> + Send + Sync> {
         let (group, deadline) = (self.group.clone(), self.deadlines.collective);
         Box::new(move || match &group {
-            Some(group) => {
-                let _waiting = state::page().collective(Operation::Barrier);
-                Ok(lock(group).barrier(deadline)?.wait(deadline)?)
-            }
+            Some(group) => in_collective(Operation::Barrier, || Ok(lock(group).barrier(deadline)?.wait(deadline)?)),
             None => Ok(()),
         })
     }
@@ -341,15 +346,9 @@ impl World {
         action: impl FnOnce(&ProcessGroup, Duration) -> Result<(), torch_ext::Error>,
     ) -> Result<()> {
         match &self.group {
-            Some(group) => {
-                let waiting = state::page().collective(operation);
-                let done = action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what));
-                if done.is_err() {
-                    // What it failed in stays to be seen.
-                    std::mem::forget(waiting);
-                }
-                done
-            }
+            Some(group) => in_collective(operation, || {
+                action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what))
+            }),
             None => Ok(()),
         }
     }
@@ -377,6 +376,17 @@ impl Drop for World {
     fn drop(&mut self) {
         std::mem::forget(self.group.take());
     }
+}
+
+/// Says to the launcher, as long as `action` runs, that this rank waits for the others.
+fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    let waiting = state::page().collective(operation);
+    let done = action();
+    if done.is_err() {
+        // What it failed in stays to be seen.
+        std::mem::forget(waiting);
+    }
+    done
 }
 
 /// What tensors on the CPU travel by.

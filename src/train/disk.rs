@@ -5,6 +5,7 @@ use std::path::Path;
 use fnet_protocol::estimate::DiskEstimate;
 use tch::Tensor;
 
+use super::checkpoint::atomic::free_bytes;
 use super::place::{Plan, Position};
 use crate::config::{CheckpointPolicy, Config, OptimizerKind};
 use crate::error::{Error, Result};
@@ -68,13 +69,13 @@ pub fn estimate(
 ) -> Result<DiskEstimate> {
     let there = folder.ancestors().find(|folder| folder.is_dir()).filter(|folder| !folder.as_os_str().is_empty());
     let there = there.unwrap_or(Path::new("."));
-    let facts = rustix::fs::statvfs(there)
+    let free = free_bytes(there)
         .map_err(|error| Error::environment(format!("asking for the free space in {}: {error}", there.display())))?;
     let count = most_at_once(policy, plan, position);
     // Those that lie there already will be replaced where only some are kept.
     let reusable = if policy.keep_last > 0 { lying(folder)?.min(count.saturating_sub(1)) } else { 0 };
     let needed = checkpoint.saturating_mul(count - reusable.min(count));
-    Ok(DiskEstimate { checkpoint, count, needed, free: facts.f_bavail.saturating_mul(facts.f_frsize) })
+    Ok(DiskEstimate { checkpoint, count, needed, free })
 }
 
 /// Checkpoints of epochs and steps in the folder.

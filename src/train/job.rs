@@ -20,7 +20,7 @@ use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
 use crate::data::{Dataset, Severity, Split, check_before_job, train_batches_per_epoch};
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::fault::Drill;
 use crate::weights::Need;
@@ -32,7 +32,7 @@ use crate::weights::Need;
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let drill = arm(arguments, control);
-    let world = World::connect(Deadlines::from_environment())?;
+    let world = World::from_environment()?;
     drill.set_barrier(world.detached_barrier());
     if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, world.world_size()) {
         log::warn!("{warning}");

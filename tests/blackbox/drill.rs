@@ -18,18 +18,6 @@ use fnet_protocol::message::Phase;
 use crate::support::{Ended, Scene};
 
 const RANKS: usize = 3;
-const PHASES: [Phase; 10] = [
-    Phase::Start,
-    Phase::Index,
-    Phase::Data,
-    Phase::Forward,
-    Phase::Backward,
-    Phase::AllReduce,
-    Phase::Optimizer,
-    Phase::Checkpoint,
-    Phase::Evaluation,
-    Phase::Summary,
-];
 /// Seconds without headway or sign of life after which a drill's worker counts as hanging.
 const DEADLINE: u32 = 8;
 
@@ -255,7 +243,7 @@ fn drill() {
     let cases: Vec<Case> = kinds
         .iter()
         .flat_map(|&kind| {
-            PHASES.into_iter().flat_map(move |phase| (0..RANKS).map(move |rank| Case::new(kind, phase, rank)))
+            Phase::KNOWN.into_iter().flat_map(move |phase| (0..RANKS).map(move |rank| Case::new(kind, phase, rank)))
         })
         .filter(Case::exists)
         .collect();
@@ -301,7 +289,7 @@ fn drill() {
 /// Row of a case in the table: fault, then phase.
 fn place_of(case: Case) -> (usize, usize) {
     let kind = Kind::ALL.iter().position(|kind| *kind == case.kind).unwrap();
-    (kind, PHASES.iter().position(|phase| *phase == case.phase).unwrap())
+    (kind, Phase::KNOWN.iter().position(|phase| *phase == case.phase).unwrap())
 }
 
 /// The table as Markdown: from the fault to the end of the launcher, median and greatest.
@@ -317,7 +305,7 @@ fn table(rows: &BTreeMap<(usize, usize), Row>) -> String {
         text += &format!(
             "| {} | {} | {} | {} | {} | {} |\n",
             Kind::ALL[kind].name(),
-            PHASES[phase].wire(),
+            Phase::KNOWN[phase].wire(),
             row.runs,
             row.seconds.len(),
             show(median),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::cgroup::{self, Version};
 use crate::message::{Heartbeat, Phase};
 
 /// Name of the control group, followed by the process id, that a worker makes to run out of memory in.
@@ -110,10 +111,8 @@ impl FromStr for Fault {
                 "step" => fault.step = Some(number()?),
                 "phase" => {
                     fault.phase = Phase::from_wire(value).ok_or_else(|| {
-                        format!(
-                            "no phase named {value}; expected start, index, data, forward, backward, all_reduce, \
-                             optimizer, checkpoint, evaluation or summary"
-                        )
+                        let names: Vec<_> = Phase::KNOWN.map(Phase::wire).into();
+                        format!("no phase named {value}; expected one of {}", names.join(", "))
                     })?;
                 }
                 "attempt" if value == "any" => fault.attempt = None,
@@ -143,21 +142,18 @@ impl fmt::Display for Fault {
 /// names of its limits, in version 1 or 2. `groups` is the text of the /proc/PID/cgroup of a process of the job.
 pub fn control_group(groups: &str, root: &Path, process: u32) -> Option<(PathBuf, &'static [&'static str])> {
     let name = format!("{CONTROL_GROUP}{process}");
-    let mut second = None;
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
-        if controllers.split(',').any(|controller| controller == "memory") {
-            let folder = root.join("memory").join(path).join(&name);
-            return Some((folder, &["memory.limit_in_bytes", "memory.swappiness"]));
+    let groups: Vec<_> = cgroup::groups(groups, "memory").collect();
+    // A controller is in one version only, and only version 1 tells here that it has it.
+    let &(version, path) = groups.iter().find(|(version, _)| *version == Version::One).or(groups.first())?;
+    Some(match version {
+        Version::One => {
+            (root.join("memory").join(path).join(name), &["memory.limit_in_bytes", "memory.swappiness"] as &[_])
         }
-        if controllers.is_empty() {
-            // A group that holds processes takes no limited groups below it, so the new one is its sibling.
-            let parent = Path::new(path).parent().unwrap_or(Path::new(""));
-            second = Some((root.join(parent).join(&name), &["memory.max", "memory.swap.max"] as &[_]));
+        // A group that holds processes takes no limited groups below it, so the new one is its sibling.
+        Version::Two => {
+            (root.join(path.parent().unwrap_or(Path::new(""))).join(name), &["memory.max", "memory.swap.max"])
         }
-    }
-    second
+    })
 }
 
 #[cfg(test)]

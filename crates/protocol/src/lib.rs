@@ -3,8 +3,10 @@
 //! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]).
 
 pub mod activity;
+pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod env;
 pub mod estimate;
 pub mod exit;

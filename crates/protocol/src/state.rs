@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::clock;
 use crate::message::{Heartbeat, Operation, Phase};
 
 /// Bytes of the page.
@@ -158,13 +159,9 @@ fn heartbeat([phase, epoch, step, headway, collective, operation]: [u64; 6]) -> 
     }
 }
 
-/// Milliseconds of the system's monotonic clock, which is the same for all processes.
+/// Milliseconds of the system's monotonic clock; never 0, which means that nothing was written.
 fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` outlives the call, which only writes to it.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let milliseconds = time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000);
-    u64::try_from(milliseconds).unwrap_or(0).max(1)
+    u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fnet_protocol::estimate::Libraries;
 
 use super::Finding;
-use crate::error;
+use crate::{child, error};
 
 /// Time in which the worker must load its libraries.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,24 +52,11 @@ fn judge(program: &Path, libraries: &Libraries) -> Vec<Finding> {
 
 /// What the worker says of its libraries; that it says so shows that libtorch can be loaded.
 fn answer(program: &Path) -> Result<Libraries, String> {
-    let mut child = Command::new(program)
-        .arg(fnet_protocol::estimate::LIBRARIES)
-        .env_remove(fnet_protocol::env::CONTROL)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + PATIENCE;
-    while child.try_wait().map_err(|error| error.to_string())?.is_none() {
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(format!("did not answer in {} s", PATIENCE.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let mut command = Command::new(program);
+    command.arg(fnet_protocol::estimate::LIBRARIES).env_remove(fnet_protocol::env::CONTROL).stderr(Stdio::piped());
+    let output = child::output(&mut command, PATIENCE)
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| format!("did not answer in {} s", PATIENCE.as_secs()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{}: {}", output.status, text.lines().next().unwrap_or("no message")));

@@ -2,7 +2,7 @@ use fnet_protocol::message::Activity;
 
 use super::*;
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     start: Duration::from_secs(900),
     step: Duration::from_secs(100),
     evaluation: Duration::from_secs(300),

@@ -1,14 +1,7 @@
 use fnet_protocol::message::Operation;
 
 use super::*;
-
-const LIMITS: Limits = Limits {
-    start: Duration::from_secs(900),
-    step: Duration::from_secs(100),
-    evaluation: Duration::from_secs(300),
-    save: Duration::from_secs(200),
-    silence: Duration::from_secs(60),
-};
+use crate::hang::tests::LIMITS;
 
 /// A job of two with a clock that the test moves.
 struct Scene {

@@ -297,12 +297,8 @@ impl Cluster {
                 actions
             }
             ToNode::News { text } => vec![Action::Say(text)],
-            ToNode::Lost(why) => {
+            ToNode::Lost(why) | ToNode::Refused { message: why, .. } => {
                 link.lost = Some(Lost { why, after_a_failure: link.told_failure });
-                job.peer_failed(0, now)
-            }
-            ToNode::Refused { message, .. } => {
-                link.lost = Some(Lost { why: message, after_a_failure: link.told_failure });
                 job.peer_failed(0, now)
             }
             ToNode::Greeting { .. } | ToNode::Start(_) | ToNode::Agreed { .. } | ToNode::Unknown => Vec::new(),

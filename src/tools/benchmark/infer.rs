@@ -18,7 +18,7 @@ use super::summary::Summary;
 use super::{publish, synthetic};
 use crate::config::{self, Amp, Config};
 use crate::data::{Batch, Dataset, Loader, Split, TestOptions};
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::inference::detect;
 use crate::model::{MaskRcnn, Parameters};
@@ -56,7 +56,7 @@ struct Report {
 /// What the user can mend (config, data, checkpoint, memory) or a bug.
 pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i32> {
     let config = config::load(&arguments.config, &arguments.set)?.config;
-    let world = World::connect(Deadlines::from_environment())?;
+    let world = World::from_environment()?;
     let mut parameters = Parameters::new();
     let mut model = MaskRcnn::new(&config.model, &mut parameters, world.device(), config.train.seed)?;
     match &arguments.checkpoint {

@@ -1,6 +1,6 @@
 //! `benchmark launch`, the workers' part: one all-reduce, and the time at which it was done on every rank.
 
-use fnet_protocol::exit;
+use fnet_protocol::{clock, exit};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -26,8 +26,7 @@ pub fn benchmark_launch() -> Result<i32> {
     let value = Tensor::f_ones([1], (Kind::Float, world.device()))?;
     world.all_reduce_sum(&value)?;
     process::synchronise(world.device())?;
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let done = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+    let done = u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX);
     let sum = value.f_double_value(&[0])?;
     if sum != world.world_size() as f64 {
         return Err(Error::bug(format!("the sum of one over {} ranks came out as {sum}", world.world_size())));

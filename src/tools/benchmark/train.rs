@@ -14,7 +14,7 @@ use super::summary::Summary;
 use super::{publish, synthetic};
 use crate::config;
 use crate::data::{Batch, Target};
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::StepRandom;
 use crate::process;
@@ -80,7 +80,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let size = (shape.height.next_multiple_of(32), shape.width.next_multiple_of(32));
     let count = arguments.batch.unwrap_or(config.data.samples_per_gpu);
 
-    let world = World::connect(Deadlines::from_environment())?;
+    let world = World::from_environment()?;
     let mut bench = Bench { learner: Learner::new(&config, &world)?, world: &world, control, step: 0 };
     bench.learner.synchronise_timing(true);
     let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;

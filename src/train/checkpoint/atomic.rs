@@ -14,7 +14,7 @@ pub(super) const TEMPORARY: &str = ".tmp";
 pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
     try_write(path, folder, content).map_err(|error| {
-        let free = free_bytes(folder).map_or_else(String::new, |free| format!(", {} are free", megabytes(free)));
+        let free = free_bytes(folder).map_or_else(|_| String::new(), |free| format!(", {} are free", megabytes(free)));
         let advice = match error.kind() {
             io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
             io::ErrorKind::QuotaExceeded => "the quota is used up; free some space or set checkpoint.keep_last",
@@ -74,9 +74,10 @@ pub(super) fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn free_bytes(folder: &Path) -> Option<u64> {
-    let statistics = rustix::fs::statvfs(folder).ok()?;
-    Some(statistics.f_bavail * statistics.f_frsize)
+/// Bytes that are free for this user where `folder` lies.
+pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let statistics = rustix::fs::statvfs(folder)?;
+    Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
 }
 
 fn megabytes(bytes: u64) -> String {

@@ -1,0 +1,24 @@
+//! The system's monotonic clock, which all processes of a machine share.
+
+use std::time::Duration;
+
+/// Time since some point in the past that is the same for all processes until the machine is started anew.
+pub fn monotonic() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call, which only writes to it.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_on() {
+        let before = monotonic();
+        assert!(!before.is_zero());
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(monotonic() - before >= Duration::from_millis(2));
+    }
+}
