@@ -20,7 +20,7 @@ use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
 use crate::data::{Dataset, Severity, Split, check_before_job, train_batches_per_epoch};
-use crate::distributed::World;
+use crate::distributed::{World, likely_rank};
 use crate::error::{Error, Result};
 use crate::fault::Drill;
 use crate::weights::Need;
@@ -108,9 +108,9 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 
 /// Prepares the faults of a fire drill, if there is one.
 fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    let rank = usize::try_from(number(env::RANK)).unwrap_or(usize::MAX);
-    Drill::arm(&arguments.fault, rank, number(env::RESTART_COUNT), control)
+    let variable = |name: &str| std::env::var(name).ok();
+    let attempt = variable(env::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or(0);
+    Drill::arm(&arguments.fault, likely_rank(variable), attempt, control)
 }
 
 /// What to say if the disk has no room for all checkpoints of the job.

@@ -69,6 +69,18 @@ fn a_signal_to_mpirun_saves_the_job_and_resuming_goes_on() {
     finish(resumed).expect(0, &["iter_"]);
 }
 
+// Without RANK in its environment every rank took itself for rank 0.
+#[test]
+fn a_fire_drill_is_for_its_rank_alone() {
+    let scene = Scene::new();
+    let ended = finish(mpirun(&scene, "train cfg.toml --fault exit:rank=1,phase=data"));
+    ended.expect(17, &["fire drill: exit:rank=1,phase=data"]);
+    let ended =
+        finish(mpirun(&scene, "train cfg.toml --work-dir b --no-validate --set train.epochs=1 --fault exit:rank=2"));
+    ended.expect(0, &["Saved b/epoch_1.ckpt"]);
+    scene.assert_nothing_left();
+}
+
 #[test]
 fn a_mistake_in_the_config_ends_mpirun_with_its_code() {
     let scene = Scene::new();

@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 
 use super::publish;
 use super::summary::Summary;
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::process;
 
@@ -64,7 +64,7 @@ impl Row {
 /// A usage error for a job of one rank or sizes in the wrong order; a lost peer; memory; a bug if a sum is wrong.
 pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32> {
     let sizes = sizes(arguments)?;
-    let world = World::connect(Deadlines::default())?;
+    let world = World::from_environment()?;
     if world.world_size() < 2 {
         return Err(Error::usage(
             "one worker has nobody to talk to: give --gpus 2 (or --device cpu --nproc 2) or more",

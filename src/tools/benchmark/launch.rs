@@ -5,7 +5,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::publish;
-use crate::distributed::{Deadlines, World};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::process;
 
@@ -22,7 +22,7 @@ struct Done {
 /// # Errors
 /// If the ranks do not meet, or one is lost.
 pub fn benchmark_launch() -> Result<i32> {
-    let world = World::connect(Deadlines::default())?;
+    let world = World::from_environment()?;
     let value = Tensor::f_ones([1], (Kind::Float, world.device()))?;
     world.all_reduce_sum(&value)?;
     process::synchronise(world.device())?;
