@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
@@ -89,7 +89,15 @@ unsafe impl Carrier for Memory {
     }
 }
 
+/// libtorch's flight recorder, one for the process, crashes now and then when several ranks of one process record at once.
+fn record_nothing() {
+    static ONCE: Once = Once::new();
+    // SAFETY: every test comes by here before libtorch, the only one to read the environment, has any thread.
+    ONCE.call_once(|| unsafe { std::env::set_var("TORCH_FR_BUFFER_SIZE", "0") });
+}
+
 fn store(port: u16, listener: Option<TcpListener>) -> TcpStore {
+    record_nothing();
     TcpStore::new(StoreOptions {
         host: "127.0.0.1".into(),
         port,
