@@ -63,6 +63,11 @@ impl Drop for Guard {
 
 /// The guard's side: returns when the launcher is gone and its groups are ended.
 pub fn run() {
+    // A batch system may signal every process of a job, and this one must outlive the launcher.
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
+        // SAFETY: no handler is installed; the process has one thread.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     let mut groups = Vec::new();
     for line in BufReader::new(io::stdin().lock()).lines() {
         let Ok(line) = line else { break };

@@ -1,6 +1,9 @@
 //! Whether the kernel killed a worker for memory: its counts for control groups (version 1 and 2) and for the machine.
 
+use std::cell::RefCell;
 use std::fs;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use fnet_protocol::cgroup::{self, Version};
@@ -14,6 +17,7 @@ pub struct KillCount {
     own: Option<PathBuf>,
     own_before: u64,
     machine_before: u64,
+    log: RefCell<KernelLog>,
 }
 
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -24,7 +28,13 @@ impl KillCount {
     pub fn now() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = file_of(&groups, Path::new(GROUPS));
-        Self { own_before: own.as_deref().map_or(0, count), own, machine_before: count(Path::new(MACHINE)), groups }
+        Self {
+            own_before: own.as_deref().map_or(0, count),
+            own,
+            machine_before: count(Path::new(MACHINE)),
+            groups,
+            log: RefCell::new(KernelLog::from_now()),
+        }
     }
 
     /// What to say of worker `process` that was killed and was in `groups` (the text of its /proc/PID/cgroup), if the
@@ -37,7 +47,9 @@ impl KillCount {
         let before = if group == self.own { self.own_before } else { 0 };
         let in_group = group.as_deref().map_or(0, count).saturating_sub(before);
         let on_machine = count(Path::new(MACHINE)).saturating_sub(self.machine_before);
-        judge(in_group, on_machine, group.as_deref())
+        // The machine's count includes kills in control groups that are no concern of this job.
+        let is_other = in_group == 0 && on_machine > 0 && self.log.borrow_mut().has_killed(process) == Some(false);
+        if is_other { None } else { judge(in_group, on_machine, group.as_deref()) }
     }
 
     /// The control group that a fire drill has made for a worker, if it has.
@@ -53,6 +65,45 @@ impl KillCount {
             let _ = fs::remove_dir(folder);
         }
     }
+}
+
+/// What the kernel has logged since the start of a job.
+struct KernelLog {
+    /// Not there where this process may not read it, or knows processes by other numbers than the kernel.
+    file: Option<fs::File>,
+    text: String,
+}
+
+impl KernelLog {
+    fn from_now() -> Self {
+        let opened = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+        let file = opened.ok().filter(|_| is_first_process_namespace());
+        let file = file.and_then(|mut file| file.seek(SeekFrom::End(0)).ok().map(|_| file));
+        Self { file, text: String::new() }
+    }
+
+    /// Whether the kernel has killed this process for memory; `None` if that cannot be told.
+    fn has_killed(&mut self, process: i32) -> Option<bool> {
+        let file = self.file.as_mut()?;
+        let mut record = [0; 8192];
+        loop {
+            match file.read(&mut record) {
+                Ok(0) => break,
+                Ok(length) => self.text += &String::from_utf8_lossy(&record[..length]),
+                // Older records were overwritten; reading goes on with what is left.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return None,
+            }
+        }
+        Some(self.text.contains(&format!("Killed process {process} (")))
+    }
+}
+
+/// Whether processes have the numbers here that the kernel's log gives them.
+fn is_first_process_namespace() -> bool {
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new(FIRST))
 }
 
 /// The count of a group with this folder.
@@ -108,6 +159,23 @@ mod tests {
         let root = Path::new("/g");
         assert_eq!(files("0::/job/a\n", root)[0], Path::new("/g/job/a/memory.events"));
         assert_eq!(files("5:cpu,memory:/job\n1:name=x:/y\n", root)[0], Path::new("/g/memory/job/memory.oom_control"));
+    }
+
+    #[test]
+    fn the_log_of_the_kernel_names_whom_it_killed() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(
+            &mut file,
+            b"6,1,2,-;Memory cgroup out of memory: Killed process 171 (python) total-vm:1\n",
+        )
+        .unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut log = KernelLog { file: Some(file), text: String::new() };
+        assert_eq!(
+            (log.has_killed(17), log.has_killed(171), log.has_killed(1)),
+            (Some(false), Some(true), Some(false))
+        );
+        assert_eq!(KernelLog { file: None, text: String::new() }.has_killed(171), None);
     }
 
     #[test]
