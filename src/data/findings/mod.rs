@@ -226,7 +226,8 @@ impl Findings {
     pub fn refuse_errors(&self) -> Result<()> {
         match self.lines(Severity::Error) {
             lines if lines.is_empty() => Ok(()),
-            lines => Err(Error::data(lines.join("\n"))),
+            // Who prints the error puts the first word there.
+            lines => Err(Error::data(lines.join("\n").trim_start_matches("error: "))),
         }
     }
 
