@@ -13,7 +13,7 @@ say "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
 
 say "scripts"
-for script in scripts/*.sh .ci/run; do bash -n "$script"; done
+for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
 
 say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_DIR:-unset})"
 # Captured output of a passed test is dropped by the harness, so skipped tests are shown from the log.
