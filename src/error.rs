@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fnet_protocol::exit;
+use fnet_protocol::message::{Failure, FailureKind};
 
 /// Who can mend an error; decides the exit code (see [`fnet_protocol::exit`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,19 @@ impl Error {
     /// Who can mend it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// What the launcher is told of it.
+    pub fn failure(&self) -> Failure {
+        let kind = match self.kind {
+            ErrorKind::Bug => FailureKind::Bug,
+            ErrorKind::Usage => FailureKind::Usage,
+            ErrorKind::Data => FailureKind::Data,
+            ErrorKind::Distributed => FailureKind::PeerLost,
+            ErrorKind::OutOfMemory => FailureKind::OutOfMemory,
+            ErrorKind::Environment => FailureKind::Environment,
+        };
+        Failure { kind, message: self.to_string(), backtrace: None, at: None }
     }
 
     /// The exit code that this error ends the process with.

@@ -68,6 +68,7 @@ impl Drill {
             },
             Kind::Read => read_for_ever().map_err(|error| Error::environment(format!("a pipe to read from: {error}"))),
             Kind::OutOfMemory => use_up_memory(),
+            Kind::Terminate => raise(libc::SIGTERM),
             Kind::Collective => self.barrier.get().map_or(Ok(()), |barrier| barrier()),
         }
     }

@@ -6,10 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use fnet::{Error, ErrorKind, commands, distributed, logging, process};
+use fnet::{Error, commands, distributed, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
-use fnet_protocol::message::{Failure, FailureKind};
 use fnet_protocol::{env, estimate, exit, state, stop};
 use log::LevelFilter;
 
@@ -83,7 +82,7 @@ fn run(arguments: &Worker) -> i32 {
         Err(payload) => Error::from_panic(payload.as_ref()),
     };
     eprintln!("error: {error}");
-    control.failed(Failure { kind: failure_kind(error.kind()), message: error.to_string(), backtrace: None });
+    control.failed(error.failure());
     error.exit_code()
 }
 
@@ -92,16 +91,5 @@ fn level_of(verbosity: i32) -> LevelFilter {
         ..0 => LevelFilter::Warn,
         0 => LevelFilter::Info,
         _ => LevelFilter::Debug,
-    }
-}
-
-fn failure_kind(kind: ErrorKind) -> FailureKind {
-    match kind {
-        ErrorKind::Bug => FailureKind::Bug,
-        ErrorKind::Usage => FailureKind::Usage,
-        ErrorKind::Data => FailureKind::Data,
-        ErrorKind::Distributed => FailureKind::PeerLost,
-        ErrorKind::OutOfMemory => FailureKind::OutOfMemory,
-        ErrorKind::Environment => FailureKind::Environment,
     }
 }

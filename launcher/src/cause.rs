@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn reported(kind: FailureKind, message: &str) -> Option<Failure> {
-        Some(Failure { kind, message: message.into(), backtrace: None })
+        Some(Failure { kind, message: message.into(), backtrace: None, at: None })
     }
 
     #[test]

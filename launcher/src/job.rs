@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use fnet_protocol::exit;
-use fnet_protocol::message::{Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, StopReason, ToWorker};
+use fnet_protocol::message::{Failure, FailureKind, FromWorker, Heartbeat, Progress, StopReason, ToWorker};
 
 use crate::cause::{self, Cause, Ending, Evidence, Finding};
-use crate::hang::{self, Limits, Seen};
+use crate::hang::{Limits, Seen};
 
 /// Time that the other workers have to end by themselves after one has failed.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -103,6 +103,10 @@ struct Worker {
     tail: Vec<String>,
     /// Seconds of a step that it waits for the others, smoothed.
     waits: Option<f64>,
+    /// Steps in the state that it holds since the job has broken off.
+    holds: Option<u64>,
+    /// It was chosen to write that state.
+    rescues: bool,
 }
 
 impl Worker {
@@ -135,11 +139,21 @@ pub struct Job {
     limits: Limits,
     /// What is known of the workers of other nodes, and since when.
     others: (Vec<Seen>, Instant),
+    /// Whether its workers can write the state that they hold when the job breaks off.
+    is_train: bool,
+    /// When the job broke off.
+    broken: Option<Instant>,
+    /// It was told what the launcher waits for since.
+    told: bool,
+    /// That state is on the disk.
+    rescued: bool,
+    /// Steps in the newest checkpoint that was written.
+    saved_step: Option<u64>,
 }
 
 impl Job {
     /// A job whose workers, of these ranks, have just been started.
-    pub fn new(ranks: &[usize], grace: Duration, limits: Limits, now: Instant) -> Self {
+    pub fn new(ranks: &[usize], is_train: bool, grace: Duration, limits: Limits, now: Instant) -> Self {
         let worker = |&rank| Worker {
             rank,
             heard: None,
@@ -152,6 +166,8 @@ impl Job {
             stack: None,
             tail: Vec::new(),
             waits: None,
+            holds: None,
+            rescues: false,
         };
         Self {
             workers: ranks.iter().map(worker).collect(),
@@ -165,6 +181,11 @@ impl Job {
             grace,
             limits,
             others: (Vec::new(), now),
+            is_train,
+            broken: None,
+            told: false,
+            rescued: false,
+            saved_step: None,
         }
     }
 
@@ -175,11 +196,21 @@ impl Job {
 
     /// A rank of another node has failed, or its node is lost: the workers here cannot go on without it.
     pub fn peer_failed(&mut self, rank: usize, now: Instant) -> Vec<Action> {
-        if self.stage != Stage::Running {
-            return Vec::new();
+        self.break_off(rank, now)
+    }
+
+    /// Tells the workers, once, that they cannot go on without rank `rank`.
+    fn break_off(&mut self, rank: usize, now: Instant) -> Vec<Action> {
+        let is_first = self.broken.is_none();
+        self.broken.get_or_insert(now);
+        match self.stage {
+            Stage::Running => self.stage = Stage::Failing { kill_at: now + SETTLE, killed: false },
+            // The grace period stands: another rank may be saving. What waits for this one shall not.
+            Stage::Stopping { killed: false, .. } if is_first => {}
+            Stage::Stopping { .. } | Stage::Failing { .. } => return Vec::new(),
         }
-        self.stage = Stage::Failing { kill_at: now + SETTLE, killed: false };
-        self.running().map(|index| Action::Tell(index, ToWorker::PeerLost { rank })).collect()
+        let others = self.running().filter(|&index| self.workers[index].rank != rank);
+        others.map(|index| Action::Tell(index, ToWorker::PeerLost { rank })).collect()
     }
 
     /// The first rank here that has failed.
@@ -200,6 +231,11 @@ impl Job {
     /// Whether any worker had begun its work.
     pub fn was_ready(&self) -> bool {
         self.was_ready
+    }
+
+    /// Steps in the newest checkpoint that this attempt has written, or found to hold all that was done.
+    pub fn saved_step(&self) -> Option<u64> {
+        self.saved_step
     }
 
     /// Whether a stop was requested.
@@ -268,6 +304,11 @@ impl Job {
                 }
                 self.fail(index, now)
             }
+            FromWorker::Saved { step, .. } => self.on_saved(index, step, now),
+            FromWorker::Holds { step } => {
+                worker.holds = Some(step);
+                self.see_to_rescue(now)
+            }
             FromWorker::Note { text } => vec![Action::Note(text)],
             FromWorker::Hello { .. } | FromWorker::Done | FromWorker::Unknown => Vec::new(),
         }
@@ -282,16 +323,13 @@ impl Job {
         worker.beat = Some((Heartbeat { activity, ..beat }, now));
     }
 
-    /// The rank that waits least for the others, and how much less than the one that waits most.
-    fn slowest(&self) -> Option<(usize, f64)> {
-        let waits: Vec<(usize, f64)> =
-            self.workers.iter().filter_map(|worker| Some((worker.rank, worker.waits?))).collect();
-        let &(rank, least) = waits.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
-        let most = waits.iter().map(|&(_, seconds)| seconds).fold(0.0, f64::max);
-        (waits.len() > 1).then_some((rank, most - least))
+    fn on_ended(&mut self, index: usize, death: Death, now: Instant) -> Vec<Action> {
+        let mut actions = self.judge_end(index, death, now);
+        actions.extend(self.see_to_rescue(now));
+        actions
     }
 
-    fn on_ended(&mut self, index: usize, death: Death, now: Instant) -> Vec<Action> {
+    fn judge_end(&mut self, index: usize, death: Death, now: Instant) -> Vec<Action> {
         let Some(worker) = self.workers.get_mut(index) else { return Vec::new() };
         let ending = death.ending;
         worker.ending = Some(ending);
@@ -324,15 +362,7 @@ impl Job {
             self.failures += 1;
         }
         let rank = worker.rank;
-        // While stopping, the grace period stands: another rank may be saving.
-        if self.stage != Stage::Running {
-            return Vec::new();
-        }
-        self.stage = Stage::Failing { kill_at: now + SETTLE, killed: false };
-        self.running()
-            .filter(|&other| other != index)
-            .map(|other| Action::Tell(other, ToWorker::PeerLost { rank }))
-            .collect()
+        self.break_off(rank, now)
     }
 
     /// The user or the system asks to stop. A second Ctrl-C stops at once.
@@ -369,11 +399,8 @@ impl Job {
             Stage::Stopping { killed, .. } | Stage::Failing { killed, .. } => *killed = true,
             Stage::Running => {}
         }
-        let running: Vec<usize> = self.running().collect();
-        for &index in &running {
-            self.workers[index].ended_by_us = true;
-        }
-        running.into_iter().map(Action::Kill).collect()
+        let running = self.running().collect();
+        self.kill(running)
     }
 
     fn running(&self) -> impl Iterator<Item = usize> + use<'_> {
@@ -405,49 +432,9 @@ impl Job {
                 actions.extend(self.kill_all());
                 actions
             }
-            Stage::Failing { kill_at, killed: false } if now >= kill_at => self.kill_all(),
-            Stage::Stopping { .. } | Stage::Failing { .. } => Vec::new(),
+            Stage::Failing { kill_at, killed: false } if now >= kill_at => self.kill_unless_rescuing(now),
+            Stage::Stopping { .. } | Stage::Failing { .. } => self.see_to_rescue(now),
         }
-    }
-
-    /// Whether a worker is writing a checkpoint and gets on with it.
-    fn is_saving(&self, now: Instant) -> bool {
-        self.workers.iter().filter(|worker| worker.ending.is_none()).any(|worker| {
-            worker.beat.as_ref().is_some_and(|(beat, at)| {
-                beat.phase == Phase::Checkpoint
-                    && now.duration_since(*at) < self.limits.silence
-                    && beat.idle_seconds < self.limits.save.as_secs_f64()
-            })
-        })
-    }
-
-    /// What was last heard of the workers that have not ended.
-    pub fn seen(&self, now: Instant) -> Vec<Seen> {
-        let running = self.workers.iter().filter(|worker| worker.ending.is_none());
-        let seen = running.map(|worker| Seen {
-            rank: worker.rank,
-            age: now.duration_since(self.started),
-            silent: worker.heard.map(|at| now.duration_since(at)),
-            beat: worker.beat.as_ref().map(|(beat, at)| (beat.clone(), now.duration_since(*at))),
-        });
-        seen.collect()
-    }
-
-    fn look_for_hangs(&mut self, now: Instant) -> Vec<Action> {
-        if now < self.judge_from {
-            return Vec::new();
-        }
-        let mut seen = self.seen(now);
-        let later = now.saturating_duration_since(self.others.1);
-        seen.extend(self.others.0.iter().map(|seen| seen.later(later)));
-        // A worker of another node is judged there; it only explains why those here wait.
-        let Some(hang) = hang::verdict(&seen, &self.limits) else { return Vec::new() };
-        let Some(index) = self.workers.iter().position(|worker| worker.rank == hang.rank) else { return Vec::new() };
-        self.workers[index].finding =
-            Some(if hang.is_bug { Finding::Disagrees(hang.text) } else { Finding::Hang(hang.text) });
-        let mut actions = vec![Action::Inspect(index), Action::Tell(index, ToWorker::Stack)];
-        actions.extend(self.fail(index, now));
-        actions
     }
 
     /// How the attempt ended, once every worker has.
@@ -481,7 +468,11 @@ impl Job {
                 failure: worker.failure.clone(),
                 finding: worker.finding.clone(),
                 ended_by_us: worker.ended_by_us,
-                beat: worker.beat.as_ref().map(|(beat, _)| beat.clone()),
+                beat: worker
+                    .failure
+                    .as_ref()
+                    .and_then(|failure| failure.at.clone())
+                    .or_else(|| worker.beat.as_ref().map(|(beat, _)| beat.clone())),
                 stack: worker.stack.clone(),
                 tail: worker.tail.clone(),
             })
@@ -489,5 +480,9 @@ impl Job {
     }
 }
 
+mod rescue;
+#[cfg(test)]
+mod rescue_tests;
 #[cfg(test)]
 mod tests;
+mod watch;

@@ -22,6 +22,8 @@ pub struct Facts {
     pub used: u32,
     /// Restarts allowed.
     pub allowed: u32,
+    /// Whether it has come further than the attempts before it.
+    pub got_on: bool,
     /// How long the job ran before it failed.
     pub ran: Duration,
     /// A job that ran this long without a failure has its restarts back.
@@ -70,7 +72,12 @@ pub fn decide(facts: &Facts) -> Decision {
     if used >= facts.allowed {
         return Decision::GiveUp(format!("all {} restarts (--max-restarts) are used up", facts.allowed));
     }
-    let pause = Duration::from_secs(1).saturating_mul(1 << used.min(16)).min(MAX_PAUSE);
+    // What gets on fails by accident, and nothing is gained by waiting; so most likely does the first time.
+    let pause = match used {
+        _ if facts.got_on => Duration::ZERO,
+        0 => Duration::ZERO,
+        used => Duration::from_secs(1).saturating_mul(1 << (used - 1).min(16)).min(MAX_PAUSE),
+    };
     let mut reason = match facts.code {
         exit::HANG => "a worker that hung may get on next time",
         exit::BUG => "the bug may not show again",
@@ -98,6 +105,7 @@ mod tests {
             stop_requested: false,
             used: 0,
             allowed: 3,
+            got_on: false,
             ran: Duration::from_secs(60),
             refill: REFILL,
         }
@@ -120,9 +128,10 @@ mod tests {
 
     #[test]
     fn a_lost_worker_is_worth_a_restart_with_growing_pauses() {
-        let pauses: Vec<_> = (0..3).map(|used| restart(Facts { used, ..killed() })).collect();
-        assert_eq!(pauses, [(1, 1), (2, 2), (4, 3)]);
+        let pauses: Vec<_> = (0..4).map(|used| restart(Facts { used, allowed: 4, ..killed() })).collect();
+        assert_eq!(pauses, [(0, 1), (1, 2), (2, 3), (4, 4)]);
         assert_eq!(restart(Facts { used: 40, allowed: 99, ..killed() }), (MAX_PAUSE.as_secs(), 41));
+        assert_eq!(restart(Facts { used: 40, allowed: 99, got_on: true, ..killed() }), (0, 41));
     }
 
     #[test]
@@ -140,7 +149,7 @@ mod tests {
         assert!(reason(Facts { used: 3, ..killed() }).contains("used up"));
         assert!(reason(Facts { allowed: 0, ..killed() }).contains("--max-restarts is 0"));
         let healthy = Facts { used: 3, ran: REFILL, ..killed() };
-        assert_eq!(restart(healthy), (1, 1));
+        assert_eq!(restart(healthy), (0, 1));
         let Decision::Restart { reason, .. } = decide(&healthy) else { panic!("no restart") };
         assert!(reason.contains("ran well for 30 minutes"), "{reason}");
     }

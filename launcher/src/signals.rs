@@ -1,10 +1,12 @@
-//! The signals that people and batch systems send to the launcher.
+//! The signals that people and batch systems send to the launcher, and the end of its time.
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use fnet_protocol::message::StopReason;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct Signals {
     user: Signal,
     hang_up: Option<Signal>,
     pause: Signal,
+    /// When the time limit is reached, and what to say then.
+    time_is_up: Option<(Instant, Box<dyn Fn()>)>,
 }
 
 const SIGTSTP: i32 = 20;
@@ -40,7 +44,13 @@ impl Signals {
             user: signal(SignalKind::user_defined1())?,
             hang_up,
             pause: signal(SignalKind::from_raw(SIGTSTP))?,
+            time_is_up: None,
         })
+    }
+
+    /// Has the job stop after `limit` from now, as SIGTERM does; `say` is called then.
+    pub fn limit_time(&mut self, limit: Duration, say: impl Fn() + 'static) {
+        self.time_is_up = Instant::now().checked_add(limit).map(|at| (at, Box::new(say) as Box<dyn Fn()>));
     }
 
     /// The next request.
@@ -51,7 +61,20 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
+        let end = self.time_is_up.as_ref().map(|(at, _)| *at);
+        let time = async {
+            match end {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = time => {
+                if let Some((_, say)) = self.time_is_up.take() {
+                    say();
+                }
+                Request::Stop(StopReason::Terminated)
+            }
             _ = self.interrupt.recv() => Request::Stop(StopReason::Interrupted),
             _ = self.terminate.recv() => Request::Stop(StopReason::Terminated),
             _ = self.user.recv() => Request::Stop(StopReason::Terminated),

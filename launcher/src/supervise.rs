@@ -78,6 +78,11 @@ async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
     report::remove(&plan);
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
+    if let Some(limit) = place.time_limit {
+        let show = Rc::clone(&show);
+        let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
+        signals.limit_time(limit, move || show.borrow().say(&text));
+    }
     let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
     show.borrow().say(&plan.summary());
     if place.verbosity() > 0 {
@@ -104,7 +109,7 @@ async fn see_to_its_end(
 ) -> Result<i32> {
     let given = plan.command.clone();
     let started = SystemTime::now();
-    let (mut used, mut restarts) = (0, 0);
+    let (mut used, mut restarts, mut saved_step) = (0, 0, None);
     loop {
         let goes_on = plan.command != given;
         let meeting = match cluster.begin(&plan.nodes, restarts, goes_on, show, signals).await? {
@@ -133,6 +138,7 @@ async fn see_to_its_end(
             was_ready: attempt.was_ready,
             stop_requested: attempt.stop_requested,
             used,
+            got_on: attempt.saved_step > saved_step,
             allowed: place.max_restarts,
             ran: attempt.ran,
             refill: Duration::from_secs_f64(place.refill_after),
@@ -147,7 +153,8 @@ async fn see_to_its_end(
             Decision::Restart { pause, used: now_used, reason } => {
                 used = now_used;
                 restarts += 1;
-                plan.command = next_command(&given, started);
+                saved_step = saved_step.max(attempt.saved_step);
+                plan.command = next_command(&given, saved_step.is_some(), started);
                 let allowed = place.max_restarts;
                 let text = format!("restarting in {} s (restart {used} of {allowed}): {reason}", pause.as_secs());
                 show.borrow().error(&text);
@@ -160,9 +167,12 @@ async fn see_to_its_end(
     }
 }
 
-/// The command of a restart.
-fn next_command(given: &WorkerCommand, started: SystemTime) -> WorkerCommand {
+/// The command of a restart: goes on from the newest checkpoint if there is one of this job, else as it was given.
+fn next_command(given: &WorkerCommand, saved: bool, started: SystemTime) -> WorkerCommand {
     let WorkerCommand::Train(train) = given else { return given.clone() };
+    if saved {
+        return plan::from_newest(given);
+    }
     let found = checkpoints_of(train).unwrap_or_default();
     WorkerCommand::Train(plan::resumed(train, &found, started))
 }
@@ -230,7 +240,8 @@ async fn attempt(
         save: seconds(place.save_timeout),
         silence: seconds(place.silence_timeout),
     };
-    let mut job = Job::new(&plan.ranks(), seconds(place.grace), limits, started);
+    let is_train = matches!(plan.command, WorkerCommand::Train(_));
+    let mut job = Job::new(&plan.ranks(), is_train, seconds(place.grace), limits, started);
     loop {
         // In this order: what was said is heard before anybody is judged for silence.
         let actions = tokio::select! {
@@ -265,7 +276,8 @@ async fn attempt(
         }
         if let Some(outcome) = job.outcome() {
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
-            let here = Agreed { outcome, was_ready, stop_requested, ran: started.elapsed(), gone: None };
+            let (saved_step, ran) = (job.saved_step(), started.elapsed());
+            let here = Agreed { outcome, was_ready, stop_requested, saved_step, ran, gone: None };
             return Ok(cluster.agree(here, job.only_echoes(), signals).await);
         }
     }
@@ -373,7 +385,8 @@ fn start_one(
         inherited.push(store);
     }
     let arguments = plan.command.to_args();
-    writeln!(log, "=== rank {rank}, restart {restarts}: {}", crate::text::shell_line(&arguments))?;
+    // A full disk is no reason not to start.
+    let _ = writeln!(log, "=== rank {rank}, restart {restarts}: {}", crate::text::shell_line(&arguments));
     let started = process::start(Start {
         program: &plan.program,
         arguments: &arguments,

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
-use super::Config;
 use super::tree::join;
+use super::{Config, Interval};
 
 /// A field or a section of the config.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ pub(super) fn expectation(schema: &Json) -> String {
         return format!("one of {}", names.join(", "));
     }
     match schema.get("type").and_then(Json::as_str) {
-        Some("integer") => format!("a whole number{}", bounds(schema)),
+        Some("integer") => format!("a whole number{}{}", bounds(schema), units(schema)),
         Some("number") => format!("a number{}", bounds(schema)),
         Some("boolean") => "true or false".into(),
         Some("string") => "a string".into(),
@@ -132,6 +132,13 @@ fn bounds(schema: &Json) -> String {
     if parts.is_empty() { String::new() } else { format!(" {}", parts.join(" and ")) }
 }
 
+/// The units that a text may name: `, or as text "N steps"`.
+fn units(schema: &Json) -> String {
+    let units = schema.get("units").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
+    let named: Vec<String> = units.iter().filter_map(Json::as_str).map(|unit| format!("\"N {unit}\"")).collect();
+    if named.is_empty() { String::new() } else { format!(", or as text {}", named.join(", ")) }
+}
+
 /// Whether a value fits its schema: type, range, length and allowed words.
 pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
     let choices = choices(schema);
@@ -140,6 +147,9 @@ pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
     }
     match (schema.get("type").and_then(Json::as_str), value) {
         (Some("integer"), toml::Value::Integer(number)) => in_range(*number as f64, schema),
+        (Some("integer"), toml::Value::String(text)) => {
+            schema.get("units").is_some() && text.parse::<Interval>().is_ok()
+        }
         (Some("number"), toml::Value::Integer(number)) => in_range(*number as f64, schema),
         (Some("number"), toml::Value::Float(number)) => number.is_finite() && in_range(*number, schema),
         (Some("boolean"), toml::Value::Boolean(_)) | (Some("string"), toml::Value::String(_)) => true,

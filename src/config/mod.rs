@@ -3,6 +3,7 @@
 
 mod check;
 mod classes;
+mod difference;
 mod fields;
 mod load;
 mod reference;

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, state};
 use tch::{Device, Kind, Tensor};
-use torch_ext::distributed::{GlooOptions, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
+use torch_ext::distributed::{Aborter, GlooOptions, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
 use super::device::choose_device;
 use super::dial::wait_for_server;
@@ -59,6 +60,8 @@ pub struct World {
     backend: &'static str,
     /// The connections; dropped before the store.
     group: Option<Arc<Mutex<ProcessGroup>>>,
+    /// Breaks the connections off.
+    breaker: Arc<Breaker>,
     store: Option<TcpStore>,
 }
 
@@ -102,6 +105,7 @@ impl World {
             phase: Mutex::new(String::new()),
             backend: "none",
             group: None,
+            breaker: Arc::default(),
             store: None,
         }
     }
@@ -142,6 +146,7 @@ impl World {
             world.backend = "nccl";
         }
         group.set_timeout(deadlines.collective)?;
+        world.breaker = Arc::new(Breaker { aborter: Some(group.aborter()?), ..Breaker::default() });
         world.group = Some(Arc::new(Mutex::new(group)));
         world.store = Some(store);
         Ok(world)
@@ -313,15 +318,32 @@ impl World {
         })
     }
 
-    /// Breaks off all collectives after an error, waiting `deadline` at most.
+    /// Breaks off all collectives after an error, once: on a GPU, no kernel of theirs touches a tensor any more.
     ///
     /// # Errors
-    /// If a backend does not let go before the deadline; the process should then end without touching the device.
-    pub fn abort(&self, deadline: Duration) -> Result<()> {
-        match &self.group {
-            Some(group) => lock(group).abort(deadline).with_context(|| self.doing("abort")),
-            None => Ok(()),
+    /// If a backend does not let go before a deadline; the process should then end without touching the device.
+    pub fn abort(&self) -> Result<()> {
+        self.breaker.abort().with_context(|| self.doing("abort"))
+    }
+
+    /// Fails once the collectives have been broken off: what one of them has left in a tensor may then be nothing, though
+    /// it ended without an error.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check_unbroken(&self) -> Result<()> {
+        match self.breaker.begun.load(Ordering::Acquire) {
+            true => Err(Error::distributed(self.doing("a peer is lost; broken off"))),
+            false => Ok(()),
         }
+    }
+
+    /// [`World::abort`] as a function that needs no borrow, for a thread that hears that a peer is gone while this one
+    /// waits for it.
+    pub fn detached_abort(&self) -> Box<dyn Fn() + Send + Sync> {
+        let breaker = Arc::clone(&self.breaker);
+        // Who waits gets the error.
+        Box::new(move || drop(breaker.abort()))
     }
 
     /// Leaves the job in good order, when all ranks are done.
@@ -375,6 +397,27 @@ impl Drop for World {
     /// peers may never come, before the error is told; so the connections are left to the end of the process.
     fn drop(&mut self) {
         std::mem::forget(self.group.take());
+    }
+}
+
+/// How long collectives may take to let go of what they hold.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// Breaks off collectives, once.
+#[derive(Default)]
+struct Breaker {
+    /// None in a job of one rank.
+    aborter: Option<Aborter>,
+    begun: AtomicBool,
+    broken: OnceLock<Result<(), String>>,
+}
+
+impl Breaker {
+    fn abort(&self) -> Result<()> {
+        let Some(aborter) = &self.aborter else { return Ok(()) };
+        self.begun.store(true, Ordering::Release);
+        let broken = self.broken.get_or_init(|| aborter.abort(LET_GO).map_err(|error| error.message().to_owned()));
+        broken.clone().map_err(Error::distributed)
     }
 }
 

@@ -4,11 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::format::{duration, rounded, rounded_rate, scientific};
-use super::metrics::Metrics;
 use super::tensorboard::TensorBoard;
+use super::window::{Window, ends_epoch};
 use super::{environment, facade};
 use crate::config::{self, Metric};
 use crate::error::{Error, Result};
@@ -33,7 +34,7 @@ pub struct RunInfo<'a> {
 }
 
 /// One update of the weights, as the log sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TrainStep {
     /// Epoch, from 1.
     pub epoch: usize,
@@ -57,12 +58,9 @@ pub struct TrainStep {
 #[derive(Debug)]
 pub struct RunLog {
     name: String,
-    interval: usize,
     total_steps: u64,
     start_step: u64,
-    metrics: Metrics,
     seconds: f64,
-    logged_in_epoch: bool,
     /// Of the newest update; evaluations repeat it as the reference does.
     momentum: Option<f64>,
     json: (File, PathBuf),
@@ -82,7 +80,12 @@ impl RunLog {
         std::fs::create_dir_all(work_dir).map_err(|error| refuse(work_dir, error))?;
         let config = info.config.to_toml()?;
         let config_path = work_dir.join("config.toml");
-        atomic::write(&config_path, config.len() as u64, |file| file.write_all(config.as_bytes()))?;
+        // A job that goes on is not held up by a full disk.
+        let goes_on = info.start_step > 0;
+        match atomic::write(&config_path, config.len() as u64, |file| file.write_all(config.as_bytes())) {
+            Err(error) if goes_on => log::warn!("{error}"),
+            written => written?,
+        }
 
         let timestamp = jiff::Zoned::now().strftime("%Y%m%d_%H%M%S").to_string();
         facade::attach(&work_dir.join(format!("{timestamp}.log")))?;
@@ -92,18 +95,21 @@ impl RunLog {
         let folder = work_dir.join("tensorboard");
         let resumed_at = (info.start_step > 0).then_some(info.start_step + 1);
         let tensorboard = match info.config.log.tensorboard {
-            true => Some(TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error))?),
+            true => match TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error)) {
+                Err(error) if goes_on => {
+                    log::warn!("{error}; training goes on without TensorBoard");
+                    None
+                }
+                created => Some(created?),
+            },
             false => None,
         };
 
         let mut log = Self {
             name: info.name.to_owned(),
-            interval: info.config.log.interval.max(1),
             total_steps: info.total_steps,
             start_step: info.start_step,
-            metrics: Metrics::default(),
             seconds: 0.0,
-            logged_in_epoch: false,
             momentum: None,
             json: (json, json_path),
             tensorboard,
@@ -119,31 +125,28 @@ impl RunLog {
         Ok(log)
     }
 
-    /// Puts one value of a training metric; lines hold the mean since the last line. Losses and `acc` go by the
-    /// reference's names; `time` and `data_time` are the seconds of the update and of its wait for data.
-    pub fn put(&mut self, name: &str, value: f64) {
-        if name == "time" {
-            self.seconds += value;
-        }
-        self.metrics.put(name, value);
-    }
-
-    /// Ends an update: writes a line every `log.interval` updates of an epoch. The updates behind the last full
-    /// interval of an epoch are left out as in the reference, unless the epoch would then have no line at all.
-    pub fn step(&mut self, at: &TrainStep) {
-        let last = at.iter >= at.iters_per_epoch;
+    /// Ends a step that took so many seconds, with a line if `window` has one. Losses and `acc` are there by the
+    /// reference's names; `time` and `data_time` are the seconds of the step and of its wait for data.
+    pub fn step(&mut self, window: &Window, seconds: f64) {
+        self.seconds += seconds;
+        let Some(at) = window.at() else { return };
         self.momentum = Some(at.momentum);
-        if at.iter.is_multiple_of(self.interval) || (last && !self.logged_in_epoch) {
-            self.write_train(at);
-            self.metrics.reset();
-            self.logged_in_epoch = true;
+        if let Some(at) = window.line() {
+            self.write_train(at, window);
         }
-        if last || at.step.is_multiple_of(NAME_INTERVAL) {
+        if ends_epoch(at) || at.step.is_multiple_of(NAME_INTERVAL) {
             log::info!("Exp name: {}", self.name);
         }
-        if last {
-            self.metrics.reset();
-            self.logged_in_epoch = false;
+    }
+
+    /// Writes the line of the step that the job goes on after, if it is in no log of the work folder: the rank that was to
+    /// write it was lost before it did.
+    pub fn make_up(&mut self, window: &Window) {
+        let Some(at) = window.line() else { return };
+        self.momentum = Some(at.momentum);
+        let folder = self.json.1.parent().unwrap_or(Path::new("."));
+        if !has_line(folder, at) {
+            self.write_train(at, window);
         }
     }
 
@@ -220,16 +223,12 @@ impl RunLog {
         self.seconds / done as f64 * self.total_steps.saturating_sub(step) as f64
     }
 
-    fn write_train(&mut self, at: &TrainStep) {
+    fn write_train(&mut self, at: &TrainStep, window: &Window) {
         let is_time = |name: &str| matches!(name, "time" | "data_time");
-        let time = self.metrics.mean("time").unwrap_or(0.0);
-        let data_time = self.metrics.mean("data_time").unwrap_or(0.0);
-        let values: Vec<(String, f64)> = self
-            .metrics
-            .means()
-            .filter(|(name, _)| !is_time(name))
-            .map(|(name, mean)| (name.to_owned(), mean))
-            .collect();
+        let time = window.mean("time").unwrap_or(0.0);
+        let data_time = window.mean("data_time").unwrap_or(0.0);
+        let values: Vec<(String, f64)> =
+            window.means().filter(|(name, _)| !is_time(name)).map(|(name, mean)| (name.to_owned(), mean)).collect();
 
         let eta = duration(self.remaining_seconds(at.step));
         let memory = at.memory.map_or_else(String::new, |memory| format!("memory: {memory}, "));
@@ -290,6 +289,16 @@ impl RunLog {
             log::warn!("cannot write {path}: {error}; training goes on, this is said once");
         }
     }
+}
+
+/// Whether a log of the folder has the line of this step.
+fn has_line(folder: &Path, at: &TrainStep) -> bool {
+    let is_log = |path: &PathBuf| path.to_string_lossy().ends_with(".log.json");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let texts = entries.filter(is_log).filter_map(|path| std::fs::read_to_string(path).ok());
+    let (epoch, iter) = (format!("\"epoch\":{},", at.epoch), format!("\"iter\":{},", at.iter));
+    let is_line = |line: &str| line.starts_with("{\"mode\":\"train\"") && line.contains(&epoch) && line.contains(&iter);
+    texts.into_iter().any(|text| text.lines().any(is_line))
 }
 
 /// The results with the reference's lines for tables: `bbox_mAP_copypaste` behind the six numbers of a kind.

@@ -17,6 +17,17 @@ pub struct StepReport {
     pub not_finite: Vec<&'static str>,
     /// Set once any rank was asked to stop.
     pub stop: Option<StopReason>,
+    /// Set once rank 0's clock says that it is time for a checkpoint.
+    pub save: bool,
+}
+
+/// What one rank would like all to do after a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// The request to stop that it has seen.
+    pub stop: Option<StopReason>,
+    /// Whether it is time for a checkpoint.
+    pub save: bool,
 }
 
 impl StepReport {
@@ -26,14 +37,15 @@ impl StepReport {
     }
 }
 
-/// One all-reduce of a few numbers on the host: losses, and the request to stop that this rank has seen.
+/// One all-reduce of a few numbers on the host: losses, and what this rank would like all to do.
 ///
 /// Reading the losses waits for the device, as the reference's logging does in every step.
-pub fn agree(world: &World, losses: &Losses, stop: Option<StopReason>) -> Result<StepReport> {
+pub fn agree(world: &World, losses: &Losses, wishes: Wishes) -> Result<StepReport> {
     let named = losses.to_host()?;
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
-    values.push(f64::from(u8::from(stop == Some(StopReason::Interrupted))));
-    values.push(f64::from(u8::from(stop == Some(StopReason::Terminated))));
+    let flags =
+        [wishes.save, wishes.stop == Some(StopReason::Interrupted), wishes.stop == Some(StopReason::Terminated)];
+    values.extend(flags.map(|flag| f64::from(u8::from(flag))));
     let sums = Tensor::f_from_slice(&values)?;
     world.all_reduce_sum(&sums)?;
     let values = Vec::<f64>::try_from(&sums)?;
@@ -52,7 +64,7 @@ fn report(names: impl Iterator<Item = &'static str>, sums: &[f64], world_size: u
     } else {
         None
     };
-    StepReport { losses, not_finite, stop }
+    StepReport { losses, not_finite, stop, save: requested(3) }
 }
 
 #[cfg(test)]
@@ -63,21 +75,27 @@ mod tests {
 
     #[test]
     fn losses_are_means_over_the_ranks() {
-        let report = report(NAMES.into_iter(), &[1.0, 3.0, 0.0, 0.0], 2);
+        let report = report(NAMES.into_iter(), &[1.0, 3.0, 0.0, 0.0, 0.0], 2);
         assert_eq!(report.losses, [("loss_cls", 0.5), ("loss", 1.5)]);
         assert_eq!(report.total(), 1.5);
-        assert_eq!((report.not_finite.len(), report.stop), (0, None));
+        assert_eq!((report.not_finite.len(), report.stop, report.save), (0, None, false));
     }
 
     #[test]
     fn one_rank_that_is_asked_to_stop_stops_all_and_ctrl_c_wins() {
-        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 1.0], 4).stop, Some(StopReason::Terminated));
-        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 1.0, 3.0], 4).stop, Some(StopReason::Interrupted));
+        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 0.0, 1.0], 4).stop, Some(StopReason::Terminated));
+        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 1.0, 3.0], 4).stop, Some(StopReason::Interrupted));
+    }
+
+    #[test]
+    fn one_rank_whose_clock_says_so_has_all_save() {
+        let report = report(NAMES.into_iter(), &[0.0, 0.0, 1.0, 0.0, 0.0], 4);
+        assert_eq!((report.stop, report.save), (None, true));
     }
 
     #[test]
     fn a_loss_that_is_not_finite_anywhere_is_named() {
-        assert_eq!(report(NAMES.into_iter(), &[f64::NAN, 1.0, 0.0, 0.0], 2).not_finite, ["loss_cls"]);
-        assert_eq!(report(NAMES.into_iter(), &[1.0, f64::INFINITY, 0.0, 0.0], 2).not_finite, ["loss"]);
+        assert_eq!(report(NAMES.into_iter(), &[f64::NAN, 1.0, 0.0, 0.0, 0.0], 2).not_finite, ["loss_cls"]);
+        assert_eq!(report(NAMES.into_iter(), &[1.0, f64::INFINITY, 0.0, 0.0, 0.0], 2).not_finite, ["loss"]);
     }
 }

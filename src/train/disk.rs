@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::checkpoint::atomic::free_bytes;
 use super::place::{Plan, Position};
-use crate::config::{CheckpointPolicy, Config, OptimizerKind};
+use crate::config::{CheckpointPolicy, Config, Interval, OptimizerKind};
 use crate::error::{Error, Result};
 use crate::model::{Parameters, Role};
 
@@ -45,10 +45,15 @@ pub fn bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// Checkpoints that lie on the disk at the same time, with the one that is being written, in the rest of a job.
+/// Checkpoints that lie on the disk at the same time, with the one that is being written, in the rest of a job. How many
+/// an interval in minutes makes is not known; one for each epoch is counted.
 pub fn most_at_once(policy: &CheckpointPolicy, plan: &Plan, position: Position) -> u64 {
-    let left = plan.epochs.saturating_sub(position.epoch);
-    let written = left.div_ceil(policy.interval) as u64;
+    let epochs = plan.epochs.saturating_sub(position.epoch);
+    let written = match policy.interval {
+        Interval::Epochs(interval) => epochs.div_ceil(interval),
+        Interval::Steps(interval) => plan.total_steps(position).saturating_sub(position.step).div_ceil(interval),
+        Interval::Minutes(_) => epochs,
+    } as u64;
     match policy.keep_last as u64 {
         0 => written,
         // The best one may be none of the last; the old one goes when the new one is there.
@@ -122,7 +127,8 @@ mod tests {
     use crate::ErrorKind;
 
     fn policy(interval: usize, keep_last: usize, save_best: &str) -> CheckpointPolicy {
-        CheckpointPolicy { interval, keep_last, save_best: save_best.into() }
+        let interval = Interval::Epochs(interval);
+        CheckpointPolicy { interval, keep_last, save_best: save_best.into(), ..CheckpointPolicy::default() }
     }
 
     fn at(epoch: usize) -> Position {
@@ -131,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_job_is_counted() {
-        let plan = Plan { epochs: 12, steps_per_epoch: 10, accumulate: 1 };
+        let plan = Plan::new(12, 10, 1);
         let count = |policy: &CheckpointPolicy, epoch| most_at_once(policy, &plan, at(epoch));
         assert_eq!(count(&policy(1, 0, ""), 0), 12);
         assert_eq!(count(&policy(5, 0, ""), 0), 3, "after 5, 10 and 12 epochs");
@@ -140,6 +146,8 @@ mod tests {
         assert_eq!(count(&policy(1, 2, "bbox_mAP"), 0), 4);
         assert_eq!(count(&policy(1, 2, "bbox_mAP"), 11), 1);
         assert_eq!(count(&policy(1, 2, ""), 12), 0);
+        let by = |interval| count(&CheckpointPolicy { interval, ..policy(1, 0, "") }, 2);
+        assert_eq!((by(Interval::Steps(30)), by(Interval::Minutes(5))), (4, 10));
     }
 
     #[test]
@@ -148,7 +156,7 @@ mod tests {
         for name in ["epoch_1.ckpt", "epoch_2.ckpt", "best_bbox_mAP.ckpt", "notes.txt"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let plan = Plan { epochs: 12, steps_per_epoch: 10, accumulate: 1 };
+        let plan = Plan::new(12, 10, 1);
         let needed = |policy: &CheckpointPolicy, folder: &Path| {
             let disk = estimate(folder, 100, policy, &plan, at(2)).unwrap();
             assert!(disk.free > 0);

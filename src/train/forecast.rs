@@ -1,6 +1,6 @@
 //! What `train` would do: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
@@ -8,10 +8,12 @@ use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
 use fnet_protocol::work_dir::{is_pytorch_file, work_dir};
 use tch::Device;
 
+use super::changed_ranks::go_on;
 use super::checkpoint::CheckpointMeta;
 use super::place::{Plan, Position};
 use super::validation::Validation;
-use super::{disk, job, memory, resume};
+use super::{disk, job, memory, resume, saver};
+use crate::config::Config;
 use crate::data::{Dataset, Split};
 use crate::error::{Context, Result};
 use crate::model::{MaskRcnn, Parameters};
@@ -29,12 +31,22 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
     let training_set = Dataset::open(&config.data, Split::Train)?;
     training_set.check_class_count(config.model.num_classes)?;
-    let plan = job::plan(config, &training_set, world_size)?;
+    let mut plan = job::plan(config, &training_set, world_size)?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
     let sets: Vec<&Dataset> =
         std::iter::once(&training_set).chain(validation.iter().map(Validation::dataset)).collect();
     warnings.extend(job::data_warnings(config, &sets)?);
-    let position = position(arguments.resume.as_ref(), &work_dir, &plan, world_size)?;
+    let folders = saver::folders(&work_dir, &config.checkpoint);
+    let flags = training_set.aspect_flags();
+    let position = match source(arguments.resume.as_ref(), &folders)? {
+        None => Position::default(),
+        Some(path) => {
+            let (position, told) = position(&path, config, &flags, world_size, &mut plan)
+                .with_context(|| format!("resuming from {}", path.display()))?;
+            warnings.extend(told);
+            position
+        }
+    };
 
     let mut parameters = Parameters::new();
     MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, config.train.seed).context("building the model")?;
@@ -47,7 +59,7 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
         training: Some(TrainingFacts {
             epochs: plan.epochs,
             iterations_per_epoch: plan.steps_per_epoch,
-            iterations: plan.total_steps(),
+            iterations: plan.total_steps(position),
             samples_per_gpu: config.data.samples_per_gpu,
             effective_batch: config.effective_batch(world_size),
             learning_rate: config.optimizer.lr,
@@ -71,19 +83,28 @@ pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
     }
 }
 
-/// Where the job would begin.
-fn position(resume: Option<&Resume>, work_dir: &Path, plan: &Plan, world_size: usize) -> Result<Position> {
-    let path = match resume {
-        None => return Ok(Position::default()),
-        Some(Resume::From(path)) => path.clone(),
-        Some(Resume::Newest) => resume::newest(work_dir, &Client::disconnected())?,
-    };
-    let doing = || format!("resuming from {}", path.display());
-    if is_pytorch_file(&path) {
-        let meta = MmdetCheckpoint::open(&path)?.meta;
-        let (epoch, iter) = resume::finished(meta.epoch, meta.iter).with_context(doing)?;
-        return Ok(plan.adopt(epoch, iter).with_context(doing)?.0);
+/// The checkpoint that the job would go on from.
+fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf>> {
+    match resume {
+        None => Ok(None),
+        Some(Resume::From(path)) => Ok(Some(path.clone())),
+        Some(Resume::Newest) => resume::newest(folders, &Client::disconnected()).map(Some),
     }
-    let meta = CheckpointMeta::read(&path)?;
-    plan.resume(meta.progress, meta.world_size, world_size).with_context(doing)
+}
+
+/// Where the job would go on, and what it would warn of.
+fn position(
+    path: &Path,
+    config: &Config,
+    flags: &[u8],
+    world_size: usize,
+    plan: &mut Plan,
+) -> Result<(Position, Vec<String>)> {
+    if is_pytorch_file(path) {
+        let meta = MmdetCheckpoint::open(path)?.meta;
+        let (epoch, iter) = resume::finished(meta.epoch, meta.iter)?;
+        return Ok((plan.adopt(epoch, iter)?.0, Vec::new()));
+    }
+    let continued = go_on(&CheckpointMeta::read(path)?, config, flags, world_size, plan, path)?;
+    Ok((continued.position, continued.warnings))
 }

@@ -1,21 +1,23 @@
 //! From a command line to a trainer that stands where it should go on.
 
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fnet_protocol::cli::Train as Arguments;
+use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
 use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::work_dir;
 
-use super::checkpoint::CheckpointFolder;
+use super::bad_batch::BadBatches;
+use super::checkpoint::set_aside_later;
 use super::disk;
 use super::learner::Learner;
 use super::place::{Plan, Position};
 use super::reporter::Reporter;
 use super::resume::{Source, Start};
-use super::saver::Saver;
+use super::saver::{self, Saver};
 use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
@@ -34,20 +36,26 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let drill = arm(arguments, control);
     let world = World::from_environment()?;
     drill.set_barrier(world.detached_barrier());
+    control.on_peer_lost(world.detached_abort());
     if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, world.world_size()) {
         log::warn!("{warning}");
     }
     let config = &resolved.config;
     torch_ext::context::set_deterministic(config.train.deterministic)?;
     let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
-    let source = Source::find(arguments.resume.as_ref(), &work_dir, &world, control)?;
+    let folders = saver::folders(&work_dir, &config.checkpoint);
+    let source = Source::find(arguments.resume.as_ref(), &folders, &world, control)?;
+    if source.is_none() {
+        refuse_strangers(&folders)?;
+    }
 
     control.phase(Phase::Index);
     let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
     training_set.check_class_count(config.model.num_classes)?;
-    let plan = plan(config, &training_set, world.world_size())?;
+    let mut plan = plan(config, &training_set, world.world_size())?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
-    let warnings = if world.is_first() {
+    // A restart finds what the first start has checked.
+    let warnings = if world.is_first() && !is_restart() {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         data_warnings(config, &sets)?
@@ -57,8 +65,9 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 
     control.phase(Phase::Start);
     let mut learner = Learner::new(config, &world)?;
+    learner.bad_batches = BadBatches::kept_in(work_dir.join("nan"));
     let start = match &source {
-        Some(source) => source.restore(&mut learner, &plan, &config.optimizer, &world)?,
+        Some(source) => source.restore(&mut learner, &mut plan, config, &training_set, &world)?,
         None => Start::default(),
     };
     let position = start.position;
@@ -66,7 +75,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     if world.is_first() {
         warnings.extend(disk_warning(config, &learner, &work_dir, &plan, &start, &world)?);
     }
-    let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position)?;
+    if let (Some(Resume::From(_)), true) = (&arguments.resume, world.is_first()) {
+        for path in set_aside_later(&folders, position.progress())? {
+            warnings
+                .push(format!("{} is later than what the job goes on from: renamed to *.superseded", path.display()));
+        }
+    }
+    let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position, start.window)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if source.is_none() {
         let need = Need::unless_partial(arguments.allow_partial, Need::Most);
@@ -74,17 +89,10 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     }
     start.told.iter().for_each(|text| log::info!("{text}"));
     start.warnings.iter().for_each(|text| log::warn!("{text}"));
-    let mut saver = match world.rank() {
-        0 => Some(Saver::new(CheckpointFolder::create(&work_dir)?, &config.checkpoint, start.best)),
-        _ => None,
-    };
-    let mut evaluation_due = start.precedes_evaluation && validation.is_some();
-    if let (true, Some(source)) = (evaluation_due, &source) {
-        evaluation_due = !evaluated(&work_dir, &source.path, position, &world, saver.as_mut())?;
-    }
+    let saver = if world.is_first() { Some(Saver::create(&work_dir, &config.checkpoint, control)?) } else { None };
     let mut trainer = Trainer {
         saver,
-        evaluation_due,
+        evaluation_due: start.precedes_evaluation && validation.is_some(),
         learning_rate: config.optimizer.lr,
         config,
         world: &world,
@@ -94,16 +102,42 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         validation,
         reporter,
         plan,
+        legs: start.legs,
         position,
+        updated: position,
+        saved: source.is_some().then_some(position),
+        best: start.best,
     };
+    if let (true, Some(source)) = (trainer.evaluation_due, &source) {
+        trainer.evaluation_due = !trainer.was_evaluated(&work_dir, &source.path)?;
+    }
+    if start.epoch_is_over {
+        trainer.end_epoch()?;
+    }
     if start.is_foreign {
         // From here on the job goes on from its own folder, whatever happens.
-        trainer.write_checkpoint()?;
+        trainer.write_checkpoint(false)?;
     }
-    let ending = trainer.run()?;
+    let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
+        Ok(Ok(ending)) => ending,
+        Ok(Err(error)) => {
+            trainer.rescue(&work_dir, &error);
+            return Err(error);
+        }
+        // A panic leaves the weights as they are, or marked as torn.
+        Err(panic) => {
+            trainer.rescue(&work_dir, &Error::from_panic(panic.as_ref()));
+            resume_unwind(panic);
+        }
+    };
     drop(trainer);
     world.leave()?;
     Ok(ending)
+}
+
+/// Whether the launcher has started this job before.
+fn is_restart() -> bool {
+    std::env::var(env::RESTART_COUNT).is_ok_and(|count| count != "0")
 }
 
 /// Prepares the faults of a fire drill, if there is one.
@@ -113,11 +147,31 @@ fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
     Drill::arm(&arguments.fault, likely_rank(variable), attempt, control)
 }
 
+/// Refuses to start anew while a fallback holds checkpoints of a former job, which a restart would go on from. The launcher
+/// has looked into the work folder, the first of them.
+///
+/// # Errors
+/// A usage error with the remedy.
+fn refuse_strangers(folders: &[PathBuf]) -> Result<()> {
+    for folder in folders.iter().skip(1) {
+        let found = fnet_protocol::work_dir::checkpoints(folder).unwrap_or_default();
+        if let Some(newest) = found.last() {
+            return Err(Error::usage(format!(
+                "{} (checkpoint.fallback) holds checkpoints of a former job in this work folder, {} among them: go on from \
+                 them with --resume, give another --work-dir, or move them away",
+                folder.display(),
+                newest.path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// What to say if the disk has no room for all checkpoints of the job.
 ///
 /// # Errors
-/// An environment error if a new job could not write a single one. One that goes on is not held up: it saves as soon as
-/// there is room.
+/// An environment error if a new job could not write a single one. One that goes on, or has a fallback, is not held up: it
+/// saves as soon as there is room.
 fn disk_warning(
     config: &Config,
     learner: &Learner<'_>,
@@ -128,9 +182,11 @@ fn disk_warning(
 ) -> Result<Option<String>> {
     let checkpoint = disk::checkpoint_bytes(config, &learner.parameters, world.world_size());
     let estimate = disk::estimate(work_dir, checkpoint, &config.checkpoint, plan, start.position)?;
-    let is_restart = std::env::var(env::RESTART_COUNT).is_ok_and(|count| count != "0");
+    let has_fallback = !config.checkpoint.fallback.is_empty();
     match disk::judge(&estimate, work_dir) {
-        Err(error) if is_restart || start.position != Position::default() => Ok(Some(error.to_string())),
+        Err(error) if is_restart() || has_fallback || start.position != Position::default() => {
+            Ok(Some(error.to_string()))
+        }
         judged => judged,
     }
 }
@@ -180,20 +236,17 @@ pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, wo
     })
 }
 
-/// Whether the evaluation at `position` was finished before the job ended. Its metrics then count for the best
-/// checkpoint, which the checkpoint itself could not know of.
-fn evaluated(
-    work_dir: &Path,
-    checkpoint: &Path,
-    position: Position,
-    world: &World,
-    saver: Option<&mut Saver>,
-) -> Result<bool> {
-    let metrics = if world.is_first() { read_metrics(work_dir, position.epoch, checkpoint) } else { None };
-    if let (Some(metrics), Some(saver)) = (&metrics, saver) {
-        saver.keep_best(metrics, position)?;
+impl Trainer<'_> {
+    /// Whether the evaluation at the present position, of the checkpoint that the job goes on from, was finished before the
+    /// job ended. Its metrics then count for the best checkpoint, which the checkpoint itself could not know of.
+    fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
+        let epoch = self.position.epoch;
+        let metrics = if self.world.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
+        let policy = &self.config.checkpoint.save_best;
+        let best = metrics.as_ref().and_then(|metrics| saver::better(policy, metrics, epoch, self.best.as_ref()));
+        self.keep_if_best(best)?;
+        self.world.any(metrics.is_some())
     }
-    world.any(metrics.is_some())
 }
 
 /// The length of the job on so many ranks.
@@ -209,5 +262,5 @@ pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -
             training_set.annotation_file().display()
         )));
     }
-    Ok(Plan { epochs: config.train.epochs, steps_per_epoch, accumulate: config.train.accumulate })
+    Ok(Plan::new(config.train.epochs, steps_per_epoch, config.train.accumulate))
 }

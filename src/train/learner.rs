@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use fnet_protocol::client::Client;
-use fnet_protocol::message::{Phase, StopReason};
+use fnet_protocol::message::Phase;
 use tch::{Device, Tensor};
 use torch_ext::optim;
 
-use super::agreement::{StepReport, agree};
-use super::buffers::BufferCopy;
+use super::agreement::{StepReport, Wishes, agree};
+use super::bad_batch::{self, BadBatches};
+use super::buffers;
 use super::optimizer::Optimizer;
 use super::place::StepPlace;
 use super::{Ema, LossScale};
@@ -44,6 +45,8 @@ pub struct StepOutcome {
     pub grad_norm: Option<f64>,
     /// The weights were left as they were because a value was not finite.
     pub skipped: bool,
+    /// Which ranks, losses and pictures were not finite.
+    pub bad: Option<String>,
     /// The factor of this step's loss, in float16.
     pub loss_scale: Option<f64>,
     /// Positive proposals of this rank.
@@ -72,8 +75,28 @@ pub struct Learner<'a> {
     seed: u64,
     grad_clip: f64,
     on_nan: OnNan,
-    buffers_before: BufferCopy,
+    /// Batches whose losses are not finite.
+    pub(super) bad_batches: BadBatches,
+    /// The packed buffers after the last update.
+    pub(super) held: Held,
+    /// The moving average stands in for the weights, for an evaluation.
+    averaged: bool,
+    /// The weights are being changed: they belong to no step.
+    pub(super) torn: bool,
+    /// Gradients were added since the last update.
+    within_group: bool,
     synchronise: bool,
+}
+
+/// Packed BatchNorm buffers ([`buffers::pack`]), as they were after the last update.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Those of this rank.
+    pub own: Tensor,
+    /// Those of rank 0, which are the model's.
+    pub first: Tensor,
+    /// The loss scale.
+    pub loss_scale: Option<LossScale>,
 }
 
 impl<'a> Learner<'a> {
@@ -91,11 +114,18 @@ impl<'a> Learner<'a> {
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let buffers: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
+        let parallel = DataParallel::new(world, &tensors, &buffers)?;
+        let packed = buffers::pack(&parameters)?;
+        let loss_scale = (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale));
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, &trained)?,
-            parallel: DataParallel::new(world, &tensors, &buffers)?,
-            loss_scale: (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale)),
-            buffers_before: BufferCopy::new(&parameters)?,
+            parallel,
+            bad_batches: BadBatches::default(),
+            held: Held { own: packed.shallow_clone(), first: packed, loss_scale: loss_scale.clone() },
+            loss_scale,
+            averaged: false,
+            torn: false,
+            within_group: false,
             amp: config.train.amp,
             grad_clip: config.optimizer.grad_clip,
             on_nan: config.train.on_nan,
@@ -135,12 +165,13 @@ impl<'a> Learner<'a> {
         batch: &Batch,
         place: StepPlace,
         learning_rate: f64,
-        stop: Option<StopReason>,
+        wishes: Wishes,
         world: &World,
         control: &Client,
     ) -> Result<StepOutcome> {
         let mut clock = Clock::new(self.synchronise.then(|| world.device()));
-        self.buffers_before.take(&self.parameters)?;
+        let before = if self.within_group { buffers::pack(&self.parameters)? } else { self.held.own.shallow_clone() };
+        self.within_group = true;
         control.phase(Phase::Forward);
         let losses = self.forward(batch, place, world)?;
         let forward = clock.lap()?;
@@ -148,27 +179,86 @@ impl<'a> Learner<'a> {
         let waited = self.backward(&losses, place)?.as_secs_f64();
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
-        let report = agree(world, &losses, stop)?;
+        let report = agree(world, &losses, wishes)?;
+        let mut bad = None;
+        if !report.not_finite.is_empty() {
+            let told = self.bad_batches.examine(&losses, batch, place, world)?;
+            self.refuse(&report, &told, &before, place)?;
+            bad = Some(told);
+        }
+        let exchanged = if place.updates { Some(self.exchange(world)?) } else { None };
         let agreement = clock.lap()?;
         control.phase(Phase::Optimizer);
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
-        let (grad_norm, skipped) = if !report.not_finite.is_empty() {
-            self.refuse(&report, batch, place, world)?;
-            (None, true)
-        } else if place.updates {
-            self.update(learning_rate)?
-        } else {
-            (None, false)
-        };
+        let (grad_norm, overflow) =
+            if place.updates && bad.is_none() { self.update(learning_rate)? } else { (None, false) };
+        if let Some((own, first)) = exchanged {
+            self.held = Held { own, first, loss_scale: self.loss_scale.clone() };
+            self.within_group = false;
+        }
         let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()?, waited: waited + agreement };
-        Ok(StepOutcome { report, grad_norm, skipped, loss_scale, positives: losses.positives, times })
+        self.torn = false;
+        let skipped = overflow || bad.is_some();
+        Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
+    }
+
+    /// The buffers as this step leaves them, and rank 0's: whichever rank is lost, another one has the model whole.
+    fn exchange(&self, world: &World) -> Result<(Tensor, Tensor)> {
+        let own = buffers::pack(&self.parameters)?;
+        let first = if world.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
+        world.broadcast(&first, 0)?;
+        // It has waited for all collectives of the step, so that the gradients are whole too.
+        world.check_unbroken()?;
+        Ok((own, first))
+    }
+
+    /// Takes the present buffers for those of the last update. `first` are rank 0's, where they are others.
+    pub(super) fn hold(&mut self, first: Option<Tensor>) -> Result<()> {
+        let own = buffers::pack(&self.parameters)?;
+        let first = first.unwrap_or_else(|| own.shallow_clone());
+        self.held = Held { first, own, loss_scale: self.loss_scale.clone() };
+        Ok(())
+    }
+
+    /// Undoes what a step that was broken off has done: the state is that after the last update again. Before an evaluation
+    /// every rank has rank 0's buffers.
+    ///
+    /// # Errors
+    /// If it broke off within the update itself, or libtorch fails.
+    pub fn roll_back(&mut self, precedes_evaluation: bool) -> Result<()> {
+        if self.torn {
+            return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
+        }
+        if self.averaged {
+            self.swap_average()?;
+        }
+        self.loss_scale.clone_from(&self.held.loss_scale);
+        if precedes_evaluation {
+            self.held.own = self.held.first.shallow_clone();
+        }
+        buffers::put_back(&self.parameters, &self.held.own)?;
+        self.within_group = false;
+        self.clear_gradients()
+    }
+
+    /// Exchanges the weights with their moving average, if there is one: once before an evaluation and once after it.
+    ///
+    /// # Errors
+    /// If libtorch fails; the weights are then of no step.
+    pub(super) fn swap_average(&mut self) -> Result<()> {
+        let Some(ema) = &mut self.ema else { return Ok(()) };
+        self.torn = true;
+        ema.swap(&self.trained)?;
+        self.torn = false;
+        self.averaged = !self.averaged;
+        Ok(())
     }
 
     /// The losses of this rank's pictures.
     fn forward(&self, batch: &Batch, place: StepPlace, world: &World) -> Result<Losses> {
         let _autocast = self.model.autocast(self.amp)?;
         let mut random = StepRandom::new(self.seed, world.rank(), place.step as u64);
-        self.model.forward_train(batch, &mut random).with_context(|| names(batch))
+        self.model.forward_train(batch, &mut random).with_context(|| format!("pictures {}", bad_batch::names(batch)))
     }
 
     /// Adds the gradients of this step; all-reduces them, overlapping with their computation, if it ends with an
@@ -198,6 +288,7 @@ impl<'a> Learner<'a> {
         } else {
             None
         };
+        self.torn = true;
         self.optimizer.step(learning_rate)?;
         self.clear_gradients()?;
         if let Some(ema) = &mut self.ema {
@@ -206,22 +297,20 @@ impl<'a> Learner<'a> {
         Ok((norm, false))
     }
 
-    /// Acts on losses that are not finite: an error, or a step without effect.
-    fn refuse(&mut self, report: &StepReport, batch: &Batch, place: StepPlace, world: &World) -> Result<()> {
+    /// Acts on losses that are not finite, of which `told` says where they were: an error, or a step without effect.
+    fn refuse(&mut self, report: &StepReport, told: &str, before: &Tensor, place: StepPlace) -> Result<()> {
         match self.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
-                "{} not finite at epoch {}, step {} (rank {} had {}); lower optimizer.lr, set optimizer.grad_clip{}, or \
-                 go on past such steps with --set train.on_nan=skip",
+                "{} not finite at epoch {}, step {} ({told}); lower optimizer.lr, set optimizer.grad_clip{}, or go on past \
+                 such steps with --set train.on_nan=skip",
                 report.not_finite.join(", "),
                 place.epoch + 1,
                 place.iteration + 1,
-                world.rank(),
-                names(batch),
                 if self.amp == Amp::Fp16 { ", set train.amp to \"bf16\" (float16 ends at 65504)" } else { "" },
             ))),
             OnNan::Skip => {
                 self.clear_gradients()?;
-                self.buffers_before.put_back(&self.parameters)
+                buffers::put_back(&self.parameters, before)
             }
         }
     }
@@ -255,12 +344,6 @@ impl Clock {
         self.last = now;
         Ok(seconds)
     }
-}
-
-/// The pictures of a batch, for messages.
-fn names(batch: &Batch) -> String {
-    let names: Vec<_> = batch.metas.iter().map(|meta| meta.file_name.as_str()).collect();
-    format!("pictures {}", names.join(", "))
 }
 
 #[cfg(test)]

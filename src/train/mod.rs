@@ -4,7 +4,9 @@
 //! and steps; a [`Learner`] does one step.
 
 mod agreement;
+mod bad_batch;
 mod buffers;
+mod changed_ranks;
 pub mod checkpoint;
 mod disk;
 mod ema;
@@ -16,6 +18,7 @@ mod memory;
 mod optimizer;
 mod place;
 mod reporter;
+mod rescue;
 mod resume;
 mod saver;
 mod schedule;
@@ -23,6 +26,7 @@ mod snapshot;
 mod trainer;
 mod validation;
 
+pub use agreement::Wishes;
 pub use ema::Ema;
 pub use forecast::{facts, forecast};
 pub use job::train;

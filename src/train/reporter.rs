@@ -13,15 +13,19 @@ use crate::config::{OptimizerKind, Resolved};
 use crate::data::Skipped;
 use crate::distributed::World;
 use crate::error::{Context, Result};
-use crate::logging::{RunInfo, RunLog, TrainStep};
+use crate::logging::{RunInfo, RunLog, TrainStep, Window};
 use crate::process;
 
 /// Speaks for one rank's training.
 pub struct Reporter {
     control: Client,
     plan: Plan,
+    total_steps: u64,
     /// Rank 0's.
     log: Option<RunLog>,
+    window: Window,
+    /// The same after the last update.
+    held: Window,
     momentum: f64,
     images_per_step: usize,
     device: Device,
@@ -43,8 +47,11 @@ impl Reporter {
         control: &Client,
         plan: Plan,
         position: Position,
+        window: Option<Window>,
     ) -> Result<Self> {
         let config = &resolved.config;
+        let interval = config.log.interval;
+        let window = window.and_then(|window| window.resumed(position.step as u64, interval));
         let info = RunInfo {
             name: &resolved.name,
             config,
@@ -54,10 +61,17 @@ impl Reporter {
                 ("Threads per worker".into(), tch::get_num_threads().to_string()),
             ],
             start_step: position.step as u64,
-            total_steps: plan.total_steps() as u64,
+            total_steps: plan.total_steps(position) as u64,
         };
+        let mut log = if world.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
+        if let (Some(log), Some(window)) = (&mut log, &window) {
+            log.make_up(window);
+        }
+        let window = window.unwrap_or_else(|| Window::new(interval));
         Ok(Self {
-            log: if world.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None },
+            log,
+            held: window.clone(),
+            window,
             control: control.clone(),
             momentum: match config.optimizer.kind {
                 OptimizerKind::AdamW => config.optimizer.betas[0],
@@ -66,6 +80,7 @@ impl Reporter {
             images_per_step: config.data.samples_per_gpu * world.world_size(),
             device: world.device(),
             plan,
+            total_steps: plan.total_steps(position) as u64,
             skipped_pictures: 0,
             skipped_steps: 0,
             left_out: Vec::new(),
@@ -124,40 +139,44 @@ impl Reporter {
         }
         let memory = process::peak_memory(self.device);
         let step = place.step as u64 + 1;
+        let window = &mut self.window;
+        window.begin();
+        window.put("data_time", data);
+        outcome.report.losses.iter().for_each(|&(name, value)| window.put(name, value));
+        let more = [("grad_norm", outcome.grad_norm), ("loss_scale", outcome.loss_scale), ("time", Some(seconds))];
+        more.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| window.put(name, value)));
+        window.end(TrainStep {
+            epoch: place.epoch + 1,
+            iter: place.iteration + 1,
+            iters_per_epoch: self.plan.steps_of(place.epoch),
+            step,
+            lr: learning_rate,
+            momentum: self.momentum,
+            memory: self.device.is_cuda().then_some(memory >> 20),
+        });
+        if place.updates {
+            self.held = window.clone();
+        }
         if let Some(log) = &mut self.log {
-            log.put("data_time", data);
-            for &(name, value) in &outcome.report.losses {
-                log.put(name, value);
-            }
-            if let Some(norm) = outcome.grad_norm {
-                log.put("grad_norm", norm);
-            }
-            if let Some(scale) = outcome.loss_scale {
-                log.put("loss_scale", scale);
-            }
-            log.put("time", seconds);
-            log.step(&TrainStep {
-                epoch: place.epoch + 1,
-                iter: place.iteration + 1,
-                iters_per_epoch: self.plan.steps_per_epoch,
-                step,
-                lr: learning_rate,
-                momentum: self.momentum,
-                memory: self.device.is_cuda().then_some(memory >> 20),
-            });
+            log.step(window, seconds);
         }
         self.control.progress(Progress {
             phase: Phase::Data,
             epoch: place.epoch as u64 + 1,
             epochs: self.plan.epochs as u64,
             step,
-            total_steps: self.plan.total_steps() as u64,
+            total_steps: self.total_steps,
             loss: Some(outcome.report.total()),
             images_per_second: Some(self.images_per_step as f64 / seconds),
             memory_bytes: Some(memory),
             eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
             waited_seconds: Some(outcome.times.waited),
         });
+    }
+
+    /// The values since the last line of the log, as they were after the last update.
+    pub fn held_window(&self) -> &Window {
+        &self.held
     }
 
     /// Logs an evaluation after `position`, whose last update had this learning rate; `pictures` were evaluated.
@@ -179,6 +198,7 @@ fn what_was_not_finite(outcome: &StepOutcome) -> String {
     if outcome.report.not_finite.is_empty() {
         format!("a gradient overflowed float16 at loss scale {}, which is halved", outcome.loss_scale.unwrap_or(1.0))
     } else {
-        format!("{} not finite", outcome.report.not_finite.join(", "))
+        let bad = outcome.bad.as_deref().unwrap_or_default();
+        format!("{} not finite ({bad})", outcome.report.not_finite.join(", "))
     }
 }

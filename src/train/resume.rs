@@ -7,13 +7,16 @@ use fnet_protocol::client::Client;
 use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::is_pytorch_file;
 
-use super::checkpoint::{Best, Checkpoint, latest};
+use super::changed_ranks::{Continued, go_on};
+use super::checkpoint::{Best, Checkpoint, CheckpointMeta, latest_of};
 use super::learner::Learner;
 use super::place::{Plan, Position};
-use super::trainer::precedes_evaluation;
-use crate::config;
+use super::trainer::{log_window, precedes_evaluation};
+use crate::config::{self, Config};
+use crate::data::{Dataset, Leg};
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
+use crate::logging::Window;
 use crate::weights::{MmdetCheckpoint, ParameterGroup, Summary};
 
 /// A checkpoint to go on from.
@@ -31,8 +34,14 @@ enum Kind {
 #[derive(Debug, Default)]
 pub struct Start {
     pub position: Position,
+    /// How other ranks have begun the epoch of the position.
+    pub legs: Vec<Leg>,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// The values for the next line of the log.
+    pub window: Option<Window>,
+    /// The epoch before the position was not ended, and nothing of it is left to train.
+    pub epoch_is_over: bool,
     /// The checkpoint was written before the evaluation of its epoch.
     pub precedes_evaluation: bool,
     /// It comes from another maker, so that the work folder holds no checkpoint of it.
@@ -47,13 +56,13 @@ impl Source {
     ///
     /// # Errors
     /// A data error if there is none, or it is damaged.
-    pub fn find(resume: Option<&Resume>, work_dir: &Path, world: &World, control: &Client) -> Result<Option<Self>> {
+    pub fn find(resume: Option<&Resume>, folders: &[PathBuf], world: &World, control: &Client) -> Result<Option<Self>> {
         let path = match resume {
             None => return Ok(None),
             Some(Resume::From(path)) => path.clone(),
             Some(Resume::Newest) => {
                 control.phase(Phase::Checkpoint);
-                let chosen = if world.rank() == 0 { newest(work_dir, control) } else { Ok(PathBuf::new()) };
+                let chosen = if world.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
                 let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
                 let names = world.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
@@ -72,21 +81,21 @@ impl Source {
         Ok(Some(Self { path, kind }))
     }
 
-    /// Gives the learner the state, and says where the job goes on.
+    /// Gives the learner the state, and says where the job goes on; `plan` learns of an epoch that other ranks have begun.
     ///
     /// # Errors
-    /// A data error if the checkpoint is of another model or optimizer; a usage error if it is of the middle of an
-    /// epoch of another number of workers.
+    /// A data error if the checkpoint is of another model or optimizer.
     pub fn restore(
         &self,
         learner: &mut Learner<'_>,
-        plan: &Plan,
-        config: &config::Optimizer,
+        plan: &mut Plan,
+        config: &Config,
+        training_set: &Dataset,
         world: &World,
     ) -> Result<Start> {
         let restored = match &self.kind {
-            Kind::Ours(checkpoint) => self.restore_ours(checkpoint, learner, plan, world),
-            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, learner, plan, config),
+            Kind::Ours(checkpoint) => self.restore_ours(checkpoint, learner, plan, config, training_set, world),
+            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, learner, plan, &config.optimizer),
         };
         restored.with_context(|| format!("resuming from {}", self.path.display()))
     }
@@ -95,21 +104,31 @@ impl Source {
         &self,
         checkpoint: &Checkpoint,
         learner: &mut Learner<'_>,
-        plan: &Plan,
+        plan: &mut Plan,
+        config: &Config,
+        training_set: &Dataset,
         world: &World,
     ) -> Result<Start> {
         learner.restore(checkpoint, world.rank())?;
-        let position = plan.resume(checkpoint.meta.progress, checkpoint.meta.world_size, world.world_size())?;
+        let meta = &checkpoint.meta;
+        let flags = training_set.aspect_flags();
+        let Continued { position, legs, epoch_is_over, mut warnings } =
+            go_on(meta, config, &flags, world.world_size(), plan, &self.path)?;
         let mut told =
             vec![format!("resumed epoch {}, iter {} from {}", position.epoch, position.step, self.path.display())];
         if let Some(scale) = &learner.loss_scale {
             told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
         }
+        warnings.extend(other_config(meta, config, &self.path));
         Ok(Start {
             position,
-            best: checkpoint.meta.best.clone(),
-            precedes_evaluation: precedes_evaluation(&checkpoint.meta),
+            legs,
+            epoch_is_over,
+            best: meta.best.clone(),
+            precedes_evaluation: precedes_evaluation(meta),
+            window: log_window(meta),
             told,
+            warnings,
             ..Start::default()
         })
     }
@@ -132,6 +151,19 @@ impl Source {
         let warnings = other_settings(groups, config).into_iter().collect();
         Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
     }
+}
+
+/// A warning that names the fields in which the config differs from that of the checkpoint, where it matters.
+fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<String> {
+    let differences = match meta.config(path).and_then(|before| before.differences(now)) {
+        Ok(differences) => differences,
+        Err(error) => {
+            return Some(format!("the config inside the checkpoint cannot be compared with this one: {error}"));
+        }
+    };
+    (!differences.is_empty()).then(|| {
+        format!("this job goes on with another config than the checkpoint was made with: {}", differences.join(", "))
+    })
 }
 
 /// How far the training of an MMDetection checkpoint had come.
@@ -172,19 +204,19 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
     })
 }
 
-/// The newest sound checkpoint of the folder; says which were passed over.
+/// The newest sound checkpoint of the folders; says which were passed over.
 ///
 /// # Errors
 /// A data error if there is none.
-pub fn newest(work_dir: &Path, control: &Client) -> Result<PathBuf> {
-    let found = latest(work_dir)?;
+pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
+    let found = latest_of(folders)?;
     for skipped in &found.skipped {
         control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
     }
     found.found.map(|(path, _)| path).ok_or_else(|| {
         Error::data(format!(
             "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
-            work_dir.display()
+            folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", nor ")
         ))
     })
 }

@@ -1,68 +1,136 @@
-//! Rank 0's checkpoints: where they are written, which are kept, and which is the best.
+//! When checkpoints are written, where, and which is the best: the rules of `[checkpoint]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use fnet_protocol::client::Client;
 use indexmap::IndexMap;
 
-use super::checkpoint::{Best, Checkpoint, CheckpointFolder};
-use super::place::Position;
-use crate::config::CheckpointPolicy;
+use super::checkpoint::{Best, Checkpoint, CheckpointFolder, Save, Writer};
+use super::place::{Position, StepPlace};
+use crate::config::{CheckpointPolicy, Interval};
 use crate::error::Result;
 
-/// Writes checkpoints by the rules of `[checkpoint]`.
-#[derive(Debug)]
+/// Writes a job's checkpoints: rank 0's, or that of a rank that outlived the others.
 pub struct Saver {
-    folder: CheckpointFolder,
-    policy: CheckpointPolicy,
-    best: Option<Best>,
+    writer: Writer,
+    keep_last: usize,
+    minutes: Option<u64>,
+    /// When the last checkpoint was begun.
+    newest: Instant,
 }
 
 impl Saver {
-    /// A saver for `work_dir`; `best` is the best evaluation of the run that is resumed.
-    pub fn new(folder: CheckpointFolder, policy: &CheckpointPolicy, best: Option<Best>) -> Self {
-        Self { folder, policy: policy.clone(), best }
-    }
-
-    /// The best evaluation so far.
-    pub fn best(&self) -> Option<&Best> {
-        self.best.as_ref()
-    }
-
-    /// The file that holds `position`.
-    pub fn path(&self, position: Position) -> PathBuf {
-        if position.iteration == 0 { self.folder.epoch(position.epoch) } else { self.folder.iter(position.step as u64) }
-    }
-
-    /// Writes a checkpoint, lets `latest.ckpt` name it, and removes those that are no longer kept.
+    /// Rank 0's, which also removes what killed writers left in the work folder and the fallbacks.
     ///
     /// # Errors
-    /// An environment error when the disk is full or the folder cannot be written.
-    pub fn save(&self, checkpoint: &Checkpoint, position: Position) -> Result<PathBuf> {
-        let path = self.path(position);
-        checkpoint.save(&path)?;
-        self.folder.publish_latest(&path)?;
-        if self.policy.keep_last > 0 {
-            self.folder.keep_last(self.policy.keep_last)?;
+    /// An environment error if the work folder cannot be used.
+    pub fn create(work_dir: &Path, policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        CheckpointFolder::create(work_dir)?;
+        for fallback in folders(work_dir, policy).into_iter().skip(1).filter(|folder| folder.is_dir()) {
+            if let Err(error) = CheckpointFolder::create(fallback) {
+                log::warn!("{error}");
+            }
         }
-        Ok(path)
+        Self::beside_others(work_dir, policy, control)
     }
 
-    /// Keeps the checkpoint at `position` as the best one if its metric is above all before.
-    ///
-    /// A metric of 0 or below is never the best, as in the reference.
+    /// One for a folder that another process may be writing to.
     ///
     /// # Errors
-    /// An environment error when it cannot be written.
-    pub fn keep_best(&mut self, metrics: &IndexMap<String, f64>, position: Position) -> Result<()> {
-        let Some((name, value)) = chosen(&self.policy.save_best, metrics) else { return Ok(()) };
-        if value <= self.best.as_ref().map_or(0.0, |best| best.value) {
-            return Ok(());
-        }
-        let kept = self.folder.keep_best(&self.path(position), name)?;
-        self.best = Some(Best { metric: name.to_owned(), value, epoch: position.epoch });
-        log::info!("Best {name} is {value:.4} at {} epoch, kept as {}", position.epoch, kept.display());
+    /// If the system gives no thread.
+    pub fn beside_others(work_dir: &Path, policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        let folders = folders(work_dir, policy).into_iter().map(CheckpointFolder::shared).collect();
+        let control = control.clone();
+        let on_saved = move |path: &Path, step| control.saved(path, step);
+        Ok(Self {
+            writer: Writer::start(folders, Box::new(on_saved))?,
+            keep_last: policy.keep_last,
+            minutes: match policy.interval {
+                Interval::Minutes(minutes) => Some(minutes as u64),
+                _ => None,
+            },
+            newest: Instant::now(),
+        })
+    }
+
+    /// Copies a checkpoint to host memory and has it written while training goes on. `since` is when training stood still
+    /// for it.
+    ///
+    /// # Errors
+    /// For lack of memory.
+    pub fn save(&mut self, checkpoint: &Checkpoint, position: Position, since: Instant) -> Result<()> {
+        let snapshot = checkpoint.snapshot()?;
+        let is_transient = checkpoint.meta.is_transient();
+        self.newest = since;
+        self.writer.save(Save {
+            snapshot,
+            file: file_name(position),
+            pause: since.elapsed(),
+            keep_last: if is_transient { 0 } else { self.keep_last },
+            replaces_transient: !is_transient,
+        });
         Ok(())
     }
+
+    /// Keeps the checkpoint at `position` as the best one by `metric`.
+    pub fn keep_best(&self, position: Position, metric: &str) {
+        self.writer.keep_best(file_name(position), metric.to_owned());
+    }
+
+    /// Waits until everything is on the disk; calls `headway` as long as it gets on.
+    ///
+    /// # Errors
+    /// An environment error if no folder takes the newest checkpoint for as long as `patience`.
+    pub fn finish(&self, patience: Duration, headway: &dyn Fn()) -> Result<()> {
+        self.writer.finish(patience, headway)
+    }
+
+    /// Whether the clock says that it is time for a checkpoint.
+    pub fn time_is_up(&self) -> bool {
+        self.minutes.is_some_and(|minutes| self.newest.elapsed() >= Duration::from_secs(60 * minutes))
+    }
+}
+
+/// The name of the checkpoint of a position.
+pub fn file_name(position: Position) -> String {
+    match position.iteration {
+        0 => format!("epoch_{}.ckpt", position.epoch),
+        _ => format!("iter_{}.ckpt", position.step),
+    }
+}
+
+/// Where the checkpoints of a job may lie: its work folder, then a folder of its own in each fallback.
+pub fn folders(work_dir: &Path, policy: &CheckpointPolicy) -> Vec<PathBuf> {
+    let whole = std::path::absolute(work_dir).unwrap_or_else(|_| work_dir.to_path_buf());
+    // No two work folders have one name.
+    let own: Vec<String> = whole.iter().skip(1).map(|part| part.to_string_lossy().replace('_', "__")).collect();
+    let own = own.join("_");
+    let fallbacks = policy.fallback.iter().map(|folder| folder.join(&own));
+    std::iter::once(work_dir.to_path_buf()).chain(fallbacks).collect()
+}
+
+/// Whether the update that ended with the step at `place` is one after which a checkpoint is due by the number of steps;
+/// `before` is the position after the update before it.
+pub fn due_by_steps(interval: Interval, before: Position, place: StepPlace) -> bool {
+    match interval {
+        Interval::Steps(steps) => before.step / steps < (place.step + 1) / steps,
+        _ => false,
+    }
+}
+
+/// Whether a checkpoint is due at the end of an epoch.
+pub fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool {
+    let by_interval = matches!(interval, Interval::Epochs(interval) if finished.is_multiple_of(interval));
+    by_interval || finished == epochs
+}
+
+/// The best evaluation, if `metrics`, after `finished` epochs, are above all before. A metric of 0 or below is never the
+/// best, as in the reference.
+pub fn better(policy: &str, metrics: &IndexMap<String, f64>, finished: usize, best: Option<&Best>) -> Option<Best> {
+    let (name, value) = chosen(policy, metrics)?;
+    let is_better = value > best.map_or(0.0, |best| best.value);
+    is_better.then(|| Best { metric: name.to_owned(), value, epoch: finished })
 }
 
 /// The metric that `checkpoint.save_best` names; `auto` is the first one.
@@ -74,13 +142,52 @@ fn chosen<'m>(policy: &str, metrics: &'m IndexMap<String, f64>) -> Option<(&'m s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::place::Plan;
 
     #[test]
-    fn the_best_metric_is_the_one_named_or_the_first() {
+    fn the_best_metric_is_the_one_named_or_the_first_and_must_be_above_all_before() {
         let metrics: IndexMap<String, f64> = [("bbox_mAP".into(), 0.3), ("segm_mAP".into(), 0.2)].into_iter().collect();
         assert_eq!(chosen("auto", &metrics), Some(("bbox_mAP", 0.3)));
         assert_eq!(chosen("segm_mAP", &metrics), Some(("segm_mAP", 0.2)));
         assert_eq!(chosen("", &metrics), None);
         assert_eq!(chosen("AR", &metrics), None);
+        let best = better("segm_mAP", &metrics, 3, None).unwrap();
+        assert_eq!((best.metric.as_str(), best.value, best.epoch), ("segm_mAP", 0.2, 3));
+        assert_eq!(better("segm_mAP", &metrics, 4, Some(&best)), None);
+        let none: IndexMap<String, f64> = [("segm_mAP".into(), 0.0)].into_iter().collect();
+        assert_eq!(better("segm_mAP", &none, 1, None), None);
+    }
+
+    #[test]
+    fn an_interval_in_steps_counts_those_of_the_job_at_updates() {
+        let plan = Plan::new(2, 5, 2);
+        let (mut position, mut updated, mut due) = (Position::default(), Position::default(), Vec::new());
+        while position.epoch < 2 {
+            let place = plan.next(position);
+            position = plan.after(place);
+            if place.updates {
+                if due_by_steps(Interval::Steps(3), updated, place) {
+                    due.push(position.step);
+                }
+                updated = position;
+            }
+        }
+        assert_eq!(due, [4, 7, 9], "after 3, 6 and 9 steps or the update that follows");
+        assert!(!due_by_steps(Interval::Epochs(1), Position::default(), plan.next(Position::default())));
+    }
+
+    #[test]
+    fn the_end_of_the_job_is_always_saved() {
+        let due = |interval| (1..=5).filter(|&epoch| due_by_epochs(interval, epoch, 5)).collect::<Vec<_>>();
+        assert_eq!(due(Interval::Epochs(2)), [2, 4, 5]);
+        assert_eq!(due(Interval::Steps(2)), [5]);
+        assert_eq!(due(Interval::Minutes(2)), [5]);
+    }
+
+    #[test]
+    fn each_job_has_a_folder_of_its_own_in_a_fallback() {
+        let policy = CheckpointPolicy { fallback: vec!["/spare".into()], ..CheckpointPolicy::default() };
+        let found = folders(Path::new("/home/a/work_dirs/cfg"), &policy);
+        assert_eq!(found, [Path::new("/home/a/work_dirs/cfg"), Path::new("/spare/home_a_work__dirs_cfg")]);
     }
 }

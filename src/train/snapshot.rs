@@ -5,13 +5,13 @@ use std::path::Path;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
-use super::LossScale;
 use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
+use super::{LossScale, buffers};
 use crate::config;
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
-use crate::model::{LoadReport, Parameters};
+use crate::model::LoadReport;
 use crate::weights::{MmdetCheckpoint, Need, Weights};
 
 /// Key of the dynamic loss scale among the scalars of a checkpoint.
@@ -25,21 +25,43 @@ impl Learner<'_> {
     ///
     /// # Errors
     /// If a rank is lost, or for lack of memory.
-    pub fn capture(&self, world: &World, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
-        let buffers = world.all_gather_bytes(&buffer_bytes(&self.parameters)?)?;
+    pub fn capture(&self, world: &World, meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
+        let packed = buffers::pack(&self.parameters)?;
+        let bytes = Vec::<u8>::try_from(packed.f_to_device(Device::Cpu)?)?;
+        let gathered = world.all_gather_bytes(&bytes)?;
         if world.rank() != 0 {
             return Ok(None);
         }
+        let others = gathered.iter().enumerate().skip(1);
+        let others =
+            others.map(|(rank, bytes)| Ok((rank, Tensor::f_from_slice(bytes)?))).collect::<Result<Vec<_>>>()?;
+        self.assemble(&packed, &others, meta).map(Some)
+    }
+
+    /// The state after the last update as this rank alone knows it, when others are lost: with rank 0's BatchNorm
+    /// statistics, which are the model's, and its own. To be called after [`Learner::roll_back`].
+    ///
+    /// # Errors
+    /// For lack of memory.
+    pub fn capture_alone(&self, rank: usize, meta: CheckpointMeta) -> Result<Checkpoint> {
+        let own = (rank > 0).then(|| (rank, self.held.own.shallow_clone()));
+        self.assemble(&self.held.first, own.as_slice(), meta)
+    }
+
+    /// The checkpoint of the present weights, with packed buffers of rank 0 and of other ranks.
+    fn assemble(&self, first: &Tensor, others: &[(usize, Tensor)], mut meta: CheckpointMeta) -> Result<Checkpoint> {
+        let mut first: IndexMap<String, Tensor> = buffers::unpack(&self.parameters, first)?.into_iter().collect();
         let mut tensors = IndexMap::new();
         for (name, _, tensor) in self.parameters.iter() {
-            tensors.insert(format!("{MODEL}{name}"), tensor.detach());
+            let tensor = first.swap_remove(name).unwrap_or_else(|| tensor.detach());
+            tensors.insert(format!("{MODEL}{name}"), tensor);
         }
         for (name, tensor) in self.optimizer.state() {
             tensors.insert(format!("{OPTIMIZER}{name}"), tensor);
         }
-        for (rank, bytes) in buffers.iter().enumerate().skip(1) {
-            for (name, tensor) in buffers_from_bytes(&self.parameters, bytes, rank)? {
-                tensors.insert(format!("{}{name}", rank_prefix(rank)), tensor);
+        for (rank, packed) in others {
+            for (name, tensor) in buffers::unpack(&self.parameters, packed)? {
+                tensors.insert(format!("{}{name}", rank_prefix(*rank)), tensor);
             }
         }
         if let Some(ema) = &self.ema {
@@ -52,8 +74,7 @@ impl Learner<'_> {
             let value = serde_json::to_value(scale).map_err(|error| Error::bug(error.to_string()))?;
             meta.state.insert(LOSS_SCALE.into(), value);
         }
-        meta.world_size = world.world_size();
-        Ok(Some(Checkpoint { tensors, meta }))
+        Ok(Checkpoint { tensors, meta })
     }
 
     /// Loads the weights that a new job starts from: those of `load_from`, else the pretrained backbone of the config.
@@ -75,6 +96,7 @@ impl Learner<'_> {
         } else {
             "No pre-trained weights, training starts from scratch".to_owned()
         };
+        self.hold(None)?;
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
         }
@@ -89,6 +111,7 @@ impl Learner<'_> {
     pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
         let report = checkpoint.fill(&self.parameters)?;
         self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
+        self.hold(None)?;
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
         }
@@ -102,9 +125,11 @@ impl Learner<'_> {
     /// A data error if the checkpoint is of another model.
     pub fn restore(&mut self, checkpoint: &Checkpoint, rank: usize) -> Result<()> {
         self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
+        let first = buffers::pack(&self.parameters)?;
         if rank > 0 && rank < checkpoint.meta.world_size {
             self.parameters.load(checkpoint.section(&rank_prefix(rank)))?;
         }
+        self.hold(Some(first))?;
         self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")))?;
         if let Some(ema) = &mut self.ema {
             let averages: IndexMap<String, Tensor> =
@@ -119,6 +144,7 @@ impl Learner<'_> {
         }
         if let (Some(scale), Some(stored)) = (&mut self.loss_scale, checkpoint.meta.state.get(LOSS_SCALE)) {
             *scale = LossScale::from_stored(stored).context(LOSS_SCALE)?;
+            self.held.loss_scale = Some(scale.clone());
         }
         Ok(())
     }
@@ -131,34 +157,4 @@ fn open_weights(path: &Path) -> Result<Weights> {
         checkpoint::verify(&path)?;
     }
     Weights::open(&path)
-}
-
-/// All buffers, one after the other, in the order of the parameters.
-fn buffer_bytes(parameters: &Parameters) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    for (_, buffer) in parameters.buffers() {
-        let buffer = buffer.f_to_device(Device::Cpu)?.f_contiguous()?;
-        let start = bytes.len();
-        bytes.resize(start + byte_count(&buffer), 0);
-        buffer.f_copy_data_u8(&mut bytes[start..], buffer.numel())?;
-    }
-    Ok(bytes)
-}
-
-/// The buffers of `rank` by name, from what it sent.
-fn buffers_from_bytes(parameters: &Parameters, bytes: &[u8], rank: usize) -> Result<Vec<(String, Tensor)>> {
-    let mut rest = bytes;
-    let mut tensors = Vec::new();
-    for (name, like) in parameters.buffers() {
-        let (own, after) = rest
-            .split_at_checked(byte_count(like))
-            .ok_or_else(|| Error::bug(format!("the buffers of rank {rank} end before {name}")))?;
-        rest = after;
-        tensors.push((name.to_owned(), Tensor::f_from_data_size(own, &like.size(), like.kind())?));
-    }
-    Ok(tensors)
-}
-
-fn byte_count(tensor: &Tensor) -> usize {
-    tensor.numel() * tensor.kind().elt_size_in_bytes()
 }

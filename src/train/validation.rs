@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
+use fnet_protocol::stop;
 use indexmap::IndexMap;
 
 use super::learner::Learner;
@@ -76,7 +77,11 @@ impl Validation {
                 total_steps: picture.total as u64,
                 ..Progress::default()
             });
-            Ok(())
+            // The next collective may be far away.
+            match stop::lost_peer() {
+                Some(rank) => Err(Error::distributed(format!("rank {rank} is lost"))),
+                None => Ok(()),
+            }
         };
         let kinds = &self.config.evaluation.metrics;
         let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_picture)?;
@@ -85,7 +90,9 @@ impl Validation {
             Outcome::Elsewhere => Ok(Validated::Measured(None)),
             Outcome::Here(evaluation) => {
                 control.phase(Phase::Summary);
-                self.write(&evaluation.metrics, epoch)?;
+                if let Err(error) = self.write(&evaluation.metrics, epoch) {
+                    log::warn!("the metrics of epoch {epoch} are not written; training goes on: {error}");
+                }
                 let left_out = evaluation.found.skipped;
                 let measured = Measured { metrics: evaluation.metrics, left_out };
                 Ok(Validated::Measured(Some(Box::new(measured))))

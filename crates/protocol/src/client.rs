@@ -10,6 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::PanicHookInfo;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ struct Shared {
     page: &'static Page,
     /// Called when the working thread enters a phase.
     on_phase: OnceLock<Box<OnPhase>>,
+    /// Called when the launcher says that another rank is gone.
+    on_peer_lost: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// What is called with the state of this rank when it enters a phase.
@@ -48,6 +51,8 @@ struct Queue {
     /// A message has been taken and is not written yet.
     writing: bool,
     broken: bool,
+    /// The launcher has chosen this worker to write its state.
+    chosen: bool,
 }
 
 impl Client {
@@ -119,6 +124,11 @@ impl Client {
         let _ = self.shared.on_phase.set(Box::new(action));
     }
 
+    /// Has `action` called, by another thread, when the launcher says that another rank is gone; only the first one counts.
+    pub fn on_peer_lost(&self, action: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_peer_lost.set(Box::new(action));
+    }
+
     /// Says that the working thread gets on, in the phase it is in (a picture evaluated, bytes written).
     pub fn headway(&self) {
         self.shared.page.touch();
@@ -144,9 +154,31 @@ impl Client {
         }
     }
 
+    /// Says that a checkpoint is on the disk.
+    pub fn saved(&self, path: &Path, step: u64) {
+        self.shared.push(FromWorker::Saved { path: path.to_path_buf(), step });
+    }
+
+    /// Says that this worker holds the state after `step` steps of a job that has broken off, and waits until the launcher
+    /// chooses it to write that state; `false` if it does not within `patience`, or there is no launcher.
+    pub fn hold(&self, step: u64, patience: Duration) -> bool {
+        self.shared.push(FromWorker::Holds { step });
+        let deadline = Instant::now() + patience;
+        let mut queue = self.shared.lock();
+        while self.shared.connected && !queue.chosen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if queue.broken || left.is_zero() {
+                return false;
+            }
+            queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.chosen
+    }
+
     /// Says why this worker is about to end, and waits until the launcher's end has it (2 seconds at most).
     pub fn failed(&self, failure: Failure) {
-        self.shared.push(FromWorker::Failed(failure));
+        let at = Some(self.shared.page.read());
+        self.shared.push(FromWorker::Failed(Failure { at, ..failure }));
         self.flush(Duration::from_secs(2));
     }
 
@@ -193,6 +225,7 @@ fn panic_failure(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> Failure {
         kind: FailureKind::Bug,
         message: format!("panic in thread {name} at {place}: {text}"),
         backtrace: Some(without_panic_frames(&backtrace.to_string()).to_owned()),
+        at: None,
     }
 }
 
@@ -221,7 +254,14 @@ fn is_socket(fd: RawFd) -> bool {
 
 impl Shared {
     fn new(connected: bool, page: &'static Page) -> Self {
-        Self { queue: Mutex::default(), changed: Condvar::new(), connected, page, on_phase: OnceLock::new() }
+        Self {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            connected,
+            page,
+            on_phase: OnceLock::new(),
+            on_peer_lost: OnceLock::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -250,7 +290,16 @@ impl Shared {
                 Ok(0) | Err(_) => return,
                 Ok(_) => match message::from_line(&line) {
                     Ok(ToWorker::Stop { reason }) => stop::request(reason),
-                    Ok(ToWorker::PeerLost { rank }) => stop::set_lost_peer(rank),
+                    Ok(ToWorker::PeerLost { rank }) => {
+                        stop::set_lost_peer(rank);
+                        if let Some(action) = self.on_peer_lost.get() {
+                            action();
+                        }
+                    }
+                    Ok(ToWorker::Rescue) => {
+                        self.lock().chosen = true;
+                        self.changed.notify_all();
+                    }
                     Ok(ToWorker::Stack) => self.push(FromWorker::Stack { text: stack::of_main_thread() }),
                     Ok(ToWorker::Unknown) | Err(_) => {}
                 },

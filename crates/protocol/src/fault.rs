@@ -46,11 +46,13 @@ pub enum Kind {
     OutOfMemory,
     /// A collective that the other ranks do not take part in.
     Collective,
+    /// Asked to stop, as by a batch system that wants its node back (SIGTERM): saves at the end of the step and ends.
+    Terminate,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Panic,
         Kind::Exit,
         Kind::Abort,
@@ -60,6 +62,7 @@ impl Kind {
         Kind::Read,
         Kind::OutOfMemory,
         Kind::Collective,
+        Kind::Terminate,
     ];
 
     /// As it is written on the command line.
@@ -74,6 +77,7 @@ impl Kind {
             Kind::Read => "read",
             Kind::OutOfMemory => "oom",
             Kind::Collective => "collective",
+            Kind::Terminate => "term",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! of different versions. [`VERSION`] changes only when an old reader would misunderstand.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,19 @@ pub enum FromWorker {
     Note {
         /// The text; may hold several lines.
         text: String,
+    },
+    /// A checkpoint of this job is on the disk.
+    Saved {
+        /// Its file.
+        path: PathBuf,
+        /// Steps of the job that it holds.
+        step: u64,
+    },
+    /// This worker has failed or lost others, and holds the state after its last completed step. It waits for
+    /// [`ToWorker::Rescue`], or its end.
+    Holds {
+        /// Steps of the job that the state holds.
+        step: u64,
     },
     /// The work is finished; the process ends with code 0.
     Done,
@@ -282,7 +296,7 @@ impl fmt::Display for Phase {
 }
 
 /// Why a worker ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     /// Whose fault it is.
     pub kind: FailureKind,
@@ -291,6 +305,9 @@ pub struct Failure {
     /// Stack of the panic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backtrace: Option<String>,
+    /// What the worker was doing; it may save its state before it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Heartbeat>,
 }
 
 /// Whose fault a failure is; decides the exit code.
@@ -343,6 +360,8 @@ pub enum ToWorker {
     },
     /// Answer with the stack of the working thread: it is about to be ended for it hangs.
     Stack,
+    /// The answer to [`FromWorker::Holds`]: write that state, and end.
+    Rescue,
     /// A message of a newer version.
     #[serde(other)]
     Unknown,

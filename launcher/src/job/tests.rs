@@ -1,4 +1,4 @@
-use fnet_protocol::message::Operation;
+use fnet_protocol::message::{Operation, Phase};
 
 use super::*;
 use crate::hang::tests::LIMITS;
@@ -12,7 +12,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let now = Instant::now();
-        Self { job: Job::new(&[0, 1], Duration::from_secs(30), LIMITS, now), now }
+        Self { job: Job::new(&[0, 1], false, Duration::from_secs(30), LIMITS, now), now }
     }
 
     fn wait(&mut self, seconds: f64) -> Vec<Action> {
@@ -37,7 +37,7 @@ impl Scene {
     }
 
     fn failed(&mut self, index: usize, kind: FailureKind, message: &str) -> Vec<Action> {
-        let failure = Failure { kind, message: message.into(), backtrace: None };
+        let failure = Failure { kind, message: message.into(), backtrace: None, at: None };
         self.job.on(index, Event::Message(FromWorker::Failed(failure)), self.now)
     }
 

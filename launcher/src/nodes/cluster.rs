@@ -108,6 +108,8 @@ pub struct Agreed {
     pub was_ready: bool,
     /// Whether a stop was requested.
     pub stop_requested: bool,
+    /// Steps in the newest checkpoint that was written.
+    pub saved_step: Option<u64>,
     /// How long it ran.
     pub ran: Duration,
     /// A node that is gone, so that the job cannot start again.
@@ -392,6 +394,7 @@ fn end_of(here: Agreed, is_echo: bool) -> End {
         how,
         was_ready: here.was_ready,
         stop_requested: here.stop_requested,
+        saved_step: here.saved_step,
         seconds: here.ran.as_secs_f64(),
         gone: here.gone,
     }
@@ -407,6 +410,7 @@ fn agreed(end: End) -> Agreed {
         outcome,
         was_ready: end.was_ready,
         stop_requested: end.stop_requested,
+        saved_step: end.saved_step,
         ran: Duration::try_from_secs_f64(end.seconds).unwrap_or_default(),
         gone: end.gone,
     }

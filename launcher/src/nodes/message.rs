@@ -222,6 +222,9 @@ pub struct End {
     pub was_ready: bool,
     /// Whether a stop was requested.
     pub stop_requested: bool,
+    /// Steps in the newest checkpoint that was written.
+    #[serde(default)]
+    pub saved_step: Option<u64>,
     /// How long it ran.
     pub seconds: f64,
     /// A node that is gone, so that the job cannot start again.

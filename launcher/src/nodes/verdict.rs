@@ -89,6 +89,7 @@ pub fn merge(nodes: &[Final]) -> End {
         how,
         was_ready: ends().any(|end| end.was_ready),
         stop_requested: ends().any(|end| end.stop_requested),
+        saved_step: ends().filter_map(|end| end.saved_step).max(),
         seconds: ends().map(|end| end.seconds).fold(0.0, f64::max),
         gone: (!gone.is_empty()).then(|| gone.join(" and ")),
     }
@@ -115,7 +116,7 @@ mod tests {
     }
 
     fn ended(how: How) -> Fate {
-        Fate::Ended(End { how, was_ready: true, stop_requested: false, seconds: 5.0, gone: None })
+        Fate::Ended(End { how, was_ready: true, stop_requested: false, saved_step: None, seconds: 5.0, gone: None })
     }
 
     fn node(number: usize, failed_as: Option<usize>, fate: Fate) -> Final {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, flood, environment, connect, cpus; beat
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, fall, flood, environment, connect, cpus; beat
 # works with signs of life.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
@@ -71,10 +71,10 @@ case $deed in
         # The port lives as long as rank 0.
         while [ ! -e port_1 ]; do sleep 0.01; done
         exit 0 ;;
-    restart)
-        # Rank 1 is lost once, after a checkpoint was written.
+    restart | fall)
+        # Rank 1 is lost, once or in every attempt, after a checkpoint was written.
         echo "$*" >> "arguments_$RANK"
-        [ "$FNET_RESTART_COUNT" = 0 ] || exit 0
+        [ "$deed" = fall ] || [ "$FNET_RESTART_COUNT" = 0 ] || exit 0
         if [ "$RANK" = 1 ]; then
             others
             touch work_dirs/cfg/epoch_1.ckpt

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Scene, code, finish, stderr, until};
+use crate::support::{Scene, code, finish, restarts, stderr, until};
 
 /// Nodes of one worker each, which all run the same.
 struct Nodes {
@@ -259,10 +259,10 @@ fn ctrl_c_on_one_node_stops_all_also_while_they_wait_and_in_the_pause_before_a_r
     thread::sleep(Duration::from_secs(2));
     signal(&waiting[1], "INT");
     assert_eq!(waiting.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
-    // A worker is lost, and the job would go on after a second.
-    let mut pausing = [0, 1].map(|rank| spawn(nodes.node("restart", rank, 2, "train cfg.toml")));
+    // A worker is lost for the second time, and the job would go on after a second.
+    let mut pausing = [0, 1].map(|rank| spawn(nodes.node("fall", rank, 2, "train cfg.toml")));
     let report = nodes.scene.path("work_dirs/cfg/logs/failure_node_0.json");
-    until("the failure is reported", Duration::from_secs(20), || report.exists());
+    until("the failure is reported", Duration::from_secs(20), || restarts(&report) == Some(1));
     signal(&pausing[0], "INT");
     assert_eq!(pausing.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
     nodes.scene.assert_nothing_left();
@@ -277,7 +277,7 @@ fn signal(child: &Child, name: &str) {
 fn all_nodes_restart_together_from_the_newest_checkpoint() {
     let nodes = Nodes::new();
     let outputs = nodes.run((0..2).map(|rank| nodes.node("restart", rank, 2, "train cfg.toml")).collect());
-    outputs.iter().for_each(|output| expect(output, 0, &["restarting in 1 s (restart 1 of 3)"]));
+    outputs.iter().for_each(|output| expect(output, 0, &["restarting in 0 s (restart 1 of 3)"]));
     for rank in 0..2 {
         let arguments = nodes.scene.read(&format!("arguments_{rank}"));
         assert_eq!(arguments, "train cfg.toml\ntrain --resume cfg.toml\n");

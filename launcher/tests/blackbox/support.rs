@@ -56,9 +56,10 @@ impl Scene {
         finish(self.command(deeds, line))
     }
 
-    /// Starts the launcher and waits until `ranks` workers work.
+    /// Starts the launcher, with its words in `stderr.txt`, and waits until `ranks` workers work.
     pub fn start(&self, deeds: &str, line: &str, ranks: usize) -> Running {
-        let child = self.command(deeds, line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let words = fs::File::create(self.path("stderr.txt")).unwrap();
+        let child = self.command(deeds, line).stdout(Stdio::null()).stderr(words).spawn().unwrap();
         let running = Running { child };
         for rank in 0..ranks {
             let file = self.path(&format!("ready_{rank}"));
@@ -149,4 +150,9 @@ pub fn code(output: &Output) -> i32 {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// How often the job had been restarted when it failed last, by its report.
+pub fn restarts(report: &Path) -> Option<u64> {
+    serde_json::from_slice::<serde_json::Value>(&fs::read(report).ok()?).ok()?["restarts"].as_u64()
 }

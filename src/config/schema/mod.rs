@@ -2,11 +2,13 @@
 
 mod data;
 mod evaluation;
+mod interval;
 mod model;
 mod train;
 
 pub use data::*;
 pub use evaluation::*;
+pub use interval::Interval;
 pub use model::*;
 pub use train::*;
 

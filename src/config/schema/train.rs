@@ -1,9 +1,11 @@
 //! `[optimizer]`, `[schedule]`, `[train]`, `[checkpoint]` and `[log]`.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Evaluation;
+use super::{Evaluation, Interval};
 use crate::config::check::Problems;
 
 /// The optimizer; one group holds all parameters, so weight decay acts on norms and biases too.
@@ -171,18 +173,21 @@ pub enum OnNan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointPolicy {
-    /// Epochs between checkpoints.
-    #[schemars(range(min = 1))]
-    pub interval: usize,
-    /// Checkpoints of past epochs that are kept; 0 for all.
+    /// Time between checkpoints: epochs, or with another unit as text. There is one at the end of the job in any case, and
+    /// where an evaluation may find the best one. One that a stop or a failure has made goes when a later one is there.
+    pub interval: Interval,
+    /// Newest checkpoints that are kept; 0 for all.
     pub keep_last: usize,
     /// Metric whose best checkpoint is kept as `best_<metric>.ckpt`; empty for none.
     pub save_best: String,
+    /// Folders, in this order, for checkpoints that the work folder does not take: its disk is full, read-only or gone.
+    /// Each job writes to a folder of its own in there, and `--resume` looks there too.
+    pub fallback: Vec<PathBuf>,
 }
 
 impl Default for CheckpointPolicy {
     fn default() -> Self {
-        Self { interval: 1, keep_last: 0, save_best: String::new() }
+        Self { interval: Interval::Epochs(1), keep_last: 0, save_best: String::new(), fallback: Vec::new() }
     }
 }
 

@@ -15,13 +15,15 @@ fn at(epoch: usize, iter: usize) -> TrainStep {
     TrainStep { epoch, iter, iters_per_epoch: 5, step, lr: 1e-4, momentum: 0.9, memory: None }
 }
 
-fn epoch(log: &mut RunLog, epoch: usize) {
+fn epoch(log: &mut RunLog, window: &mut Window, epoch: usize) {
     for iter in 1..=5 {
+        window.begin();
         for (name, value) in [("time", 0.5), ("data_time", 0.1), ("loss_cls", iter as f64), ("loss", 2.0 * iter as f64)]
         {
-            log.put(name, value);
+            window.put(name, value);
         }
-        log.step(&at(epoch, iter));
+        window.end(at(epoch, iter));
+        log.step(window, 0.5);
     }
 }
 
@@ -34,13 +36,14 @@ fn lines(log: &RunLog) -> Vec<Value> {
 fn lines_hold_the_means_of_an_interval_under_the_references_keys_in_its_order() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
-    epoch(&mut log, 1);
+    let mut window = Window::new(2);
+    epoch(&mut log, &mut window, 1);
     let lines = lines(&log);
     assert_eq!((&lines[0]["seed"], &lines[0]["exp_name"]), (&json!(5), &json!("tiny")));
     let expected = json!({"mode": "train", "epoch": 1, "iter": 4, "lr": 1e-4, "data_time": 0.1, "loss_cls": 3.5, "loss": 7.0, "time": 0.5});
     assert_eq!(lines[2].to_string(), expected.to_string());
     assert_eq!(lines.len(), 3, "the fifth update of the epoch has no line");
-    epoch(&mut log, 2);
+    epoch(&mut log, &mut window, 2);
     let text = std::fs::read_to_string(log.json_path()).unwrap();
     assert!(text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"), "nothing of the former epoch is in the mean");
 }
@@ -49,8 +52,9 @@ fn lines_hold_the_means_of_an_interval_under_the_references_keys_in_its_order() 
 fn an_epoch_shorter_than_the_interval_has_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 50, 0);
-    epoch(&mut log, 1);
-    epoch(&mut log, 2);
+    let mut window = Window::new(50);
+    epoch(&mut log, &mut window, 1);
+    epoch(&mut log, &mut window, 2);
     let lines = lines(&log);
     assert_eq!(lines.len(), 3);
     assert_eq!((&lines[2]["epoch"], &lines[2]["iter"], &lines[2]["loss_cls"]), (&json!(2), &json!(5), &json!(3.0)));
@@ -60,7 +64,8 @@ fn an_epoch_shorter_than_the_interval_has_one_line() {
 fn the_remaining_time_counts_only_the_updates_of_this_run() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 5, 10);
-    epoch(&mut log, 3);
+    let mut window = Window::new(5);
+    epoch(&mut log, &mut window, 3);
     assert_eq!(log.remaining_seconds(15), 2.5);
 }
 
@@ -68,8 +73,10 @@ fn the_remaining_time_counts_only_the_updates_of_this_run() {
 fn memory_is_named_where_there_is_a_gpu() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 1, 0);
-    log.put("loss", 1.0);
-    log.step(&TrainStep { memory: Some(3210), ..at(1, 1) });
+    let mut window = Window::new(1);
+    window.put("loss", 1.0);
+    window.end(TrainStep { memory: Some(3210), ..at(1, 1) });
+    log.step(&window, 0.5);
     assert_eq!(lines(&log)[1]["memory"], json!(3210));
 }
 
@@ -89,7 +96,8 @@ fn an_evaluation_has_the_references_names_and_rows_for_tables() {
 fn tensorboard_shows_the_references_tags_at_its_steps() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
-    epoch(&mut log, 1);
+    let mut window = Window::new(2);
+    epoch(&mut log, &mut window, 1);
     let results: Vec<(String, f64)> = Metric::Bbox.names().into_iter().zip([0.5; 6]).collect();
     log.evaluation(1, 5, 12, 1e-4, &results);
     let board = folder.path().join("tensorboard");
@@ -107,4 +115,29 @@ fn the_resolved_config_lies_beside_the_logs() {
     run(folder.path(), 2, 0);
     let text = std::fs::read_to_string(folder.path().join("config.toml")).unwrap();
     assert_eq!(Config::from_toml(&text, "config.toml").unwrap().train.seed, 5);
+}
+
+#[test]
+fn a_line_that_nobody_wrote_is_made_up_for_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut window = Window::new(2);
+    let mut first = run(folder.path(), 2, 0);
+    for iter in 1..=4 {
+        window.begin();
+        window.put("loss", iter as f64);
+        window.end(at(1, iter));
+        if iter < 4 {
+            first.step(&window, 0.5);
+        }
+    }
+    let train = |log: &RunLog| lines(log).into_iter().filter(|line| line["mode"] == "train").count();
+    assert_eq!(train(&first), 1);
+    // The names of logs are of the second in which they begin.
+    let second = folder.path().join("20000101_000000.log.json");
+    std::fs::rename(first.json_path(), second).unwrap();
+    let mut log = run(folder.path(), 2, 4);
+    log.make_up(&window);
+    log.make_up(&window);
+    assert_eq!(train(&log), 1);
+    assert_eq!((&lines(&log)[1]["iter"], &lines(&log)[1]["loss"]), (&json!(4), &json!(3.5)));
 }

@@ -18,7 +18,7 @@ use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::StepRandom;
 use crate::process;
-use crate::train::{Learner, StepPlace, StepTimes};
+use crate::train::{Learner, StepPlace, StepTimes, Wishes};
 
 /// Positive proposals of each picture that enter the losses: their number decides the mask head's share of the time,
 /// so that it must be the same in every measurement.
@@ -181,7 +181,7 @@ impl Bench<'_> {
         let place =
             StepPlace { epoch: 0, iteration: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
         self.step += 1;
-        let outcome = self.learner.step(batch, place, 0.0, None, self.world, self.control)?;
+        let outcome = self.learner.step(batch, place, 0.0, Wishes::default(), self.world, self.control)?;
         Ok((outcome.times, outcome.positives))
     }
 

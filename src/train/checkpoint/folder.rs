@@ -48,14 +48,45 @@ impl CheckpointFolder {
         Ok(Self { path })
     }
 
-    /// `epoch_N.ckpt`, N finished epochs.
-    pub fn epoch(&self, finished: usize) -> PathBuf {
-        self.path.join(format!("epoch_{finished}.ckpt"))
+    /// A folder as it is, where another process may be writing; it is made when something is written to it.
+    pub fn shared(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
     }
 
-    /// `iter_N.ckpt`, N updates.
+    /// `epoch_N.ckpt`, N finished epochs.
+    pub fn epoch(&self, finished: usize) -> PathBuf {
+        self.file(&format!("epoch_{finished}.ckpt"))
+    }
+
+    /// `iter_N.ckpt`, N steps.
     pub fn iter(&self, step: u64) -> PathBuf {
-        self.path.join(format!("iter_{step}.ckpt"))
+        self.file(&format!("iter_{step}.ckpt"))
+    }
+
+    /// The file of this name.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Makes the folder if it is not there but the one that it lies in is: a drive that is gone does not come back by
+    /// making folders where it was.
+    pub(super) fn make(&self) {
+        // What is wrong is told by the write that follows.
+        let _ = fs::create_dir(&self.path);
+    }
+
+    /// Removes the checkpoints before `progress` that were written only because a job was stopped or broken off.
+    ///
+    /// # Errors
+    /// An environment error if the folder cannot be read or a file cannot be removed.
+    pub fn remove_transient(&self, progress: Progress) -> Result<()> {
+        for path in candidates(&self.path)?.into_iter().filter(|path| !is_best(path)) {
+            let old = CheckpointMeta::read(&path).is_ok_and(|meta| meta.is_transient() && meta.progress < progress);
+            if old {
+                fs::remove_file(&path).map_err(|error| unusable(&path, &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// `best_<metric>.ckpt`.
@@ -140,7 +171,7 @@ impl CheckpointFolder {
     }
 }
 
-/// Finds the newest checkpoint of a folder that is sound to the last byte, by the step in its header.
+/// Finds the newest checkpoint of a folder that is sound to the last byte, by the progress in its header.
 ///
 /// Best checkpoints count too: they are good for going on when nothing newer is left. A folder that does not exist
 /// holds none.
@@ -148,22 +179,65 @@ impl CheckpointFolder {
 /// # Errors
 /// An environment error if the folder cannot be read.
 pub fn latest(folder: impl AsRef<Path>) -> Result<Latest> {
+    latest_of(&[folder])
+}
+
+/// As [`latest`], among the checkpoints of all `folders`; of equal ones, that of the first folder.
+///
+/// # Errors
+/// An environment error if there is none in the others and a folder is there but cannot be read.
+pub fn latest_of(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     let mut skipped = Vec::new();
     let mut headers = Vec::new();
-    for path in candidates(folder.as_ref())? {
+    let mut paths = Vec::new();
+    let mut unreadable = None;
+    for folder in folders.iter().rev() {
+        match candidates(folder.as_ref()) {
+            Ok(found) => paths.extend(found),
+            Err(error) => {
+                skipped.push(Skipped { path: folder.as_ref().to_path_buf(), reason: error.to_string() });
+                unreadable = Some(error);
+            }
+        }
+    }
+    for (place, path) in paths.into_iter().enumerate() {
         match CheckpointMeta::read(&path) {
-            Ok(meta) => headers.push((meta.progress, !is_best(&path), path)),
+            Ok(meta) => headers.push((meta.progress, !is_best(&path), place, path)),
             Err(error) => skipped.push(Skipped { path, reason: error.to_string() }),
         }
     }
     headers.sort();
-    while let Some((_, _, path)) = headers.pop() {
+    while let Some((.., path)) = headers.pop() {
         match verify(&path) {
             Ok(meta) => return Ok(Latest { found: Some((path, meta)), skipped }),
             Err(error) => skipped.push(Skipped { path, reason: error.to_string() }),
         }
     }
-    Ok(Latest { found: None, skipped })
+    match unreadable {
+        Some(error) => Err(error),
+        None => Ok(Latest { found: None, skipped }),
+    }
+}
+
+/// Sets the checkpoints aside that are of a later place in the epochs than `progress`, for a job that goes back to it and would else go on from them
+/// after the next restart: they get the ending `.superseded`. Returns what they were called.
+///
+/// # Errors
+/// An environment error if a folder cannot be read or a file cannot be renamed.
+pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: Progress) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in folders {
+        for path in candidates(folder.as_ref())? {
+            let place = |progress: Progress| (progress.epoch, progress.step_in_epoch);
+            if CheckpointMeta::read(&path).is_ok_and(|meta| place(meta.progress) > place(progress)) {
+                let mut name = path.clone().into_os_string();
+                name.push(".superseded");
+                fs::rename(&path, name).map_err(|error| unusable(&path, &error))?;
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// What a path stands for: the target of `latest.ckpt`, whether link or pointer file; any other path itself.

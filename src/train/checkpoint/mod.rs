@@ -2,13 +2,18 @@
 
 pub(crate) mod atomic;
 mod bytes;
+#[cfg(test)]
+mod damage;
 mod folder;
 mod format;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fnet_protocol::work_dir::is_pytorch_file;
 use indexmap::IndexMap;
@@ -16,9 +21,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 pub(crate) use folder::resolve;
-pub use folder::{CheckpointFolder, Latest, Skipped, latest};
+pub use folder::{CheckpointFolder, Latest, Skipped, latest, latest_of, set_aside_later};
+pub use writer::{OnSaved, Save, Writer};
 
 use crate::config::Config;
+use crate::data::Leg;
 use crate::error::{Context, Result};
 
 /// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
@@ -56,6 +63,9 @@ pub struct CheckpointMeta {
     pub world_size: usize,
     /// Seed of the job.
     pub seed: u64,
+    /// How the present epoch was dealt out; `None` in files of older versions.
+    #[serde(default)]
+    pub dealt: Option<Dealt>,
     /// The best evaluation so far.
     pub best: Option<Best>,
     /// Further scalars of the loop, for example the dynamic loss scale.
@@ -66,12 +76,27 @@ pub struct CheckpointMeta {
 /// How far training had come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Progress {
-    /// Updates of the weights since the start of training.
-    pub step: u64,
     /// Finished epochs.
     pub epoch: usize,
-    /// Updates since the end of the last finished epoch.
+    /// Steps since the end of the last finished epoch.
     pub step_in_epoch: usize,
+    /// Steps since the start of training. The last to be compared, for after a change of the number of ranks it is counted
+    /// anew, in whole epochs of the present length.
+    pub step: u64,
+}
+
+/// How an epoch is dealt out to the ranks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dealt {
+    /// Pictures of the training set.
+    pub pictures: usize,
+    /// Pictures of each rank in a step.
+    pub samples_per_gpu: usize,
+    /// Micro-steps of an update.
+    pub accumulate: usize,
+    /// Parts of the epoch that were trained in other ways before.
+    #[serde(default)]
+    pub legs: Vec<Leg>,
 }
 
 /// The best evaluation of a job.
@@ -85,7 +110,20 @@ pub struct Best {
     pub epoch: usize,
 }
 
+/// Key of the scalars of a checkpoint that was written only because its job was stopped or broken off.
+const TRANSIENT: &str = "transient";
+
 impl CheckpointMeta {
+    /// Says that the checkpoint is of no more use once there is a later one.
+    pub fn set_transient(&mut self) {
+        self.state.insert(TRANSIENT.to_owned(), true.into());
+    }
+
+    /// Whether the checkpoint was written only because its job was stopped or broken off.
+    pub fn is_transient(&self) -> bool {
+        self.state.get(TRANSIENT).and_then(serde_json::Value::as_bool) == Some(true)
+    }
+
     /// The stored config.
     ///
     /// # Errors
@@ -161,9 +199,35 @@ impl Snapshot {
         self.0.save(path)
     }
 
+    /// As [`Snapshot::write`]; adds every portion that was written to `written`.
+    pub(super) fn write_counted(&self, path: &Path, written: &AtomicU64) -> Result<()> {
+        let Checkpoint { tensors, meta } = &self.0;
+        let prepared = format::prepare(tensors, meta);
+        let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
+        atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
+    }
+
     /// The counters and the like that will be written.
     pub fn meta(&self) -> &CheckpointMeta {
         &self.0.meta
+    }
+}
+
+/// Counts what goes through it.
+struct Counted<'a> {
+    file: &'a mut dyn Write,
+    written: &'a AtomicU64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

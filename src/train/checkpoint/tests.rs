@@ -25,11 +25,12 @@ pub(super) fn sample(step: u64) -> Checkpoint {
         seed: u64::MAX,
         best: Some(Best { metric: "bbox_mAP".into(), value: 0.1 + 0.2, epoch: 1 }),
         state: BTreeMap::from([("loss_scale".into(), serde_json::json!(65536.0))]),
+        dealt: None,
     };
     Checkpoint { tensors: tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), meta }
 }
 
-fn same(a: &Checkpoint, b: &Checkpoint) -> bool {
+pub(super) fn same(a: &Checkpoint, b: &Checkpoint) -> bool {
     let equal = |(x, y): (&Tensor, &Tensor)| x.kind() == y.kind() && x.size() == y.size() && x == y;
     a.meta == b.meta && a.tensors.keys().eq(b.tensors.keys()) && a.tensors.values().zip(b.tensors.values()).all(equal)
 }

@@ -64,7 +64,7 @@ fn place(updates: bool, micro_steps: usize) -> StepPlace {
 }
 
 fn take(learner: &mut Learner<'_>, world: &World, place: StepPlace) -> Result<StepOutcome> {
-    learner.step(&batch(), place, LEARNING_RATE, None, world, &Client::disconnected())
+    learner.step(&batch(), place, LEARNING_RATE, Wishes::default(), world, &Client::disconnected())
 }
 
 fn one_step(learner: &mut Learner<'_>, world: &World) -> Result<StepOutcome> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -56,6 +57,9 @@ pub struct Place {
     /// Seconds that workers have to save and end after a request to stop
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub grace: f64,
+    /// Time after which the job saves and stops by itself (code 75), as 3h50m or 2days; ask for less than the batch system gives
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Supervision")]
+    pub time_limit: Option<Duration>,
     /// Seconds until a worker must have started its work
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 900.0, value_parser = parse_seconds, help_heading = "Supervision")]
     pub start_timeout: f64,

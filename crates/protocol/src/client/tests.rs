@@ -53,11 +53,13 @@ fn a_launcher_that_does_not_read_never_stops_the_work() {
 fn a_failure_arrives_after_the_notes_before_it() {
     let (client, mut reader) = pair();
     client.note("first");
-    let failure = Failure { kind: FailureKind::Data, message: "no such image".into(), backtrace: None };
+    let failure = Failure { kind: FailureKind::Data, message: "no such image".into(), backtrace: None, at: None };
     client.failed(failure.clone());
     let important = |message: &FromWorker| matches!(message, FromWorker::Note { .. } | FromWorker::Failed(_));
     assert_eq!(next_matching(&mut reader, important), FromWorker::Note { text: "first".into() });
-    assert_eq!(next_matching(&mut reader, important), FromWorker::Failed(failure));
+    let FromWorker::Failed(told) = next_matching(&mut reader, important) else { panic!("no failure") };
+    assert_eq!(told, Failure { at: told.at.clone(), ..failure });
+    assert!(told.at.is_some(), "what it was doing goes with it");
 }
 
 #[test]
@@ -88,4 +90,29 @@ fn without_a_launcher_nothing_waits() {
     client.progress(Progress::default());
     client.done();
     assert!(client.flush(Duration::ZERO));
+}
+
+#[test]
+fn a_state_that_is_held_is_written_when_the_launcher_says_so() {
+    let (client, mut reader) = pair();
+    let mut launcher = reader.get_ref().try_clone().unwrap();
+    let waiting = client.clone();
+    let worker = thread::spawn(move || waiting.hold(17, Duration::from_secs(60)));
+    assert_eq!(next_matching(&mut reader, |m| matches!(m, FromWorker::Holds { .. })), FromWorker::Holds { step: 17 });
+    launcher.write_all(&message::to_line(&ToWorker::Rescue).unwrap()).unwrap();
+    assert!(worker.join().unwrap());
+    client.saved(Path::new("a/iter_17.ckpt"), 17);
+    let saved = FromWorker::Saved { path: "a/iter_17.ckpt".into(), step: 17 };
+    assert_eq!(next_matching(&mut reader, |m| matches!(m, FromWorker::Saved { .. })), saved);
+    assert!(!Client::disconnected().hold(1, Duration::from_secs(60)), "nobody is there to choose");
+}
+
+#[test]
+fn a_lost_peer_is_told_to_whom_it_may_concern() {
+    let (client, reader) = pair();
+    let (sender, told) = std::sync::mpsc::channel();
+    client.on_peer_lost(move || sender.send(()).unwrap());
+    let mut launcher = reader.get_ref().try_clone().unwrap();
+    launcher.write_all(&message::to_line(&ToWorker::PeerLost { rank: 1 }).unwrap()).unwrap();
+    told.recv_timeout(Duration::from_secs(60)).unwrap();
 }

@@ -2,12 +2,13 @@
 
 use std::ffi::{CString, c_char};
 use std::marker::PhantomData;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+use super::connections::Connections;
 use super::store::{RawStore, TcpStore};
 use super::{c_string, milliseconds, nccl};
 use crate::error::{Error, ErrorKind, RawError, Result, check};
@@ -100,6 +101,7 @@ pub struct ProcessGroup {
     rank: usize,
     size: usize,
     cuda_device: Option<usize>,
+    connections: Arc<Connections>,
 }
 
 // SAFETY: c10d's process groups are not bound to a thread; the handle is used by one thread at a time.
@@ -116,6 +118,7 @@ impl ProcessGroup {
         let hostname = options.hostname.as_deref().map(c_string).transpose()?;
         let text = |name: &Option<CString>| name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
         let mut raw = std::ptr::null_mut();
+        let before = Connections::now();
         // SAFETY: the strings are null or valid C strings, and live through the call; `raw` is written on success.
         check(unsafe {
             fnet_gloo_new(
@@ -129,7 +132,9 @@ impl ProcessGroup {
             )
         })
         .map_err(|error| error.context(&format!("connecting rank {rank} of {size} to its peers")))?;
-        Ok(Self::from_raw(raw, rank, size))
+        let mut group = Self::from_raw(raw, rank, size);
+        group.connections = Arc::new(Connections::now().since(&before));
+        Ok(group)
     }
 
     /// Adds NCCL for tensors on this rank's CUDA device; [`cuda::load_libraries`](crate::cuda::load_libraries) must
@@ -240,23 +245,19 @@ impl ProcessGroup {
     /// # Errors
     /// If the backend does not let go within `deadline`; the process should then end.
     pub fn abort(&self, deadline: Duration) -> Result<()> {
+        self.aborter()?.abort(deadline)
+    }
+
+    /// What can break off the group's collectives from another thread, while this one waits in one.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn aborter(&self) -> Result<Aborter> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: live handle and out-pointer.
         check(unsafe { fnet_group_clone(self.raw, &raw mut raw) })?;
-        let handle = Aborted(raw);
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            // SAFETY: a handle of this thread's own, never freed: Gloo's destructor, which runs with the last handle,
-            // would wait for the hung collective.
-            let result = check(unsafe { fnet_group_abort(handle.raw()) });
-            // The receiver is gone only if the deadline has passed.
-            let _ = sender.send(result);
-        });
-        receiver.recv_timeout(deadline).unwrap_or_else(|_| {
-            let device = self.cuda_device.map_or(String::new(), |device| format!(" on CUDA device {device}"));
-            let message = format!("the process group{device} did not stop within {deadline:?} of being aborted");
-            Err(Error::new(ErrorKind::Collective, message))
-        })
+        let connections = Arc::clone(&self.connections);
+        Ok(Aborter { handle: Aborted(raw), cuda_device: self.cuda_device, connections })
     }
 
     /// The device whose tensors travel by NCCL.
@@ -270,7 +271,7 @@ impl ProcessGroup {
 
     /// Takes over a group of the C++ side.
     pub(super) fn from_raw(raw: *mut RawGroup, rank: usize, size: usize) -> Self {
-        Self { raw, rank, size, cuda_device: None }
+        Self { raw, rank, size, cuda_device: None, connections: Arc::default() }
     }
 }
 
@@ -282,15 +283,50 @@ impl Drop for ProcessGroup {
     }
 }
 
+/// Breaks off the collectives of a group, from any thread.
+///
+/// Its handle is never freed: Gloo's destructor, which runs with the last handle, would wait for a hung collective.
+pub struct Aborter {
+    handle: Aborted,
+    cuda_device: Option<usize>,
+    connections: Arc<Connections>,
+}
+
+impl Aborter {
+    /// As [`ProcessGroup::abort`].
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::abort`].
+    pub fn abort(&self, deadline: Duration) -> Result<()> {
+        let handle = self.handle;
+        self.connections.cut();
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            // SAFETY: a live handle, for it is never freed.
+            let result = check(unsafe { fnet_group_abort(handle.raw()) });
+            // The receiver is gone only if the deadline has passed.
+            let _ = sender.send(result);
+        });
+        receiver.recv_timeout(deadline).unwrap_or_else(|_| {
+            let device = self.cuda_device.map_or(String::new(), |device| format!(" on CUDA device {device}"));
+            let message = format!("the process group{device} did not stop within {deadline:?} of being aborted");
+            Err(Error::new(ErrorKind::Collective, message))
+        })
+    }
+}
+
 /// A handle on its way to the thread that aborts the group.
+#[derive(Clone, Copy)]
 struct Aborted(*mut RawGroup);
 
 // SAFETY: c10d's abort is made to be called while another thread waits in a collective.
 unsafe impl Send for Aborted {}
+// SAFETY: as above; the handle itself is only read.
+unsafe impl Sync for Aborted {}
 
 impl Aborted {
     /// A method, so that a closure captures the whole handle.
-    fn raw(&self) -> *mut RawGroup {
+    fn raw(self) -> *mut RawGroup {
         self.0
     }
 }

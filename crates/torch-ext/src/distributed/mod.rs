@@ -5,13 +5,14 @@
 //! [`ErrorKind::Collective`](crate::ErrorKind::Collective).
 
 mod carrier;
+mod connections;
 mod group;
 mod nccl;
 mod reducer;
 mod store;
 
 pub use carrier::Carrier;
-pub use group::{GlooOptions, ProcessGroup, Reduction, Work};
+pub use group::{Aborter, GlooOptions, ProcessGroup, Reduction, Work};
 pub use reducer::{BucketSizes, Reducer, bucket_layout};
 pub use store::{StoreOptions, TcpStore};
 

@@ -51,7 +51,7 @@ impl Scene {
     }
 
     fn ended(&mut self, line: Line, how: How) -> Vec<Action> {
-        let end = End { how, was_ready: true, stop_requested: false, seconds: 9.0, gone: None };
+        let end = End { how, was_ready: true, stop_requested: false, saved_step: None, seconds: 9.0, gone: None };
         self.say(line, ToHub::Ended { attempt: self.hub.attempt, end })
     }
 

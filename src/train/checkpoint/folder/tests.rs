@@ -105,3 +105,44 @@ fn what_latest_names_is_never_removed() {
     folder.publish_latest(&folder.iter(1)).unwrap();
     assert_eq!(folder.keep_last(1).unwrap(), [folder.iter(2)]);
 }
+
+#[test]
+fn the_newest_is_the_one_that_is_further_even_if_its_steps_were_counted_anew() {
+    // Two ranks wrote the end of epoch 2 as step 200; four went on, whose epochs have 50 steps.
+    let directory = tempfile::tempdir().unwrap();
+    let folder = CheckpointFolder::create(directory.path()).unwrap();
+    for (step, epoch, step_in_epoch) in [(200, 2, 0), (110, 2, 10)] {
+        let mut checkpoint = sample(step);
+        checkpoint.meta.progress = Progress { step, epoch, step_in_epoch };
+        checkpoint.save(folder.iter(step)).unwrap();
+    }
+    assert_eq!(folder.latest().unwrap().found.unwrap().0, folder.iter(110));
+    assert_eq!(folder.keep_last(1).unwrap(), [folder.iter(200)]);
+}
+
+#[test]
+fn what_a_job_goes_back_behind_is_set_aside_and_not_gone_on_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = CheckpointFolder::create(directory.path()).unwrap();
+    let progress = |epoch, step_in_epoch, step| Progress { epoch, step_in_epoch, step };
+    for place in [progress(3, 0, 300), progress(3, 10, 310), progress(4, 0, 400)] {
+        let mut checkpoint = sample(place.step);
+        checkpoint.meta.progress = place;
+        checkpoint.save(folder.iter(place.step)).unwrap();
+    }
+    folder.keep_best(&folder.iter(400), "bbox_mAP").unwrap();
+    // The steps of the place may have been counted anew.
+    let aside = set_aside_later(&[directory.path()], progress(3, 0, 150)).unwrap();
+    assert_eq!(aside, [folder.best("bbox_mAP"), folder.iter(310), folder.iter(400)]);
+    assert!(directory.path().join("iter_400.ckpt.superseded").is_file());
+    assert_eq!(folder.latest().unwrap().found.unwrap().0, folder.iter(300));
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_does_not_hide_those_of_another() {
+    let (_directory, folder) = folder_with(&[3]);
+    let broken = folder.file("iter_3.ckpt").join("no_folder");
+    let latest = latest_of(&[folder.path.clone(), broken.clone()]).unwrap();
+    assert_eq!((latest.found.unwrap().0, latest.skipped[0].path.clone()), (folder.iter(3), broken.clone()));
+    assert!(latest_of(&[broken]).is_err());
+}

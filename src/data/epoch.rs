@@ -1,0 +1,144 @@
+//! How an epoch is dealt out when the number of ranks, or the batch of each, changes in the middle of it.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::samplers::train_indices;
+
+/// A part of an epoch that was trained by so many ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leg {
+    /// Number of ranks.
+    pub world_size: usize,
+    /// Pictures of each rank in a step.
+    pub samples_per_gpu: usize,
+    /// Micro-steps of an update.
+    pub accumulate: usize,
+    /// Steps done.
+    pub steps: usize,
+}
+
+/// The pictures of every rank from the end of `legs` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
+/// of one aspect group each; all lists have the same length. Without legs: [`train_indices`].
+///
+/// Every picture that the legs have not seen comes once, in the order in which the last leg would have come to it; each
+/// group is filled up by repeating its start, as at the start of an epoch.
+///
+/// # Panics
+/// If `world_size` or `samples_per_gpu` is 0.
+pub fn rest_of_epoch(
+    flags: &[u8],
+    epoch: u64,
+    seed: u64,
+    legs: &[Leg],
+    world_size: usize,
+    samples_per_gpu: usize,
+) -> Vec<Vec<usize>> {
+    let Some((last, earlier)) = legs.split_last() else {
+        return (0..world_size)
+            .map(|rank| train_indices(flags, epoch, seed, rank, world_size, samples_per_gpu))
+            .collect();
+    };
+    let planned = rest_of_epoch(flags, epoch, seed, earlier, last.world_size, last.samples_per_gpu);
+    let order = by_step(&planned, last.samples_per_gpu);
+    let (seen, rest) = order.split_at(order.len().min(last.steps * last.world_size * last.samples_per_gpu));
+    let mut seen: HashSet<usize> = seen.iter().copied().collect();
+    // What fills up a group was seen before, in this leg or an earlier one.
+    let planned: HashSet<usize> = order.iter().copied().collect();
+    seen.extend((0..flags.len()).filter(|index| !planned.contains(index)));
+    let unseen: Vec<usize> = rest.iter().copied().filter(|&index| seen.insert(index)).collect();
+    deal(&unseen, flags, world_size, samples_per_gpu)
+}
+
+/// All pictures, step after step and within each rank after rank.
+fn by_step(lists: &[Vec<usize>], samples_per_gpu: usize) -> Vec<usize> {
+    let steps = lists.first().map_or(0, |list| list.len() / samples_per_gpu);
+    let chunk = |step: usize, list: &'_ Vec<usize>| list[step * samples_per_gpu..(step + 1) * samples_per_gpu].to_vec();
+    (0..steps).flat_map(|step| lists.iter().flat_map(move |list| chunk(step, list))).collect()
+}
+
+/// Deals pictures out in chunks of one group, in the order of their first pictures.
+fn deal(pictures: &[usize], flags: &[u8], world_size: usize, samples_per_gpu: usize) -> Vec<Vec<usize>> {
+    let mut chunks: Vec<(usize, Vec<usize>)> = Vec::new();
+    for group in [0, 1] {
+        let members: Vec<(usize, usize)> =
+            pictures.iter().copied().enumerate().filter(|&(_, index)| flags[index] == group).collect();
+        let filled = members.len().next_multiple_of(samples_per_gpu * world_size);
+        // What is repeated comes last.
+        let placed = (0..filled).map(|at| match members.get(at) {
+            Some(&(place, index)) => (place, index),
+            None => (pictures.len() + at, members[at % members.len()].1),
+        });
+        let placed: Vec<(usize, usize)> = placed.collect();
+        chunks
+            .extend(placed.chunks(samples_per_gpu).map(|chunk| (chunk[0].0, chunk.iter().map(|&(_, i)| i).collect())));
+    }
+    chunks.sort();
+    let mut lists = vec![Vec::new(); world_size];
+    for (number, (_, chunk)) in chunks.into_iter().enumerate() {
+        lists[number % world_size].extend(chunk);
+    }
+    lists
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Number of ranks, pictures of each, and how much of the rest is trained.
+    type Change = (usize, usize, f64);
+
+    /// What is trained, picture by picture, through all changes; with each list checked.
+    fn trained(flags: &[u8], changes: &[Change]) -> Vec<usize> {
+        let (mut legs, mut seen) = (Vec::new(), Vec::new());
+        for (number, &(world_size, samples_per_gpu, share)) in changes.iter().enumerate() {
+            let lists = rest_of_epoch(flags, 3, 7, &legs, world_size, samples_per_gpu);
+            assert_eq!(lists.len(), world_size);
+            let all = lists[0].len() / samples_per_gpu;
+            for list in &lists {
+                assert_eq!(list.len(), all * samples_per_gpu);
+                assert!(list.chunks(samples_per_gpu).all(|chunk| chunk.iter().all(|&i| flags[i] == flags[chunk[0]])));
+            }
+            let steps = if number + 1 == changes.len() { all } else { (all as f64 * share) as usize };
+            seen.extend(lists.iter().flat_map(|list| &list[..steps * samples_per_gpu]));
+            legs.push(Leg { world_size, samples_per_gpu, accumulate: 1, steps });
+        }
+        seen
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_ranks_change_to_every_picture_of_the_epoch_is_seen(
+            flags in prop::collection::vec(0u8..2, 1..60),
+            changes in prop::collection::vec((1usize..6, 1usize..4, 0.0..1.0), 1..4),
+        ) {
+            let seen = trained(&flags, &changes);
+            let unique: HashSet<usize> = seen.iter().copied().collect();
+            prop_assert_eq!(unique.len(), flags.len());
+            // A leg repeats at most what fills up each of the two groups.
+            let filling: usize = changes.iter().map(|&(world, samples, _)| 2 * (world * samples - 1)).sum();
+            prop_assert!(seen.len() <= flags.len() + filling);
+        }
+    }
+
+    #[test]
+    fn a_change_and_back_sees_each_picture_once() {
+        let flags: Vec<u8> = vec![1; 48];
+        let mut seen = trained(&flags, &[(4, 2, 0.5), (2, 2, 0.5), (4, 1, 1.0)]);
+        assert_eq!(seen.len(), 48);
+        seen.sort_unstable();
+        assert_eq!(seen, (0..48).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn half_the_ranks_go_on_in_the_same_order() {
+        let flags = vec![0; 16];
+        let leg = Leg { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 2 };
+        let whole = by_step(&rest_of_epoch(&flags, 0, 0, &[], 4, 1), 1);
+        let rest = by_step(&rest_of_epoch(&flags, 0, 0, &[leg], 2, 1), 1);
+        assert_eq!(rest, whole[8..]);
+    }
+}

@@ -1,0 +1,88 @@
+//! What a rank does with its state when the job has broken off: nothing that was completed is lost.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use fnet_protocol::message::Phase;
+use fnet_protocol::stop;
+
+use super::checkpoint;
+use super::saver::{Saver, file_name, folders};
+use super::trainer::Trainer;
+use crate::error::{Error, Result};
+use crate::process;
+
+/// How long a rank waits for the launcher's choice: until the launcher ends it, or is gone.
+const CHOICE: Duration = Duration::from_secs(86_400);
+/// How long a disk that takes nothing is tried.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Trainer<'_> {
+    /// After `error` has broken the job off on this rank: tells the launcher, goes back to the state after the last
+    /// completed update, and writes it if the launcher chooses this rank (the one with the highest step). Without a
+    /// launcher rank 0 writes, which speaks for the job.
+    ///
+    /// A failure to do so is only told, for `error` is what the job ends with.
+    pub fn rescue(&mut self, work_dir: &Path, error: &Error) {
+        self.control.failed(error.failure());
+        if self.updated.step > 0
+            && let Err(error) = self.try_rescue(work_dir)
+        {
+            log::error!("the state after step {} of the job could not be saved: {error}", self.updated.step);
+        }
+        // A checkpoint that is still being written is sound, whatever has become of the state since.
+        if let Some(saver) = &self.saver
+            && let Err(error) = saver.finish(PATIENCE, &|| self.control.headway())
+        {
+            log::error!("{error}");
+        }
+    }
+
+    fn try_rescue(&mut self, work_dir: &Path) -> Result<()> {
+        self.control.at(Phase::Checkpoint, self.updated.epoch as u64 + 1, self.updated.step as u64);
+        self.world.abort()?;
+        process::synchronise(self.world.device())?;
+        self.learner.roll_back(self.evaluation_due)?;
+        self.position = self.updated;
+        let is_chosen = match self.control.is_connected() {
+            true => self.control.hold(self.updated.step as u64, CHOICE),
+            false => self.world.is_first() && stop::requested().is_none(),
+        };
+        if !is_chosen {
+            return Ok(());
+        }
+        let places = folders(work_dir, &self.config.checkpoint);
+        let file = file_name(self.position);
+        let is_it =
+            |path: &PathBuf| checkpoint::verify(path).is_ok_and(|meta| meta.progress == self.position.progress());
+        let there = places.iter().map(|folder| folder.join(&file)).find(is_it);
+        // A former job may have left one of the same name.
+        if let Some(path) = there.filter(|_| self.saved == Some(self.position)) {
+            self.control.saved(&path, self.position.step as u64);
+            log::info!("{} holds all completed steps", path.display());
+            return Ok(());
+        }
+        let since = Instant::now();
+        let state = self.learner.capture_alone(self.world.rank(), self.meta(!self.is_regular())?)?;
+        // Rank 0's own saver may still be at an older checkpoint, which gives way to this one.
+        let mut saver = match self.saver.take() {
+            Some(saver) => saver,
+            None => Saver::beside_others(work_dir, &self.config.checkpoint, self.control)?,
+        };
+        saver.save(&state, self.position, since)?;
+        if let Some(best) =
+            self.best.as_ref().filter(|best| (best.epoch, 0) == (self.position.epoch, self.position.iteration))
+        {
+            saver.keep_best(self.position, &best.metric);
+        }
+        saver.finish(PATIENCE, &|| self.control.headway())?;
+        self.control.note(format!(
+            "rank {} saved the state after step {} of the job: no completed step is lost",
+            self.world.rank(),
+            self.position.step
+        ));
+        // Nothing is left to say that the launcher waits for.
+        self.control.flush(Duration::from_secs(2));
+        Ok(())
+    }
+}
