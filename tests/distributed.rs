@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fnet::data::{Batch, ImageMeta, InstanceMask, Target};
 use fnet::distributed::{DataParallel, Deadlines, World};
 use fnet::model::{MaskRcnn, Parameters, StepRandom};
-use fnet::train::{Learner, LossScale, StepPlace};
+use fnet::train::{Learner, LossScale, StepPlace, Wishes};
 use fnet::{ErrorKind, config};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
@@ -313,7 +313,8 @@ fn body_overflow() {
     let mut step = |scales: [f64; 2], updates: bool| {
         learner.loss_scale = Some(LossScale::new(scales[rank]));
         let place = StepPlace { epoch: 0, iteration: 0, step: 0, micro_steps: 1, updates };
-        let outcome = learner.step(&batch(rank), place, 0.01, None, &world, &Client::disconnected()).unwrap();
+        let outcome =
+            learner.step(&batch(rank), place, 0.01, Wishes::default(), &world, &Client::disconnected()).unwrap();
         let left = learner.loss_scale.as_ref().unwrap().scale() / scales[rank];
         (outcome.skipped, left, state(&learner))
     };
@@ -374,7 +375,7 @@ fn body_killed() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert_eq!(error.kind(), ErrorKind::Distributed);
     assert!(error.to_string().starts_with("rank 0 of 2, all-reduce during training, epoch 1, step 7: "), "{error}");
-    world.abort(Duration::from_secs(5)).unwrap();
+    world.abort().unwrap();
 }
 
 #[test]
@@ -501,7 +502,7 @@ mod by_mpi {
                         rank 0 of 2 with a deadline of 0.5 s: not all other ranks took part in time";
         assert!(error.to_string().starts_with(expected), "{error}");
         // The ranks are out of step: what comes later fails at once.
-        assert!(world.barrier().is_err() && world.abort(Duration::from_secs(5)).is_ok());
+        assert!(world.barrier().is_err() && world.abort().is_ok());
         println!("the error is as it should be");
         fnet::process::end(4);
     }

@@ -6,11 +6,13 @@
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod chaos;
 mod custom_data;
 mod data;
 mod drill;
 mod dry_run;
 mod evaluation;
+mod exact_resume;
 mod failures;
 #[cfg(feature = "mpi")]
 mod mpi;

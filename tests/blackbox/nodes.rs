@@ -171,10 +171,14 @@ fn a_worker_lost_on_one_node_restarts_both_and_is_named_on_both() {
     let running = hosts.start_training(&format!("{TRAIN} --set train.epochs=3"), 30);
     signal(hosts.scene.worker(1), "KILL");
     for ended in hosts.wait(running) {
-        ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 1 s (restart 1 of 3)"]);
+        ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 0 s (restart 1 of 3)"]);
     }
-    let [whole, restarted] =
-        ["whole", "work_dirs/cfg"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
+    let [whole, restarted] = ["whole", "work_dirs/cfg"].map(|folder| {
+        let mut tensors = tensors(&hosts.scene.path(folder).join("latest.ckpt"));
+        // The statistics of a lost rank's own are lost with it.
+        tensors.retain(|name, _| !name.starts_with("rank"));
+        tensors
+    });
     assert_eq!(differences(&whole, &restarted), Vec::<String>::new());
 }
 

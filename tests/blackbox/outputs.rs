@@ -17,6 +17,14 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
+/// Steps of the job that a checkpoint holds.
+pub fn progress(checkpoint: &Path) -> usize {
+    let bytes = fs::read(checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()));
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let meta: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["fnet.meta"]).unwrap();
+    meta["progress"]["step"].as_u64().unwrap() as usize
+}
+
 /// Names of the tensors that differ between two checkpoints, or are in one only.
 pub fn differences(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();

@@ -163,3 +163,11 @@ fn an_evaluation_that_is_interrupted_ends_at_once() {
     running.wait().expect(130, &[]);
     scene.assert_nothing_left();
 }
+
+#[test]
+fn a_job_whose_time_is_up_saves_and_asks_to_be_resumed() {
+    let scene = Scene::new();
+    let ended = scene.launch("--device cpu --nproc 2 --time-limit 4s train cfg.toml --set train.epochs=1000");
+    ended.expect(75, &["the time limit of 4s is reached (--time-limit)", "run again with --resume"]);
+    assert!(scene.path("work_dirs/cfg/latest.ckpt").exists());
+}

@@ -218,9 +218,29 @@ impl Scene {
 
     /// A process that has a number in its environment.
     pub fn process_with(&self, variable: &str, rank: usize) -> u32 {
-        let mark = format!("{variable}={rank}");
+        self.find_process(variable, rank).unwrap_or_else(|| panic!("rank {rank} does not run"))
+    }
+
+    /// A process that has a number in its environment, if one lives.
+    pub fn find_process(&self, variable: &str, number: usize) -> Option<u32> {
+        let mark = format!("{variable}={number}");
         let found = self.processes().into_iter().find(|(_, environment)| environment.lines().any(|line| line == mark));
-        found.unwrap_or_else(|| panic!("rank {rank} does not run")).0
+        found.map(|(process, _)| process)
+    }
+
+    /// SIGKILL to everything that was started here.
+    pub fn kill_all(&self) {
+        for (process, _) in self.processes() {
+            // It may have ended meanwhile.
+            let _ = Command::new("kill").args(["-KILL", &process.to_string()]).stderr(Stdio::null()).status();
+        }
+    }
+
+    /// Adds sections to the config.
+    pub fn extend_config(&self, text: &str) {
+        let path = self.path("cfg.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(&path, config + text).unwrap();
     }
 
     /// Fails if a process lives that was started here.
@@ -252,10 +272,20 @@ impl Running {
         signal(self.child.id(), name);
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits for the end.
-    pub fn wait(mut self) -> Ended {
+    pub fn wait(self) -> Ended {
+        self.wait_for(PATIENCE)
+    }
+
+    /// Waits for the end, which comes within `patience`.
+    pub fn wait_for(mut self, patience: Duration) -> Ended {
         let mut status = None;
-        until("the launcher ends", || {
+        within(patience, "the launcher ends", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -296,10 +326,14 @@ pub fn finish(mut command: Command) -> Ended {
 }
 
 /// Waits until `condition` holds.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    within(PATIENCE, what, condition);
+}
+
+fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
