@@ -4,7 +4,7 @@ PREFIX ?= $(HOME)/.local
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test drill mpi parity install clean
+.PHONY: help setup demo test drill faults chaos mpi parity install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -21,8 +21,13 @@ test: setup ## formatting, lints, all tests
 mpi: setup ## the worker for mpirun into target/mpi, tested; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh
 
-drill: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes hours
+drill: faults chaos ## both of the following
+
+faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes hours
 	cargo test --release --test blackbox -- --ignored --exact drill::drill --nocapture
+
+chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes half an hour
+	cargo test --release --test blackbox -- --ignored --exact chaos::chaos --nocapture
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh
