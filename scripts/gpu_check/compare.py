@@ -12,11 +12,11 @@ import os
 import sys
 
 
-def steps(work_dir, newest=False):
-    """Training steps of a work folder's logs, or of the newest one, by (epoch, iteration); later logs win."""
+def steps(work_dir):
+    """Training steps of a work folder's logs, by (epoch, iteration); later logs win."""
     found = {}
     paths = sorted(glob.glob(os.path.join(work_dir, "*.log.json")))
-    for path in paths[-1:] if newest else paths:
+    for path in paths:
         with open(path, encoding="utf-8") as lines:
             for line in lines:
                 if not line.endswith("\n"):
@@ -40,7 +40,7 @@ def compare_losses(first, second, least):
 
 
 def losses(arguments):
-    first, second = steps(arguments.first, arguments.newest), steps(arguments.second)
+    first, second = steps(arguments.first), steps(arguments.second)
     if arguments.epoch:
         first = {key: value for key, value in first.items() if key[0] == arguments.epoch}
     worst, count = compare_losses(first, second, arguments.least)
@@ -177,7 +177,7 @@ def main():
             one.add_argument("--" + option.replace("_", "-"), type=type(default), default=default)
         one.set_defaults(run=run)
 
-    command("losses", losses, ["first", "second"], least=1, tolerance=1e-3, epoch=0, newest=0)
+    command("losses", losses, ["first", "second"], least=1, tolerance=1e-3, epoch=0)
     command("finite", finite, ["first", "second"], least=1, tolerance=0.05)
     command("detections", detections, ["first", "second"], least=1, least_score=0.3, tolerance=1e-3)
     command("number", number, ["first"])
