@@ -9,6 +9,7 @@ mod address;
 mod data_parallel;
 mod device;
 mod dial;
+mod endpoint;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(any(feature = "mpi", test))]
