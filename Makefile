@@ -26,7 +26,7 @@ drill: faults chaos ## both of the following
 faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes hours
 	cargo test --release --test blackbox -- --ignored --exact drill::drill --nocapture
 
-chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes half an hour
+chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
 	cargo test --release --test blackbox -- --ignored --exact chaos::chaos --nocapture
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA

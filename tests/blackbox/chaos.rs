@@ -395,7 +395,7 @@ fn a_training_disturbed_at_random_ends_with_the_same_weights() {
 }
 
 #[test]
-#[ignore = "takes half an hour; run by make chaos"]
+#[ignore = "takes 10 minutes; run by make chaos"]
 fn chaos() {
     let events = number("FNET_CHAOS_EVENTS").unwrap_or(200) as usize;
     println!("{}", disturb(events, 60, seed()));
