@@ -308,10 +308,10 @@ fn an_abort_from_another_thread_ends_what_waits_for_a_peer_that_lives() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_abort() {
-    let (store, group) = connect(DEADLINE);
+    let (_store, group) = connect(DEADLINE);
     if group.rank() > 0 {
-        // Takes no part in the collective.
-        store.get("aborted", DEADLINE).unwrap();
+        // Takes no part in the collective, and asks the store nothing: its connections may be cut with the group's.
+        std::thread::sleep(Duration::from_secs(2));
         group.abort(Duration::from_secs(5)).unwrap();
         return;
     }
@@ -325,7 +325,6 @@ fn body_abort() {
     let work = group.all_reduce(&value, Reduction::Sum, DEADLINE).unwrap();
     let error = work.wait(DEADLINE).unwrap_err();
     let took = begin.elapsed();
-    store.set("aborted", b"").unwrap();
     assert_eq!(error.kind(), ErrorKind::Collective, "{error}");
     assert!(took < Duration::from_secs(10), "{took:?}: {error}");
     other.join().unwrap();
