@@ -194,13 +194,9 @@ impl Job {
         self.others = (seen, now);
     }
 
-    /// A rank of another node has failed, or its node is lost: the workers here cannot go on without it.
+    /// A rank has failed, here or on another node, or its node is lost: the workers here are told, once, that they cannot go
+    /// on without it.
     pub fn peer_failed(&mut self, rank: usize, now: Instant) -> Vec<Action> {
-        self.break_off(rank, now)
-    }
-
-    /// Tells the workers, once, that they cannot go on without rank `rank`.
-    fn break_off(&mut self, rank: usize, now: Instant) -> Vec<Action> {
         let is_first = self.broken.is_none();
         self.broken.get_or_insert(now);
         match self.stage {
@@ -362,7 +358,7 @@ impl Job {
             self.failures += 1;
         }
         let rank = worker.rank;
-        self.break_off(rank, now)
+        self.peer_failed(rank, now)
     }
 
     /// The user or the system asks to stop. A second Ctrl-C stops at once.

@@ -93,7 +93,7 @@ impl RunLog {
         let json = OpenOptions::new().create(true).append(true).open(&json_path);
         let json = json.map_err(|error| refuse(&json_path, error))?;
         let folder = work_dir.join("tensorboard");
-        let resumed_at = (info.start_step > 0).then_some(info.start_step + 1);
+        let resumed_at = goes_on.then_some(info.start_step + 1);
         let tensorboard = match info.config.log.tensorboard {
             true => match TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error)) {
                 Err(error) if goes_on => {

@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::disk::bytes;
 use crate::error::{Error, Result};
 use crate::model::Parameters;
 
@@ -22,7 +23,7 @@ pub fn pack(parameters: &Parameters) -> Result<Tensor> {
     }
 }
 
-/// The buffers by name, from what [`pack`] gave on some rank; aliases of parts of it where they are aligned.
+/// Copies of the buffers by name, from what [`pack`] gave on some rank.
 ///
 /// # Errors
 /// A bug if they are those of another model.
@@ -30,13 +31,13 @@ pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, T
     let mut start = 0;
     let mut buffers = Vec::new();
     for (name, like) in parameters.buffers() {
-        let length = (like.numel() * like.kind().elt_size_in_bytes()) as i64;
+        let length = bytes(like) as i64;
         if start + length > packed.size1()? {
             return Err(Error::bug(format!("packed buffers end before {name}")));
         }
         // A copy, for a view of another type must be aligned.
-        let bytes = packed.f_narrow(0, start, length)?.f_detach_copy()?;
-        buffers.push((name.to_owned(), bytes.f_view_dtype(like.kind())?.f_reshape(like.size())?));
+        let part = packed.f_narrow(0, start, length)?.f_detach_copy()?;
+        buffers.push((name.to_owned(), part.f_view_dtype(like.kind())?.f_reshape(like.size())?));
         start += length;
     }
     Ok(buffers)

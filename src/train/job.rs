@@ -89,7 +89,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     }
     start.told.iter().for_each(|text| log::info!("{text}"));
     start.warnings.iter().for_each(|text| log::warn!("{text}"));
-    let saver = if world.is_first() { Some(Saver::create(&work_dir, &config.checkpoint, control)?) } else { None };
+    let saver = if world.is_first() { Some(Saver::create(&folders, &config.checkpoint, control)?) } else { None };
     let mut trainer = Trainer {
         saver,
         evaluation_due: start.precedes_evaluation && validation.is_some(),
@@ -121,12 +121,12 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
         Ok(Ok(ending)) => ending,
         Ok(Err(error)) => {
-            trainer.rescue(&work_dir, &error);
+            trainer.rescue(&folders, &error);
             return Err(error);
         }
         // A panic leaves the weights as they are, or marked as torn.
         Err(panic) => {
-            trainer.rescue(&work_dir, &Error::from_panic(panic.as_ref()));
+            trainer.rescue(&folders, &Error::from_panic(panic.as_ref()));
             resume_unwind(panic);
         }
     };

@@ -77,21 +77,20 @@ pub struct Learner<'a> {
     on_nan: OnNan,
     /// Batches whose losses are not finite.
     pub(super) bad_batches: BadBatches,
-    /// The packed buffers after the last update.
     pub(super) held: Held,
     /// The moving average stands in for the weights, for an evaluation.
     averaged: bool,
     /// The weights are being changed: they belong to no step.
-    pub(super) torn: bool,
+    torn: bool,
     /// Gradients were added since the last update.
     within_group: bool,
     synchronise: bool,
 }
 
-/// Packed BatchNorm buffers ([`buffers::pack`]), as they were after the last update.
+/// What a broken-off step may have changed, as it was after the last update.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// Those of this rank.
+    /// This rank's packed BatchNorm buffers ([`buffers::pack`]).
     pub own: Tensor,
     /// Those of rank 0, which are the model's.
     pub first: Tensor,
@@ -220,6 +219,16 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
+    /// Before an evaluation: every rank takes rank 0's buffers of the last update, whose running statistics are those that are
+    /// evaluated, as in the reference.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub(super) fn take_first_buffers(&mut self) -> Result<()> {
+        self.held.own = self.held.first.shallow_clone();
+        buffers::put_back(&self.parameters, &self.held.own)
+    }
+
     /// Undoes what a step that was broken off has done: the state is that after the last update again. Before an evaluation
     /// every rank has rank 0's buffers.
     ///
@@ -233,10 +242,10 @@ impl<'a> Learner<'a> {
             self.swap_average()?;
         }
         self.loss_scale.clone_from(&self.held.loss_scale);
-        if precedes_evaluation {
-            self.held.own = self.held.first.shallow_clone();
+        match precedes_evaluation {
+            true => self.take_first_buffers()?,
+            false => buffers::put_back(&self.parameters, &self.held.own)?,
         }
-        buffers::put_back(&self.parameters, &self.held.own)?;
         self.within_group = false;
         self.clear_gradients()
     }

@@ -1,13 +1,13 @@
 //! What a rank does with its state when the job has broken off: nothing that was completed is lost.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::message::Phase;
 use fnet_protocol::stop;
 
-use super::checkpoint;
-use super::saver::{Saver, file_name, folders};
+use super::checkpoint::{self, file_name};
+use super::saver::Saver;
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::process;
@@ -23,10 +23,10 @@ impl Trainer<'_> {
     /// launcher rank 0 writes, which speaks for the job.
     ///
     /// A failure to do so is only told, for `error` is what the job ends with.
-    pub fn rescue(&mut self, work_dir: &Path, error: &Error) {
+    pub fn rescue(&mut self, folders: &[PathBuf], error: &Error) {
         self.control.failed(error.failure());
         if self.updated.step > 0
-            && let Err(error) = self.try_rescue(work_dir)
+            && let Err(error) = self.try_rescue(folders)
         {
             log::error!("the state after step {} of the job could not be saved: {error}", self.updated.step);
         }
@@ -38,7 +38,7 @@ impl Trainer<'_> {
         }
     }
 
-    fn try_rescue(&mut self, work_dir: &Path) -> Result<()> {
+    fn try_rescue(&mut self, folders: &[PathBuf]) -> Result<()> {
         self.control.at(Phase::Checkpoint, self.updated.epoch as u64 + 1, self.updated.step as u64);
         self.world.abort()?;
         process::synchronise(self.world.device())?;
@@ -51,14 +51,13 @@ impl Trainer<'_> {
         if !is_chosen {
             return Ok(());
         }
-        let places = folders(work_dir, &self.config.checkpoint);
-        let file = file_name(self.position);
-        let is_it =
-            |path: &PathBuf| checkpoint::verify(path).is_ok_and(|meta| meta.progress == self.position.progress());
-        let there = places.iter().map(|folder| folder.join(&file)).find(is_it);
+        let progress = self.position.progress();
+        let file = file_name(progress);
+        let is_it = |path: &PathBuf| checkpoint::verify(path).is_ok_and(|meta| meta.progress == progress);
+        let there = folders.iter().map(|folder| folder.join(&file)).find(is_it);
         // A former job may have left one of the same name.
         if let Some(path) = there.filter(|_| self.saved == Some(self.position)) {
-            self.control.saved(&path, self.position.step as u64);
+            self.control.saved(&path, progress.step);
             log::info!("{} holds all completed steps", path.display());
             return Ok(());
         }
@@ -67,9 +66,9 @@ impl Trainer<'_> {
         // Rank 0's own saver may still be at an older checkpoint, which gives way to this one.
         let mut saver = match self.saver.take() {
             Some(saver) => saver,
-            None => Saver::beside_others(work_dir, &self.config.checkpoint, self.control)?,
+            None => Saver::beside_others(folders, &self.config.checkpoint, self.control)?,
         };
-        saver.save(&state, self.position, since)?;
+        saver.save(&state, since)?;
         if let Some(best) =
             self.best.as_ref().filter(|best| (best.epoch, 0) == (self.position.epoch, self.position.iteration))
         {

@@ -8,7 +8,7 @@ use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::is_pytorch_file;
 
 use super::changed_ranks::{Continued, go_on};
-use super::checkpoint::{Best, Checkpoint, CheckpointMeta, latest_of};
+use super::checkpoint::{Best, Checkpoint, CheckpointMeta, latest};
 use super::learner::Learner;
 use super::place::{Plan, Position};
 use super::trainer::{log_window, precedes_evaluation};
@@ -209,7 +209,7 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
 /// # Errors
 /// A data error if there is none.
 pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
-    let found = latest_of(folders)?;
+    let found = latest(folders)?;
     for skipped in &found.skipped {
         control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
     }

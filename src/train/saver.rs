@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fnet_protocol::client::Client;
 use indexmap::IndexMap;
 
-use super::checkpoint::{Best, Checkpoint, CheckpointFolder, Save, Writer};
+use super::checkpoint::{Best, Checkpoint, CheckpointFolder, Save, Writer, file_name};
 use super::place::{Position, StepPlace};
 use crate::config::{CheckpointPolicy, Interval};
 use crate::error::Result;
@@ -21,26 +21,26 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// Rank 0's, which also removes what killed writers left in the work folder and the fallbacks.
+    /// Rank 0's for its [`folders`], which also removes what killed writers left in them.
     ///
     /// # Errors
     /// An environment error if the work folder cannot be used.
-    pub fn create(work_dir: &Path, policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
-        CheckpointFolder::create(work_dir)?;
-        for fallback in folders(work_dir, policy).into_iter().skip(1).filter(|folder| folder.is_dir()) {
-            if let Err(error) = CheckpointFolder::create(fallback) {
-                log::warn!("{error}");
+    pub fn create(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        for (place, folder) in folders.iter().enumerate().filter(|(place, folder)| *place == 0 || folder.is_dir()) {
+            match CheckpointFolder::create(folder) {
+                Err(error) if place > 0 => log::warn!("{error}"),
+                created => drop(created?),
             }
         }
-        Self::beside_others(work_dir, policy, control)
+        Self::beside_others(folders, policy, control)
     }
 
-    /// One for a folder that another process may be writing to.
+    /// One for folders that another process may be writing to.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn beside_others(work_dir: &Path, policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
-        let folders = folders(work_dir, policy).into_iter().map(CheckpointFolder::shared).collect();
+    pub fn beside_others(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        let folders = folders.iter().map(CheckpointFolder::shared).collect();
         let control = control.clone();
         let on_saved = move |path: &Path, step| control.saved(path, step);
         Ok(Self {
@@ -59,13 +59,13 @@ impl Saver {
     ///
     /// # Errors
     /// For lack of memory.
-    pub fn save(&mut self, checkpoint: &Checkpoint, position: Position, since: Instant) -> Result<()> {
+    pub fn save(&mut self, checkpoint: &Checkpoint, since: Instant) -> Result<()> {
         let snapshot = checkpoint.snapshot()?;
         let is_transient = checkpoint.meta.is_transient();
         self.newest = since;
         self.writer.save(Save {
             snapshot,
-            file: file_name(position),
+            file: file_name(checkpoint.meta.progress),
             pause: since.elapsed(),
             keep_last: if is_transient { 0 } else { self.keep_last },
             replaces_transient: !is_transient,
@@ -75,7 +75,7 @@ impl Saver {
 
     /// Keeps the checkpoint at `position` as the best one by `metric`.
     pub fn keep_best(&self, position: Position, metric: &str) {
-        self.writer.keep_best(file_name(position), metric.to_owned());
+        self.writer.keep_best(file_name(position.progress()), metric.to_owned());
     }
 
     /// Waits until everything is on the disk; calls `headway` as long as it gets on.
@@ -89,14 +89,6 @@ impl Saver {
     /// Whether the clock says that it is time for a checkpoint.
     pub fn time_is_up(&self) -> bool {
         self.minutes.is_some_and(|minutes| self.newest.elapsed() >= Duration::from_secs(60 * minutes))
-    }
-}
-
-/// The name of the checkpoint of a position.
-pub fn file_name(position: Position) -> String {
-    match position.iteration {
-        0 => format!("epoch_{}.ckpt", position.epoch),
-        _ => format!("iter_{}.ckpt", position.step),
     }
 }
 

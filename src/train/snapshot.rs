@@ -129,7 +129,6 @@ impl Learner<'_> {
         if rank > 0 && rank < checkpoint.meta.world_size {
             self.parameters.load(checkpoint.section(&rank_prefix(rank)))?;
         }
-        self.hold(Some(first))?;
         self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")))?;
         if let Some(ema) = &mut self.ema {
             let averages: IndexMap<String, Tensor> =
@@ -144,9 +143,8 @@ impl Learner<'_> {
         }
         if let (Some(scale), Some(stored)) = (&mut self.loss_scale, checkpoint.meta.state.get(LOSS_SCALE)) {
             *scale = LossScale::from_stored(stored).context(LOSS_SCALE)?;
-            self.held.loss_scale = Some(scale.clone());
         }
-        Ok(())
+        self.hold(Some(first))
     }
 }
 

@@ -86,7 +86,6 @@ impl Trainer<'_> {
     fn train(&mut self) -> Result<Ending> {
         loop {
             if self.evaluation_due {
-                self.share_buffers()?;
                 if let Some(reason) = self.evaluate()? {
                     if self.saved != Some(self.position) {
                         self.write_checkpoint(true)?;
@@ -199,21 +198,13 @@ impl Trainer<'_> {
     /// At the end of an epoch or where the job stops: writes a checkpoint if one is due, or if the job stops.
     fn save(&mut self, stopped: Option<StopReason>, due: bool) -> Result<()> {
         if self.evaluation_due {
-            self.share_buffers()?;
+            self.learner.take_first_buffers()?;
         }
         let is_regular = due || self.is_regular_end();
         if is_regular || stopped.is_some() {
             self.write_checkpoint(!is_regular)?;
         }
         Ok(())
-    }
-
-    /// Before an evaluation: the running statistics that are evaluated are those of rank 0, as in the reference.
-    fn share_buffers(&mut self) -> Result<()> {
-        let buffers: Vec<_> = self.learner.parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
-        self.world.broadcast_all(&buffers, 0)?;
-        self.world.check_unbroken()?;
-        self.learner.hold(None)
     }
 
     /// Has a checkpoint of the present position written, all ranks together. One that is not `transient` is there to stay.
@@ -225,7 +216,7 @@ impl Trainer<'_> {
         let since = Instant::now();
         let checkpoint = self.learner.capture(self.world, self.meta(transient)?)?;
         if let (Some(checkpoint), Some(saver)) = (checkpoint, &mut self.saver) {
-            saver.save(&checkpoint, self.position, since)?;
+            saver.save(&checkpoint, since)?;
         }
         self.saved = Some(self.position);
         Ok(())

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fnet_protocol::env;
 
-use crate::outputs::{differences, files, of_mode, tensors};
+use crate::outputs::{differences, files, of_mode, without_ranks};
 use crate::support::{Running, Scene, launcher, steps};
 
 const RANKS: usize = 3;
@@ -125,22 +125,20 @@ impl Job<'_> {
     /// Runs the job to its end, with at most `most` disturbances.
     fn run(&mut self, most: usize) {
         loop {
-            let resume = !checkpoints(&self.folder()).is_empty() || self.has_fallback();
+            let resume = self.places().any(|folder| !checkpoints(&folder).is_empty());
             let command = self.scene.command(&launcher(), &self.line(resume));
-            let mut running = Some(Running::start(command, self.scene.path("chaos.txt")));
-            while self.events.len() < most && running.as_mut().is_some_and(Running::runs) {
+            let mut running = Running::start(command, self.scene.path("chaos.txt"));
+            while self.events.len() < most && running.runs() {
                 let peace = Duration::from_millis(self.dice.roll(LONGEST_PEACE));
                 let from = Instant::now();
-                while from.elapsed() < peace && running.as_mut().is_some_and(Running::runs) {
+                while from.elapsed() < peace && running.runs() {
                     thread::sleep(Duration::from_millis(2));
                 }
-                if let Some(running) = running.as_mut()
-                    && running.runs()
-                {
-                    self.disturb(running);
+                if running.runs() {
+                    self.disturb(&mut running);
                 }
             }
-            let ended = running.take().unwrap().wait_for(Duration::from_secs(600));
+            let ended = running.wait_for(Duration::from_secs(600));
             self.scene.assert_nothing_left();
             if ended.code == 0 {
                 return;
@@ -150,11 +148,11 @@ impl Job<'_> {
         }
     }
 
-    fn has_fallback(&self) -> bool {
-        let folders = fs::read_dir(self.scene.path("fallback")).into_iter().flatten().flatten();
-        folders
-            .map(|entry| entry.path())
-            .any(|folder| folder.to_string_lossy().ends_with(&self.name) && !checkpoints(&folder).is_empty())
+    /// Where its checkpoints may lie.
+    fn places(&self) -> impl Iterator<Item = PathBuf> {
+        let fallback = fs::read_dir(self.scene.path("fallback")).into_iter().flatten().flatten();
+        let own = fallback.map(|entry| entry.path()).filter(|folder| folder.to_string_lossy().ends_with(&self.name));
+        std::iter::once(self.folder()).chain(own)
     }
 
     fn disturb(&mut self, running: &mut Running) {
@@ -259,15 +257,8 @@ impl Job<'_> {
 
     fn assert_equal_to(&self, whole: &Path) {
         let last = format!("epoch_{}.ckpt", self.epochs);
-        let fallback = fs::read_dir(self.scene.path("fallback")).into_iter().flatten().flatten();
-        let places = std::iter::once(self.folder()).chain(fallback.map(|entry| entry.path()));
-        let found = places.map(|folder| folder.join(&last)).find(|path| path.is_file()).unwrap();
-        let [a, b] = [found, whole.join(&last)].map(|path| {
-            let mut tensors = tensors(&path);
-            // A rank's own statistics are lost with it; rank 0's, which are the model's, are not.
-            tensors.retain(|name, _| !name.starts_with("rank"));
-            tensors
-        });
+        let found = self.places().map(|folder| folder.join(&last)).find(|path| path.is_file()).unwrap();
+        let [a, b] = [found, whole.join(&last)].map(|path| without_ranks(&path));
         assert_eq!(differences(&a, &b), Vec::<String>::new(), "after {} disturbances", self.events.len());
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::outputs::{differences, losses, tensors};
+use crate::outputs::{differences, losses, tensors, without_ranks};
 use crate::support::{Ended, Running, Scene, launcher, signal, until};
 
 const TRAIN: &str = "train cfg.toml --no-validate";
@@ -173,12 +173,8 @@ fn a_worker_lost_on_one_node_restarts_both_and_is_named_on_both() {
     for ended in hosts.wait(running) {
         ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 0 s (restart 1 of 3)"]);
     }
-    let [whole, restarted] = ["whole", "work_dirs/cfg"].map(|folder| {
-        let mut tensors = tensors(&hosts.scene.path(folder).join("latest.ckpt"));
-        // The statistics of a lost rank's own are lost with it.
-        tensors.retain(|name, _| !name.starts_with("rank"));
-        tensors
-    });
+    let [whole, restarted] =
+        ["whole", "work_dirs/cfg"].map(|folder| without_ranks(&hosts.scene.path(folder).join("latest.ckpt")));
     assert_eq!(differences(&whole, &restarted), Vec::<String>::new());
 }
 

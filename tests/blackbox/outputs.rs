@@ -17,6 +17,13 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
+/// The same without the BatchNorm statistics of ranks other than 0: those of a lost rank are lost with it.
+pub fn without_ranks(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut tensors = tensors(checkpoint);
+    tensors.retain(|name, _| !name.starts_with("rank"));
+    tensors
+}
+
 /// Steps of the job that a checkpoint holds.
 pub fn progress(checkpoint: &Path) -> usize {
     let bytes = fs::read(checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()));

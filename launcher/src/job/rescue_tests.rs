@@ -41,13 +41,7 @@ impl Scene {
     }
 
     fn tick_for(&mut self, seconds: f64) -> Vec<Action> {
-        let end = self.now + Duration::from_secs_f64(seconds);
-        let mut actions = Vec::new();
-        while self.job.next_tick() <= end {
-            self.now = self.job.next_tick();
-            actions.extend(self.job.tick(self.now));
-        }
-        self.now = end;
+        let actions = tests::tick_for(&mut self.job, &mut self.now, seconds);
         let (words, deeds): (Vec<Action>, _) = actions.into_iter().partition(|action| matches!(action, Action::Say(_)));
         self.words.extend(words);
         deeds

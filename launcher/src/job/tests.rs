@@ -9,6 +9,18 @@ struct Scene {
     now: Instant,
 }
 
+/// Lets so much time pass, with a tick whenever one is due.
+pub(super) fn tick_for(job: &mut Job, now: &mut Instant, seconds: f64) -> Vec<Action> {
+    let end = *now + Duration::from_secs_f64(seconds);
+    let mut actions = Vec::new();
+    while job.next_tick() <= end {
+        *now = job.next_tick();
+        actions.extend(job.tick(*now));
+    }
+    *now = end;
+    actions
+}
+
 impl Scene {
     fn new() -> Self {
         let now = Instant::now();
@@ -16,14 +28,7 @@ impl Scene {
     }
 
     fn wait(&mut self, seconds: f64) -> Vec<Action> {
-        let end = self.now + Duration::from_secs_f64(seconds);
-        let mut actions = Vec::new();
-        while self.job.next_tick() <= end {
-            self.now = self.job.next_tick();
-            actions.extend(self.job.tick(self.now));
-        }
-        self.now = end;
-        actions
+        tick_for(&mut self.job, &mut self.now, seconds)
     }
 
     fn beat(&mut self, index: usize, phase: Phase, step: u64) {

@@ -53,16 +53,6 @@ impl CheckpointFolder {
         Self { path: path.into() }
     }
 
-    /// `epoch_N.ckpt`, N finished epochs.
-    pub fn epoch(&self, finished: usize) -> PathBuf {
-        self.file(&format!("epoch_{finished}.ckpt"))
-    }
-
-    /// `iter_N.ckpt`, N steps.
-    pub fn iter(&self, step: u64) -> PathBuf {
-        self.file(&format!("iter_{step}.ckpt"))
-    }
-
     /// The file of this name.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -161,32 +151,26 @@ impl CheckpointFolder {
         }
         Ok(removed)
     }
+}
 
-    /// The newest valid checkpoint of this folder; see [`latest`].
-    ///
-    /// # Errors
-    /// As [`latest`].
-    pub fn latest(&self) -> Result<Latest> {
-        latest(&self.path)
+/// The name of the checkpoint of a place in training: `epoch_N.ckpt` after N finished epochs, `iter_N.ckpt` after N steps
+/// within an epoch.
+pub fn file_name(progress: Progress) -> String {
+    match progress.step_in_epoch {
+        0 => format!("epoch_{}.ckpt", progress.epoch),
+        _ => format!("iter_{}.ckpt", progress.step),
     }
 }
 
-/// Finds the newest checkpoint of a folder that is sound to the last byte, by the progress in its header.
+/// Finds the newest checkpoint of some folders that is sound to the last byte, by the progress in its header; of equal
+/// ones, that of the first folder.
 ///
 /// Best checkpoints count too: they are good for going on when nothing newer is left. A folder that does not exist
 /// holds none.
 ///
 /// # Errors
-/// An environment error if the folder cannot be read.
-pub fn latest(folder: impl AsRef<Path>) -> Result<Latest> {
-    latest_of(&[folder])
-}
-
-/// As [`latest`], among the checkpoints of all `folders`; of equal ones, that of the first folder.
-///
-/// # Errors
 /// An environment error if there is none in the others and a folder is there but cannot be read.
-pub fn latest_of(folders: &[impl AsRef<Path>]) -> Result<Latest> {
+pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     let mut skipped = Vec::new();
     let mut headers = Vec::new();
     let mut paths = Vec::new();
@@ -219,8 +203,8 @@ pub fn latest_of(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     }
 }
 
-/// Sets the checkpoints aside that are of a later place in the epochs than `progress`, for a job that goes back to it and would else go on from them
-/// after the next restart: they get the ending `.superseded`. Returns what they were called.
+/// Sets the checkpoints aside that are of a later place in the epochs than `progress`, for a job that goes back to it and
+/// would else go on from them after the next restart: they get the ending `.superseded`. Returns what they were called.
 ///
 /// # Errors
 /// An environment error if a folder cannot be read or a file cannot be renamed.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 pub(crate) use folder::resolve;
-pub use folder::{CheckpointFolder, Latest, Skipped, latest, latest_of, set_aside_later};
+pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, set_aside_later};
 pub use writer::{OnSaved, Save, Writer};
 
 use crate::config::Config;
@@ -163,10 +163,14 @@ impl Checkpoint {
     /// # Errors
     /// An environment error when the disk is full or the folder cannot be written; what was at `path` is then intact.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        self.write(path.as_ref(), &AtomicU64::default())
+    }
+
+    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
+    fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
         let prepared = format::prepare(&self.tensors, &self.meta);
         let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
-        atomic::write(path, prepared.size(), |file| prepared.write_to(file))
+        atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
     }
 
     /// Reads a checkpoint and checks every byte of it; `latest.ckpt` stands for what it names.
@@ -191,20 +195,12 @@ impl Checkpoint {
 }
 
 impl Snapshot {
-    /// As [`Checkpoint::save`].
+    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
     ///
     /// # Errors
     /// As [`Checkpoint::save`].
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.0.save(path)
-    }
-
-    /// As [`Snapshot::write`]; adds every portion that was written to `written`.
-    pub(super) fn write_counted(&self, path: &Path, written: &AtomicU64) -> Result<()> {
-        let Checkpoint { tensors, meta } = &self.0;
-        let prepared = format::prepare(tensors, meta);
-        let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
-        atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
+    pub fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
+        self.0.write(path, written)
     }
 
     /// The counters and the like that will be written.

@@ -73,7 +73,7 @@ fn a_snapshot_does_not_change_with_the_tensors_that_it_was_taken_of() {
         scope
             .spawn({
                 let path = path.clone();
-                move || snapshot.write(path).unwrap()
+                move || snapshot.write(&path, &AtomicU64::default()).unwrap()
             })
             .join()
             .unwrap()

@@ -282,7 +282,7 @@ impl Work {
     fn write(&self, save: &Save, folder: &CheckpointFolder) -> Result<PathBuf> {
         let path = folder.file(&save.file);
         folder.make();
-        save.snapshot.write_counted(&path, &self.shared.written)?;
+        save.snapshot.write(&path, &self.shared.written)?;
         // The checkpoint is safe; what follows is order.
         let progress = save.snapshot.meta().progress;
         let tidied = folder

@@ -1,6 +1,20 @@
+use super::super::Checkpoint;
 use super::super::tests::sample;
-use super::super::{Checkpoint, latest};
 use super::*;
+
+impl CheckpointFolder {
+    fn epoch(&self, finished: usize) -> PathBuf {
+        self.file(&file_name(Progress { epoch: finished, ..Progress::default() }))
+    }
+
+    fn iter(&self, step: u64) -> PathBuf {
+        self.file(&file_name(Progress { step, step_in_epoch: 1, ..Progress::default() }))
+    }
+
+    fn latest(&self) -> Result<Latest> {
+        latest(&[&self.path])
+    }
+}
 
 fn folder_with(steps: &[u64]) -> (tempfile::TempDir, CheckpointFolder) {
     let directory = tempfile::tempdir().unwrap();
@@ -60,7 +74,7 @@ fn a_new_best_takes_the_place_of_the_former() {
 fn an_empty_or_missing_folder_holds_none() {
     let (directory, folder) = folder_with(&[]);
     assert!(folder.latest().unwrap().found.is_none());
-    assert!(latest(directory.path().join("missing")).unwrap().found.is_none());
+    assert!(latest(&[directory.path().join("missing")]).unwrap().found.is_none());
 }
 
 #[test]
@@ -142,7 +156,7 @@ fn what_a_job_goes_back_behind_is_set_aside_and_not_gone_on_from() {
 fn a_folder_that_cannot_be_read_does_not_hide_those_of_another() {
     let (_directory, folder) = folder_with(&[3]);
     let broken = folder.file("iter_3.ckpt").join("no_folder");
-    let latest = latest_of(&[folder.path.clone(), broken.clone()]).unwrap();
-    assert_eq!((latest.found.unwrap().0, latest.skipped[0].path.clone()), (folder.iter(3), broken.clone()));
-    assert!(latest_of(&[broken]).is_err());
+    let found = latest(&[folder.path.clone(), broken.clone()]).unwrap();
+    assert_eq!((found.found.unwrap().0, found.skipped[0].path.clone()), (folder.iter(3), broken.clone()));
+    assert!(latest(&[broken]).is_err());
 }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::*;
 use crate::ErrorKind;
-use crate::train::checkpoint::{Checkpoint, CheckpointMeta, Progress, latest_of, verify};
+use crate::train::checkpoint::{Checkpoint, CheckpointMeta, Progress, latest, verify};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -61,7 +61,7 @@ fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
     assert!(folder.path().join("iter_4.ckpt").is_file(), "no regular one has come after it");
     writer.save(save(6));
     writer.finish(PATIENCE, &|| {}).unwrap();
-    let left = latest_of(&[folder.path()]).unwrap();
+    let left = latest(&[folder.path()]).unwrap();
     assert_eq!(left.found.unwrap().1.progress.step, 6);
     assert!(!folder.path().join("iter_4.ckpt").exists() && !folder.path().join("iter_5.ckpt").exists());
 }
@@ -90,7 +90,7 @@ fn another_folder_is_taken_where_one_is_given() {
     writer.keep_best("iter_1.ckpt".into(), "m".into());
     writer.finish(PATIENCE, &|| {}).unwrap();
     assert!(other.join("best_m.ckpt").is_file());
-    let found = latest_of(&[gone, other.clone()]).unwrap().found.unwrap();
+    let found = latest(&[gone, other.clone()]).unwrap().found.unwrap();
     assert_eq!(found.0, other.join("iter_1.ckpt"));
 }
 
