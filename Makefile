@@ -23,7 +23,7 @@ mpi: setup ## the worker for mpirun into target/mpi, tested; fetches Open MPI un
 
 drill: faults chaos ## both of the following
 
-faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes hours
+faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
 	cargo test --release --test blackbox -- --ignored --exact drill::drill --nocapture
 
 chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes

@@ -24,6 +24,7 @@ const SOURCES: &[&str] = &[
     "roi_align_kernel.cpp",
     "store.cpp",
     "torchvision.cpp",
+    "vector_math.cpp",
 ];
 
 fn main() {

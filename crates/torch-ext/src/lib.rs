@@ -15,5 +15,6 @@ pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod random;
+pub mod vector_math;
 
 pub use error::{Error, ErrorKind, Result};

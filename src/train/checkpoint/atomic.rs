@@ -1,9 +1,12 @@
 //! Files that are either the old or the new one, whatever happens while they are written.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufWriter, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use rustix::fs::AtFlags;
 
 use crate::error::{Error, Result};
 
@@ -13,7 +16,7 @@ pub(super) const TEMPORARY: &str = ".tmp";
 /// Writes a file of about `size` bytes through `content` and puts it in the place of `path` once it is durable.
 pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
-    try_write(path, folder, content).map_err(|error| {
+    try_write(path, folder, Box::new(content)).map_err(|error| {
         let free = free_bytes(folder).map_or_else(|_| String::new(), |free| format!(", {} are free", megabytes(free)));
         let advice = match error.kind() {
             io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
@@ -32,21 +35,63 @@ pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write)
     })
 }
 
-fn try_write(path: &Path, folder: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// What writes the content of a file.
+type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
+
+fn try_write(path: &Path, folder: &Path, content: Content<'_>) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?.to_string_lossy();
-    // Created with the usual mode, for others may read checkpoints; the umask takes from it. Removed when dropped.
-    let mut temporary = tempfile::Builder::new()
-        .prefix(&format!(".{name}."))
-        .suffix(TEMPORARY)
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
-    let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    let prefix = format!(".{name}.");
+    let mut names = tempfile::Builder::new();
+    // Removed when dropped.
+    names.prefix(&prefix).suffix(TEMPORARY).permissions(Permissions::from_mode(MODE));
+    let named = |content: Content<'_>| {
+        let mut temporary = names.tempfile_in(folder)?;
+        fill(temporary.as_file_mut(), content)?;
+        io::Result::Ok(temporary.into_temp_path())
+    };
+    let temporary = match unnamed(folder) {
+        Some(mut file) => {
+            fill(&mut file, content)?;
+            match names.make_in(folder, |path| link(&file, path)) {
+                Ok(linked) => linked.into_temp_path(),
+                Err(_) => {
+                    file.rewind()?;
+                    named(Box::new(move |to| io::copy(&mut file, to).map(drop)))?
+                }
+            }
+        }
+        None => named(content)?,
+    };
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_folder(folder)
+}
+
+/// Writes the content and waits until it is durable.
+fn fill(file: &mut File, content: Content<'_>) -> io::Result<()> {
+    let mut buffered = BufWriter::with_capacity(1 << 20, &mut *file);
     content(&mut buffered)?;
     buffered.flush()?;
     drop(buffered);
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
+    file.sync_all()
+}
+
+/// The usual mode, for others may read checkpoints; the umask takes from it.
+const MODE: u32 = 0o666;
+
+/// A file without a name, of which nothing is left if its writer is killed; `None` where the file system has none.
+fn unnamed(folder: &Path) -> Option<File> {
+    let has_links = Path::new(DESCRIPTORS).is_dir();
+    let open = || File::options().read(true).write(true).mode(MODE).custom_flags(libc::O_TMPFILE).open(folder).ok();
+    has_links.then(open).flatten()
+}
+
+/// Where the files are that this process has open.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
+/// Gives a file of [`unnamed`] a name.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let descriptor = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(rustix::fs::CWD, descriptor, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// Makes renames and removals in a folder durable, where the file system can.
@@ -104,6 +149,29 @@ mod tests {
         assert!(text.contains("the disk is full") && text.contains("needs 2.0 MB"), "{text}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_to_be_seen_of_a_file_before_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let entries = || fs::read_dir(folder.path()).unwrap().count();
+        if unnamed(folder.path()).is_none() {
+            println!("SKIPPED: the file system of {} has no files without a name", folder.path().display());
+            return;
+        }
+        let path = folder.path().join("epoch_1.ckpt");
+        for content in [b"old", b"new"] {
+            let before = entries();
+            write(&path, 3, |file| {
+                file.write_all(content)?;
+                file.flush()?;
+                // As the system leaves it if the writer is killed here.
+                assert_eq!(entries(), before);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((fs::read(&path).unwrap().as_slice(), entries()), (content.as_slice(), 1));
+        }
     }
 
     #[test]
