@@ -24,7 +24,6 @@ const SOURCES: &[&str] = &[
     "roi_align_kernel.cpp",
     "store.cpp",
     "torchvision.cpp",
-    "vector_math.cpp",
 ];
 
 fn main() {

@@ -1,6 +1,6 @@
 //! Detections of pictures: how they are kept, sent between ranks and written as COCO results.
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use hotcoco::Rle;
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Context, Error, Result};
+use crate::train::checkpoint::atomic;
 
 /// One detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,31 +149,23 @@ fn disk(error: std::io::Error) -> Error {
     Error::environment(format!("writing failed: {error}"))
 }
 
-/// Writes a file under another name first, so that a reader never meets half of it.
+/// Writes a file, and its folder where there is none, so that a reader never meets half of it.
 pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     let failed = |error: std::io::Error| {
         Error::environment(format!("cannot write {}: {error}. Choose a folder that can be written to", path.display()))
     };
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut file =
-        tempfile::Builder::new().prefix(".fnet-").permissions(permissions()).tempfile_in(folder).map_err(failed)?;
-    let mut out = BufWriter::new(file.as_file_mut());
-    write(&mut out).with_context(|| format!("writing {}", path.display()))?;
-    out.flush().map_err(failed)?;
-    drop(out);
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
-}
-
-/// Those of an ordinary new file (the process's umask applies), not the owner-only ones of a temporary file.
-fn permissions() -> std::fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::Permissions::from_mode(0o666)
+    std::fs::create_dir_all(atomic::folder_of(path)).map_err(failed)?;
+    let mut of_content = None;
+    let written = atomic::replace(path, |out| {
+        write(out).map_err(|error| {
+            of_content = Some(error);
+            std::io::Error::other("its content could not be written")
+        })
+    });
+    match of_content {
+        Some(error) => Err(error).with_context(|| format!("writing {}", path.display())),
+        None => written.map_err(failed),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,6 @@ pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod random;
-pub mod vector_math;
+mod vector_math;
 
 pub use error::{Error, ErrorKind, Result};

@@ -8,37 +8,60 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{RawError, check};
+use tch::{Device, Kind, TchError, Tensor};
 
-unsafe extern "C" {
-    fn fnet_settle_vector_math() -> *mut RawError;
+type Function = fn(&Tensor) -> Result<Tensor, TchError>;
+
+/// What libtorch leaves to MKL's vector library (ATen/cpu/vml.h).
+const FUNCTIONS: [Function; 16] = [
+    Tensor::f_acos,
+    Tensor::f_asin,
+    Tensor::f_atan,
+    Tensor::f_cos,
+    Tensor::f_erf,
+    Tensor::f_erfc,
+    Tensor::f_erfinv,
+    Tensor::f_exp,
+    Tensor::f_log,
+    Tensor::f_log10,
+    Tensor::f_log2,
+    Tensor::f_sin,
+    Tensor::f_sqrt,
+    Tensor::f_tan,
+    Tensor::f_tanh,
+    Tensor::f_trunc,
+];
+
+/// Whether the first calls are made: always, unless libtorch failed while the program was loaded.
+static SETTLED: AtomicBool = AtomicBool::new(false);
+
+fn call_each() -> Result<(), TchError> {
+    for kind in [Kind::Float, Kind::Double] {
+        let half = Tensor::f_full([8], 0.5, (kind, Device::Cpu))?;
+        for function in FUNCTIONS {
+            let _value = function(&half)?;
+        }
+    }
+    Ok(())
 }
 
 extern "C" fn settle() {
     // A function that fails here fails where it is needed too, and is told there.
-    // SAFETY: no pointer is passed; libtorch is loaded before the program that needs it.
-    if check(unsafe { fnet_settle_vector_math() }).is_ok() {
-        SETTLED.store(true, Ordering::Relaxed);
-    }
+    SETTLED.store(call_each().is_ok(), Ordering::Relaxed);
 }
 
-static SETTLED: AtomicBool = AtomicBool::new(false);
-
-/// Whether the first calls are made: always, unless libtorch failed while the program was loaded.
-pub fn is_settled() -> bool {
-    SETTLED.load(Ordering::Relaxed)
-}
-
-// SAFETY: the section holds functions that are called once each before `main`. `settle` needs nothing that is set up there:
-// it neither panics nor uses Rust's input and output.
+// SAFETY: the section holds functions that are called once each before `main`. libtorch is loaded before the program that
+// needs it, and `settle` needs nothing that Rust sets up there: it neither panics nor uses its input and output.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AT_LOAD: extern "C" fn() = settle;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     #[test]
     fn the_first_calls_are_made_before_the_program_begins() {
-        assert!(super::is_settled());
+        assert!(super::SETTLED.load(Ordering::Relaxed));
     }
 }

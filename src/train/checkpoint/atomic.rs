@@ -12,11 +12,13 @@ use crate::error::{Error, Result};
 
 /// Suffix of files that are being written.
 pub(super) const TEMPORARY: &str = ".tmp";
+/// The mode of an ordinary new file, for others may read checkpoints and results; the umask takes from it.
+const MODE: u32 = 0o666;
 
 /// Writes a file of about `size` bytes through `content` and puts it in the place of `path` once it is durable.
 pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
-    try_write(path, folder, Box::new(content)).map_err(|error| {
+    replace(path, content).map_err(|error| {
         let free = free_bytes(folder).map_or_else(|_| String::new(), |free| format!(", {} are free", megabytes(free)));
         let advice = match error.kind() {
             io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
@@ -38,7 +40,12 @@ pub(crate) fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write)
 /// What writes the content of a file.
 type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
 
-fn try_write(path: &Path, folder: &Path, content: Content<'_>) -> io::Result<()> {
+/// Writes a file and puts it in the place of `path` once it is durable.
+///
+/// # Errors
+/// Those of `content` and of the disk; what stood at `path` is then still there.
+pub(crate) fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = folder_of(path);
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?.to_string_lossy();
     let prefix = format!(".{name}.");
     let mut names = tempfile::Builder::new();
@@ -51,7 +58,7 @@ fn try_write(path: &Path, folder: &Path, content: Content<'_>) -> io::Result<()>
     };
     let temporary = match unnamed(folder) {
         Some(mut file) => {
-            fill(&mut file, content)?;
+            fill(&mut file, Box::new(content))?;
             match names.make_in(folder, |path| link(&file, path)) {
                 Ok(linked) => linked.into_temp_path(),
                 Err(_) => {
@@ -60,7 +67,7 @@ fn try_write(path: &Path, folder: &Path, content: Content<'_>) -> io::Result<()>
                 }
             }
         }
-        None => named(content)?,
+        None => named(Box::new(content))?,
     };
     temporary.persist(path).map_err(|error| error.error)?;
     sync_folder(folder)
@@ -75,22 +82,14 @@ fn fill(file: &mut File, content: Content<'_>) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The usual mode, for others may read checkpoints; the umask takes from it.
-const MODE: u32 = 0o666;
-
 /// A file without a name, of which nothing is left if its writer is killed; `None` where the file system has none.
 fn unnamed(folder: &Path) -> Option<File> {
-    let has_links = Path::new(DESCRIPTORS).is_dir();
-    let open = || File::options().read(true).write(true).mode(MODE).custom_flags(libc::O_TMPFILE).open(folder).ok();
-    has_links.then(open).flatten()
+    File::options().read(true).write(true).mode(MODE).custom_flags(libc::O_TMPFILE).open(folder).ok()
 }
-
-/// Where the files are that this process has open.
-const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// Gives a file of [`unnamed`] a name.
 fn link(file: &File, path: &Path) -> io::Result<()> {
-    let descriptor = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(rustix::fs::linkat(rustix::fs::CWD, descriptor, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
@@ -103,7 +102,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// The folder that a file lies in.
-pub(super) fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
