@@ -1,62 +1,67 @@
-//! Process groups over a carrier of bytes, with one thread per rank and a carrier that passes bytes through memory.
+//! Process groups over a carrier of bytes, one that passes bytes through files.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod ranks;
+
+use std::ffi::OsStr;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
+use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, leave, loss, net, number, start, values};
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
-use torch_ext::distributed::{
-    BucketSizes, Carrier, GlooOptions, ProcessGroup, Reducer, Reduction, StoreOptions, TcpStore,
-};
+use torch_ext::distributed::{BucketSizes, Carrier, ProcessGroup, Reducer, Reduction, StoreOptions, TcpStore};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-/// What every rank has brought to every round so far.
-#[derive(Default)]
-struct Table {
-    rounds: Mutex<Vec<Vec<Option<Vec<u8>>>>>,
-    changed: Condvar,
-}
-
-/// One rank's seat at the table.
-struct Memory {
-    table: Arc<Table>,
+/// Each rank brings a file to every round, whole from the moment it has its name, and reads those of the others.
+struct Files {
+    folder: PathBuf,
     rank: usize,
     size: usize,
     round: AtomicUsize,
     aborted: Arc<AtomicBool>,
 }
 
-impl Memory {
+impl Files {
+    fn new(folder: &Path, rank: usize, size: usize) -> Self {
+        Self { folder: folder.into(), rank, size, round: AtomicUsize::new(0), aborted: Arc::default() }
+    }
+
+    fn file(&self, round: usize, rank: usize) -> PathBuf {
+        self.folder.join(format!("{round}-{rank}"))
+    }
+
     /// Brings bytes to this rank's next round and waits for the others' bytes.
     fn exchange(&self, bytes: &[u8], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
         let round = self.round.fetch_add(1, Ordering::Relaxed);
         let end = Instant::now() + timeout;
-        let mut rounds = self.table.rounds.lock().unwrap();
-        if rounds.len() <= round {
-            rounds.resize(round + 1, vec![None; self.size]);
-        }
-        rounds[round][self.rank] = Some(bytes.to_vec());
-        self.table.changed.notify_all();
-        while rounds[round].iter().any(Option::is_none) {
-            if self.aborted.load(Ordering::Relaxed) {
-                return Err("aborted".into());
+        let unnamed = self.folder.join(format!("{round}-{}.part", self.rank));
+        std::fs::write(&unnamed, bytes).unwrap();
+        std::fs::rename(unnamed, self.file(round, self.rank)).unwrap();
+        let mut all = Vec::new();
+        while all.len() < self.size {
+            match std::fs::read(self.file(round, all.len())) {
+                Ok(theirs) => all.push(theirs),
+                Err(_) if self.aborted.load(Ordering::Relaxed) => return Err("aborted".into()),
+                Err(_) if Instant::now() >= end => return Err("a rank did not come".into()),
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
-            let left = end.checked_duration_since(Instant::now()).ok_or("a rank did not come")?;
-            rounds = self.table.changed.wait_timeout(rounds, left.min(Duration::from_millis(20))).unwrap().0;
         }
-        Ok(rounds[round].iter().flatten().cloned().collect())
+        // All ranks are past the round before.
+        if round > 0 {
+            std::fs::remove_file(self.file(round - 1, self.rank)).unwrap();
+        }
+        Ok(all)
     }
 }
 
 // SAFETY: no buffer is touched after a call returns.
-unsafe impl Carrier for Memory {
+unsafe impl Carrier for Files {
     fn broadcast(&self, bytes: &mut [u8], root: usize, timeout: Duration) -> Result<(), String> {
         let all = self.exchange(bytes, timeout)?;
         bytes.copy_from_slice(&all[root]);
@@ -89,54 +94,20 @@ unsafe impl Carrier for Memory {
     }
 }
 
-/// libtorch's flight recorder, one for the process, crashes now and then when several ranks of one process record at once.
-fn record_nothing() {
-    static ONCE: Once = Once::new();
-    // SAFETY: every test comes by here before libtorch, the only one to read the environment, has any thread.
-    ONCE.call_once(|| unsafe { std::env::set_var("TORCH_FR_BUFFER_SIZE", "0") });
-}
-
-fn store(port: u16, listener: Option<TcpListener>) -> TcpStore {
-    record_nothing();
-    TcpStore::new(StoreOptions {
-        host: "127.0.0.1".into(),
-        port,
-        is_server: listener.is_some(),
-        timeout: DEADLINE,
-        listener: listener.map(Into::into),
-    })
-    .unwrap()
-}
-
-/// Runs `body` on `size` ranks, each with a group over memory and one over Gloo.
-fn on_ranks(size: usize, body: impl Fn(&ProcessGroup, &ProcessGroup) + Sync) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = store(port, Some(listener));
-    let table = Arc::new(Table::default());
-    std::thread::scope(|scope| {
-        for rank in 0..size {
-            let (table, body) = (table.clone(), &body);
-            scope.spawn(move || {
-                let store = store(port, None);
-                let round = AtomicUsize::new(0);
-                let memory = Memory { table, rank, size, round, aborted: Arc::default() };
-                let carried = ProcessGroup::carried(&store, "memory", memory, rank, size, DEADLINE).unwrap();
-                let options = GlooOptions { hostname: Some("127.0.0.1".into()), interface: None };
-                let gloo = ProcessGroup::gloo(&store, rank, size, DEADLINE, &options).unwrap();
-                body(&carried, &gloo);
-                carried.shutdown().unwrap();
-                gloo.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
-            });
-        }
-    });
-    drop(server);
-}
-
-/// Pseudo-random values that depend on nothing but `seed`.
-fn values(shape: &[i64], seed: i64) -> Tensor {
-    let count: i64 = shape.iter().product();
-    ((Tensor::arange(count, FLOAT) + seed as f64 * 0.37) * 12.9898).sin().view(shape)
+/// Runs `body` with this rank's group over files and the one over Gloo.
+fn as_rank(body: impl FnOnce(&ProcessGroup, &ProcessGroup)) {
+    let (store, gloo) = connect(DEADLINE);
+    let (rank, size) = (number("RANK"), number("WORLD_SIZE"));
+    let folder = (rank == 0).then(|| tempfile::tempdir().unwrap());
+    if let Some(folder) = &folder {
+        store.set("folder", folder.path().as_os_str().as_bytes()).unwrap();
+    }
+    let path = store.get("folder", DEADLINE).unwrap();
+    let files = Files::new(Path::new(OsStr::from_bytes(&path)), rank, size);
+    let carried = ProcessGroup::carried(&store, "files", files, rank, size, DEADLINE).unwrap();
+    body(&carried, &gloo);
+    carried.shutdown().unwrap();
+    leave(&store, &gloo);
 }
 
 fn reduced(group: &ProcessGroup, value: &Tensor, how: Reduction) -> Tensor {
@@ -148,49 +119,61 @@ fn reduced(group: &ProcessGroup, value: &Tensor, how: Reduction) -> Tensor {
 #[test]
 fn collectives_give_the_right_values_for_every_type_with_one_two_and_three_ranks() {
     for size in [1, 2, 3] {
-        on_ranks(size, |group, _| {
-            let (rank, size) = (group.rank() as i64, group.size() as i64);
-            let sum = size * (size - 1) / 2;
-            for kind in
-                [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16, Kind::Int64, Kind::Int, Kind::Int8, Kind::Uint8]
-            {
-                // Sizes that do and do not divide by the number of ranks.
-                for shape in [&[][..], &[1], &[6], &[7, 3]] {
-                    let value = Tensor::full(shape, rank, (kind, Device::Cpu));
-                    let full = |number: i64| Tensor::full(shape, number, (kind, Device::Cpu));
-                    assert_eq!(reduced(group, &value, Reduction::Sum), full(sum), "{kind:?}");
-                    assert_eq!(reduced(group, &value, Reduction::Max), full(size - 1), "{kind:?}");
-                    assert_eq!(reduced(group, &(value + 5), Reduction::Min), full(5), "{kind:?}");
-                    let value = full(rank + 1);
-                    let root = group.size() - 1;
-                    group.broadcast(&value, root, DEADLINE).unwrap().wait(DEADLINE).unwrap();
-                    assert_eq!(value, full(size), "{kind:?}");
-                    let outputs: Vec<_> = (0..size).map(|_| full(100)).collect();
-                    group.all_gather(&outputs, &full(rank), DEADLINE).unwrap().wait(DEADLINE).unwrap();
-                    for (peer, output) in outputs.iter().enumerate() {
-                        assert_eq!(*output, full(peer as i64), "{kind:?}");
-                    }
-                }
-            }
-            let mean = reduced(group, &Tensor::full([5], rank, FLOAT), Reduction::Mean);
-            assert_eq!(mean, Tensor::full([5], sum as f64 / size as f64, FLOAT));
-            let none = Tensor::zeros([0], FLOAT);
-            assert_eq!(reduced(group, &none, Reduction::Sum), none);
-            group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
-
-            let x = Tensor::full([3], rank + 1, FLOAT).set_requires_grad(true);
-            let total = group.all_reduce_sum_differentiable(&(&x * 2.0)).unwrap();
-            let ranks = (size * (size + 1) / 2) as f64;
-            assert_eq!(total, Tensor::full([3], 2.0 * ranks, FLOAT));
-            backward(&(total * (rank + 1)).sum(Kind::Float)).unwrap();
-            assert_eq!(x.grad(), Tensor::full([3], 2.0 * ranks, FLOAT));
-        });
+        finish(start("body_collectives", size));
     }
 }
 
 #[test]
+#[ignore = "one rank of another test"]
+fn body_collectives() {
+    as_rank(|group, _| {
+        let (rank, size) = (group.rank() as i64, group.size() as i64);
+        let sum = size * (size - 1) / 2;
+        for kind in
+            [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16, Kind::Int64, Kind::Int, Kind::Int8, Kind::Uint8]
+        {
+            // Sizes that do and do not divide by the number of ranks.
+            for shape in [&[][..], &[1], &[6], &[7, 3]] {
+                let value = Tensor::full(shape, rank, (kind, Device::Cpu));
+                let full = |number: i64| Tensor::full(shape, number, (kind, Device::Cpu));
+                assert_eq!(reduced(group, &value, Reduction::Sum), full(sum), "{kind:?}");
+                assert_eq!(reduced(group, &value, Reduction::Max), full(size - 1), "{kind:?}");
+                assert_eq!(reduced(group, &(value + 5), Reduction::Min), full(5), "{kind:?}");
+                let value = full(rank + 1);
+                let root = group.size() - 1;
+                group.broadcast(&value, root, DEADLINE).unwrap().wait(DEADLINE).unwrap();
+                assert_eq!(value, full(size), "{kind:?}");
+                let outputs: Vec<_> = (0..size).map(|_| full(100)).collect();
+                group.all_gather(&outputs, &full(rank), DEADLINE).unwrap().wait(DEADLINE).unwrap();
+                for (peer, output) in outputs.iter().enumerate() {
+                    assert_eq!(*output, full(peer as i64), "{kind:?}");
+                }
+            }
+        }
+        let mean = reduced(group, &Tensor::full([5], rank, FLOAT), Reduction::Mean);
+        assert_eq!(mean, Tensor::full([5], sum as f64 / size as f64, FLOAT));
+        let none = Tensor::zeros([0], FLOAT);
+        assert_eq!(reduced(group, &none, Reduction::Sum), none);
+        group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
+
+        let x = Tensor::full([3], rank + 1, FLOAT).set_requires_grad(true);
+        let total = group.all_reduce_sum_differentiable(&(&x * 2.0)).unwrap();
+        let ranks = (size * (size + 1) / 2) as f64;
+        assert_eq!(total, Tensor::full([3], 2.0 * ranks, FLOAT));
+        backward(&(total * (rank + 1)).sum(Kind::Float)).unwrap();
+        assert_eq!(x.grad(), Tensor::full([3], 2.0 * ranks, FLOAT));
+    });
+}
+
+#[test]
 fn what_does_not_fit_is_refused_before_a_byte_travels() {
-    on_ranks(2, |group, _| {
+    finish(start("body_refused", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_refused() {
+    as_rank(|group, _| {
         let gaps = Tensor::zeros([4, 4], FLOAT).slice(1, 0, 4, 2);
         assert_eq!(group.all_reduce(&gaps, Reduction::Sum, DEADLINE).err().unwrap().kind(), ErrorKind::Invalid);
         let outputs = [Tensor::zeros([2], FLOAT), Tensor::zeros([3], FLOAT)];
@@ -203,7 +186,13 @@ fn what_does_not_fit_is_refused_before_a_byte_travels() {
 /// More than one piece of 64 MiB, and an odd number of values. A layout of memory other than the usual is kept.
 #[test]
 fn large_tensors_travel_in_pieces_and_layouts_are_kept() {
-    on_ranks(2, |group, _| {
+    finish(start("body_large", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_large() {
+    as_rank(|group, _| {
         let count = (64 << 20) + 5;
         let value = Tensor::full([count], group.rank() as i64 + 1, (Kind::Uint8, Device::Cpu));
         let sum = reduced(group, &value, Reduction::Sum);
@@ -225,7 +214,13 @@ fn large_tensors_travel_in_pieces_and_layouts_are_kept() {
 
 #[test]
 fn two_ranks_get_the_bits_that_gloo_gives() {
-    on_ranks(2, |group, gloo| {
+    finish(start("body_bits_of_gloo", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_bits_of_gloo() {
+    as_rank(|group, gloo| {
         let value = values(&[1013], group.rank() as i64);
         for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16] {
             let value = value.to_kind(kind);
@@ -240,18 +235,14 @@ fn two_ranks_get_the_bits_that_gloo_gives() {
 
 /// The gradients of a small net by the reducer, of two steps that must be equal.
 fn gradients(group: &ProcessGroup) -> Vec<Tensor> {
-    let shapes: [&[i64]; 4] = [&[33, 17], &[33], &[29, 33], &[29]];
-    let net: Vec<_> = shapes.iter().zip(0..).map(|(shape, i)| values(shape, i).set_requires_grad(true)).collect();
-    let reducer = Reducer::new(group, &net, BucketSizes { first: 512, other: 4096 }).unwrap();
+    let net = net();
+    let reducer = Reducer::new(group, &net, SMALL).unwrap();
     let x = values(&[8, 17], 100 + group.rank() as i64);
     let [first, second] = [(), ()].map(|()| {
-        let hidden = (x.matmul(&net[0].tr()) + &net[1]).tanh();
-        let loss = (hidden.matmul(&net[2].tr()) + &net[3]).square().mean(Kind::Float);
+        let loss = loss(&net, &x);
         reducer.prepare(&[loss.shallow_clone()]).unwrap();
         backward(&loss).unwrap();
-        let gradients: Vec<_> = net.iter().map(|p| p.grad().copy()).collect();
-        torch_ext::optim::clear_gradients(&net).unwrap();
-        gradients
+        ranks::gradients(&net)
     });
     assert_eq!(first, second);
     first
@@ -260,7 +251,13 @@ fn gradients(group: &ProcessGroup) -> Vec<Tensor> {
 /// Rank 0 + rank 1 + rank 2, in this order, at every place of the tensor.
 #[test]
 fn three_ranks_add_up_in_the_order_of_ranks() {
-    on_ranks(3, |group, _| {
+    finish(start("body_order", 3));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_order() {
+    as_rank(|group, _| {
         let all = [0, 1, 2].map(|rank| values(&[1000], rank));
         let expected = &(&all[0] + &all[1]) + &all[2];
         assert_ne!(expected, &all[0] + &(&all[1] + &all[2]), "the order must matter");
@@ -270,7 +267,13 @@ fn three_ranks_add_up_in_the_order_of_ranks() {
 
 #[test]
 fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
-    on_ranks(2, |group, gloo| {
+    finish(start("body_late_rank", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_late_rank() {
+    as_rank(|group, gloo| {
         let short = Duration::from_millis(200);
         let come = || gloo.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
         if group.rank() == 1 {
@@ -286,13 +289,13 @@ fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
         let error = group.all_reduce(&value, Reduction::Sum, short).err().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(error.kind(), ErrorKind::Collective);
-        let told = "memory all-reduce number 1 (16 bytes) on rank 0 of 2 with a deadline of 0.2 s: a rank did not come";
+        let told = "files all-reduce number 1 (16 bytes) on rank 0 of 2 with a deadline of 0.2 s: a rank did not come";
         assert_eq!(error.message(), told);
 
         // The deadline of the group holds for the reducer and in the forward pass.
         group.set_timeout(short).unwrap();
         let error = group.all_reduce_sum_differentiable(&value).err().unwrap();
-        assert!(error.message().starts_with("memory all-reduce number 2 (16 bytes)"), "{error}");
+        assert!(error.message().starts_with("files all-reduce number 2 (16 bytes)"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Collective);
         let parameter = Tensor::ones([2], FLOAT).set_requires_grad(true);
         let reducer = Reducer::new(group, &[parameter.shallow_clone()], BucketSizes::default()).unwrap();
@@ -308,11 +311,19 @@ fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
 
 #[test]
 fn an_abort_ends_what_waits() {
-    let (table, aborted) = (Arc::new(Table::default()), Arc::new(AtomicBool::new(false)));
+    let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let store = store(listener.local_addr().unwrap().port(), Some(listener));
-    let memory = Memory { table, rank: 0, size: 2, round: AtomicUsize::new(0), aborted: aborted.clone() };
-    let group = ProcessGroup::carried(&store, "memory", memory, 0, 2, DEADLINE).unwrap();
+    let store = TcpStore::new(StoreOptions {
+        host: "127.0.0.1".into(),
+        port: listener.local_addr().unwrap().port(),
+        is_server: true,
+        timeout: DEADLINE,
+        listener: Some(listener.into()),
+    })
+    .unwrap();
+    let files = Files::new(folder.path(), 0, 2);
+    let aborted = files.aborted.clone();
+    let group = ProcessGroup::carried(&store, "files", files, 0, 2, DEADLINE).unwrap();
     group.abort(DEADLINE).unwrap();
     let error = group.barrier(DEADLINE).err().unwrap();
     assert!(error.message().ends_with("aborted") && aborted.load(Ordering::Relaxed), "{error}");
