@@ -203,6 +203,47 @@ fn body_killed_peer() {
     }
 }
 
+/// Gloo tells the waiting end nothing of a connection that breaks off in the middle of a tensor.
+#[test]
+fn an_abort_ends_the_wait_for_the_rest_of_a_tensor_whose_sender_was_killed() {
+    let mut children = start("body_killed_sender", 2);
+    let survivor = children.remove(0);
+    children[0].wait().unwrap();
+    finish(vec![survivor]);
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_killed_sender() {
+    let (_store, group) = connect(DEADLINE);
+    let value = Tensor::zeros([64 << 20], (Kind::Uint8, Device::Cpu));
+    group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
+    let begin = Instant::now();
+    let aborter = group.aborter().unwrap();
+    let is_sender = group.rank() == 1;
+    // The sender is nearly always in the middle of a tensor then.
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(if is_sender { 300 } else { 1000 }));
+        if is_sender {
+            // SAFETY: ends this process, as a kill from outside would.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        }
+        aborter.abort(Duration::from_secs(5)).unwrap();
+    });
+    let broadcast = || group.broadcast(&value, 1, DEADLINE)?.wait(DEADLINE);
+    let error = loop {
+        if let Err(error) = broadcast() {
+            break error;
+        }
+    };
+    let took = begin.elapsed();
+    assert_eq!(error.kind(), ErrorKind::Collective, "{error}");
+    assert!(took < Duration::from_secs(20), "{took:?}: {error}");
+    other.join().unwrap();
+    let error = broadcast().unwrap_err();
+    assert!(error.message().contains("aborted"), "{error}");
+}
+
 #[test]
 fn an_abort_from_another_thread_ends_what_waits_for_a_peer_that_lives() {
     finish(start("body_abort", 3));

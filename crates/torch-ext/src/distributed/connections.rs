@@ -1,8 +1,8 @@
 //! The TCP connections of a Gloo group, so that they can be cut.
 //!
-//! Gloo has no way to break a collective off: `abort` does nothing there, and a rank that waits for one that lives but
-//! does not come waits until the deadline. A cut connection is what Gloo sees when a peer dies, and ends the wait with an
-//! error.
+//! Gloo has no way to break a collective off: a rank that waits for one that lives but does not come waits until the
+//! deadline. A cut connection is what Gloo sees when a peer dies, and ends the wait with an error; in the middle of a tensor
+//! it does not, and cpp/gloo.cpp ends the wait.
 
 use std::collections::HashMap;
 use std::fs;
