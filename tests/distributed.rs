@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "../crates/torch-ext/tests/ranks/processes.rs"]
+mod processes;
+
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fnet::data::{Batch, ImageMeta, InstanceMask, Target};
@@ -15,62 +15,12 @@ use fnet::train::{Learner, LossScale, StepPlace, Wishes};
 use fnet::{ErrorKind, config};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
+use processes::{finish, rank_command, start};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const DEADLINES: Deadlines = Deadlines { meeting: Duration::from_secs(60), collective: Duration::from_secs(60) };
-
-fn rank_command(body: &str, rank: usize, world: usize, port: u16) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
-    for (name, value) in [
-        (env::RANK, rank.to_string()),
-        (env::LOCAL_RANK, rank.to_string()),
-        (env::WORLD_SIZE, world.to_string()),
-        (env::LOCAL_WORLD_SIZE, world.to_string()),
-        (env::MASTER_ADDR, "127.0.0.1".into()),
-        (env::MASTER_PORT, port.to_string()),
-        (env::DEVICE, "cpu".into()),
-        (env::OMP_NUM_THREADS, "1".into()),
-    ] {
-        command.env(name, value);
-    }
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// One process per rank; rank 0 inherits the listening socket, as fnet-launch arranges it.
-fn start(body: &str, world: usize) -> Vec<Child> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let fd = listener.as_raw_fd();
-    (0..world)
-        .map(|rank| {
-            let mut command = rank_command(body, rank, world, port);
-            if rank == 0 {
-                command.env(env::STORE_FD, fd.to_string());
-                // SAFETY: fcntl is async-signal-safe; the socket is open in the child at this point.
-                unsafe {
-                    command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
-                        -1 => Err(std::io::Error::last_os_error()),
-                        _ => Ok(()),
-                    });
-                }
-            }
-            command.spawn().unwrap()
-        })
-        .collect()
-}
-
-fn finish(children: Vec<Child>) {
-    for (rank, child) in children.into_iter().enumerate() {
-        let output = child.wait_with_output().unwrap();
-        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        // A name that matches no test would run none and succeed.
-        assert!(output.status.success() && told.contains("1 passed"), "rank {rank}: {told}{errors}");
-    }
-}
 
 #[test]
 fn a_job_of_one_rank_needs_no_peers() {
@@ -408,7 +358,7 @@ fn body_absent_server() {
 #[cfg(feature = "mpi")]
 mod by_mpi {
     use std::path::{Path, PathBuf};
-    use std::process::Output;
+    use std::process::{Command, Output, Stdio};
 
     use super::*;
 

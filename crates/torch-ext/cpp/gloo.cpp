@@ -15,7 +15,7 @@ using c10::ivalue::Future;
 // How long collectives whose connections were cut may take to end by themselves.
 constexpr auto kLetGo = std::chrono::seconds(1);
 
-// A collective of Gloo that can be ended from outside: what comes first counts.
+// A collective of Gloo that can be ended from outside.
 class Collective : public c10d::Work {
  public:
   Collective(int rank, const c10d::Work& work, const Future& future)
@@ -23,30 +23,21 @@ class Collective : public c10d::Work {
 
   c10::intrusive_ptr<Future> getFuture() override { return future_; }
 
-  // Ends as `future` has ended.
-  void end_as(Future& future) {
-    if (ended_.exchange(true)) return;
-    const auto error = future.exception_ptr();
+  // Called once.
+  void end(const std::exception_ptr& error, c10::IValue value) {
     if (error) {
       future_->setError(error);
     } else {
-      future_->markCompleted(future.constValue());
+      future_->markCompleted(std::move(value));
     }
-    finish(error);
-  }
-
-  void end_with(const std::exception_ptr& error) {
-    if (ended_.exchange(true)) return;
-    future_->setError(error);
     finish(error);
   }
 
  private:
   const c10::intrusive_ptr<Future> future_;
-  std::atomic<bool> ended_{false};
 };
 
-// The collectives that run; outlives the group, for Gloo's thread may still be at the end of one.
+// The collectives that run; who takes one out ends it. Outlives the group, for Gloo's thread may still be at the end of one.
 class Running {
  public:
   // Starts one by `gloo`, unless the group has been aborted.
@@ -64,33 +55,36 @@ class Running {
     }
     // Called at once if Gloo is done already.
     future->addCallback([running, collective](Future& done) {
-      collective->end_as(done);
-      running->remove(collective);
+      if (!running->take(collective)) return;
+      const auto error = done.exception_ptr();
+      collective->end(error, error ? c10::IValue() : done.constValue());
     });
     return collective;
   }
 
-  // Returns when none runs any more.
+  // Returns when each has ended or is about to.
   void abort() {
     std::unique_lock<std::mutex> lock(mutex_);
     aborted_ = true;
-    removed_.wait_until(lock, Clock::now() + kLetGo, [this] { return collectives_.empty(); });
-    const auto left = collectives_;
+    taken_.wait_until(lock, Clock::now() + kLetGo, [this] { return collectives_.empty(); });
+    const auto left = std::move(collectives_);
+    collectives_.clear();
     lock.unlock();
     const auto error =
         std::make_exception_ptr(std::runtime_error("the collective was broken off while it waited for another rank"));
-    for (const auto& collective : left) collective->end_with(error);
+    for (const auto& collective : left) collective->end(error, {});
   }
 
  private:
-  void remove(const c10::intrusive_ptr<Collective>& collective) {
+  bool take(const c10::intrusive_ptr<Collective>& collective) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    collectives_.erase(collective);
-    removed_.notify_all();
+    const bool was_there = collectives_.erase(collective) > 0;
+    taken_.notify_all();
+    return was_there;
   }
 
   std::mutex mutex_;
-  std::condition_variable removed_;
+  std::condition_variable taken_;
   std::set<c10::intrusive_ptr<Collective>> collectives_;
   bool aborted_ = false;
 };

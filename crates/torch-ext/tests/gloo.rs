@@ -169,6 +169,12 @@ fn body_accumulation() {
     leave(&store, &group);
 }
 
+/// Ends this process as a kill from outside would.
+fn die() {
+    // SAFETY: kill takes two numbers.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
 #[test]
 fn a_killed_peer_is_an_error_in_the_survivors_backward() {
     let mut children = start("body_killed_peer", 2);
@@ -187,8 +193,7 @@ fn body_killed_peer() {
         let loss = loss(&parameters, &values(&[8, 17], 5));
         reducer.prepare(&[loss.shallow_clone()]).unwrap();
         if step == 2 && group.rank() == 1 {
-            // SAFETY: ends this process, as a kill from outside would.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            die();
         }
         let begin = Instant::now();
         let Err(error) = backward(&loss) else {
@@ -225,8 +230,7 @@ fn body_killed_sender() {
     let other = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(if is_sender { 300 } else { 1000 }));
         if is_sender {
-            // SAFETY: ends this process, as a kill from outside would.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            die();
         }
         aborter.abort(Duration::from_secs(5)).unwrap();
     });

@@ -1,0 +1,61 @@
+//! Starts one process per rank, as fnet-launch does: this test program again, for one ignored test.
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use fnet_protocol::env;
+
+/// A rank that runs the ignored test `body`, and meets the others at `port` of this machine.
+pub fn rank_command(body: &str, rank: usize, world: usize, port: u16) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
+    for (name, value) in [
+        (env::RANK, rank.to_string()),
+        (env::LOCAL_RANK, rank.to_string()),
+        (env::WORLD_SIZE, world.to_string()),
+        (env::LOCAL_WORLD_SIZE, world.to_string()),
+        (env::MASTER_ADDR, "127.0.0.1".into()),
+        (env::MASTER_PORT, port.to_string()),
+        (env::DEVICE, "cpu".into()),
+        (env::OMP_NUM_THREADS, "1".into()),
+    ] {
+        command.env(name, value);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// One process per rank; rank 0 inherits the store's listening socket.
+pub fn start(body: &str, world: usize) -> Vec<Child> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fd = listener.as_raw_fd();
+    (0..world)
+        .map(|rank| {
+            let mut command = rank_command(body, rank, world, port);
+            if rank == 0 {
+                command.env(env::STORE_FD, fd.to_string());
+                // SAFETY: fcntl is async-signal-safe; the socket is open in the child at this point.
+                unsafe {
+                    command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+                        -1 => Err(std::io::Error::last_os_error()),
+                        _ => Ok(()),
+                    });
+                }
+            }
+            command.spawn().unwrap()
+        })
+        .collect()
+}
+
+/// Waits for the ranks; one that failed is a panic with all that it wrote.
+pub fn finish(children: Vec<Child>) {
+    for (rank, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // A name that matches no test would run none and succeed.
+        assert!(output.status.success() && told.contains("1 passed"), "rank {rank}, {}: {told}{errors}", output.status);
+    }
+}
