@@ -2,6 +2,7 @@
 //!
 //! The modules follow the way of a batch: [`config`] → [`data`] → [`model`] → [`train`] → [`evaluate`].
 
+mod atomic;
 pub mod commands;
 pub mod config;
 pub mod data;

@@ -254,6 +254,7 @@ impl Job {
         match event {
             Event::Message(message) => self.on_message(index, message, now),
             Event::State(beat) => {
+                self.sign_of_life(index, &beat, now);
                 self.observe(index, beat, now);
                 Vec::new()
             }
@@ -307,6 +308,14 @@ impl Job {
             }
             FromWorker::Note { text } => vec![Action::Note(text)],
             FromWorker::Hello { .. } | FromWorker::Done | FromWorker::Unknown => Vec::new(),
+        }
+    }
+
+    /// A worker that has just got on lives, even if a launcher with little processor time has not read its messages yet.
+    fn sign_of_life(&mut self, index: usize, state: &Heartbeat, now: Instant) {
+        let headway = Duration::try_from_secs_f64(state.idle_seconds).ok().and_then(|idle| now.checked_sub(idle));
+        if let Some(worker) = self.workers.get_mut(index) {
+            worker.heard = worker.heard.max(headway);
         }
     }
 

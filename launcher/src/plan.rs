@@ -148,7 +148,7 @@ pub fn is_single(command: &WorkerCommand) -> bool {
 /// Folder of the logs of a command.
 pub fn logs(command: &WorkerCommand) -> PathBuf {
     match command {
-        WorkerCommand::Train(train) => work_dir::work_dir(&train.config, train.work_dir.as_deref()).join(LOGS),
+        WorkerCommand::Train(train) => train.folder().join(LOGS),
         WorkerCommand::Test(test) => {
             work_dir::work_dir_of_checkpoint(&test.checkpoint, test.config.as_deref()).join(LOGS).join("test")
         }
@@ -261,7 +261,7 @@ fn line(place: &Place, command: Vec<OsString>) -> String {
 /// Names the newest checkpoint and the two lines to choose from (exit code 2).
 pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -> Result<()> {
     let Some(newest) = found.first().filter(|_| train.resume.is_none()) else { return Ok(()) };
-    let folder = work_dir::work_dir(&train.config, train.work_dir.as_deref());
+    let folder = train.folder();
     let go_on = Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() };
     let mut other = folder.clone().into_os_string();
     other.push("_2");

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use fnet_protocol::cli::{Place, WorkerCommand};
+use fnet_protocol::cli::{Place, Train, WorkerCommand};
 use fnet_protocol::message::{self, Heartbeat, StopReason};
 use fnet_protocol::work_dir::{self, CheckpointFile};
 use fnet_protocol::{env, exit, state};
@@ -181,9 +181,18 @@ fn next_command(given: &WorkerCommand, saved: bool, started: SystemTime) -> Work
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub fn checkpoints_of(train: &fnet_protocol::cli::Train) -> Result<Vec<CheckpointFile>> {
-    let folder = work_dir::work_dir(&train.config, train.work_dir.as_deref());
+pub fn checkpoints_of(train: &Train) -> Result<Vec<CheckpointFile>> {
+    let folder = train.folder();
     work_dir::checkpoints(&folder).doing(|| format!("reading {}", folder.display()))
+}
+
+/// Removes what workers that were killed have left half-written in their work folder.
+fn remove_leftovers(plan: &Plan, members: &[Member], show: &Show) {
+    let WorkerCommand::Train(train) = &plan.command else { return };
+    let is_ours = |writer| members.iter().any(|member| u32::try_from(member.handle.id()) == Ok(writer));
+    if let Err(error) = work_dir::remove_leftovers(&train.folder(), is_ours) {
+        show.say(&format!("half-written files are left in {}: {error}", train.folder().display()));
+    }
 }
 
 async fn pause_unless_stopped(pause: Duration, signals: &mut Signals) -> Option<StopReason> {
@@ -275,6 +284,7 @@ async fn attempt(
             carry_out(action, &mut job, &members, show);
         }
         if let Some(outcome) = job.outcome() {
+            remove_leftovers(plan, &members, &show.borrow());
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
             let (saved_step, ran) = (job.saved_step(), started.elapsed());
             let here = Agreed { outcome, was_ready, stop_requested, saved_step, ran, gone: None };

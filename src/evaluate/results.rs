@@ -7,8 +7,8 @@ use hotcoco::Rle;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::atomic;
 use crate::error::{Context, Error, Result};
-use crate::train::checkpoint::atomic;
 
 /// One detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,9 +11,9 @@ use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
 use super::window::{Window, ends_epoch};
 use super::{environment, facade};
+use crate::atomic;
 use crate::config::{self, Metric};
 use crate::error::{Error, Result};
-use crate::train::checkpoint::atomic;
 
 /// Steps between lines that name the config, as in the reference.
 const NAME_INTERVAL: u64 = 1000;

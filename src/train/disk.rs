@@ -5,8 +5,8 @@ use std::path::Path;
 use fnet_protocol::estimate::DiskEstimate;
 use tch::Tensor;
 
-use super::checkpoint::atomic::free_bytes;
 use super::place::{Plan, Position};
+use crate::atomic::free_bytes;
 use crate::config::{CheckpointPolicy, Config, Interval, OptimizerKind};
 use crate::error::{Error, Result};
 use crate::model::{Parameters, Role};

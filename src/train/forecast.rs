@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
-use fnet_protocol::work_dir::{is_pytorch_file, work_dir};
+use fnet_protocol::work_dir::is_pytorch_file;
 use tch::Device;
 
 use super::changed_ranks::go_on;
@@ -28,7 +28,7 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let mut warnings: Vec<String> =
         job::scale_learning_rate(&mut resolved.config, arguments, world_size).into_iter().collect();
     let config = &resolved.config;
-    let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
+    let work_dir = arguments.folder();
     let training_set = Dataset::open(&config.data, Split::Train)?;
     training_set.check_class_count(config.model.num_classes)?;
     let mut plan = job::plan(config, &training_set, world_size)?;

@@ -8,7 +8,6 @@ use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
 use fnet_protocol::message::Phase;
-use fnet_protocol::work_dir::work_dir;
 
 use super::bad_batch::BadBatches;
 use super::checkpoint::set_aside_later;
@@ -42,7 +41,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     }
     let config = &resolved.config;
     torch_ext::context::set_deterministic(config.train.deterministic)?;
-    let work_dir = work_dir(&arguments.config, arguments.work_dir.as_deref());
+    let work_dir = arguments.folder();
     let folders = saver::folders(&work_dir, &config.checkpoint);
     let source = Source::find(arguments.resume.as_ref(), &folders, &world, control)?;
     if source.is_none() {

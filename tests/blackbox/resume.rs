@@ -1,5 +1,6 @@
 //! Stops, losses of workers, and going on: nothing is lost and nothing differs.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -125,10 +126,15 @@ fn a_killed_worker_ends_the_job_and_is_named() {
         let running = scene.start(&format!("{line} --work-dir killed{rank}"));
         let folder = scene.path(&format!("killed{rank}"));
         until("some steps are done", || losses(&folder).len() >= 5);
+        let worker = scene.worker(rank);
+        // As a writer leaves them that is killed between two system calls, or on a network drive.
+        let half_written = |writer| folder.join(format!(".epoch_1.ckpt.{writer}.a1b2c3.tmp"));
+        [worker, 1].iter().for_each(|&writer| fs::write(half_written(writer), "half").unwrap());
         let killed = Instant::now();
-        signal(scene.worker(rank), "KILL");
+        signal(worker, "KILL");
         let ended = running.wait();
         let took = killed.elapsed();
+        assert_eq!([worker, 1].map(|writer| half_written(writer).exists()), [false, true]);
         ended.expect(4, &[&format!("rank {rank} failed: killed by SIGKILL"), &format!("logs/rank_{rank}.log")]);
         assert!(took < Duration::from_secs(10), "{took:?}");
         scene.assert_nothing_left();

@@ -9,6 +9,8 @@ use std::time::SystemTime;
 pub const LATEST: &str = "latest.ckpt";
 /// Folder of the log per rank.
 pub const LOGS: &str = "logs";
+/// Ending of files that are being written.
+pub const TEMPORARY: &str = ".tmp";
 
 /// The folder a job writes to: `flag` if given, else `work_dirs/<name of the config without its ending>`.
 pub fn work_dir(config: &Path, flag: Option<&Path>) -> PathBuf {
@@ -76,6 +78,42 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
     Ok(found)
 }
 
+/// How the name begins under which a process writes what is to take the place of `name` in the same folder; something
+/// without a dot and [`TEMPORARY`] follow.
+pub fn temporary_prefix(name: &str, writer: u32) -> String {
+    format!(".{name}.{writer}.")
+}
+
+/// The process that writes to a file with this name, if it is a temporary one.
+fn writer_of(name: &str) -> Option<u32> {
+    let mut parts = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplitn(3, '.');
+    let (_rest, writer, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_number = writer.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && !name.is_empty()).then(|| writer.parse().ok())?
+}
+
+/// Removes the half-written files of processes that are gone from a folder, which may not exist.
+///
+/// # Errors
+/// If the folder cannot be read or a file cannot be removed; the others have been removed nevertheless.
+pub fn remove_leftovers(folder: &Path, is_gone: impl Fn(u32) -> bool) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut outcome = Ok(());
+    for entry in entries {
+        let entry = entry?;
+        if writer_of(&entry.file_name().to_string_lossy()).is_some_and(&is_gone)
+            && let Err(error) = fs::remove_file(entry.path())
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            outcome = Err(error);
+        }
+    }
+    outcome
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +150,37 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert_eq!(is_pytorch_file(&path), expected, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn leftovers_of_writers_that_are_gone_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let temporary = |name, writer, rest| temporary_prefix(name, writer) + rest + TEMPORARY;
+        let gone = [temporary("epoch_1.ckpt", 17, "a1b2c3"), temporary(LATEST, 17, "123456")];
+        let kept = [
+            temporary("epoch_2.ckpt", 18, "a1b2c3"),
+            temporary("epoch_2.ckpt", 18, "17"),
+            "epoch_1.ckpt".to_owned(),
+            "notes.17.a.tmp".to_owned(),
+            ".17.a.tmp".to_owned(),
+            "..17.a.tmp".to_owned(),
+            ".notes.+17.a.tmp".to_owned(),
+            ".notes..a.tmp".to_owned(),
+            ".tmp".to_owned(),
+            ".hidden".to_owned(),
+        ];
+        for name in gone.iter().chain(&kept) {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        remove_leftovers(folder.path(), |writer| writer == 17).unwrap();
+        let left = |name: &String| folder.path().join(name).exists();
+        assert_eq!(
+            (gone.iter().filter(|name| left(name)).count(), kept.iter().filter(|name| left(name)).count()),
+            (0, 10)
+        );
+        remove_leftovers(folder.path(), |_| true).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 8);
+        remove_leftovers(&folder.path().join("none"), |_| true).unwrap();
     }
 
     #[test]

@@ -268,6 +268,30 @@ fn a_launcher_that_had_no_processor_does_not_miss_workers_that_it_did_not_hear()
     assert_eq!(scene.wait(60.0), []);
 }
 
+// A rank that trained was said never to have answered: the launcher had had no time to read what it had written.
+#[test]
+fn a_worker_whose_page_shows_headway_lives_even_if_nothing_was_heard() {
+    let mut scene = Scene::new();
+    for _ in 0..1000 {
+        for index in 0..2 {
+            let state = Heartbeat { phase: Phase::Forward, epoch: 1, step: 3, ..Heartbeat::default() };
+            scene.job.on(index, Event::State(state), scene.now);
+        }
+        assert_eq!(scene.wait(1.0), []);
+    }
+    for second in 0..120 {
+        let state = Heartbeat { phase: Phase::Forward, idle_seconds: f64::from(second), ..Heartbeat::default() };
+        scene.beat(0, Phase::Forward, 3);
+        scene.job.on(1, Event::State(state), scene.now);
+        scene.wait(1.0);
+    }
+    scene.ended(0, Ending::Signal(9));
+    scene.ended(1, Ending::Signal(9));
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.exit_code), (1, exit::HANG));
+    assert!(cause.reason.contains("gave no sign of life for 61 s"), "{}", cause.reason);
+}
+
 /// A worker of another node, idle for so long.
 fn elsewhere(phase: Phase, idle: u64) -> Vec<Seen> {
     let beat = Heartbeat { phase, epoch: 1, step: 5, ..Heartbeat::default() };

@@ -4,12 +4,14 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointMeta, Progress, atomic, verify};
+use fnet_protocol::work_dir::{LATEST, remove_leftovers};
+
+use super::{CheckpointMeta, Progress, verify};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// First line of a `latest.ckpt` that is no symbolic link but names the file in its second line.
 const POINTER: &str = "fnet checkpoint pointer 1\n";
-const LATEST: &str = "latest.ckpt";
 
 /// The folder that a job writes its checkpoints to.
 #[derive(Debug, Clone)]
@@ -43,7 +45,7 @@ impl CheckpointFolder {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path)
-            .and_then(|()| atomic::remove_leftovers(&path))
+            .and_then(|()| remove_leftovers(&path, |_| true))
             .map_err(|error| unusable(&path, &error))?;
         Ok(Self { path })
     }
@@ -92,16 +94,10 @@ impl CheckpointFolder {
     pub fn publish_latest(&self, checkpoint: &Path) -> Result<()> {
         let name = checkpoint.file_name().ok_or_else(|| Error::bug("a checkpoint without a file name"))?;
         let link = self.path.join(LATEST);
-        let temporary = self.path.join(format!(".{LATEST}.{}{}", std::process::id(), atomic::TEMPORARY));
-        let _ = fs::remove_file(&temporary);
-        let linked = std::os::unix::fs::symlink(name, &temporary)
-            .and_then(|()| fs::rename(&temporary, &link))
-            .and_then(|()| atomic::sync_folder(&self.path));
-        if linked.is_ok() {
-            return Ok(());
+        match atomic::replace_by_link(&link, |link| std::os::unix::fs::symlink(name, link)) {
+            Ok(()) => Ok(()),
+            Err(_) => write_pointer(&link, &name.to_string_lossy()),
         }
-        let _ = fs::remove_file(&temporary);
-        write_pointer(&link, &name.to_string_lossy())
     }
 
     /// Makes `best_<metric>.ckpt` the same as a checkpoint that was just written, without copying where hard links
@@ -112,13 +108,7 @@ impl CheckpointFolder {
     pub fn keep_best(&self, checkpoint: &Path, metric: &str) -> Result<PathBuf> {
         let best = self.best(metric);
         let checkpoint = resolve(checkpoint);
-        let temporary = self.path.join(format!(".best_{metric}.ckpt.{}{}", std::process::id(), atomic::TEMPORARY));
-        let _ = fs::remove_file(&temporary);
-        let linked = fs::hard_link(&checkpoint, &temporary)
-            .and_then(|()| fs::rename(&temporary, &best))
-            .and_then(|()| atomic::sync_folder(&self.path));
-        if linked.is_err() {
-            let _ = fs::remove_file(&temporary);
+        if atomic::replace_by_link(&best, |link| fs::hard_link(&checkpoint, link)).is_err() {
             let mut source = fs::File::open(&checkpoint).map_err(|error| unusable(&checkpoint, &error))?;
             let size = source.metadata().map(|metadata| metadata.len()).unwrap_or(0);
             atomic::write(&best, size, |file| std::io::copy(&mut source, file).map(drop))?;

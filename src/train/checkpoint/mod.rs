@@ -1,6 +1,5 @@
 //! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
 
-pub(crate) mod atomic;
 mod bytes;
 #[cfg(test)]
 mod damage;
@@ -24,6 +23,7 @@ pub(crate) use folder::resolve;
 pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, set_aside_later};
 pub use writer::{OnSaved, Save, Writer};
 
+use crate::atomic;
 use crate::config::Config;
 use crate::data::Leg;
 use crate::error::{Context, Result};

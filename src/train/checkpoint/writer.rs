@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::Snapshot;
 use super::folder::CheckpointFolder;
-use super::{Snapshot, atomic};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// The first pause after a failed attempt; it doubles up to [`LONGEST_PAUSE`].

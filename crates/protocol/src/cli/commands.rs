@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::fault::Fault;
+use crate::work_dir;
 
 /// A `key=value` that overrides the config.
 pub(super) fn parse_override(text: &str) -> Result<String, String> {
@@ -115,6 +116,13 @@ pub struct Test {
     /// Override values of the config; takes several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
+}
+
+impl Train {
+    /// The folder that the job writes to.
+    pub fn folder(&self) -> PathBuf {
+        work_dir::work_dir(&self.config, self.work_dir.as_deref())
+    }
 }
 
 impl Test {

@@ -6,12 +6,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use fnet_protocol::work_dir::{TEMPORARY, temporary_prefix};
 use rustix::fs::AtFlags;
+use tempfile::TempPath;
 
 use crate::error::{Error, Result};
 
-/// Suffix of files that are being written.
-pub(super) const TEMPORARY: &str = ".tmp";
 /// The mode of an ordinary new file, for others may read checkpoints and results; the umask takes from it.
 const MODE: u32 = 0o666;
 
@@ -46,10 +46,8 @@ type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
 /// Those of `content` and of the disk; what stood at `path` is then still there.
 pub(crate) fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = folder_of(path);
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?.to_string_lossy();
-    let prefix = format!(".{name}.");
+    let prefix = prefix(path)?;
     let mut names = tempfile::Builder::new();
-    // Removed when dropped.
     names.prefix(&prefix).suffix(TEMPORARY).permissions(Permissions::from_mode(MODE));
     let named = |content: Content<'_>| {
         let mut temporary = names.tempfile_in(folder)?;
@@ -69,8 +67,30 @@ pub(crate) fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::R
         }
         None => named(Box::new(content))?,
     };
-    temporary.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
+    put(temporary, path)
+}
+
+/// Puts the link that `make` makes at a path that it is given in the place of `path`.
+///
+/// # Errors
+/// Those of `make` and of the disk; what stood at `path` is then still there.
+pub(crate) fn replace_by_link(path: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let link = tempfile::Builder::new().prefix(&prefix(path)?).suffix(TEMPORARY).make_in(folder_of(path), make)?;
+    put(link.into_temp_path(), path)
+}
+
+/// How the names begin of files that are to take the place of `path`.
+fn prefix(path: &Path) -> io::Result<String> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    Ok(temporary_prefix(&name.to_string_lossy(), std::process::id()))
+}
+
+/// Renames a file, and waits until that is durable. A rename of one link to a file onto another leaves both; the temporary
+/// one goes when it is dropped here.
+fn put(temporary: TempPath, path: &Path) -> io::Result<()> {
+    fs::rename(&temporary, path)?;
+    drop(temporary);
+    sync_folder(folder_of(path))
 }
 
 /// Writes the content and waits until it is durable.
@@ -94,7 +114,7 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
 }
 
 /// Makes renames and removals in a folder durable, where the file system can.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),
         other => other,
@@ -104,18 +124,6 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 /// The folder that a file lies in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Removes what writers that were killed left behind.
-pub(super) fn remove_leftovers(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.contains(".ckpt.") && name.ends_with(TEMPORARY) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Bytes that are free for this user where `folder` lies.
@@ -174,21 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn a_link_takes_the_place_of_another_one_to_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, best) = (folder.path().join("epoch_1.ckpt"), folder.path().join("best.ckpt"));
+        fs::write(&path, "x").unwrap();
+        for _ in 0..2 {
+            replace_by_link(&best, |link| fs::hard_link(&path, link)).unwrap();
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+        replace_by_link(&best, |link| fs::hard_link("none", link)).unwrap_err();
+        assert_eq!(fs::read(&best).unwrap(), b"x");
+    }
+
+    #[test]
     fn a_vanished_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gone/epoch_1.ckpt");
         let text = write(&path, 1, |file| file.write_all(b"x")).unwrap_err().to_string();
         assert!(text.contains("gone/epoch_1.ckpt") && text.contains("the folder is gone"), "{text}");
-    }
-
-    #[test]
-    fn leftovers_of_killed_writers_are_removed_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in [".epoch_1.ckpt.a1b2c3.tmp", "epoch_1.ckpt", "notes.tmp", ".hidden"] {
-            fs::write(folder.path().join(name), "x").unwrap();
-        }
-        remove_leftovers(folder.path()).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
-        assert!(!folder.path().join(".epoch_1.ckpt.a1b2c3.tmp").exists());
     }
 }
