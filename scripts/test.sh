@@ -20,7 +20,7 @@ say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_D
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo test --release --workspace --no-fail-fast -- --show-output 2>&1 | tee "$log" |
-    awk '/^test |^test result|^ +Running|^error|^warning|panicked|FAILED|^failures:/ || /SKIPPED/' || {
+    awk '/panicked/ { more = 4 } more-- > 0 || /^test |^ +Running|^error|^warning|FAILED|^failures:|SKIPPED/' || {
     say "the whole output of the failed run:"
     cat "$log"
     exit 1

@@ -5,6 +5,7 @@ mod bind;
 mod cause;
 mod checks;
 mod child;
+mod claim;
 mod devices;
 mod doctor;
 mod dry_run;

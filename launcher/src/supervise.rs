@@ -29,7 +29,7 @@ use crate::restart::{self, Decision, Facts};
 use crate::show::Show;
 use crate::signals::{Request, Signals};
 use crate::streams::{self, Tail};
-use crate::{inspect, report, signals};
+use crate::{claim, inspect, report, signals};
 
 /// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -76,6 +76,7 @@ async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
     // Handlers first: from here on a signal is a request.
     let mut signals = Signals::install().doing(|| "installing the signal handlers".to_owned())?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
+    let _claim = claim::work_folder(&plan)?;
     report::remove(&plan);
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
     if let Some(limit) = place.time_limit {

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::outputs::{floats, tensors};
-use crate::support::Scene;
+use crate::outputs::{floats, losses, tensors};
+use crate::support::{Scene, finish, launcher, until};
 
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
 
@@ -24,6 +24,22 @@ fn a_folder_with_checkpoints_is_not_trained_into_again_without_being_told() {
     // Both lines work as they are printed.
     scene.launch("--device cpu --nproc 2 train --resume cfg.toml").expect(0, &[]);
     scene.launch("--device cpu --nproc 2 train --work-dir=work_dirs/cfg_2 cfg.toml").expect(0, &[]);
+}
+
+#[test]
+fn a_folder_is_not_trained_into_by_two_jobs_at_once() {
+    let scene = Scene::new();
+    let mut first = scene.start(&format!("{TRAIN} --no-validate --set train.epochs=2000 checkpoint.interval=2000"));
+    let folder = scene.path("work_dirs/cfg");
+    until("some steps are done", || losses(&folder).len() >= 2);
+    let line = format!("{TRAIN} --no-validate --set train.epochs=1");
+    finish(scene.command(&launcher(), &line)).expect(2, &["another fnet-launch trains into work_dirs/cfg"]);
+    let other = format!("{line} --work-dir elsewhere");
+    finish(scene.command(&launcher(), &other)).expect(0, &[]);
+    assert!(first.runs());
+    first.signal("KILL");
+    first.wait();
+    scene.launch(&line).expect(0, &[]);
 }
 
 #[test]
