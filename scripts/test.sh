@@ -16,7 +16,8 @@ say "scripts"
 for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
 
 say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_DIR:-unset})"
-# Captured output of a passed test is dropped by the harness, so skipped tests are shown from the log.
+# Captured output of a passed test is dropped by the harness, so skipped tests are shown from the log; of a panic also the
+# lines after the first, which say what was wrong.
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo test --release --workspace --no-fail-fast -- --show-output 2>&1 | tee "$log" |

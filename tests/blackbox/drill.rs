@@ -18,7 +18,7 @@ use fnet_protocol::message::Phase;
 use crate::support::{Ended, Scene};
 
 const RANKS: usize = 3;
-/// Seconds without headway or sign of life after which the worker that is to hang does so.
+/// Seconds without headway or sign of life after which a worker that hangs is found out.
 const DEADLINE: u32 = 8;
 
 /// One drill.

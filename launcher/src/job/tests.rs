@@ -46,6 +46,13 @@ impl Scene {
         self.job.on(index, Event::Message(FromWorker::Failed(failure)), self.now)
     }
 
+    /// The cause once the launcher has killed both.
+    fn killed(&mut self) -> Cause {
+        self.ended(0, Ending::Signal(9));
+        self.ended(1, Ending::Signal(9));
+        self.cause()
+    }
+
     fn cause(&self) -> Cause {
         match self.job.outcome() {
             Some(Outcome::Failed(cause)) => *cause,
@@ -83,9 +90,7 @@ fn a_worker_that_reports_and_does_not_end_is_ended() {
     let mut scene = Scene::new();
     assert_eq!(scene.failed(0, FailureKind::Usage, "no field lr"), [Action::Tell(1, ToWorker::PeerLost { rank: 0 })]);
     assert_eq!(scene.wait(3.0), [Action::Kill(0), Action::Kill(1)]);
-    scene.ended(0, Ending::Signal(9));
-    scene.ended(1, Ending::Signal(9));
-    let cause = scene.cause();
+    let cause = scene.killed();
     assert_eq!((cause.rank, cause.exit_code, cause.reason.as_str()), (0, exit::USAGE, "no field lr"));
 }
 
@@ -170,9 +175,7 @@ fn a_hanging_worker_is_named_and_the_job_ended() {
         }
         scene.wait(1.0);
     }
-    scene.ended(0, Ending::Signal(9));
-    scene.ended(1, Ending::Signal(9));
-    let cause = scene.cause();
+    let cause = scene.killed();
     assert_eq!((cause.rank, cause.exit_code), (1, exit::HANG));
     assert!(cause.reason.contains("waiting for data"), "{}", cause.reason);
     assert!(cause.reason.contains("rank 0 waits in all-reduce"), "{}", cause.reason);
@@ -223,9 +226,7 @@ fn a_hang_is_reported_with_what_the_system_and_the_worker_itself_know() {
     scene.job.on(1, Event::Inspected("its thread loader-0 is in a read of a.jpg".into()), scene.now);
     let stack = FromWorker::Stack { text: "0: wait\n".into() };
     scene.job.on(1, Event::Message(stack), scene.now);
-    scene.ended(0, Ending::Signal(9));
-    scene.ended(1, Ending::Signal(9));
-    let cause = scene.cause();
+    let cause = scene.killed();
     assert!(cause.reason.ends_with("; its thread loader-0 is in a read of a.jpg"), "{}", cause.reason);
     assert_eq!(cause.backtrace.as_deref(), Some("0: wait\n"));
 }
@@ -285,9 +286,7 @@ fn a_worker_whose_page_shows_headway_lives_even_if_nothing_was_heard() {
         scene.job.on(1, Event::State(state), scene.now);
         scene.wait(1.0);
     }
-    scene.ended(0, Ending::Signal(9));
-    scene.ended(1, Ending::Signal(9));
-    let cause = scene.cause();
+    let cause = scene.killed();
     assert_eq!((cause.rank, cause.exit_code), (1, exit::HANG));
     assert!(cause.reason.contains("gave no sign of life for 61 s"), "{}", cause.reason);
 }

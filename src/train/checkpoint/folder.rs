@@ -94,10 +94,8 @@ impl CheckpointFolder {
     pub fn publish_latest(&self, checkpoint: &Path) -> Result<()> {
         let name = checkpoint.file_name().ok_or_else(|| Error::bug("a checkpoint without a file name"))?;
         let link = self.path.join(LATEST);
-        match atomic::replace_by_link(&link, |link| std::os::unix::fs::symlink(name, link)) {
-            Ok(()) => Ok(()),
-            Err(_) => write_pointer(&link, &name.to_string_lossy()),
-        }
+        atomic::replace_by_link(&link, |link| std::os::unix::fs::symlink(name, link))
+            .or_else(|_| write_pointer(&link, &name.to_string_lossy()))
     }
 
     /// Makes `best_<metric>.ckpt` the same as a checkpoint that was just written, without copying where hard links
