@@ -2,29 +2,10 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
-/// The bridge proper: needs only libtorch_cpu and libc10.
-const SOURCES: &[&str] = &[
-    "autocast.cpp",
-    "autograd.cpp",
-    "batch_norm.cpp",
-    "batch_norm_kernel.cpp",
-    "carrier.cpp",
-    "context.cpp",
-    "cuda.cpp",
-    "error.cpp",
-    "gloo.cpp",
-    "memory.cpp",
-    "nms.cpp",
-    "optim.cpp",
-    "process_group.cpp",
-    "random.cpp",
-    "reducer.cpp",
-    "roi_align.cpp",
-    "roi_align_kernel.cpp",
-    "store.cpp",
-    "torchvision.cpp",
-];
+/// Arithmetic without libtorch: compiled apart, so that its vector code is optimized without the headers' weight.
+const KERNELS: &[&str] = &["cpp/batch_norm_kernel.cpp", "cpp/roi_align_kernel.cpp"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
@@ -32,27 +13,14 @@ fn main() {
     let torch = libtorch();
     let library_folder = torch.join("lib");
 
-    let mut build = cc::Build::new();
-    build
-        .cpp(true)
-        .std("c++17")
-        .opt_level(3)
-        .pic(true)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .flag("-fopenmp")
-        .flag("-fvisibility=hidden")
-        .flag_if_supported("-Wno-psabi")
-        .flag("-Wno-unused-parameter")
-        .include("cpp")
-        .include("cpp/gloo_declarations");
-    for folder in includes(&torch) {
-        build.flag("-isystem").flag(folder.display().to_string());
-    }
-    build.files(SOURCES.iter().map(|name| Path::new("cpp").join(name)));
-    build.compile("fnet_torch_ext");
     let objects = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let nccl = start_nccl_part(&torch, &objects);
+    bridge(&torch, 2).file("cpp/bridge_unit.cpp").compile("fnet_torch_ext");
+    bridge(&torch, 3).files(KERNELS).compile("fnet_torch_ext_kernels");
     build_python_stand_in(&objects);
-    build_nccl_part(&torch, &objects);
+    if !nccl.is_none_or(|mut compiler| compiler.wait().is_ok_and(|status| status.success())) {
+        fail("cannot build the NCCL part from cpp/nccl.cpp; the compiler's message is above");
+    }
 
     println!("cargo::rustc-env=FNET_OBJECTS={}", objects.display());
     println!("cargo::rustc-env=FNET_TORCH_CUDA_VERSION={}", cuda_version(&torch));
@@ -93,29 +61,53 @@ fn build_python_stand_in(objects: &Path) {
     }
 }
 
-/// The NCCL part, where the headers of CUDA and NCCL are in the environment; without it there is only Gloo.
-fn build_nccl_part(torch: &Path, objects: &Path) {
+/// Starts the compiler of the NCCL part, where the headers of CUDA and NCCL are in the environment; without it there is
+/// only Gloo.
+fn start_nccl_part(torch: &Path, objects: &Path) -> Option<Child> {
     let target = objects.join("libfnet_nccl.so");
     let headers = ["../nvidia/cu13/include", "../nvidia/nccl/include"].map(|folder| torch.join(folder));
-    let needed =
-        [headers[0].join("cuda_runtime_api.h"), headers[0].join("crt/host_defines.h"), headers[1].join("nccl.h")];
-    let missing = needed.iter().chain([&torch.join("lib/libtorch_cuda.so")]).find(|file| !file.is_file()).cloned();
-    if let Some(missing) = missing {
+    let needed = [
+        headers[0].join("cuda_runtime_api.h"),
+        headers[0].join("crt/host_defines.h"),
+        headers[1].join("nccl.h"),
+        torch.join("lib/libtorch_cuda.so"),
+    ];
+    if let Some(missing) = needed.iter().find(|file| !file.is_file()) {
         println!("cargo::warning=no NCCL part: {} is missing", missing.display());
         // An object of an earlier build must not outlive its headers.
         let _ = std::fs::remove_file(target);
-        return;
+        return None;
     }
-    let mut command = cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
-    command.args(["-shared", "-fvisibility=hidden", "-D_GLIBCXX_USE_CXX11_ABI=1", "-Icpp"]);
-    for folder in includes(torch).iter().chain(&headers) {
+    let mut command = bridge(torch, 2).get_compiler().to_command();
+    command.arg("-shared");
+    for folder in &headers {
         command.arg("-isystem").arg(folder);
     }
-    command.args(["cpp/nccl.cpp", "cpp/error.cpp", "-o"]).arg(&target).arg("-L").arg(torch.join("lib"));
+    command.arg("cpp/nccl_unit.cpp").arg("-o").arg(&target).arg("-L").arg(torch.join("lib"));
     command.args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
-    if !command.status().is_ok_and(|status| status.success()) {
-        fail("cannot build the NCCL part from cpp/nccl.cpp; the compiler's message is above");
+    Some(command.spawn().unwrap_or_else(|error| fail(&format!("cannot start the C++ compiler: {error}"))))
+}
+
+/// The compiler's settings for every part of the bridge.
+fn bridge(torch: &Path, opt_level: u32) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(opt_level)
+        .debug(false)
+        .pic(true)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .flag("-fopenmp")
+        .flag("-fvisibility=hidden")
+        .flag_if_supported("-Wno-psabi")
+        .flag("-Wno-unused-parameter")
+        .include("cpp")
+        .include("cpp/gloo_declarations");
+    for folder in [torch.join("include"), torch.join("include/torch/csrc/api/include")] {
+        build.flag("-isystem").flag(folder.display().to_string());
     }
+    build
 }
 
 /// The CUDA version that the wheel was built for; empty without CUDA.
@@ -124,10 +116,6 @@ fn cuda_version(torch: &Path) -> String {
     let line = text.lines().find(|line| line.starts_with("cuda"));
     let value = line.and_then(|line| line.split_once('=')).map(|(_, value)| value.trim().trim_matches('\''));
     value.filter(|value| *value != "None").unwrap_or_default().to_owned()
-}
-
-fn includes(torch: &Path) -> [PathBuf; 2] {
-    [torch.join("include"), torch.join("include/torch/csrc/api/include")]
 }
 
 fn fail(message: &str) -> ! {

@@ -1,0 +1,3 @@
+// libfnet_nccl.so as one translation unit.
+#include "error.cpp"
+#include "nccl.cpp"
