@@ -18,7 +18,7 @@ demo: setup ## trains on generated pictures with two CPU workers and shows the A
 test: setup ## formatting, lints, all tests
 	@scripts/test.sh
 
-mpi: setup ## the worker for mpirun into target/mpi, tested; fetches Open MPI unless MPICC names one
+mpi: setup ## the library for workers under mpirun; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh
 
 drill: faults chaos ## both of the following

@@ -10,18 +10,6 @@ fn main() {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
         println!("cargo::rustc-env=FNET_TORCH_VERSION={}", torch_version(&folder));
     }
-    #[cfg(feature = "mpi")]
-    find_mpi();
-}
-
-/// The MPI library that the crate `mpi` was built against, by the same search.
-#[cfg(feature = "mpi")]
-fn find_mpi() {
-    println!("cargo::rerun-if-env-changed=MPICC");
-    let folders = build_probe_mpi::probe().map(|library| library.lib_paths).unwrap_or_default();
-    for folder in folders {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
-    }
 }
 
 /// The version of libtorch that is built against, from the wheel's `version.py` beside its folder of libraries.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The worker with the feature mpi, for mpirun: fetches Open MPI and libclang into .venv, checks and tests the feature
-# under the real mpirun, and leaves the program in target/mpi. target/release is as before when this ends.
-# MPICC names the compiler wrapper of another MPI, LIBCLANG_PATH the folder of another libclang.
+# The library by which a worker under mpirun speaks to MPI: target/release/libfnet_mpi.so, beside the worker. Fetches Open
+# MPI and libclang into .venv. MPICC names the compiler wrapper of another MPI, LIBCLANG_PATH the folder of another
+# libclang.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
@@ -18,26 +18,11 @@ find_compilers() {
     export MPICC=${MPICC:-$ROOT/.venv/bin/mpicc}
     export LIBCLANG_PATH=${LIBCLANG_PATH:-$(.venv/bin/python -c 'import os, clang; print(os.path.join(os.path.dirname(clang.__file__), "native"))')}
     export BINDGEN_EXTRA_CLANG_ARGS=${BINDGEN_EXTRA_CLANG_ARGS:--I$(gcc -print-file-name=include)}
-    local mpicc
-    mpicc=$(command -v "$MPICC") || die "MPICC=$MPICC is no program" "Unset it, or name the mpicc of your MPI."
-    export FNET_MPIRUN=${FNET_MPIRUN:-$(dirname "$mpicc")/mpirun}
-}
-
-# The programs without MPI, which the tests of the feature have replaced.
-restore() {
-    cargo build --quiet --release --workspace
+    command -v "$MPICC" >/dev/null || die "MPICC=$MPICC is no program" "Unset it, or name the mpicc of your MPI."
 }
 
 install_wheels
 find_compilers
-trap restore EXIT
-# All of the workspace, as everywhere: with the same features on, packages are built once.
-feature=(--release --workspace --features mpi)
-
-say "lints with MPI"
-cargo clippy --quiet "${feature[@]}" --lib --bin fnet-worker --test distributed --test blackbox -- -D warnings
-say "tests under $FNET_MPIRUN"
-cargo test "${feature[@]}" --test distributed --test blackbox -- mpi
-mkdir -p target/mpi
-cp target/release/fnet-worker target/mpi/fnet-worker
-say "ready: target/mpi/fnet-worker, for $FNET_MPIRUN -n N target/mpi/fnet-worker train CONFIG"
+cargo build --release --manifest-path crates/mpi/Cargo.toml --target-dir target/mpi
+install -m 755 target/mpi/release/libfnet_mpi.so target/release/libfnet_mpi.so
+say "ready: mpirun -n N target/release/fnet-worker train CONFIG, with the mpirun beside $MPICC"

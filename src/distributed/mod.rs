@@ -3,17 +3,12 @@
 //! [`World`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
 //! were given, and no socket is opened.
 
-#[cfg(any(feature = "mpi", test))]
-#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
 mod address;
 mod data_parallel;
 mod device;
 mod dial;
 mod endpoint;
-#[cfg(feature = "mpi")]
 mod mpi;
-#[cfg(any(feature = "mpi", test))]
-#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
 mod orphan;
 mod place;
 mod starter;

@@ -34,7 +34,8 @@ const PMIX_RANK: &str = "PMIX_RANK";
 
 impl Start {
     /// Finds the starter in the environment, in this order: RANK and WORLD_SIZE, which the user may have set in
-    /// whatever way; mpirun; srun; nobody, which means a job of one rank. `with_mpi`: whether this program can ask MPI.
+    /// whatever way; mpirun; srun; nobody, which means a job of one rank. `with_mpi`: whether the library is there by which this
+    /// program asks MPI.
     ///
     /// # Errors
     /// A usage error if several ranks were started in a way in which they cannot meet, with what to do: each would
@@ -87,9 +88,9 @@ fn mpirun_ranks(
 
 fn without_mpi(name: &str, ranks: usize) -> Error {
     Error::usage(format!(
-        "mpirun started {ranks} ranks ({name}={ranks}), but this fnet-worker is built without MPI, so each would train \
-         alone. Start them by fnet-launch (--gpus {ranks}, or --device cpu --nproc {ranks}; --nnodes for several \
-         machines) or by torchrun, or build the worker with MPI: `make mpi`, or cargo build --release --features mpi"
+        "mpirun started {ranks} ranks ({name}={ranks}), but libfnet_mpi.so is not beside this fnet-worker, so each would \
+         train alone. Start them by fnet-launch (--gpus {ranks}, or --device cpu --nproc {ranks}; --nnodes for several \
+         machines) or by torchrun, or build that library: `make mpi`"
     ))
 }
 

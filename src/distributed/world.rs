@@ -13,6 +13,7 @@ use torch_ext::distributed::{Aborter, ProcessGroup, Reduction, StoreOptions, Tcp
 use super::device::choose_device;
 use super::dial::wait_for_server;
 use super::endpoint::gloo_options;
+use super::mpi::{self, Mpi};
 use super::place::{Place, Rendezvous};
 use super::starter::Start;
 use crate::error::{Context, Error, Result};
@@ -85,9 +86,12 @@ impl World {
     /// error if the ranks do not meet before the deadline.
     pub fn connect(deadlines: Deadlines) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
-        let (place, by) = match Start::find(variable, cfg!(feature = "mpi"))? {
+        let (place, by) = match Start::find(variable, mpi::library().is_some())? {
             Start::Placed(place) => (place, Transport::Gloo),
-            Start::Mpi { ranks } => meet_by_mpi(ranks, deadlines.meeting)?,
+            Start::Mpi { ranks } => {
+                let (place, mpi) = mpi::meet(ranks, deadlines.meeting)?;
+                (place, Transport::Mpi(mpi))
+            }
         };
         let device = choose_device(variable(env::DEVICE).as_deref(), place.local_rank)?;
         Self::join_by(by, &place, device, deadlines)
@@ -138,7 +142,6 @@ impl World {
                 ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.meeting, &options)
                     .with_context(|| format!("{meeting} (by {options:?})"))?
             }
-            #[cfg(feature = "mpi")]
             Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.meeting)?,
         };
         if let Device::Cuda(index) = device {
@@ -435,28 +438,16 @@ fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> R
 /// What tensors on the CPU travel by.
 enum Transport {
     Gloo,
-    #[cfg(feature = "mpi")]
-    Mpi(super::mpi::Mpi),
+    Mpi(Mpi),
 }
 
 impl Transport {
     fn name(&self) -> &'static str {
         match self {
             Transport::Gloo => "gloo",
-            #[cfg(feature = "mpi")]
             Transport::Mpi(_) => "mpi",
         }
     }
-}
-
-#[cfg(feature = "mpi")]
-fn meet_by_mpi(ranks: usize, timeout: Duration) -> Result<(Place, Transport)> {
-    super::mpi::meet(ranks, timeout).map(|(place, mpi)| (place, Transport::Mpi(mpi)))
-}
-
-#[cfg(not(feature = "mpi"))]
-fn meet_by_mpi(ranks: usize, _: Duration) -> Result<(Place, Transport)> {
-    Err(Error::bug(format!("{ranks} ranks were to meet by MPI, which this program is built without")))
 }
 
 fn lock(group: &Mutex<ProcessGroup>) -> MutexGuard<'_, ProcessGroup> {

@@ -14,7 +14,6 @@ mod dry_run;
 mod evaluation;
 mod exact_resume;
 mod failures;
-#[cfg(feature = "mpi")]
 mod mpi;
 mod nodes;
 mod options;

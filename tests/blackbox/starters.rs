@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use fnet_protocol::env;
 use serde_json::Value;
 
 use crate::outputs::{files, losses, tensors};
@@ -30,13 +31,12 @@ fn torchrun_starts_the_same_job() {
 }
 
 /// Each rank would otherwise train alone, all of them in one folder.
-#[cfg(not(feature = "mpi"))]
 #[test]
 fn ranks_of_mpirun_are_refused_by_a_worker_without_mpi() {
     let scene = Scene::new();
     let mut command = scene.command(&worker_program(), "train cfg.toml");
-    command.env("OMPI_COMM_WORLD_RANK", "1").env("OMPI_COMM_WORLD_SIZE", "2");
-    finish(command).expect(2, &["mpirun started 2 ranks", "--features mpi", "fnet-launch"]);
+    command.env("OMPI_COMM_WORLD_RANK", "1").env("OMPI_COMM_WORLD_SIZE", "2").env(env::MPI_LIBRARY, "/nowhere");
+    finish(command).expect(2, &["mpirun started 2 ranks", "`make mpi`", "fnet-launch"]);
     assert!(!scene.path("work_dirs").exists());
 }
 

@@ -54,6 +54,8 @@ pub const GLOO_SOCKET_IFNAME: &str = "GLOO_SOCKET_IFNAME";
 pub const NCCL_SOCKET_IFNAME: &str = "NCCL_SOCKET_IFNAME";
 /// Path of the worker to start instead of the `fnet-worker` beside the launcher or on PATH.
 pub const WORKER: &str = "FNET_WORKER";
+/// Path of the library by which a worker under mpirun speaks to MPI, instead of the `libfnet_mpi.so` beside it.
+pub const MPI_LIBRARY: &str = "FNET_MPI_LIBRARY";
 /// Folder that relative paths of data sets start from, instead of `data/coco`.
 pub const DATA_ROOT: &str = "FNET_DATA_ROOT";
 /// Folder with `data/` and `reference/` for tests on real pictures.
