@@ -22,6 +22,11 @@ fn main() {
         fail("cannot build the NCCL part from cpp/nccl.cpp; the compiler's message is above");
     }
 
+    // Before those that torch-sys links: libtorch_cuda defines symbols of libtorch_cpu too, and a program that took one
+    // of them from there would load CUDA at its start.
+    println!("cargo::rustc-link-search=native={}", library_folder.display());
+    println!("cargo::rustc-link-lib=dylib=torch_cpu");
+
     println!("cargo::rustc-env=FNET_OBJECTS={}", objects.display());
     println!("cargo::rustc-env=FNET_TORCH_CUDA_VERSION={}", cuda_version(&torch));
 
