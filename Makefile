@@ -21,13 +21,14 @@ test: setup ## formatting, lints, all tests
 mpi: setup ## the library for workers under mpirun; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh
 
-drill: faults chaos ## both of the following
+drill: faults chaos ## both of the following, and a job of 64 workers
+	cargo test --release --workspace --test blackbox -- --ignored --exact drill::sixty_four_workers_train_ten_steps_and_stop_cleanly
 
 faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
-	cargo test --release --test blackbox -- --ignored --exact drill::drill --nocapture
+	cargo test --release --workspace --test blackbox -- --ignored --exact drill::drill --nocapture
 
 chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
-	cargo test --release --test blackbox -- --ignored --exact chaos::chaos --nocapture
+	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh

@@ -1,25 +1,32 @@
 //! Black-box tests of the two real programs: what a user types, what comes back, what is left on the disk.
 //!
-//! Every job trains a detector of a few thousand weights on generated pictures, so that it takes about a second. The
-//! jobs run one after the other, each worker with one thread.
+//! Most jobs train a detector of a few thousand weights on generated images, so that each takes about a second. Each
+//! worker has one thread. [`slots`] limits how many jobs run side by side.
 
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chaos;
+mod configs;
 mod custom_data;
 mod data;
+mod demo_weights;
+mod distributed;
 mod drill;
 mod dry_run;
 mod evaluation;
 mod exact_resume;
 mod failures;
+mod install;
+mod masks;
 mod mpi;
 mod nodes;
 mod options;
 mod outputs;
+mod parity_trained;
 mod pictures;
 mod resume;
+mod slots;
 mod starters;
 mod support;
 mod train;

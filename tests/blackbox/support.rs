@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::env;
+
+use crate::slots::{self, Slots};
 
 /// Longer than any job here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -15,8 +17,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const PICTURES: u32 = 48;
 /// Variable that marks the processes of a scene.
 const MARK: &str = "FNET_TEST_SCENE";
-/// Jobs of two workers would only slow each other down.
-static TURN: Mutex<()> = Mutex::new(());
+/// Slots of a test whose jobs have two workers that compute.
+const TWO_WORKERS: usize = 2;
 
 /// The smallest detector, and the generated pictures.
 const CONFIG: &str = r#"
@@ -61,10 +63,10 @@ epochs = 2
 interval = 1
 "#;
 
-/// A folder with a config `cfg.toml`, in which the programs run. No other scene is open meanwhile.
+/// A folder with a config `cfg.toml`, in which the programs run.
 pub struct Scene {
     folder: tempfile::TempDir,
-    _turn: Option<MutexGuard<'static, ()>>,
+    _slots: Option<Slots>,
 }
 
 /// A program that runs.
@@ -96,8 +98,14 @@ impl Ended {
 }
 
 impl Scene {
+    /// For jobs of about two workers that compute.
     pub fn new() -> Self {
-        Self::on(&shared_pictures())
+        Self::of(TWO_WORKERS)
+    }
+
+    /// For jobs of so many workers that compute; 1 for those that mostly wait for a deadline.
+    pub fn of(workers: usize) -> Self {
+        Self::on(&shared_pictures(), Some(slots::take(workers)))
     }
 
     /// A scene with a copy of some pictures that a test may damage, in `data/`.
@@ -107,27 +115,23 @@ impl Scene {
 
     /// A scene with so many pictures of its own to train on and to evaluate on, in `data/`.
     pub fn with_pictures(images: u32, val_images: u32) -> Self {
-        let scene = Self::on(Path::new("data"));
+        let scene = Self::on(Path::new("data"), Some(slots::take(TWO_WORKERS)));
         let data = scene.path("data");
         let options = fnet_synth::Options { out: data, images, val_images, ..options() };
         fnet_synth::generate(&options, &|_| {}).unwrap();
         scene
     }
 
-    fn on(data: &Path) -> Self {
-        Self::with_turn(data, Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-
     /// Another scene of the same test, whose programs run beside this one's.
     pub fn beside(&self) -> Self {
-        Self::with_turn(&shared_pictures(), None)
+        Self::on(&shared_pictures(), None)
     }
 
-    fn with_turn(data: &Path, turn: Option<MutexGuard<'static, ()>>) -> Self {
+    fn on(data: &Path, slots: Option<Slots>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = format!("[data]\nroot = {:?}\n", data.to_str().unwrap());
         fs::write(folder.path().join("cfg.toml"), CONFIG.replace("[data]\n", &root)).unwrap();
-        Self { folder, _turn: turn }
+        Self { folder, _slots: slots }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

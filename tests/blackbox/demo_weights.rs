@@ -2,8 +2,6 @@
 //! when its labels, its masks' shapes or their directions are wrong. FNET_DEMO_DIR is the folder that `make demo`
 //! trained in.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails the test that called it")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

@@ -40,7 +40,7 @@ impl Scene {
         command
             .args(line.split_whitespace())
             .current_dir(self.folder.path())
-            .env("FNET_WORKER", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox/fake_worker.sh"))
+            .env("FNET_WORKER", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/supervision/fake_worker.sh"))
             .env("FAKE", deeds)
             .env("SCENE", self.folder.path())
             .env_remove("OMP_NUM_THREADS")

@@ -1,8 +1,6 @@
 //! The ranks of a job as real processes, started as fnet-launch and torchrun start them.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "../crates/torch-ext/tests/ranks/processes.rs"]
+#[path = "../../crates/torch-ext/tests/ranks/processes.rs"]
 mod processes;
 
 use std::net::TcpListener;
@@ -39,7 +37,7 @@ fn a_job_of_one_rank_needs_no_peers() {
 
 #[test]
 fn collectives_of_the_world_give_the_right_values() {
-    finish(start("body_collectives", 3));
+    finish(start("distributed::body_collectives", 3));
 }
 
 #[test]
@@ -84,7 +82,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
     // A second attempt meets in the same store.
     for attempt in ["0", "1"] {
         let children = (0..2).map(|rank| {
-            let mut command = rank_command("body_collectives", rank, 2, port);
+            let mut command = rank_command("distributed::body_collectives", rank, 2, port);
             command.env(env::TORCHELASTIC_USE_AGENT_STORE, "True").env("TORCHELASTIC_RESTART_COUNT", attempt);
             command.spawn().unwrap()
         });
@@ -113,7 +111,7 @@ fn picture(rank: usize) -> Tensor {
 
 #[test]
 fn the_gradients_of_two_workers_are_the_mean_of_their_pictures_gradients() {
-    finish(start("body_data_parallel", 2));
+    finish(start("distributed::body_data_parallel", 2));
 }
 
 #[test]
@@ -198,7 +196,7 @@ fn detector_loss(model: &MaskRcnn, index: usize) -> Tensor {
 
 #[test]
 fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_pictures_alone() {
-    finish(start("body_detector_gradients", 2));
+    finish(start("distributed::body_detector_gradients", 2));
 }
 
 #[test]
@@ -236,7 +234,7 @@ fn body_detector_gradients() {
 
 #[test]
 fn an_overflow_on_one_rank_leaves_out_the_update_on_all() {
-    finish(start("body_overflow", 2));
+    finish(start("distributed::body_overflow", 2));
 }
 
 /// All weights, the optimizer's state and the average, as one row.
@@ -288,7 +286,7 @@ fn body_overflow() {
 
 #[test]
 fn ranks_with_different_parameters_are_told_apart() {
-    finish(start("body_other_parameters", 2));
+    finish(start("distributed::body_other_parameters", 2));
 }
 
 #[test]
@@ -305,7 +303,7 @@ fn body_other_parameters() {
 
 #[test]
 fn a_killed_peer_is_an_error_that_names_the_phase() {
-    let mut children = start("body_killed", 2);
+    let mut children = start("distributed::body_killed", 2);
     let survivor = children.remove(0);
     children[0].wait().unwrap();
     finish(vec![survivor]);
@@ -332,9 +330,9 @@ fn body_killed() {
 fn a_taken_port_and_an_absent_server_are_told_apart() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    finish(vec![rank_command("body_taken_port", 0, 2, port).spawn().unwrap()]);
+    finish(vec![rank_command("distributed::body_taken_port", 0, 2, port).spawn().unwrap()]);
     drop(taken);
-    finish(vec![rank_command("body_absent_server", 1, 2, port).spawn().unwrap()]);
+    finish(vec![rank_command("distributed::body_absent_server", 1, 2, port).spawn().unwrap()]);
 }
 
 #[test]
@@ -389,7 +387,7 @@ mod by_mpi {
     #[test]
     fn collectives_of_the_world_give_the_right_values() {
         for ranks in [2, 3] {
-            passes("by_mpi::body_collectives", ranks);
+            passes("distributed::by_mpi::body_collectives", ranks);
         }
     }
 
@@ -424,14 +422,19 @@ mod by_mpi {
 
     #[test]
     fn training_in_parallel_gives_the_same_as_alone() {
-        for body in ["body_data_parallel", "body_detector_gradients", "body_overflow", "body_other_parameters"] {
+        for body in [
+            "distributed::body_data_parallel",
+            "distributed::body_detector_gradients",
+            "distributed::body_overflow",
+            "distributed::body_other_parameters",
+        ] {
             passes(body, 2);
         }
     }
 
     #[test]
     fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
-        let Some(output) = mpirun("by_mpi::body_deadline", 2) else { return };
+        let Some(output) = mpirun("distributed::by_mpi::body_deadline", 2) else { return };
         let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(told.contains("the error is as it should be"), "{told}{errors}");
         // The ranks ended without MPI_Finalize, and that must not look like a success.
