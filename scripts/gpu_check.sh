@@ -305,6 +305,8 @@ check_out_of_memory() {
 # Trains until there is something to find, then compares the detections of both devices.
 check_detections() {
     local code=0 measured epochs=12 place=(--device cpu --nproc 2)
+    # Devices of one kind agree on weak detections too.
+    [ "$device" = cuda ] || epochs=6
     launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=2e-3 \
         "train.epochs=$epochs" schedule.warmup_iters=20 model.roi_head.sampler.count=128 log.interval=10 || code=$?
     if [ "$code" -eq 0 ]; then
