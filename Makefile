@@ -4,7 +4,7 @@ PREFIX ?= $(HOME)/.local
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test drill faults chaos mpi parity install clean
+.PHONY: help setup demo test drill faults chaos mpi fuzz parity install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 
 
 chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
 	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture
+
+fuzz: ## each reader of files against damaged ones, FNET_FUZZ_SECONDS=600 each; needs nightly Rust and cargo-fuzz
+	for target in fuzz/fuzz_targets/*.rs; do scripts/fuzz.sh $$(basename $$target .rs) $${FNET_FUZZ_SECONDS:-600} || exit 1; done
 
 parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh

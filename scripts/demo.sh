@@ -14,6 +14,8 @@ work=work_dirs/demo
 [ "$seed" = 0 ] || work=work_dirs/demo-$seed
 launch=target/release/fnet-launch
 started=$SECONDS
+# The epoch of the first checkpoint, see configs/demo.toml.
+EARLY=2
 
 # The demonstration has its own data, and one thread for each of its two workers.
 unset FNET_DATA_ROOT
@@ -22,9 +24,22 @@ export OMP_NUM_THREADS=1
 say "1 of 3: pictures"
 "$launch" synth --out "$data" --seed "$seed"
 
+# Paints one image by the first checkpoint, while the training goes on.
+paint_early() {
+    local checkpoint=$work/epoch_$EARLY.ckpt image
+    until [ -e "$checkpoint" ]; do sleep 0.5; done
+    image=$(find "$data/val" -type f | sort | head -n 1)
+    "$launch" -q --device cpu --nproc 1 predict "$checkpoint" "$image" --out "$work/early" 2>"$work/early.log" || return 0
+    say "after $((SECONDS - started)) s the model of epoch $EARLY painted $work/early/${image##*/}"
+}
+
 say "2 of 3: training with two workers on the CPU"
 resume=()
 [ -e "$work/latest.ckpt" ] && resume=(--resume)
+if [ ${#resume[@]} -eq 0 ]; then
+    paint_early &
+    trap 'kill $! 2>/dev/null || true' EXIT
+fi
 "$launch" --device cpu --nproc 2 train configs/demo.toml --work-dir "$work" --seed "$seed" \
     "${resume[@]}" --set "data.root=$data"
 
