@@ -176,7 +176,7 @@ fn measure(mut command: Command, workers: usize) -> Result<(f64, f64)> {
     let done = done.filter(|done| output.status.success() && done.world_size == workers).ok_or_else(|| {
         let errors = String::from_utf8_lossy(&output.stderr);
         let message = format!("{line} did not start {workers} workers ({}):\n{errors}", output.status);
-        Error { code: output.status.code().unwrap_or(exit::WORKER_LOST).max(1), message }
+        Error::new(output.status.code().unwrap_or(exit::WORKER_LOST).max(1), message)
     })?;
     let seconds = |time: Duration| time.saturating_sub(started).as_secs_f64();
     Ok((seconds(Duration::from_nanos(done.done_ns)), seconds(ended)))
@@ -260,9 +260,9 @@ mod tests {
         };
         let error = shell("echo no such backend >&2; exit 6").unwrap_err();
         assert_eq!(error.code, exit::ENVIRONMENT);
-        assert!(error.message.contains("no such backend"), "{error}");
+        assert!(error.message().contains("no such backend"), "{error}");
         let few = shell(r#"echo '{"done_ns": 5, "world_size": 1}'"#).unwrap_err();
-        assert!(few.message.contains("did not start 2 workers"), "{few}");
+        assert!(few.message().contains("did not start 2 workers"), "{few}");
         let (first, whole) = shell(r#"echo '{"done_ns": 99000000000000000, "world_size": 2}'"#).unwrap();
         assert!(first > whole && whole < 60.0);
     }
@@ -272,6 +272,6 @@ mod tests {
         assert!(find_program(Path::new("/bin/sh")).is_ok() && find_program(Path::new("sh")).is_ok());
         let error = find_program(Path::new("no-such-torchrun")).unwrap_err();
         assert_eq!(error.code, exit::USAGE);
-        assert!(error.message.contains("no-such-torchrun"), "{error}");
+        assert!(error.message().contains("no-such-torchrun"), "{error}");
     }
 }

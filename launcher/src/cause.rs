@@ -58,6 +58,9 @@ pub struct Cause {
     pub exit_code: i32,
     /// One line.
     pub reason: String,
+    /// Whether those are the words of the rank itself.
+    #[serde(default)]
+    pub reported: bool,
     /// What the rank was last seen doing.
     pub doing: Option<String>,
     /// The same for programs.
@@ -91,6 +94,8 @@ pub fn first(evidence: &[Evidence]) -> Option<Cause> {
         rank: first.rank,
         exit_code: exit_code(first),
         reason: reason(first),
+        reported: first.finding.is_none()
+            && first.failure.as_ref().is_some_and(|failure| !failure.message.trim().is_empty()),
         doing: first.beat.as_ref().map(doing),
         beat: first.beat.clone(),
         backtrace: first.failure.as_ref().and_then(|failure| failure.backtrace.clone()).or_else(|| first.stack.clone()),
@@ -160,7 +165,7 @@ fn reason(one: &Evidence) -> String {
     if let Some(Finding::Hang(text) | Finding::Disagrees(text)) = &one.finding {
         return text.clone();
     }
-    if let Some(failure) = &one.failure {
+    if let Some(failure) = one.failure.as_ref().filter(|failure| !failure.message.trim().is_empty()) {
         return failure.message.clone();
     }
     match one.ending {
@@ -172,11 +177,12 @@ fn reason(one: &Evidence) -> String {
             }
         }
         Some(Ending::Code(code)) => format!("ended with code {code} ({})", meaning(code)),
-        None => "did not end".to_owned(),
+        None => format!("failed without saying why ({})", meaning(exit_code(one))),
     }
 }
 
-fn meaning(code: i32) -> &'static str {
+/// What an exit code means.
+pub fn meaning(code: i32) -> &'static str {
     match code {
         exit::SUCCESS => "done",
         exit::BUG | 101 => "a fault of fnet itself",

@@ -171,16 +171,16 @@ mod tests {
     fn without_a_gpu_the_line_to_run_instead_is_printed() {
         let error = on("--gpus 8", None, 0).unwrap_err();
         assert_eq!(error.code, exit::ENVIRONMENT);
-        assert!(error.message.contains("/dev/nvidia0: none"), "{error}");
-        assert!(error.message.contains("\n  fnet-launch --device cpu --nproc 2 train cfg.toml"), "{error}");
+        assert!(error.message().contains("/dev/nvidia0: none"), "{error}");
+        assert!(error.message().contains("\n  fnet-launch --device cpu --nproc 2 train cfg.toml"), "{error}");
     }
 
     #[test]
     fn too_many_gpus_name_what_is_there() {
         let error = on("--gpus 8", None, 1).unwrap_err();
         assert_eq!(error.code, exit::ENVIRONMENT);
-        assert!(error.message.contains("only 1 GPU found"), "{error}");
-        assert!(error.message.contains("fnet-launch --gpus 1 train cfg.toml"), "{error}");
+        assert!(error.message().contains("only 1 GPU found"), "{error}");
+        assert!(error.message().contains("fnet-launch --gpus 1 train cfg.toml"), "{error}");
     }
 
     #[test]

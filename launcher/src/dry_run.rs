@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use fnet_protocol::cli::{Place, WorkerCommand};
@@ -11,6 +11,7 @@ use fnet_protocol::estimate::{DiskEstimate, Estimate, MemoryEstimate};
 use fnet_protocol::{env, exit};
 use serde::Serialize;
 
+use crate::child::{self, Failure};
 use crate::devices::Devices;
 use crate::error::{Doing, Error, Result};
 use crate::limits::{self, Memory};
@@ -67,15 +68,12 @@ pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
         _ => return Err(Error::usage("--dry-run goes with train and test; leave it out")),
     };
     let world_size = plan.nodes.spot(plan.devices.workers()).world;
-    let estimate = match ask_worker(plan, world_size)? {
-        Ok(estimate) => estimate,
-        Err(code) => return Ok(code),
-    };
+    let show = Show::new(place);
+    let mut estimate = ask_worker(plan, world_size, &show)?;
     let workers = workers(plan);
     let memory = limits::memory(Path::new("/"));
     let mut problems = Vec::new();
     problems.extend(estimate.disk.as_ref().and_then(|disk| judge_disk(disk, &estimate.work_dir)));
-    let mut estimate = estimate;
     for (is_problem, text) in judge_memory(&estimate.memory, &workers, &plan.devices, memory) {
         if is_problem { problems.push(text) } else { estimate.warnings.push(text) }
     }
@@ -88,7 +86,6 @@ pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
         binding: plan.binding.reason.clone(),
         problems,
     };
-    let show = Show::new(place);
     if json {
         let line = serde_json::to_string(&report).doing(|| "the report as JSON".to_owned())?;
         // A reader that closed the pipe has read enough.
@@ -100,22 +97,23 @@ pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
     Ok(if report.problems.is_empty() { exit::SUCCESS } else { exit::ENVIRONMENT })
 }
 
-/// What a single worker tells, or the code that it ended with after saying why.
-fn ask_worker(plan: &Plan, world_size: usize) -> Result<std::result::Result<Estimate, i32>> {
+/// What a single worker tells.
+///
+/// # Errors
+/// Why it does not, in its own words if it has any.
+fn ask_worker(plan: &Plan, world_size: usize, show: &Show) -> Result<Estimate> {
     let mut worker = Command::new(&plan.program);
-    worker.args(plan.command.to_args()).stdin(Stdio::null()).stdout(Stdio::piped());
+    worker.args(plan.command.to_args());
     plan::remove_ranks(&mut worker);
     // The weights are of the same size everywhere, so no GPU is touched.
     worker.env(env::DEVICE, "cpu").env(env::DRY_RUN, world_size.to_string()).env(env::VERBOSITY, "-1");
-    let doing = || format!("starting {}", plan.program.display());
-    let output = worker.spawn().doing(doing)?.wait_with_output().doing(doing)?;
-    if !output.status.success() {
-        return Ok(Err(output.status.code().unwrap_or(exit::WORKER_LOST)));
-    }
-    serde_json::from_slice(&output.stdout).map(Ok).map_err(|error| {
-        let message = format!("{} is of another version of fnet: {error}; run `make setup`", plan.program.display());
-        Error::environment(message)
-    })
+    let answer = child::ask_blocking(worker, Duration::MAX).and_then(|answer| {
+        if !answer.stderr.is_empty() {
+            show.print(&answer.stderr);
+        }
+        serde_json::from_slice(&answer.stdout).map_err(|_| Failure::NoAnswer("did not say what it would do"))
+    });
+    answer.map_err(|failure| failure.of_worker(&plan.program, "estimating the job"))
 }
 
 fn workers(plan: &Plan) -> Vec<WorkerPlace> {

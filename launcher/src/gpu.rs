@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::bind::Near;
-use crate::{child, topology};
+use crate::child::{self, Failure};
+use crate::topology;
 
 /// One GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -143,15 +144,14 @@ pub fn near(root: &Path, gpu: Option<&Gpu>) -> Near {
 
 fn nvidia_smi() -> Result<Vec<Gpu>, String> {
     let mut command = Command::new("nvidia-smi");
-    let output = child::output(command.arg("-L").stderr(Stdio::null()), SMI_PATIENCE)
-        .map_err(
-            |error| if error.kind() == std::io::ErrorKind::NotFound { "not on PATH".into() } else { error.to_string() },
-        )?
-        .ok_or_else(|| format!("no answer in {} s: the driver hangs", SMI_PATIENCE.as_secs()))?;
-    if !output.status.success() {
-        return Err(format!("failed ({})", output.status));
+    command.arg("-L");
+    match child::ask_blocking(command, SMI_PATIENCE) {
+        Ok(answer) => Ok(parse_smi(&String::from_utf8_lossy(&answer.stdout))),
+        Err(Failure::NotStarted(error)) if error.kind() == std::io::ErrorKind::NotFound => Err("not on PATH".into()),
+        Err(Failure::TooLate(time)) => Err(format!("no answer in {} s: the driver hangs", time.as_secs())),
+        Err(Failure::Ended(status, _)) => Err(format!("failed ({status})")),
+        Err(failure) => Err(failure.text()),
     }
-    Ok(parse_smi(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Lines such as `GPU 0: NVIDIA H100 (UUID: GPU-...)`.

@@ -343,6 +343,13 @@ impl Job {
             worker.finding = Some(Finding::OutOfMemory(text));
         }
         match ending {
+            Ending::Code(exit::SUCCESS) if worker.heard.is_none() && worker.failure.is_none() => {
+                let message = "ended with code 0 before it had begun: FNET_WORKER, or the fnet-worker beside fnet-launch, is \
+                               not the worker of this version; run `fnet-launch doctor`";
+                let kind = FailureKind::Environment;
+                worker.failure = Some(Failure { kind, message: message.to_owned(), backtrace: None, at: None });
+                self.fail(index, now)
+            }
             Ending::Code(exit::SUCCESS) => Vec::new(),
             Ending::Code(code @ (exit::STOPPED | exit::INTERRUPTED)) => {
                 let reason = if code == exit::INTERRUPTED { StopReason::Interrupted } else { StopReason::Terminated };

@@ -6,6 +6,7 @@ mod cause;
 mod checks;
 mod child;
 mod claim;
+mod config;
 mod devices;
 mod doctor;
 mod dry_run;
@@ -20,6 +21,7 @@ mod logs;
 mod memory;
 mod nodes;
 mod nvml;
+mod output;
 mod plan;
 mod process;
 mod rendezvous;
@@ -48,7 +50,7 @@ use fnet_protocol::{env, exit};
 use crate::bind::{Binding, UserSettings};
 use crate::checks::Checks;
 use crate::devices::Devices;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::gpu::Detection;
 use crate::plan::Plan;
 use crate::show::Show;
@@ -61,10 +63,13 @@ fn main() {
         _ => {}
     }
     let launch = Launch::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let code = run(&launch).unwrap_or_else(|error| {
-        Show::new(&launch.place).error(&error.message);
+    let started = output::start().doing(|| "starting the threads for the output".to_owned());
+    let code = started.and_then(|()| run(&launch)).unwrap_or_else(|error| {
+        Show::new(&launch.place).error(error.message());
         error.code
     });
+    // A job that is over must not wait for a reader that has stopped; what a person has asked for may.
+    output::flush(is_supervised(&launch).then_some(output::FLUSH_TIMEOUT));
     std::process::exit(code);
 }
 
@@ -78,10 +83,9 @@ fn run(launch: &Launch) -> Result<i32> {
         }
         LaunchCommand::Worker(command) => {
             plan::check_json(command)?;
-            let plan = plan_job(place, command)?;
             match launch_benchmark(command) {
-                Some(benchmark) => benchmark::run(place, &plan, benchmark),
-                None => supervise::run(place, &plan),
+                Some(benchmark) => benchmark::run(place, &plan_job(place, command)?, benchmark),
+                None => supervise::run(place, || plan_job(place, command)),
             }
         }
         LaunchCommand::Synth(command) => synth::run(place, command).map(|()| exit::SUCCESS),
@@ -90,6 +94,16 @@ fn run(launch: &Launch) -> Result<i32> {
             completions(command);
             Ok(exit::SUCCESS)
         }
+    }
+}
+
+/// Whether workers are started and looked after.
+fn is_supervised(launch: &Launch) -> bool {
+    match &launch.command {
+        LaunchCommand::Worker(command) => {
+            !launch.place.dry_run && !plan::needs_no_rank(command) && launch_benchmark(command).is_none()
+        }
+        _ => false,
     }
 }
 

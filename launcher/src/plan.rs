@@ -3,11 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use fnet_protocol::cli::{BenchmarkCommand, Place, Resume, Train, WorkerCommand};
 use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
-use fnet_protocol::{env, exit};
+use fnet_protocol::{env, exit, file_kind};
 
 use crate::bind::Binding;
 use crate::devices::Devices;
@@ -178,34 +177,41 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
 /// A config (exit code 2), checkpoint or picture (exit code 3) that does not exist; a missing `--config` (exit code 2),
 /// with the line to run.
 pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
-    let config = |path: &Path| {
-        if path.exists() { Ok(()) } else { Err(Error::usage(format!("config {}: no such file", path.display()))) }
+    let config = |path: &Path| match file_kind::not_a_config(path) {
+        _ if !path.exists() => Err(Error::usage(format!("config {}: no such file", path.display()))),
+        Some(why) => Err(Error::usage(format!("config {}: {why}", path.display()))),
+        None => Ok(()),
     };
     let data = |what: &str, path: &Path| {
         let message = || format!("{what} {}: no such file", path.display());
-        if path.exists() { Ok(()) } else { Err(Error { code: exit::DATA, message: message() }) }
+        if path.exists() { Ok(()) } else { Err(Error::new(exit::DATA, message())) }
+    };
+    let weights = |path: &Path| {
+        data("checkpoint", path)?;
+        file_kind::not_a_checkpoint(path)
+            .map_or(Ok(()), |why| Err(Error::new(exit::DATA, format!("checkpoint {}: {why}", path.display()))))
     };
     match command {
         WorkerCommand::Train(train) => {
             config(&train.config)?;
             if let Some(Resume::From(checkpoint)) = &train.resume {
-                data("checkpoint", checkpoint)?;
+                weights(checkpoint)?;
             }
-            train.load_from.as_deref().map_or(Ok(()), |checkpoint| data("checkpoint", checkpoint))
+            train.load_from.as_deref().map_or(Ok(()), weights)
         }
         WorkerCommand::Test(test) => {
-            data("checkpoint", &test.checkpoint)?;
+            weights(&test.checkpoint)?;
             test.config.as_deref().map_or(Ok(()), config)
         }
         WorkerCommand::Predict(predict) => {
-            data("checkpoint", &predict.checkpoint)?;
+            weights(&predict.checkpoint)?;
             predict.images.iter().try_for_each(|path| data("picture or folder", path))?;
             predict.config.as_deref().map_or(Ok(()), config)
         }
         WorkerCommand::Benchmark(benchmark) => match &benchmark.what {
             BenchmarkCommand::Infer(infer) => {
                 config(&infer.config)?;
-                infer.checkpoint.as_deref().map_or(Ok(()), |checkpoint| data("checkpoint", checkpoint))
+                infer.checkpoint.as_deref().map_or(Ok(()), weights)
             }
             BenchmarkCommand::Train(train) => config(&train.config),
             BenchmarkCommand::Data(data) => config(&data.config),
@@ -216,7 +222,7 @@ pub fn check_inputs(place: &Place, command: &WorkerCommand) -> Result<()> {
         WorkerCommand::CheckData(check) => config(&check.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),
         WorkerCommand::Export(export) => {
-            data("checkpoint", &export.checkpoint)?;
+            weights(&export.checkpoint)?;
             export.config.as_deref().map_or(Ok(()), config)
         }
     }?;
@@ -275,9 +281,10 @@ pub fn check_overwrite(place: &Place, train: &Train, found: &[CheckpointFile]) -
     )))
 }
 
-/// The command of a restart: goes on from the newest checkpoint if this job has written one, else as it was given.
-pub fn resumed(train: &Train, found: &[CheckpointFile], started: SystemTime) -> Train {
-    let ours = found.first().is_some_and(|newest| newest.modified >= started);
+/// The command of a restart: goes on from the newest checkpoint if this job has written one, else as it was given. `before`
+/// is what the folder held at its start: the clock of a file server may be another than this machine's.
+pub fn resumed(train: &Train, found: &[CheckpointFile], before: &[CheckpointFile]) -> Train {
+    let ours = found.first().is_some_and(|newest| !before.contains(newest));
     if ours { Train { resume: Some(Resume::Newest), load_from: None, ..train.clone() } } else { train.clone() }
 }
 

@@ -66,34 +66,20 @@ pub struct Waiter {
 /// # Errors
 /// If the program cannot be started.
 pub fn start(start: Start<'_>) -> io::Result<Started> {
-    let launcher = rustix::process::getpid();
-    let inherited: Vec<i32> = start.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut command = Command::new(start.program);
     command.args(start.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     for name in start.removed {
         command.env_remove(name);
     }
     command.envs(start.variables.iter().map(|(name, value)| (name, value)));
-    let place = start.share.map(Place::of);
-    let in_child = move || {
-        if let Some(place) = &place {
-            place.take();
-        }
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The launcher may have died before the line above; then the signal will never come.
-        if rustix::process::getppid() != Some(launcher) {
-            return Err(io::Error::other("the launcher is gone"));
-        }
-        for &fd in &inherited {
-            // SAFETY: the descriptor is open: its owner, `start.inherited`, lives until after the fork.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
+    let entry = Entry {
+        launcher: rustix::process::getpid(),
+        place: start.share.map(Place::of),
+        inherited: start.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
     };
-    // SAFETY: between fork and exec the closure makes system calls only; it neither allocates (an error is built from a
-    // literal or a number) nor takes locks.
-    unsafe { command.pre_exec(in_child) };
+    // SAFETY: between fork and exec the closure makes system calls only; it neither allocates (an error is a number) nor
+    // takes locks. The descriptors are open: their owner, `start.inherited`, lives until after the fork.
+    unsafe { command.pre_exec(move || entry.enter()) };
     let mut child = command.spawn()?;
     drop(start.inherited);
     let taken = (child.stdout.take(), child.stderr.take());
@@ -113,6 +99,34 @@ pub fn start(start: Start<'_>) -> io::Result<Started> {
             let _ = child.wait();
             Err(error)
         }
+    }
+}
+
+/// What a worker's process does before the worker's program begins.
+struct Entry {
+    launcher: Pid,
+    place: Option<Place>,
+    /// Open descriptors.
+    inherited: Vec<i32>,
+}
+
+impl Entry {
+    /// Between fork and exec: nothing is allocated here, for another thread may have held the allocator's lock.
+    fn enter(&self) -> io::Result<()> {
+        if let Some(place) = &self.place {
+            place.take();
+        }
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The launcher may have died before the line above; then the signal will never come.
+        if rustix::process::getppid() != Some(self.launcher) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        for &fd in &self.inherited {
+            // SAFETY: whoever made this keeps the descriptors open.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
     }
 }
 
@@ -225,4 +239,61 @@ pub fn duplicate(socket: &impl AsFd) -> io::Result<OwnedFd> {
 /// If the folder is not writable.
 pub fn open_log(path: &Path) -> io::Result<File> {
     File::options().create(true).append(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::{GlobalAlloc, Layout, System};
+
+    use super::*;
+
+    /// The system's allocator, which counts for each thread.
+    struct Counting;
+
+    thread_local! {
+        static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    // SAFETY: everything is the system allocator's; counting a cell without a destructor allocates nothing.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            ALLOCATIONS.with(|count| count.set(count.get() + 1));
+            // SAFETY: as the caller's.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+            // SAFETY: as the caller's.
+            unsafe { System.dealloc(pointer, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static COUNTING: Counting = Counting;
+
+    #[test]
+    fn nothing_is_allocated_between_fork_and_exec() {
+        const ALLOCATED: i32 = libc::EDOM;
+        let share = Share { cpus: [0].into_iter().collect(), node: Some(0) };
+        let (ours, _theirs) = shared_page(8).unwrap();
+        let us = rustix::process::getpid();
+        // In turn: all is well, the launcher is gone, a descriptor is none.
+        for (launcher, fd, expected) in [
+            (us, ours.as_raw_fd(), None),
+            (Pid::INIT, ours.as_raw_fd(), Some(libc::ESRCH)),
+            (us, i32::MAX, Some(libc::EBADF)),
+        ] {
+            let entry = Entry { launcher, place: Some(Place::of(&share)), inherited: vec![fd] };
+            let counted = move || {
+                let before = ALLOCATIONS.get();
+                let entered = entry.enter();
+                if ALLOCATIONS.get() == before { entered } else { Err(io::Error::from_raw_os_error(ALLOCATED)) }
+            };
+            let mut command = Command::new("/bin/true");
+            // SAFETY: as in `start`.
+            unsafe { command.pre_exec(counted) };
+            let ended = command.status().map(|status| status.success());
+            assert_eq!(ended.map_err(|error| error.raw_os_error()), expected.map_or(Ok(true), |code| Err(Some(code))));
+        }
+    }
 }

@@ -192,7 +192,7 @@ mod tests {
         let nodes = Nodes { count: 1, address: "127.0.0.1".into(), port: Some(port), ..Nodes::default() };
         let error = bind(&nodes).unwrap_err();
         assert_eq!(error.code, exit::ENVIRONMENT);
-        assert!(error.message.contains(&port.to_string()), "{error}");
+        assert!(error.message().contains(&port.to_string()), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use fnet_protocol::exit;
 use serde_json::json;
 
 use crate::cause::Cause;
@@ -29,19 +30,23 @@ pub fn lines(cause: &Cause, log: &Path) -> Vec<String> {
     lines
 }
 
+/// Whether a failure at the start is told as it stands: it is a mistake of the user that a worker has put into words, and
+/// it has nothing to do with the rank that found it.
+pub fn is_plain(cause: &Cause, plan: &Plan) -> bool {
+    let has_words = cause.backtrace.is_none() && cause.reported;
+    has_words && (cause.exit_code == exit::USAGE || (cause.exit_code == exit::DATA && plan.nodes.count == 1))
+}
+
 /// Name of the machine-readable report of this node.
-fn file(plan: &Plan) -> std::path::PathBuf {
+pub fn file(plan: &Plan) -> std::path::PathBuf {
     match plan.nodes.count {
         1 => plan.logs.join("failure.json"),
         _ => plan.logs.join(format!("failure_node_{}.json", plan.nodes.rank)),
     }
 }
 
-/// Writes the report as `logs/failure.json`.
-///
-/// # Errors
-/// If the folder is not writable.
-pub fn write(plan: &Plan, cause: &Cause, restarts: u32) -> std::io::Result<()> {
+/// The report for programs.
+pub fn json(plan: &Plan, cause: &Cause, restarts: u32) -> String {
     let others: Vec<_> = cause.others.iter().map(|(rank, reason)| json!({ "rank": rank, "reason": reason })).collect();
     let command: Vec<_> = plan.command.to_args().iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let report = json!({
@@ -59,7 +64,7 @@ pub fn write(plan: &Plan, cause: &Cause, restarts: u32) -> std::io::Result<()> {
         "command": command,
         "restarts": restarts,
     });
-    fs::write(file(plan), format!("{report:#}\n"))
+    format!("{report:#}\n")
 }
 
 /// Removes the report of an earlier run.
@@ -78,6 +83,7 @@ mod tests {
             rank: 1,
             exit_code: 4,
             reason: "killed by SIGKILL".into(),
+            reported: false,
             doing: Some("backward, step 3".into()),
             beat: None,
             backtrace: None,

@@ -1,12 +1,12 @@
 //! What people see on stderr: lines, and one progress bar on a terminal.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{ColorChoice, Place};
 use fnet_protocol::message::{Phase, Progress};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::{self, Bar, Stream};
 use crate::text;
 
 /// Time between lines of progress when there is no bar.
@@ -16,7 +16,6 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Show {
     quiet: bool,
     colored: bool,
-    bar: Option<ProgressBar>,
     moving: bool,
     last: Option<(Instant, Phase, u64)>,
 }
@@ -34,7 +33,6 @@ impl Show {
         Self {
             quiet: place.quiet,
             colored: fancy && !no_color,
-            bar: None,
             moving: fancy && io::stderr().is_terminal(),
             last: None,
         }
@@ -60,26 +58,12 @@ impl Show {
 
     /// Text as it stands, above the bar.
     pub fn print(&self, text: &str) {
-        // A closed stderr must not end the job.
-        let write = || {
-            let _ = writeln!(io::stderr().lock(), "{text}");
-        };
-        match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        }
+        output::write(Stream::Err, format!("{text}\n").as_bytes());
     }
 
     /// Output of rank 0 for programs, unchanged.
     pub fn pass(&self, bytes: &[u8]) {
-        let write = || {
-            let mut out = io::stdout().lock();
-            let _ = out.write_all(bytes).and_then(|()| out.flush());
-        };
-        match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        }
+        output::write(Stream::Out, bytes);
     }
 
     /// Moves the bar, or prints a line now and then. `slowest` is the rank that the others wait for, and how many
@@ -89,11 +73,12 @@ impl Show {
             return;
         }
         if self.moving {
-            let bar = self.bar.get_or_insert_with(new_bar);
-            bar.set_length(progress.total_steps);
-            bar.set_position(progress.step);
-            bar.set_prefix(heading(progress));
-            bar.set_message(numbers(progress, slowest));
+            output::show_bar(Some(Bar {
+                position: progress.step,
+                length: progress.total_steps,
+                prefix: heading(progress),
+                message: numbers(progress, slowest),
+            }));
             return;
         }
         let due = self.last.is_none_or(|(at, phase, epoch)| {
@@ -114,10 +99,8 @@ impl Show {
     }
 
     /// Removes the bar.
-    pub fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+    pub fn clear(&self) {
+        output::show_bar(None);
     }
 }
 
@@ -154,14 +137,6 @@ fn numbers(progress: &Progress, slowest: Option<(usize, f64)>) -> String {
         parts.push(format!("ETA {}", text::clock(eta)));
     }
     parts.join(", ")
-}
-
-fn new_bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 #[cfg(test)]

@@ -53,6 +53,24 @@ impl Signals {
         self.time_is_up = Instant::now().checked_add(limit).map(|at| (at, Box::new(say) as Box<dyn Fn()>));
     }
 
+    /// What `work` gives, unless a stop is requested before.
+    ///
+    /// # Errors
+    /// Why to stop; `work` is broken off.
+    pub async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, StopReason> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                request = self.next() => match request {
+                    Request::Stop(reason) => return Err(reason),
+                    Request::Pause => stop_self(),
+                },
+                done = &mut work => return Ok(done),
+            }
+        }
+    }
+
     /// The next request.
     pub async fn next(&mut self) -> Request {
         let hang_up = async {

@@ -1,11 +1,11 @@
 //! Runs a job: starts the workers, carries events to the state machine and its decisions out, restarts.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{Place, Train, WorkerCommand};
 use fnet_protocol::message::{self, Heartbeat, StopReason};
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::cause::{Cause, Ending};
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::guard::Guard;
 use crate::hang::Limits;
 use crate::job::{Action, Death, Event, Job, Outcome};
@@ -29,7 +29,7 @@ use crate::restart::{self, Decision, Facts};
 use crate::show::Show;
 use crate::signals::{Request, Signals};
 use crate::streams::{self, Tail};
-use crate::{claim, inspect, report, signals};
+use crate::{claim, config, inspect, report, signals};
 
 /// Time for the rest of a dead worker's output to arrive; a process that left its group may hold the pipe open.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -57,41 +57,49 @@ impl Member {
     }
 }
 
-/// Runs `plan` to its end and returns the exit code.
+/// Makes the plan of a job, runs it to its end and returns the exit code.
 ///
 /// # Errors
-/// If the system cannot start workers, open logs or bind the port.
-pub fn run(place: &Place, plan: &Plan) -> Result<i32> {
+/// If there is no plan, the config is wrong, or the system cannot start workers, open logs or bind the port.
+pub fn run(place: &Place, plan: impl FnOnce() -> Result<Plan>) -> Result<i32> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .doing(|| "starting the event loop".to_owned())?;
-    let ended = tokio::task::LocalSet::new().block_on(&runtime, supervise(place, plan.clone()));
+    // Handlers first: from here on a signal is a request, which waits until the plan is made.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::install().doing(|| "installing the signal handlers".to_owned())?
+    };
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, supervise(place, plan()?, signals));
     // A name that is still being looked up must not hold the end up.
     runtime.shutdown_background();
     ended
 }
 
-async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
-    // Handlers first: from here on a signal is a request.
-    let mut signals = Signals::install().doing(|| "installing the signal handlers".to_owned())?;
-    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let _claim = claim::work_folder(&plan)?;
-    report::remove(&plan);
+async fn supervise(place: &Place, plan: Plan, mut signals: Signals) -> Result<i32> {
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
     if let Some(limit) = place.time_limit {
         let show = Rc::clone(&show);
         let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
         signals.limit_time(limit, move || show.borrow().say(&text));
     }
+    let config = match signals.unless_stopped(config::resolve(&plan)).await {
+        Ok(config) => config?,
+        Err(reason) => return Ok(say_stopped_early(&show.borrow(), reason)),
+    };
+    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
+    let claim = claim::work_folder(&plan)?;
+    claim.warning.iter().for_each(|warning| show.borrow().error(&format!("warning: {warning}")));
+    report::remove(&plan);
     let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
     show.borrow().say(&plan.summary());
     if place.verbosity() > 0 {
         plan.binding.lines().iter().for_each(|line| show.borrow().say(line));
     }
-    let mut cluster = match nodes::meet(place, &plan, &show, &mut signals).await? {
+    let mut cluster = match nodes::meet(place, &plan, &config, &show, &mut signals).await? {
         Met::Ready(cluster) => cluster,
-        Met::Stopped(reason) => return Ok(say_stopped(&show.borrow(), reason, true, &plan.command)),
+        Met::Stopped(reason) => return Ok(say_stopped_early(&show.borrow(), reason)),
     };
     let ended = see_to_its_end(place, plan, &show, &mut signals, &mut guard, &mut cluster).await;
     logs::flush(LAST_WRITES);
@@ -109,7 +117,7 @@ async fn see_to_its_end(
     cluster: &mut Cluster,
 ) -> Result<i32> {
     let given = plan.command.clone();
-    let started = SystemTime::now();
+    let before = checkpoints_of_command(&given)?;
     let (mut used, mut restarts, mut saved_step) = (0, 0, None);
     loop {
         let goes_on = plan.command != given;
@@ -128,7 +136,8 @@ async fn see_to_its_end(
             Outcome::Stopped { reason, saved } => return Ok(say_stopped(&show.borrow(), reason, saved, &given)),
             Outcome::Failed(ref cause) => cause,
         };
-        report_failure(&show.borrow(), &plan, cause, restarts);
+        let is_plain = !attempt.was_ready && report::is_plain(cause, &plan);
+        report_failure(show, &plan, cause, restarts, is_plain).await;
         if let Some(gone) = &attempt.gone {
             show.borrow().error(&format!("not restarted: {gone} is gone; start the job again on all nodes"));
             return Ok(cause.exit_code);
@@ -146,7 +155,7 @@ async fn see_to_its_end(
         });
         match decision {
             Decision::GiveUp(reason) => {
-                if matches!(given, WorkerCommand::Train(_)) {
+                if matches!(given, WorkerCommand::Train(_)) && !is_plain {
                     show.borrow().error(&format!("not restarted: {reason}"));
                 }
                 return Ok(cause.exit_code);
@@ -155,11 +164,11 @@ async fn see_to_its_end(
                 used = now_used;
                 restarts += 1;
                 saved_step = saved_step.max(attempt.saved_step);
-                plan.command = next_command(&given, saved_step.is_some(), started);
+                plan.command = next_command(&given, saved_step.is_some(), &before);
                 let allowed = place.max_restarts;
                 let text = format!("restarting in {} s (restart {used} of {allowed}): {reason}", pause.as_secs());
                 show.borrow().error(&text);
-                if let Some(reason) = pause_unless_stopped(pause, signals).await {
+                if let Err(reason) = signals.unless_stopped(tokio::time::sleep(pause)).await {
                     cluster.stop(reason, false).await;
                     return Ok(say_stopped(&show.borrow(), reason, true, &given));
                 }
@@ -169,13 +178,21 @@ async fn see_to_its_end(
 }
 
 /// The command of a restart: goes on from the newest checkpoint if there is one of this job, else as it was given.
-fn next_command(given: &WorkerCommand, saved: bool, started: SystemTime) -> WorkerCommand {
+fn next_command(given: &WorkerCommand, saved: bool, before: &[CheckpointFile]) -> WorkerCommand {
     let WorkerCommand::Train(train) = given else { return given.clone() };
     if saved {
         return plan::from_newest(given);
     }
     let found = checkpoints_of(train).unwrap_or_default();
-    WorkerCommand::Train(plan::resumed(train, &found, started))
+    WorkerCommand::Train(plan::resumed(train, &found, before))
+}
+
+/// The checkpoints that a job finds in its folder, if it is one that writes any.
+fn checkpoints_of_command(command: &WorkerCommand) -> Result<Vec<CheckpointFile>> {
+    match command {
+        WorkerCommand::Train(train) => checkpoints_of(train),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// The checkpoints in the folder of a `train`.
@@ -196,17 +213,10 @@ fn remove_leftovers(plan: &Plan, members: &[Member], show: &Show) {
     }
 }
 
-async fn pause_unless_stopped(pause: Duration, signals: &mut Signals) -> Option<StopReason> {
-    let end = tokio::time::Instant::now() + pause;
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep_until(end) => return None,
-            request = signals.next() => match request {
-                Request::Stop(reason) => return Some(reason),
-                Request::Pause => signals::stop_self(),
-            },
-        }
-    }
+/// A stop was requested before a worker was started.
+fn say_stopped_early(show: &Show, reason: StopReason) -> i32 {
+    show.error("stopped on request before anything was started; run the same command again");
+    reason.exit_code()
 }
 
 fn say_stopped(show: &Show, reason: StopReason, saved: bool, given: &WorkerCommand) -> i32 {
@@ -216,15 +226,22 @@ fn say_stopped(show: &Show, reason: StopReason, saved: bool, given: &WorkerComma
     reason.exit_code()
 }
 
-fn report_failure(show: &Show, plan: &Plan, cause: &Cause, restarts: u32) {
-    let lines = report::lines(cause, &plan.log(cause.rank));
+async fn report_failure(show: &RefCell<Show>, plan: &Plan, cause: &Cause, restarts: u32, is_plain: bool) {
+    let lines = if is_plain { vec![cause.reason.clone()] } else { report::lines(cause, &plan.log(cause.rank)) };
     if let Some((headline, details)) = lines.split_first() {
-        show.error(headline);
-        details.iter().for_each(|line| show.print(line));
+        show.borrow().error(headline);
+        details.iter().for_each(|line| show.borrow().print(line));
     }
-    if let Err(error) = report::write(plan, cause, restarts) {
-        show.error(&format!("the report could not be written to {}: {error}", plan.logs.display()));
-    }
+    let (file, text) = (report::file(plan), report::json(plan, cause, restarts));
+    // A disk that hangs must not hold up the rest.
+    let written = tokio::task::spawn_blocking(move || std::fs::write(file, text));
+    let problem = match tokio::time::timeout(LAST_WRITES, written).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the disk does not answer within {} s", LAST_WRITES.as_secs()),
+    };
+    show.borrow().error(&format!("the report could not be written to {}: {problem}", plan.logs.display()));
 }
 
 /// Starts the workers once and sees them to their end.
@@ -263,17 +280,18 @@ async fn attempt(
                 }
                 Request::Pause => { pause(&members); Vec::new() }
             },
-            event = events.recv() => match event {
-                Some((index, event)) => {
-                    if matches!(event, Event::Ended(..)) && let Some(member) = members.get(index) {
-                        guard.remove(member.handle.id());
-                        // Its last word may be a second old.
-                        observe(&mut job, index, member);
-                    }
-                    job.on(index, event, Instant::now())
+            event = events.recv() => {
+                // Each worker's end is reported before the sender is gone, and the last one ends this loop.
+                let Some((index, event)) = event else {
+                    return Err(Error::bug("nobody watches the workers any more, although not all have ended"));
+                };
+                if matches!(event, Event::Ended(..)) && let Some(member) = members.get(index) {
+                    guard.remove(member.handle.id());
+                    // Its last word may be a second old.
+                    observe(&mut job, index, member);
                 }
-                None => Vec::new(),
-            },
+                job.on(index, event, Instant::now())
+            }
             news = cluster.next() => cluster.react(news, &mut job, Instant::now()),
             () = tokio::time::sleep_until(job.next_tick().into()) => {
                 members.iter().enumerate().for_each(|(index, member)| observe(&mut job, index, member));
@@ -383,7 +401,8 @@ fn start_one(
     restarts: u32,
     store: Option<&TcpListener>,
 ) -> io::Result<(process::Started, tokio::net::UnixStream, OwnedFd)> {
-    let mut log = process::open_log(&plan.log(rank))?;
+    // A full disk is no reason not to start, and a slow one none to wait.
+    let mut log = Log::new(process::open_log(&plan.log(rank))?);
     let (control, theirs) = process::control_pair()?;
     let mut variables = plan.variables(index, port, restarts);
     variables.push((env::CONTROL.to_owned(), theirs.as_raw_fd().to_string()));
@@ -396,8 +415,7 @@ fn start_one(
         inherited.push(store);
     }
     let arguments = plan.command.to_args();
-    // A full disk is no reason not to start.
-    let _ = writeln!(log, "=== rank {rank}, restart {restarts}: {}", crate::text::shell_line(&arguments));
+    log.write(format!("=== rank {rank}, restart {restarts}: {}\n", crate::text::shell_line(&arguments)).as_bytes());
     let started = process::start(Start {
         program: &plan.program,
         arguments: &arguments,
@@ -478,12 +496,12 @@ fn watch(
         let copy = streams::copy(stderr, Log::new(logs.1), Some(Rc::clone(&tail)), move |lines| shown.stderr(lines));
         readers.push(tokio::task::spawn_local(copy));
     }
-    let messages = events.clone();
+    let (messages, group) = (events.clone(), handle.clone());
     readers.push(tokio::task::spawn_local(streams::messages(control, async move |message| {
         // The dispatcher is gone only when the job is over.
         let _ = messages.send((index, Event::Message(message))).await;
     })));
-    tokio::task::spawn_local(async move {
+    let watcher = tokio::task::spawn_local(async move {
         // A worker that cannot be waited for counts as ended by an unknown signal.
         let (ending, groups) = waiter.wait().await.unwrap_or((Ending::Signal(0), String::new()));
         let memory = if ending == Ending::Signal(9) { kills.finding(handle.id(), &groups) } else { None };
@@ -495,6 +513,49 @@ fn watch(
             }
         }
         let tail = tail.borrow().iter().cloned().collect();
-        let _ = events.send((index, Event::Ended(Death { ending, tail, memory }))).await;
+        Death { ending, tail, memory }
     });
+    tokio::task::spawn_local(report_end(index, watcher, group, events));
+}
+
+/// Reports the end of a worker when its watcher has seen it. Should the watcher itself fall over, the worker is ended and
+/// counts as lost: the job must not wait for news that never comes.
+async fn report_end(index: usize, watcher: JoinHandle<Death>, worker: Handle, events: mpsc::Sender<(usize, Event)>) {
+    let death = watcher.await.unwrap_or_else(|error| {
+        worker.kill_group();
+        let tail = vec![format!("the launcher lost sight of it: {error}")];
+        Death { ending: Ending::Signal(0), tail, memory: None }
+    });
+    // The dispatcher is gone only when the job is over.
+    let _ = events.send((index, Event::Ended(death))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watcher_that_falls_over_reports_its_worker_as_lost_and_ends_it() {
+        let run = async {
+            let started = process::start(Start {
+                program: std::path::Path::new("/bin/sleep"),
+                arguments: &["1000".into()],
+                variables: &[],
+                removed: &[],
+                inherited: Vec::new(),
+                share: None,
+            });
+            let started = started.unwrap();
+            let (sender, mut events) = mpsc::channel(QUEUE);
+            let watcher = tokio::task::spawn_local(async { None::<Death>.unwrap() });
+            report_end(3, watcher, started.handle.clone(), sender).await;
+            let Some((3, Event::Ended(death))) = events.recv().await else { panic!("no end of worker 3") };
+            assert_eq!(death.ending, Ending::Signal(0));
+            assert!(death.tail[0].contains("the launcher lost sight of it"), "{:?}", death.tail);
+            assert_eq!(events.recv().await, None);
+            assert_eq!(started.waiter.wait().await.unwrap().0, Ending::Signal(9));
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, run);
+    }
 }

@@ -43,7 +43,7 @@ pub fn run(place: &Place, synth: &Synth) -> Result<()> {
             fnet_synth::Error::Encode { .. } | fnet_synth::Error::Mask { .. } => exit::BUG,
             _ => exit::USAGE,
         };
-        Error { code, message: error.to_string() }
+        Error::new(code, error.to_string())
     })?;
     let verb = if summary.reused { "holds already" } else { "now holds" };
     show.say(&format!(

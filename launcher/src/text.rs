@@ -56,6 +56,7 @@ pub fn ranks(numbers: &[usize]) -> String {
 /// Name of a signal, and what it usually comes from.
 pub fn signal(number: i32) -> (String, &'static str) {
     let (name, meaning) = match number {
+        0 => ("an unknown signal", "the system does not say how it ended"),
         1 => ("SIGHUP", "its terminal was closed"),
         2 => ("SIGINT", "interrupted from outside"),
         3 => ("SIGQUIT", "ended from outside"),
@@ -64,7 +65,9 @@ pub fn signal(number: i32) -> (String, &'static str) {
         7 => ("SIGBUS", "a crash: often a full disk or /dev/shm under a mapped file"),
         8 => ("SIGFPE", "a crash: an arithmetic fault"),
         9 => ("SIGKILL", "by a person, a batch system, or the kernel when memory runs out"),
+        10 => ("SIGUSR1", "ended from outside"),
         11 => ("SIGSEGV", "a crash: a fault in native code"),
+        12 => ("SIGUSR2", "ended from outside"),
         13 => ("SIGPIPE", "its output was closed"),
         15 => ("SIGTERM", "ended from outside"),
         24 => ("SIGXCPU", "its limit of CPU time was reached"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fnet_protocol::file_kind;
 use serde::Deserialize;
 
 use super::check::Problem;
@@ -89,6 +90,9 @@ pub(super) fn defaults() -> Result<Table> {
 /// Reads a file and its bases; `chain` holds the files that are being read, outermost first.
 fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     let shown = path.display().to_string();
+    if let Some(why) = file_kind::not_a_config(path) {
+        return Err(Error::usage(format!("config {shown}: {why}")));
+    }
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::usage(format!("cannot read the config {shown}: {error}{}", similar_file(path))))?;
     let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());

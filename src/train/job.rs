@@ -8,9 +8,10 @@ use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
 use fnet_protocol::message::Phase;
+use fnet_protocol::work_dir::LATEST;
 
 use super::bad_batch::BadBatches;
-use super::checkpoint::set_aside_later;
+use super::checkpoint::{Best, set_aside_later};
 use super::disk;
 use super::learner::Learner;
 use super::place::{Plan, Position};
@@ -129,9 +130,26 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
             resume_unwind(panic);
         }
     };
+    let best = trainer.best.take();
+    // The last checkpoint is on the disk from here on.
     drop(trainer);
+    if matches!(ending, Ending::Finished) && world.is_first() {
+        control.note(result(&work_dir, plan.epochs, best.as_ref()));
+    }
     world.leave()?;
     Ok(ending)
+}
+
+/// What a finished training came to and where it is, in one line: with `--quiet` it is the only one.
+fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
+    let latest = work_dir.join(LATEST);
+    let metrics = read_metrics(work_dir, epochs, &latest).unwrap_or_default();
+    let value = |(name, value): (&String, &f64)| format!("{name} {value:.4}");
+    let mut parts: Vec<String> = metrics.iter().filter(|(name, _)| name.ends_with("_mAP")).map(value).collect();
+    parts.extend(best.map(|best| format!("best {} {:.4} after epoch {}", best.metric, best.value, best.epoch)));
+    let numbers = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+    let plural = if epochs == 1 { "" } else { "s" };
+    format!("trained {epochs} epoch{plural}{numbers}; {}", latest.display())
 }
 
 /// Whether the launcher has started this job before.

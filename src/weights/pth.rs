@@ -11,6 +11,8 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use fnet_protocol::file_kind::not_a_checkpoint;
+
 use super::value::Value;
 use crate::error::{Context, Error, Result};
 
@@ -29,8 +31,8 @@ pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
         Error::data(format!("cannot open {}: {error}. Give the path of a file of weights", path.display()))
     };
     // To open a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(Error::data(format!("{} is no ordinary file: give a file of weights", path.display())));
+    if let Some(why) = not_a_checkpoint(path) {
+        return Err(Error::data(format!("{}: {why}", path.display())));
     }
     File::open(path).map(Arc::new).map_err(unreadable)
 }

@@ -142,3 +142,84 @@ fn with_skip_a_step_that_is_not_finite_leaves_no_trace() {
     let values: Vec<f32> = statistics.flat_map(|(_, bytes)| floats(bytes)).collect();
     assert!(!values.is_empty() && values.iter().all(|value| value.is_finite()));
 }
+
+#[test]
+fn a_mistake_in_what_is_given_is_told_as_it_stands_before_anything_is_made() {
+    let scene = Scene::new();
+    let text = fs::read_to_string(scene.path("cfg.toml")).unwrap();
+    fs::write(scene.path("field.toml"), text.replace("embed_dim", "embed_dims")).unwrap();
+    fs::write(scene.path("type.toml"), text.replace("embed_dim = 8", "embed_dim = \"wide\"")).unwrap();
+    fs::write(scene.path("syntax.toml"), text.replace("[model.neck]", "[model.neck")).unwrap();
+    fs::write(scene.path("base.toml"), "base = \"none.toml\"\n").unwrap();
+    fs::write(scene.path("python.toml"), "base = \"cfg.py\"\n").unwrap();
+    fs::write(scene.path("cfg.py"), "model = dict(type='MaskRCNN')\n").unwrap();
+    fs::write(scene.path("results.json"), "[{\"image_id\": 1}]").unwrap();
+    fs::create_dir(scene.path("folder")).unwrap();
+    for (line, code, words) in [
+        ("train field.toml", 2, "fnet-launch: field.toml:5:"),
+        ("train type.toml", 2, "fnet-launch: type.toml:5:"),
+        ("train syntax.toml", 2, "fnet-launch: syntax.toml:"),
+        ("train base.toml", 2, "fnet-launch: base \"none.toml\" of base.toml:1"),
+        ("train python.toml", 2, "cfg.py: this is a Python file, not a config"),
+        ("train missing.toml", 2, "fnet-launch: config missing.toml: no such file"),
+        ("train folder", 2, "fnet-launch: config folder: this is a folder"),
+        ("train cfg.py", 2, "fnet-launch: config cfg.py: this is a Python file"),
+        ("train cfg.toml --set optimiser.lr=1", 2, "fnet-launch: --set optimiser.lr=1: unknown field"),
+        ("train cfg.toml --set optimizer.lr=fast", 2, "fnet-launch: --set optimizer.lr=fast"),
+        ("test results.json", 3, "fnet-launch: checkpoint results.json: this is a JSON file, not a checkpoint"),
+    ] {
+        let ended = scene.launch(&format!("--device cpu --nproc 2 {line}"));
+        ended.expect(code, &[words]);
+        for noise in ["rank ", "last lines", "full log", "not restarted", "error:", "7306916042975116123"] {
+            assert!(!ended.stderr.contains(noise), "{line}: {}", ended.stderr);
+        }
+        assert!(!scene.path("work_dirs").exists(), "{line}");
+    }
+    // What only a worker can find is told in the same way.
+    for (line, code, words) in [
+        ("train cfg.toml --set data.train.ann_file=none.json", 3, "none.json"),
+        ("train cfg.toml --set model.pretrained=results.json", 3, "results.json: this is a JSON file"),
+        ("train cfg.toml --set model.backbone.partial_conv=slicing", 2, "model.backbone.partial_conv"),
+    ] {
+        let ended = scene.launch(&format!("--device cpu --nproc 2 {line}"));
+        ended.expect(code, &[words]);
+        for noise in ["last lines", "full log", "after it", "not restarted"] {
+            assert!(!ended.stderr.contains(noise), "{line}: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn quiet_leaves_the_results_and_the_errors() {
+    let scene = Scene::new();
+    let ended = scene.one("-q train cfg.toml --set train.epochs=1");
+    let told: Vec<&str> = ended.stderr.lines().collect();
+    let [line] = told.as_slice() else { panic!("{told:?}") };
+    for words in ["trained 1 epoch: bbox_mAP ", "segm_mAP ", "; work_dirs/cfg/latest.ckpt"] {
+        assert!(line.contains(words), "{line}");
+    }
+    let ended = scene.one("-q test work_dirs/cfg/latest.ckpt");
+    assert!(ended.stderr.contains("bbox_mAP"), "{}", ended.stderr);
+    scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["holds checkpoints"]);
+}
+
+#[test]
+fn a_hang_is_found_while_nobody_reads_what_is_printed() {
+    let scene = Scene::new();
+    let (unread, writer) = std::io::pipe().unwrap();
+    let mut filling = writer.try_clone().unwrap();
+    // Fills the pipe and waits for room.
+    std::thread::spawn(move || std::io::Write::write_all(&mut filling, &vec![b'-'; 4 << 20]));
+    let fault = "--fault sleep:rank=0,phase=forward,step=2";
+    let line = format!("--max-restarts 0 --grace 2 --step-timeout 2 {TRAIN} --no-validate {fault}");
+    let mut command = scene.command(&launcher(), &line);
+    let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+    drop(command);
+    let mut status = None;
+    until("the launcher ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(5));
+    drop(unread);
+}

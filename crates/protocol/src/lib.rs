@@ -11,6 +11,7 @@ pub mod env;
 pub mod estimate;
 pub mod exit;
 pub mod fault;
+pub mod file_kind;
 pub mod message;
 pub mod stack;
 pub mod state;

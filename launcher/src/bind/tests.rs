@@ -189,7 +189,7 @@ fn lists_must_fit_the_workers_and_the_machine() {
     for (text, workers, expected) in [("0;1", 3, "2 lists for 3 workers"), ("0;9", 2, "may not use 9, only 0-3")] {
         let error = with(text, workers).unwrap_err();
         assert_eq!(error.code, exit::USAGE);
-        assert!(error.message.contains(expected), "{error}");
+        assert!(error.message().contains(expected), "{error}");
     }
     assert!(with("none", 2).unwrap().shares.is_empty());
 }

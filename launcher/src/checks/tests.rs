@@ -39,7 +39,7 @@ fn with_gpu(state: GpuState) -> Result<Judgement> {
 fn refused(facts: &Facts) -> String {
     let error = judge(facts).unwrap_err();
     assert_eq!(error.code, exit::ENVIRONMENT);
-    error.message
+    error.message().to_owned()
 }
 
 #[test]
@@ -60,12 +60,12 @@ fn another_program_on_a_gpu_is_named_and_only_stops_what_cannot_run() {
     for state in [used(GIB / 2, true), used(60 * GIB, false)] {
         let error = with_gpu(state).unwrap_err();
         assert_eq!(error.code, exit::ENVIRONMENT);
-        assert!(error.message.contains("process 4711 (/usr/bin/python, 10.0 GiB)"), "{error}");
-        assert!(error.message.contains("--gpus"), "{error}");
+        assert!(error.message().contains("process 4711 (/usr/bin/python, 10.0 GiB)"), "{error}");
+        assert!(error.message().contains("--gpus"), "{error}");
     }
     // In a container the driver may not name those outside.
     let error = with_gpu(gpu(GIB / 2)).unwrap_err();
-    assert!(error.message.contains("processes that the driver does not name"), "{error}");
+    assert!(error.message().contains("processes that the driver does not name"), "{error}");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn the_limit_of_open_files_is_raised_where_that_suffices() {
     assert_eq!(with(None, None, 8).unwrap().open_files, None);
     let error = with(Some(256), Some(512), 64).unwrap_err();
     assert_eq!(error.code, exit::ENVIRONMENT);
-    assert!(error.message.contains("the limit is 512") && error.message.contains("nofile=1024"), "{error}");
+    assert!(error.message().contains("the limit is 512") && error.message().contains("nofile=1024"), "{error}");
 }
 
 #[test]

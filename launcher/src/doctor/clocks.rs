@@ -62,7 +62,7 @@ fn serve(nodes: &Nodes) -> Finding {
     let others = nodes.count - 1;
     let listener = match rendezvous::bind(nodes) {
         Ok(listener) => listener,
-        Err(error) => return Finding::bad("nodes", error.message, "free the port, or choose another --master-port"),
+        Err(error) => return Finding::bad("nodes", error.message(), "free the port, or choose another --master-port"),
     };
     match answer(&listener, others, MEETING) {
         Ok(asked) if asked == others => Finding::good("nodes", format!("all {others} others reach this one")),

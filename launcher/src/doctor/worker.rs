@@ -1,12 +1,13 @@
 //! The worker and the libraries that it loads.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use fnet_protocol::estimate::Libraries;
 
 use super::Finding;
+use crate::child::Failure;
 use crate::{child, error};
 
 /// Time in which the worker must load its libraries.
@@ -17,11 +18,11 @@ pub fn findings(worker: error::Result<PathBuf>) -> Vec<Finding> {
     let remedy = "run `make setup`, which installs libtorch beside the sources and builds the worker";
     let program = match worker {
         Ok(program) => program,
-        Err(error) => return vec![Finding::bad("worker", error.message, remedy)],
+        Err(error) => return vec![Finding::bad("worker", error.message(), remedy)],
     };
     match answer(&program) {
         Ok(libraries) => judge(&program, &libraries),
-        Err(why) => vec![Finding::bad("worker", format!("{}: {why}", program.display()), remedy)],
+        Err(why) => vec![Finding::bad("worker", format!("{} {why}", program.display()), remedy)],
     }
 }
 
@@ -53,15 +54,11 @@ fn judge(program: &Path, libraries: &Libraries) -> Vec<Finding> {
 /// What the worker says of its libraries; that it says so shows that libtorch can be loaded.
 fn answer(program: &Path) -> Result<Libraries, String> {
     let mut command = Command::new(program);
-    command.arg(fnet_protocol::estimate::LIBRARIES).env_remove(fnet_protocol::env::CONTROL).stderr(Stdio::piped());
-    let output = child::output(&mut command, PATIENCE)
-        .map_err(|error| error.to_string())?
-        .ok_or_else(|| format!("did not answer in {} s", PATIENCE.as_secs()))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{}: {}", output.status, text.lines().next().unwrap_or("no message")));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|_| "does not answer as a worker of this version of fnet".to_owned())
+    command.arg(fnet_protocol::estimate::LIBRARIES).env_remove(fnet_protocol::env::CONTROL);
+    let answer = child::ask_blocking(command, PATIENCE).and_then(|answer| {
+        serde_json::from_slice(&answer.stdout).map_err(|_| Failure::NoAnswer("did not name its libraries"))
+    });
+    answer.map_err(|failure| failure.text())
 }
 
 #[cfg(test)]
@@ -90,7 +87,7 @@ mod tests {
 
     #[test]
     fn another_program_is_told_apart() {
-        assert!(answer(Path::new("/bin/true")).unwrap_err().contains("does not answer"));
-        assert!(answer(Path::new("/bin/false")).unwrap_err().contains("exit status: 1"));
+        assert!(answer(Path::new("/bin/true")).unwrap_err().contains("did not name its libraries"));
+        assert!(answer(Path::new("/bin/false")).unwrap_err().contains("ended with code 1"));
     }
 }

@@ -64,6 +64,8 @@ impl Scene {
 #[test]
 fn a_job_is_done_when_every_worker_is() {
     let mut scene = Scene::new();
+    scene.beat(0, Phase::Start, 0);
+    scene.beat(1, Phase::Start, 0);
     assert_eq!(scene.ended(0, Ending::Code(0)), []);
     assert_eq!(scene.job.outcome(), None);
     scene.ended(1, Ending::Code(0));
@@ -328,4 +330,29 @@ fn a_hang_on_another_node_is_left_to_that_node_and_its_failure_ends_the_attempt_
     scene.failed(0, FailureKind::PeerLost, "rank 2 is gone");
     assert_eq!(scene.wait(2.5), [Action::Kill(0), Action::Kill(1)]);
     assert!(scene.job.only_echoes() && scene.job.failed_rank() == Some(0));
+}
+
+#[test]
+fn a_worker_that_ends_well_without_a_word_has_done_nothing() {
+    let mut scene = Scene::new();
+    scene.ended(0, Ending::Code(0));
+    scene.ended(1, Ending::Code(0));
+    let cause = scene.cause();
+    assert_eq!((cause.rank, cause.exit_code), (0, exit::ENVIRONMENT));
+    assert!(cause.reason.contains("before it had begun"), "{}", cause.reason);
+}
+
+#[test]
+fn a_failure_always_has_a_reason() {
+    for kind in
+        [FailureKind::Bug, FailureKind::Usage, FailureKind::Data, FailureKind::PeerLost, FailureKind::OutOfMemory]
+    {
+        for ending in [Ending::Code(kind.exit_code()), Ending::Signal(9), Ending::Signal(0)] {
+            let mut scene = Scene::new();
+            scene.failed(0, kind, " \n");
+            scene.ended(0, ending);
+            scene.ended(1, Ending::Signal(9));
+            assert!(!scene.cause().reason.trim().is_empty(), "{kind:?} {ending:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::message::StopReason;
 use fnet_protocol::{env, exit};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::door::{self, Door, Events};
@@ -16,6 +16,7 @@ use super::hub::{Event, OWN_LINE};
 use super::interfaces;
 use super::meet::pulse;
 use super::message::{Beat, End, How, Start, Stop, ToHub, ToNode};
+use super::queue;
 use super::verdict::{self, Fate, Final};
 use crate::error::{Doing, Error, Result};
 use crate::hang::Seen;
@@ -38,7 +39,7 @@ pub struct Cluster {
 /// The way to the hub.
 pub(super) struct Link {
     says: Says,
-    hears: mpsc::UnboundedReceiver<ToNode>,
+    hears: mpsc::Receiver<ToNode>,
     beats: SharedBeats,
     pulse: JoinHandle<()>,
     /// What the hub is to people, as `node 0 (10.0.0.1)`.
@@ -66,8 +67,8 @@ struct Lost {
 pub(super) enum Says {
     /// From node 0 itself.
     Near(Events),
-    /// Over the network.
-    Far(mpsc::UnboundedSender<ToHub>),
+    /// Over the network; the hub is told to be lost when it takes nothing more.
+    Far(mpsc::Sender<ToHub>, Rc<Notify>),
 }
 
 /// What is waited for at the end.
@@ -121,7 +122,14 @@ impl Says {
     pub(super) async fn say(&self, message: ToHub) -> bool {
         match self {
             Says::Near(events) => events.send((OWN_LINE, Event::Said(message))).await.is_ok(),
-            Says::Far(sender) => sender.send(message).is_ok(),
+            Says::Far(sender, is_full) => {
+                let taken = queue::offer(sender, message);
+                // If the connection has ended, the reader of it says so better.
+                if !taken && !sender.is_closed() {
+                    is_full.notify_one();
+                }
+                taken
+            }
         }
     }
 }
@@ -130,7 +138,7 @@ impl Link {
     pub(super) fn new(
         node: usize,
         says: Says,
-        hears: mpsc::UnboundedReceiver<ToNode>,
+        hears: mpsc::Receiver<ToNode>,
         hub: String,
         address: Option<String>,
         ending: Ending,
@@ -186,9 +194,9 @@ impl Link {
                 ToNode::Start(start) if start.attempt == self.attempt => return Ok(Ok(start)),
                 ToNode::Stop(stop) => return Ok(Err(stop.reason)),
                 ToNode::News { text } => show.borrow().say(&text),
-                ToNode::Refused { code, message } => return Err(Error { code, message }),
+                ToNode::Refused { code, message } => return Err(Error::new(code, message)),
                 ToNode::Lost(why) => {
-                    return Err(Error { code: exit::WORKER_LOST, message: format!("{} is lost: {why}", self.hub) });
+                    return Err(Error::new(exit::WORKER_LOST, format!("{} is lost: {why}", self.hub)));
                 }
                 _ => {}
             }
@@ -363,7 +371,7 @@ impl Cluster {
     pub async fn leave(self, error: Option<&Error>) {
         let Some(link) = self.link else { return };
         if let Some(error) = error {
-            link.say(ToHub::Broken { code: error.code, message: error.message.clone() }).await;
+            link.say(ToHub::Broken { code: error.code, message: error.message().to_owned() }).await;
         }
         link.pulse.abort();
         // Nothing more is said, so that the connection ends when all is written.

@@ -1,6 +1,6 @@
 //! Node 0's port: where the other nodes come in. Whatever is no fnet node is left out and does no harm.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::hub::{Action, Event, Hub, Line, OWN_LINE, PULSE};
 use super::message::{PROTOCOL, ToHub, ToNode};
+use super::queue;
 use super::wire::{self, Reader};
 
 /// Time in which a connection must say hello.
@@ -29,7 +30,7 @@ pub type Events = mpsc::Sender<(Line, Event)>;
 
 /// How a line is written to.
 struct Writer {
-    messages: mpsc::UnboundedSender<ToNode>,
+    messages: mpsc::Sender<ToNode>,
     task: JoinHandle<()>,
 }
 
@@ -70,7 +71,7 @@ impl Door {
     ///
     /// # Errors
     /// If the event loop does not take the socket.
-    pub fn open(listener: StdListener, hub: Hub, own: mpsc::UnboundedSender<ToNode>) -> io::Result<Self> {
+    pub fn open(listener: StdListener, hub: Hub, own: mpsc::Sender<ToNode>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let (events, incoming) = mpsc::channel(QUEUE);
@@ -128,7 +129,7 @@ async fn attend(
     });
     let Ok(Some((hello, mut reader, writing))) = hello.await else { return };
     drop(permit);
-    let (messages, outgoing) = mpsc::unbounded_channel();
+    let (messages, outgoing) = queue::channel();
     let task = tokio::task::spawn_local(wire::write_all(writing, outgoing));
     // The hub is gone only when the job is over.
     let _ = arrivals.send(Arrival { line, writer: Writer { messages, task } }).await;
@@ -151,16 +152,15 @@ async fn run(
     mut hub: Hub,
     mut events: mpsc::Receiver<(Line, Event)>,
     mut arrivals: mpsc::Receiver<Arrival>,
-    own: mpsc::UnboundedSender<ToNode>,
+    own: mpsc::Sender<ToNode>,
     mut left: mpsc::Receiver<()>,
 ) {
-    let mut lines: HashMap<Line, Writer> = HashMap::new();
-    let mut closing: Vec<JoinHandle<()>> = Vec::new();
+    let mut lines = Lines { writers: HashMap::new(), own: Some(own), closing: Vec::new() };
     let mut pulse = tokio::time::interval(PULSE);
     pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut deadline = None;
     loop {
-        let is_over = deadline.is_some() && lines.is_empty();
+        let is_over = deadline.is_some() && lines.writers.is_empty();
         let end = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -173,16 +173,14 @@ async fn run(
             () = end => break,
             // A line's writer is there before its hello.
             Some(arrival) = arrivals.recv() => {
-                lines.insert(arrival.line, arrival.writer);
+                lines.writers.insert(arrival.line, arrival.writer);
                 Vec::new()
             }
             Some((line, event)) = events.recv() => {
-                let is_closed = matches!(event, Event::Closed(_));
-                let actions = hub.on(line, event, Instant::now());
-                if is_closed {
-                    closing.extend(lines.remove(&line).map(|writer| writer.task));
+                if matches!(event, Event::Closed(_)) {
+                    lines.close(line);
                 }
-                actions
+                hub.on(line, event, Instant::now())
             }
             _ = pulse.tick() => hub.tick(Instant::now()),
             _ = left.recv(), if deadline.is_none() => {
@@ -190,25 +188,91 @@ async fn run(
                 Vec::new()
             }
         };
-        for action in actions {
+        lines.carry_out(actions, &mut hub);
+    }
+    let _ = tokio::time::timeout(LEAVE, lines.written()).await;
+}
+
+/// The lines on which the hub speaks.
+struct Lines {
+    writers: HashMap<Line, Writer>,
+    /// Node 0 itself. Without it, node 0 takes the hub for lost.
+    own: Option<mpsc::Sender<ToNode>>,
+    /// Of lines that are closed, but perhaps not written to the end.
+    closing: Vec<JoinHandle<()>>,
+}
+
+impl Lines {
+    /// Carries out what the hub has decided, and what it decides when a node turns out to read no more.
+    fn carry_out(&mut self, actions: Vec<Action>, hub: &mut Hub) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
             match action {
                 Action::Tell(OWN_LINE, message) => {
-                    let _ = own.send(message);
+                    self.own = self.own.take().filter(|own| queue::offer(own, message));
                 }
                 Action::Tell(line, message) => {
-                    if let Some(writer) = lines.get(&line) {
-                        let _ = writer.messages.send(message);
+                    let Some(writer) = self.writers.get(&line) else { continue };
+                    // If its connection has ended, the reader of it says so better.
+                    if !queue::offer(&writer.messages, message) && !writer.messages.is_closed() {
+                        self.close(line);
+                        actions.extend(hub.on(line, Event::Closed(queue::NOT_READ.to_owned()), Instant::now()));
                     }
                 }
-                Action::Close(line) => closing.extend(lines.remove(&line).map(|writer| writer.task)),
+                Action::Close(line) => self.close(line),
             }
         }
     }
-    closing.extend(lines.into_values().map(|writer| writer.task));
-    let all = async {
-        for task in closing {
+
+    fn close(&mut self, line: Line) {
+        self.closing.extend(self.writers.remove(&line).map(|writer| writer.task));
+    }
+
+    /// Waits until all is written.
+    async fn written(self) {
+        for task in self.closing.into_iter().chain(self.writers.into_values().map(|writer| writer.task)) {
             let _ = task.await;
         }
-    };
-    let _ = tokio::time::timeout(LEAVE, all).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hub::{Patience, tests::hello};
+    use super::*;
+
+    #[test]
+    fn a_node_that_reads_nothing_is_lost_and_fills_no_memory() {
+        let run = async {
+            let now = Instant::now();
+            let patience = Patience { join: Duration::from_secs(300), silence: Duration::from_secs(60) };
+            let mut hub = Hub::new(hello(0, 2), patience, now);
+            let (own, mut heard) = mpsc::channel(1 << 20);
+            let mut lines = Lines { writers: HashMap::new(), own: Some(own), closing: Vec::new() };
+            // Line 1 takes nothing.
+            let (messages, _unread) = queue::channel();
+            lines.writers.insert(1, Writer { messages, task: tokio::spawn(std::future::pending()) });
+            let come = Event::Hello { hello: hello(1, 1), address: "10.0.0.2".into(), arrived_at: "10.0.0.1".into() };
+            let actions = hub.on(1, come, now);
+            lines.carry_out(actions, &mut hub);
+            for _ in 0..10 * queue::ROOM {
+                let beats = hub.tick(now);
+                lines.carry_out(beats, &mut hub);
+            }
+            assert!(lines.writers.contains_key(&1), "heartbeats end no line");
+            for _ in 0..2 * queue::ROOM {
+                lines.carry_out(vec![Action::Tell(1, ToNode::PeerFailed { rank: 0 })], &mut hub);
+            }
+            assert!(lines.writers.is_empty() && lines.closing.len() == 1);
+            drop(lines);
+            let mut news = Vec::new();
+            while let Ok(message) = heard.try_recv() {
+                if let ToNode::News { text } = message {
+                    news.push(text);
+                }
+            }
+            assert!(news.iter().any(|text| text.contains("has left (it does not read")), "{news:?}");
+        };
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run);
+    }
 }

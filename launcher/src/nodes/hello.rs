@@ -2,34 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use fnet_protocol::cli::{BenchmarkCommand, Place, PrintConfig, Train, WorkerCommand};
-use fnet_protocol::{env, exit};
+use fnet_protocol::cli::{Place, Train, WorkerCommand};
 
 use super::message::{Hello, PROTOCOL};
-use crate::error::{Doing, Error, Result};
 use crate::plan::{self, Plan};
 use crate::text;
 
 /// Fields of a config that may differ from machine to machine.
 const LOCAL_FIELDS: [&str; 1] = ["data.root"];
 
-/// What this node says.
-///
-/// # Errors
-/// If the config is wrong, with the worker's words and code.
-pub fn of(place: &Place, plan: &Plan) -> Result<Hello> {
+/// What this node says; `config` is the text of its resolved config.
+pub fn of(place: &Place, plan: &Plan, config: &str) -> Hello {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).filter(|name| !name.is_empty());
-    Ok(Hello {
+    Hello {
         protocol: PROTOCOL,
         node: plan.nodes.rank,
         nodes: plan.nodes.count,
         workers: plan.devices.workers(),
         host: host.unwrap_or_else(|| "unnamed".to_owned()),
         job: job(plan),
-        terms: terms(place, plan, &resolved_config(plan)?),
-    })
+        terms: terms(place, plan, config),
+    }
 }
 
 /// `train work_dirs/cfg` without the folders above, which may differ.
@@ -92,42 +86,6 @@ fn config_terms(config: &str) -> BTreeMap<String, String> {
     }
     terms.retain(|name, _| !LOCAL_FIELDS.contains(&name.as_str()));
     terms
-}
-
-/// The config of the command as the worker resolves it; empty if it names none.
-fn resolved_config(plan: &Plan) -> Result<String> {
-    let (config, set) = match &plan.command {
-        WorkerCommand::Train(train) => (&train.config, &train.set),
-        WorkerCommand::Benchmark(benchmark) => match &benchmark.what {
-            BenchmarkCommand::Train(train) => (&train.config, &train.set),
-            _ => return Ok(String::new()),
-        },
-        WorkerCommand::Test(test) => match &test.config {
-            Some(config) => (config, &test.set),
-            None => return Ok(String::new()),
-        },
-        _ => return Ok(String::new()),
-    };
-    let print = WorkerCommand::PrintConfig(PrintConfig { config: config.clone(), set: set.clone() });
-    let mut worker = Command::new(&plan.program);
-    worker.args(print.to_args()).stdin(Stdio::null()).env(env::DEVICE, "cpu").env(env::VERBOSITY, "-1");
-    for name in plan::NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE])
-    {
-        worker.env_remove(name);
-    }
-    let output = worker.output().doing(|| format!("starting {}", plan.program.display()))?;
-    match output.status.code() {
-        Some(exit::SUCCESS) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        code => {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let text = text.trim();
-            let code = code.filter(|code| [exit::BUG, exit::USAGE, exit::DATA, exit::ENVIRONMENT].contains(code));
-            Err(Error {
-                code: code.unwrap_or(exit::ENVIRONMENT),
-                message: text.strip_prefix("error: ").unwrap_or(text).to_owned(),
-            })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -408,4 +408,4 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

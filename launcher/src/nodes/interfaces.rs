@@ -140,9 +140,9 @@ mod tests {
         for (name, expected) in [("eth7", "no such"), ("eth1", "is down"), ("ib0", "has no address")] {
             let error = check(name, &machine()).unwrap_err();
             assert_eq!(error.code, fnet_protocol::exit::ENVIRONMENT);
-            assert!(error.message.contains(expected), "{error}");
+            assert!(error.message().contains(expected), "{error}");
             assert!(
-                error.message.contains("eth0 (10.0.0.1, fd00::1), eth1 (10.1.0.1, down), ib0 (no address)"),
+                error.message().contains("eth0 (10.0.0.1, fd00::1), eth1 (10.1.0.1, down), ib0 (no address)"),
                 "{error}"
             );
         }
@@ -153,7 +153,7 @@ mod tests {
         let machine = [interface("eth0", true, &["fe80::1", "10.0.0.1"]), interface("eth1", true, &["fe80::2"])];
         assert!(check_for_workers("eth0", &machine).is_ok());
         let error = check_for_workers("eth1", &machine).unwrap_err();
-        assert!(error.message.contains("eth1 has no other one") && error.message.contains("--iface"), "{error}");
+        assert!(error.message().contains("eth1 has no other one") && error.message().contains("--iface"), "{error}");
         let index = nix::net::if_::if_nametoindex("lo").unwrap();
         assert_eq!(of_scope(&format!("fe80::1%{index}")).as_deref(), Some("lo"));
         assert_eq!((of_scope("fe80::1"), of_scope("10.0.0.1%x")), (None, None));

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::Place;
 use fnet_protocol::message::StopReason;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use super::cluster::{Cluster, Ending, Link, Says, SharedBeats};
 use super::dial::{self, Way};
 use super::door::{self, Door};
 use super::hub::{Hub, PULSE, Patience, REMIND};
 use super::message::{Beat, Hello, ToHub, ToNode};
-use super::{hello, interfaces, wire};
+use super::{hello, interfaces, queue, wire};
 use crate::error::{Doing, Error, Result};
 use crate::plan::Plan;
 use crate::rendezvous::{self, Nodes};
 use crate::show::Show;
-use crate::signals::{self, Request, Signals};
+use crate::signals::Signals;
 
 /// Time between two rounds of dialling.
 const REDIAL: Duration = Duration::from_secs(1);
@@ -36,12 +36,12 @@ pub enum Met {
 /// Brings the nodes together: opens the port on node 0, reaches it from the others.
 ///
 /// # Errors
-/// If the config is wrong, the port is taken, or node 0 is not reached in time (exit code 6).
-pub async fn meet(place: &Place, plan: &Plan, show: &SharedShow, requests: &mut Signals) -> Result<Met> {
+/// If the port is taken, or node 0 is not reached in time (exit code 6).
+pub async fn meet(place: &Place, plan: &Plan, config: &str, show: &SharedShow, requests: &mut Signals) -> Result<Met> {
     if plan.nodes.count == 1 {
         return Ok(Met::Ready(Cluster::alone()));
     }
-    let hello = hello::of(place, plan)?;
+    let hello = hello::of(place, plan, config);
     let patience = Patience {
         join: Duration::from_secs_f64(place.join_timeout),
         silence: Duration::from_secs_f64(place.node_timeout),
@@ -63,7 +63,7 @@ async fn open(plan: &Plan, hello: Hello, patience: Patience, show: &SharedShow) 
     let port = nodes.port.unwrap_or(0);
     let listener = door::listen(port).map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
     warn_if_foreign(nodes, port, show).await;
-    let (own, hears) = mpsc::unbounded_channel();
+    let (own, hears) = queue::channel();
     let hub = Hub::new(hello, patience, Instant::now());
     let door = Door::open(listener, hub, own).doing(|| format!("listening on port {port}"))?;
     let says = Says::Near(door.events.clone());
@@ -108,12 +108,9 @@ async fn reach(
             }
             tried
         };
-        let tried = tokio::select! {
-            tried = round => tried,
-            request = requests.next() => match request {
-                Request::Stop(reason) => return Ok(Err(reason)),
-                Request::Pause => { signals::stop_self(); continue }
-            },
+        let tried = match requests.unless_stopped(round).await {
+            Ok(tried) => tried,
+            Err(reason) => return Ok(Err(reason)),
         };
         match tried {
             Ok(Ok(way)) => return Ok(Ok(way)),
@@ -142,24 +139,29 @@ async fn reach(
 /// Another node: hears and speaks over the way to node 0.
 fn follow(node: usize, way: Way, silence: Duration) -> Link {
     let Way { mut reader, writer, address } = way;
-    let (says, outgoing) = mpsc::unbounded_channel();
+    let (says, outgoing) = queue::channel();
     let task = tokio::task::spawn_local(wire::write_all(writer, outgoing));
-    let (heard, hears) = mpsc::unbounded_channel();
+    let (heard, hears) = queue::channel();
+    let is_full = Rc::new(Notify::new());
+    let overflow = Rc::clone(&is_full);
     tokio::task::spawn_local(async move {
         let why = loop {
-            match tokio::time::timeout(silence, reader.message()).await {
-                Ok(Ok(Some(message))) => {
-                    let _ = heard.send(message);
-                }
+            let message = tokio::select! {
+                message = tokio::time::timeout(silence, reader.message()) => message,
+                () = overflow.notified() => break queue::NOT_READ.to_owned(),
+            };
+            match message {
+                // While nobody takes it, node 0 waits too.
+                Ok(Ok(Some(message))) => drop(heard.send(message).await),
                 Ok(Ok(None)) => break wire::ENDED.to_owned(),
                 Ok(Err(error)) => break wire::broken(&error),
                 Err(_) => break format!("gave no sign of life for {} s (--node-timeout)", silence.as_secs_f64()),
             }
         };
-        let _ = heard.send(ToNode::Lost(why));
+        let _ = heard.send(ToNode::Lost(why)).await;
     });
     let host = wire::host(address);
-    Link::new(node, Says::Far(says), hears, format!("node 0 ({host})"), Some(host), Ending::Far(task))
+    Link::new(node, Says::Far(says, is_full), hears, format!("node 0 ({host})"), Some(host), Ending::Far(task))
 }
 
 /// Signs of life, also while nothing happens.

@@ -16,6 +16,7 @@ mod hub;
 pub mod interfaces;
 mod meet;
 mod message;
+mod queue;
 mod roll;
 mod verdict;
 mod wire;

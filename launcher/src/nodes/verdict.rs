@@ -62,7 +62,17 @@ impl Final {
 }
 
 fn plain(rank: usize, exit_code: i32, reason: String) -> Cause {
-    Cause { rank, exit_code, reason, doing: None, beat: None, backtrace: None, stderr: Vec::new(), others: Vec::new() }
+    Cause {
+        rank,
+        exit_code,
+        reason,
+        reported: false,
+        doing: None,
+        beat: None,
+        backtrace: None,
+        stderr: Vec::new(),
+        others: Vec::new(),
+    }
 }
 
 /// Puts the nodes' ends together.

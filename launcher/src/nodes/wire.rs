@@ -70,7 +70,7 @@ pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message
 
 /// Writes what comes, until there is no more; then closes the connection. What the other side does not take in time is
 /// lost with it.
-pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut messages: mpsc::UnboundedReceiver<T>) {
+pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut messages: mpsc::Receiver<T>) {
     while let Some(message) = messages.recv().await {
         let writing = write(&mut stream, &message);
         tokio::pin!(writing);
@@ -87,7 +87,7 @@ pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut me
 }
 
 /// Ends some time after nobody can send any more.
-async fn closed_for<T>(messages: &mpsc::UnboundedReceiver<T>, time: Duration) {
+async fn closed_for<T>(messages: &mpsc::Receiver<T>, time: Duration) {
     while !messages.is_closed() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -152,9 +152,9 @@ mod tests {
     fn what_was_said_last_is_written_before_the_end() {
         on_one_thread(async {
             let (ours, theirs) = tokio::io::duplex(64);
-            let (sender, receiver) = mpsc::unbounded_channel();
+            let (sender, receiver) = mpsc::channel(50);
             for number in 0..50 {
-                sender.send(number).unwrap();
+                sender.try_send(number).unwrap();
             }
             drop(sender);
             let mut reader = Reader::new(theirs);

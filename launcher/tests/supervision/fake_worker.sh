@@ -2,12 +2,20 @@
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
 # Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, fall, flood, environment, connect, cpus; beat
-# works with signs of life.
+# works with signs of life; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
+# first. "config=MISTAKE" is for the worker that is asked for the config: a signal, a code, blank, or wait.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
 
 # What a person runs without supervision has no control channel.
 if [ -z "$FNET_CONTROL" ]; then
+    case $FAKE in
+        config=wait) touch config_asked; exec sleep 1000 ;;
+        config=blank) exit 0 ;;
+        config=[0-9]*) exit "${FAKE#config=}" ;;
+        config=line) echo "error: cfg.toml:3:1: unknown field \`lrr\`; did you mean \`lr\`?" >&2; exit 2 ;;
+        config=*) kill "-${FAKE#config=}" $$ ;;
+    esac
     echo "arguments: $*"
     exit 0
 fi
@@ -15,15 +23,26 @@ fi
 deed=work
 for word in $FAKE; do
     case $word in
+        noise) noisy=1 ;;
         *@"$RANK") deed=${word%@*} ;;
         *@*) ;;
         *) deed=$word ;;
     esac
 done
 
+case $deed in
+    mute=[0-9]*) exit "${deed#mute=}" ;;
+    mute=*) kill "-${deed#mute=}" $$ ;;
+esac
 [ "$deed" != absent ] || exec sleep 1000
 say "{\"type\":\"hello\",\"version\":1,\"rank\":$RANK,\"pid\":$$}"
 say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
+
+if [ -n "$noisy" ]; then
+    yes 'a line of noise' | head -n "${NOISE:-20000}"
+    yes 'a line of noise' | head -n "${NOISE:-20000}" >&2
+    touch "noise_$RANK"
+fi
 
 work() {
     trap : TERM

@@ -5,6 +5,7 @@
 
 mod nodes;
 mod placement;
+mod stalled;
 mod starting;
 mod supervision;
 mod support;

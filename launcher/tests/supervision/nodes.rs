@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Scene, code, finish, restarts, stderr, until};
+use crate::support::{CHECKPOINT, Scene, code, finish, restarts, stderr, until};
 
 /// Nodes of one worker each, which all run the same.
 struct Nodes {
@@ -19,7 +19,7 @@ struct Nodes {
 impl Nodes {
     fn new() -> Self {
         let scene = Scene::new();
-        fs::write(scene.path("a.ckpt"), "").unwrap();
+        fs::write(scene.path("a.ckpt"), CHECKPOINT).unwrap();
         Self { scene, port: free_port() }
     }
 

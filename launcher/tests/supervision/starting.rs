@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::nodes::free_port;
-use crate::support::{Scene, code, finish, stderr};
+use crate::support::{CHECKPOINT, Scene, code, finish, stderr, until};
 
 const TWO: &str = "--device cpu --nproc 2 train cfg.toml";
 
@@ -68,7 +70,7 @@ fn nodes_with_different_numbers_of_workers_meet_and_their_ranks_go_on() {
         command.env("NNODES", "2").env("NODE_RANK", rank).env("MASTER_ADDR", "[::1]").env("PORT", &port);
         finish(command)
     };
-    fs::write(scene.path("a.ckpt"), "").unwrap();
+    fs::write(scene.path("a.ckpt"), CHECKPOINT).unwrap();
     let (first, second) = std::thread::scope(|scope| {
         let second = scope.spawn(|| node("1", 2));
         (node("0", 1), second.join().unwrap())
@@ -153,7 +155,7 @@ fn a_worker_that_is_missing_or_broken_says_so() {
     command.env("FNET_WORKER", scene.path("cfg.toml"));
     let output = finish(command);
     assert_eq!(code(&output), 6);
-    assert!(stderr(&output).contains("starting rank 0"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cfg.toml cannot be started: Permission denied"), "{}", stderr(&output));
     scene.assert_nothing_left();
 }
 
@@ -209,7 +211,7 @@ fn commands_for_one_process_become_the_worker() {
 #[test]
 fn one_worker_predicts() {
     let scene = Scene::new();
-    fs::write(scene.path("a.ckpt"), "").unwrap();
+    fs::write(scene.path("a.ckpt"), CHECKPOINT).unwrap();
     let output = scene.run("environment", "--device cpu --nproc 3 predict a.ckpt cfg.toml --out painted");
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(environment(&scene, 0)["WORLD_SIZE"], "1");
@@ -240,4 +242,102 @@ fn doctor_names_what_is_wrong_and_the_remedy() {
     let text = stderr(&output);
     assert_eq!(code(&output), 6, "{text}");
     assert!(text.contains("BAD  worker") && text.contains("make setup"), "{text}");
+}
+
+/// `kill` for the whole process group that a process leads, as a batch system sends it.
+fn signal_group(leader: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{leader}")]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_signal_to_the_whole_group_while_the_config_is_read_is_a_request_to_stop() {
+    for (name, code) in [("USR1", 75), ("TERM", 75), ("HUP", 75), ("INT", 130)] {
+        let scene = Scene::new();
+        let words = fs::File::create(scene.path("stderr.txt")).unwrap();
+        let mut command = scene.command("config=wait", TWO);
+        let mut child = command.stdout(Stdio::null()).stderr(words).process_group(0).spawn().unwrap();
+        until("the config is asked for", Duration::from_secs(60), || scene.path("config_asked").exists());
+        signal_group(child.id(), name);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
+        assert!(scene.read("stderr.txt").contains("stopped on request before anything was started"), "{name}");
+        assert!(!scene.path("work_dirs").exists(), "nothing was begun");
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_config_that_cannot_be_read_ends_with_a_text_before_anything_is_begun() {
+    for (mistake, expected, text) in [
+        ("KILL", 6, "was killed by SIGKILL: by a person"),
+        ("SEGV", 6, "was killed by SIGSEGV: a crash"),
+        ("ABRT", 6, "was killed by SIGABRT"),
+        ("0", 6, "printed no config"),
+        ("blank", 6, "printed no config"),
+        ("1", 1, "ended with code 1 (a fault of fnet itself) and does not say why"),
+        ("2", 2, "ended with code 2"),
+        ("17", 6, "ended with code 17"),
+    ] {
+        let scene = Scene::new();
+        let output = scene.run(&format!("config={mistake}"), TWO);
+        let told = stderr(&output);
+        assert!(code(&output) == expected && told.contains(text), "{mistake}: {} {told}", code(&output));
+        assert!(told.starts_with("fnet-launch: reading the config: /"), "{mistake}: {told}");
+        assert!(!scene.path("work_dirs").exists(), "{mistake}: nothing was begun");
+    }
+    let output = Scene::new().run("config=line", TWO);
+    assert_eq!(code(&output), 2);
+    assert_eq!(stderr(&output), "fnet-launch: cfg.toml:3:1: unknown field `lrr`; did you mean `lr`?\n");
+}
+
+#[test]
+fn a_worker_that_ends_before_its_first_word_is_never_a_success_and_never_without_a_reason() {
+    for (how, expected, text) in [
+        ("0", 6, "ended with code 0 before it had begun"),
+        ("2", 2, "ended with code 2"),
+        ("127", 4, "ended with code 127"),
+        ("KILL", 4, "killed by SIGKILL"),
+        ("TERM", 4, "killed by SIGTERM"),
+        ("USR1", 4, "killed by SIGUSR1"),
+    ] {
+        let scene = Scene::new();
+        let output = scene.run(&format!("mute={how}"), "--device cpu --nproc 1 --max-restarts 0 train cfg.toml");
+        let told = stderr(&output);
+        assert!(code(&output) == expected && told.contains(&format!("rank 0 failed: {text}")), "{how}: {told}");
+    }
+}
+
+#[test]
+fn a_file_of_another_kind_is_named_with_the_command_that_takes_it_before_anything_is_begun() {
+    let scene = Scene::new();
+    let files: [(&str, &[u8]); 5] = [
+        ("results.json", b"{\"images\": []}"),
+        ("cfg.py", b"model = dict(type='MaskRCNN')\n"),
+        ("a.png", b"\x89PNG\r\n\x1a\n"),
+        ("a.onnx", b"\x08\x07\x12\x07pytorch"),
+        ("empty.ckpt", b""),
+    ];
+    for (name, bytes) in files {
+        fs::write(scene.path(name), bytes).unwrap();
+    }
+    fs::create_dir(scene.path("folder")).unwrap();
+    for (line, expected, text) in [
+        ("train folder", 2, "config folder: this is a folder, not a config"),
+        ("train none.toml", 2, "config none.toml: no such file"),
+        ("train results.json", 2, "config results.json: this is a JSON file"),
+        ("train cfg.py", 2, "config cfg.py: this is a Python file"),
+        ("test results.json", 3, "checkpoint results.json: this is a JSON file, not a checkpoint"),
+        ("test cfg.toml", 3, "checkpoint cfg.toml: this is an empty file"),
+        ("test a.png", 3, "checkpoint a.png: this is an image (PNG)"),
+        ("test a.onnx", 3, "checkpoint a.onnx: this is an ONNX model"),
+        ("test empty.ckpt", 3, "checkpoint empty.ckpt: this is an empty file"),
+        ("predict a.png a.png --out out", 3, "fnet-launch predict CHECKPOINT a.png --out FOLDER"),
+        ("train cfg.toml --resume=results.json", 3, "checkpoint results.json"),
+        ("train cfg.toml --load-from a.png", 3, "checkpoint a.png"),
+    ] {
+        let output = scene.run("finish", &format!("--device cpu --nproc 2 {line}"));
+        let told = stderr(&output);
+        assert!(code(&output) == expected && told.contains(text) && told.lines().count() == 1, "{line}: {told}");
+        assert!(!scene.path("work_dirs").exists() && !scene.path("out").exists(), "{line}: nothing was begun");
+    }
 }

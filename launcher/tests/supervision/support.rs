@@ -6,6 +6,9 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// What a checkpoint begins with.
+pub const CHECKPOINT: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -106,8 +109,7 @@ impl Scene {
 
 impl Running {
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(self.child.id(), name);
     }
 
     pub fn wait(mut self) -> ExitStatus {
@@ -118,6 +120,12 @@ impl Running {
         });
         status.unwrap()
     }
+}
+
+/// Sends a signal to one process.
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 /// Runs a command to its end, within [`PATIENCE`].

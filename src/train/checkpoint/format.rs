@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
+use fnet_protocol::file_kind::not_a_checkpoint;
 use indexmap::IndexMap;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
@@ -128,8 +129,8 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let unreadable = |error: io::Error| Error::data(format!("cannot open it: {error}"));
     // To open a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(Error::data("not a file; expected a checkpoint such as epoch_12.ckpt"));
+    if let Some(why) = not_a_checkpoint(path) {
+        return Err(Error::data(why));
     }
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(|error| Error::data(format!("cannot read its length: {error}")))?;
@@ -142,7 +143,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     let header_length = u64::from_le_bytes(prefix);
     if header_length > MAX_HEADER || header_length > length - 8 {
         return Err(Error::data(format!(
-            "not a safetensors file, or damaged: its header would have {header_length} bytes in a file of {length}"
+            "damaged, or no checkpoint: its first bytes are not those of a file of {length} bytes; copy it again"
         )));
     }
     let mut header = vec![0; header_length as usize];

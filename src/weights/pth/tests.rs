@@ -206,7 +206,8 @@ fn entries_that_share_their_bytes_are_refused() {
 fn other_files_are_refused_with_what_was_expected() {
     for (bytes, expected) in [
         (&b""[..], "empty"),
-        (b"GIF89a", "neither a zip archive nor a pickle"),
+        (b"GIF89a", "this is an image (GIF), not a checkpoint"),
+        (b"\xff\xfe\x00\x01", "neither a zip archive nor a pickle"),
         (b"\x80\x02N.", "magic number"),
         (b"PK\x03\x04abc", "damaged or incomplete"),
     ] {
@@ -215,7 +216,7 @@ fn other_files_are_refused_with_what_was_expected() {
         assert_eq!(error.kind(), crate::ErrorKind::Data);
     }
     assert!(open(Path::new("/no/such.pth")).is_err());
-    assert!(open(Path::new("/")).unwrap_err().to_string().contains("no ordinary file"));
+    assert!(open(Path::new("/")).unwrap_err().to_string().contains("this is a folder"));
 }
 
 /// A file of the older format with one tensor.

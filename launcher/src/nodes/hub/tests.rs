@@ -7,7 +7,7 @@ use crate::nodes::message::{How, PROTOCOL, Stop};
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Patience = Patience { join: Duration::from_secs(300), silence: Duration::from_secs(60) };
 
-fn hello(node: usize, workers: usize) -> Hello {
+pub fn hello(node: usize, workers: usize) -> Hello {
     Hello {
         protocol: PROTOCOL,
         node,
