@@ -64,7 +64,7 @@ fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: b
         }
     }
     if !header.fits_name(&path) {
-        add(Code::PictureExtension, format!("the content is {}", header.format.to_mime_type()));
+        add(Code::PictureExtension, format!("the content is {}", header.format.mime_type()));
     }
     if let Some((code, message)) = size(dataset, index, &header, pipeline) {
         add(code, message);

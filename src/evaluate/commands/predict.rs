@@ -17,7 +17,8 @@ use crate::evaluate::paint::{Painter, painted_path, save, unused};
 use crate::evaluate::results::{write_atomically, xywh};
 
 /// Endings of the files that are taken from a folder; a file that is named itself may have any.
-const ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
+const ENDINGS: [&str; 14] =
+    ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "jp2", "j2k", "pbm", "pgm", "ppm", "pnm"];
 
 /// One picture to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
