@@ -27,7 +27,7 @@ pub(super) fn check(
     let chunks: Vec<Findings> = starts
         .into_par_iter()
         .map(|start| {
-            let mut findings = Findings::keeping(scope.keep);
+            let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
             for index in start..dataset.len().min(start + CHUNK) {
                 check_picture(dataset, index, pipeline, scope.decode, &mut findings);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
@@ -35,7 +35,7 @@ pub(super) fn check(
             findings
         })
         .collect();
-    let mut findings = Findings::keeping(scope.keep);
+    let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
     chunks.into_iter().for_each(|chunk| findings.append(chunk));
     findings
 }

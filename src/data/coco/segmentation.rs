@@ -45,6 +45,32 @@ impl Segmentation {
         }
     }
 
+    /// Whether there is neither a polygon nor run lengths.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Self::Polygons(polygons) if polygons.is_empty())
+    }
+
+    /// Why pycocotools refuses to draw a mask of which nothing is left, as it looks at the first polygon alone; `None`
+    /// where it draws an empty one.
+    pub(super) fn refusal(json: &[u8]) -> Option<String> {
+        let mut parts = Vec::new();
+        if items(json, |part| parts.push(part)).is_err() {
+            return None;
+        }
+        let numbers: Vec<usize> = parts.iter().map(|part| length(part).unwrap_or(0)).collect();
+        let what = match numbers.as_slice() {
+            _ if parts.iter().any(|part| part.first() != Some(&b'[')) => "one polygon without its enclosing list",
+            [] => "no polygon",
+            all if all.len() > 2 && all.iter().all(|&count| count == 2) => {
+                "one polygon as points [x, y]; write [[x, y, x, y, ...]]"
+            }
+            [4, ..] => "four numbers are two points, or a box [x, y, width, height], not a polygon",
+            [0..4, ..] => "fewer than three points",
+            _ => return None,
+        };
+        Some(format!("{}: {what}", shown(json)))
+    }
+
     /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterises it; run lengths must have that frame.
     ///
     /// # Errors
@@ -82,6 +108,12 @@ impl Segmentation {
             }
         }
     }
+}
+
+/// The number of items of a list.
+fn length(json: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    items(json, |_| count += 1).ok().map(|()| count)
 }
 
 /// Refuses run lengths of another frame than the picture's `size` (width, height).
@@ -259,6 +291,25 @@ mod tests {
     #[test]
     fn four_numbers_are_not_a_box() {
         assert_eq!(Segmentation::parse(b"[[1, 1, 5, 4]]").unwrap(), Segmentation::Polygons(vec![]));
+    }
+
+    #[test]
+    fn pycocotools_refuses_by_the_first_polygon() {
+        for (text, refused) in [
+            ("[]", Some("no polygon")),
+            ("[[]]", Some("fewer than three")),
+            ("[[], [1, 1, 2, 2, 3]]", Some("fewer than three")),
+            ("[[1, 1]]", Some("fewer than three")),
+            ("[[1, 1, 5, 4]]", Some("a box [x, y, width, height]")),
+            ("[1, 1, 5, 4]", Some("without its enclosing list")),
+            ("[[1, 1], [5, 1], [5, 4]]", Some("points [x, y]")),
+            ("[[1, 1, 5, 4, 9]]", None),
+            ("[[3, 3, 3, 3, 3, 3]]", None),
+        ] {
+            let found = Segmentation::refusal(text.as_bytes());
+            assert_eq!(found.is_some(), refused.is_some(), "{text}: {found:?}");
+            assert!(refused.is_none_or(|part| found.is_some_and(|found| found.contains(part))), "{text}");
+        }
     }
 
     #[test]
