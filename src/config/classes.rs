@@ -6,6 +6,7 @@ use super::load::insert;
 use super::tree::{Node, Origin, Table, Value};
 use crate::data::category_names;
 use crate::error::{Context, Error, Result};
+use crate::text;
 
 const CLASSES: &str = "data.classes";
 const COUNT: &str = "model.num_classes";
@@ -35,9 +36,10 @@ pub(super) fn resolve(all: &mut Table, needs_classes: bool) -> Result<bool> {
     match find(all, COUNT) {
         Some((toml::Value::Integer(said), from)) if *from != Origin::Default && *said != count => {
             return Err(Error::usage(format!(
-                "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {count} classes in {}: remove {COUNT} \
+                "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {} in {}: remove {COUNT} \
                  or set it to {count}; to train some of the classes only, name them in {CLASSES}",
                 from.exact(),
+                text::count(names.len(), "class"),
                 file.display()
             )));
         }

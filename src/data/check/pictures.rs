@@ -11,6 +11,7 @@ use crate::data::decode::{Picture, PictureHeader};
 use crate::data::findings::{Code, Findings, Place};
 use crate::data::transform::{Augmentation, Geometry, rescaled_size};
 use crate::error::Error;
+use crate::text::printable;
 
 /// Pictures that one thread takes at a time.
 const CHUNK: usize = 16;
@@ -50,7 +51,8 @@ fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: b
     let mut add = |code, message: String| findings.add(code, &path, || Place::image(image.id), || message);
     let unreadable = |error: Error| {
         let text = error.to_string();
-        text.split_once(&format!("{}: ", path.display())).map_or(text.clone(), |(_, message)| message.to_owned())
+        text.split_once(&format!("{}: ", printable(&path.to_string_lossy())))
+            .map_or(text.clone(), |(_, message)| message.to_owned())
     };
     let header = match Picture::header(&path) {
         Ok(header) => header,

@@ -16,6 +16,7 @@ use image::{DynamicImage, RgbImage};
 pub use header::PictureHeader;
 
 use crate::error::{Error, Result};
+use crate::text::printable;
 
 /// More pixels than this are refused: a small file can claim any size.
 const MAX_PIXELS: u64 = 1 << 28;
@@ -108,7 +109,7 @@ fn regular(path: &Path) -> std::io::Result<()> {
 }
 
 fn wrong(path: &Path, message: &str) -> Error {
-    Error::data(format!("picture {}: {message}", path.display()))
+    Error::data(format!("picture {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
 }
 
 /// Names content that is no picture but often stands in place of one.

@@ -305,7 +305,7 @@ codes! {
     // Pictures.
     PictureMissing = "picture-missing", Error,
         "the file of a picture does not exist", "stops", "crashes when the picture is loaded",
-        "add the file, or remove the image from the annotation file";
+        "add the file, correct img_prefix in the config or file_name, or remove the image from the annotation file";
     PictureNameMeant = "picture-name-meant", Warning,
         "no picture has the name in the annotation file, but one whose name differs by backslashes, percent codes, case or Unicode form",
         "that one is taken", "crashes when the picture is loaded",
