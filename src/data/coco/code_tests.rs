@@ -205,7 +205,7 @@ fn every_code_is_found_where_it_should_be() {
     two["annotations"][1]["category_id"] = json!(8);
     small.write(&two);
     small.config.classes = vec!["box".into()];
-    compare("classes".into(), codes(&small, Split::Train), &[AnnotationOtherClass, ImageEmpty]);
+    compare("classes".into(), codes(&small, Split::Train), &[ImageEmpty, AnnotationOtherClass]);
     compare("classes".into(), codes(&small, Split::Val), &[AnnotationOtherClassEvaluated]);
     small.config.classes = vec!["bax".into()];
     compare("classes".into(), codes(&small, Split::Train), &[ClassUnknown]);
@@ -249,6 +249,11 @@ fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
     let parts =
         ["data.train: ", "2 images and 2 annotations", "1 of images that are not in the list", "1 with a box or area"];
     assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    let mut small_image = file.clone();
+    small_image["annotations"][0]["iscrowd"] = json!(1);
+    small_image["images"][1]["width"] = json!(31);
+    let (_, findings) = inspect(&small_image);
+    assert_eq!((findings.count(FileNothing), findings.count(AnnotationCrowd)), (1, 1), "{:?}", findings.kept());
     // All crowds.
     let mut crowds = file.clone();
     for annotation in crowds["annotations"].as_array_mut().unwrap() {

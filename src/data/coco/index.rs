@@ -143,8 +143,8 @@ pub(super) fn build(
     if is_whole {
         unused_categories(&header, &rows, path, findings);
     }
-    double_objects(&header, &rows, source, path, findings);
     let (order, starts) = by_image(&rows, header.images.len());
+    double_objects(&header, &rows, (&order, &starts), source, path, findings);
     let mut names = header.names;
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
@@ -200,10 +200,10 @@ fn crowds_and_nothing(
     let all = count(rows.len(), "annotation");
     let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
     let mut add = |code, message: String| findings.add(code, path, Place::file, || message);
+    if crowds > 0 && !only_crowds {
+        add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
+    }
     match split {
-        _ if !only_crowds && crowds > 0 => {
-            add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
-        }
         Split::Val if only_crowds => {
             add(Code::AnnotationCrowdAllEvaluated, format!("{crowds} of {all}, all of the wanted classes"));
         }
@@ -215,6 +215,7 @@ fn crowds_and_nothing(
                 (of(Fate::NoImage), "of images that are not in the list"),
                 (of(Fate::OtherClass), "of other classes"),
                 (of(Fate::Ignored), "with \"ignore\": 1"),
+                (crowds, "crowds"),
                 (of(Fate::Unfit), "with a box or area that has nothing in it"),
                 (of(Fate::Trained), "in images under 32 pixels"),
             ];
@@ -232,12 +233,18 @@ fn crowds_and_nothing(
 }
 
 /// Reports objects that stand twice: of one image and class, with equal boxes and equal texts of their masks.
-fn double_objects(header: &Header, rows: &Rows, source: &Source, path: &Path, findings: &mut Findings) {
+fn double_objects(
+    header: &Header,
+    rows: &Rows,
+    (order, starts): (&[u32], &[u32]),
+    source: &Source,
+    path: &Path,
+    findings: &mut Findings,
+) {
     let text = |row: usize| {
         let mut text = vec![0; rows.objects.mask_lengths[row] as usize];
         source.read_exact_at(&mut text, rows.objects.mask_offsets[row]).ok().map(|()| text)
     };
-    let (order, starts) = by_image(rows, header.images.len());
     let mut seen: HashMap<(u16, [u32; 4], u32), usize> = HashMap::new();
     for image in 0..header.images.len() {
         let own = &order[starts[image] as usize..starts[image + 1] as usize];

@@ -135,7 +135,7 @@ fn expected(json: &[u8]) -> String {
             "base64, perhaps of a PNG or of compressed data"
         }
         Ok(_) => "a text",
-        Err(_) if text.starts_with(b"[{") && contains_key(text, "x") => "points with x and y",
+        Err(_) if contains_key(text, "x") && contains_key(text, "y") => "points with x and y",
         Err(_) => "",
     };
     if !what.is_empty() {

@@ -97,10 +97,11 @@ impl Picture {
 
 /// Runs a decoder that others wrote: its panic says that the file cannot be decoded.
 fn contained<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    contain::run(decode).unwrap_or_else(|panic| {
-        let line = panic.lines().next().unwrap_or_default();
-        Err(format!("cannot be decoded: the decoder gave up on it ({line}); replace the file, or {CONVERT}"))
-    })
+    let result = contain::run(decode).unwrap_or_else(|panic| {
+        Err(format!("cannot be decoded: the decoder gave up on it ({panic}); replace the file, or {CONVERT}"))
+    });
+    // Some decoders speak in paragraphs.
+    result.map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";"))
 }
 
 /// Refuses what is no regular file: to open a pipe would wait for its writer.

@@ -70,7 +70,7 @@ pub fn browse(
         say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
     say(&format!(
-        "{pictures} of {} of data.{} with {} are in {}",
+        "{pictures} of the {} of data.{} with {} are in {}",
         count(dataset.len(), "picture"),
         split.name(),
         count(objects, "object"),
