@@ -83,8 +83,12 @@ fn size(dataset: &Dataset, index: usize, header: &PictureHeader, pipeline: &Pipe
     }
     let stored =
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
+    let effect = match dataset.split() {
+        Split::Train => "",
+        Split::Val => ", so that no mask of it can match in evaluation",
+    };
     let message = format!(
-        "listed as {}x{}{stored}, but it has {}x{} pixels",
+        "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",
         image.width, image.height, header.width, header.height
     );
     let unusable = dataset.split() == Split::Train

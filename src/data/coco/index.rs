@@ -205,10 +205,13 @@ fn crowds_and_nothing(
     }
     match split {
         Split::Val if only_crowds => {
-            add(Code::AnnotationCrowdAllEvaluated, format!("{crowds} of {all}, all of the wanted classes"));
+            add(
+                Code::AnnotationCrowdAllEvaluated,
+                format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"),
+            );
         }
         Split::Train if only_crowds => {
-            add(Code::AnnotationCrowdAll, format!("{crowds} of {all}, all of the wanted classes"));
+            add(Code::AnnotationCrowdAll, format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"));
         }
         Split::Train if nothing => {
             let reasons = [
