@@ -1,9 +1,10 @@
 """Writes the inputs that fuzzing starts from: fuzz/seeds.py FOLDER makes one folder per target there.
 
-Needs torch, which .venv has.
+Needs torch and Pillow, which .venv has.
 """
 
 import collections
+import io
 import json
 import pathlib
 import pickle
@@ -12,6 +13,7 @@ import sys
 import zipfile
 
 import torch
+from PIL import Image
 
 FOLDER = pathlib.Path(sys.argv[1])
 
@@ -103,3 +105,42 @@ for name, content in FILES.items():
                 inner = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))
                 write("weights", f"{name}_pickle", archive.read(inner))
 write("weights", "values", pickle.dumps({"a": [1, 2.5, "x", None, True, (1,), {2}], 3: b"bytes"}, protocol=2))
+
+PIXELS = Image.new("RGB", (12, 9))
+PIXELS.putdata([(i * 2, 255 - i, i * 7 % 256) for i in range(108)])
+KINDS = {"jpeg": ("RGB", "JPEG", {}), "progressive": ("RGB", "JPEG", {"progressive": True}), "cmyk": ("CMYK", "JPEG", {}),
+         "png": ("RGBA", "PNG", {}), "palette_png": ("P", "PNG", {}), "gif": ("P", "GIF", {}), "bmp": ("RGB", "BMP", {}),
+         "webp": ("RGB", "WEBP", {}), "lossless_webp": ("RGBA", "WEBP", {"lossless": True}), "ppm": ("RGB", "PPM", {}),
+         "pgm": ("L", "PPM", {}), "jp2": ("RGB", "JPEG2000", {}), "gray_jp2": ("L", "JPEG2000", {"irreversible": True}),
+         "tiff": ("RGB", "TIFF", {}), "palette_tiff": ("P", "TIFF", {"compression": "tiff_lzw"}),
+         "lab_tiff": ("LAB", "TIFF", {}), "ycbcr_tiff": ("YCbCr", "TIFF", {"compression": "tiff_adobe_deflate"}),
+         "jpeg_tiff": ("YCbCr", "TIFF", {"compression": "jpeg"}), "fax_tiff": ("1", "TIFF", {"compression": "group3"}),
+         "fax4_tiff": ("1", "TIFF", {"compression": "group4"}), "runs_tiff": ("1", "TIFF", {"compression": "tiff_ccitt"})}
+for name, (mode, kind, options) in KINDS.items():
+    content = io.BytesIO()
+    (Image.new("LAB", (12, 9), (128, 9, 240)) if mode == "LAB" else PIXELS.convert(mode)).save(content, kind, **options)
+    write("images", name, content.getvalue())
+
+
+def tiff(chunks, tags, big=True):
+    """A BigTIFF of 12x9 pixels; tags are (number, type, values)."""
+    data, places = b"", []
+    for chunk in chunks:
+        places.append(16 + len(data))
+        data += chunk
+    tiled = any(tag[0] == 322 for tag in tags)
+    tags = sorted([(256, 4, [12]), (257, 4, [9]), (258, 3, [8]), (324 if tiled else 273, 16, places),
+                   (325 if tiled else 279, 16, [len(chunk) for chunk in chunks])] + tags)
+    entries = b""
+    for number, kind, values in tags:
+        content = b"".join(struct.pack("<" + {3: "H", 4: "I", 16: "Q"}[kind], value) for value in values)
+        if len(content) > 8:
+            content, data = struct.pack("<Q", 16 + len(data)), data + content
+        entries += struct.pack("<HHQ", number, kind, len(values)) + content.ljust(8, b"\0")
+    return struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16 + len(data)) + data + struct.pack("<Q", len(tags)) + entries + bytes(8)
+
+
+PLANES = [(262, 3, [2]), (277, 3, [3]), (284, 3, [2]), (322, 4, [16]), (323, 4, [16])]
+write("images", "tiled_planes", tiff([bytes(range(256))] * 3, PLANES))
+write("images", "reversed_bits", tiff([bytes(range(108))], [(262, 3, [1]), (266, 3, [2])]))
+write("images", "shared_chroma", tiff([bytes(range(180))], [(262, 3, [6]), (277, 3, [3]), (530, 3, [2, 2])]))

@@ -16,6 +16,7 @@ pub mod model;
 mod parity;
 pub mod process;
 pub mod random;
+mod text;
 pub mod tools;
 pub mod train;
 pub mod weights;

@@ -6,32 +6,40 @@ use super::load::insert;
 use super::tree::{Node, Origin, Table, Value};
 use crate::data::category_names;
 use crate::error::{Context, Error, Result};
+use crate::text;
 
 const CLASSES: &str = "data.classes";
 const COUNT: &str = "model.num_classes";
 
 /// Puts the names of the training set's categories in the place of "auto", and their number into `model.num_classes`
-/// unless a config says it. What is stored with a checkpoint thus holds the names.
+/// unless a config says it. What is stored with a checkpoint thus holds the names. Returns whether there was "auto". Unless
+/// the classes are needed, they are empty where the annotation file does not say them.
 ///
 /// # Errors
 /// A data error if the annotation file cannot be read; a usage error if a config says another number.
-pub(super) fn resolve(all: &mut Table) -> Result<()> {
-    let Some((toml::Value::String(word), origin)) = find(all, CLASSES) else { return Ok(()) };
+pub(super) fn resolve(all: &mut Table, needs_classes: bool) -> Result<bool> {
+    let Some((toml::Value::String(word), origin)) = find(all, CLASSES) else { return Ok(false) };
     if word != "auto" {
-        return Ok(());
+        return Ok(false);
     }
     let origin = origin.clone();
     let text = |path: &str| find(all, path).and_then(|(value, _)| value.as_str()).unwrap_or_default().to_owned();
     let file = Path::new(&text("data.root")).join(text("data.train.ann_file"));
-    let names = category_names(&file)
+    let names = category_names(&file);
+    if names.is_err() && !needs_classes {
+        insert(all, CLASSES, Value::Leaf(toml::Value::Array(Vec::new())), &origin);
+        return Ok(true);
+    }
+    let names = names
         .with_context(|| format!("{}: {CLASSES} = \"auto\" reads the classes of the training set", origin.exact()))?;
     let count = names.len() as i64;
     match find(all, COUNT) {
         Some((toml::Value::Integer(said), from)) if *from != Origin::Default && *said != count => {
             return Err(Error::usage(format!(
-                "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {count} classes in {}: remove {COUNT} \
+                "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {} in {}: remove {COUNT} \
                  or set it to {count}; to train some of the classes only, name them in {CLASSES}",
                 from.exact(),
+                text::count(names.len(), "class"),
                 file.display()
             )));
         }
@@ -39,7 +47,7 @@ pub(super) fn resolve(all: &mut Table) -> Result<()> {
     }
     let names = names.into_iter().map(toml::Value::String).collect();
     insert(all, CLASSES, Value::Leaf(toml::Value::Array(names)), &origin);
-    Ok(())
+    Ok(true)
 }
 
 fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
@@ -58,7 +66,7 @@ mod tests {
 
     use crate::ErrorKind;
     use crate::config::{Config, Resolved, load};
-    use crate::data::{Code, Dataset, Split};
+    use crate::data::{Code, Dataset, Split, check_classes};
     use crate::error::Result;
     use crate::evaluate::testing::fixture;
 
@@ -129,7 +137,7 @@ mod tests {
             assert_eq!(config.data.classes, expected);
             for split in [Split::Train, Split::Val] {
                 let dataset = Dataset::open(&config.data, split).unwrap();
-                dataset.check_class_count(config.model.num_classes).unwrap();
+                check_classes(&config, &[&dataset]).unwrap();
                 assert!(dataset.findings().count(Code::CategoryUnused) > 0, "{set}");
                 let labels = (0..dataset.len()).flat_map(|index| dataset.objects(index).labels.iter().copied());
                 assert!(labels.into_iter().all(|label| label > 0), "{set}: a label is the place in the list");

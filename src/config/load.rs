@@ -27,10 +27,22 @@ const FORMER_AMP: &str = "train.precision";
 /// Usage errors that name file, line and column (or the override), the field, what was expected, and the nearest
 /// right name of an unknown field. All faults of one layer are listed together.
 pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
-    let path = path.as_ref();
+    load_file(path.as_ref(), overrides, true)
+}
+
+/// As [`load`], for a check of the data: if `data.classes = "auto"` cannot be resolved, the classes are left empty. What
+/// is wrong with the annotation file is for the check to say.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
+    load_file(path.as_ref(), overrides, false)
+}
+
+fn load_file(path: &Path, overrides: &[String], needs_classes: bool) -> Result<Resolved> {
     let layer = read_file(path, &mut Vec::new())?;
     let name = path.file_stem().map_or_else(|| "config".into(), |stem| stem.to_string_lossy().into_owned());
-    resolve(layer, overrides, name)
+    resolve(layer, overrides, name, needs_classes)
 }
 
 impl Config {
@@ -52,11 +64,11 @@ impl Resolved {
     pub fn from_toml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
         let mut layer = tree::parse(text, origin)?;
         rename_former(&mut layer);
-        resolve(checked(layer)?, overrides, "config".into())
+        resolve(checked(layer)?, overrides, "config".into(), true)
     }
 }
 
-fn resolve(layer: Table, overrides: &[String], name: String) -> Result<Resolved> {
+fn resolve(layer: Table, overrides: &[String], name: String, needs_classes: bool) -> Result<Resolved> {
     let mut all = defaults()?;
     tree::merge(&mut all, layer);
     if let Some(root) = std::env::var_os(DATA_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
@@ -69,12 +81,13 @@ fn resolve(layer: Table, overrides: &[String], name: String) -> Result<Resolved>
         tree::merge(&mut sets, parse_override(text)?);
     }
     tree::merge(&mut all, checked(sets)?);
-    classes::resolve(&mut all)?;
+    let classes_are_auto = classes::resolve(&mut all, needs_classes)?;
 
     let mut origins = BTreeMap::new();
     tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
-    let config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
+    let mut config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
         .map_err(|error| Error::bug(format!("a config that passed its checks was refused: {error}")))?;
+    config.data.classes_are_auto = classes_are_auto;
     let resolved = Resolved { config, name, origins };
     resolved.validate()?;
     Ok(resolved)

@@ -14,7 +14,7 @@ mod tree;
 use std::collections::BTreeMap;
 
 pub use check::Problem;
-pub use load::{DATA_ROOT_VARIABLE, load};
+pub use load::{DATA_ROOT_VARIABLE, load, load_for_check};
 pub use reference::markdown_reference;
 pub use render::print_config;
 pub use schema::*;

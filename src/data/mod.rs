@@ -19,8 +19,10 @@ mod test_data;
 mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
-pub use check::{Checked, Scope, check, check_before_job};
-pub use coco::{Category, Dataset, ImageInfo, Objects, Segmentation, Split, TrueObject, category_names, data_root};
+pub use check::{Checked, Scope, check, check_before_job, check_classes};
+pub use coco::{
+    Category, Dataset, ImageInfo, Listed, Objects, Segmentation, Split, TrueObject, category_names, data_root,
+};
 pub use decode::{Picture, PictureHeader};
 pub use epoch::{Leg, rest_of_epoch};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
@@ -28,4 +30,6 @@ pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_pi
 pub use masks::{instance_mask, mask_targets, rasterise};
 pub use resize::Bilinear;
 pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};
+#[cfg(test)]
+pub(crate) use test_data::SmallSet;
 pub use transform::{Augmentation, Geometry, rescaled_size};

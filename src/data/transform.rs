@@ -101,7 +101,8 @@ impl Geometry {
 
     /// The objects of picture `index` of `dataset` in the new frame.
     ///
-    /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does.
+    /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does. Objects whose
+    /// mask has no pixel are left out, which the reference trains on.
     ///
     /// # Errors
     /// Data errors that name the annotation.
@@ -128,11 +129,20 @@ impl Geometry {
             let rle = segmentation.to_rle(listed).map_err(|message| {
                 wrong(format!("annotation {id}: segmentation: {message}; mend or remove the annotation"))
             })?;
-            Ok(plan.mask(&rle))
+            Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
         };
         let segmentations = dataset.segmentations(index)?;
-        let masks = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
-        Ok(Target { masks, ..self.map_boxes(dataset, index) })
+        let masks: Vec<Option<_>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
+        let Target { boxes, labels, .. } = self.map_boxes(dataset, index);
+        let mut target = Target::default();
+        // There is nothing to learn from an empty mask, and its box would say that there is.
+        for ((mask, bounds), label) in masks.into_iter().zip(boxes).zip(labels) {
+            let Some(mask) = mask else { continue };
+            target.masks.push(mask);
+            target.boxes.push(bounds);
+            target.labels.push(label);
+        }
+        Ok(target)
     }
 }
 
@@ -153,6 +163,34 @@ mod tests {
         assert!((70..130).contains(&flipped), "{flipped}");
         assert!((70..130).contains(&large), "{large}");
         assert_ne!(all, (0..200).map(|sample| draw(1, sample)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn objects_with_an_empty_mask_are_not_trained_on() {
+        let small = crate::data::SmallSet::new(&[(64, 48)]);
+        let object = |id: u32, x: u32, mask: serde_json::Value| {
+            serde_json::json!({"id": id, "image_id": 100, "category_id": 7, "bbox": [x, 5, 20, 10], "area": 200,
+                               "iscrowd": 0, "segmentation": mask})
+        };
+        let sound = |x: u32| serde_json::json!([[x, 5, x + 20, 5, x + 20, 15, x, 15]]);
+        let masks = [
+            serde_json::json!([[9, 9, 9, 9, 9, 9]]),
+            sound(4),
+            serde_json::json!([[80, 5, 90, 5, 90, 15]]),
+            serde_json::json!({"size": [48, 64], "counts": [3072]}),
+            sound(30),
+        ];
+        let objects: Vec<_> = (0..).zip(masks).map(|(i, mask)| object(i + 1, i * 10, mask)).collect();
+        small.write(&serde_json::json!({
+            "images": [{"id": 100, "file_name": "0.png", "width": 64, "height": 48}],
+            "annotations": objects, "categories": [{"id": 7, "name": "box"}]
+        }));
+        let dataset = small.open(crate::data::Split::Train).unwrap();
+        let geometry = Geometry::new((48, 64), Augmentation { scale: [64, 48], flip: false }, 32);
+        let target = geometry.map_objects(&dataset, 0).unwrap();
+        let starts: Vec<f32> = target.boxes.iter().map(|bounds| bounds[0]).collect();
+        assert_eq!((starts, target.labels.len(), target.masks.len()), (vec![10.0, 40.0], 2, 2));
+        assert!(target.masks.iter().all(|mask| mask.pixels.contains(&1)));
     }
 
     #[test]

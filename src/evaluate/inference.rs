@@ -16,6 +16,7 @@ use crate::data::{Batch, Dataset, ImageMeta, Loader, TestOptions, evaluation_ind
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::model::{Detections, MaskRcnn};
+use crate::text::{count, quoted};
 
 /// What an evaluation needs of the ranks of a job.
 pub trait Ranks {
@@ -141,12 +142,44 @@ pub fn evaluate(
         let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
         if let Some(first) = found.skipped.first() {
             metrics.notes.push(format!(
-                "{} pictures could not be read and count as pictures without detections; the first: {first}",
-                found.skipped.len()
+                "{} could not be read and count as without detections; the first: {first}",
+                count(found.skipped.len(), "picture")
             ));
         }
+        metrics.notes.extend(other_sizes(dataset, &found.results, kinds));
         Ok(Evaluation { metrics, found })
     })
+}
+
+/// What to say where the annotation file lists another size than images have: pycocotools takes no mask of one size for a
+/// match of a mask of another.
+fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> Option<String> {
+    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let differs = |result: &&ImageResult| {
+        let image = dataset.image(*places.get(&result.image_id)?);
+        let is_other = (image.width, image.height) != (result.width as usize, result.height as usize);
+        is_other.then_some((image, (result.width, result.height)))
+    };
+    let other: Vec<_> = results.iter().filter_map(|result| differs(&result)).collect();
+    let (image, (width, height)) = other.first()?;
+    let effect = match kinds.contains(&Metric::Segm) {
+        true => "no mask in such an image can match, so that the mask AP counts all of its objects as not found",
+        false => "its boxes may be those of another size",
+    };
+    Some(format!(
+        "picture-size-differs: data.{}: {} of {} {} another size than {} lists, the first {} ({}x{}, listed as {}x{}): \
+         {effect}; correct width and height in the annotation file (`fnet-launch check-data` lists all)",
+        dataset.split().name(),
+        other.len(),
+        count(results.len(), "image"),
+        if other.len() == 1 { "has" } else { "have" },
+        dataset.annotation_file().display(),
+        quoted(image.file_name),
+        width,
+        height,
+        image.width,
+        image.height
+    ))
 }
 
 /// Runs the detector over `dataset`, each picture on one rank; the outcome is on rank 0.
@@ -318,6 +351,24 @@ mod tests {
     fn result(image_id: i64) -> ImageResult {
         let detection = Detection { label: 1, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], counts: "13".into() };
         ImageResult { image_id, height: 2, width: 2, detections: vec![detection] }
+    }
+
+    #[test]
+    fn sizes_that_no_mask_can_match_are_told_with_the_metrics() {
+        let small = crate::data::SmallSet::new(&[(64, 48), (64, 48), (64, 48)]);
+        let dataset = small.open(crate::data::Split::Val).unwrap();
+        let of = |image_id, height| ImageResult { image_id, height, width: 64, detections: Vec::new() };
+        let note = |heights: [u32; 3], kinds: &[Metric]| {
+            let results: Vec<_> = (100..).zip(heights).map(|(id, height)| of(id, height)).collect();
+            other_sizes(&dataset, &results, kinds)
+        };
+        assert_eq!(note([48, 48, 48], &[Metric::Segm]), None);
+        let text = note([48, 47, 48], &[Metric::Bbox, Metric::Segm]).unwrap();
+        for part in ["picture-size-differs", "data.val", "1 of 3 images has", "\"1.png\"", "64x47", "64x48", "no mask"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!note([47, 47, 48], &[Metric::Bbox]).unwrap().contains("no mask"));
     }
 
     fn share_of(ids: &[i64]) -> Share {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::atomic;
 use crate::error::{Context, Error, Result};
+use crate::text::count;
 
 /// One detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,9 +139,9 @@ fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out
 pub(crate) fn category_id<T>(category_ids: &[T], label: u32) -> Result<&T> {
     category_ids.get(label as usize).ok_or_else(|| {
         Error::data(format!(
-            "the model found class number {label}, but the data set has {} classes: give the config that the model was \
+            "the model found class number {label}, but the data set has {}: give the config that the model was \
              trained with, and an annotation file of the same classes",
-            category_ids.len()
+            count(category_ids.len(), "class")
         ))
     })
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::config;
 use crate::data::{Checked, Finding, Findings, Scope, Severity, Split, check};
 use crate::error::{Error, Result};
+use crate::text::{count, printable};
 
 /// Checks the sets of a config, prints what was found, and returns the exit code: that of wrong data if there is an
 /// error among the findings.
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// The config is wrong, or stdout cannot be written.
 pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>) -> Result<i32> {
-    let config = config::load(&arguments.config, &arguments.set)?.config;
+    let config = config::load_for_check(&arguments.config, &arguments.set)?.config;
     let splits = match arguments.split {
         Some(SplitName::Train) => vec![Split::Train],
         Some(SplitName::Val) => vec![Split::Val],
@@ -92,8 +93,13 @@ fn text(sets: &[Checked], findings: &Findings, listed: usize) -> String {
         [Severity::Error, Severity::Warning, Severity::Note].map(|severity| findings.number_of(severity));
     line(match (errors, warnings + notes) {
         (0, 0) => "Nothing is wrong.".into(),
-        (0, _) => format!("No errors: training would start. {warnings} warnings, {notes} notes."),
-        _ => format!("{errors} errors: training would not start. {warnings} warnings, {notes} notes."),
+        (0, _) => format!("No errors: training would start. {}, {}.", count(warnings, "warning"), count(notes, "note")),
+        _ => format!(
+            "{}: training would not start. {}, {}.",
+            count(errors, "error"),
+            count(warnings, "warning"),
+            count(notes, "note")
+        ),
     });
     out
 }
@@ -121,11 +127,13 @@ fn summary(set: &Checked) -> String {
     match &set.dataset {
         None => format!("data.{name}: not usable"),
         Some(dataset) => format!(
-            "data.{name}: {}: {} pictures, {} objects, {} classes are used",
-            dataset.annotation_file().display(),
+            "data.{name}: {}: {} of {}, {} of {} and {} are used",
+            printable(&dataset.annotation_file().to_string_lossy()),
             dataset.len(),
+            count(dataset.listed().images, "image"),
             dataset.object_count(),
-            dataset.categories().len()
+            count(dataset.listed().annotations, "annotation"),
+            count(dataset.categories().len(), "class")
         ),
     }
 }
@@ -140,6 +148,8 @@ fn to_json(sets: &[Checked], findings: &Findings) -> Value {
                 value["annotation_file"] = json!(dataset.annotation_file());
                 value["pictures"] = json!(dataset.len());
                 value["objects"] = json!(dataset.object_count());
+                value["listed_images"] = json!(dataset.listed().images);
+                value["listed_annotations"] = json!(dataset.listed().annotations);
                 let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
                 value["classes"] = json!(names);
             }

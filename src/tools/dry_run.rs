@@ -9,7 +9,7 @@ use fnet_protocol::work_dir::work_dir_of_checkpoint;
 use tch::Device;
 
 use crate::config;
-use crate::data::{Dataset, Severity, Split, check_before_job};
+use crate::data::{Dataset, Severity, Split, check_before_job, check_classes};
 use crate::error::{Error, Result};
 use crate::evaluate::commands::{Wanted, build};
 use crate::train;
@@ -42,7 +42,7 @@ fn test(arguments: &Test, ranks: usize) -> Result<Estimate> {
     let trained = build(&Wanted::of_test(arguments), Device::Cpu)?;
     let config = &trained.config;
     let dataset = Dataset::open(&config.data, Split::Val)?;
-    dataset.check_class_count(config.model.num_classes)?;
+    check_classes(config, &[&dataset])?;
     let kinds: Vec<config::Metric> = match arguments.format_only {
         true => Vec::new(),
         false => arguments.metrics_to_measure().into_iter().map(config::Metric::from).collect(),

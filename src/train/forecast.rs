@@ -30,7 +30,6 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let config = &resolved.config;
     let work_dir = arguments.folder();
     let training_set = Dataset::open(&config.data, Split::Train)?;
-    training_set.check_class_count(config.model.num_classes)?;
     let mut plan = job::plan(config, &training_set, world_size)?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
     let sets: Vec<&Dataset> =

@@ -21,7 +21,7 @@ use super::saver::{self, Saver};
 use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::config::{self, Config, Resolved};
-use crate::data::{Dataset, Severity, Split, check_before_job, train_batches_per_epoch};
+use crate::data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
 use crate::distributed::{World, likely_rank};
 use crate::error::{Error, Result};
 use crate::fault::Drill;
@@ -51,17 +51,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 
     control.phase(Phase::Index);
     let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
-    training_set.check_class_count(config.model.num_classes)?;
     let mut plan = plan(config, &training_set, world.world_size())?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+    let sets: Vec<&Dataset> =
+        std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
+    check_classes(config, &sets)?;
     // A restart finds what the first start has checked.
-    let warnings = if world.is_first() && !is_restart() {
-        let sets: Vec<&Dataset> =
-            std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
-        data_warnings(config, &sets)?
-    } else {
-        Vec::new()
-    };
+    let warnings = if world.is_first() && !is_restart() { data_warnings(config, &sets)? } else { Vec::new() };
 
     control.phase(Phase::Start);
     let mut learner = Learner::new(config, &world)?;

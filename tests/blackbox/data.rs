@@ -21,12 +21,12 @@ fn check_data_is_content_with_sound_data() {
     let scene = Scene::new();
     // A class of the eight has no object in the few pictures of the validation set, which is worth a note.
     let lines = [
-        ("check-data cfg.toml --split train", "Nothing is wrong."),
+        ("check-data cfg.toml --split train", "No errors: training would start. 0 warnings"),
         ("check-data cfg.toml --decode", "No errors: training would start. 0 warnings"),
     ];
     for (line, verdict) in lines {
         let ended = scene.launch(line);
-        ended.expect(0, &["pictures, ", "8 classes are used", verdict]);
+        ended.expect(0, &[" images, ", " annotations and 8 classes are used", verdict]);
         assert_eq!(ended.stdout, "");
     }
 }
@@ -59,6 +59,120 @@ fn check_data_names_every_file_and_code() {
     // The validation set alone is sound.
     scene.launch("check-data cfg.toml --split val").expect(0, &["No errors", "0 warnings"]);
     scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["picture-left-out", "2 warnings"]);
+}
+
+#[test]
+fn tiff_files_of_any_arrangement_are_decoded_or_named() {
+    let scene = Scene::with_own_pictures();
+    let file = scene.path("data/annotations/instances_train.json");
+    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let name = set["images"][0]["file_name"].as_str().unwrap().to_owned();
+    let [width, height] = ["width", "height"].map(|side| set["images"][0][side].as_u64().unwrap() as u32);
+    fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 1)).unwrap();
+    scene.launch("check-data cfg.toml --decode --split train").expect(0, &["picture-extension", &name, "0 warnings"]);
+    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    // Of floating-point numbers: nothing decodes that, and the file is named wherever it is read.
+    fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 3)).unwrap();
+    let named = ["picture-unreadable", "data.train", &name, "magick", "1 error:"];
+    scene.launch("check-data cfg.toml --decode --split train").expect(3, &named);
+    let train = "--device cpu --nproc 1 train cfg.toml --no-validate --set train.epochs=1";
+    scene.launch(train).expect(3, &[&name, "magick"]);
+    scene.launch(&format!("{train} data.on_error=skip")).expect(0, &[]);
+    scene.launch("browse cfg.toml --out browsed --max 99").expect(3, &[&name, "magick"]);
+    // A line break in a name stays on its line.
+    set["images"][0]["file_name"] = "a\nb.jpg".into();
+    fs::write(&file, set.to_string()).unwrap();
+    scene.launch("check-data cfg.toml").expect(3, &["picture-missing", "a\\nb.jpg"]);
+}
+
+/// A TIFF with three planes in tiles of 16x16 values of 8 bits, or of 32 bits where they are floating-point numbers
+/// (`format` 3).
+fn tiled_planes(width: u32, height: u32, format: u16) -> Vec<u8> {
+    let bytes = if format == 3 { 4 } else { 1 };
+    let count = width.div_ceil(16) * height.div_ceil(16) * 3;
+    let tile = vec![100u8; 256 * bytes];
+    let data: Vec<u8> = tile.repeat(count as usize);
+    let lists = 8 + data.len() as u32;
+    let tags: [(u16, u16, u32, u32); 11] = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8 * bytes as u32),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (277, 3, 1, 3),
+        (284, 3, 1, 2),
+        (322, 4, 1, 16),
+        (323, 4, 1, 16),
+        (324, 4, count, lists),
+        (325, 4, count, lists + 4 * count),
+    ];
+    let directory = lists + 8 * count;
+    let mut file = [b"II*\0".as_slice(), &directory.to_le_bytes(), &data].concat();
+    (0..count).for_each(|i| file.extend((8 + i * tile.len() as u32).to_le_bytes()));
+    (0..count).for_each(|_| file.extend((tile.len() as u32).to_le_bytes()));
+    file.extend((tags.len() as u16 + 1).to_le_bytes());
+    for (tag, kind, count, value) in tags.into_iter().chain([(339, 3, 1, u32::from(format))]) {
+        file.extend(tag.to_le_bytes());
+        file.extend(kind.to_le_bytes());
+        file.extend(count.to_le_bytes());
+        file.extend(value.to_le_bytes());
+    }
+    file.extend([0; 4]);
+    file
+}
+
+#[test]
+fn automatic_classes_are_checked_as_others_are() {
+    let scene = Scene::with_own_pictures();
+    let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
+    let config = config.replace("num_classes = 8\n", "").replace("[data]\n", "[data]\nclasses = \"auto\"\n");
+    fs::write(scene.path("cfg.toml"), config).unwrap();
+    let [train, val] = ["train", "val"].map(|set| scene.path(&format!("data/annotations/instances_{set}.json")));
+    let read = |path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap();
+    let sound = read(&val);
+    let last = sound["categories"].as_array().unwrap().last().unwrap()["name"].as_str().unwrap().to_owned();
+    let mut other = sound.clone();
+    other["categories"].as_array_mut().unwrap().push(serde_json::json!({"id": 99, "name": "green"}));
+    let mut fewer = sound.clone();
+    fewer["categories"].as_array_mut().unwrap().pop();
+    for (set, text) in [(other, "adds \"green\"".to_owned()), (fewer, format!("lacks {last:?}"))] {
+        fs::write(&val, set.to_string()).unwrap();
+        for command in ["check-data cfg.toml", "--device cpu --nproc 1 train cfg.toml"] {
+            let ended = scene.launch(command);
+            ended.expect(3, &["split-categories: data.val: ", &text]);
+            assert!(!ended.stderr.contains("class-unknown"), "{}", ended.stderr);
+        }
+    }
+    // What is wrong with the list itself is listed as any other finding.
+    let mut broken = read(&train);
+    let categories = broken["categories"].as_array_mut().unwrap();
+    categories.iter_mut().take(5).for_each(|category| _ = category.as_object_mut().unwrap().remove("name"));
+    fs::write(&train, broken.to_string()).unwrap();
+    let ended = scene.launch("check-data cfg.toml --list 5 --json --split train");
+    ended.expect(3, &["category-malformed: data.train: ", "5 errors"]);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["counts"]["category-malformed"], 5);
+    scene.launch("--device cpu --nproc 1 train cfg.toml").expect(3, &["category-malformed", "data.classes = \"auto\""]);
+}
+
+#[test]
+fn listed_sizes_that_decide_the_metrics_are_told_with_them() {
+    let scene = Scene::with_own_pictures();
+    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let file = scene.path("data/annotations/instances_val.json");
+    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for image in set["images"].as_array_mut().unwrap() {
+        image["height"] = (image["height"].as_u64().unwrap() + 1).into();
+    }
+    for annotation in set["annotations"].as_array_mut().unwrap() {
+        // Run lengths name their size themselves.
+        annotation["segmentation"] = serde_json::json!([[4, 5, 24, 5, 24, 15]]);
+    }
+    fs::write(&file, set.to_string()).unwrap();
+    let told = ["picture-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
+    scene.one("test work_dirs/cfg/epoch_1.ckpt").expect(0, &told);
+    scene.one("train cfg.toml --work-dir other --set train.epochs=1").expect(0, &told);
+    scene.launch("check-data cfg.toml").expect(0, &["picture-size-differs", "no mask of the picture can match"]);
 }
 
 #[test]

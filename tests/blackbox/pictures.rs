@@ -61,7 +61,7 @@ fn a_picture_that_cannot_be_read_at_evaluation_ends_it_or_is_counted_and_named()
     scene.launch(&format!("--device cpu --nproc 2 test {checkpoint}")).expect(3, &[&name, "the file is empty"]);
     scene
         .two(&format!("test {checkpoint} --set data.on_error=skip"))
-        .expect(0, &["1 pictures could not be read", &name, "the file is empty"]);
+        .expect(0, &["1 picture could not be read", &name, "the file is empty"]);
     // The same within training.
     let train = "--device cpu --nproc 2 train cfg.toml --set train.epochs=1 --work-dir";
     scene.launch(&format!("{train} stopped")).expect(3, &[&name]);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::message::{self, Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, ToWorker};
 use crate::state::{self, Page};
-use crate::{activity, env, stack, stop};
+use crate::{activity, contain, env, stack, stop};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -202,11 +202,15 @@ impl Client {
         !queue.broken
     }
 
-    /// From now on a panic of any thread is reported with its stack before it is printed as usual.
+    /// From now on a panic of any thread is reported with its stack before it is printed as usual, unless it becomes an
+    /// error ([`contain`]).
     pub fn report_panics(&self) {
         let client = self.clone();
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
+            if contain::is_active() {
+                return;
+            }
             client.failed(panic_failure(info, &Backtrace::force_capture()));
             previous(info);
         }));

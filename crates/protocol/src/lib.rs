@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod contain;
 pub mod env;
 pub mod estimate;
 pub mod exit;

@@ -21,6 +21,10 @@ pub struct Data {
     /// names from the training annotation file, and with them `model.num_classes`, which then need not be set.
     #[schemars(extend("word" = "auto"))]
     pub classes: Vec<String>,
+    /// Whether a config says `"auto"` for them, so that both sets must have the same.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub classes_are_auto: bool,
     /// The set to train on.
     pub train: Dataset,
     /// The set to evaluate on.
@@ -38,6 +42,7 @@ impl Default for Data {
             samples_per_gpu: 2,
             workers_per_gpu: 2,
             classes: Vec::new(),
+            classes_are_auto: false,
             train: Dataset {
                 ann_file: "annotations/instances_train2017.json".into(),
                 img_prefix: "train2017".into(),

@@ -69,6 +69,16 @@ pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) 
     Ok(findings.lines(Severity::Warning))
 }
 
+/// Checks that sets that are open have the classes of the model, and the same ones; every rank can afford it.
+///
+/// # Errors
+/// A data error with what [`Findings::lines`] says of the errors.
+pub fn check_classes(config: &Config, sets: &[&Dataset]) -> Result<()> {
+    let mut findings = Findings::default();
+    splits::check_classes(config, sets, &mut findings);
+    findings.refuse_errors()
+}
+
 /// Checks sets that are open: their masks and pictures, and how they fit together. What [`Dataset::findings`] holds is
 /// not repeated.
 fn check_sets(
@@ -80,12 +90,14 @@ fn check_sets(
 ) -> Findings {
     let mut findings = Findings::keeping(scope.keep);
     for dataset in sets {
-        dataset.check_masks(&mut findings);
-        dataset.check_files(&mut findings);
+        let mut own = Findings::keeping(scope.keep).of(dataset.split().name());
+        dataset.check_masks(&mut own);
+        dataset.check_files(&mut own);
         if scope.headers || scope.decode {
             let report = |done| progress(dataset.split(), done, dataset.len());
-            findings.append(pictures::check(dataset, &config.data.pipeline, scope, &report));
+            own.append(pictures::check(dataset, &config.data.pipeline, scope, &report));
         }
+        findings.append(own);
     }
     splits::check(config, sets, &mut findings);
     if metrics.contains(&Metric::Segm) {

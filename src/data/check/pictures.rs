@@ -11,6 +11,7 @@ use crate::data::decode::{Picture, PictureHeader};
 use crate::data::findings::{Code, Findings, Place};
 use crate::data::transform::{Augmentation, Geometry, rescaled_size};
 use crate::error::Error;
+use crate::text::printable;
 
 /// Pictures that one thread takes at a time.
 const CHUNK: usize = 16;
@@ -27,7 +28,7 @@ pub(super) fn check(
     let chunks: Vec<Findings> = starts
         .into_par_iter()
         .map(|start| {
-            let mut findings = Findings::keeping(scope.keep);
+            let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
             for index in start..dataset.len().min(start + CHUNK) {
                 check_picture(dataset, index, pipeline, scope.decode, &mut findings);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
@@ -35,7 +36,7 @@ pub(super) fn check(
             findings
         })
         .collect();
-    let mut findings = Findings::keeping(scope.keep);
+    let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
     chunks.into_iter().for_each(|chunk| findings.append(chunk));
     findings
 }
@@ -50,7 +51,8 @@ fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: b
     let mut add = |code, message: String| findings.add(code, &path, || Place::image(image.id), || message);
     let unreadable = |error: Error| {
         let text = error.to_string();
-        text.split_once(&format!("{}: ", path.display())).map_or(text.clone(), |(_, message)| message.to_owned())
+        text.split_once(&format!("{}: ", printable(&path.to_string_lossy())))
+            .map_or(text.clone(), |(_, message)| message.to_owned())
     };
     let header = match Picture::header(&path) {
         Ok(header) => header,
@@ -64,7 +66,7 @@ fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: b
         }
     }
     if !header.fits_name(&path) {
-        add(Code::PictureExtension, format!("the content is {}", header.format.to_mime_type()));
+        add(Code::PictureExtension, format!("the content is {}", header.format.mime_type()));
     }
     if let Some((code, message)) = size(dataset, index, &header, pipeline) {
         add(code, message);
@@ -81,8 +83,12 @@ fn size(dataset: &Dataset, index: usize, header: &PictureHeader, pipeline: &Pipe
     }
     let stored =
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
+    let effect = match dataset.split() {
+        Split::Train => "",
+        Split::Val => ", so that no mask of it can match in evaluation",
+    };
     let message = format!(
-        "listed as {}x{}{stored}, but it has {}x{} pixels",
+        "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",
         image.width, image.height, header.width, header.height
     );
     let unusable = dataset.split() == Split::Train

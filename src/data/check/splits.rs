@@ -1,35 +1,68 @@
 //! How the sets fit together and to the model.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use crate::config::Config;
-use crate::data::coco::{Dataset, Split};
+use crate::data::coco::{Dataset, Split, data_root};
 use crate::data::findings::{Code, Findings, Place};
+use crate::text::{self, count, quoted};
 
 /// Compares the classes of the sets with the model and with each other, and looks for pictures that are in both.
 pub(super) fn check(config: &Config, sets: &[&Dataset], findings: &mut Findings) {
-    for dataset in sets {
-        let (found, expected) = (dataset.categories().len(), config.model.num_classes);
-        if found != expected {
-            findings.add(Code::ClassCount, dataset.annotation_file(), Place::file, || {
-                format!("{found} classes, but model.num_classes is {expected}")
-            });
-        }
-    }
-    let of = |split| sets.iter().find(|dataset| dataset.split() == split);
-    if let (Some(train), Some(val)) = (of(Split::Train), of(Split::Val)) {
-        categories(train, val, findings);
-        pictures(train, val, findings);
+    check_classes(config, sets, findings);
+    if let (Some(train), Some(val)) = (of(sets, Split::Train), of(sets, Split::Val)) {
+        let mut own = findings.none().of(Split::Val.name());
+        pictures(train, val, &mut own);
+        findings.append(own);
     }
 }
 
+fn of<'d>(sets: &[&'d Dataset], split: Split) -> Option<&'d Dataset> {
+    sets.iter().copied().find(|dataset| dataset.split() == split)
+}
+
+/// Compares the classes of the sets with the model and with each other.
+pub(super) fn check_classes(config: &Config, sets: &[&Dataset], findings: &mut Findings) {
+    for dataset in sets {
+        let (found, expected) = (dataset.categories().len(), config.model.num_classes);
+        // "auto" takes the number from the training set, and the other set is compared with that below.
+        if found != expected && !config.data.classes_are_auto {
+            let mut own = findings.none().of(dataset.split().name());
+            own.add(Code::ClassCount, dataset.annotation_file(), Place::file, || {
+                format!("{}, but model.num_classes is {expected}", count(found, "class"))
+            });
+            findings.append(own);
+        }
+    }
+    let mut own = findings.none().of(Split::Val.name());
+    match (of(sets, Split::Train), of(sets, Split::Val)) {
+        (Some(train), Some(val)) => categories(train, val, &mut own),
+        (None, Some(val)) if config.data.classes_are_auto && !config.data.classes.is_empty() => {
+            let file = data_root(&config.data).join(&config.data.train.ann_file);
+            compare(&config.data.classes, val, &file, &mut own);
+        }
+        _ => {}
+    }
+    findings.append(own);
+}
+
+fn names(dataset: &Dataset) -> Vec<String> {
+    dataset.categories().iter().map(|category| category.name.clone()).collect()
+}
+
 /// Labels are places in the list of classes, so both sets must have the same names in the same order.
-fn categories(train: &Dataset, val: &Dataset, findings: &mut Findings) {
-    let names = |dataset: &Dataset| dataset.categories().iter().map(|c| c.name.clone()).collect::<Vec<_>>();
-    let (trained, tested) = (names(train), names(val));
+fn compare(trained: &[String], val: &Dataset, training_file: &Path, findings: &mut Findings) -> bool {
+    let tested = names(val);
     if trained != tested {
-        let message = || difference(&trained, &tested, &train.annotation_file().display().to_string());
+        let message = || difference(trained, &tested, &training_file.display().to_string());
         findings.add(Code::SplitCategories, val.annotation_file(), Place::file, message);
+    }
+    trained == tested
+}
+
+fn categories(train: &Dataset, val: &Dataset, findings: &mut Findings) {
+    if !compare(&names(train), val, train.annotation_file(), findings) {
         return;
     }
     let pairs = train.categories().iter().zip(val.categories());
@@ -44,12 +77,7 @@ fn categories(train: &Dataset, val: &Dataset, findings: &mut Findings) {
 /// What one list of class names has that the other lacks, or where their orders part.
 fn difference(trained: &[String], tested: &[String], training_file: &str) -> String {
     let missing = |from: &[String], list: &[String]| {
-        let names: Vec<_> = list.iter().filter(|name| !from.contains(name)).map(|name| format!("{name:?}")).collect();
-        if names.len() > 5 {
-            format!("{} and {} more", names[..5].join(", "), names.len() - 5)
-        } else {
-            names.join(", ")
-        }
+        text::list(list.iter().filter(|name| !from.contains(name)).map(|name| quoted(name)), 5)
     };
     let (lacks, adds) = (missing(tested, trained), missing(trained, tested));
     let mut parts = Vec::new();

@@ -104,6 +104,48 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
 }
 
 #[test]
+fn automatic_and_explicit_classes_go_the_same_way() {
+    let mut small = SmallSet::new(&[(64, 48), (64, 48)]);
+    let file = annotations(&small);
+    let with = |names: [&str; 2], more: Option<&str>| {
+        let mut file = file.clone();
+        let entries = (7..).zip(names.into_iter().chain(more));
+        file["categories"] = entries.map(|(id, name)| json!({"id": id, "name": name})).collect();
+        file["annotations"][1]["category_id"] = json!(if more.is_some() { 9 } else { 8 });
+        file
+    };
+    small.write(&with(["red", "blue"], None));
+    let all = |config: &crate::config::Data| {
+        let mut config = Config { data: config.clone(), ..Config::default() };
+        config.model.num_classes = 2;
+        let scope = Scope { keep: 10, headers: false, decode: false };
+        let (_, findings) = check(&config, &[Split::Train, Split::Val], scope, &|_, _, _| {});
+        let alone = Dataset::open(&config.data, Split::Val).map(|val| check_classes(&config, &[&val]));
+        let lines = findings.kept().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        (findings.count(Code::SplitCategories), lines, alone)
+    };
+    for (val, expected) in [
+        (with(["red", "green"], None), "lacks \"blue\" and adds \"green\""),
+        (with(["red", "blue"], Some("green")), "adds \"green\""),
+    ] {
+        write_val(&mut small, &val);
+        for (is_auto, classes) in [(false, vec![]), (true, vec!["red".to_owned(), "blue".into()]), (true, vec![])] {
+            (small.config.classes_are_auto, small.config.classes) = (is_auto, classes);
+            let (count, lines, alone) = all(&small.config);
+            assert!(count == 1 && lines.contains(expected) && lines.contains("data.val: "), "{lines}");
+            assert!(!lines.contains("class-unknown"), "{lines}");
+            // The set alone is compared with the classes that were found.
+            let refused = alone.unwrap().is_err_and(|error| error.to_string().contains("split-categories"));
+            assert_eq!(refused, is_auto && !small.config.classes.is_empty(), "{val}");
+        }
+    }
+    // Names that a config says itself are all that is wanted, and what is left out of the metrics is said.
+    (small.config.classes_are_auto, small.config.classes) = (false, vec!["red".into(), "blue".into()]);
+    let (count, lines, _) = all(&small.config);
+    assert!(count == 0 && lines.contains("annotation-other-class-evaluated: data.val"), "{lines}");
+}
+
+#[test]
 fn masks_are_needed_where_they_are_evaluated() {
     let mut small = SmallSet::new(&[(64, 48)]);
     let mut file = annotations(&small);

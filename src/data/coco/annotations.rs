@@ -8,7 +8,7 @@ use super::Split;
 use super::json::members;
 use super::records::{shown_id, syntax_message};
 use super::segmentation::Segmentation;
-use super::values::{RawId, Written, bbox, flag, float, id};
+use super::values::{RawId, Written, bbox, flag, float, id, shown};
 use crate::data::findings::{Code, Findings, Place};
 
 /// Where the JSON text of a value stands in the file, in bytes.
@@ -33,14 +33,44 @@ pub(super) struct Row {
     pub image: u32,
     /// Its class, or [`FOREIGN`].
     pub label: u16,
-    /// Whether it is trained on, apart from its image.
-    pub is_used: bool,
+    pub fate: Fate,
     /// Whether `id` is the file's; else it is the number of the annotation in the list, from 1.
     pub has_id: bool,
     /// `[x1, y1, x2, y2]`.
     pub bbox: [f32; 4],
     pub id: i64,
     pub mask: Span,
+}
+
+/// What becomes of an annotation, apart from its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is trained on.
+    Trained,
+    /// Its image is not in the list.
+    NoImage,
+    /// Its class is not wanted, or not in the list.
+    OtherClass,
+    /// Its key `ignore` says so.
+    Ignored,
+    /// It is a region of many objects.
+    Crowd,
+    /// Its box or area says that there is nothing to see.
+    Unfit,
+    /// It cannot be used; a finding says why.
+    Broken,
+}
+
+impl Row {
+    const BROKEN: Self = Self {
+        image: NOWHERE,
+        label: FOREIGN,
+        fate: Fate::Broken,
+        has_id: false,
+        bbox: [0.0; 4],
+        id: 0,
+        mask: Span { offset: 0, length: 0 },
+    };
 }
 
 /// What annotations are read against.
@@ -90,6 +120,8 @@ pub(super) struct Raw<'t> {
     pub ignore: bool,
     /// The text of the mask and where in the element it starts; `None` where it is absent, null or empty.
     pub mask: Option<(&'t [u8], usize)>,
+    /// The text of a mask that is null or empty.
+    pub empty_mask: Option<&'t [u8]>,
 }
 
 impl<'t> Raw<'t> {
@@ -122,7 +154,8 @@ impl<'t> Raw<'t> {
             "area" if !is_null => self.area = Some(float(value)?),
             "iscrowd" => self.crowd = Some(flag(value)?),
             "ignore" => self.ignore = flag(value)?,
-            "segmentation" => self.mask = (!is_empty(value)).then_some((value, at)),
+            "segmentation" if is_empty(value) => (self.mask, self.empty_mask) = (None, Some(value)),
+            "segmentation" => (self.mask, self.empty_mask) = (Some((value, at)), None),
             _ => {}
         }
         Ok(())
@@ -135,20 +168,28 @@ fn is_empty(value: &[u8]) -> bool {
     value == b"null" || !value.iter().any(content)
 }
 
-/// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list; `None`, with a
-/// finding, if it cannot be used.
-pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
+/// What is missing where there is no mask.
+pub(super) fn no_mask(raw: &Raw) -> String {
+    match raw.empty_mask {
+        Some(text) => format!("segmentation is {}", shown(text)),
+        None => "no segmentation".into(),
+    }
+}
+
+/// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list. If it cannot be used
+/// there is a finding.
+pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Row {
     match Raw::read(text) {
-        Ok(raw) => row_of(&raw, offset, row, context, findings),
+        Ok(raw) => row_of(&raw, offset, row, context, findings).unwrap_or(Row::BROKEN),
         Err((id, message)) => {
             let place = || Place::annotation(shown_id(id.as_ref(), row));
             findings.add(Code::AnnotationMalformed, context.path, place, || message);
-            None
+            Row::BROKEN
         }
     }
 }
 
-/// As [`row`], of an annotation that is parsed.
+/// As [`row`], of an annotation that is parsed; `None` if it cannot be used.
 pub(super) fn row_of(raw: &Raw, offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
     let place = || {
         let place = Place::annotation(shown_id(raw.id.as_ref(), row));
@@ -161,14 +202,14 @@ pub(super) fn row_of(raw: &Raw, offset: u64, row: usize, context: &Context, find
     let id = reader.id();
     let image = reader.image()?;
     let label = reader.label()?;
-    let (bbox, is_used) = reader.object(image, label)?;
+    let (bbox, fate) = reader.object(image, label)?;
     let mask = raw.mask.map_or_else(Span::default, |(text, at)| Span {
         offset: offset + at as u64,
         // Elements are shorter than 4 GB.
         length: text.len() as u32,
     });
     let has_id = matches!(raw.id, Some(RawId::Number(_)));
-    Some(Row { image, label, is_used, has_id, bbox, id, mask })
+    Some(Row { image, label, fate, has_id, bbox, id, mask })
 }
 
 /// Applies the rules to one annotation.
@@ -237,18 +278,32 @@ impl Reader<'_> {
             };
         };
         let label = self.context.labels.get(&RawKey::from(id)).copied();
-        if label.is_none() {
-            self.add(Code::AnnotationCategoryUnknown, || format!("no category has the id {}", shown_id(Some(id), 0)));
+        match label {
+            None => self
+                .add(Code::AnnotationCategoryUnknown, || format!("no category has the id {}", shown_id(Some(id), 0))),
+            Some(FOREIGN) => {
+                let code = match self.context.split {
+                    Split::Train => Code::AnnotationOtherClass,
+                    Split::Val => Code::AnnotationOtherClassEvaluated,
+                };
+                self.add(code, || format!("data.classes does not name category {}", shown_id(Some(id), 0)));
+            }
+            Some(_) => {}
         }
         Some(label.unwrap_or(FOREIGN))
     }
 
-    /// Its box, and whether it is trained on; `None` if it cannot be used. What belongs to no image or class is passed
-    /// over.
-    fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], bool)> {
+    /// Its box, and what becomes of it; `None` if it cannot be used. What belongs to no image or class is passed over.
+    fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], Fate)> {
         let raw = self.raw;
-        if image == NOWHERE || label == FOREIGN || raw.ignore {
-            return Some(([0.0; 4], false));
+        let passed_over = match () {
+            () if image == NOWHERE => Some(Fate::NoImage),
+            () if label == FOREIGN => Some(Fate::OtherClass),
+            () if raw.ignore => Some(Fate::Ignored),
+            () => None,
+        };
+        if let Some(fate) = passed_over {
+            return Some(([0.0; 4], fate));
         }
         if raw.crowd.is_none() {
             self.add(Code::AnnotationCrowdMissing, || "no iscrowd".into());
@@ -262,17 +317,21 @@ impl Reader<'_> {
         }
         let size = self.context.sizes[image as usize];
         if size == UNKNOWN_SIZE && (raw.bbox.is_some() || raw.mask.is_some()) {
-            return Some(([0.0; 4], false));
+            return Some(([0.0; 4], Fate::Unfit));
         }
         let sides = self.bbox(size)?;
         let fits = self.fits(sides, size);
-        let is_used = fits && !raw.crowd.unwrap_or(false);
-        if is_used && raw.mask.is_none() && self.context.split == Split::Train {
-            self.add(Code::MaskMissing, || "no segmentation, and training needs a mask for every object".into());
+        let fate = match (raw.crowd.unwrap_or(false), fits) {
+            (true, _) => Fate::Crowd,
+            (false, true) => Fate::Trained,
+            (false, false) => Fate::Unfit,
+        };
+        if fate == Fate::Trained && raw.mask.is_none() && self.context.split == Split::Train {
+            self.add(Code::MaskMissing, || format!("{}, and training needs a mask for every object", no_mask(raw)));
             return None;
         }
         let [x, y, w, h] = sides;
-        Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], is_used))
+        Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], fate))
     }
 
     /// Its box `[x, y, width, height]`, if need be around the mask.

@@ -15,7 +15,7 @@ use crate::error::Result;
 /// # Errors
 /// A data error if the file cannot be read, or has no categories.
 pub fn category_names(path: &Path) -> Result<Vec<String>> {
-    let mut findings = Findings::default();
+    let mut findings = Findings::default().of(Split::Train.name());
     let header = match Source::open(path) {
         Ok(source) => {
             let mut found = findings.none();

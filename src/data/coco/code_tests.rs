@@ -72,19 +72,24 @@ fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
         (set("/images/1/width", json!("64")), vec![ImageSizeText]),
         (set("/images/1/width", json!(31)), vec![ImageSmall]),
         (vec![("/images/1/file_name", Some(json!("none.png"))), ("/images/1/width", None)], vec![ImageSizeUnknown]),
-        (set("/annotations/1/image_id", json!(100)), vec![ImageEmpty]),
-        (set("/annotations/1", json!(7)), vec![AnnotationMalformed, ImageEmpty]),
-        (set("/annotations/1/iscrowd", json!("0")), vec![AnnotationMalformed, ImageEmpty]),
+        (set("/annotations/1/image_id", json!(100)), vec![AnnotationDouble, ImageEmpty]),
+        (set("/annotations/1", json!(7)), vec![AnnotationMalformed]),
+        (set("/annotations/1/iscrowd", json!("0")), vec![AnnotationMalformed]),
+        (set("/annotations/1/iscrowd", json!(1)), vec![AnnotationCrowd]),
+        (
+            vec![("/annotations/0/iscrowd", Some(json!(1))), ("/annotations/1/iscrowd", Some(json!(true)))],
+            vec![AnnotationCrowdAll],
+        ),
         (cut("/annotations/1/id"), vec![AnnotationIdMissing]),
         (set("/annotations/1/id", json!("2")), vec![AnnotationIdText]),
         (set("/annotations/1/id", json!(0)), vec![AnnotationIdZero]),
         (set("/annotations/1/id", json!(1)), vec![AnnotationIdRepeated]),
-        (cut("/annotations/1/image_id"), vec![AnnotationImageMissing, ImageEmpty]),
+        (cut("/annotations/1/image_id"), vec![AnnotationImageMissing]),
         (set("/annotations/1/image_id", json!(77)), vec![AnnotationImageUnknown, ImageEmpty]),
         (set("/annotations/1/image_id", json!("0101")), vec![AnnotationIdText, AnnotationImageUnknown, ImageEmpty]),
         (
             vec![("/categories", Some(json!([known, {"id": 8, "name": "cup"}]))), ("/annotations/1/category_id", None)],
-            vec![AnnotationCategoryMissing, CategoryUnused, ImageEmpty],
+            vec![AnnotationCategoryMissing],
         ),
         (cut("/annotations/1/category_id"), vec![AnnotationCategoryImplied]),
         (set("/annotations/1/category_id", json!(9)), vec![AnnotationCategoryUnknown, ImageEmpty]),
@@ -92,7 +97,7 @@ fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
         (cut("/annotations/1/area"), vec![AnnotationAreaMissing]),
         (set("/annotations/1/area", json!("200")), vec![AnnotationAreaText]),
         (set("/annotations/1/area", json!(0)), vec![AnnotationAreaZero]),
-        (vec![("/annotations/1/bbox", None), ("/annotations/1/segmentation", None)], vec![BoxMissing, ImageEmpty]),
+        (vec![("/annotations/1/bbox", None), ("/annotations/1/segmentation", None)], vec![BoxMissing]),
         (cut("/annotations/1/bbox"), vec![BoxFromMask]),
         (bbox(json!(["4", 5, 20, 10])), vec![BoxText]),
         (bbox(json!([4, 5, "@NaN", 10])), vec![BoxNotFinite]),
@@ -100,12 +105,27 @@ fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
         (bbox(json!([4, 5, 0, 10])), vec![BoxEmpty]),
         (bbox(json!([70, 5, 20, 10])), vec![BoxElsewhere]),
         (bbox(json!([4, 5, 70, 10])), vec![BoxOutside, MaskBoxDiffers]),
-        (mask(json!([])), vec![MaskMissing, ImageEmpty]),
+        (mask(json!([])), vec![MaskMissing]),
         (mask(json!("abc")), vec![MaskMalformed]),
         (mask(json!([["4", 5, 24, 5, 24, 15, 4, 15]])), vec![MaskText]),
         (mask(json!([4, 5, 24, 5, 24, 15, 4, 15])), vec![MaskFlat]),
         (mask(json!([[4, 5, 24, 5, 24, 15, 4, 15, 9]])), vec![MaskOdd]),
-        (mask(json!([[4, 5, 24, 15]])), vec![MaskFewPoints, MaskEmpty]),
+        (mask(json!([[], []])), vec![MaskMissing]),
+        (mask(json!([[4, 5]])), vec![MaskMissing]),
+        (mask(json!([[4, 5, 24, 15]])), vec![MaskMissing]),
+        (mask(json!([4, 5, 24, 15])), vec![MaskMissing]),
+        (mask(json!([[4, 5], [24, 5], [24, 15]])), vec![MaskMissing]),
+        (mask(json!([[4, 5, 24, 15, 4]])), vec![MaskFewPoints, MaskEmpty]),
+        (mask(json!([[4, 5, 24, 5, 24, 15, 4, 15], [1, 1, 2, 2]])), vec![MaskFewPoints]),
+        (mask(json!([[9, 9, 9, 9, 9, 9]])), vec![MaskEmpty]),
+        (mask(json!([[4, 5, 14, 10, 24, 15]])), vec![MaskEmpty]),
+        (mask(json!([[70, 5, 90, 5, 90, 15]])), vec![MaskEmpty]),
+        (
+            ["/annotations/0/segmentation", "/annotations/1/segmentation"]
+                .map(|place| (place, Some(json!([[9, 9, 9, 9, 9, 9]]))))
+                .into(),
+            vec![FileNothing, MaskEmpty],
+        ),
         (mask(json!({"size": [48, 64], "counts": [197, 10]})), vec![MaskShort, MaskBoxDiffers]),
         (mask(json!({"size": [48, 64], "counts": [3072]})), vec![MaskEmpty]),
         (mask(json!([[4, 5, 24, 5, 24, 55, 4, 55]])), vec![MaskOutside, MaskBoxDiffers]),
@@ -121,7 +141,13 @@ fn cases_of_validation() -> Vec<(Vec<Change>, Vec<Code>)> {
         (set("/annotations/1/segmentation", json!([])), vec![MaskMissingEvaluated]),
         (
             vec![("/annotations/1/segmentation", None), ("/annotations/1/iscrowd", Some(json!(1)))],
-            vec![MaskMissingEvaluated],
+            vec![MaskMissingEvaluated, AnnotationCrowd],
+        ),
+        (set("/annotations/1/segmentation", json!([[4, 5, 24, 15]])), vec![MaskMissingEvaluated]),
+        (set("/annotations/1/segmentation", json!([[9, 9, 9, 9, 9, 9]])), vec![MaskEmpty]),
+        (
+            vec![("/annotations/0/iscrowd", Some(json!(1))), ("/annotations/1/iscrowd", Some(json!(1)))],
+            vec![AnnotationCrowdAllEvaluated],
         ),
     ]
 }
@@ -176,6 +202,11 @@ fn every_code_is_found_where_it_should_be() {
     small.write(&two);
     small.config.classes = vec!["cup".into(), "box".into()];
     compare("classes".into(), codes(&small, Split::Train), &[ClassOrder, CategoryUnused]);
+    two["annotations"][1]["category_id"] = json!(8);
+    small.write(&two);
+    small.config.classes = vec!["box".into()];
+    compare("classes".into(), codes(&small, Split::Train), &[ImageEmpty, AnnotationOtherClass]);
+    compare("classes".into(), codes(&small, Split::Val), &[AnnotationOtherClassEvaluated]);
     small.config.classes = vec!["bax".into()];
     compare("classes".into(), codes(&small, Split::Train), &[ClassUnknown]);
     small.config.train.img_prefix = "none".into();
@@ -190,6 +221,51 @@ fn every_code_is_found_where_it_should_be() {
     };
     let missing: Vec<_> = Code::ALL.iter().filter(|code| !elsewhere(code) && !seen.contains(*code)).collect();
     assert!(missing.is_empty(), "no case has {missing:?}");
+}
+
+#[test]
+fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
+    let (mut small, file) = sound();
+    small.config.train.filter_empty = true;
+    let inspect = |file: &Value| {
+        small.write(file);
+        let (set, findings) = Dataset::inspect(&small.config, Split::Train, 9);
+        (set.map(|set| (set.listed().images, set.listed().annotations, set.object_count())), findings)
+    };
+    // Entries that cannot be used count, and are the only findings.
+    let mut broken = file.clone();
+    (broken["images"][0], broken["annotations"][1]["bbox"]) = (json!(7), json!("x"));
+    broken["annotations"].as_array_mut().unwrap().push(json!(null));
+    let (counts, findings) = inspect(&broken);
+    assert_eq!(counts, Some((2, 3, 0)));
+    let found = [(ImageMalformed, 1), (AnnotationMalformed, 2), (AnnotationImageUnknown, 1)];
+    assert_eq!(findings.counts(), found, "{:?}", findings.kept());
+    // What became of each annotation where nothing is left.
+    let mut nothing = file.clone();
+    nothing["annotations"][0]["image_id"] = json!(7);
+    nothing["annotations"][1]["area"] = json!(0);
+    let (_, findings) = inspect(&nothing);
+    let text = findings.kept().iter().find(|finding| finding.code == FileNothing).unwrap().to_string();
+    let parts =
+        ["data.train: ", "2 images and 2 annotations", "1 of images that are not in the list", "1 with a box or area"];
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    let mut small_image = file.clone();
+    small_image["annotations"][0]["iscrowd"] = json!(1);
+    small_image["images"][1]["width"] = json!(31);
+    let (_, findings) = inspect(&small_image);
+    assert_eq!((findings.count(FileNothing), findings.count(AnnotationCrowd)), (1, 1), "{:?}", findings.kept());
+    // All crowds.
+    let mut crowds = file.clone();
+    for annotation in crowds["annotations"].as_array_mut().unwrap() {
+        annotation["iscrowd"] = json!(1);
+    }
+    let (_, findings) = inspect(&crowds);
+    let text = findings.kept()[0].to_string();
+    assert!(text.contains("2 of 2 annotations") && text.contains("set iscrowd to 0"), "{text}");
+    // A list of categories none of which can be used is not empty.
+    let mut categories = file;
+    categories["categories"] = json!([{"id": 7}, "box"]);
+    assert_eq!(inspect(&categories).1.counts(), [(CategoryMalformed, 2)]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::Dataset;
 use crate::data::findings::{Code, Findings, Place};
+use crate::text::{list, quoted};
 
 /// What a name in the annotation file stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,22 +170,137 @@ impl Dataset {
                     format!("no file {:?}; {} is taken, {how}", image.file_name, path.display())
                 }),
                 Found::Unclear { named, others } => findings.add(Code::PictureNameUnclear, &named, place, || {
-                    format!("no such file, and {} can be meant", others.join(" or "))
+                    format!(
+                        "no such file, and several can be meant: {}",
+                        list(others.iter().map(|name| quoted(name)), 4)
+                    )
                 }),
-                Found::Missing(path) => findings.add(Code::PictureMissing, &path, place, || match path.parent() {
-                    Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
-                    _ if path.is_symlink() => "the link leads to no file".into(),
-                    _ if path.exists() => "it is not a regular file".into(),
-                    _ => "no such file".into(),
+                Found::Missing(path) => findings.add(Code::PictureMissing, &path, place, || {
+                    let what = match path.parent() {
+                        Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
+                        _ if path.is_symlink() => "the link leads to no file".into(),
+                        _ if path.exists() => "it is not a regular file".into(),
+                        _ => "no such file".into(),
+                    };
+                    match self.offer(image.file_name) {
+                        Some(offer) => format!("{what}; {offer}"),
+                        None => what,
+                    }
                 }),
             }
         }
     }
 }
 
+/// The most folders in a folder that are searched for a missing file.
+const SEARCHED_FOLDERS: usize = 100;
+
+impl Dataset {
+    /// Where a file that is missing may be: in a folder that another `img_prefix` names, or by another name.
+    fn offer(&self, name: &str) -> Option<String> {
+        let name = name.replace('\\', "/");
+        // Label Studio serves files by such an address.
+        let name = name.split_once("?d=").map_or(name.as_str(), |(_, path)| path);
+        let name = percent_decoded(name);
+        let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let relative = parts.join("/");
+        let field = format!("data.{}.img_prefix", self.split.name());
+        let prefix = |folder: &Path| match folder.strip_prefix(&self.root).unwrap_or(folder) {
+            inner if inner.as_os_str().is_empty() => ".".to_owned(),
+            inner => inner.display().to_string(),
+        };
+        // The name holds the folder already.
+        let above = self.folder.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root)).take(4);
+        for folder in above.chain([self.root.as_path()]) {
+            if folder.join(&relative).is_file() {
+                return Some(format!("file_name already holds a folder of {field}: set it to {:?}", prefix(folder)));
+            }
+        }
+        // A folder is missing between the two.
+        for folder in [&self.folder, &self.root].into_iter().flat_map(|folder| subfolders(folder)) {
+            if folder.join(&relative).is_file() {
+                return Some(format!("it lies in {}: set {field} to {:?}", folder.display(), prefix(&folder)));
+            }
+        }
+        // The folders in the name are those of another machine.
+        for start in 1..parts.len() {
+            let rest = parts[start..].join("/");
+            if self.folder.join(&rest).is_file() {
+                return Some(format!("{} lies there: correct file_name", quoted(&rest)));
+            }
+        }
+        let base = parts.last()?;
+        // Label Studio puts eight letters before the names of uploaded files.
+        let uploaded = base.split_once('-').filter(|(mark, _)| mark.len() == 8).map(|(_, rest)| rest);
+        if let Some(rest) = uploaded.filter(|rest| self.folder.join(rest).is_file()) {
+            return Some(format!("{} lies there: correct file_name", quoted(rest)));
+        }
+        for folder in subfolders(&self.folder).into_iter().chain(subfolders(&self.root)) {
+            let path = folder.join(base);
+            if path.is_file() {
+                return Some(format!("{} has a file of this name: correct file_name or {field}", folder.display()));
+            }
+        }
+        let stem = |name: &Path| name.file_stem().map(|stem| fold(&stem.to_string_lossy()));
+        let listing = self.folders.listing(&self.folder);
+        let wanted = [fold(base), stem(Path::new(base)).unwrap_or_default()];
+        let mut like: Vec<String> = listing
+            .names
+            .iter()
+            .filter(|name| stem(Path::new(name)).is_some_and(|stem| wanted.contains(&stem)))
+            .map(|name| quoted(&name.to_string_lossy()))
+            .collect();
+        like.sort_unstable();
+        (!like.is_empty()).then(|| format!("by another ending there is {}: correct file_name", list(like, 3)))
+    }
+}
+
+/// The folders in a folder, in order, not too many.
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+    let mut folders: Vec<PathBuf> = folders.take(SEARCHED_FOLDERS).collect();
+    folders.sort_unstable();
+    folders
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::coco::Split;
+    use crate::data::test_data::SmallSet;
+
+    #[test]
+    fn a_file_that_is_missing_is_looked_for() {
+        let mut small = SmallSet::new(&[(64, 48)]);
+        let at = |name: &str| small.folder.path().join(name);
+        std::fs::create_dir_all(at("images/deep")).unwrap();
+        std::fs::rename(at("0.png"), at("images/deep/0.png")).unwrap();
+        let text = std::fs::read_to_string(at("a.json")).unwrap();
+        for (img_prefix, name, expected) in [
+            ("images", "images/deep/0.png", Some("already holds a folder of data.train.img_prefix: set it to \".\"")),
+            ("images/deep", "deep/0.png", Some("set it to \"images\"")),
+            ("images", "0.png", Some("set data.train.img_prefix to \"images/deep\"")),
+            (".", "deep/0.png", Some("set data.train.img_prefix to \"images\"")),
+            ("images/deep", "C:\\\\data\\\\0.png", Some("\"0.png\" lies there")),
+            ("images/deep", "/data/upload/3/0.png", Some("\"0.png\" lies there")),
+            ("images/deep", "/data/upload/3/1a2b3c4d-0.png", Some("\"0.png\" lies there")),
+            ("images/deep", "/data/local-files/?d=sets%2F0.png", Some("\"0.png\" lies there")),
+            ("images/deep", "0", Some("by another ending there is \"0.png\"")),
+            ("images/deep", "0.jpg", Some("by another ending there is \"0.png\"")),
+            ("images/deep", "1.png", None),
+        ] {
+            std::fs::write(small.folder.path().join("a.json"), text.replace("0.png", name)).unwrap();
+            small.config.train.img_prefix = img_prefix.into();
+            let mut findings = Findings::default();
+            small.open(Split::Train).unwrap().check_files(&mut findings);
+            let finding = &findings.kept()[0];
+            assert_eq!(finding.code, Code::PictureMissing, "{finding}");
+            let offered = finding.message.split_once("; ").map(|(_, offer)| offer);
+            assert_eq!(offered.is_some(), expected.is_some(), "{img_prefix} {name}: {finding}");
+            assert!(expected.is_none_or(|part| finding.message.contains(part)), "{img_prefix} {name}: {finding}");
+        }
+    }
 
     fn folder_with(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

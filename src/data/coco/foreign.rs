@@ -25,6 +25,14 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static
             return Some("Pascal VOC turned into JSON, one picture; convert the annotations to COCO instances");
         }
     }
+    if has("videos") && !has("images") {
+        return Some(
+            "COCO annotations of videos (CocoVID, YouTube-VIS) without images; convert it to COCO instances of frames",
+        );
+    }
+    if has("___sa_version___") || (has("metadata") && has("instances")) {
+        return Some("annotations of SuperAnnotate; export them as COCO there, or convert them with its converter");
+    }
     if has("asset") && has("regions") {
         return Some("VoTT JSON of one picture; export the project as COCO or convert it");
     }
@@ -39,22 +47,42 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static
     {
         return Some("annotations of the VGG Image Annotator (VIA); export them as COCO there");
     }
+    let by_name = keys.iter().filter(|(key, _)| is_image_name(key)).count();
+    if by_name * 2 > keys.len()
+        && ["\"classId\"", "\"className\"", "\"instances\""].iter().any(|key| first_value_has(key))
+    {
+        return Some(
+            "annotations of SuperAnnotate, by file name; export them as COCO there, or convert them with its converter",
+        );
+    }
     None
+}
+
+fn is_image_name(key: &str) -> bool {
+    let ending = key.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
+    ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif"].contains(&ending.as_str())
 }
 
 /// The kind of COCO file that this is, if it is another one than instances: told by all its annotations.
 pub(super) fn of_annotations(source: &Source, path: &Path) -> Option<&'static str> {
     let kind = |list: &str, text: &[u8], _: u64, _: usize, _: &mut Findings| match list {
-        "annotations" => Some(Element::Annotation(annotation_kind(text))),
+        "annotations" => Some(annotation(text)),
         "images" => Some(Element::Image),
         _ => Some(Element::Category),
     };
     let wanted = ["images", "categories", "annotations"];
     let mut elements = Vec::new();
     let mut take = |_: &str, element| elements.extend(element);
-    lists::read(source, path, &wanted, &kind, &mut take, &mut Findings::keeping(0)).ok()?;
+    let keys = lists::read(source, path, &wanted, &kind, &mut take, &mut Findings::keeping(0)).ok()?;
+    let of_videos = keys.iter().any(|(key, _)| key == "videos");
+    let has_mask = |element: &Element| matches!(element, Element::Annotation { has_mask: true, .. });
+    if of_videos && !elements.iter().any(has_mask) {
+        return Some(
+            "CocoVID, objects that are tracked in videos by boxes alone; add masks, or convert it to COCO instances",
+        );
+    }
     let mut kinds = elements.iter().filter_map(|element| match element {
-        Element::Annotation(kind) => Some(*kind),
+        Element::Annotation { kind, .. } => Some(*kind),
         Element::Image | Element::Category => None,
     });
     match kinds.next() {
@@ -71,15 +99,19 @@ pub(super) fn of_annotations(source: &Source, path: &Path) -> Option<&'static st
 enum Element {
     Image,
     Category,
-    /// What the file is if all annotations are like this one.
-    Annotation(Option<&'static str>),
+    Annotation {
+        /// What the file is if all annotations are like this one.
+        kind: Option<&'static str>,
+        has_mask: bool,
+    },
 }
 
-fn annotation_kind(text: &[u8]) -> Option<&'static str> {
+fn annotation(text: &[u8]) -> Element {
     let mut keys = Vec::new();
-    members(text, |key, _, _| keys.push(key.to_owned())).ok()?;
+    let walked = members(text, |key, _, _| keys.push(key.to_owned()));
     let has = |name: &str| keys.iter().any(|key| key == name);
-    match () {
+    let kind = match () {
+        () if walked.is_err() => None,
         () if has("bbox") || has("segmentation") => None,
         () if has("segments_info") => Some("COCO panoptic segmentation; convert it to COCO instances"),
         () if has("caption") => Some("COCO captions; give the file of instances"),
@@ -87,7 +119,8 @@ fn annotation_kind(text: &[u8]) -> Option<&'static str> {
             Some("classes of whole images, without boxes and masks; give the file of instances")
         }
         () => None,
-    }
+    };
+    Element::Annotation { kind, has_mask: has("segmentation") }
 }
 
 /// The format of a text that is no JSON object; `None` if nothing is known of it.
@@ -188,6 +221,11 @@ mod tests {
         assert!(of("{\"annotation\": {\"folder\": \"a\"}}", &["annotation"]).unwrap().contains("VOC"));
         assert!(of("{}", &["_via_settings", "_via_img_metadata"]).unwrap().contains("VIA"));
         assert!(of("{\"a\": {\"regions\": [{\"shape_attributes\": 1}]}}", &["a"]).unwrap().contains("VIA"));
+        assert!(of("{}", &["videos", "annotations", "categories"]).unwrap().contains("CocoVID"));
+        assert!(of("{\"a.jpg\": [{\"classId\": 1}]}", &["a.jpg"]).unwrap().contains("SuperAnnotate"));
+        assert!(of("{}", &["a.jpg", "___sa_version___"]).unwrap().contains("SuperAnnotate"));
+        assert!(of("{}", &["metadata", "instances"]).unwrap().contains("SuperAnnotate"));
+        assert_eq!(of("{\"a.jpg\": []}", &["a.jpg", "b.jpg"]), None);
         assert_eq!(of("{}", &["images", "annotation", "categories"]), None);
     }
 }

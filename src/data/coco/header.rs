@@ -9,10 +9,13 @@ use super::source::Source;
 use super::values::RawId;
 use super::{Category, Split, lists};
 use crate::data::findings::{Code, Findings, Place};
+use crate::text::{list, quoted};
 
 /// What the annotation file says of images and categories.
 pub(super) struct Header {
     pub images: Vec<RawImage>,
+    /// Entries of the list of images, those among them that cannot be used.
+    pub listed_images: usize,
     /// Image id -> place in `images`.
     pub places: HashMap<RawKey, u32>,
     /// The wanted categories; a label is a place in this list.
@@ -37,6 +40,8 @@ impl Header {
 enum Entry {
     Image(RawImage),
     Category(RawCategory),
+    /// A finding says what is wrong with it.
+    Broken,
 }
 
 /// Why there is no header.
@@ -56,16 +61,27 @@ pub(super) fn read(
     classes: &[String],
     findings: &mut Findings,
 ) -> Result<Header, NoHeader> {
-    let parse = |list: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| match list {
-        "images" => image(text, row, path, findings).map(Entry::Image),
-        _ => category(text, row, path, findings).map(Entry::Category),
+    let parse = |list: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
+        let entry = match list {
+            "images" => image(text, row, path, findings).map(Entry::Image),
+            _ => category(text, row, path, findings).map(Entry::Category),
+        };
+        entry.or(Some(Entry::Broken))
     };
     let (mut images, mut raw_categories) = (Vec::new(), Vec::new());
-    let mut take = |list: &str, entry: Option<Entry>| match entry {
-        Some(Entry::Image(image)) => images.push(image),
-        Some(Entry::Category(category)) => raw_categories.push(category),
-        None if list == "images" => images.clear(),
-        None => raw_categories.clear(),
+    // Of images and of categories.
+    let mut broken = [0; 2];
+    let mut take = |list: &str, entry: Option<Entry>| {
+        let is_image = list == "images";
+        match entry {
+            Some(Entry::Image(image)) => images.push(image),
+            Some(Entry::Category(category)) => raw_categories.push(category),
+            Some(Entry::Broken) => broken[usize::from(!is_image)] += 1,
+            None => {
+                broken[usize::from(!is_image)] = 0;
+                if is_image { images.clear() } else { raw_categories.clear() }
+            }
+        }
     };
     let wanted_lists = ["images", "categories"];
     let keys = lists::read(source, path, &wanted_lists, &parse, &mut take, findings).map_err(NoHeader::Broken)?;
@@ -74,12 +90,16 @@ pub(super) fn read(
         return Err(NoHeader::KeysMissing(keys));
     }
     let has_annotations = is_list("annotations");
+    let listed_images = images.len() + broken[0];
+    if raw_categories.is_empty() && broken[1] > 0 {
+        return Err(NoHeader::Reported);
+    }
     let mut names = Vec::new();
     let texts = [images.iter().any(|i| i.id.is_text()), raw_categories.iter().any(|c| c.id.is_text())];
     let (categories, labels) =
         wanted(&raw_categories, classes, path, &mut names, findings).ok_or(NoHeader::Reported)?;
     let (images, places) = unique(images, path, findings);
-    Ok(Header { images, places, categories, labels, names, ids_are_text: texts, has_annotations })
+    Ok(Header { images, listed_images, places, categories, labels, names, ids_are_text: texts, has_annotations })
 }
 
 /// The number that stands for an id.
@@ -208,8 +228,7 @@ fn wanted(
     let all_known = errors(findings)[0] == before[0];
     if !classes.is_empty() && all_known && !categories.iter().map(|category| &category.name).eq(classes) {
         findings.add(Code::ClassOrder, path, Place::file, || {
-            let order: Vec<_> = categories.iter().map(|category| category.name.as_str()).collect();
-            format!("the order of the file is {}", order.join(", "))
+            format!("the order of the file is {}", list(categories.iter().map(|category| quoted(&category.name)), 8))
         });
     }
     (errors(findings) == before).then_some((categories, labels))

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::annotations::{FOREIGN, NOWHERE, Row, UNKNOWN_SIZE};
+use super::annotations::{FOREIGN, Fate, NOWHERE, Row, UNKNOWN_SIZE};
 use super::header::{Header, number};
 use super::records::shown_id;
+use super::source::Source;
 use super::{IdNames, Split};
 use crate::data::findings::{Code, Findings, Place};
+use crate::text::count;
 
 /// Pictures narrower or lower than this are not trained on.
 const MIN_SIDE: u32 = 32;
@@ -81,7 +83,7 @@ impl ObjectColumns {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     images: Vec<u32>,
-    is_used: Vec<bool>,
+    fates: Vec<Fate>,
     has_id: Vec<bool>,
     objects: ObjectColumns,
 }
@@ -96,7 +98,7 @@ impl Rows {
         let mut rows = Self::default();
         let room = usize::try_from(length / Self::SHORT).unwrap_or(0);
         rows.images.reserve_exact(room);
-        rows.is_used.reserve_exact(room);
+        rows.fates.reserve_exact(room);
         rows.has_id.reserve_exact(room);
         rows.objects.reserve_exact(room);
         rows
@@ -104,13 +106,18 @@ impl Rows {
 
     pub fn push(&mut self, row: Row) {
         self.images.push(row.image);
-        self.is_used.push(row.is_used);
+        self.fates.push(row.fate);
         self.has_id.push(row.has_id);
         self.objects.push(&row);
     }
 
-    fn len(&self) -> usize {
+    /// Number of annotations of the file.
+    pub fn len(&self) -> usize {
         self.images.len()
+    }
+
+    fn number_of(&self, fate: Fate) -> usize {
+        self.fates.iter().filter(|&&own| own == fate).count()
     }
 }
 
@@ -121,17 +128,23 @@ pub(super) struct Index {
     pub id_names: IdNames,
 }
 
-/// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config.
+/// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config. Where annotations cannot be used,
+/// the findings are about these alone: what seems to be without objects may have some.
 pub(super) fn build(
     header: Header,
     sizes: &[[u32; 2]],
     mut rows: Rows,
     (path, split, filter_empty): (&Path, Split, bool),
+    source: &Source,
     findings: &mut Findings,
 ) -> Index {
     last_of_equal_ids(&mut rows, path, findings);
-    unused_categories(&header, &rows, path, findings);
+    let is_whole = rows.number_of(Fate::Broken) == 0;
+    if is_whole {
+        unused_categories(&header, &rows, path, findings);
+    }
     let (order, starts) = by_image(&rows, header.images.len());
+    double_objects(&header, &rows, (&order, &starts), source, path, findings);
     let mut names = header.names;
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
@@ -144,10 +157,10 @@ pub(super) fn build(
             let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
             let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Place::image(shown_id(Some(&image.id), place));
-            if !has_wanted {
+            if !has_wanted && is_whole {
                 findings
                     .add(Code::ImageEmpty, path, place_of, || format!("{:?} has no wanted object", image.file_name));
-            } else if is_small {
+            } else if has_wanted && is_small {
                 let [width, height] = sizes[place];
                 findings.add(Code::ImageSmall, path, place_of, || format!("{:?} is {width}x{height}", image.file_name));
             }
@@ -155,17 +168,15 @@ pub(super) fn build(
                 continue;
             }
         }
-        used.extend(own.iter().copied().filter(|&row| rows.is_used[row as usize]));
+        used.extend(own.iter().copied().filter(|&row| rows.fates[row as usize] == Fate::Trained));
         images.ids.push(id);
         images.sizes.push(sizes[place]);
         images.names.push_str(&image.file_name);
         images.name_ends.push(images.names.len() as u32);
         images.first_object.push(used.len() as u32);
     }
-    if split == Split::Train && used.is_empty() {
-        findings.add(Code::FileNothing, path, Place::file, || {
-            format!("{} images, {} annotations, and nothing to train on", header.images.len(), rows.len())
-        });
+    if is_whole {
+        crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), findings);
     }
     // What is no longer needed makes room for the new columns.
     let Rows { objects, .. } = rows;
@@ -174,6 +185,91 @@ pub(super) fn build(
     let objects = objects.in_order(&used);
     give_back_memory();
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
+}
+
+/// Reports crowds, and a training set without an object, with what became of its annotations.
+fn crowds_and_nothing(
+    listed_images: usize,
+    rows: &Rows,
+    nothing: bool,
+    (path, split): (&Path, Split),
+    findings: &mut Findings,
+) {
+    let of = |fate| rows.number_of(fate);
+    let crowds = of(Fate::Crowd);
+    let all = count(rows.len(), "annotation");
+    let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
+    let mut add = |code, message: String| findings.add(code, path, Place::file, || message);
+    if crowds > 0 && !only_crowds {
+        add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
+    }
+    match split {
+        Split::Val if only_crowds => {
+            add(
+                Code::AnnotationCrowdAllEvaluated,
+                format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"),
+            );
+        }
+        Split::Train if only_crowds => {
+            add(Code::AnnotationCrowdAll, format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"));
+        }
+        Split::Train if nothing => {
+            let reasons = [
+                (of(Fate::NoImage), "of images that are not in the list"),
+                (of(Fate::OtherClass), "of other classes"),
+                (of(Fate::Ignored), "with \"ignore\": 1"),
+                (crowds, "crowds"),
+                (of(Fate::Unfit), "with a box or area that has nothing in it"),
+                (of(Fate::Trained), "in images under 32 pixels"),
+            ];
+            let reasons: Vec<String> = reasons
+                .iter()
+                .filter(|(number, _)| *number > 0)
+                .map(|(number, what)| format!("{number} {what}"))
+                .collect();
+            let reasons = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
+            let images = count(listed_images, "image");
+            add(Code::FileNothing, format!("{images} and {all}, and nothing to train on{reasons}"));
+        }
+        _ => {}
+    }
+}
+
+/// Reports objects that stand twice: of one image and class, with equal boxes and equal texts of their masks.
+fn double_objects(
+    header: &Header,
+    rows: &Rows,
+    (order, starts): (&[u32], &[u32]),
+    source: &Source,
+    path: &Path,
+    findings: &mut Findings,
+) {
+    let text = |row: usize| {
+        let mut text = vec![0; rows.objects.mask_lengths[row] as usize];
+        source.read_exact_at(&mut text, rows.objects.mask_offsets[row]).ok().map(|()| text)
+    };
+    let mut seen: HashMap<(u16, [u32; 4], u32), usize> = HashMap::new();
+    for image in 0..header.images.len() {
+        let own = &order[starts[image] as usize..starts[image + 1] as usize];
+        seen.clear();
+        for row in own.iter().map(|&row| row as usize).filter(|&row| rows.fates[row] == Fate::Trained) {
+            let objects = &rows.objects;
+            let key = (objects.labels[row], objects.boxes[row].map(f32::to_bits), objects.mask_lengths[row]);
+            match seen.get(&key) {
+                // Of one id, which is reported as such.
+                Some(&other) if rows.has_id[row] && rows.has_id[other] && objects.ids[row] == objects.ids[other] => {}
+                Some(&other) if text(row) == text(other) => {
+                    let image = shown_id(Some(&header.images[image].id), image);
+                    let place = || Place::annotation(objects.ids[row]).of_image(image);
+                    findings.add(Code::AnnotationDouble, path, place, || {
+                        format!("the same class, box and mask as annotation {}", objects.ids[other])
+                    });
+                }
+                Some(_) => {}
+                None => _ = seen.insert(key, row),
+            }
+        }
+    }
 }
 
 /// Gives freed memory back to the system: ranks of one node that read a large file at the same time would otherwise each
@@ -229,7 +325,7 @@ fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
     }
     for index in 0..rows.len() {
         if let Some(&other) = own_id(rows, index).and_then(|id| last.get(&id)) {
-            rows.is_used[index] = rows.is_used[other];
+            rows.fates[index] = rows.fates[other];
             rows.objects.set(index, other);
         }
     }

@@ -97,15 +97,27 @@ pub struct Dataset {
     split: Split,
     path: PathBuf,
     folder: PathBuf,
+    /// What `data.root` says.
+    root: PathBuf,
     source: Source,
     /// The wanted classes; empty for all.
     classes: Vec<String>,
     categories: Vec<Category>,
+    listed: Listed,
     images: index::Images,
     objects: index::ObjectColumns,
     id_names: IdNames,
     folders: Folders,
     findings: Findings,
+}
+
+/// How many entries the lists of an annotation file have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// In `images`.
+    pub images: usize,
+    /// In `annotations`.
+    pub annotations: usize,
 }
 
 /// How ids are written that are strings in the file.
@@ -167,6 +179,11 @@ impl Dataset {
     /// What is odd about the annotation file, as far as it was found when it was opened.
     pub fn findings(&self) -> &Findings {
         &self.findings
+    }
+
+    /// How many images and annotations the file has, used or not.
+    pub fn listed(&self) -> Listed {
+        self.listed
     }
 
     /// Number of objects that are trained on.
@@ -265,22 +282,6 @@ impl Dataset {
             })?);
         }
         Ok(segmentations)
-    }
-
-    /// Checks that the detector has one output per class of this set.
-    ///
-    /// # Errors
-    /// A data error that names both numbers.
-    pub fn check_class_count(&self, num_classes: usize) -> Result<()> {
-        let found = self.categories.len();
-        if found == num_classes {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "{} has {found} classes, model.num_classes is {num_classes}; set model.num_classes to {found} or name the \
-             wanted classes in data.classes",
-            self.path.display()
-        )))
     }
 }
 

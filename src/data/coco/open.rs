@@ -11,11 +11,12 @@ use super::header::{self, Header, NoHeader};
 use super::index::Rows;
 use super::records::{RawImage, shown_id};
 use super::source::Source;
-use super::{Dataset, Split, data_root, foreign, index, lists};
+use super::{Dataset, Listed, Split, data_root, foreign, index, lists};
 use crate::config;
 use crate::data::decode::{Picture, PictureHeader};
 use crate::data::findings::{Code, Findings, Place, Severity};
 use crate::error::Result;
+use crate::text::{list, quoted};
 
 impl Dataset {
     /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of pictures exists.
@@ -37,7 +38,7 @@ impl Dataset {
     /// full. There is a set, of what could be used, if its lists could be read at all; with errors among the findings
     /// it is only good for further checks.
     pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Findings) {
-        let mut findings = Findings::keeping(keep);
+        let mut findings = Findings::keeping(keep).of(split.name());
         let dataset = read(config, split, &mut findings);
         (dataset, findings)
     }
@@ -69,12 +70,16 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
     }
     let folders = Folders::default();
     let mut found = findings.none();
-    let contents = read_header(&source, &path, split, &config.classes, &mut found).and_then(|header| {
+    // The classes of the training set are those of the model; that the other set has the same is checked afterwards.
+    let classes: &[String] = if config.classes_are_auto { &[] } else { &config.classes };
+    let contents = read_header(&source, &path, split, classes, &mut found).and_then(|header| {
         index::give_back_memory();
         let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
         let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
-        let categories = header.categories.clone();
-        Some((categories, index::build(header, &sizes, rows, (&path, split, set.filter_empty), &mut found)))
+        let (categories, listed) =
+            (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
+        let options = (&*path, split, set.filter_empty);
+        Some((categories, listed, index::build(header, &sizes, rows, options, &source, &mut found)))
     });
     if found.number_of(Severity::Error) > 0
         && let Some(format) = foreign::of_annotations(&source, &path)
@@ -84,10 +89,24 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
         return None;
     }
     findings.append(found);
-    let (categories, index::Index { images, objects, id_names }) = contents?;
-    let classes = config.classes.clone();
+    let (categories, listed, index::Index { images, objects, id_names }) = contents?;
+    let classes = classes.to_vec();
     let findings = findings.none();
-    Some(Dataset { split, path, folder, source, classes, categories, images, objects, id_names, folders, findings })
+    Some(Dataset {
+        split,
+        path,
+        folder,
+        root,
+        source,
+        classes,
+        categories,
+        listed,
+        images,
+        objects,
+        id_names,
+        folders,
+        findings,
+    })
 }
 
 /// Reads images and categories, or reports why that cannot be done.
@@ -118,10 +137,9 @@ pub(super) fn read_header(
         return None;
     }
     for name in missing.into_iter().filter(|&name| name != "annotations" || split == Split::Train) {
-        let found: Vec<_> = keys.iter().map(|(key, _)| key.as_str()).collect();
-        findings.add(Code::FileKeyMissing, path, Place::file, || match found.is_empty() {
+        findings.add(Code::FileKeyMissing, path, Place::file, || match keys.is_empty() {
             true => format!("no list {name:?}"),
-            false => format!("no list {name:?} among the keys {}", found.join(", ")),
+            false => format!("no list {name:?} among the keys {}", list(keys.iter().map(|(key, _)| quoted(key)), 6)),
         });
     }
     None
@@ -186,7 +204,7 @@ fn read_rows(
 ) -> Option<Rows> {
     let context = header.context(path, split, sizes);
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
-        annotations::row(text, offset, row, &context, findings)
+        Some(annotations::row(text, offset, row, &context, findings))
     };
     let mut rows = Rows::for_text(source.length());
     let mut take = |_: &str, row: Option<Row>| match row {

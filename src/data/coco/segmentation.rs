@@ -4,7 +4,7 @@ use hotcoco::mask::{check_counts, fr_polys, merge, rle_from_string, to_bbox};
 use hotcoco::types::Rle;
 
 use super::json::{items, members, string};
-use super::values::{Written, float, integer, shown};
+use super::values::{Written, float, integer, is_whole, shown};
 use crate::data::findings::Code;
 
 /// Polygons or run lengths.
@@ -43,6 +43,32 @@ impl Segmentation {
             Some(b'[') => list(json, note),
             _ => Err(expected(json)),
         }
+    }
+
+    /// Whether there is neither a polygon nor run lengths.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Self::Polygons(polygons) if polygons.is_empty())
+    }
+
+    /// Why pycocotools refuses to draw a mask of which nothing is left, as it looks at the first polygon alone; `None`
+    /// where it draws an empty one.
+    pub(super) fn refusal(json: &[u8]) -> Option<String> {
+        let mut parts = Vec::new();
+        if items(json, |part| parts.push(part)).is_err() {
+            return None;
+        }
+        let numbers: Vec<usize> = parts.iter().map(|part| length(part).unwrap_or(0)).collect();
+        let what = match numbers.as_slice() {
+            _ if parts.iter().any(|part| part.first() != Some(&b'[')) => "one polygon without its enclosing list",
+            [] => "no polygon",
+            all if all.len() > 2 && all.iter().all(|&count| count == 2) => {
+                "one polygon as points [x, y]; write [[x, y, x, y, ...]]"
+            }
+            [4, ..] => "four numbers are two points, or a box [x, y, width, height], not a polygon",
+            [0..4, ..] => "fewer than three points",
+            _ => return None,
+        };
+        Some(format!("{}: {what}", shown(json)))
     }
 
     /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterises it; run lengths must have that frame.
@@ -84,6 +110,12 @@ impl Segmentation {
     }
 }
 
+/// The number of items of a list.
+fn length(json: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    items(json, |_| count += 1).ok().map(|()| count)
+}
+
 /// Refuses run lengths of another frame than the picture's `size` (width, height).
 fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
     if (rle.h, rle.w) == (height, width) {
@@ -96,10 +128,36 @@ fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
 }
 
 fn expected(json: &[u8]) -> String {
+    let text = json.trim_ascii();
+    let what = match string(text) {
+        Ok(text) if text.starts_with("b'") || text.starts_with("b\"") => "the text of Python's bytes b'...'",
+        Ok(text) if text.starts_with("data:image") || is_base64(&text) => {
+            "base64, perhaps of a PNG or of compressed data"
+        }
+        Ok(_) => "a text",
+        Err(_) if contains_key(text, "x") && contains_key(text, "y") => "points with x and y",
+        Err(_) => "",
+    };
+    if !what.is_empty() {
+        return format!(
+            "{}: {what}; expected is [[x, y, x, y, ...]] or {{\"size\": [h, w], \"counts\": ...}}",
+            shown(json)
+        );
+    }
     format!(
         "{} is neither polygons [[x, y, ...], ...] nor run lengths {{\"size\": [h, w], \"counts\": ...}}",
         shown(json)
     )
+}
+
+/// Whether a text is so long and of such letters that it is nothing but base64.
+fn is_base64(text: &str) -> bool {
+    let end = text.trim_end_matches('=');
+    end.len() >= 12 && end.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
+}
+
+fn contains_key(text: &[u8], key: &str) -> bool {
+    memchr::memmem::find(text, format!("\"{key}\"").as_bytes()).is_some()
 }
 
 /// A list of polygons or run lengths, or one polygon without its enclosing list.
@@ -140,6 +198,16 @@ fn drawn(polygons: Vec<Vec<f64>>, note: &mut Note) -> Result<Segmentation, Strin
 }
 
 fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
+    let mut nested = None;
+    // What is no list is reported below.
+    let _ = items(json, |item| nested = nested.or((item.first() == Some(&b'[')).then(|| length(item).unwrap_or(0))));
+    if let Some(numbers) = nested {
+        let what = match numbers {
+            2 => "a polygon of points [x, y]",
+            _ => "polygons in one list too many",
+        };
+        return Err(format!("{}: {what}; write [[x, y, x, y, ...]]", shown(json)));
+    }
     let finite = |item: &[u8]| float(item).ok().filter(|written| written.value.is_finite());
     numbers(json, finite, ["the polygon ", "in a polygon is not a finite number"], note)
 }
@@ -160,7 +228,8 @@ fn numbers<T>(
             numbers.push(value);
         }
         None => {
-            wrong.get_or_insert_with(|| format!("{} {wrong_item}", shown(item)));
+            let what = if is_whole(item) && !item.starts_with(b"-") { "is too large" } else { wrong_item };
+            wrong.get_or_insert_with(|| format!("{} {what}", shown(item)));
         }
     })
     .map_err(|error| format!("{}: {}", shown(json), error.what))?;
@@ -214,6 +283,17 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
     };
     let rle = if counts.first() == Some(&b'"') {
         let text = string(counts)?;
+        if text.starts_with("b'") || text.starts_with("b\"") {
+            return Err(format!(
+                "counts {} is the text of Python's bytes; write counts.decode(\"ascii\")",
+                shown(counts)
+            ));
+        }
+        if let Some(odd) = text.chars().find(|c| !('0'..='o').contains(c)) {
+            let what =
+                if is_base64(&text) { "it is perhaps base64, to be decoded first" } else { "export the mask again" };
+            return Err(format!("counts {} has {odd:?}, which run lengths never have; {what}", shown(counts)));
+        }
         rle_from_string(&text, height, width).map_err(|error| error.to_string())?
     } else {
         let counts = whole_numbers(counts, note)?;
@@ -262,6 +342,25 @@ mod tests {
     }
 
     #[test]
+    fn pycocotools_refuses_by_the_first_polygon() {
+        for (text, refused) in [
+            ("[]", Some("no polygon")),
+            ("[[]]", Some("fewer than three")),
+            ("[[], [1, 1, 2, 2, 3]]", Some("fewer than three")),
+            ("[[1, 1]]", Some("fewer than three")),
+            ("[[1, 1, 5, 4]]", Some("a box [x, y, width, height]")),
+            ("[1, 1, 5, 4]", Some("without its enclosing list")),
+            ("[[1, 1], [5, 1], [5, 4]]", Some("points [x, y]")),
+            ("[[1, 1, 5, 4, 9]]", None),
+            ("[[3, 3, 3, 3, 3, 3]]", None),
+        ] {
+            let found = Segmentation::refusal(text.as_bytes());
+            assert_eq!(found.is_some(), refused.is_some(), "{text}: {found:?}");
+            assert!(refused.is_none_or(|part| found.is_some_and(|found| found.contains(part))), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_odd_is_noted() {
         let noted = |text: &str| {
             let mut codes = Vec::new();
@@ -291,7 +390,15 @@ mod tests {
             ("[[1, 2, NaN, 4, 5, 6]]", "NaN"),
             ("[[1, 2], 3]", "polygons"),
             ("[1, 2, 3", "the end of the list"),
-            ("\"abc\"", "polygons"),
+            ("\"abc\"", "a text"),
+            ("\"b'abc'\"", "Python's bytes"),
+            ("\"iVBORw0KGgoAAAANSUhEUg==\"", "base64"),
+            ("[{\"x\": 1, \"y\": 2}]", "points with x and y"),
+            ("[[[1, 1], [5, 1], [5, 4]]]", "points [x, y]"),
+            ("[[[1, 1, 5, 1, 5, 4]]]", "one list too many"),
+            ("{\"size\": [2, 2], \"counts\": \"b'13'\"}", "counts.decode"),
+            ("{\"size\": [2, 2], \"counts\": \"eJyLNlAAAQ+zwx==\"}", "base64"),
+            ("{\"size\": [2, 2], \"counts\": [9223372036854775808]}", "too large"),
             ("[[0, 0, 3e6, 0, 3e6, 3]]", "6000003 pixels"),
             ("[[0, 0, 1e308, -1e308, -1e308, 1e308]]", "inf pixels"),
         ] {

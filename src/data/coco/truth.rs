@@ -110,13 +110,15 @@ fn object(text: &[u8], row: usize, ids: &[i64], context: &Context, findings: &mu
         let id = super::records::shown_id(raw.id.as_ref(), row);
         findings.add(Code::MaskMalformed, context.path, || Place::annotation(id), || message);
     };
-    let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text)).transpose() {
-        Ok(mask) => mask,
+    let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
+        // What pycocotools refuses to draw is no mask; where masks are evaluated it was an error.
+        Ok(mask) => mask.filter(|(mask, text)| !mask.is_nothing() || Segmentation::refusal(text).is_none()),
         Err(message) => {
             wrong(message);
             return None;
         }
     };
+    let mask = mask.map(|(mask, _)| mask);
     let bbox = match (raw.bbox, &mask) {
         (Some(bbox), _) => bbox.value,
         (None, Some(mask)) => mask.bounds(size).ok().flatten()?,

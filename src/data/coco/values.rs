@@ -1,6 +1,7 @@
 //! JSON values as annotation files have them: the same number may be written as a number, a string or a truth value.
 
 use super::json::{items, number, string};
+use crate::text::printable;
 
 /// 2^53: above it a float no longer tells neighbouring integers apart.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -25,7 +26,10 @@ pub(super) enum RawId {
 
 /// Reads `7`, `7.0` and `"7"`.
 pub(super) fn integer(text: &[u8]) -> Result<Written<i64>, String> {
-    let wrong = || format!("{} is not a whole number", shown(text));
+    let wrong = || match is_whole(text) {
+        true => format!("{} is too large", shown(text)),
+        false => format!("{} is not a whole number", shown(text)),
+    };
     if text.first() == Some(&b'"') {
         let content = string(text)?;
         return content.trim().parse().map(|value| Written { value, as_text: true }).map_err(|_| wrong());
@@ -35,6 +39,14 @@ pub(super) fn integer(text: &[u8]) -> Result<Written<i64>, String> {
     }
     let float = number(text).filter(|value| value.fract() == 0.0 && value.abs() <= EXACT).ok_or_else(wrong)?;
     Ok(Written { value: float as i64, as_text: false })
+}
+
+/// Whether text is a whole number of any size, perhaps in quotes.
+pub(super) fn is_whole(text: &[u8]) -> bool {
+    let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text).trim_ascii();
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let is_float = || number(text).is_some_and(|value| value.is_finite() && value.fract() == 0.0);
+    !digits.is_empty() && (digits.iter().all(u8::is_ascii_digit) || is_float())
 }
 
 /// Reads an id; any string is a name that is not written as a number would be: "007" and "7" may be two things.
@@ -101,7 +113,7 @@ pub(super) fn bbox(text: &[u8]) -> Result<Option<Written<[f64; 4]>>, String> {
 pub(super) fn shown(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(160)]);
     let words: Vec<&str> = text.split_whitespace().collect();
-    let line = words.join(" ");
+    let line = printable(&words.join(" ")).into_owned();
     if line.chars().count() > 40 { format!("{}...", line.chars().take(40).collect::<String>()) } else { line }
 }
 
@@ -116,6 +128,9 @@ mod tests {
         assert_eq!(integer(b"\" 7\""), Ok(Written { value: 7, as_text: true }));
         for wrong in ["7.5", "\"a\"", "null", "[7]", "1e300", "18446744073709551615", "NaN", "true", ""] {
             assert!(integer(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        for large in ["9223372036854775808", "-9223372036854775809", "1e300", "\"9223372036854775808\""] {
+            assert!(integer(large.as_bytes()).unwrap_err().ends_with("is too large"), "{large}");
         }
         assert_eq!(id(b"\"a-1\""), Ok(RawId::Name("a-1".into())));
         assert_eq!(id(b"\"7\""), Ok(RawId::Number(Written { value: 7, as_text: true })));

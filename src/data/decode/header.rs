@@ -7,16 +7,46 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
-use super::{check_size, jpeg, no_picture, other, regular};
+use super::{check_size, jpeg, jpeg2000, no_picture, other, regular, tiff};
 
 /// Read first. The header of most files ends within it; a JPEG may have a long EXIF block with a preview.
 const START: usize = 64 << 10;
+
+/// The format of a picture file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One that the crate `image` knows.
+    Known(ImageFormat),
+    /// A JPEG 2000 file or codestream.
+    Jpeg2000,
+}
+
+impl Format {
+    /// Its name for people and programs.
+    pub fn mime_type(self) -> &'static str {
+        match self {
+            Self::Known(format) => format.to_mime_type(),
+            Self::Jpeg2000 => "image/jp2",
+        }
+    }
+
+    /// Endings of the names of its files.
+    fn endings(self) -> Vec<&'static str> {
+        match self {
+            Self::Known(format) => {
+                let more: &[&str] = if format == ImageFormat::Jpeg { &["jfif", "jpe", "mpo"] } else { &[] };
+                [format.extensions_str(), more].concat()
+            }
+            Self::Jpeg2000 => vec!["jp2", "j2k", "j2c", "jpc", "jpf", "jpx"],
+        }
+    }
+}
 
 /// What a picture file says about itself before its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PictureHeader {
     /// Told by the content.
-    pub format: ImageFormat,
+    pub format: Format,
     /// Pixels, after the EXIF rotation: the width of the decoded picture.
     pub width: usize,
     /// Pixels, after the EXIF rotation.
@@ -26,7 +56,7 @@ pub struct PictureHeader {
 }
 
 impl PictureHeader {
-    pub(super) fn new(format: ImageFormat, (width, height): (u32, u32), orientation: Orientation) -> Self {
+    pub(super) fn new(format: Format, (width, height): (u32, u32), orientation: Orientation) -> Self {
         let (width, height) = (width as usize, height as usize);
         let orientation = orientation.to_exif();
         let (width, height) = if orientation >= 5 { (height, width) } else { (width, height) };
@@ -37,9 +67,7 @@ impl PictureHeader {
     pub fn fits_name(&self, path: &Path) -> bool {
         let Some(ending) = path.extension() else { return true };
         let ending = ending.to_string_lossy().to_ascii_lowercase();
-        let jpeg = ["jfif", "jpe", "mpo"];
-        self.format.extensions_str().contains(&ending.as_str())
-            || (self.format == ImageFormat::Jpeg && jpeg.contains(&ending.as_str()))
+        self.format.endings().contains(&ending.as_str())
     }
 }
 
@@ -67,14 +95,26 @@ pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
             }
         };
         check_size(header.width, header.height)?;
-        return Ok(PictureHeader::new(ImageFormat::Jpeg, (header.width, header.height), header.orientation));
+        return Ok(PictureHeader::new(
+            Format::Known(ImageFormat::Jpeg),
+            (header.width, header.height),
+            header.orientation,
+        ));
+    }
+    if jpeg2000::is_jpeg2000(&bytes) {
+        file.read_to_end(&mut bytes).map_err(wrong)?;
+        return Ok(PictureHeader::new(Format::Jpeg2000, jpeg2000::header(&bytes)?, Orientation::NoTransforms));
     }
     file.seek(SeekFrom::Start(0)).map_err(wrong)?;
-    let (format, mut decoder) = other::open(BufReader::new(file))?;
-    let size = decoder.dimensions();
+    let (format, size, orientation) = if tiff::is_tiff(&bytes) {
+        let (size, orientation) = tiff::header(BufReader::new(file))?;
+        (ImageFormat::Tiff, size, orientation)
+    } else {
+        let (format, mut decoder) = other::open(BufReader::new(file), &bytes)?;
+        (format, decoder.dimensions(), decoder.orientation().unwrap_or(Orientation::NoTransforms))
+    };
     check_size(size.0, size.1)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok(PictureHeader::new(format, size, orientation))
+    Ok(PictureHeader::new(Format::Known(format), size, orientation))
 }
 
 #[cfg(test)]
@@ -116,7 +156,7 @@ mod tests {
         for content in [&long[..], &bytes[..bytes.len() - 20]] {
             std::fs::write(&path, content).unwrap();
             let header = Picture::header(&path).unwrap();
-            assert_eq!((header.format, header.width, header.height), (ImageFormat::Jpeg, 40, 30));
+            assert_eq!((header.format, header.width, header.height), (Format::Known(ImageFormat::Jpeg), 40, 30));
         }
         std::fs::write(&path, &long[..0x1_0100]).unwrap();
         let message = Picture::header(&path).unwrap_err().to_string();
@@ -125,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_name_fits_or_does_not() {
-        let header = PictureHeader::new(ImageFormat::Jpeg, (4, 3), Orientation::Rotate90);
+        let header = PictureHeader::new(Format::Known(ImageFormat::Jpeg), (4, 3), Orientation::Rotate90);
         assert_eq!((header.width, header.height, header.orientation), (3, 4, 6));
         for (name, fits) in [("a.jpg", true), ("a.JPEG", true), ("a.png", false), ("a", true), ("a.b.jpe", true)] {
             assert_eq!(header.fits_name(Path::new(name)), fits, "{name}");

@@ -3,19 +3,26 @@
 
 mod header;
 mod jpeg;
+mod jpeg2000;
 mod other;
+mod tiff;
 
 use std::path::Path;
 
+use fnet_protocol::contain;
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
 
 pub use header::PictureHeader;
 
 use crate::error::{Error, Result};
+use crate::text::printable;
 
 /// More pixels than this are refused: a small file can claim any size.
 const MAX_PIXELS: u64 = 1 << 28;
+
+/// The remedy where a format is not decoded.
+const CONVERT: &str = "convert it to PNG or JPEG, as by `magick FILE FILE.png`";
 
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +65,10 @@ impl Picture {
     /// # Errors
     /// Says what is wrong with the content and how to mend it.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        contained(|| Self::decode_by_content(bytes))
+    }
+
+    fn decode_by_content(bytes: &[u8]) -> Result<Self, String> {
         if let Some(message) = no_picture(bytes) {
             return Err(message.into());
         }
@@ -66,7 +77,7 @@ impl Picture {
             let rotated = rotate(jpeg.width, jpeg.height, jpeg.rgb, jpeg.orientation)?;
             return Ok(Self { warning: jpeg.warning, ..rotated });
         }
-        let other = other::decode(bytes)?;
+        let other = if jpeg2000::is_jpeg2000(bytes) { jpeg2000::decode(bytes)? } else { other::decode(bytes)? };
         rotate(other.width, other.height, other.rgb, other.orientation)
     }
 
@@ -80,8 +91,17 @@ impl Picture {
     /// # Errors
     /// Data errors that name the file and the remedy.
     pub fn header(path: &Path) -> Result<PictureHeader> {
-        header::read(path).map_err(|message| wrong(path, &message))
+        contained(|| header::read(path)).map_err(|message| wrong(path, &message))
     }
+}
+
+/// Runs a decoder that others wrote: its panic says that the file cannot be decoded.
+fn contained<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let result = contain::run(decode).unwrap_or_else(|panic| {
+        Err(format!("cannot be decoded: the decoder gave up on it ({panic}); replace the file, or {CONVERT}"))
+    });
+    // Some decoders speak in paragraphs.
+    result.map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";"))
 }
 
 /// Refuses what is no regular file: to open a pipe would wait for its writer.
@@ -90,7 +110,7 @@ fn regular(path: &Path) -> std::io::Result<()> {
 }
 
 fn wrong(path: &Path, message: &str) -> Error {
-    Error::data(format!("picture {}: {message}", path.display()))
+    Error::data(format!("picture {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
 }
 
 /// Names content that is no picture but often stands in place of one.
@@ -101,9 +121,32 @@ fn no_picture(bytes: &[u8]) -> Option<&'static str> {
         Some("the file is a Git LFS pointer, not the picture; run `git lfs pull`")
     } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
         Some("the file is AppleDouble metadata of macOS, not a picture; delete it and leave it out of the annotations")
+    } else if bytes.get(4..8) == Some(b"ftyp") {
+        Some(match bytes.get(8..12) {
+            Some(b"avif" | b"avis") => {
+                "the content is AVIF, which is not read; convert it to JPEG, as by `magick FILE FILE.jpg`"
+            }
+            Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
+                "the content is HEIC (HEIF), which is not read; convert it to JPEG, as by `heif-convert FILE FILE.jpg`"
+            }
+            _ => "the content is a video (MP4 or QuickTime), not a picture; take frames out of it, as by ffmpeg",
+        })
+    } else if is_html(bytes) {
+        Some("the content is HTML, perhaps the error page of a download; download the picture again")
+    } else if bytes.starts_with(b"%PDF") {
+        Some("the content is PDF, not a picture; convert it to PNG, as by `pdftoppm -png FILE NAME`")
+    } else if bytes.starts_with(b"PK\x03\x04") {
+        Some("the content is a ZIP archive, not a picture; unpack it")
     } else {
         None
     }
+}
+
+/// Whether content is a page of the web, or XML of a server that answers with an error.
+fn is_html(bytes: &[u8]) -> bool {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let start = text[..text.len().min(16)].to_ascii_lowercase();
+    ["<!doctype", "<html", "<head", "<body", "<?xml"].iter().any(|tag| start.starts_with(tag.as_bytes()))
 }
 
 /// A picture of `width` by `height` pixels, turned upright.
@@ -166,13 +209,34 @@ mod tests {
             (&b""[..], "empty"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
             (b"\x00\x05\x16\x07\x00\x02", "AppleDouble"),
-            (b"hello world, not a picture", "no known picture format"),
+            (b"hello world, not a picture", "no known image format"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+            (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
+            (b"\n <!DOCTYPE html><html>", "HTML"),
+            (b"%PDF-1.7", "PDF"),
+            (b"\0\0\0\x0cjP  \r\n\x87\n", "cannot be decoded"),
         ] {
             let message = Picture::decode(bytes).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
         let message = Picture::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
         assert!(message.contains("/nowhere/a.jpg"), "{message}");
+    }
+
+    #[test]
+    fn a_decoder_that_panics_is_an_error_with_the_remedy() {
+        let message = contained(|| Ok::<u8, String>(b""[std::hint::black_box(3)])).unwrap_err();
+        assert!(message.contains("gave up") && message.contains("index out of bounds"), "{message}");
+        assert!(message.contains("magick") && !message.contains('\n'), "{message}");
+    }
+
+    #[test]
+    fn simple_formats_of_netpbm_are_decoded() {
+        for (text, expected) in
+            [(&b"P2 2 1 255 3 200"[..], vec![3, 3, 3, 200, 200, 200]), (b"P6 1 1 255 \x01\x02\x03", vec![1, 2, 3])]
+        {
+            assert_eq!(Picture::decode(text).unwrap().rgb, expected);
+        }
     }
 
     #[test]

@@ -1,15 +1,22 @@
-//! Formats other than JPEG, by the crate `image`.
+//! Formats other than JPEG and JPEG 2000, by the crate `image`; some kinds of TIFF by [`super::tiff`].
 
 use std::io::{BufRead, Cursor, Seek};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
-use super::{MAX_PIXELS, check_size};
+use super::{CONVERT, MAX_PIXELS, check_size, tiff};
 
 /// The formats that are decoded, JPEG among them.
-const FORMATS: [ImageFormat; 6] =
-    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff];
+const FORMATS: [ImageFormat; 7] = [
+    ImageFormat::Jpeg,
+    ImageFormat::Png,
+    ImageFormat::WebP,
+    ImageFormat::Bmp,
+    ImageFormat::Gif,
+    ImageFormat::Tiff,
+    ImageFormat::Pnm,
+];
 
 /// Room for what a decoder takes beside the pixels: strips, palettes, frames.
 const WORKING_MEMORY: u64 = 64 << 20;
@@ -25,7 +32,7 @@ pub(super) struct Decoded {
 
 fn broken(error: ImageError) -> String {
     match error {
-        ImageError::Unsupported(_) => format!("cannot be decoded: {error}; convert it to JPEG or PNG"),
+        ImageError::Unsupported(_) => format!("cannot be decoded: {error}; {CONVERT}"),
         ImageError::Limits(_) => {
             format!("it takes more memory than a picture of the {MAX_PIXELS} pixels allowed; make the picture smaller")
         }
@@ -33,20 +40,23 @@ fn broken(error: ImageError) -> String {
     }
 }
 
-/// Starts the decoder that the content asks for; it has read the header only.
+/// Starts the decoder that `start`, the first bytes of the content, ask for; it has read the header only.
 ///
 /// # Errors
 /// Says what is wrong with the content and how to mend it.
 pub(super) fn open<'a, R: BufRead + Seek + 'a>(
     content: R,
+    start: &[u8],
 ) -> Result<(ImageFormat, Box<dyn ImageDecoder + 'a>), String> {
-    let mut reader = ImageReader::new(content).with_guessed_format().map_err(|error| error.to_string())?;
-    let Some(format) = reader.format() else {
-        return Err("the content is of no known picture format; convert it to JPEG or PNG".into());
+    let guessed = image::guess_format(start).ok();
+    // BigTIFF is not guessed.
+    let Some(format) = guessed.or_else(|| tiff::is_tiff(start).then_some(ImageFormat::Tiff)) else {
+        return Err(format!("the content is of no known image format; {CONVERT}"));
     };
     if !FORMATS.contains(&format) {
-        return Err(format!("the content is {format:?}, which is not read; convert it to JPEG or PNG"));
+        return Err(format!("the content is {format:?}, which is not read; {CONVERT}"));
     }
+    let mut reader = ImageReader::with_format(content, format);
     let mut limits = Limits::no_limits();
     // 16 bits of red, green, blue and alpha.
     limits.max_alloc = Some(MAX_PIXELS * 8 + WORKING_MEMORY);
@@ -59,7 +69,12 @@ pub(super) fn open<'a, R: BufRead + Seek + 'a>(
 /// # Errors
 /// As [`open`].
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
-    let (_, mut decoder) = open(Cursor::new(bytes))?;
+    if tiff::is_tiff(bytes)
+        && let Some(decoded) = tiff::decode(bytes)?
+    {
+        return Ok(decoded);
+    }
+    let (_, mut decoder) = open(Cursor::new(bytes), bytes)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
     let mut limits = Limits::no_limits();

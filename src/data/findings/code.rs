@@ -111,14 +111,14 @@ codes! {
         "remove one of them";
     FileNothing = "file-nothing", Error,
         "a training set without a single object that can be trained on", "stops", "trains on nothing but background",
-        "check data.classes and the annotations; the other findings say what was left out";
+        "check data.classes and the annotations";
     // Classes.
     ClassCount = "class-count", Error,
         "model.num_classes is not the number of classes of a set", "stops", "stops when training begins",
         "set model.num_classes to the number of classes, or name the wanted ones in data.classes";
     ClassUnknown = "class-unknown", Error,
         "a name in data.classes that no category has", "stops", "goes on with fewer classes than the model has",
-        "correct data.classes";
+        "correct data.classes or the categories of the file; what a checkpoint holds are the classes that it was trained for";
     ClassOrder = "class-order", Warning,
         "data.classes in another order than the annotation file", "labels follow the order of the file", "the same",
         "put data.classes into the order of the file";
@@ -205,6 +205,24 @@ codes! {
     AnnotationCategoryUnknown = "annotation-category-unknown", Warning,
         "an annotation of a category that is not in the list", "left out", "the same",
         "add the category, or correct category_id";
+    AnnotationOtherClass = "annotation-other-class", Note,
+        "an annotation of the training set of a category that data.classes does not name", "left out", "the same",
+        "name the category in data.classes if it is wanted";
+    AnnotationOtherClassEvaluated = "annotation-other-class-evaluated", Warning,
+        "an annotation of the validation set of a category that data.classes does not name", "left out of the metrics", "the same",
+        "name the category in data.classes, and train for it, if it is wanted";
+    AnnotationDouble = "annotation-double", Warning,
+        "an object that stands twice: two annotations of one image with the same class, box and mask", "each is used", "the same",
+        "remove one of them: one detection can only match one of them";
+    AnnotationCrowd = "annotation-crowd", Note,
+        "annotations with \"iscrowd\": 1", "not trained on; in evaluation, detections in them count neither way", "the same",
+        "set iscrowd to 0 where an annotation is one object, as some tools write 1 for every mask of run lengths";
+    AnnotationCrowdAll = "annotation-crowd-all", Error,
+        "a training set whose annotations all have \"iscrowd\": 1", "stops", "trains on nothing but background",
+        "set iscrowd to 0 where an annotation is one object, as some tools write 1 for every mask of run lengths";
+    AnnotationCrowdAllEvaluated = "annotation-crowd-all-evaluated", Warning,
+        "a validation set whose annotations all have \"iscrowd\": 1", "there is nothing to find: metrics are -1", "the same",
+        "set iscrowd to 0 where an annotation is one object, as some tools write 1 for every mask of run lengths";
     AnnotationCrowdMissing = "annotation-crowd-missing", Warning,
         "an annotation without iscrowd", "taken for no crowd", "trains; its evaluator crashes",
         "add \"iscrowd\": 0";
@@ -247,10 +265,11 @@ codes! {
         "check the export: pixels from the top left corner are expected";
     // Masks.
     MaskMissing = "mask-missing", Error,
-        "an object of the training set without a mask", "stops", "crashes",
-        "add a polygon or run lengths, or remove the annotation";
+        "an object of the training set without a mask: none, an empty list, or a first polygon of fewer than three points (4 numbers are no box)",
+        "stops", "crashes",
+        "add a polygon [[x, y, x, y, x, y, ...]] or run lengths, or remove the annotation";
     MaskMissingEvaluated = "mask-missing-evaluated", Warning,
-        "an object of the validation set without a mask, where boxes alone are evaluated", "used like any other", "the same",
+        "an object of the validation set without a mask, as for mask-missing, where boxes alone are evaluated", "used like any other", "the same",
         "add masks if masks are to be evaluated";
     MaskNeeded = "mask-needed", Error,
         "an object of the validation set without a mask, where masks are evaluated", "stops", "crashes at the first evaluation",
@@ -268,13 +287,14 @@ codes! {
         "a polygon of an odd number of numbers", "the last number is passed over", "the same",
         "correct the polygon";
     MaskFewPoints = "mask-few-points", Warning,
-        "a polygon of fewer than three points", "dropped", "crashes; two points (4 numbers) are taken for a box",
+        "a polygon of fewer than three points beside others", "dropped", "crashes if it is the first, else dropped",
         "correct or remove the polygon";
     MaskShort = "mask-short", Warning,
         "run lengths that end before the last pixel", "the rest is background", "the same",
         "export the mask again";
     MaskEmpty = "mask-empty", Warning,
-        "a mask without a pixel, with a box that has some", "trained on as it is: a box with nothing in it", "the same",
+        "a mask without a pixel, with a box that has some: polygons without area or outside of the picture, run lengths of background alone",
+        "not trained on; in evaluation no mask can match it", "trains on the empty mask; evaluates the same",
         "correct the mask, or remove the annotation";
     MaskOutside = "mask-outside", Warning,
         "a polygon that reaches more than one pixel out of its picture", "cut off at the border", "the same",
@@ -285,7 +305,7 @@ codes! {
     // Pictures.
     PictureMissing = "picture-missing", Error,
         "the file of a picture does not exist", "stops", "crashes when the picture is loaded",
-        "add the file, or remove the image from the annotation file";
+        "add the file, correct img_prefix in the config or file_name, or remove the image from the annotation file";
     PictureNameMeant = "picture-name-meant", Warning,
         "no picture has the name in the annotation file, but one whose name differs by backslashes, percent codes, case or Unicode form",
         "that one is taken", "crashes when the picture is loaded",
@@ -306,7 +326,7 @@ codes! {
         "replace the file";
     PictureSizeDiffers = "picture-size-differs", Warning,
         "width and height of the annotation file are not those of the picture after its EXIF rotation",
-        "boxes are used as they are; masks are drawn at the listed size, then resized as the picture is", "the same",
+        "boxes are used as they are; masks are drawn at the listed size, then resized as the picture is; in evaluation no mask of the picture can match", "the same",
         "correct width and height in the annotation file, or replace the picture";
     PictureSizeUnusable = "picture-size-unusable", Error,
         "the listed width and height are so unlike the picture that its resized masks do not fit into it",

@@ -10,8 +10,13 @@ the content of the picture files). This page is made from the source; a test kee
 
 The rule behind every row: what the reference (MMDetection 2.25 with pycocotools and OpenCV) accepts is used exactly as
 the reference uses it, with a warning where it looks wrong. What the reference would crash on is repaired if only one
-meaning is possible, with a warning. What could mean two things is an error. One departure is deliberate: a polygon of
-four numbers is dropped and reported, where pycocotools takes it for a box.
+meaning is possible, with a warning. What could mean two things is an error. One departure is deliberate: no object is
+trained on an empty mask.
+
+Of some masks nothing is left to draw. What counts is what pycocotools 2.0.11 does with it: where it raises an exception
+(`[]`, `[[]]`, a first polygon of one point or of four numbers), the object has no mask (`mask-missing`,
+`mask-missing-evaluated`, `mask-needed`); where it draws an empty mask (a polygon of five numbers, without area, or outside
+of the picture), the object has an empty one (`mask-empty`), and is left out of training.
 
 An **error** stops training and testing with exit code 3 before they start. A **warning** looks wrong or was repaired; a
 **note** is worth knowing. Neither stops anything.

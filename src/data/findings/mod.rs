@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::text::printable;
 
 pub use code::{Code, Facts, Severity};
 
@@ -86,6 +87,8 @@ impl fmt::Display for Place {
 pub struct Finding {
     /// What kind of thing.
     pub code: Code,
+    /// The set it is in, as the config names it.
+    pub set: Option<&'static str>,
     /// The annotation file or picture it is in.
     pub file: PathBuf,
     /// Where in the file.
@@ -100,6 +103,8 @@ impl Serialize for Finding {
         struct Flat<'a> {
             code: Code,
             severity: Severity,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            set: Option<&'static str>,
             file: std::borrow::Cow<'a, str>,
             #[serde(flatten)]
             place: &'a Place,
@@ -108,7 +113,7 @@ impl Serialize for Finding {
         }
         let Facts { severity, remedy, .. } = self.code.facts();
         let file = self.file.to_string_lossy();
-        Flat { code: self.code, severity, file, place: &self.place, message: &self.message, remedy }
+        Flat { code: self.code, severity, set: self.set, file, place: &self.place, message: &self.message, remedy }
             .serialize(serializer)
     }
 }
@@ -116,11 +121,15 @@ impl Serialize for Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Facts { severity, remedy, .. } = self.code.facts();
-        write!(f, "{severity}: {}: {}: ", self.code.name(), self.file.display())?;
-        if self.place != Place::default() {
-            write!(f, "{}: ", self.place)?;
+        write!(f, "{severity}: {}: ", self.code.name())?;
+        if let Some(set) = self.set {
+            write!(f, "data.{set}: ")?;
         }
-        write!(f, "{}; {remedy}", self.message)
+        write!(f, "{}: ", printable(&self.file.to_string_lossy()))?;
+        if self.place != Place::default() {
+            write!(f, "{}: ", printable(&self.place.to_string()))?;
+        }
+        write!(f, "{}; {remedy}", printable(&self.message))
     }
 }
 
@@ -128,6 +137,8 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone)]
 pub struct Findings {
     keep: usize,
+    /// The set that new findings are in.
+    set: Option<&'static str>,
     counts: BTreeMap<Code, usize>,
     kept: Vec<Finding>,
 }
@@ -145,12 +156,19 @@ impl Findings {
 
     /// Keeps the first `keep` findings of each code and counts the rest.
     pub fn keeping(keep: usize) -> Self {
-        Self { keep, counts: BTreeMap::new(), kept: Vec::new() }
+        Self { keep, set: None, counts: BTreeMap::new(), kept: Vec::new() }
     }
 
-    /// An empty collection that keeps as many.
+    /// The same collection, whose new findings are in `set` (`train` or `val`).
+    #[must_use]
+    pub fn of(mut self, set: &'static str) -> Self {
+        self.set = Some(set);
+        self
+    }
+
+    /// An empty collection that keeps as many, of the same set.
     pub fn none(&self) -> Self {
-        Self::keeping(self.keep)
+        Self { set: self.set, ..Self::keeping(self.keep) }
     }
 
     /// Adds a finding; `place` and `message` are only asked for if the finding is kept.
@@ -158,7 +176,7 @@ impl Findings {
         let count = self.counts.entry(code).or_default();
         *count += 1;
         if *count <= self.keep {
-            self.kept.push(Finding { code, file: file.to_owned(), place: place(), message: message() });
+            self.kept.push(Finding { code, set: self.set, file: file.to_owned(), place: place(), message: message() });
         }
     }
 

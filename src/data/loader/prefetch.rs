@@ -1,11 +1,12 @@
 //! Items made ahead of time by threads and handed out in order: a bounded queue that knows nothing about pictures.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use fnet_protocol::contain;
 
 use crate::error::{Error, Result};
 
@@ -111,15 +112,9 @@ impl<T> Shared<T> {
 
     fn make(&self, item: usize) -> Result<T> {
         catch_unwind(AssertUnwindSafe(|| (self.make)(item, &self.cancelled))).unwrap_or_else(|panic| {
-            Err(Error::bug(format!("loading {} panicked: {}", (self.describe)(item), panic_message(&*panic))))
+            Err(Error::bug(format!("loading {} panicked: {}", (self.describe)(item), contain::text(&*panic))))
         })
     }
-}
-
-/// The text of a caught panic.
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 impl<T> Iterator for Prefetch<T> {

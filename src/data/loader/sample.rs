@@ -2,10 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fnet_protocol::activity;
+use fnet_protocol::{activity, contain};
 use tch::{Device, Kind, Tensor};
 
-use super::prefetch::panic_message;
 use super::stages::{StageTimes, Stopwatch};
 use crate::config::Pipeline;
 use crate::data::batch::{Batch, ImageMeta, Target};
@@ -94,7 +93,7 @@ impl Sample {
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
             let path = dataset.picture_path(index);
-            Err(Error::bug(format!("loading {} panicked: {}", path.display(), panic_message(&*panic))))
+            Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::data::{
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::Outcome;
 use crate::evaluate::paint::{Object, Painter, save};
+use crate::text::count;
 
 /// Colour of the padding, which the model sees as zeros.
 const PADDING: Rgb<u8> = Rgb([28, 30, 33]);
@@ -69,9 +70,10 @@ pub fn browse(
         say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
     say(&format!(
-        "{pictures} of the {} pictures of data.{} with {objects} objects are in {}",
-        dataset.len(),
+        "{pictures} of the {} of data.{} with {} are in {}",
+        count(dataset.len(), "picture"),
         split.name(),
+        count(objects, "object"),
         arguments.out.display()
     ));
     Ok(Outcome::Here(()))

@@ -15,9 +15,11 @@ use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::{Found, Outcome, Share, detect, gather};
 use crate::evaluate::paint::{Painter, painted_path, save, unused};
 use crate::evaluate::results::{write_atomically, xywh};
+use crate::text::count;
 
 /// Endings of the files that are taken from a folder; a file that is named itself may have any.
-const ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
+const ENDINGS: [&str; 14] =
+    ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "jp2", "j2k", "pbm", "pgm", "ppm", "pnm"];
 
 /// One picture to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +88,11 @@ fn finish(
     for skipped in &found.skipped {
         (host.say)(&format!("left out: {skipped}"));
     }
-    let count: usize = found.results.iter().map(|result| result.detections.len()).sum();
+    let objects: usize = found.results.iter().map(|result| result.detections.len()).sum();
     (host.say)(&format!(
-        "{count} objects in {} pictures; painted pictures and results.json are in {}",
-        found.results.len(),
+        "{} in {}; painted pictures and results.json are in {}",
+        count(objects, "object"),
+        count(found.results.len(), "picture"),
         arguments.out.display()
     ));
     Ok(())

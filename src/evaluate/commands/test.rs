@@ -8,7 +8,7 @@ use fnet_protocol::cli;
 
 use super::{Host, Wanted, load, to_paint};
 use crate::config::Metric;
-use crate::data::{Dataset, Picture, Severity, Split, check_before_job, load_picture};
+use crate::data::{Dataset, Picture, Severity, Split, check_before_job, check_classes, load_picture};
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use crate::evaluate::metrics::Metrics;
@@ -25,7 +25,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
         trained.model.fuse_conv_bn()?;
     }
     let dataset = Arc::new(Dataset::open(&trained.config.data, Split::Val)?);
-    dataset.check_class_count(trained.config.model.num_classes)?;
+    check_classes(&trained.config, &[&dataset])?;
     if !arguments.allow_partial {
         check_class_names(&trained.classes, &dataset)?;
     }

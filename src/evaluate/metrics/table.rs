@@ -2,6 +2,7 @@
 
 use super::{Metrics, Scores, limit_of_first};
 use crate::config::Metric;
+use crate::text::count;
 
 /// Name and meaning of the rows of precision.
 const PRECISION: [(&str, &str); 6] = [
@@ -49,7 +50,8 @@ pub(super) fn summary(metrics: &Metrics) -> String {
         Some(_) if first == most => format!("AP with {most} detections a picture"),
         Some(_) => format!("AP with {first} detections a picture, the rows below it with {most}"),
     };
-    let mut lines = vec![format!("{} pictures, {} detections; {limits}", metrics.images, metrics.detections)];
+    let mut lines =
+        vec![format!("{}, {}; {limits}", count(metrics.images, "picture"), count(metrics.detections, "detection"))];
     let rows = rows(metrics);
     let width = rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0).max(9);
     let mut header = format!("{:width$}", "");

@@ -1,0 +1,15 @@
+//! Any bytes as an image file: decoded, or refused with a message.
+
+#![no_main]
+
+use fnet::data::Picture;
+use fnet_protocol::contain;
+use libfuzzer_sys::fuzz_target;
+
+// A panic of a decoder becomes an error; the hook of the fuzzer would end the process before that.
+fuzz_target!(init: contain::silence(), |bytes: &[u8]| {
+    match Picture::decode(bytes) {
+        Ok(picture) => assert_eq!(picture.rgb.len(), picture.width * picture.height * 3, "bytes of the pixels"),
+        Err(message) => assert!(!message.is_empty(), "a message"),
+    }
+});
