@@ -269,6 +269,62 @@ fn the_update_after_one_that_was_left_out_is_as_if_that_had_not_been() {
     }
 }
 
+fn of_one_rank() -> CheckpointMeta {
+    CheckpointMeta { world_size: 1, ..CheckpointMeta::default() }
+}
+
+#[test]
+fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Off);
+    config.train.ema = 0.9;
+    let mut learner = Learner::new(&config, &world).unwrap();
+    one_step(&mut learner, &world).unwrap();
+    let sound = || {
+        let mut checkpoint = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+        checkpoint.meta.world_size = 2;
+        for (name, buffer) in learner.parameters.buffers() {
+            checkpoint.tensors.insert(format!("rank1.{name}"), buffer.copy());
+        }
+        checkpoint
+    };
+    let (weight, mean) = ("backbone.norm0.weight", "backbone.norm0.running_mean");
+    let (average, own) = (format!("ema.{weight}"), format!("rank1.{mean}"));
+    type Damage<'a> = Box<dyn Fn(&mut Checkpoint) + 'a>;
+    let without = |name: &str| -> Damage<'_> {
+        let name = name.to_owned();
+        Box::new(move |checkpoint| drop(checkpoint.tensors.shift_remove(&name).unwrap()))
+    };
+    // One value would be copied to each place.
+    let scalar = |name: &str| -> Damage<'_> {
+        let name = name.to_owned();
+        Box::new(move |checkpoint| drop(checkpoint.tensors.insert(name.clone(), Tensor::from(7.0f32))))
+    };
+    let damages: [(Damage<'_>, &[&str]); 7] = [
+        (Box::new(|checkpoint| checkpoint.meta.state.ema_updates = None), &["fnet.meta has no state.ema_updates"]),
+        (without(&average), &[&average]),
+        (scalar(&average), &[&average, "shape []"]),
+        (scalar("ema.none"), &["ema.none"]),
+        (without(&own), &[&own, "is missing"]),
+        (scalar(&own), &["rank1.*", mean]),
+        (scalar("rank1.none"), &["rank1.*", "none"]),
+    ];
+    let mut resumed = Learner::new(&config, &world).unwrap();
+    for (damage, expected) in damages {
+        let mut checkpoint = sound();
+        damage(&mut checkpoint);
+        let error = resumed.restore(&checkpoint, 1).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Data);
+        assert!(expected.iter().all(|text| error.to_string().contains(text)), "{expected:?}: {error}");
+    }
+    resumed.restore(&sound(), 1).unwrap();
+    assert_eq!(resumed.ema.as_ref().unwrap().updates(), 1);
+    // Another rank wrote it alone: this one goes on with rank 0's statistics.
+    let mut alone = sound();
+    alone.tensors.retain(|name, _| !name.starts_with("rank1."));
+    resumed.restore(&alone, 1).unwrap();
+}
+
 #[test]
 fn a_checkpoint_holds_the_scale_and_other_types_pass_over_it() {
     let world = World::alone(Device::Cpu);
@@ -278,7 +334,7 @@ fn a_checkpoint_holds_the_scale_and_other_types_pass_over_it() {
     let folder = tempfile::tempdir().unwrap();
     let saved = |learner: &Learner<'_>, name: &str| {
         let path = folder.path().join(name);
-        learner.capture(&world, CheckpointMeta::default()).unwrap().unwrap().save(&path).unwrap();
+        learner.capture(&world, of_one_rank()).unwrap().unwrap().save(&path).unwrap();
         Checkpoint::load(&path).unwrap()
     };
     let with_scale = saved(&learner, "fp16.ckpt");
