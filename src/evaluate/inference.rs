@@ -245,7 +245,7 @@ pub(crate) fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) 
 }
 
 fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+    let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_reshape([-1])?;
     Ok(Vec::<f32>::try_from(flat)?)
 }
 
@@ -425,7 +425,7 @@ mod tests {
             flipped: false,
         };
         let found = Detections {
-            boxes: Tensor::from_slice(&[10.0f32, 10.0, 30.0, 20.0, 40.0, 5.0, 60.0, 25.0]).view([2, 4]),
+            boxes: Tensor::from_slice(&[10.0f32, 10.0, 30.0, 20.0, 40.0, 5.0, 60.0, 25.0]).reshape([2, 4]),
             scores: Tensor::from_slice(&[0.9f32, 0.4]),
             labels: Tensor::from_slice(&[3i64, 1]),
             masks: Tensor::ones([2, 28, 28], (Kind::Float, Device::Cpu)),

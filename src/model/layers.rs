@@ -186,7 +186,7 @@ impl BatchNorm2d {
         let (n, channels, height, width) = x.size4()?;
         let values = x.f_to_kind(Kind::Float)?;
         let centre = self.running_mean.f_detach()?;
-        let shifted = values.f_sub(&centre.f_view([1, channels, 1, 1])?)?;
+        let shifted = values.f_sub(&centre.f_reshape([1, channels, 1, 1])?)?;
         let axes = [0_i64, 2, 3];
         let count = Tensor::f_full([1], (n * height * width) as f64, (Kind::Float, x.device()))?;
         let sums = shifted.f_sum_dim_intlist(&axes[..], false, Kind::Float)?;
@@ -199,8 +199,8 @@ impl BatchNorm2d {
         self.follow(&mean.f_add(&centre)?, &variance, &count)?;
         let scale = self.weight.f_mul(&variance.f_add_scalar(EPSILON)?.f_rsqrt()?)?;
         let offset = self.bias.f_sub(&mean.f_mul(&scale)?)?;
-        let scaled = shifted.f_mul(&scale.f_view([1, channels, 1, 1])?)?;
-        Ok(scaled.f_add(&offset.f_view([1, channels, 1, 1])?)?.f_to_kind(x.kind())?)
+        let scaled = shifted.f_mul(&scale.f_reshape([1, channels, 1, 1])?)?;
+        Ok(scaled.f_add(&offset.f_reshape([1, channels, 1, 1])?)?.f_to_kind(x.kind())?)
     }
 
     /// Moves the running statistics towards a batch's; the variance is corrected for the lost degree of freedom.
@@ -265,7 +265,7 @@ impl ConvNorm {
             None => norm.running_mean.shallow_clone(),
         };
         self.conv.bias = Some(norm.bias.f_sub(&mean.f_mul(&scale)?)?);
-        self.conv.weight = self.conv.weight.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+        self.conv.weight = self.conv.weight.f_mul(&scale.f_reshape([-1, 1, 1, 1])?)?;
         Ok(())
     }
 }

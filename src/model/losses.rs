@@ -60,7 +60,8 @@ impl Losses {
     pub fn to_host(&self) -> Result<Vec<(&'static str, f64)>> {
         let total = self.total()?;
         let named = self.named().into_iter().chain([("loss", &total)]);
-        let (names, values): (Vec<_>, Vec<_>) = named.map(|(name, tensor)| (name, tensor.detach().view(-1))).unzip();
+        let (names, values): (Vec<_>, Vec<_>) =
+            named.map(|(name, tensor)| (name, tensor.detach().reshape([-1]))).unzip();
         let values = Vec::<f64>::try_from(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
         Ok(names.into_iter().zip(values).collect())
     }

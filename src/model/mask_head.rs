@@ -60,11 +60,11 @@ impl MaskHead {
         let weight = self.upsample_weight.f_permute([0, 2, 3, 1])?.f_reshape([channels, 4 * outputs])?;
         let bias = self.upsample_bias.f_repeat([4])?;
         let upsampled = bias.f_addmm(&pixels, &weight)?.f_relu_()?;
-        let upsampled = upsampled.f_view([rois, height * width * 4, outputs])?;
+        let upsampled = upsampled.f_reshape([rois, height * width * 4, outputs])?;
         let own = self.logits_weight.f_flatten(1, 3)?.f_index_select(0, labels)?.f_unsqueeze(2)?;
-        let bias = self.logits_bias.f_index_select(0, labels)?.f_view([rois, 1, 1])?;
+        let bias = self.logits_bias.f_index_select(0, labels)?.f_reshape([rois, 1, 1])?;
         let logits = upsampled.f_bmm(&own)?.f_add(&bias)?;
-        let logits = logits.f_view([rois, height, width, 2, 2])?.f_permute([0, 1, 3, 2, 4])?;
+        let logits = logits.f_reshape([rois, height, width, 2, 2])?.f_permute([0, 1, 3, 2, 4])?;
         Ok(logits.f_reshape([rois, 2 * height, 2 * width])?)
     }
 

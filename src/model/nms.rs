@@ -40,7 +40,7 @@ pub(crate) fn batched_nms_with(
     let last = i64::try_from(groups.f_max()?)?;
     let mut kept = Vec::new();
     for group in 0..=last {
-        let members = groups.f_eq(group)?.f_nonzero()?.f_view([-1])?;
+        let members = groups.f_eq(group)?.f_nonzero()?.f_reshape([-1])?;
         if members.size1()? > 0 {
             let best = ops::nms(&moved.f_index_select(0, &members)?, &scores.f_index_select(0, &members)?, iou)?;
             kept.push(members.f_index_select(0, &best)?);

@@ -47,7 +47,7 @@ mod tests {
         let extractor = RoiExtractor::new(56.0, &[4, 8, 16, 32], 7);
         let sides = [0.0f32, 1.0, 111.9, 112.0, 224.0, 447.0, 448.0, 2000.0];
         let rois: Vec<f32> = sides.iter().flat_map(|&side| [0.0, 10.0, 20.0, 10.0 + side, 20.0 + side]).collect();
-        let levels = extractor.assign_levels(&Tensor::from_slice(&rois).view([-1, 5])).unwrap();
+        let levels = extractor.assign_levels(&Tensor::from_slice(&rois).reshape([-1, 5])).unwrap();
         assert_eq!(Vec::<i64>::try_from(levels).unwrap(), [0, 0, 0, 1, 2, 2, 3, 3]);
     }
 }

@@ -78,8 +78,8 @@ impl RoiHead {
         choice: &mut dyn Choice,
     ) -> Result<RoiSample> {
         let mut all = RoiSample::default();
-        let joined = Tensor::f_cat(proposals, 0)?.f_to_device(Device::Cpu)?.f_contiguous()?;
-        let values = Vec::<f32>::try_from(joined.f_view([-1])?)?;
+        let joined = Tensor::f_cat(proposals, 0)?.f_to_device(Device::Cpu)?;
+        let values = Vec::<f32>::try_from(joined.f_reshape([-1])?)?;
         let mut rows = values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]);
         for (image, (proposals, target)) in proposals.iter().zip(targets).enumerate() {
             let boxes: Vec<[f32; 4]> = rows.by_ref().take(proposals.size2()?.0 as usize).collect();
@@ -124,7 +124,7 @@ impl RoiHead {
         let rois = rois_tensor(&sample.rois, device)?;
         let labels = ops::upload(&Tensor::f_from_slice(&sample.labels)?, device)?;
         let positives = ops::upload(&Tensor::f_from_slice(&sample.positives)?, device)?;
-        let deltas = Tensor::f_from_slice(sample.deltas.as_flattened())?.f_view([sample.deltas.len() as i64, 4])?;
+        let deltas = Tensor::f_from_slice(sample.deltas.as_flattened())?.f_reshape([sample.deltas.len() as i64, 4])?;
         let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.forward(levels, &rois)?)?;
         let bbox = self.bbox.loss(&scores, &predicted, &labels, &positives, &ops::upload(&deltas, device)?)?;
         let features = self.mask_extractor.forward(levels, &rois.f_index_select(0, &positives)?)?;
@@ -142,7 +142,7 @@ impl RoiHead {
             .map(|([image, x1, y1, x2, y2], &object)| (&targets[image as usize].masks[object], [x1, y1, x2, y2]))
             .unzip();
         let values = mask_targets(&masks, &boxes, size);
-        Ok(Tensor::f_from_slice(&values)?.f_view([masks.len() as i64, size as i64, size as i64])?)
+        Ok(Tensor::f_from_slice(&values)?.f_reshape([masks.len() as i64, size as i64, size as i64])?)
     }
 
     /// Detections of every image, from its proposals (`[k, 5]`).
@@ -235,7 +235,7 @@ pub(crate) struct Best {
 
 /// RoIs `[k, 5]` on `device`.
 fn rois_tensor(rois: &[[f32; 5]], device: Device) -> Result<Tensor> {
-    ops::upload(&Tensor::f_from_slice(rois.as_flattened())?.f_view([rois.len() as i64, 5])?, device)
+    ops::upload(&Tensor::f_from_slice(rois.as_flattened())?.f_reshape([rois.len() as i64, 5])?, device)
 }
 
 /// RoIs of `boxes` (`[k, 4]`) in `image`.

@@ -191,7 +191,10 @@ impl Rpn {
     /// boxes without extent are dropped, and inside the suppression.
     pub(crate) fn proposals(&self, output: &RpnOutput, metas: &[ImageMeta], nms_pre: usize) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
-        let candidates = self.candidates(output, metas, nms_pre)?;
+        let on_host = output.logits.first().is_none_or(|logits| logits.device() == Device::Cpu);
+        // Sorting all anchors of a level to keep a few of them takes longer on a CPU than the whole rest of this stage.
+        let best_of_rows = if on_host { best_by_selection } else { best_by_sort };
+        let candidates = self.candidates(output, metas, nms_pre, best_of_rows)?;
         (0..metas.len() as i64)
             .map(|image| {
                 let boxes = candidates.boxes.f_select(0, image)?;
@@ -202,11 +205,17 @@ impl Rpn {
     }
 
     /// The best anchors of every level, refined and clipped.
-    fn candidates(&self, output: &RpnOutput, metas: &[ImageMeta], nms_pre: usize) -> Result<Candidates> {
+    fn candidates(
+        &self,
+        output: &RpnOutput,
+        metas: &[ImageMeta],
+        nms_pre: usize,
+        best_of_rows: BestOfRows,
+    ) -> Result<Candidates> {
         let (mut scores, mut deltas, mut sources, mut levels) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let device = output.logits.first().map_or(Device::Cpu, Tensor::device);
         let images = metas.len() as i64;
-        let all = Tensor::f_from_slice(output.anchors.boxes.as_flattened())?.f_view([-1, 4])?;
+        let all = Tensor::f_from_slice(output.anchors.boxes.as_flattened())?.f_reshape([-1, 4])?;
         let all = ops::upload(&all, device)?;
         let mut start = 0;
         for (level, (logits, level_deltas)) in (0_i64..).zip(output.logits.iter().zip(&output.deltas)) {
@@ -220,7 +229,7 @@ impl Rpn {
                 let (best, order) = best_of_rows(&level_scores, kept)?;
                 let places = order.f_unsqueeze(-1)?.f_expand([images, kept, 4], false)?;
                 deltas.push(level_deltas.f_gather(1, &places, false)?);
-                sources.push(anchors.f_index_select(0, &order.f_view([-1])?)?.f_view([images, kept, 4])?);
+                sources.push(anchors.f_index_select(0, &order.f_reshape([-1])?)?.f_reshape([images, kept, 4])?);
                 scores.push(best);
             } else {
                 deltas.push(level_deltas);
@@ -236,14 +245,14 @@ impl Rpn {
                 [width, height, width, height]
             })
             .collect();
-        let limits = ops::upload(&Tensor::f_from_slice(&limits)?.f_view([images, 1, 4])?, device)?;
+        let limits = ops::upload(&Tensor::f_from_slice(&limits)?.f_reshape([images, 1, 4])?, device)?;
         let boxes = decode(&Tensor::f_cat(&sources, 1)?, &Tensor::f_cat(&deltas, 1)?, None, Some(&limits))?;
         Ok(Candidates { boxes, scores: Tensor::f_cat(&scores, 1)?, levels: Tensor::f_cat(&levels, 0)? })
     }
 
     fn suppress(&self, boxes: &Tensor, scores: &Tensor, levels: &Tensor) -> Result<Tensor> {
         let extent = boxes.f_narrow(1, 2, 2)?.f_sub(&boxes.f_narrow(1, 0, 2)?)?;
-        let sound = extent.f_gt(self.config.min_box_size)?.f_all_dim(1, false)?.f_nonzero()?.f_view([-1])?;
+        let sound = extent.f_gt(self.config.min_box_size)?.f_all_dim(1, false)?.f_nonzero()?.f_reshape([-1])?;
         let pick = |x: &Tensor| x.f_index_select(0, &sound);
         let (boxes, scores, levels) = (pick(boxes)?, pick(scores)?, pick(levels)?);
         let kept = batched_nms(&boxes, &scores, &levels, self.config.nms_iou)?;
@@ -281,18 +290,23 @@ struct Candidates {
     levels: Tensor,
 }
 
-/// The greatest `count` values of every row in falling order, and their places; equal values keep their order.
-fn best_of_rows(values: &Tensor, count: i64) -> Result<(Tensor, Tensor)> {
-    if values.device() != Device::Cpu {
-        let (values, places) = values.f_sort_stable(true, 1, true)?;
-        return Ok((values.f_narrow(1, 0, count)?, places.f_narrow(1, 0, count)?));
-    }
-    // Sorting all anchors of a level to keep a few of them takes longer than the whole rest of this stage.
+/// The maximum `count` values of every row in descending order, and their places; equal values keep their order. Neither
+/// result need be contiguous.
+type BestOfRows = fn(values: &Tensor, count: i64) -> Result<(Tensor, Tensor)>;
+
+/// [`BestOfRows`] without a wait for the device.
+fn best_by_sort(values: &Tensor, count: i64) -> Result<(Tensor, Tensor)> {
+    let (values, places) = values.f_sort_stable(true, 1, true)?;
+    Ok((values.f_narrow(1, 0, count)?, places.f_narrow(1, 0, count)?))
+}
+
+/// [`BestOfRows`] on the CPU, without a sort of the whole row.
+fn best_by_selection(values: &Tensor, count: i64) -> Result<(Tensor, Tensor)> {
     let (rows, columns) = values.size2()?;
-    let flat = Vec::<f32>::try_from(values.f_contiguous()?.f_view([-1])?)?;
+    let flat = Vec::<f32>::try_from(values.f_reshape([-1])?)?;
     let kept = count as usize;
     let places: Vec<Vec<i64>> = flat.par_chunks(columns.max(1) as usize).map(|row| best_places(row, kept)).collect();
-    let places = Tensor::f_from_slice(&places.concat())?.f_view([rows, count])?;
+    let places = Tensor::f_from_slice(&places.concat())?.f_reshape([rows, count])?;
     Ok((values.f_gather(1, &places, false)?, places))
 }
 
@@ -310,7 +324,64 @@ fn best_places(row: &[f32], count: usize) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sample::First;
     use proptest::prelude::*;
+
+    /// The same values with a gap after each one.
+    fn strided(tensor: &Tensor) -> Tensor {
+        let wide: Vec<i64> = tensor.size().iter().map(|size| 2 * size).collect();
+        let mut apart = Tensor::full(&wide, 7, (tensor.kind(), tensor.device()));
+        for dimension in 0..tensor.dim() as i64 {
+            apart = apart.slice(dimension, None, None, 2);
+        }
+        apart.copy_(tensor);
+        assert!(!apart.is_contiguous());
+        apart
+    }
+
+    #[test]
+    fn several_images_get_the_same_proposals_from_strided_tensors_and_by_either_search() {
+        let config = config::Rpn { feat_channels: 8, anchor_strides: vec![4, 8], ..config::Rpn::default() };
+        let mut parameters = Parameters::new();
+        let rpn = Rpn::new(&mut parameters, "rpn_head", 6, &config).unwrap();
+        parameters.initialise(3).unwrap();
+        let levels = [(16, 24), (8, 12)].map(|(h, w)| Tensor::randn([3, 6, h, w], (Kind::Float, Device::Cpu)));
+        let dense = rpn.forward(&levels).unwrap();
+        let apart = RpnOutput {
+            logits: dense.logits.iter().map(strided).collect(),
+            deltas: dense.deltas.iter().map(strided).collect(),
+            anchors: Arc::clone(&dense.anchors),
+        };
+        let meta = ImageMeta {
+            image_id: 1,
+            file_name: String::new(),
+            original_size: (64, 96),
+            image_size: (64, 96),
+            padded_size: (64, 96),
+            scale_factor: [1.0; 4],
+            flipped: false,
+        };
+        let metas = [meta.clone(), meta.clone(), meta];
+        let expected = rpn.candidates(&dense, &metas, 50, best_by_selection).unwrap();
+        for output in [&dense, &apart] {
+            for best_of_rows in [best_by_selection, best_by_sort] {
+                let found = rpn.candidates(output, &metas, 50, best_of_rows).unwrap();
+                assert_eq!((&found.boxes, &found.scores), (&expected.boxes, &expected.scores));
+                for image in 0..3 {
+                    let (boxes, scores) = (found.boxes.select(0, image), found.scores.select(0, image));
+                    let proposals = rpn.suppress(&boxes, &scores, &found.levels).unwrap();
+                    let apart = rpn.suppress(&strided(&boxes), &strided(&scores), &strided(&found.levels)).unwrap();
+                    assert!(proposals.size()[0] > 1 && proposals == apart);
+                }
+            }
+        }
+        // The loss takes the levels in any layout too.
+        let target = Target { boxes: vec![[8.0, 8.0, 40.0, 40.0]], labels: vec![0], masks: Vec::new() };
+        let samples = rpn.sample(&dense.anchors, &metas, &vec![target; 3], &mut First);
+        let (cls, boxes) = rpn.loss(&levels, &dense.anchors, &samples).unwrap();
+        let (strided_cls, strided_boxes) = rpn.loss(&levels.each_ref().map(strided), &dense.anchors, &samples).unwrap();
+        assert_eq!((cls, boxes), (strided_cls, strided_boxes));
+    }
 
     proptest! {
         #[test]

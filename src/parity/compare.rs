@@ -63,11 +63,11 @@ pub(super) fn length(tensor: &Tensor) -> f64 {
 }
 
 pub(super) fn floats(tensor: &Tensor) -> Vec<f32> {
-    Vec::try_from(tensor.to_kind(Kind::Float).contiguous().view([-1])).unwrap()
+    Vec::try_from(tensor.to_kind(Kind::Float).reshape([-1])).unwrap()
 }
 
 pub(super) fn integers(tensor: &Tensor) -> Vec<i64> {
-    Vec::try_from(tensor.to_kind(Kind::Int64).contiguous().view([-1])).unwrap()
+    Vec::try_from(tensor.to_kind(Kind::Int64).reshape([-1])).unwrap()
 }
 
 pub(super) fn rows_of_four(tensor: &Tensor) -> Vec<[f32; 4]> {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn counting(shape: &[i64]) -> Tensor {
-        Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, tch::Device::Cpu)).view(shape)
+        Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, tch::Device::Cpu)).reshape(shape)
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn fact<T: DeserializeOwned>(value: &Value) -> T {
 }
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
-    Vec::try_from(tensor.contiguous().view([-1])).unwrap()
+    Vec::try_from(tensor.reshape([-1])).unwrap()
 }
 
 /// Height and width of a picture `[h, w, 3]`.

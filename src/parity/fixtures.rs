@@ -251,7 +251,7 @@ fn target(data: &Tensors, image: usize) -> Target {
         y: 0,
         width,
         height,
-        pixels: Arc::from(Vec::<u8>::try_from(bitmaps.get(index).contiguous().view([-1])).unwrap()),
+        pixels: Arc::from(Vec::<u8>::try_from(bitmaps.get(index).reshape([-1])).unwrap()),
     });
     Target {
         boxes: data.boxes(&format!("gt_bboxes.{image}")),

@@ -32,12 +32,12 @@ fn check_objects(compare: &Comparison<'_>, pictures: &Pictures, batch: &Batch, d
         skip("the part about masks: the fixtures hold no data/instances.json; fixtures_ops has masks from polygons on");
     }
     for (image, target) in batch.targets.iter().enumerate() {
-        let boxes = Tensor::from_slice(target.boxes.as_flattened()).view([-1, 4]);
+        let boxes = Tensor::from_slice(target.boxes.as_flattened()).reshape([-1, 4]);
         compare.tensor("boxes", &boxes, &data.get(&format!("{prefix}gt_bboxes.{image}")), STAGE);
         compare.equal("labels", &target.labels, &data.integers(&format!("{prefix}gt_labels.{image}")));
         if pictures.annotated {
             let bitmaps: Vec<u8> = target.masks.iter().flat_map(bitmap).collect();
-            let expected = data.get(&format!("{prefix}gt_masks.{image}")).contiguous().view([-1]);
+            let expected = data.get(&format!("{prefix}gt_masks.{image}")).reshape([-1]);
             compare.equal("masks", &bitmaps, &Vec::<u8>::try_from(expected).unwrap());
         }
     }
@@ -66,7 +66,7 @@ fn parity_image_resizing() {
         let expected = data.get(&format!("resized_bgr_u8.{image}"));
         let (new_height, new_width, _) = expected.size3().unwrap();
         let plan = Bilinear::new((height as usize, width as usize), (new_height as usize, new_width as usize));
-        let expected: Vec<u8> = Vec::try_from(expected.flip([2]).contiguous().view([-1])).unwrap();
+        let expected: Vec<u8> = Vec::try_from(expected.flip([2]).reshape([-1])).unwrap();
         fixtures.compare(NAME).equal("resized pixels", &plan.apply(&pixels), &expected);
     }
 }
@@ -95,7 +95,7 @@ fn parity_image_mirrored_batch() {
     let off = (super::compare::length(&batch.images) - length).abs() / length;
     compare.at_most("mirrored batch, length, relative", off, STAGE);
     let row: Vec<Vec<f32>> = serde_json::from_value(stored["row100_col0_8"].clone()).unwrap();
-    let row = Tensor::from_slice(&row.concat()).view([3, -1]);
+    let row = Tensor::from_slice(&row.concat()).reshape([3, -1]);
     let actual = batch.images.get(0).select(1, 100).narrow(1, 0, row.size()[1]);
     compare.tensor("mirrored batch, row 100", &actual, &row, STAGE);
 }

@@ -47,7 +47,7 @@ fn answers(maps: &Tensor, values: i64) -> Tensor {
 
 /// The head's answers of one level as maps `[n, channels, h, w]`.
 pub(super) fn maps(answers: &Tensor, (height, width): Size) -> Tensor {
-    answers.view([answers.size()[0], height as i64, width as i64, -1]).permute([0, 3, 1, 2])
+    answers.reshape([answers.size()[0], height as i64, width as i64, -1]).permute([0, 3, 1, 2])
 }
 
 /// The stored outputs of the RPN in the model's layout; says that the test is skipped if a part of them is not stored.

@@ -27,7 +27,7 @@ fn parity_operators_anchors() {
     let flags = Tensor::cat(&stored.series("anchors.valid_pad224x320_of_288x320", 5), 0);
     let sizes = [(72, 80), (36, 40), (18, 20), (9, 10), (5, 5)];
     let valid: Vec<i64> = generator.valid(&sizes, (224, 320)).into_iter().map(i64::from).collect();
-    compare.equal("valid anchors", &valid, &integers(&flags.nonzero().view([-1])));
+    compare.equal("valid anchors", &valid, &integers(&flags.nonzero().reshape([-1])));
 }
 
 #[test]
@@ -92,20 +92,20 @@ fn parity_operators_box_coding() {
     let Some(operators) = Operators::open() else { return };
     let (stored, compare) = (&operators.tensors, operators.compare(NAME));
     let (rois, objects) = (stored.boxes("coder.rois"), stored.boxes("coder.gt"));
-    let deltas = stored.get("coder.deltas").view([200, 3, 4]);
+    let deltas = stored.get("coder.deltas").reshape([200, 3, 4]);
     let sources = stored.get("coder.rois").unsqueeze(1).expand([200, 3, 4], false);
     for (name, stds) in [("rpn", [1.0; 4]), ("rcnn", [0.1, 0.1, 0.2, 0.2])] {
         let pairs = rois.iter().zip(&objects);
         let encoded: Vec<f32> =
             pairs.flat_map(|(roi, object)| encode(roi, object, &stds.map(|std: f64| std as f32))).collect();
-        let encoded = Tensor::from_slice(&encoded).view([-1, 4]);
+        let encoded = Tensor::from_slice(&encoded).reshape([-1, 4]);
         compare.tensor("encoded boxes", &encoded, &stored.get(&format!("coder.encode.{name}")), STAGE);
         // The clipped boxes touch the right and the lower border of their picture.
         let clipped = stored.get(&format!("coder.decode.{name}"));
-        let corners = clipped.view([-1, 2, 2]).amax([0, 1], false).repeat([2]).view([1, 1, 4]);
+        let corners = clipped.reshape([-1, 2, 2]).amax([0, 1], false).repeat([2]).reshape([1, 1, 4]);
         for (limits, expected) in [(None, stored.get(&format!("coder.decode_noclip.{name}"))), (Some(corners), clipped)]
         {
-            let decoded = decode(&sources, &deltas, Some(&stds), limits.as_ref()).unwrap().view([200, 12]);
+            let decoded = decode(&sources, &deltas, Some(&stds), limits.as_ref()).unwrap().reshape([200, 12]);
             compare.tensor("decoded boxes", &decoded, &expected, STAGE);
         }
     }

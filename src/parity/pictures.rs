@@ -124,6 +124,6 @@ fn write(fixtures: &Fixtures, names: &[&str]) -> TempDir {
 pub(super) fn rgb(data: &Tensors, image: usize) -> (u32, u32, Vec<u8>) {
     let bgr: Tensor = data.get(&format!("original_bgr_u8.{image}"));
     let (height, width, _) = bgr.size3().unwrap();
-    let rgb = Vec::<u8>::try_from(bgr.flip([2]).contiguous().view([-1])).unwrap();
+    let rgb = Vec::<u8>::try_from(bgr.flip([2]).reshape([-1])).unwrap();
     (width as u32, height as u32, rgb)
 }

@@ -104,7 +104,7 @@ pub(super) fn chosen_rois(proposals: &[Tensor], batch: &Batch, stored: &Tensors)
 
 /// `[n, 4]`
 fn rows(deltas: &[[f32; 4]]) -> Tensor {
-    Tensor::from_slice(deltas.as_flattened()).view([-1, 4])
+    Tensor::from_slice(deltas.as_flattened()).reshape([-1, 4])
 }
 
 /// Which anchors were chosen.

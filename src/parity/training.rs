@@ -202,8 +202,8 @@ fn parity_training_samples_and_targets() {
         let rois = model.roi_head.sample(&proposals, &batch.targets, choice.as_mut()).unwrap();
         samples::check_rois(&compare, &rois, &step.stored_samples(&stored).1);
         let targets = model.roi_head.mask_targets(&rois, &batch.targets).unwrap();
-        let targets = Vec::<f32>::try_from(targets.view([-1])).unwrap();
-        let expected = Vec::<f32>::try_from(stored.get("mask.targets").to_kind(Kind::Float).view([-1])).unwrap();
+        let targets = Vec::<f32>::try_from(targets.reshape([-1])).unwrap();
+        let expected = Vec::<f32>::try_from(stored.get("mask.targets").to_kind(Kind::Float).reshape([-1])).unwrap();
         compare.equal("mask targets", &targets, &expected);
     }
 }

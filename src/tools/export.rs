@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 use crate::config;
 use crate::error::{Context, Error, Result};
 use crate::model::{MaskRcnn, Parameters};
-use crate::train::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
+use crate::train::checkpoint::{Checkpoint, MODEL, OPTIMIZER};
 use crate::weights::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, TrainedFile, Weights, export};
 
 /// Runs `export` and returns what to tell.
@@ -73,10 +73,8 @@ fn others(weights: &Weights) -> Result<MmdetCheckpoint> {
 
 /// What is evaluated (the moving average, where there is one), or with the optimizer what is trained.
 fn ours(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
-    let section = |prefix| -> IndexMap<String, Tensor> {
-        checkpoint.section(prefix).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
-    };
-    let (mut state, average) = (section(MODEL), section(EMA));
+    let model = checkpoint.section(MODEL).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    let (mut state, average): (IndexMap<String, Tensor>, _) = (model.collect(), checkpoint.averages()?);
     let note = match (average.is_empty(), with_optimizer) {
         (true, _) => "",
         (false, true) => "; the weights as they are trained, not their moving average",

@@ -15,7 +15,7 @@ pub fn pack(parameters: &Parameters) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let rows = parameters
         .buffers()
-        .map(|(_, buffer)| Ok(buffer.f_contiguous()?.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?))
+        .map(|(_, buffer)| Ok(buffer.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?))
         .collect::<Result<Vec<_>>>()?;
     match rows.as_slice() {
         [] => Ok(Tensor::f_zeros([0], (Kind::Uint8, parameters.device()))?),

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use tch::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Averages of the trained parameters: after each update `average = decay * average + (1 - decay) * parameter`, with
 /// a smaller decay in the first updates, `min(decay, (1 + n) / (10 + n))`, so that the start is forgotten quickly.
@@ -48,14 +48,22 @@ impl Ema {
         &self.averages
     }
 
-    /// Goes on from stored `averages` (by parameter name; names that are not held are ignored).
+    /// Goes on from stored `averages`, by parameter name.
+    ///
+    /// # Errors
+    /// A data error unless they are those of the same parameters.
     pub fn restore(&mut self, updates: u64, averages: &IndexMap<String, Tensor>) -> Result<()> {
-        self.updates = updates;
         for (name, average) in &mut self.averages {
-            if let Some(stored) = averages.get(name) {
-                average.f_copy_(stored)?;
-            }
+            let stored = averages.get(name).filter(|stored| stored.size() == average.size());
+            let stored = stored.ok_or_else(|| {
+                Error::data(format!("it holds no moving average of {name} in the shape {:?}", average.size()))
+            })?;
+            average.f_copy_(stored)?;
         }
+        if let Some(name) = averages.keys().find(|name| !self.averages.contains_key(*name)) {
+            return Err(Error::data(format!("it holds a moving average of {name}, which is no weight of the model")));
+        }
+        self.updates = updates;
         Ok(())
     }
 
@@ -101,6 +109,22 @@ mod tests {
             ema.update(&parameters(4.0)).unwrap();
         }
         assert!((values(&ema.averages()["weight"])[0] - 4.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn averages_of_other_parameters_are_refused_by_name() {
+        let stored = |name: &str, values: &[f32]| IndexMap::from([(name.to_owned(), Tensor::from_slice(values))]);
+        let mut extra = stored("weight", &[1.0, 2.0]);
+        extra.extend(stored("bias", &[1.0]));
+        for (averages, expected) in [
+            (stored("bias", &[1.0, 2.0]), "no moving average of weight"),
+            (stored("weight", &[1.0]), "no moving average of weight in the shape [2]"),
+            (extra, "a moving average of bias, which is no weight"),
+        ] {
+            let mut ema = Ema::new(0.9, &parameters(1.0)).unwrap();
+            let error = ema.restore(3, &averages).unwrap_err().to_string();
+            assert!(error.contains(expected) && ema.updates() == 0, "{error}");
+        }
     }
 
     #[test]

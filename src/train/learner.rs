@@ -43,8 +43,8 @@ pub struct StepOutcome {
     pub report: StepReport,
     /// L2 norm of the whole gradient before clipping, where it is clipped.
     pub grad_norm: Option<f64>,
-    /// The weights were left as they were because a value was not finite.
-    pub skipped: bool,
+    /// Why the update of this step was left out, with the weights as they were.
+    pub skipped: Option<Skip>,
     /// Which ranks, losses and pictures were not finite.
     pub bad: Option<String>,
     /// The factor of this step's loss, in float16.
@@ -53,6 +53,15 @@ pub struct StepOutcome {
     pub positives: usize,
     /// Where the time went.
     pub times: StepTimes,
+}
+
+/// Why an update was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// A loss of its last step, or of an earlier one, was not finite on some rank.
+    NotFinite,
+    /// Its gradients overflowed float16.
+    Overflow,
 }
 
 /// Everything that one rank trains.
@@ -82,8 +91,8 @@ pub struct Learner<'a> {
     averaged: bool,
     /// The weights are being changed: they belong to no step.
     torn: bool,
-    /// Gradients were added since the last update.
-    within_group: bool,
+    /// A loss since the last update was not finite: the next update is left out.
+    spoiled: bool,
     synchronise: bool,
 }
 
@@ -124,7 +133,7 @@ impl<'a> Learner<'a> {
             loss_scale,
             averaged: false,
             torn: false,
-            within_group: false,
+            spoiled: false,
             amp: config.train.amp,
             grad_clip: config.optimizer.grad_clip,
             on_nan: config.train.on_nan,
@@ -169,8 +178,6 @@ impl<'a> Learner<'a> {
         control: &Client,
     ) -> Result<StepOutcome> {
         let mut clock = Clock::new(self.synchronise.then(|| world.device()));
-        let before = if self.within_group { buffers::pack(&self.parameters)? } else { self.held.own.shallow_clone() };
-        self.within_group = true;
         control.phase(Phase::Forward);
         let losses = self.forward(batch, place, world)?;
         let forward = clock.lap()?;
@@ -182,22 +189,27 @@ impl<'a> Learner<'a> {
         let mut bad = None;
         if !report.not_finite.is_empty() {
             let told = self.bad_batches.examine(&losses, batch, place, world)?;
-            self.refuse(&report, &told, &before, place)?;
+            self.refuse(&report, &told, place)?;
             bad = Some(told);
+        }
+        if self.spoiled {
+            self.forget_group()?;
         }
         let exchanged = if place.updates { Some(self.exchange(world)?) } else { None };
         let agreement = clock.lap()?;
         control.phase(Phase::Optimizer);
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
-        let (grad_norm, overflow) =
-            if place.updates && bad.is_none() { self.update(learning_rate)? } else { (None, false) };
+        let (grad_norm, skipped) = match (place.updates, self.spoiled) {
+            (false, _) => (None, None),
+            (true, true) => (None, Some(Skip::NotFinite)),
+            (true, false) => self.update(learning_rate)?,
+        };
         if let Some((own, first)) = exchanged {
             self.held = Held { own, first, loss_scale: self.loss_scale.clone() };
-            self.within_group = false;
+            self.spoiled = false;
         }
         let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()?, waited: waited + agreement };
         self.torn = false;
-        let skipped = overflow || bad.is_some();
         Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
     }
 
@@ -246,7 +258,7 @@ impl<'a> Learner<'a> {
             true => self.take_first_buffers()?,
             false => buffers::put_back(&self.parameters, &self.held.own)?,
         }
-        self.within_group = false;
+        self.spoiled = false;
         self.clear_gradients()
     }
 
@@ -281,15 +293,15 @@ impl<'a> Learner<'a> {
         self.parallel.backward(&total, place.updates)
     }
 
-    /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and whether the update was
-    /// left out because float16 overflowed.
-    fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, bool)> {
+    /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was left
+    /// out, if it was.
+    fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
         if let Some(loss_scale) = &mut self.loss_scale {
             let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
             loss_scale.update(!overflow)?;
             if overflow {
                 self.clear_gradients()?;
-                return Ok((None, true));
+                return Ok((None, Some(Skip::Overflow)));
             }
         }
         let norm = if self.grad_clip > 0.0 {
@@ -303,11 +315,11 @@ impl<'a> Learner<'a> {
         if let Some(ema) = &mut self.ema {
             ema.update(&self.trained)?;
         }
-        Ok((norm, false))
+        Ok((norm, None))
     }
 
-    /// Acts on losses that are not finite, of which `told` says where they were: an error, or a step without effect.
-    fn refuse(&mut self, report: &StepReport, told: &str, before: &Tensor, place: StepPlace) -> Result<()> {
+    /// Acts on losses that are not finite, of which `told` says where they were: an error, or the update is left out.
+    fn refuse(&mut self, report: &StepReport, told: &str, place: StepPlace) -> Result<()> {
         match self.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
                 "{} not finite at epoch {}, step {} ({told}); lower optimizer.lr, set optimizer.grad_clip{}, or go on past \
@@ -318,10 +330,16 @@ impl<'a> Learner<'a> {
                 if self.amp == Amp::Fp16 { ", set train.amp to \"bf16\" (float16 ends at 65504)" } else { "" },
             ))),
             OnNan::Skip => {
-                self.clear_gradients()?;
-                buffers::put_back(&self.parameters, before)
+                self.spoiled = true;
+                Ok(())
             }
         }
+    }
+
+    /// Drops what the steps since the last update have left: gradients and running statistics.
+    fn forget_group(&mut self) -> Result<()> {
+        self.clear_gradients()?;
+        buffers::put_back(&self.parameters, &self.held.own)
     }
 
     /// Drops the gradients of steps that did not update.

@@ -1,6 +1,7 @@
 //! The dynamic loss scale of float16 training (Micikevicius et al., "Mixed Precision Training", 2018).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 /// Every rank sees the same reduced gradients, so every rank holds the same scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
+    #[serde(deserialize_with = "sound")]
     scale: f64,
     /// Updates since the scale changed.
     steps_since_change: usize,
@@ -27,18 +29,6 @@ impl LossScale {
     /// The scale at the start of a job.
     pub fn new(initial: f64) -> Self {
         Self { scale: initial, steps_since_change: 0, skipped: 0 }
-    }
-
-    /// Reads a scale from a checkpoint.
-    ///
-    /// # Errors
-    /// A data error if it is none.
-    pub fn from_stored(stored: &serde_json::Value) -> Result<Self> {
-        let read: Self = serde_json::from_value(stored.clone()).map_err(|error| Error::data(error.to_string()))?;
-        if !(Self::LEAST..=f64::from(f32::MAX)).contains(&read.scale) {
-            return Err(Error::data(format!("the scale is {}: a number of at least 1 is expected", read.scale)));
-        }
-        Ok(read)
     }
 
     /// The present factor.
@@ -76,6 +66,15 @@ impl LossScale {
             self.scale = Some(self.scale * Self::GROWTH).filter(|&s| s <= f64::from(f32::MAX)).unwrap_or(self.scale);
         }
         Ok(())
+    }
+}
+
+/// A factor that a job can have had.
+fn sound<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    let scale = f64::deserialize(from)?;
+    match (LossScale::LEAST..=f64::from(f32::MAX)).contains(&scale) {
+        true => Ok(scale),
+        false => Err(D::Error::custom(format!("the scale is {scale}: a number of at least 1 is expected"))),
     }
 }
 
@@ -130,9 +129,9 @@ mod tests {
         let mut scale = LossScale::new(8.0);
         scale.update(false).unwrap();
         scale.update(true).unwrap();
-        assert_eq!(LossScale::from_stored(&serde_json::to_value(&scale).unwrap()).unwrap(), scale);
+        assert_eq!(serde_json::from_value::<LossScale>(serde_json::to_value(&scale).unwrap()).unwrap(), scale);
         for stored in ["{\"scale\": 0, \"steps_since_change\": 3}", "{\"scale\": 8}", "3"] {
-            assert!(LossScale::from_stored(&serde_json::from_str(stored).unwrap()).is_err(), "{stored}");
+            assert!(serde_json::from_str::<LossScale>(stored).is_err(), "{stored}");
         }
     }
 }

@@ -7,7 +7,7 @@ use fnet_protocol::message::{Phase, Progress};
 use indexmap::{IndexMap, IndexSet};
 use tch::Device;
 
-use super::learner::StepOutcome;
+use super::learner::{Skip, StepOutcome};
 use super::place::{Plan, Position, StepPlace};
 use crate::config::{OptimizerKind, Resolved};
 use crate::data::Skipped;
@@ -30,7 +30,7 @@ pub struct Reporter {
     images_per_step: usize,
     device: Device,
     skipped_pictures: u64,
-    skipped_steps: u64,
+    skipped_updates: u64,
     /// Pictures of the present epoch that this rank left out.
     left_out: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Reporter {
             plan,
             total_steps: plan.total_steps(position) as u64,
             skipped_pictures: 0,
-            skipped_steps: 0,
+            skipped_updates: 0,
             left_out: Vec::new(),
         })
     }
@@ -127,15 +127,13 @@ impl Reporter {
 
     /// Logs one step.
     pub fn step(&mut self, place: StepPlace, outcome: &StepOutcome, learning_rate: f64, data: f64, seconds: f64) {
-        if outcome.skipped {
-            self.skipped_steps += 1;
-            log::warn!(
-                "step {} of epoch {} left the weights as they were: {}; {} such steps in this run",
-                place.iteration + 1,
-                place.epoch + 1,
-                what_was_not_finite(outcome),
-                self.skipped_steps
-            );
+        let at = format!("step {} of epoch {}", place.iteration + 1, place.epoch + 1);
+        if outcome.skipped.is_some() {
+            self.skipped_updates += 1;
+            let (why, count) = (why_skipped(outcome), self.skipped_updates);
+            log::warn!("{at} left the weights as they were: {why}; {count} such steps in this run");
+        } else if outcome.bad.is_some() {
+            log::warn!("{at}: {}; the update that it belongs to is left out", what_was_not_finite(outcome));
         }
         let memory = process::peak_memory(self.device);
         let step = place.step as u64 + 1;
@@ -194,11 +192,18 @@ impl Reporter {
     }
 }
 
-fn what_was_not_finite(outcome: &StepOutcome) -> String {
-    if outcome.report.not_finite.is_empty() {
-        format!("a gradient overflowed float16 at loss scale {}, which is halved", outcome.loss_scale.unwrap_or(1.0))
-    } else {
-        let bad = outcome.bad.as_deref().unwrap_or_default();
-        format!("{} not finite ({bad})", outcome.report.not_finite.join(", "))
+fn why_skipped(outcome: &StepOutcome) -> String {
+    match (outcome.skipped, &outcome.bad) {
+        (Some(Skip::Overflow), _) => {
+            let scale = outcome.loss_scale.unwrap_or(1.0);
+            format!("a gradient overflowed float16 at loss scale {scale}, which is halved")
+        }
+        (_, Some(_)) => what_was_not_finite(outcome),
+        (_, None) => "a loss of an earlier step of this update was not finite".to_owned(),
     }
+}
+
+fn what_was_not_finite(outcome: &StepOutcome) -> String {
+    let bad = outcome.bad.as_deref().unwrap_or_default();
+    format!("{} not finite ({bad})", outcome.report.not_finite.join(", "))
 }

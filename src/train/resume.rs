@@ -11,7 +11,6 @@ use super::changed_ranks::{Continued, go_on};
 use super::checkpoint::{Best, Checkpoint, CheckpointMeta, latest};
 use super::learner::Learner;
 use super::place::{Plan, Position};
-use super::trainer::{log_window, precedes_evaluation};
 use crate::config::{self, Config};
 use crate::data::{Dataset, Leg};
 use crate::distributed::World;
@@ -120,13 +119,17 @@ impl Source {
             told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
         }
         warnings.extend(other_config(meta, config, &self.path));
+        let window = log_window(meta).unwrap_or_else(|warning| {
+            warnings.push(warning);
+            None
+        });
         Ok(Start {
             position,
             legs,
             epoch_is_over,
             best: meta.best.clone(),
-            precedes_evaluation: precedes_evaluation(meta),
-            window: log_window(meta),
+            precedes_evaluation: meta.state.evaluation_due,
+            window,
             told,
             warnings,
             ..Start::default()
@@ -151,6 +154,18 @@ impl Source {
         let warnings = other_settings(groups, config).into_iter().collect();
         Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
     }
+}
+
+/// The values that a checkpoint holds for the next line of the log, or a warning that they cannot be read, as those of another
+/// version may not.
+fn log_window(meta: &CheckpointMeta) -> Result<Option<Window>, String> {
+    let Some(stored) = &meta.state.log_window else { return Ok(None) };
+    serde_path_to_error::deserialize(stored).map(Some).map_err(|error| {
+        format!(
+            "the checkpoint's fnet.meta: state.log_window cannot be read ({error}): the next line of the log averages over \
+             this run alone"
+        )
+    })
 }
 
 /// A warning that names the fields in which the config differs from that of the checkpoint, where it matters.
@@ -224,6 +239,19 @@ pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_window_that_cannot_be_read_is_a_warning_with_its_field() {
+        let mut meta = CheckpointMeta::default();
+        assert_eq!(log_window(&meta), Ok(None));
+        let mut stored = serde_json::to_value(Window::new(5)).unwrap();
+        meta.state.log_window = Some(stored.clone());
+        assert_eq!(log_window(&meta), Ok(Some(Window::new(5))));
+        stored["interval"] = "many".into();
+        meta.state.log_window = Some(stored);
+        let warning = log_window(&meta).unwrap_err();
+        assert!(warning.contains("state.log_window") && warning.contains("interval: invalid type"), "{warning}");
+    }
 
     #[test]
     fn settings_that_differ_are_named_with_both_values() {

@@ -61,7 +61,7 @@ impl Saver {
     /// For lack of memory.
     pub fn save(&mut self, checkpoint: &Checkpoint, since: Instant) -> Result<()> {
         let snapshot = checkpoint.snapshot()?;
-        let is_transient = checkpoint.meta.is_transient();
+        let is_transient = checkpoint.meta.state.transient;
         self.newest = since;
         self.writer.save(Save {
             snapshot,

@@ -5,19 +5,14 @@ use std::path::Path;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
+use super::buffers;
 use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
-use super::{LossScale, buffers};
 use crate::config;
 use crate::distributed::World;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::LoadReport;
 use crate::weights::{MmdetCheckpoint, Need, Weights};
-
-/// Key of the dynamic loss scale among the scalars of a checkpoint.
-const LOSS_SCALE: &str = "loss_scale";
-/// Key of the number of updates that the moving average has seen.
-const EMA_UPDATES: &str = "ema_updates";
 
 impl Learner<'_> {
     /// The state of the whole job: `Some` on rank 0. All ranks call this together, for each holds its own BatchNorm
@@ -65,15 +60,12 @@ impl Learner<'_> {
             }
         }
         if let Some(ema) = &self.ema {
-            meta.state.insert(EMA_UPDATES.into(), ema.updates().into());
+            meta.state.ema_updates = Some(ema.updates());
             for (name, tensor) in ema.averages() {
                 tensors.insert(format!("{EMA}{name}"), tensor.shallow_clone());
             }
         }
-        if let Some(scale) = &self.loss_scale {
-            let value = serde_json::to_value(scale).map_err(|error| Error::bug(error.to_string()))?;
-            meta.state.insert(LOSS_SCALE.into(), value);
-        }
+        meta.state.loss_scale.clone_from(&self.loss_scale);
         Ok(Checkpoint { tensors, meta })
     }
 
@@ -127,24 +119,42 @@ impl Learner<'_> {
         self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
         let first = buffers::pack(&self.parameters)?;
         if rank > 0 && rank < checkpoint.meta.world_size {
-            self.parameters.load(checkpoint.section(&rank_prefix(rank)))?;
+            self.restore_own_buffers(checkpoint, &rank_prefix(rank))?;
         }
         self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")))?;
         if let Some(ema) = &mut self.ema {
-            let averages: IndexMap<String, Tensor> =
-                checkpoint.section(EMA).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+            let averages = checkpoint.averages()?;
             if averages.is_empty() {
                 // The average begins with this run, from the stored weights.
                 ema.restart(&self.trained)?;
             } else {
-                let updates = checkpoint.meta.state.get(EMA_UPDATES).and_then(serde_json::Value::as_u64);
-                ema.restore(updates.unwrap_or(0), &averages)?;
+                let updates = checkpoint.meta.state.ema_updates.ok_or_else(|| {
+                    Error::data(
+                        "damaged: it holds a moving average of the weights, but fnet.meta has no state.ema_updates",
+                    )
+                })?;
+                ema.restore(updates, &averages)?;
             }
         }
-        if let (Some(scale), Some(stored)) = (&mut self.loss_scale, checkpoint.meta.state.get(LOSS_SCALE)) {
-            *scale = LossScale::from_stored(stored).context(LOSS_SCALE)?;
+        if let (Some(scale), Some(stored)) = (&mut self.loss_scale, &checkpoint.meta.state.loss_scale) {
+            scale.clone_from(stored);
         }
         self.hold(Some(first))
+    }
+
+    /// Loads the BatchNorm statistics below `prefix`, which are this rank's. A rank that wrote the checkpoint alone knew of its
+    /// own only, so there may be none.
+    fn restore_own_buffers(&self, checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
+        let report = self.parameters.load(checkpoint.section(prefix))?;
+        let lacking = self.parameters.buffers().find(|(name, _)| report.missing.iter().any(|missing| missing == name));
+        let is_partial = !report.loaded.is_empty() && lacking.is_some();
+        if is_partial || !report.unexpected.is_empty() || !report.conflicts.is_empty() {
+            let first = lacking.map_or(String::new(), |(name, _)| format!("; {prefix}{name} is missing"));
+            return Err(Error::data(format!(
+                "damaged: {prefix}* are not the statistics of this model: {report}{first}"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
 use super::agreement::Wishes;
-use super::checkpoint::{Best, CheckpointMeta, Dealt};
+use super::checkpoint::{Best, CheckpointMeta, Dealt, State};
 use super::learner::Learner;
 use super::place::{Plan, Position, StepPlace};
 use super::reporter::Reporter;
@@ -18,17 +18,11 @@ use crate::config::{Config, Interval, OnError};
 use crate::data::{Batch, Dataset, Leg, Loader, TrainOptions, rest_of_epoch, train_indices};
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
-use crate::logging::Window;
 
 /// How long the end of a job waits for a disk that takes nothing, with its last checkpoint in memory.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(300);
 /// The same for a job that is asked to stop, whose time is short.
 const PATIENCE_AT_A_STOP: Duration = Duration::from_secs(10);
-
-/// Key of a checkpoint's scalars: whether the model is to be evaluated before training goes on.
-const EVALUATION_DUE: &str = "evaluation_due";
-/// Key of a checkpoint's scalars: the values for the next line of the log.
-const LOG_WINDOW: &str = "log_window";
 
 /// How a training job ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,7 +237,7 @@ impl Trainer<'_> {
     /// What a checkpoint of the present position holds beside tensors.
     pub(super) fn meta(&self, transient: bool) -> Result<CheckpointMeta> {
         let config = self.config;
-        let mut meta = CheckpointMeta {
+        Ok(CheckpointMeta {
             config: config.to_toml()?,
             classes: self.training_set.categories().iter().map(|category| category.name.clone()).collect(),
             progress: self.position.progress(),
@@ -256,17 +250,13 @@ impl Trainer<'_> {
                 legs: self.legs_of(self.position.epoch).to_vec(),
             }),
             best: self.best.clone(),
-            state: [
-                (EVALUATION_DUE.to_owned(), self.evaluation_due.into()),
-                (LOG_WINDOW.to_owned(), serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
-            ]
-            .into_iter()
-            .collect(),
-        };
-        if transient {
-            meta.set_transient();
-        }
-        Ok(meta)
+            state: State {
+                evaluation_due: self.evaluation_due,
+                transient,
+                log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
+                ..State::default()
+            },
+        })
     }
 
     /// Evaluates the weights (their moving average, if there is one), logs the metrics, keeps the best checkpoint.
@@ -310,16 +300,6 @@ impl Trainer<'_> {
 
 fn bug(error: serde_json::Error) -> Error {
     Error::bug(error.to_string())
-}
-
-/// The values that a checkpoint holds for the next line of the log. One of another version is passed over.
-pub fn log_window(meta: &CheckpointMeta) -> Option<Window> {
-    serde_json::from_value(meta.state.get(LOG_WINDOW)?.clone()).ok()
-}
-
-/// Whether a checkpoint was written before an evaluation.
-pub fn precedes_evaluation(meta: &CheckpointMeta) -> bool {
-    meta.state.get(EVALUATION_DUE).and_then(serde_json::Value::as_bool) == Some(true)
 }
 
 fn next_batch(loader: &mut Loader, place: StepPlace) -> Result<Batch> {

@@ -108,8 +108,8 @@ impl Validation {
     }
 }
 
-/// The metrics that were kept after the evaluation of `epoch`; `None` if it was not finished, or if they are older than
-/// the checkpoint that was evaluated, and so of another run.
+/// The metrics that were kept after the evaluation of `epoch`; `None` if it was not finished, if they are older than
+/// the checkpoint that was evaluated, and so of another run, or if they cannot be read: the job then evaluates again.
 pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
     let path = metrics_file(work_dir, epoch);
     let modified = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified()).ok();
@@ -118,7 +118,7 @@ pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<
     }
     let text = std::fs::read(path).ok()?;
     let values: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).ok()?;
-    Some(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+    values.into_iter().map(|(name, value)| Some((name, value.as_f64()?))).collect()
 }
 
 /// Where the metrics of an evaluation in training are kept; that it is there shows that the evaluation was finished.

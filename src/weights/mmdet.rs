@@ -172,15 +172,29 @@ impl OptimizerState {
     }
 }
 
-/// What `meta` of an MMDetection checkpoint says; empty for other files.
+/// What `meta` of an MMDetection checkpoint says; empty for other files. All of it is optional: what is there and is not
+/// understood is passed over with a warning.
 pub(super) fn meta(value: &Value) -> Meta {
-    let fact = |name: &str| value.at(&["meta", name]);
-    let count = |name: &str| fact(name).and_then(Value::as_int).and_then(|count| u64::try_from(count).ok());
+    let fact = |name: &str| value.at(&["meta", name]).filter(|fact| !matches!(fact, Value::None));
+    let pass_over = |name: &str, found: &Value, expected: &str| {
+        log::warn!("the weights' meta.{name} is {}: {expected} is expected; it is passed over", found.describe());
+    };
+    let count = |name: &str| {
+        let found = fact(name)?;
+        let count = found.as_int().and_then(|count| u64::try_from(count).ok());
+        if count.is_none() {
+            pass_over(name, found, "a whole number of at least 0");
+        }
+        count
+    };
     let classes = match fact("CLASSES") {
         Some(Value::Str(class)) => vec![class.to_string()],
-        Some(classes) => {
-            let names = classes.as_items().unwrap_or_default().iter().map(|name| name.as_str().map(str::to_owned));
-            names.collect::<Option<_>>().unwrap_or_default()
+        Some(found) => {
+            let names = found.as_items().map(|items| items.iter().map(|name| name.as_str().map(str::to_owned)));
+            names.and_then(Iterator::collect::<Option<Vec<_>>>).unwrap_or_else(|| {
+                pass_over("CLASSES", found, "a list of names");
+                Vec::new()
+            })
         }
         None => Vec::new(),
     };
@@ -194,7 +208,10 @@ fn read_optimizer(value: &Value, loader: &mut Loader) -> Result<OptimizerState> 
     }
     let groups = groups.iter().map(read_group).collect::<Result<Vec<_>>>()?;
     let mut moments = IndexMap::new();
-    for (index, state) in value.get("state").map(Value::entries).unwrap_or_default() {
+    let Some(Value::Dict(states)) = value.get("state") else {
+        return Err(Error::data("there is no state, as the state_dict of a PyTorch optimizer has"));
+    };
+    for (index, state) in states {
         let index = index.as_int().and_then(|index| usize::try_from(index).ok());
         let index = index.ok_or_else(|| Error::data("a key of its state is no index of a parameter"))?;
         let state = read_moments(state, loader).with_context(|| format!("parameter {index}"))?;
@@ -208,12 +225,12 @@ fn read_group(value: &Value) -> Result<ParameterGroup> {
         let number = value.get(name).and_then(Value::as_f64);
         number.ok_or_else(|| Error::data(format!("a group of parameters has no {name}: it is not AdamW's")))
     };
-    if matches!(value.get("amsgrad"), Some(Value::Bool(true))) {
+    if !matches!(value.get("amsgrad"), None | Some(Value::None | Value::Bool(false))) {
         return Err(Error::data("it uses amsgrad, which is not supported: load only the weights"));
     }
     let betas = value.get("betas").and_then(Value::as_items).unwrap_or_default();
-    let betas: Vec<f64> = betas.iter().filter_map(Value::as_f64).collect();
-    let &[first, second] = betas.as_slice() else {
+    let betas: Option<Vec<f64>> = betas.iter().map(Value::as_f64).collect();
+    let &[first, second] = betas.as_deref().unwrap_or_default() else {
         return Err(Error::data("a group of parameters has no betas: it is not AdamW's. Load only the weights"));
     };
     let params = value.get("params").and_then(Value::as_items).unwrap_or_default();
@@ -221,7 +238,7 @@ fn read_group(value: &Value) -> Result<ParameterGroup> {
         params.iter().map(|index| index.as_int().and_then(|index| usize::try_from(index).ok())).collect();
     Ok(ParameterGroup {
         lr: number("lr")?,
-        initial_lr: value.get("initial_lr").and_then(Value::as_f64),
+        initial_lr: value.get("initial_lr").map(|_| number("initial_lr")).transpose()?,
         betas: (first, second),
         eps: number("eps")?,
         weight_decay: number("weight_decay")?,

@@ -59,12 +59,25 @@ fn damaged(what: &str) -> Error {
     Error::data(format!("the safetensors file is damaged or incomplete ({what}): copy or download it again"))
 }
 
+/// What other programs may have said. All of it is optional: what is there and is not understood is passed over with a
+/// warning.
 fn meta(facts: Option<&HashMap<String, String>>) -> Meta {
     let fact = |name: &str| facts.and_then(|facts| facts.get(name));
+    let pass_over = |name: &str, error: serde_json::Error| {
+        log::warn!("the weights' metadata say {name} in a way that is not understood ({error}): it is passed over");
+    };
+    let count = |name: &str| {
+        fact(name).and_then(|text| serde_json::from_str(text).map_err(|error| pass_over(name, error)).ok())
+    };
     Meta {
-        classes: fact("classes").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
-        epoch: fact("epoch").and_then(|text| text.parse().ok()),
-        iter: fact("iter").and_then(|text| text.parse().ok()),
+        classes: fact("classes").map_or(Vec::new(), |text| {
+            serde_json::from_str(text).unwrap_or_else(|error| {
+                pass_over("classes", error);
+                Vec::new()
+            })
+        }),
+        epoch: count("epoch"),
+        iter: count("iter"),
     }
 }
 

@@ -6,7 +6,7 @@ use super::apply::{Need, Summary};
 use super::load::Weights;
 use crate::error::{Context, Result};
 use crate::model::Parameters;
-use crate::train::checkpoint::{self, Checkpoint, EMA, MODEL};
+use crate::train::checkpoint::{self, Checkpoint, MODEL};
 
 /// A file with a trained detector, to be evaluated.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl TrainedFile {
         let fill = || -> Result<Summary> {
             let mut report = parameters.load(checkpoint.section(MODEL))?;
             // The average holds what is trained; the buffers stay those of the model.
-            let average = parameters.load(checkpoint.section(EMA))?;
+            let average = parameters.load(checkpoint.averages()?)?;
             report.conflicts.extend(average.conflicts);
             report.unexpected.extend(average.unexpected);
             if need != Need::Any {

@@ -94,7 +94,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
 fn net(seed: i64) -> Vec<Tensor> {
     let values = |shape: &[i64], seed: i64| {
         let count: i64 = shape.iter().product();
-        ((Tensor::arange(count, FLOAT) + seed as f64).sin() * 0.3).view(shape).set_requires_grad(true)
+        ((Tensor::arange(count, FLOAT) + seed as f64).sin() * 0.3).reshape(shape).set_requires_grad(true)
     };
     vec![values(&[6, 3, 3, 3], seed), values(&[6], seed + 1), values(&[4, 6], seed + 2), values(&[4], seed + 3)]
 }
@@ -106,7 +106,7 @@ fn loss(net: &[Tensor], picture: &Tensor) -> Tensor {
 }
 
 fn picture(rank: usize) -> Tensor {
-    (Tensor::arange(3 * 8 * 8, FLOAT) * (0.1 + rank as f64)).cos().view([1, 3, 8, 8])
+    (Tensor::arange(3 * 8 * 8, FLOAT) * (0.1 + rank as f64)).cos().reshape([1, 3, 8, 8])
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn batch(index: usize) -> Batch {
         scale_factor: [1.0; 4],
         flipped: false,
     };
-    let images = (Tensor::arange(3 * 64 * 96, FLOAT) * (0.37 + index as f64)).cos().view([1, 3, 64, 96]);
+    let images = (Tensor::arange(3 * 64 * 96, FLOAT) * (0.37 + index as f64)).cos().reshape([1, 3, 64, 96]);
     Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
 }
 
@@ -264,7 +264,7 @@ fn body_overflow() {
         let outcome =
             learner.step(&batch(rank), place, 0.01, Wishes::default(), &world, &Client::disconnected()).unwrap();
         let left = learner.loss_scale.as_ref().unwrap().scale() / scales[rank];
-        (outcome.skipped, left, state(&learner))
+        (outcome.skipped.is_some(), left, state(&learner))
     };
     for scales in [[too_much, sound], [sound, too_much]] {
         let (skipped, left, now) = step(scales, true);
@@ -277,6 +277,55 @@ fn body_overflow() {
     }
     let (skipped, left, now) = step([sound; 2], true);
     assert!(!skipped && left == 1.0 && now != before, "a sound step");
+    let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
+    let all = world.all_gather_bytes(&bytes).unwrap();
+    assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
+    drop(learner);
+    world.leave().unwrap();
+}
+
+#[test]
+fn a_loss_that_is_not_finite_on_one_rank_leaves_out_the_whole_update_on_all() {
+    finish(start("body_not_finite", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_not_finite() {
+    let world = World::connect(DEADLINES).unwrap();
+    let mut config = config::Config { model: small_model(), ..Default::default() };
+    (config.train.on_nan, config.train.ema) = (config::OnNan::Skip, 0.9);
+    let mut learner = Learner::new(&config, &world).unwrap();
+    let rank = world.rank();
+    let mut group = |micro_steps: usize, bad: Option<(usize, usize)>| {
+        let mut skipped = false;
+        for step in 0..micro_steps {
+            let mut batch = batch(rank);
+            if bad == Some((rank, step)) {
+                let _ = batch.images.fill_(f64::NAN);
+            }
+            let place = StepPlace { epoch: 0, iteration: step, step, micro_steps, updates: step + 1 == micro_steps };
+            skipped = learner
+                .step(&batch, place, 0.01, Wishes::default(), &world, &Client::disconnected())
+                .unwrap()
+                .skipped
+                .is_some();
+        }
+        let buffers = learner.parameters.buffers().map(|(_, buffer)| buffer.to_kind(FLOAT.0).reshape([-1]));
+        (skipped, state(&learner), Tensor::cat(&buffers.collect::<Vec<_>>(), 0))
+    };
+    let (_, weights, statistics) = group(2, None);
+    for micro_steps in [2, 3] {
+        for step in 0..micro_steps {
+            for bad_rank in 0..2 {
+                let (skipped, now, buffers) = group(micro_steps, Some((bad_rank, step)));
+                let unchanged = now == weights && buffers == statistics;
+                assert!(skipped && unchanged, "step {step} of {micro_steps} on rank {bad_rank}");
+            }
+        }
+    }
+    let (skipped, now, _) = group(3, None);
+    assert!(!skipped && now != weights, "a sound update");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
     let all = world.all_gather_bytes(&bytes).unwrap();
     assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");

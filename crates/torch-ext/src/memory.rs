@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn channels_last_changes_the_order_but_not_the_values() {
-        let plain = Tensor::arange(2 * 3 * 4 * 5, (Kind::Float, Device::Cpu)).view([2, 3, 4, 5]);
+        let plain = Tensor::arange(2 * 3 * 4 * 5, (Kind::Float, Device::Cpu)).reshape([2, 3, 4, 5]);
         assert!(!is_channels_last(&plain).unwrap());
         let other = channels_last(&plain).unwrap();
         assert!(is_channels_last(&other).unwrap());

@@ -39,7 +39,7 @@ fn cuda_libraries_and_torchvisions_operators_load_on_demand() {
 fn body_on_the_cpu() {
     let _region = autocast::Guard::new(Device::Cpu, Kind::BFloat16).unwrap();
     let level = Tensor::ones([1, 8, 8, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let rois = Tensor::from_slice(&[0.0f32, 1.0, 1.0, 20.0, 20.0]).view([1, 5]);
+    let rois = Tensor::from_slice(&[0.0f32, 1.0, 1.0, 20.0, 20.0]).reshape([1, 5]);
     let out = ops::roi_align(&[level.shallow_clone()], &rois, &Tensor::from_slice(&[0i64]), &[4], 7).unwrap();
     torch_ext::autograd::backward(&out.sum(Kind::Float)).unwrap();
     assert_eq!(ops::nms(&rois.narrow(1, 1, 4), &Tensor::from_slice(&[1.0f32]), 0.5).unwrap().size(), [1]);

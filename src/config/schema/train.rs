@@ -165,7 +165,7 @@ pub enum Amp {
 pub enum OnNan {
     /// End the job and say which loss, rank, step and pictures.
     Stop,
-    /// Leave out this update and say so.
+    /// Leave out the update that the step belongs to, with all of its micro-steps, and say so.
     Skip,
 }
 

@@ -7,7 +7,7 @@ use crate::data::{Split, train_indices};
 const SIZES: [(u32, u32); 5] = [(80, 60), (60, 80), (100, 40), (64, 64), (90, 50)];
 
 fn values(tensor: &Tensor) -> Vec<f32> {
-    Vec::try_from(tensor.contiguous().view(-1)).unwrap()
+    Vec::try_from(tensor.reshape([-1])).unwrap()
 }
 
 fn train(small: &SmallSet, indices: &[usize], options: &TrainOptions) -> Loader {

@@ -102,7 +102,7 @@ fn pixels(batch: &Batch, meta: &ImageMeta, pipeline: &Pipeline) -> Result<RgbIma
     let column = |values: [f64; 3]| Tensor::from_slice(&values);
     let rgb =
         ((rows.f_to_kind(Kind::Double)?.f_mul(&column(pipeline.std))?).f_add(&column(pipeline.mean))?).f_round()?;
-    let rgb = rgb.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?.f_contiguous()?.f_view([-1])?;
+    let rgb = rgb.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?.f_reshape([-1])?;
     let mut picture = RgbImage::from_raw(width as u32, height as u32, Vec::<u8>::try_from(rgb)?)
         .ok_or_else(|| Error::bug("a batch with fewer pixels than its size says"))?;
     let (bottom, right) = meta.image_size;

@@ -43,6 +43,7 @@ fn checkpoint_of_the_reference(folder: &Path) -> Option<std::path::PathBuf> {
     let meta = CheckpointMeta {
         config: config.to_toml().unwrap(),
         classes: config.data.classes.clone(),
+        world_size: 1,
         ..Default::default()
     };
     let path = folder.join("tiny.ckpt");

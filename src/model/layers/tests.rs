@@ -21,7 +21,7 @@ fn training_moves_the_running_statistics_by_a_tenth_and_counts_batches() {
     let mut parameters = Parameters::new();
     let norm = BatchNorm2d::new(&mut parameters, "n", 1).unwrap();
     parameters.initialise(0).unwrap();
-    let x = Tensor::from_slice(&[1.0f32, 3.0]).view([2, 1, 1, 1]);
+    let x = Tensor::from_slice(&[1.0f32, 3.0]).reshape([2, 1, 1, 1]);
     let y = norm.forward(&x, Statistics::Batch).unwrap();
     assert!((f64::try_from(y.select(0, 1)).unwrap() - 1.0).abs() < 1e-4);
     let value = |name: &str| f64::try_from(parameters.get(name).unwrap()).unwrap();

@@ -57,11 +57,11 @@ impl Rpn {
         let back = ops::upload(&Tensor::f_from_slice(&inverse(&order))?, device)?;
         let per_place = self.generator.per_place() as i64;
         let logits = self.cls.at_windows(&hidden)?.f_gather(1, &shapes.f_unsqueeze(1)?, false)?;
-        let deltas = self.reg.at_windows(&hidden)?.f_view([count, per_place, 4])?;
-        let index = shapes.f_view([count, 1, 1])?.f_expand([count, 1, 4], false)?;
+        let deltas = self.reg.at_windows(&hidden)?.f_reshape([count, per_place, 4])?;
+        let index = shapes.f_reshape([count, 1, 1])?.f_expand([count, 1, 4], false)?;
         Ok(Answers {
-            logits: logits.f_view([-1])?.f_index_select(0, &back)?,
-            deltas: deltas.f_gather(1, &index, false)?.f_view([count, 4])?.f_index_select(0, &back)?,
+            logits: logits.f_reshape([-1])?.f_index_select(0, &back)?,
+            deltas: deltas.f_gather(1, &index, false)?.f_reshape([count, 4])?.f_index_select(0, &back)?,
         })
     }
 
@@ -74,10 +74,10 @@ impl Rpn {
         let table = level.f_permute([0, 2, 3, 1])?.f_reshape([images * height * width, channels])?;
         let mut rows = table.f_index_select(0, &ops::upload(&Tensor::f_from_slice(&indices)?, device)?)?;
         if inside.contains(&0.0) {
-            let inside = Tensor::f_from_slice(&inside)?.f_view([-1, 1])?.f_to_kind(level.kind())?;
+            let inside = Tensor::f_from_slice(&inside)?.f_reshape([-1, 1])?.f_to_kind(level.kind())?;
             rows = rows.f_mul(&ops::upload(&inside, device)?)?;
         }
-        Ok(self.conv.at_windows(&rows.f_view([places.len() as i64, 9 * channels])?)?.f_relu()?)
+        Ok(self.conv.at_windows(&rows.f_reshape([places.len() as i64, 9 * channels])?)?.f_relu()?)
     }
 }
 

@@ -23,7 +23,7 @@ pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Re
     let mut noise = || (0..3).map(|_| random.next_u32() as f32 / u32::MAX as f32).sum::<f32>() * 2.0 - 3.0;
     let values: Vec<f32> = (0..count * height * width * 3).map(|_| noise()).collect();
     let shape = [count as i64, height as i64, width as i64, 3];
-    Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_permute([0, 3, 1, 2])?)
+    Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?.f_permute([0, 3, 1, 2])?)
 }
 
 /// Facts of pictures that were neither resized nor padded.

@@ -198,7 +198,7 @@ impl Bench<'_> {
 
 /// Boxes of proposals `[k, 5]`.
 fn rows(proposals: &Tensor) -> Result<Vec<[f32; 4]>> {
-    let values = Vec::<f32>::try_from(proposals.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?)?;
+    let values = Vec::<f32>::try_from(proposals.f_to_device(Device::Cpu)?.f_reshape([-1])?)?;
     Ok(values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]).collect())
 }
 

@@ -73,7 +73,7 @@ impl CheckpointFolder {
     /// An environment error if the folder cannot be read or a file cannot be removed.
     pub fn remove_transient(&self, progress: Progress) -> Result<()> {
         for path in candidates(&self.path)?.into_iter().filter(|path| !is_best(path)) {
-            let old = CheckpointMeta::read(&path).is_ok_and(|meta| meta.is_transient() && meta.progress < progress);
+            let old = CheckpointMeta::read(&path).is_ok_and(|meta| meta.state.transient && meta.progress < progress);
             if old {
                 fs::remove_file(&path).map_err(|error| unusable(&path, &error))?;
             }

@@ -1,6 +1,6 @@
 //! The file: the safetensors header with fnet's metadata in it, then the bytes of the tensors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
@@ -8,11 +8,12 @@ use std::path::Path;
 use fnet_protocol::file_kind::not_a_checkpoint;
 use indexmap::IndexMap;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{CheckpointMeta, bytes};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// Version of the format that this code writes, and the greatest that it reads.
 const VERSION: u32 = 1;
@@ -173,7 +174,10 @@ impl Opened {
             })
         };
         let version = value(KEY_VERSION)?;
-        if version.parse::<u32>().is_ok_and(|version| version > VERSION) {
+        let version: u32 = version.parse().map_err(|_| {
+            Error::data(format!("{KEY_VERSION} is {version:?}: a whole number is expected; the file is damaged"))
+        })?;
+        if version > VERSION {
             let writer = metadata.get(KEY_WRITER).map_or("unknown", String::as_str);
             return Err(Error::data(format!(
                 "format version {version} of fnet {writer}; this fnet reads up to {VERSION}: use a newer fnet, or the file is damaged"
@@ -184,12 +188,16 @@ impl Opened {
         if *value(KEY_CHECKSUM)? != digest(metadata, &infos) && !cfg!(fuzzing) {
             return Err(Error::data("damaged: the header does not match its checksum"));
         }
-        let unsound = |error: serde_json::Error| Error::data(format!("its metadata cannot be understood: {error}"));
-        let mut meta: CheckpointMeta = serde_json::from_str(value(KEY_META)?).map_err(unsound)?;
+        let mut meta: CheckpointMeta = parse(KEY_META, value(KEY_META)?)?;
+        meta.check().context(KEY_META)?;
         meta.config.clone_from(value(KEY_CONFIG)?);
-        let entries: Vec<Entry> = serde_json::from_str(value(KEY_TENSORS)?).map_err(unsound)?;
-        if entries.len() != tensors.len() || entries.iter().any(|entry| !tensors.contains_key(&entry.name)) {
-            return Err(Error::data("its list of checksums does not name the tensors that it holds"));
+        let entries: Vec<Entry> = parse(KEY_TENSORS, value(KEY_TENSORS)?)?;
+        let named: HashSet<&String> = entries.iter().map(|entry| &entry.name).collect();
+        if entries.len() != tensors.len() || named != tensors.keys().collect() {
+            return Err(Error::data(format!("{KEY_TENSORS} does not name the tensors that the file holds")));
+        }
+        if let Some(entry) = entries.iter().find(|entry| entry.crc32c.is_none()) {
+            return Err(Error::data(format!("{KEY_TENSORS} has no crc32c of tensor {}", entry.name)));
         }
         Ok((meta, entries))
     }
@@ -243,6 +251,18 @@ impl Opened {
     }
 }
 
+/// The JSON under a key of the metadata.
+///
+/// # Errors
+/// A data error that names the key and the field in it.
+fn parse<T: DeserializeOwned>(key: &str, text: &str) -> Result<T> {
+    let unsound = |error: String| Error::data(format!("{key}: {error}"));
+    let mut from = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut from).map_err(|error| unsound(error.to_string()))?;
+    from.end().map_err(|error| unsound(error.to_string()))?;
+    Ok(value)
+}
+
 /// The shape of a tensor, which may have absurd sides beside a zero.
 fn shape(info: &TensorInfo, name: &str) -> Result<Vec<i64>> {
     let sides: Option<Vec<i64>> = info.shape.iter().map(|&side| i64::try_from(side).ok()).collect();
@@ -271,7 +291,104 @@ fn check(name: &str, expected: Option<u32>, actual: impl FnOnce() -> u32) -> Res
 mod tests {
     use safetensors::Dtype;
 
+    use super::super::{Checkpoint, tests::sample, verify};
     use super::*;
+
+    /// The file with other metadata and the checksum that fits them: what no disk does, but another program may.
+    fn with_metadata(file: &[u8], change: impl FnOnce(&mut HashMap<String, String>)) -> Vec<u8> {
+        let (length, rest) = file.split_at(8);
+        let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let header: Metadata = serde_json::from_slice(header).unwrap();
+        let mut metadata = header.metadata().clone().unwrap();
+        change(&mut metadata);
+        let infos = header.tensors();
+        let checksum = digest(&metadata, &infos.iter().map(|(name, info)| (name.as_str(), *info)).collect());
+        metadata.insert(KEY_CHECKSUM.into(), checksum);
+        let infos = header.offset_keys().into_iter().map(|name| (name.clone(), infos[&name].clone())).collect();
+        let header = serde_json::to_vec(&Metadata::new(Some(metadata), infos).unwrap()).unwrap();
+        [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
+    }
+
+    #[test]
+    fn metadata_that_are_not_what_they_should_be_are_refused_with_file_and_field() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("epoch_1.ckpt");
+        sample(7).save(&path).unwrap();
+        let sound = std::fs::read(&path).unwrap();
+        assert_eq!(with_metadata(&sound, |_| ()).len(), sound.trim_ascii_end().len());
+        let check = |file: &[u8], expected: &[&str]| {
+            std::fs::write(&path, file).unwrap();
+            let errors = [
+                Checkpoint::load(&path).map(drop).unwrap_err(),
+                verify(&path).map(drop).unwrap_err(),
+                CheckpointMeta::read(&path).map(drop).unwrap_err(),
+            ];
+            for error in errors {
+                assert_eq!(error.kind(), crate::ErrorKind::Data);
+                let text = error.to_string();
+                assert!(
+                    text.contains("epoch_1.ckpt") && expected.iter().all(|e| text.contains(e)),
+                    "{expected:?}: {text}"
+                );
+            }
+        };
+        let dealt = serde_json::json!({"pictures": 9, "samples_per_gpu": 1, "accumulate": 1, "legs": [
+            {"world_size": 4, "samples_per_gpu": 1, "accumulate": 1, "steps": 1},
+        ]});
+        for (field, value) in [
+            ("world_size", "0"),
+            ("world_size", "-1"),
+            ("seed", "null"),
+            ("classes", "\"cat\""),
+            ("classes[0]", "1"),
+            ("progress.step", "\"7\""),
+            ("progress.epoch", "0.5"),
+            ("best.value", "null"),
+            ("best.epoch", "true"),
+            ("dealt.samples_per_gpu", "0"),
+            ("dealt.accumulate", "0"),
+            ("dealt.legs[0].world_size", "0"),
+            ("dealt.legs[0].samples_per_gpu", "0"),
+            ("dealt.legs[0].accumulate", "0"),
+            ("dealt.legs", "[{\"world_size\": 4, \"samples_per_gpu\": 1, \"accumulate\": 1, \"steps\": 3}]"),
+            ("dealt.legs[0].steps", "-1"),
+            ("state", "[[]]"),
+            ("state.evaluation_due", "1"),
+            ("state.transient", "\"yes\""),
+            ("state.ema_updates", "-1"),
+            ("state.loss_scale", "65536.0"),
+            ("state.loss_scale.scale", "0.5"),
+            ("state.loss_scale.skipped", "\"no\""),
+        ] {
+            let file = with_metadata(&sound, |metadata| {
+                let meta = metadata.get_mut(KEY_META).unwrap();
+                let mut json: serde_json::Value = serde_json::from_str(meta).unwrap();
+                json["dealt"] = dealt.clone();
+                let pointer = format!("/{}", field.replace(['.', '['], "/").replace(']', ""));
+                match json.pointer_mut(&pointer) {
+                    Some(place) => *place = serde_json::from_str(value).unwrap(),
+                    None => panic!("no {field}"),
+                }
+                *meta = json.to_string();
+            });
+            check(&file, &["fnet.meta: ", field]);
+        }
+        let replaced = |key: &str, from: &str, to: &str| {
+            with_metadata(&sound, |metadata| {
+                let value = metadata.get_mut(key).unwrap();
+                assert!(value.contains(from), "{value}");
+                *value = value.replacen(from, to, 1);
+            })
+        };
+        check(&replaced(KEY_META, "\"seed\"", "\"seeds\""), &["fnet.meta: ", "missing field `seed`"]);
+        check(&replaced(KEY_META, "}", "} {"), &["fnet.meta: "]);
+        check(&replaced(KEY_VERSION, "1", "one"), &["fnet.format_version is \"one\""]);
+        check(&replaced(KEY_TENSORS, "\"empty\"", "\"flags\""), &["fnet.tensors does not name"]);
+        check(
+            &replaced(KEY_TENSORS, "\"crc32c\"", "\"crc\""),
+            &["fnet.tensors has no crc32c of tensor model.b.weight"],
+        );
+    }
 
     #[test]
     fn a_shape_that_cannot_be_is_an_error_of_the_data() {

@@ -9,7 +9,6 @@ mod format;
 mod tests;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +25,8 @@ pub use writer::{OnSaved, Save, Writer};
 use crate::atomic;
 use crate::config::Config;
 use crate::data::Leg;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::train::LossScale;
 
 /// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
 pub const MODEL: &str = "model.";
@@ -68,9 +68,29 @@ pub struct CheckpointMeta {
     pub dealt: Option<Dealt>,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// Further scalars of the loop, for example the dynamic loss scale.
+    /// Further scalars of the loop.
     #[serde(default)]
-    pub state: BTreeMap<String, serde_json::Value>,
+    pub state: State,
+}
+
+/// Scalars of the training loop, where they apply. One that is there but is not what is expected is an error.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// The model is to be evaluated before training goes on.
+    pub evaluation_due: bool,
+    /// The checkpoint was written only because its job was stopped or broken off: it is of no more use once there is a later
+    /// one.
+    pub transient: bool,
+    /// Updates that the moving average has seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_updates: Option<u64>,
+    /// The loss scale of float16 training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+    /// The values for the next line of the log. Not worth an error: a job that cannot read them goes on with a warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_window: Option<serde_json::Value>,
 }
 
 /// How far training had come.
@@ -110,18 +130,33 @@ pub struct Best {
     pub epoch: usize,
 }
 
-/// Key of the scalars of a checkpoint that was written only because its job was stopped or broken off.
-const TRANSIENT: &str = "transient";
-
 impl CheckpointMeta {
-    /// Says that the checkpoint is of no more use once there is a later one.
-    pub fn set_transient(&mut self) {
-        self.state.insert(TRANSIENT.to_owned(), true.into());
-    }
-
-    /// Whether the checkpoint was written only because its job was stopped or broken off.
-    pub fn is_transient(&self) -> bool {
-        self.state.get(TRANSIENT).and_then(serde_json::Value::as_bool) == Some(true)
+    /// Refuses numbers that no job has.
+    fn check(&self) -> Result<()> {
+        let mut counts = vec![("world_size".to_owned(), self.world_size)];
+        if let Some(dealt) = &self.dealt {
+            counts.push(("dealt.samples_per_gpu".to_owned(), dealt.samples_per_gpu));
+            counts.push(("dealt.accumulate".to_owned(), dealt.accumulate));
+            for (index, leg) in dealt.legs.iter().enumerate() {
+                for (name, value) in [
+                    ("world_size", leg.world_size),
+                    ("samples_per_gpu", leg.samples_per_gpu),
+                    ("accumulate", leg.accumulate),
+                ] {
+                    counts.push((format!("dealt.legs[{index}].{name}"), value));
+                }
+            }
+            let (steps, within) = (dealt.legs.iter().map(|leg| leg.steps), self.progress.step_in_epoch);
+            if !steps.fold(Some(0_usize), |all, steps| all?.checked_add(steps)).is_some_and(|all| all <= within) {
+                return Err(Error::data(format!(
+                    "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
+                )));
+            }
+        }
+        match counts.into_iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => Err(Error::data(format!("{name} is 0: a number of at least 1 is expected"))),
+            None => Ok(()),
+        }
     }
 
     /// The stored config.
@@ -186,6 +221,30 @@ impl Checkpoint {
             Ok(Self { tensors, meta })
         };
         load().with_context(|| reading(&path))
+    }
+
+    /// The moving average of the weights by parameter; empty if the job had none.
+    ///
+    /// # Errors
+    /// A data error unless it is there for each parameter that the optimizer has a state of, and in the shape of its weight.
+    pub fn averages(&self) -> Result<IndexMap<String, Tensor>> {
+        let averages: IndexMap<String, Tensor> =
+            self.section(EMA).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+        let trained = self.section(OPTIMIZER).filter_map(|(name, _)| Some(name.split_once('.')?.1));
+        if let Some(name) = trained.into_iter().find(|name| !averages.is_empty() && !averages.contains_key(*name)) {
+            return Err(Error::data(format!("damaged: it holds a moving average of the weights, but no {EMA}{name}")));
+        }
+        for (name, average) in &averages {
+            let weight = self.tensors.get(&format!("{MODEL}{name}"));
+            if weight.is_none_or(|weight| weight.size() != average.size()) {
+                return Err(Error::data(format!(
+                    "damaged: {EMA}{name} has shape {:?}, {MODEL}{name} has {}",
+                    average.size(),
+                    weight.map_or("none".to_owned(), |weight| format!("{:?}", weight.size()))
+                )));
+            }
+        }
+        Ok(averages)
     }
 
     /// The tensors whose names start with `prefix`, by the rest of their names, in order.

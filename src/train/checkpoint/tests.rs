@@ -10,9 +10,9 @@ use crate::ErrorKind;
 /// A small checkpoint with every kind of tensor that matters.
 pub(super) fn sample(step: u64) -> Checkpoint {
     let tensors = [
-        ("model.b.weight", Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 4]) + step as f64),
+        ("model.b.weight", Tensor::arange(12, (Kind::Float, Device::Cpu)).reshape([3, 4]) + step as f64),
         ("model.a.num_batches_tracked", Tensor::from(step as i64)),
-        ("optimizer.exp_avg.b.weight", Tensor::arange(12, (Kind::Double, Device::Cpu)).view([3, 4])),
+        ("optimizer.exp_avg.b.weight", Tensor::arange(12, (Kind::Double, Device::Cpu)).reshape([3, 4])),
         ("rank1.a.running_mean", Tensor::arange(3, (Kind::BFloat16, Device::Cpu))),
         ("empty", Tensor::zeros([0, 4], (Kind::Float, Device::Cpu))),
         ("flags", Tensor::from_slice(&[true, false, true])),
@@ -24,7 +24,7 @@ pub(super) fn sample(step: u64) -> Checkpoint {
         world_size: 2,
         seed: u64::MAX,
         best: Some(Best { metric: "bbox_mAP".into(), value: 0.1 + 0.2, epoch: 1 }),
-        state: BTreeMap::from([("loss_scale".into(), serde_json::json!(65536.0))]),
+        state: State { loss_scale: Some(LossScale::new(65536.0)), ema_updates: Some(step), ..State::default() },
         dealt: None,
     };
     Checkpoint { tensors: tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), meta }
@@ -52,7 +52,7 @@ fn what_is_loaded_is_what_was_saved_in_the_same_order() {
 fn the_memory_layout_of_a_tensor_does_not_show_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("epoch_1.ckpt");
-    let weight = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([2, 3, 2, 2]);
+    let weight = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([2, 3, 2, 2]);
     let strided = weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
     assert!(!strided.is_contiguous());
     let mut checkpoint = sample(0);

@@ -130,7 +130,7 @@ fn wrong_rois_are_refused_by_number() {
         ([0.0, 0.0, 0.0, f32::INFINITY, 4.0], 0, "coordinate"),
     ];
     for (roi, roi_level, message) in cases {
-        let rois = Tensor::from_slice(&roi).view([1, 5]);
+        let rois = Tensor::from_slice(&roi).reshape([1, 5]);
         let error = roi_align(&[level.shallow_clone()], &rois, &Tensor::from_slice(&[roi_level]), &[4], 7).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.message().contains("RoI 0") && error.message().contains(message), "{error}");
@@ -148,7 +148,7 @@ fn nms_keeps_what_torchvisions_keeps() {
 #[test]
 fn nms_compares_strictly_and_keeps_the_order_of_equal_scores() {
     // The second box overlaps the first by exactly one half.
-    let boxes = Tensor::from_slice(&[0f32, 0., 2., 1., 0., 0., 1., 1., 5., 5., 6., 6.]).view([3, 4]);
+    let boxes = Tensor::from_slice(&[0f32, 0., 2., 1., 0., 0., 1., 1., 5., 5., 6., 6.]).reshape([3, 4]);
     let scores = Tensor::from_slice(&[0.5f32, 0.5, 0.9]);
     assert_eq!(Vec::<i64>::try_from(nms(&boxes, &scores, 0.5).unwrap()).unwrap(), [2, 0, 1]);
     assert_eq!(Vec::<i64>::try_from(nms(&boxes, &scores, 0.49).unwrap()).unwrap(), [2, 0]);
@@ -189,7 +189,7 @@ proptest! {
             raw.iter().map(|&(x, y, w, h)| [x, y, x + w, y + h].map(f32::from)).collect();
         let scores: Vec<f32> = (0..boxes.len()).map(|i| 1.0 - i as f32 / 100.0).collect();
         let threshold = f32::from(quarter) / 4.0;
-        let tensor = Tensor::from_slice(boxes.as_flattened()).view([-1, 4]);
+        let tensor = Tensor::from_slice(boxes.as_flattened()).reshape([-1, 4]);
         let kept = nms(&tensor, &Tensor::from_slice(&scores), f64::from(threshold)).unwrap();
         prop_assert_eq!(Vec::<i64>::try_from(kept).unwrap(), plain_nms(&boxes, threshold));
     }

@@ -54,7 +54,7 @@ pub fn leave(store: &TcpStore, group: &ProcessGroup) {
 /// Pseudo-random values that depend on nothing but `seed`.
 pub fn values(shape: &[i64], seed: i64) -> Tensor {
     let count: i64 = shape.iter().product();
-    ((Tensor::arange(count, FLOAT) + seed as f64 * 0.37) * 12.9898).sin().view(shape)
+    ((Tensor::arange(count, FLOAT) + seed as f64 * 0.37) * 12.9898).sin().reshape(shape)
 }
 
 /// The parameters of a net of two layers of odd sizes.

@@ -4,15 +4,17 @@ use tch::Tensor;
 
 use super::*;
 use crate::ErrorKind;
-use crate::train::checkpoint::{Checkpoint, CheckpointMeta, Progress, latest, verify};
+use crate::train::checkpoint::{Checkpoint, CheckpointMeta, Progress, State, latest, verify};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn snapshot(step: u64, transient: bool) -> Snapshot {
-    let mut meta = CheckpointMeta { progress: Progress { step, ..Progress::default() }, ..CheckpointMeta::default() };
-    if transient {
-        meta.set_transient();
-    }
+    let meta = CheckpointMeta {
+        progress: Progress { step, ..Progress::default() },
+        world_size: 1,
+        state: State { transient, ..State::default() },
+        ..CheckpointMeta::default()
+    };
     let tensors = [("model.a".to_owned(), Tensor::from(step as i64))].into_iter().collect();
     Checkpoint { tensors, meta }.snapshot().unwrap()
 }
