@@ -199,7 +199,7 @@ fn quiet_leaves_the_results_and_the_errors() {
         assert!(line.contains(words), "{line}");
     }
     let ended = scene.one("-q test work_dirs/cfg/latest.ckpt");
-    assert!(ended.stderr.contains("bbox_mAP"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("objects over 96x96"), "{}", ended.stderr);
     scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["holds checkpoints"]);
 }
 
