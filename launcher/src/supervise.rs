@@ -547,7 +547,8 @@ mod tests {
             });
             let started = started.unwrap();
             let (sender, mut events) = mpsc::channel(QUEUE);
-            let watcher = tokio::task::spawn_local(async { None::<Death>.unwrap() });
+            let none: Option<Death> = std::env::var_os("FNET_NO_SUCH_VARIABLE").map(|_| unreachable!());
+            let watcher = tokio::task::spawn_local(async move { none.unwrap() });
             report_end(3, watcher, started.handle.clone(), sender).await;
             let Some((3, Event::Ended(death))) = events.recv().await else { panic!("no end of worker 3") };
             assert_eq!(death.ending, Ending::Signal(0));
