@@ -30,11 +30,14 @@ pub fn lines(cause: &Cause, log: &Path) -> Vec<String> {
     lines
 }
 
-/// Whether a failure at the start is told as it stands: it is a mistake of the user that a worker has put into words, and
-/// it has nothing to do with the rank that found it.
+/// Whether a failure at the start is reported as is: it is a mistake in the input that a worker has put into words, and has
+/// nothing to do with the rank that found it, although others may have begun their work meanwhile.
 pub fn is_plain(cause: &Cause, plan: &Plan) -> bool {
+    let has_begun = cause.beat.as_ref().is_some_and(|beat| beat.phase.is_ready());
     let has_words = cause.backtrace.is_none() && cause.reported;
-    has_words && (cause.exit_code == exit::USAGE || (cause.exit_code == exit::DATA && plan.nodes.count == 1))
+    !has_begun
+        && has_words
+        && (cause.exit_code == exit::USAGE || (cause.exit_code == exit::DATA && plan.nodes.count == 1))
 }
 
 /// Name of the machine-readable report of this node.

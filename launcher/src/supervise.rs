@@ -136,7 +136,7 @@ async fn see_to_its_end(
             Outcome::Stopped { reason, saved } => return Ok(say_stopped(&show.borrow(), reason, saved, &given)),
             Outcome::Failed(ref cause) => cause,
         };
-        let is_plain = !attempt.was_ready && report::is_plain(cause, &plan);
+        let is_plain = report::is_plain(cause, &plan);
         report_failure(show, &plan, cause, restarts, is_plain).await;
         if let Some(gone) = &attempt.gone {
             show.borrow().error(&format!("not restarted: {gone} is gone; start the job again on all nodes"));

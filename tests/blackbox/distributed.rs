@@ -286,7 +286,7 @@ fn body_overflow() {
 
 #[test]
 fn a_loss_that_is_not_finite_on_one_rank_leaves_out_the_whole_update_on_all() {
-    finish(start("body_not_finite", 2));
+    finish(start("distributed::body_not_finite", 2));
 }
 
 #[test]

@@ -164,5 +164,5 @@ fn foreign_files_are_told_from_damaged_ones() {
     let missing = Checkpoint::load(PathBuf::from("/nowhere/epoch_1.ckpt")).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/epoch_1.ckpt") && missing.kind() == ErrorKind::Data);
     let directory = Checkpoint::load(folder.path()).unwrap_err();
-    assert!(directory.to_string().contains("not a file"), "{directory}");
+    assert!(directory.to_string().contains("this is a folder, not a checkpoint"), "{directory}");
 }
