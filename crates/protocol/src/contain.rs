@@ -57,6 +57,6 @@ mod tests {
         };
         assert!(run(inner).unwrap_err().contains("index out of bounds"));
         assert!(!is_active());
-        assert_eq!(run(|| run(|| is_active()).and_then(|inner| run(move || inner))), Ok(Ok(true)));
+        assert_eq!(run(|| run(is_active).and_then(|inner| run(move || inner))), Ok(Ok(true)));
     }
 }
