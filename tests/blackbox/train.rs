@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::outputs::{assert_same_metrics, files, lines, object, of_mode};
-use crate::support::{Scene, steps};
+use crate::outputs::{assert_same_metrics, files, lines, losses, object, of_mode};
+use crate::support::{Scene, steps, until};
 
 const LOSSES: [&str; 7] = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox", "loss_mask", "loss"];
 const RESULTS: [&str; 6] = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"];
@@ -162,4 +162,16 @@ fn benchmark_infer_counts_as_the_reference_does() {
     let report: Value = serde_json::from_str(&scene.one(&format!("{job} --json --max-iter 100")).stdout).unwrap();
     assert_eq!(report["images"], 3, "of the 8 pictures of the validation set 5 are the warm-up");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0 && report["fuse_conv_bn"] == true);
+}
+
+/// It would take half a gigabyte and twice the time to start.
+#[test]
+fn a_worker_on_the_cpu_does_not_load_cuda() {
+    let scene = Scene::new();
+    let running = scene.start("--device cpu --nproc 2 train cfg.toml --no-validate --set train.epochs=1000");
+    until("some steps are made", || losses(&scene.path("work_dirs/cfg")).len() > 2);
+    let maps = fs::read_to_string(format!("/proc/{}/maps", scene.worker(0))).unwrap();
+    assert!(maps.contains("libtorch_cpu.so") && !maps.contains("libtorch_cuda.so"));
+    running.signal("TERM");
+    running.wait().expect(75, &[]);
 }
