@@ -146,8 +146,8 @@ impl CheckpointMeta {
                     counts.push((format!("dealt.legs[{index}].{name}"), value));
                 }
             }
-            let (steps, within) = (dealt.legs.iter().map(|leg| leg.steps), self.progress.step_in_epoch);
-            if !steps.fold(Some(0_usize), |all, steps| all?.checked_add(steps)).is_some_and(|all| all <= within) {
+            let (mut steps, within) = (dealt.legs.iter().map(|leg| leg.steps), self.progress.step_in_epoch);
+            if steps.try_fold(0_usize, usize::checked_add).is_none_or(|all| all > within) {
                 return Err(Error::data(format!(
                     "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
                 )));
