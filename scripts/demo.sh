@@ -15,7 +15,7 @@ work=work_dirs/demo
 launch=target/release/fnet-launch
 started=$SECONDS
 # The epoch of the first checkpoint, see configs/demo.toml.
-EARLY=2
+EARLY=4
 
 # The demonstration has its own data, and one thread for each of its two workers.
 unset FNET_DATA_ROOT

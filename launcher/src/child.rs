@@ -218,8 +218,9 @@ mod tests {
     #[test]
     fn however_a_child_ends_the_error_has_a_text_and_a_documented_code() {
         let mut ways: Vec<(String, i32, String)> = Vec::new();
-        // The shielded ones cannot end it; STOP and CONT end nothing.
-        for signal in [3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 16, 24, 25, 26, 27, 29, 30, 31] {
+        // The shielded ones cannot end it, nor can QUIT a job that a shell started in the background; STOP and CONT end
+        // nothing.
+        for signal in [4, 5, 6, 7, 8, 9, 11, 13, 14, 16, 24, 25, 26, 27, 29, 30, 31] {
             let name = text::signal(signal).0;
             ways.push((format!("ulimit -c 0; kill -{signal} $$"), exit::ENVIRONMENT, format!("was killed by {name}")));
         }
