@@ -187,7 +187,7 @@ mod tests {
         ] {
             let error = find(variables, false).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
-            for words in [name, "--features mpi", "fnet-launch"] {
+            for words in [name, "make mpi", "fnet-launch"] {
                 assert!(error.to_string().contains(words), "{error}");
             }
         }
