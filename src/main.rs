@@ -61,6 +61,9 @@ fn run(arguments: &Worker) -> i32 {
     let rank = distributed::likely_rank(|name| std::env::var(name).ok());
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
     logging::init(rank, level_of(verbosity));
+    if let Err(error) = logging::take_messages_of_libraries() {
+        log::warn!("{error}");
+    }
     let control = match state::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {
         Ok(control) => control,
         Err(error) => {
