@@ -1,33 +1,32 @@
-//! One training at a time in a work folder: two would replace each other's checkpoints.
+//! One training at a time in a work folder. Its workers know by the control channel that their launcher sees to this.
 
 use std::fs::File;
 
 use fnet_protocol::cli::WorkerCommand;
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+use fnet_protocol::work_dir::{self, Lock};
 
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::show::Show;
 
 /// Claims the work folder of a training, until the result is dropped or this process ends, however it does. `None` where
-/// nothing is claimed: for other commands, on further nodes, whose launchers may share the first one's folder, and on
-/// file systems without locks.
+/// nothing is claimed: for other commands, on further nodes, whose launchers may share the first one's folder, and, with a
+/// warning, where it cannot be locked.
 ///
 /// # Errors
-/// A usage error if another launcher trains into the folder.
-pub fn work_folder(plan: &Plan) -> Result<Option<File>> {
+/// A usage error if another job trains into the folder.
+pub fn work_folder(plan: &Plan, show: &Show) -> Result<Option<File>> {
     let WorkerCommand::Train(train) = &plan.command else { return Ok(None) };
     if plan.nodes.rank > 0 {
         return Ok(None);
     }
     let folder = train.folder();
-    let opened = File::open(&folder).doing(|| format!("opening {}", folder.display()))?;
-    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(opened)),
-        Err(Errno::WOULDBLOCK) => Err(Error::usage(format!(
-            "another fnet-launch trains into {} at this moment; wait until it has ended, or choose another --work-dir",
-            folder.display()
-        ))),
-        Err(_) => Ok(None),
+    match work_dir::lock(&folder) {
+        Lock::Held(file) => Ok(Some(file)),
+        Lock::Busy => Err(Error::usage(work_dir::busy(&folder))),
+        Lock::Impossible(error) => {
+            show.say(&format!("warning: {}", work_dir::unlocked(&folder, &error)));
+            Ok(None)
+        }
     }
 }

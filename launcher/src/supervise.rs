@@ -76,9 +76,9 @@ async fn supervise(place: &Place, plan: Plan) -> Result<i32> {
     // Handlers first: from here on a signal is a request.
     let mut signals = Signals::install().doing(|| "installing the signal handlers".to_owned())?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let _claim = claim::work_folder(&plan)?;
-    report::remove(&plan);
     let show: SharedShow = Rc::new(RefCell::new(Show::new(place)));
+    let _claim = claim::work_folder(&plan, &show.borrow())?;
+    report::remove(&plan);
     if let Some(limit) = place.time_limit {
         let show = Rc::clone(&show);
         let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
@@ -188,10 +188,9 @@ pub fn checkpoints_of(train: &Train) -> Result<Vec<CheckpointFile>> {
 }
 
 /// Removes what workers that were killed have left half-written in their work folder.
-fn remove_leftovers(plan: &Plan, members: &[Member], show: &Show) {
+fn remove_leftovers(plan: &Plan, show: &Show) {
     let WorkerCommand::Train(train) = &plan.command else { return };
-    let is_ours = |writer| members.iter().any(|member| u32::try_from(member.handle.id()) == Ok(writer));
-    if let Err(error) = work_dir::remove_leftovers(&train.folder(), is_ours) {
+    if let Err(error) = work_dir::remove_leftovers(&train.folder()) {
         show.say(&format!("half-written files are left in {}: {error}", train.folder().display()));
     }
 }
@@ -285,7 +284,7 @@ async fn attempt(
             carry_out(action, &mut job, &members, show);
         }
         if let Some(outcome) = job.outcome() {
-            remove_leftovers(plan, &members, &show.borrow());
+            remove_leftovers(plan, &show.borrow());
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
             let (saved_step, ran) = (job.saved_step(), started.elapsed());
             let here = Agreed { outcome, was_ready, stop_requested, saved_step, ran, gone: None };
