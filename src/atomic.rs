@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use fnet_protocol::work_dir::{TEMPORARY, temporary_prefix};
+use fnet_protocol::work_dir::{TEMPORARY, Writer, temporary_prefix};
 use rustix::fs::AtFlags;
 use tempfile::TempPath;
 
@@ -82,7 +82,7 @@ pub(crate) fn replace_by_link(path: &Path, make: impl Fn(&Path) -> io::Result<()
 /// How the names begin of files that are to take the place of `path`.
 fn prefix(path: &Path) -> io::Result<String> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-    Ok(temporary_prefix(&name.to_string_lossy(), std::process::id()))
+    Ok(temporary_prefix(&name.to_string_lossy(), &Writer::this()))
 }
 
 /// Renames a file, and waits until that is durable. A rename of one link to a file onto another leaves both; the temporary

@@ -10,6 +10,7 @@ use std::time::Duration;
 use fnet_protocol::client::Client;
 use fnet_protocol::fault::{EXIT_CODE, Fault, Kind, control_group};
 use fnet_protocol::message::Heartbeat;
+use fnet_protocol::outlet;
 
 use crate::error::{Error, Result};
 use crate::process;
@@ -47,9 +48,10 @@ impl Drill {
     fn enter(&self, state: &Heartbeat) {
         let due = self.faults.iter().find(|fault| fault.is_due(self.rank, self.attempt, state));
         if let Some(fault) = due {
-            eprintln!("fire drill: {fault}");
+            outlet::stderr(format!("fire drill: {fault}\n"));
+            outlet::flush_all();
             if let Err(error) = self.commit(fault.kind) {
-                eprintln!("fire drill: {error}");
+                outlet::stderr(format!("fire drill: {error}\n"));
                 process::end(error.exit_code());
             }
         }

@@ -9,7 +9,7 @@ use clap::error::ErrorKind as ClapErrorKind;
 use fnet::{Error, commands, distributed, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
-use fnet_protocol::{env, estimate, exit, state, stop};
+use fnet_protocol::{env, estimate, exit, outlet, state, stop};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
@@ -61,16 +61,19 @@ fn run(arguments: &Worker) -> i32 {
     let rank = distributed::likely_rank(|name| std::env::var(name).ok());
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
     logging::init(rank, level_of(verbosity));
+    if let Err(error) = logging::take_messages_of_libraries() {
+        log::warn!("{error}");
+    }
     let control = match state::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {
         Ok(control) => control,
         Err(error) => {
-            eprintln!("error: {error}");
+            outlet::stderr(format!("error: {error}\n"));
             return exit::BUG;
         }
     };
     control.report_panics();
     if let Err(error) = stop::listen_to_signals() {
-        eprintln!("warning: signals end this process without saving: {error}");
+        outlet::stderr(format!("warning: signals end this process without saving: {error}\n"));
     }
     let result = catch_unwind(AssertUnwindSafe(|| commands::run(&arguments.command, &control)));
     let error = match result {
@@ -81,7 +84,7 @@ fn run(arguments: &Worker) -> i32 {
         Ok(Err(error)) => error,
         Err(payload) => Error::from_panic(payload.as_ref()),
     };
-    eprintln!("error: {error}");
+    outlet::stderr(format!("error: {error}\n"));
     control.failed(error.failure());
     error.exit_code()
 }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use fnet_protocol::cli::CpuList;
+use fnet_protocol::outlet;
 use rustix::thread::CpuSet;
 use tch::Device;
 
@@ -70,9 +71,10 @@ pub fn synchronise(device: Device) -> Result<()> {
 /// Ends the process with an exit code, without the destructors of libraries: those of libtorch, CUDA and NCCL may wait
 /// for a lost peer or fall over threads that are still running, and would then hide the code. Output is flushed.
 pub fn end(code: i32) -> ! {
+    // What nobody takes is given up after a while.
+    outlet::flush_all();
     // A closed pipe must not hide the exit code.
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().flush();
     // SAFETY: a null pointer means all output streams of C; _exit takes a number and does not return.
     unsafe {
         libc::fflush(std::ptr::null_mut());

@@ -89,8 +89,7 @@ async fn supervise(place: &Place, plan: Plan, mut signals: Signals) -> Result<i3
         Err(reason) => return Ok(say_stopped_early(&show.borrow(), reason)),
     };
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let claim = claim::work_folder(&plan)?;
-    claim.warning.iter().for_each(|warning| show.borrow().error(&format!("warning: {warning}")));
+    let _claim = claim::work_folder(&plan, &show.borrow())?;
     report::remove(&plan);
     let mut guard = Guard::start().doing(|| "starting the guard process".to_owned())?;
     show.borrow().say(&plan.summary());
@@ -205,10 +204,9 @@ pub fn checkpoints_of(train: &Train) -> Result<Vec<CheckpointFile>> {
 }
 
 /// Removes what workers that were killed have left half-written in their work folder.
-fn remove_leftovers(plan: &Plan, members: &[Member], show: &Show) {
+fn remove_leftovers(plan: &Plan, show: &Show) {
     let WorkerCommand::Train(train) = &plan.command else { return };
-    let is_ours = |writer| members.iter().any(|member| u32::try_from(member.handle.id()) == Ok(writer));
-    if let Err(error) = work_dir::remove_leftovers(&train.folder(), is_ours) {
+    if let Err(error) = work_dir::remove_leftovers(&train.folder()) {
         show.say(&format!("half-written files are left in {}: {error}", train.folder().display()));
     }
 }
@@ -303,7 +301,7 @@ async fn attempt(
             carry_out(action, &mut job, &members, show);
         }
         if let Some(outcome) = job.outcome() {
-            remove_leftovers(plan, &members, &show.borrow());
+            remove_leftovers(plan, &show.borrow());
             let (was_ready, stop_requested) = (job.was_ready(), job.stop_requested());
             let (saved_step, ran) = (job.saved_step(), started.elapsed());
             let here = Agreed { outcome, was_ready, stop_requested, saved_step, ran, gone: None };

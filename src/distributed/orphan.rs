@@ -1,9 +1,8 @@
 //! Ends a rank whose mpirun has been killed: Open MPI leaves its ranks running then, and they would train on unseen.
 
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use fnet_protocol::exit;
+use fnet_protocol::{exit, outlet};
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
 use crate::process;
@@ -31,8 +30,7 @@ pub(super) fn end_with_starter() {
     }
     let spawned = std::thread::Builder::new().name("orphan".into()).spawn(move || {
         wait_for_one(&handles);
-        // The pipe to mpirun may be broken.
-        let _ = writeln!(std::io::stderr(), "error: the mpirun of this rank has ended, so this rank ends too");
+        outlet::stderr("error: the mpirun of this rank has ended, so this rank ends too\n");
         process::end(exit::WORKER_LOST);
     });
     // Without a thread: as without pidfds.

@@ -317,7 +317,8 @@ impl World {
     pub fn differentiable_sum(&self) -> DifferentiableSum {
         let Some(group) = self.group.clone() else { return Box::new(|tensor| Ok(tensor.shallow_clone())) };
         Box::new(move |tensor| {
-            lock(&group).all_reduce_sum_differentiable(tensor).context("sum over the ranks in the forward pass")
+            let sum = lock(&group).all_reduce_sum_differentiable(tensor, account_for_statistics);
+            sum.context("sum of BatchNorm's statistics over the ranks")
         })
     }
 
@@ -421,6 +422,15 @@ impl Breaker {
         self.begun.store(true, Ordering::Release);
         let broken = self.broken.get_or_init(|| aborter.abort(LET_GO).map_err(|error| error.message().to_owned()));
         broken.clone().map_err(Error::distributed)
+    }
+}
+
+/// Says to the launcher that this rank waits for the others in a sum of a pass of synchronised BatchNorm, forward or backward,
+/// and that it does not any more.
+extern "C" fn account_for_statistics(begins: bool) {
+    match begins {
+        true => std::mem::forget(state::page().collective(Operation::Statistics)),
+        false => state::page().end_collective(),
     }
 }
 

@@ -6,11 +6,13 @@
 mod environment;
 mod facade;
 mod format;
+mod libraries;
 mod run;
 pub mod tensorboard;
 mod window;
 
 pub use environment::describe as describe_environment;
 pub use facade::init;
+pub use libraries::take_messages_of_libraries;
 pub use run::{RunInfo, RunLog, TrainStep};
 pub use window::Window;

@@ -1,9 +1,9 @@
 //! The logs of a work folder: text, JSON lines and TensorBoard, with the reference's names and forms.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
+use fnet_protocol::outlet::{FLUSH_TIMEOUT, Outlet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -54,8 +54,7 @@ pub struct TrainStep {
 
 /// The logs of a run. Only rank 0 has one.
 ///
-/// Once made, it never fails: a full disk is told once, and training goes on.
-#[derive(Debug)]
+/// Once made, it neither fails nor waits: a full disk is told once, and training goes on.
 pub struct RunLog {
     name: String,
     total_steps: u64,
@@ -63,9 +62,8 @@ pub struct RunLog {
     seconds: f64,
     /// Of the newest update; evaluations repeat it as the reference does.
     momentum: Option<f64>,
-    json: (File, PathBuf),
+    json: (Outlet, PathBuf),
     tensorboard: Option<TensorBoard>,
-    failed: bool,
 }
 
 impl RunLog {
@@ -91,6 +89,9 @@ impl RunLog {
         facade::attach(&work_dir.join(format!("{timestamp}.log")))?;
         let json_path = work_dir.join(format!("{timestamp}.log.json"));
         let json = OpenOptions::new().create(true).append(true).open(&json_path);
+        // Without a key `epoch`, so that the reference's tools pass over it.
+        let missing = |count: u64| Some(format!("{}\n", json!({ "mode": "missing", "count": count })).into_bytes());
+        let json = json.and_then(|file| facade::outlet_to(file, &json_path, Box::new(missing)));
         let json = json.map_err(|error| refuse(&json_path, error))?;
         let folder = work_dir.join("tensorboard");
         let resumed_at = goes_on.then_some(info.start_step + 1);
@@ -105,7 +106,7 @@ impl RunLog {
             false => None,
         };
 
-        let mut log = Self {
+        let log = Self {
             name: info.name.to_owned(),
             total_steps: info.total_steps,
             start_step: info.start_step,
@@ -113,7 +114,6 @@ impl RunLog {
             momentum: None,
             json: (json, json_path),
             tensorboard,
-            failed: false,
         };
         let environment = environment::describe(&info.environment);
         log::info!("Environment info:\n{environment}");
@@ -144,6 +144,8 @@ impl RunLog {
     pub fn make_up(&mut self, window: &Window) {
         let Some(at) = window.line() else { return };
         self.momentum = Some(at.momentum);
+        // What this log has said is read too.
+        self.json.0.flush(FLUSH_TIMEOUT);
         let folder = self.json.1.parent().unwrap_or(Path::new("."));
         if !has_line(folder, at) {
             self.write_train(at, window);
@@ -171,20 +173,20 @@ impl RunLog {
         self.line(&Value::Object(line));
 
         let momentum = self.momentum;
-        self.board(|board| {
+        if let Some(board) = &mut self.tensorboard {
             for (name, value) in &entries {
                 let tag = format!("val/{name}");
                 match value {
-                    Value::String(text) => board.text(&tag, step + 1, text)?,
-                    number => board.scalar(&tag, step + 1, number.as_f64().unwrap_or(f64::NAN))?,
+                    Value::String(text) => board.text(&tag, step + 1, text),
+                    number => board.scalar(&tag, step + 1, number.as_f64().unwrap_or(f64::NAN)),
                 }
             }
-            board.scalar("learning_rate", step + 1, lr)?;
+            board.scalar("learning_rate", step + 1, lr);
             if let Some(momentum) = momentum {
-                board.scalar("momentum", step + 1, momentum)?;
+                board.scalar("momentum", step + 1, momentum);
             }
-            board.flush()
-        });
+            board.flush();
+        }
     }
 
     /// Counts and names the pictures that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
@@ -206,10 +208,10 @@ impl RunLog {
 
     /// Adds a picture to TensorBoard; `png` is encoded already, `size` is its width and height.
     pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
-        self.board(|board| {
-            board.image(tag, step, size, png)?;
-            board.flush()
-        });
+        if let Some(board) = &mut self.tensorboard {
+            board.image(tag, step, size, png);
+            board.flush();
+        }
     }
 
     /// The file of JSON lines.
@@ -257,37 +259,18 @@ impl RunLog {
         line.insert("time".into(), json!(rounded(time)));
         self.line(&Value::Object(line));
 
-        self.board(|board| {
+        if let Some(board) = &mut self.tensorboard {
             for (name, value) in &values {
-                board.scalar(&format!("train/{name}"), at.step, *value)?;
+                board.scalar(&format!("train/{name}"), at.step, *value);
             }
-            board.scalar("learning_rate", at.step, at.lr)?;
-            board.scalar("momentum", at.step, at.momentum)?;
-            board.flush()
-        });
-    }
-
-    fn line(&mut self, value: &Value) {
-        let written = self.json.0.write_all(format!("{value}\n").as_bytes());
-        if let Err(error) = written {
-            let path = self.json.1.display().to_string();
-            self.complain(&path, &error);
+            board.scalar("learning_rate", at.step, at.lr);
+            board.scalar("momentum", at.step, at.momentum);
+            board.flush();
         }
     }
 
-    fn board(&mut self, write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>) {
-        let Some(board) = &mut self.tensorboard else { return };
-        if let Err(error) = write(board) {
-            let path = board.path().display().to_string();
-            self.complain(&path, &error);
-        }
-    }
-
-    fn complain(&mut self, path: &str, error: &std::io::Error) {
-        if !self.failed {
-            self.failed = true;
-            log::warn!("cannot write {path}: {error}; training goes on, this is said once");
-        }
+    fn line(&self, value: &Value) {
+        self.json.0.push(format!("{value}\n").into_bytes());
     }
 }
 

@@ -73,10 +73,8 @@ impl Conv2d {
     /// channels last, to `[n, outputs]`.
     pub(crate) fn at_windows(&self, windows: &Tensor) -> Result<Tensor> {
         let (outputs, inputs, height, width) = self.weight.size4()?;
-        // A permutation would give the gradient of a 1x1 kernel other strides than the kernel's.
-        let last =
-            if height * width == 1 { self.weight.shallow_clone() } else { self.weight.f_permute([0, 2, 3, 1])? };
-        let weight = last.f_reshape([outputs, height * width * inputs])?;
+        // The permutation gives the gradient the kernel's strides.
+        let weight = self.weight.f_permute([0, 2, 3, 1])?.f_reshape([outputs, height * width * inputs])?;
         Ok(windows.f_linear(&weight, self.bias.as_ref())?)
     }
 

@@ -61,7 +61,9 @@ impl MaskHead {
         let bias = self.upsample_bias.f_repeat([4])?;
         let upsampled = bias.f_addmm(&pixels, &weight)?.f_relu_()?;
         let upsampled = upsampled.f_reshape([rois, height * width * 4, outputs])?;
-        let own = self.logits_weight.f_flatten(1, 3)?.f_index_select(0, labels)?.f_unsqueeze(2)?;
+        // The permutation gives the gradient the kernel's strides.
+        let weight = self.logits_weight.f_permute([0, 2, 3, 1])?.f_flatten(1, 3)?;
+        let own = weight.f_index_select(0, labels)?.f_unsqueeze(2)?;
         let bias = self.logits_bias.f_index_select(0, labels)?.f_reshape([rois, 1, 1])?;
         let logits = upsampled.f_bmm(&own)?.f_add(&bias)?;
         let logits = logits.f_reshape([rois, height, width, 2, 2])?.f_permute([0, 1, 3, 2, 4])?;

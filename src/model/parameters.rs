@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::init::{Init, stream_of};
-use super::ops;
 use crate::error::{Context, Error, Result};
 
 /// What a tensor of the model is for.
@@ -144,8 +143,17 @@ impl Parameters {
 
     /// Adds a trained tensor and returns an alias of it; [`Parameters::initialise`] gives it its values.
     pub(crate) fn parameter(&mut self, name: String, shape: &[i64], init: Init) -> Result<Tensor> {
-        let tensor = Tensor::f_zeros(shape, (Kind::Float, self.device))?;
-        let tensor = ops::channels_last(&tensor)?.f_set_requires_grad(true)?;
+        let options = (Kind::Float, self.device);
+        let tensor = match *shape {
+            // Channels last also where a side of 1 leaves the order open: the gradient of a convolution has these strides, and
+            // libtorch compares all of them.
+            [_, inputs, height, width] => {
+                let strides = [height * width * inputs, 1, width * inputs, inputs];
+                Tensor::f_empty_strided(shape, &strides[..], options)?.f_zero_()?
+            }
+            _ => Tensor::f_zeros(shape, options)?,
+        };
+        let tensor = tensor.f_set_requires_grad(true)?;
         self.add(name, tensor, Role::Parameter, init)
     }
 

@@ -1,5 +1,6 @@
 //! From a command line to a trainer that stands where it should go on.
 
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
 use fnet_protocol::message::Phase;
-use fnet_protocol::work_dir::LATEST;
+use fnet_protocol::work_dir::{self, LATEST, Lock};
 
 use super::bad_batch::BadBatches;
 use super::checkpoint::{Best, set_aside_later};
@@ -43,6 +44,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let config = &resolved.config;
     torch_ext::context::set_deterministic(config.train.deterministic)?;
     let work_dir = arguments.folder();
+    let _lock = lock_work_dir(&work_dir, &world, control)?;
     let folders = saver::folders(&work_dir, &config.checkpoint);
     let source = Source::find(arguments.resume.as_ref(), &folders, &world, control)?;
     if source.is_none() {
@@ -146,6 +148,33 @@ fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
     let numbers = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
     let plural = if epochs == 1 { "" } else { "s" };
     format!("trained {epochs} epoch{plural}{numbers}; {}", latest.display())
+}
+
+/// Locks the work folder on rank 0 until the result is dropped, unless a launcher has; on all ranks together.
+///
+/// # Errors
+/// A usage error if another job trains into it.
+fn lock_work_dir(work_dir: &Path, world: &World, control: &Client) -> Result<Option<File>> {
+    let claim = || {
+        // What is wrong with the folder is told by who writes to it.
+        let _ = std::fs::create_dir_all(work_dir);
+        match work_dir::lock(work_dir) {
+            Lock::Held(file) => Ok(Some(file)),
+            Lock::Busy => Err(Error::usage(work_dir::busy(work_dir))),
+            Lock::Impossible(error) => {
+                log::warn!("{}", work_dir::unlocked(work_dir, &error));
+                Ok(None)
+            }
+        }
+    };
+    if control.is_connected() {
+        return Ok(None);
+    }
+    let claimed = if world.is_first() { claim() } else { Ok(None) };
+    match world.any(claimed.is_err())? {
+        true => claimed.and_then(|_| Err(Error::usage(work_dir::busy(work_dir)))),
+        false => claimed,
+    }
 }
 
 /// Whether the launcher has started this job before.

@@ -12,7 +12,8 @@ use fnet::model::{MaskRcnn, Parameters, StepRandom};
 use fnet::train::{Learner, LossScale, StepPlace, Wishes};
 use fnet::{ErrorKind, config};
 use fnet_protocol::client::Client;
-use fnet_protocol::env;
+use fnet_protocol::message::Operation;
+use fnet_protocol::{env, state};
 use processes::{finish, rank_command, start};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
@@ -88,6 +89,55 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
         });
         finish(children.collect());
     }
+}
+
+#[test]
+fn a_rank_in_a_sum_of_statistics_is_seen_there_with_its_number_in_both_passes() {
+    finish(start("distributed::body_statistics", 2));
+}
+
+#[test]
+#[ignore = "one rank of another test"]
+fn body_statistics() {
+    let world = World::connect(DEADLINES).unwrap();
+    let (sum, page) = (world.differentiable_sum(), state::page());
+    let begun = page.read().collective;
+    // Rank 1 comes to a sum once rank 0 is seen to wait in it; the files lie where no other run looks.
+    let port = std::env::var(env::MASTER_PORT).unwrap();
+    let seen = |number: u64| std::env::temp_dir().join(format!("fnet-statistics-{port}-{number}"));
+    let until = |what: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !what() {
+            assert!(Instant::now() < deadline, "{:?}", page.read());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let meet = |number: u64, action: &mut dyn FnMut()| match world.rank() {
+        0 => std::thread::scope(|scope| {
+            scope.spawn(|| {
+                until(&|| {
+                    let state = page.read();
+                    (state.operation, state.collective) == (Operation::Statistics, begun + number)
+                });
+                std::fs::write(seen(number), "").unwrap();
+            });
+            action();
+        }),
+        _ => {
+            until(&|| seen(number).exists());
+            std::fs::remove_file(seen(number)).unwrap();
+            action();
+        }
+    };
+    let x = Tensor::ones([3], FLOAT).set_requires_grad(true);
+    let mut total = Tensor::new();
+    meet(1, &mut || total = sum(&x).unwrap().sum(Kind::Float));
+    assert_eq!((page.read().operation, page.read().collective), (Operation::None, begun + 1));
+    meet(2, &mut || total.backward());
+    assert_eq!((page.read().operation, page.read().collective), (Operation::None, begun + 2));
+    assert_eq!(x.grad(), Tensor::full([3], 2.0, FLOAT));
+    drop(total);
+    world.leave().unwrap();
 }
 
 /// A small convolutional net in evaluation mode: nothing in it depends on the other pictures of a batch.

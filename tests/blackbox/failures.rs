@@ -33,7 +33,7 @@ fn a_folder_is_not_trained_into_by_two_jobs_at_once() {
     let folder = scene.path("work_dirs/cfg");
     until("some steps are done", || losses(&folder).len() >= 2);
     let line = format!("{TRAIN} --no-validate --set train.epochs=1");
-    finish(scene.command(&launcher(), &line)).expect(2, &["another fnet-launch trains into work_dirs/cfg"]);
+    finish(scene.command(&launcher(), &line)).expect(2, &["another job trains into work_dirs/cfg"]);
     let other = format!("{line} --work-dir elsewhere");
     finish(scene.command(&launcher(), &other)).expect(0, &[]);
     assert!(first.runs());

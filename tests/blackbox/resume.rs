@@ -5,6 +5,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fnet_protocol::work_dir;
+
 use crate::outputs::{differences, files, losses, of_mode, tensors};
 use crate::support::{Ended, Scene, signal, steps, until};
 
@@ -128,13 +130,16 @@ fn a_killed_worker_ends_the_job_and_is_named() {
         until("some steps are done", || losses(&folder).len() >= 5);
         let worker = scene.worker(rank);
         // As a writer leaves them that is killed between two system calls, or on a network drive.
-        let half_written = |writer| folder.join(format!(".epoch_1.ckpt.{writer}.a1b2c3.tmp"));
-        [worker, 1].iter().for_each(|&writer| fs::write(half_written(writer), "half").unwrap());
+        let half_written = [worker, 1].map(|process| {
+            let prefix = work_dir::temporary_prefix("epoch_1.ckpt", &work_dir::Writer::of(process).unwrap());
+            folder.join(format!("{prefix}a1b2c3{}", work_dir::TEMPORARY))
+        });
+        half_written.iter().for_each(|path| fs::write(path, "half").unwrap());
         let killed = Instant::now();
         signal(worker, "KILL");
         let ended = running.wait();
         let took = killed.elapsed();
-        assert_eq!([worker, 1].map(|writer| half_written(writer).exists()), [false, true]);
+        assert_eq!(half_written.map(|path| path.exists()), [false, true]);
         ended.expect(4, &[&format!("rank {rank} failed: killed by SIGKILL"), &format!("logs/rank_{rank}.log")]);
         assert!(took < Duration::from_secs(10), "{took:?}");
         scene.assert_nothing_left();

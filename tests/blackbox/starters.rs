@@ -1,13 +1,16 @@
 //! Other programs that start workers or read what they leave.
 
+use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use fnet_protocol::env;
+use fnet_protocol::work_dir::{self, Lock};
 use serde_json::Value;
 
 use crate::outputs::{files, losses, tensors};
-use crate::support::{Running, Scene, finish, python_tool, steps, worker_program};
+use crate::support::{Running, Scene, finish, python_tool, steps, until, worker_program};
 
 #[test]
 fn torchrun_starts_the_same_job() {
@@ -57,6 +60,65 @@ fn srun(scene: &Scene, rank: usize, line: &str) -> Command {
     command
 }
 
+/// Two ranks that srun has started.
+fn tasks(scene: &Scene, line: &str) -> [Running; 2] {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    [0, 1].map(|rank| {
+        let mut command = srun(scene, rank, line);
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        Running::start(command, scene.path(&format!("stderr_{rank}.txt")))
+    })
+}
+
+#[test]
+fn ranks_that_another_program_starts_lock_their_work_folder() {
+    let scene = Scene::new();
+    let folder = scene.path("work_dirs/cfg");
+    fs::create_dir_all(&folder).unwrap();
+    let line = "train cfg.toml --no-validate --set train.epochs=1";
+    let Lock::Held(held) = work_dir::lock(&folder) else { panic!("cannot lock {}", folder.display()) };
+    for task in tasks(&scene, line) {
+        task.wait().expect(2, &["another job trains into work_dirs/cfg"]);
+    }
+    drop(held);
+    for (task, texts) in tasks(&scene, line).into_iter().zip([&["Saved work_dirs/cfg/epoch_1.ckpt"][..], &[]]) {
+        task.wait().expect(0, texts);
+    }
+    assert!(matches!(work_dir::lock(&folder), Lock::Held(_)));
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_holds_nobody_up() {
+    let scene = Scene::new();
+    let line = "train cfg.toml --no-validate --set train.epochs=1";
+    for (code, line) in [
+        (0, line.to_owned()),
+        (2, "train none.toml".to_owned()),
+        (1, format!("{line} --work-dir panics --fault panic:rank=0,phase=forward")),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut filler = writer.try_clone().unwrap();
+        let mut command = scene.command(&worker_program(), &line);
+        let mut child = command.env("CUDA_VISIBLE_DEVICES", "").stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        // Only drops the pipe's writing end in this process.
+        drop(command);
+        let full = std::thread::spawn(move || while filler.write(&[b' '; 4096]).is_ok() {});
+        let mut status = None;
+        until(&line, || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        drop(reader);
+        full.join().unwrap();
+        assert_eq!(status.unwrap().code(), Some(code), "{line}");
+    }
+    let folder = scene.path("work_dirs/cfg");
+    let log = fs::read_to_string(&files(&folder, ".log")[0]).unwrap();
+    let last = format!("Epoch [1][{0}/{0}]", steps(1));
+    assert!(log.contains(&last) && log.contains("Saved work_dirs/cfg/epoch_1.ckpt"), "{log}");
+    assert_eq!(losses(&folder).len(), steps(1));
+}
+
 #[test]
 fn tasks_of_srun_without_an_address_are_refused() {
     let scene = Scene::new();
@@ -68,12 +130,7 @@ fn tasks_of_srun_without_an_address_are_refused() {
 #[test]
 fn tasks_of_srun_are_the_ranks_of_a_job() {
     let scene = Scene::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let tasks = [0, 1].map(|rank| {
-        let mut command = srun(&scene, rank, "train cfg.toml --work-dir by_srun --set train.epochs=1");
-        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-        Running::start(command, scene.path(&format!("stderr_{rank}.txt")))
-    });
+    let tasks = tasks(&scene, "train cfg.toml --work-dir by_srun --set train.epochs=1");
     for (task, texts) in tasks.into_iter().zip([&["Saved by_srun/epoch_1.ckpt"][..], &[]]) {
         task.wait().expect(0, texts);
     }

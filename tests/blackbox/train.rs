@@ -31,7 +31,8 @@ fn two_workers_train_and_leave_all_that_is_promised() {
     let folder = scene.path("work_dirs/cfg");
     let found = names(&folder);
     let (dated, fixed): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| name.contains(".log"));
-    let expected = ["config.toml", "epoch_1.ckpt", "epoch_2.ckpt", "latest.ckpt", "logs", "results", "tensorboard"];
+    let expected =
+        [".fnet.lock", "config.toml", "epoch_1.ckpt", "epoch_2.ckpt", "latest.ckpt", "logs", "results", "tensorboard"];
     assert_eq!(fixed, expected);
     let [text, json] = dated.as_slice() else { panic!("{dated:?}") };
     let stamp = text.strip_suffix(".log").unwrap();
@@ -43,6 +44,27 @@ fn two_workers_train_and_leave_all_that_is_promised() {
     assert_eq!(fs::read(folder.join("latest.ckpt")).unwrap(), fs::read(folder.join("epoch_2.ckpt")).unwrap());
     let config = fs::read_to_string(folder.join("config.toml")).unwrap();
     assert!(config.contains("embed_dim = 8") && config.contains("positive_iou"), "resolved: {config}");
+}
+
+#[test]
+fn no_raw_message_of_a_library_reaches_people_or_logs() {
+    let scene = Scene::new();
+    let line = "train cfg.toml --no-validate --set train.epochs=1 optimizer.base_batch_size=2";
+    let ended = scene.two(line);
+    let folder = scene.path("work_dirs/cfg");
+    let logs = [files(&folder, ".log"), files(&folder, ".log.json"), files(&folder.join("logs"), ".log")].concat();
+    assert_eq!(logs.len(), 4, "{logs:?}");
+    let mut texts = vec![("stdout".to_owned(), ended.stdout), ("stderr".to_owned(), ended.stderr)];
+    texts.extend(logs.iter().map(|path| (path.display().to_string(), fs::read_to_string(path).unwrap())));
+    for (name, text) in &texts {
+        for raw in ["[W", "Warning:", "UserWarning", "at ../", ".cpp:"] {
+            assert!(!text.contains(raw), "{raw} in {name}:\n{text}");
+        }
+    }
+    // Who asks for them finds them, numbered.
+    let ended = scene.two(&format!("--verbose {line} --work-dir verbose"));
+    ended.expect(0, &["DEBUG - note 1 of libtorch: "]);
+    assert!(!ended.stderr.contains("Grad strides"), "{}", ended.stderr);
 }
 
 #[test]

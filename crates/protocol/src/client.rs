@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::message::{self, Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, ToWorker};
 use crate::state::{self, Page};
-use crate::{activity, contain, env, stack, stop};
+use crate::{activity, contain, env, outlet, stack, stop};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -147,8 +147,7 @@ impl Client {
     pub fn note(&self, text: impl Into<String>) {
         let text = text.into();
         if !self.shared.connected {
-            // A closed stderr must not end the work.
-            let _ = writeln!(io::stderr(), "{text}");
+            outlet::stderr(format!("{text}\n"));
         } else if self.shared.lock().messages.len() < MAX_NOTES {
             self.shared.push(FromWorker::Note { text });
         }
@@ -202,18 +201,29 @@ impl Client {
         !queue.broken
     }
 
-    /// From now on a panic of any thread is reported with its stack before it is printed as usual, unless it becomes an
-    /// error ([`contain`]).
+    /// From now on a panic of any thread is reported with its stack before it is printed, unless it becomes an error
+    /// ([`contain`]): as usual, but behind the lines that came before it, and without waiting for ever for a reader.
     pub fn report_panics(&self) {
         let client = self.clone();
-        let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if contain::is_active() {
                 return;
             }
-            client.failed(panic_failure(info, &Backtrace::force_capture()));
-            previous(info);
+            let backtrace = Backtrace::force_capture();
+            client.failed(panic_failure(info, &backtrace));
+            outlet::stderr(panic_text(info, &backtrace));
+            outlet::flush_all();
         }));
+    }
+}
+
+/// What std prints of a panic.
+fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> String {
+    let thread = thread::current();
+    let text = format!("\nthread '{}' {info}\n", thread.name().unwrap_or("<unnamed>"));
+    match std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+        true => format!("{text}stack backtrace:\n{}", without_panic_frames(&backtrace.to_string())),
+        false => text,
     }
 }
 

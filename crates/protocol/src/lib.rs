@@ -1,6 +1,7 @@
 //! The contract between `fnet-launch` and `fnet-worker`: the command line ([`cli`]), the environment that a worker is
 //! started with ([`env`]), the messages on the control channel ([`message`]), a worker's end of that channel
-//! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]).
+//! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]); and, for both, how lines are
+//! written that nobody may read ([`outlet`]).
 
 pub mod activity;
 pub mod cgroup;
@@ -14,6 +15,7 @@ pub mod exit;
 pub mod fault;
 pub mod file_kind;
 pub mod message;
+pub mod outlet;
 pub mod stack;
 pub mod state;
 pub mod stop;

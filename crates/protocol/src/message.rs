@@ -115,13 +115,15 @@ pub enum Operation {
     AllGather,
     /// Waiting for each other.
     Barrier,
+    /// The sum of synchronised BatchNorm's statistics, or of their gradients.
+    Statistics,
     /// An operation of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl Operation {
-    const ALL: [Operation; 8] = [
+    const ALL: [Operation; 9] = [
         Operation::None,
         Operation::Meeting,
         Operation::Gradients,
@@ -129,6 +131,7 @@ impl Operation {
         Operation::Broadcast,
         Operation::AllGather,
         Operation::Barrier,
+        Operation::Statistics,
         Operation::Unknown,
     ];
 
@@ -142,6 +145,7 @@ impl Operation {
             Operation::Broadcast => "broadcast",
             Operation::AllGather => "all-gather",
             Operation::Barrier => "barrier",
+            Operation::Statistics => "all-reduce of BatchNorm's statistics",
             Operation::Unknown => "an unknown collective",
         }
     }

@@ -119,6 +119,12 @@ impl Page {
         self.touch();
     }
 
+    /// Says that this rank waits in no collective any more, as dropping a [`Collective`] does.
+    pub fn end_collective(&self) {
+        self.operation.store(0, Ordering::Relaxed);
+        self.touch();
+    }
+
     /// The present state.
     pub fn read(&self) -> Heartbeat {
         let words = [&self.phase, &self.epoch, &self.step, &self.headway, &self.collective, &self.operation];
@@ -134,8 +140,7 @@ pub struct Collective<'a> {
 
 impl Drop for Collective<'_> {
     fn drop(&mut self) {
-        self.page.operation.store(0, Ordering::Relaxed);
-        self.page.touch();
+        self.page.end_collective();
     }
 }
 

@@ -1,9 +1,12 @@
 //! Where the outputs of a job are, as both programs must find them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 /// Name of the checkpoint that always is the newest.
 pub const LATEST: &str = "latest.ckpt";
@@ -78,25 +81,84 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
     Ok(found)
 }
 
+/// A process that writes temporary files. Machines and containers that share a folder share the numbers of processes, so the
+/// host, the PID namespace and the start of the process belong to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writer {
+    host: String,
+    process: u32,
+    /// In the kernel's ticks since it booted.
+    started: u64,
+}
+
+impl Writer {
+    /// This process.
+    pub fn this() -> Self {
+        let process = std::process::id();
+        Self::of(process).unwrap_or_else(|| Self { host: host().to_owned(), process, started: 0 })
+    }
+
+    /// A process of this host; `None` if it has ended.
+    pub fn of(process: u32) -> Option<Self> {
+        Some(Self { host: host().to_owned(), process, started: start_of(process)? })
+    }
+
+    /// The process that writes to a file with this name, if it is a temporary one.
+    fn of_file(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplitn(3, '.');
+        let (_random, writer, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = writer.rsplitn(3, '-');
+        let (started, process, host) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_one = is_number(started) && is_number(process) && !host.is_empty() && !name.is_empty();
+        is_one.then(|| {
+            Some(Self { host: host.to_owned(), process: process.parse().ok()?, started: started.parse().ok()? })
+        })?
+    }
+
+    /// Whether it is a process of this host that has ended. Of another host nobody here can tell.
+    fn is_gone(&self) -> bool {
+        self.host == host() && start_of(self.process) != Some(self.started)
+    }
+}
+
 /// How the name begins under which a process writes what is to take the place of `name` in the same folder; something
-/// without a dot and [`TEMPORARY`] follow.
-pub fn temporary_prefix(name: &str, writer: u32) -> String {
-    format!(".{name}.{writer}.")
+/// random without a dot and [`TEMPORARY`] follow.
+pub fn temporary_prefix(name: &str, writer: &Writer) -> String {
+    format!(".{name}.{}-{}-{}.", writer.host, writer.process, writer.started)
 }
 
-/// The process that writes to a file with this name, if it is a temporary one.
-fn writer_of(name: &str) -> Option<u32> {
-    let mut parts = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplitn(3, '.');
-    let (_rest, writer, name) = (parts.next()?, parts.next()?, parts.next()?);
-    let is_number = writer.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number && !name.is_empty()).then(|| writer.parse().ok())?
+/// This host's name and the PID namespace, in letters that are good for the name of a file.
+fn host() -> &'static str {
+    static HOST: OnceLock<String> = OnceLock::new();
+    HOST.get_or_init(|| {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let text = format!("{}_{}", name.trim(), namespace.display());
+        text.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect()
+    })
 }
 
-/// Removes the half-written files of processes that are gone from a folder, which may not exist.
+/// When a process of this host was started, in ticks since the kernel booted; `None` if it has ended.
+fn start_of(process: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name of the program, in brackets, may hold spaces; its state and the start time are the first and twentieth
+    // field after it.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    let started = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(started)
+}
+
+/// After this time without a change a half-written file of another host is nobody's any more.
+const ABANDONED: Duration = Duration::from_secs(86_400);
+
+/// Removes half-written files from a folder, which may not exist: those of processes of this host that have ended, and those
+/// of other hosts that nobody has written to for a day.
 ///
 /// # Errors
 /// If the folder cannot be read or a file cannot be removed; the others have been removed nevertheless.
-pub fn remove_leftovers(folder: &Path, is_gone: impl Fn(u32) -> bool) -> io::Result<()> {
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -104,7 +166,10 @@ pub fn remove_leftovers(folder: &Path, is_gone: impl Fn(u32) -> bool) -> io::Res
     let mut outcome = Ok(());
     for entry in entries {
         let entry = entry?;
-        if writer_of(&entry.file_name().to_string_lossy()).is_some_and(&is_gone)
+        let Some(writer) = Writer::of_file(&entry.file_name().to_string_lossy()) else { continue };
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        let is_left = writer.is_gone() || writer.host != host() && age().is_some_and(|age| age > ABANDONED);
+        if is_left
             && let Err(error) = fs::remove_file(entry.path())
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -114,9 +179,82 @@ pub fn remove_leftovers(folder: &Path, is_gone: impl Fn(u32) -> bool) -> io::Res
     outcome
 }
 
+/// Name of the file by which a training locks its work folder.
+pub const LOCK: &str = ".fnet.lock";
+
+/// What came of locking a work folder.
+#[derive(Debug)]
+pub enum Lock {
+    /// It is locked until this is dropped or the process ends, however it does.
+    Held(File),
+    /// Another training has locked it.
+    Busy,
+    /// The file system has no locks, or takes no file.
+    Impossible(io::Error),
+}
+
+/// Locks a work folder, which exists, for a training: two would replace each other's checkpoints.
+pub fn lock(folder: &Path) -> Lock {
+    // A file, for network drives lock no folders.
+    let opened = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => return Lock::Impossible(error),
+    };
+    // SAFETY: an open descriptor; no memory is passed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Lock::Held(file);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => Lock::Busy,
+        error => Lock::Impossible(error),
+    }
+}
+
+/// What to say if [`lock`] finds a folder [`Lock::Busy`].
+pub fn busy(folder: &Path) -> String {
+    format!(
+        "another job trains into {} at this moment; wait until it has ended, or choose another --work-dir",
+        folder.display()
+    )
+}
+
+/// What to say if [`lock`] finds that a folder cannot be locked: network and parallel file systems may have no locks.
+pub fn unlocked(folder: &Path, error: &io::Error) -> String {
+    let kind = file_system(folder).map(|name| format!(" on a file system of type {name}")).unwrap_or_default();
+    format!(
+        "{}{kind} cannot be locked ({error}), so a second job in it would not be noticed: make sure that no other job \
+         trains into it",
+        folder.display()
+    )
+}
+
+/// The type of the file system on which a folder lies, as `nfs4`.
+fn file_system(folder: &Path) -> Option<String> {
+    let device = fs::metadata(folder).ok()?.dev();
+    let device = format!("{}:{}", libc::major(device), libc::minor(device));
+    type_of(&fs::read_to_string("/proc/self/mountinfo").ok()?, &device)
+}
+
+/// The type of a device's file system, from lines such as `36 35 98:0 / /mnt rw shared:1 - ext3 /dev/root rw`.
+fn type_of(mounts: &str, device: &str) -> Option<String> {
+    let mount = mounts.lines().find(|line| line.split_whitespace().nth(2) == Some(device))?;
+    mount.split_once(" - ")?.1.split_whitespace().next().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_that_cannot_be_locked_is_named() {
+        let mounts = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+                      40 35 0:51 / /home rw shared:7 - nfs4 server:/home rw\n";
+        assert_eq!(type_of(mounts, "0:51").as_deref(), Some("nfs4"));
+        assert_eq!(type_of(mounts, "0:5"), None);
+        let text = unlocked(Path::new("/proc"), &io::Error::from_raw_os_error(libc::ENOLCK));
+        assert!(text.starts_with("/proc on a file system of type proc cannot be locked (No locks available"), "{text}");
+    }
 
     #[test]
     fn the_default_is_the_name_of_the_config() {
@@ -153,31 +291,63 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_writers_that_are_gone_are_removed_and_nothing_else() {
+    fn leftovers_of_processes_that_have_ended_are_removed_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let temporary = |name, writer, rest| temporary_prefix(name, writer) + rest + TEMPORARY;
-        let gone = [temporary("epoch_1.ckpt", 17, "a1b2c3"), temporary(LATEST, 17, "123456")];
+        let this = Writer::this();
+        assert_eq!(Writer::of(std::process::id()).as_ref(), Some(&this));
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let other = Writer::of(child.id()).unwrap();
+        let elsewhere = |host: &str| Writer { host: host.into(), ..other.clone() };
+        let temporary = |name: &str, writer: &Writer, rest: &str| temporary_prefix(name, writer) + rest + TEMPORARY;
+        // The same number, of a process before this one.
+        let former = Writer { started: this.started.wrapping_sub(1), ..this.clone() };
+        let gone = [temporary("a.b.ckpt", &former, "a1b2c3"), temporary(LATEST, &former, "123456")];
+        let left = [temporary("epoch_1.ckpt", &other, "a1b2c3"), temporary("epoch_1.ckpt", &other, "d4e5f6")];
+        let abandoned = temporary("epoch_1.ckpt", &elsewhere("node-2"), "a1b2c3");
         let kept = [
-            temporary("epoch_2.ckpt", 18, "a1b2c3"),
-            temporary("epoch_2.ckpt", 18, "17"),
+            temporary("epoch_2.ckpt", &this, "a1b2c3"),
+            // The same process number on another host, and in another container of this one.
+            temporary("epoch_2.ckpt", &elsewhere("node-2"), "a1b2c3"),
+            temporary("epoch_2.ckpt", &elsewhere(&format!("{}1", this.host)), "a1b2c3"),
             "epoch_1.ckpt".to_owned(),
-            "notes.17.a.tmp".to_owned(),
-            ".17.a.tmp".to_owned(),
-            "..17.a.tmp".to_owned(),
-            ".notes.+17.a.tmp".to_owned(),
+            "notes.h-17-3.a.tmp".to_owned(),
+            ".h-17-3.a.tmp".to_owned(),
+            "..h-17-3.a.tmp".to_owned(),
+            ".notes.h-+17-3.a.tmp".to_owned(),
+            ".notes.-17-3.a.tmp".to_owned(),
+            ".notes.17.a.tmp".to_owned(),
             ".notes..a.tmp".to_owned(),
             ".tmp".to_owned(),
             ".hidden".to_owned(),
         ];
-        for name in gone.iter().chain(&kept) {
+        for name in gone.iter().chain(&left).chain([&abandoned]).chain(&kept) {
             fs::write(folder.path().join(name), "x").unwrap();
         }
-        remove_leftovers(folder.path(), |writer| writer == 17).unwrap();
         let is_there = |name: &String| folder.path().join(name).exists();
-        assert!(!gone.iter().any(is_there) && kept.iter().all(is_there));
-        remove_leftovers(folder.path(), |_| true).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 8);
-        remove_leftovers(&folder.path().join("none"), |_| true).unwrap();
+        remove_leftovers(folder.path()).unwrap();
+        assert!(!gone.iter().any(is_there) && left.iter().chain(&kept).all(is_there) && is_there(&abandoned));
+        child.kill().unwrap();
+        // Nobody has waited for it yet: a zombie writes nothing.
+        while Writer::of(child.id()).is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let file = File::options().write(true).open(folder.path().join(&abandoned)).unwrap();
+        file.set_modified(SystemTime::now() - ABANDONED * 2).unwrap();
+        remove_leftovers(folder.path()).unwrap();
+        assert!(!left.iter().chain([&abandoned]).any(is_there) && kept.iter().all(is_there));
+        child.wait().unwrap();
+        remove_leftovers(&folder.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_locked_once_until_the_lock_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let Lock::Held(held) = lock(folder.path()) else { panic!("not locked") };
+        assert!(matches!(lock(folder.path()), Lock::Busy));
+        drop(held);
+        assert!(matches!(lock(folder.path()), Lock::Held(_)));
+        let Lock::Impossible(error) = lock(&folder.path().join("none")) else { panic!("there is no such folder") };
+        assert!(unlocked(folder.path(), &error).contains("cannot be locked (No such file"), "{error}");
     }
 
     #[test]

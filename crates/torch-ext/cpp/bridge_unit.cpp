@@ -5,6 +5,7 @@
 #include "carrier.cpp"
 #include "context.cpp"
 #include "cuda.cpp"
+#include "diagnostics.cpp"
 #include "error.cpp"
 #include "gloo.cpp"
 #include "memory.cpp"

@@ -17,9 +17,20 @@
 namespace fnet {
 namespace {
 
-// The fused kernels walk parameter, gradient and state side by side, so the gradient must lie in the parameter's order.
+// Whether the values lie in the same order: the stride of a side of 1 says nothing.
+bool same_order(const at::Tensor& a, const at::Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// The fused kernels walk parameter, gradient and state side by side, so the gradient must lie in the parameter's order,
+// and have its very strides.
 at::Tensor in_order_of(const at::Tensor& parameter, const at::Tensor& grad) {
-  if (grad.strides() == parameter.strides() && grad.scalar_type() == parameter.scalar_type()) return grad;
+  if (grad.scalar_type() == parameter.scalar_type() && same_order(parameter, grad)) {
+    return grad.strides() == parameter.strides() ? grad : grad.as_strided(parameter.sizes(), parameter.strides());
+  }
   return at::empty_like(parameter).copy_(grad);
 }
 

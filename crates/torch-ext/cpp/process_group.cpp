@@ -29,25 +29,33 @@ c10d::ReduceOp reduction(int op) {
   }
 }
 
+// Called with true before a sum, and with false after one that has not failed.
+using Watch = void (*)(bool);
+
 // Sums over the ranks; the gradient of a sum over ranks is the sum of the ranks' gradients.
 class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
-                            const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+                            const c10::intrusive_ptr<c10d::ProcessGroup>& group, int64_t watch) {
     context->saved_data["group"] = c10::IValue::make_capsule(group);
-    return reduce(input, *group);
+    context->saved_data["watch"] = watch;
+    return reduce(input, *group, watch);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
     const auto capsule = context->saved_data["group"].toCapsule();
-    return {reduce(grads[0], static_cast<c10d::ProcessGroup&>(*capsule)), at::Tensor()};
+    const int64_t watch = context->saved_data["watch"].toInt();
+    return {reduce(grads[0], static_cast<c10d::ProcessGroup&>(*capsule), watch), at::Tensor(), at::Tensor()};
   }
 
  private:
-  static at::Tensor reduce(const at::Tensor& input, c10d::ProcessGroup& group) {
+  static at::Tensor reduce(const at::Tensor& input, c10d::ProcessGroup& group, int64_t watch) {
+    const auto tell = reinterpret_cast<Watch>(watch);
     std::vector<at::Tensor> tensors{input.clone(at::MemoryFormat::Contiguous)};
+    tell(true);
     group.allreduce(tensors)->wait();
+    tell(false);
     return tensors[0];
   }
 };
@@ -135,9 +143,14 @@ extern "C" FnetError* fnet_work_free(FnetWork* work) {
   return fnet::guarded([&] { delete work; }, fnet::kCollective);
 }
 
-extern "C" FnetError* fnet_group_all_reduce_sum(FnetGroup* group, TensorPtr tensor, TensorPtr* out) {
-  return fnet::guarded([&] { *out = new at::Tensor(fnet::AllReduceSum::apply(*tensor, group->group)); },
-                       fnet::kCollective);
+extern "C" FnetError* fnet_group_all_reduce_sum(FnetGroup* group, TensorPtr tensor, fnet::Watch watch,
+                                                TensorPtr* out) {
+  return fnet::guarded(
+      [&] {
+        const auto number = static_cast<int64_t>(reinterpret_cast<intptr_t>(watch));
+        *out = new at::Tensor(fnet::AllReduceSum::apply(*tensor, group->group, number));
+      },
+      fnet::kCollective);
 }
 
 // The deadline of collectives that are given none, as the reducer's.

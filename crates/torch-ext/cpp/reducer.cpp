@@ -32,11 +32,6 @@ void call_when_computed(const at::Tensor& output, void (*function)(void*), void*
   });
 }
 
-// Swallows warnings.
-class Silence : public c10::WarningHandler {
-  void process(const c10::Warning&) override {}
-};
-
 }  // namespace
 
 extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parameters, size_t count,
@@ -56,9 +51,6 @@ extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parame
 // Makes the next backward pass, from `outputs`, reduce the gradients; a pass without this call only accumulates them.
 extern "C" FnetError* fnet_reducer_prepare(FnetReducer* reducer, const TensorPtr* outputs, size_t count) {
   return fnet::guarded([&] {
-    // It would advise against find_unused_parameters, which is on for a reason: see fnet_reducer_new.
-    Silence silence;
-    c10::WarningUtils::WarningHandlerGuard guard(&silence);
     const std::vector<at::Tensor> list = fnet::to_vector(outputs, count);
     reducer->reducer->prepare_for_backward(list);
     if (reducer->on_computed != nullptr && !list.empty()) {

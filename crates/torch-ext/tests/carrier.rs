@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, leave, loss, net, start, values};
+use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, leave, loss, net, start, unwatched, values};
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
@@ -156,7 +156,7 @@ fn body_collectives() {
         group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
 
         let x = Tensor::full([3], rank + 1, FLOAT).set_requires_grad(true);
-        let total = group.all_reduce_sum_differentiable(&(&x * 2.0)).unwrap();
+        let total = group.all_reduce_sum_differentiable(&(&x * 2.0), unwatched).unwrap();
         let ranks = (size * (size + 1) / 2) as f64;
         assert_eq!(total, Tensor::full([3], 2.0 * ranks, FLOAT));
         backward(&(total * (rank + 1)).sum(Kind::Float)).unwrap();
@@ -293,7 +293,7 @@ fn body_late_rank() {
 
         // The deadline of the group holds for the reducer and in the forward pass.
         group.set_timeout(short).unwrap();
-        let error = group.all_reduce_sum_differentiable(&value).err().unwrap();
+        let error = group.all_reduce_sum_differentiable(&value, unwatched).err().unwrap();
         assert!(error.message().starts_with("files all-reduce number 2 (16 bytes)"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Collective);
         let parameter = Tensor::ones([2], FLOAT).set_requires_grad(true);

@@ -7,7 +7,7 @@ mod ranks;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, gradients, leave, loss, net, start, values};
+use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, gradients, leave, loss, net, start, unwatched, values};
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
@@ -71,7 +71,7 @@ fn body_differentiable_sum() {
     let (store, group) = connect(DEADLINE);
     let scale = group.rank() as f64 + 1.0;
     let x = Tensor::full([3], scale, FLOAT).set_requires_grad(true);
-    let sum = group.all_reduce_sum_differentiable(&(&x * 2.0)).unwrap();
+    let sum = group.all_reduce_sum_differentiable(&(&x * 2.0), unwatched).unwrap();
     assert_eq!(sum, Tensor::full([3], 6.0, FLOAT));
     // The loss of rank r is (r + 1) times the sum; its gradient by x is 2 * (1 + 2) on both ranks.
     backward(&(sum * scale).sum(Kind::Float)).unwrap();

@@ -1,3 +1,5 @@
+use fnet_protocol::outlet;
+
 use super::*;
 use crate::config::Config;
 use crate::logging::tensorboard::tests::read_back;
@@ -28,6 +30,7 @@ fn epoch(log: &mut RunLog, window: &mut Window, epoch: usize) {
 }
 
 fn lines(log: &RunLog) -> Vec<Value> {
+    outlet::flush_all();
     let text = std::fs::read_to_string(log.json_path()).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -44,6 +47,7 @@ fn lines_hold_the_means_of_an_interval_under_the_references_keys_in_its_order() 
     assert_eq!(lines[2].to_string(), expected.to_string());
     assert_eq!(lines.len(), 3, "the fifth update of the epoch has no line");
     epoch(&mut log, &mut window, 2);
+    outlet::flush_all();
     let text = std::fs::read_to_string(log.json_path()).unwrap();
     assert!(text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"), "nothing of the former epoch is in the mean");
 }

@@ -6,17 +6,20 @@
 mod proto;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::facade;
+use fnet_protocol::outlet::Outlet;
 use prost::Message;
 use proto::{Content, Event, Summary, Value, What};
 
-/// Writes one event file in a folder that `tensorboard --logdir` reads.
-#[derive(Debug)]
+/// Writes one event file in a folder that `tensorboard --logdir` reads, without waiting for the disk.
 pub struct TensorBoard {
-    file: BufWriter<File>,
+    /// Records up to the next [`TensorBoard::flush`].
+    buffer: Vec<u8>,
+    file: Outlet,
     path: PathBuf,
 }
 
@@ -41,12 +44,18 @@ impl TensorBoard {
                 other => break (other?, path),
             }
         };
-        let mut writer = Self { file: BufWriter::new(file), path };
-        writer.event(0, What::FileVersion("brain.Event:2".into()))?;
+        // Points of a curve that are missing leave a gap in it.
+        let missing = |count: u64| {
+            log::warn!("{count} groups of events are missing in TensorBoard: the disk did not take them in time");
+            None
+        };
+        let file = facade::outlet_to(file, &path, Box::new(missing))?;
+        let mut writer = Self { buffer: Vec::new(), file, path };
+        writer.event(0, What::FileVersion("brain.Event:2".into()));
         if let Some(step) = resumed_at {
-            writer.event(step, What::SessionLog(proto::SessionLog { status: 1 }))?;
+            writer.event(step, What::SessionLog(proto::SessionLog { status: 1 }));
         }
-        writer.flush()?;
+        writer.flush();
         Ok(writer)
     }
 
@@ -56,18 +65,15 @@ impl TensorBoard {
     }
 
     /// Writes a number.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> io::Result<()> {
-        self.summary(step, Value { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) })
+    pub fn scalar(&mut self, tag: &str, step: u64, value: f64) {
+        self.summary(
+            step,
+            Value { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) },
+        );
     }
 
     /// Writes a text, shown as Markdown.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn text(&mut self, tag: &str, step: u64, text: &str) -> io::Result<()> {
+    pub fn text(&mut self, tag: &str, step: u64, text: &str) {
         let plugin_data = Some(proto::PluginData { plugin_name: "text".into() });
         let tensor = proto::TensorProto {
             dtype: 7,
@@ -81,35 +87,29 @@ impl TensorBoard {
                 metadata: Some(proto::SummaryMetadata { plugin_data }),
                 content: Some(Content::Tensor(tensor)),
             },
-        )
+        );
     }
 
     /// Writes an RGB picture of `size` (width, height) that is already encoded as PNG.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) -> io::Result<()> {
+    pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
         let (width, height) = (size.0 as i32, size.1 as i32);
         let image = proto::Image { height, width, colorspace: 3, encoded_image_string: png };
-        self.summary(step, Value { tag: tag.into(), metadata: None, content: Some(Content::Image(image)) })
+        self.summary(step, Value { tag: tag.into(), metadata: None, content: Some(Content::Image(image)) });
     }
 
-    /// Hands everything written so far to the operating system, so that a running TensorBoard sees it.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+    /// Has everything so far written together, so that a running TensorBoard sees it.
+    pub fn flush(&mut self) {
+        self.file.push(std::mem::take(&mut self.buffer));
     }
 
-    fn summary(&mut self, step: u64, value: Value) -> io::Result<()> {
-        self.event(step, What::Summary(Summary { value: vec![value] }))
+    fn summary(&mut self, step: u64, value: Value) {
+        self.event(step, What::Summary(Summary { value: vec![value] }));
     }
 
-    fn event(&mut self, step: u64, what: What) -> io::Result<()> {
+    fn event(&mut self, step: u64, what: What) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let event = Event { wall_time: now.as_secs_f64(), step: step as i64, what: Some(what) };
-        self.file.write_all(&record(&event.encode_to_vec()))
+        self.buffer.extend(record(&event.encode_to_vec()));
     }
 }
 

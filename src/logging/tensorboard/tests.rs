@@ -1,5 +1,7 @@
 use std::process::Command;
 
+use fnet_protocol::outlet;
+
 use super::*;
 
 #[test]
@@ -34,6 +36,7 @@ print(json.dumps({
 
 /// What TensorBoard itself reads from a folder; `None`, with a visible line, where the package is not installed.
 pub(in crate::logging) fn read_back(folder: &Path, test: &str) -> Option<serde_json::Value> {
+    outlet::flush_all();
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let available = Command::new(&python).args(["-c", "import tensorboard"]).output();
     if !available.is_ok_and(|output| output.status.success()) {
@@ -53,25 +56,25 @@ fn tensorboard_reads_scalars_texts_and_pictures_back() {
     picture.write_to(&mut io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
     let size = png.len();
     let mut writer = TensorBoard::create(folder.path(), None).unwrap();
-    writer.scalar("train/loss", 0, 0.0).unwrap();
-    writer.scalar("train/loss", 5, 1.5).unwrap();
-    writer.scalar("train/loss", 10, -2.0).unwrap();
-    writer.text("val/bbox_mAP_copypaste", 11, "0.1 é").unwrap();
-    writer.image("val/picture", 11, (4, 3), png).unwrap();
-    writer.flush().unwrap();
+    writer.scalar("train/loss", 0, 0.0);
+    writer.scalar("train/loss", 5, 1.5);
+    writer.scalar("train/loss", 10, -2.0);
+    writer.text("val/bbox_mAP_copypaste", 11, "0.1 é");
+    writer.image("val/picture", 11, (4, 3), png);
+    writer.flush();
     // A job that goes on from step 7 takes back what was written for step 10.
     let mut resumed = TensorBoard::create(folder.path(), Some(7)).unwrap();
-    resumed.scalar("train/loss", 8, 3.0).unwrap();
-    resumed.flush().unwrap();
+    resumed.scalar("train/loss", 8, 3.0);
+    resumed.flush();
     let Some(read) = read_back(folder.path(), "tensorboard_reads_scalars_texts_and_pictures_back") else { return };
     assert_eq!(read["scalars"], serde_json::json!({"train/loss": [[0, 0.0], [5, 1.5], [8, 3.0]]}));
     assert_eq!(read["images"], serde_json::json!({"val/picture": []}), "taken back as well");
 
     let folder = tempfile::tempdir().unwrap();
     let mut writer = TensorBoard::create(folder.path(), None).unwrap();
-    writer.text("val/bbox_mAP_copypaste", 11, "0.1 é").unwrap();
-    writer.image("val/picture", 11, (4, 3), vec![0; size]).unwrap();
-    writer.flush().unwrap();
+    writer.text("val/bbox_mAP_copypaste", 11, "0.1 é");
+    writer.image("val/picture", 11, (4, 3), vec![0; size]);
+    writer.flush();
     let read = read_back(folder.path(), "").unwrap();
     assert_eq!(read["texts"], serde_json::json!({"val/bbox_mAP_copypaste/text_summary": [[11, "0.1 é"]]}));
     assert_eq!(read["images"], serde_json::json!({"val/picture": [[11, 4, 3, size]]}));

@@ -38,15 +38,13 @@ pub struct Skipped {
 }
 
 impl CheckpointFolder {
-    /// Makes the folder if it is not there, and removes what killed writers left in it. One process may do this.
+    /// Makes the folder if it is not there, and removes what killed writers left in it.
     ///
     /// # Errors
     /// An environment error if the folder cannot be made or read.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        fs::create_dir_all(&path)
-            .and_then(|()| remove_leftovers(&path, |_| true))
-            .map_err(|error| unusable(&path, &error))?;
+        fs::create_dir_all(&path).and_then(|()| remove_leftovers(&path)).map_err(|error| unusable(&path, &error))?;
         Ok(Self { path })
     }
 

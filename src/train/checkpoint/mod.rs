@@ -146,8 +146,9 @@ impl CheckpointMeta {
                     counts.push((format!("dealt.legs[{index}].{name}"), value));
                 }
             }
-            let (mut steps, within) = (dealt.legs.iter().map(|leg| leg.steps), self.progress.step_in_epoch);
-            if steps.try_fold(0_usize, usize::checked_add).is_none_or(|all| all > within) {
+            let within = self.progress.step_in_epoch;
+            let steps = dealt.legs.iter().try_fold(0_usize, |all, leg| all.checked_add(leg.steps));
+            if steps.is_none_or(|steps| steps > within) {
                 return Err(Error::data(format!(
                     "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
                 )));

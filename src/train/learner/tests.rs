@@ -71,6 +71,26 @@ fn one_step(learner: &mut Learner<'_>, world: &World) -> Result<StepOutcome> {
     take(learner, world, place(true, 1))
 }
 
+#[test]
+fn gradients_have_the_strides_of_their_weights() {
+    for amp in [Amp::Off, Amp::Bf16] {
+        for micro_steps in [1, 2] {
+            let world = World::alone(Device::Cpu);
+            let mut learner = Learner::new(&config(amp), &world).unwrap();
+            for _ in 0..micro_steps {
+                let losses = learner.forward(&batch(), place(false, 1), &world).unwrap();
+                learner.backward(&losses, place(false, 1)).unwrap();
+            }
+            for (name, weight) in learner.trained() {
+                assert_eq!(weight.grad().stride(), weight.stride(), "{name} {:?}, {amp:?}", weight.size());
+                if let [_, inputs, height, width] = weight.size()[..] {
+                    assert_eq!(weight.stride(), [inputs * height * width, 1, inputs * width, inputs], "{name}");
+                }
+            }
+        }
+    }
+}
+
 /// Copies of everything that an update changes.
 fn state(learner: &Learner<'_>) -> HashMap<String, Tensor> {
     let weights = learner.trained().iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy()));

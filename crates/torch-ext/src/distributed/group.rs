@@ -61,8 +61,12 @@ unsafe extern "C" {
     fn fnet_work_wait(work: *mut RawWork, timeout_ms: i64) -> *mut RawError;
     fn fnet_work_is_completed(work: *mut RawWork, out: *mut bool) -> *mut RawError;
     fn fnet_work_free(work: *mut RawWork) -> *mut RawError;
-    fn fnet_group_all_reduce_sum(group: *mut RawGroup, tensor: *mut C_tensor, out: *mut *mut C_tensor)
-    -> *mut RawError;
+    fn fnet_group_all_reduce_sum(
+        group: *mut RawGroup,
+        tensor: *mut C_tensor,
+        watch: extern "C" fn(bool),
+        out: *mut *mut C_tensor,
+    ) -> *mut RawError;
     fn fnet_group_set_timeout(group: *mut RawGroup, timeout_ms: i64) -> *mut RawError;
     fn fnet_group_abort(group: *mut RawGroup) -> *mut RawError;
     fn fnet_group_shutdown(group: *mut RawGroup) -> *mut RawError;
@@ -213,11 +217,14 @@ impl ProcessGroup {
     /// The sum of the tensor over the ranks, as a step of the computation: its gradient is the sum of the gradients.
     /// Blocks on the CPU; on CUDA the stream waits. All ranks must take part in the backward pass too.
     ///
+    /// `watch` is called with `true` before each sum, that of the gradients included, and with `false` after it unless it
+    /// failed; it must not panic.
+    ///
     /// # Errors
     /// If a peer is lost.
-    pub fn all_reduce_sum_differentiable(&self, tensor: &Tensor) -> Result<Tensor> {
+    pub fn all_reduce_sum_differentiable(&self, tensor: &Tensor, watch: extern "C" fn(bool)) -> Result<Tensor> {
         // SAFETY: live handles; `out` is written on success. The graph keeps a reference to the group.
-        new_tensor(|out| unsafe { fnet_group_all_reduce_sum(self.raw, pointer(tensor), out) })
+        new_tensor(|out| unsafe { fnet_group_all_reduce_sum(self.raw, pointer(tensor), watch, out) })
     }
 
     /// Sets the deadline of collectives that are given none: those of the [`Reducer`](super::Reducer) and of
