@@ -28,7 +28,7 @@ say "1 of 3: pictures"
 paint_early() {
     local checkpoint=$work/epoch_$EARLY.ckpt image
     until [ -e "$checkpoint" ]; do sleep 0.5; done
-    image=$(find "$data/val" -type f | sort | head -n 1)
+    image=$(find "$data/val" -type f | sort | sed -n 1p)
     "$launch" -q --device cpu --nproc 1 predict "$checkpoint" "$image" --out "$work/early" 2>"$work/early.log" || return 0
     say "after $((SECONDS - started)) s the model of epoch $EARLY painted $work/early/${image##*/}"
 }

@@ -95,13 +95,22 @@ install_wheels() {
         "$python" -m venv .venv || die "$python -m venv .venv failed" "On Debian or Ubuntu: sudo apt install python3-venv"
     fi
     say "installing libtorch and the tests' tools into .venv (about 5 GB, a minute or more)"
-    local pip=(.venv/bin/python -m pip install --no-input --disable-pip-version-check)
+    # Python compiles what is used, when it is used.
+    local pip=(.venv/bin/python -m pip install --no-input --disable-pip-version-check --no-compile)
     "${pip[@]}" -r scripts/requirements.txt ||
         die "pip could not install scripts/requirements.txt; its last lines above say why" \
             "Without a network: put the wheels into a folder and set PIP_FIND_LINKS=folder PIP_NO_INDEX=1."
     "${pip[@]}" --no-deps -r scripts/requirements-headers.txt ||
         die "pip could not install scripts/requirements-headers.txt; its last lines above say why"
     wheels_are_there || die ".venv does not hold the pinned versions after the installation" "Remove .venv and run again."
+}
+
+# The packages that need no libtorch, while it is fetched; the others fail and are built later.
+build_beside() {
+    [ ! -e .libtorch ] || return 0
+    cargo build --release --workspace --keep-going >/dev/null 2>&1 &
+    beside=$!
+    trap 'kill "$beside" 2>/dev/null || true' EXIT
 }
 
 link_libtorch() {
@@ -118,7 +127,6 @@ link_libtorch() {
 }
 
 build() {
-    [ -d target/release ] || check_room "$BUILD_GB" "The build"
     rebuild_decoder
     say "building the programs (the first time takes some minutes)"
     cargo build --release --workspace
@@ -126,7 +134,13 @@ build() {
 
 check_tools
 check_assembler
+[ -d target/release ] || check_room "$BUILD_GB" "The build"
+beside=
+build_beside
 install_wheels
 link_libtorch
+# Whether it came to its end does not matter.
+[ -z "$beside" ] || wait "$beside" || true
+trap - EXIT
 build
 say "ready: target/release/fnet-launch, target/release/fnet-worker"

@@ -19,6 +19,7 @@ mod exact_resume;
 mod failures;
 mod install;
 mod masks;
+mod messages;
 mod mpi;
 mod nodes;
 mod options;

@@ -4,8 +4,16 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
-static TAKEN: Mutex<usize> = Mutex::new(0);
-static GIVEN_BACK: Condvar = Condvar::new();
+static STATE: Mutex<State> = Mutex::new(State { taken: 0, next: 0, turn: 0 });
+static CHANGED: Condvar = Condvar::new();
+
+struct State {
+    taken: usize,
+    /// The ticket of who comes next.
+    next: usize,
+    /// The ticket of who may take slots next: in order of arrival, so that who wants many is not passed over.
+    turn: usize,
+}
 
 /// Some of the slots, until it is dropped.
 pub struct Slots(usize);
@@ -15,15 +23,20 @@ pub struct Slots(usize);
 pub fn take(count: usize) -> Slots {
     let all = 2 * available_parallelism().map_or(2, usize::from);
     let count = count.min(all);
-    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut taken = GIVEN_BACK.wait_while(taken, |taken| *taken + count > all).unwrap_or_else(PoisonError::into_inner);
-    *taken += count;
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ticket = state.next;
+    state.next += 1;
+    let must_wait = |state: &mut State| state.turn != ticket || state.taken + count > all;
+    let mut state = CHANGED.wait_while(state, must_wait).unwrap_or_else(PoisonError::into_inner);
+    state.taken += count;
+    state.turn += 1;
+    CHANGED.notify_all();
     Slots(count)
 }
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
-        GIVEN_BACK.notify_all();
+        STATE.lock().unwrap_or_else(PoisonError::into_inner).taken -= self.0;
+        CHANGED.notify_all();
     }
 }

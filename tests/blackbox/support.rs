@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::env;
 
+use crate::messages::{assert_fit, assert_logs_fit};
 use crate::slots::{self, Slots};
 
 /// Longer than any job here takes on a busy machine.
@@ -260,6 +261,14 @@ impl Scene {
     }
 }
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            assert_logs_fit(self.folder.path());
+        }
+    }
+}
+
 impl Running {
     /// Starts a program whose stderr goes to a file.
     pub fn start(mut command: Command, stderr: PathBuf) -> Self {
@@ -326,7 +335,11 @@ pub fn finish(mut command: Command) -> Ended {
     };
     let Output { status, stdout, stderr } = output.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+    let ended = Ended { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) };
+    if Path::new(command.get_program()).file_name().is_some_and(|name| name.to_string_lossy().starts_with("fnet-")) {
+        assert_fit(&format!("{command:?}"), &ended.stderr);
+    }
+    ended
 }
 
 /// Waits until `condition` holds.

@@ -12,7 +12,7 @@ pub mod abi;
 use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,14 +37,15 @@ enum Order {
 
 /// MPI as seen from the other threads.
 struct Mpi {
-    orders: Mutex<Sender<Order>>,
+    orders: Mutex<SyncSender<Order>>,
     aborted: Arc<AtomicBool>,
 }
 
 impl Mpi {
     fn start(timeout: Duration) -> Result<(Self, Seat), String> {
         let (seated, seat) = sync_channel(1);
-        let (orders, received) = channel();
+        // At most one call, whose caller holds the lock, and the end.
+        let (orders, received) = sync_channel(2);
         let thread = std::thread::Builder::new().name("mpi".into()).spawn(move || speak(&seated, &received));
         thread.map_err(|error| format!("starting the thread for MPI: {error}"))?;
         let seat = seat.recv_timeout(timeout).map_err(|error| match error {

@@ -3,6 +3,8 @@
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../../../tests/blackbox/messages.rs"]
+mod messages;
 mod nodes;
 mod placement;
 mod stalled;

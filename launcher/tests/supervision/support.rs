@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::messages::{assert_fit, assert_logs_fit};
+
 /// What a checkpoint begins with.
 pub const CHECKPOINT: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 
@@ -107,6 +109,14 @@ impl Scene {
     }
 }
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            assert_logs_fit(self.folder.path());
+        }
+    }
+}
+
 impl Running {
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
@@ -135,7 +145,11 @@ pub fn finish(mut command: Command) -> Output {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
     match receiver.recv_timeout(PATIENCE) {
-        Ok(output) => output.unwrap(),
+        Ok(output) => {
+            let output = output.unwrap();
+            assert_fit(&format!("{command:?}"), &stderr(&output));
+            output
+        }
         Err(_) => {
             let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
             panic!("{command:?} did not end in {PATIENCE:?}");

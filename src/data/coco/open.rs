@@ -171,24 +171,24 @@ pub(super) fn report_broken(broken: Broken, source: &Source, path: &Path, findin
 
 /// The size of every image; those that the file does not give are read from the pictures.
 fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, findings: &mut Findings) -> Vec<[u32; 2]> {
-    let mut sizes: Vec<[u32; 2]> = images.iter().map(|image| image.size.unwrap_or(UNKNOWN_SIZE)).collect();
-    let missing: Vec<usize> = (0..images.len()).filter(|&place| images[place].size.is_none()).collect();
-    let read = |&place: &usize| {
+    let mut sizes: Vec<[u32; 2]> = images.iter().map(|image| *image.size.as_ref().unwrap_or(&UNKNOWN_SIZE)).collect();
+    let missing = images.iter().enumerate().filter_map(|(place, image)| Some((place, image.size.as_ref().err()?)));
+    let missing: Vec<_> = missing.collect();
+    let read = |&(place, wrong): &(usize, _)| {
         let file = folders.find(folder, &images[place].file_name).into_path();
-        (place, Picture::header(&file), file)
+        (place, wrong, Picture::header(&file), file)
     };
     let headers: Vec<_> = missing.par_iter().map(read).collect();
-    for (place, header, file) in headers {
+    for (place, wrong, header, file) in headers {
         let of_image = || Place::image(shown_id(Some(&images[place].id), place));
         match header {
             Ok(PictureHeader { width, height, .. }) => {
                 findings.add(Code::ImageSizeMissing, path, of_image, || {
-                    format!("no width and height above 0; {} has {width}x{height}", file.display())
+                    format!("{wrong}; {} has {width}x{height}", file.display())
                 });
                 sizes[place] = [width as u32, height as u32];
             }
-            Err(error) => findings
-                .add(Code::ImageSizeUnknown, path, of_image, || format!("no width and height above 0, and {error}")),
+            Err(error) => findings.add(Code::ImageSizeUnknown, path, of_image, || format!("{wrong}, and {error}")),
         }
     }
     sizes

@@ -11,8 +11,8 @@ use crate::data::findings::{Code, Findings, Place};
 pub(super) struct RawImage {
     pub id: RawId,
     pub file_name: String,
-    /// `[width, height]` in pixels; `None` where the file does not say, or says nonsense.
-    pub size: Option<[u32; 2]>,
+    /// `[width, height]` in pixels, or what is wrong with them.
+    pub size: Result<[u32; 2], Box<str>>,
     /// Whether a side was written as a string.
     pub size_as_text: bool,
 }
@@ -71,10 +71,10 @@ fn named<'t>(
 
 /// Reads an entry of `images`; `None`, with a finding, if it cannot be used.
 pub(super) fn image(text: &[u8], row: usize, path: &Path, findings: &mut Findings) -> Option<RawImage> {
-    let mut sides = [None, None];
+    let (mut width, mut height) = (Err("no width".to_owned()), Err("no height".to_owned()));
     let read = named(text, "file_name", |key, value| match key {
-        "width" => sides[0] = integer(value).ok(),
-        "height" => sides[1] = integer(value).ok(),
+        "width" => width = side(value).map_err(|message| format!("width: {message}")),
+        "height" => height = side(value).map_err(|message| format!("height: {message}")),
         _ => {}
     });
     let read = read.and_then(|(id, name)| match name.is_empty() || name.contains('\0') {
@@ -88,11 +88,23 @@ pub(super) fn image(text: &[u8], row: usize, path: &Path, findings: &mut Finding
             return None;
         }
     };
-    let side =
-        |side: Option<Written<i64>>| side.and_then(|side| u32::try_from(side.value).ok()).filter(|&side| side > 0);
-    let size = side(sides[0]).zip(side(sides[1])).map(|(width, height)| [width, height]);
-    let size_as_text = size.is_some() && sides.iter().flatten().any(|side| side.as_text);
+    let size_as_text = [&width, &height].iter().any(|side| side.as_ref().is_ok_and(|side| side.as_text));
+    let size = match (width, height) {
+        (Ok(width), Ok(height)) => Ok([width.value, height.value]),
+        (Err(message), Ok(_)) | (Ok(_), Err(message)) => Err(message.into()),
+        (Err(width), Err(height)) => Err(format!("{width}, {height}").into()),
+    };
     Some(RawImage { id, file_name, size, size_as_text })
+}
+
+/// Reads a width or height in pixels.
+fn side(text: &[u8]) -> Result<Written<u32>, String> {
+    let Written { value, as_text } = integer(text)?;
+    match u32::try_from(value) {
+        Ok(value @ 1..) => Ok(Written { value, as_text }),
+        Err(_) if value > 0 => Err(format!("{value} is too large")),
+        _ => Err(format!("{value} is not above 0")),
+    }
 }
 
 /// Reads an entry of `categories`; `None`, with a finding, if it cannot be used.
@@ -116,8 +128,21 @@ mod tests {
         let mut read = |text: &str| image(text.as_bytes(), 4, Path::new("a.json"), &mut findings);
         let sound =
             read(r#"{"id": "3", "file_name": "a\u00e9/b.jpg", "width": 4.0, "height": "5", "x": [{}]}"#).unwrap();
-        assert_eq!((sound.file_name.as_str(), sound.size, sound.size_as_text), ("a\u{e9}/b.jpg", Some([4, 5]), true));
-        assert_eq!(read(r#"{"id": 3, "file_name": "a", "width": 0, "height": 5}"#).unwrap().size, None);
+        assert_eq!((sound.file_name.as_str(), sound.size, sound.size_as_text), ("a\u{e9}/b.jpg", Ok([4, 5]), true));
+        for (sides, message) in [
+            (r#""width": 0, "height": 5"#, "width: 0 is not above 0"),
+            (r#""width": 5, "height": 5000000000"#, "height: 5000000000 is too large"),
+            (r#""width": 9223372036854775808, "height": 5"#, "width: 9223372036854775808 is too large"),
+            (
+                r#""width": "a", "height": null"#,
+                "width: \"a\" is not a whole number, height: null is not a whole number",
+            ),
+            (r#""height": 5"#, "no width"),
+            (r#""x": 5"#, "no width, no height"),
+        ] {
+            let size = read(&format!(r#"{{"id": 3, "file_name": "a", {sides}}}"#)).unwrap().size;
+            assert_eq!(size.unwrap_err().as_ref(), message);
+        }
         for wrong in
             [r#"{"id": 3}"#, r#"{"file_name": "a"}"#, r#"{"id": null, "file_name": "a"}"#, "7", r#"{"id": 3,}"#]
         {

@@ -33,14 +33,14 @@ pub struct TrueObject {
 /// The sizes of the images of a header: as listed, else as the set has read them from the pictures.
 pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> {
     let mut by_name: HashMap<&str, [u32; 2]> = HashMap::new();
-    if header.images.iter().any(|image| image.size.is_none()) {
+    if header.images.iter().any(|image| image.size.is_err()) {
         by_name.extend((0..dataset.len()).map(|index| {
             let image = dataset.image(index);
             (image.file_name, [image.width as u32, image.height as u32])
         }));
     }
     let size = |name: &str| by_name.get(name).copied().unwrap_or(UNKNOWN_SIZE);
-    header.images.iter().map(|image| image.size.unwrap_or_else(|| size(&image.file_name))).collect()
+    header.images.iter().map(|image| image.size.clone().unwrap_or_else(|_| size(&image.file_name))).collect()
 }
 
 impl Dataset {
