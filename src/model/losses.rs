@@ -62,7 +62,8 @@ impl Losses {
         let named = self.named().into_iter().chain([("loss", &total)]);
         let (names, values): (Vec<_>, Vec<_>) =
             named.map(|(name, tensor)| (name, tensor.detach().reshape([-1]))).unzip();
-        let values = Vec::<f64>::try_from(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
+        let values = Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?;
+        let values = Vec::<f64>::try_from(&torch_ext::cuda::to_host(&values)?)?;
         Ok(names.into_iter().zip(values).collect())
     }
 

@@ -39,7 +39,8 @@ impl StepReport {
 
 /// One all-reduce of a few numbers on the host: losses, and what this rank would like all to do.
 ///
-/// Reading the losses waits for the device, as the reference's logging does in every step.
+/// Reading the losses waits for the device, as the reference's logging does in every step. With several GPUs it has come
+/// to the end of the gradients' all-reduce by then, which must be known before the weights are changed.
 pub fn agree(world: &World, losses: &Losses, wishes: Wishes) -> Result<StepReport> {
     let named = losses.to_host()?;
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
