@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use fnet_protocol::message::Operation;
 use fnet_protocol::state;
 use torch_ext::cuda;
 use torch_ext::distributed::Aborter;
@@ -155,12 +156,13 @@ fn watch(breaker: &Weak<Breaker>, pause: Duration, ask: impl Fn() -> Result<Opti
             Ok(None) => {}
             Ok(Some(what)) => {
                 let at = state::page().read();
-                return breaker.begin(Some(format!(
-                    "NCCL reports {what}, while this rank is in {} of step {} and waits in {}",
-                    at.phase.name(),
-                    at.step,
-                    at.operation.name()
-                )));
+                let waits = match at.operation {
+                    Operation::None => String::new(),
+                    operation => format!(", and waits in {}", operation.name()),
+                };
+                let phase = at.phase.name();
+                return breaker
+                    .begin(Some(format!("NCCL reports {what}; this rank is in {phase} of step {}{waits}", at.step)));
             }
             Err(error) => return log::debug!("NCCL is not watched: {error}"),
         }
@@ -260,7 +262,7 @@ mod tests {
         assert_eq!(asked.load(Ordering::Relaxed), 3);
         until(|| calls[0].load(Ordering::Relaxed) == 1);
         let why = breaker.why().unwrap();
-        assert!(why.starts_with("NCCL reports an error of the connection, while this rank is in "), "{why}");
+        assert!(why.starts_with("NCCL reports an error of the connection; this rank is in "), "{why}");
         // Nobody asks any more.
         watch(&Arc::downgrade(&breaker), Duration::ZERO, || panic!("asked again"));
         watch(&Weak::new(), Duration::ZERO, || panic!("asked after the end"));

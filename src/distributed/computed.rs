@@ -8,6 +8,7 @@ use fnet_protocol::state;
 use tch::Device;
 use torch_ext::cuda::{self, Event};
 
+use super::world::in_collective;
 use crate::error::Result;
 
 /// The moment at which this rank's own gradients are computed.
@@ -34,26 +35,32 @@ impl Computed {
         *self.lock() = mark;
     }
 
-    /// After the pass, once more all is given to the device: waits for this rank's own part, then for the other ranks.
-    /// Returns how long it waited for those.
+    /// After a pass on the CPU: how long it has waited for the other ranks.
+    pub fn waited(&self) -> Duration {
+        let mut mark = self.lock();
+        match *mark {
+            Some(Mark::At(at)) => {
+                *mark = None;
+                at.elapsed()
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// After a pass that was given to a GPU: waits for this rank's own part of it, then for the other ranks and for all else
+    /// that the GPU was given. Returns how long it waited for those.
     ///
     /// # Errors
     /// If the device has failed or the job is broken off.
     pub fn wait_for_others(&self, device: Device) -> Result<Duration> {
+        let Device::Cuda(index) = device else { return Ok(Duration::ZERO) };
         let mark = self.lock().take();
-        let Device::Cuda(index) = device else {
-            return Ok(match mark {
-                Some(Mark::At(at)) => at.elapsed(),
-                _ => Duration::ZERO,
-            });
-        };
         let all = Event::record(index)?;
         if let Some(Mark::On(own)) = mark {
             own.wait()?;
         }
-        state::page().wait(Operation::Gradients);
         let since = Instant::now();
-        all.wait()?;
+        in_collective(Operation::Gradients, || Ok(all.wait()?))?;
         Ok(since.elapsed())
     }
 

@@ -48,7 +48,7 @@ impl<'a> DataParallel<'a> {
 
     /// Computes the gradients of `loss` and adds them up; with `synchronise`, leaves the mean over the ranks of what
     /// has been added up since the gradients were cleared. All ranks synchronise in the same passes. Returns how long
-    /// this rank waited for the others.
+    /// this rank waited for the others; on a GPU [`DataParallel::wait_for_others`] does.
     ///
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
@@ -61,6 +61,18 @@ impl<'a> DataParallel<'a> {
         let _taking_part = state::page().overlapped_collective();
         reducer.prepare(&[loss.shallow_clone()]).with_context(|| self.world.doing("all-reduce of gradients"))?;
         run()?;
+        Ok(self.computed.waited())
+    }
+
+    /// On a GPU: waits until it has done this rank's own part of a synchronised pass, then for the other ranks and for all
+    /// that it was given since. Returns how long it waited for those. On the CPU that is done when the pass is.
+    ///
+    /// # Errors
+    /// If the device has failed, or a peer is lost.
+    pub fn wait_for_others(&self) -> Result<Duration> {
+        if self.reducer.is_none() {
+            return Ok(Duration::ZERO);
+        }
         self.computed.wait_for_others(self.world.device()).with_context(|| self.world.doing("all-reduce of gradients"))
     }
 }

@@ -226,6 +226,17 @@ impl World {
         self.broadcast_all(std::slice::from_ref(tensor), root)
     }
 
+    /// As [`World::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn enqueue_broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.run(Operation::Broadcast, "broadcast", |group, deadline| {
+            let work = group.broadcast(tensor, root, deadline)?;
+            if tensor.device().is_cuda() { work.wait_on_stream() } else { work.wait(deadline) }
+        })
+    }
+
     /// Copies rank `root`'s values into the tensors of every rank.
     ///
     /// # Errors
@@ -434,7 +445,7 @@ extern "C" fn account_for_statistics(begins: bool) {
 }
 
 /// Says to the launcher, as long as `action` runs, that this rank waits for the others.
-fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
     let waiting = state::page().collective(operation);
     let done = action();
     if done.is_err() {

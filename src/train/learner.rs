@@ -195,15 +195,19 @@ impl<'a> Learner<'a> {
         let mut clock = Clock::new(self.synchronise.then(|| world.device()));
         control.phase(Phase::Forward);
         let losses = self.forward(batch, place, world)?;
+        let total = losses.total()?;
+        let sent = losses.send(&total)?;
         let forward = clock.lap()?;
         control.phase(Phase::Backward);
-        let waited = self.backward(&losses, place)?.as_secs_f64();
+        let mut waited = self.backward(&total, place)?;
+        // A GPU has the whole backward pass before it when they arrive, so it goes on while the ranks agree.
+        let losses_of_rank = sent.arrive()?;
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
-        let report = agree(world, &losses, wishes)?;
+        let report = agree(world, &losses_of_rank, wishes)?;
         let mut bad = None;
         if !report.not_finite.is_empty() {
-            let told = self.bad_batches.examine(&losses, batch, place, world)?;
+            let told = self.bad_batches.examine(&losses_of_rank, batch, place, world)?;
             self.refuse(&report, &told, place)?;
             bad = Some(told);
         }
@@ -212,6 +216,12 @@ impl<'a> Learner<'a> {
         }
         let exchanged = if place.updates { Some(self.exchange(world)?) } else { None };
         let agreement = clock.lap()?;
+        if place.updates {
+            // An update that was given to a GPU behind a collective would take what an abort leaves of it for gradients.
+            waited += self.parallel.wait_for_others()?;
+            world.check_unbroken()?;
+        }
+        let backward = backward + clock.lap()?;
         control.phase(Phase::Optimizer);
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
         let (grad_norm, skipped) = match (place.updates, self.spoiled) {
@@ -223,7 +233,13 @@ impl<'a> Learner<'a> {
             self.held = self.held_with(own, first)?;
             self.spoiled = false;
         }
-        let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()?, waited: waited + agreement };
+        let times = StepTimes {
+            forward,
+            backward,
+            agreement,
+            optimizer: clock.lap()?,
+            waited: waited.as_secs_f64() + agreement,
+        };
         self.torn = false;
         Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
     }
@@ -232,9 +248,7 @@ impl<'a> Learner<'a> {
     fn exchange(&self, world: &World) -> Result<(Tensor, Tensor)> {
         let own = buffers::pack(&self.parameters)?;
         let first = if world.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
-        world.broadcast(&first, 0)?;
-        // It has waited for all collectives of the step, so that the gradients are whole too.
-        world.check_unbroken()?;
+        world.enqueue_broadcast(&first, 0)?;
         Ok((own, first))
     }
 
@@ -281,11 +295,11 @@ impl<'a> Learner<'a> {
         self.model.forward_train(batch, &mut random).with_context(|| format!("pictures {}", bad_batch::names(batch)))
     }
 
-    /// Adds the gradients of this step; all-reduces them, overlapping with their computation, if it ends with an
-    /// update. Returns how long this rank waited for the others.
-    fn backward(&mut self, losses: &Losses, place: StepPlace) -> Result<Duration> {
+    /// Adds the gradients of this step, whose losses sum up to `total`; all-reduces them, overlapping with their
+    /// computation, if it ends with an update. Returns how long this rank waited for the others.
+    fn backward(&mut self, total: &Tensor, place: StepPlace) -> Result<Duration> {
         let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / place.micro_steps as f64;
-        let mut total = losses.total()?;
+        let mut total = total.shallow_clone();
         if scale != 1.0 {
             total = total.f_mul_scalar(scale)?;
         }

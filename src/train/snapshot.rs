@@ -6,9 +6,9 @@ use std::time::Instant;
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
+use super::Ema;
 use super::buffers;
 use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
-use super::Ema;
 use super::learner::Learner;
 use crate::config;
 use crate::distributed::World;

@@ -59,10 +59,6 @@ extern "C" FnetError* fnet_cuda_set_device(int device) {
   });
 }
 
-extern "C" FnetError* fnet_cuda_synchronize(int device) {
-  return fnet::guarded([&] { at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(device)); });
-}
-
 extern "C" FnetError* fnet_cuda_memory(int device, FnetMemoryStatistics* out) {
   return fnet::guarded([&] {
     const auto index = static_cast<c10::DeviceIndex>(device);

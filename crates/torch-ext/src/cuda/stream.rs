@@ -96,9 +96,13 @@ impl Event {
     /// # Errors
     /// If the device has failed; of kind [`ErrorKind::Collective`] after `deadline`.
     pub fn wait_until(&self, deadline: Instant) -> Result<()> {
-        poll(|| self.is_reached(), || {
-            (Instant::now() >= deadline).then(|| Error::new(ErrorKind::Collective, "the device does not come to an end"))
-        })
+        poll(
+            || self.is_reached(),
+            || {
+                (Instant::now() >= deadline)
+                    .then(|| Error::new(ErrorKind::Collective, "the device does not come to an end"))
+            },
+        )
     }
 }
 
@@ -135,16 +139,45 @@ pub fn wait(device: usize) -> Result<()> {
     Event::record(device)?.wait()
 }
 
+/// A tensor on its way to the host, in the order of the current stream.
+#[must_use]
+pub struct Download {
+    host: Tensor,
+    copied: Option<Event>,
+}
+
+impl Download {
+    /// Has the device copy the tensor to pinned memory of the host, and goes on. One that is on the host stays there.
+    ///
+    /// # Errors
+    /// If the device has failed; for lack of memory.
+    pub fn start(tensor: &Tensor) -> Result<Self> {
+        let Device::Cuda(device) = tensor.device() else {
+            return Ok(Self { host: tensor.shallow_clone(), copied: None });
+        };
+        // A copy to the host that is not to block goes to pinned memory.
+        let host = torch(tensor.f_to_device_(Device::Cpu, tensor.kind(), true, false))?;
+        Ok(Self { host, copied: Some(Event::record(device)?) })
+    }
+
+    /// The tensor on the host, once it is there.
+    ///
+    /// # Errors
+    /// As [`Event::wait`].
+    pub fn finish(self) -> Result<Tensor> {
+        if let Some(copied) = &self.copied {
+            copied.wait()?;
+        }
+        Ok(self.host)
+    }
+}
+
 /// The tensor on the host: itself if it is there, else a copy in pinned memory, which is waited for.
 ///
 /// # Errors
 /// As [`Event::wait`]; for lack of memory.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
-    let Device::Cuda(device) = tensor.device() else { return Ok(tensor.shallow_clone()) };
-    // A copy to the host that is not to block goes to pinned memory.
-    let host = torch(tensor.f_to_device_(Device::Cpu, tensor.kind(), true, false))?;
-    wait(device)?;
-    Ok(host)
+    Download::start(tensor)?.finish()
 }
 
 /// Copies tensors from a device beside all that it was given to do: on a stream of its own, behind an event only.
