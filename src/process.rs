@@ -57,13 +57,13 @@ pub fn cpus() -> String {
     CpuList::from_iter((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu))).to_string()
 }
 
-/// Waits until a GPU has done all that was asked of it; the CPU always has.
+/// Waits until a GPU has done all that this thread has asked of it; the CPU always has.
 ///
 /// # Errors
 /// What went wrong on the device since the last wait.
 pub fn synchronise(device: Device) -> Result<()> {
     match device {
-        Device::Cuda(index) => Ok(torch_ext::cuda::synchronize(index)?),
+        Device::Cuda(index) => Ok(torch_ext::cuda::wait(index)?),
         _ => Ok(()),
     }
 }

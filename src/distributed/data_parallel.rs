@@ -1,13 +1,13 @@
 //! Data-parallel training: every rank computes gradients of its own images, all step with their mean.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fnet_protocol::message::Operation;
 use fnet_protocol::state;
 use tch::Tensor;
 use torch_ext::distributed::{BucketSizes, Reducer};
 
+use super::computed::Computed;
 use super::world::World;
 use crate::error::{Context, Error, Result};
 
@@ -17,7 +17,7 @@ pub struct DataParallel<'a> {
     /// None in a job of one rank.
     reducer: Option<Reducer>,
     /// When this rank had computed the gradients of the last pass.
-    computed: Arc<Mutex<Option<Instant>>>,
+    computed: Computed,
 }
 
 impl<'a> DataParallel<'a> {
@@ -28,30 +28,27 @@ impl<'a> DataParallel<'a> {
     /// A bug if the ranks' parameters differ; if a peer is lost.
     pub fn new(world: &'a World, parameters: &[Tensor], buffers: &[Tensor]) -> Result<Self> {
         if world.world_size() == 1 {
-            return Ok(Self { world, reducer: None, computed: Arc::default() });
+            return Ok(Self { world, reducer: None, computed: Computed::default() });
         }
         check_equal_layouts(world, parameters, buffers)?;
         world.broadcast_all(parameters, 0)?;
         world.broadcast_all(buffers, 0)?;
-        let computed: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let computed = Computed::default();
         let mut reducer = None;
         world.run(Operation::Meeting, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
         if let Some(reducer) = &mut reducer {
-            let computed = Arc::clone(&computed);
-            reducer.on_computed(move || {
-                state::page().wait(Operation::Gradients);
-                *computed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            });
+            let (computed, device) = (computed.clone(), world.device());
+            reducer.on_computed(move || computed.mark(device));
         }
         Ok(Self { world, reducer, computed })
     }
 
     /// Computes the gradients of `loss` and adds them up; with `synchronise`, leaves the mean over the ranks of what
     /// has been added up since the gradients were cleared. All ranks synchronise in the same passes. Returns how long
-    /// this rank waited for the others.
+    /// this rank waited for the others; on a GPU [`DataParallel::wait_for_others`] does.
     ///
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
@@ -64,8 +61,19 @@ impl<'a> DataParallel<'a> {
         let _taking_part = state::page().overlapped_collective();
         reducer.prepare(&[loss.shallow_clone()]).with_context(|| self.world.doing("all-reduce of gradients"))?;
         run()?;
-        let computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(computed.map_or(Duration::ZERO, |at| at.elapsed()))
+        Ok(self.computed.waited())
+    }
+
+    /// On a GPU: waits until it has done this rank's own part of a synchronised pass, then for the other ranks and for all
+    /// that it was given since. Returns how long it waited for those. On the CPU that is done when the pass is.
+    ///
+    /// # Errors
+    /// If the device has failed, or a peer is lost.
+    pub fn wait_for_others(&self) -> Result<Duration> {
+        if self.reducer.is_none() {
+            return Ok(Duration::ZERO);
+        }
+        self.computed.wait_for_others(self.world.device()).with_context(|| self.world.doing("all-reduce of gradients"))
     }
 }
 

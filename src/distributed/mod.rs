@@ -4,6 +4,8 @@
 //! were given, and no socket is opened.
 
 mod address;
+mod breaker;
+mod computed;
 mod data_parallel;
 mod device;
 mod dial;

@@ -1,15 +1,16 @@
 //! The ranks of a job as one of them sees them.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, state};
 use tch::{Device, Kind, Tensor};
-use torch_ext::distributed::{Aborter, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
+use torch_ext::distributed::{ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
+use super::breaker::Breaker;
+use super::computed::wait_for;
 use super::device::choose_device;
 use super::dial::wait_for_server;
 use super::endpoint::gloo_options;
@@ -109,7 +110,7 @@ impl World {
             phase: Mutex::new(String::new()),
             backend: "none",
             group: None,
-            breaker: Arc::default(),
+            breaker: Breaker::of_one_rank(),
             store: None,
         }
     }
@@ -149,7 +150,7 @@ impl World {
             world.backend = "nccl";
         }
         group.set_timeout(deadlines.collective)?;
-        world.breaker = Arc::new(Breaker { aborter: Some(group.aborter()?), ..Breaker::default() });
+        world.breaker = Breaker::of(group.aborter()?);
         world.group = Some(Arc::new(Mutex::new(group)));
         world.store = Some(store);
         Ok(world)
@@ -213,7 +214,7 @@ impl World {
 
     fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<()> {
         self.run(Operation::AllReduce, "all-reduce", |group, deadline| {
-            group.all_reduce(tensor, how, deadline)?.wait(deadline)
+            wait(vec![group.all_reduce(tensor, how, deadline)?], tensor.device(), deadline)
         })
     }
 
@@ -223,6 +224,17 @@ impl World {
     /// If a peer is lost or the deadline passes.
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         self.broadcast_all(std::slice::from_ref(tensor), root)
+    }
+
+    /// As [`World::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn enqueue_broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.run(Operation::Broadcast, "broadcast", |group, deadline| {
+            let work = group.broadcast(tensor, root, deadline)?;
+            if tensor.device().is_cuda() { work.wait_on_stream() } else { work.wait(deadline) }
+        })
     }
 
     /// Copies rank `root`'s values into the tensors of every rank.
@@ -235,7 +247,7 @@ impl World {
                 .iter()
                 .map(|tensor| group.broadcast(tensor, root, deadline))
                 .collect::<Result<_, torch_ext::Error>>()?;
-            started.into_iter().try_for_each(|work| work.wait(deadline))
+            wait(started, tensors.first().map_or(Device::Cpu, Tensor::device), deadline)
         })
     }
 
@@ -322,11 +334,16 @@ impl World {
         })
     }
 
-    /// Breaks off all collectives after an error, once: on a GPU, no kernel of theirs touches a tensor any more.
+    /// Breaks off all collectives after an error. On the CPU they have ended when it returns; on a GPU they may go on, and
+    /// nobody should wait for the device any more.
     ///
     /// # Errors
-    /// If a backend does not let go before a deadline; the process should then end without touching the device.
+    /// If collectives on the CPU do not end before a deadline; the process should then end.
     pub fn abort(&self) -> Result<()> {
+        if self.device.is_cuda() {
+            self.breaker.answer();
+            return Ok(());
+        }
         self.breaker.abort().with_context(|| self.doing("abort"))
     }
 
@@ -336,26 +353,26 @@ impl World {
     /// # Errors
     /// As said.
     pub fn check_unbroken(&self) -> Result<()> {
-        match self.breaker.begun.load(Ordering::Acquire) {
+        match self.breaker.has_begun() {
             true => Err(Error::distributed(self.doing("a peer is lost; broken off"))),
             false => Ok(()),
         }
     }
 
-    /// [`World::abort`] as a function that needs no borrow, for a thread that hears that a peer is gone while this one
-    /// waits for it.
+    /// Breaks off all collectives, as a function that needs no borrow and does not wait: for a thread that hears that a peer
+    /// is gone while this one waits for it, and gets the error.
     pub fn detached_abort(&self) -> Box<dyn Fn() + Send + Sync> {
         let breaker = Arc::clone(&self.breaker);
-        // Who waits gets the error.
-        Box::new(move || drop(breaker.abort()))
+        Box::new(move || breaker.begin(None))
     }
 
-    /// Leaves the job in good order, when all ranks are done.
+    /// Leaves the job in good order, when all ranks are done, also with their GPUs.
     ///
     /// # Errors
     /// If a peer is lost before it is done.
     pub fn leave(mut self) -> Result<()> {
         self.run(Operation::Barrier, "last barrier", |group, deadline| {
+            wait_for(self.device)?;
             group.barrier(deadline)?.wait(deadline)?;
             group.shutdown()
         })?;
@@ -373,7 +390,12 @@ impl World {
     ) -> Result<()> {
         match &self.group {
             Some(group) => in_collective(operation, || {
-                action(&lock(group), self.deadlines.collective).with_context(|| self.doing(what))
+                let done = action(&lock(group), self.deadlines.collective).map_err(|error| match self.breaker.why() {
+                    // What was broken off tells less.
+                    Some(why) => Error::distributed(why),
+                    None => error.into(),
+                });
+                done.with_context(|| self.doing(what))
             }),
             None => Ok(()),
         }
@@ -404,25 +426,13 @@ impl Drop for World {
     }
 }
 
-/// How long collectives may take to let go of what they hold.
-const LET_GO: Duration = Duration::from_secs(10);
-
-/// Breaks off collectives, once.
-#[derive(Default)]
-struct Breaker {
-    /// None in a job of one rank.
-    aborter: Option<Aborter>,
-    begun: AtomicBool,
-    broken: OnceLock<Result<(), String>>,
-}
-
-impl Breaker {
-    fn abort(&self) -> Result<()> {
-        let Some(aborter) = &self.aborter else { return Ok(()) };
-        self.begun.store(true, Ordering::Release);
-        let broken = self.broken.get_or_init(|| aborter.abort(LET_GO).map_err(|error| error.message().to_owned()));
-        broken.clone().map_err(Error::distributed)
+/// Waits for collectives on tensors of `device`: a GPU's by an event, for nothing else can be broken off.
+fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<(), torch_ext::Error> {
+    if !device.is_cuda() {
+        return started.into_iter().try_for_each(|work| work.wait(deadline));
     }
+    started.into_iter().try_for_each(Work::wait_on_stream)?;
+    wait_for(device)
 }
 
 /// Says to the launcher that this rank waits for the others in a sum of a pass of synchronised BatchNorm, forward or backward,
@@ -435,7 +445,7 @@ extern "C" fn account_for_statistics(begins: bool) {
 }
 
 /// Says to the launcher, as long as `action` runs, that this rank waits for the others.
-fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
     let waiting = state::page().collective(operation);
     let done = action();
     if done.is_err() {

@@ -1,6 +1,7 @@
 //! The reference's losses and their reductions, in float32.
 
 use tch::{Kind, Reduction, Tensor};
+use torch_ext::cuda::Download;
 
 use super::roi_head::{RoiLosses, RoiSample};
 use crate::error::Result;
@@ -58,12 +59,19 @@ impl Losses {
     /// # Errors
     /// If libtorch fails.
     pub fn to_host(&self) -> Result<Vec<(&'static str, f64)>> {
-        let total = self.total()?;
-        let named = self.named().into_iter().chain([("loss", &total)]);
+        self.send(&self.total()?)?.arrive()
+    }
+
+    /// Begins to copy all values and `total`, which [`Losses::total`] gave, to the host.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn send(&self, total: &Tensor) -> Result<SentLosses> {
+        let named = self.named().into_iter().chain([("loss", total)]);
         let (names, values): (Vec<_>, Vec<_>) =
             named.map(|(name, tensor)| (name, tensor.detach().reshape([-1]))).unzip();
-        let values = Vec::<f64>::try_from(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
-        Ok(names.into_iter().zip(values).collect())
+        let values = Download::start(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
+        Ok(SentLosses { names, values })
     }
 
     /// Names, as the reference logs them, and values, in its order.
@@ -76,6 +84,24 @@ impl Losses {
             ("loss_bbox", &self.bbox),
             ("loss_mask", &self.mask),
         ]
+    }
+}
+
+/// Losses on their way to the host.
+#[must_use]
+pub struct SentLosses {
+    names: Vec<&'static str>,
+    values: Download,
+}
+
+impl SentLosses {
+    /// Names and values, as [`Losses::to_host`] gives them. Waits for what the device was given before they were sent.
+    ///
+    /// # Errors
+    /// If the device fails, or the job is broken off.
+    pub fn arrive(self) -> Result<Vec<(&'static str, f64)>> {
+        let values = Vec::<f64>::try_from(&self.values.finish()?)?;
+        Ok(self.names.into_iter().zip(values).collect())
     }
 }
 

@@ -6,7 +6,6 @@ use tch::Tensor;
 
 use crate::distributed::World;
 use crate::error::Result;
-use crate::model::Losses;
 
 /// The common view of one step. Every rank holds the same values, so every rank decides the same.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,9 +38,9 @@ impl StepReport {
 
 /// One all-reduce of a few numbers on the host: losses, and what this rank would like all to do.
 ///
-/// Reading the losses waits for the device, as the reference's logging does in every step.
-pub fn agree(world: &World, losses: &Losses, wishes: Wishes) -> Result<StepReport> {
-    let named = losses.to_host()?;
+/// It speaks of the present step, so that nothing that is known of it comes after its update. A GPU computes gradients
+/// meanwhile.
+pub fn agree(world: &World, named: &[(&'static str, f64)], wishes: Wishes) -> Result<StepReport> {
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
     let flags =
         [wishes.save, wishes.stop == Some(StopReason::Interrupted), wishes.stop == Some(StopReason::Terminated)];

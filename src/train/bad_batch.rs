@@ -10,7 +10,6 @@ use crate::data::{Batch, InstanceMask};
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::evaluate::results::write_atomically;
-use crate::model::Losses;
 
 /// Batches that one rank keeps at most, for a job that goes on past them may meet many.
 const MOST: usize = 16;
@@ -33,8 +32,13 @@ impl BadBatches {
     ///
     /// # Errors
     /// A lost peer. That a batch cannot be kept is only told.
-    pub fn examine(&mut self, losses: &Losses, batch: &Batch, place: StepPlace, world: &World) -> Result<String> {
-        let named = losses.to_host()?;
+    pub fn examine(
+        &mut self,
+        named: &[(&'static str, f64)],
+        batch: &Batch,
+        place: StepPlace,
+        world: &World,
+    ) -> Result<String> {
         let bad: Vec<String> = named
             .iter()
             .filter(|(_, value)| !value.is_finite())
@@ -45,7 +49,7 @@ impl BadBatches {
             own = format!("rank {}: {} with pictures {}", world.rank(), bad.join(", "), names(batch));
             if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MOST) {
                 self.kept += 1;
-                own += &match keep(folder, &named, batch, place, world.rank()) {
+                own += &match keep(folder, named, batch, place, world.rank()) {
                     Ok(path) => format!(" (the batch is kept in {})", path.display()),
                     Err(error) => format!(" (the batch could not be kept: {error})"),
                 };

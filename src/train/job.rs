@@ -120,11 +120,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         Ok(Ok(ending)) => ending,
         Ok(Err(error)) => {
             trainer.rescue(&folders, &error);
+            abandon(trainer);
             return Err(error);
         }
         // A panic leaves the weights as they are, or marked as torn.
         Err(panic) => {
             trainer.rescue(&folders, &Error::from_panic(panic.as_ref()));
+            abandon(trainer);
             resume_unwind(panic);
         }
     };
@@ -136,6 +138,12 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     }
     world.leave()?;
     Ok(ending)
+}
+
+/// Ends a trainer whose job has broken off. What belongs to the device is left to the end of the process: giving it back
+/// may wait for collectives that never end.
+fn abandon(trainer: Trainer<'_>) {
+    std::mem::forget(trainer.learner);
 }
 
 /// What a finished training came to and where it is, in one line: with `--quiet` it is the only one.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Phase;
 use tch::{Device, Tensor};
+use torch_ext::cuda::{self, Downloader, Event};
 use torch_ext::optim;
 
 use super::agreement::{StepReport, Wishes, agree};
@@ -87,10 +88,12 @@ pub struct Learner<'a> {
     /// Batches whose losses are not finite.
     pub(super) bad_batches: BadBatches,
     pub(super) held: Held,
+    /// Copies the state of a GPU to the host beside collectives that may never end.
+    pub(super) downloader: Option<Downloader>,
     /// The moving average stands in for the weights, for an evaluation.
-    averaged: bool,
+    pub(super) averaged: bool,
     /// The weights are being changed: they belong to no step.
-    torn: bool,
+    pub(super) torn: bool,
     /// A loss since the last update was not finite: the next update is left out.
     spoiled: bool,
     synchronise: bool,
@@ -105,6 +108,8 @@ pub(super) struct Held {
     pub first: Tensor,
     /// The loss scale.
     pub loss_scale: Option<LossScale>,
+    /// Where a GPU has done the last update, and all that changed the weights since.
+    pub reached: Option<Event>,
 }
 
 impl<'a> Learner<'a> {
@@ -124,12 +129,22 @@ impl<'a> Learner<'a> {
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
         let parallel = DataParallel::new(world, &tensors, &buffers)?;
         let packed = buffers::pack(&parameters)?;
+        let downloader = match world.device() {
+            Device::Cuda(index) => Some(Downloader::new(index)?),
+            _ => None,
+        };
         let loss_scale = (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale));
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, &trained)?,
             parallel,
             bad_batches: BadBatches::default(),
-            held: Held { own: packed.shallow_clone(), first: packed, loss_scale: loss_scale.clone() },
+            held: Held {
+                own: packed.shallow_clone(),
+                first: packed,
+                loss_scale: loss_scale.clone(),
+                reached: mark(world.device())?,
+            },
+            downloader,
             loss_scale,
             averaged: false,
             torn: false,
@@ -180,15 +195,19 @@ impl<'a> Learner<'a> {
         let mut clock = Clock::new(self.synchronise.then(|| world.device()));
         control.phase(Phase::Forward);
         let losses = self.forward(batch, place, world)?;
+        let total = losses.total()?;
+        let sent = losses.send(&total)?;
         let forward = clock.lap()?;
         control.phase(Phase::Backward);
-        let waited = self.backward(&losses, place)?.as_secs_f64();
+        let mut waited = self.backward(&total, place)?;
+        // A GPU has the whole backward pass before it when they arrive, so it goes on while the ranks agree.
+        let losses_of_rank = sent.arrive()?;
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
-        let report = agree(world, &losses, wishes)?;
+        let report = agree(world, &losses_of_rank, wishes)?;
         let mut bad = None;
         if !report.not_finite.is_empty() {
-            let told = self.bad_batches.examine(&losses, batch, place, world)?;
+            let told = self.bad_batches.examine(&losses_of_rank, batch, place, world)?;
             self.refuse(&report, &told, place)?;
             bad = Some(told);
         }
@@ -197,6 +216,12 @@ impl<'a> Learner<'a> {
         }
         let exchanged = if place.updates { Some(self.exchange(world)?) } else { None };
         let agreement = clock.lap()?;
+        if place.updates {
+            // An update that was given to a GPU behind a collective would take what an abort leaves of it for gradients.
+            waited += self.parallel.wait_for_others()?;
+            world.check_unbroken()?;
+        }
+        let backward = backward + clock.lap()?;
         control.phase(Phase::Optimizer);
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
         let (grad_norm, skipped) = match (place.updates, self.spoiled) {
@@ -205,10 +230,16 @@ impl<'a> Learner<'a> {
             (true, false) => self.update(learning_rate)?,
         };
         if let Some((own, first)) = exchanged {
-            self.held = Held { own, first, loss_scale: self.loss_scale.clone() };
+            self.held = self.held_with(own, first)?;
             self.spoiled = false;
         }
-        let times = StepTimes { forward, backward, agreement, optimizer: clock.lap()?, waited: waited + agreement };
+        let times = StepTimes {
+            forward,
+            backward,
+            agreement,
+            optimizer: clock.lap()?,
+            waited: waited.as_secs_f64() + agreement,
+        };
         self.torn = false;
         Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
     }
@@ -217,9 +248,7 @@ impl<'a> Learner<'a> {
     fn exchange(&self, world: &World) -> Result<(Tensor, Tensor)> {
         let own = buffers::pack(&self.parameters)?;
         let first = if world.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
-        world.broadcast(&first, 0)?;
-        // It has waited for all collectives of the step, so that the gradients are whole too.
-        world.check_unbroken()?;
+        world.enqueue_broadcast(&first, 0)?;
         Ok((own, first))
     }
 
@@ -227,8 +256,12 @@ impl<'a> Learner<'a> {
     pub(super) fn hold(&mut self, first: Option<Tensor>) -> Result<()> {
         let own = buffers::pack(&self.parameters)?;
         let first = first.unwrap_or_else(|| own.shallow_clone());
-        self.held = Held { first, own, loss_scale: self.loss_scale.clone() };
+        self.held = self.held_with(own, first)?;
         Ok(())
+    }
+
+    fn held_with(&self, own: Tensor, first: Tensor) -> Result<Held> {
+        Ok(Held { own, first, loss_scale: self.loss_scale.clone(), reached: mark(self.parameters.device())? })
     }
 
     /// Before an evaluation: every rank takes rank 0's buffers of the last update, whose running statistics are those that are
@@ -241,27 +274,6 @@ impl<'a> Learner<'a> {
         buffers::put_back(&self.parameters, &self.held.own)
     }
 
-    /// Undoes what a step that was broken off has done: the state is that after the last update again. Before an evaluation
-    /// every rank has rank 0's buffers.
-    ///
-    /// # Errors
-    /// If it broke off within the update itself, or libtorch fails.
-    pub fn roll_back(&mut self, precedes_evaluation: bool) -> Result<()> {
-        if self.torn {
-            return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
-        }
-        if self.averaged {
-            self.swap_average()?;
-        }
-        self.loss_scale.clone_from(&self.held.loss_scale);
-        match precedes_evaluation {
-            true => self.take_first_buffers()?,
-            false => buffers::put_back(&self.parameters, &self.held.own)?,
-        }
-        self.spoiled = false;
-        self.clear_gradients()
-    }
-
     /// Exchanges the weights with their moving average, if there is one: once before an evaluation and once after it.
     ///
     /// # Errors
@@ -270,6 +282,7 @@ impl<'a> Learner<'a> {
         let Some(ema) = &mut self.ema else { return Ok(()) };
         self.torn = true;
         ema.swap(&self.trained)?;
+        self.held.reached = mark(self.parameters.device())?;
         self.torn = false;
         self.averaged = !self.averaged;
         Ok(())
@@ -282,11 +295,11 @@ impl<'a> Learner<'a> {
         self.model.forward_train(batch, &mut random).with_context(|| format!("pictures {}", bad_batch::names(batch)))
     }
 
-    /// Adds the gradients of this step; all-reduces them, overlapping with their computation, if it ends with an
-    /// update. Returns how long this rank waited for the others.
-    fn backward(&mut self, losses: &Losses, place: StepPlace) -> Result<Duration> {
+    /// Adds the gradients of this step, whose losses sum up to `total`; all-reduces them, overlapping with their
+    /// computation, if it ends with an update. Returns how long this rank waited for the others.
+    fn backward(&mut self, total: &Tensor, place: StepPlace) -> Result<Duration> {
         let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / place.micro_steps as f64;
-        let mut total = losses.total()?;
+        let mut total = total.shallow_clone();
         if scale != 1.0 {
             total = total.f_mul_scalar(scale)?;
         }
@@ -305,7 +318,7 @@ impl<'a> Learner<'a> {
             }
         }
         let norm = if self.grad_clip > 0.0 {
-            Some(optim::clip_norm(&self.tensors, self.grad_clip)?.f_double_value(&[])?)
+            Some(cuda::to_host(&optim::clip_norm(&self.tensors, self.grad_clip)?)?.f_double_value(&[])?)
         } else {
             None
         };
@@ -348,6 +361,14 @@ impl<'a> Learner<'a> {
     /// If libtorch fails.
     pub fn clear_gradients(&mut self) -> Result<()> {
         Ok(optim::clear_gradients(&self.tensors)?)
+    }
+}
+
+/// The present end of what a GPU was given; the CPU has always done all.
+fn mark(device: Device) -> Result<Option<Event>> {
+    match device {
+        Device::Cuda(index) => Ok(Some(Event::record(index)?)),
+        _ => Ok(None),
     }
 }
 

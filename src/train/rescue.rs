@@ -10,17 +10,18 @@ use super::checkpoint::{self, file_name};
 use super::saver::Saver;
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
-use crate::process;
 
 /// How long a rank waits for the launcher's choice: until the launcher ends it, or is gone.
 const CHOICE: Duration = Duration::from_secs(86_400);
 /// How long a disk that takes nothing is tried.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a GPU may take to give its state away.
+const DOWNLOAD: Duration = Duration::from_secs(20);
 
 impl Trainer<'_> {
-    /// After `error` has broken the job off on this rank: tells the launcher, goes back to the state after the last
-    /// completed update, and writes it if the launcher chooses this rank (the one with the highest step). Without a
-    /// launcher rank 0 writes, which speaks for the job.
+    /// After `error` has broken the job off on this rank: tells the launcher, and writes the state after the last completed
+    /// update if the launcher chooses this rank (the one with the highest step). Without a launcher rank 0 writes, which
+    /// speaks for the job.
     ///
     /// A failure to do so is only told, for `error` is what the job ends with.
     pub fn rescue(&mut self, folders: &[PathBuf], error: &Error) {
@@ -41,8 +42,7 @@ impl Trainer<'_> {
     fn try_rescue(&mut self, folders: &[PathBuf]) -> Result<()> {
         self.control.at(Phase::Checkpoint, self.updated.epoch as u64 + 1, self.updated.step as u64);
         self.world.abort()?;
-        process::synchronise(self.world.device())?;
-        self.learner.roll_back(self.evaluation_due)?;
+        let buffers = self.learner.last_buffers(self.evaluation_due, Instant::now() + DOWNLOAD)?;
         self.position = self.updated;
         let is_chosen = match self.control.is_connected() {
             true => self.control.hold(self.updated.step as u64, CHOICE),
@@ -62,7 +62,8 @@ impl Trainer<'_> {
             return Ok(());
         }
         let since = Instant::now();
-        let state = self.learner.capture_alone(self.world.rank(), self.meta(!self.is_regular())?)?;
+        let (meta, deadline) = (self.meta(!self.is_regular())?, since + DOWNLOAD);
+        let state = self.learner.capture_alone(self.world.rank(), buffers, meta, deadline)?;
         // Rank 0's own saver may still be at an older checkpoint, which gives way to this one.
         let mut saver = match self.saver.take() {
             Some(saver) => saver,

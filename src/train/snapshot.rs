@@ -1,10 +1,12 @@
 //! Between a learner and a checkpoint: what is stored, and how it is put back.
 
 use std::path::Path;
+use std::time::Instant;
 
 use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
+use super::Ema;
 use super::buffers;
 use super::checkpoint::{self, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
 use super::learner::Learner;
@@ -14,15 +16,21 @@ use crate::error::{Error, Result};
 use crate::model::LoadReport;
 use crate::weights::{MmdetCheckpoint, Need, Weights};
 
+/// Packed BatchNorm buffers of the last update, on the host: this rank's and rank 0's.
+pub struct LastBuffers {
+    first: Tensor,
+    own: Tensor,
+}
+
 impl Learner<'_> {
     /// The state of the whole job: `Some` on rank 0. All ranks call this together, for each holds its own BatchNorm
     /// statistics.
     ///
     /// # Errors
     /// If a rank is lost, or for lack of memory.
-    pub fn capture(&self, world: &World, meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
-        let packed = buffers::pack(&self.parameters)?;
-        let bytes = Vec::<u8>::try_from(packed.f_to_device(Device::Cpu)?)?;
+    pub fn capture(&self, world: &World, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
+        let packed = buffers::pack(&self.parameters)?.f_to_device(Device::Cpu)?;
+        let bytes = Vec::<u8>::try_from(&packed)?;
         let gathered = world.all_gather_bytes(&bytes)?;
         if world.rank() != 0 {
             return Ok(None);
@@ -30,29 +38,77 @@ impl Learner<'_> {
         let others = gathered.iter().enumerate().skip(1);
         let others =
             others.map(|(rank, bytes)| Ok((rank, Tensor::f_from_slice(bytes)?))).collect::<Result<Vec<_>>>()?;
-        self.assemble(&packed, &others, meta).map(Some)
+        meta.state.loss_scale.clone_from(&self.loss_scale);
+        self.assemble(&packed, &others, meta, &|tensor| Ok(tensor.shallow_clone())).map(Some)
+    }
+
+    /// The first part of [`Learner::capture_alone`], small, which shows that this rank's state is of a step and that its
+    /// device still answers. Before an evaluation every rank has rank 0's buffers.
+    ///
+    /// # Errors
+    /// If the job broke off within the update itself, or the device fails or has not done the last update by `deadline`.
+    pub fn last_buffers(&self, precedes_evaluation: bool, deadline: Instant) -> Result<LastBuffers> {
+        if self.torn {
+            return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
+        }
+        if let (Some(downloader), Some(reached)) = (&self.downloader, &self.held.reached) {
+            downloader.follow(reached)?;
+        }
+        let first = self.beside_collectives(&self.held.first, deadline)?;
+        let own = match precedes_evaluation {
+            true => first.shallow_clone(),
+            false => self.beside_collectives(&self.held.own, deadline)?,
+        };
+        Ok(LastBuffers { first, own })
     }
 
     /// The state after the last update as this rank alone knows it, when others are lost: with rank 0's BatchNorm
-    /// statistics, which are the model's, and its own. To be called after [`Learner::roll_back`].
+    /// statistics, which are the model's, and its own. What a step that was broken off has done to statistics and loss scale
+    /// is not in it, and an average that stands in for the weights is told from them. Of a GPU it is copied to the host
+    /// beside all that the device was given to do.
     ///
     /// # Errors
-    /// For lack of memory.
-    pub fn capture_alone(&self, rank: usize, meta: CheckpointMeta) -> Result<Checkpoint> {
-        let own = (rank > 0).then(|| (rank, self.held.own.shallow_clone()));
-        self.assemble(&self.held.first, own.as_slice(), meta)
+    /// For lack of memory; if the device fails or does not come to an end by `deadline`.
+    pub fn capture_alone(
+        &self,
+        rank: usize,
+        buffers: LastBuffers,
+        mut meta: CheckpointMeta,
+        deadline: Instant,
+    ) -> Result<Checkpoint> {
+        meta.state.loss_scale.clone_from(&self.held.loss_scale);
+        let own = (rank > 0).then_some((rank, buffers.own));
+        self.assemble(&buffers.first, own.as_slice(), meta, &|tensor| self.beside_collectives(tensor, deadline))
     }
 
-    /// The checkpoint of the present weights, with packed buffers of rank 0 and of other ranks.
-    fn assemble(&self, first: &Tensor, others: &[(usize, Tensor)], mut meta: CheckpointMeta) -> Result<Checkpoint> {
+    /// The tensor on the host, as it is after the last update.
+    fn beside_collectives(&self, tensor: &Tensor, deadline: Instant) -> Result<Tensor> {
+        match &self.downloader {
+            Some(downloader) => Ok(downloader.download(tensor, deadline)?),
+            None => Ok(tensor.shallow_clone()),
+        }
+    }
+
+    /// The checkpoint of the present weights, with packed buffers of rank 0 and of other ranks on the host; each other tensor
+    /// is what `fetch` makes of it.
+    fn assemble(
+        &self,
+        first: &Tensor,
+        others: &[(usize, Tensor)],
+        mut meta: CheckpointMeta,
+        fetch: &dyn Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Checkpoint> {
         let mut first: IndexMap<String, Tensor> = buffers::unpack(&self.parameters, first)?.into_iter().collect();
+        // During an evaluation the average and the weights have changed places.
+        let exchanged = self.ema.as_ref().filter(|_| self.averaged).map(Ema::averages);
         let mut tensors = IndexMap::new();
         for (name, _, tensor) in self.parameters.iter() {
-            let tensor = first.swap_remove(name).unwrap_or_else(|| tensor.detach());
+            let weight = exchanged.and_then(|averages| averages.get(name)).unwrap_or(tensor);
+            let tensor = first.swap_remove(name).map_or_else(|| fetch(&weight.detach()), Ok)?;
             tensors.insert(format!("{MODEL}{name}"), tensor);
         }
         for (name, tensor) in self.optimizer.state() {
-            tensors.insert(format!("{OPTIMIZER}{name}"), tensor);
+            tensors.insert(format!("{OPTIMIZER}{name}"), fetch(&tensor)?);
         }
         for (rank, packed) in others {
             for (name, tensor) in buffers::unpack(&self.parameters, packed)? {
@@ -61,11 +117,11 @@ impl Learner<'_> {
         }
         if let Some(ema) = &self.ema {
             meta.state.ema_updates = Some(ema.updates());
-            for (name, tensor) in ema.averages() {
-                tensors.insert(format!("{EMA}{name}"), tensor.shallow_clone());
+            for ((name, average), (_, weight)) in ema.averages().iter().zip(&self.trained) {
+                let average = if self.averaged { &weight.detach() } else { average };
+                tensors.insert(format!("{EMA}{name}"), fetch(average)?);
             }
         }
-        meta.state.loss_scale.clone_from(&self.loss_scale);
         Ok(Checkpoint { tensors, meta })
     }
 
@@ -88,10 +144,10 @@ impl Learner<'_> {
         } else {
             "No pre-trained weights, training starts from scratch".to_owned()
         };
-        self.hold(None)?;
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
         }
+        self.hold(None)?;
         Ok(told)
     }
 
@@ -103,10 +159,10 @@ impl Learner<'_> {
     pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
         let report = checkpoint.fill(&self.parameters)?;
         self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
-        self.hold(None)?;
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
         }
+        self.hold(None)?;
         Ok(report)
     }
 

@@ -20,6 +20,9 @@ void leave_errors_to_the_launcher() {
   setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", 0);
   setenv("TORCH_NCCL_PROPAGATE_ERROR", "0", 0);
   setenv("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0", 0);
+  // After an error the watchdog sleeps four times as long, holding the lock that every collective takes, so that others
+  // may dump what they know. Nobody does.
+  setenv("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "0", 0);
 }
 
 }  // namespace

@@ -122,10 +122,13 @@ extern "C" FnetError* fnet_group_barrier(FnetGroup* group, int device, int64_t t
       fnet::kCollective);
 }
 
-// Blocks until the collective is done or the deadline has passed; with NCCL, too, for it is given a deadline.
+// Blocks until the collective is done or the deadline has passed; with NCCL, too, if it is given a deadline. Without one
+// (0) NCCL has the current stream wait, and the host goes on.
 extern "C" FnetError* fnet_work_wait(FnetWork* work, int64_t timeout_ms) {
   return fnet::guarded(
       [&] {
+        // NCCL's wait for one that has failed would abort it in this thread, which may take for ever.
+        if (const auto error = work->work->exception()) std::rethrow_exception(error);
         if (!work->work->wait(fnet::milliseconds(timeout_ms))) throw std::runtime_error("the collective was aborted");
         if (work->averaged.defined()) {
           work->averaged.div_(work->divisor);
@@ -158,12 +161,21 @@ extern "C" FnetError* fnet_group_set_timeout(FnetGroup* group, int64_t timeout_m
   return fnet::guarded([&] { group->group->setTimeout(fnet::milliseconds(timeout_ms)); }, fnet::kCollective);
 }
 
-extern "C" FnetError* fnet_group_abort(FnetGroup* group) {
-  return fnet::guarded([&] { group->group->abort(); }, fnet::kCollective);
+// Breaks off the collectives of tensors on CUDA, or those of tensors on the CPU: each kind by itself, so that one which
+// fails or hangs does not keep the other.
+extern "C" FnetError* fnet_group_abort(FnetGroup* group, bool cuda) {
+  return fnet::guarded([&] { group->group->getBackend(cuda ? c10::kCUDA : c10::kCPU)->abort(); }, fnet::kCollective);
 }
 
+// Of tensors on the CPU: NCCL's has no deadline, and the end of the process does as well.
 extern "C" FnetError* fnet_group_shutdown(FnetGroup* group) {
-  return fnet::guarded([&] { group->group->shutdown(); }, fnet::kCollective);
+  return fnet::guarded([&] { group->group->getBackend(c10::kCPU)->shutdown(); }, fnet::kCollective);
+}
+
+// What the backend for CUDA has noticed by itself: a number of c10d::ErrorType, 0 for nothing.
+extern "C" FnetError* fnet_group_cuda_error(FnetGroup* group, int* out) {
+  return fnet::guarded([&] { *out = static_cast<int>(group->group->getBackend(c10::kCUDA)->getError()); },
+                       fnet::kCollective);
 }
 
 // Another handle to the same group.

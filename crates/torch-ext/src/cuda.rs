@@ -4,6 +4,7 @@
 //! `tch::Cuda`'s functions: libtorch remembers its first answer to whether CUDA is there.
 
 mod driver;
+mod stream;
 
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
@@ -14,12 +15,12 @@ use crate::dl::Library;
 use crate::error::{Error, ErrorKind, RawError, Result, check};
 
 pub use driver::{Driver, probe_driver};
+pub use stream::{Download, Downloader, Event, STAGING_BYTES, break_off, to_host, wait};
 
 unsafe extern "C" {
     fn fnet_libtorch_path() -> *const c_char;
     fn fnet_cuda_device_count(out: *mut i32) -> *mut RawError;
     fn fnet_cuda_set_device(device: i32) -> *mut RawError;
-    fn fnet_cuda_synchronize(device: i32) -> *mut RawError;
     fn fnet_cuda_memory(device: i32, out: *mut MemoryStatistics) -> *mut RawError;
     fn fnet_cuda_reset_peak(device: i32) -> *mut RawError;
     fn fnet_cuda_empty_cache() -> *mut RawError;
@@ -169,15 +170,6 @@ pub fn device_count() -> Result<usize> {
 pub fn set_device(device: usize) -> Result<()> {
     // SAFETY: a plain value.
     check(unsafe { fnet_cuda_set_device(number(device)) })
-}
-
-/// Waits until the device has done everything it was given.
-///
-/// # Errors
-/// If a kernel failed.
-pub fn synchronize(device: usize) -> Result<()> {
-    // SAFETY: a plain value.
-    check(unsafe { fnet_cuda_synchronize(number(device)) })
 }
 
 /// Memory of a device, as libtorch's allocator and the driver see it.

@@ -79,7 +79,7 @@ fn gradients_have_the_strides_of_their_weights() {
             let mut learner = Learner::new(&config(amp), &world).unwrap();
             for _ in 0..micro_steps {
                 let losses = learner.forward(&batch(), place(false, 1), &world).unwrap();
-                learner.backward(&losses, place(false, 1)).unwrap();
+                learner.backward(&losses.total().unwrap(), place(false, 1)).unwrap();
             }
             for (name, weight) in learner.trained() {
                 assert_eq!(weight.grad().stride(), weight.stride(), "{name} {:?}, {amp:?}", weight.size());
@@ -291,6 +291,47 @@ fn the_update_after_one_that_was_left_out_is_as_if_that_had_not_been() {
 
 fn of_one_rank() -> CheckpointMeta {
     CheckpointMeta { world_size: 1, ..CheckpointMeta::default() }
+}
+
+#[test]
+fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Fp16);
+    config.train.ema = 0.9;
+    let mut learner = Learner::new(&config, &world).unwrap();
+    one_step(&mut learner, &world).unwrap();
+    let copies = |state: &Checkpoint| -> HashMap<String, Tensor> {
+        state.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
+    };
+    let state = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+    let (expected, meta) = (copies(&state), state.meta);
+    let deadline = Instant::now() + Duration::from_secs(3600);
+    let check = |learner: &Learner<'_>, when: &str| {
+        for precedes_evaluation in [false, true] {
+            let buffers = learner.last_buffers(precedes_evaluation, deadline).unwrap();
+            let alone = learner.capture_alone(0, buffers, of_one_rank(), deadline).unwrap();
+            let found = copies(&alone);
+            assert!(
+                found.iter().all(|(name, tensor)| *tensor == expected[name]) && found.len() == expected.len(),
+                "{when}"
+            );
+            assert_eq!(alone.meta, meta, "{when}");
+        }
+    };
+    check(&learner, "nothing");
+
+    // A step that was broken off before its update.
+    learner.forward(&batch(), place(true, 1), &world).unwrap();
+    learner.loss_scale.as_mut().unwrap().update(false).unwrap();
+    check(&learner, "a step");
+
+    learner.swap_average().unwrap();
+    check(&learner, "an evaluation");
+    learner.swap_average().unwrap();
+    check(&learner, "its end");
+
+    learner.torn = true;
+    assert!(learner.last_buffers(false, deadline).is_err());
 }
 
 #[test]

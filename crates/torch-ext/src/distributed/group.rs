@@ -68,8 +68,9 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_group_set_timeout(group: *mut RawGroup, timeout_ms: i64) -> *mut RawError;
-    fn fnet_group_abort(group: *mut RawGroup) -> *mut RawError;
+    fn fnet_group_abort(group: *mut RawGroup, cuda: bool) -> *mut RawError;
     fn fnet_group_shutdown(group: *mut RawGroup) -> *mut RawError;
+    fn fnet_group_cuda_error(group: *mut RawGroup, out: *mut i32) -> *mut RawError;
     fn fnet_group_clone(group: *mut RawGroup, out: *mut *mut RawGroup) -> *mut RawError;
     fn fnet_group_free(group: *mut RawGroup) -> *mut RawError;
 }
@@ -237,7 +238,8 @@ impl ProcessGroup {
         check(unsafe { fnet_group_set_timeout(self.raw, milliseconds(timeout)) })
     }
 
-    /// Ends the group in good order, when all ranks are done.
+    /// Ends the group in good order, when all ranks are done: what tensors on the CPU travel by. What NCCL has opened stays
+    /// until the end of the process.
     ///
     /// # Errors
     /// If a running collective fails.
@@ -246,11 +248,10 @@ impl ProcessGroup {
         check(unsafe { fnet_group_shutdown(self.raw) })
     }
 
-    /// Breaks off what runs, after a peer was lost. What a hung collective holds is given up, not waited for; the group
-    /// must not be used any more.
+    /// See [`Aborter::abort`].
     ///
     /// # Errors
-    /// If the backend does not let go within `deadline`; the process should then end.
+    /// As there.
     pub fn abort(&self, deadline: Duration) -> Result<()> {
         self.aborter()?.abort(deadline)
     }
@@ -290,7 +291,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// Breaks off the collectives of a group, from any thread.
+/// Watches the collectives of a group and breaks them off, from any thread.
 ///
 /// Its handle is never freed: Gloo's destructor, which runs with the last handle, would wait for a hung collective.
 pub struct Aborter {
@@ -300,24 +301,55 @@ pub struct Aborter {
 }
 
 impl Aborter {
-    /// As [`ProcessGroup::abort`].
+    /// Breaks off what runs on the CPU, after a peer was lost. What a hung collective holds is given up, not waited for; the
+    /// group must not be used any more.
     ///
     /// # Errors
-    /// As [`ProcessGroup::abort`].
+    /// If the backend does not let go within `deadline`; the process should then end.
     pub fn abort(&self, deadline: Duration) -> Result<()> {
         let handle = self.handle;
         self.connections.cut();
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             // SAFETY: a live handle, for it is never freed.
-            let result = check(unsafe { fnet_group_abort(handle.raw()) });
+            let result = check(unsafe { fnet_group_abort(handle.raw(), false) });
             // The receiver is gone only if the deadline has passed.
             let _ = sender.send(result);
         });
         receiver.recv_timeout(deadline).unwrap_or_else(|_| {
-            let device = self.cuda_device.map_or(String::new(), |device| format!(" on CUDA device {device}"));
-            let message = format!("the process group{device} did not stop within {deadline:?} of being aborted");
+            let message = format!("the process group did not stop within {deadline:?} of being aborted");
             Err(Error::new(ErrorKind::Collective, message))
+        })
+    }
+
+    /// Whether tensors on a CUDA device travel by this group.
+    pub fn is_on_cuda(&self) -> bool {
+        self.cuda_device.is_some()
+    }
+
+    /// Breaks off what runs on the CUDA device. NCCL's abort has hung in the field, so it may never return; and it may free
+    /// memory that a kernel of another rank still uses, so it is the last resort.
+    ///
+    /// # Errors
+    /// If NCCL fails.
+    pub fn abort_cuda(&self) -> Result<()> {
+        // SAFETY: a live handle, for it is never freed.
+        check(unsafe { fnet_group_abort(self.handle.raw(), true) })
+    }
+
+    /// What NCCL has found to be wrong by itself, in words, if anything.
+    ///
+    /// # Errors
+    /// If the backend cannot tell.
+    pub fn cuda_error(&self) -> Result<Option<&'static str>> {
+        let mut found = 0;
+        // SAFETY: a live handle, for it is never freed; the out-pointer is valid for the call.
+        check(unsafe { fnet_group_cuda_error(self.handle.raw(), &raw mut found) })?;
+        Ok(match found {
+            0 => None,
+            1 => Some("a collective that did not end in time"),
+            3 => Some("an error of another rank"),
+            _ => Some("an error of the connection to another rank"),
         })
     }
 }
@@ -360,6 +392,16 @@ impl Work<'_> {
     pub fn wait(self, timeout: Duration) -> Result<()> {
         // SAFETY: live handle.
         check(unsafe { fnet_work_wait(self.raw, milliseconds(timeout)) })
+    }
+
+    /// Has the current stream of the tensors' CUDA device wait for the collective; this thread goes on. A tensor on the CPU is
+    /// waited for without a deadline of its own.
+    ///
+    /// # Errors
+    /// If it has failed already.
+    pub fn wait_on_stream(self) -> Result<()> {
+        // SAFETY: live handle; 0 is c10d's word for no deadline.
+        check(unsafe { fnet_work_wait(self.raw, 0) })
     }
 
     /// Whether the collective has ended, well or not. [`Work::wait`] must still be called.

@@ -1,0 +1,78 @@
+//! When a rank is done with its own part of a pass, so that waiting for the others is told from computing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use fnet_protocol::message::Operation;
+use fnet_protocol::state;
+use tch::Device;
+use torch_ext::cuda::{self, Event};
+
+use super::world::in_collective;
+use crate::error::Result;
+
+/// The moment at which this rank's own gradients are computed.
+#[derive(Clone, Default)]
+pub(super) struct Computed(Arc<Mutex<Option<Mark>>>);
+
+enum Mark {
+    At(Instant),
+    /// A GPU comes to it later than the host.
+    On(Event),
+}
+
+impl Computed {
+    /// To be called when all that computes the gradients is done, or given to the device.
+    pub fn mark(&self, device: Device) {
+        let mark = match device {
+            // A device that has failed is told by whoever waits for it.
+            Device::Cuda(index) => Event::record(index).ok().map(Mark::On),
+            _ => {
+                state::page().wait(Operation::Gradients);
+                Some(Mark::At(Instant::now()))
+            }
+        };
+        *self.lock() = mark;
+    }
+
+    /// After a pass on the CPU: how long it has waited for the other ranks.
+    pub fn waited(&self) -> Duration {
+        let mut mark = self.lock();
+        match *mark {
+            Some(Mark::At(at)) => {
+                *mark = None;
+                at.elapsed()
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// After a pass that was given to a GPU: waits for this rank's own part of it, then for the other ranks and for all else
+    /// that the GPU was given. Returns how long it waited for those.
+    ///
+    /// # Errors
+    /// If the device has failed or the job is broken off.
+    pub fn wait_for_others(&self, device: Device) -> Result<Duration> {
+        let Device::Cuda(index) = device else { return Ok(Duration::ZERO) };
+        let mark = self.lock().take();
+        let all = Event::record(index)?;
+        if let Some(Mark::On(own)) = mark {
+            own.wait()?;
+        }
+        let since = Instant::now();
+        in_collective(Operation::Gradients, || Ok(all.wait()?))?;
+        Ok(since.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Mark>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`cuda::wait`]; tensors on the CPU are always there.
+pub(super) fn wait_for(device: Device) -> Result<(), torch_ext::Error> {
+    match device {
+        Device::Cuda(index) => cuda::wait(index),
+        _ => Ok(()),
+    }
+}
