@@ -89,6 +89,11 @@ void* real_address(const void* p) {
   if (!is_device_address(p)) return const_cast<void*>(p);
   return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(p) - memory().tensors + memory().real);
 }
+// Whether kernels work there, rather than the host.
+bool is_work_memory(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  return address >= memory().real && address < memory().real + kRange * SIM_MAX_GPUS;
+}
 int device_count() { return memory().count; }
 DeviceIndex current_device() { return device_of_thread; }
 

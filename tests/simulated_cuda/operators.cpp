@@ -13,11 +13,13 @@ namespace sim {
 
 void fault_before_convolution();
 
-// FNET_SIM_NO_COMPUTE=1: no kernel runs, all memory stays zero, and what is left is the host's work.
-bool computes() {
-  static const bool yes = setting("FNET_SIM_NO_COMPUTE", 0) == 0;
-  return yes;
+// FNET_SIM_NO_COMPUTE: kernels run until so many updates are done; from then on small results are zero, large ones hold
+// whatever is there, and what is left is the host's work.
+int64_t last_computed_update() {
+  static const int64_t last = setting("FNET_SIM_NO_COMPUTE", -1);
+  return last;
 }
+bool computes() { return last_computed_update() < 0 || updates() < last_computed_update(); }
 
 namespace {
 
@@ -264,9 +266,7 @@ void keep_values(torch::jit::Stack& stack) {
       v = v.toGenerator().clone();
     } else if (v.isTensor() && v.toTensor().defined() && v.toTensor().dim() == 0) {
       const Tensor& t = v.toTensor();
-      const auto address = reinterpret_cast<uintptr_t>(t.storage().data());
-      const bool of_device = address >= memory().real && address < memory().real + kRange * SIM_MAX_GPUS;
-      if (!of_device) v = t.clone();
+      if (!is_work_memory(t.storage().data())) v = t.clone();
     }
   }
 }
@@ -295,6 +295,13 @@ struct Shapes {
   std::mutex mutex;
   std::unordered_map<std::string, torch::jit::Stack> known;
 };
+Shapes& shapes() {
+  static auto* one = new Shapes();
+  return *one;
+}
+
+// Results up to this size may hold numbers that the host acts on.
+constexpr size_t kSmall = size_t{64} << 10;
 
 std::string signature(const Operator& op, c10::ArrayRef<c10::IValue> arguments) {
   std::string key = op.name;
@@ -434,6 +441,7 @@ class Kernel final : public c10::OperatorKernel {
       return;
     }
     std::vector<std::pair<Tensor, Tensor>> fresh;
+    const bool keeps_shapes = last_computed_update() > 0 && !known.only_writes && !known.waits;
     if (behind) {
       torch::jit::Stack kept = host;
       keep_values(kept);
@@ -467,6 +475,7 @@ class Kernel final : public c10::OperatorKernel {
             [&] { call(op, known, host); },
             [&]() -> std::function<void()> { die("a stream fell behind by another thread's work while " + known.name + " was to run at once"); });
     aliases.bring_shapes_back();
+    if (keeps_shapes) keep_shapes(signature(known, arguments), host);
     wrap(host, aliases, device.index(), fresh);
     fill(fresh);
     Block* block = nullptr;
@@ -511,26 +520,45 @@ class Kernel final : public c10::OperatorKernel {
       host = std::move(results);
       return;
     }
-    static auto* shapes = new Shapes();
     const std::string key = signature(known, arguments);
     std::vector<std::pair<Tensor, Tensor>> fresh;
-    {
-      const std::lock_guard<std::mutex> lock(shapes->mutex);
-      const auto found = known.waits ? shapes->known.end() : shapes->known.find(key);
-      if (found != shapes->known.end()) {
-        host = found->second;
-        wrap(host, aliases, device.index(), fresh);
-        return;
-      }
+    bool found = false;
+    if (!known.waits) {
+      const std::lock_guard<std::mutex> lock(shapes().mutex);
+      const auto place = shapes().known.find(key);
+      found = place != shapes().known.end();
+      if (found) host = place->second;
     }
-    torch::jit::Stack results = host;
-    call(op, known, results);
+    if (!found) {
+      // What is in memory may be no argument that a kernel can bear.
+      const auto zeros = [](const Tensor& t) { return t.defined() ? at::empty_strided(t.sizes(), t.strides(), t.options()).zero_() : t; };
+      for (c10::IValue& v : host) {
+        if (v.isTensor()) {
+          v = zeros(v.toTensor());
+        } else if (v.isTensorList()) {
+          c10::List<Tensor> list;
+          for (const Tensor& t : v.toTensorVector()) list.push_back(zeros(t));
+          v = std::move(list);
+        }
+      }
+      call(op, known, host);
+      host = keep_shapes(key, host);
+    }
+    wrap(host, aliases, device.index(), fresh);
+    for (const auto& pair : fresh) {
+      const size_t bytes = pair.first.storage().nbytes();
+      if (bytes > 0 && bytes <= kSmall) std::memset(real_address(pair.first.storage().data()), 0, bytes);
+    }
+  }
+
+  // Remembers results without their memory.
+  static torch::jit::Stack keep_shapes(const std::string& key, const torch::jit::Stack& results) {
+    const auto shape = [](const Tensor& t) {
+      if (!t.defined()) return t;
+      return cpu_tensor(c10::Storage(c10::Storage::use_byte_size_t(), t.storage().nbytes(), c10::DataPtr(nullptr, Device(c10::kCPU)), nullptr, false), t);
+    };
     torch::jit::Stack kept;
     for (const c10::IValue& v : results) {
-      // The shape only: the results' memory is not kept.
-      const auto shape = [](const Tensor& t) {
-        return t.defined() ? cpu_tensor(c10::Storage(c10::Storage::use_byte_size_t(), t.storage().nbytes(), c10::DataPtr(nullptr, Device(c10::kCPU)), nullptr, false), t) : t;
-      };
       if (v.isTensor()) {
         kept.emplace_back(shape(v.toTensor()));
       } else if (v.isTensorList()) {
@@ -541,12 +569,9 @@ class Kernel final : public c10::OperatorKernel {
         kept.push_back(v);
       }
     }
-    {
-      const std::lock_guard<std::mutex> lock(shapes->mutex);
-      shapes->known[key] = kept;
-    }
-    host = kept;
-    wrap(host, aliases, device.index(), fresh);
+    const std::lock_guard<std::mutex> lock(shapes().mutex);
+    shapes().known[key] = kept;
+    return kept;
   }
 
   const std::shared_ptr<const Operator> known_;
@@ -554,7 +579,7 @@ class Kernel final : public c10::OperatorKernel {
 
 // New memory holds no number that anything could be computed from.
 void poison(const Tensor& t) {
-  if (computes() && t.storage().nbytes() > 0) std::memset(real_address(t.storage().data()), 0xff, t.storage().nbytes());
+  if (last_computed_update() < 0 && t.storage().nbytes() > 0) std::memset(real_address(t.storage().data()), 0xff, t.storage().nbytes());
 }
 
 Tensor empty_memory_format(c10::IntArrayRef size, std::optional<c10::ScalarType> kind, std::optional<c10::Layout>,

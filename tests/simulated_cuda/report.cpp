@@ -83,7 +83,10 @@ Report& report() {
 }  // namespace
 
 void count(Count kind, const std::string& name, int64_t by) { report().add(static_cast<int>(kind), name, by); }
+std::atomic<int64_t> updates_done{0};
+int64_t updates() { return updates_done; }
 void step_is_over() {
+  ++updates_done;
   const std::lock_guard<std::mutex> lock(report().mutex);
   report().updated = true;
 }

@@ -49,6 +49,8 @@ void count(Count kind, const std::string& name, int64_t by = 1);
 // The next convolution begins another training step.
 void step_is_over();
 void convolution_begins();
+// Fused updates of an optimizer so far.
+int64_t updates();
 
 // ---- streams.cpp: the order of what runs ------------------------------------------------------------------------------
 

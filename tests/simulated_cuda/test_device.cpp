@@ -340,7 +340,7 @@ void processes() {
   ends("deterministic", 7, {});
   ends("unordered", 7, {{"FNET_SIM_UNORDERED", "1"}});
   ends("unordered", 0, {});
-  ends("no compute", 7, {{"FNET_SIM_NO_COMPUTE", "1"}});
+  ends("no compute", 7, {{"FNET_SIM_NO_COMPUTE", "0"}});
   for (const auto& [visible, count] : std::map<const char*, int>{{"", 0}, {"1", 1}, {"3,0", 2}, {"0,9,1", 1}, {"GPU-a0b0", 1}, {"GPU-a3b3c303,GPU-a0", 2}, {"1,1", 0}, {"GPU-a", 0}}) {
     ends("visible", 10 + count, {{"CUDA_VISIBLE_DEVICES", visible}});
   }

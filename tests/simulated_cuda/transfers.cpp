@@ -107,7 +107,8 @@ std::vector<Access> access(const Tensor& t, bool write) {
 
 // Plain copy of CPU tensors, below everything that libtorch would do about it.
 void copy_on_host(const Tensor& to, const Tensor& from) {
-  if (!computes()) return;
+  // The host acts on what it has downloaded, so that is never left out.
+  if (!computes() && is_work_memory(to.const_data_ptr())) return;
   at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const_cast<Tensor&>(to).copy_(from);
@@ -162,10 +163,10 @@ void download(const Tensor& self, const Tensor& src, bool non_blocking) {
   auto d = std::make_shared<Download>();
   d->target = self.mutable_data_ptr();
   d->value.resize(src.nbytes());
-  const auto run = [d, from] { if (computes()) std::memcpy(d->value.data(), from.const_data_ptr(), d->value.size()); };
+  const auto run = [d, from] { std::memcpy(d->value.data(), from.const_data_ptr(), d->value.size()); };
   const auto later = [&]() -> std::function<void()> { return run; };
   d->position = enqueue(stream, "a download", access(src, false), run, later);
-  std::memset(d->target, computes() ? 0xff : 0, d->value.size());
+  std::memset(d->target, 0xff, d->value.size());
   const std::lock_guard<std::mutex> lock(queues().mutex);
   transfers().downloads.push_back(d);
 }
