@@ -1,6 +1,5 @@
 //! Data-parallel training: every rank computes gradients of its own images, all step with their mean.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::message::Operation;
@@ -16,8 +15,6 @@ pub struct DataParallel<'a> {
     world: &'a World,
     /// None in a job of one rank.
     reducer: Option<Reducer>,
-    /// When this rank had computed the gradients of the last pass.
-    computed: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<'a> DataParallel<'a> {
@@ -28,25 +25,17 @@ impl<'a> DataParallel<'a> {
     /// A bug if the ranks' parameters differ; if a peer is lost.
     pub fn new(world: &'a World, parameters: &[Tensor], buffers: &[Tensor]) -> Result<Self> {
         if world.world_size() == 1 {
-            return Ok(Self { world, reducer: None, computed: Arc::default() });
+            return Ok(Self { world, reducer: None });
         }
         check_equal_layouts(world, parameters, buffers)?;
         world.broadcast_all(parameters, 0)?;
         world.broadcast_all(buffers, 0)?;
-        let computed: Arc<Mutex<Option<Instant>>> = Arc::default();
         let mut reducer = None;
         world.run(Operation::Meeting, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
-        if let Some(reducer) = &mut reducer {
-            let computed = Arc::clone(&computed);
-            reducer.on_computed(move || {
-                state::page().wait(Operation::Gradients);
-                *computed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            });
-        }
-        Ok(Self { world, reducer, computed })
+        Ok(Self { world, reducer })
     }
 
     /// Computes the gradients of `loss` and adds them up; with `synchronise`, leaves the mean over the ranks of what
@@ -56,16 +45,19 @@ impl<'a> DataParallel<'a> {
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
     pub fn backward(&self, loss: &Tensor, synchronise: bool) -> Result<Duration> {
-        let run = || torch_ext::autograd::backward(loss).with_context(|| self.world.doing("backward pass"));
+        let what = || self.world.doing("backward pass");
         let Some(reducer) = self.reducer.as_ref().filter(|_| synchronise) else {
-            run()?;
+            torch_ext::autograd::backward(loss).with_context(what)?;
             return Ok(Duration::ZERO);
         };
         let _taking_part = state::page().overlapped_collective();
-        reducer.prepare(&[loss.shallow_clone()]).with_context(|| self.world.doing("all-reduce of gradients"))?;
-        run()?;
-        let computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(computed.map_or(Duration::ZERO, |at| at.elapsed()))
+        let mut computed = Instant::now();
+        let told = || {
+            state::page().wait(Operation::Gradients);
+            computed = Instant::now();
+        };
+        reducer.backward(loss, told).with_context(what)?;
+        Ok(computed.elapsed())
     }
 }
 
