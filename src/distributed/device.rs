@@ -1,6 +1,6 @@
 //! Which device a rank computes on.
 
-use fnet_protocol::capability;
+use fnet_protocol::{capability, env};
 use tch::Device;
 use torch_ext::cuda;
 
@@ -47,10 +47,15 @@ fn gpu_index(local_rank: usize, visible: usize) -> Result<usize> {
 /// Kernels that a GPU cannot run would fail in the first step, without a word about the reason.
 fn refuse_unsupported(index: usize, capability: Option<(i32, i32)>) -> Result<()> {
     match capability {
-        Some(found) if !capability::is_supported(found) => Err(Error::environment(format!(
-            "GPU {index} of this worker cannot be used: {}; take other GPUs with --gpus, or run with --device cpu",
-            capability::not_supported(found)
-        ))),
+        Some(found) if !capability::is_supported(found) => {
+            let visible = std::env::var(env::CUDA_VISIBLE_DEVICES);
+            let visible = visible.map_or(String::new(), |visible| format!(" (CUDA_VISIBLE_DEVICES={visible})"));
+            Err(Error::environment(format!(
+                "GPU {index} of this worker{visible} cannot be used: {}; take other GPUs with --gpus, or run with \
+                 --device cpu",
+                capability::not_supported(found)
+            )))
+        }
         _ => Ok(()),
     }
 }

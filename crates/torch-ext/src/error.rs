@@ -76,7 +76,11 @@ impl Error {
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        Self::from_text(&error.to_string())
+        match error {
+            // Without tch's own word that libtorch has failed.
+            tch::TchError::Torch(text) => Self::from_text(&text),
+            other => Self::from_text(&other.to_string()),
+        }
     }
 }
 
