@@ -61,10 +61,9 @@ fn no_raw_message_of_a_library_reaches_people_or_logs() {
             assert!(!text.contains(raw), "{raw} in {name}:\n{text}");
         }
     }
-    // Who asks for them finds them, numbered.
+    // Who asks for them would find them, numbered; a training gives libtorch no reason for any.
     let ended = scene.two(&format!("--verbose {line} --work-dir verbose"));
-    ended.expect(0, &["DEBUG - note 1 of libtorch: "]);
-    assert!(!ended.stderr.contains("Grad strides"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("of libtorch: "), "{}", ended.stderr);
 }
 
 #[test]
