@@ -26,6 +26,7 @@ mod outputs;
 mod parity_trained;
 mod pictures;
 mod resume;
+mod simulated;
 mod slots;
 mod starters;
 mod support;

@@ -379,7 +379,7 @@ fn options() -> fnet_synth::Options {
 }
 
 /// Pictures that no test changes, made once and kept between runs.
-fn shared_pictures() -> PathBuf {
+pub fn shared_pictures() -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-pictures-{}", fnet_synth::FORMAT_VERSION));
     let options = fnet_synth::Options { out: out.clone(), images: PICTURES, val_images: 8, ..options() };
     static MADE: Mutex<bool> = Mutex::new(false);

@@ -1,0 +1,52 @@
+//! Drivers and cards of all kinds: what the launcher finds, and what it says where a job cannot run.
+
+use std::time::{Duration, Instant};
+
+use super::Gpus;
+use crate::support::Scene;
+
+fn idle(test: &str) -> Option<Gpus> {
+    Gpus::of(test, || Scene::of(1))
+}
+
+const TRAIN: &str = "train cfg.toml --no-validate --set train.epochs=1";
+
+#[test]
+fn a_driver_that_cannot_run_the_job_is_named() {
+    let Some(gpus) = idle("a_driver_that_cannot_run_the_job_is_named") else { return };
+    let on = |driver| gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN}"), &[("FNET_SIM_DRIVER", driver)]);
+    on("old").expect(6, &["driver is too old", "CUDA 12.4"]);
+    on("none").expect(6, &["no GPU found"]);
+    let started = Instant::now();
+    on("hang").expect(6, &["driver hangs"]);
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+#[test]
+#[ignore = "compute capability is not yet checked"]
+fn a_card_that_the_wheel_has_no_kernels_for_is_named() {
+    let Some(gpus) = idle("a_card_that_the_wheel_has_no_kernels_for_is_named") else { return };
+    let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN}"), &[("FNET_SIM_CAPABILITY", "9.0,7.0")]);
+    ended.expect(6, &["compute capability 7.0"]);
+}
+
+#[test]
+fn cards_are_chosen_by_index_uuid_and_order() {
+    let Some(gpus) = idle("cards_are_chosen_by_index_uuid_and_order") else { return };
+    for (visible, texts) in [
+        ("3,1", ["cuda 3", "cuda 1"]),
+        ("GPU-a2b2c202,0", ["cuda GPU-a2b2c202", "cuda 0"]),
+    ] {
+        let line = format!("--gpus 2 --dry-run {TRAIN}");
+        let ended = gpus.launch(&line, &[("CUDA_VISIBLE_DEVICES", visible)]);
+        let told = ended.stdout.clone() + &ended.stderr;
+        assert!(ended.code == 0 && texts.iter().all(|text| told.contains(text)), "{visible}: {told}");
+    }
+}
+
+#[test]
+fn a_job_runs_on_chosen_cards_without_nvml() {
+    let Some(gpus) = Gpus::of("a_job_runs_on_chosen_cards_without_nvml", || Scene::with_pictures(4, 2)) else { return };
+    let settings = [("CUDA_VISIBLE_DEVICES", "GPU-a3b3c303,1"), ("FNET_SIM_DRIVER", "no-nvml")];
+    gpus.launch(&format!("--gpus 2 {TRAIN}"), &settings).expect(0, &[]);
+}

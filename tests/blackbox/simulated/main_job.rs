@@ -1,0 +1,144 @@
+//! What the main job does on a machine with GPUs is what it does on CPU workers.
+
+use std::path::Path;
+
+use super::Gpus;
+use crate::outputs::{assert_same_metrics, differences, files, floats, losses, object, progress, series, tensors};
+use crate::support::{Scene, until};
+
+/// Everything with a state of its own is on, and as much as fits into one job.
+const EVERYTHING: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 train.accumulate=2 optimizer.grad_clip=5.0 \
+    model.sync_bn=true model.backbone.drop_path_rate=0.2 data.samples_per_gpu=2 \
+    data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] checkpoint.interval=2 log.tensorboard=false";
+
+/// The largest distance between the values of a number in two logs, of the first `steps` steps.
+fn distance(a: &Path, b: &Path, name: &str, steps: usize) -> f64 {
+    let (a, b) = (series(a, name), series(b, name));
+    assert!(a.len() >= steps && b.len() >= steps, "{} and {} steps", a.len(), b.len());
+    a.iter().zip(&b).take(steps).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+}
+
+/// Losses are logged with five digits. Two kernels differ in the order of their additions: RoIAlign, where torchvision's
+/// adds sample by sample and the CPU's by separate axes, and BatchNorm, where libtorch's stands for CUDA's. One unit of the
+/// last place grows in 20 steps to about 1e-6 of a weight under SGD (AdamW makes whole steps of the rounding of gradients
+/// that are zero, as those of biases before BatchNorm); all proposals enter the losses, since a choice among them
+/// would turn a difference of the last place into one of a whole box.
+#[test]
+fn two_gpus_train_as_two_cpu_workers_do() {
+    let Some(gpus) = Gpus::of("two_gpus_train_as_two_cpu_workers_do", Scene::new) else { return };
+    let job = "--max-restarts 0 train cfg.toml --set train.epochs=1 \
+        model.roi_head.sampler.count=4096 optimizer.kind=sgd optimizer.lr=2e-4";
+    gpus.launch(&format!("--gpus 2 {job} --work-dir gpu"), &[]).expect(0, &["2 workers (cuda)"]);
+    gpus.launch(&format!("--device cpu --nproc 2 {job} --work-dir cpu"), &[]).expect(0, &[]);
+    let (gpu, cpu) = (gpus.path("gpu"), gpus.path("cpu"));
+    for name in ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "loss"] {
+        let found = distance(&gpu, &cpu, name, 20);
+        assert!(found <= 2e-5, "{name} differs by {found}");
+    }
+    let (a, b) = (tensors(&gpu.join("latest.ckpt")), tensors(&cpu.join("latest.ckpt")));
+    assert!(a.keys().eq(b.keys()));
+    let weights: Vec<_> = a.keys().filter(|name| name.starts_with("model.") && a[*name].len() % 4 == 0).collect();
+    assert!(weights.len() > 50, "{weights:?}");
+    for name in weights {
+        let (x, y) = (floats(&a[name]), floats(&b[name]));
+        let sum: f32 = x.iter().zip(&y).map(|(x, y)| (x - y).abs()).sum();
+        assert!(sum <= 1e-5 * x.len() as f32, "{name} differs by {} on average", sum / x.len() as f32);
+    }
+    // The evaluation of a checkpoint gives what training measured, with another number of GPUs too.
+    let measured = gpu.join("results/epoch_1.metrics.json");
+    gpus.launch("--gpus 4 test gpu/latest.ckpt --metrics four.json", &[]).expect(0, &[]);
+    assert_same_metrics(&measured, &gpus.path("four.json"));
+    assert!(object(&measured).contains_key("bbox_mAP"));
+}
+
+#[test]
+fn a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped() {
+    let name = "a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped";
+    let Some(gpus) = Gpus::of(name, || Scene::with_pictures(16, 4)) else { return };
+    let launch = |line: &str| gpus.launch(&format!("--gpus 2 --max-restarts 0 {EVERYTHING} {line}"), &[]);
+    launch("--work-dir whole").expect(0, &[]);
+    let whole = gpus.path("whole");
+    launch("--work-dir parts --fault term:rank=1,phase=backward,step=2").expect(75, &[]);
+    launch("--work-dir parts --resume --fault kill:rank=1,phase=backward,step=5")
+        .expect(4, &["rank 1 failed", "SIGKILL"]);
+    assert_eq!(progress(&gpus.path("parts/latest.ckpt")), 4);
+    launch("--work-dir parts --resume").expect(0, &[]);
+    let parts = gpus.path("parts");
+    let without_memory = |folder: &Path| {
+        let mut lines = losses(folder);
+        lines.iter_mut().for_each(|line| drop(line.remove("memory")));
+        lines
+    };
+    assert_eq!(without_memory(&parts), without_memory(&whole));
+    // BatchNorm's statistics of the lost rank are lost with it, but all ranks have the same ones here.
+    assert_eq!(differences(&tensors(&parts.join("latest.ckpt")), &tensors(&whole.join("latest.ckpt"))), Vec::<String>::new());
+}
+
+#[test]
+fn four_gpus_of_which_one_is_lost_lose_no_step() {
+    let Some(gpus) = Gpus::of("four_gpus_of_which_one_is_lost_lose_no_step", || Scene::with_pictures(16, 4)) else {
+        return;
+    };
+    let job = "train cfg.toml --no-validate --set train.epochs=2 log.tensorboard=false";
+    let fault = "--fault kill:rank=2,phase=backward,step=4";
+    gpus.launch(&format!("--gpus 4 --max-restarts 0 {job} --work-dir lost {fault}"), &[])
+        .expect(4, &["rank 2 failed", "SIGKILL", "no completed step is lost"]);
+    assert_eq!(progress(&gpus.path("lost/latest.ckpt")), 3);
+    // By itself the launcher starts the job again.
+    gpus.launch(&format!("--gpus 4 {job} --work-dir again {fault}"), &[]).expect(0, &[]);
+    let steps = losses(&gpus.path("again")).len();
+    assert_eq!(progress(&gpus.path("again/latest.ckpt")), steps);
+}
+
+#[test]
+fn narrow_types_train_with_losses_near_those_of_float32() {
+    let Some(gpus) = Gpus::of("narrow_types_train_with_losses_near_those_of_float32", || Scene::with_pictures(12, 4)) else {
+        return;
+    };
+    let job = "--gpus 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=1 data.samples_per_gpu=3";
+    // The CPU's convolutions in float16 take long; wide ones are rounded at the end only.
+    let settings = [("FNET_SIM_WIDE_HALF", "1")];
+    for amp in ["off", "bf16", "fp16"] {
+        gpus.launch(&format!("{job} train.amp={amp} --work-dir {amp}"), &settings).expect(0, &[]);
+    }
+    let steps = series(&gpus.path("off"), "loss").len();
+    for amp in ["bf16", "fp16"] {
+        let found = distance(&gpus.path("off"), &gpus.path(amp), "loss", steps);
+        assert!(found > 0.0 && found < 0.2, "{amp} differs by {found}");
+    }
+}
+
+#[test]
+fn deterministic_jobs_and_jobs_with_losses_that_are_not_finite() {
+    let name = "deterministic_jobs_and_jobs_with_losses_that_are_not_finite";
+    let Some(gpus) = Gpus::of(name, || Scene::with_pictures(8, 4)) else { return };
+    let job = "--gpus 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=1";
+    gpus.launch(&format!("{job} --deterministic --work-dir first"), &[]).expect(0, &[]);
+    gpus.launch(&format!("{job} --deterministic --work-dir second"), &[]).expect(0, &[]);
+    let [first, second] = ["first", "second"].map(|folder| tensors(&gpus.path(folder).join("latest.ckpt")));
+    assert_eq!(differences(&first, &second), Vec::<String>::new());
+    let diverging = "optimizer.lr=1e30 schedule.warmup_iters=0";
+    gpus.launch(&format!("{job} {diverging} --work-dir stops"), &[]).expect(2, &["not finite", "train.on_nan=skip"]);
+    gpus.launch(&format!("{job} {diverging} train.on_nan=skip --work-dir skips"), &[]).expect(0, &["step 2 of epoch 1 left the weights as they were"]);
+}
+
+#[test]
+fn ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands() {
+    let name = "ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands";
+    let Some(gpus) = Gpus::of(name, Scene::new) else { return };
+    let running = gpus.start("--gpus 2 train cfg.toml --no-validate --set train.epochs=500", &[]);
+    let folder = gpus.path("work_dirs/cfg");
+    until("some steps are done", || losses(&folder).len() >= 4);
+    running.signal("INT");
+    let ended = running.wait();
+    ended.expect(130, &["work_dirs/cfg/iter_"]);
+    gpus.assert_sound(&ended);
+    let checkpoint = files(&folder, ".ckpt").pop().unwrap();
+    let data = crate::support::shared_pictures().join("val");
+    gpus.launch(&format!("--gpus 2 predict {} {} --out shown", checkpoint.display(), data.display()), &[]).expect(0, &[]);
+    assert!(!files(&gpus.path("shown"), "").is_empty());
+    let ended = gpus.launch("--gpus 1 benchmark infer cfg.toml --shape 64 96 --max-iter 8 --json", &[]);
+    ended.expect(0, &[]);
+    let ended = gpus.launch("--gpus 2 benchmark train cfg.toml --batch 1 --shape 96 96 --iters 2 --json", &[]);
+    ended.expect(0, &[]);
+}
