@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Distributed,
     /// This rank ran out of memory.
     OutOfMemory,
+    /// A kernel failed in a way that ends this process's use of its GPU.
+    Device,
     /// The machine is not able: no GPU, driver, port or disk.
     Environment,
 }
@@ -77,16 +79,20 @@ impl Error {
     pub fn out_of_memory(message: &str) -> Self {
         let end = ["\nException raised from", "\nframe #"].iter().filter_map(|words| message.find(words)).min();
         let told = message[..end.unwrap_or(message.len())].trim_end();
-        let on_device = ["CUDA", "CUBLAS", "CUDNN", "NCCL", "Cuda"].iter().any(|word| told.contains(word));
+        let on_device =
+            ["CUDA", "CUBLAS", "CUDNN", "NCCL", "Cuda", "find an engine"].iter().any(|word| told.contains(word));
         let remedy = if on_device { DEVICE_MEMORY_REMEDY } else { HOST_MEMORY_REMEDY };
         Self::new(ErrorKind::OutOfMemory, format!("{told}\n{remedy}"))
     }
 
-    /// The error that a panic stands for: libtorch's exhausted memory, or else a bug.
+    /// The error that a panic stands for: exhausted memory or a fault of a device as libtorch tells it, or else a bug.
     pub fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is no text");
-        if is_out_of_memory(text) { Self::out_of_memory(text) } else { Self::bug(format!("panic: {text}")) }
+        match torch_ext::Error::from_text(text) {
+            error if error.kind() == torch_ext::ErrorKind::Torch => Self::bug(format!("panic: {text}")),
+            error => error.into(),
+        }
     }
 
     /// Adds what was being done when the error came; the outermost is printed first.
@@ -109,6 +115,7 @@ impl Error {
             ErrorKind::Data => FailureKind::Data,
             ErrorKind::Distributed => FailureKind::PeerLost,
             ErrorKind::OutOfMemory => FailureKind::OutOfMemory,
+            ErrorKind::Device => FailureKind::Device,
             ErrorKind::Environment => FailureKind::Environment,
         };
         Failure { kind, message: self.to_string(), backtrace: None, at: None }
@@ -120,7 +127,7 @@ impl Error {
             ErrorKind::Bug => exit::BUG,
             ErrorKind::Usage => exit::USAGE,
             ErrorKind::Data => exit::DATA,
-            ErrorKind::Distributed | ErrorKind::OutOfMemory => exit::WORKER_LOST,
+            ErrorKind::Distributed | ErrorKind::OutOfMemory | ErrorKind::Device => exit::WORKER_LOST,
             ErrorKind::Environment => exit::ENVIRONMENT,
         }
     }
@@ -157,8 +164,7 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        let message = error.to_string();
-        if is_out_of_memory(&message) { Self::out_of_memory(&message) } else { Self::bug(message) }
+        torch_ext::Error::from(error).into()
     }
 }
 
@@ -168,18 +174,11 @@ impl From<torch_ext::Error> for Error {
             torch_ext::ErrorKind::OutOfMemory => return Self::out_of_memory(error.message()),
             torch_ext::ErrorKind::Collective => ErrorKind::Distributed,
             torch_ext::ErrorKind::Environment => ErrorKind::Environment,
+            torch_ext::ErrorKind::Device => ErrorKind::Device,
             torch_ext::ErrorKind::Torch | torch_ext::ErrorKind::Invalid => ErrorKind::Bug,
         };
         Self::new(kind, error.message())
     }
-}
-
-/// Whether a message of libtorch speaks of exhausted memory, on the device or on the host.
-pub(crate) fn is_out_of_memory(message: &str) -> bool {
-    // cuBLAS and cuDNN say only that an allocation of their own failed.
-    ["out of memory", "DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED"]
-        .iter()
-        .any(|words| message.contains(words))
 }
 
 #[cfg(test)]
@@ -194,11 +193,29 @@ mod tests {
     }
 
     #[test]
-    fn exhausted_memory_is_no_bug() {
-        let error = Error::from(tch::TchError::Torch("CUDA out of memory. Tried to allocate 2 GiB".into()));
-        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
-        let error = Error::from(tch::TchError::Torch("CUDA error: CUBLAS_STATUS_ALLOC_FAILED".into()));
-        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    fn faults_of_memory_and_devices_are_no_bugs_however_they_come() {
+        let cases = [
+            (
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+                ErrorKind::OutOfMemory,
+                exit::WORKER_LOST,
+                "data.samples_per_gpu",
+            ),
+            ("FIND was unable to find an engine to execute this computation", ErrorKind::OutOfMemory, 4, "train.amp"),
+            ("CUDA error: an illegal memory access was encountered", ErrorKind::Device, exit::WORKER_LOST, "Xid"),
+            ("CUDA error: uncorrectable ECC error encountered", ErrorKind::Environment, exit::ENVIRONMENT, "--gpus"),
+            ("no kernel image is available", ErrorKind::Bug, exit::BUG, ""),
+        ];
+        for (text, kind, code, remedy) in cases {
+            for error in [
+                Error::from(tch::TchError::Torch(text.into())),
+                Error::from(torch_ext::Error::from_text(text)),
+                Error::from_panic(&text.to_owned()),
+            ] {
+                assert_eq!((error.kind(), error.exit_code(), error.failure().kind.exit_code()), (kind, code, code));
+                assert!(error.to_string().contains(text) && error.to_string().contains(remedy), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@ use std::process::Child;
 /// Arithmetic without libtorch: compiled apart, so that its vector code is optimized without the headers' weight.
 const KERNELS: &[&str] = &["cpp/batch_norm_kernel.cpp", "cpp/roi_align_kernel.cpp"];
 
+/// What torch 2.11.0+cu130 was built with, for a libtorch whose wheel does not say so.
+const NCCL: &str = "2.28.9";
+
 fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     println!("cargo::rerun-if-changed=cpp");
@@ -83,6 +86,7 @@ fn start_nccl_part(torch: &Path, objects: &Path) -> Option<Child> {
         let _ = std::fs::remove_file(target);
         return None;
     }
+    check_nccl(torch, &headers[1].join("nccl.h"));
     let mut command = bridge(torch, 2).get_compiler().to_command();
     command.arg("-shared");
     for folder in &headers {
@@ -91,6 +95,40 @@ fn start_nccl_part(torch: &Path, objects: &Path) -> Option<Child> {
     command.arg("cpp/nccl_unit.cpp").arg("-o").arg(&target).arg("-L").arg(torch.join("lib"));
     command.args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
     Some(command.spawn().unwrap_or_else(|error| fail(&format!("cannot start the C++ compiler: {error}"))))
+}
+
+/// The options of c10d's backend hold a struct of NCCL's by value: with another release's header they would be laid out in
+/// another way than in libtorch_cuda.
+fn check_nccl(torch: &Path, header: &Path) {
+    println!("cargo::rerun-if-changed={}", header.display());
+    let text = std::fs::read_to_string(header).unwrap_or_default();
+    let number = |name: &str| {
+        let rest = text.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name))?;
+        rest.trim().parse::<u32>().ok()
+    };
+    let found =
+        ["NCCL_MAJOR ", "NCCL_MINOR ", "NCCL_PATCH "].map(|name| number(name).map_or("?".into(), |n| n.to_string()));
+    let (found, expected) = (found.join("."), wheels_nccl(torch).unwrap_or_else(|| NCCL.to_owned()));
+    if found != expected {
+        fail(&format!(
+            "{} is of NCCL {found}, and this libtorch was built with {expected}: pip install nvidia-nccl-cu13=={expected}",
+            header.display()
+        ));
+    }
+}
+
+/// The NCCL that the wheel of libtorch asks for.
+fn wheels_nccl(torch: &Path) -> Option<String> {
+    let is_torch = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("torch-") && name.ends_with(".dist-info")
+        })
+    };
+    let folder = std::fs::read_dir(torch.parent()?).ok()?.flatten().map(|entry| entry.path()).find(is_torch)?;
+    let text = std::fs::read_to_string(folder.join("METADATA")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Requires-Dist: nvidia-nccl-cu13=="))?;
+    line.split(|c: char| c == ';' || c.is_whitespace()).next().map(str::to_owned)
 }
 
 /// The compiler's settings for every part of the bridge.

@@ -188,7 +188,7 @@ pub fn meaning(code: i32) -> &'static str {
         exit::BUG | 101 => "a fault of fnet itself",
         exit::USAGE => "the command line or the config is wrong",
         exit::DATA => "the data or a checkpoint is wrong or missing",
-        exit::WORKER_LOST => "another rank was lost, or memory ran out",
+        exit::WORKER_LOST => "another rank was lost, memory ran out, or a kernel failed",
         exit::HANG => "a worker hung",
         exit::ENVIRONMENT => "the machine is not able",
         126 => "the worker cannot be executed",
@@ -268,6 +268,23 @@ mod tests {
         one.finding = Some(Finding::Hang("silent for 60 s".into()));
         let cause = first(&[one]).unwrap();
         assert_eq!((cause.exit_code, cause.reason.as_str()), (exit::HANG, "silent for 60 s"));
+    }
+
+    #[test]
+    fn a_failed_kernel_is_worth_a_restart_and_a_damaged_gpu_is_not() {
+        use crate::restart::{Decision, decide, tests::killed};
+
+        for (kind, restarts) in [(FailureKind::Device, true), (FailureKind::Environment, false)] {
+            let failed =
+                Evidence { failure: reported(kind, "CUDA error"), ..worker(1, 0, Ending::Code(kind.exit_code())) };
+            let lost = Evidence {
+                failure: reported(FailureKind::PeerLost, "connection closed"),
+                ..worker(0, 1, Ending::Code(4))
+            };
+            let cause = first(&[lost, failed]).unwrap();
+            let decision = decide(&crate::restart::Facts { code: cause.exit_code, ..killed() });
+            assert_eq!((cause.rank, matches!(decision, Decision::Restart { .. })), (1, restarts), "{decision:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use fnet_protocol::cli::{Device, Gpus, Place};
 
 use crate::error::{Error, Result};
-use crate::gpu::Detection;
+use crate::gpu::{Detection, Gpu, Identity};
 use crate::text;
 
 /// The devices of this node's workers.
@@ -65,25 +65,72 @@ pub fn choose<'a>(
         )));
     }
     let found = found();
-    let usable = usable(visible, found.gpus.len());
+    let usable = usable(visible, &found.gpus)?;
     if usable.is_empty() {
         return Err(none_found(place, visible, found, command));
     }
     pick(place.gpus.as_ref(), usable, visible, command).map(Devices::Cuda)
 }
 
-/// Entries of CUDA_VISIBLE_DEVICES that exist; as in CUDA, the first one that does not hides all after it.
-fn usable(visible: Option<&str>, found: usize) -> Vec<String> {
-    let Some(visible) = visible else { return (0..found).map(|index| index.to_string()).collect() };
-    if found == 0 {
-        return Vec::new();
+/// Entries of CUDA_VISIBLE_DEVICES that exist; as in CUDA, the first one that does not hides all after it. Slices of a GPU
+/// are named by their UUIDs.
+///
+/// # Errors
+/// The number of a GPU in several slices, which may mean each of them.
+fn usable(visible: Option<&str>, found: &[Gpu]) -> Result<Vec<String>> {
+    let Some(visible) = visible else {
+        let sliced = found.iter().any(|gpu| !gpu.slices.is_empty());
+        // Slices shift CUDA's numbers of the GPUs beside them.
+        let whole =
+            |(index, gpu): (usize, &Gpu)| gpu.uuid.clone().filter(|_| sliced).unwrap_or_else(|| index.to_string());
+        let entries = |(index, gpu): (usize, &Gpu)| match gpu.slices.is_empty() {
+            true => vec![whole((index, gpu))],
+            false => gpu.slices.clone(),
+        };
+        return Ok(found.iter().enumerate().flat_map(entries).collect());
+    };
+    if found.is_empty() {
+        return Ok(Vec::new());
     }
     let exists = |entry: &&str| match entry.parse::<usize>() {
-        Ok(index) => index < found,
+        Ok(index) => index < found.len(),
         // A UUID; only the driver can tell.
         Err(_) => entry.starts_with("GPU-") || entry.starts_with("MIG-"),
     };
-    visible.split(',').map(str::trim).take_while(exists).map(str::to_owned).collect()
+    let entry = |entry: &str| match entry.parse::<usize>().ok().map(|index| &found[index].slices[..]) {
+        None | Some([]) => Ok(entry.to_owned()),
+        Some([slice]) => Ok(slice.clone()),
+        Some(slices) => Err(Error::usage(format!(
+            "CUDA_VISIBLE_DEVICES={visible}: GPU {entry} is cut into {} MIG slices, which have no numbers; name those to be \
+             used: CUDA_VISIBLE_DEVICES={}",
+            slices.len(),
+            slices.join(",")
+        ))),
+    };
+    visible.split(',').map(str::trim).take_while(exists).map(entry).collect()
+}
+
+/// Refuses workers on two slices of one GPU: NCCL connects GPUs, and refuses the same one twice.
+///
+/// # Errors
+/// As said, with the line to run on one of them (exit code 6).
+pub fn refuse_slices_of_one_gpu(devices: &Devices, found: &[Gpu], command: &[OsString]) -> Result<()> {
+    let Devices::Cuda(entries) = devices else { return Ok(()) };
+    for (index, gpu) in found.iter().enumerate().filter(|(_, gpu)| gpu.slices.len() > 1) {
+        let chosen: Vec<&str> = entries.iter().map(String::as_str).filter(|entry| gpu.is_named(entry)).collect();
+        if chosen.len() > 1 {
+            let mut line: Vec<OsString> = ["fnet-launch", "--gpus", "1"].map(OsString::from).into();
+            line.extend_from_slice(command);
+            return Err(Error::environment(format!(
+                "{} are MIG slices of one GPU ({index}, {}), and NCCL connects no two slices of a GPU: choose one slice of each \
+                 GPU with CUDA_VISIBLE_DEVICES, or end the division (sudo nvidia-smi -mig 0). To run on one slice:\n  {}",
+                chosen.join(" and "),
+                gpu.name,
+                text::shell_line(&line)
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn pick(gpus: Option<&Gpus>, usable: Vec<String>, visible: Option<&str>, command: &[OsString]) -> Result<Vec<String>> {
@@ -165,6 +212,33 @@ mod tests {
         assert_eq!(on("--gpus all", Some("MIG-a,GPU-b"), 2), entries(&["MIG-a", "GPU-b"]));
         assert_eq!(on("--gpus 3", Some("0,1"), 8).unwrap_err().code, exit::ENVIRONMENT);
         assert_eq!(on("--gpus 1", Some(""), 8).unwrap_err().code, exit::ENVIRONMENT);
+    }
+
+    #[test]
+    fn slices_are_named_by_uuid_and_two_of_one_gpu_are_refused() {
+        let gpu = |uuid: &str, slices: &[&str]| Gpu {
+            uuid: Some(uuid.into()),
+            slices: slices.iter().map(ToString::to_string).collect(),
+            ..Gpu::default()
+        };
+        let found = [gpu("GPU-a", &["MIG-a1", "MIG-a2"]), gpu("GPU-b", &[]), gpu("GPU-c", &["MIG-c1"])];
+        let of = |visible| usable(visible, &found);
+        assert_eq!(of(None).unwrap(), ["MIG-a1", "MIG-a2", "GPU-b", "MIG-c1"]);
+        assert_eq!(of(Some("2,1,MIG-a2")).unwrap(), ["MIG-c1", "1", "MIG-a2"]);
+        let error = of(Some("1,0")).unwrap_err();
+        assert_eq!(error.code, exit::USAGE);
+        assert!(error.message().contains("CUDA_VISIBLE_DEVICES=MIG-a1,MIG-a2"), "{error}");
+
+        let check = |entries: &[&str]| {
+            let devices = Devices::Cuda(entries.iter().map(ToString::to_string).collect());
+            refuse_slices_of_one_gpu(&devices, &found, &["train".into(), "cfg.toml".into()])
+        };
+        assert_eq!(check(&["MIG-a1", "MIG-c1", "GPU-b"]), Ok(()));
+        assert_eq!(check(&["MIG-a1"]), Ok(()));
+        let error = check(&["MIG-c1", "MIG-a1", "MIG-a2"]).unwrap_err();
+        assert_eq!(error.code, exit::ENVIRONMENT);
+        assert!(error.message().starts_with("MIG-a1 and MIG-a2 are MIG slices of one GPU"), "{error}");
+        assert!(error.message().ends_with("fnet-launch --gpus 1 train cfg.toml"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Gpu {
     pub address: Option<String>,
     /// Its UUID, where the driver tells.
     pub uuid: Option<String>,
+    /// UUIDs of its MIG slices; such a GPU is used by slices only, and CUDA numbers none but the first.
+    pub slices: Vec<String>,
 }
 
 /// By what a GPU is known, whoever tells of it.
@@ -26,6 +28,11 @@ pub trait Identity {
     fn model(&self) -> &str;
     /// Its UUID, where the driver tells.
     fn uuid(&self) -> Option<&str>;
+
+    /// Whether an entry of CUDA_VISIBLE_DEVICES, other than a number, means this GPU or a slice of it.
+    fn is_named(&self, entry: &str) -> bool {
+        self.uuid().is_some_and(|uuid| uuid.starts_with(entry))
+    }
 }
 
 impl Identity for Gpu {
@@ -35,6 +42,10 @@ impl Identity for Gpu {
 
     fn uuid(&self) -> Option<&str> {
         self.uuid.as_deref()
+    }
+
+    fn is_named(&self, entry: &str) -> bool {
+        self.uuid.iter().chain(&self.slices).any(|uuid| uuid.starts_with(entry))
     }
 }
 
@@ -68,16 +79,38 @@ pub fn detect(root: &Path) -> Detection {
     found.looked.push(format!("/dev/nvidia0, /dev/nvidia1, ...: {}", or_none(devices.len())));
     found.looked.push(format!("/proc/driver/nvidia/gpus: {}", or_none(listed.len())));
     found.gpus = usable(&devices, listed);
-    if found.gpus.is_empty() {
+    let sliced = has_slices(root);
+    if found.gpus.is_empty() || sliced {
         match nvidia_smi() {
             Ok(gpus) => {
                 found.looked.push(format!("nvidia-smi -L: {}", or_none(gpus.len())));
-                found.gpus = gpus;
+                take_slices(&mut found.gpus, gpus);
             }
             Err(why) => found.looked.push(format!("nvidia-smi -L: {why}")),
         }
     }
     found
+}
+
+/// Whether a GPU is cut into MIG slices. Only the driver's library knows their names.
+fn has_slices(root: &Path) -> bool {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is = |path: &Path, start: &str| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start));
+    entries(&root.join("proc/driver/nvidia/capabilities"))
+        .filter(|gpu| is(gpu, "gpu"))
+        .any(|gpu| entries(&gpu.join("mig")).any(|slice| is(&slice, "gi")))
+}
+
+/// Adds to the GPUs that were found what nvidia-smi tells of them, or takes its GPUs if none were found.
+fn take_slices(gpus: &mut Vec<Gpu>, told: Vec<Gpu>) {
+    if gpus.len() != told.len() {
+        *gpus = told;
+        return;
+    }
+    for (gpu, told) in gpus.iter_mut().zip(told) {
+        gpu.uuid = gpu.uuid.take().or(told.uuid);
+        gpu.slices = told.slices;
+    }
 }
 
 fn or_none(count: usize) -> String {
@@ -117,6 +150,7 @@ fn driver_entries(root: &Path) -> Vec<(Option<u32>, Gpu)> {
             name: field("Model:").unwrap_or_else(|| Gpu::unknown().name),
             address: folder.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()),
             uuid: field("GPU UUID:").filter(|uuid| uuid.starts_with("GPU-") && !uuid.contains('?')),
+            slices: Vec::new(),
         };
         (field("Device Minor:").and_then(|minor| minor.parse().ok()), gpu)
     };
@@ -129,7 +163,7 @@ pub fn locate<'a, G: Identity>(entries: &[String], found: &'a [G], by_bus: bool)
     let alike = found.windows(2).all(|pair| pair[0].model() == pair[1].model());
     let of = |entry: &String| match entry.parse::<usize>() {
         Ok(index) => found.get(index).filter(|_| by_bus || alike),
-        Err(_) => found.iter().find(|gpu| gpu.uuid().is_some_and(|uuid| uuid.starts_with(entry.as_str()))),
+        Err(_) => found.iter().find(|gpu| gpu.is_named(entry)),
     };
     entries.iter().map(of).collect()
 }
@@ -154,15 +188,19 @@ fn nvidia_smi() -> Result<Vec<Gpu>, String> {
     }
 }
 
-/// Lines such as `GPU 0: NVIDIA H100 (UUID: GPU-...)`.
+/// Lines such as `GPU 0: NVIDIA H100 (UUID: GPU-...)`, each with the lines of its slices after it.
 fn parse_smi(text: &str) -> Vec<Gpu> {
-    let gpu = |line: &str| {
-        let (_, rest) = line.strip_prefix("GPU ")?.split_once(": ")?;
-        let (name, uuid) = rest.split_once(" (UUID: ").unwrap_or((rest, ""));
-        let uuid = uuid.strip_suffix(')').map(str::to_owned);
-        Some(Gpu { name: name.to_owned(), address: None, uuid })
-    };
-    text.lines().filter_map(gpu).collect()
+    let mut gpus: Vec<Gpu> = Vec::new();
+    for line in text.lines() {
+        let (name, rest) = line.split_once(" (UUID: ").unwrap_or((line, ""));
+        let uuid = rest.trim_end().strip_suffix(')').map(str::to_owned);
+        if let Some((_, name)) = name.strip_prefix("GPU ").and_then(|name| name.split_once(": ")) {
+            gpus.push(Gpu { name: name.to_owned(), uuid, ..Gpu::default() });
+        } else if let (Some(gpu), true) = (gpus.last_mut(), name.trim_start().starts_with("MIG ")) {
+            gpu.slices.extend(uuid);
+        }
+    }
+    gpus
 }
 
 #[cfg(test)]
@@ -217,8 +255,12 @@ mod tests {
 
     #[test]
     fn an_entry_means_a_gpu_only_where_the_order_is_known() {
-        let gpu =
-            |name: &str, uuid: &str| Gpu { name: name.into(), address: Some(uuid.into()), uuid: Some(uuid.into()) };
+        let gpu = |name: &str, uuid: &str| Gpu {
+            name: name.into(),
+            address: Some(uuid.into()),
+            uuid: Some(uuid.into()),
+            slices: vec![],
+        };
         let unlike = [gpu("A", "GPU-aa"), gpu("B", "GPU-bb")];
         let alike = [gpu("A", "GPU-aa"), gpu("A", "GPU-bb")];
         let of = |entry: &str, found: &[Gpu], by_bus| {
@@ -247,9 +289,36 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_nvidia_smi_is_understood() {
-        let text = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: MIG-2)\n";
-        let expected = Gpu { name: "NVIDIA H100 80GB HBM3".into(), address: None, uuid: Some("GPU-1".into()) };
-        assert_eq!(parse_smi(text), [expected]);
+    fn the_answer_of_nvidia_smi_is_understood_slices_included() {
+        let text = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n  MIG 1g.10gb     Device  0: (UUID: MIG-2)\n  MIG 2g.20gb     \
+                    Device  1: (UUID: MIG-3)\nGPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-4)\n";
+        let gpu = |uuid: &str, slices: &[&str]| Gpu {
+            name: "NVIDIA H100 80GB HBM3".into(),
+            address: None,
+            uuid: Some(uuid.into()),
+            slices: slices.iter().map(ToString::to_string).collect(),
+        };
+        assert_eq!(parse_smi(text), [gpu("GPU-1", &["MIG-2", "MIG-3"]), gpu("GPU-4", &[])]);
+    }
+
+    #[test]
+    fn a_gpu_in_slices_is_known_by_the_drivers_capabilities_and_keeps_its_address() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(!has_slices(root.path()));
+        let mig = root.path().join("proc/driver/nvidia/capabilities/gpu0/mig");
+        fs::create_dir_all(&mig).unwrap();
+        fs::write(mig.join("config"), "").unwrap();
+        assert!(!has_slices(root.path()), "it may be cut, but is not");
+        fs::create_dir_all(mig.join("gi7/ci0")).unwrap();
+        assert!(has_slices(root.path()));
+
+        let mut gpus = vec![Gpu { address: Some("0000:1b:00.0".into()), ..Gpu::default() }];
+        let told = Gpu { uuid: Some("GPU-1".into()), slices: vec!["MIG-2".into()], ..Gpu::default() };
+        take_slices(&mut gpus, vec![told]);
+        assert_eq!(gpus[0].address.as_deref(), Some("0000:1b:00.0"));
+        assert_eq!(
+            locate(&["MIG-2".into(), "GPU-1".into(), "MIG-3".into()], &gpus, true),
+            [Some(&gpus[0]), Some(&gpus[0]), None]
+        );
     }
 }

@@ -144,6 +144,9 @@ fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
     let devices = devices::choose(place, visible.as_deref(), detect, &arguments)?;
     let single = plan::is_single(command);
     let devices = if single { first_only(devices) } else { devices };
+    if let Some(found) = found.get() {
+        devices::refuse_slices_of_one_gpu(&devices, &found.gpus, &arguments)?;
+    }
     let checks = Checks::begin(&devices);
     let nodes = if single {
         rendezvous::resolve(&Place { nnodes: Some(1), node_rank: None, ..place.clone() }, |_| None)?
@@ -163,7 +166,7 @@ fn plan_job(place: &Place, command: &WorkerCommand) -> Result<Plan> {
         command: command.clone(),
         nodes,
         logs,
-        tune_memory: var_os(env::GLIBC_TUNABLES).is_none(),
+        tune_memory: plan::may_tune_memory(&devices, |name| var_os(name).is_some()),
         verbosity: place.verbosity(),
         by_bus: visible.is_none() && by_bus,
         devices,

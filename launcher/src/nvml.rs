@@ -38,6 +38,8 @@ pub struct GpuState {
     pub name: String,
     /// UUID.
     pub uuid: Option<String>,
+    /// Its compute capability, (major, minor).
+    pub capability: Option<(i32, i32)>,
     /// Bytes of its memory.
     pub memory_total: u64,
     /// Bytes that nobody uses.
@@ -110,6 +112,7 @@ fn state(nvml: &Nvml, index: u32) -> Result<GpuState, NvmlError> {
     Ok(GpuState {
         name: device.name().unwrap_or_default(),
         uuid: device.uuid().ok(),
+        capability: device.cuda_compute_capability().ok().map(|found| (found.major, found.minor)),
         memory_total: memory.total,
         memory_free: memory.free,
         persistent: device.is_in_persistent_mode().ok(),

@@ -19,6 +19,10 @@ use crate::text;
 const CPU_MEMORY: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:\
                           glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=67108864";
 
+/// The sizes of images vary, and so do those of the tensors of a step: without segments that grow, the memory of a GPU
+/// breaks into pieces that fit none of them.
+const GPU_MEMORY: &str = "expandable_segments:True";
+
 /// A job on this node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -34,7 +38,7 @@ pub struct Plan {
     pub logs: PathBuf,
     /// The workers' CPUs and threads.
     pub binding: Binding,
-    /// Whether workers on the CPU keep freed memory and use huge pages; not if the user has set GLIBC_TUNABLES.
+    /// Whether the allocator of the workers' device is set up for training; not if the user's variables set it up.
     pub tune_memory: bool,
     /// FNET_VERBOSITY.
     pub verbosity: i8,
@@ -72,8 +76,12 @@ impl Plan {
         if let Some(threads) = self.binding.threads {
             variables.push((env::OMP_NUM_THREADS.to_owned(), threads.to_string()));
         }
-        if self.tune_memory && matches!(self.devices, Devices::Cpu(_)) {
-            variables.push((env::GLIBC_TUNABLES.to_owned(), CPU_MEMORY.to_owned()));
+        if self.tune_memory {
+            let (name, value) = match self.devices {
+                Devices::Cpu(_) => (env::GLIBC_TUNABLES, CPU_MEMORY),
+                Devices::Cuda(_) => (env::PYTORCH_ALLOC_CONF, GPU_MEMORY),
+            };
+            variables.push((name.to_owned(), value.to_owned()));
         }
         if let Devices::Cuda(entries) = &self.devices
             && let Some(entry) = entries.get(index)
@@ -118,6 +126,15 @@ pub const NOT_INHERITED: [&str; 6] =
 pub fn remove_ranks(worker: &mut Command) {
     for name in NOT_INHERITED.iter().chain(&[env::RANK, env::WORLD_SIZE, env::LOCAL_RANK, env::LOCAL_WORLD_SIZE]) {
         worker.env_remove(name);
+    }
+}
+
+/// Whether nothing in the environment sets up the allocator of the workers' device; `is_set` tells of a variable.
+pub fn may_tune_memory(devices: &Devices, is_set: impl Fn(&str) -> bool) -> bool {
+    match devices {
+        Devices::Cpu(_) => !is_set(env::GLIBC_TUNABLES),
+        // libtorch prefers the first, and takes the second for an older name of it.
+        Devices::Cuda(_) => !is_set(env::PYTORCH_ALLOC_CONF) && !is_set(env::PYTORCH_CUDA_ALLOC_CONF),
     }
 }
 

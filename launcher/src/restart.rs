@@ -92,12 +92,12 @@ pub fn decide(facts: &Facts) -> Decision {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const REFILL: Duration = Duration::from_secs(1800);
 
-    fn killed() -> Facts {
+    pub(crate) fn killed() -> Facts {
         Facts {
             is_train: true,
             code: exit::WORKER_LOST,

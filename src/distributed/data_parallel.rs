@@ -33,17 +33,12 @@ impl<'a> DataParallel<'a> {
         check_equal_layouts(world, parameters, buffers)?;
         world.broadcast_all(parameters, 0)?;
         world.broadcast_all(buffers, 0)?;
-        let computed = Computed::default();
         let mut reducer = None;
         world.run(Operation::Meeting, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
-        if let Some(reducer) = &mut reducer {
-            let (computed, device) = (computed.clone(), world.device());
-            reducer.on_computed(move || computed.mark(device));
-        }
-        Ok(Self { world, reducer, computed })
+        Ok(Self { world, reducer, computed: Computed::default() })
     }
 
     /// Computes the gradients of `loss` and adds them up; with `synchronise`, leaves the mean over the ranks of what
@@ -53,14 +48,13 @@ impl<'a> DataParallel<'a> {
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
     pub fn backward(&self, loss: &Tensor, synchronise: bool) -> Result<Duration> {
-        let run = || torch_ext::autograd::backward(loss).with_context(|| self.world.doing("backward pass"));
+        let what = || self.world.doing("backward pass");
         let Some(reducer) = self.reducer.as_ref().filter(|_| synchronise) else {
-            run()?;
+            torch_ext::autograd::backward(loss).with_context(what)?;
             return Ok(Duration::ZERO);
         };
         let _taking_part = state::page().overlapped_collective();
-        reducer.prepare(&[loss.shallow_clone()]).with_context(|| self.world.doing("all-reduce of gradients"))?;
-        run()?;
+        reducer.backward(loss, || self.computed.mark(self.world.device())).with_context(what)?;
         Ok(self.computed.waited())
     }
 

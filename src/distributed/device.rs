@@ -1,5 +1,6 @@
 //! Which device a rank computes on.
 
+use fnet_protocol::{capability, env};
 use tch::Device;
 use torch_ext::cuda;
 
@@ -23,7 +24,8 @@ pub fn choose_device(wanted: Option<&str>, local_rank: usize) -> Result<Device> 
             return Err(Error::usage(format!("the environment has FNET_DEVICE={other:?}, expected cpu or cuda")));
         }
     };
-    let index = gpu_index(local_rank, driver.devices)?;
+    let index = gpu_index(local_rank, driver.devices.len())?;
+    refuse_unsupported(index, driver.devices[index])?;
     cuda::load_libraries()?;
     cuda::set_device(index)?;
     Ok(Device::Cuda(index))
@@ -42,6 +44,22 @@ fn gpu_index(local_rank: usize, visible: usize) -> Result<usize> {
     }
 }
 
+/// Kernels that a GPU cannot run would fail in the first step, without a word about the reason.
+fn refuse_unsupported(index: usize, capability: Option<(i32, i32)>) -> Result<()> {
+    match capability {
+        Some(found) if !capability::is_supported(found) => {
+            let visible = std::env::var(env::CUDA_VISIBLE_DEVICES);
+            let visible = visible.map_or(String::new(), |visible| format!(" (CUDA_VISIBLE_DEVICES={visible})"));
+            Err(Error::environment(format!(
+                "GPU {index} of this worker{visible} cannot be used: {}; take other GPUs with --gpus, or run with \
+                 --device cpu",
+                capability::not_supported(found)
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +70,52 @@ mod tests {
         assert_eq!(gpu_index(3, 8).unwrap(), 3);
         assert_eq!(gpu_index(3, 1).unwrap(), 0);
         assert_eq!(gpu_index(2, 2).unwrap_err().kind(), ErrorKind::Environment);
+    }
+
+    #[test]
+    fn a_gpu_without_kernels_is_refused_before_the_first_of_them() {
+        let error = refuse_unsupported(1, Some((7, 0))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        let text = error.to_string();
+        assert!(text.contains("GPU 1") && text.contains("7.0") && text.contains("--gpus"), "{text}");
+        refuse_unsupported(0, Some((8, 9))).unwrap();
+        refuse_unsupported(0, None).unwrap();
+    }
+
+    /// The build puts its flags into the library.
+    #[test]
+    fn the_supported_capabilities_are_those_of_the_wheel() {
+        use std::io::Read;
+
+        let path = cuda::libtorch_folder().unwrap().join("libtorch_cuda.so");
+        let Ok(mut file) = std::fs::File::open(&path) else {
+            eprintln!("SKIPPED the_supported_capabilities_are_those_of_the_wheel: no {}", path.display());
+            return;
+        };
+        let (before, mut text) = (memchr::memmem::Finder::new("-gencode;arch=compute_"), Vec::new());
+        let mut rest = vec![0u8; 1 << 24];
+        let flags = loop {
+            let count = file.read(&mut rest).unwrap();
+            assert!(count > 0, "{} does not say what it was built for", path.display());
+            text.drain(..text.len().saturating_sub(1 << 10));
+            text.extend_from_slice(&rest[..count]);
+            match before.find(&text) {
+                Some(at) if at + 512 < text.len() => {
+                    break String::from_utf8_lossy(&text[at..at + 512]).into_owned();
+                }
+                _ => {}
+            }
+        };
+        let mut found: Vec<i32> = flags
+            .split("code=sm_")
+            .skip(1)
+            .map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap())
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        let expected: Vec<i32> = capability::SUPPORTED.iter().map(|(major, minor)| major * 10 + minor).collect();
+        assert_eq!(found, expected, "{flags}");
+        assert!(!flags.contains("code=compute_"), "the driver can compile kernels for later GPUs: {flags}");
     }
 
     #[test]

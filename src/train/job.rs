@@ -35,6 +35,8 @@ use crate::weights::Need;
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let drill = arm(arguments, control);
+    // Before CUDA and NCCL start: both look at it then.
+    torch_ext::context::set_deterministic(resolved.config.train.deterministic)?;
     let world = World::from_environment()?;
     drill.set_barrier(world.detached_barrier());
     control.on_peer_lost(world.detached_abort());
@@ -42,7 +44,6 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         log::warn!("{warning}");
     }
     let config = &resolved.config;
-    torch_ext::context::set_deterministic(config.train.deterministic)?;
     let work_dir = arguments.folder();
     let _lock = lock_work_dir(&work_dir, &world, control)?;
     let folders = saver::folders(&work_dir, &config.checkpoint);
@@ -80,6 +81,13 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         }
     }
     let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position, start.window)?;
+    if config.train.deterministic && world.is_first() && world.device().is_cuda() {
+        warnings.push(
+            "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits of \
+             gradients may differ between runs"
+                .to_owned(),
+        );
+    }
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if source.is_none() {
         let need = Need::unless_partial(arguments.allow_partial, Need::Most);

@@ -37,6 +37,10 @@ pub const TORCHELASTIC_USE_AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
 pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// Settings of the C library; workers on the CPU get some for its memory allocator unless the user has set them.
 pub const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
+/// Settings of libtorch's allocator for GPUs; workers on GPUs get some unless the user has set it or its older name.
+pub const PYTORCH_ALLOC_CONF: &str = "PYTORCH_ALLOC_CONF";
+/// Older name of [`PYTORCH_ALLOC_CONF`].
+pub const PYTORCH_CUDA_ALLOC_CONF: &str = "PYTORCH_CUDA_ALLOC_CONF";
 /// Threads of one worker; set to cores / workers unless the user has set it.
 pub const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
 

@@ -8,11 +8,11 @@ pub const BUG: i32 = 1;
 pub const USAGE: i32 = 2;
 /// The data or a checkpoint is wrong or missing.
 pub const DATA: i32 = 3;
-/// A worker ended for any other reason: killed, lost, out of memory of its own.
+/// A worker ended for any other reason: killed, lost, out of memory of its own, a kernel that failed on its GPU.
 pub const WORKER_LOST: i32 = 4;
 /// A worker hung.
 pub const HANG: i32 = 5;
-/// The machine is not able: no GPU, driver, port, disk or memory.
+/// The machine is not able: no GPU, a damaged one, no driver, port, disk or memory.
 pub const ENVIRONMENT: i32 = 6;
 /// Stopped on request after saving; run again with `--resume`.
 pub const STOPPED: i32 = 75;

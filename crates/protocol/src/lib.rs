@@ -4,6 +4,7 @@
 //! written that nobody may read ([`outlet`]).
 
 pub mod activity;
+pub mod capability;
 pub mod cgroup;
 pub mod cli;
 pub mod client;

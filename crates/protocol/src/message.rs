@@ -328,6 +328,8 @@ pub enum FailureKind {
     PeerLost,
     /// This rank ran out of memory.
     OutOfMemory,
+    /// A kernel on this rank's GPU failed.
+    Device,
     /// The machine: GPU, driver, port, disk.
     Environment,
     /// A kind of a newer version.
@@ -342,7 +344,9 @@ impl FailureKind {
             FailureKind::Bug => exit::BUG,
             FailureKind::Usage => exit::USAGE,
             FailureKind::Data => exit::DATA,
-            FailureKind::PeerLost | FailureKind::OutOfMemory | FailureKind::Unknown => exit::WORKER_LOST,
+            FailureKind::PeerLost | FailureKind::OutOfMemory | FailureKind::Device | FailureKind::Unknown => {
+                exit::WORKER_LOST
+            }
             FailureKind::Environment => exit::ENVIRONMENT,
         }
     }

@@ -28,6 +28,7 @@ enum class FnetErrorKind : int32_t {
 // An error on its way to Rust; released by fnet_error_free.
 struct FnetError {
   FnetErrorKind kind;
+  int32_t device_code;  // CUDA's number of the error; 0 where there is none
   char* message;
 };
 

@@ -14,7 +14,7 @@
 
 // The same numbers as cuda::MemoryStatistics.
 struct FnetMemoryStatistics {
-  int64_t allocated, allocated_peak, reserved, reserved_peak, free, total;
+  int64_t allocated, allocated_peak, reserved, reserved_peak;
 };
 
 struct FnetEvent {
@@ -64,10 +64,8 @@ extern "C" FnetError* fnet_cuda_memory(int device, FnetMemoryStatistics* out) {
     const auto index = static_cast<c10::DeviceIndex>(device);
     const auto stats = at::accelerator::getDeviceStats(index);
     const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    const auto [free, total] = at::accelerator::getMemoryInfo(index);
     *out = {stats.allocated_bytes[aggregate].current, stats.allocated_bytes[aggregate].peak,
-            stats.reserved_bytes[aggregate].current,  stats.reserved_bytes[aggregate].peak,
-            static_cast<int64_t>(free),               static_cast<int64_t>(total)};
+            stats.reserved_bytes[aggregate].current,  stats.reserved_bytes[aggregate].peak};
   });
 }
 

@@ -1,4 +1,6 @@
 // Optimizer steps and norms over whole lists of tensors.
+#include "optim.h"
+
 #include "bridge.h"
 
 #include <ATen/core/grad_mode.h>
@@ -11,6 +13,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/rsub.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
@@ -25,15 +28,6 @@ bool same_order(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
-// The fused kernels walk parameter, gradient and state side by side, so the gradient must lie in the parameter's order,
-// and have its very strides.
-at::Tensor in_order_of(const at::Tensor& parameter, const at::Tensor& grad) {
-  if (grad.scalar_type() == parameter.scalar_type() && same_order(parameter, grad)) {
-    return grad.strides() == parameter.strides() ? grad : grad.as_strided(parameter.sizes(), parameter.strides());
-  }
-  return at::empty_like(parameter).copy_(grad);
-}
-
 // Parameters with a gradient, their gradients, and the same rows of up to three lists of states.
 struct Rows {
   std::vector<at::Tensor> parameters, grads, states[3];
@@ -45,6 +39,7 @@ Rows rows_with_gradient(const TensorPtr* parameters, size_t count, std::initiali
     const at::Tensor& grad = parameters[i]->grad();
     if (!grad.defined()) continue;
     rows.parameters.push_back(*parameters[i]);
+    // The fused kernels walk parameter, gradient and state side by side.
     rows.grads.push_back(in_order_of(*parameters[i], grad));
     size_t list = 0;
     for (const TensorPtr* state : states) rows.states[list++].push_back(*state[i]);
@@ -65,24 +60,43 @@ at::Tensor total_norm(const std::vector<at::Tensor>& tensors) {
   return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, 2)));
 }
 
+std::optional<at::Tensor> optional(TensorPtr tensor) {
+  return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor);
+}
+
 }  // namespace
+
+at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& grad) {
+  if (grad.scalar_type() == like.scalar_type() && same_order(like, grad)) {
+    return grad.strides() == like.strides() ? grad : grad.as_strided(like.sizes(), like.strides());
+  }
+  return at::empty_like(like).copy_(grad);
+}
+
 }  // namespace fnet
 
+// `found_inf`: null, or a flag on the parameters' device; where it is 1, weights and states stay as they are.
 extern "C" FnetError* fnet_adamw_step(const TensorPtr* parameters, const TensorPtr* exp_avg,
                                       const TensorPtr* exp_avg_sq, const TensorPtr* steps, size_t count, double lr,
-                                      double beta1, double beta2, double weight_decay, double eps) {
+                                      double beta1, double beta2, double weight_decay, double eps,
+                                      TensorPtr found_inf) {
   return fnet::guarded([&] {
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {exp_avg, exp_avg_sq, steps});
     if (rows.parameters.empty()) return;
-    at::_foreach_add_(rows.states[2], 1);
+    if (found_inf == nullptr) {
+      at::_foreach_add_(rows.states[2], 1);
+    } else {
+      at::_foreach_add_(rows.states[2], at::rsub(*found_inf, 1));
+    }
     at::_fused_adamw_(rows.parameters, rows.grads, rows.states[0], rows.states[1], {}, rows.states[2], lr, beta1,
-                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, fnet::optional(found_inf));
   });
 }
 
 extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr* momentum_buffers, size_t count,
-                                    double lr, double momentum, double weight_decay, bool nesterov) {
+                                    double lr, double momentum, double weight_decay, bool nesterov,
+                                    TensorPtr found_inf) {
   return fnet::guarded([&] {
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {momentum_buffers});
@@ -91,7 +105,8 @@ extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr
     if (momentum == 0.0) rows.states[0].clear();
     // A buffer of zeros gives the gradient itself in the first step, since dampening is zero.
     at::_fused_sgd_(rows.parameters, rows.grads, rows.states[0], weight_decay, momentum, lr, /*dampening=*/0.0,
-                    nesterov, /*maximize=*/false, /*is_first_step=*/false);
+                    nesterov, /*maximize=*/false, /*is_first_step=*/false, /*grad_scale=*/{},
+                    fnet::optional(found_inf));
   });
 }
 

@@ -1,81 +1,167 @@
 // Averages gradients over the ranks while the backward pass runs.
 #include "bridge.h"
+#include "optim.h"
 #include "process_group.h"
 
-#include <torch/csrc/autograd/engine.h>
-#include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+// Gradients that travel together: one row, in which each parameter has a place with its own strides.
+struct FnetBucket {
+  at::Tensor row;
+  std::vector<at::Tensor> parameters, places;
+  size_t missing = 0;  // gradients that this pass has not computed yet
+  c10::intrusive_ptr<c10d::Work> sum;
+};
 
 struct FnetReducer {
-  std::unique_ptr<c10d::Reducer> reducer;
-  // Called when a backward pass has computed all gradients of this rank.
-  void (*on_computed)(void*) = nullptr;
-  void* context = nullptr;
+  FnetReducer(c10::intrusive_ptr<c10d::ProcessGroup> group, const std::vector<at::Tensor>& parameters,
+              const int64_t* bucket_of);
+  ~FnetReducer();
+
+  // Called when a gradient of this bucket is computed: starts all buckets that are complete, in their order.
+  void computed(FnetBucket& bucket) {
+    if (!reducing) return;
+    --bucket.missing;
+    while (started < buckets.size() && buckets[started].missing == 0) start_next();
+  }
+
+  void backward(const at::Tensor& loss) {
+    for (auto& bucket : buckets) bucket.missing = bucket.parameters.size();
+    started = 0;
+    reducing = true;
+    try {
+      loss.backward();
+      // Parameters that took no part in this pass count with what they have, or as zero.
+      while (started < buckets.size()) start_next();
+    } catch (...) {
+      reducing = false;
+      throw;
+    }
+    reducing = false;
+  }
+
+  void wait() {
+    for (auto& bucket : buckets) {
+      // NCCL's wait for a sum that has failed would abort it in this thread, which may take for ever.
+      if (const auto error = bucket.sum->exception()) std::rethrow_exception(error);
+      if (!bucket.sum->wait()) throw std::runtime_error("the all-reduce of gradients was aborted");
+      bucket.sum.reset();
+    }
+  }
+
+ private:
+  void start_next();
+
+  const c10::intrusive_ptr<c10d::ProcessGroup> group;
+  std::vector<FnetBucket> buckets;  // in the order of reduction
+  bool backend_divides = false;
+  bool reducing = false;
+  size_t started = 0;
 };
 
 namespace {
 
-// Buckets in the order in which the backward pass fills them: last parameters first. A function of the parameter
-// list alone, so that a restarted job sums in the same order as an uninterrupted one.
-std::vector<std::vector<size_t>> buckets_of(const std::vector<at::Tensor>& parameters, int64_t first_bytes,
-                                            int64_t bytes) {
-  auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
-      parameters, {static_cast<size_t>(first_bytes), static_cast<size_t>(bytes)}));
-  std::reverse(buckets.begin(), buckets.end());
-  return buckets;
-}
+class Hook final : public torch::autograd::PostAccumulateGradHook {
+ public:
+  Hook(FnetReducer& reducer, FnetBucket& bucket) : reducer_(reducer), bucket_(bucket) {}
+  void operator()(const at::Tensor&) override { reducer_.computed(bucket_); }
 
-// Calls `function` at the end of the backward pass through `output`, before the reducer waits for the other ranks: what
-// is queued first in a pass runs first, and the reducer queues its waiting once the last gradient is there.
-void call_when_computed(const at::Tensor& output, void (*function)(void*), void* context) {
-  output.register_hook([function, context](const at::Tensor&) {
-    torch::autograd::Engine::get_default_engine().queue_callback([function, context] { function(context); });
-  });
-}
+ private:
+  FnetReducer& reducer_;
+  FnetBucket& bucket_;
+};
 
 }  // namespace
 
-extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parameters, size_t count,
-                                       int64_t first_bucket_bytes, int64_t bucket_bytes, FnetReducer** out) {
-  return fnet::guarded([&] {
-    const std::vector<at::Tensor> list = fnet::to_vector(parameters, count);
-    // Buckets are rebuilt after the first step unless find_unused_parameters is on; a rebuilt layout would change the
-    // order of summation between a process's first and second step.
-    *out = new FnetReducer{std::make_unique<c10d::Reducer>(
-        list, buckets_of(list, first_bucket_bytes, bucket_bytes), group->group, std::vector<bool>(count, false),
-        bucket_bytes, /*find_unused_parameters=*/true, /*gradient_as_bucket_view=*/true,
-        std::unordered_map<size_t, std::string>(), first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,
-        /*use_python_reducer=*/false, std::vector<int64_t>())};
-  });
-}
-
-// Makes the next backward pass, from `outputs`, reduce the gradients; a pass without this call only accumulates them.
-extern "C" FnetError* fnet_reducer_prepare(FnetReducer* reducer, const TensorPtr* outputs, size_t count) {
-  return fnet::guarded([&] {
-    const std::vector<at::Tensor> list = fnet::to_vector(outputs, count);
-    reducer->reducer->prepare_for_backward(list);
-    if (reducer->on_computed != nullptr && !list.empty()) {
-      call_when_computed(list.front(), reducer->on_computed, reducer->context);
+FnetReducer::FnetReducer(c10::intrusive_ptr<c10d::ProcessGroup> of, const std::vector<at::Tensor>& parameters,
+                         const int64_t* bucket_of)
+    : group(std::move(of)) {
+  if (parameters.empty()) throw fnet::InvalidArgument("no parameter to reduce the gradients of");
+  const auto options = parameters[0].options().requires_grad(false);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const at::Tensor& parameter = parameters[i];
+    if (!parameter.is_leaf() || !parameter.requires_grad() || parameter.scalar_type() != parameters[0].scalar_type() ||
+        parameter.device() != parameters[0].device() || !parameter.is_non_overlapping_and_dense()) {
+      throw fnet::InvalidArgument("parameter " + std::to_string(i) +
+                                  ": gradients are reduced of leaves of one type on one device, without gaps in memory");
     }
-  }, FnetErrorKind::kCollective);
+    const auto bucket = static_cast<size_t>(bucket_of[i]);
+    if (bucket >= buckets.size()) buckets.resize(bucket + 1);
+    buckets[bucket].parameters.push_back(parameter);
+  }
+  for (auto& bucket : buckets) {
+    int64_t size = 0, offset = 0;
+    for (const auto& parameter : bucket.parameters) size += parameter.numel();
+    bucket.row = at::zeros({size}, options);
+    for (const auto& parameter : bucket.parameters) {
+      bucket.places.push_back(bucket.row.as_strided(parameter.sizes(), parameter.strides(), offset));
+      offset += parameter.numel();
+    }
+  }
+  backend_divides = group->getBackend(options.device().type())->getBackendName() == "nccl";
+  // Last, for the hooks must not outlive this object.
+  for (auto& bucket : buckets) {
+    for (const auto& parameter : bucket.parameters) {
+      torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(*this, bucket));
+    }
+  }
 }
 
-// Has `function` called with `context` in every reduced pass, when all gradients of this rank are computed.
-extern "C" void fnet_reducer_on_computed(FnetReducer* reducer, void (*function)(void*), void* context) {
-  reducer->on_computed = function;
-  reducer->context = context;
+FnetReducer::~FnetReducer() {
+  for (const auto& bucket : buckets) {
+    for (const auto& parameter : bucket.parameters) {
+      torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
+    }
+  }
+}
+
+void FnetReducer::start_next() {
+  at::NoGradGuard no_grad;
+  auto& bucket = buckets[started++];
+  std::vector<at::Tensor> to, from;
+  for (size_t i = 0; i < bucket.places.size(); ++i) {
+    at::Tensor& grad = bucket.parameters[i].mutable_grad();
+    const at::Tensor& place = bucket.places[i];
+    if (!grad.defined()) {
+      place.zero_();
+    } else if (!grad.is_same(place)) {
+      to.push_back(place);
+      from.push_back(fnet::in_order_of(place, grad));
+    }
+    grad = place;
+  }
+  if (!to.empty()) at::_foreach_copy_(to, from);
+  c10d::AllreduceOptions options;
+  if (backend_divides) {
+    options.reduceOp = c10d::ReduceOp::AVG;
+  } else {
+    bucket.row.mul_(1.0 / group->getSize());
+  }
+  std::vector<at::Tensor> rows{bucket.row};
+  bucket.sum = group->allreduce(rows, options);
+}
+
+// `bucket_of`: the bucket of each parameter; buckets are reduced in the order of their numbers.
+extern "C" FnetError* fnet_reducer_new(FnetGroup* group, const TensorPtr* parameters, size_t count,
+                                       const int64_t* bucket_of, FnetReducer** out) {
+  return fnet::guarded(
+      [&] { *out = new FnetReducer(group->group, fnet::to_vector(parameters, count), bucket_of); });
+}
+
+// Returns when all gradients of this rank are computed, and all sums are under way.
+extern "C" FnetError* fnet_reducer_backward(FnetReducer* reducer, TensorPtr loss) {
+  return fnet::guarded([&] { reducer->backward(*loss); });
+}
+
+// Returns when the gradients are the means over the ranks, for what uses them on the current stream.
+extern "C" FnetError* fnet_reducer_wait(FnetReducer* reducer) {
+  return fnet::guarded([&] { reducer->wait(); }, FnetErrorKind::kCollective);
 }
 
 extern "C" FnetError* fnet_reducer_free(FnetReducer* reducer) {
   return fnet::guarded([&] { delete reducer; }, FnetErrorKind::kCollective);
-}
-
-// Writes the bucket of every parameter to `out`, in the order of reduction.
-extern "C" FnetError* fnet_bucket_layout(const TensorPtr* parameters, size_t count, int64_t first_bucket_bytes,
-                                         int64_t bucket_bytes, int64_t* out) {
-  return fnet::guarded([&] {
-    const auto buckets = buckets_of(fnet::to_vector(parameters, count), first_bucket_bytes, bucket_bytes);
-    for (size_t bucket = 0; bucket < buckets.size(); ++bucket) {
-      for (size_t parameter : buckets[bucket]) out[parameter] = static_cast<int64_t>(bucket);
-    }
-  });
 }

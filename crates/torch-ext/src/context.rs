@@ -8,7 +8,8 @@ unsafe extern "C" {
 }
 
 /// Whether libtorch takes deterministic algorithms where it has both kinds; operators that have none warn and go on,
-/// as with the reference's `--deterministic`.
+/// as with the reference's `--deterministic`. To be called before CUDA starts and before a process group is made, which look
+/// at it then; it sets CUBLAS_WORKSPACE_CONFIG, unless the user has.
 ///
 /// # Errors
 /// If libtorch fails.
@@ -28,6 +29,7 @@ mod tests {
     #[test]
     fn the_switch_is_kept() {
         super::set_deterministic(true).unwrap();
+        assert!(std::env::var_os("CUBLAS_WORKSPACE_CONFIG").is_some());
         assert!(super::is_deterministic());
         super::set_deterministic(false).unwrap();
         assert!(!super::is_deterministic());

@@ -29,7 +29,7 @@ unsafe extern "C" {
 /// The CUDA version that this build's libtorch is made for, as "13.0"; empty for a libtorch without CUDA.
 pub const TORCH_CUDA_VERSION: &str = env!("FNET_TORCH_CUDA_VERSION");
 
-/// Memory of one CUDA device, in bytes.
+/// Memory of one CUDA device that this process uses, in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStatistics {
@@ -41,10 +41,6 @@ pub struct MemoryStatistics {
     pub reserved: i64,
     /// The most held since the start or [`reset_peak`].
     pub reserved_peak: i64,
-    /// Free on the device, all processes considered.
-    pub free: i64,
-    /// Size of the device's memory.
-    pub total: i64,
 }
 
 static LOADED: Mutex<bool> = Mutex::new(false);
@@ -172,7 +168,7 @@ pub fn set_device(device: usize) -> Result<()> {
     check(unsafe { fnet_cuda_set_device(number(device)) })
 }
 
-/// Memory of a device, as libtorch's allocator and the driver see it.
+/// Memory of a device as libtorch's allocator counts it; the driver is not asked, which would take time in every step.
 ///
 /// # Errors
 /// If the device is not there.

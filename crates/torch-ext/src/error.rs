@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, c_char};
 
+use crate::device_fault;
+
 /// What an [`Error`] is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -13,8 +15,10 @@ pub enum ErrorKind {
     OutOfMemory,
     /// A peer was lost, or the store or a collective failed or timed out.
     Collective,
-    /// A library, a device or a driver is missing or too old.
+    /// A library, a device or a driver is missing, broken or too old.
     Environment,
+    /// A kernel failed in a way that ends this process's use of the GPU; another process can use it.
+    Device,
 }
 
 /// An error of libtorch or of the bridge.
@@ -34,6 +38,25 @@ impl Error {
         Self { kind, message: message.into() }
     }
 
+    /// An error of libtorch of which only the message is known, as `tch` hands it over.
+    pub fn from_text(message: &str) -> Self {
+        Self::classified(ErrorKind::Torch, 0, message)
+    }
+
+    /// An error of libtorch by CUDA's number (0: none), then by its message: errors of a device, of an allocation and of
+    /// the network come under many types.
+    fn classified(kind: ErrorKind, code: i32, message: &str) -> Self {
+        if !matches!(kind, ErrorKind::Torch | ErrorKind::Collective) {
+            return Self::new(kind, message);
+        }
+        if let Some((kind, message)) = device_fault::classify(code, message) {
+            return Self { kind, message };
+        }
+        // Gloo's exceptions are declared in no installed header; their messages carry the path of the source.
+        let is_collective = ["gloo/", "NCCL"].iter().any(|words| message.contains(words));
+        Self::new(if is_collective { ErrorKind::Collective } else { kind }, message)
+    }
+
     /// What it is about.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -51,10 +74,21 @@ impl Error {
     }
 }
 
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        match error {
+            // Without tch's own word that libtorch has failed.
+            tch::TchError::Torch(text) => Self::from_text(&text),
+            other => Self::from_text(&other.to_string()),
+        }
+    }
+}
+
 /// An error as C++ hands it over.
 #[repr(C)]
 pub(crate) struct RawError {
     kind: i32,
+    device_code: i32,
     message: *mut c_char,
 }
 
@@ -69,14 +103,14 @@ pub(crate) fn check(error: *mut RawError) -> Result<()> {
     }
     // SAFETY: a non-null error is an allocation of `current_error` in cpp/error.cpp with a valid C string or null;
     // it is read before it is freed, and freed exactly once.
-    let (kind, message) = unsafe {
-        let RawError { kind, message } = *error;
+    let (kind, code, message) = unsafe {
+        let RawError { kind, device_code, message } = *error;
         let message = match message.is_null() {
             true => "an error without a message (out of memory)".to_owned(),
             false => CStr::from_ptr(message).to_string_lossy().into_owned(),
         };
         fnet_error_free(error);
-        (kind, message)
+        (kind, device_code, message)
     };
     let kind = match kind {
         1 => ErrorKind::Invalid,
@@ -85,5 +119,5 @@ pub(crate) fn check(error: *mut RawError) -> Result<()> {
         4 => ErrorKind::Environment,
         _ => ErrorKind::Torch,
     };
-    Err(Error::new(kind, message))
+    Err(Error::classified(kind, code, &message))
 }

@@ -6,6 +6,7 @@ pub mod autocast;
 pub mod autograd;
 pub mod context;
 pub mod cuda;
+mod device_fault;
 pub mod diagnostics;
 pub mod distributed;
 mod dl;

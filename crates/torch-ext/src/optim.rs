@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::{Error, ErrorKind, RawError, Result, check};
-use crate::ffi::{new_tensor, pointers};
+use crate::ffi::{new_tensor, pointer, pointers};
 
 unsafe extern "C" {
     fn fnet_adamw_step(
@@ -20,6 +20,7 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        found_inf: *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_sgd_step(
         parameters: *const *mut C_tensor,
@@ -29,6 +30,7 @@ unsafe extern "C" {
         momentum: f64,
         weight_decay: f64,
         nesterov: bool,
+        found_inf: *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_norm(tensors: *const *mut C_tensor, count: usize, out: *mut *mut C_tensor) -> *mut RawError;
     fn fnet_grad_norm(parameters: *const *mut C_tensor, count: usize, out: *mut *mut C_tensor) -> *mut RawError;
@@ -88,22 +90,23 @@ impl AdamW {
             parameters: parameters.iter().map(Tensor::shallow_clone).collect(),
             steps: parameters
                 .iter()
-                .map(|parameter| torch(Tensor::f_zeros([0i64; 0], (Kind::Float, parameter.device()))))
+                .map(|parameter| Ok(Tensor::f_zeros([0i64; 0], (Kind::Float, parameter.device()))?))
                 .collect::<Result<_>>()?,
             exp_avg: zeros_like(parameters)?,
             exp_avg_sq: zeros_like(parameters)?,
         })
     }
 
-    /// One step with learning rate `lr`.
+    /// One step with learning rate `lr`. Where `found_inf` (float32, one value, on the parameters' device) is 1, weights and
+    /// state stay as they are, which costs no wait for the device; else it is 0.
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn step(&mut self, lr: f64) -> Result<()> {
+    pub fn step(&mut self, lr: f64, found_inf: Option<&Tensor>) -> Result<()> {
         let AdamWOptions { betas, eps, weight_decay } = self.options;
         let (parameters, exp_avg) = (pointers(&self.parameters), pointers(&self.exp_avg));
         let (exp_avg_sq, steps) = (pointers(&self.exp_avg_sq), pointers(&self.steps));
-        // SAFETY: four arrays of `parameters.len()` valid pointers.
+        // SAFETY: four arrays of `parameters.len()` valid pointers; a flag that is null or valid.
         check(unsafe {
             fnet_adamw_step(
                 parameters.as_ptr(),
@@ -116,6 +119,7 @@ impl AdamW {
                 betas.1,
                 weight_decay,
                 eps,
+                found_inf.map_or(std::ptr::null_mut(), pointer),
             )
         })
     }
@@ -176,16 +180,26 @@ impl Sgd {
         })
     }
 
-    /// One step with learning rate `lr`.
+    /// One step with learning rate `lr`. Where `found_inf` (float32, one value, on the parameters' device) is 1, weights and
+    /// state stay as they are, which costs no wait for the device; else it is 0.
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn step(&mut self, lr: f64) -> Result<()> {
+    pub fn step(&mut self, lr: f64, found_inf: Option<&Tensor>) -> Result<()> {
         let SgdOptions { momentum, weight_decay, nesterov } = self.options;
         let (parameters, buffers) = (pointers(&self.parameters), pointers(&self.momentum_buffers));
-        // SAFETY: two arrays of `parameters.len()` valid pointers.
+        // SAFETY: two arrays of `parameters.len()` valid pointers; a flag that is null or valid.
         check(unsafe {
-            fnet_sgd_step(parameters.as_ptr(), buffers.as_ptr(), parameters.len(), lr, momentum, weight_decay, nesterov)
+            fnet_sgd_step(
+                parameters.as_ptr(),
+                buffers.as_ptr(),
+                parameters.len(),
+                lr,
+                momentum,
+                weight_decay,
+                nesterov,
+                found_inf.map_or(std::ptr::null_mut(), pointer),
+            )
         })
     }
 
@@ -261,12 +275,8 @@ pub fn clear_gradients(parameters: &[Tensor]) -> Result<()> {
     check(unsafe { fnet_clear_gradients(parameters.as_ptr(), parameters.len()) })
 }
 
-fn torch<T>(result: Result<T, tch::TchError>) -> Result<T> {
-    result.map_err(|error| Error::new(ErrorKind::Torch, error.to_string()))
-}
-
 fn zeros_like(parameters: &[Tensor]) -> Result<Vec<Tensor>> {
-    parameters.iter().map(|parameter| torch(parameter.f_zeros_like())).collect()
+    parameters.iter().map(|parameter| Ok(parameter.f_zeros_like()?)).collect()
 }
 
 fn load(states: &mut [Tensor], index: usize, saved: &Tensor, name: &str) -> Result<()> {
@@ -280,7 +290,7 @@ fn load(states: &mut [Tensor], index: usize, saved: &Tensor, name: &str) -> Resu
         let message = format!("optimizer state {name} of parameter {index} has shape {found:?}, expected {expected:?}");
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    torch(state.f_copy_(saved))
+    Ok(state.f_copy_(saved)?)
 }
 
 #[cfg(test)]

@@ -239,8 +239,7 @@ fn gradients(group: &ProcessGroup) -> Vec<Tensor> {
     let x = values(&[8, 17], 100 + group.rank() as i64);
     let [first, second] = [(), ()].map(|()| {
         let loss = loss(&net, &x);
-        reducer.prepare(&[loss.shallow_clone()]).unwrap();
-        backward(&loss).unwrap();
+        reducer.backward(&loss, || ()).unwrap();
         ranks::gradients(&net)
     });
     assert_eq!(first, second);
@@ -299,8 +298,7 @@ fn body_late_rank() {
         let parameter = Tensor::ones([2], FLOAT).set_requires_grad(true);
         let reducer = Reducer::new(group, &[parameter.shallow_clone()], BucketSizes::default()).unwrap();
         let loss = (&parameter * 2.0).sum(Kind::Float);
-        reducer.prepare(&[loss.shallow_clone()]).unwrap();
-        let error = backward(&loss).unwrap_err();
+        let error = reducer.backward(&loss, || ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Collective, "{error}");
         std::mem::forget(reducer);
         group.set_timeout(DEADLINE).unwrap();

@@ -1,5 +1,7 @@
 //! GPUs, driver, and who uses them.
 
+use fnet_protocol::capability;
+
 use super::Finding;
 use crate::gpu::Detection;
 use crate::nvml::{GpuState, Report};
@@ -54,6 +56,10 @@ fn state(index: usize, gpu: &GpuState) -> Vec<Finding> {
     let name = format!("{index} ({})", gpu.name);
     let (free, total) = (text::bytes(gpu.memory_free), text::bytes(gpu.memory_total));
     let mut findings = vec![Finding::good(what, format!("{name}: {free} of {total} free"))];
+    if let Some(found) = gpu.capability.filter(|&found| !capability::is_supported(found)) {
+        let text = format!("{name} cannot be used: {}", capability::not_supported(found));
+        findings.push(Finding::doubtful(what, text, "take other GPUs with --gpus, or run with --device cpu"));
+    }
     for process in &gpu.processes {
         let program = process.program.as_deref().unwrap_or("unknown program");
         let memory = process.memory.map_or_else(String::new, |bytes| format!(", {}", text::bytes(bytes)));
@@ -135,7 +141,13 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_gpu_has_a_line_each() {
-        let good = GpuState { name: "Card".into(), persistent: Some(true), shared: Some(true), ..GpuState::default() };
+        let good = GpuState {
+            name: "Card".into(),
+            persistent: Some(true),
+            shared: Some(true),
+            capability: Some((9, 0)),
+            ..GpuState::default()
+        };
         assert_eq!(verdicts(&state(0, &good)), [Verdict::Good]);
         let process = GpuProcess { pid: 7, program: Some("python".into()), memory: Some(1 << 30) };
         let ill = GpuState {
@@ -143,14 +155,20 @@ mod tests {
             shared: Some(false),
             ecc_errors: Some(3),
             needs_reset: Some(true),
+            capability: Some((7, 0)),
             processes: vec![process],
             ..good
         };
         let findings = state(1, &ill);
-        assert_eq!(findings.len(), 6);
-        for text in
-            ["process 7 (python, 1.0 GiB)", "persistence", "one process", "3 memory errors", "waits for a reset"]
-        {
+        assert_eq!(findings.len(), 7);
+        for text in [
+            "process 7 (python, 1.0 GiB)",
+            "persistence",
+            "one process",
+            "3 memory errors",
+            "waits for a reset",
+            "capability is 7.0",
+        ] {
             assert!(findings.iter().any(|finding| finding.found.contains(text)), "{text}");
         }
         assert!(findings[1..].iter().all(|finding| finding.remedy.is_some()));

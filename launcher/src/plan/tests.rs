@@ -63,12 +63,27 @@ fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
 }
 
 #[test]
-fn workers_on_the_cpu_keep_their_memory_unless_the_user_decides() {
-    let nodes = || Nodes { count: 1, address: "127.0.0.1".into(), ..Nodes::default() };
-    let tunables = |plan: Plan| value(&plan.variables(0, 1, 0), env::GLIBC_TUNABLES).map(str::to_owned);
-    assert!(tunables(plan(Devices::Cpu(2), nodes())).is_some_and(|text| text.contains("hugetlb=1")));
-    assert_eq!(tunables(plan(Devices::Cuda(vec!["0".into()]), nodes())), None);
-    assert_eq!(tunables(Plan { tune_memory: false, ..plan(Devices::Cpu(2), nodes()) }), None);
+fn the_allocator_of_each_device_is_set_up_unless_the_user_decides() {
+    let (cpu, gpu) = (Devices::Cpu(2), Devices::Cuda(vec!["0".into()]));
+    let found = |devices: &Devices, tune_memory| {
+        let nodes = Nodes { count: 1, address: "127.0.0.1".into(), ..Nodes::default() };
+        let variables = Plan { tune_memory, ..plan(devices.clone(), nodes) }.variables(0, 1, 0);
+        [env::GLIBC_TUNABLES, env::PYTORCH_ALLOC_CONF].map(|name| value(&variables, name).map(str::to_owned))
+    };
+    assert_eq!(found(&cpu, true), [Some(CPU_MEMORY.to_owned()), None]);
+    assert_eq!(found(&gpu, true), [None, Some("expandable_segments:True".to_owned())]);
+    for devices in [&cpu, &gpu] {
+        assert_eq!(found(devices, false), [None, None]);
+    }
+    for (devices, name, expected) in [
+        (&cpu, env::GLIBC_TUNABLES, false),
+        (&cpu, env::PYTORCH_ALLOC_CONF, true),
+        (&gpu, env::GLIBC_TUNABLES, true),
+        (&gpu, env::PYTORCH_ALLOC_CONF, false),
+        (&gpu, env::PYTORCH_CUDA_ALLOC_CONF, false),
+    ] {
+        assert_eq!(may_tune_memory(devices, |other| other == name), expected, "{devices:?} {name}");
+    }
 }
 
 #[test]

@@ -113,7 +113,8 @@ pub struct Train {
     pub epochs: usize,
     /// Seed of everything random; up to 2^63 - 1.
     pub seed: u64,
-    /// Use deterministic algorithms where they are slower.
+    /// Use deterministic algorithms where they are slower. The backward pass of RoIAlign on a GPU has none: there the last
+    /// bits of gradients may differ between runs.
     pub deterministic: bool,
     /// Automatic mixed precision in training: the type of convolutions and matrix products. Weights, gradients, optimizer
     /// state, BatchNorm's statistics, losses, scores and boxes are float32 with each. See `evaluation.amp` for the rest.

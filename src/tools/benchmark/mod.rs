@@ -4,6 +4,7 @@ mod comm;
 mod data;
 mod infer;
 mod launch;
+mod simulated;
 mod summary;
 mod synthetic;
 mod train;

@@ -1,5 +1,6 @@
 //! `benchmark train`: time per training step, split into its parts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 use tch::{Device, Tensor};
 
 use super::summary::Summary;
-use super::{publish, synthetic};
+use super::{publish, simulated, synthetic};
 use crate::config;
 use crate::data::{Batch, Target};
 use crate::distributed::World;
@@ -25,6 +26,8 @@ use crate::train::{Learner, StepPlace, StepTimes, Wishes};
 const POSITIVES: usize = 10;
 /// Steps before the measured ones.
 const WARM_UP: usize = 3;
+/// The most steps in which a GPU is waited for after each part, to tell the parts' times apart.
+const SPLIT_STEPS: usize = 10;
 /// The step whose random numbers all steps use, so that all choose the same proposals.
 const STEP: u64 = 0;
 
@@ -43,10 +46,15 @@ struct Report {
     objects_per_image: usize,
     /// Positive proposals in each step of one worker.
     positives: usize,
-    /// A step.
+    /// A step, as the host sees it.
     ms: Summary,
+    /// Of all measured steps together, from the first one's start until the device has done the last.
     images_per_second: f64,
+    /// On a GPU of steps of their own, in which each part is waited for.
     parts_ms: Parts,
+    /// Operators and waits of a step by kind, where the devices of worker 0 are simulated.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    counts_per_step: BTreeMap<String, f64>,
     /// Greatest memory of worker 0: of the device, or of the process on the CPU.
     peak_memory_bytes: u64,
     /// From the start of worker 0's process to the end of its first step.
@@ -56,7 +64,7 @@ struct Report {
 /// Medians of the parts of a step in milliseconds.
 #[derive(Debug, Serialize)]
 struct Parts {
-    /// Copy of the pictures to the device.
+    /// Copy of the pictures to a GPU; a training hides it behind the step before.
     data: f64,
     forward: f64,
     backward: f64,
@@ -82,15 +90,12 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
 
     let world = World::from_environment()?;
     let mut bench = Bench { learner: Learner::new(&config, &world)?, world: &world, control, step: 0 };
-    bench.learner.synchronise_timing(true);
     let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;
-    let (mut steps, mut times, mut data) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut steps, mut times) = (Vec::new(), Vec::new());
+    process::synchronise(world.device())?;
+    let (before, begun) = (simulated::counts(), Instant::now());
     for iter in 0..arguments.iters {
         let started = Instant::now();
-        let images = batch.images.f_to_device(world.device())?;
-        process::synchronise(world.device())?;
-        data.push(started.elapsed().as_secs_f64());
-        let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
         times.push(bench.step(&batch, true)?.0);
         steps.push(started.elapsed().as_secs_f64());
         control.progress(Progress {
@@ -101,6 +106,13 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
             ..Progress::default()
         });
     }
+    let counts_per_step = simulated::per_step(&before, &simulated::counts(), arguments.iters);
+    process::synchronise(world.device())?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let peak_memory_bytes = process::peak_memory(world.device());
+    // The CPU has done each part when it returns.
+    let (times, data) =
+        if world.device().is_cuda() { bench.split(&batch, arguments.iters)? } else { (times, Vec::new()) };
     let alone = if world.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
     if world.rank() == 0 {
         let ms = Summary::of_seconds(steps.iter().copied());
@@ -115,9 +127,10 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
             objects_per_image: synthetic::OBJECTS,
             positives: POSITIVES * count,
             ms,
-            images_per_second: (count * world.world_size()) as f64 / (ms.median / 1e3),
+            images_per_second: (count * world.world_size() * arguments.iters) as f64 / seconds,
             parts_ms: parts(&times, &data, alone),
-            peak_memory_bytes: process::peak_memory(world.device()),
+            counts_per_step,
+            peak_memory_bytes,
             start_to_first_step_seconds: first_step,
         };
         publish(&report, &report.to_string(), arguments.json)?;
@@ -143,7 +156,7 @@ impl Bench<'_> {
         for _ in 0..WARM_UP {
             let (_, positives) = self.step(&batch, true)?;
             first_step = first_step.or_else(|| process::age().map(|age| age.as_secs_f64()));
-            if positives != POSITIVES * count {
+            if positives != POSITIVES * count && simulated::computes() {
                 return Err(Error::bug(format!(
                     "{positives} positive proposals in place of {}: measurements would not compare",
                     POSITIVES * count
@@ -162,7 +175,10 @@ impl Bench<'_> {
         let proposals = self.learner.model.training_proposals(&images, &metas, &mut random)?;
         let targets: Option<Vec<Target>> = proposals
             .iter()
-            .map(|boxes| Ok(synthetic::objects(&rows(boxes)?, size, num_classes)))
+            .map(|boxes| {
+                let boxes = if simulated::computes() { rows(boxes)? } else { synthetic::boxes(size) };
+                Ok(synthetic::objects(&boxes, size, num_classes))
+            })
             .collect::<Result<_>>()?;
         // A rank that gave up alone would leave the others waiting.
         if self.world.any(targets.is_none())? {
@@ -183,6 +199,21 @@ impl Bench<'_> {
         self.step += 1;
         let outcome = self.learner.step(batch, place, 0.0, Wishes::default(), self.world, self.control)?;
         Ok((outcome.times, outcome.positives))
+    }
+
+    /// Times of the parts of steps that wait for the device after each, and of the copies of the pictures before them.
+    fn split(&mut self, batch: &Batch, iters: usize) -> Result<(Vec<StepTimes>, Vec<f64>)> {
+        self.learner.synchronise_timing(true);
+        let (mut times, mut data) = (Vec::new(), Vec::new());
+        for _ in 0..iters.min(SPLIT_STEPS) {
+            let started = Instant::now();
+            let images = batch.images.f_to_device(self.world.device())?;
+            process::synchronise(self.world.device())?;
+            data.push(started.elapsed().as_secs_f64());
+            let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
+            times.push(self.step(&batch, true)?.0);
+        }
+        Ok((times, data))
     }
 
     /// Median seconds of a backward pass without all-reduce.
@@ -234,6 +265,10 @@ impl fmt::Display for Report {
             "step        {:>9.1} ms (median of {}; {:.1} to {:.1}), {:.3} img/s",
             self.ms.median, self.iters, self.ms.min, self.ms.max, self.images_per_second
         )?;
+        if !self.counts_per_step.is_empty() {
+            let counts = self.counts_per_step.iter().map(|(kind, count)| format!("{count:.1} {kind}s"));
+            writeln!(f, "  simulated GPU, in a step: {}", counts.collect::<Vec<_>>().join(", "))?;
+        }
         for (name, ms) in [
             ("data", data),
             ("forward", forward),

@@ -33,10 +33,7 @@ fn a_card_that_the_wheel_has_no_kernels_for_is_named() {
 #[test]
 fn cards_are_chosen_by_index_uuid_and_order() {
     let Some(gpus) = idle("cards_are_chosen_by_index_uuid_and_order") else { return };
-    for (visible, texts) in [
-        ("3,1", ["cuda 3", "cuda 1"]),
-        ("GPU-a2b2c202,0", ["cuda GPU-a2b2c202", "cuda 0"]),
-    ] {
+    for (visible, texts) in [("3,1", ["cuda 3", "cuda 1"]), ("GPU-a2b2c202,0", ["cuda GPU-a2b2c202", "cuda 0"])] {
         let line = format!("--gpus 2 --dry-run {TRAIN}");
         let ended = gpus.launch(&line, &[("CUDA_VISIBLE_DEVICES", visible)]);
         let told = ended.stdout.clone() + &ended.stderr;

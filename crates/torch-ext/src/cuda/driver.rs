@@ -8,12 +8,13 @@ use crate::dl::Library;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A driver that this build can use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
     /// The newest CUDA version that it supports, (major, minor).
     pub cuda: (i32, i32),
-    /// Devices that this process sees (CUDA_VISIBLE_DEVICES considered).
-    pub devices: usize,
+    /// Compute capability, (major, minor), of each device that this process sees (CUDA_VISIBLE_DEVICES considered);
+    /// none where the driver does not tell.
+    pub devices: Vec<Option<(i32, i32)>>,
 }
 
 /// Asks the driver for its version and its devices; creates no context and loads no part of libtorch.
@@ -27,6 +28,8 @@ pub fn probe_driver() -> Result<Driver> {
 
 /// Error codes of the driver that have a remedy of their own.
 const NO_DEVICE: i32 = 100;
+/// CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+const CAPABILITY: (i32, i32) = (75, 76);
 
 pub(super) fn probe(library: &Path, required: &str) -> Result<Driver> {
     let fail = |message: String| Err(Error::new(ErrorKind::Environment, message));
@@ -55,9 +58,30 @@ pub(super) fn probe(library: &Path, required: &str) -> Result<Driver> {
         code => return fail(format!("the NVIDIA driver does not start (cuInit returned {code}): see `nvidia-smi`")),
     }
     match call_with_int(&library, c"cuDeviceGetCount")? {
-        count if count > 0 => Ok(Driver { cuda, devices: usize::try_from(count).unwrap_or(0) }),
+        count if count > 0 => {
+            Ok(Driver { cuda, devices: (0..count).map(|index| capability(&library, index)).collect() })
+        }
         _ => fail(no_device()),
     }
+}
+
+/// The compute capability of a device, by its place among the visible ones.
+fn capability(library: &Library, index: i32) -> Option<(i32, i32)> {
+    let (get, ask) = (library.symbol(c"cuDeviceGet")?, library.symbol(c"cuDeviceGetAttribute")?);
+    // SAFETY: the documented signatures: CUresult cuDeviceGet(CUdevice *, int), CUresult cuDeviceGetAttribute(int *,
+    // CUdevice_attribute, CUdevice); CUresult, CUdevice and the enumeration are ints.
+    let get: unsafe extern "C" fn(*mut i32, i32) -> i32 = unsafe { std::mem::transmute(get) };
+    // SAFETY: as above.
+    let ask: unsafe extern "C" fn(*mut i32, i32, i32) -> i32 = unsafe { std::mem::transmute(ask) };
+    let mut device = 0;
+    // SAFETY: the pointer is valid for the call.
+    (unsafe { get(&raw mut device, index) } == 0).then_some(())?;
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: the pointer is valid for the call.
+        (unsafe { ask(&raw mut value, which, device) } == 0).then_some(value)
+    };
+    Some((attribute(CAPABILITY.0)?, attribute(CAPABILITY.1)?))
 }
 
 fn no_device() -> String {

@@ -10,7 +10,11 @@ fn driver(folder: &Path, version: i32, init: i32, devices: i32) -> PathBuf {
     let code = format!(
         "int cuDriverGetVersion(int *v) {{ *v = {version}; return 0; }}\n\
          int cuInit(unsigned f) {{ (void)f; return {init}; }}\n\
-         int cuDeviceGetCount(int *n) {{ *n = {devices}; return 0; }}\n"
+         int cuDeviceGetCount(int *n) {{ *n = {devices}; return 0; }}\n\
+         int cuDeviceGet(int *d, int i) {{ *d = 40 + i; return 0; }}\n\
+         int cuDeviceGetAttribute(int *v, int which, int d) {{\n\
+           if (d == 43) return 101;\n\
+           *v = which == 75 ? 7 + d - 40 : which == 76 ? 5 : -1; return 0; }}\n"
     );
     std::fs::write(&source, code).unwrap();
     let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().unwrap();
@@ -45,10 +49,10 @@ fn a_driver_without_a_device_is_told() {
 }
 
 #[test]
-fn a_good_driver_tells_its_version_and_devices() {
+fn a_good_driver_tells_its_version_and_its_devices_capabilities() {
     let folder = tempfile::tempdir().unwrap();
     let found = probe(&driver(folder.path(), 13010, 0, 4), "13.0").unwrap();
-    assert_eq!(found, Driver { cuda: (13, 1), devices: 4 });
+    assert_eq!(found, Driver { cuda: (13, 1), devices: vec![Some((7, 5)), Some((8, 5)), Some((9, 5)), None] });
 }
 
 #[test]

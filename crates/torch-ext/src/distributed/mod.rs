@@ -13,7 +13,7 @@ mod store;
 
 pub use carrier::Carrier;
 pub use group::{Aborter, GlooOptions, ProcessGroup, Reduction, Work};
-pub use reducer::{BucketSizes, Reducer, bucket_layout};
+pub use reducer::{BucketSizes, Reducer};
 pub use store::{StoreOptions, TcpStore};
 
 use std::ffi::CString;
