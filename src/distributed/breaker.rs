@@ -101,7 +101,7 @@ impl Breaker {
         let waiting = self.changed.wait_timeout_while(self.lock(), self.patience, |stage| !stage.answered);
         let answered = waiting.unwrap_or_else(PoisonError::into_inner).0.answered;
         if !answered {
-            log::warn!("this rank waits for its GPU, whose collectives are broken off now");
+            log::warn!("this rank has not come back from what it does; the collectives of its GPU are broken off");
             if let Err(error) = device() {
                 log::warn!("NCCL's abort: {error}");
             }

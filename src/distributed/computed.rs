@@ -76,3 +76,19 @@ pub(super) fn wait_for(device: Device) -> Result<(), torch_ext::Error> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_the_cpu_waiting_counts_from_the_mark_of_its_own_pass() {
+        let computed = Computed::default();
+        assert_eq!(computed.waited(), Duration::ZERO, "a pass that is not reduced");
+        computed.mark(Device::Cpu);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(computed.waited() >= Duration::from_millis(5));
+        assert_eq!(computed.waited(), Duration::ZERO, "the mark of an earlier pass");
+        assert_eq!(computed.wait_for_others(Device::Cpu).unwrap(), Duration::ZERO);
+    }
+}

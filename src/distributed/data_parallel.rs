@@ -54,8 +54,7 @@ impl<'a> DataParallel<'a> {
             return Ok(Duration::ZERO);
         };
         let _taking_part = state::page().overlapped_collective();
-        let device = self.world.device();
-        reducer.backward(loss, || self.computed.mark(device)).with_context(what)?;
+        reducer.backward(loss, || self.computed.mark(self.world.device())).with_context(what)?;
         Ok(self.computed.waited())
     }
 

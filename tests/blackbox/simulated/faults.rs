@@ -56,7 +56,6 @@ fn a_peer_that_falls_silent_is_found_and_named() {
 }
 
 #[test]
-#[ignore = "survivors still wait for the abort before they save"]
 fn an_abort_that_never_returns_costs_no_step() {
     let Some(gpus) = small("an_abort_that_never_returns_costs_no_step") else { return };
     for mode in ["abort-hangs", "abort-slow", "abort-frees"] {

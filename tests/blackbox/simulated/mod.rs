@@ -3,6 +3,7 @@
 
 mod budgets;
 mod faults;
+mod lost_ranks;
 mod machine;
 mod main_job;
 

@@ -156,7 +156,7 @@ impl Download {
             return Ok(Self { host: tensor.shallow_clone(), copied: None });
         };
         // A copy to the host that is not to block goes to pinned memory.
-        let host = torch(tensor.f_to_device_(Device::Cpu, tensor.kind(), true, false))?;
+        let host = tensor.f_to_device_(Device::Cpu, tensor.kind(), true, false)?;
         Ok(Self { host, copied: Some(Event::record(device)?) })
     }
 
@@ -222,7 +222,7 @@ impl Downloader {
         }
         let width = tensor.kind().elt_size_in_bytes();
         let total = tensor.numel();
-        let host = torch(Tensor::f_empty_strided(tensor.size(), tensor.stride(), (tensor.kind(), Device::Cpu)))?;
+        let host = Tensor::f_empty_strided(tensor.size(), tensor.stride(), (tensor.kind(), Device::Cpu))?;
         let (from, to) = (self.staging.data_ptr().cast::<u8>(), host.data_ptr().cast::<u8>());
         for start in (0..total).step_by((STAGING_BYTES / width).max(1)) {
             let count = (total - start).min(STAGING_BYTES / width);
@@ -245,13 +245,6 @@ impl Drop for Downloader {
         // SAFETY: the handle is live and freed once; libtorch keeps the stream.
         let _ = check(unsafe { fnet_stream_free(self.raw) });
     }
-}
-
-fn torch<T>(result: Result<T, tch::TchError>) -> Result<T> {
-    result.map_err(|error| {
-        let kind = if error.to_string().contains("out of memory") { ErrorKind::OutOfMemory } else { ErrorKind::Torch };
-        Error::new(kind, error.to_string())
-    })
 }
 
 #[cfg(test)]
