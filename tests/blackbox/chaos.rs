@@ -11,6 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use fnet::train::checkpoint;
 use fnet_protocol::env;
 
 use crate::outputs::{differences, files, of_mode, without_ranks};
@@ -73,6 +74,10 @@ impl Disturbance {
     fn needs_disk(self) -> bool {
         matches!(self, FullDisk | FullDiskAndKill)
     }
+
+    fn damages(self) -> bool {
+        matches!(self, DamageAndKill | DamageAndKillAll)
+    }
 }
 
 /// Random numbers without a history that matters.
@@ -111,6 +116,8 @@ struct Job<'a> {
     dice: Dice,
     events: Vec<Event>,
     disk: Option<Disk>,
+    /// Bytes of the log when the launcher was started last.
+    log_at_start: u64,
 }
 
 impl Job<'_> {
@@ -127,6 +134,7 @@ impl Job<'_> {
         loop {
             let resume = self.places().any(|folder| !checkpoints(&folder).is_empty());
             let command = self.scene.command(&launcher(), &self.line(resume));
+            self.log_at_start = log_bytes(&self.folder());
             let mut running = Running::start(command, self.scene.path("chaos.txt"));
             while self.events.len() < most && running.runs() {
                 let peace = Duration::from_millis(self.dice.roll(LONGEST_PEACE));
@@ -157,8 +165,11 @@ impl Job<'_> {
 
     fn disturb(&mut self, running: &mut Running) {
         let has_disk = self.disk.is_some();
-        let possible: Vec<Disturbance> =
-            Disturbance::ALL.into_iter().filter(|what| has_disk || !what.needs_disk()).collect();
+        let may_damage = self.may_damage();
+        let possible: Vec<Disturbance> = Disturbance::ALL
+            .into_iter()
+            .filter(|what| (has_disk || !what.needs_disk()) && (may_damage || !what.damages()))
+            .collect();
         let what = possible[self.dice.roll(possible.len() as u64) as usize];
         let rank = self.dice.roll(RANKS as u64) as usize;
         let lines = of_mode(&self.folder(), "train").len();
@@ -213,6 +224,16 @@ impl Job<'_> {
     fn kill_all(&self, running: &Running) {
         running.signal("KILL");
         self.scene.kill_all();
+    }
+
+    /// Whether the job can do without its newest checkpoint: the ranks have trained since the last start, so that the
+    /// survivors know its steps, and there is an older one in case that there are none.
+    fn may_damage(&self) -> bool {
+        let has_recovered = self.events.last().is_none_or(|event| event.recovered.is_some());
+        let is_sound = |path: &PathBuf| checkpoint::verify(path).is_ok();
+        has_recovered
+            && log_bytes(&self.folder()) > self.log_at_start
+            && self.places().flat_map(|folder| checkpoints(&folder)).filter(is_sound).nth(1).is_some()
     }
 
     /// Cuts the newest checkpoint off, or flips a bit of it.
@@ -327,7 +348,7 @@ fn disturb(total: usize, epochs: usize, seed: u64) -> String {
         let name = format!("chaos{run}");
         let disk = Disk::mount(scene.path(&name));
         let dice = Dice(seed.wrapping_add(run).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        let mut job = Job { scene: &scene, name, epochs, dice, events: Vec::new(), disk };
+        let mut job = Job { scene: &scene, name, epochs, dice, events: Vec::new(), disk, log_at_start: 0 };
         job.run(total - all.len());
         job.assert_equal_to(&whole);
         let (more_lost, more_unavoidable) = job.repeated();
