@@ -4,7 +4,7 @@ PREFIX ?= $(HOME)/.local
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test drill faults chaos mpi fuzz parity install clean
+.PHONY: help setup demo test sim mutations drill faults chaos mpi fuzz parity install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,13 @@ demo: setup ## trains on generated pictures with two CPU workers and shows the A
 
 test: setup ## formatting, lints, all tests
 	@scripts/test.sh
+
+sim: setup ## simulated CUDA devices in target/sim, their own tests, and the black-box tests on them
+	@scripts/sim.sh --test
+	OMP_NUM_THREADS=1 cargo test --release --workspace --test blackbox -- simulated
+
+mutations: setup ## breaks the product on purpose, once per kind, and shows which test on simulated devices notices
+	@scripts/sim_mutations.sh
 
 mpi: setup ## the library for workers under mpirun; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh

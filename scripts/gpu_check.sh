@@ -4,17 +4,18 @@
 #   scripts/gpu_check.sh --pack DIR     on the machine that built fnet: put what the other one needs into DIR
 #   scripts/gpu_check.sh [--bin DIR]    on the machine with the GPU: run the checks with the programs of DIR
 #                                       (default: this checkout's target/release)
-#   scripts/gpu_check.sh --self-test    on any machine: the same checks with the CPU in the GPU's place, and small
+#   scripts/gpu_check.sh --self-test    on any machine: the same checks on simulated devices (scripts/sim.sh), and small
 #
 # Needed: this checkout's scripts/ and configs/, bash, and `python3` with torch 2.11.0 and torchvision 0.26.0, whose
 # libraries are used; no Python runs in fnet itself. FNET_LIBTORCH names another folder of libtorch's libraries.
-# FNET_GPU_CHECK_DEVICE=cpu is what --self-test sets. Exit code: 0 if every check passed, 1 if one did not, 2 for a
+# Exit code: 0 if every check passed, 1 if one did not, 2 for a
 # wrong command line or a machine without what is needed.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 helpers=$root/scripts/gpu_check
-device=${FNET_GPU_CHECK_DEVICE:-cuda}
+# Not empty: small configs on simulated devices.
+small=
 budget=${FNET_GPU_CHECK_SECONDS:-470}
 bin=
 # How far losses and scores of two devices may lie apart; they are never equal to the bit.
@@ -62,7 +63,7 @@ while [ $# -gt 0 ]; do
         shift 2
         ;;
     --self-test)
-        device=cpu
+        small=yes
         shift
         ;;
     -h | --help)
@@ -73,14 +74,23 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-case $device in cuda | cpu) ;; *) fail "FNET_GPU_CHECK_DEVICE=$device: expected cuda or cpu" ;; esac
+if [ -n "$small" ]; then
+    "$root/scripts/sim.sh" || fail "scripts/sim.sh cannot build the simulated devices"
+    # shellcheck disable=SC1091 # made by sim.sh
+    source "$root/target/sim/env.sh"
+    bin=$root/target/sim/bin
+    FNET_LIBTORCH=$root/target/sim/torch/lib
+    # Convolutions of narrow types take long on the CPU.
+    export FNET_SIM_WIDE_HALF=1 OMP_NUM_THREADS=1
+    # One GPU, as on most machines that are lent.
+    export CUDA_VISIBLE_DEVICES=0
+fi
 bin=${bin:-$root/target/release}
 # The GPUs for two ranks: the first two there are, else the same one twice.
 pair=$(printf '%s\n' "${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)}" |
     tr ', ' '\n\n' | awk 'NF && n++ < 2' | paste -sd,)
-case $device,$pair in
-cpu,*) backend=Gloo ;;
-*,*,*) backend="NCCL, two GPUs" ;;
+case $pair in
+*,*) backend="NCCL, two GPUs" ;;
 *) backend="NCCL, one GPU" ;;
 esac
 # How long a killed rank may take to end the job: the others break their collectives off within 10 s, and save.
@@ -88,13 +98,9 @@ patience=15
 for name in fnet-launch fnet-worker; do
     [ -x "$bin/$name" ] || fail "$bin/$name is missing: build, or carry the folder that --pack made and name it with --bin"
 done
-if [ "$device" = cuda ]; then
-    libraries=${FNET_LIBTORCH:-$(python3 -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))')} ||
-        fail "python3 cannot import torch: install torch 2.11.0 and torchvision 0.26.0, or set FNET_LIBTORCH"
-    export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-elif [ -n "${FNET_LIBTORCH:-}" ]; then
-    export LD_LIBRARY_PATH=$FNET_LIBTORCH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-fi
+libraries=${FNET_LIBTORCH:-$(python3 -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))')} ||
+    fail "python3 cannot import torch: install torch 2.11.0 and torchvision 0.26.0, or set FNET_LIBTORCH"
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 "$bin/fnet-worker" --version >/dev/null ||
     fail "$bin/fnet-worker does not start: libtorch 2.11.0 is needed in LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}"
 
@@ -150,9 +156,7 @@ launch() {
 launch_on_two() {
     local name=$1 limit=$2
     shift 2
-    if [ "$device" = cpu ]; then
-        launch "$name" "$limit" --device cpu --nproc 2 "$@"
-    elif [ "$backend" = "NCCL, two GPUs" ]; then
+    if [ "$backend" = "NCCL, two GPUs" ]; then
         CUDA_VISIBLE_DEVICES=$pair launch "$name" "$limit" --gpus 2 "$@"
     else
         CUDA_VISIBLE_DEVICES=${pair:-0},${pair:-0} FNET_WORKER=$helpers/worker.sh FNET_CHECK_WORKER=$bin/fnet-worker \
@@ -163,11 +167,7 @@ launch_on_two() {
 launch_on_one() {
     local name=$1 limit=$2
     shift 2
-    if [ "$device" = cpu ]; then
-        launch "$name" "$limit" --device cpu --nproc 1 "$@"
-    else
-        launch "$name" "$limit" --gpus 1 "$@"
-    fi
+    launch "$name" "$limit" --gpus 1 "$@"
 }
 
 # The last words of a command that failed.
@@ -181,12 +181,11 @@ logged_steps() {
 }
 
 write_config() {
-    local size scales="[[256, 192]]" test_scale="[256, 192]"
-    if [ "$device" = cpu ]; then
-        scales="[[128, 96]]"
-        test_scale="[128, 96]"
+    local size scales="[[256, 192]]" test_scale="[256, 192]" pictures=84 val=24 batch=2
+    if [ -n "$small" ]; then
+        scales="[[96, 64]]" test_scale="[96, 64]" pictures=42 val=8 batch=1
     fi
-    launch data 60 synth --out "$work/data" --images 84 --val-images 24 --seed 5 || fail "synth: $(last_words data)"
+    launch data 60 synth --out "$work/data" --images "$pictures" --val-images "$val" --seed 5 || fail "synth: $(last_words data)"
     size=$(compare classes "$work/data/annotations/instances_train.json")
     # All proposals enter the losses, for a choice among them would differ by a hair's breadth in one score.
     cat >"$work/check.toml" <<CONFIG
@@ -197,6 +196,7 @@ num_classes = $size
 count = 4096
 [data]
 root = "$work/data"
+samples_per_gpu = $batch
 [data.train]
 ann_file = "annotations/instances_train.json"
 img_prefix = "train"
@@ -296,10 +296,8 @@ check_amp() {
 
 check_out_of_memory() {
     local code=0 measured
-    if [ "$device" = cpu ]; then
-        # Room to start in, not for the features of so many pictures.
-        (ulimit -v 5000000 && launch memory 90 --device cpu --nproc 1 benchmark train check.toml --batch 24 \
-            --shape 800 1344 --iters 1) || code=$?
+    if [ -n "$small" ]; then
+        FNET_SIM_FAULT=oom@4000 launch_on_one memory 90 --max-restarts 0 "${train[@]}" --work-dir memory || code=$?
     else
         launch_on_one memory 120 --max-restarts 0 train "$root/configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml" \
             --no-validate --work-dir memory --set "data.root=\"$work/data\"" \
@@ -315,8 +313,7 @@ check_out_of_memory() {
 # Trains until there is something to find, then compares the detections of both devices.
 check_detections() {
     local code=0 measured epochs=12 place=(--device cpu --nproc 2)
-    # Devices of one kind agree on weak detections too.
-    [ "$device" = cuda ] || epochs=6
+    [ -z "$small" ] || epochs=8
     launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=2e-3 \
         "train.epochs=$epochs" schedule.warmup_iters=20 model.roi_head.sampler.count=128 log.interval=10 || code=$?
     if [ "$code" -eq 0 ]; then
@@ -347,7 +344,7 @@ check_speed() {
 check_speeds() {
     local config=$root/configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml model="FasterNet-S" batch=2 height=800 width=1344
     local shape=(--shape 800 1280) steps=30 pictures=105 amp
-    if [ "$device" = cpu ]; then
+    if [ -n "$small" ]; then
         config=check.toml model="small model" batch=1 height=192 width=192 shape=(--shape 192 192) steps=1 pictures=6
     fi
     for amp in off bf16 fp16; do
@@ -359,12 +356,8 @@ check_speeds() {
 }
 
 card() {
-    if [ "$device" = cpu ]; then
-        echo "none (self-test on the CPU)"
-    else
-        nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 | sed 's/, /, driver /' ||
-            echo "unknown"
-    fi
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 | sed 's/, /, driver /' ||
+        echo "unknown"
 }
 
 commit() {
@@ -377,8 +370,7 @@ write_config
 export NVIDIA_TF32_OVERRIDE=0
 check_two_ranks
 check_amp bf16
-# The CPU has no fast kernels for float16: the tests of the library have to do there.
-[ "$device" = cpu ] || check_amp fp16
+check_amp fp16
 check_detections
 unset NVIDIA_TF32_OVERRIDE
 check_out_of_memory

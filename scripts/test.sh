@@ -25,6 +25,9 @@ say "building the tests"
 cargo test --release --workspace --lib --bins --tests --no-run 2>&1 | tee "$logs/build"
 built=$(grep -c '^ *Executable' "$logs/build")
 
+say "simulated CUDA devices"
+scripts/sim.sh --test
+
 # The harness of stable Rust measures each test, but shows the times only with this. Not for the compiler: it would build
 # everything again.
 runner=CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER

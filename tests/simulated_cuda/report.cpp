@@ -25,7 +25,6 @@ struct Report {
   std::map<std::pair<int, std::string>, Row> rows;
   char* file = nullptr;
   FILE* steps = nullptr;
-  bool updated = false;
   int64_t step = 0;
 
   Report() {
@@ -55,8 +54,6 @@ struct Report {
 
   void end_step() {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (!updated) return;
-    updated = false;
     if (steps == nullptr) return;
     std::string parts[3];
     int64_t sums[3] = {0, 0, 0};
@@ -83,13 +80,19 @@ Report& report() {
 }  // namespace
 
 void count(Count kind, const std::string& name, int64_t by) { report().add(static_cast<int>(kind), name, by); }
-std::atomic<int64_t> updates_done{0};
-int64_t updates() { return updates_done; }
-void step_is_over() {
-  ++updates_done;
-  const std::lock_guard<std::mutex> lock(report().mutex);
-  report().updated = true;
+namespace {
+std::atomic<bool> updated{false};
+std::atomic<int64_t> steps{0}, calls{0};
+}  // namespace
+
+int64_t steps_done() { return steps; }
+int64_t next_call() { return calls++; }
+void step_is_over() { updated = true; }
+void convolution_begins() {
+  if (!updated.exchange(false)) return;
+  ++steps;
+  calls = 0;
+  report().end_step();
 }
-void convolution_begins() { report().end_step(); }
 
 }  // namespace sim

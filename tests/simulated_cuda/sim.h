@@ -49,8 +49,9 @@ void count(Count kind, const std::string& name, int64_t by = 1);
 // The next convolution begins another training step.
 void step_is_over();
 void convolution_begins();
-// Fused updates of an optimizer so far.
-int64_t updates();
+// Training steps so far, and the number of an operator's call within its step.
+int64_t steps_done();
+int64_t next_call();
 
 // ---- streams.cpp: the order of what runs ------------------------------------------------------------------------------
 
@@ -128,6 +129,8 @@ void check_device(DeviceIndex device, const char* what);
 
 // ---- transfers.cpp ----------------------------------------------------------------------------------------------------
 
+// Without computation, copies up to this size are made nevertheless: the host may act on their values.
+constexpr size_t kSmall = size_t{64} << 10;
 // The host knows more now: checks uploads and delivers downloads that are done. Called with the streams' lock held.
 void settle_transfers();
 

@@ -108,7 +108,7 @@ std::vector<Access> access(const Tensor& t, bool write) {
 // Plain copy of CPU tensors, below everything that libtorch would do about it.
 void copy_on_host(const Tensor& to, const Tensor& from) {
   // The host acts on what it has downloaded, so that is never left out.
-  if (!computes() && is_work_memory(to.const_data_ptr())) return;
+  if (!computes() && to.nbytes() > kSmall && is_work_memory(to.const_data_ptr())) return;
   at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const_cast<Tensor&>(to).copy_(from);
@@ -206,7 +206,7 @@ at::Scalar local_scalar_dense(const Tensor& self) {
   count(Count::kWait, "item");
   Tensor host = at::empty({}, self.options().device(at::kCPU).requires_grad(false));
   const Tensor from = host_alias(self);
-  const auto run = [&] { host.fill_(computes() ? at::_local_scalar_dense(from) : at::Scalar(0)); };
+  const auto run = [&] { host.fill_(at::_local_scalar_dense(from)); };
   const auto later = [&]() -> std::function<void()> { return [from, host] { const_cast<Tensor&>(host).fill_(at::_local_scalar_dense(from)); }; };
   wait_for(enqueue(current_stream(self.device().index()), "item", access(self, false), run, later));
   return at::_local_scalar_dense(host);

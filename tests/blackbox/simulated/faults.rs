@@ -49,8 +49,8 @@ fn a_broken_device_is_a_fault_of_the_machine() {
 #[test]
 fn a_peer_that_falls_silent_is_found_and_named() {
     let Some(gpus) = small("a_peer_that_falls_silent_is_found_and_named") else { return };
-    // Some 80 collectives bring weights to all ranks, then there are two in each step.
-    let settings = [("FNET_SIM_NCCL", "silent@90/1")];
+    // Some 130 collectives bring weights to all ranks, then there are two in each step.
+    let settings = [("FNET_SIM_NCCL", "silent@140/1")];
     let ended = gpus.launch(&format!("--gpus 2 --step-timeout 8 {JOB} --work-dir silent"), &settings);
     assert!(matches!(ended.code, 4 | 5), "{}: {}", ended.code, ended.stderr);
 }
