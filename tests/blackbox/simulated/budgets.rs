@@ -26,7 +26,8 @@ fn a_training_step_keeps_to_its_budget() {
     let job = "--gpus 1 train cfg.toml --no-validate --set train.epochs=1 data.samples_per_gpu=2";
     gpus.launch(job, &[("FNET_SIM_REPORT", &report)]).expect(0, &[]);
     let [steps] = &files(&gpus.path(""), ".steps")[..] else { panic!("one report") };
-    let steps: Vec<Value> = fs::read_to_string(steps).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<Value> =
+        fs::read_to_string(steps).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     // The first step makes what later ones keep; the last one holds the end of the job.
     let steps = &steps[1..steps.len() - 1];
     let most = steps.iter().max_by_key(|step| step["operators"].as_u64()).unwrap();
