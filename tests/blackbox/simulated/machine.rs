@@ -47,3 +47,14 @@ fn a_job_runs_on_chosen_cards_without_nvml() {
     let settings = [("CUDA_VISIBLE_DEVICES", "GPU-a3b3c303,1"), ("FNET_SIM_DRIVER", "no-nvml")];
     gpus.launch(&format!("--gpus 2 {TRAIN}"), &settings).expect(0, &[]);
 }
+
+/// A process sees one slice of a card at most, and an exclusive card takes one process.
+#[test]
+fn slices_and_exclusive_cards_are_told() {
+    let Some(gpus) = Gpus::of("slices_and_exclusive_cards_are_told", || Scene::with_pictures(4, 2)) else { return };
+    let slices = [("FNET_SIM_MIG", "1"), ("CUDA_VISIBLE_DEVICES", "MIG-a0b0c000,MIG-a1b1c101")];
+    gpus.launch(&format!("--gpus 2 {TRAIN} --work-dir slices"), &slices).expect(0, &[]);
+    let twice = [("FNET_SIM_EXCLUSIVE", "1"), ("CUDA_VISIBLE_DEVICES", "0,0")];
+    let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN} --work-dir exclusive"), &twice);
+    assert!(ended.code != 0 && ended.stderr.contains("busy or unavailable"), "{}: {}", ended.code, ended.stderr);
+}
