@@ -312,9 +312,9 @@ check_out_of_memory() {
 
 # Trains until there is something to find, then compares the detections of both devices.
 check_detections() {
-    local code=0 measured epochs=12 place=(--device cpu --nproc 2)
-    [ -z "$small" ] || epochs=8
-    launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=2e-3 \
+    local code=0 measured epochs=12 rate=2e-3 place=(--device cpu --nproc 2)
+    [ -z "$small" ] || epochs=11 rate=3e-3
+    launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=$rate \
         "train.epochs=$epochs" schedule.warmup_iters=20 model.roi_head.sampler.count=128 log.interval=10 || code=$?
     if [ "$code" -eq 0 ]; then
         launch_on_one found 60 test learn/latest.ckpt --format-only --out found.json || code=$?
