@@ -37,7 +37,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// The run lengths of a segmentation within its picture.
+/// The run lengths of a segmentation within its image.
 fn rle(segmentation: &Value, width: u32, height: u32) -> Rle {
     if let Some(parts) = segmentation.as_array() {
         let polygons: Vec<Vec<f64>> =
@@ -55,7 +55,7 @@ fn rle(segmentation: &Value, width: u32, height: u32) -> Rle {
     }
 }
 
-fn picture_sizes(set: &Value) -> BTreeMap<u64, (u32, u32)> {
+fn image_sizes(set: &Value) -> BTreeMap<u64, (u32, u32)> {
     let side = |image: &Value, key: &str| image[key].as_u64().unwrap() as u32;
     let images = set["images"].as_array().unwrap();
     images.iter().map(|i| (i["id"].as_u64().unwrap(), (side(i, "width"), side(i, "height")))).collect()
@@ -91,7 +91,7 @@ fn a_set_holds_everything_it_promises_and_its_annotations_agree_with_their_masks
     let (mut fills, mut ids, mut total) = (Vec::new(), HashSet::new(), 0);
     for split in ["train", "val"] {
         let set = read(folder.path(), split);
-        let sizes = picture_sizes(&set);
+        let sizes = image_sizes(&set);
         for image in set["images"].as_array().unwrap() {
             let path = folder.path().join(split).join(image["file_name"].as_str().unwrap());
             let found = image::open(&path).unwrap();
@@ -159,7 +159,7 @@ fn a_set_in_roboflows_layout_has_its_folders_ids_and_unused_category() {
         assert_eq!(list("categories")[0]["name"], "shapes");
         let used: HashSet<u64> = list("annotations").iter().map(|a| a["category_id"].as_u64().unwrap()).collect();
         assert!(!used.contains(&0) && used.iter().all(|&id| id <= 8) && used.len() > 3, "{used:?}");
-        let sizes = picture_sizes(&set);
+        let sizes = image_sizes(&set);
         for annotation in list("annotations") {
             let (width, height) = sizes[&annotation["image_id"].as_u64().unwrap()];
             assert!(coco_mask::area(&rle(&annotation["segmentation"], width, height)) > 0);
@@ -228,7 +228,7 @@ fn a_set_of_annotations_only_has_exactly_as_many_as_asked_for_and_they_agree_wit
     let summary = make(&options);
     assert_eq!((summary.annotations, summary.images), (5003, 715));
     let set = read(folder.path(), "train");
-    let sizes = picture_sizes(&set);
+    let sizes = image_sizes(&set);
     let annotations = set["annotations"].as_array().unwrap();
     assert_eq!(annotations.len(), 5003);
     for annotation in annotations {

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 
-/// Smallest side of a picture that objects with learnable masks fit into.
+/// Smallest side of an image that objects with learnable masks fit into.
 const MIN_SIDE: u32 = 64;
 /// Greatest side that a JPEG file can have is 65,535; masks of this size still fit 32-bit run lengths.
 const MAX_SIDE: u32 = 16_384;
 /// More objects than this find no room.
 const MAX_OBJECTS: u32 = 64;
 
-/// Annotation and picture numbers stay within 31 bits.
+/// Annotation and image numbers stay within 31 bits.
 const MAX_ANNOTATIONS: u64 = 1_000_000_000;
 /// Picture numbers stay within 31 bits.
 const MAX_IMAGES: u32 = 100_000_000;
@@ -30,21 +30,21 @@ pub struct Options {
     /// Where the files lie and how they are numbered.
     #[serde(default, skip_serializing_if = "Layout::is_coco")]
     pub layout: Layout,
-    /// Training pictures.
+    /// Training images.
     pub images: u32,
-    /// Validation pictures, and as many test pictures in a layout that has them.
+    /// Validation images, and as many test images in a layout that has them.
     pub val_images: u32,
-    /// Everything drawn is a function of this seed and the picture's number.
+    /// Everything drawn is a function of this seed and the image's number.
     pub seed: u64,
-    /// Sides of the pictures in pixels.
+    /// Sides of the images in pixels.
     pub sides: RangeInclusive<u32>,
-    /// Objects tried in each picture; fewer remain where there is no room.
+    /// Objects tried in each image; fewer remain where there is no room.
     pub objects: RangeInclusive<u32>,
-    /// Share of pictures without any object, 0 to 1.
+    /// Share of images without any object, 0 to 1.
     pub empty: f64,
-    /// Share of pictures with a crowd region, 0 to 1.
+    /// Share of images with a crowd region, 0 to 1.
     pub crowds: f64,
-    /// Write this many annotations to the training set's annotation file and no pictures; `images` and `val_images`
+    /// Write this many annotations to the training set's annotation file and no images; `images` and `val_images`
     /// are then ignored.
     pub annotations_only: Option<u64>,
 }
@@ -67,7 +67,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Refuses options that no picture can be drawn with.
+    /// Refuses options that no image can be drawn with.
     pub fn check(&self) -> Result<()> {
         let wrong = |option, value: String, expected| -> Result<()> { Err(Error::Option { option, value, expected }) };
         if let Some(annotations) = self.annotations_only

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 pub enum Class {
     /// An elliptic ring: its mask has a hole.
     Ring,
-    /// A crescent in warm colours.
+    /// A crescent in warm colors.
     Crescent,
-    /// The same crescent in cold colours.
+    /// The same crescent in cold colors.
     Moon,
-    /// A bottle of one colour.
+    /// A bottle of one color.
     Bottle,
     /// The same bottle with bands across.
     Flask,

@@ -1,11 +1,11 @@
 //! From a mask to polygons: components, their outlines, holes.
 
-/// A binary picture, row by row, that lies somewhere in a larger one.
+/// A binary image, row by row, that lies somewhere in a larger one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mask {
-    /// Column of the first pixel in the larger picture.
+    /// Column of the first pixel in the larger image.
     pub(crate) left: usize,
-    /// Row of the first pixel in the larger picture.
+    /// Row of the first pixel in the larger image.
     pub(crate) top: usize,
     /// Columns.
     pub(crate) width: usize,
@@ -95,7 +95,7 @@ impl Mask {
     }
 
     /// The outline of a mask of one component, through the middles of its border's pixel edges, clockwise, in
-    /// coordinates of the larger picture; holes are not followed. Empty for an empty mask.
+    /// coordinates of the larger image; holes are not followed. Empty for an empty mask.
     pub(crate) fn outline(&self) -> Vec<(f64, f64)> {
         let Some(start) = self.inside.iter().position(|&inside| inside) else { return Vec::new() };
         let start = ((start % self.width) as isize, (start / self.width) as isize);
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// Area by the shoelace formula; positive for a clockwise polygon in picture coordinates.
+    /// Area by the shoelace formula; positive for a clockwise polygon in image coordinates.
     fn shoelace(points: &[(f64, f64)]) -> f64 {
         (0..points.len())
             .map(|i| {

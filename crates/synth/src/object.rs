@@ -1,10 +1,10 @@
 //! One object: where it lies and how its surface looks.
 
-use crate::paint::{Colour, Noise, blend, hsv};
+use crate::paint::{Color, Noise, blend, hsv};
 use crate::random::Random;
 use crate::shape::{Class, Extent, Pose, telling_pose};
 
-/// A posed shape in a picture.
+/// A posed shape in an image.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Object {
     pub(crate) class: Class,
@@ -17,7 +17,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// An object in a random telling pose whose box has `length` pixels on its longer side, at the picture's corner.
+    /// An object in a random telling pose whose box has `length` pixels on its longer side, at the image's corner.
     pub(crate) fn new(class: Class, length: f32, random: &mut Random) -> Self {
         let (pose, extent) = telling_pose(class, random);
         let [left, top, right, bottom] = extent.bounds;
@@ -69,8 +69,8 @@ enum Pattern {
 #[derive(Debug, Clone)]
 pub(crate) struct Surface {
     pattern: Pattern,
-    base: Colour,
-    second: Colour,
+    base: Color,
+    second: Color,
     phase: f32,
     noise: Noise,
     /// How much the rim is darkened.
@@ -93,7 +93,7 @@ impl Surface {
         let value = random.between(0.6, 1.0);
         let base = hsv(hue, random.between(0.6, 0.95), value);
         let second = match pattern {
-            // Bands differ from the base in brightness, so they show in any colour and light.
+            // Bands differ from the base in brightness, so they show in any color and light.
             Pattern::Bands if random.chance(0.5) => base.map(|c| c * 0.3),
             Pattern::Bands => blend(base, [1.0; 3], 0.75),
             _ => hsv(hue + random.between(-0.04, 0.04), 0.8, value * random.between(0.65, 0.8)),
@@ -101,8 +101,8 @@ impl Surface {
         Self { pattern, base, second, phase: random.unit(), noise: Noise::new(random), rim: random.between(0.1, 0.4) }
     }
 
-    /// The colour at (`u`, `v`) of the shape's frame, `depth` pixels inside the edge.
-    pub(crate) fn at(&self, u: f32, v: f32, depth: f32) -> Colour {
+    /// The color at (`u`, `v`) of the shape's frame, `depth` pixels inside the edge.
+    pub(crate) fn at(&self, u: f32, v: f32, depth: f32) -> Color {
         let share = match self.pattern {
             Pattern::Plain => 0.3 * self.noise.octave(3.0 * u, 3.0 * v),
             Pattern::Bands => f32::from((v * 2.1 + self.phase).rem_euclid(1.0) < 0.5),

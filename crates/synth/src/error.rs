@@ -54,18 +54,18 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A picture could not be encoded.
+    /// An image could not be encoded.
     #[error("cannot encode {}: {reason}", .path.display())]
     Encode {
-        /// The picture.
+        /// The image.
         path: PathBuf,
         /// The encoder's reason.
         reason: String,
     },
     /// A mask could not be converted.
-    #[error("cannot make the annotations of picture {image}: {reason}")]
+    #[error("cannot make the annotations of image {image}: {reason}")]
     Mask {
-        /// Number of the picture.
+        /// Number of the image.
         image: u64,
         /// The mask library's reason.
         reason: String,

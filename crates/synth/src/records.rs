@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::Class;
 
-/// A picture.
+/// An image.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ImageRecord {
     pub(crate) id: u64,
@@ -65,7 +65,7 @@ pub(crate) fn hundredths(x: f64) -> f64 {
 /// Where a mask belongs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owner {
-    /// Number of the picture.
+    /// Number of the image.
     pub(crate) image: u64,
     /// Its width and height.
     pub(crate) size: (u32, u32),
@@ -152,7 +152,7 @@ fn rasterise(polygons: &[Vec<f64>], owner: Owner) -> Result<Rle> {
     coco_mask::fr_polys(polygons, owner.size.1, owner.size.0).map_err(failed(owner))
 }
 
-/// The run lengths of a mask within its picture.
+/// The run lengths of a mask within its image.
 fn exact(mask: &Mask, owner: Owner) -> Result<Rle> {
     let (width, height) = (owner.size.0 as usize, owner.size.1 as usize);
     let mut columns = vec![0u8; width * height];
@@ -218,7 +218,7 @@ mod tests {
                 let (found, wanted) = (rasterise(&polygons, owner).unwrap(), exact(&seen.mask, owner).unwrap());
                 let differing = coco_mask::area(&exclusive(&found, &wanted));
                 let share = differing as f64 / seen.mask.area() as f64;
-                assert!(share < 0.1, "picture {image}, {:?}: {differing} pixels differ", seen.class);
+                assert!(share < 0.1, "image {image}, {:?}: {differing} pixels differ", seen.class);
                 checked += 1;
             }
         }

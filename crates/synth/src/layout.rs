@@ -1,4 +1,4 @@
-//! Where the files of a set lie, and how pictures, annotations and classes are numbered in them.
+//! Where the files of a set lie, and how images, annotations and classes are numbered in them.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,11 @@ use crate::shape::Class;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// As COCO has it: `annotations/instances_train.json`, `annotations/instances_val.json`, and pictures in `train/`
+    /// As COCO has it: `annotations/instances_train.json`, `annotations/instances_val.json`, and images in `train/`
     /// and `val/`.
     #[default]
     Coco,
-    /// As Roboflow exports it: `_annotations.coco.json` beside the pictures of each of `train/`, `valid/` and `test/`;
+    /// As Roboflow exports it: `_annotations.coco.json` beside the images of each of `train/`, `valid/` and `test/`;
     /// ids from 0; category 0 is the name of the project, which no annotation uses; no crowd regions.
     Roboflow,
 }
@@ -30,7 +30,7 @@ impl Layout {
         *self == Self::Coco
     }
 
-    /// Names of the folders of the training, the validation and, if there is one, the test pictures.
+    /// Names of the folders of the training, the validation and, if there is one, the test images.
     pub(crate) fn folders(self) -> &'static [&'static str] {
         match self {
             Self::Coco => &["train", "val"],
@@ -38,7 +38,7 @@ impl Layout {
         }
     }
 
-    /// The annotation file of a folder of pictures, relative to the set.
+    /// The annotation file of a folder of images, relative to the set.
     pub(crate) fn annotation_file(self, folder: &str) -> PathBuf {
         match self {
             Self::Coco => Path::new("annotations").join(format!("instances_{folder}.json")),
@@ -46,7 +46,7 @@ impl Layout {
         }
     }
 
-    /// The name of picture `image`.
+    /// The name of image `image`.
     pub(crate) fn file_name(self, image: u64, seed: u64) -> String {
         match self {
             Self::Coco => format!("{image:012}.jpg"),
@@ -58,7 +58,7 @@ impl Layout {
         }
     }
 
-    /// Whether the ids of pictures and annotations begin from 0 in each file.
+    /// Whether the ids of images and annotations begin from 0 in each file.
     pub(crate) fn ids_begin_anew(self) -> bool {
         self == Self::Roboflow
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::options::Options;
 
-/// An annotation file in the making: first all pictures, then all annotations. It appears under its name when it is
+/// An annotation file in the making: first all images, then all annotations. It appears under its name when it is
 /// finished.
 pub(crate) struct AnnotationFile {
     path: PathBuf,
@@ -50,7 +50,7 @@ impl AnnotationFile {
         self.json(record)
     }
 
-    /// Closes the list of pictures and opens that of annotations.
+    /// Closes the list of images and opens that of annotations.
     pub(crate) fn annotations(&mut self) -> Result<()> {
         self.first = true;
         self.raw(b"],\n\"annotations\":[")

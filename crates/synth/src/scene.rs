@@ -1,13 +1,13 @@
-//! One picture: what is in it, its pixels, and the part of each object that can be seen.
+//! One image: what is in it, its pixels, and the part of each object that can be seen.
 
 use crate::contour::Mask;
 use crate::object::{Object, Surface};
 use crate::options::Options;
-use crate::paint::{Background, Colour, Light, blend};
+use crate::paint::{Background, Color, Light, blend};
 use crate::random::Random;
 use crate::shape::Class;
 
-/// What each stream of random numbers of a picture is for.
+/// What each stream of random numbers of an image is for.
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
     Size,
@@ -16,12 +16,12 @@ enum Purpose {
     Grain,
 }
 
-/// The random numbers of picture `image` for one purpose.
+/// The random numbers of image `image` for one purpose.
 fn stream(seed: u64, image: u64, purpose: Purpose) -> Random {
     Random::new(seed, &[image, purpose as u64])
 }
 
-/// Width and height of picture `image`.
+/// Width and height of image `image`.
 pub(crate) fn size(options: &Options, image: u64) -> (u32, u32) {
     let mut random = stream(options.seed, image, Purpose::Size);
     (random.within(&options.sides), random.within(&options.sides))
@@ -35,7 +35,7 @@ pub(crate) struct Visible {
     pub(crate) mask: Mask,
 }
 
-/// A finished picture.
+/// A finished image.
 #[derive(Debug, Clone)]
 pub(crate) struct Scene {
     pub(crate) width: usize,
@@ -45,7 +45,7 @@ pub(crate) struct Scene {
     pub(crate) visible: Vec<Visible>,
 }
 
-/// Draws picture `image`.
+/// Draws image `image`.
 pub(crate) fn draw(options: &Options, image: u64) -> Scene {
     let (width, height) = size(options, image);
     let mut random = stream(options.seed, image, Purpose::Contents);
@@ -66,7 +66,7 @@ pub(crate) fn draw(options: &Options, image: u64) -> Scene {
     Scene { width: canvas.width, height: canvas.height, pixels, visible }
 }
 
-/// Longer side of an object over the picture's shorter side.
+/// Longer side of an object over the image's shorter side.
 const OBJECT_SIZE: (f32, f32) = (0.2, 0.62);
 /// The same for the members of a crowd.
 const MEMBER_SIZE: (f32, f32) = (0.08, 0.12);
@@ -89,11 +89,11 @@ struct Thing {
     seen: usize,
 }
 
-/// A picture in the making.
+/// An image in the making.
 struct Canvas {
     width: usize,
     height: usize,
-    colours: Vec<Colour>,
+    colors: Vec<Color>,
     /// For each pixel 0, or the number of the thing seen there, from 1.
     owners: Vec<u16>,
     things: Vec<Thing>,
@@ -118,9 +118,8 @@ impl Canvas {
     fn new(width: usize, height: usize, random: &mut Random) -> Self {
         let side = width.max(height) as f32;
         let background = Background::new(random, side);
-        let colours =
-            (0..width * height).map(|i| background.at((i % width) as f32, (i / width) as f32, side)).collect();
-        Self { width, height, colours, owners: vec![0; width * height], things: Vec::new() }
+        let colors = (0..width * height).map(|i| background.at((i % width) as f32, (i / width) as f32, side)).collect();
+        Self { width, height, colors, owners: vec![0; width * height], things: Vec::new() }
     }
 
     /// Puts an object of a random class and size where it hides little of the others.
@@ -133,7 +132,7 @@ impl Canvas {
         let surface = Surface::new(class, random);
         let (half_width, half_height) = (object.size().0 / 2.0, object.size().1 / 2.0);
         for _ in 0..TRIES {
-            // Up to a tenth of the object may lie outside the picture.
+            // Up to a tenth of the object may lie outside the image.
             let x = random.between(0.8 * half_width, self.width as f32 - 0.8 * half_width);
             let y = random.between(0.8 * half_height, self.height as f32 - 0.8 * half_height);
             let placed = object.centred(x, y);
@@ -201,15 +200,15 @@ impl Canvas {
         let number = self.things.len();
         for (x, y, distance) in stamp.pixels() {
             let place = y * self.width + x;
-            let below = self.colours[place];
+            let below = self.colors[place];
             if distance >= 0.5 {
                 let shade = 1.0 - 0.35 * (1.0 - distance / SHADOW).max(0.0);
-                self.colours[place] = below.map(|c| c * shade);
+                self.colors[place] = below.map(|c| c * shade);
                 continue;
             }
             let (u, v) = object.local(x as f32 + 0.5, y as f32 + 0.5);
             let coverage = (0.5 - distance).min(1.0);
-            self.colours[place] = blend(below, surface.at(u, v, -distance), coverage);
+            self.colors[place] = blend(below, surface.at(u, v, -distance), coverage);
             if distance < 0.0 {
                 let before = usize::from(std::mem::replace(&mut self.owners[place], number as u16));
                 if before == number {
@@ -253,15 +252,15 @@ impl Canvas {
     /// The pixels under a light, with a camera's noise.
     fn develop(&self, light: Light, mut random: Random) -> Vec<u8> {
         let grain = random.between(1.5, 7.0);
-        let mut pixels = Vec::with_capacity(3 * self.colours.len());
-        for (place, colour) in self.colours.iter().enumerate() {
+        let mut pixels = Vec::with_capacity(3 * self.colors.len());
+        for (place, color) in self.colors.iter().enumerate() {
             let x = (place % self.width) as f32 / self.width as f32 - 0.5;
             let y = (place / self.width) as f32 / self.height as f32 - 0.5;
             let factors = light.at(x, y);
             let common = random.normal();
             for channel in 0..3 {
                 let noise = grain * (0.7 * common + 0.5 * random.normal());
-                pixels.push((255.0 * colour[channel] * factors[channel] + noise).round().clamp(0.0, 255.0) as u8);
+                pixels.push((255.0 * color[channel] * factors[channel] + noise).round().clamp(0.0, 255.0) as u8);
             }
         }
         pixels

@@ -1,20 +1,20 @@
-//! Colours, noise and patterns of backgrounds and objects.
+//! Colors, noise and patterns of backgrounds and objects.
 
 use crate::random::{Random, mix};
 
 /// Red, green, blue; 0 to 1 before lighting.
-pub(crate) type Colour = [f32; 3];
+pub(crate) type Color = [f32; 3];
 
-/// The colour of a hue (0 to 1, around the circle), saturation and value.
-pub(crate) fn hsv(hue: f32, saturation: f32, value: f32) -> Colour {
+/// The color of a hue (0 to 1, around the circle), saturation and value.
+pub(crate) fn hsv(hue: f32, saturation: f32, value: f32) -> Color {
     [0.0, 2.0 / 3.0, 1.0 / 3.0].map(|shift: f32| {
         let ramp = ((hue + shift).rem_euclid(1.0) * 6.0 - 3.0).abs() - 1.0;
         value * (1.0 - saturation * (1.0 - ramp.clamp(0.0, 1.0)))
     })
 }
 
-/// The colour between two.
-pub(crate) fn blend(from: Colour, to: Colour, share: f32) -> Colour {
+/// The color between two.
+pub(crate) fn blend(from: Color, to: Color, share: f32) -> Color {
     std::array::from_fn(|i| (to[i] - from[i]).mul_add(share, from[i]))
 }
 
@@ -57,7 +57,7 @@ impl Noise {
     }
 }
 
-/// How two colours are mixed over the background.
+/// How two colors are mixed over the background.
 #[derive(Debug, Clone, Copy)]
 enum Pattern {
     Clouds,
@@ -67,11 +67,11 @@ enum Pattern {
     Grain,
 }
 
-/// A textured background: two dull colours in a pattern, with clouds over it.
+/// A textured background: two dull colors in a pattern, with clouds over it.
 #[derive(Debug, Clone)]
 pub(crate) struct Background {
     pattern: Pattern,
-    colours: [Colour; 2],
+    colors: [Color; 2],
     noise: Noise,
     /// Pixels between the lattice points of the clouds.
     scale: f32,
@@ -93,7 +93,7 @@ impl Background {
         let second = hsv(hue + random.between(-0.2, 0.2), random.between(0.0, 0.25), second_value);
         Self {
             pattern: PATTERNS[random.below(PATTERNS.len())],
-            colours: [first, second],
+            colors: [first, second],
             noise: Noise::new(random),
             scale: side * random.between(0.06, 0.3),
             period: side * random.between(0.05, 0.25),
@@ -102,8 +102,8 @@ impl Background {
         }
     }
 
-    /// The colour at pixel (`x`, `y`) of a picture whose longer side is `side`.
-    pub(crate) fn at(&self, x: f32, y: f32, side: f32) -> Colour {
+    /// The color at pixel (`x`, `y`) of an image whose longer side is `side`.
+    pub(crate) fn at(&self, x: f32, y: f32, side: f32) -> Color {
         let along = x * self.direction.0 + y * self.direction.1;
         let across = y * self.direction.0 - x * self.direction.1;
         let wave = |t: f32| 0.5 + 0.5 * (t * std::f32::consts::TAU / self.period).sin();
@@ -115,18 +115,18 @@ impl Background {
             Pattern::Checks => ((wave(along) - 0.5) * (wave(across) - 0.5) * 12.0 + 0.5).clamp(0.0, 1.0),
             Pattern::Grain => self.noise.octave(x / 2.5, y / 2.5),
         };
-        let base = blend(self.colours[0], self.colours[1], share.clamp(0.0, 1.0));
+        let base = blend(self.colors[0], self.colors[1], share.clamp(0.0, 1.0));
         base.map(|c| c * (self.contrast.mul_add(cloud - 0.5, 1.0)))
     }
 }
 
-/// Light that falls over the whole picture from one side, with darker corners.
+/// Light that falls over the whole image from one side, with darker corners.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Light {
     slope: (f32, f32),
     corners: f32,
     /// Factor of each channel.
-    tint: Colour,
+    tint: Color,
 }
 
 impl Light {
@@ -138,8 +138,8 @@ impl Light {
         }
     }
 
-    /// Factors of the channels at (`x`, `y`), each -0.5 to 0.5 across the picture.
-    pub(crate) fn at(&self, x: f32, y: f32) -> Colour {
+    /// Factors of the channels at (`x`, `y`), each -0.5 to 0.5 across the image.
+    pub(crate) fn at(&self, x: f32, y: f32) -> Color {
         let level = 1.0 + self.slope.0 * x + self.slope.1 * y - self.corners * (x * x + y * y);
         self.tint.map(|t| t * level)
     }

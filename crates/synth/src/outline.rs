@@ -1,4 +1,4 @@
-//! Ready-made outlines of posed shapes, for annotations without pictures.
+//! Ready-made outlines of posed shapes, for annotations without images.
 
 use crate::contour::{Mask, simplify};
 use crate::random::Random;

@@ -1,4 +1,4 @@
-//! Random numbers as a function of coordinates, so that pictures do not depend on each other or on threads.
+//! Random numbers as a function of coordinates, so that images do not depend on each other or on threads.
 
 /// A stream of random numbers (SplitMix64: Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]

@@ -19,9 +19,9 @@ use crate::writer::AnnotationFile;
 /// How far the work has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Pictures done.
+    /// Images done.
     pub done: u64,
-    /// Pictures in all; in a set of annotations only, pictures that are only described.
+    /// Images in all; in a set of annotations only, images that are only described.
     pub total: u64,
 }
 
@@ -33,9 +33,9 @@ pub struct Summary {
     pub reused: bool,
     /// The annotation files, relative to the output folder.
     pub annotation_files: Vec<PathBuf>,
-    /// Pictures, described or written.
+    /// Images, described or written.
     pub images: u64,
-    /// Pictures without any annotation.
+    /// Images without any annotation.
     pub empty_images: u64,
     /// Annotations, crowd regions included.
     pub annotations: u64,
@@ -56,12 +56,12 @@ struct Manifest {
 
 /// Name of the manifest in the output folder.
 const MANIFEST: &str = "synth.json";
-/// Pictures whose annotations are held in memory at a time.
+/// Images whose annotations are held in memory at a time.
 const CHUNK: u64 = 512;
-/// Number of the first training, validation and test picture: apart from each other, within 31 bits. The numbers of the
-/// validation pictures do not depend on how many training pictures there are, so sets with equal seeds share them.
+/// Number of the first training, validation and test image: apart from each other, within 31 bits. The numbers of the
+/// validation images do not depend on how many training images there are, so sets with equal seeds share them.
 const FIRST_IMAGES: [u64; 3] = [1, 1_000_000_001, 1_500_000_001];
-/// Mean number of annotations of a picture in a set of annotations only; COCO has 7.3.
+/// Mean number of annotations of an image in a set of annotations only; COCO has 7.3.
 const ANNOTATIONS_PER_IMAGE: u64 = 7;
 
 /// Makes the data set that `options` describe in `options.out`, with its files where [`Options::layout`] has them. `progress` is called from several
@@ -92,7 +92,7 @@ pub fn generate(options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Resu
         let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         progress(Progress { done, total });
     };
-    // Roboflow has no crowds: a picture shows none rather than unnamed objects.
+    // Roboflow has no crowds: an image shows none rather than unnamed objects.
     let drawn =
         Options { crowds: if options.layout == Layout::Roboflow { 0.0 } else { options.crowds }, ..options.clone() };
     let outlines = if options.annotations_only.is_some() { library(options.seed) } else { Vec::new() };
@@ -152,11 +152,11 @@ fn write_manifest(options: &Options, summary: Option<&Summary>) -> Result<()> {
     fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))
 }
 
-/// Training or validation pictures.
+/// Training or validation images.
 #[derive(Debug, Clone, Copy)]
 struct Split {
     name: &'static str,
-    /// Number of the first picture.
+    /// Number of the first image.
     first: u64,
     images: u64,
 }
@@ -170,7 +170,7 @@ fn splits(options: &Options) -> Vec<Split> {
     folders.zip(images).map(|((&name, first), images)| Split { name, first, images }).collect()
 }
 
-/// Writes a split's pictures and its annotation file.
+/// Writes a split's images and its annotation file.
 fn write_split(
     options: &Options,
     split: &Split,
@@ -183,12 +183,12 @@ fn write_split(
     let path = options.out.join(&relative);
     let folder = path.parent().unwrap_or(&options.out);
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let pictures = options.out.join(split.name);
+    let folder = options.out.join(split.name);
     if options.annotations_only.is_none() {
-        fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     }
     let mut file = AnnotationFile::create(&path, options)?;
-    // What is taken off the numbers of pictures and annotations.
+    // What is taken off the numbers of images and annotations.
     let (less, mut next_id) = if layout.ids_begin_anew() { (split.first, 0) } else { (0, summary.annotations + 1) };
     for image in split.first..split.first + split.images {
         let (width, height) = scene::size(options, image);
@@ -205,7 +205,7 @@ fn write_split(
             .map(|image| {
                 let found = match options.annotations_only {
                     Some(annotations) => invent(options, image, annotations, split.images, outlines)?,
-                    None => picture(options, image, &pictures)?,
+                    None => write_image(options, image, &folder)?,
                 };
                 tick();
                 Ok(found)
@@ -229,8 +229,8 @@ fn write_split(
     Ok(())
 }
 
-/// Draws and writes one picture, and describes what can be seen in it.
-fn picture(options: &Options, image: u64, folder: &Path) -> Result<Vec<AnnotationRecord>> {
+/// Draws and writes one image, and describes what can be seen in it.
+fn write_image(options: &Options, image: u64, folder: &Path) -> Result<Vec<AnnotationRecord>> {
     let scene = scene::draw(options, image);
     let path = folder.join(options.layout.file_name(image, options.seed));
     let failed = |reason: String| Error::Encode { path: path.clone(), reason };
@@ -251,7 +251,7 @@ fn picture(options: &Options, image: u64, folder: &Path) -> Result<Vec<Annotatio
     scene.visible.iter().filter_map(|seen| describe(seen).transpose()).collect()
 }
 
-/// Describes objects of a picture that is not drawn.
+/// Describes objects of an image that is not drawn.
 fn invent(
     options: &Options,
     image: u64,
