@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use fnet_protocol::message::Operation;
-use fnet_protocol::state;
+use fnet_protocol::status;
 use torch_ext::cuda;
 use torch_ext::distributed::Aborter;
 
@@ -155,7 +155,7 @@ fn watch(breaker: &Weak<Breaker>, pause: Duration, ask: impl Fn() -> Result<Opti
         match ask() {
             Ok(None) => {}
             Ok(Some(what)) => {
-                let at = state::page().read();
+                let at = status::page().read();
                 let waits = match at.operation {
                     Operation::None => String::new(),
                     operation => format!(", and waits in {}", operation.name()),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::message::Operation;
-use fnet_protocol::state;
+use fnet_protocol::status;
 use tch::Device;
 use torch_ext::cuda::{self, Event};
 
@@ -28,7 +28,7 @@ impl Computed {
             // A device that has failed is told by whoever waits for it.
             Device::Cuda(index) => Event::record(index).ok().map(Mark::On),
             _ => {
-                state::page().wait(Operation::Gradients);
+                status::page().wait(Operation::GradientAllReduce);
                 Some(Mark::At(Instant::now()))
             }
         };
@@ -60,7 +60,7 @@ impl Computed {
             own.wait()?;
         }
         let since = Instant::now();
-        in_collective(Operation::Gradients, || Ok(all.wait()?))?;
+        in_collective(Operation::GradientAllReduce, || Ok(all.wait()?))?;
         Ok(since.elapsed())
     }
 

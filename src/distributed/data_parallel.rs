@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fnet_protocol::message::Operation;
-use fnet_protocol::state;
+use fnet_protocol::status;
 use tch::Tensor;
 use torch_ext::distributed::{BucketSizes, Reducer};
 
@@ -34,7 +34,7 @@ impl<'a> DataParallel<'a> {
         world.broadcast_all(parameters, 0)?;
         world.broadcast_all(buffers, 0)?;
         let mut reducer = None;
-        world.run(Operation::Meeting, "set-up of the reducer", |group, _| {
+        world.run(Operation::Rendezvous, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
@@ -53,7 +53,7 @@ impl<'a> DataParallel<'a> {
             torch_ext::autograd::backward(loss).with_context(what)?;
             return Ok(Duration::ZERO);
         };
-        let _taking_part = state::page().overlapped_collective();
+        let _taking_part = status::page().overlapped_collective();
         reducer.backward(loss, || self.computed.mark(self.world.device())).with_context(what)?;
         Ok(self.computed.waited())
     }
