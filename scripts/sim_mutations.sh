@@ -45,7 +45,7 @@ mutation() {
     else
         "$tests" "$filter" --test-threads 4 >"$log" 2>&1 || true
         noticed=$(sed -n 's/^test simulated::\(.*\) \.\.\. FAILED$/`\1`/p' "$log" | paste -sd ' ')
-        result=$(grep -m 1 -oE 'simulated CUDA: .*' "$log" | cut -c 17-150 || true)
+        result=$(grep -v 'enqueued here' "$log" | grep -m 1 -oE 'simulated CUDA: .*' | cut -c 17-150 || true)
         [ -n "$result" ] || result=$(grep -m 1 -oE '(missing \["[^]]*|Expected all tensors[^!]*|operators of a step|waits of a step|view size is not compatible|did not end|must have same dtype)' "$log" || true)
         if [ -z "$noticed" ]; then
             result="unnoticed"

@@ -93,11 +93,14 @@ at::Generator inner_generator(const at::Generator& g) {
   return own->inner;
 }
 
+// Whether results are returned rather than written to an argument.
+bool overload_is_plain(const c10::FunctionSchema& schema) { return schema.overload_name() != "out"; }
+
 // What is known of an operator.
 struct Operator {
   std::string name, base;  // with and without the overload's name
   bool unchecked;          // takes 0-dim tensors of the CPU beside those of the device
-  bool takes_host_indices, waits, convolution, batch_norm;
+  bool takes_host_indices, waits, convolution, batch_norm, product;
   std::vector<bool> writes;  // by argument
   bool view = false;         // returns an alias and computes nothing
   bool only_writes = true;   // returns nothing but its arguments
@@ -125,6 +128,8 @@ struct Operator {
     waits = waiting.count(base) != 0;
     convolution = base == "aten::convolution" || base == "aten::convolution_backward";
     batch_norm = base.find("batch_norm") != std::string::npos;
+    static const std::set<std::string> products{"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "aten::addmv"};
+    product = overload_is_plain(schema) && products.count(base) != 0;
   }
 };
 
@@ -275,8 +280,9 @@ void call(const c10::OperatorHandle& op, const Operator& known, torch::jit::Stac
   at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   static const bool wide = setting("FNET_SIM_WIDE_HALF", 0) != 0;
-  const auto kind = known.convolution ? stack[0].toTensor().scalar_type() : at::kFloat;
-  const bool widen = wide && known.convolution && c10::isReducedFloatingType(kind);
+  const bool heavy = known.convolution || known.product;
+  const auto kind = heavy ? stack[0].toTensor().scalar_type() : at::kFloat;
+  const bool widen = wide && heavy && c10::isReducedFloatingType(kind);
   const auto convert = [&](at::ScalarType to) {
     for (auto& v : stack) {
       if (v.isTensor() && v.toTensor().defined()) v = v.toTensor().to(to);

@@ -201,6 +201,11 @@ void transfers() {
   back.copy_(d, true);
   guard().synchronizeStream(guard().getStream(gpu));
   check("or after a wait for the stream", same(back, h));
+  Tensor wide = torch::empty({1000}, at::kDouble).pin_memory();
+  wide.copy_(d, true);
+  check("a download into another type is late, too", wide.isnan().all().item<bool>());
+  at::accelerator::synchronizeDevice(0);
+  check("and comes", same(wide, h.to(at::kDouble)));
   { Tensor again = h.pin_memory(); (void)again.to(gpu, true); }
   check("pinned memory may be freed before its upload", true);
 }

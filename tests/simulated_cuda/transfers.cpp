@@ -146,12 +146,17 @@ void upload(const Tensor& self, const Tensor& src, bool non_blocking) {
 }
 
 void download(const Tensor& self, const Tensor& src, bool non_blocking) {
+  if (!is_direct(self, src) && self.is_contiguous()) {
+    // Converted and put in order on the device first, so that one copy of bytes is left.
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor same = src.to(self.scalar_type()).contiguous();
+    if (is_direct(self, same)) return download(self, same, non_blocking);
+  }
   const bool async = non_blocking && is_direct(self, src) && is_pinned(self.const_data_ptr());
   const int stream = current_stream(src.device().index());
   const Tensor from = host_alias(src);
   count(Count::kOther, "bytes downloaded", static_cast<int64_t>(src.nbytes()));
   if (!async) {
-    // The kernels that convert or reorder come first, on the device.
     const Tensor to = self;
     const auto run = [&] { copy_on_host(to, from); };
     const auto later = [&]() -> std::function<void()> { return [to, from] { copy_on_host(to, from); }; };
