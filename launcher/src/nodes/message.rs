@@ -1,7 +1,7 @@
 //! The messages between the launchers of a job's nodes: one JSON object per line, UTF-8, over TCP.
 //!
-//! Every launcher talks to that of node 0, whose [`Coordinator`](super::coordinator::Coordinator) decides for all; node 0
-//! itself takes part like the others, without a socket. All nodes run the same version: the coordinator checks that.
+//! Every launcher talks to that of node 0, whose coordinator decides for all; node 0 itself takes part like the others,
+//! without a socket. All nodes run the same version: the coordinator checks that.
 
 use std::collections::BTreeMap;
 
