@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fnet_protocol::client::Client;
 use fnet_protocol::fault::{EXIT_CODE, Fault, Kind, control_group};
-use fnet_protocol::message::Heartbeat;
+use fnet_protocol::message::WorkerStatus;
 use fnet_protocol::outlet;
 
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ impl Drill {
         let _ = self.barrier.set(barrier);
     }
 
-    fn enter(&self, state: &Heartbeat) {
+    fn enter(&self, state: &WorkerStatus) {
         let due = self.faults.iter().find(|fault| fault.is_due(self.rank, self.attempt, state));
         if let Some(fault) = due {
             outlet::stderr(format!("fire drill: {fault}\n"));

@@ -9,7 +9,7 @@ use clap::error::ErrorKind as ClapErrorKind;
 use fnet::{Error, commands, distributed, logging, process};
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
-use fnet_protocol::{env, estimate, exit, outlet, state, stop};
+use fnet_protocol::{env, estimate, exit, outlet, status, stop};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
@@ -64,7 +64,7 @@ fn run(arguments: &Worker) -> i32 {
     if let Err(error) = logging::take_messages_of_libraries() {
         log::warn!("{error}");
     }
-    let control = match state::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {
+    let control = match status::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {
         Ok(control) => control,
         Err(error) => {
             outlet::stderr(format!("error: {error}\n"));

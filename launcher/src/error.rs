@@ -1,12 +1,10 @@
-//! Errors that end the launcher, with the exit code that they mean.
+//! Errors that end the launcher, with their exit code.
 
 use std::fmt;
 
 use fnet_protocol::exit;
 
-use crate::cause;
-
-/// What went wrong, the remedy, and the exit code.
+/// An error message with its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// One of [`fnet_protocol::exit`].
@@ -14,33 +12,33 @@ pub struct Error {
     message: String,
 }
 
-/// Result of the launcher's functions.
+/// The result of the launcher's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error with an exit code; `message` says what was found, what was expected, and the remedy. Without one, what the
-    /// code means is said: no error is without a text.
+    /// An error whose `message` says what happened, what was expected, and the remedy. A blank message is replaced by the
+    /// meaning of the code.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
         let message: String = message.into();
         let message = match message.trim() {
-            "" => format!("ended with code {code} ({}), and nobody says why", cause::meaning(code)),
+            "" => format!("failed without a message, with code {code} ({})", exit::meaning(code)),
             text if text.len() < message.len() => text.to_owned(),
             _ => message,
         };
         Self { code, message }
     }
 
-    /// The command line is wrong.
+    /// A mistake in the command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(exit::USAGE, message)
     }
 
-    /// The machine is not able.
+    /// A problem of the machine.
     pub fn environment(message: impl Into<String>) -> Self {
         Self::new(exit::ENVIRONMENT, message)
     }
 
-    /// A fault of fnet itself.
+    /// A bug in fnet.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(exit::BUG, message)
     }
@@ -59,7 +57,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Says what was being done when the system refused.
+/// Adds what was being done to an error of the operating system.
 pub trait Doing<T> {
     /// An environment error that starts with `what`.
     fn doing(self, what: impl FnOnce() -> String) -> Result<T>;

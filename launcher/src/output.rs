@@ -1,8 +1,8 @@
-//! stdout and stderr, each written by a thread of its own: a reader that has stopped reading (a pager, a paused terminal,
-//! a stuck ssh) must not stop the supervision.
+//! stdout and stderr, each with a separate writer thread: a reader that has stopped (a pager, a paused terminal, a stuck ssh)
+//! must not block the supervision.
 //!
-//! What is written waits in a queue of [`ROOM`] bytes. Lines that find no room are left out and counted; the reader is
-//! told so at that place when it reads again.
+//! Output waits in a queue of [`CAPACITY`] bytes. Lines beyond that are dropped and counted; a notice takes their place once
+//! the reader continues.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -13,38 +13,38 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Bytes that may wait for a reader.
-const ROOM: usize = 4 << 20;
-/// Bytes that are written at a time.
+/// Capacity of a queue in bytes.
+const CAPACITY: usize = 4 << 20;
+/// Maximum number of bytes per write.
 const PIECE: usize = 4096;
-/// Time that a reader has for each further piece at the end of a supervised job.
+/// Time for a reader to take the next piece at the end of a supervised job.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// The last flush takes no longer than so many times its timeout, however slow a reader is.
+/// Maximum duration of a flush as a multiple of its timeout, for slow readers.
 const FLUSH_ROUNDS: u32 = 10;
 
-/// Which stream.
+/// An output stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// For programs.
+    /// stdout, for programs.
     Out,
-    /// For people.
+    /// stderr, for users.
     Err,
 }
 
-/// What a progress bar shows.
+/// The state of the progress bar.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bar {
-    /// Steps done.
+    /// Completed steps.
     pub position: u64,
-    /// Steps in all.
+    /// Total steps.
     pub length: u64,
-    /// Before the bar.
+    /// Text before the bar.
     pub prefix: String,
-    /// After it.
+    /// Text after the bar.
     pub message: String,
 }
 
-/// The queue in front of one stream.
+/// The queue of a stream.
 #[derive(Clone)]
 struct Queue {
     shared: Arc<(Mutex<State>, Condvar)>,
@@ -53,41 +53,37 @@ struct Queue {
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
-    /// Lines that found no room after those bytes.
-    left_out: usize,
-    /// The newest state of the bar, or its end.
+    /// Lines that were dropped after those bytes.
+    dropped: usize,
+    /// The newest state of the bar, or its removal.
     bar: Option<Option<Bar>>,
-    /// Whether the thread writes what it has taken.
+    /// Whether the thread is writing.
     is_writing: bool,
-    /// Pieces that the reader has taken.
+    /// Number of pieces that the reader has taken.
     taken: u64,
 }
 
 impl State {
     fn is_idle(&self) -> bool {
-        self.bytes.is_empty() && self.left_out == 0 && self.bar.is_none()
+        self.bytes.is_empty() && self.dropped == 0 && self.bar.is_none()
     }
 }
 
 // A process has one stdout and one stderr.
 static QUEUES: OnceLock<[Queue; 2]> = OnceLock::new();
 
-/// Starts the threads. Before, and in tests, everything is written directly.
-///
-/// # Errors
-/// If the system has no thread or descriptor left.
+/// Starts the threads. Until then, and in tests, output is written directly.
 pub fn start() -> io::Result<()> {
     let errors = Queue::start("stderr", File::from(io::stderr().as_fd().try_clone_to_owned()?), |count| {
-        format!("fnet-launch: {count} lines were left out here, for nobody read them\n").into_bytes()
+        format!("fnet-launch: {count} lines were dropped here because stderr was blocked\n").into_bytes()
     })?;
     let out = if is_one_terminal() {
         errors.clone()
     } else {
         let for_people = errors.clone();
         Queue::start("stdout", File::from(io::stdout().as_fd().try_clone_to_owned()?), move |count| {
-            // Programs could not tell it from the rest.
-            let text =
-                format!("fnet-launch: {count} lines of the standard output were left out, for nobody read them\n");
+            // In stdout, programs could not distinguish the notice from the data.
+            let text = format!("fnet-launch: {count} lines of stdout were dropped because it was blocked\n");
             for_people.push(text.as_bytes());
             Vec::new()
         })?
@@ -96,15 +92,15 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether stdout and stderr are the same terminal; then they share a thread, which takes care of the bar.
+/// Whether stdout and stderr are the same terminal; then they share a thread, so that the bar is not overwritten.
 fn is_one_terminal() -> bool {
-    let device = |stream: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(stream).ok().map(|facts| facts.st_rdev);
+    let device = |stream: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(stream).ok().map(|stat| stat.st_rdev);
     io::stdout().is_terminal()
         && io::stderr().is_terminal()
         && device(io::stdout().as_fd()) == device(io::stderr().as_fd())
 }
 
-/// Hands bytes to a stream, in whole lines.
+/// Writes whole lines to a stream.
 pub fn write(stream: Stream, bytes: &[u8]) {
     match (QUEUES.get(), stream) {
         (Some([out, _]), Stream::Out) => out.push(bytes),
@@ -115,22 +111,22 @@ pub fn write(stream: Stream, bytes: &[u8]) {
     }
 }
 
-/// Shows a bar on stderr, below what is written; `None` removes it.
+/// Shows the bar below the lines of stderr; `None` removes it.
 pub fn show_bar(bar: Option<Bar>) {
     if let Some([_, errors]) = QUEUES.get() {
         errors.show_bar(bar);
     }
 }
 
-/// Waits until all is written, or until a reader takes nothing for `patience`; without one, as long as it takes.
-pub fn flush(patience: Option<Duration>) {
+/// Waits until all output is written, or a reader takes nothing for `timeout`.
+pub fn flush(timeout: Option<Duration>) {
     for queue in QUEUES.get().into_iter().flatten() {
-        queue.flush(patience);
+        queue.flush(timeout);
     }
 }
 
 impl Queue {
-    /// Starts the thread; `notice` makes what is to be written in place of so many lines that were left out.
+    /// Starts the thread; `notice` returns the text that replaces a number of dropped lines.
     fn start(name: &str, sink: File, notice: impl Fn(usize) -> Vec<u8> + Send + 'static) -> io::Result<Self> {
         let queue = Self { shared: Arc::default() };
         let reading = queue.clone();
@@ -144,9 +140,9 @@ impl Queue {
 
     fn push(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        // What comes after a gap waits for the next turn, so that the notice stands at the gap.
-        if state.left_out > 0 || state.bytes.len() + bytes.len() > ROOM {
-            state.left_out += bytes.iter().filter(|&&byte| byte == b'\n').count().max(1);
+        // After a gap, lines are dropped until the thread has written the notice at the gap.
+        if state.dropped > 0 || state.bytes.len() + bytes.len() > CAPACITY {
+            state.dropped += bytes.iter().filter(|&&byte| byte == b'\n').count().max(1);
         } else {
             state.bytes.extend_from_slice(bytes);
         }
@@ -167,7 +163,7 @@ impl Queue {
             while state.is_idle() {
                 state = self.shared.1.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let State { mut bytes, left_out, bar, taken, .. } = std::mem::take(&mut *state);
+            let State { mut bytes, dropped, bar, taken, .. } = std::mem::take(&mut *state);
             (state.is_writing, state.taken) = (true, taken);
             drop(state);
             match bar {
@@ -175,8 +171,8 @@ impl Queue {
                 Some(None) => shown.take().into_iter().for_each(|bar| bar.finish_and_clear()),
                 None => {}
             }
-            if left_out > 0 {
-                bytes.extend(notice(left_out));
+            if dropped > 0 {
+                bytes.extend(notice(dropped));
             }
             match &shown {
                 Some(bar) if !bytes.is_empty() => bar.suspend(|| self.write_pieces(&sink, &bytes)),
@@ -197,21 +193,21 @@ impl Queue {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Another program has made the terminal or pipe non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(10)),
-                // A closed pipe or a full disk: what is printed later may find it better.
+                // A closed pipe or a full disk; later output may succeed.
                 Err(_) => return,
             }
         }
     }
 
-    fn flush(&self, patience: Option<Duration>) {
+    fn flush(&self, timeout: Option<Duration>) {
         let mut state = self.lock();
-        let end = patience.map(|patience| Instant::now() + patience * FLUSH_ROUNDS);
+        let end = timeout.map(|timeout| Instant::now() + timeout * FLUSH_ROUNDS);
         let (mut taken, mut last) = (state.taken, Instant::now());
         while state.is_writing || !state.is_idle() {
             if state.taken != taken {
                 (taken, last) = (state.taken, Instant::now());
             }
-            let deadline = patience.map(|patience| last + patience).min(end);
+            let deadline = timeout.map(|timeout| last + timeout).min(end);
             let Some(deadline) = deadline else {
                 state = self.shared.1.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -249,7 +245,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// A queue whose reader is in the test's hands.
+    /// A queue and its reader.
     fn queue() -> (Queue, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
         let sink = File::from(OwnedFd::from(writer));
@@ -273,16 +269,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_that_has_stopped_and_it_is_told_what_it_missed() {
+    fn a_reader_that_has_stopped_blocks_nobody_and_later_sees_what_it_missed() {
         let (queue, reader) = queue();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
-        let count = 3 * ROOM / line.len();
+        let count = 3 * CAPACITY / line.len();
         for _ in 0..count {
             queue.push(&line);
         }
         queue.flush(Some(Duration::from_millis(20)));
-        assert!(queue.lock().bytes.len() <= ROOM);
-        // It reads again: each line comes, or is counted where it is missing.
+        assert!(queue.lock().bytes.len() <= CAPACITY);
+        // It reads again: each line arrives, or is counted where it is missing.
         let mut reader = io::BufReader::new(reader);
         let (mut kept, mut missing) = (0, 0);
         while kept + missing < count {
@@ -293,7 +289,7 @@ mod tests {
                 None => kept += 1,
             }
         }
-        assert!(missing >= count / 4 && kept >= ROOM / line.len() / 2, "{kept} {missing}");
+        assert!(missing >= count / 4 && kept >= CAPACITY / line.len() / 2, "{kept} {missing}");
         queue.push(b"new\n");
         let mut text = String::new();
         reader.read_line(&mut text).unwrap();
@@ -301,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_holds_nobody_up() {
+    fn a_closed_reader_blocks_nobody() {
         let (queue, reader) = queue();
         drop(reader);
         for _ in 0..100 {

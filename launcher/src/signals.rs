@@ -1,4 +1,4 @@
-//! The signals that people and batch systems send to the launcher, and the end of its time.
+//! Signals from users and batch systems to the launcher, and its time limit.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use fnet_protocol::message::StopReason;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-/// What a signal asks for.
+/// A request from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Save and stop.
@@ -17,26 +17,26 @@ pub enum Request {
     Pause,
 }
 
-/// The installed handlers.
+/// The result of work, unless a stop is requested first.
+pub type OrStop<T> = Result<T, StopReason>;
+
+/// The installed signal handlers and the time limit.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     user: Signal,
     hang_up: Option<Signal>,
     pause: Signal,
-    /// When the time limit is reached, and what to say then.
-    time_is_up: Option<(Instant, Box<dyn Fn()>)>,
+    /// When the time limit is reached, and what to call then.
+    time_limit: Option<(Instant, Box<dyn Fn()>)>,
 }
 
 const SIGTSTP: i32 = 20;
 
 impl Signals {
     /// Installs the handlers.
-    ///
-    /// # Errors
-    /// If the system refuses.
     pub fn install() -> io::Result<Self> {
-        // nohup ignores SIGHUP for good reason.
+        // nohup ignores SIGHUP.
         let hang_up = if is_ignored(1) { None } else { Some(signal(SignalKind::hangup())?) };
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -44,20 +44,17 @@ impl Signals {
             user: signal(SignalKind::user_defined1())?,
             hang_up,
             pause: signal(SignalKind::from_raw(SIGTSTP))?,
-            time_is_up: None,
+            time_limit: None,
         })
     }
 
-    /// Has the job stop after `limit` from now, as SIGTERM does; `say` is called then.
-    pub fn limit_time(&mut self, limit: Duration, say: impl Fn() + 'static) {
-        self.time_is_up = Instant::now().checked_add(limit).map(|at| (at, Box::new(say) as Box<dyn Fn()>));
+    /// Requests a stop after `limit` from now, as SIGTERM does; `on_limit` is called first.
+    pub fn set_time_limit(&mut self, limit: Duration, on_limit: impl Fn() + 'static) {
+        self.time_limit = Instant::now().checked_add(limit).map(|at| (at, Box::new(on_limit) as Box<dyn Fn()>));
     }
 
-    /// What `work` gives, unless a stop is requested before.
-    ///
-    /// # Errors
-    /// Why to stop; `work` is broken off.
-    pub async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, StopReason> {
+    /// The result of `work`, which is cancelled if a stop is requested first.
+    pub async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> OrStop<T> {
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -79,7 +76,7 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
-        let end = self.time_is_up.as_ref().map(|(at, _)| *at);
+        let end = self.time_limit.as_ref().map(|(at, _)| *at);
         let time = async {
             match end {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -88,8 +85,8 @@ impl Signals {
         };
         tokio::select! {
             () = time => {
-                if let Some((_, say)) = self.time_is_up.take() {
-                    say();
+                if let Some((_, on_limit)) = self.time_limit.take() {
+                    on_limit();
                 }
                 Request::Stop(StopReason::Terminated)
             }
@@ -102,13 +99,12 @@ impl Signals {
     }
 }
 
-/// Stops this process as Ctrl-Z does.
+/// Stops this process, as Ctrl-Z does, until SIGCONT.
 pub fn stop_self() {
-    // Returns when the shell sends SIGCONT.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
 }
 
-/// Whether this process was started with a signal ignored; `SigIgn` of /proc/self/status is a bit mask.
+/// Whether this process was started with a signal ignored.
 fn is_ignored(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

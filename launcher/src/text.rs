@@ -1,11 +1,11 @@
-//! Texts for people.
+//! Formatting for users.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
 use fnet_protocol::cli::CpuList;
 
-/// A command line that a shell splits into `arguments` again.
+/// A command line that a shell splits into these arguments.
 pub fn shell_line(arguments: &[OsString]) -> String {
     let quoted: Vec<String> = arguments.iter().map(|argument| shell_word(&argument.to_string_lossy())).collect();
     quoted.join(" ")
@@ -53,27 +53,27 @@ pub fn ranks(numbers: &[usize]) -> String {
     format!("rank{} {list}", if numbers.len() == 1 { "" } else { "s" })
 }
 
-/// Name of a signal, and what it usually comes from.
+/// Name of a signal, and its usual cause.
 pub fn signal(number: i32) -> (String, &'static str) {
     let (name, meaning) = match number {
-        0 => ("an unknown signal", "the system does not say how it ended"),
+        0 => ("an unknown signal", "the operating system does not report how it exited"),
         1 => ("SIGHUP", "its terminal was closed"),
-        2 => ("SIGINT", "interrupted from outside"),
-        3 => ("SIGQUIT", "ended from outside"),
-        4 => ("SIGILL", "a crash: an instruction that this CPU lacks"),
-        6 => ("SIGABRT", "a crash: native code gave up; its last lines say why"),
+        2 => ("SIGINT", "interrupted"),
+        3 => ("SIGQUIT", "terminated by another process"),
+        4 => ("SIGILL", "a crash: an instruction that this CPU does not support"),
+        6 => ("SIGABRT", "a crash: native code aborted; see its last lines"),
         7 => ("SIGBUS", "a crash: often a full disk or /dev/shm under a mapped file"),
-        8 => ("SIGFPE", "a crash: an arithmetic fault"),
-        9 => ("SIGKILL", "by a person, a batch system, or the kernel when memory runs out"),
-        10 => ("SIGUSR1", "ended from outside"),
-        11 => ("SIGSEGV", "a crash: a fault in native code"),
-        12 => ("SIGUSR2", "ended from outside"),
+        8 => ("SIGFPE", "a crash: an arithmetic error"),
+        9 => ("SIGKILL", "by a user, a batch system, or the kernel if memory ran out"),
+        10 => ("SIGUSR1", "terminated by another process"),
+        11 => ("SIGSEGV", "a crash in native code"),
+        12 => ("SIGUSR2", "terminated by another process"),
         13 => ("SIGPIPE", "its output was closed"),
-        15 => ("SIGTERM", "ended from outside"),
-        24 => ("SIGXCPU", "its limit of CPU time was reached"),
-        25 => ("SIGXFSZ", "its limit of file size was reached"),
-        31 => ("SIGSYS", "a system call that a sandbox forbids"),
-        _ => return (format!("signal {number}"), "ended from outside"),
+        15 => ("SIGTERM", "terminated by another process"),
+        24 => ("SIGXCPU", "its CPU time limit was exceeded"),
+        25 => ("SIGXFSZ", "its file size limit was exceeded"),
+        31 => ("SIGSYS", "a sandbox forbids a system call"),
+        _ => return (format!("signal {number}"), "terminated by another process"),
     };
     (name.to_owned(), meaning)
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::message::Operation;
-use fnet_protocol::state;
+use fnet_protocol::status;
 use tch::Tensor;
 use torch_ext::distributed::{BucketSizes, Reducer};
 
@@ -35,14 +35,14 @@ impl<'a> DataParallel<'a> {
         world.broadcast_all(buffers, 0)?;
         let computed: Arc<Mutex<Option<Instant>>> = Arc::default();
         let mut reducer = None;
-        world.run(Operation::Meeting, "set-up of the reducer", |group, _| {
+        world.run(Operation::Rendezvous, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
         if let Some(reducer) = &mut reducer {
             let computed = Arc::clone(&computed);
             reducer.on_computed(move || {
-                state::page().wait(Operation::Gradients);
+                status::page().wait(Operation::GradientAllReduce);
                 *computed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             });
         }
@@ -61,7 +61,7 @@ impl<'a> DataParallel<'a> {
             run()?;
             return Ok(Duration::ZERO);
         };
-        let _taking_part = state::page().overlapped_collective();
+        let _taking_part = status::page().overlapped_collective();
         reducer.prepare(&[loss.shallow_clone()]).with_context(|| self.world.doing("all-reduce of gradients"))?;
         run()?;
         let computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use fnet_protocol::message::Operation;
-use fnet_protocol::{env, state};
+use fnet_protocol::{env, status};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{Aborter, ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
@@ -130,7 +130,7 @@ impl World {
         world.local_world_size = place.local_world_size.unwrap_or(1);
 
         let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
-        let _waiting = state::page().collective(Operation::Meeting);
+        let _waiting = status::page().collective(Operation::Rendezvous);
         let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
         // Keys of earlier attempts may still be there.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
@@ -429,14 +429,14 @@ impl Breaker {
 /// and that it does not any more.
 extern "C" fn account_for_statistics(begins: bool) {
     match begins {
-        true => std::mem::forget(state::page().collective(Operation::Statistics)),
-        false => state::page().end_collective(),
+        true => std::mem::forget(status::page().collective(Operation::Statistics)),
+        false => status::page().end_collective(),
     }
 }
 
 /// Says to the launcher, as long as `action` runs, that this rank waits for the others.
 fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
-    let waiting = state::page().collective(operation);
+    let waiting = status::page().collective(operation);
     let done = action();
     if done.is_err() {
         // What it failed in stays to be seen.

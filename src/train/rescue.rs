@@ -32,7 +32,7 @@ impl Trainer<'_> {
         }
         // A checkpoint that is still being written is sound, whatever has become of the state since.
         if let Some(saver) = &self.saver
-            && let Err(error) = saver.finish(PATIENCE, &|| self.control.headway())
+            && let Err(error) = saver.finish(PATIENCE, &|| self.control.made_progress())
         {
             log::error!("{error}");
         }
@@ -45,7 +45,7 @@ impl Trainer<'_> {
         self.learner.roll_back(self.evaluation_due)?;
         self.position = self.updated;
         let is_chosen = match self.control.is_connected() {
-            true => self.control.hold(self.updated.step as u64, CHOICE),
+            true => self.control.state_ready(self.updated.step as u64, CHOICE),
             false => self.world.is_first() && stop::requested().is_none(),
         };
         if !is_chosen {
@@ -74,7 +74,7 @@ impl Trainer<'_> {
         {
             saver.keep_best(self.position, &best.metric);
         }
-        saver.finish(PATIENCE, &|| self.control.headway())?;
+        saver.finish(PATIENCE, &|| self.control.made_progress())?;
         self.control.note(format!(
             "rank {} saved the state after step {} of the job: no completed step is lost",
             self.world.rank(),

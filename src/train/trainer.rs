@@ -70,7 +70,7 @@ impl Trainer<'_> {
         self.control.phase(Phase::Checkpoint);
         if let Some(saver) = &self.saver {
             let patience = if ending == Ending::Finished { PATIENCE_AT_THE_END } else { PATIENCE_AT_A_STOP };
-            saver.finish(patience, &|| self.control.headway())?;
+            saver.finish(patience, &|| self.control.made_progress())?;
         }
         // No rank ends before the checkpoint is durable.
         self.world.barrier()?;

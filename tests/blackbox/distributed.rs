@@ -13,7 +13,7 @@ use fnet::train::{Learner, LossScale, StepPlace, Wishes};
 use fnet::{ErrorKind, config};
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Operation;
-use fnet_protocol::{env, state};
+use fnet_protocol::{env, status};
 use processes::{finish, rank_command, start};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
@@ -100,7 +100,7 @@ fn a_rank_in_a_sum_of_statistics_is_seen_there_with_its_number_in_both_passes() 
 #[ignore = "one rank of another test"]
 fn body_statistics() {
     let world = World::connect(DEADLINES).unwrap();
-    let (sum, page) = (world.differentiable_sum(), state::page());
+    let (sum, page) = (world.differentiable_sum(), status::page());
     let begun = page.read().collective;
     // Rank 1 comes to a sum once rank 0 is seen to wait in it; the files lie where no other run looks.
     let port = std::env::var(env::MASTER_PORT).unwrap();

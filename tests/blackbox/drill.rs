@@ -48,11 +48,11 @@ impl Case {
     fn expected(&self) -> (i32, &'static [&'static str]) {
         match self.kind {
             Kind::Panic => (1, &["panic in thread main", "fire drill"]),
-            Kind::Exit => (4, &["ended with code 17"]),
+            Kind::Exit => (4, &["exited with code 17"]),
             Kind::Abort => (4, &["killed by SIGABRT"]),
-            Kind::Kill => (4, &["killed by SIGKILL: by a person"]),
+            Kind::Kill => (4, &["killed by SIGKILL: by a user"]),
             Kind::OutOfMemory => (4, &["out of memory: the limit of its control group was reached"]),
-            Kind::Stop => (5, &["gave no sign of life", "it is stopped, by SIGSTOP"]),
+            Kind::Stop => (5, &["sent no heartbeat", "it is stopped, by SIGSTOP"]),
             Kind::Sleep => (5, &["has been in"]),
             Kind::Read => (5, &["has been in", "in a read of /"]),
             Kind::Collective => (1, &["is in another collective than the others", "barrier"]),

@@ -41,7 +41,7 @@ fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
     let resumed: serde_json::Value = serde_json::from_str(&resumed.stdout).unwrap();
     assert_eq!((&resumed["training"]["epochs_done"], &resumed["disk"]["count"]), (&2.into(), &3.into()));
     let test = scene.launch(&format!("{DRY} test work_dirs/cfg/latest.ckpt"));
-    test.expect(0, &["val          8 pictures, 8 classes", "memory       about"]);
+    test.expect(0, &["val          8 images, 8 classes", "memory       about"]);
 }
 
 #[test]
@@ -51,8 +51,8 @@ fn what_training_would_refuse_is_refused_with_the_same_code() {
     scene.launch(&format!("{DRY} train cfg.toml --set data.train.ann_file=none.json")).expect(3, &["none.json"]);
     scene.launch(&format!("{DRY} train cfg.toml --set model.num_classes=5")).expect(3, &["model.num_classes"]);
     scene.launch(&format!("{DRY} train cfg.toml --resume")).expect(3, &["no checkpoint"]);
-    scene.launch(&format!("{DRY} flops cfg.toml")).expect(2, &["--dry-run goes with train and test"]);
-    scene.launch("--device cpu --nproc 2 train cfg.toml --json").expect(2, &["--json goes with --dry-run"]);
+    scene.launch(&format!("{DRY} flops cfg.toml")).expect(2, &["--dry-run supports train and test only"]);
+    scene.launch("--device cpu --nproc 2 train cfg.toml --json").expect(2, &["--json requires --dry-run"]);
     assert!(!scene.path("work_dirs").exists());
 }
 

@@ -200,7 +200,7 @@ fn quiet_leaves_the_results_and_the_errors() {
     }
     let ended = scene.one("-q test work_dirs/cfg/latest.ckpt");
     assert!(ended.stderr.contains("objects over 96x96"), "{}", ended.stderr);
-    scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["holds checkpoints"]);
+    scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["contains checkpoints"]);
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn two_nodes_train_as_one_node_with_two_workers_does_to_the_last_bit() {
     let Some(hosts) = Hosts::new("two_nodes_train_as_one_node_with_two_workers_does_to_the_last_bit") else { return };
     hosts.scene.two(&format!("{TRAIN} --work-dir one"));
     let ended = hosts.run("10.77.0.1", &format!("{TRAIN} --work-dir two"));
-    ended[0].expect(0, &["node 1 (", "10.77.0.2) is here; all are"]);
+    ended[0].expect(0, &["node 1 (", "10.77.0.2) has joined; all nodes have"]);
     let [one, two] = ["one", "two"].map(|folder| tensors(&hosts.scene.path(folder).join("latest.ckpt")));
     assert!(one.keys().any(|name| name.starts_with("rank1.")), "the statistics of both ranks are compared");
     assert_eq!(differences(&one, &two), Vec::<String>::new());
@@ -192,7 +192,7 @@ fn a_launcher_that_is_killed_is_a_lost_node_and_takes_its_workers_along() {
         let ended = hosts.wait(running);
         assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
         let text = format!("rank {lost} failed: its node {lost} (");
-        ended[1 - lost].expect(4, &[&text, "is lost: its launcher ended without a word", "not restarted: node"]);
+        ended[1 - lost].expect(4, &[&text, "is lost: its launcher ended unexpectedly", "not restarted: node"]);
     }
 }
 
@@ -205,7 +205,7 @@ fn a_pulled_cable_is_noticed_on_both_sides_in_time() {
     ip(&format!("-n {} link set cable down", hosts.names[1])).unwrap();
     let ended = hosts.wait(running);
     assert!(pulled.elapsed() < Duration::from_secs(u64::from(NODE_TIMEOUT) + 30), "{:?}", pulled.elapsed());
-    let silent = format!("gave no sign of life for {NODE_TIMEOUT} s (--node-timeout)");
+    let silent = format!("sent no heartbeat for {NODE_TIMEOUT} s (--node-timeout)");
     ended[0].expect(4, &["its node 1 (", "10.77.0.2) is lost", &silent]);
     ended[1].expect(4, &["its node 0 (10.77.0.1) is lost", &silent]);
 }
@@ -249,7 +249,7 @@ fn every_kind_of_dead_end_is_told_apart_with_its_address() {
     ip(&format!("-n {} route add blackhole fd77::2/128", hosts.names[0])).unwrap();
     let started = Instant::now();
     let running = hosts.start(1, "dead", &format!("--join-timeout 8 {TRAIN}"));
-    until("node 1 says what it waits for", || running.told().contains("waiting for node 0, 8 s at most"));
+    until("node 1 says what it waits for", || running.told().contains("waiting for node 0, at most 8 s"));
     let ended = running.wait();
     assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
     ended.expect(
@@ -258,8 +258,8 @@ fn every_kind_of_dead_end_is_told_apart_with_its_address() {
             "  10.77.0.1:29500: nothing listens there",
             "  10.77.0.99:29500: No route to host",
             "  10.99.0.1:29500: Network is unreachable",
-            "  [fd77::1]:29500: no answer in 5 s",
-            "looked for for 8 s (--join-timeout)",
+            "  [fd77::1]:29500: no answer within 5 s",
+            "not reached within 8 s (--join-timeout)",
         ],
     );
     hosts.scene.assert_nothing_left();

@@ -1,4 +1,4 @@
-//! Work that may take long or block, as files that are read or written: what hangs is named.
+//! Work that may block, such as reading a file, so that a report of a hang can name it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -16,16 +16,16 @@ struct Entries {
     list: Vec<Entry>,
 }
 
-// One process is one rank, and threads deep in the code begin work without being handed a registry.
+// One process is one rank, and threads deep in the code begin work.
 static ENTRIES: Mutex<Entries> = Mutex::new(Entries { next: 0, list: Vec::new() });
 
-/// Work in progress; it is over when this is dropped.
+/// Work in progress, until this is dropped.
 #[must_use]
 pub struct Guard {
     number: u64,
 }
 
-/// Says what this thread begins to do, as `reading train/1.jpg`.
+/// Begins work, for example `reading train/1.jpg`.
 pub fn begin(what: impl Into<String>) -> Guard {
     let mut entries = lock();
     let number = entries.next;
@@ -34,9 +34,9 @@ pub fn begin(what: impl Into<String>) -> Guard {
     Guard { number }
 }
 
-/// The work that has been going on longest.
+/// The longest-running work.
 pub fn longest() -> Option<Activity> {
-    // Entries are added in the order of time.
+    // Entries are in chronological order.
     lock().list.first().map(|entry| Activity { what: entry.what.clone(), seconds: entry.since.elapsed().as_secs_f64() })
 }
 
@@ -47,7 +47,7 @@ impl Drop for Guard {
 }
 
 fn lock() -> MutexGuard<'static, Entries> {
-    // Valid between any two statements, so a panic elsewhere does not spoil it.
+    // Consistent between any two statements, so poisoning does not matter.
     ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_work_is_told_until_it_is_over() {
+    fn the_longest_work_is_reported_until_it_is_over() {
         let first = begin("reading a.jpg");
         let second = begin("reading b.jpg");
         assert_eq!(longest().unwrap().what, "reading a.jpg");

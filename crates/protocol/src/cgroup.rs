@@ -1,18 +1,18 @@
-//! The control groups of a process, as the text of its /proc/PID/cgroup lists them.
+//! The control groups of a process in the text of /proc/PID/cgroup.
 
 use std::path::Path;
 
-/// Version of a hierarchy of control groups.
+/// Version of a control group hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// A hierarchy for each controller or some of them.
+    /// One hierarchy per controller or set of controllers.
     One,
-    /// One hierarchy for all.
+    /// One unified hierarchy.
     Two,
 }
 
-/// The groups in which `controller` may limit a process, as their paths below the mount of their hierarchy, in the order of
-/// the text. Whether version 2 has the controller is not in the text.
+/// The groups in which `controller` may limit a process, as paths below the mount of their hierarchy. The text does not
+/// tell whether version 2 has the controller.
 pub fn groups<'t>(text: &'t str, controller: &'t str) -> impl Iterator<Item = (Version, &'t Path)> {
     text.lines().filter_map(move |line| {
         let mut fields = line.splitn(3, ':').skip(1);

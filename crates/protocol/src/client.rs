@@ -1,7 +1,7 @@
 //! A worker's end of the control channel.
 //!
-//! All sending is done by a thread of its own, so the working thread never waits for the launcher. Without
-//! [`crate::env::CONTROL`] (under torchrun, or by hand) nothing is sent, and notes go to stderr.
+//! A separate thread sends, so the working thread never waits for the launcher. Without [`crate::env::CONTROL`] (under
+//! torchrun, or started by hand) nothing is sent, and notes go to stderr.
 
 use std::backtrace::Backtrace;
 use std::collections::VecDeque;
@@ -15,16 +15,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::message::{self, Failure, FailureKind, FromWorker, Heartbeat, Phase, Progress, ToWorker};
-use crate::state::{self, Page};
+use crate::message::{self, Failure, FailureKind, FromWorker, Phase, Progress, ToWorker, WorkerStatus};
+use crate::status::{self, StatusPage};
 use crate::{activity, contain, env, outlet, stack, stop};
 
 /// Time between heartbeats.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Notes that may wait; more are dropped, so a launcher that does not read cannot fill the worker's memory.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of queued notes; more are dropped, so that a launcher that does not read cannot fill the memory.
 const MAX_NOTES: usize = 4096;
+/// Time for the last message to be sent before this process exits.
+const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Tells the launcher what this worker does. Cheap to clone; all clones are one channel.
+/// Reports to the launcher. Clones share one channel.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -34,32 +36,32 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     connected: bool,
-    page: &'static Page,
+    page: &'static StatusPage,
     /// Called when the working thread enters a phase.
     on_phase: OnceLock<Box<OnPhase>>,
-    /// Called when the launcher says that another rank is gone.
+    /// Called when the launcher reports that another rank is lost.
     on_peer_lost: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// What is called with the state of this rank when it enters a phase.
-pub type OnPhase = dyn Fn(&Heartbeat) + Send + Sync;
+/// Called with the status of this rank when it enters a phase.
+pub type OnPhase = dyn Fn(&WorkerStatus) + Send + Sync;
 
 #[derive(Default)]
 struct Queue {
     progress: Option<Progress>,
     messages: VecDeque<FromWorker>,
-    /// A message has been taken and is not written yet.
+    /// A message has been taken but not written yet.
     writing: bool,
     broken: bool,
-    /// The launcher has chosen this worker to write its state.
-    chosen: bool,
+    /// The launcher has asked for an emergency checkpoint.
+    emergency_checkpoint: bool,
 }
 
 impl Client {
-    /// Connects to the launcher named by the environment and says hello; without one, a client that does nothing.
+    /// Connects to the launcher, if the environment names one.
     ///
     /// # Errors
-    /// If [`env::CONTROL`] is not the number of an open socket, or a thread cannot be started.
+    /// [`env::CONTROL`] is not the number of an open socket, or no thread can be started.
     pub fn from_environment(rank: usize) -> io::Result<Self> {
         let Some(value) = std::env::var_os(env::CONTROL) else { return Ok(Self::disconnected()) };
         let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok());
@@ -74,21 +76,18 @@ impl Client {
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the launcher has handed this descriptor over for this purpose, and nothing else here uses it.
+        // SAFETY: the launcher passed this descriptor for this purpose, and nothing else uses it.
         let stream = unsafe { UnixStream::from_raw_fd(fd) };
-        Self::over(stream, rank, state::page())
+        Self::over(stream, rank, status::page())
     }
 
     /// A client that sends nothing; notes go to stderr.
     pub fn disconnected() -> Self {
-        Self { shared: Arc::new(Shared::new(false, state::page())) }
+        Self { shared: Arc::new(Shared::new(false, status::page())) }
     }
 
-    /// A client over `stream`: says hello, sends heartbeats with what `page` tells, receives requests.
-    ///
-    /// # Errors
-    /// If a thread cannot be started.
-    pub fn over(stream: UnixStream, rank: usize, page: &'static Page) -> io::Result<Self> {
+    /// A client over `stream` that sends a hello, then heartbeats with the status in `page`, and receives requests.
+    pub fn over(stream: UnixStream, rank: usize, page: &'static StatusPage) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         let shared = Arc::new(Shared::new(true, page));
         let hello = FromWorker::Hello { version: message::VERSION, rank, pid: std::process::id() };
@@ -100,18 +99,18 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Whether a launcher listens.
+    /// Whether there is a launcher.
     pub fn is_connected(&self) -> bool {
         self.shared.connected
     }
 
-    /// Says what the working thread does now; counts as headway. Costs a few atomic stores.
+    /// The working thread enters this phase of this step; counts as progress. Costs a few atomic stores.
     pub fn at(&self, phase: Phase, epoch: u64, step: u64) {
-        self.shared.page.set_place(epoch, step);
+        self.shared.page.set_step(epoch, step);
         self.phase(phase);
     }
 
-    /// Says that the working thread has entered `phase` of the same step; counts as headway.
+    /// The working thread enters `phase` of the same step; counts as progress.
     pub fn phase(&self, phase: Phase) {
         self.shared.page.set_phase(phase);
         if let Some(on_phase) = self.shared.on_phase.get() {
@@ -119,22 +118,22 @@ impl Client {
         }
     }
 
-    /// Has `action` called when the working thread enters a phase; only the first one counts.
-    pub fn on_phase(&self, action: impl Fn(&Heartbeat) + Send + Sync + 'static) {
+    /// Sets the function to call when the working thread enters a phase; later calls have no effect.
+    pub fn on_phase(&self, action: impl Fn(&WorkerStatus) + Send + Sync + 'static) {
         let _ = self.shared.on_phase.set(Box::new(action));
     }
 
-    /// Has `action` called, by another thread, when the launcher says that another rank is gone; only the first one counts.
+    /// Sets the function to call, on another thread, when another rank is lost; later calls have no effect.
     pub fn on_peer_lost(&self, action: impl Fn() + Send + Sync + 'static) {
         let _ = self.shared.on_peer_lost.set(Box::new(action));
     }
 
-    /// Says that the working thread gets on, in the phase it is in (a picture evaluated, bytes written).
-    pub fn headway(&self) {
+    /// The working thread makes progress within its phase (an image evaluated, bytes written).
+    pub fn made_progress(&self) {
         self.shared.page.touch();
     }
 
-    /// Numbers for the progress bar. Replaces the previous ones if those are not sent yet.
+    /// Updates the progress bar; replaces numbers that are not sent yet.
     pub fn progress(&self, progress: Progress) {
         self.at(progress.phase, progress.epoch, progress.step);
         if self.shared.connected {
@@ -143,7 +142,7 @@ impl Client {
         }
     }
 
-    /// A line or a table for people.
+    /// Shows a line or a table to the user.
     pub fn note(&self, text: impl Into<String>) {
         let text = text.into();
         if !self.shared.connected {
@@ -153,43 +152,43 @@ impl Client {
         }
     }
 
-    /// Says that a checkpoint is on the disk.
+    /// Reports that a checkpoint is on disk.
     pub fn saved(&self, path: &Path, step: u64) {
         self.shared.push(FromWorker::Saved { path: path.to_path_buf(), step });
     }
 
-    /// Says that this worker holds the state after `step` steps of a job that has broken off, and waits until the launcher
-    /// chooses it to write that state; `false` if it does not within `patience`, or there is no launcher.
-    pub fn hold(&self, step: u64, patience: Duration) -> bool {
-        self.shared.push(FromWorker::Holds { step });
-        let deadline = Instant::now() + patience;
+    /// Reports that this worker can write the state after `step` steps of a failed job, and waits for the launcher's
+    /// decision: `true` if this worker shall write it, `false` if the launcher does not say so in time.
+    pub fn state_ready(&self, step: u64, timeout: Duration) -> bool {
+        self.shared.push(FromWorker::StateReady { step });
+        let deadline = Instant::now() + timeout;
         let mut queue = self.shared.lock();
-        while self.shared.connected && !queue.chosen {
+        while self.shared.connected && !queue.emergency_checkpoint {
             let left = deadline.saturating_duration_since(Instant::now());
             if queue.broken || left.is_zero() {
                 return false;
             }
             queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        queue.chosen
+        queue.emergency_checkpoint
     }
 
-    /// Says why this worker is about to end, and waits until the launcher's end has it (2 seconds at most).
+    /// Reports why this worker is about to exit, and waits until that is sent (2 seconds at most).
     pub fn failed(&self, failure: Failure) {
         let at = Some(self.shared.page.read());
         self.shared.push(FromWorker::Failed(Failure { at, ..failure }));
-        self.flush(Duration::from_secs(2));
+        self.flush(LAST_MESSAGE_TIMEOUT);
     }
 
-    /// Says that the work is finished, and waits until the launcher's end has it (2 seconds at most).
+    /// Reports that the work is finished, and waits until that is sent (2 seconds at most).
     pub fn done(&self) {
         self.shared.push(FromWorker::Done);
-        self.flush(Duration::from_secs(2));
+        self.flush(LAST_MESSAGE_TIMEOUT);
     }
 
-    /// Waits until everything is sent; `false` if that takes longer than `patience` or the launcher is gone.
-    pub fn flush(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    /// Waits until everything is sent; `false` if that takes longer than `timeout` or the launcher is gone.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut queue = self.shared.lock();
         while !queue.broken && (queue.writing || queue.progress.is_some() || !queue.messages.is_empty()) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -201,8 +200,8 @@ impl Client {
         !queue.broken
     }
 
-    /// From now on a panic of any thread is reported with its stack before it is printed, unless it becomes an error
-    /// ([`contain`]): as usual, but behind the lines that came before it, and without waiting for ever for a reader.
+    /// Installs a panic hook that reports a panic of any thread with its stack, then prints it after all earlier output.
+    /// Panics that become errors ([`contain`]) are not reported.
     pub fn report_panics(&self) {
         let client = self.clone();
         std::panic::set_hook(Box::new(move |info| {
@@ -217,7 +216,7 @@ impl Client {
     }
 }
 
-/// What std prints of a panic.
+/// The text that std prints for a panic.
 fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> String {
     let thread = thread::current();
     let text = format!("\nthread '{}' {info}\n", thread.name().unwrap_or("<unnamed>"));
@@ -233,27 +232,27 @@ fn panic_failure(info: &PanicHookInfo<'_>, backtrace: &Backtrace) -> Failure {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied();
     let text =
-        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a value that is no text");
-    let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a payload that is not text");
+    let location = info.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
     Failure {
         kind: FailureKind::Bug,
-        message: format!("panic in thread {name} at {place}: {text}"),
+        message: format!("panic in thread {name} at {location}: {text}"),
         backtrace: Some(without_panic_frames(&backtrace.to_string()).to_owned()),
         at: None,
     }
 }
 
-/// The frames below those that only carry the panic out.
+/// The stack without the frames of the panic machinery.
 fn without_panic_frames(stack: &str) -> &str {
     let end_of_line = |from: usize| stack[from..].find('\n').map_or(stack.len(), |length| from + length + 1);
-    let Some(carrier) = ["core::panicking::panic_fmt", "rust_begin_unwind"].iter().find_map(|name| stack.find(name))
+    let Some(start) = ["core::panicking::panic_fmt", "rust_begin_unwind"].iter().find_map(|name| stack.find(name))
     else {
         return stack;
     };
-    let rest = &stack[end_of_line(carrier)..];
-    // The place of that frame stands on a line of its own.
+    let rest = &stack[end_of_line(start)..];
+    // The source location of that frame is on a line of its own.
     match rest.split_once('\n') {
-        Some((place, frames)) if place.trim_start().starts_with("at ") => frames,
+        Some((location, frames)) if location.trim_start().starts_with("at ") => frames,
         _ => rest,
     }
 }
@@ -267,7 +266,7 @@ fn is_socket(fd: RawFd) -> bool {
 }
 
 impl Shared {
-    fn new(connected: bool, page: &'static Page) -> Self {
+    fn new(connected: bool, page: &'static StatusPage) -> Self {
         Self {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -279,7 +278,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // The queue is valid between any two statements, so a panic elsewhere does not spoil it.
+        // The queue is consistent between any two statements, so poisoning does not matter.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -291,7 +290,7 @@ impl Shared {
     }
 
     fn heartbeat(&self) -> FromWorker {
-        FromWorker::Heartbeat(Heartbeat { activity: activity::longest(), ..self.page.read() })
+        FromWorker::Heartbeat(WorkerStatus { activity: activity::longest(), ..self.page.read() })
     }
 
     /// Receives the launcher's messages until it closes the channel.
@@ -310,8 +309,8 @@ impl Shared {
                             action();
                         }
                     }
-                    Ok(ToWorker::Rescue) => {
-                        self.lock().chosen = true;
+                    Ok(ToWorker::EmergencyCheckpoint) => {
+                        self.lock().emergency_checkpoint = true;
                         self.changed.notify_all();
                     }
                     Ok(ToWorker::Stack) => self.push(FromWorker::Stack { text: stack::of_main_thread() }),
@@ -321,7 +320,7 @@ impl Shared {
         }
     }
 
-    /// The next message: a queued one, the newest progress, or a heartbeat when one is due.
+    /// The next message: a queued one, the newest progress, or a heartbeat when it is due.
     fn next(&self, due: &mut Instant) -> FromWorker {
         let mut queue = self.lock();
         loop {
@@ -331,7 +330,7 @@ impl Shared {
             } else if let Some(progress) = queue.progress.take() {
                 FromWorker::Progress(progress)
             } else if now >= *due {
-                *due = now + HEARTBEAT;
+                *due = now + HEARTBEAT_INTERVAL;
                 self.heartbeat()
             } else {
                 queue = self.changed.wait_timeout(queue, *due - now).unwrap_or_else(PoisonError::into_inner).0;
@@ -347,7 +346,7 @@ impl Shared {
         let mut due = Instant::now();
         loop {
             let message = self.next(&mut due);
-            // A message that cannot be written as JSON is left out; none of ours is.
+            // Every message can be written as JSON; if one could not, it would be skipped.
             let sent = message::to_line(&message).map_or(Ok(()), |line| stream.write_all(&line));
             let mut queue = self.lock();
             queue.writing = false;

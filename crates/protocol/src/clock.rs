@@ -1,8 +1,8 @@
-//! The system's monotonic clock, which all processes of a machine share.
+//! The monotonic clock, which all processes of a machine share.
 
 use std::time::Duration;
 
-/// Time since some point in the past that is the same for all processes until the machine is started anew.
+/// Time since a point in the past that is the same for all processes until the next reboot.
 pub fn monotonic() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` outlives the call, which only writes to it.

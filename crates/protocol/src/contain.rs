@@ -1,25 +1,23 @@
-//! Panics of code that others wrote, as errors: [`run`] turns them into text, and a panic hook that asks [`is_active`]
-//! says nothing of them.
+//! Panics of third-party code as errors: [`run`] catches them, and panic hooks that check [`is_active`] ignore them.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// How many calls of [`run`] this thread is in.
+    /// Nested calls of [`run`] on this thread.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether this thread is in [`run`], so that a panic of it becomes an error.
+/// Whether this thread is in [`run`], so that a panic becomes an error.
 pub fn is_active() -> bool {
     DEPTH.get() > 0
 }
 
-/// Runs `work`; a panic in it is an error with the text of the panic. `work` must leave nothing half-changed behind
-/// that is used afterwards.
+/// Runs `work`, which must not leave half-changed state behind if it panics.
 ///
 /// # Errors
-/// `work` panicked on this thread.
+/// The message of a panic.
 pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     DEPTH.set(DEPTH.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(work));
@@ -27,13 +25,13 @@ pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| text(&*panic).to_owned())
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// From now on the panic hook says nothing of panics that [`run`] turns into errors.
+/// Makes the panic hook ignore panics that [`run`] turns into errors.
 pub fn silence() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -1,4 +1,4 @@
-//! What a job would do, as a worker tells the launcher under [`crate::env::DRY_RUN`]: one JSON object on stdout.
+//! What a job would do, as a worker prints it under [`crate::env::DRY_RUN`]: one JSON object on stdout.
 
 use std::path::PathBuf;
 
@@ -9,23 +9,23 @@ use serde::{Deserialize, Serialize};
 pub struct Estimate {
     /// Name of the config.
     pub config: String,
-    /// Folder that the job writes to.
+    /// Output folder.
     pub work_dir: PathBuf,
-    /// Workers of the job.
+    /// Number of workers.
     pub world_size: usize,
-    /// What it would read.
+    /// Data sets.
     pub datasets: Vec<DatasetFacts>,
     /// Training; absent for `test`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingFacts>,
-    /// Trained values of the model.
+    /// Number of trainable parameters.
     pub parameters: u64,
-    /// Greatest memory of each worker: on its GPU, or of its process on the CPU.
+    /// Peak memory of each worker: on its GPU, or of its process on the CPU.
     pub memory: MemoryEstimate,
-    /// Checkpoints on the disk; absent where none is written.
+    /// Disk space of checkpoints; absent if none is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskEstimate>,
-    /// What is odd, one sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -36,9 +36,9 @@ pub struct DatasetFacts {
     pub split: String,
     /// The annotation file.
     pub annotation_file: PathBuf,
-    /// Pictures that are used.
+    /// Number of images used.
     pub images: usize,
-    /// Classes.
+    /// Number of classes.
     pub classes: usize,
 }
 
@@ -47,43 +47,43 @@ pub struct DatasetFacts {
 pub struct TrainingFacts {
     /// Epochs.
     pub epochs: usize,
-    /// Steps of each worker in an epoch.
+    /// Steps per epoch of each worker.
     pub iterations_per_epoch: usize,
-    /// Steps in all.
+    /// Total steps.
     pub iterations: usize,
-    /// Pictures of one step on one worker.
+    /// Images per step and worker.
     pub samples_per_gpu: usize,
-    /// Pictures of one update over all workers.
+    /// Images per update over all workers.
     pub effective_batch: usize,
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Epochs that are done already, of the checkpoint that is resumed.
+    /// Completed epochs of the checkpoint to resume from.
     pub epochs_done: usize,
 }
 
-/// Parts of a worker's greatest memory, in bytes; all but the fixed and persistent ones are estimates.
+/// Parts of a worker's peak memory in bytes; all but weights, gradients and optimizer state are estimates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
-    /// Height and width of the largest batch, padded.
+    /// Padded height and width of the largest batch.
     pub shape: [usize; 2],
-    /// Pictures of it.
+    /// Images of that batch.
     pub batch: usize,
     /// Parameters and buffers.
     pub weights: u64,
-    /// Gradients, with the buckets that are sent to the other workers.
+    /// Gradients, including all-reduce buckets.
     pub gradients: u64,
-    /// The optimizer's state, and the moving average.
+    /// Optimizer state and moving average.
     pub optimizer: u64,
-    /// What the forward pass keeps for the backward pass, and what both need besides.
+    /// Activations kept for the backward pass, and temporary buffers.
     pub activations: u64,
-    /// The program, its libraries, and on a GPU their context.
+    /// The program, its libraries, and the GPU context.
     pub fixed: u64,
-    /// All of these.
+    /// Sum of all parts.
     pub total: u64,
 }
 
 impl MemoryEstimate {
-    /// With the sum of the parts.
+    /// Fills in the sum of the parts.
     #[must_use]
     pub fn summed(self) -> Self {
         Self { total: self.weights + self.gradients + self.optimizer + self.activations + self.fixed, ..self }
@@ -93,17 +93,17 @@ impl MemoryEstimate {
 /// Checkpoints on the disk, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskEstimate {
-    /// One checkpoint.
+    /// Size of one checkpoint.
     pub checkpoint: u64,
-    /// Checkpoints that will lie there at the same time, with the one that is being written.
+    /// Maximum number of checkpoints at a time, including the one that is being written.
     pub count: u64,
-    /// What is still to be written, at most: those that lie there already are not counted.
+    /// Maximum bytes still to be written; existing checkpoints do not count.
     pub needed: u64,
-    /// Free in the work folder, for this user.
+    /// Free bytes in the work folder for this user.
     pub free: u64,
 }
 
-/// First argument that makes a worker print its [`Libraries`] as JSON.
+/// First argument of a worker that prints its [`Libraries`] as JSON.
 pub const LIBRARIES: &str = "__libraries";
 
 /// The libraries of a worker.
@@ -113,7 +113,7 @@ pub struct Libraries {
     pub version: String,
     /// Version of libtorch.
     pub libtorch: String,
-    /// The CUDA version that libtorch is built for; empty for none.
+    /// CUDA version of libtorch; empty without CUDA.
     pub cuda: String,
     /// Version of NCCL, if the CUDA libraries can be loaded.
     pub nccl: Option<String>,

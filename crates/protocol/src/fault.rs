@@ -1,57 +1,57 @@
-//! Faults on request, for fire drills: what operators ask for with `train --fault`.
+//! Fault injection: the faults that `train --fault` asks for.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::cgroup::{self, Version};
-use crate::message::{Heartbeat, Phase};
+use crate::message::{Phase, WorkerStatus};
 
-/// Name of the control group, followed by the process id, that a worker makes to run out of memory in.
+/// Prefix of the control group, followed by a process id, in which a worker runs out of memory.
 const CONTROL_GROUP: &str = "fnet-fault-";
 
-/// What a worker does to itself, and when.
+/// A fault, and when it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// What happens.
     pub kind: Kind,
     /// On which rank.
     pub rank: usize,
-    /// When it enters this phase.
+    /// On entering this phase.
     pub phase: Phase,
-    /// In this step of the job, counted from 1; the first time in the phase if unset.
+    /// In this step of the job, from 1; if unset, on first entering the phase.
     pub step: Option<u64>,
-    /// In this start of the job, counted from 0 (restarts come after); `None` for each.
+    /// In this attempt of the job, from 0; `None` for every attempt.
     pub attempt: Option<u64>,
 }
 
-/// Ways to fail.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A bug: the program panics.
+    /// A panic.
     Panic,
-    /// The process ends with a code of its own.
+    /// An exit with [`EXIT_CODE`].
     Exit,
-    /// Native code gives up (SIGABRT).
+    /// SIGABRT, as from native code.
     Abort,
-    /// Killed from outside (SIGKILL).
+    /// SIGKILL.
     Kill,
-    /// Stopped from outside (SIGSTOP).
+    /// SIGSTOP.
     Stop,
     /// The working thread sleeps.
     Sleep,
-    /// A read never ends, as on a network drive that is gone.
+    /// A read that never returns, as on an unreachable network drive.
     Read,
-    /// Memory is used up, in a control group of its own.
+    /// Running out of memory, in a separate control group.
     OutOfMemory,
-    /// A collective that the other ranks do not take part in.
+    /// A collective in which the other ranks do not take part.
     Collective,
-    /// Asked to stop, as by a batch system that wants its node back (SIGTERM): saves at the end of the step and ends.
+    /// SIGTERM, as from a batch system: the worker saves at the end of the step and exits.
     Terminate,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Kind; 10] = [
         Kind::Panic,
         Kind::Exit,
@@ -65,7 +65,7 @@ impl Kind {
         Kind::Terminate,
     ];
 
-    /// As it is written on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Panic => "panic",
@@ -82,15 +82,15 @@ impl Kind {
     }
 }
 
-/// The code that [`Kind::Exit`] ends with; none of fnet's own.
+/// The exit code of [`Kind::Exit`], which fnet does not use itself.
 pub const EXIT_CODE: i32 = 17;
 
 impl Fault {
-    /// Whether it is due on this rank, in this start of the job, in the state that it has just entered.
-    pub fn is_due(&self, rank: usize, attempt: u64, state: &Heartbeat) -> bool {
+    /// Whether the fault is due on this rank, in this attempt, with this status on entering a phase.
+    pub fn is_due(&self, rank: usize, attempt: u64, status: &WorkerStatus) -> bool {
         self.rank == rank
-            && self.phase == state.phase
-            && self.step.is_none_or(|step| step == state.step)
+            && self.phase == status.phase
+            && self.step.is_none_or(|step| step == status.step)
             && self.attempt.is_none_or(|wanted| wanted == attempt)
     }
 }
@@ -105,7 +105,7 @@ impl FromStr for Fault {
         let kind = Kind::ALL
             .into_iter()
             .find(|known| known.name() == kind)
-            .ok_or_else(|| format!("no fault named {kind}; expected one of {}", names()))?;
+            .ok_or_else(|| format!("unknown fault {kind}; expected one of {}", names()))?;
         let mut fault = Self { kind, rank: 0, phase: Phase::Forward, step: None, attempt: Some(0) };
         for part in rest.split(',').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("{part}: expected KEY=VALUE"))?;
@@ -116,7 +116,7 @@ impl FromStr for Fault {
                 "phase" => {
                     fault.phase = Phase::from_wire(value).ok_or_else(|| {
                         let names: Vec<_> = Phase::KNOWN.map(Phase::wire).into();
-                        format!("no phase named {value}; expected one of {}", names.join(", "))
+                        format!("unknown phase {value}; expected one of {}", names.join(", "))
                     })?;
                 }
                 "attempt" if value == "any" => fault.attempt = None,
@@ -142,18 +142,18 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The control group that a worker makes to run out of memory in: its folder below `root` (`/sys/fs/cgroup`) and the
-/// names of its limits, in version 1 or 2. `groups` is the text of the /proc/PID/cgroup of a process of the job.
+/// The control group in which a worker runs out of memory: its folder below `root` (`/sys/fs/cgroup`) and the names of
+/// its limits, in version 1 or 2. `groups` is the text of /proc/PID/cgroup of a process of the job.
 pub fn control_group(groups: &str, root: &Path, process: u32) -> Option<(PathBuf, &'static [&'static str])> {
     let name = format!("{CONTROL_GROUP}{process}");
     let groups: Vec<_> = cgroup::groups(groups, "memory").collect();
-    // A controller is in one version only, and only version 1 tells here that it has it.
+    // A controller is active in one version only, and only version 1 lists it here.
     let &(version, path) = groups.iter().find(|(version, _)| *version == Version::One).or(groups.first())?;
     Some(match version {
         Version::One => {
             (root.join("memory").join(path).join(name), &["memory.limit_in_bytes", "memory.swappiness"] as &[_])
         }
-        // A group that holds processes takes no limited groups below it, so the new one is its sibling.
+        // A group with processes cannot have limited children, so the new group is its sibling.
         Version::Two => {
             (root.join(path.parent().unwrap_or(Path::new(""))).join(name), &["memory.max", "memory.swap.max"])
         }
@@ -191,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_due_at_its_rank_step_phase_and_start_only() {
+    fn a_fault_is_due_at_its_rank_step_phase_and_attempt_only() {
         let fault: Fault = "kill:rank=1,step=3,phase=backward".parse().unwrap();
-        let state = Heartbeat { phase: Phase::Backward, epoch: 1, step: 3, ..Heartbeat::default() };
-        assert!(fault.is_due(1, 0, &state));
-        assert!(!fault.is_due(0, 0, &state) && !fault.is_due(1, 1, &state));
-        assert!(!fault.is_due(1, 0, &Heartbeat { step: 2, ..state.clone() }));
-        assert!(!fault.is_due(1, 0, &Heartbeat { phase: Phase::Data, ..state }));
+        let status = WorkerStatus { phase: Phase::Backward, epoch: 1, step: 3, ..WorkerStatus::default() };
+        assert!(fault.is_due(1, 0, &status));
+        assert!(!fault.is_due(0, 0, &status) && !fault.is_due(1, 1, &status));
+        assert!(!fault.is_due(1, 0, &WorkerStatus { step: 2, ..status.clone() }));
+        assert!(!fault.is_due(1, 0, &WorkerStatus { phase: Phase::Data, ..status }));
     }
 }

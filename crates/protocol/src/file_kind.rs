@@ -1,24 +1,24 @@
-//! What a file is, by its first bytes: to tell a user who gives the wrong one what it is and which command takes it.
+//! The kind of a file, by its first bytes: if a user passes the wrong file, the error names its kind and the right command.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Bytes that are looked at.
+/// Number of bytes to read.
 const START: u64 = 4096;
-/// The longest header that readers of safetensors accept.
-const MOST_HEADER: u64 = 100_000_000;
+/// The maximum header length that safetensors readers accept.
+const MAX_HEADER: u64 = 100_000_000;
 
-/// What a path leads to.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A folder.
     Folder,
     /// A pipe, socket or device.
     Special,
-    /// A file without a byte.
+    /// An empty file.
     Empty,
-    /// Text that is none of the others, as TOML is.
+    /// Other text, such as TOML.
     Text,
     /// A JSON file.
     Json,
@@ -28,29 +28,26 @@ pub enum FileKind {
     Yaml,
     /// An image of this format.
     Image(&'static str),
-    /// A checkpoint of fnet, or other safetensors.
+    /// A checkpoint of fnet, or another safetensors file.
     Safetensors,
-    /// What `torch.save` writes.
+    /// A file from `torch.save`.
     PyTorch,
     /// An ONNX model.
     Onnx,
-    /// A file of another program, of this format.
+    /// A file of another format.
     Other(&'static str),
-    /// Bytes that say nothing.
+    /// Unknown bytes.
     Unknown,
 }
 
 impl FileKind {
-    /// Looks at a path. Pipes are not opened: that would wait for their writer.
-    ///
-    /// # Errors
-    /// If there is nothing, or it cannot be read.
+    /// The kind of a file. Pipes are not opened, which would block.
     pub fn of(path: &Path) -> io::Result<Self> {
-        let facts = fs::metadata(path)?;
-        if facts.is_dir() {
+        let metadata = fs::metadata(path)?;
+        if metadata.is_dir() {
             return Ok(Self::Folder);
         }
-        if !facts.is_file() {
+        if !metadata.is_file() {
             return Ok(Self::Special);
         }
         let mut start = Vec::new();
@@ -59,7 +56,7 @@ impl FileKind {
         Ok(Self::from_start(&start, &ending))
     }
 
-    /// By the first bytes of a file and the ending of its name.
+    /// The kind by the first bytes and the extension.
     fn from_start(start: &[u8], ending: &str) -> Self {
         const MAGIC: [(&[u8], FileKind); 14] = [
             (b"\x89PNG\r\n\x1a\n", FileKind::Image("PNG")),
@@ -84,11 +81,11 @@ impl FileKind {
             [] => Self::Empty,
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Self::Image("WebP"),
             [b'B', b'M', ..] if start.contains(&0) => Self::Image("BMP"),
-            // A file of PyTorch is one too, whatever its name.
+            // A PyTorch file is a zip archive too, whatever its name.
             [b'P', b'K', ..] if ["zip", "npz"].contains(&ending) => Self::Other("a zip archive"),
             [b'P', b'K', ..] | [0x80, 2..=5, ..] => Self::PyTorch,
             _ if is_safetensors(start) => Self::Safetensors,
-            // A field of its message (the version), then another.
+            // The first field of its protobuf message (the version), then another.
             [8, 1..=20, 0x12 | 0x3a, ..] => Self::Onnx,
             _ if ending == "onnx" => Self::Onnx,
             _ => text_kind(start, ending),
@@ -115,13 +112,13 @@ impl FileKind {
     }
 }
 
-/// Eight bytes with the length of a JSON object, which follows.
+/// Eight bytes with the length of the JSON object that follows.
 fn is_safetensors(start: &[u8]) -> bool {
-    start.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= MOST_HEADER) && start.get(8) == Some(&b'{')
+    start.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= MAX_HEADER) && start.get(8) == Some(&b'{')
 }
 
 fn text_kind(start: &[u8], ending: &str) -> FileKind {
-    // The last character may be cut in two.
+    // The last character may be incomplete.
     let text = match str::from_utf8(start) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default(),
@@ -151,7 +148,7 @@ fn text_kind(start: &[u8], ending: &str) -> FileKind {
     }
 }
 
-/// Why a path is no config, and what to do with it; nothing if it may be one. What is not there is another matter.
+/// Why a file is not a config, and what to do with it; `None` if it may be one, or does not exist.
 pub fn not_a_config(path: &Path) -> Option<String> {
     use FileKind::{
         Empty, Folder, Image, Json, Onnx, Other, PyTorch, Python, Safetensors, Special, Text, Unknown, Yaml,
@@ -161,26 +158,26 @@ pub fn not_a_config(path: &Path) -> Option<String> {
     let shown = path.display();
     let remedy = match kind {
         Empty | Text => return None,
-        Folder => format!("give one of the configs in it, as {}", path.join("NAME.toml").display()),
+        Folder => format!("give one of the configs in it, for example {}", path.join("NAME.toml").display()),
         Python => {
-            "MMDetection's configs are written anew as TOML: configs/ has those of FasterNet, and docs/migrating.md \
-                   the names of the fields"
+            "configs of MMDetection must be rewritten as TOML: configs/ contains those of FasterNet, and docs/migrating.md \
+                   lists the names of the fields"
                 .to_owned()
         }
         Json => {
-            "annotations are named in a config (data.train.ann_file), and `fnet-launch check-data CONFIG` looks at them"
+            "a config names the annotation files (data.train.ann_file), and `fnet-launch check-data CONFIG` checks them"
                 .to_owned()
         }
-        Safetensors => format!("a checkpoint holds its config: fnet-launch test {shown}"),
+        Safetensors => format!("a checkpoint contains its config: fnet-launch test {shown}"),
         PyTorch => format!("to evaluate it: fnet-launch test {shown} --config CONFIG"),
-        Image(_) => format!("to see what a model finds in it: fnet-launch predict CHECKPOINT {shown} --out FOLDER"),
-        Special => "every worker reads the config, so it must be an ordinary file".to_owned(),
+        Image(_) => format!("to run a model on it: fnet-launch predict CHECKPOINT {shown} --out FOLDER"),
+        Special => "every worker reads the config, so it must be a regular file".to_owned(),
         Yaml | Onnx | Other(_) | Unknown => "give a .toml file, such as those in configs/".to_owned(),
     };
     Some(format!("this is {}, not a config, which is a TOML file; {remedy}", kind.describe()))
 }
 
-/// Why a path is no checkpoint, and what to do with it; nothing if it may be one. What is not there is another matter.
+/// Why a file is not a checkpoint, and what to do with it; `None` if it may be one, or does not exist.
 pub fn not_a_checkpoint(path: &Path) -> Option<String> {
     use FileKind::{
         Empty, Folder, Image, Json, Onnx, Other, PyTorch, Python, Safetensors, Special, Text, Unknown, Yaml,
@@ -189,22 +186,23 @@ pub fn not_a_checkpoint(path: &Path) -> Option<String> {
     let kind = FileKind::of(path).ok()?;
     let shown = path.display();
     let remedy = match kind {
-        // A damaged one may begin with anything; its reader says what is wrong.
+        // A damaged checkpoint may begin with anything; its reader reports what is wrong.
         Safetensors | PyTorch | Unknown => return None,
         Empty => "copy it again".to_owned(),
-        Folder => format!("give one of the files in it, as {}", path.join("latest.ckpt").display()),
-        Json => "results are written by `fnet-launch test CHECKPOINT`, and annotations are checked by `fnet-launch check-data \
-                 CONFIG`"
+        Folder => format!("give one of the files in it, for example {}", path.join("latest.ckpt").display()),
+        Json => "`fnet-launch test CHECKPOINT` writes results, and `fnet-launch check-data CONFIG` checks annotations"
             .to_owned(),
         Text if path.extension().is_some_and(|ending| ending == "toml") => {
             format!("to train it: fnet-launch train {shown}")
         }
-        Python => "a config of MMDetection; its checkpoint is a .pth file: fnet-launch test FILE.pth --config CONFIG.toml"
-            .to_owned(),
+        Python => {
+            "the checkpoint of an MMDetection config is a .pth file: fnet-launch test FILE.pth --config CONFIG.toml"
+                .to_owned()
+        }
         Image(_) => format!("images come after the checkpoint: fnet-launch predict CHECKPOINT {shown} --out FOLDER"),
-        Onnx => "fnet does not read ONNX; give the checkpoint that it was exported from".to_owned(),
+        Onnx => "fnet does not read ONNX; give the checkpoint from which it was exported".to_owned(),
         Other(what) if what.contains("archive") => "unpack it first".to_owned(),
-        Special => "give an ordinary file".to_owned(),
+        Special => "give a regular file".to_owned(),
         Text | Yaml | Other(_) => "give a .ckpt of fnet or a .pth of MMDetection".to_owned(),
     };
     Some(format!(
@@ -312,6 +310,6 @@ mod tests {
         }
         assert_eq!((not_a_config(&config), not_a_config(&empty)), (None, None));
         assert_eq!(not_a_checkpoint(&checkpoint), None);
-        assert_eq!(not_a_checkpoint(&folder.path().join("none")), None, "its reader says so");
+        assert_eq!(not_a_checkpoint(&folder.path().join("none")), None, "its reader reports that");
     }
 }

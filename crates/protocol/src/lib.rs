@@ -1,7 +1,7 @@
 //! The contract between `fnet-launch` and `fnet-worker`: the command line ([`cli`]), the environment that a worker is
 //! started with ([`env`]), the messages on the control channel ([`message`]), a worker's end of that channel
-//! ([`client`]), the outputs both must find ([`work_dir`]), and the exit codes ([`exit`]); and, for both, how lines are
-//! written that nobody may read ([`outlet`]).
+//! ([`client`]) and its shared status ([`status`]), the outputs that both must find ([`work_dir`]), and the exit codes
+//! ([`exit`]); and, for both, output that never blocks ([`outlet`]).
 
 pub mod activity;
 pub mod cgroup;
@@ -17,6 +17,6 @@ pub mod file_kind;
 pub mod message;
 pub mod outlet;
 pub mod stack;
-pub mod state;
+pub mod status;
 pub mod stop;
 pub mod work_dir;

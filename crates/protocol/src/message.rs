@@ -1,7 +1,7 @@
 //! Messages on the control channel: one JSON object per line, UTF-8, in both directions.
 //!
-//! A reader ignores fields it does not know, and takes a `type` it does not know as `unknown`; so both programs may be
-//! of different versions. [`VERSION`] changes only when an old reader would misunderstand.
+//! Readers ignore unknown fields and read an unknown `type` as `unknown`, so the two programs may have different versions.
+//! [`VERSION`] changes only when an old reader would misunderstand a message.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::exit;
 /// Version of the messages, sent in [`FromWorker::Hello`].
 pub const VERSION: u32 = 1;
 
-/// What a worker tells the launcher.
+/// A message from a worker to the launcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromWorker {
@@ -27,97 +27,97 @@ pub enum FromWorker {
         /// Its process id.
         pid: u32,
     },
-    /// Sent every second by a thread of its own, so it shows both a stopped process and a thread that makes no headway.
-    Heartbeat(Heartbeat),
-    /// Numbers for people; any but the newest may be lost.
+    /// Sent every second by a separate thread: it reveals a stopped process as well as a working thread without progress.
+    Heartbeat(WorkerStatus),
+    /// Numbers for the progress bar; only the newest is guaranteed to arrive.
     Progress(Progress),
-    /// Why this worker is about to end.
+    /// Why this worker is about to exit.
     Failed(Failure),
-    /// The answer to [`ToWorker::Stack`].
+    /// The reply to [`ToWorker::Stack`].
     Stack {
-        /// The stack of the working thread, innermost frame first, one line for each.
+        /// The stack of the working thread, one line per frame, innermost first.
         text: String,
     },
-    /// A line or a table for people; printed as it stands.
+    /// A line or a table for the user; printed verbatim.
     Note {
-        /// The text; may hold several lines.
+        /// The text; may have several lines.
         text: String,
     },
-    /// A checkpoint of this job is on the disk.
+    /// A checkpoint of this job is on disk.
     Saved {
         /// Its file.
         path: PathBuf,
-        /// Steps of the job that it holds.
+        /// Completed steps of the job that it contains.
         step: u64,
     },
-    /// This worker has failed or lost others, and holds the state after its last completed step. It waits for
-    /// [`ToWorker::Rescue`], or its end.
-    Holds {
-        /// Steps of the job that the state holds.
+    /// This worker has failed or lost a peer, and can write the state after its last completed step. It waits for
+    /// [`ToWorker::EmergencyCheckpoint`], or to be killed.
+    StateReady {
+        /// Completed steps of the job that the state contains.
         step: u64,
     },
-    /// The work is finished; the process ends with code 0.
+    /// The work is finished; the process exits with code 0.
     Done,
-    /// A message of a newer version.
+    /// A message from a newer version.
     #[serde(other)]
     Unknown,
 }
 
 /// What a worker is doing, and for how long.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Heartbeat {
+pub struct WorkerStatus {
     /// What it is doing.
     pub phase: Phase,
     /// Epoch, from 1; 0 before the first.
     #[serde(default)]
     pub epoch: u64,
-    /// Step (training) or picture (evaluation), from 1; 0 before the first.
+    /// Step (training) or image (evaluation), from 1; 0 before the first.
     #[serde(default)]
     pub step: u64,
-    /// Seconds since the working thread last reported headway.
+    /// Seconds since the working thread last reported progress.
     pub idle_seconds: f64,
-    /// Collectives that this rank has begun.
+    /// Number of collectives that this rank has begun.
     #[serde(default)]
     pub collective: u64,
-    /// The collective in which it waits for the other ranks, if it does.
+    /// The collective in which it waits for the other ranks.
     #[serde(default)]
     pub operation: Operation,
-    /// The file or other work that a thread of it has been busy with longest.
+    /// The longest-running file access or other tracked work of its threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<Activity>,
 }
 
-/// Work that a thread of a worker is busy with.
+/// Work in progress on a thread of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Activity {
-    /// As `reading train/1.jpg`.
+    /// For example `reading train/1.jpg`.
     pub what: String,
-    /// For how long.
+    /// How long it has been running.
     pub seconds: f64,
 }
 
-/// What the ranks do together.
+/// A collective operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
-    /// Nothing now.
+    /// No collective.
     #[default]
     None,
-    /// Meeting at the start.
-    Meeting,
-    /// The mean of the gradients.
-    Gradients,
+    /// The rendezvous of all ranks at start-up.
+    Rendezvous,
+    /// Averaging the gradients.
+    GradientAllReduce,
     /// A sum or maximum of other numbers.
     AllReduce,
-    /// One rank's values for all.
+    /// One rank's values to all ranks.
     Broadcast,
-    /// All ranks' values for all.
+    /// All ranks' values to all ranks.
     AllGather,
-    /// Waiting for each other.
+    /// A barrier.
     Barrier,
-    /// The sum of synchronised BatchNorm's statistics, or of their gradients.
+    /// The sum of the statistics of synchronized BatchNorm, or of their gradients.
     Statistics,
-    /// An operation of a newer version.
+    /// An operation from a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -125,8 +125,8 @@ pub enum Operation {
 impl Operation {
     const ALL: [Operation; 9] = [
         Operation::None,
-        Operation::Meeting,
-        Operation::Gradients,
+        Operation::Rendezvous,
+        Operation::GradientAllReduce,
         Operation::AllReduce,
         Operation::Broadcast,
         Operation::AllGather,
@@ -135,12 +135,12 @@ impl Operation {
         Operation::Unknown,
     ];
 
-    /// Name for people.
+    /// Human-readable name.
     pub fn name(self) -> &'static str {
         match self {
             Operation::None => "no collective",
-            Operation::Meeting => "the meeting at the start",
-            Operation::Gradients => "all-reduce of the gradients",
+            Operation::Rendezvous => "the rendezvous at start-up",
+            Operation::GradientAllReduce => "all-reduce of the gradients",
             Operation::AllReduce => "all-reduce",
             Operation::Broadcast => "broadcast",
             Operation::AllGather => "all-gather",
@@ -150,7 +150,7 @@ impl Operation {
         }
     }
 
-    /// A number below 256, for atomics.
+    /// Its code in a [`StatusPage`](crate::status::StatusPage).
     pub(crate) fn index(self) -> u8 {
         self as u8
     }
@@ -160,45 +160,45 @@ impl Operation {
     }
 }
 
-/// How far the job is, for the progress bar.
+/// The progress of the job, for the progress bar.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// What is being done.
+    /// The current phase.
     pub phase: Phase,
     /// Epoch, from 1.
     #[serde(default)]
     pub epoch: u64,
-    /// Epochs in all.
+    /// Number of epochs.
     #[serde(default)]
     pub epochs: u64,
-    /// Steps done in this phase: training steps of the whole job, or pictures of the evaluation.
+    /// Completed steps of this phase: training steps of the job, or images of the evaluation.
     #[serde(default)]
     pub step: u64,
-    /// Steps of this phase in all.
+    /// Number of steps of this phase.
     #[serde(default)]
     pub total_steps: u64,
     /// Total loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// Pictures per second of the whole job.
+    /// Images per second of the whole job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
-    /// Peak memory of this worker's device (or of its process on the CPU), in bytes.
+    /// Peak memory in bytes: of the worker's GPU, or of its process on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Seconds to the end of the job.
+    /// Estimated seconds to the end of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<f64>,
-    /// Seconds of the last step that this rank waited for the others.
+    /// Seconds of the last step in which this rank waited for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_seconds: Option<f64>,
 }
 
-/// What a worker can be doing.
+/// A phase of a worker's work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Loading libraries, config, model; meeting the other ranks.
+    /// Loading libraries, config and model; rendezvous with the other ranks.
     #[default]
     Start,
     /// Reading annotations.
@@ -215,22 +215,22 @@ pub enum Phase {
     Optimizer,
     /// Writing or reading a checkpoint.
     Checkpoint,
-    /// Evaluating pictures.
+    /// Running inference on images.
     Evaluation,
     /// Computing metrics and writing results.
     Summary,
-    /// A phase of a newer version.
+    /// A phase from a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl Phase {
-    /// The phase with this name on the wire (`data`, `all_reduce`).
+    /// The phase with this name in messages (`data`, `all_reduce`).
     pub fn from_wire(name: &str) -> Option<Self> {
         Self::KNOWN.into_iter().find(|phase| phase.wire() == name)
     }
 
-    /// Its name on the wire.
+    /// Its name in messages.
     pub fn wire(self) -> &'static str {
         match self {
             Phase::Start => "start",
@@ -247,7 +247,7 @@ impl Phase {
         }
     }
 
-    /// Name for people.
+    /// Human-readable name.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Start => "start-up",
@@ -264,12 +264,12 @@ impl Phase {
         }
     }
 
-    /// Whether a worker in this phase has met the others and begun its work.
+    /// Whether a worker in this phase has finished its start-up.
     pub fn is_ready(self) -> bool {
         !matches!(self, Phase::Start | Phase::Index | Phase::Unknown)
     }
 
-    /// All that have a name, in the order of a job.
+    /// All phases but [`Phase::Unknown`], in the order of a job.
     pub const KNOWN: [Phase; 10] = [
         Phase::Start,
         Phase::Index,
@@ -283,7 +283,7 @@ impl Phase {
         Phase::Summary,
     ];
 
-    /// A number below 256, for atomics.
+    /// Its code in a [`StatusPage`](crate::status::StatusPage).
     pub(crate) fn index(self) -> u8 {
         self as u8
     }
@@ -299,44 +299,44 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Why a worker ends.
+/// Why a worker exits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Whose fault it is.
+    /// The kind of failure.
     pub kind: FailureKind,
     /// What happened, where, and the remedy.
     pub message: String,
     /// Stack of the panic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backtrace: Option<String>,
-    /// What the worker was doing; it may save its state before it ends.
+    /// What the worker was doing when it failed; it may save its state afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<Heartbeat>,
+    pub at: Option<WorkerStatus>,
 }
 
-/// Whose fault a failure is; decides the exit code.
+/// The kind of a failure; determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// A panic or an internal error.
     Bug,
-    /// The command line or the config.
+    /// A mistake in the command line or the config.
     Usage,
-    /// The data or a checkpoint.
+    /// A problem with the data or a checkpoint.
     Data,
-    /// Another rank was lost or did not answer; the cause is elsewhere.
+    /// Another rank was lost or did not respond; the cause is elsewhere.
     PeerLost,
     /// This rank ran out of memory.
     OutOfMemory,
-    /// The machine: GPU, driver, port, disk.
+    /// A problem of the machine: GPU, driver, port, disk.
     Environment,
-    /// A kind of a newer version.
+    /// A kind from a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl FailureKind {
-    /// The exit code that a process ends with for this reason.
+    /// The exit code of a process that fails for this reason.
     pub fn exit_code(self) -> i32 {
         match self {
             FailureKind::Bug => exit::BUG,
@@ -348,25 +348,25 @@ impl FailureKind {
     }
 }
 
-/// What the launcher tells a worker.
+/// A message from the launcher to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Save at the end of this step and end with the code of the reason.
+    /// Save at the end of this step and exit with the code of the reason.
     Stop {
         /// Why.
         reason: StopReason,
     },
-    /// A rank is gone: abort collectives, do not wait for it.
+    /// A rank is lost: abort collectives instead of waiting for it.
     PeerLost {
         /// The rank.
         rank: usize,
     },
-    /// Answer with the stack of the working thread: it is about to be ended for it hangs.
+    /// Send the stack of the working thread; the worker hangs and is about to be killed.
     Stack,
-    /// The answer to [`FromWorker::Holds`]: write that state, and end.
-    Rescue,
-    /// A message of a newer version.
+    /// The reply to [`FromWorker::StateReady`]: write that state as an emergency checkpoint, and exit.
+    EmergencyCheckpoint,
+    /// A message from a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -392,20 +392,14 @@ impl StopReason {
     }
 }
 
-/// One message as a line with its line feed.
-///
-/// # Errors
-/// If the message cannot be written as JSON.
+/// A message as one line, with its line feed.
 pub fn to_line<T: Serialize>(message: &T) -> serde_json::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// The message on one line.
-///
-/// # Errors
-/// If the line is not a JSON object with a `type` and that type's fields.
+/// The message on a line.
 pub fn from_line<T: DeserializeOwned>(line: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice(line)
 }
@@ -419,8 +413,8 @@ mod tests {
         let hello: FromWorker = from_line(br#"{"type":"hello","version":9,"rank":1,"pid":2,"host":"a"}"#).unwrap();
         assert_eq!(hello, FromWorker::Hello { version: 9, rank: 1, pid: 2 });
         assert_eq!(from_line::<FromWorker>(br#"{"type":"telepathy","x":1}"#).unwrap(), FromWorker::Unknown);
-        let beat: FromWorker = from_line(br#"{"type":"heartbeat","phase":"dreaming","idle_seconds":1}"#).unwrap();
-        assert!(matches!(beat, FromWorker::Heartbeat(Heartbeat { phase: Phase::Unknown, .. })));
+        let heartbeat: FromWorker = from_line(br#"{"type":"heartbeat","phase":"dreaming","idle_seconds":1}"#).unwrap();
+        assert!(matches!(heartbeat, FromWorker::Heartbeat(WorkerStatus { phase: Phase::Unknown, .. })));
     }
 
     #[test]
@@ -438,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_and_operations_survive_the_way_through_an_atomic() {
+    fn phases_and_operations_have_codes() {
         for phase in Phase::KNOWN {
             assert_eq!(Phase::from_index(phase.index()), phase);
             assert_eq!(Phase::from_wire(phase.wire()), Some(phase));

@@ -1,5 +1,5 @@
-//! Lines for a terminal, a pipe or a file that may take them late or never: a thread of their own writes them, so that
-//! nobody who says something waits for whoever reads it.
+//! Output to a terminal, a pipe or a file that may block: a separate thread writes it, so that writers never wait for a
+//! reader.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,16 +10,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes that may wait; what comes beyond is dropped and counted.
+/// Maximum number of queued bytes; more output is dropped and counted.
 const MAX_WAITING: usize = 4 << 20;
 
-/// How long the end of a process waits for what is still to be written.
+/// How long an exiting process waits for queued output.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is written in place of so many pieces that were dropped; nothing if `None`.
+/// The text that replaces a number of dropped pieces, if any.
 pub type Remark = dyn Fn(u64) -> Option<Vec<u8>> + Send + Sync;
 
-/// A queue and the thread that writes what comes through it. When it is dropped, what waits is still written.
+/// A queue and the thread that writes its pieces. Queued pieces are still written after it is dropped.
 pub struct Outlet {
     shared: Arc<Shared>,
 }
@@ -33,25 +33,22 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Vec<u8>>,
-    /// Bytes of `waiting`.
+    /// Bytes in `waiting`.
     bytes: usize,
-    /// Pieces that were dropped since the last one that was taken.
+    /// Pieces that were dropped since the last one that was queued.
     dropped: u64,
-    /// A piece has been taken and is not written yet.
+    /// A piece has been taken but not written yet.
     writing: bool,
-    /// Nothing more comes.
+    /// The outlet was dropped.
     ended: bool,
 }
 
-// What ends the process knows nothing of who has something to write.
+// The end of the process flushes all of them.
 static ALL: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 static STDERR: OnceLock<Option<Outlet>> = OnceLock::new();
 
 impl Outlet {
-    /// Starts the thread `name`, which hands each piece to `write`.
-    ///
-    /// # Errors
-    /// If the system gives no thread.
+    /// Starts the thread `name`, which passes each piece to `write`.
     pub fn start(name: &str, write: impl FnMut(&[u8]) + Send + 'static, remark: Box<Remark>) -> io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), remark });
         let writer = Arc::clone(&shared);
@@ -62,21 +59,21 @@ impl Outlet {
         Ok(Self { shared })
     }
 
-    /// Has a piece written after all that came before it. Never waits; if too much waits already, the piece is dropped.
+    /// Queues a piece. Never blocks; if the queue is full, the piece is dropped.
     pub fn push(&self, piece: Vec<u8>) {
         let mut queue = lock(&self.shared.queue);
         if queue.bytes > 0 && queue.bytes + piece.len() > MAX_WAITING {
             queue.dropped += 1;
             return;
         }
-        self.shared.own_up(&mut queue);
+        self.shared.report_dropped(&mut queue);
         queue.add(piece);
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything is written; `false` if that takes longer than `patience`.
-    pub fn flush(&self, patience: Duration) -> bool {
-        self.shared.flush(Instant::now() + patience)
+    /// Waits until everything is written; `false` if that takes longer than `timeout`.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.shared.flush(Instant::now() + timeout)
     }
 }
 
@@ -95,8 +92,8 @@ impl Queue {
 }
 
 impl Shared {
-    /// Puts the remark about what was dropped in its place.
-    fn own_up(&self, queue: &mut Queue) {
+    /// Queues the remark about dropped pieces in their place.
+    fn report_dropped(&self, queue: &mut Queue) {
         let dropped = std::mem::take(&mut queue.dropped);
         if let Some(remark) = (dropped > 0).then(|| (self.remark)(dropped)).flatten() {
             queue.add(remark);
@@ -107,10 +104,10 @@ impl Shared {
         let mut queue = lock(&self.queue);
         loop {
             if queue.waiting.is_empty() {
-                self.own_up(&mut queue);
+                self.report_dropped(&mut queue);
             }
             if let Some(piece) = queue.waiting.pop_front() {
-                // It still counts while it is being written.
+                // Its bytes still count while it is being written.
                 queue.writing = true;
                 drop(queue);
                 write(&piece);
@@ -139,9 +136,10 @@ impl Shared {
     }
 }
 
-/// Writes text to stderr after all that was written here before, without waiting for whoever reads it.
+/// Writes text to stderr in order, without blocking.
 pub fn stderr(text: impl Into<String>) {
-    let remark = |count: u64| Some(format!("fnet: {count} messages are missing here: nobody took them\n").into_bytes());
+    let remark =
+        |count: u64| Some(format!("fnet: {count} messages are missing here because stderr was blocked\n").into_bytes());
     let start = || Outlet::start("stderr", write_to_stderr, Box::new(remark)).ok();
     match STDERR.get_or_init(start) {
         Some(outlet) => outlet.push(text.into().into_bytes()),
@@ -149,7 +147,7 @@ pub fn stderr(text: impl Into<String>) {
     }
 }
 
-/// Waits until all that was handed over is written, for [`FLUSH_TIMEOUT`] at most in all.
+/// Waits until all outlets are written, for [`FLUSH_TIMEOUT`] at most.
 pub fn flush_all() {
     let deadline = Instant::now() + FLUSH_TIMEOUT;
     let all: Vec<Arc<Shared>> = lock(&ALL).iter().filter_map(Weak::upgrade).collect();
@@ -159,15 +157,15 @@ pub fn flush_all() {
 }
 
 fn write_to_stderr(text: &[u8]) {
-    // Not by std's handle, whose lock would keep everybody waiting who uses that.
-    // SAFETY: the descriptor of stderr, which is not closed here; if the process has none, the write fails.
+    // Not through std's handle: its lock would block its other users.
+    // SAFETY: ManuallyDrop keeps stderr open; if the process has none, the write fails.
     let mut stderr = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDERR_FILENO) });
-    // Nothing can be said about a stderr that cannot be written.
+    // There is no other place to report this.
     let _ = stderr.write_all(text);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Valid between any two statements, so a panic elsewhere does not spoil it.
+    // Consistent between any two statements, so poisoning does not matter.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -177,9 +175,9 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// An outlet that writes a piece for each token, and what it has written.
+    /// An outlet that writes one piece per token, and what it has written.
     fn outlet() -> (Outlet, mpsc::Sender<()>, Arc<Mutex<Vec<String>>>) {
         let (sender, receiver) = mpsc::channel::<()>();
         let written: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -196,37 +194,37 @@ mod tests {
     }
 
     #[test]
-    fn who_speaks_never_waits_and_what_is_dropped_is_counted_in_its_place() {
+    fn writers_never_wait_and_dropped_pieces_are_counted_in_their_place() {
         let (outlet, tokens, written) = outlet();
         let large = || vec![b'x'; MAX_WAITING / 4];
         outlet.push(b"first".to_vec());
         for _ in 0..8 {
             outlet.push(large());
         }
-        assert!(!outlet.flush(Duration::from_millis(10)), "nothing is taken");
+        assert!(!outlet.flush(Duration::from_millis(10)), "nothing is written");
         assert!(lock(&written).is_empty());
         (0..4).for_each(|_| tokens.send(()).unwrap());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while lock(&written).len() < 4 {
             assert!(Instant::now() < deadline);
             thread::sleep(Duration::from_millis(1));
         }
         outlet.push(b"last".to_vec());
         drop(tokens);
-        assert!(outlet.flush(PATIENCE));
+        assert!(outlet.flush(TIMEOUT));
         let x = "x".repeat(20);
         assert_eq!(*lock(&written), ["first", &x, &x, &x, "5 missing", "last"]);
     }
 
     #[test]
-    fn what_was_dropped_last_is_counted_too_and_what_waits_is_written_after_the_end() {
+    fn queued_pieces_are_written_after_the_end_and_the_last_dropped_ones_counted() {
         let (outlet, tokens, written) = outlet();
         for _ in 0..3 {
             outlet.push(vec![b'y'; MAX_WAITING]);
         }
         let shared = Arc::clone(&outlet.shared);
         drop((outlet, tokens));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Arc::strong_count(&shared) > 1 {
             assert!(Instant::now() < deadline, "the thread does not end");
             thread::sleep(Duration::from_millis(1));

@@ -1,22 +1,22 @@
-//! The stack of the main thread, taken by another thread while the main thread is busy or blocked.
+//! The stack of the main thread, captured by another thread while the main thread is busy or blocked.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Frames that are kept.
+/// Maximum number of frames.
 const DEPTH: usize = 48;
-/// Time that the main thread has to answer; one that is blocked in the kernel does not.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time for the main thread to handle the signal; a thread that is blocked in the kernel does not.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-// A signal handler can reach statics only.
+// A signal handler can access only statics.
 static FRAMES: [AtomicUsize; DEPTH] = [const { AtomicUsize::new(0) }; DEPTH];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 /// Where the main thread was interrupted.
 static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
 static DONE: AtomicBool = AtomicBool::new(false);
 
-/// Runs on the main thread. It stores addresses only; names are looked up by the thread that asked.
+/// Runs on the main thread. It stores addresses only; the requesting thread looks up the names.
 extern "C" fn on_signal(_signal: libc::c_int, _facts: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let mut count = 0;
     // SAFETY: with SA_SIGINFO the third argument is the context of the interrupted thread.
@@ -26,8 +26,8 @@ extern "C" fn on_signal(_signal: libc::c_int, _facts: *mut libc::siginfo_t, cont
     #[cfg(target_arch = "aarch64")]
     let address = context.uc_mcontext.pc as usize;
     INTERRUPTED.store(address, Ordering::Relaxed);
-    // SAFETY: no other thread unwinds with this crate meanwhile: only `of_main_thread` does, and it waits. Unwinding reads
-    // the stack and the tables of the loaded libraries; it does not allocate.
+    // SAFETY: no other thread unwinds with this crate meanwhile, for `of_main_thread` waits. Unwinding reads the stack and
+    // the tables of the loaded libraries; it does not allocate.
     unsafe {
         backtrace::trace_unsynchronized(|frame| {
             FRAMES[count].store(frame.ip() as usize, Ordering::Relaxed);
@@ -40,7 +40,7 @@ extern "C" fn on_signal(_signal: libc::c_int, _facts: *mut libc::siginfo_t, cont
 }
 
 /// The stack of the main thread, innermost frame first, or why there is none. Meant for a process that is about to be
-/// ended: if the main thread is inside the dynamic loader, it may not come back.
+/// killed: if the main thread is inside the dynamic loader, it may deadlock.
 pub fn of_main_thread() -> String {
     let number = libc::SIGRTMIN() + 5;
     // SAFETY: all zeroes is a valid `sigaction` (no flags, empty mask).
@@ -48,35 +48,36 @@ pub fn of_main_thread() -> String {
     action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
     DONE.store(false, Ordering::Release);
-    // SAFETY: `action` is initialised; what its handler does is said there.
+    // SAFETY: `action` is initialized, and its handler is async-signal-safe.
     if unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) } != 0 {
         return format!("no stack: {}", std::io::Error::last_os_error());
     }
-    // SAFETY: the main thread's number is the process's, and a handler for the signal is installed.
+    // SAFETY: the id of the main thread is that of the process, and a handler for the signal is installed.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::getpid(), number) };
     if sent != 0 {
         return format!("no stack: {}", std::io::Error::last_os_error());
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + SIGNAL_TIMEOUT;
     while !DONE.load(Ordering::Acquire) {
         if Instant::now() >= deadline {
-            return "no stack: the main thread takes no signals, so it is stopped or blocked in the kernel".to_owned();
+            return "no stack: the main thread does not handle signals; it is stopped or blocked in the kernel"
+                .to_owned();
         }
         thread::sleep(Duration::from_millis(2));
     }
     let frames: Vec<usize> =
         FRAMES.iter().take(COUNT.load(Ordering::Relaxed)).map(|frame| frame.load(Ordering::Relaxed)).collect();
-    // The frames before are those of the handler.
+    // Skip the frames of the handler.
     let first = frames.iter().position(|&frame| frame == INTERRUPTED.load(Ordering::Relaxed)).unwrap_or(0);
     let lines =
         frames[first..].iter().enumerate().map(|(number, &address)| format!("{number}: {}\n", describe(address)));
     lines.collect()
 }
 
-/// Name and place of the function that an address is in.
+/// Name and location of the function that contains an address.
 fn describe(address: usize) -> String {
     let mut text = format!("{address:#x}");
-    // A return address may be that of the next function.
+    // A return address may belong to the next function.
     backtrace::resolve(address.saturating_sub(1) as *mut std::ffi::c_void, |symbol| {
         if let Some(name) = symbol.name() {
             text = format!("{name:#}");

@@ -1,4 +1,4 @@
-//! Requests to stop: from the launcher's control channel and, under other starters, from signals.
+//! Requests to stop: from the control channel and, under other launchers, from signals.
 
 use std::io;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
@@ -14,7 +14,7 @@ struct State {
     lost_peer: AtomicI64,
 }
 
-// One process has one state: signals concern the whole process, and a signal handler can reach statics only.
+// Signals concern the whole process, and a signal handler can access only statics.
 static STATE: State = State::new();
 
 impl State {
@@ -48,22 +48,22 @@ impl State {
     }
 }
 
-/// Why this process was asked to stop, if it was. Cheap; meant to be asked after every step.
+/// Why this process was asked to stop, if it was. Cheap enough for every step.
 pub fn requested() -> Option<StopReason> {
     STATE.requested()
 }
 
-/// Asks this process to stop. Ctrl-C outranks a SIGTERM that the launcher sends along with it.
+/// Asks this process to stop. Ctrl-C takes precedence over the SIGTERM that the launcher sends along with it.
 pub fn request(reason: StopReason) {
     STATE.request(reason);
 }
 
-/// The rank that the launcher has reported as gone.
+/// The rank that the launcher has reported as lost.
 pub fn lost_peer() -> Option<usize> {
     STATE.lost_peer()
 }
 
-/// Notes that a rank is gone; the first one stays.
+/// Records that a rank is lost; the first one is kept.
 pub(crate) fn set_lost_peer(rank: usize) {
     STATE.set_lost_peer(rank);
 }
@@ -72,18 +72,14 @@ extern "C" fn on_signal(signal: libc::c_int) {
     request(if signal == libc::SIGINT { StopReason::Interrupted } else { StopReason::Terminated });
 }
 
-/// Makes SIGINT, SIGTERM and SIGUSR1 a request to stop instead of the end of the process. A second SIGINT ends the
-/// process at once.
-///
-/// # Errors
-/// If the system refuses to install a handler.
+/// Handles SIGINT, SIGTERM and SIGUSR1 as requests to stop. A second SIGINT terminates the process.
 pub fn listen_to_signals() -> io::Result<()> {
     for (signal, flags) in [(libc::SIGINT, libc::SA_RESETHAND), (libc::SIGTERM, 0), (libc::SIGUSR1, 0)] {
         // SAFETY: all zeroes is a valid `sigaction` (no flags, empty mask).
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
         action.sa_flags = flags | libc::SA_RESTART;
-        // SAFETY: `action` is initialised, and the handler only stores to an atomic, which is async-signal-safe.
+        // SAFETY: `action` is initialized, and the handler only stores to an atomic, which is async-signal-safe.
         if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -104,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn ctrl_c_outranks_the_sigterm_that_comes_with_it() {
+    fn ctrl_c_takes_precedence_over_sigterm() {
         let state = State::new();
         assert_eq!(state.requested(), None);
         state.request(StopReason::Terminated);

@@ -1,4 +1,4 @@
-//! Where the outputs of a job are, as both programs must find them.
+//! The output folder of a job, as both programs must find it.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-/// Name of the checkpoint that always is the newest.
+/// Name of the newest checkpoint.
 pub const LATEST: &str = "latest.ckpt";
-/// Folder of the log per rank.
+/// Folder with one log per rank.
 pub const LOGS: &str = "logs";
-/// Ending of files that are being written.
+/// Extension of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
 
-/// The folder a job writes to: `flag` if given, else `work_dirs/<name of the config without its ending>`.
+/// The output folder of a job: `flag` if given, else `work_dirs/<config name without extension>`.
 pub fn work_dir(config: &Path, flag: Option<&Path>) -> PathBuf {
     match flag {
         Some(folder) => folder.to_path_buf(),
@@ -23,8 +23,8 @@ pub fn work_dir(config: &Path, flag: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The folder that a command about a checkpoint belongs to: that of the checkpoint if a job wrote it (it holds a
-/// `config.toml`), else `work_dirs/<name of the config or the checkpoint>`.
+/// The output folder of a command on a checkpoint: the checkpoint's if a job wrote it (it contains a `config.toml`), else
+/// `work_dirs/<name of the config or the checkpoint>`.
 pub fn work_dir_of_checkpoint(checkpoint: &Path, config: Option<&Path>) -> PathBuf {
     match checkpoint.parent() {
         Some(folder) if folder.join("config.toml").is_file() => folder.to_path_buf(),
@@ -32,29 +32,26 @@ pub fn work_dir_of_checkpoint(checkpoint: &Path, config: Option<&Path>) -> PathB
     }
 }
 
-/// Whether a file is one that PyTorch wrote, by its first bytes: a zip archive, or a pickle.
+/// Whether a file is from PyTorch, by its first bytes: a zip archive, or a pickle.
 pub fn is_pytorch_file(path: &Path) -> bool {
     let mut start = [0; 2];
-    // Only ordinary files: to open a pipe would wait for its writer.
+    // Only regular files: opening a pipe blocks until it has a writer.
     path.is_file()
         && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
         && matches!(start, [b'P', b'K'] | [0x80, 2..=5])
 }
 
-/// A file with a checkpoint's ending.
+/// A checkpoint file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointFile {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// When it was last written.
+    /// Time of the last modification.
     pub modified: SystemTime,
 }
 
-/// The checkpoints (`*.ckpt`) in a folder, the newest first; [`LATEST`] comes after a file of its own age, so that the
-/// first is the one with the telling name. A folder that does not exist holds none.
-///
-/// # Errors
-/// If the folder cannot be read.
+/// The checkpoints (`*.ckpt`) in a folder, newest first; of files of equal age, aliases such as [`LATEST`] come last. A
+/// folder that does not exist has none.
 pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -65,10 +62,10 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == "ckpt") {
-            // A dangling link or a file that was just removed is no checkpoint.
-            let Ok(facts) = fs::metadata(&path) else { continue };
-            if facts.is_file() {
-                found.push(CheckpointFile { path, modified: facts.modified()? });
+            // Skip dangling links and files that were just removed.
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            if metadata.is_file() {
+                found.push(CheckpointFile { path, modified: metadata.modified()? });
             }
         }
     }
@@ -81,13 +78,13 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
     Ok(found)
 }
 
-/// A process that writes temporary files. Machines and containers that share a folder share the numbers of processes, so the
-/// host, the PID namespace and the start of the process belong to it.
+/// A process that writes temporary files. Process ids are not unique on a shared folder, so it is identified together with
+/// its host, PID namespace and start time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
     host: String,
     process: u32,
-    /// In the kernel's ticks since it booted.
+    /// Start time in kernel ticks since boot.
     started: u64,
 }
 
@@ -103,7 +100,7 @@ impl Writer {
         Some(Self { host: host().to_owned(), process, started: start_of(process)? })
     }
 
-    /// The process that writes to a file with this name, if it is a temporary one.
+    /// The process that writes the temporary file with this name.
     fn of_file(name: &str) -> Option<Self> {
         let mut parts = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplitn(3, '.');
         let (_random, writer, name) = (parts.next()?, parts.next()?, parts.next()?);
@@ -116,19 +113,19 @@ impl Writer {
         })?
     }
 
-    /// Whether it is a process of this host that has ended. Of another host nobody here can tell.
+    /// Whether it is a process of this host that has ended; unknown for other hosts.
     fn is_gone(&self) -> bool {
         self.host == host() && start_of(self.process) != Some(self.started)
     }
 }
 
-/// How the name begins under which a process writes what is to take the place of `name` in the same folder; something
-/// random without a dot and [`TEMPORARY`] follow.
+/// Prefix of the temporary file with which a process replaces `name` in the same folder; a random part without a dot and
+/// [`TEMPORARY`] follow.
 pub fn temporary_prefix(name: &str, writer: &Writer) -> String {
     format!(".{name}.{}-{}-{}.", writer.host, writer.process, writer.started)
 }
 
-/// This host's name and the PID namespace, in letters that are good for the name of a file.
+/// Host name and PID namespace, in characters that are safe in file names.
 fn host() -> &'static str {
     static HOST: OnceLock<String> = OnceLock::new();
     HOST.get_or_init(|| {
@@ -139,31 +136,31 @@ fn host() -> &'static str {
     })
 }
 
-/// When a process of this host was started, in ticks since the kernel booted; `None` if it has ended.
+/// Start time of a process of this host in kernel ticks since boot; `None` if it has ended.
 fn start_of(process: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name of the program, in brackets, may hold spaces; its state and the start time are the first and twentieth
-    // field after it.
+    // The name of the program, in parentheses, may contain spaces; state and start time are the first and twentieth field
+    // after it.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     let started = fields.nth(18)?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(started)
 }
 
-/// After this time without a change a half-written file of another host is nobody's any more.
+/// A temporary file of another host is abandoned after this time without a change.
 const ABANDONED: Duration = Duration::from_secs(86_400);
 
-/// Removes half-written files from a folder, which may not exist: those of processes of this host that have ended, and those
-/// of other hosts that nobody has written to for a day.
+/// Removes abandoned temporary files from a folder, which may not exist: files of ended processes of this host, and files
+/// of other hosts without a change for a day.
 ///
 /// # Errors
-/// If the folder cannot be read or a file cannot be removed; the others have been removed nevertheless.
+/// The folder cannot be read, or some files cannot be removed; the others are removed.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
-    let mut outcome = Ok(());
+    let mut result = Ok(());
     for entry in entries {
         let entry = entry?;
         let Some(writer) = Writer::of_file(&entry.file_name().to_string_lossy()) else { continue };
@@ -173,29 +170,29 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
             && let Err(error) = fs::remove_file(entry.path())
             && error.kind() != io::ErrorKind::NotFound
         {
-            outcome = Err(error);
+            result = Err(error);
         }
     }
-    outcome
+    result
 }
 
-/// Name of the file by which a training locks its work folder.
+/// Name of the lock file in the work folder of a training.
 pub const LOCK: &str = ".fnet.lock";
 
-/// What came of locking a work folder.
+/// The result of locking a work folder.
 #[derive(Debug)]
 pub enum Lock {
-    /// It is locked until this is dropped or the process ends, however it does.
+    /// Locked until this is dropped or the process exits in any way.
     Held(File),
     /// Another training has locked it.
     Busy,
-    /// The file system has no locks, or takes no file.
+    /// The file system does not support locks, or the lock file cannot be created.
     Impossible(io::Error),
 }
 
-/// Locks a work folder, which exists, for a training: two would replace each other's checkpoints.
+/// Locks an existing work folder for a training; two trainings would replace each other's checkpoints.
 pub fn lock(folder: &Path) -> Lock {
-    // A file, for network drives lock no folders.
+    // A file, because network drives cannot lock folders.
     let opened = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
     let file = match opened {
         Ok(file) => file,
@@ -211,32 +208,29 @@ pub fn lock(folder: &Path) -> Lock {
     }
 }
 
-/// What to say if [`lock`] finds a folder [`Lock::Busy`].
+/// The message for [`Lock::Busy`].
 pub fn busy(folder: &Path) -> String {
-    format!(
-        "another job trains into {} at this moment; wait until it has ended, or choose another --work-dir",
-        folder.display()
-    )
+    format!("another job trains into {}; wait until it has ended, or choose another --work-dir", folder.display())
 }
 
-/// What to say if [`lock`] finds that a folder cannot be locked: network and parallel file systems may have no locks.
+/// The message for [`Lock::Impossible`], which occurs on some network and parallel file systems.
 pub fn unlocked(folder: &Path, error: &io::Error) -> String {
     let kind = file_system(folder).map(|name| format!(" on a file system of type {name}")).unwrap_or_default();
     format!(
-        "{}{kind} cannot be locked ({error}), so a second job in it would not be noticed: make sure that no other job \
+        "{}{kind} cannot be locked ({error}), so a second job in it would go unnoticed: make sure that no other job \
          trains into it",
         folder.display()
     )
 }
 
-/// The type of the file system on which a folder lies, as `nfs4`.
+/// The type of a folder's file system, for example `nfs4`.
 fn file_system(folder: &Path) -> Option<String> {
     let device = fs::metadata(folder).ok()?.dev();
     let device = format!("{}:{}", libc::major(device), libc::minor(device));
     type_of(&fs::read_to_string("/proc/self/mountinfo").ok()?, &device)
 }
 
-/// The type of a device's file system, from lines such as `36 35 98:0 / /mnt rw shared:1 - ext3 /dev/root rw`.
+/// The file system type of a device, from lines such as `36 35 98:0 / /mnt rw shared:1 - ext3 /dev/root rw`.
 fn type_of(mounts: &str, device: &str) -> Option<String> {
     let mount = mounts.lines().find(|line| line.split_whitespace().nth(2) == Some(device))?;
     mount.split_once(" - ")?.1.split_whitespace().next().map(str::to_owned)

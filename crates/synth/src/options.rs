@@ -17,7 +17,7 @@ const MAX_OBJECTS: u32 = 64;
 
 /// Annotation and image numbers stay within 31 bits.
 const MAX_ANNOTATIONS: u64 = 1_000_000_000;
-/// Picture numbers stay within 31 bits.
+/// Image numbers stay within 31 bits.
 const MAX_IMAGES: u32 = 100_000_000;
 
 /// What is to be generated; the defaults are the demonstration's set.

@@ -1,43 +1,43 @@
-//! GPUs, driver, and who uses them.
+//! GPUs, their driver, and the processes that use them.
 
-use super::Finding;
-use crate::gpu::Detection;
-use crate::nvml::{GpuState, Report};
+use super::Diagnosis;
+use crate::plan::gpu::Detection;
+use crate::plan::nvml::{DriverReport, GpuState};
 use crate::text;
 
-/// Oldest driver that runs CUDA 13.
-const LEAST_DRIVER: u32 = 580;
+/// Oldest driver with CUDA 13.
+const MIN_DRIVER: u32 = 580;
 
-/// What the kernel and the driver tell.
-pub fn findings(detection: &Detection, report: Result<&Report, &String>) -> Vec<Finding> {
+/// The GPUs according to the kernel and the driver.
+pub fn diagnose(detection: &Detection, report: Result<&DriverReport, &String>) -> Vec<Diagnosis> {
     if detection.gpus.is_empty() && report.is_err() {
         let remedy =
             "jobs run with --device cpu; for a GPU install NVIDIA's driver, and start containers with --gpus all";
-        return vec![Finding::doubtful("GPUs", detection.looked.join("; "), remedy)];
+        return vec![Diagnosis::doubtful("GPUs", detection.looked.join("; "), remedy)];
     }
     let names: Vec<&str> = detection.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
-    let mut findings = vec![Finding::good("GPUs", names.join(", "))];
+    let mut diagnoses = vec![Diagnosis::good("GPUs", names.join(", "))];
     let version = report.ok().and_then(|report| report.driver.clone()).or_else(|| detection.driver.clone());
     if let Some(version) = version {
         let major = driver_major(&version);
         let found = match report.ok().and_then(|report| report.cuda.as_deref()) {
-            Some(cuda) => format!("{version}, runs CUDA up to {cuda}"),
+            Some(cuda) => format!("{version}, supports CUDA up to {cuda}"),
             None => version,
         };
-        let remedy = format!("CUDA 13 needs driver {LEAST_DRIVER} or newer");
-        findings.push(Finding::good_if(major.is_none_or(|major| major >= LEAST_DRIVER), "driver", found, remedy));
+        let remedy = format!("CUDA 13 needs driver {MIN_DRIVER} or newer");
+        diagnoses.push(Diagnosis::good_if(major.is_none_or(|major| major >= MIN_DRIVER), "driver", found, remedy));
     }
     match report {
         Ok(report) => {
-            report.gpus.iter().enumerate().for_each(|(index, gpu)| findings.extend(state(index, gpu)));
+            report.gpus.iter().enumerate().for_each(|(index, gpu)| diagnoses.extend(state(index, gpu)));
         }
-        Err(why) => findings.push(Finding::doubtful(
+        Err(why) => diagnoses.push(Diagnosis::doubtful(
             "driver",
-            format!("cannot be asked about the GPUs: {why}"),
-            "see whether nvidia-smi answers; if it hangs, reboot, and look for Xid messages in dmesg",
+            format!("cannot be queried: {why}"),
+            "check whether nvidia-smi answers; if it hangs, reboot, and look for Xid messages in dmesg",
         )),
     }
-    findings
+    diagnoses
 }
 
 /// `580` of `580.82.07`, or of `NVIDIA UNIX x86_64 Kernel Module  580.82.07  Wed ...`.
@@ -48,50 +48,50 @@ fn driver_major(line: &str) -> Option<u32> {
     })
 }
 
-/// What there is to say of one GPU: its memory, then what is wrong with it.
-fn state(index: usize, gpu: &GpuState) -> Vec<Finding> {
+/// The memory of a GPU, then its problems.
+fn state(index: usize, gpu: &GpuState) -> Vec<Diagnosis> {
     let what = "GPU";
     let name = format!("{index} ({})", gpu.name);
     let (free, total) = (text::bytes(gpu.memory_free), text::bytes(gpu.memory_total));
-    let mut findings = vec![Finding::good(what, format!("{name}: {free} of {total} free"))];
+    let mut diagnoses = vec![Diagnosis::good(what, format!("{name}: {free} of {total} free"))];
     for process in &gpu.processes {
         let program = process.program.as_deref().unwrap_or("unknown program");
         let memory = process.memory.map_or_else(String::new, |bytes| format!(", {}", text::bytes(bytes)));
-        findings.push(Finding::doubtful(
+        diagnoses.push(Diagnosis::doubtful(
             what,
             format!("{name} is used by process {} ({program}{memory})", process.pid),
-            "end it if nobody needs it, or take other GPUs with --gpus",
+            "stop it if it is not needed, or choose other GPUs with --gpus",
         ));
     }
     if gpu.persistent == Some(false) {
-        let remedy = "sudo nvidia-smi -pm 1, or run nvidia-persistenced; else the driver wakes up anew for every job";
-        findings.push(Finding::doubtful(what, format!("{name} is not in persistence mode"), remedy));
+        let remedy =
+            "sudo nvidia-smi -pm 1, or run nvidia-persistenced; otherwise every job initializes the driver again";
+        diagnoses.push(Diagnosis::doubtful(what, format!("{name} is not in persistence mode"), remedy));
     }
     if gpu.shared == Some(false) {
-        let remedy = "sudo nvidia-smi -c 0, unless that is wanted";
-        findings.push(Finding::doubtful(what, format!("{name} is for one process at a time, or for none"), remedy));
+        let remedy = "sudo nvidia-smi -c 0, unless this is intended";
+        diagnoses.push(Diagnosis::doubtful(what, format!("{name} allows at most one process at a time"), remedy));
     }
     if let Some(errors) = gpu.ecc_errors.filter(|&errors| errors > 0) {
-        findings.push(Finding::doubtful(
+        diagnoses.push(Diagnosis::doubtful(
             what,
-            format!("{name} had {errors} memory errors that could not be corrected since it was started"),
-            "results may be wrong and jobs may end: reset it (sudo nvidia-smi -r) or reboot; if they come again, have it \
-             replaced",
+            format!("{name} has had {errors} uncorrectable memory errors since the last reboot"),
+            "results may be wrong and jobs may fail: reset it (sudo nvidia-smi -r) or reboot; if errors recur, replace it",
         ));
     }
     if gpu.needs_reset == Some(true) {
-        let remedy = "sudo nvidia-smi -r when nobody uses it, or reboot";
-        findings.push(Finding::doubtful(what, format!("{name} waits for a reset to leave out damaged memory"), remedy));
+        let remedy = "sudo nvidia-smi -r while it is unused, or reboot";
+        diagnoses.push(Diagnosis::doubtful(what, format!("{name} needs a reset to retire damaged memory"), remedy));
     }
-    findings
+    diagnoses
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Verdict;
     use super::*;
-    use crate::gpu::Gpu;
-    use crate::nvml::GpuProcess;
+    use crate::plan::gpu::Gpu;
+    use crate::plan::nvml::GpuProcess;
 
     fn found(driver: &str) -> Detection {
         Detection {
@@ -101,8 +101,8 @@ mod tests {
         }
     }
 
-    fn verdicts(findings: &[Finding]) -> Vec<Verdict> {
-        findings.iter().map(|finding| finding.verdict).collect()
+    fn verdicts(diagnoses: &[Diagnosis]) -> Vec<Verdict> {
+        diagnoses.iter().map(|diagnosis| diagnosis.verdict).collect()
     }
 
     #[test]
@@ -117,24 +117,24 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_reported_with_the_remedy() {
-        let report = Report { driver: Some("470.1.2".into()), cuda: Some("11.4".into()), gpus: vec![] };
-        let findings = findings(&found("x"), Ok(&report));
-        assert_eq!(verdicts(&findings), [Verdict::Good, Verdict::Doubtful]);
-        assert_eq!(findings[1].found, "470.1.2, runs CUDA up to 11.4");
+        let report = DriverReport { driver: Some("470.1.2".into()), cuda: Some("11.4".into()), gpus: vec![] };
+        let diagnoses = diagnose(&found("x"), Ok(&report));
+        assert_eq!(verdicts(&diagnoses), [Verdict::Good, Verdict::Doubtful]);
+        assert_eq!(diagnoses[1].found, "470.1.2, supports CUDA up to 11.4");
     }
 
     #[test]
-    fn without_a_gpu_there_is_one_line_and_a_silent_driver_is_another_thing() {
+    fn a_missing_gpu_and_a_silent_driver_are_distinguished() {
         let none = Detection { looked: vec!["/dev/nvidia0: none".into()], ..Detection::default() };
         let why = "no library".to_owned();
-        assert_eq!(verdicts(&findings(&none, Err(&why))), [Verdict::Doubtful]);
-        let silent = findings(&found("580.1"), Err(&why));
+        assert_eq!(verdicts(&diagnose(&none, Err(&why))), [Verdict::Doubtful]);
+        let silent = diagnose(&found("580.1"), Err(&why));
         assert_eq!(verdicts(&silent), [Verdict::Good, Verdict::Good, Verdict::Doubtful]);
         assert!(silent[2].found.contains("no library"));
     }
 
     #[test]
-    fn what_is_wrong_with_a_gpu_has_a_line_each() {
+    fn each_problem_of_a_gpu_has_a_line() {
         let good = GpuState { name: "Card".into(), persistent: Some(true), shared: Some(true), ..GpuState::default() };
         assert_eq!(verdicts(&state(0, &good)), [Verdict::Good]);
         let process = GpuProcess { pid: 7, program: Some("python".into()), memory: Some(1 << 30) };
@@ -146,13 +146,17 @@ mod tests {
             processes: vec![process],
             ..good
         };
-        let findings = state(1, &ill);
-        assert_eq!(findings.len(), 6);
-        for text in
-            ["process 7 (python, 1.0 GiB)", "persistence", "one process", "3 memory errors", "waits for a reset"]
-        {
-            assert!(findings.iter().any(|finding| finding.found.contains(text)), "{text}");
+        let diagnoses = state(1, &ill);
+        assert_eq!(diagnoses.len(), 6);
+        for text in [
+            "process 7 (python, 1.0 GiB)",
+            "persistence",
+            "one process",
+            "3 uncorrectable memory errors",
+            "needs a reset",
+        ] {
+            assert!(diagnoses.iter().any(|diagnosis| diagnosis.found.contains(text)), "{text}");
         }
-        assert!(findings[1..].iter().all(|finding| finding.remedy.is_some()));
+        assert!(diagnoses[1..].iter().all(|diagnosis| diagnosis.remedy.is_some()));
     }
 }

@@ -5,19 +5,20 @@ use std::path::Path;
 
 use rustix::process::Resource;
 
-use super::Finding;
-use crate::limits::{self, Memory};
-use crate::topology::{self, Topology};
-use crate::{checks, text};
+use super::Diagnosis;
+use crate::plan::checks;
+use crate::plan::host_memory::{self, Memory};
+use crate::plan::topology::{self, Topology};
+use crate::text;
 
 const GIB: u64 = 1 << 30;
 
-/// What can be told of the machine, with the kernel's files below `root`.
-pub fn findings(root: &Path) -> Vec<Finding> {
-    let mut findings = vec![
+/// The machine, with the kernel's files below `root`.
+pub fn diagnose(root: &Path) -> Vec<Diagnosis> {
+    let mut diagnoses = vec![
         processors(&Topology::read(root, &topology::allowed())),
-        memory(limits::memory(root)),
-        disk(Path::new("."), "disk", 10 * GIB, "free some space, or give --work-dir on another disk"),
+        memory(host_memory::memory(root)),
+        disk(Path::new("."), "disk", 10 * GIB, "free some space, or use --work-dir on another disk"),
         disk(
             Path::new("/dev/shm"),
             "shared memory",
@@ -33,55 +34,55 @@ pub fn findings(root: &Path) -> Vec<Finding> {
     ];
     let (folder, why) = checks::writable(&std::env::current_dir().unwrap_or_default().join("work_dirs"));
     if let Some(why) = why {
-        let found = format!("{} cannot be written to: {why}", folder.display());
-        findings.push(Finding::doubtful("work folder", found, "run in another folder, or give --work-dir"));
+        let found = format!("{} is not writable: {why}", folder.display());
+        diagnoses.push(Diagnosis::doubtful("work folder", found, "run in another folder, or use --work-dir"));
     }
-    findings
+    diagnoses
 }
 
-fn processors(topology: &Topology) -> Finding {
+fn processors(topology: &Topology) -> Diagnosis {
     let cpus = topology.cpus().len();
     let nodes = match topology.nodes.len() {
         0 | 1 => String::new(),
-        count => format!(" on {count} memory nodes"),
+        count => format!(" on {count} NUMA nodes"),
     };
     let found = format!("{} with {}{nodes}", text::count(topology.cores.len(), "core"), text::count(cpus, "thread"));
     match topology.quota {
         #[expect(clippy::cast_precision_loss, reason = "a number of CPUs")]
         Some(quota) if quota < cpus as f64 => {
-            let found = format!("{found}, of which the control group allows {quota:.1} CPUs' worth of time");
-            Finding::good_if(quota >= 1.0, "processors", found, "give the container more CPUs (docker run --cpus)")
+            let found = format!("{found}; the control group allows {quota:.1} CPUs");
+            Diagnosis::good_if(quota >= 1.0, "processors", found, "give the container more CPUs (docker run --cpus)")
         }
-        _ => Finding::good_if(cpus > 0, "processors", found, "the system does not say how many"),
+        _ => Diagnosis::good_if(cpus > 0, "processors", found, "the number of CPUs is unknown"),
     }
 }
 
-fn memory(memory: Memory) -> Finding {
+fn memory(memory: Memory) -> Diagnosis {
     let limit = memory
         .limit
         .map_or_else(String::new, |limit| format!(", the limit of the control group is {}", text::bytes(limit)));
     let found = format!("{} of {} available{limit}", text::bytes(memory.available), text::bytes(memory.total));
     let remedy = match memory.limit {
         Some(_) => "a worker needs 2 GiB or more; raise the limit (docker run --memory, Slurm --mem)",
-        None => "a worker needs 2 GiB or more; close other programs",
+        None => "a worker needs 2 GiB or more; stop other programs",
     };
-    Finding::good_if(memory.available >= 2 * GIB, "memory", found, remedy)
+    Diagnosis::good_if(memory.available >= 2 * GIB, "memory", found, remedy)
 }
 
-fn disk(folder: &Path, what: &'static str, least: u64, remedy: &'static str) -> Finding {
+fn disk(folder: &Path, what: &'static str, min: u64, remedy: &'static str) -> Diagnosis {
     match checks::free_space(folder) {
         Some(free) => {
             let found = format!("{} free in {}", text::bytes(free), folder.display());
-            Finding::good_if(free >= least, what, found, remedy)
+            Diagnosis::good_if(free >= min, what, found, remedy)
         }
-        None => Finding::doubtful(what, format!("{} is not there", folder.display()), remedy),
+        None => Diagnosis::doubtful(what, format!("{} does not exist", folder.display()), remedy),
     }
 }
 
-fn open_files(soft: Option<u64>, hard: Option<u64>) -> Finding {
-    let number = |limit: Option<u64>| limit.map_or_else(|| "any number".to_owned(), |limit| limit.to_string());
-    let found = format!("{} per process, up to {} if need be", number(soft), number(hard));
-    Finding::good_if(
+fn open_files(soft: Option<u64>, hard: Option<u64>) -> Diagnosis {
+    let number = |limit: Option<u64>| limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+    let found = format!("{} per process, at most {}", number(soft), number(hard));
+    Diagnosis::good_if(
         hard.is_none_or(|hard| hard >= 4096),
         "open files",
         found,
@@ -89,21 +90,21 @@ fn open_files(soft: Option<u64>, hard: Option<u64>) -> Finding {
     )
 }
 
-/// InfiniBand and pinned host memory need pages that stay in memory.
-fn locked_memory(limit: Option<u64>) -> Finding {
-    let found = limit.map_or_else(|| "no limit".to_owned(), text::bytes);
+/// InfiniBand and pinned host memory need locked pages.
+fn locked_memory(limit: Option<u64>) -> Diagnosis {
+    let found = limit.map_or_else(|| "unlimited".to_owned(), text::bytes);
     let remedy = "NCCL over InfiniBand needs more: ulimit -l unlimited, or docker run --ulimit memlock=-1";
     let has_infiniband = Path::new("/sys/class/infiniband").is_dir();
-    Finding::good_if(!has_infiniband || limit.is_none_or(|limit| limit >= GIB), "locked memory", found, remedy)
+    Diagnosis::good_if(!has_infiniband || limit.is_none_or(|limit| limit >= GIB), "locked memory", found, remedy)
 }
 
-fn ports() -> Finding {
+fn ports() -> Diagnosis {
     let v6 = if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() { " and ::1" } else { ", without IPv6" };
     match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) {
-        Ok(_) => Finding::good("ports", format!("a port of 127.0.0.1{v6} can be bound")),
+        Ok(_) => Diagnosis::good("ports", format!("ports of 127.0.0.1{v6} can be bound")),
         Err(error) => {
-            let remedy = "the ranks meet on a TCP port; bring the loopback interface up";
-            Finding::bad("ports", format!("127.0.0.1: {error}"), remedy)
+            let remedy = "the ranks connect through a TCP port; bring the loopback interface up";
+            Diagnosis::bad("ports", format!("127.0.0.1: {error}"), remedy)
         }
     }
 }
@@ -122,13 +123,13 @@ mod tests {
         let topology = Topology { quota: Some(0.5), ..Topology::read(Path::new("/none"), &"0-3".parse().unwrap()) };
         let few = processors(&topology);
         assert_eq!(few.verdict, Verdict::Doubtful);
-        assert_eq!(few.found, "4 cores with 4 threads, of which the control group allows 0.5 CPUs' worth of time");
+        assert_eq!(few.found, "4 cores with 4 threads; the control group allows 0.5 CPUs");
         assert_eq!(open_files(Some(1024), Some(2048)).verdict, Verdict::Doubtful);
         assert_eq!(open_files(Some(1024), None).verdict, Verdict::Good);
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_no_reason_to_give_up() {
+    fn a_folder_that_does_not_exist_is_not_fatal() {
         assert_eq!(disk(Path::new("/none/such"), "disk", GIB, "x").verdict, Verdict::Doubtful);
         assert_eq!(disk(Path::new("/"), "disk", 0, "x").verdict, Verdict::Good);
     }

@@ -1,4 +1,4 @@
-//! `doctor`: whether this machine is able, what is wrong, and how to mend it.
+//! `doctor`: checks this machine and suggests fixes.
 
 mod clocks;
 mod gpus;
@@ -9,40 +9,40 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fnet_protocol::cli::{Doctor, Place};
+use fnet_protocol::cli::{Doctor, LaunchOptions};
 use fnet_protocol::exit;
 use serde::Serialize;
 
+use crate::console::Console;
 use crate::error::Result;
-use crate::show::Show;
-use crate::{error, gpu, nvml};
+use crate::plan::{gpu, nvml};
 
-/// Time that the driver has to answer. Without persistence mode it wakes up each GPU first.
-const DRIVER_PATIENCE: Duration = Duration::from_secs(20);
+/// Time for the driver to answer. Without persistence mode it initializes each GPU first.
+const DRIVER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How it stands with one thing.
+/// The verdict about one part of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Verdict {
     Good,
-    /// Some jobs will not run, or not well.
+    /// Some jobs will fail or be slow.
     Doubtful,
     /// No job will run.
     Bad,
 }
 
-/// One thing that was looked at.
+/// The diagnosis of one part of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Finding {
+struct Diagnosis {
     what: &'static str,
     verdict: Verdict,
     found: String,
-    /// What to do, where something is wrong.
+    /// What to do if something is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
 
-impl Finding {
+impl Diagnosis {
     fn good(what: &'static str, found: impl Into<String>) -> Self {
         Self { what, verdict: Verdict::Good, found: found.into(), remedy: None }
     }
@@ -61,47 +61,48 @@ impl Finding {
     }
 }
 
-/// What is printed for programs.
+/// The report for programs.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     able: bool,
-    findings: &'a [Finding],
+    #[serde(rename = "findings")]
+    diagnoses: &'a [Diagnosis],
 }
 
-/// Prints what was found and returns the exit code: 6 if no job will run.
+/// Prints the diagnoses and returns the exit code: 6 if no job will run.
 ///
 /// # Errors
-/// Flags of several nodes that make no sense (exit code 2).
-pub fn run(place: &Place, command: &Doctor, worker: error::Result<PathBuf>) -> Result<i32> {
+/// Invalid options of several nodes (exit code 2).
+pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -> Result<i32> {
     let query = nvml::Query::start();
-    let show = Show::new(place);
-    let mut findings = machine::findings(Path::new("/"));
-    findings.extend(worker::findings(worker));
-    let asked = std::time::Instant::now();
-    let report = query.and_then(|query| query.wait(asked + DRIVER_PATIENCE));
-    let gpus = gpus::findings(&gpu::detect(Path::new("/")), report.as_ref());
-    findings.splice(0..0, gpus);
-    findings.extend(clocks::findings(place, &show)?);
-    let able = findings.iter().all(|finding| finding.verdict != Verdict::Bad);
+    let console = Console::new(options);
+    let mut diagnoses = machine::diagnose(Path::new("/"));
+    diagnoses.extend(worker::diagnose(worker));
+    let deadline = std::time::Instant::now() + DRIVER_TIMEOUT;
+    let report = query.and_then(|query| query.wait(deadline));
+    let gpus = gpus::diagnose(&gpu::detect(Path::new("/")), report.as_ref());
+    diagnoses.splice(0..0, gpus);
+    diagnoses.extend(clocks::diagnose(options, &console)?);
+    let able = diagnoses.iter().all(|diagnosis| diagnosis.verdict != Verdict::Bad);
     if command.json {
-        if let Ok(line) = serde_json::to_string(&Report { able, findings: &findings }) {
+        if let Ok(line) = serde_json::to_string(&DoctorReport { able, diagnoses: &diagnoses }) {
             // A reader that closed the pipe has read enough.
             let _ = writeln!(std::io::stdout(), "{line}");
         }
     } else {
-        findings.iter().for_each(|finding| show.print(&text(finding)));
+        diagnoses.iter().for_each(|diagnosis| console.print(&text(diagnosis)));
     }
     Ok(if able { exit::SUCCESS } else { exit::ENVIRONMENT })
 }
 
-fn text(finding: &Finding) -> String {
-    let mark = match finding.verdict {
+fn text(diagnosis: &Diagnosis) -> String {
+    let mark = match diagnosis.verdict {
         Verdict::Good => "ok  ",
         Verdict::Doubtful => "warn",
         Verdict::Bad => "BAD ",
     };
-    let line = format!("{mark} {:<14} {}", finding.what, finding.found);
-    match &finding.remedy {
+    let line = format!("{mark} {:<14} {}", diagnosis.what, diagnosis.found);
+    match &diagnosis.remedy {
         Some(remedy) => format!("{line}\n     {:<14} -> {remedy}", ""),
         None => line,
     }
@@ -112,9 +113,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_remedy_is_shown_where_something_is_wrong() {
-        assert_eq!(text(&Finding::good("disk", "9 GiB free")), "ok   disk           9 GiB free");
-        let bad = text(&Finding::bad("worker", "absent", "run make setup"));
+    fn a_remedy_is_shown_if_something_is_wrong() {
+        assert_eq!(text(&Diagnosis::good("disk", "9 GiB free")), "ok   disk           9 GiB free");
+        let bad = text(&Diagnosis::bad("worker", "absent", "run make setup"));
         let lines: Vec<&str> = bad.lines().map(str::trim_start).collect();
         assert_eq!(lines, ["BAD  worker         absent", "-> run make setup"]);
     }

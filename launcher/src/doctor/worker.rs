@@ -1,4 +1,4 @@
-//! The worker and the libraries that it loads.
+//! The worker and its libraries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,57 +6,57 @@ use std::time::Duration;
 
 use fnet_protocol::estimate::Libraries;
 
-use super::Finding;
-use crate::child::Failure;
-use crate::{child, error};
+use super::Diagnosis;
+use crate::child::{self, Failure};
+use crate::error;
 
-/// Time in which the worker must load its libraries.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time for the worker to load its libraries.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Whether the worker starts, and which libraries it has.
-pub fn findings(worker: error::Result<PathBuf>) -> Vec<Finding> {
-    let remedy = "run `make setup`, which installs libtorch beside the sources and builds the worker";
+/// Whether the worker starts, and the versions of its libraries.
+pub fn diagnose(worker: error::Result<PathBuf>) -> Vec<Diagnosis> {
+    let remedy = "run `make setup`, which installs libtorch and builds the worker";
     let program = match worker {
         Ok(program) => program,
-        Err(error) => return vec![Finding::bad("worker", error.message(), remedy)],
+        Err(error) => return vec![Diagnosis::bad("worker", error.message(), remedy)],
     };
     match answer(&program) {
         Ok(libraries) => judge(&program, &libraries),
-        Err(why) => vec![Finding::bad("worker", format!("{} {why}", program.display()), remedy)],
+        Err(why) => vec![Diagnosis::bad("worker", format!("{} {why}", program.display()), remedy)],
     }
 }
 
-fn judge(program: &Path, libraries: &Libraries) -> Vec<Finding> {
+fn judge(program: &Path, libraries: &Libraries) -> Vec<Diagnosis> {
     let Libraries { version, libtorch, cuda, nccl, cuda_error } = libraries;
     let cuda_part = if cuda.is_empty() { "without CUDA".to_owned() } else { format!("for CUDA {cuda}") };
-    let mut findings = vec![
-        Finding::good("worker", format!("{version} loads its libraries: {}", program.display())),
-        Finding::good("libtorch", format!("{libtorch}, {cuda_part}")),
+    let mut diagnoses = vec![
+        Diagnosis::good("worker", format!("{version} loads its libraries: {}", program.display())),
+        Diagnosis::good("libtorch", format!("{libtorch}, {cuda_part}")),
     ];
     match (cuda_error, nccl) {
         (Some(error), _) => {
             let remedy = "jobs run with --device cpu; for GPUs run `make setup` again (`make install` for a copy)";
-            findings.push(Finding::doubtful("CUDA libraries", error.clone(), remedy));
+            diagnoses.push(Diagnosis::doubtful("CUDA libraries", error.clone(), remedy));
         }
-        (None, Some(nccl)) => findings.push(Finding::good("NCCL", nccl.clone())),
+        (None, Some(nccl)) => diagnoses.push(Diagnosis::good("NCCL", nccl.clone())),
         (None, None) => {}
     }
     if *version != env!("CARGO_PKG_VERSION") {
-        findings.push(Finding::doubtful(
+        diagnoses.push(Diagnosis::doubtful(
             "worker",
-            format!("it is version {version}, and fnet-launch is {}", env!("CARGO_PKG_VERSION")),
+            format!("its version is {version}, and that of fnet-launch is {}", env!("CARGO_PKG_VERSION")),
             "install both together: `make install`",
         ));
     }
-    findings
+    diagnoses
 }
 
-/// What the worker says of its libraries; that it says so shows that libtorch can be loaded.
+/// The libraries that the worker reports, which shows that libtorch can be loaded.
 fn answer(program: &Path) -> Result<Libraries, String> {
     let mut command = Command::new(program);
     command.arg(fnet_protocol::estimate::LIBRARIES).env_remove(fnet_protocol::env::CONTROL);
-    let answer = child::ask_blocking(command, PATIENCE).and_then(|answer| {
-        serde_json::from_slice(&answer.stdout).map_err(|_| Failure::NoAnswer("did not name its libraries"))
+    let answer = child::ask_blocking(command, LOAD_TIMEOUT).and_then(|answer| {
+        serde_json::from_slice(&answer.stdout).map_err(|_| Failure::NoAnswer("did not report its libraries"))
     });
     answer.map_err(|failure| failure.text())
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_that_cannot_be_loaded_matter_to_gpus_only() {
+    fn cuda_libraries_that_cannot_be_loaded_matter_to_gpus_only() {
         let libraries = Libraries {
             version: env!("CARGO_PKG_VERSION").into(),
             libtorch: "2.11.0".into(),
@@ -76,7 +76,7 @@ mod tests {
             cuda_error: None,
         };
         let verdicts = |libraries: &Libraries| -> Vec<Verdict> {
-            judge(Path::new("w"), libraries).iter().map(|finding| finding.verdict).collect()
+            judge(Path::new("w"), libraries).iter().map(|diagnosis| diagnosis.verdict).collect()
         };
         assert_eq!(verdicts(&libraries), [Verdict::Good; 3]);
         let broken = Libraries { cuda_error: Some("libcudnn.so.9: cannot open".into()), ..libraries.clone() };
@@ -86,8 +86,8 @@ mod tests {
     }
 
     #[test]
-    fn another_program_is_told_apart() {
-        assert!(answer(Path::new("/bin/true")).unwrap_err().contains("did not name its libraries"));
-        assert!(answer(Path::new("/bin/false")).unwrap_err().contains("ended with code 1"));
+    fn another_program_is_recognized() {
+        assert!(answer(Path::new("/bin/true")).unwrap_err().contains("did not report its libraries"));
+        assert!(answer(Path::new("/bin/false")).unwrap_err().contains("exited with code 1"));
     }
 }

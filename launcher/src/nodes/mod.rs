@@ -1,25 +1,24 @@
-//! Several nodes, one job: the launchers talk to each other, not only the workers.
+//! Several nodes, one job: the launchers of the nodes talk to each other.
 //!
-//! Node 0's launcher listens at the master port ([`door`]); the others dial until they reach it ([`dial`]). It checks
-//! that they belong together ([`roll`]) and decides for all of them ([`hub`], [`verdict`]); each launcher looks after
-//! its own workers and does as was decided ([`cluster`]). The store of the workers has a port of its own, announced at
-//! each start.
+//! The launcher of node 0 listens on the master port ([`listener`]); the others dial until they reach it ([`dial`]). Its
+//! coordinator checks that they match ([`admission`]) and decides for all of them ([`coordinator`], [`merge_results`]);
+//! each launcher supervises its own workers and follows those decisions ([`link`]). The store of the workers has a separate
+//! port, which is announced at each start.
 //!
-//! The network is trusted: whoever can reach the port and speaks these messages can take part. Whatever else connects
-//! is left out, and cannot end the job.
+//! The network is trusted: whoever reaches the port and speaks these messages can take part. All other connections are
+//! ignored and cannot end the job.
 
-mod cluster;
+mod admission;
+mod coordinator;
 mod dial;
-mod door;
 mod hello;
-mod hub;
-pub mod interfaces;
-mod meet;
+mod join;
+mod link;
+mod listener;
+mod merge_results;
 mod message;
 mod queue;
-mod roll;
-mod verdict;
 mod wire;
 
-pub use cluster::{Agreed, Begun, Cluster, Meeting};
-pub use meet::{Met, meet};
+pub use join::join;
+pub use link::{AttemptStart, Cluster};

@@ -1,41 +1,41 @@
-//! Queues of messages to another node: bounded, and nobody ever waits for room.
+//! Bounded queues of messages to another node; senders never wait.
 //!
-//! Heartbeats are left out when a queue is half full, for the next one says the same anew. Any other message must
-//! arrive; if there is no room for one, the other side has stopped reading and counts as lost.
+//! Heartbeats are dropped when a queue is half full, because the next one replaces them. All other messages must arrive: if
+//! the queue is full, the other side has stopped reading and counts as lost.
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::message::{ToHub, ToNode};
+use super::message::{ToCoordinator, ToNode};
 
-/// Messages that may wait for one node.
-pub const ROOM: usize = 1024;
+/// Capacity of a queue in messages.
+pub const CAPACITY: usize = 1024;
 /// Why a node with a full queue is lost.
-pub const NOT_READ: &str = "it does not read what it is told";
+pub const NOT_READING: &str = "it does not read its messages";
 
-/// What a queue must know of a message.
+/// A message in a queue.
 pub trait Message {
-    /// Whether a later one takes its place.
+    /// Whether a later message replaces it.
     fn is_heartbeat(&self) -> bool;
 }
 
 impl Message for ToNode {
     fn is_heartbeat(&self) -> bool {
-        matches!(self, Self::Beats { .. })
+        matches!(self, Self::Heartbeat { .. })
     }
 }
 
-impl Message for ToHub {
+impl Message for ToCoordinator {
     fn is_heartbeat(&self) -> bool {
-        matches!(self, Self::Beats { .. })
+        matches!(self, Self::Heartbeat { .. })
     }
 }
 
 /// A new queue.
 pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    mpsc::channel(ROOM)
+    mpsc::channel(CAPACITY)
 }
 
-/// Puts a message into a queue, or leaves it out. `false` if the other side has stopped reading, or is gone.
+/// Queues or drops a message. `false` if the other side has stopped reading, or is gone.
 #[must_use]
 pub fn offer<T: Message>(queue: &Sender<T>, message: T) -> bool {
     if message.is_heartbeat() && queue.capacity() <= queue.max_capacity() / 2 {
@@ -49,20 +49,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heartbeats_give_way_and_what_must_arrive_ends_a_full_line() {
+    fn heartbeats_are_dropped_and_other_messages_fail_if_the_queue_is_full() {
         let (sender, mut receiver) = mpsc::channel(8);
         for _ in 0..100 {
-            assert!(offer(&sender, ToHub::Beats { seen: Vec::new() }));
+            assert!(offer(&sender, ToCoordinator::Heartbeat { workers: Vec::new() }));
         }
         for rank in 0..4 {
-            assert!(offer(&sender, ToHub::Failing { attempt: 0, rank }));
+            assert!(offer(&sender, ToCoordinator::Failing { attempt: 0, rank }));
         }
-        assert!(!offer(&sender, ToHub::Failing { attempt: 0, rank: 4 }));
-        assert!(offer(&sender, ToHub::Beats { seen: Vec::new() }));
+        assert!(!offer(&sender, ToCoordinator::Failing { attempt: 0, rank: 4 }));
+        assert!(offer(&sender, ToCoordinator::Heartbeat { workers: Vec::new() }));
         assert_eq!(receiver.len(), 8);
         while receiver.try_recv().is_ok() {}
-        assert!(offer(&sender, ToHub::Failing { attempt: 0, rank: 4 }));
+        assert!(offer(&sender, ToCoordinator::Failing { attempt: 0, rank: 4 }));
         drop(receiver);
-        assert!(!offer(&sender, ToHub::Beats { seen: Vec::new() }));
+        assert!(!offer(&sender, ToCoordinator::Heartbeat { workers: Vec::new() }));
     }
 }

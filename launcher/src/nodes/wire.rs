@@ -1,4 +1,4 @@
-//! Lines over a connection between launchers.
+//! Messages over a connection between launchers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,45 +10,39 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
-use super::message::LONGEST_LINE;
+use super::message::MAX_LINE;
 
-/// Time in which what is left to say must be taken by the other side.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Time for the other side to read the remaining messages.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads lines.
+/// Reads lines from a connection.
 pub struct Reader<R> {
     stream: BufReader<R>,
     line: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    /// Over a connection.
+    /// Reads from `stream`.
     pub fn new(stream: R) -> Self {
         Self { stream: BufReader::new(stream), line: Vec::new() }
     }
 
-    /// The next line as it stands; `None` at the end of the connection. May be broken off and called again.
-    ///
-    /// # Errors
-    /// If the connection breaks, or a line is too long.
+    /// The next line; `None` at the end of the connection. Cancel safe.
     pub async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let room = LONGEST_LINE.saturating_sub(self.line.len()) as u64;
+        let room = MAX_LINE.saturating_sub(self.line.len()) as u64;
         let read = (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await?;
-        if self.line.ends_with(b"\n") || (read == 0 && self.line.len() < LONGEST_LINE) {
+        if self.line.ends_with(b"\n") || (read == 0 && self.line.len() < MAX_LINE) {
             let line = std::mem::take(&mut self.line);
             return Ok((!line.is_empty()).then_some(line));
         }
-        if self.line.len() >= LONGEST_LINE {
+        if self.line.len() >= MAX_LINE {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
         }
         // The connection ended within a line.
         Ok(Some(std::mem::take(&mut self.line)))
     }
 
-    /// The next line that is a message; others are left out. `None` at the end of the connection.
-    ///
-    /// # Errors
-    /// As [`Reader::line`].
+    /// The next message; other lines are skipped. `None` at the end of the connection.
     pub async fn message<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         while let Some(line) = self.line().await? {
             if let Ok(message) = message::from_line(&line) {
@@ -60,24 +54,21 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 }
 
 /// Writes one message.
-///
-/// # Errors
-/// If the connection breaks.
 pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
     let line = message::to_line(message)?;
     stream.write_all(&line).await
 }
 
-/// Writes what comes, until there is no more; then closes the connection. What the other side does not take in time is
-/// lost with it.
+/// Writes messages until all senders are dropped, then closes the connection. Messages that the other side does not read in
+/// time are lost.
 pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut messages: mpsc::Receiver<T>) {
     while let Some(message) = messages.recv().await {
         let writing = write(&mut stream, &message);
         tokio::pin!(writing);
         let written = tokio::select! {
             written = &mut writing => written,
-            // The last words, and the other side does not read.
-            () = closed_for(&messages, LAST_WORDS) => return,
+            // All senders are gone, and the other side does not read.
+            () = closed_for(&messages, FLUSH_TIMEOUT) => return,
         };
         if written.is_err() {
             return;
@@ -86,7 +77,7 @@ pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut me
     let _ = stream.shutdown().await;
 }
 
-/// Ends some time after nobody can send any more.
+/// Returns some time after all senders are dropped.
 async fn closed_for<T>(messages: &mpsc::Receiver<T>, time: Duration) {
     while !messages.is_closed() {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -94,7 +85,7 @@ async fn closed_for<T>(messages: &mpsc::Receiver<T>, time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// The host of an address as other programs read it, with the scope of a link-local one.
+/// The host of an address in the usual notation, with the scope of a link-local address.
 pub fn host(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() && v6.scope_id() != 0 => {
@@ -104,16 +95,16 @@ pub fn host(address: SocketAddr) -> String {
     }
 }
 
-/// How a broken connection is told.
+/// The text for a broken connection.
 pub fn broken(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "its launcher ended without a word".to_owned(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ENDED.to_owned(),
         _ => format!("the connection broke: {error}"),
     }
 }
 
-/// How the end of a connection is told.
-pub const ENDED: &str = "its launcher ended without a word";
+/// The text for the end of a connection.
+pub const ENDED: &str = "its launcher ended unexpectedly";
 
 #[cfg(test)]
 mod tests {
@@ -124,20 +115,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_without_a_message_are_left_out_and_endless_ones_refused() {
+    fn lines_without_a_message_are_skipped_and_endless_ones_refused() {
         on_one_thread(async {
             let mut reader = Reader::new(&b"garbage\n\x00\xff\n{\"a\":1}\n[2]"[..]);
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!({ "a": 1 })));
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!([2])));
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), None);
-            let endless = vec![b'x'; LONGEST_LINE + 7];
+            let endless = vec![b'x'; MAX_LINE + 7];
             let mut reader = Reader::new(&endless[..]);
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         });
     }
 
     #[test]
-    fn a_read_that_was_broken_off_loses_nothing() {
+    fn a_cancelled_read_loses_nothing() {
         on_one_thread(async {
             let (mut ours, theirs) = tokio::io::duplex(64);
             let mut reader = Reader::new(theirs);
@@ -149,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_last_is_written_before_the_end() {
+    fn queued_messages_are_written_before_the_end() {
         on_one_thread(async {
             let (ours, theirs) = tokio::io::duplex(64);
             let (sender, receiver) = mpsc::channel(50);
@@ -171,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_written_as_others_read_them() {
+    fn hosts_are_in_the_usual_notation() {
         for (address, expected) in [
             ("10.0.0.1:1", "10.0.0.1"),
             ("[::ffff:10.0.0.1]:1", "10.0.0.1"),

@@ -1,30 +1,38 @@
 use std::ffi::OsString;
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use fnet_protocol::cli::{Launch, LaunchCommand};
+use fnet_protocol::cli::{LaunchCommand, Train};
+use fnet_protocol::exit;
 
+use super::inputs::{check, check_overwrite};
 use super::*;
 
-fn parse(line: &str) -> (Place, WorkerCommand) {
-    let launch = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap();
-    match launch.command {
-        LaunchCommand::Worker(command) => (launch.place, command),
+fn parse(line: &str) -> Launch {
+    Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap()
+}
+
+fn command(launch: &Launch) -> &WorkerCommand {
+    match &launch.command {
+        LaunchCommand::Worker(command) => command,
         other => panic!("{other:?}"),
     }
 }
 
-fn train(line: &str) -> (Place, Train) {
-    match parse(line) {
-        (place, WorkerCommand::Train(train)) => (place, train),
+fn train(launch: &Launch) -> &Train {
+    match command(launch) {
+        WorkerCommand::Train(train) => train,
         other => panic!("{other:?}"),
     }
 }
 
 fn plan(devices: Devices, nodes: Nodes) -> Plan {
+    let launch = parse("fnet-launch train a.toml --load-from m.pth --seed 3");
     Plan {
         program: "fnet-worker".into(),
-        command: parse("fnet-launch train a.toml").1,
+        command: command(&launch).clone(),
+        line: launch.line,
+        resume: false,
         devices,
         nodes,
         logs: "logs".into(),
@@ -73,7 +81,7 @@ fn workers_on_the_cpu_keep_their_memory_unless_the_user_decides() {
 
 #[test]
 fn logs_lie_with_the_outputs() {
-    let of = |line: &str| logs(&parse(line).1);
+    let of = |line: &str| logs(command(&parse(line)));
     assert_eq!(of("fnet-launch train c/a.toml"), Path::new("work_dirs/a/logs"));
     assert_eq!(of("fnet-launch train c/a.toml --work-dir w"), Path::new("w/logs"));
     assert_eq!(of("fnet-launch test m.pth --config c/a.toml"), Path::new("work_dirs/a/logs/test"));
@@ -84,8 +92,8 @@ fn logs_lie_with_the_outputs() {
 #[test]
 fn checkpoints_in_the_folder_need_a_decision() {
     let found = [CheckpointFile { path: "work_dirs/a/epoch_3.ckpt".into(), modified: SystemTime::UNIX_EPOCH }];
-    let (place, command) = train("fnet-launch --device cpu --nproc 2 train c/a.toml --seed 3");
-    let error = check_overwrite(&place, &command, &found).unwrap_err();
+    let launch = parse("fnet-launch --device cpu --nproc 2 train c/a.toml --seed 3");
+    let error = check_overwrite(&launch, train(&launch), &found).unwrap_err();
     assert_eq!(error.code, exit::USAGE);
     assert!(error.message().contains("epoch_3.ckpt"), "{error}");
     let lines = [
@@ -95,32 +103,17 @@ fn checkpoints_in_the_folder_need_a_decision() {
     for line in lines {
         assert!(error.message().contains(line), "{error}");
     }
-    assert_eq!(check_overwrite(&place, &command, &[]), Ok(()));
-    let (place, command) = train("fnet-launch train c/a.toml --resume");
-    assert_eq!(check_overwrite(&place, &command, &found), Ok(()));
+    assert_eq!(check_overwrite(&launch, train(&launch), &[]), Ok(()));
+    let launch = parse("fnet-launch train c/a.toml --resume");
+    assert_eq!(check_overwrite(&launch, train(&launch), &found), Ok(()));
 }
 
 #[test]
-fn a_restart_goes_on_from_a_checkpoint_of_this_job_only() {
-    let at = |name: &str, seconds| {
-        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        vec![CheckpointFile { path: name.into(), modified }]
-    };
-    let old = at("w/latest.ckpt", 1000);
-    let (_, command) = train("fnet-launch train a.toml --load-from m.pth");
-    assert_eq!(resumed(&command, &[], &[]), command);
-    // The clock of a file server may be far behind this machine's, or ahead of it.
-    for (found, before) in [
-        (at("w/latest.ckpt", 1001), &old[..]),
-        (at("w/epoch_1.ckpt", 1000), &old),
-        (at("w/latest.ckpt", 999), &old),
-        (at("w/latest.ckpt", 0), &[]),
-    ] {
-        assert_eq!(resumed(&command, &found, before).resume, Some(Resume::Newest), "{found:?}");
-        assert_eq!(resumed(&command, &found, before).load_from, None);
-    }
-    let (_, command) = train("fnet-launch train a.toml --resume=old/epoch_1.ckpt");
-    assert_eq!(resumed(&command, &old, &old), command, "files of another job are not this job's newest");
+fn a_restart_resumes_instead_of_loading_weights() {
+    let plan = plan(Devices::Cpu(2), Nodes { count: 1, ..Nodes::default() });
+    let words = |plan: &Plan| text::shell_line(&plan.worker_line().words());
+    assert_eq!(words(&plan), "train --load-from=m.pth --seed=3 a.toml");
+    assert_eq!(words(&Plan { resume: true, ..plan }), "train --resume --seed=3 a.toml");
 }
 
 #[test]
@@ -132,7 +125,8 @@ fn the_worker_is_found_beside_the_launcher_then_on_path() {
         fs::write(place.join("fnet-worker"), "").unwrap();
     }
     let launcher = bin.join("fnet-launch");
-    let find = |own: Option<&Path>| find_worker(own.map(Path::as_os_str), Some(&launcher), Some(other.as_os_str()));
+    let find =
+        |own: Option<&Path>| inputs::find_worker(own.map(Path::as_os_str), Some(&launcher), Some(other.as_os_str()));
     assert_eq!(find(None), Ok(bin.join("fnet-worker")));
     fs::remove_file(bin.join("fnet-worker")).unwrap();
     assert_eq!(find(None), Ok(other.join("fnet-worker")));
@@ -144,8 +138,8 @@ fn the_worker_is_found_beside_the_launcher_then_on_path() {
 #[test]
 fn inputs_that_do_not_exist_are_refused_by_name() {
     let code = |line: &str| {
-        let (place, command) = parse(line);
-        check_inputs(&place, &command).unwrap_err().code
+        let launch = parse(line);
+        check(&launch, command(&launch)).unwrap_err().code
     };
     assert_eq!(code("fnet-launch train no/such.toml"), exit::USAGE);
     assert_eq!(code("fnet-launch test no/such.ckpt"), exit::DATA);
@@ -158,11 +152,10 @@ fn a_pytorch_file_without_its_config_is_refused_with_the_line_to_run() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.pth");
     fs::write(&file, b"PK\x03\x04").unwrap();
-    let (place, command) = parse(&format!("fnet-launch --device cpu --nproc 2 test {}", file.display()));
-    let error = check_inputs(&place, &command).unwrap_err();
+    let launch = parse(&format!("fnet-launch --device cpu --nproc 2 test {}", file.display()));
+    let error = check(&launch, command(&launch)).unwrap_err();
     assert_eq!(error.code, exit::USAGE);
-    let line = "\n  fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml --show-score-thr=0.3 /";
-    assert!(error.message().contains(line), "{error}");
-    let (place, command) = parse(&format!("fnet-launch export {} a.safetensors", file.display()));
-    assert_eq!(check_inputs(&place, &command), Ok(()));
+    assert!(error.message().contains("\n  fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml /"), "{error}");
+    let launch = parse(&format!("fnet-launch export {} a.safetensors", file.display()));
+    assert_eq!(check(&launch, command(&launch)), Ok(()));
 }

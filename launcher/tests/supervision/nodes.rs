@@ -81,10 +81,10 @@ fn a_node_that_comes_late_is_waited_for_and_the_others_say_so_once() {
         all.extend(early.into_iter().map(|running| running.join().unwrap()));
         all
     });
-    expect(&outputs[0], 0, &["is here; all are"]);
+    expect(&outputs[0], 0, &["has joined; all nodes have"]);
     for output in &outputs[1..] {
         let port = nodes.port;
-        expect(output, 0, &[&format!("127.0.0.1:{port}: nothing listens there: is node 0 started")]);
+        expect(output, 0, &[&format!("127.0.0.1:{port}: nothing listens there: is node 0 running")]);
         assert_eq!(stderr(output).matches("waiting for node 0").count(), 1, "{}", stderr(output));
     }
     nodes.scene.assert_nothing_left();
@@ -105,10 +105,14 @@ fn a_node_that_finds_nobody_says_where_it_looked_within_the_join_time() {
     expect(
         &finish(alone),
         6,
-        &[&format!("127.0.0.1:{}: nothing listens there", nodes.port), "looked for for 2 s (--join-timeout)"],
+        &[&format!("127.0.0.1:{}: nothing listens there", nodes.port), "not reached within 2 s (--join-timeout)"],
     );
-    expect(&finish(from_variable), 6, &["no word from node 1 of 2 within 1 s (--join-timeout)"]);
-    expect(&finish(nameless), 6, &["no-such-host.invalid (--master-addr, MASTER_ADDR) means nothing on this machine"]);
+    expect(&finish(from_variable), 6, &["node 1 of 2 did not join within 1 s (--join-timeout)"]);
+    expect(
+        &finish(nameless),
+        6,
+        &["no-such-host.invalid (--master-addr, MASTER_ADDR) cannot be resolved on this machine"],
+    );
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     nodes.scene.assert_nothing_left();
 }
@@ -118,9 +122,9 @@ fn a_program_on_the_port_that_is_no_fnet_job_is_told_apart() {
     for (says, expected) in [
         (
             Some("SSH-2.0-OpenSSH_9.2\r\n"),
-            "another program listens there, no fnet job; it says \"SSH-2.0-OpenSSH_9.2\"",
+            "another program listens there, not an fnet job; it says \"SSH-2.0-OpenSSH_9.2\"",
         ),
-        (None, "something takes the connection and ends it: no fnet job?"),
+        (None, "the port is open, but the connection was closed"),
     ] {
         let nodes = Nodes::new();
         let listener = TcpListener::bind(("127.0.0.1", nodes.port)).unwrap();
@@ -177,8 +181,7 @@ fn strangers_at_the_port_do_no_harm() {
         until("node 0 listens", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
         });
-        let sound =
-            r#"{"type":"hello","protocol":1,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","terms":{}}"#;
+        let sound = r#"{"type":"hello","protocol":2,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
         for words in [
             "GET / HTTP/1.1\r\n\r\n".to_owned(),
             "\n".to_owned(),
@@ -210,7 +213,7 @@ fn a_node_of_another_job_is_sent_away_and_the_job_goes_on() {
     let outputs = thread::scope(|scope| {
         let first = scope.spawn(|| finish(first));
         let other = finish(nodes.node("finish", 1, 2, "train other.toml"));
-        expect(&other, 2, &["runs `train other`, but at this port is `train cfg`", "--master-port of its own"]);
+        expect(&other, 2, &["runs `train other`, but this port belongs to `train cfg`", "its own --master-port"]);
         let second = finish(nodes.node("finish", 1, 2, "train cfg.toml"));
         [first.join().unwrap(), second]
     });
@@ -229,7 +232,7 @@ fn a_node_of_another_job_is_sent_away_and_the_job_goes_on() {
 #[test]
 fn a_worker_that_fails_on_one_node_is_named_on_all_with_one_code() {
     for (deed, expected, text) in [
-        ("code=17@1", 4, "rank 1 failed: ended with code 17"),
+        ("code=17@1", 4, "rank 1 failed: exited with code 17"),
         ("usage@0", 2, "no field named lrr"),
         ("kill@1", 4, "SIGKILL"),
     ] {
@@ -246,7 +249,7 @@ fn a_worker_that_hangs_on_one_node_is_named_on_all_with_one_code() {
     let nodes = Nodes::new();
     let line = "--max-restarts 0 --silence-timeout 4 train cfg.toml";
     let outputs = nodes.run((0..2).map(|rank| nodes.node("beat freeze@1", rank, 2, line)).collect());
-    outputs.iter().for_each(|output| expect(output, 5, &["rank 1 failed: gave no sign of life for", "on node 1 ("]));
+    outputs.iter().for_each(|output| expect(output, 5, &["rank 1 failed: sent no heartbeat for", "on node 1 ("]));
 }
 
 #[test]
@@ -300,7 +303,7 @@ fn an_interface_that_is_not_there_is_refused_with_those_that_are() {
     }
 }
 
-// https://github.com/pytorch/pytorch/issues/69197: node 0 is not recognised as the machine that the address belongs to.
+// https://github.com/pytorch/pytorch/issues/69197: node 0 is not recognized as the machine that the address belongs to.
 #[test]
 fn an_address_that_is_not_node_0s_is_noticed_there() {
     let nodes = Nodes::new();
@@ -311,6 +314,6 @@ fn an_address_that_is_not_node_0s_is_noticed_there() {
     expect(
         &finish(nodes.scene.command("finish", &line)),
         6,
-        &["warning: --master-addr 192.0.2.7 is no address of this machine, which is node 0 and has lo (127.0.0.1"],
+        &["warning: --master-addr 192.0.2.7 is not an address of this machine, which is node 0 and has lo (127.0.0.1"],
     );
 }

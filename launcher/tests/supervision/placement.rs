@@ -63,7 +63,7 @@ fn lists_that_do_not_fit_are_refused() {
     for (line, expected) in [
         ("--nproc 3 --bind 0;0", "2 lists for 3 workers"),
         ("--nproc 1 --bind 8000", "may not use 8000"),
-        ("--nproc 1 --bind 3-1", "no CPU and no range"),
+        ("--nproc 1 --bind 3-1", "neither a CPU nor a range"),
     ] {
         let output = scene.run("finish", &format!("--device cpu {line} train cfg.toml"));
         assert_eq!(code(&output), 2, "{line}: {}", stderr(&output));
@@ -105,5 +105,5 @@ fn a_folder_that_cannot_be_written_to_is_named_before_anything_starts() {
     fs::write(scene.path("work_dirs"), "").unwrap();
     let output = scene.run("finish", "--device cpu --nproc 2 benchmark comm");
     assert_eq!(code(&output), 6, "{}", stderr(&output));
-    assert!(stderr(&output).contains("cannot write to work_dirs: it is no folder"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot write to work_dirs: it is not a folder"), "{}", stderr(&output));
 }

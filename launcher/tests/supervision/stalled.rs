@@ -91,7 +91,7 @@ fn a_reader_that_comes_back_is_told_what_it_missed() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // More than the launcher keeps is printed before anybody reads.
     until("all is printed", PATIENCE, || scene.path("noise_0").exists());
-    let notice = " lines were left out here, for nobody read them";
+    let notice = " lines were dropped here because stderr was blocked";
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let told = lines.find(|line| line.as_ref().unwrap().contains(notice));
     let count =

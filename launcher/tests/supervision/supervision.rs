@@ -21,7 +21,7 @@ fn a_workers_code_becomes_the_jobs_and_its_rank_is_named() {
         let scene = Scene::new();
         let output = scene.run(&format!("code={own}@1"), TWO);
         assert_eq!(code(&output), expected, "{}", stderr(&output));
-        assert!(stderr(&output).contains(&format!("rank 1 failed: ended with code {own}")), "{}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("rank 1 failed: exited with code {own}")), "{}", stderr(&output));
         assert!(stderr(&output).contains("| last words of rank 1"), "{}", stderr(&output));
         assert!(stderr(&output).contains("after it, rank 0: connection closed by peer"), "{}", stderr(&output));
         scene.assert_nothing_left();
@@ -132,7 +132,7 @@ fn workers_that_do_not_stop_are_ended_after_the_grace_period() {
 fn workers_and_what_they_started_are_gone_two_seconds_after_the_launcher_was_killed() {
     let scene = Scene::new();
     let running = scene.start("children", TWO, 2);
-    assert!(scene.processes().len() >= 8, "launcher, guard, two workers, four children: {:?}", scene.processes());
+    assert!(scene.processes().len() >= 8, "launcher, reaper, two workers, four children: {:?}", scene.processes());
     running.signal("KILL");
     assert_eq!(running.wait().code(), None);
     until("all are gone", Duration::from_secs(2), || scene.processes().is_empty());
@@ -154,8 +154,8 @@ fn what_a_finished_worker_leaves_behind_is_ended() {
 fn a_stopped_worker_one_without_headway_and_one_that_never_connects_are_told_apart() {
     let one = "--device cpu --nproc 1 --max-restarts 0 train cfg.toml";
     for (deed, limit, expected) in [
-        ("freeze", "--silence-timeout 1", "rank 0 failed: gave no sign of life for "),
-        ("absent", "--start-timeout 1", "rank 0 failed: never answered in "),
+        ("freeze", "--silence-timeout 1", "rank 0 failed: sent no heartbeat for "),
+        ("absent", "--start-timeout 1", "rank 0 failed: sent no message within "),
         ("deaf", "--step-timeout 1", "rank 0 failed: has been in backward, epoch 1, step 7 for "),
     ] {
         let scene = Scene::new();

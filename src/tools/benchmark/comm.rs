@@ -119,7 +119,7 @@ fn measure(bytes: u64, arguments: &BenchmarkComm, world: &World, control: &Clien
         if iter >= arguments.warm_up {
             seconds.push(started.elapsed().as_secs_f64());
         }
-        control.headway();
+        control.made_progress();
     }
     let own = Summary::of_seconds(seconds);
     let (median, min) = slowest(world, own.median * 1e3, own.min * 1e3)?;

@@ -6,12 +6,12 @@ use clap::{Args, Subcommand};
 
 use super::commands::{Shape, parse_override, parse_positive, parse_side, shape};
 
-/// Pictures that `benchmark infer` does not measure, at the start of each repetition.
+/// Images at the start of each repetition that `benchmark infer` does not measure.
 pub const WARM_UP: usize = 5;
 
 fn parse_beyond_warm_up(text: &str) -> Result<usize, String> {
     let number = text.parse::<usize>().ok().filter(|&number| number > WARM_UP);
-    number.ok_or(format!("expected a whole number above {WARM_UP}, the pictures of the warm-up"))
+    number.ok_or(format!("expected a whole number above {WARM_UP}, the number of warm-up images"))
 }
 
 /// `benchmark`
@@ -26,15 +26,15 @@ pub struct Benchmark {
 /// What `benchmark` measures.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum BenchmarkCommand {
-    /// Pictures per second and ms per picture, after 5 warm-up iterations.
+    /// Images per second and ms per image, after 5 warm-up iterations.
     Infer(BenchmarkInfer),
-    /// Time per training step with synthetic pictures and boxes, split by part.
+    /// Time per training step on synthetic images and boxes, split by part.
     Train(BenchmarkTrain),
-    /// Pictures per second of the input pipeline, split by stage; needs no GPU.
+    /// Images per second of the input pipeline, split by stage; needs no GPU.
     Data(BenchmarkData),
-    /// Speed of all-reduce by size of the message.
+    /// Speed of all-reduce by message size.
     Comm(BenchmarkComm),
-    /// Time from the start of fnet-launch to the first all-reduce done on every worker.
+    /// Time from the start of fnet-launch until every worker has finished its first all-reduce.
     Launch(BenchmarkLaunch),
 }
 
@@ -46,37 +46,37 @@ pub enum BenchmarkCommand {
 pub struct BenchmarkInfer {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Checkpoint [default: weights that give exactly 100 detections per picture]
+    /// Checkpoint [default: weights that give exactly 100 detections per image]
     #[arg(value_name = "CKPT")]
     pub checkpoint: Option<PathBuf>,
     /// Fold BatchNorm into the convolutions first
     #[arg(long)]
     pub fuse_conv_bn: bool,
-    /// Height and width of synthetic pictures [default: the validation set, or 800 1280 without CKPT]
+    /// Height and width of synthetic images [default: the validation set, or 800 1280 without CKPT]
     #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
     pub shape: Vec<usize>,
-    /// Pictures, the 5 of the warm-up among them
+    /// Number of images, including 5 warm-up images
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = parse_beyond_warm_up)]
     pub max_iter: usize,
-    /// Pictures between two lines
+    /// Images between two lines of output
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_positive)]
     pub log_interval: usize,
-    /// Repetitions of the whole measurement
+    /// Repetitions of the measurement
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     pub repeat_num: usize,
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    /// Continue if tensors of the model are missing from the checkpoint or have other shapes there
     #[arg(long)]
     pub allow_partial: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
 
 impl BenchmarkInfer {
-    /// The size of synthetic pictures, if it was given.
+    /// The size of synthetic images, if given.
     pub fn shape(&self) -> Option<Shape> {
         let &[height, width] = self.shape.as_slice() else { return None };
         Some(Shape { height, width })
@@ -91,10 +91,10 @@ impl BenchmarkInfer {
 pub struct BenchmarkTrain {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Pictures per worker and step [default: that of the config]
+    /// Images per worker and step [default: the config's]
     #[arg(long, value_name = "B", value_parser = parse_positive)]
     pub batch: Option<usize>,
-    /// Height and width of the pictures [default: 800 1344]
+    /// Height and width of the images [default: 800 1344]
     #[arg(long, value_names = ["H", "W"], num_args = 2, value_parser = parse_side)]
     pub shape: Vec<usize>,
     /// Steps to measure
@@ -103,13 +103,13 @@ pub struct BenchmarkTrain {
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
 
 impl BenchmarkTrain {
-    /// The pictures' size.
+    /// The size of the images.
     pub fn shape(&self) -> Shape {
         shape(&self.shape, Shape { height: 800, width: 1344 })
     }
@@ -123,19 +123,19 @@ impl BenchmarkTrain {
 pub struct BenchmarkData {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Loader threads; all of them work for one rank
+    /// Loader threads of one rank
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     pub threads: usize,
-    /// Pictures to measure, epoch after epoch [default: one epoch of the training set]
+    /// Images to measure, in consecutive epochs [default: one epoch of the training set]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub images: Option<usize>,
-    /// Leave out the masks
+    /// Skip the masks
     #[arg(long)]
     pub no_masks: bool,
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
@@ -149,13 +149,13 @@ pub struct BenchmarkComm {
     /// Smallest message (4, 64K, 16M, 1G; powers of 1024)
     #[arg(long, value_name = "BYTES", default_value = "4", value_parser = parse_bytes)]
     pub min_bytes: u64,
-    /// Largest message; sizes grow by 4
+    /// Largest message; sizes grow by a factor of 4
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_bytes)]
     pub max_bytes: u64,
-    /// All-reduces to measure at each size
+    /// Measured all-reduces per size
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
     pub iters: usize,
-    /// All-reduces before the measured ones
+    /// Warm-up all-reduces per size
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub warm_up: usize,
     /// Print JSON to stdout
@@ -163,9 +163,9 @@ pub struct BenchmarkComm {
     pub json: bool,
 }
 
-/// A number of bytes, with K, M or G for powers of 1024.
+/// A number of bytes; K, M and G are powers of 1024.
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "expected bytes, 4 to 64G: a whole number, with K, M or G behind it if it is large".to_owned();
+    let wrong = || "expected bytes, 4 to 64G: a whole number, optionally followed by K, M or G".to_owned();
     let (digits, unit) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
         Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
@@ -182,16 +182,16 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     fnet-launch --gpus 8 benchmark launch\n  \
     fnet-launch --device cpu --nproc 2 benchmark launch --repeat 10 --against torchrun")]
 pub struct BenchmarkLaunch {
-    /// Starts to measure; one more before them is not counted
+    /// Measured starts, after one warm-up start
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive)]
     pub repeat: usize,
-    /// Start this program in turns with fnet-launch: torchrun of .venv or PATH, or its path
+    /// Alternate with this program: torchrun from .venv or PATH, or a path
     #[arg(long, value_name = "PROGRAM")]
     pub against: Option<PathBuf>,
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// One start, whose workers say when they were done
+    /// One start, whose workers report when they finished
     #[arg(long, hide = true)]
     pub once: bool,
 }

@@ -7,11 +7,11 @@ use std::str::FromStr;
 /// Which CPUs the workers of a node may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bind {
-    /// The CPUs near each worker's GPU, shared out among the workers; on the CPU, equal parts.
+    /// The CPUs near each worker's GPU, divided among the workers; without GPUs, equal shares.
     Auto,
     /// All CPUs for every worker.
     None,
-    /// These for each worker, in the order of the workers.
+    /// One list per worker, in the order of the workers.
     Lists(Vec<CpuList>),
 }
 
@@ -25,7 +25,7 @@ impl FromStr for Bind {
             lists => {
                 let lists = lists.strip_suffix(';').unwrap_or(lists).split(';').map(str::parse);
                 let lists: Vec<CpuList> = lists.collect::<Result<_, _>>().map_err(|why| {
-                    format!("{why}; expected auto, none, or a list of CPUs for each worker, as in 0-7;8-15")
+                    format!("{why}; expected auto, none, or a list of CPUs per worker, for example 0-7;8-15")
                 })?;
                 Ok(Bind::Lists(lists))
             }
@@ -43,41 +43,41 @@ impl fmt::Display for Bind {
     }
 }
 
-/// Numbers of CPUs, as the kernel writes them: `0-3,8,10-11`.
+/// CPU numbers in the kernel's notation: `0-3,8,10-11`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CpuList(BTreeSet<usize>);
 
 impl CpuList {
-    /// The greatest number of a CPU that is understood.
+    /// The largest CPU number.
     pub const MAX: usize = 8191;
 
-    /// The numbers, in rising order.
+    /// The numbers in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + use<'_> {
         self.0.iter().copied()
     }
 
-    /// How many there are.
+    /// Number of CPUs.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether `cpu` is among them.
+    /// Whether `cpu` is in the list.
     pub fn contains(&self, cpu: usize) -> bool {
         self.0.contains(&cpu)
     }
 
-    /// Those that are in `other` too.
+    /// The CPUs that are also in `other`.
     #[must_use]
     pub fn within(&self, other: &Self) -> Self {
         Self(self.0.intersection(&other.0).copied().collect())
     }
 
-    /// Those that are not in `other`.
+    /// The CPUs that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self(self.0.difference(&other.0).copied().collect())
@@ -94,7 +94,7 @@ impl FromStr for CpuList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |part: &str| format!("{part:?} is no CPU and no range of CPUs");
+        let wrong = |part: &str| format!("{part:?} is neither a CPU nor a range of CPUs");
         let mut cpus = BTreeSet::new();
         for part in text.trim().split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::fault::Fault;
 use crate::work_dir;
 
-/// A `key=value` that overrides the config.
+/// A `key=value` that overrides a config value.
 pub(super) fn parse_override(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
@@ -25,42 +25,42 @@ pub(super) fn parse_override(text: &str) -> Result<String, String> {
 pub struct Train {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Folder for checkpoints and logs [default: work_dirs/<name of the config>]
+    /// Folder for checkpoints and logs [default: work_dirs/<config name>]
     #[arg(long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the folder, or from CKPT (ours or an MMDetection .pth)
+    /// Resume from the newest checkpoint in the folder, or from CKPT (fnet or MMDetection .pth)
     #[arg(long, value_name = "CKPT", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_resume)]
     pub resume: Option<Resume>,
-    /// Start with the weights of this checkpoint (ours or an MMDetection .pth), from the first epoch
+    /// Start training from the weights of this checkpoint (fnet or MMDetection .pth)
     #[arg(long, value_name = "CKPT", conflicts_with = "resume")]
     pub load_from: Option<PathBuf>,
-    /// Seed of everything random [default: train.seed of the config]
+    /// Random seed [default: train.seed of the config]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Use deterministic algorithms where they are slower
+    /// Use deterministic algorithms, even where they are slower
     #[arg(long)]
     pub deterministic: bool,
     /// Do not evaluate during training
     #[arg(long)]
     pub no_validate: bool,
-    /// Multiply the learning rate by (pictures per step) / optimizer.base_batch_size
+    /// Multiply the learning rate by (images per step) / optimizer.base_batch_size
     #[arg(long)]
     pub auto_scale_lr: bool,
-    /// Take what fits of --load-from or model.backbone.pretrained, however little; the rest starts anew
+    /// Load matching weights of --load-from or model.backbone.pretrained; re-initialize the rest
     #[arg(long)]
     pub allow_partial: bool,
-    /// Fire drill: fail on purpose, as in kill:rank=1,step=3,phase=backward (docs/reliability.md)
+    /// Fault injection: fail on purpose, for example kill:rank=1,step=3,phase=backward (docs/reliability.md)
     #[arg(long, value_name = "FAULT")]
     pub fault: Vec<Fault>,
     /// With --dry-run: print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
 
-/// What to go on from.
+/// What to resume from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
     /// The newest checkpoint of the work folder.
@@ -69,7 +69,7 @@ pub enum Resume {
     From(PathBuf),
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "clap wants a fallible function")]
+#[expect(clippy::unnecessary_wraps, reason = "clap expects a fallible function")]
 fn parse_resume(text: &str) -> Result<Resume, std::convert::Infallible> {
     Ok(if text.is_empty() { Resume::Newest } else { Resume::From(PathBuf::from(text)) })
 }
@@ -80,13 +80,13 @@ fn parse_resume(text: &str) -> Result<Resume, std::convert::Infallible> {
     fnet-launch --gpus 8 test work_dirs/mask_rcnn_fasternet_s_fpn_1x_coco/latest.ckpt --metrics metrics.json\n  \
     fnet-launch --gpus 8 test model.pth --config cfg.toml --eval bbox segm")]
 pub struct Test {
-    /// Checkpoint, ours or an MMDetection .pth (which needs --config)
+    /// Checkpoint of fnet, or MMDetection .pth (needs --config)
     #[arg(value_name = "CKPT")]
     pub checkpoint: PathBuf,
-    /// Config [default: the one stored in the checkpoint]
+    /// Config [default: the one in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
-    /// What to measure; takes several [default: bbox segm]
+    /// Metrics; accepts several [default: bbox segm]
     #[arg(long, value_name = "METRIC", conflicts_with = "format_only")]
     pub eval: Vec<Metric>,
     /// Write the detections as COCO results JSON
@@ -95,10 +95,10 @@ pub struct Test {
     /// Write the detections without evaluating them
     #[arg(long)]
     pub format_only: bool,
-    /// Write painted pictures to this folder
+    /// Draw the detections on the images, into this folder
     #[arg(long, value_name = "DIR")]
     pub show_dir: Option<PathBuf>,
-    /// Least score of a painted detection
+    /// Score threshold for drawing
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     pub show_score_thr: f64,
     /// Fold BatchNorm into the convolutions first
@@ -107,13 +107,13 @@ pub struct Test {
     /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
-    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    /// Continue if tensors of the model are missing from the checkpoint or have other shapes there
     #[arg(long)]
     pub allow_partial: bool,
     /// With --dry-run: print JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
@@ -126,7 +126,7 @@ impl Train {
 }
 
 impl Test {
-    /// What is measured: `--eval`, or both without it.
+    /// The metrics of `--eval`; by default boxes and masks.
     pub fn metrics_to_measure(&self) -> Vec<Metric> {
         if self.eval.is_empty() { vec![Metric::Bbox, Metric::Segm] } else { self.eval.clone() }
     }
@@ -139,12 +139,12 @@ pub enum Metric {
     Bbox,
     /// Masks
     Segm,
-    /// Recall of boxes whatever their class
+    /// Class-agnostic box recall
     Proposal,
 }
 
 impl Metric {
-    /// As it is written on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Bbox => "bbox",
@@ -160,25 +160,25 @@ impl Metric {
     after_help = "Example: fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out painted"
 )]
 pub struct Predict {
-    /// Checkpoint, ours or an MMDetection .pth (which needs --config)
+    /// Checkpoint of fnet, or MMDetection .pth (needs --config)
     #[arg(value_name = "CKPT")]
     pub checkpoint: PathBuf,
-    /// Pictures, or folders of pictures
+    /// Images or folders of images
     #[arg(value_name = "IMAGE_OR_DIR", required = true)]
     pub images: Vec<PathBuf>,
-    /// Folder for painted pictures and results.json
+    /// Folder for the drawn images and results.json
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Config [default: the one stored in the checkpoint]
+    /// Config [default: the one in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
-    /// Least score of a painted detection
+    /// Score threshold for drawing
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     pub score_thr: f64,
-    /// Go on though some of the model's tensors are not in the checkpoint, or have other shapes there
+    /// Continue if tensors of the model are missing from the checkpoint or have other shapes there
     #[arg(long)]
     pub allow_partial: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
@@ -192,7 +192,7 @@ pub struct Shape {
     pub width: usize,
 }
 
-/// `H W` as clap gives it: a list of one (a square) or two numbers.
+/// `H W` as clap returns it: one number (a square) or two.
 pub(super) fn shape(values: &[usize], default: Shape) -> Shape {
     match *values {
         [side] => Shape { height: side, width: side },
@@ -215,27 +215,27 @@ pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
 pub struct Flops {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Height and width of the picture, or its side if it is square [default: 1280 800]
+    /// Height and width of the image, or the side of a square [default: 1280 800]
     #[arg(long, value_names = ["H", "W"], num_args = 1..=2, value_parser = parse_side)]
     pub shape: Vec<usize>,
-    /// Height and width are rounded up to multiples of this, as pictures are padded; -1 for none
+    /// Round height and width up to multiples of this, as padding does; -1 to disable
     #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
     pub size_divisor: i64,
     /// Print JSON to stdout: flops, macs, params, activations, shape, per_module, layers
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
 
 impl Flops {
-    /// The picture's size as it was given.
+    /// The image size as given.
     pub fn shape(&self) -> Shape {
         shape(&self.shape, Shape { height: 1280, width: 800 })
     }
 
-    /// The picture's size as it is counted: each side rounded up to a multiple of the divisor.
+    /// The image size that is counted: each side rounded up to a multiple of the divisor.
     pub fn padded_shape(&self) -> Shape {
         let Shape { height, width } = self.shape();
         let padded = |side: usize| match usize::try_from(self.size_divisor) {
@@ -262,16 +262,16 @@ pub struct Doctor {
     fnet-launch export work_dirs/cfg/epoch_6.ckpt epoch_6.pth --with-optimizer\n  \
     fnet-launch export detector.pth detector.safetensors")]
 pub struct Export {
-    /// Checkpoint, ours or a PyTorch file
+    /// Checkpoint of fnet, or PyTorch file
     #[arg(value_name = "CKPT")]
     pub checkpoint: PathBuf,
-    /// File to write, by its ending: .pth (PyTorch, MMDetection) or .safetensors
+    /// Output file: .pth (PyTorch, MMDetection) or .safetensors
     #[arg(value_name = "OUT")]
     pub out: PathBuf,
-    /// Write AdamW's state too, so that MMDetection can go on training (.pth only)
+    /// Include AdamW's state, so that MMDetection can resume training (.pth only)
     #[arg(long)]
     pub with_optimizer: bool,
-    /// Config whose model the weights must fit; they are written in its order [default: the one stored in the checkpoint]
+    /// Config whose model the weights must match, in whose order they are written [default: the one in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
 }
@@ -282,7 +282,7 @@ pub struct Export {
 pub struct PrintConfig {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
@@ -294,33 +294,33 @@ pub struct PrintConfig {
     fnet-launch synth --out data/shapes --layout roboflow --images 60 --val-images 12\n  \
     fnet-launch synth --out data/synth-large --annotations-only 1000000 --sides 320 640")]
 pub struct Synth {
-    /// Folder to write: new, empty, or one that holds the same set already
+    /// Output folder: new, empty, or one that contains the same set
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Where the files lie
+    /// Layout of the files
     #[arg(long, value_name = "LAYOUT", default_value = "coco")]
     pub layout: SynthLayout,
-    /// Training pictures
+    /// Training images
     #[arg(long, value_name = "N", default_value_t = 400)]
     pub images: u32,
-    /// Validation pictures; with --layout roboflow as many test pictures too
+    /// Validation images; with --layout roboflow also the number of test images
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub val_images: u32,
-    /// Seed; the same seed gives the same files
+    /// Seed; equal seeds produce equal files
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Smallest and greatest side of a picture in pixels
+    /// Minimum and maximum side of an image in pixels
     #[arg(long, value_names = ["MIN", "MAX"], num_args = 2, default_values_t = [160, 256])]
     pub sides: Vec<u32>,
-    /// Fewest and most objects in a picture
+    /// Minimum and maximum number of objects per image
     #[arg(long, value_names = ["MIN", "MAX"], num_args = 2, default_values_t = [1, 5])]
     pub objects: Vec<u32>,
-    /// Write N annotations and no pictures, for tests and benchmarks of any size
+    /// Write N annotations without images, for tests and benchmarks of any size
     #[arg(long, value_name = "N", conflicts_with_all = ["images", "val_images"])]
     pub annotations_only: Option<u64>,
 }
 
-/// Where `synth` puts its files.
+/// Layout of the files that `synth` writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SynthLayout {
     /// annotations/instances_train.json and train/, annotations/instances_val.json and val/
@@ -339,7 +339,7 @@ pub struct Completions {
     pub shell: ShellName,
 }
 
-/// A shell that completions can be made for.
+/// A shell with completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[expect(missing_docs, reason = "names of shells")]
 pub enum ShellName {

@@ -15,19 +15,19 @@ use super::commands::{parse_override, parse_positive};
 pub struct CheckData {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Check one set alone [default: both, and against each other]
+    /// Check one split alone [default: both, and against each other]
     #[arg(long, value_name = "SPLIT")]
     pub split: Option<SplitName>,
-    /// Decode every picture, not only its header
+    /// Decode every image instead of its header only
     #[arg(long)]
     pub decode: bool,
-    /// Findings of each kind to list for people; 0 for the table alone
+    /// Findings listed per kind; 0 for the table alone
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub list: usize,
     /// Print every finding as JSON to stdout
     #[arg(long)]
     pub json: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
@@ -40,27 +40,27 @@ pub struct CheckData {
 pub struct Browse {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Folder for the painted pictures
+    /// Folder for the drawn images
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The set: data.train or data.val of the config
+    /// The split: data.train or data.val of the config
     #[arg(long, value_name = "SPLIT", default_value = "train")]
     pub split: SplitName,
-    /// Paint at most so many pictures, the first of the set
+    /// Maximum number of images, from the start of the split
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_positive)]
     pub max: usize,
-    /// The epoch whose augmentations are shown, from 1
+    /// Epoch whose augmentations are shown, from 1
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub epoch: u64,
-    /// Prepare training pictures as those of an evaluation: data.pipeline.test_scale, not mirrored
+    /// Prepare training images as for evaluation: data.pipeline.test_scale, no flip
     #[arg(long)]
     pub no_augment: bool,
-    /// Override values of the config; takes several
+    /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
 }
 
-/// One of a config's sets.
+/// One of a config's data sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
     /// data.train
@@ -70,7 +70,7 @@ pub enum SplitName {
 }
 
 impl SplitName {
-    /// As it is written on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             SplitName::Train => "train",

@@ -1,19 +1,19 @@
 //! The command line of both programs.
 //!
-//! `fnet-launch [WHERE] COMMAND ...` runs `fnet-worker COMMAND ...` once per rank, so both parse the same commands;
-//! [`WorkerCommand::to_args`] is the inverse of parsing.
+//! `fnet-launch [OPTIONS] COMMAND ...` runs `fnet-worker COMMAND ...` once per rank, so both parse the same commands. The
+//! launcher passes on the words that it was given, as a [`CommandLine`].
 
 mod benchmark;
 mod bind;
+mod command_line;
 mod commands;
 mod data;
-mod place;
+mod options;
 mod rewrite;
-mod to_args;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::work_dir::is_pytorch_file;
 
@@ -21,14 +21,15 @@ pub use benchmark::{
     Benchmark, BenchmarkComm, BenchmarkCommand, BenchmarkData, BenchmarkInfer, BenchmarkLaunch, BenchmarkTrain, WARM_UP,
 };
 pub use bind::{Bind, CpuList};
+pub use command_line::CommandLine;
 pub use commands::{
     Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
     Test, Train,
 };
 pub use data::{Browse, CheckData, SplitName};
-pub use place::{ColorChoice, Device, Gpus, Place};
+pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
 
-/// `fnet-launch`: starts one worker per GPU (or per `--nproc` on the CPU) and looks after them.
+/// `fnet-launch`: starts one worker per GPU (or `--nproc` workers on the CPU) and supervises them.
 #[derive(Debug, Clone, PartialEq, Parser)]
 #[command(
     name = "fnet-launch",
@@ -39,15 +40,21 @@ pub use place::{ColorChoice, Device, Gpus, Place};
         fnet-launch --device cpu --nproc 2 train cfg.toml\n  \
         fnet-launch --gpus 8 test work_dirs/mask_rcnn_fasternet_s_fpn_1x_coco/latest.ckpt\n\n\
         Exit codes: 0 done, 1 a bug, 2 command line or config, 3 data or checkpoint, 4 a worker was lost, 5 a worker hung,\n\
-        6 the machine is not able, 75 stopped on request (run again with --resume), 130 stopped by Ctrl-C."
+        6 the machine cannot run it, 75 stopped on request (run again with --resume), 130 stopped by Ctrl-C."
 )]
 pub struct Launch {
-    /// Where to run.
+    /// Where and how to run.
     #[command(flatten)]
-    pub place: Place,
+    pub options: LaunchOptions,
     /// What to run.
     #[command(subcommand)]
     pub command: LaunchCommand,
+    /// The words of the options that say where to run.
+    #[arg(skip)]
+    pub option_words: Vec<OsString>,
+    /// The command in words.
+    #[arg(skip)]
+    pub line: CommandLine,
 }
 
 /// The commands of `fnet-launch`.
@@ -59,9 +66,9 @@ pub enum LaunchCommand {
     Worker(WorkerCommand),
     /// Make a synthetic COCO data set: textured scenes with boxes, masks, crowds and holes.
     Synth(Synth),
-    /// Say whether this machine is able to run jobs, what is wrong, and how to mend it.
+    /// Check this machine and suggest fixes.
     Doctor(Doctor),
-    /// Print a script that completes fnet-launch's command line in a shell.
+    /// Print a shell completion script for fnet-launch.
     Completions(Completions),
 }
 
@@ -71,7 +78,7 @@ pub enum LaunchCommand {
     name = "fnet-worker",
     version,
     about = "One rank of an fnet job",
-    long_about = "One rank of an fnet job. Its place comes from RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and \
+    long_about = "One rank of an fnet job. Its rank comes from RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and \
                   MASTER_PORT; without them it is a job of one.",
     after_help = "Example: torchrun --no-python --nproc-per-node 2 fnet-worker train cfg.toml"
 )]
@@ -89,19 +96,19 @@ pub enum WorkerCommand {
     Train(Train),
     /// Evaluate a checkpoint.
     Test(Test),
-    /// Find objects in pictures, and paint them.
+    /// Detect objects in images and draw them.
     Predict(Predict),
     /// Count operations and parameters of a model.
     Flops(Flops),
     /// Measure speed.
     Benchmark(Benchmark),
-    /// Read all annotations and pictures, and say what is wrong with them.
+    /// Check all annotations and images for problems.
     CheckData(CheckData),
-    /// Print the resolved config as TOML, with where each value came from.
+    /// Print the resolved config as TOML, with the origin of each value.
     PrintConfig(PrintConfig),
     /// Write a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
     Export(Export),
-    /// Paint training pictures as the model gets them, with their boxes, masks and names.
+    /// Visualize training images after augmentation, with their boxes, masks and class names.
     Browse(Browse),
 }
 
@@ -109,9 +116,20 @@ impl Launch {
     /// Parses the command line, the program's name first.
     ///
     /// # Errors
-    /// What is wrong, as clap words it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
+    /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(rewrite::one_value_each(arguments))
+        let mut program = Self::command();
+        let matches = program.try_get_matches_from_mut(rewrite::one_value_each(arguments))?;
+        let mut launch = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut program))?;
+        launch.option_words = command_line::options_below(options::WHERE, &program, &matches);
+        launch.option_words.retain(|word| word != "--dry-run");
+        launch.line = CommandLine::of(&program, &matches);
+        Ok(launch)
+    }
+
+    /// A line for users to run: this program with the same options about where to run, and a command.
+    pub fn line_with(&self, command: &CommandLine) -> Vec<OsString> {
+        [vec!["fnet-launch".into()], self.option_words.clone(), command.words()].concat()
     }
 }
 
@@ -119,27 +137,21 @@ impl Worker {
     /// Parses the command line, the program's name first.
     ///
     /// # Errors
-    /// What is wrong, as clap words it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
+    /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(rewrite::one_value_each(arguments))
     }
 }
 
 impl WorkerCommand {
-    /// This command with a `--config` to fill in, if its checkpoint is a PyTorch file, which does not say what model it
-    /// is of, and no config is given.
-    pub fn with_missing_config(&self) -> Option<Self> {
-        let mut command = self.clone();
-        let (checkpoint, config) = match &mut command {
-            WorkerCommand::Test(test) => (&test.checkpoint, &mut test.config),
-            WorkerCommand::Predict(predict) => (&predict.checkpoint, &mut predict.config),
-            _ => return None,
+    /// Whether a config is missing: a PyTorch file does not contain its model's config, and none is given.
+    pub fn lacks_config(&self) -> bool {
+        let (checkpoint, config) = match self {
+            WorkerCommand::Test(test) => (&test.checkpoint, &test.config),
+            WorkerCommand::Predict(predict) => (&predict.checkpoint, &predict.config),
+            _ => return false,
         };
-        if config.is_some() || !is_pytorch_file(checkpoint) {
-            return None;
-        }
-        *config = Some("CONFIG.toml".into());
-        Some(command)
+        config.is_none() && is_pytorch_file(checkpoint)
     }
 }
 

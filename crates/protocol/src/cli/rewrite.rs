@@ -2,12 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 
-/// Gives each value of `--set a=1 b=2` and `--eval bbox segm` an option of its own (`--set=a=1 --set=b=2`), so that what
-/// follows them is a positional argument again: a value of `--set` has a `=` in it, `--eval` knows its words. `--resume`
-/// may have one value, which ends like a checkpoint.
+/// Rewrites `--set a=1 b=2` and `--eval bbox segm` as one option per value (`--set=a=1 --set=b=2`), so that clap takes the
+/// next word as a positional argument: values of `--set` contain a `=`, and `--eval` has a fixed list of values.
+/// `--resume` takes at most one value, whose name ends like a checkpoint's.
 pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut written = Vec::new();
-    // The option whose further values may follow, and whether it still lacks its first one.
+    // The option whose values may follow, and whether it still lacks its first one.
     let mut open: Option<(&'static str, bool)> = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -38,10 +38,10 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
     written
 }
 
-/// The only option here that may stand without a value.
+/// The only one of these options that may stand without a value.
 pub const RESUME: &str = "--resume";
 
-/// An option without any value is left for clap to complain about; `=` keeps it from taking the next argument.
+/// Leaves an option without a value for clap to report; `=` keeps it from taking the next argument.
 fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
     match open.take() {
         Some((RESUME, true)) => written.push(RESUME.into()),
@@ -50,7 +50,7 @@ fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
     }
 }
 
-/// The option with several values that an argument is or starts with (`--set`, `--set=a=1`).
+/// The option with several values at the start of an argument (`--set`, `--set=a=1`).
 fn option_of(argument: &OsStr) -> Option<&'static str> {
     let text = argument.to_string_lossy();
     ["--set", "--cfg-options", "--eval", RESUME]
@@ -61,7 +61,7 @@ fn option_of(argument: &OsStr) -> Option<&'static str> {
 /// Whether an argument after `option` belongs to it.
 pub fn is_value(option: &str, text: &str) -> bool {
     match option {
-        // The last is a word of the reference, so that clap can say that it is not one of these.
+        // MMDetection has the last one; clap reports that it is not supported.
         "--eval" => matches!(text, "bbox" | "segm" | "proposal" | "proposal_fast"),
         RESUME => !text.starts_with('-') && [".ckpt", ".pth", ".pt"].iter().any(|ending| text.ends_with(ending)),
         _ => text.contains('=') && !text.starts_with('-'),

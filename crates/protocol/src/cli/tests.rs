@@ -2,7 +2,6 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 use proptest::collection::vec;
-use proptest::option::of;
 use proptest::prelude::*;
 
 use super::*;
@@ -52,10 +51,10 @@ fn where_flags_stand_before_or_after_the_command() {
     let before = launch("fnet-launch --device cpu --nproc 2 --max-restarts 0 -v train a.toml");
     let after = launch("fnet-launch train a.toml --device cpu --nproc 2 --max-restarts 0 -v");
     assert_eq!(before, after);
-    assert_eq!((before.place.nproc, before.place.max_restarts, before.place.verbosity()), (Some(2), 0, 1));
+    assert_eq!((before.options.nproc, before.options.max_restarts, before.options.verbosity()), (Some(2), 0, 1));
     let nested = launch("fnet-launch benchmark infer a.toml --gpus 0,2");
-    assert_eq!(nested.place.gpus, Some(Gpus::Indices(vec![0, 2])));
-    assert_eq!(launch("fnet-launch doctor").place.max_restarts, 3);
+    assert_eq!(nested.options.gpus, Some(Gpus::Indices(vec![0, 2])));
+    assert_eq!(launch("fnet-launch doctor").options.max_restarts, 3);
 }
 
 #[test]
@@ -124,159 +123,34 @@ fn a_pytorch_file_lacks_its_config() {
     let [pytorch, ours] = ["a.pth", "b.ckpt"].map(|name| folder.path().join(name).display().to_string());
     std::fs::write(&pytorch, b"PK\x03\x04").unwrap();
     std::fs::write(&ours, b"\x40\0\0\0\0\0\0\0{}").unwrap();
-    let missing = |line: &str| match launch(&format!("fnet-launch {line}")).command {
-        LaunchCommand::Worker(command) => command.with_missing_config().map(|command| command.to_args()),
-        other => panic!("{other:?}"),
-    };
-    let expected = [&["test", "--config=CONFIG.toml", "--show-score-thr=0.3"][..], &[&pytorch]].concat();
-    assert_eq!(missing(&format!("test {pytorch}")), Some(expected.into_iter().map(OsString::from).collect()));
-    assert!(missing(&format!("predict {pytorch} a.jpg --out o")).is_some());
-    for line in
-        [format!("test {ours}"), format!("test {pytorch} --config c.toml"), format!("train c.toml --resume={pytorch}")]
-    {
-        assert_eq!(missing(&line), None, "{line}");
+    for (line, expected) in [
+        (format!("test {pytorch}"), true),
+        (format!("predict {pytorch} a.jpg --out o"), true),
+        (format!("test {ours}"), false),
+        (format!("test {pytorch} --config c.toml"), false),
+        (format!("train c.toml --resume={pytorch}"), false),
+    ] {
+        let LaunchCommand::Worker(command) = launch(&format!("fnet-launch {line}")).command else { panic!("{line}") };
+        assert_eq!(command.lacks_config(), expected, "{line}");
     }
 }
 
-fn path() -> impl Strategy<Value = PathBuf> {
-    "[-a-zA-Z0-9_./= ]{1,12}".prop_map(PathBuf::from)
-}
-
-fn overrides() -> impl Strategy<Value = Vec<String>> {
-    vec("[a-z.]{1,8}=[-a-z0-9=\\[\\], \"]{0,8}", 0..4)
-}
-
-fn resume() -> impl Strategy<Value = Option<Resume>> {
-    prop_oneof![Just(None), Just(Some(Resume::Newest)), path().prop_map(|path| Some(Resume::From(path)))]
-}
-
-fn train_command() -> impl Strategy<Value = WorkerCommand> {
-    let fault = prop_oneof![Just("kill:rank=1,step=3,phase=backward"), Just("sleep:attempt=any")];
-    let faults = vec(fault.prop_map(|text| text.parse().unwrap()), 0..2);
-    (path(), of(path()), resume(), of(path()), of(any::<u64>()), any::<[bool; 5]>(), faults, overrides()).prop_map(
-        |(config, work_dir, resume, load_from, seed, flags, fault, set)| {
-            let load_from = load_from.filter(|_| resume.is_none());
-            let [deterministic, no_validate, auto_scale_lr, allow_partial, json] = flags;
-            WorkerCommand::Train(Train {
-                config,
-                work_dir,
-                resume,
-                load_from,
-                seed,
-                deterministic,
-                no_validate,
-                auto_scale_lr,
-                allow_partial,
-                fault,
-                json,
-                set,
-            })
-        },
-    )
-}
-
-fn test_command() -> impl Strategy<Value = WorkerCommand> {
-    let metric = prop_oneof![Just(Metric::Bbox), Just(Metric::Segm), Just(Metric::Proposal)];
-    let paths = (path(), of(path()), of(path()), of(path()), of(path()));
-    (paths, vec(metric, 0..3), any::<[bool; 4]>(), 0.0..1.0_f64, overrides()).prop_map(
-        |((checkpoint, config, out, show_dir, metrics), eval, flags, show_score_thr, set)| {
-            let [format_only, fuse_conv_bn, allow_partial, json] = flags;
-            let format_only = format_only && eval.is_empty();
-            WorkerCommand::Test(Test {
-                checkpoint,
-                config,
-                eval,
-                out,
-                format_only,
-                show_dir,
-                show_score_thr,
-                fuse_conv_bn,
-                metrics,
-                allow_partial,
-                json,
-                set,
-            })
-        },
-    )
-}
-
-fn shape() -> impl Strategy<Value = Vec<usize>> {
-    prop_oneof![Just(vec![]), vec(1..5000_usize, 2)]
-}
-
-fn other_command() -> impl Strategy<Value = WorkerCommand> {
-    let flops = (path(), vec(1..5000_usize, 0..=2), -1..99_i64, any::<bool>(), overrides()).prop_map(
-        |(config, shape, size_divisor, json, set)| {
-            WorkerCommand::Flops(Flops { config, shape, size_divisor, json, set })
-        },
-    );
-    let print = (path(), overrides()).prop_map(|(config, set)| WorkerCommand::PrintConfig(PrintConfig { config, set }));
-    let predict = (path(), vec(path(), 1..4), path(), of(path()), 0.0..1.0_f64, any::<bool>(), overrides()).prop_map(
-        |(checkpoint, images, out, config, score_thr, allow_partial, set)| {
-            WorkerCommand::Predict(Predict { checkpoint, images, out, config, score_thr, allow_partial, set })
-        },
-    );
-    let train = (path(), of(1..99_usize), shape(), 1..99_usize, any::<bool>(), overrides()).prop_map(
-        |(config, batch, shape, iters, json, set)| {
-            let what = BenchmarkCommand::Train(BenchmarkTrain { config, batch, shape, iters, json, set });
-            WorkerCommand::Benchmark(Benchmark { what })
-        },
-    );
-    let infer = (path(), of(path()), any::<[bool; 3]>(), shape(), any::<[u8; 3]>(), overrides()).prop_map(
-        |(config, checkpoint, [fuse_conv_bn, json, allow_partial], shape, numbers, set)| {
-            let [max_iter, log_interval, repeat_num] = numbers.map(|number| usize::from(number) + 1);
-            let max_iter = max_iter + WARM_UP;
-            let what = BenchmarkCommand::Infer(BenchmarkInfer {
-                config,
-                checkpoint,
-                fuse_conv_bn,
-                shape,
-                max_iter,
-                log_interval,
-                repeat_num,
-                json,
-                allow_partial,
-                set,
-            });
-            WorkerCommand::Benchmark(Benchmark { what })
-        },
-    );
-    let data = (path(), 1..99_usize, of(1..99_usize), any::<[bool; 2]>(), overrides()).prop_map(
-        |(config, threads, images, [no_masks, json], set)| {
-            let what = BenchmarkCommand::Data(BenchmarkData { config, threads, images, no_masks, json, set });
-            WorkerCommand::Benchmark(Benchmark { what })
-        },
-    );
-    let comm = (4..1_u64 << 36, 4..1_u64 << 36, 1..99_usize, 0..99_usize, any::<bool>()).prop_map(
-        |(min_bytes, max_bytes, iters, warm_up, json)| {
-            let what = BenchmarkCommand::Comm(BenchmarkComm { min_bytes, max_bytes, iters, warm_up, json });
-            WorkerCommand::Benchmark(Benchmark { what })
-        },
-    );
-    let start = (1..99_usize, of(path()), any::<[bool; 2]>()).prop_map(|(repeat, against, [json, once])| {
-        let what = BenchmarkCommand::Launch(BenchmarkLaunch { repeat, against, json, once });
-        WorkerCommand::Benchmark(Benchmark { what })
-    });
-    let export = (path(), path(), any::<bool>(), of(path())).prop_map(|(checkpoint, out, with_optimizer, config)| {
-        WorkerCommand::Export(Export { checkpoint, out, with_optimizer, config })
-    });
-    let check = (path(), of(any::<bool>()), any::<[bool; 2]>(), 0..99_usize, overrides()).prop_map(
-        |(config, split, [decode, json], list, set)| {
-            let split = split.map(|train| if train { SplitName::Train } else { SplitName::Val });
-            WorkerCommand::CheckData(CheckData { config, split, decode, list, json, set })
-        },
-    );
-    let split = prop_oneof![Just(SplitName::Train), Just(SplitName::Val)];
-    let browse = (path(), path(), split, 1..999_usize, 1..99_u64, any::<bool>(), overrides()).prop_map(
-        |(config, out, split, max, epoch, no_augment, set)| {
-            WorkerCommand::Browse(Browse { config, out, split, max, epoch, no_augment, set })
-        },
-    );
-    prop_oneof![flops, check, print, predict, train, infer, data, comm, start, export, browse]
+#[test]
+fn a_line_is_repeated_without_defaults_and_with_changes() {
+    let launch =
+        launch("fnet-launch train c.toml --gpus 3, --set a=1 b=2 --dry-run --tee 1 --load-from m.pth --fault stop");
+    let shown = |line: &CommandLine| {
+        let words = launch.line_with(line).into_iter().map(|word| word.into_string().unwrap());
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let expected = "fnet-launch --gpus 3, train --load-from=m.pth --fault=stop --set=a=1 --set=b=2 c.toml";
+    assert_eq!(shown(&launch.line), expected);
+    let resumed = launch.line.clone().without("load-from").without("set").without("fault").with("resume", "");
+    assert_eq!((resumed.name(), shown(&resumed).as_str()), ("train", "fnet-launch --gpus 3, train --resume c.toml"));
 }
 
 #[test]
-fn pictures_of_flops_are_padded_and_one_number_is_a_square() {
+fn images_of_flops_are_padded_and_one_number_is_a_square() {
     let shape = |line: &str| match Worker::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().command
     {
         WorkerCommand::Flops(flops) => {
@@ -297,40 +171,68 @@ fn a_benchmark_goes_on_after_the_warm_up() {
     let parse = |line: &str| Worker::from_arguments(line.split_whitespace().map(OsString::from));
     assert!(parse("fnet-worker benchmark infer c.toml --max-iter 6").is_ok());
     let error = parse("fnet-worker benchmark infer c.toml --max-iter 5").unwrap_err().to_string();
-    assert!(error.contains("above 5, the pictures of the warm-up"), "{error}");
+    assert!(error.contains("above 5, the number of warm-up images"), "{error}");
+}
+
+/// Commands with some of their options; those without a value in the table take any word.
+const COMMANDS: [(&str, &str); 10] = [
+    ("train", "work-dir resume seed=7 deterministic=flag fault=kill:rank=1 set"),
+    ("train", "load-from allow-partial=flag json=flag"),
+    ("test", "config eval=bbox eval=segm show-score-thr=0.5 metrics"),
+    ("predict", "out config set"),
+    ("flops", "shape=5 size-divisor=-1 json=flag"),
+    ("export", "config with-optimizer=flag"),
+    ("benchmark infer", "fuse-conv-bn=flag max-iter=9 set"),
+    ("benchmark data", "threads=3 no-masks=flag"),
+    ("check-data", "split=val list=0 decode=flag"),
+    ("browse", "out epoch=3 no-augment=flag"),
+];
+
+/// Words that users and shells may pass, some of which look like options or their values.
+fn word() -> impl Strategy<Value = String> {
+    prop_oneof!["[-a-zA-Z0-9_./= ]{1,12}", Just("bbox".to_owned()), Just("--set".to_owned()), Just("a.ckpt".to_owned())]
+}
+
+fn parsed(line: Vec<OsString>) -> Result<Launch, TestCaseError> {
+    Launch::from_arguments(line).map_err(|error| TestCaseError::fail(error.to_string()))
 }
 
 proptest! {
     #[test]
-    fn the_arguments_of_a_command_parse_to_the_command(
-        command in prop_oneof![train_command(), test_command(), other_command()]
+    fn the_words_of_a_line_parse_to_the_same_command(
+        (command, options) in proptest::sample::select(COMMANDS.to_vec()),
+        chosen in any::<[bool; 6]>(),
+        resume_newest in any::<bool>(),
+        words in vec(word(), 8),
     ) {
-        let arguments = std::iter::once(OsString::from("fnet-worker")).chain(command.to_args());
-        let parsed = Worker::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        prop_assert_eq!(parsed.command, command);
+        let mut line: Vec<String> = [vec!["fnet-launch"], command.split(' ').collect()].concat().into_iter().map(str::to_owned).collect();
+        for ((option, word), chosen) in options.split(' ').zip(&words).zip(chosen) {
+            match option.strip_suffix("=flag") {
+                _ if !chosen && option != "out" => {}
+                Some(flag) => line.push(format!("--{flag}")),
+                None if option == "resume" && resume_newest => line.push("--resume".to_owned()),
+                None if option == "set" => line.push(format!("--set=a.b={word}")),
+                None if option.contains('=') => line.push(format!("--{option}")),
+                None => line.push(format!("--{option}={word}")),
+            }
+        }
+        line.push("--".to_owned());
+        let positional = if ["predict", "export"].contains(&command) { 2 } else { 1 };
+        line.extend(words[6..][..positional].iter().cloned());
+        let given = parsed(line.into_iter().map(OsString::from).collect())?;
+        let repeated = parsed([vec!["fnet-launch".into()], given.line.words()].concat())?;
+        prop_assert_eq!(&repeated, &given);
     }
 
     #[test]
-    fn where_flags_parse_to_the_same_place(
-        gpus in prop_oneof![
-            Just(Gpus::All),
-            (1..99_usize).prop_map(Gpus::Count),
-            proptest::sample::subsequence((0..16).collect::<Vec<usize>>(), 1..8).prop_map(Gpus::Indices),
-        ],
-        nnodes in of(1..99_usize),
-        node_rank in of(0..99_usize),
-        master_addr in of("[a-z0-9.]{1,20}"),
-        master_port in of(any::<u16>()),
-        bind in prop_oneof![
-            Just(Bind::Auto),
-            Just(Bind::None),
-            vec(proptest::collection::btree_set(0..99_usize, 1..9), 1..4)
-                .prop_map(|lists| Bind::Lists(lists.into_iter().map(CpuList::from_iter).collect())),
-        ],
+    fn the_words_of_options_parse_to_the_same_options(
+        gpus in prop_oneof![Just("all"), Just("7"), Just("3,"), Just("0,2,3")],
+        master_addr in "[a-z0-9.]{1,20}",
+        master_port in any::<u16>(),
+        bind in prop_oneof![Just("none"), Just("0-3,8;9"), Just("5")],
     ) {
-        let place = Place { gpus: Some(gpus), nnodes, node_rank, master_addr, master_port, bind, ..launch("fnet-launch doctor").place };
-        let arguments = std::iter::once("fnet-launch".into()).chain(place.to_args()).chain(["doctor".into()]);
-        let parsed = Launch::from_arguments(arguments).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        prop_assert_eq!(parsed.place, place);
+        let line = format!("fnet-launch --gpus {gpus} doctor --master-addr {master_addr} --master-port {master_port} --bind {bind}");
+        let given = launch(&line);
+        prop_assert_eq!(parsed(given.line_with(&given.line))?, given);
     }
 }

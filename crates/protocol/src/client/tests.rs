@@ -4,7 +4,7 @@ use crate::message::StopReason;
 fn pair() -> (Client, BufReader<UnixStream>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    (Client::over(ours, 3, Box::leak(Box::new(Page::new()))).unwrap(), BufReader::new(theirs))
+    (Client::over(ours, 3, Box::leak(Box::new(StatusPage::new()))).unwrap(), BufReader::new(theirs))
 }
 
 fn next(reader: &mut BufReader<UnixStream>) -> FromWorker {
@@ -27,9 +27,9 @@ fn it_says_hello_then_sends_heartbeats_by_itself() {
     let (client, mut reader) = pair();
     assert_eq!(next(&mut reader), FromWorker::Hello { version: message::VERSION, rank: 3, pid: std::process::id() });
     client.at(Phase::Backward, 2, 17);
-    let wanted = |message: &FromWorker| matches!(message, FromWorker::Heartbeat(beat) if beat.step == 17);
-    let FromWorker::Heartbeat(beat) = next_matching(&mut reader, wanted) else { panic!("another message") };
-    assert_eq!((beat.phase, beat.epoch), (Phase::Backward, 2));
+    let wanted = |message: &FromWorker| matches!(message, FromWorker::Heartbeat(status) if status.step == 17);
+    let FromWorker::Heartbeat(status) = next_matching(&mut reader, wanted) else { panic!("another message") };
+    assert_eq!((status.phase, status.epoch), (Phase::Backward, 2));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_failure_arrives_after_the_notes_before_it() {
     assert_eq!(next_matching(&mut reader, important), FromWorker::Note { text: "first".into() });
     let FromWorker::Failed(told) = next_matching(&mut reader, important) else { panic!("no failure") };
     assert_eq!(told, Failure { at: told.at.clone(), ..failure });
-    assert!(told.at.is_some(), "what it was doing goes with it");
+    assert!(told.at.is_some(), "the status is included");
 }
 
 #[test]
@@ -93,22 +93,25 @@ fn without_a_launcher_nothing_waits() {
 }
 
 #[test]
-fn a_state_that_is_held_is_written_when_the_launcher_says_so() {
+fn an_emergency_checkpoint_is_written_when_the_launcher_says_so() {
     let (client, mut reader) = pair();
     let mut launcher = reader.get_ref().try_clone().unwrap();
     let waiting = client.clone();
-    let worker = thread::spawn(move || waiting.hold(17, Duration::from_secs(60)));
-    assert_eq!(next_matching(&mut reader, |m| matches!(m, FromWorker::Holds { .. })), FromWorker::Holds { step: 17 });
-    launcher.write_all(&message::to_line(&ToWorker::Rescue).unwrap()).unwrap();
+    let worker = thread::spawn(move || waiting.state_ready(17, Duration::from_secs(60)));
+    assert_eq!(
+        next_matching(&mut reader, |m| matches!(m, FromWorker::StateReady { .. })),
+        FromWorker::StateReady { step: 17 }
+    );
+    launcher.write_all(&message::to_line(&ToWorker::EmergencyCheckpoint).unwrap()).unwrap();
     assert!(worker.join().unwrap());
     client.saved(Path::new("a/iter_17.ckpt"), 17);
     let saved = FromWorker::Saved { path: "a/iter_17.ckpt".into(), step: 17 };
     assert_eq!(next_matching(&mut reader, |m| matches!(m, FromWorker::Saved { .. })), saved);
-    assert!(!Client::disconnected().hold(1, Duration::from_secs(60)), "nobody is there to choose");
+    assert!(!Client::disconnected().state_ready(1, Duration::from_secs(60)), "there is no launcher");
 }
 
 #[test]
-fn a_lost_peer_is_told_to_whom_it_may_concern() {
+fn a_lost_peer_is_passed_on() {
     let (client, reader) = pair();
     let (sender, told) = std::sync::mpsc::channel();
     client.on_peer_lost(move || sender.send(()).unwrap());

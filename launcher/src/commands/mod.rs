@@ -1,0 +1,90 @@
+//! The commands of the command line.
+
+mod benchmark;
+mod dry_run;
+mod synth;
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use fnet_protocol::cli::{
+    Benchmark, BenchmarkCommand, BenchmarkLaunch, Completions, Launch, LaunchCommand, ShellName, WorkerCommand,
+};
+use fnet_protocol::{env, exit};
+
+use crate::error::{Error, Result};
+use crate::plan::{self, Plan, inputs};
+use crate::{doctor, supervisor};
+
+/// Runs a command and returns the exit code.
+///
+/// # Errors
+/// The command failed.
+pub fn run(launch: &Launch) -> Result<i32> {
+    let options = &launch.options;
+    match &launch.command {
+        LaunchCommand::Worker(command) if options.dry_run => dry_run::run(options, &Plan::new(launch, command)?),
+        LaunchCommand::Worker(command) if plan::needs_no_rank(command) => {
+            inputs::check(launch, command)?;
+            Err(become_worker(launch))
+        }
+        LaunchCommand::Worker(command) => {
+            inputs::check_json(command)?;
+            match repeated_launch(command) {
+                Some(benchmark) => benchmark::run(launch, &Plan::new(launch, command)?, benchmark),
+                None => supervisor::run(options, || Plan::new(launch, command)),
+            }
+        }
+        LaunchCommand::Synth(command) => synth::run(options, command).map(|()| exit::SUCCESS),
+        LaunchCommand::Doctor(command) => doctor::run(options, command, plan::find_worker()),
+        LaunchCommand::Completions(command) => {
+            completions(command);
+            Ok(exit::SUCCESS)
+        }
+    }
+}
+
+/// Whether a command starts and supervises workers.
+pub fn is_supervised(launch: &Launch) -> bool {
+    match &launch.command {
+        LaunchCommand::Worker(command) => {
+            !launch.options.dry_run && !plan::needs_no_rank(command) && repeated_launch(command).is_none()
+        }
+        _ => false,
+    }
+}
+
+/// The `benchmark launch` that starts this program repeatedly.
+fn repeated_launch(command: &WorkerCommand) -> Option<&BenchmarkLaunch> {
+    match command {
+        WorkerCommand::Benchmark(Benchmark { what: BenchmarkCommand::Launch(launch) }) if !launch.once => Some(launch),
+        _ => None,
+    }
+}
+
+/// Replaces this process by the worker, for commands without supervision.
+fn become_worker(launch: &Launch) -> Error {
+    let program = match plan::find_worker() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+    let mut worker = Command::new(&program);
+    worker.args(launch.line.words());
+    plan::remove_ranks(&mut worker);
+    worker.env(env::DEVICE, "cpu").env(env::VERBOSITY, launch.options.verbosity().to_string());
+    let error = worker.exec();
+    Error::environment(format!("starting {}: {error}", program.display()))
+}
+
+fn completions(command: &Completions) {
+    let shell = match command.shell {
+        ShellName::Bash => Shell::Bash,
+        ShellName::Elvish => Shell::Elvish,
+        ShellName::Fish => Shell::Fish,
+        ShellName::Powershell => Shell::PowerShell,
+        ShellName::Zsh => Shell::Zsh,
+    };
+    clap_complete::generate(shell, &mut Launch::command(), "fnet-launch", &mut std::io::stdout());
+}

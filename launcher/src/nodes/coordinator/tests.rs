@@ -1,0 +1,310 @@
+use fnet_protocol::message::StopReason;
+
+use super::*;
+use crate::attempt::cause::Cause;
+use crate::attempt::result::AttemptEnd;
+use crate::nodes::message::{PROTOCOL, StopRequest};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(300), silence: Duration::from_secs(60) };
+
+pub fn hello(node: usize, workers: usize) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        node,
+        nodes: 3,
+        workers,
+        host: format!("host{node}"),
+        job: "train cfg".into(),
+        settings: [("--device".to_owned(), "cpu".to_owned())].into(),
+    }
+}
+
+/// Three nodes, each on the connection with its number.
+struct Scene {
+    coordinator: Coordinator,
+    now: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { coordinator: Coordinator::new(hello(0, 2), TIMEOUTS, now), now }
+    }
+
+    fn hello(&mut self, connection: ConnectionId, hello: Hello) -> Vec<Action> {
+        let address = format!("10.0.0.{}", connection + 1);
+        self.coordinator.on_event(
+            connection,
+            Event::Hello { hello, address, local_address: "10.0.0.1".into() },
+            self.now,
+        )
+    }
+
+    fn say(&mut self, connection: ConnectionId, message: ToCoordinator) -> Vec<Action> {
+        self.coordinator.on_event(connection, Event::Message(message), self.now)
+    }
+
+    fn close(&mut self, connection: ConnectionId) -> Vec<Action> {
+        self.coordinator.on_event(connection, Event::Closed("its launcher ended unexpectedly".into()), self.now)
+    }
+
+    fn ready(&mut self, attempt: u32) -> Vec<Action> {
+        self.say(0, ToCoordinator::Ready { attempt, port: Some(4000), resume: attempt > 0 });
+        self.say(1, ToCoordinator::Ready { attempt, port: None, resume: false });
+        self.say(2, ToCoordinator::Ready { attempt, port: None, resume: false })
+    }
+
+    fn ended(&mut self, connection: ConnectionId, end: AttemptEnd) -> Vec<Action> {
+        let (stop_requested, saved_step, ran) = (false, None, SECOND * 9);
+        let result = AttemptResult { end, was_ready: true, stop_requested, saved_step, ran, lost_nodes: Vec::new() };
+        self.say(connection, ToCoordinator::Ended { attempt: self.coordinator.attempt, result })
+    }
+
+    fn running() -> Self {
+        let mut scene = Self::new();
+        scene.hello(1, hello(1, 1));
+        scene.hello(2, hello(2, 3));
+        let started = scene.ready(0);
+        assert_eq!(started.len(), 3, "{started:?}");
+        scene
+    }
+
+    /// Time passes second by second, with heartbeats on these connections.
+    fn pass(&mut self, seconds: u32, alive: &[ConnectionId]) -> Vec<Action> {
+        let mut all = Vec::new();
+        for _ in 0..seconds {
+            self.now += SECOND;
+            for &connection in alive {
+                self.say(connection, ToCoordinator::Heartbeat { workers: Vec::new() });
+            }
+            all.extend(self.coordinator.on_tick(self.now));
+        }
+        all.retain(|action| !matches!(action, Action::Send(_, ToNode::Heartbeat { .. })));
+        all
+    }
+}
+
+fn failed(rank: usize, is_echo: bool) -> AttemptEnd {
+    AttemptEnd::Failed { cause: Box::new(Cause::of_node(rank, exit::WORKER_LOST, "killed".into())), is_echo }
+}
+
+fn sent(actions: &[Action]) -> Vec<(ConnectionId, &ToNode)> {
+    let sent = actions.iter().filter_map(|action| match action {
+        Action::Send(connection, message) => Some((*connection, message)),
+        Action::Close(_) => None,
+    });
+    sent.collect()
+}
+
+fn news(actions: &[Action]) -> Vec<&str> {
+    let texts = sent(actions).into_iter().filter_map(|(_, message)| match message {
+        ToNode::News { text } => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+fn refusals(actions: &[Action]) -> Vec<(ConnectionId, i32, &str)> {
+    let refusals = sent(actions).into_iter().filter_map(|(connection, message)| match message {
+        ToNode::Refused { code, message } => Some((connection, *code, message.as_str())),
+        _ => None,
+    });
+    refusals.collect()
+}
+
+#[test]
+fn nodes_with_different_numbers_of_workers_start_together_with_ranks_in_a_row() {
+    let mut scene = Scene::new();
+    let waits = scene.say(0, ToCoordinator::Ready { attempt: 0, port: Some(4000), resume: false });
+    assert_eq!(news(&waits), ["waiting for nodes 1, 2 of 3"]);
+    scene.hello(2, hello(2, 3));
+    let here = scene.hello(1, hello(1, 1));
+    assert_eq!(news(&here)[0], "node 1 (host1, 10.0.0.2) has joined; all nodes have");
+    assert!(scene.say(1, ToCoordinator::Ready { attempt: 0, port: None, resume: false }).is_empty());
+    let started = scene.say(2, ToCoordinator::Ready { attempt: 0, port: None, resume: false });
+    let expected: Vec<(ConnectionId, usize, Option<&str>)> = vec![(0, 0, Some("10.0.0.1")), (1, 2, None), (2, 3, None)];
+    let starts = sent(&started).into_iter().map(|(connection, message)| match message {
+        ToNode::Start(start) => {
+            assert_eq!((start.world_size, start.port, start.attempt, start.resume), (6, 4000, 0, false));
+            (connection, start.first_rank, start.address.as_deref())
+        }
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(starts.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn missing_nodes_are_named_every_30_seconds_and_end_the_job_after_the_timeout() {
+    let mut scene = Scene::new();
+    scene.hello(1, hello(1, 1));
+    let said = scene.pass(31, &[1]);
+    assert_eq!(news(&said), ["waiting for node 2 of 3"; 2], "both nodes that have joined");
+    let late = scene.pass(270, &[1]);
+    assert_eq!(
+        refusals(&late),
+        [0, 1].map(|id| (id, exit::ENVIRONMENT, "node 2 of 3 did not join within 300 s (--join-timeout)"))
+    );
+    let later = scene.hello(2, hello(2, 1));
+    assert_eq!(refusals(&later).len(), 1, "the job is over");
+}
+
+#[test]
+fn a_node_that_leaves_before_the_start_may_join_again() {
+    let mut scene = Scene::new();
+    scene.hello(1, hello(1, 1));
+    let left = scene.close(1);
+    assert!(news(&left)[0].contains("node 1 (host1, 10.0.0.2) has left"), "{left:?}");
+    scene.hello(7, hello(1, 1));
+    scene.hello(2, hello(2, 1));
+    scene.say(0, ToCoordinator::Ready { attempt: 0, port: Some(4000), resume: false });
+    scene.say(7, ToCoordinator::Ready { attempt: 0, port: None, resume: false });
+    assert_eq!(scene.say(2, ToCoordinator::Ready { attempt: 0, port: None, resume: false }).len(), 3);
+}
+
+#[test]
+fn a_node_that_does_not_match_ends_the_job_on_all_nodes_and_one_of_another_job_does_not() {
+    let mut scene = Scene::new();
+    scene.hello(1, hello(1, 1));
+    let other = Hello { job: "train other".into(), ..hello(2, 1) };
+    let actions = scene.hello(5, other);
+    assert_eq!((refusals(&actions).len(), actions.contains(&Action::Close(5))), (1, true));
+    let odd = Hello { settings: [("--device".to_owned(), "cuda".to_owned())].into(), ..hello(2, 1) };
+    let actions = scene.hello(2, odd);
+    let refusals = refusals(&actions);
+    assert_eq!(
+        refusals.iter().map(|(connection, code, _)| (*connection, *code)).collect::<Vec<_>>(),
+        [(2, 2), (0, 2), (1, 2)]
+    );
+    assert!(
+        refusals.iter().all(|(_, _, text)| text.contains("--device is `cuda` there and `cpu` on node 0")),
+        "{refusals:?}"
+    );
+}
+
+#[test]
+fn a_running_job_refuses_other_nodes() {
+    let mut scene = Scene::running();
+    let actions = scene.hello(9, hello(1, 1));
+    assert_eq!(refusals(&actions)[0].0, 9);
+    assert_eq!(actions.len(), 2, "no other node is told: {actions:?}");
+    assert!(scene.say(9, ToCoordinator::Failing { attempt: 0, rank: 0 }).is_empty());
+    assert!(scene.close(9).is_empty());
+}
+
+#[test]
+fn a_failure_is_passed_on_and_all_nodes_receive_the_same_cause() {
+    let mut scene = Scene::running();
+    let actions = scene.say(1, ToCoordinator::Failing { attempt: 0, rank: 2 });
+    assert_eq!(sent(&actions), [(0, &ToNode::PeerFailed { rank: 2 }), (2, &ToNode::PeerFailed { rank: 2 })]);
+    scene.ended(0, failed(0, true));
+    scene.ended(2, AttemptEnd::Done);
+    let actions = scene.ended(1, failed(2, false));
+    let ends: Vec<ConnectionId> = sent(&actions)
+        .into_iter()
+        .map(|(connection, message)| match message {
+            ToNode::Ended {
+                attempt: 0,
+                result: AttemptResult { end: AttemptEnd::Failed { cause, .. }, lost_nodes, .. },
+            } => {
+                assert!(lost_nodes.is_empty());
+                assert_eq!((cause.rank, cause.reason.as_str()), (2, "killed, on node 1 (host1, 10.0.0.2)"));
+                connection
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(ends, [0, 1, 2]);
+    let again = scene.ready(1);
+    let resumed = |(_, message): &(ConnectionId, &ToNode)| {
+        matches!(message, ToNode::Start(StartAttempt { attempt: 1, resume: true, .. }))
+    };
+    assert!(again.len() == 3 && sent(&again).iter().all(resumed), "{again:?}");
+    assert!(
+        scene.say(1, ToCoordinator::Failing { attempt: 0, rank: 2 }).is_empty(),
+        "a late message of the last attempt"
+    );
+}
+
+#[test]
+fn a_silent_node_is_lost_after_the_timeout_and_named() {
+    let mut scene = Scene::running();
+    assert!(scene.pass(59, &[1]).is_empty());
+    let actions = scene.pass(2, &[1]);
+    assert_eq!(sent(&actions), [(0, &ToNode::PeerFailed { rank: 3 }), (1, &ToNode::PeerFailed { rank: 3 })]);
+    assert!(actions.contains(&Action::Close(2)));
+    scene.ended(0, AttemptEnd::Done);
+    let actions = scene.ended(1, failed(2, true));
+    let Some((0, ToNode::Ended { result, .. })) = sent(&actions).first().copied() else { panic!("{actions:?}") };
+    assert_eq!(result.lost_nodes, ["node 2 (host2, 10.0.0.3)"]);
+    let reason = &result.cause().unwrap().reason;
+    assert!(reason.contains("sent no heartbeat for 60 s (--node-timeout)"), "{reason}");
+}
+
+#[test]
+fn a_launcher_that_was_stopped_itself_blames_nobody() {
+    let mut scene = Scene::running();
+    scene.now += SECOND * 500;
+    let actions = scene.coordinator.on_tick(scene.now);
+    assert!(sent(&actions).iter().all(|(_, message)| matches!(message, ToNode::Heartbeat { .. })), "{actions:?}");
+}
+
+#[test]
+fn a_node_that_is_lost_after_its_workers_finished_is_not_a_failure() {
+    let mut scene = Scene::running();
+    scene.ended(2, AttemptEnd::Done);
+    assert!(scene.close(2).is_empty());
+    scene.ended(1, AttemptEnd::Done);
+    let actions = scene.ended(0, AttemptEnd::Done);
+    let Some((0, ToNode::Ended { result, .. })) = sent(&actions).first().copied() else { panic!("{actions:?}") };
+    assert_eq!(result.end, AttemptEnd::Done);
+}
+
+#[test]
+fn a_stop_on_one_node_is_a_stop_on_all() {
+    let mut scene = Scene::running();
+    let stop = StopRequest { reason: StopReason::Interrupted, again: false };
+    let actions = scene.say(2, ToCoordinator::Stop(stop));
+    assert_eq!(sent(&actions), [(0, &ToNode::Stop(stop)), (1, &ToNode::Stop(stop))]);
+}
+
+#[test]
+fn a_node_that_cannot_start_its_workers_ends_the_job_with_its_code() {
+    let mut scene = Scene::running();
+    let broken = ToCoordinator::Broken { code: exit::ENVIRONMENT, message: "starting rank 2: no such file".into() };
+    scene.say(1, broken.clone());
+    scene.ended(0, AttemptEnd::Done);
+    let actions = scene.ended(2, AttemptEnd::Done);
+    let Some((_, ToNode::Ended { result, .. })) = sent(&actions).first().copied() else { panic!("{actions:?}") };
+    assert_eq!(result.cause().map(|cause| cause.exit_code), Some(exit::ENVIRONMENT));
+    let mut early = Scene::new();
+    early.hello(1, hello(1, 1));
+    assert_eq!(refusals(&early.say(1, broken))[0].1, exit::ENVIRONMENT);
+}
+
+#[test]
+fn a_node_that_is_gone_before_a_restart_ends_the_job() {
+    let mut scene = Scene::running();
+    for connection in 0..3 {
+        scene.ended(connection, failed(0, connection != 0));
+    }
+    scene.say(0, ToCoordinator::Ready { attempt: 1, port: Some(4001), resume: true });
+    let actions = scene.close(1);
+    let refusals = refusals(&actions);
+    assert_eq!(refusals.iter().map(|(connection, code, _)| (*connection, *code)).collect::<Vec<_>>(), [(0, 4), (2, 4)]);
+    assert!(refusals[0].2.contains("node 1 (host1, 10.0.0.2) is lost"), "{refusals:?}");
+}
+
+#[test]
+fn each_node_receives_the_workers_of_all_others() {
+    let mut scene = Scene::running();
+    let worker = RankStatus { rank: 3, age: SECOND * 9, silent: Some(SECOND), status: None };
+    scene.say(2, ToCoordinator::Heartbeat { workers: vec![worker] });
+    scene.now += SECOND;
+    let actions = scene.coordinator.on_tick(scene.now);
+    for (connection, message) in sent(&actions) {
+        let ToNode::Heartbeat { workers } = message else { panic!("{message:?}") };
+        let ages: Vec<Duration> = workers.iter().map(|worker| worker.age).collect();
+        assert_eq!(ages, if connection == 2 { vec![] } else { vec![SECOND * 10] });
+    }
+}

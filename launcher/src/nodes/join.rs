@@ -1,0 +1,159 @@
+//! How the nodes of a job come together.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use fnet_protocol::cli::LaunchOptions;
+use tokio::sync::Notify;
+
+use super::coordinator::{Coordinator, REMINDER_INTERVAL, Timeouts};
+use super::dial::{self, Connection};
+use super::link::{Closing, Cluster, Link, Sender};
+use super::listener::{self, Listener};
+use super::message::{Hello, ToNode};
+use super::{hello, queue, wire};
+use crate::console::Console;
+use crate::error::{Doing, Error, Result};
+use crate::plan::rendezvous::{self, Nodes};
+use crate::plan::{Plan, interfaces};
+use crate::signals::{OrStop, Signals};
+
+/// Pause between two attempts to reach node 0.
+const REDIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Time to look up the address of node 0 on node 0 itself.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Joins the nodes of a job: opens the port on node 0, reaches it from the others.
+///
+/// # Errors
+/// The port is taken, or node 0 is not reached in time (exit code 6).
+pub async fn join(
+    options: &LaunchOptions,
+    plan: &Plan,
+    config: &str,
+    console: &Console,
+    signals: &mut Signals,
+) -> Result<OrStop<Cluster>> {
+    if plan.nodes.count == 1 {
+        return Ok(Ok(Cluster::single()));
+    }
+    let hello = hello::of(options, plan, config);
+    let timeouts = Timeouts {
+        join: Duration::from_secs_f64(options.join_timeout),
+        silence: Duration::from_secs_f64(options.node_timeout),
+    };
+    let link = if plan.nodes.rank == 0 {
+        open(&plan.nodes, hello, timeouts, console).await?
+    } else {
+        match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
+            Ok(connection) => follow(plan.nodes.rank, connection, timeouts.silence),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    };
+    Ok(Ok(Cluster::over(link)))
+}
+
+/// Node 0 opens the port.
+async fn open(nodes: &Nodes, hello: Hello, timeouts: Timeouts, console: &Console) -> Result<Link> {
+    let port = nodes.port.unwrap_or(0);
+    let socket = listener::listen(port).map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
+    warn_if_external(nodes, port, console).await;
+    let (local, messages) = queue::channel();
+    let coordinator = Coordinator::new(hello, timeouts, Instant::now());
+    let listener = Listener::open(socket, coordinator, local).doing(|| format!("listening on port {port}"))?;
+    let sender = Sender::Local(listener.events.clone());
+    Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)))
+}
+
+async fn warn_if_external(nodes: &Nodes, port: u16, console: &Console) {
+    let address = &nodes.address;
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((address.as_str(), port))).await;
+    let text = match found {
+        Ok(Ok(addresses)) => {
+            let addresses: Vec<_> = addresses.collect();
+            interfaces::all().ok().and_then(|all| interfaces::external(address, &addresses, &all))
+        }
+        Ok(Err(error)) => Some(format!("--master-addr {address} cannot be resolved on node 0 itself: {error}")),
+        Err(_) => {
+            let seconds = LOOKUP_TIMEOUT.as_secs();
+            Some(format!("--master-addr {address}: looking up the name took more than {seconds} s"))
+        }
+    };
+    if let Some(text) = text {
+        console.error(&format!("warning: {text}"));
+    }
+}
+
+/// The other nodes dial until they reach node 0; the first obstacle and later reminders are printed.
+async fn reach(
+    nodes: &Nodes,
+    hello: &Hello,
+    timeouts: Timeouts,
+    console: &Console,
+    signals: &mut Signals,
+) -> Result<OrStop<Connection>> {
+    let (host, port, seconds) = (nodes.address.as_str(), nodes.port.unwrap_or(0), timeouts.join.as_secs_f64());
+    let deadline = tokio::time::Instant::now() + timeouts.join;
+    let mut last_reminder: Option<Instant> = None;
+    let mut last_error = None;
+    loop {
+        let round = async {
+            let tried = tokio::time::timeout_at(deadline, dial::try_once(host, port, hello)).await;
+            if !matches!(tried, Ok(Ok(_))) {
+                tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + REDIAL_INTERVAL)).await;
+            }
+            tried
+        };
+        match signals.unless_stopped(round).await {
+            Err(reason) => return Ok(Err(reason)),
+            Ok(Ok(Ok(connection))) => return Ok(Ok(connection)),
+            Ok(Ok(Err(error))) => {
+                if last_reminder.is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL) {
+                    last_reminder = Some(Instant::now());
+                    let why = dial::explain_in_one_line(host, port, &error);
+                    console.say(&format!("waiting for node 0, at most {seconds} s: {why}"));
+                }
+                last_error = Some(error);
+            }
+            Ok(Err(_)) => {}
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let why = match last_error {
+                Some(error) => dial::explain(host, port, &error),
+                None => format!("{host}, port {port}, does not answer"),
+            };
+            return Err(Error::environment(format!(
+                "{why}\nnode 0 was not reached within {seconds} s (--join-timeout)"
+            )));
+        }
+    }
+}
+
+/// Sends and receives over the connection to node 0.
+fn follow(node: usize, connection: Connection, silence: Duration) -> Link {
+    let Connection { mut reader, writer, address } = connection;
+    let (sender, outgoing) = queue::channel();
+    let writing = tokio::task::spawn_local(wire::write_all(writer, outgoing));
+    let (incoming, messages) = queue::channel();
+    let is_full = Rc::new(Notify::new());
+    let overflow = Rc::clone(&is_full);
+    tokio::task::spawn_local(async move {
+        let why = loop {
+            let message = tokio::select! {
+                message = tokio::time::timeout(silence, reader.message()) => message,
+                () = overflow.notified() => break queue::NOT_READING.to_owned(),
+            };
+            match message {
+                // While the queue is full, node 0 waits.
+                Ok(Ok(Some(message))) => drop(incoming.send(message).await),
+                Ok(Ok(None)) => break wire::ENDED.to_owned(),
+                Ok(Err(error)) => break wire::broken(&error),
+                Err(_) => break format!("sent no heartbeat for {} s (--node-timeout)", silence.as_secs_f64()),
+            }
+        };
+        let _ = incoming.send(ToNode::Lost(why)).await;
+    });
+    let host = wire::host(address);
+    let channel = (Sender::Remote(sender, is_full), messages);
+    Link::new(node, channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
+}

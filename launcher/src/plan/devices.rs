@@ -1,0 +1,203 @@
+//! The device of each worker: a pure function of the options, CUDA_VISIBLE_DEVICES and the GPUs found.
+
+use std::ffi::OsString;
+
+use fnet_protocol::cli::{Device, Gpus, LaunchOptions};
+
+use super::gpu::Detection;
+use crate::error::{Error, Result};
+use crate::text;
+
+/// The devices of this node's workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// A number of workers on the CPU.
+    Cpu(usize),
+    /// One worker per entry, which is its CUDA_VISIBLE_DEVICES.
+    Cuda(Vec<String>),
+}
+
+impl Devices {
+    /// Number of workers.
+    pub fn workers(&self) -> usize {
+        match self {
+            Devices::Cpu(count) => *count,
+            Devices::Cuda(entries) => entries.len(),
+        }
+    }
+
+    /// The kind of device.
+    pub fn kind(&self) -> Device {
+        match self {
+            Devices::Cpu(_) => Device::Cpu,
+            Devices::Cuda(_) => Device::Cuda,
+        }
+    }
+
+    /// The device of the first worker alone.
+    #[must_use]
+    pub fn first_only(self) -> Self {
+        match self {
+            Devices::Cpu(_) => Devices::Cpu(1),
+            Devices::Cuda(entries) => Devices::Cuda(entries.into_iter().take(1).collect()),
+        }
+    }
+}
+
+/// Maximum number of workers of a node; more is certainly a typo.
+const MAX_WORKERS: usize = 1024;
+
+/// Chooses the devices. `found` is called only if GPUs are wanted; `command` is the command in words, for lines to run
+/// instead.
+///
+/// # Errors
+/// Options that contradict each other (exit code 2); GPUs that do not exist (exit code 6).
+pub fn choose<'a>(
+    options: &LaunchOptions,
+    visible: Option<&str>,
+    found: impl FnOnce() -> &'a Detection,
+    command: &[OsString],
+) -> Result<Devices> {
+    if options.device == Some(Device::Cpu) {
+        if let Some(gpus) = &options.gpus {
+            return Err(Error::usage(format!("--gpus {gpus} and --device cpu exclude each other; remove one")));
+        }
+        return match options.nproc.unwrap_or(1) {
+            count if (1..=MAX_WORKERS).contains(&count) => Ok(Devices::Cpu(count)),
+            count => Err(Error::usage(format!("--nproc {count}: expected 1 to {MAX_WORKERS} workers"))),
+        };
+    }
+    if let Some(count) = options.nproc {
+        return Err(Error::usage(format!(
+            "--nproc {count} requires --device cpu; for GPUs use --gpus {count}. To run on the CPU:\n  {}",
+            cpu_line(Some(count), command)
+        )));
+    }
+    let found = found();
+    let usable = usable(visible, found.gpus.len());
+    if usable.is_empty() {
+        return Err(none_found(options, visible, found, command));
+    }
+    pick(options.gpus.as_ref(), usable, visible, command).map(Devices::Cuda)
+}
+
+/// Existing entries of CUDA_VISIBLE_DEVICES; as in CUDA, an entry that does not exist hides all entries after it.
+fn usable(visible: Option<&str>, found: usize) -> Vec<String> {
+    let Some(visible) = visible else { return (0..found).map(|index| index.to_string()).collect() };
+    if found == 0 {
+        return Vec::new();
+    }
+    let exists = |entry: &&str| match entry.parse::<usize>() {
+        Ok(index) => index < found,
+        // A UUID, which only the driver can check.
+        Err(_) => entry.starts_with("GPU-") || entry.starts_with("MIG-"),
+    };
+    visible.split(',').map(str::trim).take_while(exists).map(str::to_owned).collect()
+}
+
+fn pick(gpus: Option<&Gpus>, usable: Vec<String>, visible: Option<&str>, command: &[OsString]) -> Result<Vec<String>> {
+    let within = visible.map_or_else(String::new, |visible| format!(" within CUDA_VISIBLE_DEVICES={visible}"));
+    let few = |wanted: &Gpus| {
+        let mut line: Vec<OsString> = ["fnet-launch", "--gpus", &usable.len().to_string()].map(OsString::from).into();
+        line.extend_from_slice(command);
+        Error::environment(format!(
+            "--gpus {wanted}: only {} found{within}. To run on {}:\n  {}",
+            text::count(usable.len(), "GPU"),
+            if usable.len() == 1 { "it" } else { "them" },
+            text::shell_line(&line)
+        ))
+    };
+    match gpus {
+        None | Some(Gpus::All) => Ok(usable),
+        Some(wanted @ Gpus::Count(count)) if *count > usable.len() => Err(few(wanted)),
+        Some(Gpus::Count(count)) => Ok(usable.into_iter().take(*count).collect()),
+        Some(wanted @ Gpus::Indices(indices)) => {
+            indices.iter().map(|&index| usable.get(index).cloned().ok_or_else(|| few(wanted))).collect()
+        }
+    }
+}
+
+fn none_found(options: &LaunchOptions, visible: Option<&str>, found: &Detection, command: &[OsString]) -> Error {
+    let mut looked = found.looked.clone();
+    if let Some(visible) = visible {
+        looked.push(format!("CUDA_VISIBLE_DEVICES={visible}: {} of them usable", text::count(found.gpus.len(), "GPU")));
+    }
+    let asked = options.gpus.as_ref().map_or_else(String::new, |gpus| format!(" for --gpus {gpus}"));
+    Error::environment(format!(
+        "no GPU found{asked}. Looked for:\n  {}\nTo run on the CPU:\n  {}",
+        looked.join("\n  "),
+        cpu_line(Some(2), command)
+    ))
+}
+
+fn cpu_line(workers: Option<usize>, command: &[OsString]) -> String {
+    let workers = workers.unwrap_or(1).to_string();
+    let mut line: Vec<OsString> = ["fnet-launch", "--device", "cpu", "--nproc", &workers].map(OsString::from).into();
+    line.extend_from_slice(command);
+    text::shell_line(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use fnet_protocol::cli::Launch;
+    use fnet_protocol::exit;
+
+    use super::*;
+    use crate::plan::gpu::Gpu;
+
+    fn on(flags: &str, visible: Option<&str>, gpus: usize) -> Result<Devices> {
+        let line = format!("fnet-launch {flags} train cfg.toml");
+        let options = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().options;
+        let found =
+            Detection { gpus: vec![Gpu::default(); gpus], driver: None, looked: vec!["/dev/nvidia0: none".into()] };
+        choose(&options, visible, || &found, &["train".into(), "cfg.toml".into()])
+    }
+
+    fn entries(list: &[&str]) -> Result<Devices> {
+        Ok(Devices::Cuda(list.iter().map(ToString::to_string).collect()))
+    }
+
+    #[test]
+    fn a_count_takes_the_first_gpus_and_a_list_its_own() {
+        assert_eq!(on("--gpus 2", None, 4), entries(&["0", "1"]));
+        assert_eq!(on("--gpus 3,0", None, 4), entries(&["3", "0"]));
+        assert_eq!(on("--gpus 1,", None, 4), entries(&["1"]));
+        assert_eq!(on("--gpus all", None, 2), entries(&["0", "1"]));
+        assert_eq!(on("", None, 2), entries(&["0", "1"]));
+    }
+
+    #[test]
+    fn counts_and_lists_are_relative_to_cuda_visible_devices() {
+        assert_eq!(on("--gpus 2", Some("5,3,1"), 8), entries(&["5", "3"]));
+        assert_eq!(on("--gpus 2,", Some("5,3,1"), 8), entries(&["1"]));
+        assert_eq!(on("--gpus all", Some("1,9,2"), 8), entries(&["1"]), "an entry that does not exist hides the rest");
+        assert_eq!(on("--gpus all", Some("MIG-a,GPU-b"), 2), entries(&["MIG-a", "GPU-b"]));
+        assert_eq!(on("--gpus 3", Some("0,1"), 8).unwrap_err().code, exit::ENVIRONMENT);
+        assert_eq!(on("--gpus 1", Some(""), 8).unwrap_err().code, exit::ENVIRONMENT);
+    }
+
+    #[test]
+    fn without_a_gpu_the_line_to_run_instead_is_printed() {
+        let error = on("--gpus 8", None, 0).unwrap_err();
+        assert_eq!(error.code, exit::ENVIRONMENT);
+        assert!(error.message().contains("/dev/nvidia0: none"), "{error}");
+        assert!(error.message().contains("\n  fnet-launch --device cpu --nproc 2 train cfg.toml"), "{error}");
+    }
+
+    #[test]
+    fn too_many_gpus_name_the_available_ones() {
+        let error = on("--gpus 8", None, 1).unwrap_err();
+        assert_eq!(error.code, exit::ENVIRONMENT);
+        assert!(error.message().contains("only 1 GPU found"), "{error}");
+        assert!(error.message().contains("fnet-launch --gpus 1 train cfg.toml"), "{error}");
+    }
+
+    #[test]
+    fn the_cpu_does_not_look_for_gpus() {
+        assert_eq!(on("--device cpu --nproc 3", None, 8), Ok(Devices::Cpu(3)));
+        assert_eq!(on("--device cpu", Some(""), 0), Ok(Devices::Cpu(1)));
+        assert_eq!(on("--device cpu --gpus 2", None, 8).unwrap_err().code, exit::USAGE);
+        assert_eq!(on("--nproc 2", None, 8).unwrap_err().code, exit::USAGE);
+        assert_eq!(on("--device cpu --nproc 0", None, 8).unwrap_err().code, exit::USAGE);
+    }
+}

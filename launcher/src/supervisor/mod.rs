@@ -1,0 +1,249 @@
+//! Supervises a job: starts the workers, passes events to the [`Attempt`], executes its actions, restarts.
+
+mod logs;
+mod oom;
+mod process;
+mod procfs;
+pub mod reaper;
+mod report;
+mod resolved_config;
+mod restart;
+mod streams;
+mod workdir_lock;
+mod workers;
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use fnet_protocol::cli::{LaunchOptions, WorkerCommand};
+use fnet_protocol::message::StopReason;
+use fnet_protocol::{exit, work_dir};
+use tokio::sync::mpsc;
+
+use self::reaper::Reaper;
+use self::restart::{Decision, RestartBudget};
+use self::workers::Starter;
+use crate::attempt::cause::Cause;
+use crate::attempt::hang::Limits;
+use crate::attempt::result::{AttemptEnd, AttemptResult};
+use crate::attempt::{Attempt, Event};
+use crate::console::Console;
+use crate::error::{Doing, Error, Result};
+use crate::nodes::{self, AttemptStart, Cluster};
+use crate::plan::Plan;
+use crate::signals::{Request, Signals};
+
+/// Time for logs and reports to reach a slow disk.
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Capacity of the event queue.
+const QUEUE: usize = 1024;
+
+/// Plans a job, runs it and returns the exit code.
+///
+/// # Errors
+/// There is no plan, the config is wrong, or workers, logs or the port fail.
+pub fn run(options: &LaunchOptions, plan: impl FnOnce() -> Result<Plan>) -> Result<i32> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "starting the event loop".to_owned())?;
+    // Signals are requests from here on, and wait until the plan is made.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::install().doing(|| "installing the signal handlers".to_owned())?
+    };
+    let code = tokio::task::LocalSet::new().block_on(&runtime, supervise(options, plan()?, signals));
+    // A name lookup in progress must not delay the exit.
+    runtime.shutdown_background();
+    code
+}
+
+async fn supervise(options: &LaunchOptions, plan: Plan, mut signals: Signals) -> Result<i32> {
+    let console = Rc::new(Console::new(options));
+    if let Some(limit) = options.time_limit {
+        let console = Rc::clone(&console);
+        let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
+        signals.set_time_limit(limit, move || console.say(&text));
+    }
+    let stopped = |reason: StopReason| {
+        console.error("stopped on request before anything was started; run the same command again");
+        Ok(reason.exit_code())
+    };
+    let config = match signals.unless_stopped(resolved_config::read(&plan)).await {
+        Ok(config) => config?,
+        Err(reason) => return stopped(reason),
+    };
+    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
+    let _lock = workdir_lock::lock(&plan, &console)?;
+    report::remove(&plan);
+    let reaper = Reaper::start().doing(|| "starting the reaper process".to_owned())?;
+    console.say(&plan.summary());
+    if options.verbosity() > 0 {
+        plan.binding.lines().iter().for_each(|line| console.say(line));
+    }
+    let cluster = match nodes::join(options, &plan, &config, &console, &mut signals).await? {
+        Ok(cluster) => cluster,
+        Err(reason) => return stopped(reason),
+    };
+    let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster };
+    let code = supervisor.run().await;
+    logs::flush(DISK_TIMEOUT);
+    supervisor.cluster.leave(code.as_ref().err()).await;
+    code
+}
+
+/// A job in progress.
+struct Supervisor<'a> {
+    options: &'a LaunchOptions,
+    plan: Plan,
+    console: Rc<Console>,
+    signals: Signals,
+    reaper: Reaper,
+    cluster: Cluster,
+}
+
+impl Supervisor<'_> {
+    /// Runs attempts until the job is done, stopped, or not worth a restart.
+    async fn run(&mut self) -> Result<i32> {
+        let old_checkpoints = self.plan.checkpoints()?;
+        let mut budget = RestartBudget::new(self.options);
+        loop {
+            let (nodes, resume) = (&self.plan.nodes, self.plan.resume);
+            let start = self.cluster.begin(nodes, budget.total(), resume, &self.console, &mut self.signals).await?;
+            let start = match start {
+                Ok(start) => start,
+                Err(reason) => return Ok(self.say_stopped(reason, true)),
+            };
+            self.plan.nodes = start.nodes.clone();
+            self.plan.resume = start.resume.unwrap_or(resume);
+            let result = self.attempt(start).await?;
+            self.console.clear_bar();
+            let cause = match &result.end {
+                AttemptEnd::Done => return Ok(exit::SUCCESS),
+                AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved)),
+                AttemptEnd::Failed { cause, .. } => cause,
+            };
+            let is_plain = report::is_plain(cause, &self.plan);
+            self.report(cause, budget.total(), is_plain).await;
+            if !result.lost_nodes.is_empty() {
+                let lost = result.lost_nodes.join(" and ");
+                self.console.error(&format!("not restarted: {lost} is lost; start the job again on all nodes"));
+                return Ok(cause.exit_code);
+            }
+            match budget.decide(self.plan.is_train(), &result, cause) {
+                Decision::GiveUp(reason) => {
+                    if self.plan.is_train() && !is_plain {
+                        self.console.error(&format!("not restarted: {reason}"));
+                    }
+                    return Ok(cause.exit_code);
+                }
+                Decision::Restart { pause, reason } => {
+                    let newest = self.plan.checkpoints().unwrap_or_default().into_iter().next();
+                    // The folder before and after is compared, because the clock of a file server may differ.
+                    let is_new = newest.is_some_and(|newest| !old_checkpoints.contains(&newest));
+                    self.plan.resume = budget.has_checkpoint() || is_new;
+                    let (seconds, position) = (pause.as_secs(), budget.position());
+                    self.console.error(&format!("restarting in {seconds} s ({position}): {reason}"));
+                    if let Err(reason) = self.signals.unless_stopped(tokio::time::sleep(pause)).await {
+                        self.cluster.stop(reason, false).await;
+                        return Ok(self.say_stopped(reason, true));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs the workers once.
+    async fn attempt(&mut self, start: AttemptStart) -> Result<AttemptResult> {
+        let (sender, mut events) = mpsc::channel(QUEUE);
+        let starter = Starter::new(self.options, &self.plan, &start, &self.console, sender);
+        let workers = starter.start_all(&mut self.reaper)?;
+        // Only rank 0 keeps the port of the store open.
+        drop(starter);
+        drop(start);
+        let seconds = Duration::from_secs_f64;
+        let limits = Limits {
+            start: seconds(self.options.start_timeout),
+            step: seconds(self.options.step_timeout),
+            evaluation: seconds(self.options.eval_timeout),
+            save: seconds(self.options.save_timeout),
+            silence: seconds(self.options.silence_timeout),
+        };
+        let (ranks, grace) = (self.plan.ranks(), seconds(self.options.grace));
+        let mut attempt = Attempt::new(&ranks, self.plan.is_train(), grace, limits, Instant::now());
+        loop {
+            // In this order, messages are processed before a worker is judged for its silence.
+            let actions = tokio::select! {
+                biased;
+                request = self.signals.next() => match request {
+                    Request::Stop(reason) => {
+                        self.cluster.stop(reason, attempt.stop_reason().is_some()).await;
+                        attempt.on_stop(reason, Instant::now())
+                    }
+                    Request::Pause => { workers.pause(); Vec::new() }
+                },
+                event = events.recv() => {
+                    // The exit of the last worker ends this loop before the last sender is gone.
+                    let Some((index, event)) = event else {
+                        return Err(Error::bug("the workers are no longer watched, although not all have exited"));
+                    };
+                    if matches!(event, Event::Exited(..)) {
+                        workers.group(index).into_iter().for_each(|group| self.reaper.remove(group));
+                        // Its last heartbeat may be a second old.
+                        workers.read_status(index, &mut attempt);
+                    }
+                    attempt.on_event(index, event, Instant::now())
+                }
+                message = self.cluster.next() => self.cluster.deliver(message, &mut attempt, Instant::now()),
+                () = tokio::time::sleep_until(attempt.next_tick().into()) => {
+                    (0..ranks.len()).for_each(|index| workers.read_status(index, &mut attempt));
+                    attempt.on_tick(Instant::now())
+                }
+            };
+            self.cluster.report(&attempt, Instant::now()).await;
+            for action in actions {
+                workers.execute(action, &mut attempt, &self.console);
+            }
+            if let Some(result) = attempt.result(Instant::now()) {
+                self.remove_leftovers();
+                return Ok(self.cluster.finish(result, &mut self.signals).await);
+            }
+        }
+    }
+
+    /// Removes files that killed workers have left half-written.
+    fn remove_leftovers(&self) {
+        let WorkerCommand::Train(train) = &self.plan.command else { return };
+        let folder = train.folder();
+        if let Err(error) = work_dir::remove_leftovers(&folder) {
+            self.console.say(&format!("cannot remove half-written files in {}: {error}", folder.display()));
+        }
+    }
+
+    fn say_stopped(&self, reason: StopReason, saved: bool) -> i32 {
+        let how = if saved { "" } else { "; not every worker reached the point of saving" };
+        let next = if self.plan.is_train() { "; run again with --resume" } else { "" };
+        self.console.error(&format!("stopped on request{how}{next}"));
+        reason.exit_code()
+    }
+
+    /// Prints the cause of a failure, and writes the report for programs.
+    async fn report(&self, cause: &Cause, restarts: u32, is_plain: bool) {
+        let log = self.plan.log(cause.rank);
+        let lines = if is_plain { vec![cause.reason.clone()] } else { report::lines(cause, &log) };
+        if let Some((headline, details)) = lines.split_first() {
+            self.console.error(headline);
+            details.iter().for_each(|line| self.console.print(line));
+        }
+        let (file, text) = (report::file(&self.plan), report::json(&self.plan, cause, restarts));
+        // A blocked disk must not delay the rest.
+        let written = tokio::task::spawn_blocking(move || std::fs::write(file, text));
+        let problem = match tokio::time::timeout(DISK_TIMEOUT, written).await {
+            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the disk does not respond within {} s", DISK_TIMEOUT.as_secs()),
+        };
+        self.console.error(&format!("cannot write the report to {}: {problem}", self.plan.logs.display()));
+    }
+}

@@ -1,0 +1,183 @@
+//! Whether a failed job restarts: a budget of restarts, without I/O.
+
+use std::time::Duration;
+
+use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::exit;
+
+use crate::attempt::cause::Cause;
+use crate::attempt::result::AttemptResult;
+
+/// The longest pause before a restart.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// The restarts of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartBudget {
+    /// Maximum number of restarts without a healthy run in between.
+    max: u32,
+    /// An attempt that ran this long resets the budget.
+    reset_after: Duration,
+    /// Restarts since the budget was reset.
+    used: u32,
+    /// All restarts.
+    total: u32,
+    /// Completed steps in the newest checkpoint of all attempts.
+    saved_step: Option<u64>,
+}
+
+/// Whether to restart, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Restart after a pause.
+    Restart {
+        /// The pause.
+        pause: Duration,
+        /// Why it may help.
+        reason: String,
+    },
+    /// Exit with the code of the cause.
+    GiveUp(String),
+}
+
+impl RestartBudget {
+    /// The full budget.
+    pub fn new(options: &LaunchOptions) -> Self {
+        let reset_after = Duration::from_secs_f64(options.refill_after);
+        Self { max: options.max_restarts, reset_after, used: 0, total: 0, saved_step: None }
+    }
+
+    /// Number of restarts so far.
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    /// `restart 1 of 3`.
+    pub fn position(&self) -> String {
+        format!("restart {} of {}", self.used, self.max)
+    }
+
+    /// Whether an attempt has reported a checkpoint.
+    pub fn has_checkpoint(&self) -> bool {
+        self.saved_step.is_some()
+    }
+
+    /// Decides after a failed attempt, and counts the restart.
+    pub fn decide(&mut self, is_train: bool, result: &AttemptResult, cause: &Cause) -> Decision {
+        let give_up = |reason: &str| Decision::GiveUp(reason.to_owned());
+        if !is_train {
+            return give_up("only train can resume from a checkpoint");
+        }
+        if result.stop_requested {
+            return give_up("a stop was requested");
+        }
+        match cause.exit_code {
+            exit::USAGE => return give_up("the command line or the config is wrong, and would fail again"),
+            exit::DATA => return give_up("the data or a checkpoint is wrong, and would fail again"),
+            exit::ENVIRONMENT => return give_up("the machine cannot run the job, and a restart does not change that"),
+            _ => {}
+        }
+        if self.max == 0 {
+            return give_up("--max-restarts is 0");
+        }
+        if !result.was_ready {
+            return give_up("no worker had finished its start-up, so a restart would most likely fail in the same way");
+        }
+        let is_reset = self.used > 0 && result.ran >= self.reset_after;
+        let used = if is_reset { 0 } else { self.used };
+        if used >= self.max {
+            return Decision::GiveUp(format!("all {} restarts (--max-restarts) are used up", self.max));
+        }
+        // A job that makes progress fails by accident, so waiting does not help; the same is likely for the first failure.
+        let made_progress = result.saved_step > self.saved_step;
+        let pause = match used {
+            _ if made_progress => Duration::ZERO,
+            0 => Duration::ZERO,
+            used => Duration::from_secs(1).saturating_mul(1 << (used - 1).min(16)).min(MAX_PAUSE),
+        };
+        let mut reason = match cause.exit_code {
+            exit::HANG => "a worker that hung may make progress next time",
+            exit::BUG => "the bug may not occur again",
+            _ => "a worker was lost, possibly by accident",
+        }
+        .to_owned();
+        if is_reset {
+            let minutes = result.ran.as_secs() / 60;
+            reason += &format!("; the job ran well for {minutes} minutes, so the restart budget is reset");
+        }
+        (self.used, self.total) = (used + 1, self.total + 1);
+        self.saved_step = self.saved_step.max(result.saved_step);
+        Decision::Restart { pause, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attempt::result::AttemptEnd;
+
+    const RESET: Duration = Duration::from_secs(1800);
+
+    fn budget(used: u32, max: u32) -> RestartBudget {
+        RestartBudget { max, reset_after: RESET, used, total: used, saved_step: None }
+    }
+
+    fn cause(exit_code: i32) -> Cause {
+        Cause::of_node(0, exit_code, "killed".into())
+    }
+
+    fn killed() -> AttemptResult {
+        AttemptResult {
+            end: AttemptEnd::Done,
+            was_ready: true,
+            stop_requested: false,
+            saved_step: None,
+            ran: Duration::from_secs(60),
+            lost_nodes: Vec::new(),
+        }
+    }
+
+    fn pause(mut budget: RestartBudget, result: &AttemptResult) -> u64 {
+        match budget.decide(true, result, &cause(exit::WORKER_LOST)) {
+            Decision::Restart { pause, reason } if !reason.is_empty() => pause.as_secs(),
+            other => panic!("{result:?}: {other:?}"),
+        }
+    }
+
+    fn refused(mut budget: RestartBudget, is_train: bool, result: &AttemptResult, code: i32) -> String {
+        match budget.decide(is_train, result, &cause(code)) {
+            Decision::GiveUp(reason) => reason,
+            other => panic!("{result:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lost_worker_restarts_the_job_with_growing_pauses() {
+        assert_eq!([0, 1, 2, 3].map(|used| pause(budget(used, 4), &killed())), [0, 1, 2, 4]);
+        assert_eq!(pause(budget(40, 99), &killed()), MAX_PAUSE.as_secs());
+        assert_eq!(pause(budget(40, 99), &AttemptResult { saved_step: Some(1), ..killed() }), 0);
+    }
+
+    #[test]
+    fn failures_that_would_recur_are_not_restarted() {
+        for (code, text) in [(exit::USAGE, "again"), (exit::DATA, "again"), (exit::ENVIRONMENT, "does not change")] {
+            assert!(refused(budget(0, 3), true, &killed(), code).contains(text), "{code}");
+        }
+        let not_ready = AttemptResult { was_ready: false, ..killed() };
+        assert!(refused(budget(0, 3), true, &not_ready, exit::BUG).contains("start-up"));
+        assert!(refused(budget(0, 3), false, &killed(), exit::BUG).contains("train"));
+        let stopped = AttemptResult { stop_requested: true, ..killed() };
+        assert!(refused(budget(0, 3), true, &stopped, exit::BUG).contains("stop"));
+    }
+
+    #[test]
+    fn the_budget_is_used_up_and_reset_after_a_healthy_run() {
+        assert!(refused(budget(3, 3), true, &killed(), exit::BUG).contains("used up"));
+        assert!(refused(budget(0, 0), true, &killed(), exit::BUG).contains("--max-restarts is 0"));
+        let mut used = budget(3, 3);
+        let decision = used.decide(true, &AttemptResult { ran: RESET, ..killed() }, &cause(exit::BUG));
+        let Decision::Restart { pause: Duration::ZERO, reason } = decision else { panic!("{decision:?}") };
+        assert!(reason.contains("ran well for 30 minutes"), "{reason}");
+        assert_eq!((used.position().as_str(), used.total()), ("restart 1 of 3", 4));
+    }
+}

@@ -1,0 +1,31 @@
+//! The lock of the work folder: one training at a time. Workers with a control channel rely on their launcher for it.
+
+use std::fs::File;
+
+use fnet_protocol::cli::WorkerCommand;
+use fnet_protocol::work_dir::{self, Lock};
+
+use crate::console::Console;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+
+/// Locks the existing work folder of a training until the result is dropped or this process exits. `None` for other
+/// commands, on nodes other than 0, which may share its folder, and with a warning if the folder cannot be locked.
+///
+/// # Errors
+/// Another job trains into the folder (exit code 2).
+pub fn lock(plan: &Plan, console: &Console) -> Result<Option<File>> {
+    let WorkerCommand::Train(train) = &plan.command else { return Ok(None) };
+    if plan.nodes.rank > 0 {
+        return Ok(None);
+    }
+    let folder = train.folder();
+    match work_dir::lock(&folder) {
+        Lock::Held(file) => Ok(Some(file)),
+        Lock::Busy => Err(Error::usage(work_dir::busy(&folder))),
+        Lock::Impossible(error) => {
+            console.error(&format!("warning: {}", work_dir::unlocked(&folder, &error)));
+            Ok(None)
+        }
+    }
+}
