@@ -312,16 +312,18 @@ check_out_of_memory() {
 
 # Trains until there is something to find, then compares the detections of both devices.
 check_detections() {
-    local code=0 measured epochs=12 rate=2e-3 place=(--device cpu --nproc 2)
-    [ -z "$small" ] || epochs=11 rate=3e-3
-    launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=$rate \
+    local code=0 measured epochs=12 least=0.3 place=(--device cpu --nproc 2)
+    # A few steps find little, but the weak detections of one kind of kernel agree too.
+    [ -z "$small" ] || epochs=5 least=0.05
+    launch_on_one learn 180 --max-restarts 0 "${train[@]}" --work-dir learn --set optimizer.lr=2e-3 \
         "train.epochs=$epochs" schedule.warmup_iters=20 model.roi_head.sampler.count=128 log.interval=10 || code=$?
     if [ "$code" -eq 0 ]; then
         launch_on_one found 60 test learn/latest.ckpt --format-only --out found.json || code=$?
         launch expected 90 "${place[@]}" test learn/latest.ckpt --format-only --out expected.json || code=$?
     fi
     if [ "$code" -eq 0 ]; then
-        measured=$(compare detections "$work/found.json" "$work/expected.json" --tolerance "$tolerance") || code=1
+        measured=$(compare detections "$work/found.json" "$work/expected.json" --tolerance "$tolerance" \
+            --least-score "$least") || code=1
     else
         measured="exit $code: $(last_words learn) $(last_words found) $(last_words expected)"
     fi
