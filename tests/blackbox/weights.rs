@@ -161,7 +161,7 @@ fn weights_give_the_same_detections_in_every_kind_of_file() {
 #[test]
 fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
     let scene = trained();
-    let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml --show-score-thr=0.3 ours.pth";
+    let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml ours.pth";
     scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
     scene.launch("predict ours.pth . --out painted").expect(2, &["predict --out=painted --config=CONFIG.toml"]);
     let predict = format!("predict ours.pth {}/val --out painted", pictures(&scene));

@@ -29,7 +29,6 @@ fn memory_that_runs_out_is_told_with_the_remedy() {
 }
 
 #[test]
-#[ignore = "the message of cuDNN is not yet known as one of memory"]
 fn convolutions_without_an_engine_mean_that_memory_is_full() {
     let Some(gpus) = small("convolutions_without_an_engine_mean_that_memory_is_full") else { return };
     let ended = gpus.launch(&format!("--gpus 2 {JOB} --work-dir full"), &[("FNET_SIM_FAULT", "no-engine@200/1")]);
@@ -38,7 +37,6 @@ fn convolutions_without_an_engine_mean_that_memory_is_full() {
 }
 
 #[test]
-#[ignore = "errors of the device are not yet told apart from bugs"]
 fn a_broken_device_is_a_fault_of_the_machine() {
     let Some(gpus) = small("a_broken_device_is_a_fault_of_the_machine") else { return };
     let ended = gpus.launch(&format!("--gpus 2 {JOB} --work-dir ecc"), &[("FNET_SIM_FAULT", "ecc@4000/1")]);

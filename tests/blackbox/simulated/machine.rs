@@ -23,11 +23,10 @@ fn a_driver_that_cannot_run_the_job_is_named() {
 }
 
 #[test]
-#[ignore = "compute capability is not yet checked"]
 fn a_card_that_the_wheel_has_no_kernels_for_is_named() {
     let Some(gpus) = idle("a_card_that_the_wheel_has_no_kernels_for_is_named") else { return };
     let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN}"), &[("FNET_SIM_CAPABILITY", "9.0,7.0")]);
-    ended.expect(6, &["compute capability 7.0"]);
+    ended.expect(6, &["compute capability is 7.0"]);
 }
 
 #[test]
