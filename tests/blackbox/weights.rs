@@ -163,7 +163,7 @@ fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
     let scene = trained();
     let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml ours.pth";
     scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
-    scene.launch("predict ours.pth . --out painted").expect(2, &["predict --out=painted --config=CONFIG.toml"]);
+    scene.launch("predict ours.pth . --out painted").expect(2, &["predict --config=CONFIG.toml --out=painted"]);
     let predict = format!("predict ours.pth {}/val --out painted", pictures(&scene));
     for command in ["test ours.pth", &predict] {
         let mut worker = scene.command(&worker_program(), command);
