@@ -4,6 +4,7 @@
 //! `tch::Cuda`'s functions: libtorch remembers its first answer to whether CUDA is there.
 
 mod driver;
+mod stream;
 
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +15,7 @@ use crate::dl::Library;
 use crate::error::{Error, ErrorKind, RawError, Result, check};
 
 pub use driver::{Driver, probe_driver};
+pub use stream::{Download, Downloader, Event, STAGING_BYTES, break_off, to_host, wait};
 
 unsafe extern "C" {
     fn fnet_libtorch_path() -> *const c_char;
