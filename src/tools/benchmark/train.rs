@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 use super::summary::Summary;
 use super::{publish, synthetic};
 use crate::config;
-use crate::data::{Batch, Target};
+use crate::data::{Batch, Images, Target};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::StepRandom;
@@ -56,7 +56,7 @@ struct Report {
 /// Medians of the parts of a step in milliseconds.
 #[derive(Debug, Serialize)]
 struct Parts {
-    /// Copy of the pictures to the device.
+    /// Copy of the images to the device, and their normalisation.
     data: f64,
     forward: f64,
     backward: f64,
@@ -87,7 +87,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let (mut steps, mut times, mut data) = (Vec::new(), Vec::new(), Vec::new());
     for iter in 0..arguments.iters {
         let started = Instant::now();
-        let images = batch.images.f_to_device(world.device())?;
+        let images = Images::Values(batch.images.values(world.device())?);
         process::synchronise(world.device())?;
         data.push(started.elapsed().as_secs_f64());
         let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
@@ -156,7 +156,7 @@ impl Bench<'_> {
     /// Noise pictures with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
     /// that each object gives two positives, more than are taken.
     fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
-        let images = synthetic::images(count, size, 0)?;
+        let images = synthetic::images(count, size, 0);
         let metas = synthetic::metas(count, size);
         let mut random = StepRandom::new(self.learner.seed(), self.world.rank(), STEP);
         let proposals = self.learner.model.training_proposals(&images, &metas, &mut random)?;
