@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tch::Tensor;
+use super::Images;
 
 /// How one image was changed on its way into the model. Sizes are (height, width) in pixels.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,8 +54,8 @@ pub struct Target {
 /// One step's input of one rank.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[images, 3, height, width]`, float32, normalised RGB, zero-padded, channels-last in memory.
-    pub images: Tensor,
+    /// In frames of one size.
+    pub images: Images,
     /// One per image.
     pub metas: Vec<ImageMeta>,
     /// One per image; empty vectors for an image without objects.

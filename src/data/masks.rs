@@ -134,9 +134,9 @@ fn first_destinations(source: usize, target: usize) -> Vec<usize> {
 ///
 /// # Panics
 /// If there are not as many masks as boxes.
-pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) -> Vec<f32> {
+pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) -> Vec<u8> {
     assert_eq!(masks.len(), boxes.len(), "one mask per box");
-    let mut targets = vec![0.0; masks.len() * size * size];
+    let mut targets = vec![0; masks.len() * size * size];
     // Many boxes share a mask, and so the sums of its pixels.
     let mut order: Vec<usize> = (0..masks.len()).collect();
     order.sort_by_key(|&i| masks[i].pixels.as_ptr());
@@ -172,7 +172,7 @@ fn axis_samples(start: f32, length: f32, bins: usize, limit: usize) -> (Vec<Samp
     ((0..bins).flat_map(|b| (0..per_bin).map(move |i| (b, i))).map(|(b, i)| sample(b, i)).collect(), per_bin)
 }
 
-fn mask_target(sums: &AreaTable<'_>, [x1, y1, x2, y2]: [f32; 4], size: usize, targets: &mut [f32]) {
+fn mask_target(sums: &AreaTable<'_>, [x1, y1, x2, y2]: [f32; 4], size: usize, targets: &mut [u8]) {
     let mask = sums.mask;
     let (height, width) = mask.frame;
     let (x1, x2) = (x1.clamp(0.0, width as f32) - 0.5, x2.clamp(0.0, width as f32) - 0.5);
@@ -185,7 +185,7 @@ fn mask_target(sums: &AreaTable<'_>, [x1, y1, x2, y2]: [f32; 4], size: usize, ta
         for bin_column in 0..size {
             let columns = &columns[bin_column * columns_per_bin..(bin_column + 1) * columns_per_bin];
             let set = sums.uniform(rows, columns).unwrap_or_else(|| bin_sum(mask, rows, columns) / count >= 0.5);
-            targets[bin_row * size + bin_column] = f32::from(u8::from(set));
+            targets[bin_row * size + bin_column] = u8::from(set);
         }
     }
 }

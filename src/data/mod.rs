@@ -9,6 +9,7 @@ mod coco;
 mod decode;
 mod epoch;
 mod findings;
+mod images;
 mod loader;
 mod masks;
 mod normalise;
@@ -26,6 +27,7 @@ pub use coco::{
 pub use decode::{Picture, PictureHeader};
 pub use epoch::{Leg, rest_of_epoch};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
+pub use images::{Images, Pixels};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_picture, single_picture};
 pub use masks::{instance_mask, mask_targets, rasterise};
 pub use resize::Bilinear;

@@ -18,6 +18,16 @@ impl Normalisation {
         Self { mean: round(pipeline.mean), std: round(pipeline.std) }
     }
 
+    /// Mean of each channel.
+    pub fn mean(&self) -> [f32; 3] {
+        std::array::from_fn(|channel| self.mean[channel])
+    }
+
+    /// Standard deviation of each channel.
+    pub fn std(&self) -> [f32; 3] {
+        std::array::from_fn(|channel| self.std[channel])
+    }
+
     /// Writes a row of RGB pixels as floats.
     pub fn row(&self, rgb: &[u8], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]

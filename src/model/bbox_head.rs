@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::Parameters;
 use super::init::Init;
 use super::layers::Linear;
-use super::losses;
+use super::losses::{self, Loss};
 use crate::config;
 use crate::error::Result;
 
@@ -40,24 +40,28 @@ impl BboxHead {
     pub(crate) fn forward(&self, features: &Tensor) -> Result<(Tensor, Tensor)> {
         let mut hidden = features.f_flatten(1, 3)?;
         for layer in &self.shared {
-            hidden = layer.forward(&hidden)?.f_relu_()?;
+            hidden = layer.forward_rectified(&hidden)?;
         }
         Ok((self.cls.forward(&hidden)?, self.reg.forward(&hidden)?))
     }
 
-    /// Class loss, accuracy and box loss. `labels` `[k]`; `positives` `[p]` are rows of positive RoIs and `targets`
-    /// `[p, 4]` their deltas: only the columns of a positive's own class enter the loss.
+    /// For a positive RoI at `row`, of the class `label`, its own among all rows of deltas `[k * classes, 4]`.
+    pub(crate) fn own_deltas(&self, row: i64, label: i64) -> i64 {
+        row * self.classes + label
+    }
+
+    /// Class loss, accuracy and box loss. `labels` `[k]`; `own` `[p]` are the positive RoIs' [`BboxHead::own_deltas`] and
+    /// `targets` `[p, 4]` what those should be: only the columns of a positive's own class enter the loss.
     pub(crate) fn loss(
         &self,
         scores: &Tensor,
         deltas: &Tensor,
         labels: &Tensor,
-        positives: &Tensor,
+        own: &Tensor,
         targets: &Tensor,
     ) -> Result<BboxLosses> {
         let (rows, _) = scores.size2()?;
-        let own = positives.f_mul_scalar(self.classes)?.f_add(&labels.f_index_select(0, positives)?)?;
-        let deltas = deltas.f_reshape([rows * self.classes, 4])?.f_index_select(0, &own)?;
+        let deltas = deltas.f_reshape([rows * self.classes, 4])?.f_index_select(0, own)?;
         Ok(BboxLosses {
             cls: losses::cross_entropy(scores, labels)?,
             acc: losses::accuracy(scores, labels)?,
@@ -68,7 +72,7 @@ impl BboxHead {
 
 /// What [`BboxHead::loss`] gives.
 pub(crate) struct BboxLosses {
-    pub(crate) cls: Tensor,
+    pub(crate) cls: Loss,
     pub(crate) acc: Tensor,
-    pub(crate) bbox: Tensor,
+    pub(crate) bbox: Loss,
 }

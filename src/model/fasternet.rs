@@ -1,11 +1,11 @@
 //! FasterNet (Chen et al., CVPR 2023): the backbone.
 
 use tch::Tensor;
+use torch_ext::block;
 
 use super::Parameters;
 use super::init::Init;
 use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
-use super::ops;
 use crate::config::{Activation, Backbone, PartialConv};
 use crate::error::{Error, Result};
 use crate::random::Generator;
@@ -37,6 +37,8 @@ pub(crate) struct FasterNet {
     stages: Vec<Stage>,
     partial_conv: PartialConv,
     drop_rates: Vec<f64>,
+    /// How many batches each norm has seen.
+    counters: Tensor,
 }
 
 #[derive(Debug)]
@@ -76,18 +78,29 @@ impl FasterNet {
             let norm = BatchNorm2d::new(parameters, &format!("{prefix}.norm{}", 2 * stage), channels[stage])?;
             stages.push(Stage { merging, blocks, norm });
         }
-        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config) })
+        let counters = parameters.join_counters(&format!("{prefix}."))?;
+        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters })
     }
 
-    /// The normalised outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`.
+    /// Heights and widths of the outputs for images of this size.
+    pub(crate) fn output_sizes(&self, (height, width): (usize, usize)) -> Vec<(usize, usize)> {
+        let scale = |stage: u32| PATCH as usize * (MERGE as usize).pow(stage);
+        (0..self.stages.len() as u32).map(|stage| (height / scale(stage), width / scale(stage))).collect()
+    }
+
+    /// The normalised outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`. `drop_path` are the
+    /// [`FasterNet::draw_factors`] of a training step.
     pub(crate) fn forward(
         &self,
         images: &Tensor,
         statistics: Statistics,
-        drop_path: Option<&mut Generator>,
+        drop_path: Option<&Tensor>,
     ) -> Result<Vec<Tensor>> {
+        if !matches!(statistics, Statistics::Running) {
+            let _ = self.counters.shallow_clone().f_add_scalar_(1)?;
+        }
         let mut x = self.patch_embed.forward(images, statistics)?;
-        let masks = drop_path.map(|generator| self.draw_masks(generator, &x)).transpose()?.unwrap_or_default();
+        let masks = drop_path.map(|factors| self.masks(factors)).transpose()?.unwrap_or_default();
         // Autograd keeps what it needs for the gradient, so then nothing may be written over.
         let in_place = self.partial_conv == PartialConv::Slicing && masks.is_empty() && !x.requires_grad();
         let mut masks = masks.iter();
@@ -109,20 +122,26 @@ impl FasterNet {
         Ok(outputs)
     }
 
-    /// For each block the factors `[n, 1, 1, 1]` of its branch: 0 if an image drops it, else one over the probability
-    /// of keeping it (Huang et al., 2016). All are drawn together and reach the device in one copy.
-    fn draw_masks(&self, generator: &mut Generator, like: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let images = like.size().first().copied().unwrap_or(0);
+    /// For each block and each of `images` the factor of its branch: 0 if the image drops it, else one over the probability
+    /// of keeping it (Huang et al., 2016). Nothing where no block drops its branch.
+    pub(crate) fn draw_factors(&self, generator: &mut Generator, images: usize) -> Vec<f32> {
         if self.drop_rates.iter().all(|&rate| rate == 0.0) {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        let mut factors = Vec::with_capacity(self.drop_rates.len() * images as usize);
+        let mut factors = Vec::with_capacity(self.drop_rates.len() * images);
         for &rate in &self.drop_rates {
             let keep = 1.0 - rate;
             factors.extend((0..images).map(|_| if generator.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }));
         }
-        let factors = ops::upload(&Tensor::f_from_slice(&factors)?, like.device())?.f_to_kind(like.kind())?;
-        let factors = factors.f_reshape([self.drop_rates.len() as i64, images, 1, 1, 1])?;
+        factors
+    }
+
+    /// For each block its factors `[n, 1, 1, 1]`, unless it drops nothing.
+    fn masks(&self, factors: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        if factors.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let factors = factors.f_reshape([self.drop_rates.len() as i64, -1, 1, 1, 1])?;
         (0..)
             .zip(&self.drop_rates)
             .map(|(block, &rate)| Ok(if rate == 0.0 { None } else { Some(factors.f_select(0, block)?) }))
@@ -175,8 +194,6 @@ struct Block {
     partial: Conv2d,
     /// Channels that the partial convolution convolves.
     convolved: i64,
-    /// Channels that it leaves alone.
-    untouched: i64,
 }
 
 impl Block {
@@ -195,19 +212,16 @@ impl Block {
         let reduce = Conv2d::new(parameters, &format!("{name}.mlp.3"), shape, init)?;
         let shape = ConvShape::same(convolved, convolved, 3, false);
         let partial = Conv2d::new(parameters, &format!("{name}.spatial_mixing.partial_conv3"), shape, init)?;
-        Ok(Self { expand, activation: config.activation, reduce, partial, convolved, untouched: channels - convolved })
+        Ok(Self { expand, activation: config.activation, reduce, partial, convolved })
     }
 
     /// `mask` holds the factors of the branch, if any.
     fn forward(&self, x: &Tensor, statistics: Statistics, mask: Option<&Tensor>) -> Result<Tensor> {
-        let parts = x.f_split_with_sizes([self.convolved, self.untouched], 1)?;
-        // Dense, so that the convolution need not copy it again in the backward pass.
-        let convolved = self.partial.forward(&ops::channels_last(&parts[0])?)?;
-        let mixed = Tensor::f_cat(&[&convolved, &parts[1]], 1)?;
+        let (mixed, shortcut) = block::partial_conv(x, self.partial.weight())?;
         let branch = self.branch(&mixed, statistics)?;
         match mask {
-            Some(mask) => Ok(x.f_addcmul(&branch, &mask.f_to_kind(branch.kind())?)?),
-            None => Ok(x.f_add(&branch)?),
+            Some(mask) => Ok(block::add_scaled(&shortcut, &branch, mask)?),
+            None => Ok(shortcut.f_add(&branch)?),
         }
     }
 

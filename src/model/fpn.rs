@@ -5,7 +5,6 @@ use tch::Tensor;
 use super::Parameters;
 use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
-use super::ops;
 use crate::config::Neck;
 use crate::error::{Error, Result};
 
@@ -42,6 +41,14 @@ impl Fpn {
         Ok(Self { laterals, smoothers, levels: config.num_outs })
     }
 
+    /// Heights and widths of the levels for features of these sizes.
+    pub(crate) fn level_sizes(&self, mut sizes: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+        while let Some(&(height, width)) = sizes.last().filter(|_| sizes.len() < self.levels) {
+            sizes.push((height.div_ceil(2), width.div_ceil(2)));
+        }
+        sizes
+    }
+
     /// The levels from fine to coarse; those beyond the inputs take every second value of the level before.
     pub(crate) fn forward(&self, features: &[Tensor]) -> Result<Vec<Tensor>> {
         let mut merged =
@@ -55,8 +62,7 @@ impl Fpn {
         let mut levels =
             merged.iter().zip(&self.smoothers).map(|(x, conv)| conv.forward(x)).collect::<Result<Vec<_>>>()?;
         while let Some(last) = levels.last().filter(|_| levels.len() < self.levels) {
-            let coarser = last.f_slice(2, None, None, 2)?.f_slice(3, None, None, 2)?;
-            levels.push(ops::channels_last(&coarser)?);
+            levels.push(last.f_max_pool2d([1, 1], [2, 2], [0, 0], [1, 1], false)?);
         }
         Ok(levels)
     }

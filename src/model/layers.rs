@@ -69,13 +69,27 @@ impl ConvShape {
 }
 
 impl Conv2d {
-    /// The convolution at windows that are already cut out: `[n, kernel * kernel * inputs]`, each row by row with the
-    /// channels last, to `[n, outputs]`.
-    pub(crate) fn at_windows(&self, windows: &Tensor) -> Result<Tensor> {
+    /// The kernel for windows that are already cut out, each row by row with the channels last:
+    /// `[outputs, kernel * kernel * inputs]`.
+    pub(crate) fn window_weight(&self) -> Result<Tensor> {
         let (outputs, inputs, height, width) = self.weight.size4()?;
         // The permutation gives the gradient the kernel's strides.
-        let weight = self.weight.f_permute([0, 2, 3, 1])?.f_reshape([outputs, height * width * inputs])?;
-        Ok(windows.f_linear(&weight, self.bias.as_ref())?)
+        Ok(self.weight.f_permute([0, 2, 3, 1])?.f_reshape([outputs, height * width * inputs])?)
+    }
+
+    /// The convolution at such windows, `[n, kernel * kernel * inputs]` to `[n, outputs]`.
+    pub(crate) fn at_windows(&self, windows: &Tensor) -> Result<Tensor> {
+        Ok(windows.f_linear(&self.window_weight()?, self.bias.as_ref())?)
+    }
+
+    /// What is added to each output, if anything.
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Its kernel, for those who convolve a part of the channels.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 
     pub(crate) fn new(parameters: &mut Parameters, name: &str, shape: ConvShape, init: Init) -> Result<Self> {
@@ -109,6 +123,14 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
+
+    /// The layer and a rectifier: in one call on a GPU, in two on the CPU, as it always was.
+    pub(crate) fn forward_rectified(&self, x: &Tensor) -> Result<Tensor> {
+        if x.device() == Device::Cpu {
+            return Ok(self.forward(x)?.f_relu_()?);
+        }
+        Ok(torch_ext::block::linear_relu(x, &self.weight, &self.bias)?)
+    }
 }
 
 /// Batch normalisation over `[n, c, h, w]` (Ioffe and Szegedy, 2015).
@@ -118,19 +140,20 @@ pub(crate) struct BatchNorm2d {
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
-    num_batches_tracked: Tensor,
 }
 
 impl BatchNorm2d {
     pub(crate) fn new(parameters: &mut Parameters, name: &str, channels: i64) -> Result<Self> {
         let (zero, one, shape) = (Init::Constant(0.0), Init::Constant(1.0), [channels]);
-        Ok(Self {
+        let norm = Self {
             weight: parameters.parameter(format!("{name}.weight"), &shape, one)?,
             bias: parameters.parameter(format!("{name}.bias"), &shape, zero)?,
             running_mean: parameters.buffer(format!("{name}.running_mean"), &shape, Kind::Float, zero)?,
             running_var: parameters.buffer(format!("{name}.running_var"), &shape, Kind::Float, one)?,
-            num_batches_tracked: parameters.buffer(format!("{name}.num_batches_tracked"), &[], Kind::Int64, zero)?,
-        })
+        };
+        // Whoever owns several norms counts for all of them: [`Parameters::join_counters`].
+        let _ = parameters.buffer(format!("{name}.num_batches_tracked"), &[], Kind::Int64, zero)?;
+        Ok(norm)
     }
 
     pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
@@ -143,7 +166,6 @@ impl BatchNorm2d {
             Statistics::Running => activate(activation, self.forward_libtorch(x, false)?),
             Statistics::Synchronised(sum) => activate(activation, self.forward_synchronised(x, sum)?),
             Statistics::Batch => {
-                let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
                 if x.device() != Device::Cpu || x.kind() != Kind::Float {
                     return activate(activation, self.forward_libtorch(x, true)?);
                 }
@@ -208,7 +230,6 @@ impl BatchNorm2d {
         for (running, value) in [(&self.running_mean, mean), (&self.running_var, &unbiased)] {
             let _ = running.shallow_clone().f_lerp_(value, MOMENTUM)?;
         }
-        let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
         Ok(())
     }
 }

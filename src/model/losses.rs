@@ -1,8 +1,9 @@
 //! The reference's losses and their reductions, in float32.
 
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::cuda::Download;
 
+use super::pack::Pack;
 use super::roi_head::{RoiLosses, RoiSample};
 use crate::error::Result;
 
@@ -28,21 +29,30 @@ pub struct Losses {
     pub positives: usize,
     /// Proposals that entered the loss.
     pub proposals: usize,
+    /// Their sum, where it was made with them.
+    joined: Option<Tensor>,
+}
+
+/// A loss, as long as it stands alone.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    pub(crate) value: Tensor,
+    /// What the value has still to be divided by: on a GPU all losses are divided in one call.
+    divisor: Option<f64>,
 }
 
 impl Losses {
     /// The losses of the proposal head (objectness, boxes) and of the heads behind it, for the RoIs of `sample`.
-    pub(crate) fn new((rpn_cls, rpn_bbox): (Tensor, Tensor), roi: RoiLosses, sample: &RoiSample) -> Self {
-        Self {
-            rpn_cls,
-            rpn_bbox,
-            cls: roi.bbox.cls,
-            acc: roi.bbox.acc,
-            bbox: roi.bbox.bbox,
-            mask: roi.mask,
-            positives: sample.positives.len(),
-            proposals: sample.rois.len(),
-        }
+    pub(crate) fn new((rpn_cls, rpn_bbox): (Loss, Loss), roi: RoiLosses, sample: &RoiSample) -> Result<Self> {
+        let device = rpn_cls.value.device();
+        let all = [rpn_cls, rpn_bbox, roi.bbox.cls, roi.bbox.bbox, roi.mask];
+        let (values, joined) = match device {
+            Device::Cpu => (all.map(|loss| loss.value), None),
+            device => join(&all, device).map(|(values, total)| (values, Some(total)))?,
+        };
+        let [rpn_cls, rpn_bbox, cls, bbox, mask] = values;
+        let (acc, positives, proposals) = (roi.bbox.acc, sample.positives.len(), sample.rois.len());
+        Ok(Self { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives, proposals, joined })
     }
 
     /// What is minimised: the sum of all losses.
@@ -50,6 +60,9 @@ impl Losses {
     /// # Errors
     /// If libtorch fails.
     pub fn total(&self) -> Result<Tensor> {
+        if let Some(total) = &self.joined {
+            return Ok(total.shallow_clone());
+        }
         let rpn = self.rpn_cls.f_add(&self.rpn_bbox)?;
         Ok(rpn.f_add(&self.cls)?.f_add(&self.bbox)?.f_add(&self.mask)?)
     }
@@ -105,25 +118,50 @@ impl SentLosses {
     }
 }
 
+/// All losses divided in one call, and their sum.
+fn join(losses: &[Loss; 5], device: Device) -> Result<([Tensor; 5], Tensor)> {
+    let mut pack = Pack::default();
+    let divisors = losses.each_ref().map(|loss| loss.divisor.unwrap_or(1.0) as f32);
+    let divisors = pack.list(&divisors);
+    let divisors = pack.send(device)?.table(&divisors)?;
+    let sums = losses.iter().map(|loss| Ok(loss.value.f_reshape([1])?)).collect::<Result<Vec<_>>>()?;
+    let values = Tensor::f_cat(&sums, 0)?.f_div(&divisors)?;
+    let value = |place: i64| values.f_select(0, place);
+    Ok(([value(0)?, value(1)?, value(2)?, value(3)?, value(4)?], values.f_sum(Kind::Float)?))
+}
+
 /// Binary cross-entropy of logits summed and divided by `count`; 0 without values.
-pub(crate) fn binary_cross_entropy(logits: &Tensor, targets: &Tensor, count: usize) -> Result<Tensor> {
-    let none = None::<&Tensor>;
-    let logits = logits.f_to_kind(Kind::Float)?;
-    let sum = logits.f_binary_cross_entropy_with_logits(targets, none, none, Reduction::Sum)?;
-    divide(&sum, count)
+pub(crate) fn binary_cross_entropy(logits: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
+    divide(cross_entropy_of_logits(logits, targets, Reduction::Sum)?, count as f64 + EPSILON)
+}
+
+/// The mean of the binary cross-entropy of logits; without any 0, still in the graph.
+pub(crate) fn mean_binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Loss> {
+    if logits.numel() == 0 {
+        return Ok(Loss { value: logits.f_sum(Kind::Float)?, divisor: None });
+    }
+    if logits.device() == Device::Cpu {
+        return Ok(Loss { value: cross_entropy_of_logits(logits, targets, Reduction::Mean)?, divisor: None });
+    }
+    divide(cross_entropy_of_logits(logits, targets, Reduction::Sum)?, logits.numel() as f64)
+}
+
+fn cross_entropy_of_logits(logits: &Tensor, targets: &Tensor, reduction: Reduction) -> Result<Tensor> {
+    let (logits, none) = (logits.f_to_kind(Kind::Float)?, None::<&Tensor>);
+    Ok(logits.f_binary_cross_entropy_with_logits(targets, none, none, reduction)?)
 }
 
 /// Absolute difference summed and divided by `count`; 0 without values.
-pub(crate) fn l1(values: &Tensor, targets: &Tensor, count: usize) -> Result<Tensor> {
-    divide(&values.f_to_kind(Kind::Float)?.f_l1_loss(targets, Reduction::Sum)?, count)
+pub(crate) fn l1(values: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
+    divide(values.f_to_kind(Kind::Float)?.f_l1_loss(targets, Reduction::Sum)?, count as f64 + EPSILON)
 }
 
 /// Cross-entropy of class scores `[n, classes]` summed and divided by n; 0 without values.
-pub(crate) fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Tensor> {
+pub(crate) fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
     let count = scores.size2()?.0 as usize;
     let scores = scores.f_to_kind(Kind::Float)?;
     let sum = scores.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::Sum, -100, 0.0)?;
-    divide(&sum, count.max(1))
+    divide(sum, count.max(1) as f64 + EPSILON)
 }
 
 /// Share in percent of rows of `scores` whose greatest value stands at the label; 0 without rows.
@@ -137,16 +175,42 @@ pub(crate) fn accuracy(scores: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(right.f_sum(Kind::Float)?.f_mul_scalar(100.0 / rows as f64)?)
 }
 
-fn divide(sum: &Tensor, count: usize) -> Result<Tensor> {
-    Ok(sum.f_div_scalar(count as f64 + EPSILON)?)
+fn divide(sum: Tensor, divisor: f64) -> Result<Loss> {
+    match sum.device() {
+        Device::Cpu => Ok(Loss { value: sum.f_div_scalar(divisor)?, divisor: None }),
+        _ => Ok(Loss { value: sum, divisor: Some(divisor) }),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn value(tensor: Result<Tensor>) -> f64 {
+    fn value(loss: Result<Loss>) -> f64 {
+        f64::try_from(loss.unwrap().value).unwrap()
+    }
+
+    fn number(tensor: Result<Tensor>) -> f64 {
         f64::try_from(tensor.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn losses_divided_together_are_those_divided_one_by_one() {
+        let sums = [3.0f32, 0.0, -7.25, 1e-3, 511.0].map(|sum| Tensor::from(sum).set_requires_grad(true));
+        let divisors = [Some(512.0 + EPSILON), Some(1.0 + EPSILON), Some(3.0), None, Some(7.0)];
+        let mut place = 0..;
+        let losses = sums.each_ref().map(|sum| {
+            let divisor = divisors[place.next().unwrap()];
+            Loss { value: sum.shallow_clone(), divisor }
+        });
+        let (values, total) = join(&losses, Device::Cpu).unwrap();
+        let one_by_one: Vec<Tensor> =
+            sums.iter().zip(divisors).map(|(sum, divisor)| sum.f_div_scalar(divisor.unwrap_or(1.0)).unwrap()).collect();
+        assert!(values.iter().zip(&one_by_one).all(|(a, b)| a == b));
+        let sum = one_by_one.iter().sum::<Tensor>();
+        assert!((f64::try_from(&total).unwrap() - f64::try_from(&sum).unwrap()).abs() < 1e-5);
+        let gradients = |total: &Tensor| Tensor::run_backward(&[total], &sums.each_ref(), false, false);
+        assert_eq!(gradients(&total), gradients(&sum));
     }
 
     #[test]
@@ -160,7 +224,7 @@ mod tests {
         let labels = Tensor::from_slice(&[1i64, 1]);
         let expected = (2.0f64.ln() + (1.0 + (-3.0f64).exp()).ln()) / 2.0;
         assert!((value(cross_entropy(&scores, &labels)) - expected).abs() < 1e-6);
-        assert_eq!(value(accuracy(&scores, &labels)), 50.0);
+        assert_eq!(number(accuracy(&scores, &labels)), 50.0);
     }
 
     #[test]
@@ -169,9 +233,9 @@ mod tests {
         let labels = Tensor::zeros([0], (Kind::Int64, tch::Device::Cpu));
         for loss in [l1(&empty, &empty.detach(), 0), cross_entropy(&empty, &labels)] {
             let loss = loss.unwrap();
-            assert!(loss.requires_grad());
+            assert!(loss.value.requires_grad());
             assert_eq!(value(Ok(loss)), 0.0);
         }
-        assert_eq!(value(accuracy(&empty, &labels)), 0.0);
+        assert_eq!(number(accuracy(&empty, &labels)), 0.0);
     }
 }

@@ -1,10 +1,12 @@
 //! The mask head (He et al., 2017): a mask of the own class for every RoI.
 
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Tensor};
+use torch_ext::block::linear_relu;
 
 use super::Parameters;
 use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
+use super::losses::{Loss, mean_binary_cross_entropy};
 use crate::config;
 use crate::error::Result;
 
@@ -49,6 +51,24 @@ impl MaskHead {
     /// kernel 2 and stride 2, so that it maps every pixel to four on its own: it is a matrix product, as is the logit
     /// after it, and the pixels are put in place at the end, when there is one value of each.
     pub(crate) fn forward(&self, features: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let logits = self.logits(features, labels, features.device() != Device::Cpu)?;
+        let (rois, height, _, width, _) = logits.size5()?;
+        Ok(logits.f_reshape([rois, 2 * height, 2 * width])?)
+    }
+
+    /// The loss of the masks that [`MaskHead::forward`] would give, against `targets` `[k, 2 s, 2 s]`.
+    pub(crate) fn loss_of(&self, features: &Tensor, labels: &Tensor, targets: &Tensor) -> Result<Loss> {
+        if features.device() == Device::Cpu {
+            return mean_binary_cross_entropy(&self.forward(features, labels)?, targets);
+        }
+        // Pixel by pixel where they lie: no copy puts them in order.
+        let logits = self.logits(features, labels, true)?;
+        mean_binary_cross_entropy(&logits, &targets.f_reshape(&logits.size()[..])?)
+    }
+
+    /// Logits `[k, s, 2, s, 2]`: rows, rows in a window, columns, columns in a window. In `few_calls` for a GPU; else as the
+    /// CPU always did, for its sums would round in another way.
+    fn logits(&self, features: &Tensor, labels: &Tensor, few_calls: bool) -> Result<Tensor> {
         let mut x = features.shallow_clone();
         for conv in &self.convs {
             x = conv.forward(&x)?.f_relu_()?;
@@ -59,32 +79,28 @@ impl MaskHead {
         let outputs = self.upsample_weight.size4()?.1;
         let weight = self.upsample_weight.f_permute([0, 2, 3, 1])?.f_reshape([channels, 4 * outputs])?;
         let bias = self.upsample_bias.f_repeat([4])?;
-        let upsampled = bias.f_addmm(&pixels, &weight)?.f_relu_()?;
+        let upsampled = match few_calls {
+            true => linear_relu(&pixels, &weight.f_transpose(0, 1)?, &bias)?,
+            false => bias.f_addmm(&pixels, &weight)?.f_relu_()?,
+        };
         let upsampled = upsampled.f_reshape([rois, height * width * 4, outputs])?;
         // The permutation gives the gradient the kernel's strides.
         let weight = self.logits_weight.f_permute([0, 2, 3, 1])?.f_flatten(1, 3)?;
         let own = weight.f_index_select(0, labels)?.f_unsqueeze(2)?;
         let bias = self.logits_bias.f_index_select(0, labels)?.f_reshape([rois, 1, 1])?;
-        let logits = upsampled.f_bmm(&own)?.f_add(&bias)?;
-        let logits = logits.f_reshape([rois, height, width, 2, 2])?.f_permute([0, 1, 3, 2, 4])?;
-        Ok(logits.f_reshape([rois, 2 * height, 2 * width])?)
-    }
-
-    /// Mean binary cross-entropy over all pixels of own-class logits `[k, s, s]`; without RoIs 0, still in the graph.
-    pub(crate) fn loss(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let logits = logits.f_to_kind(Kind::Float)?;
-        if logits.numel() == 0 {
-            return Ok(logits.f_sum(Kind::Float)?);
-        }
-        let none = None::<&Tensor>;
-        Ok(logits.f_binary_cross_entropy_with_logits(targets, none, none, Reduction::Mean)?)
+        let logits = match few_calls {
+            true => bias.f_baddbmm(&upsampled, &own, 1.0, 1.0)?,
+            false => upsampled.f_bmm(&own)?.f_add(&bias)?,
+        };
+        Ok(logits.f_reshape([rois, height, width, 2, 2])?.f_permute([0, 1, 3, 2, 4])?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
-    use tch::Device;
 
     /// The layers as the reference has them: all classes, then one is kept.
     fn all_classes(head: &MaskHead, features: &Tensor, labels: &Tensor) -> Tensor {
@@ -117,10 +133,20 @@ mod tests {
             Tensor::run_backward(&[logits.square().sum(Kind::Float)], &tensors, false, false)
         };
         let expected = all_classes(&head, &features, &labels);
-        let actual = head.forward(&features, &labels).unwrap();
-        assert!(actual.allclose(&expected, 1e-5, 1e-5, false));
-        for (actual, expected) in gradients(actual).iter().zip(gradients(expected)) {
-            assert!(actual.allclose(&expected, 1e-4, 1e-4, false));
+        let expected_gradients = gradients(expected.shallow_clone());
+        for few_calls in [false, true] {
+            let logits = head.logits(&features, &labels, few_calls).unwrap();
+            let actual = logits.reshape([4, 6, 6]);
+            assert!(actual.allclose(&expected, 1e-5, 1e-5, false));
+            assert!(few_calls || actual == head.forward(&features, &labels).unwrap());
+            // The loss does not ask in which order the pixels lie.
+            let targets = expected.gt(0.0).to_kind(Kind::Float);
+            let loss = mean_binary_cross_entropy(&logits, &targets.reshape([4, 3, 2, 3, 2])).unwrap().value;
+            let plain = mean_binary_cross_entropy(&expected, &targets).unwrap().value;
+            assert!(loss.allclose(&plain, 1e-5, 1e-6, false));
+            for (actual, expected) in gradients(actual).iter().zip(&expected_gradients) {
+                assert!(actual.allclose(expected, 1e-4, 1e-4, false));
+            }
         }
     }
 
@@ -131,7 +157,7 @@ mod tests {
         let features = Tensor::zeros([0, 4, 14, 14], (Kind::Float, Device::Cpu));
         let logits = head.forward(&features, &Tensor::zeros([0], (Kind::Int64, Device::Cpu))).unwrap();
         assert_eq!(logits.size(), [0, 28, 28]);
-        let loss = MaskHead::loss(&logits, &logits.detach()).unwrap();
+        let loss = mean_binary_cross_entropy(&logits, &logits.detach()).unwrap().value;
         assert_eq!(f64::try_from(&loss).unwrap(), 0.0);
         loss.backward();
         for (name, tensor) in parameters.trainable() {

@@ -8,12 +8,13 @@ use super::fpn::Fpn;
 use super::layers::{Statistics, SumOverRanks};
 use super::losses::Losses;
 use super::ops;
+use super::pack::Pack;
 use super::roi_head::RoiHead;
 use super::rpn::Rpn;
 use super::sample::StepRandom;
 use super::{Detections, Parameters};
 use crate::config::{self, Amp};
-use crate::data::{Batch, ImageMeta, Target};
+use crate::data::{Batch, ImageMeta, Images, Target};
 use crate::error::{Error, Result};
 
 /// Mask R-CNN (He et al., 2017) with a FasterNet backbone and a feature pyramid.
@@ -116,50 +117,67 @@ impl MaskRcnn {
     pub fn forward_train(&self, batch: &Batch, random: &mut StepRandom) -> Result<Losses> {
         self.backbone.check_trainable()?;
         self.check_batch(&batch.images, batch.metas.len(), Some(&batch.targets))?;
-        let levels = self.training_levels(&batch.images, random)?;
+        let (count, size) = batch.images.size()?;
+        // What the host knows beforehand: the device gets it in one copy.
+        let mut pack = Pack::default();
+        let drop_path = pack.list(&self.backbone.draw_factors(&mut random.drop_path, count));
+        let sizes = self.backbone.output_sizes(size);
+        let anchors = self.rpn.anchors(&self.neck.level_sizes(sizes))?;
+        let chosen = self.rpn.sample(&anchors, &batch.metas, &batch.targets, random.choice.as_mut());
+        let chosen = self.rpn.tabulate(&anchors, &chosen, self.device, &mut pack);
+        let sent = pack.send(self.device)?;
+
+        let levels = self.training_levels(&batch.images, &sent.table(&drop_path)?)?;
         // The loss computes the head anew where it needs gradients.
         let rpn = tch::no_grad(|| self.rpn.forward(&levels))?;
-        let anchors = self.rpn.sample(&rpn.anchors, &batch.metas, &batch.targets, random.choice.as_mut());
-        let rpn_losses = self.rpn.loss(&levels, &rpn.anchors, &anchors)?;
-        let proposals = self.rpn.proposals(&rpn, &batch.metas, self.train_nms_pre)?;
+        if rpn.anchors.levels != anchors.levels {
+            let message = format!("levels of {:?} in place of {:?}", rpn.anchors.levels, anchors.levels);
+            return Err(Error::bug(message));
+        }
+        let candidates = self.rpn.start_proposals(&rpn, self.train_nms_pre)?;
+        // Before the wait for the candidates, so that the device has something to do meanwhile.
+        let rpn_losses = self.rpn.loss_by(&levels, &chosen, &sent)?;
+        let proposals = self.rpn.finish_proposals(candidates, &batch.metas)?;
         let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
         let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;
-        Ok(Losses::new(rpn_losses, roi, &sample))
+        Losses::new(rpn_losses, roi, &sample)
     }
 
     /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels
-    /// and score, best first) for each of `images` (`[n, 3, h, w]`, normalised RGB), without gradient.
+    /// and score, best first, on the host) for each of `images`, without gradient.
     ///
     /// # Errors
     /// A bug if there is not one meta per image, else if libtorch fails (memory).
     pub fn training_proposals(
         &self,
-        images: &Tensor,
+        images: &Images,
         metas: &[ImageMeta],
         random: &mut StepRandom,
     ) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
         self.check_batch(images, metas.len(), None)?;
-        let rpn = self.rpn.forward(&self.training_levels(images, random)?)?;
+        let factors = self.backbone.draw_factors(&mut random.drop_path, metas.len());
+        let factors = ops::upload(&Tensor::f_from_slice(&factors)?, self.device)?;
+        let rpn = self.rpn.forward(&self.training_levels(images, &factors)?)?;
         self.rpn.proposals(&rpn, metas, self.train_nms_pre)
     }
 
     /// The pyramid's levels in training.
-    fn training_levels(&self, images: &Tensor, random: &mut StepRandom) -> Result<Vec<Tensor>> {
-        let images = ops::channels_last(&ops::upload(images, self.device)?)?;
-        let features = self.backbone.forward(&images, self.statistics(), Some(&mut random.drop_path))?;
+    fn training_levels(&self, images: &Images, drop_path: &Tensor) -> Result<Vec<Tensor>> {
+        let images = images.values(self.device)?;
+        let features = self.backbone.forward(&images, self.statistics(), Some(drop_path))?;
         self.neck.forward(&features)
     }
 
-    /// What is found in each of `images` (`[n, 3, h, w]`, normalised RGB), without gradient and with the running
+    /// What is found in each of `images`, without gradient and with the running
     /// statistics.
     ///
     /// # Errors
     /// A bug if there is not one meta per image, else if libtorch fails (memory).
-    pub fn predict(&self, images: &Tensor, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+    pub fn predict(&self, images: &Images, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
         self.check_batch(images, metas.len(), None)?;
-        let images = ops::channels_last(&ops::upload(images, self.device)?)?;
+        let images = images.values(self.device)?;
         let features = self.backbone.forward(&images, Statistics::Running, None)?;
         let levels = self.neck.forward(&features)?;
         let rpn = self.rpn.forward(&levels)?;
@@ -167,8 +185,8 @@ impl MaskRcnn {
         self.roi_head.predict(&levels, &proposals, metas)
     }
 
-    fn check_batch(&self, images: &Tensor, metas: usize, targets: Option<&[Target]>) -> Result<()> {
-        let count = images.size4()?.0 as usize;
+    fn check_batch(&self, images: &Images, metas: usize, targets: Option<&[Target]>) -> Result<()> {
+        let (count, _) = images.size()?;
         let targets = targets.map_or(count, <[Target]>::len);
         if metas == count && targets == count {
             return Ok(());

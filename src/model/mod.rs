@@ -21,6 +21,7 @@ mod mask_head;
 mod mask_rcnn;
 pub mod nms;
 pub(crate) mod ops;
+mod pack;
 mod parameters;
 mod roi_extract;
 pub(crate) mod roi_head;

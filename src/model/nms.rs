@@ -9,7 +9,7 @@ use crate::error::Result;
 /// pass, the offsets cost float32 precision in the same way, but the time grows with the square of the number.
 pub const SPLIT_THRESHOLD: i64 = 10_000;
 
-/// Indices of the kept of `boxes` (`[n, 4]`, float32), best first. Boxes suppress each other only within a group;
+/// Indices of the kept of `boxes` (`[n, 4]`, float32, on the CPU), best first. Boxes suppress each other only within a group;
 /// `groups` (`[n]`, int64, from 0) tells the groups apart.
 ///
 /// Every group is moved away from the others by an offset made of the greatest coordinate, in float32: overlaps are

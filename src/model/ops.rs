@@ -1,17 +1,19 @@
 //! Operators that tch lacks, with this crate's errors.
 
 use tch::{Device, Tensor};
+use torch_ext::ops::RoisByLevel;
 
 use crate::error::Result;
 
 /// The same values with the channels last in memory: the same tensor if they are. Tensors of other than four
 /// dimensions become dense.
+#[cfg(test)]
 pub(crate) fn channels_last(x: &Tensor) -> Result<Tensor> {
     if x.dim() == 4 { Ok(torch_ext::memory::channels_last(x)?) } else { Ok(x.f_contiguous()?) }
 }
 
-/// The values of a tensor on the host, on `device`. The device is not waited for: what is in ordinary host memory is
-/// copied to the driver's own before this returns.
+/// The few values of a tensor on the host, on `device`. The device is not waited for: up to 64 KB of ordinary host memory
+/// are copied to the driver's own before this returns. What may be more goes by [`super::pack`] or as images do.
 pub(crate) fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
     Ok(x.f_to_device_(device, x.kind(), true, false)?)
 }
@@ -25,6 +27,16 @@ pub(crate) fn roi_align(
     size: usize,
 ) -> Result<Tensor> {
     Ok(torch_ext::ops::roi_align(levels, rois, roi_levels, strides, size)?)
+}
+
+/// See [`torch_ext::ops::roi_align_by_level`].
+pub(crate) fn roi_align_by_level(
+    levels: &[Tensor],
+    by_level: &RoisByLevel,
+    strides: &[usize],
+    size: usize,
+) -> Result<Tensor> {
+    Ok(torch_ext::ops::roi_align_by_level(levels, by_level, strides, size)?)
 }
 
 /// See [`torch_ext::ops::nms`].

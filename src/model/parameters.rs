@@ -163,6 +163,20 @@ impl Parameters {
         self.add(name, tensor, Role::Buffer, init)
     }
 
+    /// Makes the counters of batches whose names begin with `prefix` parts of one tensor, which is returned: so they are
+    /// counted up in one call.
+    pub(crate) fn join_counters(&mut self, prefix: &str) -> Result<Tensor> {
+        let counters = self.entries.iter_mut().filter(|(name, _)| name.starts_with(prefix) && is_counter(name));
+        let counters: Vec<&mut Tensor> = counters.map(|(_, entry)| &mut entry.tensor).collect();
+        let joined = Tensor::f_zeros([counters.len() as i64], (Kind::Int64, self.device))?;
+        for (place, counter) in (0..).zip(counters) {
+            let mut part = joined.f_select(0, place)?;
+            part.f_copy_(counter)?;
+            *counter = part;
+        }
+        Ok(joined)
+    }
+
     fn add(&mut self, name: String, tensor: Tensor, role: Role, init: Init) -> Result<Tensor> {
         let alias = tensor.shallow_clone();
         match self.entries.insert(name, Entry { tensor, role, init }) {
@@ -315,6 +329,20 @@ mod tests {
         assert_eq!(small().get("a.weight"), other.get("a.weight"));
         other.initialise(4).unwrap();
         assert_ne!(small().get("a.weight"), other.get("a.weight"));
+    }
+
+    #[test]
+    fn joined_counters_count_together_and_keep_names_and_values() {
+        let mut parameters = small();
+        let _ = parameters.buffer("a.x.num_batches_tracked".into(), &[], Kind::Int64, Init::Constant(0.0)).unwrap();
+        let _ = parameters.buffer("b.num_batches_tracked".into(), &[], Kind::Int64, Init::Constant(0.0)).unwrap();
+        parameters.load([("a.x.num_batches_tracked", Tensor::from(4_i64))]).unwrap();
+        let mut joined = parameters.join_counters("a.").unwrap();
+        let _ = joined.f_add_scalar_(1).unwrap();
+        let value = |name: &str| i64::try_from(parameters.get(name).unwrap()).unwrap();
+        let names = ["a.num_batches_tracked", "a.x.num_batches_tracked", "b.num_batches_tracked"];
+        assert_eq!(names.map(value), [1, 5, 0]);
+        assert!(names.iter().all(|name| parameters.get(name).unwrap().size().is_empty()));
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! The heads behind the proposals: sampling, classes, boxes and masks (Ren et al., 2015; He et al., 2017).
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::Download;
+use torch_ext::levels::twice;
 
 use super::Parameters;
 use super::assign::assign;
 use super::bbox_head::{BboxHead, BboxLosses};
 use super::boxes::{decode, encode};
 use super::detections::Detections;
+use super::losses::Loss;
 use super::mask_head::MaskHead;
 use super::nms::batched_nms;
 use super::ops;
+use super::pack::Pack;
 use super::roi_extract::RoiExtractor;
 use super::sample::{Choice, sample};
 use crate::config;
@@ -48,7 +52,7 @@ pub(crate) struct RoiSample {
 /// Losses of both heads.
 pub(crate) struct RoiLosses {
     pub(crate) bbox: BboxLosses,
-    pub(crate) mask: Tensor,
+    pub(crate) mask: Loss,
 }
 
 impl RoiHead {
@@ -69,8 +73,7 @@ impl RoiHead {
         self.config.bbox_target_stds.map(|std| std as f32)
     }
 
-    /// Chooses the RoIs of the losses among the proposals (`[k, 5]` per image) and the objects. Runs on the CPU; on
-    /// CUDA the one copy of all proposals waits for the device.
+    /// Chooses the RoIs of the losses among the proposals (`[k, 5]` per image, on the host) and the objects.
     pub(crate) fn sample(
         &self,
         proposals: &[Tensor],
@@ -78,8 +81,7 @@ impl RoiHead {
         choice: &mut dyn Choice,
     ) -> Result<RoiSample> {
         let mut all = RoiSample::default();
-        let joined = Tensor::f_cat(proposals, 0)?.f_to_device(Device::Cpu)?;
-        let values = Vec::<f32>::try_from(joined.f_reshape([-1])?)?;
+        let values = Vec::<f32>::try_from(Tensor::f_cat(proposals, 0)?.f_reshape([-1])?)?;
         let mut rows = values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]);
         for (image, (proposals, target)) in proposals.iter().zip(targets).enumerate() {
             let boxes: Vec<[f32; 4]> = rows.by_ref().take(proposals.size2()?.0 as usize).collect();
@@ -120,32 +122,48 @@ impl RoiHead {
 
     /// The losses of both heads for the chosen RoIs.
     pub(crate) fn loss(&self, levels: &[Tensor], sample: &RoiSample, targets: &[Target]) -> Result<RoiLosses> {
-        let device = levels.first().map_or(Device::Cpu, Tensor::device);
-        let rois = rois_tensor(&sample.rois, device)?;
-        let labels = ops::upload(&Tensor::f_from_slice(&sample.labels)?, device)?;
-        let positives = ops::upload(&Tensor::f_from_slice(&sample.positives)?, device)?;
-        let deltas = Tensor::f_from_slice(sample.deltas.as_flattened())?.f_reshape([sample.deltas.len() as i64, 4])?;
-        let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.forward(levels, &rois)?)?;
-        let bbox = self.bbox.loss(&scores, &predicted, &labels, &positives, &ops::upload(&deltas, device)?)?;
-        let features = self.mask_extractor.forward(levels, &rois.f_index_select(0, &positives)?)?;
-        let logits = self.mask.forward(&features, &labels.f_index_select(0, &positives)?)?;
-        let mask = MaskHead::loss(&logits, &ops::upload(&self.mask_targets(sample, targets)?, device)?)?;
+        let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
+        let positive_rois: Vec<[f32; 5]> = sample.positives.iter().map(|&row| sample.rois[row as usize]).collect();
+        let positive_labels: Vec<i64> = sample.positives.iter().map(|&row| sample.labels[row as usize]).collect();
+        let own = sample.positives.iter().zip(&positive_labels);
+        let own: Vec<i64> = own.map(|(&row, &label)| self.bbox.own_deltas(row, label)).collect();
+        let (positives, side) = (positive_rois.len() as i64, 2 * self.config.mask_roi_size as i64);
+
+        let rois = self.bbox_extractor.place(&sample.rois, device, &mut pack)?;
+        let labels = pack.list(&sample.labels);
+        let own = pack.list(&own);
+        let deltas = pack.add(sample.deltas.as_flattened(), &[positives, 4]);
+        let positive_rois = self.mask_extractor.place(&positive_rois, device, &mut pack)?;
+        let positive_labels = pack.list(&positive_labels);
+        let masks = pack.add(&self.mask_targets(sample, targets), &[positives, side, side]);
+        let sent = pack.send(device)?;
+
+        // Where calls count, the gradients that both heads give the levels are added in one.
+        let levels = &levels[..ROI_LEVELS.min(levels.len())];
+        let shared = if device == Device::Cpu { None } else { Some(twice(levels)?) };
+        let (of_boxes, of_masks) =
+            shared.as_ref().map_or((levels, levels), |[first, second]| (first.as_slice(), second.as_slice()));
+        let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.read(of_boxes, &rois, &sent)?)?;
+        let bbox =
+            self.bbox.loss(&scores, &predicted, &sent.table(&labels)?, &sent.table(&own)?, &sent.table(&deltas)?)?;
+        let features = self.mask_extractor.read(of_masks, &positive_rois, &sent)?;
+        let masks = sent.table(&masks)?.f_to_kind(Kind::Float)?;
+        let mask = self.mask.loss_of(&features, &sent.table(&positive_labels)?, &masks)?;
         Ok(RoiLosses { bbox, mask })
     }
 
-    /// `[p, s, s]` of 0 and 1: each positive RoI's part of its object's mask.
-    pub(crate) fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Result<Tensor> {
-        let size = 2 * self.config.mask_roi_size;
+    /// 0 or 1 for each of `[p, s, s]`: each positive RoI's part of its object's mask.
+    pub(crate) fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Vec<u8> {
         let rois = sample.positives.iter().map(|&row| sample.rois[row as usize]);
         let (masks, boxes): (Vec<&InstanceMask>, Vec<[f32; 4]>) = rois
             .zip(&sample.objects)
             .map(|([image, x1, y1, x2, y2], &object)| (&targets[image as usize].masks[object], [x1, y1, x2, y2]))
             .unzip();
-        let values = mask_targets(&masks, &boxes, size);
-        Ok(Tensor::f_from_slice(&values)?.f_reshape([masks.len() as i64, size as i64, size as i64])?)
+        mask_targets(&masks, &boxes, 2 * self.config.mask_roi_size)
     }
 
-    /// Detections of every image, from its proposals (`[k, 5]`).
+    /// Detections of every image, from its proposals (`[k, 5]` on the host). On CUDA this waits for the device where scores
+    /// and deltas come to the host, which decides on them, and where the masks do.
     pub(crate) fn predict(
         &self,
         levels: &[Tensor],
@@ -159,8 +177,10 @@ impl RoiHead {
             .collect::<Result<Vec<_>>>()?;
         let rois = Tensor::f_cat(&rois, 0)?;
         let (scores, deltas) = self.bbox.forward(&self.bbox_extractor.forward(levels, &rois)?)?;
-        let scores = scores.f_softmax(1, Kind::Float)?.f_split_with_sizes(&counts[..], 0)?;
-        let deltas = deltas.f_to_kind(Kind::Float)?.f_split_with_sizes(&counts[..], 0)?;
+        let scores = Download::start(&scores.f_softmax(1, Kind::Float)?)?;
+        let deltas = Download::start(&deltas.f_to_kind(Kind::Float)?)?;
+        let scores = scores.finish()?.f_split_with_sizes(&counts[..], 0)?;
+        let deltas = deltas.finish()?.f_split_with_sizes(&counts[..], 0)?;
         let rois = rois.f_split_with_sizes(&counts[..], 0)?;
         let mut kept = Vec::with_capacity(metas.len());
         for (image, meta) in metas.iter().enumerate() {
@@ -169,8 +189,7 @@ impl RoiHead {
         self.add_masks(levels, kept, metas)
     }
 
-    /// Boxes in the original image, scores and labels of one image, best first. On CUDA this waits for the device where
-    /// the scores are compared with the threshold and inside the suppression.
+    /// Boxes in the original image, scores and labels of one image, best first; all on the host.
     pub(crate) fn best_of_image(
         &self,
         rois: &Tensor,
@@ -188,9 +207,9 @@ impl RoiHead {
         let deltas = deltas.f_reshape([count * classes, 4])?.f_index_select(0, &pair(classes)?)?;
         let sources = rois.f_narrow(1, 1, 4)?.f_index_select(0, &rows)?;
         let (height, width) = (meta.image_size.0 as f32, meta.image_size.1 as f32);
-        let limits = ops::upload(&Tensor::f_from_slice(&[width, height, width, height])?, rois.device())?;
+        let limits = Tensor::f_from_slice(&[width, height, width, height])?;
         let boxes = decode(&sources, &deltas, Some(&self.config.bbox_target_stds), Some(&limits))?;
-        let boxes = boxes.f_div(&scale_of(meta, rois.device())?)?;
+        let boxes = boxes.f_div(&Tensor::f_from_slice(&meta.scale_factor)?)?;
         let kept = batched_nms(&boxes, &scores, &labels, self.config.nms_iou)?;
         let kept = kept.f_narrow(0, 0, kept.size1()?.min(self.config.max_per_image as i64))?;
         Ok(Best {
@@ -201,50 +220,37 @@ impl RoiHead {
     }
 
     fn add_masks(&self, levels: &[Tensor], kept: Vec<Best>, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+        let device = levels.first().map_or(Device::Cpu, Tensor::device);
         let mut rois = Vec::with_capacity(kept.len());
         for (image, (best, meta)) in (0_i64..).zip(kept.iter().zip(metas)) {
-            rois.push(with_image(image, &best.boxes.f_mul(&scale_of(meta, best.boxes.device())?)?)?);
+            rois.push(with_image(image, &best.boxes.f_mul(&Tensor::f_from_slice(&meta.scale_factor)?)?)?);
         }
         let labels: Vec<&Tensor> = kept.iter().map(|best| &best.labels).collect();
+        let labels = ops::upload(&Tensor::f_cat(&labels, 0)?, device)?;
         let features = self.mask_extractor.forward(levels, &Tensor::f_cat(&rois, 0)?)?;
-        let logits = self.mask.forward(&features, &Tensor::f_cat(&labels, 0)?)?;
-        let masks = logits.f_to_kind(Kind::Float)?.f_sigmoid()?.f_to_device(Device::Cpu)?;
+        let logits = self.mask.forward(&features, &labels)?;
+        let masks = Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?;
         let mut start = 0;
         kept.into_iter()
-            .map(|best| {
-                let count = best.scores.size1()?;
+            .map(|Best { boxes, scores, labels }| {
+                let count = scores.size1()?;
                 let masks = masks.f_narrow(0, start, count)?;
                 start += count;
-                Ok(Detections {
-                    boxes: best.boxes.f_to_device(Device::Cpu)?,
-                    scores: best.scores.f_to_device(Device::Cpu)?,
-                    labels: best.labels.f_to_device(Device::Cpu)?,
-                    masks,
-                })
+                Ok(Detections { boxes, scores, labels, masks })
             })
             .collect()
     }
 }
 
-/// Detections without masks, on the device.
+/// Detections without masks.
 pub(crate) struct Best {
     pub(crate) boxes: Tensor,
     pub(crate) scores: Tensor,
     pub(crate) labels: Tensor,
 }
 
-/// RoIs `[k, 5]` on `device`.
-fn rois_tensor(rois: &[[f32; 5]], device: Device) -> Result<Tensor> {
-    ops::upload(&Tensor::f_from_slice(rois.as_flattened())?.f_reshape([rois.len() as i64, 5])?, device)
-}
-
 /// RoIs of `boxes` (`[k, 4]`) in `image`.
 fn with_image(image: i64, boxes: &Tensor) -> Result<Tensor> {
     let column = Tensor::f_full([boxes.size2()?.0, 1], image, (Kind::Float, boxes.device()))?;
     Ok(Tensor::f_cat(&[&column, boxes], 1)?)
-}
-
-/// Resized over original size, `[4]`.
-fn scale_of(meta: &ImageMeta, device: Device) -> Result<Tensor> {
-    ops::upload(&Tensor::f_from_slice(&meta.scale_factor)?, device)
 }

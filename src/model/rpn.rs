@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::Download;
+use torch_ext::ops::nms_of_values;
 
 use super::Parameters;
 use super::anchors::{AnchorCache, AnchorGenerator, Anchors, Size};
@@ -13,14 +15,13 @@ use super::assign::{Assigned, assign};
 use super::boxes::{BoxColumns, decode, encode};
 use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
-use super::losses;
-use super::nms::batched_nms;
-use super::ops;
+use super::losses::{self, Loss};
+use super::pack::{Pack, Sent, Table};
 use super::sample::{Choice, Sampled, sample};
 use crate::config;
 use crate::data::{ImageMeta, Target};
 use crate::error::{Error, Result};
-use chosen::Chosen;
+use chosen::{Chosen, ChosenTables};
 
 /// Normal with this deviation is where the head's convolutions start.
 const INIT: Init = Init::Normal(0.01);
@@ -54,6 +55,31 @@ pub(crate) struct ImageSample {
     pub(crate) sampled: Sampled,
     /// Deltas from each positive anchor to its object.
     pub(crate) deltas: Vec<[f32; 4]>,
+}
+
+/// What the loss needs to know of the chosen anchors, on its way to the device.
+pub(crate) struct LossTables {
+    chosen: ChosenTables,
+    objectness: Table,
+    deltas: Table,
+    count: usize,
+}
+
+/// The best anchors of every level, on their way to the host.
+pub(crate) struct Candidates {
+    /// `[images, n]` of 32-bit words: for each level its scores, its deltas and, unless all its anchors are there in their
+    /// order, the places of the anchors in the level, as 64-bit numbers.
+    rows: Download,
+    levels: Vec<LevelCandidates>,
+    anchors: Arc<Anchors>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LevelCandidates {
+    /// Number of anchors of the finer levels.
+    start: usize,
+    kept: usize,
+    has_places: bool,
 }
 
 impl Rpn {
@@ -156,17 +182,25 @@ impl Rpn {
 
     /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
     /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
-    pub(crate) fn loss(
+    #[cfg(test)]
+    pub(crate) fn loss(&self, levels: &[Tensor], anchors: &Anchors, samples: &[ImageSample]) -> Result<(Loss, Loss)> {
+        let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
+        let tables = self.tabulate(anchors, samples, device, &mut pack);
+        self.loss_by(levels, &tables, &pack.send(device)?)
+    }
+
+    /// Adds to `pack` what [`Rpn::loss_by`] needs to know of the chosen anchors.
+    pub(crate) fn tabulate(
         &self,
-        levels: &[Tensor],
         anchors: &Anchors,
         samples: &[ImageSample],
-    ) -> Result<(Tensor, Tensor)> {
+        device: Device,
+        pack: &mut Pack,
+    ) -> LossTables {
         let (mut chosen, mut positive, mut objectness, mut deltas) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for (image, ImageSample { sampled, deltas: image_deltas }) in samples.iter().enumerate() {
-            let first = chosen.len() as i64;
-            positive.extend(first..first + sampled.positive.len() as i64);
+            positive.extend(chosen.len()..chosen.len() + sampled.positive.len());
             let all = sampled.positive.iter().chain(&sampled.negative);
             chosen.extend(all.map(|&anchor| Chosen { image, anchor }));
             objectness.extend(std::iter::repeat_n(1.0_f32, sampled.positive.len()));
@@ -174,93 +208,160 @@ impl Rpn {
             deltas.extend(image_deltas.iter().flatten().copied());
             count += sampled.positive.len().max(1) + sampled.negative.len().max(1);
         }
-        let answers = self.at(levels, anchors, &chosen)?;
-        let device = answers.logits.device();
-        let positive = ops::upload(&Tensor::f_from_slice(&positive)?, device)?;
-        let objectness = ops::upload(&Tensor::f_from_slice(&objectness)?, device)?;
-        let deltas = Tensor::f_from_slice(&deltas)?.f_reshape([positive.size1()?, 4])?;
-        let deltas = ops::upload(&deltas, device)?;
+        LossTables {
+            chosen: self.tabulate_chosen((samples.len(), &anchors.levels), &chosen, &positive, device, pack),
+            objectness: pack.list(&objectness),
+            deltas: pack.add(&deltas, &[positive.len() as i64, 4]),
+            count,
+        }
+    }
+
+    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
+    /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
+    pub(crate) fn loss_by(&self, levels: &[Tensor], tables: &LossTables, sent: &Sent) -> Result<(Loss, Loss)> {
+        let answers = self.at(levels, &tables.chosen, sent)?;
         Ok((
-            losses::binary_cross_entropy(&answers.logits, &objectness, count)?,
-            losses::l1(&answers.deltas.f_index_select(0, &positive)?, &deltas, count)?,
+            losses::binary_cross_entropy(&answers.logits, &sent.table(&tables.objectness)?, tables.count)?,
+            losses::l1(&answers.deltas, &sent.table(&tables.deltas)?, tables.count)?,
         ))
     }
 
-    /// The best boxes of every image as `[k, 5]` (box and score, best first), without gradient. `nms_pre` is the number
-    /// of anchors of each level that may become a proposal. On CUDA this waits for the device twice per image: where
-    /// boxes without extent are dropped, and inside the suppression.
+    /// The best boxes of every image as `[k, 5]` on the host (box and score, best first), without gradient. `nms_pre` is the
+    /// number of anchors of each level that may become a proposal.
     pub(crate) fn proposals(&self, output: &RpnOutput, metas: &[ImageMeta], nms_pre: usize) -> Result<Vec<Tensor>> {
-        let _guard = tch::no_grad_guard();
+        self.finish_proposals(self.start_proposals(output, nms_pre)?, metas)
+    }
+
+    /// Finds the best anchors of every level and sends them to the host.
+    pub(crate) fn start_proposals(&self, output: &RpnOutput, nms_pre: usize) -> Result<Candidates> {
         let on_host = output.logits.first().is_none_or(|logits| logits.device() == Device::Cpu);
         // Sorting all anchors of a level to keep a few of them takes longer on a CPU than the whole rest of this stage.
         let best_of_rows = if on_host { best_by_selection } else { best_by_sort };
-        let candidates = self.candidates(output, metas, nms_pre, best_of_rows)?;
-        (0..metas.len() as i64)
-            .map(|image| {
-                let boxes = candidates.boxes.f_select(0, image)?;
-                let scores = candidates.scores.f_select(0, image)?;
-                self.suppress(&boxes, &scores, &candidates.levels)
-            })
-            .collect()
+        candidates(output, nms_pre, best_of_rows)
     }
 
-    /// The best anchors of every level, refined and clipped.
-    fn candidates(
-        &self,
-        output: &RpnOutput,
-        metas: &[ImageMeta],
-        nms_pre: usize,
-        best_of_rows: BestOfRows,
-    ) -> Result<Candidates> {
-        let (mut scores, mut deltas, mut sources, mut levels) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let device = output.logits.first().map_or(Device::Cpu, Tensor::device);
-        let images = metas.len() as i64;
-        let all = Tensor::f_from_slice(output.anchors.boxes.as_flattened())?.f_reshape([-1, 4])?;
-        let all = ops::upload(&all, device)?;
-        let mut start = 0;
-        for (level, (logits, level_deltas)) in (0_i64..).zip(output.logits.iter().zip(&output.deltas)) {
-            let (_, count) = logits.size2()?;
-            let anchors = all.f_narrow(0, start, count)?;
-            start += count;
-            let level_scores = logits.f_detach()?.f_to_kind(Kind::Float)?.f_sigmoid()?;
-            let level_deltas = level_deltas.f_detach()?.f_to_kind(Kind::Float)?;
-            let kept = count.min(nms_pre as i64);
-            if kept < count {
-                let (best, order) = best_of_rows(&level_scores, kept)?;
-                let places = order.f_unsqueeze(-1)?.f_expand([images, kept, 4], false)?;
-                deltas.push(level_deltas.f_gather(1, &places, false)?);
-                sources.push(anchors.f_index_select(0, &order.f_reshape([-1])?)?.f_reshape([images, kept, 4])?);
-                scores.push(best);
-            } else {
-                deltas.push(level_deltas);
-                sources.push(anchors.f_unsqueeze(0)?.f_expand([images, count, 4], false)?);
-                scores.push(level_scores);
+    /// Waits for the candidates, and makes proposals of them on the host, which needs them there: refined, clipped,
+    /// without those of no extent, and without those that overlap a better one of their level. What the device was given
+    /// after [`Rpn::start_proposals`] keeps it busy meanwhile.
+    pub(crate) fn finish_proposals(&self, candidates: Candidates, metas: &[ImageMeta]) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let Candidates { rows, levels, anchors } = candidates;
+        let rows = rows.finish()?;
+        let (images, width) = rows.size2()?;
+        let kept: usize = levels.iter().map(|level| level.kept).sum();
+        let words = Vec::<i32>::try_from(rows.f_reshape([-1])?)?;
+        let (mut scores, mut deltas, mut sources) = (Vec::new(), Vec::new(), Vec::new());
+        for mut row in words.chunks_exact(width.max(1) as usize) {
+            let mut take = |count: usize| row.split_off(..count).unwrap_or_default();
+            for level in &levels {
+                let float = |&word: &i32| f32::from_bits(word.cast_unsigned());
+                scores.extend(take(level.kept).iter().map(float));
+                deltas.extend(take(4 * level.kept).iter().map(float));
+                let boxes = &anchors.boxes[level.start..];
+                if level.has_places {
+                    let (places, _) = take(2 * level.kept).as_chunks::<2>();
+                    // Places are small: the other half of each is zero.
+                    let first = usize::from(cfg!(target_endian = "big"));
+                    sources.extend(places.iter().map(|place| boxes[place[first] as usize]));
+                } else {
+                    sources.extend_from_slice(&boxes[..level.kept]);
+                }
             }
-            levels.push(Tensor::f_full([kept], level, (Kind::Int64, device))?);
         }
-        let limits: Vec<f32> = metas
+        let limits: Vec<[f32; 4]> = metas
             .iter()
-            .flat_map(|meta| {
+            .map(|meta| {
                 let (height, width) = (meta.image_size.0 as f32, meta.image_size.1 as f32);
                 [width, height, width, height]
             })
             .collect();
-        let limits = ops::upload(&Tensor::f_from_slice(&limits)?.f_reshape([images, 1, 4])?, device)?;
-        let boxes = decode(&Tensor::f_cat(&sources, 1)?, &Tensor::f_cat(&deltas, 1)?, None, Some(&limits))?;
-        Ok(Candidates { boxes, scores: Tensor::f_cat(&scores, 1)?, levels: Tensor::f_cat(&levels, 0)? })
+        let table = |values: &[f32], rows: i64| Tensor::f_from_slice(values)?.f_reshape([images, rows, 4]);
+        let (sources, deltas) = (table(sources.as_flattened(), kept as i64)?, table(&deltas, kept as i64)?);
+        let boxes = decode(&sources, &deltas, None, Some(&table(limits.as_flattened(), 1)?))?;
+        let boxes = Vec::<f32>::try_from(boxes.f_reshape([-1])?)?;
+        let of_level: Vec<usize> =
+            levels.iter().enumerate().flat_map(|(level, part)| std::iter::repeat_n(level, part.kept)).collect();
+        let config = &self.config;
+        let found: Vec<Vec<[f32; 5]>> = boxes
+            .as_chunks::<4>()
+            .0
+            .par_chunks(kept.max(1))
+            .zip(scores.par_chunks(kept.max(1)))
+            .map(|(boxes, scores)| suppress(config, boxes, scores, &of_level))
+            .collect::<Result<_>>()?;
+        let none = metas.len() - found.len().min(metas.len());
+        let found = found.into_iter().chain(std::iter::repeat_n(Vec::new(), none));
+        found.map(|rows| Ok(Tensor::f_from_slice(rows.as_flattened())?.f_reshape([rows.len() as i64, 5])?)).collect()
     }
+}
 
-    fn suppress(&self, boxes: &Tensor, scores: &Tensor, levels: &Tensor) -> Result<Tensor> {
-        let extent = boxes.f_narrow(1, 2, 2)?.f_sub(&boxes.f_narrow(1, 0, 2)?)?;
-        let sound = extent.f_gt(self.config.min_box_size)?.f_all_dim(1, false)?.f_nonzero()?.f_reshape([-1])?;
-        let pick = |x: &Tensor| x.f_index_select(0, &sound);
-        let (boxes, scores, levels) = (pick(boxes)?, pick(scores)?, pick(levels)?);
-        let kept = batched_nms(&boxes, &scores, &levels, self.config.nms_iou)?;
-        let count = kept.size1()?.min(self.config.max_per_image as i64);
-        let kept = kept.f_narrow(0, 0, count)?;
-        let scores = scores.f_index_select(0, &kept)?.f_unsqueeze(1)?;
-        Ok(Tensor::f_cat(&[boxes.f_index_select(0, &kept)?, scores], 1)?)
+/// The best anchors of every level.
+fn candidates(output: &RpnOutput, nms_pre: usize, best_of_rows: BestOfRows) -> Result<Candidates> {
+    let _guard = tch::no_grad_guard();
+    let scores = Tensor::f_cat(&output.logits, 1)?.f_to_kind(Kind::Float)?.f_sigmoid()?;
+    let (images, _) = scores.size2()?;
+    let (mut parts, mut levels, mut start) = (Vec::new(), Vec::new(), 0);
+    for (logits, deltas) in output.logits.iter().zip(&output.deltas) {
+        let (_, count) = logits.size2()?;
+        let level_scores = scores.f_narrow(1, start, count)?;
+        let deltas = deltas.f_to_kind(Kind::Float)?;
+        let kept = count.min(nms_pre as i64);
+        if kept < count {
+            let (best, order) = best_of_rows(&level_scores, kept)?;
+            let places = order.f_unsqueeze(-1)?.f_expand([images, kept, 4], false)?;
+            let deltas = deltas.f_gather(1, &places, false)?.f_reshape([images, 4 * kept])?;
+            parts.extend([words(&best)?, words(&deltas)?, words(&order)?]);
+        } else {
+            parts.extend([words(&level_scores)?, words(&deltas.f_reshape([images, 4 * count])?)?]);
+        }
+        levels.push(LevelCandidates { start: start as usize, kept: kept as usize, has_places: kept < count });
+        start += count;
     }
+    let rows = Download::start(&Tensor::f_cat(&parts, 1)?)?;
+    Ok(Candidates { rows, levels, anchors: Arc::clone(&output.anchors) })
+}
+
+/// Rows of values as rows of 32-bit words.
+fn words(rows: &Tensor) -> Result<Tensor> {
+    let in_a_row = rows.stride().last().is_none_or(|&stride| stride == 1);
+    let rows = if in_a_row { rows.shallow_clone() } else { rows.f_contiguous()? };
+    Ok(rows.f_view_dtype(Kind::Int)?)
+}
+
+/// The proposals of one image among its candidates. `levels` rises.
+///
+/// Every level is moved away from the others by an offset made of the greatest coordinate, in float32: overlaps are
+/// computed on the moved boxes, so that they round as the reference's do, who suppresses all levels in one pass.
+fn suppress(config: &config::Rpn, boxes: &[[f32; 4]], scores: &[f32], levels: &[usize]) -> Result<Vec<[f32; 5]>> {
+    let least = config.min_box_size as f32;
+    let is_sound = |&index: &usize| {
+        let [x1, y1, x2, y2] = boxes[index];
+        x2 - x1 > least && y2 - y1 > least
+    };
+    let sound: Vec<usize> = (0..boxes.len()).filter(is_sound).collect();
+    let greatest = sound.iter().flat_map(|&index| boxes[index]).fold(f32::NEG_INFINITY, f32::max);
+    let step = greatest + 1.0;
+    let groups: Vec<&[usize]> = sound.chunk_by(|&a, &b| levels[a] == levels[b]).collect();
+    let kept = groups.into_par_iter().map(|group| {
+        let offset = levels[group[0]] as f32 * step;
+        let moved: Vec<[f32; 4]> = group.iter().map(|&index| boxes[index].map(|value| value + offset)).collect();
+        let own: Vec<f32> = group.iter().map(|&index| scores[index]).collect();
+        let kept = nms_of_values(&moved, &own, config.nms_iou)?;
+        Ok(kept.into_iter().map(|place| group[place]).collect())
+    });
+    let mut kept: Vec<usize> = kept.collect::<Result<Vec<Vec<usize>>>>()?.concat();
+    // Best first, equal scores in the order of the candidates; what is no number comes first, as libtorch sorts.
+    kept.sort_unstable();
+    kept.sort_by(|&a, &b| {
+        let (a, b) = (scores[a], scores[b]);
+        b.partial_cmp(&a).unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
+    });
+    kept.truncate(config.max_per_image);
+    let row = |index: usize| {
+        let [x1, y1, x2, y2] = boxes[index];
+        [x1, y1, x2, y2, scores[index]]
+    };
+    Ok(kept.into_iter().map(row).collect())
 }
 
 /// The valid anchors (all, if `None`) and what each stands for.
@@ -278,16 +379,6 @@ fn assign_image(
     let columns: BoxColumns = valid.iter().map(|&index| &anchors.boxes[index as usize]).collect();
     let assigned = assign(&columns, objects, rule);
     (Some(valid), assigned)
-}
-
-/// What may become a proposal, for all images.
-struct Candidates {
-    /// `[images, n, 4]`.
-    boxes: Tensor,
-    /// `[images, n]`.
-    scores: Tensor,
-    /// `[n]`: the pyramid level.
-    levels: Tensor,
 }
 
 /// The maximum `count` values of every row in descending order, and their places; equal values keep their order. Neither
@@ -324,6 +415,7 @@ fn best_places(row: &[f32], count: usize) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::nms::batched_nms;
     use crate::model::sample::First;
     use proptest::prelude::*;
 
@@ -367,19 +459,12 @@ mod tests {
             flipped: false,
         };
         let metas = [meta.clone(), meta.clone(), meta];
-        let expected = rpn.candidates(&dense, &metas, 50, best_by_selection).unwrap();
+        let expected = rpn.proposals(&dense, &metas, 50).unwrap();
+        assert!(expected.iter().all(|proposals| proposals.size()[0] > 1));
         for output in [&dense, &apart] {
             for best_of_rows in [best_by_selection, best_by_sort] {
-                let found = rpn.candidates(output, &metas, 50, best_of_rows).unwrap();
-                assert_eq!(found.boxes, expected.boxes);
-                // The sigmoid of strided values rounds in another way.
-                assert!(found.scores.allclose(&expected.scores, 1e-6, 0.0, false));
-                for image in 0..3 {
-                    let (boxes, scores) = (found.boxes.select(0, image), found.scores.select(0, image));
-                    let proposals = rpn.suppress(&boxes, &scores, &found.levels).unwrap();
-                    let apart = rpn.suppress(&strided(&boxes), &strided(&scores), &strided(&found.levels)).unwrap();
-                    assert!(proposals.size()[0] > 1 && proposals == apart);
-                }
+                let found = candidates(output, 50, best_of_rows).unwrap();
+                assert_eq!(rpn.finish_proposals(found, &metas).unwrap(), expected);
             }
         }
         // The loss takes the levels in any layout too.
@@ -387,10 +472,49 @@ mod tests {
         let samples = rpn.sample(&dense.anchors, &metas, &vec![target; 3], &mut First);
         let (cls, boxes) = rpn.loss(&levels, &dense.anchors, &samples).unwrap();
         let (strided_cls, strided_boxes) = rpn.loss(&levels.each_ref().map(strided), &dense.anchors, &samples).unwrap();
-        assert_eq!((cls, boxes), (strided_cls, strided_boxes));
+        assert_eq!((cls.value, boxes.value), (strided_cls.value, strided_boxes.value));
+    }
+
+    /// The rule by tensors, all levels in one pass.
+    fn suppressed_in_one_pass(config: &config::Rpn, boxes: &Tensor, scores: &Tensor, levels: &Tensor) -> Tensor {
+        let extent = boxes.narrow(1, 2, 2) - boxes.narrow(1, 0, 2);
+        let sound = extent.gt(config.min_box_size).all_dim(1, false).nonzero().reshape([-1]);
+        let [boxes, scores, levels] = [boxes, scores, levels].map(|tensor| tensor.index_select(0, &sound));
+        let kept = batched_nms(&boxes, &scores, &levels, config.nms_iou).unwrap();
+        let kept = kept.narrow(0, 0, kept.size()[0].min(config.max_per_image as i64));
+        Tensor::cat(&[boxes.index_select(0, &kept), scores.index_select(0, &kept).unsqueeze(1)], 1)
     }
 
     proptest! {
+        #[test]
+        fn boxes_of_every_level_are_suppressed_as_in_one_pass_over_all(
+            rows in prop::collection::vec((0usize..4, 0u8..40, 0u8..40, 0u8..30, 0u8..30, 0u8..12), 0..120),
+            max_per_image in 1usize..60,
+        ) {
+            let mut rows = rows;
+            rows.sort_by_key(|row| row.0);
+            let config = config::Rpn { max_per_image, anchor_strides: vec![4, 8, 16, 32], ..config::Rpn::default() };
+            let levels: Vec<usize> = rows.iter().map(|row| row.0).collect();
+            let boxes: Vec<[f32; 4]> = rows
+                .iter()
+                .map(|&(_, x, y, w, h, _)| [x, y, x + w, y + h].map(|value| f32::from(value) * 1.37))
+                .collect();
+            let score = |&(.., score): &(usize, u8, u8, u8, u8, u8)| {
+                if score == 0 { f32::NAN } else { f32::from(score) / 12.0 }
+            };
+            let scores: Vec<f32> = rows.iter().map(score).collect();
+            let found = suppress(&config, &boxes, &scores, &levels).unwrap();
+            let of_level: Vec<i64> = levels.iter().map(|&level| level as i64).collect();
+            let expected = suppressed_in_one_pass(
+                &config,
+                &Tensor::from_slice(boxes.as_flattened()).reshape([-1, 4]),
+                &Tensor::from_slice(&scores),
+                &Tensor::from_slice(&of_level),
+            );
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            prop_assert_eq!(bits(found.concat()), bits(Vec::try_from(expected.reshape([-1])).unwrap()));
+        }
+
         #[test]
         fn the_best_of_a_row_are_those_of_a_stable_sort(
             row in prop::collection::vec((0u8..20).prop_map(|v| f32::from(v) / 20.0), 1..200),

@@ -230,7 +230,7 @@ impl Fixtures {
         let data = self.tensors("data");
         let metas = self.metas("img_metas");
         let targets = (0..metas.len()).map(|image| target(&data, image)).collect();
-        Batch { images: data.get("img"), metas, targets }
+        Batch { images: data.get("img").into(), metas, targets }
     }
 }
 

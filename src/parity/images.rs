@@ -1,6 +1,6 @@
 //! Stage "image transform": from the picture to the network's input, with its boxes, labels and masks.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::compare::STAGE;
 use super::fixtures::{Fixtures, Tensors, skip};
@@ -76,7 +76,7 @@ fn parity_image_batch() {
     let Some(fixtures) = Fixtures::open() else { return };
     let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
     let batch = pictures.batch(false);
-    compare.tensor("normalised and padded batch", &batch.images, &data.get("img"), STAGE);
+    compare.tensor("normalised and padded batch", &batch.images.values(Device::Cpu).unwrap(), &data.get("img"), STAGE);
     check_geometry(&compare, &batch.metas, &fixtures.metas("img_metas"));
     check_objects(&compare, &pictures, &batch, &data, "");
     let flags: Vec<u8> = serde_json::from_value(fixtures.meta["group_flag"].clone()).unwrap();
@@ -92,11 +92,12 @@ fn parity_image_mirrored_batch() {
     check_objects(&compare, &pictures, &batch, &data, "flip.");
     let stored = &fixtures.meta["flip.img_stats"];
     let length = stored["l2"].as_f64().unwrap();
-    let off = (super::compare::length(&batch.images) - length).abs() / length;
+    let images = batch.images.values(Device::Cpu).unwrap();
+    let off = (super::compare::length(&images) - length).abs() / length;
     compare.at_most("mirrored batch, length, relative", off, STAGE);
     let row: Vec<Vec<f32>> = serde_json::from_value(stored["row100_col0_8"].clone()).unwrap();
     let row = Tensor::from_slice(&row.concat()).reshape([3, -1]);
-    let actual = batch.images.get(0).select(1, 100).narrow(1, 0, row.size()[1]);
+    let actual = images.get(0).select(1, 100).narrow(1, 0, row.size()[1]);
     compare.tensor("mirrored batch, row 100", &actual, &row, STAGE);
 }
 
@@ -108,7 +109,12 @@ fn parity_image_single_pictures() {
     let singles = pictures.singles();
     assert_eq!(singles.len(), expected.len());
     for (image, (batch, expected)) in singles.iter().zip(&expected).enumerate() {
-        compare.tensor("normalised single picture", &batch.images, &data.get(&format!("single_img.{image}")), STAGE);
+        compare.tensor(
+            "normalised single picture",
+            &batch.images.values(Device::Cpu).unwrap(),
+            &data.get(&format!("single_img.{image}")),
+            STAGE,
+        );
         check_geometry(&compare, &batch.metas, std::slice::from_ref(expected));
     }
 }

@@ -208,7 +208,7 @@ pub(super) fn losses_by_level(
         let of_level: Vec<ImageSample> = anchors.iter().map(of_level).collect();
         let (cls, bbox) = tch::no_grad(|| model.rpn.loss(levels, &rpn.anchors, &of_level)).unwrap();
         let share = count(&of_level) / count(anchors);
-        losses.push((level, (scalar(&cls) * share, scalar(&bbox) * share)));
+        losses.push((level, (scalar(&cls.value) * share, scalar(&bbox.value) * share)));
     }
     losses
 }

@@ -3,7 +3,7 @@
 //! first step of `train_first` is also walked from end to end.
 
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::compare::{STAGE, length, scalar};
 use super::features::check_rpn;
@@ -17,7 +17,7 @@ use crate::model::layers::Statistics;
 use crate::model::roi_head::RoiSample;
 use crate::model::rpn::{ImageSample, RpnOutput};
 use crate::model::sample::{Choice, First, StepRandom};
-use crate::model::{Losses, MaskRcnn, Parameters, ops};
+use crate::model::{Losses, MaskRcnn, Parameters};
 use crate::random::Generator;
 use crate::train::Optimizer;
 
@@ -42,7 +42,7 @@ impl Step {
         let fixtures = Fixtures::open()?;
         let (model, parameters) = fixtures.model();
         let batch = fixtures.batch();
-        let images = ops::channels_last(&batch.images).unwrap();
+        let images = batch.images.values(Device::Cpu).unwrap();
         let features = model.backbone.forward(&images, Statistics::Batch, None).unwrap();
         let levels = model.neck.forward(&features).unwrap();
         let rpn = tch::no_grad(|| model.rpn.forward(&levels)).unwrap();
@@ -59,7 +59,7 @@ impl Step {
     fn losses(&self, anchors: &[ImageSample], rois: &RoiSample) -> Losses {
         let rpn = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
         let roi = self.model.roi_head.loss(&self.levels, rois, &self.batch.targets).unwrap();
-        Losses::new(rpn, roi, rois)
+        Losses::new(rpn, roi, rois).unwrap()
     }
 
     /// The gradients of the losses with the stored choice of `name`.
@@ -201,8 +201,7 @@ fn parity_training_samples_and_targets() {
         samples::check_assignment(&compare, &step.fixtures.config(), &proposals, batch, &stored);
         let rois = model.roi_head.sample(&proposals, &batch.targets, choice.as_mut()).unwrap();
         samples::check_rois(&compare, &rois, &step.stored_samples(&stored).1);
-        let targets = model.roi_head.mask_targets(&rois, &batch.targets).unwrap();
-        let targets = Vec::<f32>::try_from(targets.reshape([-1])).unwrap();
+        let targets: Vec<f32> = model.roi_head.mask_targets(&rois, &batch.targets).into_iter().map(f32::from).collect();
         let expected = Vec::<f32>::try_from(stored.get("mask.targets").to_kind(Kind::Float).reshape([-1])).unwrap();
         compare.equal("mask targets", &targets, &expected);
     }

@@ -73,8 +73,7 @@ pub fn names(batch: &Batch) -> String {
 fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, rank: usize) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
     let stem = format!("step_{}_rank_{rank}", place.step + 1);
-    let mut tensors =
-        vec![("images".to_owned(), batch.images.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?)];
+    let mut tensors = vec![("images".to_owned(), batch.images.values(tch::Device::Cpu)?.f_contiguous()?)];
     for (index, target) in batch.targets.iter().enumerate() {
         let boxes = Tensor::f_from_slice(&target.boxes.concat())?.f_reshape([-1, 4])?;
         tensors.push((format!("boxes.{index}"), boxes));

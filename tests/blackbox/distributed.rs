@@ -6,7 +6,7 @@ mod processes;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use fnet::data::{Batch, ImageMeta, InstanceMask, Target};
+use fnet::data::{Batch, ImageMeta, Images, InstanceMask, Target};
 use fnet::distributed::{DataParallel, Deadlines, World};
 use fnet::model::{MaskRcnn, Parameters, StepRandom};
 use fnet::train::{Learner, LossScale, StepPlace, Wishes};
@@ -236,6 +236,7 @@ fn batch(index: usize) -> Batch {
         flipped: false,
     };
     let images = (Tensor::arange(3 * 64 * 96, FLOAT) * (0.37 + index as f64)).cos().reshape([1, 3, 64, 96]);
+    let images = Images::Values(images);
     Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
 }
 
@@ -352,7 +353,8 @@ fn body_not_finite() {
         for step in 0..micro_steps {
             let mut batch = batch(rank);
             if bad == Some((rank, step)) {
-                let _ = batch.images.fill_(f64::NAN);
+                let Images::Values(values) = &mut batch.images else { panic!("the batch is of values") };
+                let _ = values.fill_(f64::NAN);
             }
             let place = StepPlace { epoch: 0, iteration: step, step, micro_steps, updates: step + 1 == micro_steps };
             skipped = learner

@@ -80,11 +80,11 @@ fn the_input_pipeline_is_measured_by_stage() {
     assert_eq!(report["images"], 60);
     let stages = report["ms_per_image"].as_object().unwrap();
     let number = |name: &str| stages[name].as_f64().unwrap();
-    let names = ["read", "decode", "masks", "resize", "normalise"];
+    let names = ["read", "decode", "masks", "resize", "assemble"];
     assert!(names.iter().all(|name| number(name) > 0.0), "{stages:?}");
     assert!((names.iter().map(|name| number(name)).sum::<f64>() - number("total")).abs() < 1e-6, "{stages:?}");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
     let text = scene.launch("benchmark data cfg.toml --no-masks");
-    text.expect(0, &["48 pictures without masks", "on 1 loader thread", "normalise"]);
+    text.expect(0, &["48 pictures without masks", "on 1 loader thread", "assemble"]);
     scene.launch("benchmark data none.toml").expect(2, &["none.toml"]);
 }

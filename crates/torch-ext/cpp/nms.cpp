@@ -1,13 +1,12 @@
 // Greedy non-maximum suppression on the CPU.
 #include "bridge.h"
-#include "torchvision.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sort.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 // AVX2 without FMA: a fused multiply-add in the area or the union would change which pairs pass the threshold.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -48,15 +47,24 @@ float float_limit(double threshold) {
   return limit;
 }
 
-at::Tensor nms_cpu(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold) {
-  const int64_t count = boxes.size(0);
-  const at::Tensor order = std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/0, /*descending=*/true));
-  const auto* rank = order.const_data_ptr<int64_t>();
-  const auto* from = boxes.const_data_ptr<float>();
+// The places of the boxes, best first; equal scores keep their order, and what is no number comes first, as libtorch sorts.
+std::vector<int64_t> by_score(const float* scores, int64_t count) {
+  std::vector<int64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+    const float a = scores[i], b = scores[j];
+    return std::isnan(a) ? !std::isnan(b) : a > b;
+  });
+  return order;
+}
+
+// The places of the boxes that are kept, best first.
+std::vector<int64_t> nms(const float* boxes, const float* scores, int64_t count, double iou_threshold) {
+  const std::vector<int64_t> rank = by_score(scores, count);
   Boxes sorted;
   for (auto* array : {&sorted.x1, &sorted.y1, &sorted.x2, &sorted.y2, &sorted.area}) array->resize(count);
   for (int64_t i = 0; i < count; ++i) {
-    const float* box = from + 4 * rank[i];
+    const float* box = boxes + 4 * rank[i];
     sorted.x1[i] = box[0];
     sorted.y1[i] = box[1];
     sorted.x2[i] = box[2];
@@ -71,18 +79,20 @@ at::Tensor nms_cpu(const at::Tensor& boxes, const at::Tensor& scores, double iou
     kept.push_back(rank[i]);
     suppress(sorted, i, i + 1, count, limit, suppressed.data());
   }
-  at::Tensor result = at::empty({static_cast<int64_t>(kept.size())}, order.options());
-  std::copy(kept.begin(), kept.end(), result.mutable_data_ptr<int64_t>());
-  return result;
+  return kept;
 }
 
 at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold) {
   if (boxes.dim() != 2 || boxes.size(1) != 4 || scores.dim() != 1 || scores.size(0) != boxes.size(0)) {
     throw InvalidArgument("NMS: expected boxes [n, 4] and scores [n]");
   }
+  if (!boxes.is_cpu() || !scores.is_cpu()) throw InvalidArgument("NMS: expected boxes and scores on the CPU");
   const at::Tensor b = boxes.detach().to(at::kFloat).contiguous();
   const at::Tensor s = scores.detach().to(at::kFloat).contiguous();
-  return b.is_cpu() ? nms_cpu(b, s, iou_threshold) : nms_torchvision(b, s, iou_threshold);
+  const std::vector<int64_t> kept = nms(b.const_data_ptr<float>(), s.const_data_ptr<float>(), b.size(0), iou_threshold);
+  at::Tensor result = at::empty({static_cast<int64_t>(kept.size())}, at::kLong);
+  std::copy(kept.begin(), kept.end(), result.mutable_data_ptr<int64_t>());
+  return result;
 }
 
 }  // namespace
@@ -90,4 +100,15 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, double iou_thr
 
 extern "C" FnetError* fnet_nms(TensorPtr boxes, TensorPtr scores, double iou_threshold, TensorPtr* out) {
   return fnet::guarded([&] { *out = new at::Tensor(fnet::nms(*boxes, *scores, iou_threshold)); });
+}
+
+// `boxes`: 4 * `count` values. Writes the places of the kept boxes to `kept`, which has room for `count`, best first, and
+// their number to `kept_count`.
+extern "C" FnetError* fnet_nms_of_values(const float* boxes, const float* scores, size_t count, double iou_threshold,
+                                         int64_t* kept, size_t* kept_count) {
+  return fnet::guarded([&] {
+    const auto places = fnet::nms(boxes, scores, static_cast<int64_t>(count), iou_threshold);
+    std::copy(places.begin(), places.end(), kept);
+    *kept_count = places.size();
+  });
 }

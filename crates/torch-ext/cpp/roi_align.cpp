@@ -176,8 +176,7 @@ class RoiAlign : public torch::autograd::Function<RoiAlign> {
   }
 };
 
-void check_arguments(const std::vector<at::Tensor>& levels, const at::Tensor& rois, const at::Tensor& roi_levels,
-                     const std::vector<double>& strides, int64_t bins) {
+void check_arguments(const std::vector<at::Tensor>& levels, const std::vector<double>& strides, int64_t bins) {
   if (levels.empty() || levels.size() != strides.size() || bins < 1) {
     throw InvalidArgument("RoIAlign: " + std::to_string(levels.size()) + " levels, " + std::to_string(strides.size()) +
                           " strides, output size " + std::to_string(bins) +
@@ -191,15 +190,15 @@ void check_arguments(const std::vector<at::Tensor>& levels, const at::Tensor& ro
                             " is no floating-point tensor [images, channels, height, width] like level 0");
     }
   }
-  if (rois.dim() != 2 || rois.size(1) != 5 || roi_levels.dim() != 1 || roi_levels.size(0) != rois.size(0)) {
-    throw InvalidArgument("RoIAlign: expected rois [K, 5] and one level for each of them");
-  }
 }
 
 at::Tensor roi_align(const std::vector<at::Tensor>& levels, const at::Tensor& rois, const at::Tensor& roi_levels,
-                     const std::vector<double>& strides, int64_t bins, bool through_torchvision) {
-  check_arguments(levels, rois, roi_levels, strides, bins);
-  if (through_torchvision || !levels[0].is_cpu()) return roi_align_torchvision(levels, rois, roi_levels, strides, bins);
+                     const std::vector<double>& strides, int64_t bins) {
+  check_arguments(levels, strides, bins);
+  if (rois.dim() != 2 || rois.size(1) != 5 || roi_levels.dim() != 1 || roi_levels.size(0) != rois.size(0)) {
+    throw InvalidArgument("RoIAlign: expected rois [K, 5] and one level for each of them");
+  }
+  if (!levels[0].is_cpu()) throw InvalidArgument("RoIAlign: expected levels on the CPU");
   const at::Tensor boxes = rois.detach().to(at::kCPU, at::kFloat).contiguous();
   const at::Tensor indices = roi_levels.detach().to(at::kCPU, at::kLong).contiguous();
   check_rois(boxes, indices, levels[0].size(0), levels.size());
@@ -208,16 +207,36 @@ at::Tensor roi_align(const std::vector<at::Tensor>& levels, const at::Tensor& ro
   return RoiAlign::apply(inputs, boxes, indices, strides, bins).to(kind);
 }
 
+at::Tensor roi_align_by_level(const std::vector<at::Tensor>& levels, const RoisByLevel& by_level,
+                              const std::vector<double>& strides, int64_t bins) {
+  check_arguments(levels, strides, bins);
+  const int64_t count = std::accumulate(by_level.counts.begin(), by_level.counts.end(), int64_t{0});
+  const at::Tensor& rois = by_level.rois;
+  if (by_level.counts.size() != levels.size() || rois.dim() != 2 || rois.size(1) != 5 || rois.size(0) != count ||
+      by_level.order.numel() != count || by_level.back.numel() != count) {
+    throw InvalidArgument("RoIAlign: expected rois [K, 5], the order of each, and how many of them each level has");
+  }
+  return roi_align_torchvision(levels, by_level, strides, bins);
+}
+
 }  // namespace
 }  // namespace fnet
 
-// `through_torchvision` takes torchvision's operator on any device; otherwise only tensors off the CPU go there.
 extern "C" FnetError* fnet_roi_align(const TensorPtr* levels, size_t level_count, TensorPtr rois, TensorPtr roi_levels,
-                                     const double* strides, size_t stride_count, int64_t bins,
-                                     bool through_torchvision, TensorPtr* out) {
+                                     const double* strides, size_t stride_count, int64_t bins, TensorPtr* out) {
   return fnet::guarded([&] {
     *out = new at::Tensor(fnet::roi_align(fnet::to_vector(levels, level_count), *rois, *roi_levels,
-                                          std::vector<double>(strides, strides + stride_count), bins,
-                                          through_torchvision));
+                                          std::vector<double>(strides, strides + stride_count), bins));
+  });
+}
+
+// See fnet::RoisByLevel; `counts` has a number for each level.
+extern "C" FnetError* fnet_roi_align_by_level(const TensorPtr* levels, size_t level_count, TensorPtr rois,
+                                              TensorPtr order, TensorPtr back, const int64_t* counts,
+                                              const double* strides, size_t stride_count, int64_t bins, TensorPtr* out) {
+  return fnet::guarded([&] {
+    const fnet::RoisByLevel by_level{*rois, *order, *back, std::vector<int64_t>(counts, counts + level_count)};
+    *out = new at::Tensor(fnet::roi_align_by_level(fnet::to_vector(levels, level_count), by_level,
+                                                   std::vector<double>(strides, strides + stride_count), bins));
   });
 }

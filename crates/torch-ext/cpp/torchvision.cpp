@@ -3,11 +3,10 @@
 
 #include "bridge.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/argsort.h>
-#include <ATen/ops/bincount.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/sort.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 namespace fnet {
 namespace {
@@ -22,41 +21,64 @@ c10::OperatorHandle find_operator(const char* name) {
   return *handle;
 }
 
+using RoiAlignSchema = at::Tensor(const at::Tensor&, const at::Tensor&, double, c10::SymInt, c10::SymInt, int64_t, bool);
+using RoiAlignBackwardSchema = at::Tensor(const at::Tensor&, const at::Tensor&, double, c10::SymInt, c10::SymInt,
+                                          c10::SymInt, c10::SymInt, c10::SymInt, c10::SymInt, int64_t, bool);
+
+class RoiAlignByLevel : public torch::autograd::Function<RoiAlignByLevel> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, at::TensorList levels, const at::Tensor& rois,
+                            const at::Tensor& order, const at::Tensor& back, const std::vector<int64_t>& counts,
+                            const std::vector<double>& strides, int64_t bins) {
+    static const auto op = find_operator("torchvision::roi_align").typed<RoiAlignSchema>();
+    const at::AutoDispatchBelowADInplaceOrView below;
+    std::vector<at::Tensor> pooled;
+    std::vector<int64_t> shapes;
+    for (size_t i = 0, row = 0; i < levels.size(); row += counts[i++]) {
+      // The kernel wants both inputs in one type.
+      const at::Tensor selected = rois.narrow(0, static_cast<int64_t>(row), counts[i]);
+      pooled.push_back(op.call(levels[i].to(at::kFloat), selected, 1.0 / strides[i], bins, bins, 0, true));
+      shapes.insert(shapes.end(), levels[i].sizes().begin(), levels[i].sizes().end());
+    }
+    context->save_for_backward({rois, order});
+    context->saved_data["shapes"] = shapes;
+    context->saved_data["counts"] = counts;
+    context->saved_data["strides"] = strides;
+    context->saved_data["bins"] = bins;
+    context->saved_data["kind"] = static_cast<int64_t>(levels[0].scalar_type());
+    return at::cat(pooled).index_select(0, back).to(levels[0].scalar_type());
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    static const auto op = find_operator("torchvision::_roi_align_backward").typed<RoiAlignBackwardSchema>();
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const auto shapes = data["shapes"].toIntVector(), counts = data["counts"].toIntVector();
+    const auto strides = data["strides"].toDoubleVector();
+    const int64_t bins = data["bins"].toInt();
+    const auto kind = static_cast<at::ScalarType>(data["kind"].toInt());
+    const at::Tensor sorted = grad_outputs[0].to(at::kFloat).index_select(0, saved[1]);
+    torch::autograd::variable_list grads;
+    for (size_t i = 0, row = 0; i < counts.size(); row += counts[i++]) {
+      // Also with no RoI: every level stays part of the graph.
+      const int64_t* shape = shapes.data() + 4 * i;
+      const auto start = static_cast<int64_t>(row);
+      grads.push_back(op.call(sorted.narrow(0, start, counts[i]), saved[0].narrow(0, start, counts[i]), 1.0 / strides[i],
+                              bins, bins, shape[0], shape[1], shape[2], shape[3], 0, true)
+                          .to(kind));
+    }
+    grads.resize(grads.size() + 6);  // the RoIs, their order, counts, strides and bins have no gradient
+    return grads;
+  }
+};
+
 }  // namespace
 
-at::Tensor roi_align_torchvision(const std::vector<at::Tensor>& levels, const at::Tensor& rois,
-                                 const at::Tensor& roi_levels, const std::vector<double>& strides, int64_t bins) {
-  static const auto op = find_operator("torchvision::roi_align")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, c10::SymInt, c10::SymInt,
-                                               int64_t, bool)>();
-  // The kernel wants both inputs in one type.
-  const at::Tensor boxes = rois.detach().to(levels[0].device(), at::kFloat);
-  const auto pool = [&](const at::Tensor& level, const at::Tensor& selected, double stride) {
-    return op.call(level.to(at::kFloat), selected, 1.0 / stride, bins, bins, 0, true);
-  };
-  const at::ScalarType kind = levels[0].scalar_type();
-  if (levels.size() == 1) return pool(levels[0], boxes, strides[0]).to(kind);
-
-  // The RoIs of each level are found on the host, at the price of one wait for the device instead of one per level.
-  const at::Tensor host_levels = roi_levels.detach().to(at::kCPU, at::kLong);
-  const at::Tensor order = std::get<1>(at::sort(host_levels, /*stable=*/true, /*dim=*/0, /*descending=*/false));
-  const at::Tensor counts = at::bincount(host_levels, {}, static_cast<int64_t>(levels.size()));
-  if (counts.size(0) != static_cast<int64_t>(levels.size())) {
-    throw InvalidArgument("RoIAlign: a RoI names a level beyond the " + std::to_string(levels.size()) + " given");
-  }
-  const at::Tensor sorted = boxes.index_select(0, order.to(boxes.device()));
-  const auto* count = counts.const_data_ptr<int64_t>();
-  std::vector<at::Tensor> pooled;
-  for (size_t i = 0, row = 0; i < levels.size(); row += count[i++]) {
-    // Also with no RoI: every level stays part of the graph.
-    pooled.push_back(pool(levels[i], sorted.narrow(0, static_cast<int64_t>(row), count[i]), strides[i]));
-  }
-  return at::cat(pooled).index_select(0, at::argsort(order).to(boxes.device())).to(kind);
-}
-
-at::Tensor nms_torchvision(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold) {
-  static const auto op = find_operator("torchvision::nms").typed<at::Tensor(const at::Tensor&, const at::Tensor&, double)>();
-  return op.call(boxes, scores, iou_threshold);
+at::Tensor roi_align_torchvision(const std::vector<at::Tensor>& levels, const RoisByLevel& by_level,
+                                 const std::vector<double>& strides, int64_t bins) {
+  return RoiAlignByLevel::apply(at::TensorList(levels), by_level.rois, by_level.order, by_level.back, by_level.counts,
+                                strides, bins);
 }
 
 }  // namespace fnet

@@ -1,4 +1,4 @@
-// Operators that torchvision's shared library registers with the dispatcher; used for CUDA tensors.
+// torchvision::roi_align, which its shared library registers with the dispatcher; used for CUDA tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,11 +7,15 @@
 
 namespace fnet {
 
-// RoIAlign level by level through torchvision::roi_align, with its own gradient. Output [K, C, bins, bins].
-at::Tensor roi_align_torchvision(const std::vector<at::Tensor>& levels, const at::Tensor& rois,
-                                 const at::Tensor& roi_levels, const std::vector<double>& strides, int64_t bins);
+// RoIs by the level that they are read from: those of level 0 first, then those of level 1, and so on.
+struct RoisByLevel {
+  at::Tensor rois;              // [K, 5] float32
+  at::Tensor order, back;       // [K] int64: where each was, and where each of the caller's order is now
+  std::vector<int64_t> counts;  // of each level
+};
 
-// torchvision::nms.
-at::Tensor nms_torchvision(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold);
+// RoIAlign level by level, with one gradient for all. Output [K, C, bins, bins] in the caller's order.
+at::Tensor roi_align_torchvision(const std::vector<at::Tensor>& levels, const RoisByLevel& by_level,
+                                 const std::vector<double>& strides, int64_t bins);
 
 }  // namespace fnet

@@ -4,6 +4,7 @@
 
 pub mod autocast;
 pub mod autograd;
+pub mod block;
 pub mod context;
 pub mod cuda;
 mod device_fault;
@@ -12,11 +13,13 @@ pub mod distributed;
 mod dl;
 mod error;
 mod ffi;
+pub mod levels;
 pub mod memory;
 pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod random;
+pub mod transfer;
 mod vector_math;
 
 pub use error::{Error, ErrorKind, Result};

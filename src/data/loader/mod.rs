@@ -12,7 +12,6 @@ pub use stages::StageTimes;
 
 use super::batch::Batch;
 use super::coco::Dataset;
-use super::normalise::Normalisation;
 use super::transform::Augmentation;
 use crate::config::{self, OnError, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
@@ -88,7 +87,6 @@ struct Made {
 struct Work {
     dataset: Arc<Dataset>,
     pipeline: Pipeline,
-    normalisation: Normalisation,
     on_error: OnError,
     flags: Vec<u8>,
     batches: Vec<Vec<usize>>,
@@ -146,7 +144,6 @@ impl Loader {
             flags: dataset.aspect_flags(),
             dataset,
             pipeline: config.pipeline.clone(),
-            normalisation: Normalisation::new(&config.pipeline),
             on_error: config.on_error,
             batches,
             training,
@@ -229,7 +226,7 @@ impl Work {
             }
         }
         if !samples.is_empty() {
-            made.batch = Some(assemble(samples, &self.normalisation, &mut made.times)?);
+            made.batch = Some(assemble(samples, &self.pipeline, &mut made.times));
         }
         Ok(made)
     }

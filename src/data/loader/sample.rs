@@ -3,14 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fnet_protocol::{activity, contain};
-use tch::{Device, Kind, Tensor};
 
 use super::stages::{StageTimes, Stopwatch};
 use crate::config::Pipeline;
 use crate::data::batch::{Batch, ImageMeta, Target};
 use crate::data::coco::Dataset;
 use crate::data::decode::Picture;
-use crate::data::normalise::Normalisation;
+use crate::data::images::Pixels;
 use crate::data::resize::Bilinear;
 use crate::data::transform::{Augmentation, Geometry};
 use crate::error::{Error, Result};
@@ -99,10 +98,7 @@ impl Sample {
 }
 
 /// A picture outside of any data set as a batch of one without objects, prepared as at evaluation.
-///
-/// # Errors
-/// If libtorch fails (memory).
-pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Result<Batch> {
+pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Batch {
     let augmentation = Augmentation::test(pipeline);
     let geometry = Geometry::new((picture.height, picture.width), augmentation, pipeline.size_divisor);
     let meta = ImageMeta {
@@ -115,64 +111,36 @@ pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline
         flipped: augmentation.flip,
     };
     let sample = Sample { picture, geometry, meta, target: Target::default() };
-    assemble(vec![sample], &Normalisation::new(pipeline), &mut StageTimes::default())
+    assemble(vec![sample], pipeline, &mut StageTimes::default())
 }
 
-/// Puts `samples` into one batch: resized rows are normalised straight into the tensor's memory, mirrored where asked,
-/// the rest is zero.
-pub(super) fn assemble(samples: Vec<Sample>, normalisation: &Normalisation, times: &mut StageTimes) -> Result<Batch> {
+/// Puts `samples` into one batch: resized, mirrored where asked, in frames that hold the largest of them.
+pub(super) fn assemble(samples: Vec<Sample>, pipeline: &Pipeline, times: &mut StageTimes) -> Batch {
     let height = samples.iter().map(|sample| sample.geometry.padded.0).max().unwrap_or(0);
     let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);
-    let shape = [samples.len() as i64, height as i64, width as i64, 3];
-    let images = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    let row_length = width * 3;
-    if row_length > 0 {
-        let length = samples.len() * height * row_length;
-        prefer_huge_pages(&images, length * size_of::<f32>());
-        // SAFETY: `images` is a fresh contiguous float32 tensor of `length` elements on the CPU, alive and seen by
-        // nobody else while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
-        let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), length) };
-        for (sample, values) in samples.iter().zip(values.chunks_exact_mut(height * row_length)) {
-            write_picture(sample, normalisation, row_length, values, times);
-        }
+    let sizes = samples.iter().map(|sample| sample.geometry.resized).collect();
+    let mut watch = Stopwatch::start();
+    let mut pixels = Pixels::black((height, width), sizes, pipeline);
+    watch.lap(&mut times.assemble);
+    for (sample, frame) in samples.iter().zip(pixels.frames_mut()) {
+        write_picture(sample, 3 * width, frame, times);
     }
     let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
-    Ok(Batch { images: images.f_permute([0, 3, 1, 2])?, metas, targets })
+    Batch { images: pixels.into(), metas, targets }
 }
 
-/// Asks for large pages for the `bytes` of a fresh tensor: its memory is often new to the process, and thousands of
-/// small pages would be cleared and mapped one by one. The system may refuse; nothing changes then.
-fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
-    const PAGE: usize = 2 << 20;
-    let start = tensor.data_ptr() as usize;
-    let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
-    if first < end {
-        // SAFETY: the range lies within the tensor's own memory, and this advice leaves its content alone.
-        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
-    }
-}
-
-fn write_picture(
-    sample: &Sample,
-    normalisation: &Normalisation,
-    row_length: usize,
-    values: &mut [f32],
-    times: &mut StageTimes,
-) {
+fn write_picture(sample: &Sample, row_length: usize, frame: &mut [u8], times: &mut StageTimes) {
     let Geometry { original, resized, augmentation, .. } = sample.geometry;
     let used = resized.1 * 3;
     let mut watch = Stopwatch::start();
     let plan = Bilinear::mirrored(original, resized, augmentation.flip);
     plan.for_each_band(&sample.picture.rgb, |first, band| {
         watch.lap(&mut times.resize);
-        let out = values[first * row_length..].chunks_exact_mut(row_length);
+        let out = frame[first * row_length..].chunks_exact_mut(row_length);
         for (row, out) in band.chunks_exact(used).zip(out) {
-            normalisation.row(row, &mut out[..used]);
-            out[used..].fill(0.0);
+            out[..used].copy_from_slice(row);
         }
-        watch.lap(&mut times.normalise);
+        watch.lap(&mut times.assemble);
     });
     watch.lap(&mut times.resize);
-    values[resized.0 * row_length..].fill(0.0);
-    watch.lap(&mut times.normalise);
 }

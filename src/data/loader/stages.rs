@@ -14,14 +14,14 @@ pub struct StageTimes {
     pub masks: Duration,
     /// Resizing, and mirroring.
     pub resize: Duration,
-    /// Normalised values in the tensor of the batch, with its padding.
-    pub normalise: Duration,
+    /// Rows of pixels into the memory of the batch, with its padding.
+    pub assemble: Duration,
 }
 
 impl StageTimes {
     /// All together.
     pub fn total(&self) -> Duration {
-        self.read + self.decode + self.masks + self.resize + self.normalise
+        self.read + self.decode + self.masks + self.resize + self.assemble
     }
 }
 
@@ -31,7 +31,7 @@ impl AddAssign for StageTimes {
         self.decode += other.decode;
         self.masks += other.masks;
         self.resize += other.resize;
-        self.normalise += other.normalise;
+        self.assemble += other.assemble;
     }
 }
 

@@ -19,8 +19,8 @@ fn a_box_inside_its_mask_is_all_foreground_and_one_beside_it_all_background() {
     let mask = InstanceMask { frame: (64, 64), x: 10, y: 10, width: 20, height: 20, pixels: vec![1; 400].into() };
     let boxes = [[12.0, 12.0, 28.0, 28.0], [40.0, 40.0, 60.0, 60.0], [10.0, 10.0, 10.0, 10.0]];
     let targets = mask_targets(&[&mask, &mask, &mask], &boxes, 28);
-    assert!(targets[..784].iter().all(|&v| v == 1.0));
-    assert!(targets[784..].iter().all(|&v| v == 0.0), "an empty box has no sample, so its average is 0");
+    assert!(targets[..784].iter().all(|&v| v == 1));
+    assert!(targets[784..].iter().all(|&v| v == 0), "an empty box has no sample, so its average is 0");
 }
 
 /// RoIAlign of the whole bitmap, written from its definition without the window.
@@ -101,7 +101,7 @@ proptest! {
         let targets = mask_targets(&[&mask], &[object], 7);
         for (target, average) in targets.iter().zip(pooled(&mask, object, 7)) {
             // Where the average is within rounding of the threshold, either is right.
-            prop_assert!((average - 0.5).abs() < 1e-4 || *target == f32::from(u8::from(average >= 0.5)));
+            prop_assert!((average - 0.5).abs() < 1e-4 || *target == u8::from(average >= 0.5));
         }
     }
 }

@@ -7,12 +7,11 @@ use fnet_protocol::cli;
 use fnet_protocol::stop;
 use hotcoco::Rle;
 use image::{Rgb, RgbImage};
-use tch::{Kind, Tensor};
 
 use super::test::painted_paths;
-use crate::config::{self, Pipeline};
+use crate::config;
 use crate::data::{
-    Batch, Dataset, ImageMeta, InstanceMask, Loader, Severity, Split, Target, TestOptions, TrainOptions,
+    Batch, Dataset, ImageMeta, Images, InstanceMask, Loader, Severity, Split, Target, TestOptions, TrainOptions,
 };
 use crate::error::{Context, Error, Result};
 use crate::evaluate::inference::Outcome;
@@ -59,7 +58,7 @@ pub fn browse(
         let path = places.get(&meta.image_id).and_then(|&place| paths.get(place));
         let path = path.ok_or_else(|| Error::bug(format!("image {} is not in the set", meta.image_id)))?;
         let shown = to_paint(target, &names)?;
-        let picture = pixels(&batch, meta, &config.data.pipeline)?;
+        let picture = pixels(&batch, meta)?;
         let painted = painter.titled(&picture, &shown, &title(meta))?;
         save(&painted, path).with_context(|| format!("painting {}", meta.file_name))?;
         (pictures, objects) = (pictures + 1, objects + shown.len());
@@ -95,16 +94,15 @@ fn title(meta: &ImageMeta) -> String {
     format!("{} resized to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
 }
 
-/// The picture in a batch of one: normalisation taken back, the padding dark.
-fn pixels(batch: &Batch, meta: &ImageMeta, pipeline: &Pipeline) -> Result<RgbImage> {
-    let [_, _, height, width] = batch.images.size4().map(|(n, c, h, w)| [n, c, h, w])?;
-    let rows = batch.images.f_get(0)?.f_permute([1, 2, 0])?;
-    let column = |values: [f64; 3]| Tensor::from_slice(&values);
-    let rgb =
-        ((rows.f_to_kind(Kind::Double)?.f_mul(&column(pipeline.std))?).f_add(&column(pipeline.mean))?).f_round()?;
-    let rgb = rgb.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?.f_reshape([-1])?;
-    let mut picture = RgbImage::from_raw(width as u32, height as u32, Vec::<u8>::try_from(rgb)?)
-        .ok_or_else(|| Error::bug("a batch with fewer pixels than its size says"))?;
+/// The picture in a batch of one, the padding dark.
+fn pixels(batch: &Batch, meta: &ImageMeta) -> Result<RgbImage> {
+    let (_, (height, width)) = batch.images.size()?;
+    let frame = match &batch.images {
+        Images::Pixels(pixels) => pixels.frame(0),
+        Images::Values(_) => None,
+    };
+    let picture = frame.and_then(|frame| RgbImage::from_raw(width as u32, height as u32, frame.to_vec()));
+    let mut picture = picture.ok_or_else(|| Error::bug("a batch without the pixels that its size says"))?;
     let (bottom, right) = meta.image_size;
     for (x, y, pixel) in picture.enumerate_pixels_mut() {
         if x as usize >= right || y as usize >= bottom {
@@ -145,21 +143,15 @@ fn run_lengths(mask: &InstanceMask) -> Result<Rle> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
+    use crate::config::Pipeline;
+    use crate::data::Pixels;
 
     #[test]
     fn the_pixels_of_a_batch_come_back_and_its_padding_is_dark() {
-        let pipeline = Pipeline::default();
         let rgb = [[3_u8, 200, 77], [0, 255, 128]];
-        let images = Tensor::zeros([1, 3, 2, 2], (Kind::Float, Device::Cpu));
-        for (x, pixel) in rgb.iter().enumerate() {
-            for (channel, &value) in pixel.iter().enumerate() {
-                let normal = (f32::from(value) - pipeline.mean[channel] as f32) / pipeline.std[channel] as f32;
-                let _ = images.get(0).get(channel as i64).get(0).get(x as i64).fill_(f64::from(normal));
-            }
-        }
+        let mut pixels = Pixels::black((2, 2), vec![(1, 2)], &Pipeline::default());
+        pixels.frames_mut().for_each(|frame| frame[..6].copy_from_slice(rgb.as_flattened()));
         let meta = ImageMeta {
             image_id: 1,
             file_name: "a.jpg".into(),
@@ -169,8 +161,8 @@ mod tests {
             scale_factor: [1.0; 4],
             flipped: true,
         };
-        let batch = Batch { images, metas: vec![meta.clone()], targets: vec![Target::default()] };
-        let picture = pixels(&batch, &meta, &pipeline).unwrap();
+        let batch = Batch { images: pixels.into(), metas: vec![meta.clone()], targets: vec![Target::default()] };
+        let picture = super::pixels(&batch, &meta).unwrap();
         let expected = [Rgb(rgb[0]), Rgb(rgb[1]), PADDING, PADDING];
         assert_eq!(picture.pixels().copied().collect::<Vec<_>>(), expected);
         assert_eq!(title(&meta), "2x1 resized to 2x1, mirrored: a.jpg");

@@ -62,7 +62,7 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
             Err(error) => return Err(error),
         };
         let image_id = index as i64 + 1;
-        let batch = single_picture(picture.clone(), image_id, &input.name, &trained.config.data.pipeline)?;
+        let batch = single_picture(picture.clone(), image_id, &input.name, &trained.config.data.pipeline);
         for result in detect(&trained.model, &batch, &trained.config)? {
             let objects = to_paint(&result, &trained.classes, arguments.score_thr)?;
             let painted = painter.paint(&into_image(picture.clone())?, &objects)?;

@@ -4,6 +4,7 @@ use tch::{Device, Kind};
 
 use super::*;
 use crate::config::Amp;
+use crate::model::ops;
 use torch_ext::autocast;
 
 /// A backbone with weights and statistics unlike those of the start.
@@ -71,6 +72,21 @@ fn slicing_equals_split_cat_to_the_last_bit_and_leaves_its_input_alone() {
                 assert_eq!(images, given, "the input was written to");
             }
         }
+    }
+}
+
+#[test]
+fn every_norm_counts_the_batches_of_training() {
+    let mut parameters = Parameters::new();
+    let backbone = FasterNet::new(&mut parameters, "backbone", &config(8, Activation::Relu)).unwrap();
+    parameters.initialise(7).unwrap();
+    for (statistics, seen) in [(Statistics::Batch, 1), (Statistics::Running, 1), (Statistics::Batch, 2)] {
+        let outputs = backbone.forward(&images(1, 70, 100), statistics, None).unwrap();
+        let sizes: Vec<_> = outputs.iter().map(|map| (map.size()[2] as usize, map.size()[3] as usize)).collect();
+        assert_eq!(sizes, backbone.output_sizes((70, 100)));
+        let counters = parameters.buffers().filter(|(name, _)| name.ends_with("num_batches_tracked"));
+        let values: Vec<i64> = counters.map(|(_, counter)| i64::try_from(counter).unwrap()).collect();
+        assert_eq!(values, [seen; 1 + 3 + 7 + 4]);
     }
 }
 

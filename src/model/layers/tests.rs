@@ -17,7 +17,7 @@ fn norm_with_statistics(parameters: &mut Parameters, channels: i64) -> BatchNorm
 }
 
 #[test]
-fn training_moves_the_running_statistics_by_a_tenth_and_counts_batches() {
+fn training_moves_the_running_statistics_by_a_tenth() {
     let mut parameters = Parameters::new();
     let norm = BatchNorm2d::new(&mut parameters, "n", 1).unwrap();
     parameters.initialise(0).unwrap();
@@ -27,9 +27,8 @@ fn training_moves_the_running_statistics_by_a_tenth_and_counts_batches() {
     let value = |name: &str| f64::try_from(parameters.get(name).unwrap()).unwrap();
     assert!((value("n.running_mean") - 0.2).abs() < 1e-6);
     assert!((value("n.running_var") - 1.1).abs() < 1e-6, "the unbiased variance is 2");
-    assert_eq!(value("n.num_batches_tracked"), 1.0);
     let _ = norm.forward(&x, Statistics::Running).unwrap();
-    assert_eq!(value("n.num_batches_tracked"), 1.0);
+    assert!((value("n.running_mean") - 0.2).abs() < 1e-6);
 }
 
 #[test]

@@ -51,7 +51,7 @@ struct Stages {
     decode: f64,
     masks: f64,
     resize: f64,
-    normalise: f64,
+    assemble: f64,
     total: f64,
 }
 
@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.images as f64 / seconds;
         let ms = |time: Duration| time.as_secs_f64() * 1e3 / self.images as f64;
-        let StageTimes { read, decode, masks, resize, normalise } = self.times;
+        let StageTimes { read, decode, masks, resize, assemble } = self.times;
         Report {
             threads: arguments.threads,
             batch,
@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
                 decode: ms(decode),
                 masks: ms(masks),
                 resize: ms(resize),
-                normalise: ms(normalise),
+                assemble: ms(assemble),
                 total: ms(self.times.total()),
             },
             peak_memory_bytes: process::peak_memory(Device::Cpu),
@@ -174,7 +174,7 @@ impl fmt::Display for Report {
             ("decode", stages.decode),
             ("masks", stages.masks),
             ("resize", stages.resize),
-            ("normalise", stages.normalise),
+            ("assemble", stages.assemble),
             ("all", stages.total),
         ] {
             writeln!(f, "{name:>10} {ms:8.3} ms per picture")?;

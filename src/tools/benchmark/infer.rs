@@ -158,9 +158,9 @@ impl Bench<'_> {
         match source {
             Source::Synthetic(shape) => {
                 let size = (shape.height, shape.width);
-                let images = synthetic::images(1, (size.0.next_multiple_of(32), size.1.next_multiple_of(32)), 0)?;
+                let images = synthetic::images(1, (size.0.next_multiple_of(32), size.1.next_multiple_of(32)), 0);
                 let metas = synthetic::metas(1, size);
-                let batch = || Batch { images: images.shallow_clone(), metas: metas.clone(), targets: Vec::new() };
+                let batch = || Batch { images: images.share(), metas: metas.clone(), targets: Vec::new() };
                 self.measure((0..count).map(|_| Ok(batch())), count)
             }
             Source::ValidationSet => {

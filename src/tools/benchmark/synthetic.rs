@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use tch::Tensor;
-
-use crate::data::{ImageMeta, InstanceMask, Target};
-use crate::error::Result;
+use crate::config::Pipeline;
+use crate::data::{ImageMeta, Images, InstanceMask, Pixels, Target};
 use crate::random::{Generator, Purpose};
 
 /// Objects in each picture.
@@ -13,17 +11,21 @@ pub const OBJECTS: usize = 7;
 /// Least side of an object in pixels.
 const LEAST_SIDE: f32 = 16.0;
 
-/// Normal noise `[count, 3, height, width]`, as normalised pictures have it, channels-last in memory.
-///
-/// # Errors
-/// For lack of memory.
-pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Result<Tensor> {
+/// Images of noise that is nearly normal once it is normalised.
+pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Images {
     let mut random = Generator::derived(1, Purpose::Synthetic, &[variant]);
     // The sum of three uniform numbers is near enough to a normal one, with variance 1/4.
     let mut noise = || (0..3).map(|_| random.next_u32() as f32 / u32::MAX as f32).sum::<f32>() * 2.0 - 3.0;
-    let values: Vec<f32> = (0..count * height * width * 3).map(|_| noise()).collect();
-    let shape = [count as i64, height as i64, width as i64, 3];
-    Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?.f_permute([0, 3, 1, 2])?)
+    let pipeline = Pipeline::default();
+    let mut pixels = Pixels::black((height, width), vec![(height, width); count], &pipeline);
+    let constants: [(f32, f32); 3] =
+        std::array::from_fn(|channel| (pipeline.mean[channel] as f32, pipeline.std[channel] as f32));
+    for frame in pixels.frames_mut() {
+        for (value, (mean, std)) in frame.iter_mut().zip(constants.iter().cycle()) {
+            *value = noise().mul_add(*std, *mean).round().clamp(0.0, 255.0) as u8;
+        }
+    }
+    pixels.into()
 }
 
 /// Facts of pictures that were neither resized nor padded.
@@ -97,17 +99,17 @@ fn ellipse(frame: (usize, usize), (x, y): (usize, usize), (width, height): (usiz
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, Tensor};
 
     use super::*;
 
     #[test]
     fn synthetic_images_are_the_same_each_time() {
-        let first = images(2, (96, 128), 3).unwrap();
-        assert_eq!(first.size(), [2, 3, 96, 128]);
-        assert_eq!((first.kind(), first.device()), (Kind::Float, Device::Cpu));
-        assert_eq!(first, images(2, (96, 128), 3).unwrap());
-        assert_ne!(first, images(2, (96, 128), 4).unwrap());
+        let values = |variant| -> Tensor { images(2, (96, 128), variant).values(Device::Cpu).unwrap() };
+        let first = values(3);
+        assert_eq!((first.size(), first.kind()), (vec![2, 3, 96, 128], Kind::Float));
+        assert_eq!(first, values(3));
+        assert_ne!(first, values(4));
         assert!((first.std(true).double_value(&[]) - 1.0).abs() < 0.02);
     }
 

@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 use super::summary::Summary;
 use super::{publish, simulated, synthetic};
 use crate::config;
-use crate::data::{Batch, Target};
+use crate::data::{Batch, Images, Target};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::StepRandom;
@@ -64,7 +64,7 @@ struct Report {
 /// Medians of the parts of a step in milliseconds.
 #[derive(Debug, Serialize)]
 struct Parts {
-    /// Copy of the pictures to a GPU; a training hides it behind the step before.
+    /// Copy of the images to a GPU, and their normalisation there; a training hides the copy behind the step before.
     data: f64,
     forward: f64,
     backward: f64,
@@ -169,7 +169,7 @@ impl Bench<'_> {
     /// Noise pictures with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
     /// that each object gives two positives, more than are taken.
     fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
-        let images = synthetic::images(count, size, 0)?;
+        let images = synthetic::images(count, size, 0);
         let metas = synthetic::metas(count, size);
         let mut random = StepRandom::new(self.learner.seed(), self.world.rank(), STEP);
         let proposals = self.learner.model.training_proposals(&images, &metas, &mut random)?;
@@ -207,7 +207,7 @@ impl Bench<'_> {
         let (mut times, mut data) = (Vec::new(), Vec::new());
         for _ in 0..iters.min(SPLIT_STEPS) {
             let started = Instant::now();
-            let images = batch.images.f_to_device(self.world.device())?;
+            let images = Images::Values(batch.images.values(self.world.device())?);
             process::synchronise(self.world.device())?;
             data.push(started.elapsed().as_secs_f64());
             let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };

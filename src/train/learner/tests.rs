@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::*;
 use crate::config::OptimizerKind;
-use crate::data::{ImageMeta, InstanceMask, Target};
+use crate::data::{ImageMeta, Images, InstanceMask, Target};
 use crate::train::checkpoint::{Checkpoint, CheckpointMeta};
 
 const HEIGHT: usize = 64;
@@ -53,7 +53,7 @@ fn batch() -> Batch {
     let count = (2 * 3 * HEIGHT * WIDTH) as i64;
     let values = Tensor::arange(count, (Kind::Double, Device::Cpu)).square().sin().to_kind(Kind::Float) * 2.0;
     Batch {
-        images: values.reshape([2, 3, HEIGHT as i64, WIDTH as i64]),
+        images: values.reshape([2, 3, HEIGHT as i64, WIDTH as i64]).into(),
         metas: vec![meta(1), meta(2)],
         targets: vec![target(0, [8, 10, 40, 52]), target(2, [30, 4, 90, 60])],
     }
@@ -229,7 +229,8 @@ fn group(learner: &mut Learner<'_>, world: &World, micro_steps: usize, bad: &[us
     for step in 0..micro_steps {
         let batch = batch();
         if bad.contains(&step) {
-            let _ = batch.images.get(0).fill_(f64::NAN);
+            let Images::Values(values) = &batch.images else { panic!("the batch is of values") };
+            let _ = values.get(0).fill_(f64::NAN);
         }
         let place = StepPlace { step, iteration: step, ..place(step + 1 == micro_steps, micro_steps) };
         let wishes = Wishes::default();

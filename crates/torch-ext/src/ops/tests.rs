@@ -72,16 +72,24 @@ fn the_way_through_torchvision_gives_the_same_numbers() {
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
 }
 
+/// RoIs in the order of their levels.
+fn by_level(rois: &Tensor, roi_levels: &Tensor) -> RoisByLevel {
+    let (_, order) = roi_levels.sort_stable(true, 0, false);
+    let counts = (0..4).map(|level| roi_levels.eq(level).sum(Kind::Int64).int64_value(&[])).collect();
+    RoisByLevel { rois: rois.index_select(0, &order), back: order.argsort(0, false), order, counts }
+}
+
 #[test]
 #[ignore = "run by another test, in a process of its own"]
 fn body_through_torchvision() {
     let f = fixture();
-    let before = roi_align_by(true, &levels(&f), &f["rois"], &f["roi_levels"], &STRIDES, 7).unwrap_err();
+    let given = by_level(&f["rois"], &f["roi_levels"]);
+    let before = roi_align_by_level(&levels(&f), &given, &STRIDES, 7).unwrap_err();
     assert!(before.kind() == ErrorKind::Environment && before.message().contains("not registered"), "{before}");
     crate::cuda::load_torch_cuda(&crate::cuda::libtorch_folder().unwrap()).unwrap();
 
     let inputs: Vec<_> = levels(&f).into_iter().map(|level| level.set_requires_grad(true)).collect();
-    let out = roi_align_by(true, &inputs, &f["rois"], &f["roi_levels"], &STRIDES, 7).unwrap();
+    let out = roi_align_by_level(&inputs, &given, &STRIDES, 7).unwrap();
     assert!(largest_difference(&out, &f["out7"]) < 1e-6);
     (out * f["grad_out7"].to_kind(Kind::Float)).sum(Kind::Float).backward();
     for (i, level) in inputs.iter().enumerate() {
@@ -89,9 +97,25 @@ fn body_through_torchvision() {
     }
     // All RoIs on one level: the others get a gradient of zero, not none.
     let inputs: Vec<_> = levels(&f).into_iter().map(|level| level.set_requires_grad(true)).collect();
-    let out = roi_align_by(true, &inputs, &f["rois"], &f["roi_levels"].zeros_like(), &STRIDES, 7).unwrap();
+    let given = by_level(&f["rois"], &f["roi_levels"].zeros_like());
+    let out = roi_align_by_level(&inputs, &given, &STRIDES, 7).unwrap();
     out.sum(Kind::Float).backward();
     assert!(inputs[3].grad().defined());
+    // In bfloat16 too.
+    let inputs: Vec<_> = levels(&f).iter().map(|level| level.to_kind(Kind::BFloat16).set_requires_grad(true)).collect();
+    let out = roi_align_by_level(&inputs, &given, &STRIDES, 7).unwrap();
+    out.sum(Kind::Float).backward();
+    assert_eq!((out.kind(), inputs[0].grad().kind()), (Kind::BFloat16, Kind::BFloat16));
+}
+
+#[test]
+fn rois_that_are_not_of_as_many_levels_as_there_are_are_refused() {
+    let f = fixture();
+    let given = by_level(&f["rois"], &f["roi_levels"]);
+    let fewer = &levels(&f)[..3];
+    assert_eq!(roi_align_by_level(fewer, &given, &STRIDES[..3], 7).unwrap_err().kind(), ErrorKind::Invalid);
+    let given = RoisByLevel { counts: vec![1; 4], ..given };
+    assert_eq!(roi_align_by_level(&levels(&f), &given, &STRIDES, 7).unwrap_err().kind(), ErrorKind::Invalid);
 }
 
 #[test]
@@ -152,6 +176,16 @@ fn nms_compares_strictly_and_keeps_the_order_of_equal_scores() {
     let scores = Tensor::from_slice(&[0.5f32, 0.5, 0.9]);
     assert_eq!(Vec::<i64>::try_from(nms(&boxes, &scores, 0.5).unwrap()).unwrap(), [2, 0, 1]);
     assert_eq!(Vec::<i64>::try_from(nms(&boxes, &scores, 0.49).unwrap()).unwrap(), [2, 0]);
+}
+
+#[test]
+fn a_score_that_is_no_number_comes_first_as_where_libtorch_sorts() {
+    let scores = [0.5f32, -f32::NAN, 0.9, f32::NAN, 0.9];
+    let boxes: Vec<[f32; 4]> = (0..5).map(|i| [10.0 * i as f32, 0.0, 10.0 * i as f32 + 5.0, 5.0]).collect();
+    let (_, order) = Tensor::from_slice(&scores).sort_stable(true, 0, true);
+    let kept = nms_of_values(&boxes, &scores, 0.5).unwrap();
+    assert_eq!(kept.iter().map(|&place| place as i64).collect::<Vec<_>>(), Vec::<i64>::try_from(order).unwrap());
+    assert!(nms_of_values(&boxes, &scores[..3], 0.5).is_err());
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn object(x: usize, y: usize, side: usize) -> Target {
 
 fn batch(targets: Vec<Target>) -> Batch {
     let images = Tensor::randn([targets.len() as i64, 3, 64, 96], (Kind::Float, Device::Cpu));
-    Batch { images, metas: vec![meta(64, 96); targets.len()], targets }
+    Batch { images: images.into(), metas: vec![meta(64, 96); targets.len()], targets }
 }
 
 /// Losses of one step, after every parameter was found to have a gradient of finite values.
@@ -97,7 +97,7 @@ fn without_a_proposal_or_a_good_score_nothing_is_found() {
         (config.rpn.min_box_size, config.roi_head.score_threshold) = (min_box_size, score_threshold);
         let model = MaskRcnn::new(&config, &mut Parameters::new(), Device::Cpu, 1).unwrap();
         let images = Tensor::randn([2, 3, 64, 96], (Kind::Float, Device::Cpu));
-        let found = model.predict(&images, &[meta(64, 96), meta(64, 96)]).unwrap();
+        let found = model.predict(&images.into(), &[meta(64, 96), meta(64, 96)]).unwrap();
         assert_eq!(found.len(), 2);
         for found in found {
             assert!(found.is_empty());
