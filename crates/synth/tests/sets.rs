@@ -242,7 +242,7 @@ fn a_set_of_annotations_only_has_exactly_as_many_as_asked_for_and_they_agree_wit
 
 #[test]
 fn pycocotools_finds_the_same_areas_and_boxes() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/python");
     let has_it = |python: &Path| {
         Command::new(python).args(["-c", "import pycocotools"]).output().is_ok_and(|output| output.status.success())
     };
