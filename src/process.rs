@@ -62,10 +62,7 @@ pub fn cpus() -> String {
 /// # Errors
 /// What went wrong on the device since the last wait.
 pub fn synchronise(device: Device) -> Result<()> {
-    match device {
-        Device::Cuda(index) => Ok(torch_ext::cuda::wait(index)?),
-        _ => Ok(()),
-    }
+    Ok(torch_ext::cuda::wait(device)?)
 }
 
 /// Ends the process with an exit code, without the destructors of libraries: those of libtorch, CUDA and NCCL may wait

@@ -1,19 +1,19 @@
 //! When a rank is done with its own part of a pass, so that waiting for the others is told from computing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::message::Operation;
 use fnet_protocol::status;
 use tch::Device;
-use torch_ext::cuda::{self, Event};
+use torch_ext::cuda::Event;
 
 use super::world::in_collective;
 use crate::error::Result;
 
 /// The moment at which this rank's own gradients are computed.
-#[derive(Clone, Default)]
-pub(super) struct Computed(Arc<Mutex<Option<Mark>>>);
+#[derive(Default)]
+pub(super) struct Computed(Cell<Option<Mark>>);
 
 enum Mark {
     At(Instant),
@@ -32,18 +32,18 @@ impl Computed {
                 Some(Mark::At(Instant::now()))
             }
         };
-        *self.lock() = mark;
+        self.0.set(mark);
     }
 
     /// After a pass on the CPU: how long it has waited for the other ranks.
     pub fn waited(&self) -> Duration {
-        let mut mark = self.lock();
-        match *mark {
-            Some(Mark::At(at)) => {
-                *mark = None;
-                at.elapsed()
+        match self.0.take() {
+            Some(Mark::At(at)) => at.elapsed(),
+            // It belongs to `wait_for_others`.
+            mark => {
+                self.0.set(mark);
+                Duration::ZERO
             }
-            _ => Duration::ZERO,
         }
     }
 
@@ -54,7 +54,7 @@ impl Computed {
     /// If the device has failed or the job is broken off.
     pub fn wait_for_others(&self, device: Device) -> Result<Duration> {
         let Device::Cuda(index) = device else { return Ok(Duration::ZERO) };
-        let mark = self.lock().take();
+        let mark = self.0.take();
         let all = Event::record(index)?;
         if let Some(Mark::On(own)) = mark {
             own.wait()?;
@@ -62,18 +62,6 @@ impl Computed {
         let since = Instant::now();
         in_collective(Operation::GradientAllReduce, || Ok(all.wait()?))?;
         Ok(since.elapsed())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Mark>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// See [`cuda::wait`]; tensors on the CPU are always there.
-pub(super) fn wait_for(device: Device) -> Result<(), torch_ext::Error> {
-    match device {
-        Device::Cuda(index) => cuda::wait(index),
-        _ => Ok(()),
     }
 }
 

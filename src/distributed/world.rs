@@ -7,10 +7,10 @@ use std::time::Duration;
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, status};
 use tch::{Device, Kind, Tensor};
+use torch_ext::cuda;
 use torch_ext::distributed::{ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
 use super::breaker::Breaker;
-use super::computed::wait_for;
 use super::device::choose_device;
 use super::dial::wait_for_server;
 use super::endpoint::gloo_options;
@@ -372,7 +372,7 @@ impl World {
     /// If a peer is lost before it is done.
     pub fn leave(mut self) -> Result<()> {
         self.run(Operation::Barrier, "last barrier", |group, deadline| {
-            wait_for(self.device)?;
+            cuda::wait(self.device)?;
             group.barrier(deadline)?.wait(deadline)?;
             group.shutdown()
         })?;
@@ -432,7 +432,7 @@ fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<()
         return started.into_iter().try_for_each(|work| work.wait(deadline));
     }
     started.into_iter().try_for_each(Work::wait_on_stream)?;
-    wait_for(device)
+    cuda::wait(device)
 }
 
 /// Says to the launcher that this rank waits for the others in a sum of a pass of synchronised BatchNorm, forward or backward,

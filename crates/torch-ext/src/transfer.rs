@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-use crate::error::{Error, ErrorKind, RawError, Result, check};
+use crate::error::{RawError, Result, check};
 use crate::ffi::new_tensor;
 
 #[repr(C)]
@@ -64,7 +64,7 @@ fn uploaders() -> MutexGuard<'static, Option<HashMap<(usize, Lane), Uploader>>> 
 /// For lack of memory.
 pub fn upload(bytes: &[u8], device: Device, lane: Lane) -> Result<Tensor> {
     let Device::Cuda(index) = device else {
-        return Tensor::f_from_slice(bytes).map_err(|error| Error::new(ErrorKind::Torch, error.to_string()));
+        return Ok(Tensor::f_from_slice(bytes)?);
     };
     let mut all = uploaders();
     let rings = all.get_or_insert_default();

@@ -131,12 +131,15 @@ fn poll(is_so: impl Fn() -> Result<bool>, give_up: impl Fn() -> Option<Error>) -
     Ok(())
 }
 
-/// Waits until this thread's current stream of the device has done all it was given.
+/// Waits until this thread's current stream of the device has done all it was given; the CPU always has.
 ///
 /// # Errors
 /// As [`Event::wait`].
-pub fn wait(device: usize) -> Result<()> {
-    Event::record(device)?.wait()
+pub fn wait(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(index) => Event::record(index)?.wait(),
+        _ => Ok(()),
+    }
 }
 
 /// A tensor on its way to the host, in the order of the current stream.
