@@ -4,7 +4,7 @@
 fn main() {
     println!("cargo::rerun-if-env-changed=DEP_FNET_TORCH_EXT_LIBTORCH_LIB");
     println!("cargo::rustc-link-arg=-Wl,--enable-new-dtags,-rpath,$ORIGIN/../lib/fnet");
-    // See src/names.rs.
+    // See src/getnameinfo_numeric.rs.
     println!("cargo::rustc-link-arg-bins=-Wl,--export-dynamic-symbol=getnameinfo");
     if let Ok(folder) = std::env::var("DEP_FNET_TORCH_EXT_LIBTORCH_LIB") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fnet::config;
-use fnet::data::{Dataset, Split};
+use fnet_config as config;
+use fnet_data::{Dataset, Split};
 
 /// Tells a child process to measure itself.
 const CHILD: &str = "--child";

@@ -15,7 +15,7 @@ export FNET_PARITY_REPORT
 trap 'rm -rf "$FNET_PARITY_REPORT"' EXIT
 
 cargo build --release --workspace
-cargo test --release --workspace --no-fail-fast --lib --test parity --test blackbox parity -- --include-ignored
+cargo test --release --workspace --no-fail-fast --test parity --test blackbox parity -- --include-ignored
 
 rows=$FNET_PARITY_REPORT/rows.tsv
 [ -s "$rows" ] || die "no test measured anything" "See the SKIPPED lines above."

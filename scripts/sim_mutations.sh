@@ -57,16 +57,16 @@ mutation() {
     echo "${rows[-1]}"
 }
 
-mutation host_tensor "a tensor left on the CPU" src/model/rpn.rs \
+mutation host_tensor "a tensor left on the CPU" crates/model/src/rpn.rs \
     's{let limits = ops::upload\(&(Tensor::f_from_slice\(&limits\)\?\.f_reshape\(\[images, 1, 4\]\)\?), device\)\?;}{let limits = $1;}' \
     simulated::main_job::two_gpus
-mutation strided_view "a view of a strided result" src/model/rpn.rs \
+mutation strided_view "a view of a strided result" crates/model/src/rpn.rs \
     's{&order\.f_reshape\(\[-1\]\)\?}{&order.f_view([-1])?}' \
     simulated::main_job::narrow_types
-mutation early_read "a download that is read before its wait" src/model/losses.rs \
+mutation early_read "a download that is read before its wait" crates/model/src/losses.rs \
     's{f_to_kind\(Kind::Double\)\?\)\?;}{f_to_device_(tch::Device::Cpu, Kind::Double, true, false)?)?;}' \
     simulated::main_job::two_gpus
-mutation reused_buffer "a pinned buffer that is used again before its upload is done" src/model/ops.rs \
+mutation reused_buffer "a pinned buffer that is used again before its upload is done" crates/model/src/ops.rs \
     's{Ok\(x\.f_to_device_\(device, x\.kind\(\), true, false\)\?\)}{let pinned = if device.is_cuda() { x.f_pin_memory(device)? } else { x.shallow_clone() };\n    let there = pinned.f_to_device_(device, x.kind(), true, false)?;\n    if device.is_cuda() { drop(pinned.shallow_clone().f_zero_()?); }\n    Ok(there)}' \
     simulated::main_job
 mutation host_kernel "host code that touches device memory" crates/torch-ext/cpp/nms.cpp \
@@ -78,16 +78,16 @@ mutation wrong_strides "gradients with other strides than their weights" crates/
 mutation unwaited_sum "a sum over the ranks that its stream does not wait for" crates/torch-ext/cpp/process_group.cpp \
     's{group\.allreduce\(tensors\)->wait\(\);}{(void)group.allreduce(tensors);}' \
     simulated::main_job::a_job_with_every_setting
-mutation missing_abort "collectives that nobody aborts when a peer is lost" src/distributed/world.rs \
+mutation missing_abort "collectives that nobody aborts when a peer is lost" crates/distributed/src/world.rs \
     's{Box::new\(move \|\| drop\(breaker\.abort\(\)\)\)}{Box::new(move || drop(Arc::clone(&breaker)))}' \
     simulated::main_job::four_gpus
-mutation skipped_collective "a rank that skips a collective" src/distributed/world.rs \
+mutation skipped_collective "a rank that skips a collective" crates/distributed/src/world.rs \
     's{(let started: Vec<Work<._>> = tensors\n\s*\.iter\(\))}{$1\n                .skip(usize::from(self.rank == 1 && tensors.len() > 3))}' \
     simulated::main_job::two_gpus
 mutation memory_as_bug "memory that runs out, taken for a bug" crates/torch-ext/cpp/error.cpp \
     's{make_error\(FnetErrorKind::kOutOfMemory, error\.what_without_backtrace\(\)\)}{make_error(fallback, "unknown")}' \
     simulated::faults::memory
-mutation one_more_wait "one more wait in each step" src/model/ops.rs \
+mutation one_more_wait "one more wait in each step" crates/model/src/ops.rs \
     's{x\.kind\(\), true, false}{x.kind(), false, false}' \
     simulated::budgets
 

@@ -46,7 +46,7 @@ run() {
 # Two parts beside each other: the black-box tests, which wait for processes and deadlines, and all others.
 say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_DIR:-unset})"
 failed=0
-run others --lib --bins --test supervision --test memory --test hostile_weights --test sets --test carrier --test gloo \
+run others --lib --bins --test supervision --test parity --test memory --test hostile_weights --test sets --test carrier --test gloo \
     --test lazy_cuda -- &
 others=$!
 run blackbox --test blackbox -- --test-threads 8 || failed=1

@@ -1,16 +1,20 @@
 //! The worker: one rank of a job.
 
-mod names;
+mod commands;
+mod getnameinfo_numeric;
+mod libtorch_messages;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use fnet::{Error, commands, distributed, logging, process};
+use log::LevelFilter;
+
+use fnet_common::{Error, logger, process};
+use fnet_distributed::likely_rank;
 use fnet_protocol::cli::Worker;
 use fnet_protocol::client::Client;
 use fnet_protocol::{env, estimate, exit, outlet, status, stop};
-use log::LevelFilter;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == estimate::LIBRARIES) {
@@ -58,10 +62,10 @@ fn print_usage(error: &clap::Error) -> ExitCode {
 
 /// Runs the command, reports how it ended, and returns the exit code.
 fn run(arguments: &Worker) -> i32 {
-    let rank = distributed::likely_rank(|name| std::env::var(name).ok());
+    let rank = likely_rank(|name| std::env::var(name).ok());
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
-    logging::init(rank, level_of(verbosity));
-    if let Err(error) = logging::take_messages_of_libraries() {
+    logger::init(rank, level_of(verbosity));
+    if let Err(error) = libtorch_messages::take_messages_of_libraries() {
         log::warn!("{error}");
     }
     let control = match status::adopt_from_environment().and_then(|()| Client::from_environment(rank)) {

@@ -12,12 +12,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fnet::ErrorKind;
-use fnet::weights::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, Weights, export};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+use fnet_checkpoint::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, Weights, export};
+use fnet_common::ErrorKind;
 
 /// The system's allocator, which counts what the present thread holds.
 struct Counting;
@@ -67,7 +68,7 @@ fn allowed(len: usize) -> usize {
 }
 
 /// Reads everything that a file gives, as weights and as a training state; the first error of the two.
-fn read(path: &Path) -> fnet::Result<()> {
+fn read(path: &Path) -> fnet_common::Result<()> {
     let weights = Weights::open(path).and_then(|weights| {
         let names: Vec<String> = weights.iter().map(|(name, _)| name.to_owned()).collect();
         names.iter().try_for_each(|name| weights.tensor(name).map(drop))
@@ -77,7 +78,7 @@ fn read(path: &Path) -> fnet::Result<()> {
 }
 
 /// Reads a file within the bounds of memory and time.
-fn read_within_bounds(path: &Path) -> fnet::Result<()> {
+fn read_within_bounds(path: &Path) -> fnet_common::Result<()> {
     let len = std::fs::metadata(path).unwrap().len() as usize;
     let (before, started) = (HELD.get(), Instant::now());
     PEAK.set(before);

@@ -4,8 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use fnet::data::{Picture, Segmentation, instance_mask, rasterise};
-use fnet::evaluate::paste::{Probabilities, paste_all};
+use fnet_data::{Picture, Segmentation, instance_mask, rasterise};
+use fnet_evaluate::paste::{Probabilities, paste_all};
 
 /// Counts bytes that are held, and the most that were.
 struct Counting;

@@ -4,10 +4,11 @@
 
 use std::sync::LazyLock;
 
-use fnet::config;
-use fnet::data::{Dataset, Findings, Severity, Split, category_names, rasterise};
-use fnet_fuzz::Scratch;
 use libfuzzer_sys::{Corpus, fuzz_target};
+
+use fnet_config as config;
+use fnet_data::{Dataset, Findings, Severity, Split, category_names, rasterise};
+use fnet_fuzz::Scratch;
 
 /// Pictures above this many pixels are not drawn, for speed.
 const DRAWN: usize = 1 << 20;

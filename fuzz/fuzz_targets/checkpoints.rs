@@ -5,9 +5,10 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use fnet::train::checkpoint::{Checkpoint, CheckpointMeta, is_of_another_maker, read_safetensors, verify};
-use fnet_fuzz::Scratch;
 use libfuzzer_sys::fuzz_target;
+
+use fnet_checkpoint::native::{Checkpoint, CheckpointMeta, is_of_another_maker, read_safetensors, verify};
+use fnet_fuzz::Scratch;
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::new);
 

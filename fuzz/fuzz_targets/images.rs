@@ -2,9 +2,10 @@
 
 #![no_main]
 
-use fnet::data::Picture;
-use fnet_protocol::contain;
 use libfuzzer_sys::fuzz_target;
+
+use fnet_data::Picture;
+use fnet_protocol::contain;
 
 // A panic of a decoder becomes an error; the hook of the fuzzer would end the process before that.
 fuzz_target!(init: contain::silence(), |bytes: &[u8]| {

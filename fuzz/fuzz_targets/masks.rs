@@ -2,8 +2,9 @@
 
 #![no_main]
 
-use fnet::data::{InstanceMask, Segmentation, instance_mask};
 use libfuzzer_sys::{Corpus, fuzz_target};
+
+use fnet_data::{InstanceMask, Segmentation, instance_mask};
 
 fuzz_target!(|bytes: &[u8]| -> Corpus {
     let [height, width, text @ ..] = bytes else { return Corpus::Reject };

@@ -6,10 +6,11 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 use std::sync::LazyLock;
 
-use fnet::weights::{MmdetCheckpoint, Weights, pth};
-use fnet_fuzz::Scratch;
 use libfuzzer_sys::fuzz_target;
 use zip::write::{SimpleFileOptions, ZipWriter};
+
+use fnet_checkpoint::{MmdetCheckpoint, Weights, pth};
+use fnet_fuzz::Scratch;
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::new);
 

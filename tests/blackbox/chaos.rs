@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use fnet::train::checkpoint;
+use fnet_checkpoint::native;
 use fnet_protocol::env;
 
 use crate::outputs::{differences, files, of_mode, without_ranks};
@@ -230,7 +230,7 @@ impl Job<'_> {
     /// survivors know its steps, and there is an older one in case that there are none.
     fn may_damage(&self) -> bool {
         let has_recovered = self.events.last().is_none_or(|event| event.recovered.is_some());
-        let is_sound = |path: &PathBuf| checkpoint::verify(path).is_ok();
+        let is_sound = |path: &PathBuf| native::verify(path).is_ok();
         has_recovered
             && log_bytes(&self.folder()) > self.log_at_start
             && self.places().flat_map(|folder| checkpoints(&folder)).filter(is_sound).nth(1).is_some()

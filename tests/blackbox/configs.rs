@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fnet::config::{Activation, Config, PartialConv, load};
+use fnet_config::{Activation, Config, PartialConv};
+use fnet_data::load_config;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
@@ -10,7 +11,7 @@ fn folder() -> PathBuf {
 
 #[allow(clippy::unwrap_used, reason = "a helper of tests")]
 fn config(name: &str) -> Config {
-    load(folder().join(format!("{name}.toml")), &[]).unwrap().config
+    load_config(folder().join(format!("{name}.toml")), &[]).unwrap().config
 }
 
 #[test]
@@ -19,7 +20,7 @@ fn every_config_loads_and_can_train() {
     for entry in std::fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "toml") {
-            let resolved = load(&path, &[]).unwrap();
+            let resolved = load_config(&path, &[]).unwrap();
             resolved.config.validate_for_training().unwrap();
             names.push(resolved.name);
         }

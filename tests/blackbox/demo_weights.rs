@@ -120,7 +120,7 @@ fn wrong_labels_boxes_for_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_
         return;
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let config = fnet::config::load(folder.join("config.toml"), &[]).unwrap().config;
+    let config = fnet_data::load_config(folder.join("config.toml"), &[]).unwrap().config;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(&config.data.root);
     let ground_truth = Arc::new(COCO::new(&root.join(&config.data.val.ann_file)).unwrap());
     let categories = ground_truth.get_cat_ids(&[], &[], &[]);

@@ -6,17 +6,19 @@ mod processes;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use fnet::data::{Batch, ImageMeta, Images, InstanceMask, Target};
-use fnet::distributed::{DataParallel, Deadlines, World};
-use fnet::model::{MaskRcnn, Parameters, StepRandom};
-use fnet::train::{Learner, LossScale, StepPlace, Wishes};
-use fnet::{ErrorKind, config};
-use fnet_protocol::client::Client;
-use fnet_protocol::message::Operation;
-use fnet_protocol::{env, status};
 use processes::{finish, rank_command, start};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
+
+use fnet_common::ErrorKind;
+use fnet_config as config;
+use fnet_data::{Batch, ImageMeta, Images, InstanceMask, Target};
+use fnet_distributed::{DataParallel, Deadlines, World};
+use fnet_model::{MaskRcnn, Parameters, StepRandom};
+use fnet_protocol::client::Client;
+use fnet_protocol::message::Operation;
+use fnet_protocol::{env, status};
+use fnet_train::{Learner, LossScale, StepPlace, Wishes};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const DEADLINES: Deadlines = Deadlines { meeting: Duration::from_secs(60), collective: Duration::from_secs(60) };
@@ -563,6 +565,6 @@ mod by_mpi {
         // The ranks are out of step: what comes later fails at once.
         assert!(world.barrier().is_err() && world.abort().is_ok());
         println!("the error is as it should be");
-        fnet::process::end(4);
+        fnet_common::process::end(4);
     }
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fnet::data::{Segmentation, rasterise};
-use fnet::random::Generator;
 use hotcoco::mask::{area, rle_to_string};
 use serde_json::{Value, json};
+
+use fnet_common::random::Generator;
+use fnet_data::{Segmentation, rasterise};
 
 /// What pycocotools makes of polygons: `frPyObjects`, then `merge`, as the reference's `_poly2mask` has it.
 const SCRIPT: &str = r#"

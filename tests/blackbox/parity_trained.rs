@@ -3,7 +3,7 @@
 //!
 //! The numbers come from `reference/trained_tiny` and the pictures from `data/coco_mini`, below `FNET_TEST_DATA`.
 
-#[path = "../../src/parity/report.rs"]
+#[path = "../parity/report.rs"]
 mod report;
 
 use std::collections::{HashMap, HashSet};

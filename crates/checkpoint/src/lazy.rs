@@ -1,0 +1,311 @@
+//! Tensors that lie in a file until they are asked for.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use fnet_common::{Error, Result};
+
+/// The bytes that one or more tensors are views of.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    source: Source,
+    /// Number of bytes, uncompressed.
+    len: u64,
+    /// CRC-32 of the whole, if the file gives one.
+    checksum: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// As they are, from this byte of the file on.
+    File { file: Arc<File>, start: u64 },
+    /// Deflated into this many bytes of the file.
+    Deflated { file: Arc<File>, start: u64, compressed: u64 },
+    /// Inside the pickle itself.
+    Memory(Arc<[u8]>),
+}
+
+impl Storage {
+    /// `len` bytes of `file` from `start` on.
+    pub(super) fn in_file(file: &Arc<File>, start: u64, len: u64) -> Self {
+        Self { source: Source::File { file: Arc::clone(file), start }, len, checksum: None }
+    }
+
+    /// `compressed` bytes of `file` from `start` on, which hold `len` bytes deflated.
+    pub(super) fn deflated(file: &Arc<File>, start: u64, compressed: u64, len: u64) -> Self {
+        Self { source: Source::Deflated { file: Arc::clone(file), start, compressed }, len, checksum: None }
+    }
+
+    /// Bytes in memory.
+    pub(super) fn in_memory(bytes: Arc<[u8]>) -> Self {
+        Self { len: bytes.len() as u64, source: Source::Memory(bytes), checksum: None }
+    }
+
+    /// Compares the bytes with this CRC-32 whenever all of them are read.
+    pub(super) fn with_checksum(mut self, checksum: Option<u32>) -> Self {
+        self.checksum = checksum;
+        self
+    }
+
+    /// `len` bytes of an uncompressed storage in a file, from `start` on; `None` if they lie outside.
+    pub(super) fn part(&self, start: u64, len: u64) -> Option<Self> {
+        match &self.source {
+            Source::File { file, start: base } if start.checked_add(len)? <= self.len => {
+                Some(Self::in_file(file, base.checked_add(start)?, len))
+            }
+            _ => None,
+        }
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Reads `len` bytes from `start` on; the caller has checked that they lie inside.
+    pub(super) fn read(&self, start: u64, len: u64) -> Result<Vec<u8>> {
+        if start.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::data(format!("bytes {start} + {len} lie outside a storage of {} bytes", self.len)));
+        }
+        let whole = len == self.len;
+        let bytes = match &self.source {
+            Source::Memory(bytes) => bytes[start as usize..(start + len) as usize].to_vec(),
+            Source::File { file, start: base } => {
+                let mut bytes = allocate(len)?;
+                bytes.resize(len as usize, 0);
+                file.read_exact_at(&mut bytes, base + start).map_err(unreadable)?;
+                bytes
+            }
+            Source::Deflated { file, start: base, compressed } => {
+                let mut bytes = allocate(self.len)?;
+                let section = Section { file, position: *base, left: *compressed };
+                let limit = self.len + 1;
+                flate2::read::DeflateDecoder::new(section).take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+                if bytes.len() as u64 != self.len {
+                    return Err(Error::data(format!(
+                        "a compressed entry does not hold the {} bytes it names",
+                        self.len
+                    )));
+                }
+                bytes.drain(..start as usize);
+                bytes.truncate(len as usize);
+                bytes
+            }
+        };
+        match self.checksum {
+            Some(expected) if whole && crc32fast::hash(&bytes) != expected => {
+                Err(Error::data("the data do not match their checksum: the file is damaged. Copy or download it again"))
+            }
+            _ => Ok(bytes),
+        }
+    }
+}
+
+/// Room for `len` bytes, or an error if there is none.
+fn allocate(len: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let room = usize::try_from(len).ok().and_then(|len| bytes.try_reserve_exact(len).ok());
+    room.ok_or_else(|| Error::environment(format!("no memory for a tensor of {len} bytes")))?;
+    Ok(bytes)
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::data(format!("the data of a tensor cannot be read: {error}"))
+}
+
+/// A part of a file as a reader, which needs no position in the file of its own.
+struct Section<'a> {
+    file: &'a File,
+    position: u64,
+    left: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut buffer[..wanted], self.position)?;
+        self.position += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// A tensor whose place is known and checked, but whose data were not read yet.
+#[derive(Debug, Clone)]
+pub struct LazyTensor {
+    storage: Storage,
+    kind: Kind,
+    offset: u64,
+    size: Vec<i64>,
+    stride: Vec<i64>,
+}
+
+/// More dimensions than any tensor here has; libtorch's own limit.
+const MAX_DIMENSIONS: usize = 64;
+
+impl LazyTensor {
+    /// A view of `storage`: `offset` and `stride` in elements.
+    ///
+    /// # Errors
+    /// If an element lies outside the storage, or the view has more elements than the storage (an expanded tensor
+    /// could otherwise fill the memory from a small file).
+    pub(super) fn new(storage: Storage, kind: Kind, offset: u64, size: Vec<i64>, stride: Vec<i64>) -> Result<Self> {
+        let width = kind.elt_size_in_bytes() as u64;
+        let place = extent(&size, &stride)
+            .ok_or_else(|| Error::data(format!("a tensor of shape {size:?} and strides {stride:?} is impossible")))?;
+        let available = storage.len() / width;
+        let inside = place.count == 0 || offset.checked_add(place.span).is_some_and(|end| end <= available);
+        if !inside || place.count > available {
+            return Err(Error::data(format!(
+                "a tensor of shape {size:?}, strides {stride:?} and offset {offset} does not fit its storage of \
+                 {available} elements: the file is damaged or hostile"
+            )));
+        }
+        Ok(Self { storage, kind, offset, size, stride })
+    }
+
+    /// A contiguous tensor that is all of `storage`.
+    pub(super) fn contiguous(storage: Storage, kind: Kind, size: Vec<i64>) -> Result<Self> {
+        let stride = strides(&size)
+            .ok_or_else(|| Error::data(format!("a tensor of shape {size:?} has more elements than can be counted")))?;
+        Self::new(storage, kind, 0, size, stride)
+    }
+
+    /// Type of an element.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Shape.
+    pub fn size(&self) -> &[i64] {
+        &self.size
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> u64 {
+        extent(&self.size, &self.stride).map_or(0, |place| place.count)
+    }
+
+    /// Number of bytes of the elements.
+    pub fn bytes(&self) -> u64 {
+        self.count().saturating_mul(self.kind.elt_size_in_bytes() as u64)
+    }
+
+    /// Number of bytes that must be unpacked or held to read it.
+    pub(super) fn cost(&self) -> u64 {
+        match self.storage.source {
+            Source::Deflated { .. } => self.storage.len.max(self.bytes()),
+            Source::File { .. } | Source::Memory(_) => self.bytes(),
+        }
+    }
+
+    /// Reads the data into a contiguous tensor on the CPU.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or does not match its checksum.
+    pub fn load(&self) -> Result<Tensor> {
+        let width = self.kind.elt_size_in_bytes() as u64;
+        let span = match extent(&self.size, &self.stride) {
+            Some(place) if place.count > 0 => place.span,
+            _ => return Ok(Tensor::f_zeros(&self.size[..], (self.kind, tch::Device::Cpu))?),
+        };
+        let bytes = self.storage.read(self.offset * width, span * width)?;
+        if Some(&self.stride) == strides(&self.size).as_ref() {
+            return Ok(Tensor::f_from_data_size(&bytes, &self.size, self.kind)?);
+        }
+        let flat = Tensor::f_from_data_size(&bytes, &[span as i64], self.kind)?;
+        Ok(flat.f_as_strided(&self.size[..], &self.stride[..], 0)?.f_contiguous()?)
+    }
+}
+
+/// Number of elements, and one more than the distance from the first to the last.
+struct Extent {
+    count: u64,
+    span: u64,
+}
+
+/// `None` if the numbers are negative, do not match or overflow.
+fn extent(size: &[i64], stride: &[i64]) -> Option<Extent> {
+    if size.len() != stride.len() || size.len() > MAX_DIMENSIONS {
+        return None;
+    }
+    let (mut count, mut span, mut bound) = (1_i64, 1_i64, 1_i64);
+    for (&size, &stride) in size.iter().zip(stride) {
+        if size < 0 || stride < 0 {
+            return None;
+        }
+        // Beside a zero, other sizes must not overflow libtorch's strides either.
+        bound = bound.checked_mul(size.max(1))?;
+        count = count.checked_mul(size)?;
+        span = span.checked_add(stride.checked_mul((size - 1).max(0))?)?;
+    }
+    Some(Extent { count: u64::try_from(count).ok()?, span: u64::try_from(span).ok()? })
+}
+
+/// Strides of a contiguous tensor.
+fn strides(size: &[i64]) -> Option<Vec<i64>> {
+    let mut stride = vec![1; size.len()];
+    for axis in (1..size.len()).rev() {
+        stride[axis - 1] = i64::checked_mul(stride[axis], size[axis].max(1))?;
+    }
+    Some(stride)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f32]) -> Storage {
+        Storage::in_memory(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    #[test]
+    fn a_view_is_read_by_its_offset_and_strides() {
+        let storage = floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let view = LazyTensor::new(storage, Kind::Float, 1, vec![3, 2], vec![1, 3]).unwrap();
+        assert_eq!(view.load().unwrap(), Tensor::from_slice(&[1.0_f32, 4.0, 2.0, 5.0, 3.0, 6.0]).reshape([3, 2]));
+        assert_eq!((view.count(), view.bytes()), (6, 24));
+    }
+
+    #[test]
+    fn a_view_outside_its_storage_or_larger_than_it_is_refused() {
+        let refused = |offset, size: &[i64], stride: &[i64]| {
+            LazyTensor::new(floats(&[0.0; 6]), Kind::Float, offset, size.to_vec(), stride.to_vec()).is_err()
+        };
+        assert!(!refused(0, &[6], &[1]));
+        assert!(refused(1, &[6], &[1]));
+        assert!(refused(u64::MAX, &[2], &[1]));
+        assert!(refused(0, &[2], &[i64::MAX]));
+        assert!(refused(0, &[i64::MAX, i64::MAX], &[0, 0]));
+        assert!(refused(0, &[1 << 40], &[0]), "an expanded tensor");
+        assert!(refused(0, &[-1], &[1]));
+        assert!(refused(0, &[2], &[-1]));
+        assert!(refused(0, &[2], &[1, 1]));
+        assert!(refused(0, &[1; 65], &[1; 65]));
+        assert!(refused(0, &[0, i64::MAX, i64::MAX], &[1, 1, 1]));
+    }
+
+    #[test]
+    fn tensors_without_elements_and_scalars_are_read() {
+        let empty = LazyTensor::contiguous(floats(&[]), Kind::Float, vec![0, 3]).unwrap();
+        assert_eq!(empty.load().unwrap().size(), [0, 3]);
+        let scalar = LazyTensor::contiguous(floats(&[2.5]), Kind::Float, vec![]).unwrap();
+        assert_eq!(scalar.load().unwrap(), Tensor::from(2.5_f32));
+    }
+
+    #[test]
+    fn damaged_data_are_found_by_their_checksum() {
+        let storage = floats(&[1.0, 2.0]).with_checksum(Some(7));
+        let error = LazyTensor::contiguous(storage, Kind::Float, vec![2]).unwrap().load().unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error}");
+    }
+}

@@ -1,0 +1,268 @@
+//! MMDetection checkpoints in full: weights, facts about the training and AdamW's state.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use indexmap::IndexMap;
+use tch::Tensor;
+
+use fnet_common::{Context, Error, Result};
+use fnet_model::{LoadReport, Parameters};
+
+use super::lazy::LazyTensor;
+use super::load::{Budget, Meta, state_of};
+use super::pth;
+use super::value::Value;
+use super::variant::{BACKBONE, Variant};
+
+/// A training state as MMDetection keeps it, to be continued from or exported to.
+#[derive(Debug)]
+pub struct MmdetCheckpoint {
+    /// The model's tensors in the order of its `state_dict`.
+    pub state: IndexMap<String, Tensor>,
+    /// Classes, epoch and iteration.
+    pub meta: Meta,
+    /// The optimizer's state, if kept.
+    pub optimizer: Option<OptimizerState>,
+}
+
+/// AdamW's state as PyTorch's `state_dict` has it.
+#[derive(Debug)]
+pub struct OptimizerState {
+    /// The groups of parameters with equal settings; MMDetection makes one.
+    pub groups: Vec<ParameterGroup>,
+    /// The moments by index of the parameter; a parameter that never had a gradient has none.
+    pub moments: IndexMap<usize, Moments>,
+}
+
+/// Settings of a group of parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParameterGroup {
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Learning rate that the schedule starts from, if told.
+    pub initial_lr: Option<f64>,
+    /// Decay of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Indices of its parameters, counted over the trained tensors in the order of the `state_dict`.
+    pub params: Vec<usize>,
+}
+
+/// What AdamW keeps for a parameter.
+#[derive(Debug)]
+pub struct Moments {
+    /// Number of steps taken.
+    pub step: u64,
+    /// Running mean of the gradient; the parameter's shape.
+    pub exp_avg: Tensor,
+    /// Running mean of the gradient's square; the parameter's shape.
+    pub exp_avg_sq: Tensor,
+}
+
+impl MmdetCheckpoint {
+    /// Reads an MMDetection checkpoint with everything that is needed to continue its training.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is none such, or its optimizer is not AdamW.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = pth::open_file(path)?;
+        let read = || Self::from_value(&pth::read(&file)?, &mut Loader(Budget::of(&file)));
+        read().with_context(|| path.display().to_string())
+    }
+
+    fn from_value(value: &Value, loader: &mut Loader) -> Result<Self> {
+        let (_, tensors) = state_of(value)?;
+        let mut state = IndexMap::with_capacity(tensors.len());
+        for (name, tensor) in tensors {
+            let tensor = loader.load(&tensor).with_context(|| name.clone())?;
+            state.insert(name.strip_prefix("module.").unwrap_or(&name).to_owned(), tensor);
+        }
+        let optimizer = match value.get("optimizer") {
+            None | Some(Value::None) => None,
+            Some(optimizer) => Some(read_optimizer(optimizer, loader).context("optimizer")?),
+        };
+        Ok(Self { state, meta: meta(value), optimizer })
+    }
+
+    /// The moments of each trained tensor of `parameters`, in order. The optimizer counts the trained tensors of the
+    /// file in the order of its `state_dict`.
+    ///
+    /// # Errors
+    /// If there is no optimizer, its state is for another number of tensors, or a moment has not its tensor's shape.
+    pub fn moments(&self, parameters: &Parameters) -> Result<Vec<Option<&Moments>>> {
+        let optimizer = self.optimizer.as_ref().ok_or_else(|| {
+            Error::data(
+                "the file holds no optimizer state, so its training cannot be continued; start one with its weights by \
+                 --load-from",
+            )
+        })?;
+        let trained: HashMap<&str, &Tensor> = parameters.trainable().collect();
+        let names: Vec<&str> =
+            self.state.keys().map(String::as_str).filter(|name| trained.contains_key(name)).collect();
+        let mut indices: Vec<usize> = optimizer.groups.iter().flat_map(|group| group.params.iter().copied()).collect();
+        indices.sort_unstable();
+        if names.len() != trained.len() || !indices.iter().copied().eq(0..names.len()) {
+            return Err(Error::data(format!(
+                "the optimizer's state is for {} parameters, the model has {}: {OTHER_MODEL}",
+                indices.len(),
+                trained.len()
+            )));
+        }
+        let mut moments = HashMap::with_capacity(names.len());
+        for (index, name) in names.into_iter().enumerate() {
+            let Some(found) = optimizer.moments.get(&index) else { continue };
+            let size = trained[name].size();
+            if let Some(other) = [&found.exp_avg, &found.exp_avg_sq].into_iter().find(|moment| moment.size() != size) {
+                return Err(Error::data(format!(
+                    "the optimizer's state of parameter {index} has shape {:?}, but {name} has {size:?}: {OTHER_MODEL}",
+                    other.size()
+                )));
+            }
+            moments.insert(name, found);
+        }
+        Ok(parameters.trainable().map(|(name, _)| moments.get(name).copied()).collect())
+    }
+
+    /// Loads the weights into `parameters`. None may be missing; those that the model lacks are left out, and named in
+    /// the report.
+    ///
+    /// # Errors
+    /// A data error if they are of another model.
+    pub fn fill(&self, parameters: &Parameters) -> Result<LoadReport> {
+        self.variant().map_or(Ok(()), |found| found.check(parameters))?;
+        let mut report = parameters.load(&self.state)?;
+        let unused = std::mem::take(&mut report.unexpected);
+        report.require_complete()?;
+        report.unexpected = unused;
+        Ok(report)
+    }
+
+    /// The member of the FasterNet family whose weights these are.
+    pub fn variant(&self) -> Option<Variant> {
+        let tensors: Vec<_> = self.state.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+        Variant::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())))
+    }
+}
+
+const OTHER_MODEL: &str =
+    "give the config that the checkpoint was trained with, or start with its weights alone by --load-from";
+
+/// Reads tensors as long as the bound on their bytes allows.
+struct Loader(Budget);
+
+impl Loader {
+    fn load(&mut self, tensor: &LazyTensor) -> Result<Tensor> {
+        self.0.spend(tensor)?;
+        tensor.load()
+    }
+}
+
+impl OptimizerState {
+    /// Gives parameter `index` the number `moved[index]`; `moved` is a permutation of all indices.
+    pub fn renumber(&mut self, moved: &[usize]) {
+        let place = |index: usize| moved.get(index).copied().unwrap_or(index);
+        self.moments = self.moments.drain(..).map(|(index, moments)| (place(index), moments)).collect();
+        self.moments.sort_unstable_keys();
+        for group in &mut self.groups {
+            group.params.iter_mut().for_each(|index| *index = place(*index));
+        }
+    }
+}
+
+/// What `meta` of an MMDetection checkpoint says; empty for other files. All of it is optional: what is there and is not
+/// understood is passed over with a warning.
+pub(super) fn meta(value: &Value) -> Meta {
+    let fact = |name: &str| value.at(&["meta", name]).filter(|fact| !matches!(fact, Value::None));
+    let pass_over = |name: &str, found: &Value, expected: &str| {
+        log::warn!("the weights' meta.{name} is {}: {expected} is expected; it is passed over", found.describe());
+    };
+    let count = |name: &str| {
+        let found = fact(name)?;
+        let count = found.as_int().and_then(|count| u64::try_from(count).ok());
+        if count.is_none() {
+            pass_over(name, found, "a whole number of at least 0");
+        }
+        count
+    };
+    let classes = match fact("CLASSES") {
+        Some(Value::Str(class)) => vec![class.to_string()],
+        Some(found) => {
+            let names = found.as_items().map(|items| items.iter().map(|name| name.as_str().map(str::to_owned)));
+            names.and_then(Iterator::collect::<Option<Vec<_>>>).unwrap_or_else(|| {
+                pass_over("CLASSES", found, "a list of names");
+                Vec::new()
+            })
+        }
+        None => Vec::new(),
+    };
+    Meta { classes, epoch: count("epoch"), iter: count("iter") }
+}
+
+fn read_optimizer(value: &Value, loader: &mut Loader) -> Result<OptimizerState> {
+    let groups = value.get("param_groups").and_then(Value::as_items).unwrap_or_default();
+    if groups.is_empty() {
+        return Err(Error::data("there are no param_groups, as the state_dict of a PyTorch optimizer has"));
+    }
+    let groups = groups.iter().map(read_group).collect::<Result<Vec<_>>>()?;
+    let mut moments = IndexMap::new();
+    let Some(Value::Dict(states)) = value.get("state") else {
+        return Err(Error::data("there is no state, as the state_dict of a PyTorch optimizer has"));
+    };
+    for (index, state) in states {
+        let index = index.as_int().and_then(|index| usize::try_from(index).ok());
+        let index = index.ok_or_else(|| Error::data("a key of its state is no index of a parameter"))?;
+        let state = read_moments(state, loader).with_context(|| format!("parameter {index}"))?;
+        moments.insert(index, state);
+    }
+    Ok(OptimizerState { groups, moments })
+}
+
+fn read_group(value: &Value) -> Result<ParameterGroup> {
+    let number = |name: &str| {
+        let number = value.get(name).and_then(Value::as_f64);
+        number.ok_or_else(|| Error::data(format!("a group of parameters has no {name}: it is not AdamW's")))
+    };
+    if !matches!(value.get("amsgrad"), None | Some(Value::None | Value::Bool(false))) {
+        return Err(Error::data("it uses amsgrad, which is not supported: load only the weights"));
+    }
+    let betas = value.get("betas").and_then(Value::as_items).unwrap_or_default();
+    let betas: Option<Vec<f64>> = betas.iter().map(Value::as_f64).collect();
+    let &[first, second] = betas.as_deref().unwrap_or_default() else {
+        return Err(Error::data("a group of parameters has no betas: it is not AdamW's. Load only the weights"));
+    };
+    let params = value.get("params").and_then(Value::as_items).unwrap_or_default();
+    let params: Option<Vec<usize>> =
+        params.iter().map(|index| index.as_int().and_then(|index| usize::try_from(index).ok())).collect();
+    Ok(ParameterGroup {
+        lr: number("lr")?,
+        initial_lr: value.get("initial_lr").map(|_| number("initial_lr")).transpose()?,
+        betas: (first, second),
+        eps: number("eps")?,
+        weight_decay: number("weight_decay")?,
+        params: params.ok_or_else(|| Error::data("a group's params are no indices"))?,
+    })
+}
+
+fn read_moments(value: &Value, loader: &mut Loader) -> Result<Moments> {
+    let mut tensor = |name: &str| match value.get(name).and_then(Value::as_tensor) {
+        Some(tensor) => loader.load(tensor).with_context(|| name.to_owned()),
+        None => Err(Error::data(format!("{name} is missing: it is not AdamW's state. Load only the weights"))),
+    };
+    let step = match value.get("step") {
+        // Since PyTorch 1.12 a tensor, before a number.
+        Some(Value::Tensor(_)) => {
+            let step = tensor("step")?;
+            if step.numel() != 1 {
+                return Err(Error::data("step is no single number"));
+            }
+            Value::Float(step.f_double_value(&[])?).as_int()
+        }
+        other => other.and_then(Value::as_int),
+    };
+    let step = step.and_then(|step| u64::try_from(step).ok()).ok_or_else(|| Error::data("step is no count"))?;
+    Ok(Moments { step, exp_avg: tensor("exp_avg")?, exp_avg_sq: tensor("exp_avg_sq")? })
+}

@@ -1,0 +1,83 @@
+//! Tensors as bytes in the order of safetensors: row-major, little-endian.
+
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use fnet_common::{Context, Error, Result};
+
+const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so must the machine be");
+
+const DTYPES: [(Kind, Dtype); 10] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int16, Dtype::I16),
+    (Kind::Int8, Dtype::I8),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+/// The safetensors type of a tensor.
+pub(super) fn dtype(tensor: &Tensor, name: &str) -> Result<Dtype> {
+    let kind = tensor.kind();
+    let found = DTYPES.iter().find(|(candidate, _)| *candidate == kind).map(|(_, dtype)| *dtype);
+    found.ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot hold")))
+}
+
+/// The kind of tensor that holds a safetensors type.
+pub(super) fn kind(dtype: Dtype, name: &str) -> Result<Kind> {
+    let found = DTYPES.iter().find(|(_, candidate)| *candidate == dtype).map(|(kind, _)| *kind);
+    found.ok_or_else(|| Error::data(format!("tensor {name} has the type {dtype}, which fnet does not use")))
+}
+
+/// The tensor itself if its memory is on the host and row-major, a copy that is otherwise.
+pub(super) fn on_host(tensor: &Tensor, name: &str) -> Result<Tensor> {
+    let convert = || tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous();
+    convert().with_context(|| format!("copying tensor {name} to host memory"))
+}
+
+/// A copy on the host that shares no memory with `tensor`.
+pub(super) fn host_copy(tensor: &Tensor, name: &str) -> Result<Tensor> {
+    let host = on_host(tensor, name)?;
+    if host.data_ptr() != tensor.data_ptr() {
+        return Ok(host);
+    }
+    let copy = || {
+        let mut fresh = host.f_empty_like()?;
+        fresh.f_copy_(&host).map(|()| fresh)
+    };
+    copy().with_context(|| format!("copying tensor {name} in host memory"))
+}
+
+/// Hands the bytes of a host tensor to `use_bytes`.
+pub(super) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
+    debug_assert!(tensor.device() == Device::Cpu && tensor.is_contiguous());
+    let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    let pointer = tensor.data_ptr().cast::<u8>().cast_const();
+    if length == 0 || pointer.is_null() {
+        return use_bytes(&[]);
+    }
+    // SAFETY: the tensor is contiguous and on the host, so that `length` initialised bytes follow its data pointer;
+    // it is borrowed for as long as the slice lives.
+    use_bytes(unsafe { std::slice::from_raw_parts(pointer, length) })
+}
+
+/// A new host tensor whose bytes `fill` writes; all of them before it returns without error.
+pub(super) fn filled(
+    shape: &[i64],
+    kind: Kind,
+    fill: impl FnOnce(&mut [u8]) -> std::io::Result<()>,
+) -> Result<std::io::Result<Tensor>> {
+    let tensor = Tensor::f_zeros(shape, (kind, Device::Cpu))?;
+    let length = tensor.numel() * kind.elt_size_in_bytes();
+    let pointer = tensor.data_ptr().cast::<u8>();
+    if length == 0 || pointer.is_null() {
+        return Ok(fill(&mut []).map(|()| tensor));
+    }
+    // SAFETY: the tensor was just made: contiguous, on the host, zeroed, and nobody else knows its memory.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, length) };
+    Ok(fill(bytes).map(|()| tensor))
+}

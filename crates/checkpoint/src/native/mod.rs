@@ -1,0 +1,356 @@
+//! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
+
+mod bytes;
+#[cfg(test)]
+mod damage;
+mod folder;
+mod format;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use indexmap::IndexMap;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use tch::Tensor;
+
+use fnet_protocol::work_dir::is_pytorch_file;
+
+pub use folder::resolve;
+pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, set_aside_later};
+pub use writer::{OnSaved, Save, Writer};
+
+use fnet_common::atomic;
+use fnet_common::{Context, Error, Result};
+use fnet_config::Config;
+use fnet_data::Leg;
+
+/// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
+pub const MODEL: &str = "model.";
+/// Prefix of the optimizer's state: `optimizer.<state>.<parameter>`.
+pub const OPTIMIZER: &str = "optimizer.";
+/// Prefix of the moving average of the weights.
+pub const EMA: &str = "ema.";
+
+/// Prefix of the BatchNorm buffers of one rank.
+pub fn rank_prefix(rank: usize) -> String {
+    format!("rank{rank}.")
+}
+
+/// The state of a job at the end of an update: tensors by name, and what else is needed to go on.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// All tensors, in the order they were put in; after loading, on the CPU and contiguous.
+    pub tensors: IndexMap<String, Tensor>,
+    /// Counters, config and the like.
+    pub meta: CheckpointMeta,
+}
+
+/// What a checkpoint holds besides tensors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointMeta {
+    /// The resolved config as TOML; [`CheckpointMeta::config`] reads it.
+    #[serde(skip)]
+    pub config: String,
+    /// Class names in the order of the labels.
+    pub classes: Vec<String>,
+    /// How far training had come.
+    pub progress: Progress,
+    /// Ranks of the job that wrote it.
+    pub world_size: usize,
+    /// Seed of the job.
+    pub seed: u64,
+    /// How the present epoch was dealt out; `None` in files of older versions.
+    #[serde(default)]
+    pub dealt: Option<Dealt>,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// Further scalars of the loop.
+    #[serde(default)]
+    pub state: State,
+}
+
+/// Scalars of the training loop, where they apply. One that is there but is not what is expected is an error.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// The model is to be evaluated before training goes on.
+    pub evaluation_due: bool,
+    /// The checkpoint was written only because its job was stopped or broken off: it is of no more use once there is a later
+    /// one.
+    pub transient: bool,
+    /// Updates that the moving average has seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_updates: Option<u64>,
+    /// The loss scale of float16 training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScaleState>,
+    /// The values for the next line of the log. Not worth an error: a job that cannot read them goes on with a warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_window: Option<serde_json::Value>,
+}
+
+/// The loss scale of float16 training, and when it last changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LossScaleState {
+    /// The factor of the loss.
+    #[serde(deserialize_with = "sound_scale")]
+    pub scale: f64,
+    /// Updates since the scale changed.
+    pub steps_since_change: usize,
+    /// Updates left out in the whole job.
+    #[serde(default)]
+    pub skipped: u64,
+}
+
+impl LossScaleState {
+    /// Below this, gradients overflow for another reason than the scale.
+    pub const MINIMUM: f64 = 1.0;
+}
+
+/// A factor that a job can have had.
+fn sound_scale<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    let scale = f64::deserialize(from)?;
+    match (LossScaleState::MINIMUM..=f64::from(f32::MAX)).contains(&scale) {
+        true => Ok(scale),
+        false => Err(D::Error::custom(format!("the scale is {scale}: a number of at least 1 is expected"))),
+    }
+}
+
+/// How far training had come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Progress {
+    /// Finished epochs.
+    pub epoch: usize,
+    /// Steps since the end of the last finished epoch.
+    pub step_in_epoch: usize,
+    /// Steps since the start of training. The last to be compared, for after a change of the number of ranks it is counted
+    /// anew, in whole epochs of the present length.
+    pub step: u64,
+}
+
+/// How an epoch is dealt out to the ranks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dealt {
+    /// Pictures of the training set.
+    pub pictures: usize,
+    /// Pictures of each rank in a step.
+    pub samples_per_gpu: usize,
+    /// Micro-steps of an update.
+    pub accumulate: usize,
+    /// Parts of the epoch that were trained in other ways before.
+    #[serde(default)]
+    pub legs: Vec<Leg>,
+}
+
+/// The best evaluation of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Name of the metric, for example `bbox_mAP`.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Finished epochs at that evaluation.
+    pub epoch: usize,
+}
+
+impl CheckpointMeta {
+    /// Refuses numbers that no job has.
+    fn check(&self) -> Result<()> {
+        let mut counts = vec![("world_size".to_owned(), self.world_size)];
+        if let Some(dealt) = &self.dealt {
+            counts.push(("dealt.samples_per_gpu".to_owned(), dealt.samples_per_gpu));
+            counts.push(("dealt.accumulate".to_owned(), dealt.accumulate));
+            for (index, leg) in dealt.legs.iter().enumerate() {
+                for (name, value) in [
+                    ("world_size", leg.world_size),
+                    ("samples_per_gpu", leg.samples_per_gpu),
+                    ("accumulate", leg.accumulate),
+                ] {
+                    counts.push((format!("dealt.legs[{index}].{name}"), value));
+                }
+            }
+            let within = self.progress.step_in_epoch;
+            let steps = dealt.legs.iter().try_fold(0_usize, |all, leg| all.checked_add(leg.steps));
+            if steps.is_none_or(|steps| steps > within) {
+                return Err(Error::data(format!(
+                    "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
+                )));
+            }
+        }
+        match counts.into_iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => Err(Error::data(format!("{name} is 0: a number of at least 1 is expected"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The stored config.
+    ///
+    /// # Errors
+    /// A usage error if it has fields or values that this version of fnet does not know.
+    pub fn config(&self, path: &Path) -> Result<Config> {
+        Config::from_toml(&self.config, &format!("config inside {}", path.display()))
+    }
+
+    /// Reads only the header of a checkpoint: its checksum and the length of the file are checked, the tensors are not.
+    ///
+    /// # Errors
+    /// A data error that says what is wrong with the file.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = folder::resolve(path.as_ref());
+        Ok(format::open(&path).and_then(|file| file.fnet_meta()).with_context(|| reading(&path))?.0)
+    }
+}
+
+/// A checkpoint on the host, apart from the tensors that training goes on changing; another thread may write it.
+#[derive(Debug)]
+pub struct Snapshot(Checkpoint);
+
+impl Checkpoint {
+    /// Copies all tensors to host memory, so that training can go on while they are written.
+    ///
+    /// # Errors
+    /// When a tensor cannot be copied, for example for lack of memory.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), bytes::host_copy(tensor, name)?));
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Snapshot(Self { tensors, meta: self.meta.clone() }))
+    }
+
+    /// Writes the checkpoint: to a temporary file in the same folder, which takes the place of `path` once it is
+    /// durable. Tensors are streamed one at a time.
+    ///
+    /// # Errors
+    /// An environment error when the disk is full or the folder cannot be written; what was at `path` is then intact.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.write(path.as_ref(), &AtomicU64::default())
+    }
+
+    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
+    fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
+        let prepared = format::prepare(&self.tensors, &self.meta);
+        let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
+        atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
+    }
+
+    /// Reads a checkpoint and checks every byte of it; `latest.ckpt` stands for what it names.
+    ///
+    /// # Errors
+    /// A data error that names the file and what is wrong: not there, cut off, damaged, or not a checkpoint of fnet.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = folder::resolve(path.as_ref());
+        let load = || -> Result<Self> {
+            let mut file = format::open(&path)?;
+            let (meta, entries) = file.fnet_meta()?;
+            let tensors = file.read_tensors(&entries)?;
+            Ok(Self { tensors, meta })
+        };
+        load().with_context(|| reading(&path))
+    }
+
+    /// The moving average of the weights by parameter; empty if the job had none.
+    ///
+    /// # Errors
+    /// A data error unless it is there for each parameter that the optimizer has a state of, and in the shape of its weight.
+    pub fn averages(&self) -> Result<IndexMap<String, Tensor>> {
+        let averages: IndexMap<String, Tensor> =
+            self.section(EMA).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+        let trained = self.section(OPTIMIZER).filter_map(|(name, _)| Some(name.split_once('.')?.1));
+        if let Some(name) = trained.into_iter().find(|name| !averages.is_empty() && !averages.contains_key(*name)) {
+            return Err(Error::data(format!("damaged: it holds a moving average of the weights, but no {EMA}{name}")));
+        }
+        for (name, average) in &averages {
+            let weight = self.tensors.get(&format!("{MODEL}{name}"));
+            if weight.is_none_or(|weight| weight.size() != average.size()) {
+                return Err(Error::data(format!(
+                    "damaged: {EMA}{name} has shape {:?}, {MODEL}{name} has {}",
+                    average.size(),
+                    weight.map_or("none".to_owned(), |weight| format!("{:?}", weight.size()))
+                )));
+            }
+        }
+        Ok(averages)
+    }
+
+    /// The tensors whose names start with `prefix`, by the rest of their names, in order.
+    pub fn section<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+        self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
+    }
+}
+
+impl Snapshot {
+    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::save`].
+    pub fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
+        self.0.write(path, written)
+    }
+
+    /// The counters and the like that will be written.
+    pub fn meta(&self) -> &CheckpointMeta {
+        &self.0.meta
+    }
+}
+
+/// Counts what goes through it.
+struct Counted<'a> {
+    file: &'a mut dyn Write,
+    written: &'a AtomicU64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Reads every byte of a checkpoint and holds it against the checksums, with little memory.
+///
+/// # Errors
+/// As [`Checkpoint::load`].
+pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
+    let path = folder::resolve(path.as_ref());
+    let check = || -> Result<CheckpointMeta> {
+        let mut file = format::open(&path)?;
+        let (meta, entries) = file.fnet_meta()?;
+        file.verify_tensors(&entries)?;
+        Ok(meta)
+    };
+    check().with_context(|| reading(&path))
+}
+
+/// Whether `path` is a PyTorch file, or a sound safetensors file that is no checkpoint of fnet.
+pub fn is_of_another_maker(path: &Path) -> bool {
+    let path = resolve(path);
+    is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
+}
+
+/// Reads any safetensors file, for example weights exported by another tool, in the order of the file.
+///
+/// # Errors
+/// A data error if it is not there, cut off, or not a safetensors file. Without checksums, damage inside a tensor is
+/// not seen.
+pub fn read_safetensors(path: impl AsRef<Path>) -> Result<IndexMap<String, Tensor>> {
+    let path = path.as_ref();
+    let read = || -> Result<IndexMap<String, Tensor>> {
+        let mut file = format::open(path)?;
+        let entries = file.unchecked_entries();
+        file.read_tensors(&entries)
+    };
+    read().with_context(|| reading(path))
+}
+
+fn reading(path: &Path) -> String {
+    format!("reading {}", PathBuf::from(path).display())
+}

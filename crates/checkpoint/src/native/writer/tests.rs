@@ -1,0 +1,133 @@
+use std::path::Path;
+
+use tch::Tensor;
+
+use fnet_common::ErrorKind;
+
+use super::*;
+use crate::native::{Checkpoint, CheckpointMeta, Progress, State, latest, verify};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn snapshot(step: u64, transient: bool) -> Snapshot {
+    let meta = CheckpointMeta {
+        progress: Progress { step, ..Progress::default() },
+        world_size: 1,
+        state: State { transient, ..State::default() },
+        ..CheckpointMeta::default()
+    };
+    let tensors = [("model.a".to_owned(), Tensor::from(step as i64))].into_iter().collect();
+    Checkpoint { tensors, meta }.snapshot().unwrap()
+}
+
+fn save(step: u64) -> Save {
+    Save {
+        snapshot: snapshot(step, false),
+        file: format!("iter_{step}.ckpt"),
+        pause: Duration::ZERO,
+        keep_last: 0,
+        replaces_transient: true,
+    }
+}
+
+fn writer(folders: &[&Path]) -> Writer {
+    Writer::start(folders.iter().map(|path| CheckpointFolder::shared(*path)).collect(), Box::new(|_, _| {})).unwrap()
+}
+
+#[test]
+fn what_is_handed_over_is_durable_once_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&saved);
+    let on_saved = Box::new(move |_: &Path, step| told.lock().unwrap().push(step));
+    let writer = Writer::start(vec![CheckpointFolder::shared(folder.path())], on_saved).unwrap();
+    for step in 1..=3 {
+        writer.save(save(step));
+        writer.finish(PATIENCE, &|| {}).unwrap();
+        assert_eq!(verify(folder.path().join("latest.ckpt")).unwrap().progress.step, step);
+    }
+    writer.keep_best("iter_3.ckpt".into(), "bbox_mAP".into());
+    writer.finish(PATIENCE, &|| {}).unwrap();
+    assert!(folder.path().join("best_bbox_mAP.ckpt").is_file());
+    assert_eq!(*saved.lock().unwrap(), [1, 2, 3]);
+}
+
+#[test]
+fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = writer(&[folder.path()]);
+    for step in [4, 5] {
+        let snapshot = snapshot(step, true);
+        writer.save(Save { snapshot, replaces_transient: false, ..save(step) });
+        writer.finish(PATIENCE, &|| {}).unwrap();
+    }
+    assert!(folder.path().join("iter_4.ckpt").is_file(), "no regular one has come after it");
+    writer.save(save(6));
+    writer.finish(PATIENCE, &|| {}).unwrap();
+    let left = latest(&[folder.path()]).unwrap();
+    assert_eq!(left.found.unwrap().1.progress.step, 6);
+    assert!(!folder.path().join("iter_4.ckpt").exists() && !folder.path().join("iter_5.ckpt").exists());
+}
+
+#[test]
+fn a_folder_that_takes_nothing_is_waited_for_and_the_newest_checkpoint_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("drive/job");
+    let writer = writer(&[&gone]);
+    writer.save(save(1));
+    let error = writer.finish(Duration::from_millis(200), &|| {}).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Environment);
+    assert!(error.to_string().contains("the folder is gone"), "{error}");
+    writer.save(save(2));
+    std::fs::create_dir(folder.path().join("drive")).unwrap();
+    writer.finish(PATIENCE, &|| {}).unwrap();
+    assert_eq!(verify(gone.join("iter_2.ckpt")).unwrap().progress.step, 2);
+}
+
+#[test]
+fn another_folder_is_taken_where_one_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gone, other) = (folder.path().join("drive/job"), folder.path().join("other"));
+    let writer = writer(&[&gone, &other]);
+    writer.save(save(1));
+    writer.keep_best("iter_1.ckpt".into(), "m".into());
+    writer.finish(PATIENCE, &|| {}).unwrap();
+    assert!(other.join("best_m.ckpt").is_file());
+    let found = latest(&[gone, other.clone()]).unwrap().found.unwrap();
+    assert_eq!(found.0, other.join("iter_1.ckpt"));
+}
+
+#[test]
+fn the_best_one_that_is_being_written_stays_the_best_when_a_later_one_gives_way() {
+    // Nothing takes the tasks out: the writer is busy with epoch_6.
+    let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
+    let writer = Writer { shared };
+    writer.keep_best("epoch_6.ckpt".into(), "bbox_mAP".into());
+    writer.save(save(10));
+    writer.keep_best("iter_10.ckpt".into(), "bbox_mAP".into());
+    writer.save(save(20));
+    let files: Vec<String> = writer
+        .shared
+        .lock()
+        .waiting
+        .iter()
+        .map(|task| match task {
+            Task::Save(save) => save.file.clone(),
+            Task::KeepBest { file, .. } => format!("best {file}"),
+        })
+        .collect();
+    assert_eq!(files, ["best epoch_6.ckpt", "iter_20.ckpt"]);
+}
+
+#[test]
+fn those_of_a_broken_job_do_not_push_out_regular_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = writer(&[folder.path()]);
+    for (step, transient) in [(1, false), (2, false), (3, true), (4, false)] {
+        let snapshot = snapshot(step, transient);
+        writer.save(Save { snapshot, keep_last: 2, replaces_transient: !transient, ..save(step) });
+        writer.finish(PATIENCE, &|| {}).unwrap();
+    }
+    let there = [1, 2, 3, 4].map(|step| folder.path().join(format!("iter_{step}.ckpt")).exists());
+    assert_eq!(there, [false, true, false, true]);
+}

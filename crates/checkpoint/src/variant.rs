@@ -1,0 +1,102 @@
+//! Which member of the FasterNet family a set of weights belongs to.
+
+use std::fmt;
+
+use fnet_common::{Error, Result};
+use fnet_model::Parameters;
+
+/// Where the backbone's tensors lie in a detector.
+pub(super) const BACKBONE: &str = "backbone.";
+
+/// Width and depths of a FasterNet backbone, as read from the names and shapes of its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variant {
+    /// Channels of the first stage.
+    pub embed_dim: i64,
+    /// Blocks in each of the four stages.
+    pub depths: [usize; 4],
+}
+
+/// The published family.
+const FAMILY: [(&str, i64, [usize; 4]); 6] = [
+    ("FasterNet-T0", 40, [1, 2, 8, 2]),
+    ("FasterNet-T1", 64, [1, 2, 8, 2]),
+    ("FasterNet-T2", 96, [1, 2, 8, 2]),
+    ("FasterNet-S", 128, [1, 2, 13, 2]),
+    ("FasterNet-M", 144, [3, 4, 18, 3]),
+    ("FasterNet-L", 192, [3, 4, 18, 3]),
+];
+
+impl Variant {
+    /// Recognises the backbone among `tensors`, whose names begin with `prefix` (such as `backbone.`).
+    pub fn recognise<'a>(prefix: &str, tensors: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Self> {
+        let (mut embed_dim, mut depths) = (None, [0; 4]);
+        for (name, size) in tensors {
+            let Some(name) = name.strip_prefix(prefix) else { continue };
+            if name == "patch_embed.proj.weight" {
+                embed_dim = size.first().copied();
+            } else if let Some((stage, block)) = place(name) {
+                depths[stage] = depths[stage].max(block + 1);
+            }
+        }
+        let embed_dim = embed_dim?;
+        depths.iter().all(|&depth| depth > 0).then_some(Self { embed_dim, depths })
+    }
+
+    /// Refuses weights of this variant for a model of another one: where names and some shapes agree, the model would
+    /// be broken silently.
+    ///
+    /// # Errors
+    /// A data error that names both.
+    pub fn check(&self, parameters: &Parameters) -> Result<()> {
+        let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
+        match Self::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {
+            Some(wanted) if wanted != *self => Err(Error::data(format!(
+                "the file holds weights of {self}, but the config's backbone is {wanted}: give the file for that \
+                 backbone, or change model.backbone"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The published name, if it has one.
+    pub fn name(&self) -> Option<&'static str> {
+        FAMILY.iter().find(|(_, width, depths)| (*width, *depths) == (self.embed_dim, self.depths)).map(|known| known.0)
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name().unwrap_or("a FasterNet of its own");
+        write!(f, "{name} (embed_dim {}, depths {:?})", self.embed_dim, self.depths)
+    }
+}
+
+/// Stage and block of a name such as `stages.4.blocks.7.mlp.0.weight`; the stages have the even numbers.
+fn place(name: &str) -> Option<(usize, usize)> {
+    let (stage, rest) = name.strip_prefix("stages.")?.split_once(".blocks.")?;
+    let stage = ["0", "2", "4", "6"].iter().position(|&known| known == stage)?;
+    let block: usize = rest.split('.').next()?.parse().ok()?;
+    (block < 1024).then_some((stage, block))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_family_is_told_apart_by_width_and_depths() {
+        let names: Vec<String> = [(0, 1), (2, 2), (4, 13), (6, 2)]
+            .iter()
+            .flat_map(|&(stage, depth)| {
+                (0..depth).map(move |block| format!("b.stages.{stage}.blocks.{block}.mlp.0.weight"))
+            })
+            .chain(["b.patch_embed.proj.weight".to_owned()])
+            .collect();
+        let tensors = names.iter().map(|name| (name.as_str(), &[128_i64, 3, 4, 4][..]));
+        let variant = Variant::recognise("b.", tensors.clone()).unwrap();
+        assert_eq!(variant.name(), Some("FasterNet-S"));
+        assert_eq!(variant.to_string(), "FasterNet-S (embed_dim 128, depths [1, 2, 13, 2])");
+        assert_eq!(Variant::recognise("", tensors), None);
+    }
+}

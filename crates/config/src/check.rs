@@ -1,0 +1,118 @@
+//! Checks of a whole config: what the schema says of each field, then combinations that the structs know of.
+
+use std::fmt;
+
+use fnet_common::{Error, Result};
+
+use super::tree::{self, Origin};
+use super::{Config, Resolved, fields, load};
+
+/// One fault of a config.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// Dotted path of the field.
+    pub field: String,
+    /// Its value, as TOML.
+    pub value: String,
+    /// What was expected.
+    pub expected: String,
+    /// What to do; may be empty if that is plain from what was expected.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}; expected {}", self.field, self.value, self.expected)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
+    }
+}
+
+impl Problem {
+    /// A value that does not fit the schema of its field.
+    pub(super) fn unfit(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Self {
+        let likeness = |word: &str| strsim::jaro_winkler(word, value.as_str().unwrap_or_default());
+        let words = fields::choices(schema).into_iter().map(|(word, _)| word);
+        let nearest = words.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|word| likeness(word) >= 0.75);
+        Self {
+            field: field.into(),
+            value: load::shown(value),
+            expected: fields::expectation(schema),
+            remedy: nearest.map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default(),
+        }
+    }
+}
+
+/// Collects the faults of a section; the structs of the schema report to it.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Reports a fault of `field` unless `holds`.
+    pub fn require(&mut self, holds: bool, field: &str, value: impl fmt::Debug, expected: &str, remedy: &str) {
+        if !holds {
+            self.0.push(Problem {
+                field: field.into(),
+                value: format!("{value:?}"),
+                expected: expected.into(),
+                remedy: remedy.into(),
+            });
+        }
+    }
+}
+
+impl Config {
+    /// All faults of the config: ranges of fields, then combinations.
+    pub fn problems(&self) -> Result<Vec<Problem>> {
+        let table = toml::Table::try_from(self).map_err(|error| {
+            Error::usage(format!("the config cannot be written as TOML: {error} (whole numbers go to 2^63 - 1)"))
+        })?;
+        let mut problems = Problems::default();
+        tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
+            let schema = fields::all().get(path).and_then(|field| field.schema.as_ref());
+            if let Some(schema) = schema.filter(|schema| !fields::fits(value, schema)) {
+                problems.0.push(Problem::unfit(path, value, schema));
+            }
+        });
+        if problems.0.is_empty() {
+            self.check(&mut problems);
+        }
+        Ok(problems.0)
+    }
+
+    /// Checks the config after a change in code, for example by a flag of the command line.
+    ///
+    /// # Errors
+    /// A usage error that lists every fault.
+    pub fn validate(&self) -> Result<()> {
+        refuse(self.problems()?, |_| None)
+    }
+
+    /// Checks what only matters to a job that trains.
+    ///
+    /// # Errors
+    /// A usage error that lists every fault.
+    pub fn validate_for_training(&self) -> Result<()> {
+        let mut problems = Problems::default();
+        self.check_training(&mut problems);
+        refuse(problems.0, |_| None)
+    }
+}
+
+impl Resolved {
+    /// As [`Config::validate`], and each fault says where the value came from.
+    pub(super) fn validate(&self) -> Result<()> {
+        refuse(self.config.problems()?, |field| self.origins.get(field))
+    }
+}
+
+fn refuse<'a>(problems: Vec<Problem>, origin: impl Fn(&str) -> Option<&'a Origin>) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let line = |problem: Problem| match origin(&problem.field) {
+        Some(origin @ (Origin::File { .. } | Origin::Set(_))) => format!("{}: {problem}", origin.exact()),
+        Some(origin) => format!("{problem} (its value is the {origin})"),
+        None => problem.to_string(),
+    };
+    Err(Error::usage(problems.into_iter().map(line).collect::<Vec<_>>().join("\n")))
+}

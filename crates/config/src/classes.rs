@@ -1,0 +1,64 @@
+//! `data.classes = "auto"`: the names and the number of the classes out of the training annotation file.
+
+use std::path::Path;
+
+use fnet_common::text;
+use fnet_common::{Context, Error, Result};
+
+use super::load::insert;
+use super::tree::{Node, Origin, Table, Value};
+
+/// Reads the names of the classes of an annotation file.
+pub type ReadClasses<'r> = &'r dyn Fn(&Path) -> Result<Vec<String>>;
+
+const CLASSES: &str = "data.classes";
+const COUNT: &str = "model.num_classes";
+
+/// Puts the names of the training set's categories in the place of "auto", and their number into `model.num_classes`
+/// unless a config says it. What is stored with a checkpoint thus holds the names. Returns whether there was "auto". Unless
+/// the classes are needed, they are empty where the annotation file does not say them.
+///
+/// # Errors
+/// A data error if the annotation file cannot be read; a usage error if a config says another number.
+pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_classes: bool) -> Result<bool> {
+    let Some((toml::Value::String(word), origin)) = find(all, CLASSES) else { return Ok(false) };
+    if word != "auto" {
+        return Ok(false);
+    }
+    let origin = origin.clone();
+    let text = |path: &str| find(all, path).and_then(|(value, _)| value.as_str()).unwrap_or_default().to_owned();
+    let file = Path::new(&text("data.root")).join(text("data.train.ann_file"));
+    let names = read_classes(&file);
+    if names.is_err() && !needs_classes {
+        insert(all, CLASSES, Value::Leaf(toml::Value::Array(Vec::new())), &origin);
+        return Ok(true);
+    }
+    let names = names
+        .with_context(|| format!("{}: {CLASSES} = \"auto\" reads the classes of the training set", origin.exact()))?;
+    let count = names.len() as i64;
+    match find(all, COUNT) {
+        Some((toml::Value::Integer(said), from)) if *from != Origin::Default && *said != count => {
+            return Err(Error::usage(format!(
+                "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {} in {}: remove {COUNT} \
+                 or set it to {count}; to train some of the classes only, name them in {CLASSES}",
+                from.exact(),
+                text::count(names.len(), "class"),
+                file.display()
+            )));
+        }
+        _ => insert(all, COUNT, Value::Leaf(toml::Value::Integer(count)), &origin),
+    }
+    let names = names.into_iter().map(toml::Value::String).collect();
+    insert(all, CLASSES, Value::Leaf(toml::Value::Array(names)), &origin);
+    Ok(true)
+}
+
+fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
+    let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+    let Node { value, origin } = table.get(head)?;
+    match (value, rest) {
+        (Value::Leaf(leaf), None) => Some((leaf, origin)),
+        (Value::Table(inner), Some(rest)) => find(inner, rest),
+        _ => None,
+    }
+}

@@ -1,0 +1,74 @@
+//! What two configs of one job differ in.
+
+use std::collections::BTreeMap;
+
+use fnet_common::{Error, Result};
+
+use super::Config;
+use super::tree::{self, Origin};
+
+/// Fields that change nothing about the weights that a training ends with; of a section, all of its fields.
+const WITHOUT_EFFECT: [&str; 8] = [
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "data.root",
+    "data.workers_per_gpu",
+    "data.val.",
+    "model.backbone.pretrained",
+    "train.epochs",
+];
+
+impl Config {
+    /// The fields in which `self`, the config that a job began with, differs from `now`, in so far as they matter to the
+    /// weights: `optimizer.lr = 0.1 (was 0.2)`.
+    ///
+    /// # Errors
+    /// A usage error if a number does not fit TOML.
+    pub fn differences(&self, now: &Config) -> Result<Vec<String>> {
+        let (before, now) = (leaves(self)?, leaves(now)?);
+        let matters = |path: &str| {
+            !WITHOUT_EFFECT.iter().any(|without| match without.strip_suffix('.') {
+                Some(_) => path.starts_with(without),
+                None => path == *without,
+            })
+        };
+        let changed = now.iter().filter(|(path, value)| matters(path) && before.get(*path) != Some(value));
+        let absent = "not there".to_owned();
+        Ok(changed
+            .map(|(path, value)| format!("{path} = {value} (was {})", before.get(path).unwrap_or(&absent)))
+            .collect())
+    }
+}
+
+/// Every value as TOML, by its path.
+fn leaves(config: &Config) -> Result<BTreeMap<String, String>> {
+    let table = toml::Table::try_from(config)
+        .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
+    let mut leaves = BTreeMap::new();
+    tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
+        leaves.insert(path.to_owned(), value.to_string());
+    });
+    Ok(leaves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Interval;
+
+    #[test]
+    fn what_matters_is_named_field_by_field_with_both_values() {
+        let before = Config::default();
+        let mut now = before.clone();
+        now.optimizer.lr = 0.5;
+        now.schedule.steps = vec![3];
+        now.log.interval = 7;
+        now.checkpoint.interval = Interval::Steps(10);
+        now.data.workers_per_gpu += 1;
+        now.train.epochs += 1;
+        let told = before.differences(&now).unwrap();
+        assert_eq!(told, ["optimizer.lr = 0.5 (was 0.0002)", "schedule.steps = [3] (was [8, 11])"]);
+        assert!(before.differences(&before).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,32 @@
+//! Typed configuration of a job: TOML files that inherit from each other, overrides, checks, and where each value
+//! came from.
+
+mod check;
+mod classes;
+mod difference;
+mod fields;
+mod load;
+mod reference;
+mod render;
+mod schema;
+mod tree;
+
+use std::collections::BTreeMap;
+
+pub use check::Problem;
+pub use classes::ReadClasses;
+pub use load::{DATA_ROOT_VARIABLE, load, load_for_check};
+pub use reference::markdown_reference;
+pub use schema::*;
+pub use tree::Origin;
+
+/// A config with all its values, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The values.
+    pub config: Config,
+    /// Name of the config: its file's name without `.toml`. The default work folder is named after it.
+    pub name: String,
+    /// Where each field's value came from, by dotted path.
+    pub origins: BTreeMap<String, Origin>,
+}

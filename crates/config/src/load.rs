@@ -1,0 +1,299 @@
+//! Reading a config: bases, the file itself, the environment, then overrides, each layer checked where it stands.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use fnet_common::{Context, Error, Result};
+use fnet_protocol::file_kind;
+
+use super::check::Problem;
+use super::classes::{self, ReadClasses};
+use super::tree::{self, Node, Origin, Table, Value};
+use super::{Config, Resolved, fields};
+
+/// The environment variable that replaces `data.root` of the files.
+pub const DATA_ROOT_VARIABLE: &str = "FNET_DATA_ROOT";
+
+/// Short names that stand for a field, as users of MMDetection know them.
+const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
+
+/// What `train.amp` was called in the config inside older checkpoints, where "off" was "fp32".
+const FORMER_AMP: &str = "train.precision";
+
+/// Reads a config file with everything it inherits, then FNET_DATA_ROOT, then `key=value` overrides. `read_classes` is asked
+/// if `data.classes` is "auto".
+///
+/// # Errors
+/// Usage errors that name file, line and column (or the override), the field, what was expected, and the nearest
+/// right name of an unknown field. All faults of one layer are listed together.
+pub fn load(path: impl AsRef<Path>, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Resolved> {
+    load_file(path.as_ref(), overrides, read_classes, true)
+}
+
+/// As [`load`], for a check of the data: if `data.classes = "auto"` cannot be resolved, the classes are left empty. What
+/// is wrong with the annotation file is for the check to say.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for_check(path: impl AsRef<Path>, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Resolved> {
+    load_file(path.as_ref(), overrides, read_classes, false)
+}
+
+fn load_file(
+    path: &Path,
+    overrides: &[String],
+    read_classes: ReadClasses<'_>,
+    needs_classes: bool,
+) -> Result<Resolved> {
+    let layer = read_file(path, &mut Vec::new())?;
+    let name = path.file_stem().map_or_else(|| "config".into(), |stem| stem.to_string_lossy().into_owned());
+    resolve(layer, overrides, name, |all| classes::resolve(all, read_classes, needs_classes))
+}
+
+impl Config {
+    /// Reads a config from text, for example from the metadata of a checkpoint; `origin` is the name errors carry.
+    ///
+    /// # Errors
+    /// As [`load`]; `base` is refused, for there is no folder that it could be relative to. Names that fields had in older
+    /// checkpoints are understood.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        let no_classes = |_: &Path| Err(Error::usage("a config without a data set names its classes"));
+        Ok(Resolved::from_toml(text, origin, &[], &no_classes)?.config)
+    }
+}
+
+impl Resolved {
+    /// Reads a config from text and lays the environment and overrides on it, as [`load`] does with a file.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    pub fn from_toml(text: &str, origin: &str, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Self> {
+        let mut layer = tree::parse(text, origin)?;
+        rename_former(&mut layer);
+        resolve(checked(layer)?, overrides, "config".into(), |all| classes::resolve(all, read_classes, true))
+    }
+}
+
+fn resolve(
+    layer: Table,
+    overrides: &[String],
+    name: String,
+    resolve_classes: impl FnOnce(&mut Table) -> Result<bool>,
+) -> Result<Resolved> {
+    let mut all = defaults()?;
+    tree::merge(&mut all, layer);
+    if let Some(root) = std::env::var_os(DATA_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
+        let root = root.into_string().map_err(|_| Error::usage(format!("{DATA_ROOT_VARIABLE} is not valid UTF-8")))?;
+        let origin = Origin::Environment(DATA_ROOT_VARIABLE);
+        insert(&mut all, "data.root", Value::Leaf(toml::Value::String(root)), &origin);
+    }
+    let mut sets = Table::new();
+    for text in overrides {
+        tree::merge(&mut sets, parse_override(text)?);
+    }
+    tree::merge(&mut all, checked(sets)?);
+    let classes_are_auto = resolve_classes(&mut all)?;
+
+    let mut origins = BTreeMap::new();
+    tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
+    let mut config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
+        .map_err(|error| Error::bug(format!("a config that passed its checks was refused: {error}")))?;
+    config.data.classes_are_auto = classes_are_auto;
+    let resolved = Resolved { config, name, origins };
+    resolved.validate()?;
+    Ok(resolved)
+}
+
+/// The tree of all defaults: every field is there, so that a part of a section can be set alone.
+pub(super) fn defaults() -> Result<Table> {
+    let table = toml::Table::try_from(Config::default())
+        .map_err(|error| Error::bug(format!("the default config cannot be written as TOML: {error}")))?;
+    Ok(tree::from_value(table, &Origin::Default))
+}
+
+/// Reads a file and its bases; `chain` holds the files that are being read, outermost first.
+fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
+    let shown = path.display().to_string();
+    if let Some(why) = file_kind::not_a_config(path) {
+        return Err(Error::usage(format!("config {shown}: {why}")));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::usage(format!("cannot read the config {shown}: {error}{}", similar_file(path))))?;
+    let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if chain.iter().any(|(open, _)| *open == identity) {
+        let names: Vec<&str> = chain.iter().map(|(_, name)| name.as_str()).chain([shown.as_str()]).collect();
+        return Err(Error::usage(format!("configs inherit from each other in a circle: {}", names.join(" -> "))));
+    }
+    let mut own = tree::parse(&text, &shown)?;
+    let bases = take_bases(&mut own)?;
+    chain.push((identity, shown));
+    let mut merged = Table::new();
+    for (base, origin) in bases {
+        let file = path.parent().unwrap_or(Path::new("")).join(&base);
+        let layer = read_file(&file, chain);
+        tree::merge(&mut merged, layer.with_context(|| format!("base \"{base}\" of {origin}"))?);
+    }
+    chain.pop();
+    tree::merge(&mut merged, checked(own)?);
+    Ok(merged)
+}
+
+/// Takes `base` out of a file's table: a string or a list of strings.
+fn take_bases(table: &mut Table) -> Result<Vec<(String, Origin)>> {
+    let Some(Node { value, origin }) = table.shift_remove("base") else { return Ok(Vec::new()) };
+    let names = match value {
+        Value::Leaf(toml::Value::String(one)) => Some(vec![one]),
+        Value::Leaf(toml::Value::Array(items)) => {
+            items.into_iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        }
+        _ => None,
+    };
+    let names = names.ok_or_else(|| {
+        Error::usage(format!("{}: base: expected a list of config files, relative to this file", origin.exact()))
+    })?;
+    Ok(names.into_iter().map(|name| (name, origin.clone())).collect())
+}
+
+/// ` (did you mean ...?)` with the file of the same folder whose name is nearest.
+fn similar_file(path: &Path) -> String {
+    let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return String::new() };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let likeness = |other: &str| strsim::jaro_winkler(other, &name);
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let best = names.filter(|other| other.ends_with(".toml")).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    match best.filter(|other| likeness(other) >= 0.8) {
+        Some(other) => format!("; did you mean {}?", path.with_file_name(other).display()),
+        None => String::new(),
+    }
+}
+
+/// Parses `key=value` into a tree.
+///
+/// The value is TOML; a value for a text field may be bare, and so may any word that is not TOML.
+fn parse_override(text: &str) -> Result<Table> {
+    let example = "expected key=value, for example optimizer.lr=0.01";
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| Error::usage(format!("--set {text}: {example} (there is no `=`)")))?;
+    let (key, value) = (key.trim(), value.trim());
+    if key.is_empty() || key.split('.').any(|part| part.trim().is_empty()) {
+        return Err(Error::usage(format!("--set {text}: {example} (the key is empty)")));
+    }
+    let key = key.split('.').map(str::trim).collect::<Vec<_>>().join(".");
+    let origin = Origin::Set(Arc::from(text));
+    let mut out = Table::new();
+    insert(&mut out, &key, override_value(&key, value, &origin)?, &origin);
+    Ok(out)
+}
+
+fn override_value(key: &str, value: &str, origin: &Origin) -> Result<Value> {
+    let quoted = value.starts_with(['"', '\'']);
+    let target = ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |(_, field)| field);
+    let schema = fields::all().get(target).and_then(|field| field.schema.as_ref());
+    let text_field = schema.and_then(|schema| schema.get("type")).and_then(serde_json::Value::as_str) == Some("string");
+    if text_field && !quoted {
+        return Ok(Value::Leaf(toml::Value::String(value.to_owned())));
+    }
+    match toml::from_str::<toml::Table>(&format!("value = {value}")) {
+        Ok(mut table) if table.len() == 1 => match table.remove("value") {
+            Some(toml::Value::Table(inner)) => Ok(Value::Table(tree::from_value(inner, origin))),
+            Some(other) => Ok(Value::Leaf(other)),
+            None => Err(Error::bug("an override lost its value")),
+        },
+        _ if quoted || value.is_empty() || value.starts_with(['[', '{']) => Err(Error::usage(format!(
+            "{origin}: the value is not valid TOML; strings in a list need quotes, and the shell needs quotes around \
+             the whole, for example --set 'data.classes=[\"cat\", \"dog\"]'"
+        ))),
+        _ => Ok(Value::Leaf(toml::Value::String(value.to_owned()))),
+    }
+}
+
+/// Puts a value at a dotted path, making the tables on the way.
+pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
+    match path.split_once('.') {
+        None => drop(table.insert(path.to_owned(), Node { value, origin: origin.clone() })),
+        Some((head, rest)) => {
+            let fresh = || Node { value: Value::Table(Table::new()), origin: origin.clone() };
+            let node = table.entry(head.to_owned()).or_insert_with(fresh);
+            if !matches!(node.value, Value::Table(_)) {
+                node.value = Value::Table(Table::new());
+            }
+            if let Value::Table(inner) = &mut node.value {
+                insert(inner, rest, value, origin);
+            }
+        }
+    }
+}
+
+/// Resolves aliases, then holds a layer against the schema: unknown fields, wrong types, values out of range.
+fn checked(mut layer: Table) -> Result<Table> {
+    for (alias, field) in ALIASES {
+        if let Some(node) = take(&mut layer, alias) {
+            insert(&mut layer, field, node.value, &node.origin);
+        }
+    }
+    let mut problems = Vec::new();
+    check_table(&layer, "", &mut problems);
+    if problems.is_empty() { Ok(layer) } else { Err(Error::usage(problems.join("\n"))) }
+}
+
+fn rename_former(layer: &mut Table) {
+    let Some(Node { value, origin }) = take(layer, FORMER_AMP) else { return };
+    let value = match value {
+        Value::Leaf(toml::Value::String(word)) if word == "fp32" => Value::Leaf(toml::Value::String("off".into())),
+        other => other,
+    };
+    insert(layer, "train.amp", value, &origin);
+}
+
+fn take(table: &mut Table, path: &str) -> Option<Node> {
+    match path.split_once('.') {
+        None => table.shift_remove(path),
+        Some((head, rest)) => match &mut table.get_mut(head)?.value {
+            Value::Table(inner) => take(inner, rest),
+            Value::Leaf(_) => None,
+        },
+    }
+}
+
+fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
+    for (name, node) in table {
+        let path = tree::join(prefix, name);
+        let at = node.origin.exact();
+        let field = fields::all().get(&path);
+        match (field.map(|field| field.schema.as_ref()), &node.value) {
+            (None, _) => problems.push(format!("{at}: unknown field `{path}`; {}", suggestion(&path, prefix))),
+            (Some(None), Value::Table(inner)) => check_table(inner, &path, problems),
+            (Some(None), Value::Leaf(leaf)) => {
+                problems.push(format!("{at}: {path} is {}; expected a table of fields", shown(leaf)));
+            }
+            (Some(Some(schema)), Value::Table(_)) => {
+                problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema)));
+            }
+            (Some(Some(schema)), Value::Leaf(leaf)) if !fields::fits(leaf, schema) => {
+                problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn suggestion(path: &str, section: &str) -> String {
+    match fields::nearest(path) {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None if section.is_empty() => format!("the sections are {}", fields::names_in("").join(", ")),
+        None => format!("the fields of `{section}` are {}", fields::names_in(section).join(", ")),
+    }
+}
+
+/// A value as an error shows it, cut if long.
+pub(super) fn shown(value: &toml::Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 80 { text } else { format!("{}...", text.chars().take(80).collect::<String>()) }
+}
+
+#[cfg(test)]
+mod tests;

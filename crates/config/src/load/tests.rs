@@ -1,0 +1,221 @@
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::Amp;
+
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+/// For configs that name their classes.
+fn no_classes(_: &Path) -> Result<Vec<String>> {
+    panic!("nobody asks for the classes of a data set")
+}
+
+fn sets(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn set(text: &str) -> Result<Resolved> {
+    Resolved::from_toml("", "test", &sets(&[text]), &no_classes)
+}
+
+fn message(result: Result<Resolved>) -> String {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), fnet_common::ErrorKind::Usage, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn later_bases_win_over_earlier_ones_and_the_file_over_both() {
+    let dir = folder(&[
+        ("base/a.toml", "[optimizer]\nlr = 1.0\nmomentum = 0.1\neps = 1e-3\n"),
+        ("base/b.toml", "optimizer.lr = 2.0\noptimizer.momentum = 0.2\n"),
+        ("job.toml", "base = [\"base/a.toml\", \"base/b.toml\"]\n[optimizer]\nlr = 3.0\n"),
+    ]);
+    let resolved = load(dir.path().join("job.toml"), &[], &no_classes).unwrap();
+    let optimizer = &resolved.config.optimizer;
+    assert_eq!((optimizer.lr, optimizer.momentum, optimizer.eps), (3.0, 0.2, 1e-3));
+    assert_eq!(resolved.name, "job");
+    assert!(resolved.origins["optimizer.eps"].to_string().ends_with("a.toml:4"));
+    assert_eq!(resolved.origins["optimizer.weight_decay"], Origin::Default);
+}
+
+#[test]
+fn a_base_that_two_bases_share_is_no_circle() {
+    let dir = folder(&[
+        ("root.toml", "train.epochs = 5"),
+        ("a.toml", "base = \"root.toml\""),
+        ("b.toml", "base = [\"root.toml\"]"),
+        ("job.toml", "base = [\"a.toml\", \"b.toml\"]"),
+    ]);
+    assert_eq!(load(dir.path().join("job.toml"), &[], &no_classes).unwrap().config.train.epochs, 5);
+}
+
+#[test]
+fn a_circle_is_refused_with_its_chain() {
+    let dir = folder(&[("a.toml", "base = [\"b.toml\"]"), ("b.toml", "base = [\"a.toml\"]")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    let chain = text.split("in a circle: ").nth(1).unwrap();
+    let names: Vec<&str> = chain.split(" -> ").map(|path| path.rsplit('/').next().unwrap()).collect();
+    assert_eq!(names, ["a.toml", "b.toml", "a.toml"]);
+}
+
+#[test]
+fn a_missing_base_names_who_asked_for_it_and_a_similar_file() {
+    let dir = folder(&[("schedule_1x.toml", ""), ("a.toml", "\nbase = [\"schedul_1x.toml\"]")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    assert!(text.contains("a.toml:2") && text.contains("did you mean") && text.contains("schedule_1x.toml"), "{text}");
+}
+
+#[test]
+fn unknown_fields_are_refused_with_place_and_nearest_name_all_at_once() {
+    let dir =
+        folder(&[("a.toml", "[optimizer]\nlr = 1.0\nweigth_decay = 0.1\n[model.backbone]\ndepth = [1, 1, 1, 1]\n")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    assert!(
+        text.contains("a.toml:3:1: unknown field `optimizer.weigth_decay`; did you mean `optimizer.weight_decay`?")
+    );
+    assert!(text.contains("a.toml:5:1: unknown field `model.backbone.depth`; did you mean `model.backbone.depths`?"));
+}
+
+#[test]
+fn wrong_types_and_ranges_name_place_value_and_what_was_expected() {
+    let dir =
+        folder(&[("a.toml", "data.samples_per_gpu = 0\n[optimizer]\nlr = \"fast\"\nkind = \"adam\"\nbetas = [0.9]\n")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    for part in [
+        "a.toml:1:6: data.samples_per_gpu is 0; expected a whole number of at least 1",
+        "a.toml:3:1: optimizer.lr is \"fast\"; expected a number of at least 0",
+        "a.toml:4:1: optimizer.kind is \"adam\"; expected one of \"adamw\", \"sgd\"; did you mean \"adamw\"?",
+        "a.toml:5:1: optimizer.betas is [0.9]; expected a list of 2 numbers",
+    ] {
+        assert!(text.contains(part), "{text}\nlacks\n{part}");
+    }
+}
+
+#[test]
+fn a_table_where_a_value_belongs_and_the_reverse_are_refused() {
+    assert!(
+        message(Resolved::from_toml("model = 3", "x", &[], &no_classes))
+            .contains("x:1:1: model is 3; expected a table")
+    );
+    assert!(
+        message(Resolved::from_toml("[optimizer.lr]\na = 1", "x", &[], &no_classes))
+            .contains("optimizer.lr is a table")
+    );
+}
+
+#[test]
+fn part_of_a_nested_section_can_be_set_alone() {
+    let config = set("model.rpn.sampler.count=128").unwrap().config;
+    assert_eq!(config.model.rpn.sampler.count, 128);
+    assert_eq!(config.model.rpn.sampler.positive_fraction, 0.5);
+    assert!(!set("data.train.ann_file=a.json").unwrap().config.data.val.filter_empty);
+}
+
+#[test]
+fn override_values_are_toml_and_text_may_be_bare() {
+    assert_eq!(set("optimizer.lr=1e-3").unwrap().config.optimizer.lr, 1e-3);
+    assert_eq!(set("data.train.ann_file=a b=c.json").unwrap().config.data.train.ann_file, "a b=c.json");
+    assert_eq!(set("data.root=2017").unwrap().config.data.root, "2017");
+    assert_eq!(set("data.root=\"2017\"").unwrap().config.data.root, "2017");
+    assert_eq!(set("train.amp=bf16").unwrap().config.train.amp, Amp::Bf16);
+    assert_eq!(set("data.pipeline.scales=[[640, 480]]").unwrap().config.data.pipeline.scales, [[640, 480]]);
+    assert_eq!(set("data.val={ann_file = \"v.json\"}").unwrap().config.data.val.ann_file, "v.json");
+}
+
+#[test]
+fn fields_of_older_checkpoints_are_read_under_their_new_names() {
+    for (former, amp) in [("fp32", Amp::Off), ("bf16", Amp::Bf16), ("fp16", Amp::Fp16)] {
+        let text = format!("[train]\nprecision = \"{former}\"\nepochs = 3\n");
+        let train = Config::from_toml(&text, "old.ckpt").unwrap().train;
+        assert_eq!((train.amp, train.epochs), (amp, 3));
+    }
+    assert!(
+        message(set("train.precision=bf16")).contains("unknown field `train.precision`"),
+        "elsewhere it is unknown"
+    );
+}
+
+#[test]
+fn the_alias_for_pretrained_weights_takes_effect() {
+    let resolved = set("model.pretrained=fasternet_t0-epoch=281-val_acc1=71.9180.pth").unwrap();
+    assert_eq!(resolved.config.model.backbone.pretrained, "fasternet_t0-epoch=281-val_acc1=71.9180.pth");
+    assert!(matches!(resolved.origins["model.backbone.pretrained"], Origin::Set(_)));
+}
+
+#[test]
+fn later_overrides_win_and_say_where_they_came_from() {
+    let resolved = Resolved::from_toml("", "x", &sets(&["train.epochs=2", "train.epochs=3"]), &no_classes).unwrap();
+    assert_eq!(resolved.config.train.epochs, 3);
+    assert_eq!(resolved.origins["train.epochs"].to_string(), "--set train.epochs=3");
+}
+
+#[test]
+fn faulty_overrides_are_refused_with_an_example() {
+    assert!(message(set("optimizer.lr")).contains("expected key=value"));
+    assert!(message(set("=3")).contains("the key is empty"));
+    assert!(message(set("data.classes=[cat, dog]")).contains("strings in a list need quotes"));
+    assert!(message(set("lr=3")).contains("did you mean `optimizer.lr`?"));
+    assert!(message(set("train.epochs=")).contains("not valid TOML"));
+    assert!(message(set("train.deterministic=True")).contains("expected true or false"));
+}
+
+#[test]
+fn combinations_are_checked_with_the_place_of_the_value() {
+    let text = message(Resolved::from_toml("[model.neck]\nnum_outs = 4\n", "x", &[], &no_classes));
+    assert!(text.contains("model.rpn.anchor_strides is [4, 8, 16, 32, 64]; expected [4, 8, 16, 32]"), "{text}");
+    let text = message(Resolved::from_toml("\ndata.classes = [\"a\", \"b\"]", "x", &[], &no_classes));
+    assert!(text.contains("x:2:6: data.classes") && text.contains("set model.num_classes to 2"), "{text}");
+    assert!(message(set("checkpoint.save_best=mAP")).contains("bbox_mAP"));
+    assert!(message(set("data.pipeline.scale_mode=range")).contains("two scales"));
+    assert!(message(set("data.pipeline.scales=[[800, 1333]]")).contains("long side first"));
+    assert!(message(set("model.rpn.assigner.negative_iou=0.9")).contains("at most model.rpn.assigner.positive_iou"));
+    assert!(message(set("schedule.steps=[11, 8]")).contains("rising order"));
+    assert!(message(set("evaluation.metrics=[]")).contains("at least one metric"));
+    assert!(message(set("evaluation.iou_thrs=[0.75, 0.5]")).contains("rising numbers"));
+    assert!(message(set("evaluation.iou_thrs=[0.5, 1.5]")).contains("at most 1"));
+    assert!(message(set("evaluation.proposal_nums=[100, 100]")).contains("rising numbers"));
+    assert!(message(set("evaluation.proposal_nums=[]")).contains("not empty"));
+    assert!(message(set("evaluation.metric_items=[\"AR@10\"]")).contains("AR@100, AR@300, AR@1000, AR_s@1000"));
+    assert!(message(set("model.backbone.n_div=3")).contains("a multiple of model.backbone.n_div"));
+}
+
+#[test]
+fn slicing_is_for_inference_only() {
+    let config = set("model.backbone.partial_conv=slicing").unwrap().config;
+    let text = config.validate_for_training().unwrap_err().to_string();
+    assert!(text.contains("model.backbone.partial_conv is \"slicing\"") && text.contains("split_cat"), "{text}");
+}
+
+#[test]
+fn a_config_out_of_a_checkpoint_cannot_inherit() {
+    assert!(
+        message(Resolved::from_toml("base = [\"a.toml\"]", "c.ckpt", &[], &no_classes))
+            .contains("unknown field `base`")
+    );
+}
+
+#[test]
+fn the_learning_rate_scales_with_the_effective_batch() {
+    let mut config = Config::default();
+    config.train.accumulate = 2;
+    assert_eq!(config.effective_batch(2), 8);
+    assert_eq!(config.optimizer.auto_scale_lr(config.effective_batch(2)), 1e-4);
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_override_is_taken_or_refused_without_a_panic(text in "[a-z.=\\[\\]{}\"' 0-9]{0,30}") {
+        let _ = set(&text);
+    }
+}

@@ -1,0 +1,91 @@
+//! docs/config.md: the reference of all fields, made from the structs.
+
+use std::fmt::Write as _;
+
+use fnet_common::Result;
+
+use super::{fields, load, tree};
+
+const INTRODUCTION: &str = "# Configuration
+
+This page is made from the structs in `crates/config/src/schema`. After a change there, run
+`FNET_UPDATE_DOCS=1 cargo test --release --workspace --lib the_reference_of_all_fields` to write it anew.
+
+A config is a TOML file. It may inherit from others, given relative to its own folder:
+
+```toml
+base = [\"_base_/mask_rcnn_fasternet_fpn.toml\", \"_base_/coco_instance.toml\", \"_base_/schedule_1x.toml\"]
+
+[optimizer]
+lr = 1e-4
+```
+
+Later bases win over earlier ones, the file wins over its bases. Tables are merged field by field; lists are replaced
+as a whole. Then the environment variable FNET_DATA_ROOT, if set, replaces `data.root`, and last come overrides from
+the command line, `--set key=value`:
+
+    --set optimizer.lr=0.01 data.train.ann_file=a.json 'data.classes=[\"cat\", \"dog\"]'
+
+Values are TOML; text may stand without quotes. `model.pretrained` is short for `model.backbone.pretrained`.
+`fnet-launch print-config CONFIG` prints every value and where it came from. Unknown fields, wrong types and values out
+of range are refused with file, line and the nearest right name.
+";
+
+/// The reference of every section and field, as Markdown.
+///
+/// # Errors
+/// A bug, if the defaults cannot be written as TOML.
+pub fn markdown_reference() -> Result<String> {
+    let mut defaults = std::collections::HashMap::new();
+    tree::each_leaf(&load::defaults()?, "", &mut |path, value, _| {
+        defaults.insert(path.to_owned(), value.to_string());
+    });
+    let mut out = String::from(INTRODUCTION);
+    for (path, field) in fields::all() {
+        if field.schema.is_some() {
+            continue;
+        }
+        let _ = write!(out, "\n## `[{path}]`\n\n{}\n", field.description);
+        let inside = fields::names_in(path).into_iter().map(|name| tree::join(path, name));
+        let leaves: Vec<String> = inside.filter(|path| fields::all()[path].schema.is_some()).collect();
+        if leaves.is_empty() {
+            continue;
+        }
+        out.push_str("\n| field | value | default | meaning |\n| --- | --- | --- | --- |\n");
+        for leaf in leaves {
+            let field = &fields::all()[&leaf];
+            let Some(schema) = &field.schema else { continue };
+            let name = leaf.rsplit('.').next().unwrap_or(&leaf);
+            let default = defaults.get(&leaf).map_or("", String::as_str);
+            let meaning = [field.description.clone(), meanings(schema)].concat();
+            let cells =
+                [fields::expectation(schema), format!("`{default}`"), meaning].map(|text| text.replace('|', "\\|"));
+            let _ = writeln!(out, "| `{name}` | {} |", cells.join(" | "));
+        }
+    }
+    Ok(out)
+}
+
+/// The meaning of each word that an enumeration allows.
+fn meanings(schema: &serde_json::Value) -> String {
+    let choices = fields::choices(schema);
+    let described = choices.iter().filter(|(_, meaning)| !meaning.is_empty());
+    described.map(|(word, meaning)| format!(" `{word}`: {meaning}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_of_all_fields_is_up_to_date() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
+        let expected = markdown_reference().unwrap();
+        if std::env::var_os("FNET_UPDATE_DOCS").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &expected).unwrap();
+        }
+        let actual = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(actual == expected, "docs/config.md is out of date; run this test with FNET_UPDATE_DOCS=1");
+    }
+}

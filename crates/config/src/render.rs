@@ -1,0 +1,97 @@
+//! Writing a config as TOML, plain or with where each value came from.
+
+use std::fmt::Write as _;
+
+use fnet_common::{Error, Result};
+
+use super::tree::{self, Origin};
+use super::{Config, Resolved, fields};
+
+impl Config {
+    /// The whole config as TOML, every field written out, in the order of the documentation.
+    ///
+    /// # Errors
+    /// A usage error if a number does not fit TOML (whole numbers go to 2^63 - 1).
+    pub fn to_toml(&self) -> Result<String> {
+        render(self, |_| None)
+    }
+}
+
+impl Resolved {
+    /// The config as TOML with a comment behind each value that says where it came from.
+    ///
+    /// # Errors
+    /// As [`Config::to_toml`].
+    pub fn to_annotated_toml(&self) -> Result<String> {
+        render(&self.config, |path| self.origins.get(path).map(Origin::to_string))
+    }
+}
+
+fn render(config: &Config, note: impl Fn(&str) -> Option<String>) -> Result<String> {
+    let table = toml::Table::try_from(config)
+        .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
+    let mut values = std::collections::HashMap::new();
+    tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
+        values.insert(path.to_owned(), value.to_string());
+    });
+    let mut out = String::new();
+    section("", &values, &note, &mut out);
+    Ok(out)
+}
+
+/// Writes the values of a section, then its inner sections: TOML wants them in this order.
+fn section(
+    prefix: &str,
+    values: &std::collections::HashMap<String, String>,
+    note: &impl Fn(&str) -> Option<String>,
+    out: &mut String,
+) {
+    let children: Vec<(String, bool)> = fields::names_in(prefix)
+        .into_iter()
+        .map(|name| tree::join(prefix, name))
+        .map(|path| (path.clone(), fields::all()[&path].schema.is_some()))
+        .collect();
+    if !prefix.is_empty() && children.iter().any(|(_, leaf)| *leaf) {
+        let gap = if out.is_empty() { "" } else { "\n" };
+        let _ = writeln!(out, "{gap}[{prefix}]");
+    }
+    for (path, _) in children.iter().filter(|(_, leaf)| *leaf) {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let value = values.get(path).map_or("\"\"", String::as_str);
+        let _ = match note(path) {
+            Some(note) => writeln!(out, "{name} = {value}  # {}", note.replace(['\n', '\r'], " ")),
+            None => writeln!(out, "{name} = {value}"),
+        };
+    }
+    for (path, _) in children.iter().filter(|(_, leaf)| !leaf) {
+        section(path, values, note, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_survives_being_written_and_read() {
+        let mut config = Config::default();
+        config.optimizer.eps = 1e-8;
+        config.data.classes = vec!["quote \" and é".into(), "b".into()];
+        config.model.num_classes = 2;
+        let text = config.to_toml().unwrap();
+        let read = Config::from_toml(&text, "checkpoint").unwrap();
+        // FNET_DATA_ROOT, where it is set, wins over the text.
+        config.data.root = std::env::var(crate::DATA_ROOT_VARIABLE).unwrap_or(config.data.root);
+        assert_eq!(read, config);
+    }
+
+    #[test]
+    fn each_value_says_where_it_came_from() {
+        let sets = ["train.epochs=3".to_owned()];
+        let resolved = Resolved::from_toml("[optimizer]\nlr = 0.1\n", "a.toml", &sets, &|_| unreachable!()).unwrap();
+        let text = resolved.to_annotated_toml().unwrap();
+        assert!(text.contains("lr = 0.1  # a.toml:2\n"), "{text}");
+        assert!(text.contains("epochs = 3  # --set train.epochs=3\n"), "{text}");
+        assert!(text.contains("weight_decay = 0.0001  # default\n"), "{text}");
+    }
+}

@@ -1,0 +1,214 @@
+//! A config before it is typed: a tree of TOML values that know where they came from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use toml_edit::{Document, Item, TableLike, Value as Parsed};
+
+use fnet_common::{Error, Result};
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The built-in default.
+    Default,
+    /// A config file, or the config inside a checkpoint.
+    File {
+        /// Its path as the user gave it.
+        file: Arc<str>,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+    },
+    /// An environment variable.
+    Environment(&'static str),
+    /// An override from the command line, as typed.
+    Set(Arc<str>),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { file, line, .. } => write!(f, "{file}:{line}"),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Set(text) => write!(f, "--set {text}"),
+        }
+    }
+}
+
+impl Origin {
+    /// The place with its column, as compilers print it.
+    pub(super) fn exact(&self) -> String {
+        match self {
+            Self::File { file, line, column } => format!("{file}:{line}:{column}"),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// A value and where its key stands.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub value: Value,
+    pub origin: Origin,
+}
+
+/// A table, or anything else; arrays are leaves because they are replaced as a whole.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Table(Table),
+    Leaf(toml::Value),
+}
+
+pub(super) type Table = IndexMap<String, Node>;
+
+/// Parses a TOML document; `file` is the name that errors and origins carry.
+pub(super) fn parse(text: &str, file: &str) -> Result<Table> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let document = Document::parse(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        Error::usage(format!("{file}:{line}:{column}: not valid TOML: {}", error.message().trim_end()))
+    })?;
+    let file: Arc<str> = file.into();
+    let place = |offset: Option<usize>| {
+        let (line, column) = position(text, offset.unwrap_or(0));
+        Origin::File { file: file.clone(), line, column }
+    };
+    table(document.as_table(), &place)
+}
+
+fn table(source: &dyn TableLike, place: &dyn Fn(Option<usize>) -> Origin) -> Result<Table> {
+    let mut out = Table::new();
+    for (name, item) in source.iter() {
+        let key = source.key(name);
+        let offset = key.and_then(toml_edit::Key::span).or_else(|| item.span()).map(|span| span.start);
+        let origin = place(offset);
+        let value = match item.as_table_like() {
+            Some(inner) => Value::Table(table(inner, place)?),
+            None => Value::Leaf(leaf(item, &origin)?),
+        };
+        out.insert(name.to_owned(), Node { value, origin });
+    }
+    Ok(out)
+}
+
+fn leaf(item: &Item, origin: &Origin) -> Result<toml::Value> {
+    let refuse = |what: &str| {
+        Error::usage(format!(
+            "{}: {what} has no meaning in a config; expected numbers, strings, booleans, lists of these, or tables",
+            origin.exact()
+        ))
+    };
+    let value = item.as_value().ok_or_else(|| refuse("a list of tables"))?;
+    scalar(value).ok_or_else(|| refuse("a date, a time or a table inside a list"))
+}
+
+fn scalar(value: &Parsed) -> Option<toml::Value> {
+    Some(match value {
+        Parsed::String(text) => toml::Value::String(text.value().clone()),
+        Parsed::Integer(number) => toml::Value::Integer(*number.value()),
+        Parsed::Float(number) => toml::Value::Float(*number.value()),
+        Parsed::Boolean(flag) => toml::Value::Boolean(*flag.value()),
+        Parsed::Array(items) => toml::Value::Array(items.iter().map(scalar).collect::<Option<_>>()?),
+        Parsed::Datetime(_) | Parsed::InlineTable(_) => return None,
+    })
+}
+
+/// Line and column (in characters), both from 1, of a byte offset.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let mut end = offset.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let before = &text[..end];
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The tree of a value that is known to be a table, all of it from `origin`.
+pub(super) fn from_value(table: toml::Table, origin: &Origin) -> Table {
+    let node = |value| match value {
+        toml::Value::Table(inner) => Value::Table(from_value(inner, origin)),
+        other => Value::Leaf(other),
+    };
+    table.into_iter().map(|(name, value)| (name, Node { value: node(value), origin: origin.clone() })).collect()
+}
+
+/// Lays `over` on `under`: tables are merged key by key at every depth, everything else is replaced.
+pub(super) fn merge(under: &mut Table, over: Table) {
+    for (name, node) in over {
+        match (under.get_mut(&name), node) {
+            (Some(Node { value: Value::Table(below), origin }), Node { value: Value::Table(above), origin: newer }) => {
+                merge(below, above);
+                *origin = newer;
+            }
+            (_, node) => {
+                under.insert(name, node);
+            }
+        }
+    }
+}
+
+/// The plain TOML table of a tree.
+pub(super) fn to_value(table: &Table) -> toml::Table {
+    let value = |node: &Node| match &node.value {
+        Value::Table(inner) => toml::Value::Table(to_value(inner)),
+        Value::Leaf(leaf) => leaf.clone(),
+    };
+    table.iter().map(|(name, node)| (name.clone(), value(node))).collect()
+}
+
+/// Calls `visit` with the dotted path and node of every leaf.
+pub(super) fn each_leaf(table: &Table, prefix: &str, visit: &mut dyn FnMut(&str, &toml::Value, &Origin)) {
+    for (name, node) in table {
+        let path = join(prefix, name);
+        match &node.value {
+            Value::Table(inner) => each_leaf(inner, &path, visit),
+            Value::Leaf(leaf) => visit(&path, leaf, &node.origin),
+        }
+    }
+}
+
+/// `prefix.name`, or `name` at the top.
+pub(super) fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_know_their_line_and_column() {
+        let tree = parse("# note\n[optimizer]\nlr = 1e-3 # é\n  \"é\" = 1\n", "a.toml").unwrap();
+        let Value::Table(optimizer) = &tree["optimizer"].value else { panic!("not a table") };
+        assert_eq!(optimizer["lr"].origin.exact(), "a.toml:3:1");
+        assert_eq!(optimizer["é"].origin.exact(), "a.toml:4:3");
+    }
+
+    #[test]
+    fn a_syntax_error_names_file_line_and_column() {
+        let error = parse("a = 1\nb = = 2\n", "broken.toml").unwrap_err().to_string();
+        assert!(error.starts_with("broken.toml:2:"), "{error}");
+    }
+
+    #[test]
+    fn tables_merge_at_every_depth_and_lists_are_replaced() {
+        let mut under = parse("[a.b]\nx = [1, 2]\ny = 1\n", "under").unwrap();
+        merge(&mut under, parse("a.b.x = [3]\na.c = true\n", "over").unwrap());
+        let expected: toml::Table = toml::from_str("[a]\nc = true\n[a.b]\nx = [3]\ny = 1\n").unwrap();
+        assert_eq!(to_value(&under), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_without_a_panic(text in "\\PC{0,80}(\n\\PC{0,20})?") {
+            let _ = parse(&text, "any.toml");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Checks of whole data sets, before training and by `check-data`.
+
+mod pictures;
+mod splits;
+#[cfg(test)]
+mod tests;
+
+use fnet_common::Result;
+use fnet_config::{Config, Metric, OnError};
+
+use super::coco::{Dataset, Split};
+use super::findings::{Code, Findings, Severity};
+
+/// How thorough a check is.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Findings of each code to keep.
+    pub keep: usize,
+    /// Read the header of every picture.
+    pub headers: bool,
+    /// Decode every picture; `headers` is then implied.
+    pub decode: bool,
+}
+
+impl Scope {
+    /// What is checked before every job: annotations, masks, and that the files exist; no picture is opened.
+    pub fn quick() -> Self {
+        Self { keep: Findings::KEPT_AT_START, headers: false, decode: false }
+    }
+}
+
+/// What was checked of one set.
+#[derive(Debug)]
+pub struct Checked {
+    /// Which set.
+    pub split: Split,
+    /// The set; `None` if its annotation file cannot be used.
+    pub dataset: Option<Dataset>,
+}
+
+/// Checks the sets `splits` of `config`, each by itself and against the other and the model, for training with the
+/// metrics of the config. `progress` hears of pictures done and in all.
+pub fn check(
+    config: &Config,
+    splits: &[Split],
+    scope: Scope,
+    progress: &(dyn Fn(Split, usize, usize) + Sync),
+) -> (Vec<Checked>, Findings) {
+    let mut findings = Findings::keeping(scope.keep);
+    let sets: Vec<Checked> = splits
+        .iter()
+        .map(|&split| {
+            let (dataset, found) = Dataset::inspect(&config.data, split, scope.keep);
+            findings.append(found);
+            Checked { split, dataset }
+        })
+        .collect();
+    let readable: Vec<&Dataset> = sets.iter().filter_map(|set| set.dataset.as_ref()).collect();
+    findings.append(check_sets(config, &readable, &config.evaluation.metrics, scope, progress));
+    (sets, findings)
+}
+
+/// The checks before a job that evaluates `metrics`: those of [`Scope::quick`], on sets that are open.
+///
+/// # Errors
+/// A data error with what [`Findings::lines`] says of the errors; the rest is what the log should say.
+pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) -> Result<Vec<String>> {
+    let findings = check_sets(config, sets, metrics, Scope::quick(), &|_, _, _| {});
+    findings.refuse_errors()?;
+    Ok(findings.lines(Severity::Warning))
+}
+
+/// Checks that sets that are open have the classes of the model, and the same ones; every rank can afford it.
+///
+/// # Errors
+/// A data error with what [`Findings::lines`] says of the errors.
+pub fn check_classes(config: &Config, sets: &[&Dataset]) -> Result<()> {
+    let mut findings = Findings::default();
+    splits::check_classes(config, sets, &mut findings);
+    findings.refuse_errors()
+}
+
+/// Checks sets that are open: their masks and pictures, and how they fit together. What [`Dataset::findings`] holds is
+/// not repeated.
+fn check_sets(
+    config: &Config,
+    sets: &[&Dataset],
+    metrics: &[Metric],
+    scope: Scope,
+    progress: &(dyn Fn(Split, usize, usize) + Sync),
+) -> Findings {
+    let mut findings = Findings::keeping(scope.keep);
+    for dataset in sets {
+        let mut own = Findings::keeping(scope.keep).of(dataset.split().name());
+        dataset.check_masks(&mut own);
+        dataset.check_files(&mut own);
+        if scope.headers || scope.decode {
+            let report = |done| progress(dataset.split(), done, dataset.len());
+            own.append(pictures::check(dataset, &config.data.pipeline, scope, &report));
+        }
+        findings.append(own);
+    }
+    splits::check(config, sets, &mut findings);
+    if metrics.contains(&Metric::Segm) {
+        findings.rename(Code::MaskMissingEvaluated, Code::MaskNeeded);
+    }
+    if config.data.on_error == OnError::Skip {
+        for code in [Code::PictureMissing, Code::PictureUnreadable] {
+            findings.rename(code, Code::PictureLeftOut);
+        }
+    }
+    findings
+}

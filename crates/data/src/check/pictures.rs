@@ -1,0 +1,103 @@
+//! What the picture files of a set say, against its annotation file.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use fnet_common::Error;
+use fnet_common::text::printable;
+use fnet_config::Pipeline;
+
+use super::Scope;
+use crate::coco::{Dataset, Split};
+use crate::decode::{Picture, PictureHeader};
+use crate::findings::{Code, Findings, Place};
+use crate::transform::{Augmentation, Geometry, rescaled_size};
+
+/// Pictures that one thread takes at a time.
+const CHUNK: usize = 16;
+
+/// Reads the header of every picture that exists, or decodes it, in parallel. Findings are in the order of the set.
+pub(super) fn check(
+    dataset: &Dataset,
+    pipeline: &Pipeline,
+    scope: Scope,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Findings {
+    let done = AtomicUsize::new(0);
+    let starts: Vec<usize> = (0..dataset.len()).step_by(CHUNK).collect();
+    let chunks: Vec<Findings> = starts
+        .into_par_iter()
+        .map(|start| {
+            let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
+            for index in start..dataset.len().min(start + CHUNK) {
+                check_picture(dataset, index, pipeline, scope.decode, &mut findings);
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            }
+            findings
+        })
+        .collect();
+    let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
+    chunks.into_iter().for_each(|chunk| findings.append(chunk));
+    findings
+}
+
+fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, findings: &mut Findings) {
+    let path = dataset.picture_path(index);
+    if !path.exists() {
+        // Reported with the other files that are missing.
+        return;
+    }
+    let image = dataset.image(index);
+    let mut add = |code, message: String| findings.add(code, &path, || Place::image(image.id), || message);
+    let unreadable = |error: Error| {
+        let text = error.to_string();
+        text.split_once(&format!("{}: ", printable(&path.to_string_lossy())))
+            .map_or(text.clone(), |(_, message)| message.to_owned())
+    };
+    let header = match Picture::header(&path) {
+        Ok(header) => header,
+        Err(error) => return add(Code::PictureUnreadable, unreadable(error)),
+    };
+    if decode {
+        match Picture::read(&path) {
+            Ok(Picture { warning: Some(warning), .. }) => add(Code::PictureDamaged, warning),
+            Ok(_) => {}
+            Err(error) => return add(Code::PictureUnreadable, unreadable(error)),
+        }
+    }
+    if !header.fits_name(&path) {
+        add(Code::PictureExtension, format!("the content is {}", header.format.mime_type()));
+    }
+    if let Some((code, message)) = size(dataset, index, &header, pipeline) {
+        add(code, message);
+    }
+}
+
+/// Whether the annotations fit the size of the picture.
+fn size(dataset: &Dataset, index: usize, header: &PictureHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
+    let image = dataset.image(index);
+    let (listed, upright) = ((image.height, image.width), (header.height, header.width));
+    let rotated = header.orientation > 1;
+    if listed == upright {
+        return rotated.then(|| (Code::PictureRotated, "turned upright as its EXIF orientation says".into()));
+    }
+    let stored =
+        if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
+    let effect = match dataset.split() {
+        Split::Train => "",
+        Split::Val => ", so that no mask of it can match in evaluation",
+    };
+    let message = format!(
+        "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",
+        image.width, image.height, header.width, header.height
+    );
+    let unusable = dataset.split() == Split::Train
+        && !dataset.objects(index).boxes.is_empty()
+        && pipeline.scales.iter().any(|&scale| {
+            let padded = Geometry::new(upright, Augmentation { scale, flip: false }, pipeline.size_divisor).padded;
+            let masks = rescaled_size(listed, scale);
+            masks.0 > padded.0 || masks.1 > padded.1
+        });
+    Some((if unusable { Code::PictureSizeUnusable } else { Code::PictureSizeDiffers }, message))
+}

@@ -1,0 +1,409 @@
+//! Entries of `annotations`, reduced to what training needs, by the rules of the reference's
+//! `CocoDataset._parse_ann_info`.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::Split;
+use super::json::members;
+use super::records::{shown_id, syntax_message};
+use super::segmentation::Segmentation;
+use super::values::{RawId, Written, bbox, flag, float, id, shown};
+use crate::findings::{Code, Findings, Place};
+
+/// Where the JSON text of a value stands in the file, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Span {
+    pub offset: u64,
+    /// 0 where there is no value.
+    pub length: u32,
+}
+
+/// A label that stands for no class.
+pub(super) const FOREIGN: u16 = u16::MAX;
+/// The size of an image that neither the file nor the picture tells; an error says so.
+pub(super) const UNKNOWN_SIZE: [u32; 2] = [0, 0];
+/// A place that stands for no image.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+/// What of an annotation is kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Place of its image in the list of images, or [`NOWHERE`].
+    pub image: u32,
+    /// Its class, or [`FOREIGN`].
+    pub label: u16,
+    pub fate: Fate,
+    /// Whether `id` is the file's; else it is the number of the annotation in the list, from 1.
+    pub has_id: bool,
+    /// `[x1, y1, x2, y2]`.
+    pub bbox: [f32; 4],
+    pub id: i64,
+    pub mask: Span,
+}
+
+/// What becomes of an annotation, apart from its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is trained on.
+    Trained,
+    /// Its image is not in the list.
+    NoImage,
+    /// Its class is not wanted, or not in the list.
+    OtherClass,
+    /// Its key `ignore` says so.
+    Ignored,
+    /// It is a region of many objects.
+    Crowd,
+    /// Its box or area says that there is nothing to see.
+    Unfit,
+    /// It cannot be used; a finding says why.
+    Broken,
+}
+
+impl Row {
+    const BROKEN: Self = Self {
+        image: NOWHERE,
+        label: FOREIGN,
+        fate: Fate::Broken,
+        has_id: false,
+        bbox: [0.0; 4],
+        id: 0,
+        mask: Span { offset: 0, length: 0 },
+    };
+}
+
+/// What annotations are read against.
+pub(super) struct Context<'c> {
+    pub path: &'c Path,
+    pub split: Split,
+    /// Image id -> place in the list.
+    pub images: &'c HashMap<RawKey, u32>,
+    /// `[width, height]` of every image.
+    pub sizes: &'c [[u32; 2]],
+    /// Category id -> label, of all categories of the file; [`FOREIGN`] for those that are not wanted.
+    pub labels: &'c HashMap<RawKey, u16>,
+}
+
+/// An id by which entries find each other: `7` and `"7"` are the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum RawKey {
+    Number(i64),
+    Name(String),
+}
+
+impl From<&RawId> for RawKey {
+    fn from(id: &RawId) -> Self {
+        match id {
+            RawId::Number(number) => Self::Number(number.value),
+            RawId::Name(name) => Self::Name(name.clone()),
+        }
+    }
+}
+
+impl RawId {
+    /// Whether it is a string, which the reference does not accept.
+    pub fn is_text(&self) -> bool {
+        !matches!(self, Self::Number(Written { as_text: false, .. }))
+    }
+}
+
+/// The members of an annotation, as they are written.
+#[derive(Default)]
+pub(super) struct Raw<'t> {
+    pub id: Option<RawId>,
+    pub image: Option<RawId>,
+    pub category: Option<RawId>,
+    pub bbox: Option<Written<[f64; 4]>>,
+    pub area: Option<Written<f64>>,
+    pub crowd: Option<bool>,
+    pub ignore: bool,
+    /// The text of the mask and where in the element it starts; `None` where it is absent, null or empty.
+    pub mask: Option<(&'t [u8], usize)>,
+    /// The text of a mask that is null or empty.
+    pub empty_mask: Option<&'t [u8]>,
+}
+
+impl<'t> Raw<'t> {
+    /// Reads an element.
+    ///
+    /// # Errors
+    /// The id, as far as it is known, and what is wrong.
+    pub fn read(text: &'t [u8]) -> Result<Self, (Option<RawId>, String)> {
+        let mut raw = Self::default();
+        let mut wrong = None;
+        let walked = members(text, |key, value, at| {
+            if let Err(message) = raw.member(key, value, at) {
+                wrong.get_or_insert(format!("{key}: {message}"));
+            }
+        });
+        match (walked, wrong) {
+            (Err(error), _) => Err((raw.id, syntax_message(&error))),
+            (Ok(()), Some(message)) => Err((raw.id, message)),
+            (Ok(()), None) => Ok(raw),
+        }
+    }
+
+    fn member(&mut self, key: &str, value: &'t [u8], at: usize) -> Result<(), String> {
+        let is_null = value == b"null";
+        match key {
+            "id" if !is_null => self.id = Some(id(value)?),
+            "image_id" if !is_null => self.image = Some(id(value)?),
+            "category_id" if !is_null => self.category = Some(id(value)?),
+            "bbox" => self.bbox = bbox(value)?,
+            "area" if !is_null => self.area = Some(float(value)?),
+            "iscrowd" => self.crowd = Some(flag(value)?),
+            "ignore" => self.ignore = flag(value)?,
+            "segmentation" if is_empty(value) => (self.mask, self.empty_mask) = (None, Some(value)),
+            "segmentation" => (self.mask, self.empty_mask) = (Some((value, at)), None),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a mask is null, or a list, object or string without content.
+fn is_empty(value: &[u8]) -> bool {
+    let content = |b: &u8| !b.is_ascii_whitespace() && !matches!(b, b'[' | b']' | b'{' | b'}' | b'"');
+    value == b"null" || !value.iter().any(content)
+}
+
+/// What is missing where there is no mask.
+pub(super) fn no_mask(raw: &Raw) -> String {
+    match raw.empty_mask {
+        Some(text) => format!("segmentation is {}", shown(text)),
+        None => "no segmentation".into(),
+    }
+}
+
+/// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list. If it cannot be used
+/// there is a finding.
+pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Row {
+    match Raw::read(text) {
+        Ok(raw) => row_of(&raw, offset, row, context, findings).unwrap_or(Row::BROKEN),
+        Err((id, message)) => {
+            let place = || Place::annotation(shown_id(id.as_ref(), row));
+            findings.add(Code::AnnotationMalformed, context.path, place, || message);
+            Row::BROKEN
+        }
+    }
+}
+
+/// As [`row`], of an annotation that is parsed; `None` if it cannot be used.
+pub(super) fn row_of(raw: &Raw, offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
+    let place = || {
+        let place = Place::annotation(shown_id(raw.id.as_ref(), row));
+        match &raw.image {
+            Some(image) => place.of_image(shown_id(Some(image), 0)),
+            None => place,
+        }
+    };
+    let mut reader = Reader { context, raw, row, findings, place: &place };
+    let id = reader.id();
+    let image = reader.image()?;
+    let label = reader.label()?;
+    let (bbox, fate) = reader.object(image, label)?;
+    let mask = raw.mask.map_or_else(Span::default, |(text, at)| Span {
+        offset: offset + at as u64,
+        // Elements are shorter than 4 GB.
+        length: text.len() as u32,
+    });
+    let has_id = matches!(raw.id, Some(RawId::Number(_)));
+    Some(Row { image, label, fate, has_id, bbox, id, mask })
+}
+
+/// Applies the rules to one annotation.
+struct Reader<'r> {
+    context: &'r Context<'r>,
+    raw: &'r Raw<'r>,
+    row: usize,
+    findings: &'r mut Findings,
+    place: &'r dyn Fn() -> Place,
+}
+
+impl Reader<'_> {
+    fn add(&mut self, code: Code, message: impl FnOnce() -> String) {
+        self.findings.add(code, self.context.path, self.place, message);
+    }
+
+    /// The id, or the number of the annotation in the list.
+    fn id(&mut self) -> i64 {
+        let raw = self.raw;
+        for (name, id) in [("id", &raw.id), ("image_id", &raw.image), ("category_id", &raw.category)] {
+            if let Some(id) = id.as_ref().filter(|id| id.is_text()) {
+                self.add(Code::AnnotationIdText, || format!("{name} is the string {:?}", shown_id(Some(id), 0)));
+            }
+        }
+        match &raw.id {
+            Some(RawId::Number(Written { value: 0, .. })) => {
+                self.add(Code::AnnotationIdZero, || "the id is 0".into());
+                0
+            }
+            Some(RawId::Number(number)) => number.value,
+            Some(RawId::Name(_)) => self.row as i64 + 1,
+            None => {
+                let row = self.row;
+                self.add(Code::AnnotationIdMissing, || format!("number {} of the list has no id", row + 1));
+                self.row as i64 + 1
+            }
+        }
+    }
+
+    /// The place of its image, or [`NOWHERE`]; `None` if there is no id to look for.
+    fn image(&mut self) -> Option<u32> {
+        let Some(id) = &self.raw.image else {
+            self.add(Code::AnnotationImageMissing, || "no image_id".into());
+            return None;
+        };
+        let place = self.context.images.get(&RawKey::from(id)).copied();
+        if place.is_none() {
+            self.add(Code::AnnotationImageUnknown, || format!("no image has the id {}", shown_id(Some(id), 0)));
+        }
+        Some(place.unwrap_or(NOWHERE))
+    }
+
+    /// The class, or [`FOREIGN`]; `None` if it could be any.
+    fn label(&mut self) -> Option<u16> {
+        let Some(id) = &self.raw.category else {
+            let mut labels = self.context.labels.values();
+            return match (labels.next(), labels.next()) {
+                (Some(&label), None) => {
+                    self.add(Code::AnnotationCategoryImplied, || "no category_id".into());
+                    Some(label)
+                }
+                _ => {
+                    self.add(Code::AnnotationCategoryMissing, || "no category_id".into());
+                    None
+                }
+            };
+        };
+        let label = self.context.labels.get(&RawKey::from(id)).copied();
+        match label {
+            None => self
+                .add(Code::AnnotationCategoryUnknown, || format!("no category has the id {}", shown_id(Some(id), 0))),
+            Some(FOREIGN) => {
+                let code = match self.context.split {
+                    Split::Train => Code::AnnotationOtherClass,
+                    Split::Val => Code::AnnotationOtherClassEvaluated,
+                };
+                self.add(code, || format!("data.classes does not name category {}", shown_id(Some(id), 0)));
+            }
+            Some(_) => {}
+        }
+        Some(label.unwrap_or(FOREIGN))
+    }
+
+    /// Its box, and what becomes of it; `None` if it cannot be used. What belongs to no image or class is passed over.
+    fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], Fate)> {
+        let raw = self.raw;
+        let passed_over = match () {
+            () if image == NOWHERE => Some(Fate::NoImage),
+            () if label == FOREIGN => Some(Fate::OtherClass),
+            () if raw.ignore => Some(Fate::Ignored),
+            () => None,
+        };
+        if let Some(fate) = passed_over {
+            return Some(([0.0; 4], fate));
+        }
+        if raw.crowd.is_none() {
+            self.add(Code::AnnotationCrowdMissing, || "no iscrowd".into());
+        }
+        match raw.area {
+            Some(area) if area.as_text => {
+                self.add(Code::AnnotationAreaText, || format!("area is the string \"{}\"", area.value));
+            }
+            Some(_) => {}
+            None => self.add(Code::AnnotationAreaMissing, || "no area".into()),
+        }
+        let size = self.context.sizes[image as usize];
+        if size == UNKNOWN_SIZE && (raw.bbox.is_some() || raw.mask.is_some()) {
+            return Some(([0.0; 4], Fate::Unfit));
+        }
+        let sides = self.bbox(size)?;
+        let fits = self.fits(sides, size);
+        let fate = match (raw.crowd.unwrap_or(false), fits) {
+            (true, _) => Fate::Crowd,
+            (false, true) => Fate::Trained,
+            (false, false) => Fate::Unfit,
+        };
+        if fate == Fate::Trained && raw.mask.is_none() && self.context.split == Split::Train {
+            self.add(Code::MaskMissing, || format!("{}, and training needs a mask for every object", no_mask(raw)));
+            return None;
+        }
+        let [x, y, w, h] = sides;
+        Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], fate))
+    }
+
+    /// Its box `[x, y, width, height]`, if need be around the mask.
+    fn bbox(&mut self, size: [u32; 2]) -> Option<[f64; 4]> {
+        let raw = self.raw;
+        match (raw.bbox, raw.mask) {
+            (Some(bbox), _) => {
+                if bbox.as_text {
+                    self.add(Code::BoxText, || format!("bbox has strings for {:?}", bbox.value));
+                }
+                Some(bbox.value)
+            }
+            (None, Some((mask, _))) => match Segmentation::parse(mask).and_then(|mask| mask.bounds(size)) {
+                Ok(Some(bounds)) => {
+                    self.add(Code::BoxFromMask, || format!("no bbox; its mask has {bounds:?}"));
+                    Some(bounds)
+                }
+                Ok(None) => {
+                    self.add(Code::BoxMissing, || "no bbox, and its mask is empty".into());
+                    None
+                }
+                Err(message) => {
+                    self.add(Code::MaskMalformed, || message);
+                    None
+                }
+            },
+            (None, None) => {
+                self.add(Code::BoxMissing, || "no bbox".into());
+                None
+            }
+        }
+    }
+
+    /// Whether the reference trains on a box in a picture of `size` (width, height).
+    fn fits(&mut self, sides: [f64; 4], [width, height]: [u32; 2]) -> bool {
+        let [x, y, w, h] = sides;
+        let shown = move || format!("bbox {sides:?} in {width}x{height} pixels");
+        if !sides.iter().all(|side| side.is_finite()) {
+            let code = match self.context.split {
+                Split::Train => Code::BoxNotFinite,
+                Split::Val => Code::BoxNotFiniteEvaluated,
+            };
+            self.add(code, shown);
+        }
+        // As Python's min and max have it, NaN gives 0.
+        let overlap = |start: f64, length: f64, limit: u32| {
+            let (end, limit) = (start + length, f64::from(limit));
+            let end = if limit < end { limit } else { end };
+            let start = if 0.0 > start { 0.0 } else { start };
+            if end - start > 0.0 { end - start } else { 0.0 }
+        };
+        let (inner_width, inner_height) = (overlap(x, w, width), overlap(y, h, height));
+        if w < 1.0 || h < 1.0 {
+            let like_fractions =
+                width > 2 && height > 2 && w > 0.0 && h > 0.0 && sides.iter().all(|side| (0.0..=1.0).contains(side));
+            self.add(if like_fractions { Code::BoxNormalised } else { Code::BoxEmpty }, shown);
+            return false;
+        }
+        if inner_width * inner_height == 0.0 {
+            if sides.iter().all(|side| side.is_finite()) {
+                self.add(Code::BoxElsewhere, shown);
+            }
+            return false;
+        }
+        if let Some(area) = self.raw.area.map(|area| area.value).filter(|&area| area <= 0.0) {
+            self.add(Code::AnnotationAreaZero, move || format!("area {area} and {}", shown()));
+            return false;
+        }
+        let over = [-x, -y, x + w - f64::from(width), y + h - f64::from(height)];
+        if over.iter().any(|&over| over > 1.0) {
+            self.add(Code::BoxOutside, shown);
+        }
+        true
+    }
+}

@@ -1,0 +1,143 @@
+//! Checks of the masks of a whole set.
+
+use fnet_common::text::count;
+
+use super::Dataset;
+use super::Split;
+use super::annotations::{self, Context, FOREIGN, Fate, Raw, UNKNOWN_SIZE, no_mask};
+use super::lists;
+use super::open::{read_header, report_broken};
+use super::records::shown_id;
+use super::segmentation::Segmentation;
+use super::truth::listed_sizes;
+use super::values::shown;
+use crate::findings::{Code, Findings, Place, Severity};
+
+/// A box and its mask may be this far apart, in pixels, and in parts of the box's side.
+const APART: (f64, f64) = (2.0, 0.05);
+
+impl Dataset {
+    /// Reads every mask that is trained on, or in the validation set every mask of a wanted class, and reports those that
+    /// are malformed or odd, and a training set whose masks are all empty. The annotation file is read again, in parallel.
+    pub fn check_masks(&self, findings: &mut Findings) {
+        let mut found = findings.none();
+        let mut known = findings.none();
+        let Some(header) = read_header(&self.source, &self.path, self.split, &self.classes, &mut known) else { return };
+        let sizes = listed_sizes(&header, self);
+        let context = header.context(&self.path, self.split, &sizes);
+        let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| -> Option<bool> {
+            let raw = Raw::read(text).ok()?;
+            let used = annotations::row_of(&raw, offset, row, &context, &mut findings.none())?;
+            let size = *sizes.get(used.image as usize)?;
+            if size == UNKNOWN_SIZE
+                || used.label == FOREIGN
+                || (self.split == Split::Train && used.fate != Fate::Trained)
+            {
+                return None;
+            }
+            Some(check(&raw, row, size, &context, findings))
+        };
+        let (mut masks, mut empty) = (0, 0);
+        let mut take = |_: &str, has_pixels: Option<bool>| {
+            masks += usize::from(has_pixels.is_some());
+            empty += usize::from(has_pixels == Some(false));
+        };
+        if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut found) {
+            report_broken(broken, &self.source, &self.path, &mut found);
+        }
+        if self.split == Split::Train && empty > 0 && empty == masks && found.number_of(Severity::Error) == 0 {
+            found.add(Code::FileNothing, &self.path, Place::file, || {
+                format!("{}, and all their masks are empty", count(masks, "object"))
+            });
+        }
+        // What concerns the file was reported when it was opened.
+        [Code::FileKeyRepeated, Code::FileNotUtf8].into_iter().for_each(|code| found.remove(code));
+        findings.append(found);
+    }
+}
+
+/// Reports what is odd about the mask of an annotation, and returns whether it has a pixel.
+fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, findings: &mut Findings) -> bool {
+    let place = || {
+        let image = raw.image.as_ref();
+        Place::annotation(shown_id(raw.id.as_ref(), row)).of_image(shown_id(image, row))
+    };
+    let mut add = |code, message: String| findings.add(code, context.path, place, || message);
+    let Some((text, _)) = raw.mask else {
+        // In a training set that was reported when it was opened.
+        if context.split == Split::Val {
+            add(Code::MaskMissingEvaluated, no_mask(raw));
+        }
+        return false;
+    };
+    let mut odd = Vec::new();
+    let segmentation = match Segmentation::parse_noting(text, &mut |code, message| odd.push((code, message))) {
+        Ok(segmentation) => segmentation,
+        Err(message) => {
+            add(Code::MaskMalformed, message);
+            return false;
+        }
+    };
+    let refusal = if segmentation.is_nothing() { Segmentation::refusal(text) } else { None };
+    if let Some(message) = refusal {
+        let is_trained = context.split == Split::Train;
+        add(if is_trained { Code::MaskMissing } else { Code::MaskMissingEvaluated }, message);
+        return false;
+    }
+    odd.into_iter().for_each(|(code, message)| add(code, message));
+    let bounds = match segmentation.bounds(size) {
+        Ok(bounds) => bounds,
+        Err(message) => {
+            add(Code::MaskMalformed, message);
+            return false;
+        }
+    };
+    let Some([x, y, w, h]) = bounds.filter(|_| !is_empty(&segmentation, size)) else {
+        let [width, height] = size;
+        add(Code::MaskEmpty, format!("no pixel of {width}x{height} is set by {}", shown(text)));
+        return false;
+    };
+    let [width, height] = size.map(f64::from);
+    if [-x, -y, x + w - width, y + h - height].iter().any(|&over| over > 1.0) {
+        add(Code::MaskOutside, format!("its points span {:?} in {width}x{height} pixels", [x, y, w, h]));
+    }
+    if let Some(bbox) = raw.bbox {
+        let [bx, by, bw, bh] = bbox.value;
+        // A box around a mask that reaches out of the picture may end at the border.
+        let inside =
+            |start: f64, length: f64, limit: f64| [start.clamp(0.0, limit), (start + length).clamp(0.0, limit)];
+        let pairs =
+            [(inside(x, w, width), inside(bx, bw, width), bw), (inside(y, h, height), inside(by, bh, height), bh)];
+        let apart = pairs.iter().any(|(mask, own, side)| {
+            let tolerance = APART.0.max(APART.1 * side);
+            mask.iter().zip(own).any(|(a, b)| (a - b).abs() > tolerance)
+        });
+        if apart {
+            add(Code::MaskBoxDiffers, format!("bbox {:?}, and the mask spans {:?}", bbox.value, [x, y, w, h]));
+        }
+    }
+    true
+}
+
+/// Whether no pixel is set. Polygons are only drawn where they may miss every pixel: as they are thin, or as they lie at
+/// the border of the picture or outside.
+fn is_empty(segmentation: &Segmentation, [width, height]: [u32; 2]) -> bool {
+    let (right, bottom) = (f64::from(width), f64::from(height));
+    let is_inside = |point: &[f64]| (0.0..=right).contains(&point[0]) && (0.0..=bottom).contains(&point[1]);
+    let is_thin = match segmentation {
+        Segmentation::Polygons(polygons) => {
+            polygons.iter().all(|polygon| enclosed_area(polygon) < 4.0 || !polygon.chunks_exact(2).all(is_inside))
+        }
+        Segmentation::RunLengths(_) => true,
+    };
+    let frame = (height as usize, width as usize);
+    is_thin && segmentation.to_rle(frame).is_ok_and(|rle| hotcoco::mask::area(&rle) == 0)
+}
+
+/// The area that a polygon encloses, by the shoelace formula.
+fn enclosed_area(polygon: &[f64]) -> f64 {
+    let points: Vec<&[f64]> = polygon.chunks_exact(2).collect();
+    let next = points.iter().cycle().skip(1);
+    let doubled: f64 = points.iter().zip(next).map(|(a, b)| a[0] * b[1] - b[0] * a[1]).sum();
+    doubled.abs() / 2.0
+}

@@ -1,0 +1,236 @@
+//! The images and categories of an annotation file, and the labels that follow from them.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use fnet_common::text::{list, quoted};
+
+use super::annotations::{Context, FOREIGN, RawKey};
+use super::records::{RawCategory, RawImage, category, image, shown_id};
+use super::source::Source;
+use super::values::RawId;
+use super::{Category, Split, lists};
+use crate::findings::{Code, Findings, Place};
+
+/// What the annotation file says of images and categories.
+pub(super) struct Header {
+    pub images: Vec<RawImage>,
+    /// Entries of the list of images, those among them that cannot be used.
+    pub listed_images: usize,
+    /// Image id -> place in `images`.
+    pub places: HashMap<RawKey, u32>,
+    /// The wanted categories; a label is a place in this list.
+    pub categories: Vec<Category>,
+    /// Category id -> label, of all categories of the file.
+    pub labels: HashMap<RawKey, u16>,
+    /// Ids that are no numbers; id `i64::MIN + i` stands for entry `i`.
+    pub names: Vec<String>,
+    /// Whether ids are strings in the file: of images, of categories.
+    pub ids_are_text: [bool; 2],
+    /// Whether there is a list of annotations.
+    pub has_annotations: bool,
+}
+
+impl Header {
+    /// What annotations are read against; `sizes` are those of the images.
+    pub fn context<'c>(&'c self, path: &'c Path, split: Split, sizes: &'c [[u32; 2]]) -> Context<'c> {
+        Context { path, split, images: &self.places, sizes, labels: &self.labels }
+    }
+}
+
+enum Entry {
+    Image(RawImage),
+    Category(RawCategory),
+    /// A finding says what is wrong with it.
+    Broken,
+}
+
+/// Why there is no header.
+pub(super) enum NoHeader {
+    /// The text cannot be read to its end.
+    Broken(super::elements::Broken),
+    /// The text is a JSON object, but lists are missing; what its keys are.
+    KeysMissing(Vec<(String, u8)>),
+    /// Findings say what is wrong.
+    Reported,
+}
+
+/// Reads the header. `classes` are the wanted names; empty for all.
+pub(super) fn read(
+    source: &Source,
+    path: &Path,
+    classes: &[String],
+    findings: &mut Findings,
+) -> Result<Header, NoHeader> {
+    let parse = |list: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
+        let entry = match list {
+            "images" => image(text, row, path, findings).map(Entry::Image),
+            _ => category(text, row, path, findings).map(Entry::Category),
+        };
+        entry.or(Some(Entry::Broken))
+    };
+    let (mut images, mut raw_categories) = (Vec::new(), Vec::new());
+    // Of images and of categories.
+    let mut broken = [0; 2];
+    let mut take = |list: &str, entry: Option<Entry>| {
+        let is_image = list == "images";
+        match entry {
+            Some(Entry::Image(image)) => images.push(image),
+            Some(Entry::Category(category)) => raw_categories.push(category),
+            Some(Entry::Broken) => broken[usize::from(!is_image)] += 1,
+            None => {
+                broken[usize::from(!is_image)] = 0;
+                if is_image { images.clear() } else { raw_categories.clear() }
+            }
+        }
+    };
+    let wanted_lists = ["images", "categories"];
+    let keys = lists::read(source, path, &wanted_lists, &parse, &mut take, findings).map_err(NoHeader::Broken)?;
+    let is_list = |name: &str| keys.iter().any(|(key, first)| key == name && *first == b'[');
+    if !is_list("images") || !is_list("categories") {
+        return Err(NoHeader::KeysMissing(keys));
+    }
+    let has_annotations = is_list("annotations");
+    let listed_images = images.len() + broken[0];
+    if raw_categories.is_empty() && broken[1] > 0 {
+        return Err(NoHeader::Reported);
+    }
+    let mut names = Vec::new();
+    let texts = [images.iter().any(|i| i.id.is_text()), raw_categories.iter().any(|c| c.id.is_text())];
+    let (categories, labels) =
+        wanted(&raw_categories, classes, path, &mut names, findings).ok_or(NoHeader::Reported)?;
+    let (images, places) = unique(images, path, findings);
+    Ok(Header { images, listed_images, places, categories, labels, names, ids_are_text: texts, has_annotations })
+}
+
+/// The number that stands for an id.
+pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
+    match id {
+        RawId::Number(number) => number.value,
+        RawId::Name(name) => {
+            names.push(name.clone());
+            i64::MIN + (names.len() as i64 - 1)
+        }
+    }
+}
+
+/// The images without those whose id comes again; the last entry takes the place of the first, as in pycocotools.
+fn unique(images: Vec<RawImage>, path: &Path, findings: &mut Findings) -> (Vec<RawImage>, HashMap<RawKey, u32>) {
+    let mut places: HashMap<RawKey, u32> = HashMap::with_capacity(images.len());
+    let mut kept: Vec<RawImage> = Vec::with_capacity(images.len());
+    let mut files: HashMap<u64, u32> = HashMap::with_capacity(images.len());
+    for (row, image) in images.into_iter().enumerate() {
+        let place = || Place::image(shown_id(Some(&image.id), row));
+        if image.id.is_text() {
+            findings.add(Code::ImageIdText, path, place, || format!("the id of {:?} is a string", image.file_name));
+        }
+        if image.size_as_text {
+            findings
+                .add(Code::ImageSizeText, path, place, || format!("the size of {:?} is in strings", image.file_name));
+        }
+        if let Some(&place_before) = places.get(&RawKey::from(&image.id)) {
+            let before = &mut kept[place_before as usize];
+            findings.add(Code::ImageIdRepeated, path, place, || {
+                format!("the id stands for {:?} and for {:?}", before.file_name, image.file_name)
+            });
+            *before = image;
+            continue;
+        }
+        let number = kept.len() as u32;
+        if let Some(&other) = files.get(&hash(&image.file_name))
+            && kept[other as usize].file_name == image.file_name
+        {
+            findings.add(Code::ImageNameRepeated, path, place, || {
+                format!(
+                    "{:?} is the file of image {} too",
+                    image.file_name,
+                    shown_id(Some(&kept[other as usize].id), 0)
+                )
+            });
+        } else {
+            files.insert(hash(&image.file_name), number);
+        }
+        places.insert(RawKey::from(&image.id), number);
+        kept.push(image);
+    }
+    (kept, places)
+}
+
+fn hash(text: &str) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(text)
+}
+
+/// The categories whose names are in `classes`, or all, in the order of the file, and the labels of all.
+fn wanted(
+    raw: &[RawCategory],
+    classes: &[String],
+    path: &Path,
+    names: &mut Vec<String>,
+    findings: &mut Findings,
+) -> Option<(Vec<Category>, HashMap<RawKey, u16>)> {
+    let errors = |findings: &Findings| [Code::ClassUnknown, Code::CategoryConflict].map(|code| findings.count(code));
+    let before = errors(findings);
+    for class in classes.iter().filter(|class| !raw.iter().any(|category| category.name == **class)) {
+        let nearest = raw
+            .iter()
+            .map(|category| &category.name)
+            .max_by(|a, b| strsim::jaro_winkler(a, class).total_cmp(&strsim::jaro_winkler(b, class)));
+        findings.add(Code::ClassUnknown, path, Place::file, || match nearest {
+            Some(nearest) => format!("no category is named {class:?}; the nearest is {nearest:?}"),
+            None => format!("no category is named {class:?}"),
+        });
+    }
+    let mut categories: Vec<Category> = Vec::new();
+    let mut labels = HashMap::new();
+    let mut taken: HashSet<&str> = HashSet::new();
+    let mut seen: HashMap<RawKey, &str> = HashMap::new();
+    for (row, category) in raw.iter().enumerate() {
+        let place = || Place::category(shown_id(Some(&category.id), row));
+        let key = RawKey::from(&category.id);
+        match seen.get(&key) {
+            // A list that was written several times over says nothing new.
+            Some(&known) if known == category.name => {
+                findings.add(Code::CategoryRepeated, path, place, || format!("{known:?} stands in the list again"));
+                continue;
+            }
+            Some(&known) => {
+                findings.add(Code::CategoryConflict, path, place, || {
+                    format!("it is both {known:?} and {:?}", category.name)
+                });
+                continue;
+            }
+            None => {}
+        }
+        let is_wanted = classes.is_empty() || classes.contains(&category.name);
+        if category.id.is_text() {
+            findings.add(Code::CategoryIdText, path, place, || format!("the id of {:?} is a string", category.name));
+        }
+        if is_wanted && !taken.insert(&category.name) {
+            findings.add(Code::CategoryNameRepeated, path, place, || {
+                format!("another category is {:?} too", category.name)
+            });
+        }
+        seen.insert(key.clone(), &category.name);
+        if is_wanted && categories.len() < usize::from(FOREIGN) {
+            labels.insert(key, categories.len() as u16);
+            categories.push(Category { id: number(&category.id, names), name: category.name.clone() });
+        } else {
+            if is_wanted {
+                findings.add(Code::CategoryMany, path, place, || "one more than there can be".into());
+            }
+            labels.insert(key, FOREIGN);
+        }
+    }
+    if categories.is_empty() && classes.is_empty() {
+        findings.add(Code::CategoryNone, path, Place::file, || "the list \"categories\" is empty".into());
+        return None;
+    }
+    let all_known = errors(findings)[0] == before[0];
+    if !classes.is_empty() && all_known && !categories.iter().map(|category| &category.name).eq(classes) {
+        findings.add(Code::ClassOrder, path, Place::file, || {
+            format!("the order of the file is {}", list(categories.iter().map(|category| quoted(&category.name)), 8))
+        });
+    }
+    (errors(findings) == before).then_some((categories, labels))
+}

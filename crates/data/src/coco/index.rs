@@ -1,0 +1,347 @@
+//! From images and annotations to the pictures and objects that are used, by the reference's rules.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use fnet_common::text::count;
+
+use super::annotations::{FOREIGN, Fate, NOWHERE, Row, UNKNOWN_SIZE};
+use super::header::{Header, number};
+use super::records::shown_id;
+use super::source::Source;
+use super::{IdNames, Split};
+use crate::findings::{Code, Findings, Place};
+
+/// Pictures narrower or lower than this are not trained on.
+const MIN_SIDE: u32 = 32;
+
+/// Columns with one entry per picture.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    pub ids: Vec<i64>,
+    /// `[width, height]`.
+    pub sizes: Vec<[u32; 2]>,
+    /// All file names, one after the other.
+    pub names: String,
+    pub name_ends: Vec<u32>,
+    /// Where the objects of a picture start; one entry more than pictures.
+    pub first_object: Vec<u32>,
+}
+
+/// Columns with one entry per object.
+#[derive(Debug, Default)]
+pub(super) struct ObjectColumns {
+    pub boxes: Vec<[f32; 4]>,
+    pub labels: Vec<u16>,
+    pub ids: Vec<i64>,
+    pub mask_offsets: Vec<u64>,
+    /// 0 where there is no mask.
+    pub mask_lengths: Vec<u32>,
+}
+
+impl ObjectColumns {
+    fn reserve_exact(&mut self, more: usize) {
+        self.boxes.reserve_exact(more);
+        self.labels.reserve_exact(more);
+        self.ids.reserve_exact(more);
+        self.mask_offsets.reserve_exact(more);
+        self.mask_lengths.reserve_exact(more);
+    }
+
+    fn push(&mut self, row: &Row) {
+        self.boxes.push(row.bbox);
+        self.labels.push(row.label);
+        self.ids.push(row.id);
+        self.mask_offsets.push(row.mask.offset);
+        self.mask_lengths.push(row.mask.length);
+    }
+
+    fn set(&mut self, place: usize, other: usize) {
+        self.boxes[place] = self.boxes[other];
+        self.labels[place] = self.labels[other];
+        self.ids[place] = self.ids[other];
+        self.mask_offsets[place] = self.mask_offsets[other];
+        self.mask_lengths[place] = self.mask_lengths[other];
+    }
+
+    /// The entries that `order` names, in that order. The columns are made one after the other, so that little memory is
+    /// needed at once.
+    fn in_order(self, order: &[u32]) -> Self {
+        fn column<T: Copy>(column: Vec<T>, order: &[u32]) -> Vec<T> {
+            order.iter().map(|&index| column[index as usize]).collect()
+        }
+        Self {
+            boxes: column(self.boxes, order),
+            labels: column(self.labels, order),
+            ids: column(self.ids, order),
+            mask_offsets: column(self.mask_offsets, order),
+            mask_lengths: column(self.mask_lengths, order),
+        }
+    }
+}
+
+/// All annotations in the order of the file, as columns.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    images: Vec<u32>,
+    fates: Vec<Fate>,
+    has_id: Vec<bool>,
+    objects: ObjectColumns,
+}
+
+impl Rows {
+    /// Few annotations have less text than this, in bytes.
+    const SHORT: u64 = 128;
+
+    /// Room for the annotations of a text of `length` bytes. What is not filled takes no memory, only addresses; growing
+    /// by and by would leave holes.
+    pub fn for_text(length: u64) -> Self {
+        let mut rows = Self::default();
+        let room = usize::try_from(length / Self::SHORT).unwrap_or(0);
+        rows.images.reserve_exact(room);
+        rows.fates.reserve_exact(room);
+        rows.has_id.reserve_exact(room);
+        rows.objects.reserve_exact(room);
+        rows
+    }
+
+    pub fn push(&mut self, row: Row) {
+        self.images.push(row.image);
+        self.fates.push(row.fate);
+        self.has_id.push(row.has_id);
+        self.objects.push(&row);
+    }
+
+    /// Number of annotations of the file.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn number_of(&self, fate: Fate) -> usize {
+        self.fates.iter().filter(|&&own| own == fate).count()
+    }
+}
+
+/// The pictures and objects that are used.
+pub(super) struct Index {
+    pub images: Images,
+    pub objects: ObjectColumns,
+    pub id_names: IdNames,
+}
+
+/// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config. Where annotations cannot be used,
+/// the findings are about these alone: what seems to be without objects may have some.
+pub(super) fn build(
+    header: Header,
+    sizes: &[[u32; 2]],
+    mut rows: Rows,
+    (path, split, filter_empty): (&Path, Split, bool),
+    source: &Source,
+    findings: &mut Findings,
+) -> Index {
+    last_of_equal_ids(&mut rows, path, findings);
+    let is_whole = rows.number_of(Fate::Broken) == 0;
+    if is_whole {
+        unused_categories(&header, &rows, path, findings);
+    }
+    let (order, starts) = by_image(&rows, header.images.len());
+    double_objects(&header, &rows, (&order, &starts), source, path, findings);
+    let mut names = header.names;
+    let mut images = Images { first_object: vec![0], ..Images::default() };
+    let mut used = Vec::with_capacity(order.len());
+    for (place, image) in header.images.iter().enumerate() {
+        // Of all images, so that names stand for the same numbers when the ground truth is read.
+        let id = number(&image.id, &mut names);
+        let own = &order[starts[place] as usize..starts[place + 1] as usize];
+        if filter_empty {
+            // Crowds and boxes that are not trained on count here, as they do in the reference.
+            let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
+            let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
+            let place_of = || Place::image(shown_id(Some(&image.id), place));
+            if !has_wanted && is_whole {
+                findings
+                    .add(Code::ImageEmpty, path, place_of, || format!("{:?} has no wanted object", image.file_name));
+            } else if has_wanted && is_small {
+                let [width, height] = sizes[place];
+                findings.add(Code::ImageSmall, path, place_of, || format!("{:?} is {width}x{height}", image.file_name));
+            }
+            if !has_wanted || is_small {
+                continue;
+            }
+        }
+        used.extend(own.iter().copied().filter(|&row| rows.fates[row as usize] == Fate::Trained));
+        images.ids.push(id);
+        images.sizes.push(sizes[place]);
+        images.names.push_str(&image.file_name);
+        images.name_ends.push(images.names.len() as u32);
+        images.first_object.push(used.len() as u32);
+    }
+    if is_whole {
+        crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), findings);
+    }
+    // What is no longer needed makes room for the new columns.
+    let Rows { objects, .. } = rows;
+    drop((order, starts, header.images, header.places, header.labels));
+    give_back_memory();
+    let objects = objects.in_order(&used);
+    give_back_memory();
+    Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
+}
+
+/// Reports crowds, and a training set without an object, with what became of its annotations.
+fn crowds_and_nothing(
+    listed_images: usize,
+    rows: &Rows,
+    nothing: bool,
+    (path, split): (&Path, Split),
+    findings: &mut Findings,
+) {
+    let of = |fate| rows.number_of(fate);
+    let crowds = of(Fate::Crowd);
+    let all = count(rows.len(), "annotation");
+    let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
+    let mut add = |code, message: String| findings.add(code, path, Place::file, || message);
+    if crowds > 0 && !only_crowds {
+        add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
+    }
+    match split {
+        Split::Val if only_crowds => {
+            add(
+                Code::AnnotationCrowdAllEvaluated,
+                format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"),
+            );
+        }
+        Split::Train if only_crowds => {
+            add(Code::AnnotationCrowdAll, format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"));
+        }
+        Split::Train if nothing => {
+            let reasons = [
+                (of(Fate::NoImage), "of images that are not in the list"),
+                (of(Fate::OtherClass), "of other classes"),
+                (of(Fate::Ignored), "with \"ignore\": 1"),
+                (crowds, "crowds"),
+                (of(Fate::Unfit), "with a box or area that has nothing in it"),
+                (of(Fate::Trained), "in images under 32 pixels"),
+            ];
+            let reasons: Vec<String> = reasons
+                .iter()
+                .filter(|(number, _)| *number > 0)
+                .map(|(number, what)| format!("{number} {what}"))
+                .collect();
+            let reasons = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
+            let images = count(listed_images, "image");
+            add(Code::FileNothing, format!("{images} and {all}, and nothing to train on{reasons}"));
+        }
+        _ => {}
+    }
+}
+
+/// Reports objects that stand twice: of one image and class, with equal boxes and equal texts of their masks.
+fn double_objects(
+    header: &Header,
+    rows: &Rows,
+    (order, starts): (&[u32], &[u32]),
+    source: &Source,
+    path: &Path,
+    findings: &mut Findings,
+) {
+    let text = |row: usize| {
+        let mut text = vec![0; rows.objects.mask_lengths[row] as usize];
+        source.read_exact_at(&mut text, rows.objects.mask_offsets[row]).ok().map(|()| text)
+    };
+    let mut seen: HashMap<(u16, [u32; 4], u32), usize> = HashMap::new();
+    for image in 0..header.images.len() {
+        let own = &order[starts[image] as usize..starts[image + 1] as usize];
+        seen.clear();
+        for row in own.iter().map(|&row| row as usize).filter(|&row| rows.fates[row] == Fate::Trained) {
+            let objects = &rows.objects;
+            let key = (objects.labels[row], objects.boxes[row].map(f32::to_bits), objects.mask_lengths[row]);
+            match seen.get(&key) {
+                // Of one id, which is reported as such.
+                Some(&other) if rows.has_id[row] && rows.has_id[other] && objects.ids[row] == objects.ids[other] => {}
+                Some(&other) if text(row) == text(other) => {
+                    let image = shown_id(Some(&header.images[image].id), image);
+                    let place = || Place::annotation(objects.ids[row]).of_image(image);
+                    findings.add(Code::AnnotationDouble, path, place, || {
+                        format!("the same class, box and mask as annotation {}", objects.ids[other])
+                    });
+                }
+                Some(_) => {}
+                None => _ = seen.insert(key, row),
+            }
+        }
+    }
+}
+
+/// Gives freed memory back to the system: ranks of one node that read a large file at the same time would otherwise each
+/// hold on to what the pieces of its text took.
+pub(super) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no preconditions; it only returns free pages of the allocator to the system.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// The rows of each image in the order of the file, and where those of each image start.
+fn by_image(rows: &Rows, image_count: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut starts = vec![0u32; image_count + 1];
+    let known = || rows.images.iter().enumerate().filter(|(_, image)| **image != NOWHERE);
+    for (_, &image) in known() {
+        starts[image as usize + 1] += 1;
+    }
+    for i in 0..image_count {
+        starts[i + 1] += starts[i];
+    }
+    let mut next = starts.clone();
+    let mut order = vec![0u32; starts[image_count] as usize];
+    for (index, &image) in known() {
+        let slot = &mut next[image as usize];
+        order[*slot as usize] = index as u32;
+        *slot += 1;
+    }
+    (order, starts)
+}
+
+/// The reference looks annotations up by id, so of several with one id the last stands for all.
+fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
+    let own_id = |rows: &Rows, index: usize| rows.has_id[index].then(|| rows.objects.ids[index]);
+    let mut ids: Vec<i64> = (0..rows.len()).filter_map(|index| own_id(rows, index)).collect();
+    ids.sort_unstable();
+    let repeated: Vec<i64> = ids.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    if repeated.is_empty() {
+        return;
+    }
+    let mut last = HashMap::new();
+    for index in 0..rows.len() {
+        let Some(id) = own_id(rows, index).filter(|id| repeated.binary_search(id).is_ok()) else { continue };
+        if last.insert(id, index).is_some() {
+            findings.add(
+                Code::AnnotationIdRepeated,
+                path,
+                || Place::annotation(id),
+                || format!("number {} of the list has this id too", index + 1),
+            );
+        }
+    }
+    for index in 0..rows.len() {
+        if let Some(&other) = own_id(rows, index).and_then(|id| last.get(&id)) {
+            rows.fates[index] = rows.fates[other];
+            rows.objects.set(index, other);
+        }
+    }
+}
+
+fn unused_categories(header: &Header, rows: &Rows, path: &Path, findings: &mut Findings) {
+    if !header.has_annotations {
+        return;
+    }
+    let mut used = vec![false; header.categories.len()];
+    for &label in rows.objects.labels.iter().filter(|&&label| label != FOREIGN) {
+        used[usize::from(label)] = true;
+    }
+    for (category, _) in header.categories.iter().zip(used).filter(|(_, used)| !used) {
+        let place = || Place::category(category.id);
+        findings.add(Code::CategoryUnused, path, place, || format!("{:?} has no annotation", category.name));
+    }
+}

@@ -1,0 +1,308 @@
+//! COCO data sets: which pictures and objects there are, by the reference's rules.
+//!
+//! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when a picture is
+//! loaded, so that ranks of one node share them through the page cache.
+
+mod annotations;
+mod check;
+mod classes;
+mod elements;
+mod files;
+mod foreign;
+mod header;
+mod index;
+mod json;
+mod lists;
+mod open;
+mod records;
+mod segmentation;
+mod source;
+mod truth;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub use classes::category_names;
+pub use segmentation::Segmentation;
+pub use truth::TrueObject;
+
+use files::Folders;
+use source::Source;
+
+use fnet_common::{Error, Result};
+use fnet_config as config;
+use fnet_protocol::cli::SplitName;
+
+use super::findings::Findings;
+
+/// Which of the configured sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// `data.train`: every object needs a mask.
+    Train,
+    /// `data.val`.
+    Val,
+}
+
+impl From<SplitName> for Split {
+    fn from(name: SplitName) -> Self {
+        match name {
+            SplitName::Train => Self::Train,
+            SplitName::Val => Self::Val,
+        }
+    }
+}
+
+impl Split {
+    /// The name in the config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+        }
+    }
+}
+
+/// One class; its label is its place in [`Dataset::categories`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Category {
+    /// The `id` in the annotation file.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+}
+
+/// What the annotation file says about one picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageInfo<'d> {
+    /// The `id` in the annotation file.
+    pub id: i64,
+    /// Relative to the folder of the set.
+    pub file_name: &'d str,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+}
+
+/// The objects of one picture that are trained on, as slices of equal length; crowds are not among them.
+#[derive(Debug, Clone, Copy)]
+pub struct Objects<'d> {
+    /// `[x1, y1, x2, y2]` in pixels of the original picture.
+    pub boxes: &'d [[f32; 4]],
+    /// Place of the class in [`Dataset::categories`].
+    pub labels: &'d [u16],
+    /// The `id` of each annotation; where the file has none, its place in the list, from 1.
+    pub ids: &'d [i64],
+    mask_offsets: &'d [u64],
+    mask_lengths: &'d [u32],
+}
+
+/// The pictures and objects of one annotation file.
+///
+/// Pictures are numbered `0..len()` in the file's order after filtering.
+#[derive(Debug)]
+pub struct Dataset {
+    split: Split,
+    path: PathBuf,
+    folder: PathBuf,
+    /// What `data.root` says.
+    root: PathBuf,
+    source: Source,
+    /// The wanted classes; empty for all.
+    classes: Vec<String>,
+    categories: Vec<Category>,
+    listed: Listed,
+    images: index::Images,
+    objects: index::ObjectColumns,
+    id_names: IdNames,
+    folders: Folders,
+    findings: Findings,
+}
+
+/// How many entries the lists of an annotation file have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// In `images`.
+    pub images: usize,
+    /// In `annotations`.
+    pub annotations: usize,
+}
+
+/// How ids are written that are strings in the file.
+#[derive(Debug, Default)]
+struct IdNames {
+    /// Id `i64::MIN + i` stands for name `i`.
+    names: Vec<String>,
+    /// Whether ids are strings: of images, of categories.
+    are_text: [bool; 2],
+}
+
+impl IdNames {
+    fn written(&self, id: i64, is_text: bool) -> Value {
+        let name = usize::try_from(id.wrapping_sub(i64::MIN)).ok().and_then(|i| self.names.get(i));
+        match name {
+            Some(name) => Value::String(name.clone()),
+            None if is_text => Value::String(id.to_string()),
+            None => Value::from(id),
+        }
+    }
+}
+
+/// The folder that relative paths of the sets start from; loading the config has put FNET_DATA_ROOT into it.
+pub fn data_root(config: &config::Data) -> PathBuf {
+    PathBuf::from(&config.root)
+}
+
+impl Dataset {
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.images.ids.len()
+    }
+
+    /// Whether there is no picture.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Which set this is.
+    pub fn split(&self) -> Split {
+        self.split
+    }
+
+    /// The annotation file, for evaluation.
+    pub fn annotation_file(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of the pictures.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The classes in the order of the labels, which is the order of the annotation file.
+    pub fn categories(&self) -> &[Category] {
+        &self.categories
+    }
+
+    /// What is odd about the annotation file, as far as it was found when it was opened.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// How many images and annotations the file has, used or not.
+    pub fn listed(&self) -> Listed {
+        self.listed
+    }
+
+    /// Number of objects that are trained on.
+    pub fn object_count(&self) -> usize {
+        self.objects.boxes.len()
+    }
+
+    /// What the annotation file says about picture `index`.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Self::len`], like a slice.
+    pub fn image(&self, index: usize) -> ImageInfo<'_> {
+        let [width, height] = self.images.sizes[index];
+        let end = self.images.name_ends[index] as usize;
+        let start = if index == 0 { 0 } else { self.images.name_ends[index - 1] as usize };
+        ImageInfo {
+            id: self.images.ids[index],
+            file_name: &self.images.names[start..end],
+            width: width as usize,
+            height: height as usize,
+        }
+    }
+
+    /// The `id` of every picture, in the order of their numbers.
+    pub fn image_ids(&self) -> &[i64] {
+        &self.images.ids
+    }
+
+    /// The file of picture `index`; where there is none of this name, the one that is meant, if only one can be.
+    ///
+    /// # Panics
+    /// As [`Self::image`].
+    pub fn picture_path(&self, index: usize) -> PathBuf {
+        self.folders.find(&self.folder, self.image(index).file_name).into_path()
+    }
+
+    /// 1 for a picture wider than high, else 0: pictures of one step have equal flags.
+    pub fn aspect_flags(&self) -> Vec<u8> {
+        self.images.sizes.iter().map(|&[width, height]| u8::from(width > height)).collect()
+    }
+
+    /// The objects of picture `index`.
+    ///
+    /// # Panics
+    /// As [`Self::image`].
+    pub fn objects(&self, index: usize) -> Objects<'_> {
+        let range = self.images.first_object[index] as usize..self.images.first_object[index + 1] as usize;
+        Objects {
+            boxes: &self.objects.boxes[range.clone()],
+            labels: &self.objects.labels[range.clone()],
+            ids: &self.objects.ids[range.clone()],
+            mask_offsets: &self.objects.mask_offsets[range.clone()],
+            mask_lengths: &self.objects.mask_lengths[range],
+        }
+    }
+
+    /// An id of an image as the annotation file writes it: a number or a string.
+    pub fn written_image_id(&self, id: i64) -> Value {
+        self.id_names.written(id, self.id_names.are_text[0])
+    }
+
+    /// An id of a category as the annotation file writes it: a number or a string.
+    pub fn written_category_id(&self, id: i64) -> Value {
+        self.id_names.written(id, self.id_names.are_text[1])
+    }
+
+    /// The masks of the objects of picture `index`, read from the annotation file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
+    ///
+    /// # Panics
+    /// As [`Self::image`].
+    pub fn segmentations(&self, index: usize) -> Result<Vec<Segmentation>> {
+        let objects = self.objects(index);
+        if objects.ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unreadable =
+            |error| Error::data(format!("cannot read the annotation file {}: {error}", self.path.display()));
+        let mut text = Vec::new();
+        let mut segmentations = Vec::with_capacity(objects.ids.len());
+        let places = objects.mask_offsets.iter().zip(objects.mask_lengths);
+        for ((&offset, &length), id) in places.zip(objects.ids) {
+            if length == 0 {
+                segmentations.push(Segmentation::Polygons(Vec::new()));
+                continue;
+            }
+            text.resize(length as usize, 0);
+            self.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
+            segmentations.push(Segmentation::parse(&text).map_err(|message| {
+                Error::data(format!(
+                    "{}: annotation {id}: segmentation: {message}; mend or remove the annotation",
+                    self.path.display()
+                ))
+            })?);
+        }
+        Ok(segmentations)
+    }
+}
+
+#[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
+mod code_tests;
+#[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod wild_tests;

@@ -1,0 +1,149 @@
+//! The ground truth of a set for metrics: all its annotations, with the repairs of the reader.
+
+use std::collections::HashMap;
+
+use hotcoco::types::Segmentation as Mask;
+
+use fnet_common::Result;
+
+use super::annotations::{Context, FOREIGN, Raw, RawKey, UNKNOWN_SIZE};
+use super::header::{Header, number};
+use super::lists;
+use super::open::{read_header, report_broken};
+use super::segmentation::Segmentation;
+use super::{Dataset, Split};
+use crate::findings::{Code, Findings, Place};
+
+/// One annotation of a wanted class.
+#[derive(Debug, Clone)]
+pub struct TrueObject {
+    /// Id of its image, as [`Dataset::image_ids`] has it.
+    pub image_id: i64,
+    /// Its class: a place in [`Dataset::categories`].
+    pub label: usize,
+    /// `[x, y, width, height]` in pixels.
+    pub bbox: [f64; 4],
+    /// In pixels; decides in which range of sizes the object counts.
+    pub area: f64,
+    /// Whether it is a region of many objects, which no detection has to find.
+    pub is_crowd: bool,
+    /// Run lengths in the frame of the image; `None` if it has no mask.
+    pub mask: Option<Mask>,
+}
+
+/// The sizes of the images of a header: as listed, else as the set has read them from the pictures.
+pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> {
+    let mut by_name: HashMap<&str, [u32; 2]> = HashMap::new();
+    if header.images.iter().any(|image| image.size.is_err()) {
+        by_name.extend((0..dataset.len()).map(|index| {
+            let image = dataset.image(index);
+            (image.file_name, [image.width as u32, image.height as u32])
+        }));
+    }
+    let size = |name: &str| by_name.get(name).copied().unwrap_or(UNKNOWN_SIZE);
+    header.images.iter().map(|image| image.size.clone().unwrap_or_else(|_| size(&image.file_name))).collect()
+}
+
+impl Dataset {
+    /// All annotations of wanted classes, crowds and small ones among them, as pycocotools sees them: in the order of the
+    /// file, the last of equal ids in place of all.
+    ///
+    /// # Errors
+    /// A data error with what is wrong in the annotation file.
+    pub fn true_objects(&self) -> Result<Vec<TrueObject>> {
+        let mut findings = Findings::default();
+        let header = read_header(&self.source, &self.path, self.split, &self.classes, &mut findings);
+        let mut objects = Vec::new();
+        if let Some(header) = header {
+            let sizes = listed_sizes(&header, self);
+            let mut names = header.names.clone();
+            let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
+            let context = header.context(&self.path, Split::Val, &sizes);
+            let parse = |_: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
+                object(text, row, &ids, &context, findings)
+            };
+            let mut read = Vec::new();
+            let mut take = |_: &str, object: Option<Identified>| match object {
+                Some(object) => read.push(object),
+                None => read.clear(),
+            };
+            match lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut findings) {
+                Ok(_) => objects = last_of_equal_ids(read),
+                Err(broken) => report_broken(broken, &self.source, &self.path, &mut findings),
+            }
+        }
+        findings.refuse_errors()?;
+        Ok(objects)
+    }
+}
+
+/// An annotation with its own id, if it has one.
+type Identified = (Option<RawKey>, TrueObject);
+
+fn last_of_equal_ids(objects: Vec<Identified>) -> Vec<TrueObject> {
+    let mut last: HashMap<&RawKey, usize> = HashMap::with_capacity(objects.len());
+    for (index, (id, _)) in objects.iter().enumerate() {
+        if let Some(id) = id {
+            last.insert(id, index);
+        }
+    }
+    let stands = |(index, (id, object)): (usize, &Identified)| {
+        let other = id.as_ref().and_then(|id| last.get(id)).copied().unwrap_or(index);
+        TrueObject { image_id: object.image_id, ..objects[other].1.clone() }
+    };
+    if last.len() == objects.len() {
+        return objects.into_iter().map(|(_, object)| object).collect();
+    }
+    objects.iter().enumerate().map(stands).collect()
+}
+
+fn object(text: &[u8], row: usize, ids: &[i64], context: &Context, findings: &mut Findings) -> Option<Identified> {
+    // What is malformed was reported when the set was opened.
+    let raw = Raw::read(text).ok()?;
+    let image = *context.images.get(&RawKey::from(raw.image.as_ref()?))?;
+    let label = match &raw.category {
+        Some(id) => context.labels.get(&RawKey::from(id)).copied(),
+        None => context.labels.values().next().copied(),
+    };
+    let label = label.filter(|&label| label != FOREIGN)?;
+    let size = context.sizes[image as usize];
+    let mut wrong = |message: String| {
+        let id = super::records::shown_id(raw.id.as_ref(), row);
+        findings.add(Code::MaskMalformed, context.path, || Place::annotation(id), || message);
+    };
+    let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
+        // What pycocotools refuses to draw is no mask; where masks are evaluated it was an error.
+        Ok(mask) => mask.filter(|(mask, text)| !mask.is_nothing() || Segmentation::refusal(text).is_none()),
+        Err(message) => {
+            wrong(message);
+            return None;
+        }
+    };
+    let mask = mask.map(|(mask, _)| mask);
+    let bbox = match (raw.bbox, &mask) {
+        (Some(bbox), _) => bbox.value,
+        (None, Some(mask)) => mask.bounds(size).ok().flatten()?,
+        (None, None) => return None,
+    };
+    let frame = (size[1] as usize, size[0] as usize);
+    let rle = match mask.map(|mask| mask.to_rle(frame)).transpose() {
+        Ok(rle) => rle,
+        Err(message) => {
+            wrong(message);
+            return None;
+        }
+    };
+    let area = raw
+        .area
+        .map(|area| area.value)
+        .unwrap_or_else(|| rle.as_ref().map_or(bbox[2] * bbox[3], |rle| hotcoco::mask::area(rle) as f64));
+    let object = TrueObject {
+        image_id: ids[image as usize],
+        label: usize::from(label),
+        bbox,
+        area,
+        is_crowd: raw.crowd.unwrap_or(false),
+        mask: rle.map(|rle| Mask::UncompressedRle { size: [rle.h, rle.w], counts: rle.counts }),
+    };
+    Some((raw.id.as_ref().map(RawKey::from), object))
+}

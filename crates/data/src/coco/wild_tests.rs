@@ -1,0 +1,161 @@
+//! Odd annotation files as people have them: what is found in each, and what the oddities may not change.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use fnet_test_support::fixture;
+
+/// What is found in each file of `derived` and `wild`, in training and in validation.
+const EXPECTED: &str = include_str!("wild.txt");
+
+/// A set whose annotation file is `file`, with the pictures that lie beside it.
+fn config(file: &Path) -> config::Data {
+    let folder = file.parent().unwrap();
+    let pictures = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
+    let pictures = pictures.unwrap_or_else(|| folder.to_owned());
+    let mut config = config::Data { root: "/".into(), ..Default::default() };
+    for set in [&mut config.train, &mut config.val] {
+        set.ann_file = file.display().to_string();
+        set.img_prefix = pictures.display().to_string();
+    }
+    config
+}
+
+/// The annotation files below a folder, in the order of their names.
+fn json_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(json_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// How often each code is found, the gravest first.
+fn found(config: &config::Data, split: Split) -> String {
+    let (set, mut findings) = Dataset::inspect(config, split, 1);
+    if let Some(set) = &set {
+        set.check_masks(&mut findings);
+        set.check_files(&mut findings);
+    }
+    let counts: Vec<_> = findings.counts().into_iter().map(|(code, count)| format!("{code} {count}")).collect();
+    if findings.refuse_errors().is_ok() {
+        assert_usable(&set.expect("a set, as nothing is wrong with it"), split);
+    }
+    if counts.is_empty() { "nothing".into() } else { counts.join(", ") }
+}
+
+/// Every object of the set can be had.
+fn assert_usable(set: &Dataset, split: Split) {
+    for index in 0..set.len() {
+        let image = set.image(index);
+        for mask in set.segmentations(index).unwrap() {
+            mask.to_rle((image.height, image.width)).unwrap();
+        }
+    }
+    if split == Split::Val {
+        assert!(set.true_objects().unwrap().len() >= set.object_count());
+    }
+}
+
+/// `FNET_UPDATE_WILD` set: writes down what is found, to be read and judged.
+#[test]
+fn odd_files_have_the_findings_that_are_written_down() {
+    let Some(root) = fixture("") else { return };
+    let root = root.join("data");
+    let mut actual = String::new();
+    for file in json_files(&root.join("derived")).into_iter().chain(json_files(&root.join("wild"))) {
+        let config = config(&file);
+        let name = file.strip_prefix(&root).unwrap().display();
+        let [train, val] = [Split::Train, Split::Val].map(|split| found(&config, split));
+        if train == val {
+            writeln!(actual, "{name}\n    both: {train}").unwrap();
+        } else {
+            writeln!(actual, "{name}\n    train: {train}\n    val: {val}").unwrap();
+        }
+    }
+    if std::env::var_os("FNET_UPDATE_WILD").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/coco/wild.txt");
+        return std::fs::write(path, &actual).unwrap();
+    }
+    let wrong: Vec<_> = actual.lines().filter(|line| !EXPECTED.contains(line)).collect();
+    assert!(actual == EXPECTED, "these lines differ from wild.txt:\n{}", wrong.join("\n"));
+}
+
+/// The objects of a set: file, box, label and mask of each.
+fn objects(config: &config::Data, split: Split) -> Vec<(String, [f32; 4], u16, Vec<u32>)> {
+    let set = Dataset::open(config, split).unwrap();
+    let mut found = Vec::new();
+    for index in 0..set.len() {
+        let (image, objects) = (set.image(index), set.objects(index));
+        let masks = set.segmentations(index).unwrap();
+        for (mask, (bbox, label)) in masks.iter().zip(objects.boxes.iter().zip(objects.labels)) {
+            let runs = mask.to_rle((image.height, image.width)).unwrap().counts;
+            found.push((image.file_name.to_owned(), *bbox, *label, runs));
+        }
+    }
+    found
+}
+
+/// The ground truth of a set, each with the name of its picture in place of its image id.
+fn truth(config: &config::Data) -> Vec<String> {
+    let set = Dataset::open(config, Split::Val).unwrap();
+    let name = |id: i64| set.image(set.image_ids().iter().position(|&own| own == id).unwrap()).file_name;
+    let objects = set.true_objects().unwrap();
+    objects
+        .iter()
+        .map(|object| format!("{} {:?}", name(object.image_id), TrueObject { image_id: 0, ..object.clone() }))
+        .collect()
+}
+
+/// The same set in several spellings; the first is the one to compare with.
+fn assert_equal_sets(folder: &Path, files: &[&str]) {
+    let config = |file: &str| config(&folder.join(file));
+    let [train, val] = [Split::Train, Split::Val].map(|split| objects(&config(files[0]), split));
+    let truth_of_first = truth(&config(files[0]));
+    assert_eq!((train.len(), val.len(), truth_of_first.len()), (12, 12, 12));
+    for file in &files[1..] {
+        assert!(objects(&config(file), Split::Train) == train, "{file} in training");
+        assert!(objects(&config(file), Split::Val) == val, "{file} in validation");
+        assert_eq!(truth(&config(file)), truth_of_first, "{file}");
+    }
+}
+
+#[test]
+fn masks_of_every_kind_are_the_same_masks() {
+    let Some(root) = fixture("") else { return };
+    assert_equal_sets(&root.join("data/derived/mask_kinds"), &["polygons.json", "rle_list.json", "rle_str.json"]);
+}
+
+#[test]
+fn ids_in_any_spelling_give_the_same_set_and_are_written_as_they_were() {
+    let Some(root) = fixture("") else {
+        return;
+    };
+    let folder = root.join("data/derived/string_ids");
+    let files = ["annotations.json", "annotations_mixed_str_int.json", "annotations_nonnumeric_ids.json"];
+    assert_equal_sets(&folder, &files);
+    for file in files {
+        let text: Value = serde_json::from_slice(&std::fs::read(folder.join(file)).unwrap()).unwrap();
+        let ids =
+            |list: &str| text[list].as_array().unwrap().iter().map(|entry| entry["id"].clone()).collect::<Vec<_>>();
+        let set = Dataset::open(&config(&folder.join(file)), Split::Val).unwrap();
+        let written: Vec<_> = set.image_ids().iter().map(|&id| set.written_image_id(id)).collect();
+        assert_eq!(written, ids("images"), "{file}");
+        let written: Vec<_> = set.categories().iter().map(|class| set.written_category_id(class.id)).collect();
+        assert_eq!(written, ids("categories"), "{file}");
+    }
+}
+
+#[test]
+fn both_spellings_of_unicode_names_are_the_same_pictures() {
+    let Some(root) = fixture("") else { return };
+    let files = ["annotations.json", "annotations_raw_utf8_bom_crlf.json"];
+    assert_equal_sets(&root.join("data/derived/unicode_names"), &files);
+}

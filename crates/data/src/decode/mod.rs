@@ -1,0 +1,320 @@
+//! Picture files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
+//! 16-bit values cut to 8 bits.
+
+mod header;
+mod jpeg;
+mod jpeg2000;
+mod other;
+mod tiff;
+
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, RgbImage};
+
+use fnet_protocol::contain;
+
+pub use header::PictureHeader;
+
+use fnet_common::text::printable;
+use fnet_common::{Error, Result};
+
+/// More pixels than this are refused: a small file can claim any size.
+const MAX_PIXELS: u64 = 1 << 28;
+
+/// The remedy where a format is not decoded.
+const CONVERT: &str = "convert it to PNG or JPEG, as by `magick FILE FILE.png`";
+
+/// A decoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// `width * height * 3` bytes, row-major: red, green, blue.
+    pub rgb: Vec<u8>,
+    /// What the decoder found damaged but went on after, as OpenCV does: a JPEG that is cut off is grey from there.
+    pub warning: Option<String>,
+}
+
+impl Picture {
+    /// Reads and decodes the file at `path`; the format is told by its content, not by its name.
+    ///
+    /// # Errors
+    /// Data errors that name the file and the remedy.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_bytes(path, &Self::bytes(path)?)
+    }
+
+    /// The content of the file at `path`.
+    pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
+        let read = || {
+            regular(path)?;
+            std::fs::read(path)
+        };
+        read().map_err(|error| wrong(path, &error.to_string()))
+    }
+
+    /// Decodes the content of the file at `path`.
+    pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::decode(bytes).map_err(|message| wrong(path, &message))
+    }
+
+    /// Decodes the content of a picture file.
+    ///
+    /// # Errors
+    /// Says what is wrong with the content and how to mend it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        contained(|| Self::decode_by_content(bytes))
+    }
+
+    fn decode_by_content(bytes: &[u8]) -> Result<Self, String> {
+        if let Some(message) = no_picture(bytes) {
+            return Err(message.into());
+        }
+        if jpeg::is_jpeg(bytes) {
+            let jpeg = jpeg::decode(bytes, check_size)?;
+            let rotated = rotate(jpeg.width, jpeg.height, jpeg.rgb, jpeg.orientation)?;
+            return Ok(Self { warning: jpeg.warning, ..rotated });
+        }
+        let other = if jpeg2000::is_jpeg2000(bytes) { jpeg2000::decode(bytes)? } else { other::decode(bytes)? };
+        rotate(other.width, other.height, other.rgb, other.orientation)
+    }
+
+    /// Whether JPEG is decoded with vector instructions: about twice as fast, to the same pixels.
+    pub fn jpeg_simd() -> bool {
+        jpeg::has_simd()
+    }
+
+    /// Reads format, size and orientation of the file at `path`, not its pixels.
+    ///
+    /// # Errors
+    /// Data errors that name the file and the remedy.
+    pub fn header(path: &Path) -> Result<PictureHeader> {
+        contained(|| header::read(path)).map_err(|message| wrong(path, &message))
+    }
+}
+
+/// Runs a decoder that others wrote: its panic says that the file cannot be decoded.
+fn contained<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let result = contain::run(decode).unwrap_or_else(|panic| {
+        Err(format!("cannot be decoded: the decoder gave up on it ({panic}); replace the file, or {CONVERT}"))
+    });
+    // Some decoders speak in paragraphs.
+    result.map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";"))
+}
+
+/// Refuses what is no regular file: to open a pipe would wait for its writer.
+fn regular(path: &Path) -> std::io::Result<()> {
+    if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(std::io::Error::other("it is not a regular file")) }
+}
+
+fn wrong(path: &Path, message: &str) -> Error {
+    Error::data(format!("picture {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
+}
+
+/// Names content that is no picture but often stands in place of one.
+fn no_picture(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.is_empty() {
+        Some("the file is empty; copy or download it again")
+    } else if bytes.starts_with(b"version https://git-lfs") {
+        Some("the file is a Git LFS pointer, not the picture; run `git lfs pull`")
+    } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
+        Some("the file is AppleDouble metadata of macOS, not a picture; delete it and leave it out of the annotations")
+    } else if bytes.get(4..8) == Some(b"ftyp") {
+        Some(match bytes.get(8..12) {
+            Some(b"avif" | b"avis") => {
+                "the content is AVIF, which is not read; convert it to JPEG, as by `magick FILE FILE.jpg`"
+            }
+            Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
+                "the content is HEIC (HEIF), which is not read; convert it to JPEG, as by `heif-convert FILE FILE.jpg`"
+            }
+            _ => "the content is a video (MP4 or QuickTime), not a picture; take frames out of it, as by ffmpeg",
+        })
+    } else if is_html(bytes) {
+        Some("the content is HTML, perhaps the error page of a download; download the picture again")
+    } else if bytes.starts_with(b"%PDF") {
+        Some("the content is PDF, not a picture; convert it to PNG, as by `pdftoppm -png FILE NAME`")
+    } else if bytes.starts_with(b"PK\x03\x04") {
+        Some("the content is a ZIP archive, not a picture; unpack it")
+    } else {
+        None
+    }
+}
+
+/// Whether content is a page of the web, or XML of a server that answers with an error.
+fn is_html(bytes: &[u8]) -> bool {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let start = text[..text.len().min(16)].to_ascii_lowercase();
+    ["<!doctype", "<html", "<head", "<body", "<?xml"].iter().any(|tag| start.starts_with(tag.as_bytes()))
+}
+
+/// A picture of `width` by `height` pixels, turned upright.
+fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<Picture, String> {
+    if orientation == Orientation::NoTransforms {
+        return Ok(Picture { width, height, rgb, warning: None });
+    }
+    let image = RgbImage::from_raw(width as u32, height as u32, rgb);
+    let mut image = DynamicImage::from(image.ok_or("the decoder gave too few pixels")?);
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Picture { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
+}
+
+fn check_size(width: u32, height: u32) -> Result<(), String> {
+    if width == 0 || height == 0 {
+        return Err(format!("the picture has {width}x{height} pixels; replace the file"));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(format!(
+            "{width}x{height} pixels are more than the {MAX_PIXELS} allowed; make the picture smaller"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
+    use proptest::prelude::*;
+
+    use super::*;
+    use fnet_test_support::fixture;
+
+    fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn alpha_is_dropped_and_deep_values_are_cut() {
+        let rgba = ImageBuffer::from_pixel(2, 1, Rgba([10u8, 20, 30, 0]));
+        let deep = ImageBuffer::from_pixel(1, 1, Luma([0x12ffu16]));
+        let grey = ImageBuffer::from_pixel(1, 1, LumaA([7u8, 128]));
+        for (image, expected) in [
+            (DynamicImage::from(rgba), vec![10, 20, 30, 10, 20, 30]),
+            (DynamicImage::from(deep), vec![0x12; 3]),
+            (DynamicImage::from(grey), vec![7; 3]),
+        ] {
+            assert_eq!(Picture::decode(&encoded(image, ImageFormat::Png)).unwrap().rgb, expected);
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_pictures_are_named() {
+        for (bytes, expected) in [
+            (&b""[..], "empty"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"\x00\x05\x16\x07\x00\x02", "AppleDouble"),
+            (b"hello world, not a picture", "no known image format"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+            (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
+            (b"\n <!DOCTYPE html><html>", "HTML"),
+            (b"%PDF-1.7", "PDF"),
+            (b"\0\0\0\x0cjP  \r\n\x87\n", "cannot be decoded"),
+        ] {
+            let message = Picture::decode(bytes).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        let message = Picture::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
+        assert!(message.contains("/nowhere/a.jpg"), "{message}");
+    }
+
+    #[test]
+    fn a_decoder_that_panics_is_an_error_with_the_remedy() {
+        let message = contained(|| Ok::<u8, String>(b""[std::hint::black_box(3)])).unwrap_err();
+        assert!(message.contains("gave up") && message.contains("index out of bounds"), "{message}");
+        assert!(message.contains("magick") && !message.contains('\n'), "{message}");
+    }
+
+    #[test]
+    fn simple_formats_of_netpbm_are_decoded() {
+        for (text, expected) in
+            [(&b"P2 2 1 255 3 200"[..], vec![3, 3, 3, 200, 200, 200]), (b"P6 1 1 255 \x01\x02\x03", vec![1, 2, 3])]
+        {
+            assert_eq!(Picture::decode(text).unwrap().rgb, expected);
+        }
+    }
+
+    #[test]
+    fn pixels_are_opencvs() {
+        let Some(root) = fixture("") else { return };
+        let list = include_str!("../../tests/fixtures/opencv_pixels.json");
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        let mut different = Vec::new();
+        for (name, expected) in list["pictures"].as_object().unwrap() {
+            let bytes = std::fs::read(root.join("data").join(name)).unwrap();
+            let found = match Picture::decode(&bytes) {
+                Ok(p) => serde_json::json!([p.width, p.height, crc32fast::hash(&p.rgb)]),
+                Err(_) => serde_json::Value::Null,
+            };
+            if found != *expected {
+                different.push(format!("{name}: {found}, OpenCV {expected}"));
+            }
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
+    }
+
+    /// Picture files below `folder`, by name.
+    fn pictures_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+        let endings = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+            if path.is_dir() {
+                pictures_below(&path, found);
+            } else if ending.is_some_and(|ending| endings.contains(&ending.as_str())) {
+                found.push(path);
+            }
+        }
+    }
+
+    /// The checksum goes over width, height and checksum of the pixels of each picture; "none" where there is none.
+    #[test]
+    fn pixels_of_whole_folders_are_opencvs() {
+        let Some(root) = fixture("") else { return };
+        let list = include_str!("../../tests/fixtures/opencv_pixels.json");
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        for (name, expected) in list["folders"].as_object().unwrap() {
+            let mut paths = Vec::new();
+            pictures_below(&root.join("data").join(name), &mut paths);
+            paths.sort();
+            let mut checksum = crc32fast::Hasher::new();
+            for path in &paths {
+                match Picture::read(path) {
+                    Ok(p) => [p.width as u32, p.height as u32, crc32fast::hash(&p.rgb)]
+                        .iter()
+                        .for_each(|number| checksum.update(&number.to_le_bytes())),
+                    Err(_) => checksum.update(b"none"),
+                }
+            }
+            assert_eq!(serde_json::json!([paths.len(), checksum.finalize()]), *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cut_off_png_is_an_error() {
+        let bytes = encoded(ImageBuffer::from_pixel(64, 64, Rgb([1u8, 2, 3])).into(), ImageFormat::Png);
+        assert!(Picture::decode(&bytes[..bytes.len() / 2]).unwrap_err().contains("replace the file"));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_give_a_picture_or_a_message(at in 0usize..600, value in any::<u8>(), cut in 0usize..600) {
+            let image = ImageBuffer::from_fn(16, 16, |x, y| Rgb([(x * 16) as u8, (y * 16) as u8, 77]));
+            for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
+                let mut bytes = encoded(image.clone().into(), format);
+                let at = at % bytes.len();
+                bytes[at] = value;
+                bytes.truncate(bytes.len() - cut % bytes.len());
+                if let Ok(picture) = Picture::decode(&bytes) {
+                    prop_assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+                }
+            }
+        }
+    }
+}

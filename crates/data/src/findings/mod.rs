@@ -1,0 +1,300 @@
+//! What is wrong or odd in a data set: each finding has a code, a place and a remedy.
+//!
+//! The rule behind every code: what the reference accepts is used as the reference uses it, with a warning where it
+//! looks wrong; what it would crash on is repaired if only one meaning is possible; anything else is an error.
+//! `docs/data-codes.md` is made from [`Code::facts`].
+
+mod code;
+#[cfg(test)]
+mod documentation;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use fnet_common::text::printable;
+use fnet_common::{Error, Result};
+
+pub use code::{Code, Facts, Severity};
+
+/// Where in a file a finding is. Ids are written as the file has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// Id of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Id of an annotation; where it has none, its place in the list, from 1, after `#`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotation: Option<String>,
+    /// Id of a category.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
+}
+
+impl Place {
+    /// The file as a whole.
+    pub fn file() -> Self {
+        Self::default()
+    }
+
+    /// A line of a text file, from 1.
+    pub fn line(line: u64) -> Self {
+        Self { line: Some(line), ..Self::default() }
+    }
+
+    /// The image with this id.
+    pub fn image(id: impl fmt::Display) -> Self {
+        Self { image: Some(id.to_string()), ..Self::default() }
+    }
+
+    /// The annotation with this id.
+    pub fn annotation(id: impl fmt::Display) -> Self {
+        Self { annotation: Some(id.to_string()), ..Self::default() }
+    }
+
+    /// The category with this id.
+    pub fn category(id: impl fmt::Display) -> Self {
+        Self { category: Some(id.to_string()), ..Self::default() }
+    }
+
+    /// The same place, in the image with this id.
+    #[must_use]
+    pub fn of_image(mut self, id: impl fmt::Display) -> Self {
+        self.image = Some(id.to_string());
+        self
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            self.line.map(|line| format!("line {line}")),
+            self.image.as_ref().map(|id| format!("image {id}")),
+            self.annotation.as_ref().map(|id| format!("annotation {id}")),
+            self.category.as_ref().map(|id| format!("category {id}")),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// One thing that is wrong or odd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What kind of thing.
+    pub code: Code,
+    /// The set it is in, as the config names it.
+    pub set: Option<&'static str>,
+    /// The annotation file or picture it is in.
+    pub file: PathBuf,
+    /// Where in the file.
+    pub place: Place,
+    /// What was found there, with the values.
+    pub message: String,
+}
+
+impl Serialize for Finding {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Flat<'a> {
+            code: Code,
+            severity: Severity,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            set: Option<&'static str>,
+            file: std::borrow::Cow<'a, str>,
+            #[serde(flatten)]
+            place: &'a Place,
+            message: &'a str,
+            remedy: &'static str,
+        }
+        let Facts { severity, remedy, .. } = self.code.facts();
+        let file = self.file.to_string_lossy();
+        Flat { code: self.code, severity, set: self.set, file, place: &self.place, message: &self.message, remedy }
+            .serialize(serializer)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Facts { severity, remedy, .. } = self.code.facts();
+        write!(f, "{severity}: {}: ", self.code.name())?;
+        if let Some(set) = self.set {
+            write!(f, "data.{set}: ")?;
+        }
+        write!(f, "{}: ", printable(&self.file.to_string_lossy()))?;
+        if self.place != Place::default() {
+            write!(f, "{}: ", printable(&self.place.to_string()))?;
+        }
+        write!(f, "{}; {remedy}", printable(&self.message))
+    }
+}
+
+/// Findings as they are collected: all are counted, the first of each code are kept.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    keep: usize,
+    /// The set that new findings are in.
+    set: Option<&'static str>,
+    counts: BTreeMap<Code, usize>,
+    kept: Vec<Finding>,
+}
+
+impl Default for Findings {
+    /// Keeps what people read at the start of a job.
+    fn default() -> Self {
+        Self::keeping(Self::KEPT_AT_START)
+    }
+}
+
+impl Findings {
+    /// Findings of each code that are kept at the start of a job.
+    pub const KEPT_AT_START: usize = 3;
+
+    /// Keeps the first `keep` findings of each code and counts the rest.
+    pub fn keeping(keep: usize) -> Self {
+        Self { keep, set: None, counts: BTreeMap::new(), kept: Vec::new() }
+    }
+
+    /// The same collection, whose new findings are in `set` (`train` or `val`).
+    #[must_use]
+    pub fn of(mut self, set: &'static str) -> Self {
+        self.set = Some(set);
+        self
+    }
+
+    /// An empty collection that keeps as many, of the same set.
+    pub fn none(&self) -> Self {
+        Self { set: self.set, ..Self::keeping(self.keep) }
+    }
+
+    /// Adds a finding; `place` and `message` are only asked for if the finding is kept.
+    pub fn add(&mut self, code: Code, file: &Path, place: impl FnOnce() -> Place, message: impl FnOnce() -> String) {
+        let count = self.counts.entry(code).or_default();
+        *count += 1;
+        if *count <= self.keep {
+            self.kept.push(Finding { code, set: self.set, file: file.to_owned(), place: place(), message: message() });
+        }
+    }
+
+    /// Adds the findings of another collection after these.
+    pub fn append(&mut self, other: Self) {
+        let mut room: BTreeMap<Code, usize> =
+            other.counts.keys().map(|&code| (code, self.keep.saturating_sub(self.count(code)))).collect();
+        for finding in other.kept {
+            let room = room.entry(finding.code).or_default();
+            if *room > 0 {
+                *room -= 1;
+                self.kept.push(finding);
+            }
+        }
+        for (code, count) in other.counts {
+            *self.counts.entry(code).or_default() += count;
+        }
+    }
+
+    /// Removes all findings of a code.
+    pub fn remove(&mut self, code: Code) {
+        self.counts.remove(&code);
+        self.kept.retain(|finding| finding.code != code);
+    }
+
+    /// Takes all findings of the code `from` for findings of `to`, which means something else for the job.
+    pub fn rename(&mut self, from: Code, to: Code) {
+        if let Some(count) = self.counts.remove(&from) {
+            *self.counts.entry(to).or_default() += count;
+            self.kept.iter_mut().filter(|finding| finding.code == from).for_each(|finding| finding.code = to);
+        }
+    }
+
+    /// How often `code` was found.
+    pub fn count(&self, code: Code) -> usize {
+        self.counts.get(&code).copied().unwrap_or(0)
+    }
+
+    /// How often each code was found, the gravest first.
+    pub fn counts(&self) -> Vec<(Code, usize)> {
+        let mut counts: Vec<_> = self.counts.iter().map(|(&code, &count)| (code, count)).collect();
+        counts.sort_by_key(|&(code, _)| (std::cmp::Reverse(code.facts().severity), code));
+        counts
+    }
+
+    /// The findings that are kept, in the order in which they were made.
+    pub fn kept(&self) -> &[Finding] {
+        &self.kept
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// Number of findings of a severity.
+    pub fn number_of(&self, severity: Severity) -> usize {
+        self.counts.iter().filter(|(code, _)| code.facts().severity == severity).map(|(_, count)| count).sum()
+    }
+
+    /// Stops if there is an error among the findings.
+    ///
+    /// # Errors
+    /// A data error with a line for each code of that severity.
+    pub fn refuse_errors(&self) -> Result<()> {
+        match self.lines(Severity::Error) {
+            lines if lines.is_empty() => Ok(()),
+            // Who prints the error puts the first word there.
+            lines => Err(Error::data(lines.join("\n").trim_start_matches("error: "))),
+        }
+    }
+
+    /// One line for each code of a severity: the first finding, and how many more there are.
+    pub fn lines(&self, severity: Severity) -> Vec<String> {
+        let line = |(code, count): (Code, usize)| {
+            let first = self.kept.iter().find(|finding| finding.code == code)?;
+            let more = match count {
+                1 => String::new(),
+                _ => format!(" ({count} findings of this kind; `fnet-launch check-data` lists them)"),
+            };
+            Some(format!("{first}{more}"))
+        };
+        self.counts().into_iter().filter(|(code, _)| code.facts().severity == severity).filter_map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(codes: &[Code], keep: usize) -> Findings {
+        let mut findings = Findings::keeping(keep);
+        for (i, &code) in codes.iter().enumerate() {
+            findings.add(code, Path::new("a.json"), || Place::annotation(i), || format!("number {i}"));
+        }
+        findings
+    }
+
+    #[test]
+    fn all_are_counted_and_the_first_of_each_code_kept() {
+        let findings = found(&[Code::BoxOutside, Code::BoxOutside, Code::BoxMissing, Code::BoxOutside], 2);
+        assert_eq!((findings.count(Code::BoxOutside), findings.count(Code::BoxMissing)), (3, 1));
+        assert_eq!(findings.kept().len(), 3);
+        let joined = {
+            let mut first = found(&[Code::BoxOutside], 2);
+            first.append(findings);
+            first
+        };
+        assert_eq!(joined.count(Code::BoxOutside), 4);
+        let messages: Vec<_> = joined.kept().iter().map(|finding| finding.message.as_str()).collect();
+        assert_eq!(messages, ["number 0", "number 0", "number 2"]);
+    }
+
+    #[test]
+    fn a_line_names_code_file_place_and_remedy() {
+        let line = &found(&[Code::BoxOutside, Code::BoxOutside], 1).lines(Severity::Warning)[0];
+        for part in ["box-outside", "a.json", "annotation 0", Code::BoxOutside.facts().remedy, "2 findings"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The images of a batch: bytes until they are where the model is.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+use torch_ext::memory::channels_last;
+use torch_ext::transfer::{Lane, upload};
+
+use fnet_common::Result;
+use fnet_config::Pipeline;
+
+use super::normalise::Normalisation;
+
+/// The images of a batch, as the model gets them.
+#[derive(Debug)]
+pub enum Images {
+    /// As they were decoded and resized: a quarter of the memory, and of what travels to a device.
+    Pixels(Arc<Pixels>),
+    /// `[images, 3, height, width]`, float32, normalised RGB, zero-padded.
+    Values(Tensor),
+}
+
+/// 8-bit RGB images in frames of one size.
+#[derive(Debug)]
+pub struct Pixels {
+    /// Height and width of the frames.
+    frame: (usize, usize),
+    /// Height and width of each image, which fills the upper left of its frame.
+    sizes: Vec<(usize, usize)>,
+    normalisation: Normalisation,
+    /// Frame after frame, each row by row, then the constants of the normalisation.
+    bytes: Vec<u8>,
+}
+
+impl From<Tensor> for Images {
+    fn from(values: Tensor) -> Self {
+        Self::Values(values)
+    }
+}
+
+impl From<Pixels> for Images {
+    fn from(pixels: Pixels) -> Self {
+        Self::Pixels(Arc::new(pixels))
+    }
+}
+
+impl Images {
+    /// Number, and height and width of the frames.
+    ///
+    /// # Errors
+    /// If there are values of another number of dimensions.
+    pub fn size(&self) -> Result<(usize, (usize, usize))> {
+        match self {
+            Self::Pixels(pixels) => Ok((pixels.sizes.len(), pixels.frame)),
+            Self::Values(values) => {
+                let (count, _, height, width) = values.size4()?;
+                Ok((count as usize, (height as usize, width as usize)))
+            }
+        }
+    }
+
+    /// `[images, 3, height, width]` on `device`, channels-last in memory: `(value - mean) / std` in float32, as the reference
+    /// computes it, and 0 in the padding. The host does not wait for the device.
+    ///
+    /// # Errors
+    /// For lack of memory.
+    pub fn values(&self, device: Device) -> Result<Tensor> {
+        match self {
+            Self::Pixels(pixels) if device == Device::Cpu => pixels.on_host(),
+            Self::Pixels(pixels) => pixels.by_operators(&upload(&pixels.bytes, device, Lane::Beside)?),
+            Self::Values(values) => Ok(channels_last(&values.f_to_device_(device, values.kind(), true, false)?)?),
+        }
+    }
+
+    /// The same images once more, without a copy.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        match self {
+            Self::Pixels(pixels) => Self::Pixels(Arc::clone(pixels)),
+            Self::Values(values) => Self::Values(values.shallow_clone()),
+        }
+    }
+}
+
+impl Pixels {
+    /// Black images of `sizes` in frames that hold the largest of them, `frame`.
+    pub fn black(frame: (usize, usize), sizes: Vec<(usize, usize)>, pipeline: &Pipeline) -> Self {
+        let normalisation = Normalisation::new(pipeline);
+        let pixels = sizes.len() * frame.0 * frame.1 * 3;
+        let mut bytes = vec![0; pixels.next_multiple_of(size_of::<f32>()) + 6 * size_of::<f32>()];
+        let constants = normalisation.mean().into_iter().chain(normalisation.std());
+        for (place, value) in bytes.rchunks_exact_mut(size_of::<f32>()).take(6).zip(constants.rev()) {
+            place.copy_from_slice(&value.to_ne_bytes());
+        }
+        Self { frame, sizes, normalisation, bytes }
+    }
+
+    /// The frames, each row by row.
+    pub fn frames_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let frame = self.frame_bytes();
+        self.bytes.chunks_exact_mut(frame.max(1)).take(self.sizes.len())
+    }
+
+    /// The rows of frame `index`, if there is one.
+    pub fn frame(&self, index: usize) -> Option<&[u8]> {
+        self.bytes.chunks_exact(self.frame_bytes().max(1)).take(self.sizes.len()).nth(index)
+    }
+
+    fn frame_bytes(&self) -> usize {
+        self.frame.0 * self.frame.1 * 3
+    }
+
+    fn shape(&self) -> [i64; 4] {
+        [self.sizes.len() as i64, self.frame.0 as i64, self.frame.1 as i64, 3]
+    }
+
+    fn on_host(&self) -> Result<Tensor> {
+        let images = Tensor::f_empty(self.shape(), (Kind::Float, Device::Cpu))?;
+        let row_length = self.frame.1 * 3;
+        let rows = self.sizes.len() * self.frame.0;
+        if row_length > 0 {
+            prefer_huge_pages(&images, rows * row_length * size_of::<f32>());
+            // SAFETY: `images` is a fresh contiguous float32 tensor of this length on the CPU, alive and seen by nobody else
+            // while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
+            let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), rows * row_length) };
+            let rows = values.par_chunks_exact_mut(row_length).zip(self.bytes.par_chunks_exact(row_length));
+            rows.enumerate().with_min_len(8).for_each(|(row, (values, bytes))| {
+                let (height, width) = self.sizes[row / self.frame.0];
+                let used = if row % self.frame.0 < height { 3 * width } else { 0 };
+                self.normalisation.row(&bytes[..used], &mut values[..used]);
+                values[used..].fill(0.0);
+            });
+        }
+        Ok(images.f_permute([0, 3, 1, 2])?)
+    }
+
+    /// The same bits by libtorch's operators, on the device of `bytes`.
+    fn by_operators(&self, bytes: &Tensor) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let constants =
+            bytes.f_narrow(0, (self.bytes.len() - 6 * size_of::<f32>()) as i64, 6 * size_of::<f32>() as i64)?;
+        let constants = constants.f_view_dtype(Kind::Float)?;
+        let pixels =
+            bytes.f_narrow(0, 0, (self.sizes.len() * self.frame_bytes()) as i64)?.f_reshape(&self.shape()[..])?;
+        let mut values = pixels.f_sub(&constants.f_narrow(0, 0, 3)?)?.f_div_(&constants.f_narrow(0, 3, 3)?)?;
+        for (image, &(height, width)) in (0..).zip(&self.sizes) {
+            let frame = values.f_select(0, image)?;
+            if width < self.frame.1 {
+                let _ = frame.f_narrow(1, width as i64, (self.frame.1 - width) as i64)?.f_zero_()?;
+            }
+            if height < self.frame.0 {
+                let _ = frame.f_narrow(0, height as i64, (self.frame.0 - height) as i64)?.f_zero_()?;
+            }
+        }
+        values = values.f_permute([0, 3, 1, 2])?;
+        Ok(values)
+    }
+}
+
+/// Asks for large pages for the `bytes` of a fresh tensor: its memory is often new to the process, and thousands of
+/// small pages would be cleared and mapped one by one. The system may refuse; nothing changes then.
+fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
+    const PAGE: usize = 2 << 20;
+    let start = tensor.data_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
+    if first < end {
+        // SAFETY: the range lies within the tensor's own memory, and this advice leaves its content alone.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_of_a_device_give_the_bits_of_the_host() {
+        let pipeline = Pipeline::default();
+        for (frame, sizes) in [
+            ((7, 9), vec![(7, 9), (5, 9), (7, 4), (3, 2)]),
+            ((96, 64), vec![(96, 64)]),
+            ((1, 1), vec![(1, 1)]),
+            ((32, 32), Vec::new()),
+        ] {
+            let mut pixels = Pixels::black(frame, sizes.clone(), &pipeline);
+            // In the padding, too, where nothing may come of it.
+            for (seed, bytes) in pixels.frames_mut().enumerate() {
+                bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 31 + i / 256 + 7 * seed) as u8);
+            }
+            let host = pixels.on_host().unwrap();
+            let other = pixels.by_operators(&Tensor::from_slice(&pixels.bytes)).unwrap();
+            assert_eq!((host.size(), host.stride()), (other.size(), other.stride()));
+            let bits = |tensor: &Tensor| {
+                Vec::<i32>::try_from(tensor.permute([0, 2, 3, 1]).reshape([-1]).view_dtype(Kind::Int))
+            };
+            assert_eq!(bits(&host).unwrap(), bits(&other).unwrap());
+            for (image, &(height, width)) in sizes.iter().enumerate() {
+                let frame = pixels.frame(image).unwrap();
+                for (y, x) in [(0, 0), (height - 1, width - 1)] {
+                    let value = f32::from(frame[(y * pixels.frame.1 + x) * 3 + 1]);
+                    let expected = (value - pipeline.mean[1] as f32) / pipeline.std[1] as f32;
+                    let found = host.double_value(&[image as i64, 1, y as i64, x as i64]) as f32;
+                    assert_eq!(found.to_bits(), expected.to_bits());
+                }
+                if height < pixels.frame.0 {
+                    assert_eq!(host.double_value(&[image as i64, 2, height as i64, 0]), 0.0);
+                }
+            }
+            assert_eq!(Images::from(pixels).size().unwrap(), (sizes.len(), frame));
+        }
+    }
+}

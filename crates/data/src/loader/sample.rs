@@ -1,0 +1,146 @@
+//! One step's pictures and objects, from files to tensors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fnet_common::{Error, Result};
+use fnet_config::Pipeline;
+use fnet_protocol::{activity, contain};
+
+use super::stages::{StageTimes, Stopwatch};
+use crate::batch::{Batch, ImageMeta, Target};
+use crate::coco::Dataset;
+use crate::decode::Picture;
+use crate::images::Pixels;
+use crate::resize::Bilinear;
+use crate::transform::{Augmentation, Geometry};
+
+/// One picture that is read and knows what becomes of it.
+pub(super) struct Sample {
+    picture: Picture,
+    geometry: Geometry,
+    meta: ImageMeta,
+    target: Target,
+}
+
+/// Decodes picture `index` of `dataset`.
+///
+/// # Errors
+/// Data errors that name the file, its image id and the remedy.
+pub fn load_picture(dataset: &Dataset, index: usize) -> Result<Picture> {
+    Picture::read(&dataset.picture_path(index)).map_err(|error| error.context(place_of(dataset, index)))
+}
+
+fn place_of(dataset: &Dataset, index: usize) -> String {
+    format!("{} (image {})", dataset.split().name(), dataset.image(index).id)
+}
+
+/// What is read of the objects of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Nothing,
+    Boxes,
+    BoxesAndMasks,
+}
+
+impl Sample {
+    /// The file name as the annotation file gives it.
+    pub fn file_name(&self) -> &str {
+        &self.meta.file_name
+    }
+
+    /// What is damaged in the picture although it was decoded.
+    pub fn warning(&self) -> Option<&str> {
+        self.picture.warning.as_deref()
+    }
+
+    /// Reads picture `index` and what is `wanted` of its objects.
+    pub fn load(
+        dataset: &Dataset,
+        index: usize,
+        augmentation: Augmentation,
+        divisor: usize,
+        wanted: Wanted,
+        times: &mut StageTimes,
+    ) -> Result<Self> {
+        let load = || {
+            let mut watch = Stopwatch::start();
+            let path = dataset.picture_path(index);
+            let _work = activity::begin(format!("reading {}", path.display()));
+            let named = |error: Error| error.context(place_of(dataset, index));
+            let bytes = Picture::bytes(&path).map_err(named)?;
+            watch.lap(&mut times.read);
+            let picture = Picture::from_bytes(&path, &bytes).map_err(named)?;
+            watch.lap(&mut times.decode);
+            let geometry = Geometry::new((picture.height, picture.width), augmentation, divisor);
+            let target = match wanted {
+                Wanted::Nothing => Target::default(),
+                Wanted::Boxes => geometry.map_boxes(dataset, index),
+                Wanted::BoxesAndMasks => geometry.map_objects(dataset, index)?,
+            };
+            watch.lap(&mut times.masks);
+            let image = dataset.image(index);
+            let meta = ImageMeta {
+                image_id: image.id,
+                file_name: image.file_name.into(),
+                original_size: geometry.original,
+                image_size: geometry.resized,
+                padded_size: geometry.padded,
+                scale_factor: geometry.scale_factor,
+                flipped: augmentation.flip,
+            };
+            Ok(Self { picture, geometry, meta, target })
+        };
+        catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
+            let path = dataset.picture_path(index);
+            Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
+        })
+    }
+}
+
+/// A picture outside of any data set as a batch of one without objects, prepared as at evaluation.
+pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Batch {
+    let augmentation = Augmentation::test(pipeline);
+    let geometry = Geometry::new((picture.height, picture.width), augmentation, pipeline.size_divisor);
+    let meta = ImageMeta {
+        image_id,
+        file_name: file_name.into(),
+        original_size: geometry.original,
+        image_size: geometry.resized,
+        padded_size: geometry.padded,
+        scale_factor: geometry.scale_factor,
+        flipped: augmentation.flip,
+    };
+    let sample = Sample { picture, geometry, meta, target: Target::default() };
+    assemble(vec![sample], pipeline, &mut StageTimes::default())
+}
+
+/// Puts `samples` into one batch: resized, mirrored where asked, in frames that hold the largest of them.
+pub(super) fn assemble(samples: Vec<Sample>, pipeline: &Pipeline, times: &mut StageTimes) -> Batch {
+    let height = samples.iter().map(|sample| sample.geometry.padded.0).max().unwrap_or(0);
+    let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);
+    let sizes = samples.iter().map(|sample| sample.geometry.resized).collect();
+    let mut watch = Stopwatch::start();
+    let mut pixels = Pixels::black((height, width), sizes, pipeline);
+    watch.lap(&mut times.assemble);
+    for (sample, frame) in samples.iter().zip(pixels.frames_mut()) {
+        write_picture(sample, 3 * width, frame, times);
+    }
+    let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
+    Batch { images: pixels.into(), metas, targets }
+}
+
+fn write_picture(sample: &Sample, row_length: usize, frame: &mut [u8], times: &mut StageTimes) {
+    let Geometry { original, resized, augmentation, .. } = sample.geometry;
+    let used = resized.1 * 3;
+    let mut watch = Stopwatch::start();
+    let plan = Bilinear::mirrored(original, resized, augmentation.flip);
+    plan.for_each_band(&sample.picture.rgb, |first, band| {
+        watch.lap(&mut times.resize);
+        let out = frame[first * row_length..].chunks_exact_mut(row_length);
+        for (row, out) in band.chunks_exact(used).zip(out) {
+            out[..used].copy_from_slice(row);
+        }
+        watch.lap(&mut times.assemble);
+    });
+    watch.lap(&mut times.resize);
+}

@@ -1,0 +1,159 @@
+use tch::{Device, Tensor};
+
+use super::*;
+use crate::{Split, train_indices};
+use fnet_test_support::SmallSet;
+
+const SIZES: [(u32, u32); 5] = [(80, 60), (60, 80), (100, 40), (64, 64), (90, 50)];
+
+fn tensor(batch: &Batch) -> Tensor {
+    batch.images.values(Device::Cpu).unwrap()
+}
+
+fn values(batch: &Batch) -> Vec<f32> {
+    Vec::try_from(tensor(batch).reshape([-1])).unwrap()
+}
+
+fn train(small: &SmallSet, indices: &[usize], options: &TrainOptions) -> Loader {
+    let set = Arc::new(Dataset::open(&small.config, Split::Train).unwrap());
+    Loader::train(set, &small.config, indices, options).unwrap()
+}
+
+fn indices(epoch: u64) -> Vec<usize> {
+    let flags: Vec<u8> = SIZES.iter().map(|&(w, h)| u8::from(w > h)).collect();
+    train_indices(&flags, epoch, 0, 0, 1, 2)
+}
+
+#[test]
+fn batches_are_the_same_for_any_number_of_threads_and_any_start() {
+    let mut small = SmallSet::new(&SIZES);
+    let options = TrainOptions { seed: 5, epoch: 3, ..TrainOptions::default() };
+    let mut runs = Vec::new();
+    for (workers, first_batch) in [(0, 0), (1, 0), (3, 0), (2, 1)] {
+        small.config.workers_per_gpu = workers;
+        let loader = train(&small, &indices(3), &TrainOptions { first_batch, ..options });
+        assert_eq!(loader.remaining(), 3 - first_batch);
+        runs.push(loader.map(Result::unwrap).collect::<Vec<_>>());
+    }
+    assert_eq!(runs[0].len(), 3);
+    for (run, skip) in runs[1..].iter().zip([0, 0, 1]) {
+        assert_eq!(run.len(), 3 - skip);
+        for (a, b) in runs[0][skip..].iter().zip(run) {
+            assert_eq!(values(a), values(b));
+            assert_eq!((&a.metas, &a.targets), (&b.metas, &b.targets));
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_normalised_padded_and_channels_last() {
+    let mut small = SmallSet::new(&SIZES);
+    small.config.pipeline.flip_probability = 1.0;
+    let batch = train(&small, &[0, 2], &TrainOptions::default()).next().unwrap().unwrap();
+    // 80x60 becomes 85x64, 100x40 becomes 96x38; both are padded to multiples of 32, the batch to the larger.
+    let images = tensor(&batch);
+    assert_eq!(images.size(), [2, 3, 64, 96]);
+    assert_eq!(images.stride(), [64 * 96 * 3, 1, 96 * 3, 3]);
+    assert_eq!((batch.metas[0].image_size, batch.metas[0].padded_size), ((64, 85), (64, 96)));
+    assert_eq!((batch.metas[1].image_size, batch.metas[1].original_size), ((38, 96), (40, 100)));
+    assert!(batch.metas.iter().all(|meta| meta.flipped));
+    assert_eq!(images.double_value(&[0, 0, 10, 85]), 0.0);
+    assert_eq!(images.double_value(&[1, 2, 38, 0]), 0.0);
+    // The blue channel is constant in each picture.
+    let expected = f64::from((80.0 - 103.53f32) / 57.375);
+    assert!((images.double_value(&[1, 2, 5, 5]) - expected).abs() < 1e-6);
+    // Red grows to the right in the file, so to the left when mirrored.
+    assert!(images.double_value(&[1, 0, 5, 5]) > images.double_value(&[1, 0, 5, 50]));
+    let (target, factor) = (&batch.targets[1], batch.metas[1].scale_factor);
+    assert_eq!(target.labels, [0]);
+    assert_eq!(target.boxes[0], [96.0 - 24.0 * factor[0], 5.0 * factor[1], 96.0 - 4.0 * factor[0], 15.0 * factor[1]]);
+    assert_eq!(target.masks[0].frame, (64, 96));
+    assert!((target.masks[0].x as f32 - target.boxes[0][0]).abs() < 1.5);
+}
+
+#[test]
+fn evaluation_gives_single_pictures_with_their_own_padding() {
+    let small = SmallSet::new(&SIZES);
+    let set = Arc::new(Dataset::open(&small.config, Split::Val).unwrap());
+    let load = |with_targets| {
+        let loader = Loader::test(Arc::clone(&set), &small.config, &[4, 1], &TestOptions { with_targets }).unwrap();
+        loader.map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let batches = load(false);
+    assert_eq!(batches.iter().map(|b| b.metas[0].image_id).collect::<Vec<_>>(), [104, 101]);
+    assert_eq!(tensor(&batches[0]).size(), [1, 3, 64, 96]);
+    assert_eq!(tensor(&batches[1]).size(), [1, 3, 96, 64]);
+    assert!(batches.iter().all(|b| !b.metas[0].flipped && b.targets[0].boxes.is_empty()));
+    assert_eq!(load(true)[0].targets[0].boxes.len(), 1);
+}
+
+#[test]
+fn an_unreadable_picture_stops_the_job_with_its_name() {
+    let small = SmallSet::new(&SIZES);
+    std::fs::write(small.folder.path().join("2.png"), b"").unwrap();
+    let mut loader = train(&small, &[0, 2, 3, 3], &TrainOptions::default());
+    let error = loader.next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("2.png") && error.to_string().contains("image 102"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(loader.next().is_none());
+}
+
+#[test]
+fn a_skipped_picture_is_replaced_by_one_of_its_group_and_reported() {
+    let mut small = SmallSet::new(&SIZES);
+    small.config.on_error = OnError::Skip;
+    std::fs::remove_file(small.folder.path().join("2.png")).unwrap();
+    let mut loader = train(&small, &[0, 2, 3, 1], &TrainOptions::default());
+    let batches: Vec<Batch> = loader.by_ref().map(Result::unwrap).collect();
+    let ids: Vec<i64> = batches.iter().flat_map(|b| &b.metas).map(|meta| meta.image_id).collect();
+    assert_eq!(ids, [100, 104, 103, 101]);
+    let skipped = loader.take_skipped();
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].file.ends_with("2.png") && skipped[0].image_id == 102);
+
+    let set = Arc::new(Dataset::open(&small.config, Split::Val).unwrap());
+    let mut loader = Loader::test(set, &small.config, &[1, 2, 3], &TestOptions::default()).unwrap();
+    let ids: Vec<i64> = loader.by_ref().map(|b| b.unwrap().metas[0].image_id).collect();
+    assert_eq!(ids, [101, 103]);
+    assert_eq!(loader.take_skipped().len(), 1);
+}
+
+#[test]
+fn skipping_gives_up_when_nothing_can_be_read() {
+    let mut small = SmallSet::new(&SIZES);
+    small.config.on_error = OnError::Skip;
+    let mut loader = {
+        let set = Arc::new(Dataset::open(&small.config, Split::Train).unwrap());
+        for i in 0..SIZES.len() {
+            std::fs::remove_file(small.folder.path().join(format!("{i}.png"))).unwrap();
+        }
+        Loader::train(set, &small.config, &[0, 1], &TrainOptions::default()).unwrap()
+    };
+    assert!(loader.next().unwrap().unwrap_err().to_string().contains("in a row"));
+}
+
+#[test]
+fn a_picture_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
+    let small = SmallSet::new(&[(80, 60)]);
+    let set = Arc::new(Dataset::open(&small.config, Split::Train).unwrap());
+    image::ImageBuffer::from_pixel(60, 80, image::Rgb([1u8, 2, 3])).save(small.folder.path().join("0.png")).unwrap();
+    let mut loader = Loader::train(set, &small.config, &[0], &TrainOptions::default()).unwrap();
+    let message = loader.next().unwrap().unwrap_err().to_string();
+    assert!(message.contains("listed as 80x60") && message.contains("60x80 pixels"), "{message}");
+}
+
+#[test]
+fn a_jpeg_that_is_cut_off_is_used_with_a_warning() {
+    let small = SmallSet::new(&[(80, 60)]);
+    let path = small.folder.path().join("0.png");
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let noise = image::ImageBuffer::from_fn(80, 60, |x, y| image::Rgb([((x * 37) ^ (y * 91)) as u8, 9, 200]));
+    noise.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    let bytes = bytes.into_inner();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let mut loader = train(&small, &[0], &TrainOptions::default());
+    assert!(loader.next().unwrap().is_ok());
+    let warnings = loader.take_warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("0.png: Premature end"), "{warnings:?}");
+    assert!(loader.take_warnings().is_empty());
+}

@@ -1,0 +1,138 @@
+//! The horizontal pass: every value of a row from two neighbouring pixels of the source row.
+
+use super::{Tap, simd};
+
+/// Values that one step of the vectorised pass makes.
+pub(super) const STEP: usize = 16;
+/// Values of one load of [`STEP`]: four loads of 16 source bytes each.
+pub(super) const QUARTER: usize = 4;
+/// Bytes of one load.
+pub(super) const LOAD: usize = 16;
+
+/// A plan for the rows of one picture.
+#[derive(Debug)]
+pub(super) struct Columns {
+    /// First and second pixel of each column.
+    taps: Vec<Tap>,
+    /// The same for the vectorised pass, where the machine and the sizes allow it.
+    steps: Option<Vec<Step>>,
+    source_bytes: usize,
+}
+
+/// What makes [`STEP`] values: four loads from the source row, the places of both neighbours in them, and their
+/// weights. Two registers of two loads each: register `r` makes the values of quarters `r` and `r + 2`, because packing
+/// two registers takes their lower halves first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    /// For each value the place of the first neighbour, a zero, that of the second, a zero: 16-bit numbers.
+    pub places: [[u8; 2 * LOAD]; 2],
+    /// For each value both weights.
+    pub weights: [[[i16; 2]; 2 * QUARTER]; 2],
+    /// Where the load of each quarter starts.
+    pub starts: [u32; 4],
+}
+
+/// A place that the shuffle fills with zero.
+const ZERO: u8 = 0x80;
+
+impl Columns {
+    /// A plan from the taps (pixel numbers) of every column, for source rows of `source_width` pixels.
+    pub fn new(taps: Vec<Tap>, source_width: usize) -> Self {
+        let source_bytes = source_width * 3;
+        let steps = if simd::has_avx2() { steps(&taps, source_bytes) } else { None };
+        Self { taps, steps, source_bytes }
+    }
+
+    /// Values of a resized row with the rest of the last step, which is zero.
+    pub fn values(&self) -> usize {
+        (self.taps.len() * 3).next_multiple_of(STEP)
+    }
+
+    /// Resizes a row; values keep 7 of the 11 bits of the weights, so 15 bits in all.
+    ///
+    /// # Panics
+    /// If `row` or `out` is not of the plan's length.
+    pub fn resize(&self, row: &[u8], out: &mut [i16]) {
+        assert!(row.len() == self.source_bytes && out.len() == self.values(), "rows of the plan's lengths");
+        match &self.steps {
+            Some(steps) => simd::columns(row, steps, out),
+            None => self.one_by_one(row, out),
+        }
+    }
+
+    fn one_by_one(&self, row: &[u8], out: &mut [i16]) {
+        for (pixel, tap) in out.chunks_exact_mut(3).zip(&self.taps) {
+            let (a, b) = (&row[tap.first * 3..tap.first * 3 + 3], &row[tap.second * 3..tap.second * 3 + 3]);
+            let [first, second] = tap.weights.map(i32::from);
+            for c in 0..3 {
+                pixel[c] = ((i32::from(a[c]) * first + i32::from(b[c]) * second) >> 4) as i16;
+            }
+        }
+    }
+}
+
+/// The steps of the vectorised pass; `None` if the neighbours of four values lie further apart than one load reaches,
+/// which happens when a picture is made much smaller, or if a row is shorter than a load.
+fn steps(taps: &[Tap], source_bytes: usize) -> Option<Vec<Step>> {
+    let last_start = source_bytes.checked_sub(LOAD)?;
+    let values = taps.len() * 3;
+    (0..values.div_ceil(STEP))
+        .map(|number| {
+            let mut step = Step { places: [[ZERO; 2 * LOAD]; 2], weights: [[[0; 2]; 2 * QUARTER]; 2], starts: [0; 4] };
+            for quarter in 0..4 {
+                let first = number * STEP + quarter * QUARTER;
+                let range = first..(first + QUARTER).min(values);
+                let neighbours = |value: usize| {
+                    let tap = &taps[value / 3];
+                    [tap.first * 3 + value % 3, tap.second * 3 + value % 3]
+                };
+                let Some(start) = range.clone().flat_map(neighbours).min() else { continue };
+                let start = start.min(last_start);
+                step.starts[quarter] = u32::try_from(start).ok()?;
+                for (i, value) in range.enumerate() {
+                    for (side, neighbour) in neighbours(value).into_iter().enumerate() {
+                        let place = neighbour - start;
+                        if place >= LOAD {
+                            return None;
+                        }
+                        let (register, i) = (quarter % 2, quarter / 2 * QUARTER + i);
+                        step.places[register][i * 4 + side * 2] = place as u8;
+                        step.weights[register][i][side] = taps[value / 3].weights[side];
+                    }
+                }
+            }
+            Some(step)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Border, taps};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn both_passes_give_the_same_values(
+            width in 1usize..400, new_width in 1usize..800, seed: u64, flip: bool
+        ) {
+            let mut random = fnet_common::random::Generator::from_seed(seed);
+            let row: Vec<u8> = (0..width * 3).map(|_| random.below(256) as u8).collect();
+            let mut list = taps(width, new_width, Border::DropFraction);
+            if flip {
+                list.reverse();
+            }
+            let columns = Columns::new(list, width);
+            // Up to three times smaller, and rows of six pixels and more, the fast pass does it.
+            if simd::has_avx2() && width >= 6 && new_width * 3 >= width {
+                prop_assert!(columns.steps.is_some());
+            }
+            let (mut fast, mut slow) = (vec![0; columns.values()], vec![0; columns.values()]);
+            columns.resize(&row, &mut fast);
+            columns.one_by_one(&row, &mut slow);
+            prop_assert_eq!(fast, slow);
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The ranks of a job as one of them sees them.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda;
+use torch_ext::distributed::{ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
+
+use fnet_common::{Context, Error, Result};
+use fnet_protocol::message::Operation;
+use fnet_protocol::{env, status};
+
+use super::breaker::Breaker;
+use super::device::choose_device;
+use super::dial::wait_for_server;
+use super::endpoint::gloo_options;
+use super::mpi::{self, Mpi};
+use super::place::{Place, Rendezvous};
+use super::starter::Start;
+
+/// How long a rank waits for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For all ranks to meet.
+    pub meeting: Duration,
+    /// For every collective. A rank may be this much slower than another in one phase.
+    pub collective: Duration,
+}
+
+impl Default for Deadlines {
+    /// 5 minutes to meet, 30 minutes for a collective. A killed peer is noticed at once, without a deadline.
+    fn default() -> Self {
+        Self { meeting: Duration::from_secs(300), collective: Duration::from_secs(1800) }
+    }
+}
+
+impl Deadlines {
+    /// Under a launcher a day, for the launcher knows which rank is late, and ends the job by its own deadlines; the
+    /// ranks that wait only know that they wait. Else the default.
+    fn from_environment() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        match std::env::var_os(env::CONTROL) {
+            Some(_) => Self { meeting: DAY, collective: DAY },
+            None => Self::default(),
+        }
+    }
+}
+
+/// This rank's place in the job, its device, and the collectives.
+///
+/// All ranks must call the same collectives in the same order. After an error of one, the process should end, by
+/// [`process::end`](fnet_common::process::end); [`World::leave`] is the way out when all is well.
+pub struct World {
+    rank: usize,
+    local_rank: usize,
+    world_size: usize,
+    local_world_size: usize,
+    device: Device,
+    deadlines: Deadlines,
+    phase: Mutex<String>,
+    backend: &'static str,
+    /// The connections; dropped before the store.
+    group: Option<Arc<Mutex<ProcessGroup>>>,
+    /// Breaks the connections off.
+    breaker: Arc<Breaker>,
+    store: Option<TcpStore>,
+}
+
+/// Sums a tensor over the ranks; its gradient is the sum of the ranks' gradients.
+pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
+
+impl World {
+    /// [`World::connect`] with the deadlines that suit whoever started this rank.
+    ///
+    /// # Errors
+    /// As [`World::connect`].
+    pub fn from_environment() -> Result<Self> {
+        Self::connect(Deadlines::from_environment())
+    }
+
+    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Start`] and
+    /// [`choose_device`]. Without variables: a job of one rank, without any socket.
+    ///
+    /// # Errors
+    /// A usage error for a wrong variable, an environment error if the device or the port is not there, a distributed
+    /// error if the ranks do not meet before the deadline.
+    pub fn connect(deadlines: Deadlines) -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let (place, by) = match Start::find(variable, mpi::library().is_some())? {
+            Start::Placed(place) => (place, Transport::Gloo),
+            Start::Mpi { ranks } => {
+                let (place, mpi) = mpi::meet(ranks, deadlines.meeting)?;
+                (place, Transport::Mpi(mpi))
+            }
+        };
+        let device = choose_device(variable(env::DEVICE).as_deref(), place.local_rank)?;
+        Self::join_by(by, &place, device, deadlines)
+    }
+
+    /// A job of one rank.
+    pub fn alone(device: Device) -> Self {
+        Self {
+            rank: 0,
+            local_rank: 0,
+            world_size: 1,
+            local_world_size: 1,
+            device,
+            deadlines: Deadlines::default(),
+            phase: Mutex::new(String::new()),
+            backend: "none",
+            group: None,
+            breaker: Breaker::of_one_rank(),
+            store: None,
+        }
+    }
+
+    /// Joins the job at a given place.
+    ///
+    /// # Errors
+    /// As [`World::connect`].
+    pub fn join(place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
+        Self::join_by(Transport::Gloo, place, device, deadlines)
+    }
+
+    fn join_by(by: Transport, place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
+        let mut world = Self::alone(device);
+        (world.deadlines, world.local_rank) = (deadlines, place.local_rank);
+        let Some(rendezvous) = &place.rendezvous else { return Ok(world) };
+        (world.rank, world.world_size) = (place.rank, place.world_size);
+        world.local_world_size = place.local_world_size.unwrap_or(1);
+
+        let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
+        let _waiting = status::page().collective(Operation::Rendezvous);
+        let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
+        // Keys of earlier attempts may still be there.
+        let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
+        let (rank, size) = (place.rank, place.world_size);
+        world.backend = by.name();
+        let mut group = match by {
+            Transport::Gloo => {
+                let options = gloo_options(place, rendezvous);
+                ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.meeting, &options)
+                    .with_context(|| format!("{meeting} (by {options:?})"))?
+            }
+            Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.meeting)?,
+        };
+        if let Device::Cuda(index) = device {
+            group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
+            world.backend = "nccl";
+        }
+        group.set_timeout(deadlines.collective)?;
+        world.breaker = Breaker::of(group.aborter()?);
+        world.group = Some(Arc::new(Mutex::new(group)));
+        world.store = Some(store);
+        Ok(world)
+    }
+
+    /// This process's rank in the job, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// This process's rank on its node, from 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// Number of ranks in the job.
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// Number of ranks on this node.
+    pub fn local_world_size(&self) -> usize {
+        self.local_world_size
+    }
+
+    /// The device of this rank.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// What tensors on [`World::device`] travel by: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Whether this rank writes files and speaks for the job.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Says what the job is doing, for the messages of collectives that fail, as "training, epoch 3, step 120".
+    pub fn set_phase(&self, phase: impl Into<String>) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase.into();
+    }
+
+    /// Sums the tensor over the ranks, in place.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
+        self.all_reduce(tensor, Reduction::Sum)
+    }
+
+    /// Averages the tensor over the ranks, in place.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
+        self.all_reduce(tensor, Reduction::Mean)
+    }
+
+    fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<()> {
+        self.run(Operation::AllReduce, "all-reduce", |group, deadline| {
+            wait(vec![group.all_reduce(tensor, how, deadline)?], tensor.device(), deadline)
+        })
+    }
+
+    /// Copies rank `root`'s values into the tensor of every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.broadcast_all(std::slice::from_ref(tensor), root)
+    }
+
+    /// As [`World::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn enqueue_broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.run(Operation::Broadcast, "broadcast", |group, deadline| {
+            let work = group.broadcast(tensor, root, deadline)?;
+            if tensor.device().is_cuda() { work.wait_on_stream() } else { work.wait(deadline) }
+        })
+    }
+
+    /// Copies rank `root`'s values into the tensors of every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast_all(&self, tensors: &[Tensor], root: usize) -> Result<()> {
+        self.run(Operation::Broadcast, "broadcast", |group, deadline| {
+            let started: Vec<Work<'_>> = tensors
+                .iter()
+                .map(|tensor| group.broadcast(tensor, root, deadline))
+                .collect::<Result<_, torch_ext::Error>>()?;
+            wait(started, tensors.first().map_or(Device::Cpu, Tensor::device), deadline)
+        })
+    }
+
+    /// The bytes that each rank gave, in the order of ranks; they may differ in number.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        if self.group.is_none() {
+            return Ok(vec![bytes.to_vec()]);
+        }
+        let length = Tensor::from_slice(&[bytes.len() as i64]);
+        let lengths =
+            self.all_gather(&length)?.iter().map(|length| Ok(i64::try_from(length)?)).collect::<Result<Vec<i64>>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(vec![Vec::new(); self.world_size]);
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(usize::try_from(longest).unwrap_or(bytes.len()), 0);
+        let gathered = self.all_gather(&Tensor::from_slice(&padded))?;
+        gathered
+            .iter()
+            .zip(lengths)
+            .map(|(row, length)| Ok(Vec::<u8>::try_from(row.f_narrow(0, 0, length)?)?))
+            .collect()
+    }
+
+    /// Rank `root`'s bytes, on every rank.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn broadcast_bytes(&self, bytes: &[u8], root: usize) -> Result<Vec<u8>> {
+        let length = Tensor::from_slice(&[bytes.len() as i64]);
+        self.broadcast(&length, root)?;
+        if self.rank == root || self.group.is_none() {
+            if !bytes.is_empty() {
+                self.broadcast(&Tensor::from_slice(bytes), root)?;
+            }
+            return Ok(bytes.to_vec());
+        }
+        let length = i64::try_from(&length)?;
+        let buffer = Tensor::f_zeros([length], (Kind::Uint8, Device::Cpu))?;
+        if length > 0 {
+            self.broadcast(&buffer, root)?;
+        }
+        Ok(Vec::<u8>::try_from(&buffer)?)
+    }
+
+    /// Whether any rank says yes, as for a request to stop.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn any(&self, yes: bool) -> Result<bool> {
+        let flag = Tensor::from_slice(&[i64::from(yes)]);
+        self.all_reduce(&flag, Reduction::Max)?;
+        Ok(i64::try_from(&flag)? != 0)
+    }
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// If a peer is lost or the deadline passes.
+    pub fn barrier(&self) -> Result<()> {
+        self.run(Operation::Barrier, "barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
+    }
+
+    /// [`World::barrier`] as a function that needs no borrow.
+    pub fn detached_barrier(&self) -> Box<dyn Fn() -> Result<()> + Send + Sync> {
+        let (group, deadline) = (self.group.clone(), self.deadlines.collective);
+        Box::new(move || match &group {
+            Some(group) => in_collective(Operation::Barrier, || Ok(lock(group).barrier(deadline)?.wait(deadline)?)),
+            None => Ok(()),
+        })
+    }
+
+    /// A function that sums a tensor over the ranks as a step of the computation, for synchronised BatchNorm; its
+    /// gradient is summed too.
+    pub fn differentiable_sum(&self) -> DifferentiableSum {
+        let Some(group) = self.group.clone() else { return Box::new(|tensor| Ok(tensor.shallow_clone())) };
+        Box::new(move |tensor| {
+            let sum = lock(&group).all_reduce_sum_differentiable(tensor, account_for_statistics);
+            sum.context("sum of BatchNorm's statistics over the ranks")
+        })
+    }
+
+    /// Breaks off all collectives after an error. On the CPU they have ended when it returns; on a GPU they may go on, and
+    /// nobody should wait for the device any more.
+    ///
+    /// # Errors
+    /// If collectives on the CPU do not end before a deadline; the process should then end.
+    pub fn abort(&self) -> Result<()> {
+        if self.device.is_cuda() {
+            self.breaker.answer();
+            return Ok(());
+        }
+        self.breaker.abort().with_context(|| self.doing("abort"))
+    }
+
+    /// Fails once the collectives have been broken off: what one of them has left in a tensor may then be nothing, though
+    /// it ended without an error.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check_unbroken(&self) -> Result<()> {
+        match self.breaker.has_begun() {
+            true => Err(Error::distributed(self.doing("a peer is lost; broken off"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Breaks off all collectives, as a function that needs no borrow and does not wait: for a thread that hears that a peer
+    /// is gone while this one waits for it, and gets the error.
+    pub fn detached_abort(&self) -> Box<dyn Fn() + Send + Sync> {
+        let breaker = Arc::clone(&self.breaker);
+        Box::new(move || breaker.begin(None))
+    }
+
+    /// Leaves the job in good order, when all ranks are done, also with their GPUs.
+    ///
+    /// # Errors
+    /// If a peer is lost before it is done.
+    pub fn leave(mut self) -> Result<()> {
+        self.run(Operation::Barrier, "last barrier", |group, deadline| {
+            cuda::wait(self.device)?;
+            group.barrier(deadline)?.wait(deadline)?;
+            group.shutdown()
+        })?;
+        drop(self.group.take());
+        Ok(())
+    }
+
+    /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on, and to the
+    /// launcher all along that this rank waits for the others.
+    pub(super) fn run(
+        &self,
+        operation: Operation,
+        what: &str,
+        action: impl FnOnce(&ProcessGroup, Duration) -> Result<(), torch_ext::Error>,
+    ) -> Result<()> {
+        match &self.group {
+            Some(group) => in_collective(operation, || {
+                let done = action(&lock(group), self.deadlines.collective).map_err(|error| match self.breaker.why() {
+                    // What was broken off tells less.
+                    Some(why) => Error::distributed(why),
+                    None => error.into(),
+                });
+                done.with_context(|| self.doing(what))
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// What this rank was doing, for messages.
+    pub(super) fn doing(&self, what: &str) -> String {
+        let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let during = if phase.is_empty() { String::new() } else { format!(" during {phase}") };
+        format!("rank {} of {}, {what}{during}", self.rank, self.world_size)
+    }
+
+    /// One tensor on the CPU from each rank.
+    fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
+        let outputs = (0..self.world_size).map(|_| Ok(input.f_zeros_like()?)).collect::<Result<Vec<_>>>()?;
+        self.run(Operation::AllGather, "all-gather", |group, deadline| {
+            group.all_gather(&outputs, input, deadline)?.wait(deadline)
+        })?;
+        Ok(outputs)
+    }
+}
+
+impl Drop for World {
+    /// Without [`World::leave`] the job has failed. The process group's destructor would wait for collectives whose
+    /// peers may never come, before the error is told; so the connections are left to the end of the process.
+    fn drop(&mut self) {
+        std::mem::forget(self.group.take());
+    }
+}
+
+/// Waits for collectives on tensors of `device`: a GPU's by an event, for nothing else can be broken off.
+fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<(), torch_ext::Error> {
+    if !device.is_cuda() {
+        return started.into_iter().try_for_each(|work| work.wait(deadline));
+    }
+    started.into_iter().try_for_each(Work::wait_on_stream)?;
+    cuda::wait(device)
+}
+
+/// Says to the launcher that this rank waits for the others in a sum of a pass of synchronised BatchNorm, forward or backward,
+/// and that it does not any more.
+extern "C" fn account_for_statistics(begins: bool) {
+    match begins {
+        true => std::mem::forget(status::page().collective(Operation::Statistics)),
+        false => status::page().end_collective(),
+    }
+}
+
+/// Says to the launcher, as long as `action` runs, that this rank waits for the others.
+pub(super) fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    let waiting = status::page().collective(operation);
+    let done = action();
+    if done.is_err() {
+        // What it failed in stays to be seen.
+        std::mem::forget(waiting);
+    }
+    done
+}
+
+/// What tensors on the CPU travel by.
+enum Transport {
+    Gloo,
+    Mpi(Mpi),
+}
+
+impl Transport {
+    fn name(&self) -> &'static str {
+        match self {
+            Transport::Gloo => "gloo",
+            Transport::Mpi(_) => "mpi",
+        }
+    }
+}
+
+fn lock(group: &Mutex<ProcessGroup>) -> MutexGuard<'_, ProcessGroup> {
+    group.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
+    // SAFETY: whoever started this rank opened the socket for it alone; it is taken over once, at the start.
+    let listener = rendezvous.listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let Rendezvous { host, port, is_server, .. } = rendezvous;
+    let timeout = if *is_server { timeout } else { wait_for_server(host, *port, timeout)? };
+    TcpStore::new(StoreOptions { host: host.clone(), port: *port, is_server: *is_server, timeout, listener }).map_err(
+        |error| match error.message().to_lowercase().contains("address already in use") {
+            true => Error::environment(format!(
+                "port {port} is in use by another program: choose another MASTER_PORT ({})",
+                first_line(error.message())
+            )),
+            false => Error::distributed(first_line(error.message())),
+        },
+    )
+}
+
+/// Messages of c10d may go on with a stack trace.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or(message)
+}

@@ -1,0 +1,459 @@
+//! Running the detector over a data set, on one rank or on many.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use fnet_common::text::{count, quoted};
+use fnet_common::{Context, Error, Result};
+use fnet_config::{Config, Metric};
+use fnet_data::{Batch, Dataset, ImageMeta, Loader, TestOptions, evaluation_indices};
+use fnet_distributed::World;
+use fnet_model::{Detections, MaskRcnn};
+use fnet_protocol::message::StopReason;
+use fnet_protocol::stop;
+
+use super::metrics::{GroundTruth, Metrics};
+use super::paste::{Probabilities, paste_all};
+use super::results::ImageResult;
+
+/// What an evaluation needs of the ranks of a job.
+pub trait Ranks {
+    /// Number of this rank.
+    fn rank(&self) -> usize;
+    /// Number of ranks.
+    fn world_size(&self) -> usize;
+    /// Gives every rank the bytes of all, in the order of the ranks.
+    ///
+    /// # Errors
+    /// A rank was lost.
+    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+}
+
+impl Ranks for World {
+    fn rank(&self) -> usize {
+        World::rank(self)
+    }
+
+    fn world_size(&self) -> usize {
+        World::world_size(self)
+    }
+
+    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        World::all_gather_bytes(self, bytes)
+    }
+}
+
+/// A job of one rank.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alone;
+
+impl Ranks for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+}
+
+/// One picture is done on this rank.
+#[derive(Debug, Clone, Copy)]
+pub struct Done<'a> {
+    /// Pictures done on this rank, this one among them.
+    pub done: usize,
+    /// Pictures of this rank.
+    pub total: usize,
+    /// Number of the picture in the data set.
+    pub index: usize,
+    /// What was found in it.
+    pub result: &'a ImageResult,
+}
+
+/// Called after every picture.
+pub type OnPicture<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
+
+/// How work that all ranks do together ends on one of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome<T> {
+    /// This is rank 0, which has the result.
+    Here(T),
+    /// Rank 0 has the result.
+    Elsewhere,
+    /// Some rank was asked to stop; all have stopped.
+    Stopped(StopReason),
+}
+
+impl<T> Outcome<T> {
+    /// Goes on with the result, where it is.
+    ///
+    /// # Errors
+    /// What `next` gives.
+    pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
+        Ok(match self {
+            Outcome::Here(result) => Outcome::Here(next(result)?),
+            Outcome::Elsewhere => Outcome::Elsewhere,
+            Outcome::Stopped(reason) => Outcome::Stopped(reason),
+        })
+    }
+}
+
+/// The detections of a whole data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// One per picture that could be read, in the order of the data set.
+    pub results: Vec<ImageResult>,
+    /// Pictures that could not be read, where the config says to go on.
+    pub skipped: Vec<String>,
+}
+
+/// What an evaluation gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// The numbers.
+    pub metrics: Metrics,
+    /// What they come from.
+    pub found: Found,
+}
+
+/// Runs the detector over `dataset`, each picture on one rank, and compares with the annotations; the outcome is on
+/// rank 0. A request to stop is heeded after each picture.
+///
+/// The ranks must call this together and hold the same weights and running statistics.
+///
+/// # Errors
+/// A picture or the annotation file cannot be read, a rank was lost, or memory ran out.
+pub fn evaluate(
+    model: &MaskRcnn,
+    dataset: &Arc<Dataset>,
+    config: &Config,
+    kinds: &[Metric],
+    ranks: &dyn Ranks,
+    on_picture: &mut OnPicture<'_>,
+) -> Result<Outcome<Evaluation>> {
+    detect_all(model, dataset, config, ranks, on_picture)?.and_then(|found| {
+        let truth = GroundTruth::of(dataset)?;
+        let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
+        if let Some(first) = found.skipped.first() {
+            metrics.notes.push(format!(
+                "{} could not be read and count as without detections; the first: {first}",
+                count(found.skipped.len(), "picture")
+            ));
+        }
+        metrics.notes.extend(other_sizes(dataset, &found.results, kinds));
+        Ok(Evaluation { metrics, found })
+    })
+}
+
+/// What to say where the annotation file lists another size than images have: pycocotools takes no mask of one size for a
+/// match of a mask of another.
+fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> Option<String> {
+    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let differs = |result: &&ImageResult| {
+        let image = dataset.image(*places.get(&result.image_id)?);
+        let is_other = (image.width, image.height) != (result.width as usize, result.height as usize);
+        is_other.then_some((image, (result.width, result.height)))
+    };
+    let other: Vec<_> = results.iter().filter_map(|result| differs(&result)).collect();
+    let (image, (width, height)) = other.first()?;
+    let effect = match kinds.contains(&Metric::Segm) {
+        true => "no mask in such an image can match, so that the mask AP counts all of its objects as not found",
+        false => "its boxes may be those of another size",
+    };
+    Some(format!(
+        "picture-size-differs: data.{}: {} of {} {} another size than {} lists, the first {} ({}x{}, listed as {}x{}): \
+         {effect}; correct width and height in the annotation file (`fnet-launch check-data` lists all)",
+        dataset.split().name(),
+        other.len(),
+        count(results.len(), "image"),
+        if other.len() == 1 { "has" } else { "have" },
+        dataset.annotation_file().display(),
+        quoted(image.file_name),
+        width,
+        height,
+        image.width,
+        image.height
+    ))
+}
+
+/// Runs the detector over `dataset`, each picture on one rank; the outcome is on rank 0.
+///
+/// Masks become run lengths picture by picture, so memory grows only by those.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn detect_all(
+    model: &MaskRcnn,
+    dataset: &Arc<Dataset>,
+    config: &Config,
+    ranks: &dyn Ranks,
+    on_picture: &mut OnPicture<'_>,
+) -> Result<Outcome<Found>> {
+    let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
+    let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
+    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let mut share = Share::default();
+    while let (None, Some(batch)) = (stop::requested(), loader.next()) {
+        let batch = batch?;
+        for result in detect(model, &batch, config)? {
+            share.results.push(result);
+            let (done, total) = (indices.len() - loader.remaining(), indices.len());
+            if let Some(result) = share.results.last() {
+                let index = place(&places, result.image_id)?;
+                on_picture(Done { done, total, index, result })?;
+            }
+        }
+    }
+    loader.take_warnings().iter().for_each(|warning| log::warn!("{warning}"));
+    share.skipped = loader.take_skipped().iter().map(ToString::to_string).collect();
+    gather(share, &places, ranks)
+}
+
+/// Detects the objects of one batch, in the type of `evaluation.amp`.
+///
+/// # Errors
+/// If libtorch fails (memory), or a picture is too large for run lengths.
+pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<ImageResult>> {
+    let found = {
+        let _autocast = model.autocast(config.evaluation.amp)?;
+        model.predict(&batch.images, &batch.metas)?
+    };
+    let threshold = config.model.roi_head.mask_threshold;
+    batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, threshold)).collect()
+}
+
+/// Turns what the model found in one picture into results: masks pasted and encoded.
+pub fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
+    let boxes: Vec<[f32; 4]> = floats(&found.boxes)?.as_chunks().0.to_vec();
+    let labels = Vec::<i64>::try_from(&found.labels.f_to_device(Device::Cpu)?)?;
+    let side = found.masks.size().last().map_or(0, |&side| side as usize);
+    let probabilities = floats(&found.masks)?;
+    // The reference scales each box to the network's picture and back before pasting; the rounding is part of it.
+    let back_and_forth =
+        |bounds: [f32; 4]| std::array::from_fn(|i| bounds[i] * meta.scale_factor[i] / meta.scale_factor[i]);
+    let windows: Vec<[f32; 4]> = boxes.iter().map(|&bounds| back_and_forth(bounds)).collect();
+    let probabilities = Probabilities { values: &probabilities, side };
+    let masks = paste_all(probabilities, &windows, meta.original_size, mask_threshold as f32)
+        .with_context(|| format!("masks of image {} ({})", meta.image_id, meta.file_name))?;
+    ImageResult::new(meta.image_id, meta.original_size, &boxes, &floats(&found.scores)?, &labels, &masks)
+}
+
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_reshape([-1])?;
+    Ok(Vec::<f32>::try_from(flat)?)
+}
+
+/// What one rank sends to the others.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Share {
+    /// What was found in its images.
+    pub results: Vec<ImageResult>,
+    /// Images that could not be read, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Puts the shares of all ranks into the order of `places` (number of a picture by its id) on rank 0.
+///
+/// What is sent begins with a byte that says whether the rank was asked to stop.
+///
+/// # Errors
+/// A lost rank; an image that has no place.
+pub fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Outcome<Found>> {
+    let mut found = Found { results: Vec::new(), skipped: Vec::new() };
+    let stopped = stop_byte(stop::requested());
+    let shares = if ranks.world_size() == 1 {
+        if let Some(reason) = stop_reason(stopped) {
+            return Ok(Outcome::Stopped(reason));
+        }
+        vec![share]
+    } else {
+        let packed = pack(&share, stopped)?;
+        drop(share);
+        let packed = ranks.all_gather_bytes(&packed).context("gathering the detections of all ranks")?;
+        let stopped = packed.iter().filter_map(|bytes| bytes.first().copied()).max().unwrap_or(0);
+        if let Some(reason) = stop_reason(stopped) {
+            return Ok(Outcome::Stopped(reason));
+        }
+        if ranks.rank() != 0 {
+            return Ok(Outcome::Elsewhere);
+        }
+        let unpack = |(rank, bytes): (usize, Vec<u8>)| {
+            postcard::from_bytes(bytes.get(1..).unwrap_or_default())
+                .map_err(|error| Error::bug(format!("unpacking results of rank {rank}: {error}")))
+        };
+        packed.into_iter().enumerate().map(unpack).collect::<Result<Vec<Share>>>()?
+    };
+    for share in shares {
+        found.results.extend(share.results);
+        found.skipped.extend(share.skipped);
+    }
+    let mut keyed = Vec::with_capacity(found.results.len());
+    for result in found.results {
+        keyed.push((place(places, result.image_id)?, result));
+    }
+    keyed.sort_by_key(|&(index, _)| index);
+    found.results = keyed.into_iter().map(|(_, result)| result).collect();
+    Ok(Outcome::Here(found))
+}
+
+fn pack(share: &Share, stopped: u8) -> Result<Vec<u8>> {
+    postcard::to_extend(share, vec![stopped]).map_err(|error| Error::bug(format!("packing results: {error}")))
+}
+
+/// Ctrl-C is what a person did, so it is the greater.
+fn stop_byte(reason: Option<StopReason>) -> u8 {
+    match reason {
+        None => 0,
+        Some(StopReason::Terminated) => 1,
+        Some(StopReason::Interrupted) => 2,
+    }
+}
+
+fn stop_reason(byte: u8) -> Option<StopReason> {
+    match byte {
+        0 => None,
+        1 => Some(StopReason::Terminated),
+        _ => Some(StopReason::Interrupted),
+    }
+}
+
+fn place(places: &HashMap<i64, usize>, image_id: i64) -> Result<usize> {
+    places.get(&image_id).copied().ok_or_else(|| Error::bug(format!("image {image_id} is not in the data set")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Detection;
+
+    /// Ranks whose shares are already there.
+    struct Prepared {
+        rank: usize,
+        shares: Vec<Vec<u8>>,
+    }
+
+    impl Ranks for Prepared {
+        fn rank(&self) -> usize {
+            self.rank
+        }
+
+        fn world_size(&self) -> usize {
+            self.shares.len()
+        }
+
+        fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+            assert_eq!(bytes, self.shares[self.rank]);
+            Ok(self.shares.clone())
+        }
+    }
+
+    fn result(image_id: i64) -> ImageResult {
+        let detection = Detection { label: 1, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], counts: "13".into() };
+        ImageResult { image_id, height: 2, width: 2, detections: vec![detection] }
+    }
+
+    #[test]
+    fn sizes_that_no_mask_can_match_are_told_with_the_metrics() {
+        let small = fnet_test_support::SmallSet::new(&[(64, 48), (64, 48), (64, 48)]);
+        let dataset = Dataset::open(&small.config, fnet_data::Split::Val).unwrap();
+        let of = |image_id, height| ImageResult { image_id, height, width: 64, detections: Vec::new() };
+        let note = |heights: [u32; 3], kinds: &[Metric]| {
+            let results: Vec<_> = (100..).zip(heights).map(|(id, height)| of(id, height)).collect();
+            other_sizes(&dataset, &results, kinds)
+        };
+        assert_eq!(note([48, 48, 48], &[Metric::Segm]), None);
+        let text = note([48, 47, 48], &[Metric::Bbox, Metric::Segm]).unwrap();
+        for part in ["picture-size-differs", "data.val", "1 of 3 images has", "\"1.png\"", "64x47", "64x48", "no mask"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!note([47, 47, 48], &[Metric::Bbox]).unwrap().contains("no mask"));
+    }
+
+    fn share_of(ids: &[i64]) -> Share {
+        Share { results: ids.iter().map(|&id| result(id)).collect(), skipped: vec![format!("after {ids:?}")] }
+    }
+
+    #[test]
+    fn any_number_of_ranks_gives_the_order_of_the_data_set() {
+        let ids: Vec<i64> = (0..21).map(|i| (i * 8) % 21 + 100).collect();
+        let places: HashMap<i64, usize> = ids.iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+        for world_size in [1, 2, 4, 8, 30] {
+            let of_rank =
+                |rank| -> Vec<i64> { evaluation_indices(21, rank, world_size).iter().map(|&i| ids[i]).collect() };
+            let shares: Vec<Vec<u8>> =
+                (0..world_size).map(|rank| pack(&share_of(&of_rank(rank)), 0).unwrap()).collect();
+            for rank in 0..world_size {
+                let found =
+                    gather(share_of(&of_rank(rank)), &places, &Prepared { rank, shares: shares.clone() }).unwrap();
+                if rank == 0 {
+                    let Outcome::Here(found) = found else { panic!("rank 0 has no result") };
+                    assert_eq!(found.results.iter().map(|r| r.image_id).collect::<Vec<_>>(), ids, "{world_size} ranks");
+                    assert_eq!(found.skipped.len(), world_size);
+                } else {
+                    assert_eq!(found, Outcome::Elsewhere);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_rank_that_are_no_results_are_an_error_that_names_it() {
+        let shares = vec![pack(&share_of(&[]), 0).unwrap(), [[0].as_slice(), &[0xff; 9]].concat()];
+        let error = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap_err();
+        assert!(error.to_string().contains("rank 1"), "{error}");
+    }
+
+    #[test]
+    fn a_rank_that_was_asked_to_stop_stops_all() {
+        let shares = vec![pack(&share_of(&[]), 0).unwrap(), pack(&share_of(&[]), 1).unwrap()];
+        let stopped = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap();
+        assert_eq!(stopped, Outcome::Stopped(StopReason::Terminated));
+        assert_eq!(stop_reason(stop_byte(Some(StopReason::Interrupted))), Some(StopReason::Interrupted));
+    }
+
+    #[test]
+    fn what_the_model_found_becomes_results_in_the_frame_of_the_original_picture() {
+        let meta = ImageMeta {
+            image_id: 5,
+            file_name: "a.jpg".into(),
+            original_size: (60, 80),
+            image_size: (120, 160),
+            padded_size: (128, 160),
+            scale_factor: [2.0; 4],
+            flipped: false,
+        };
+        let found = Detections {
+            boxes: Tensor::from_slice(&[10.0f32, 10.0, 30.0, 20.0, 40.0, 5.0, 60.0, 25.0]).reshape([2, 4]),
+            scores: Tensor::from_slice(&[0.9f32, 0.4]),
+            labels: Tensor::from_slice(&[3i64, 1]),
+            masks: Tensor::ones([2, 28, 28], (Kind::Float, Device::Cpu)),
+        };
+        let image = encode(&meta, &found, 0.5).unwrap();
+        let labels: Vec<u32> = image.detections.iter().map(|d| d.label).collect();
+        assert_eq!((image.image_id, image.height, image.width, labels), (5, 60, 80, vec![1, 3]));
+        let areas: Vec<u64> = image.detections.iter().map(|d| hotcoco::mask::area(&image.mask(d).unwrap())).collect();
+        assert_eq!(areas, [400, 200]);
+    }
+
+    #[test]
+    fn a_picture_without_objects_has_an_empty_result() {
+        let meta = ImageMeta {
+            image_id: 6,
+            file_name: "b.jpg".into(),
+            original_size: (6, 8),
+            image_size: (6, 8),
+            padded_size: (32, 32),
+            scale_factor: [1.0; 4],
+            flipped: false,
+        };
+        assert_eq!(encode(&meta, &Detections::none(28).unwrap(), 0.5).unwrap().detections, []);
+    }
+}

@@ -1,0 +1,245 @@
+//! COCO metrics: average precision and recall of boxes and masks, by hotcoco, with the reference's limits and names.
+
+#[cfg(test)]
+mod mask_tests;
+mod scores;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use hotcoco::COCO;
+use indexmap::IndexMap;
+use serde_json::{Map, Value, json};
+
+pub use scores::{Scores, limit_of_first};
+
+use fnet_common::Result;
+use fnet_config::{Evaluation, Metric};
+use fnet_data::{Category, Dataset};
+
+use super::results::{ImageResult, category_id, xywh};
+
+/// What the detections are compared with: the objects of the annotation file, ready for evaluation.
+#[derive(Clone)]
+pub struct GroundTruth {
+    coco: Arc<COCO>,
+    image_ids: Vec<u64>,
+    categories: Vec<Category>,
+}
+
+impl GroundTruth {
+    /// The objects and pictures of a set.
+    ///
+    /// # Errors
+    ///
+    /// A data error with what is wrong in the annotation file.
+    pub fn of(dataset: &Dataset) -> Result<Self> {
+        let categories = dataset.categories();
+        let annotations = dataset.true_objects()?.into_iter().map(|object| hotcoco::Annotation {
+            image_id: unsigned(object.image_id),
+            category_id: unsigned(categories[object.label].id),
+            bbox: Some(object.bbox),
+            area: Some(object.area),
+            segmentation: object.mask,
+            iscrowd: object.is_crowd,
+            ..Default::default()
+        });
+        let images = (0..dataset.len()).map(|index| {
+            let image = dataset.image(index);
+            hotcoco::Image {
+                id: unsigned(image.id),
+                file_name: image.file_name.to_owned(),
+                width: image.width as u32,
+                height: image.height as u32,
+                ..Default::default()
+            }
+        });
+        let named = categories.iter().map(|category| hotcoco::Category {
+            id: unsigned(category.id),
+            name: category.name.clone(),
+            ..Default::default()
+        });
+        let truth = hotcoco::Dataset {
+            images: images.collect(),
+            annotations: annotations.collect(),
+            categories: named.collect(),
+            ..Default::default()
+        };
+        Ok(Self::new(truth, dataset.image_ids(), categories))
+    }
+
+    /// Takes an annotation file in memory. `image_ids` are the pictures that count, `categories` the classes in the order
+    /// of the labels.
+    ///
+    /// Annotation ids are given anew from 1: the reference's evaluator takes the id 0 for "not matched", and an id
+    /// that occurs twice for one object.
+    pub fn new(mut dataset: hotcoco::Dataset, image_ids: &[i64], categories: &[Category]) -> Self {
+        for (id, annotation) in (1..).zip(&mut dataset.annotations) {
+            annotation.id = id;
+        }
+        let image_ids = image_ids.iter().map(|&id| unsigned(id)).collect();
+        Self { coco: Arc::new(COCO::from_dataset(dataset)), image_ids, categories: categories.to_vec() }
+    }
+
+    /// The classes in the order of the labels.
+    pub fn categories(&self) -> &[Category] {
+        &self.categories
+    }
+
+    /// The `category_id` of every label.
+    pub fn category_ids(&self) -> Vec<i64> {
+        self.categories.iter().map(|category| category.id).collect()
+    }
+
+    /// The annotations and their masks.
+    pub fn coco(&self) -> &COCO {
+        &self.coco
+    }
+}
+
+/// An id as hotcoco takes it: negative ones become large, so that each stays its own.
+fn unsigned(id: i64) -> u64 {
+    id as u64
+}
+
+/// The result of an evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metrics {
+    /// What was compared, and the outcome.
+    pub scores: IndexMap<Metric, Scores>,
+    /// Names of the classes in the order of the labels, each once.
+    pub classes: Vec<String>,
+    /// Pictures looked at.
+    pub images: usize,
+    /// Objects found in them.
+    pub detections: usize,
+    /// What a reader of the numbers should know.
+    pub notes: Vec<String>,
+    /// How it was measured.
+    pub settings: Evaluation,
+}
+
+impl Metrics {
+    /// Compares detections with the ground truth by the thresholds and limits of `settings`; an image without an entry
+    /// counts as one without detections.
+    ///
+    /// # Errors
+    ///
+    /// A label that the data set lacks, or masks of the annotation file that cannot be rasterised.
+    pub fn compute(
+        ground_truth: &GroundTruth,
+        results: &[ImageResult],
+        kinds: &[Metric],
+        settings: &Evaluation,
+    ) -> Result<Self> {
+        let mut metrics = Self {
+            scores: IndexMap::new(),
+            classes: distinct_names(&ground_truth.categories),
+            images: ground_truth.image_ids.len(),
+            detections: results.iter().map(|image| image.detections.len()).sum(),
+            notes: Vec::new(),
+            settings: settings.clone(),
+        };
+        for &kind in kinds {
+            let detections = annotations(results, &ground_truth.category_ids(), kind)?;
+            metrics.scores.insert(kind, scores::compare(ground_truth, detections, kind, settings)?);
+        }
+        metrics.note();
+        Ok(metrics)
+    }
+
+    fn note(&mut self) {
+        if self.scores.values().any(|scores| scores.precision[0] < 0.0) {
+            self.notes.push(
+                "The annotation file has no object to find in these pictures (crowd regions do not count): \
+                 precision and recall are undefined, given as -1."
+                    .into(),
+            );
+        } else if self.detections == 0 {
+            self.notes.push("No objects were detected in any picture: every precision and recall is 0.".into());
+        }
+    }
+
+    /// The numbers of `evaluation.metric_items` by the reference's names (`bbox_mAP`, `segm_mAP_50`, ...), unrounded.
+    pub fn named(&self) -> IndexMap<String, f64> {
+        let mut named = IndexMap::new();
+        let items = self.settings.items();
+        for (&kind, scores) in &self.scores {
+            let chosen = self.settings.chosen_items(kind);
+            for (item, &value) in items.iter().zip(scores.precision.iter().chain(&scores.recall)) {
+                if chosen.contains(item) {
+                    named.insert(kind.name_of(item), value);
+                }
+            }
+        }
+        named
+    }
+
+    /// What `--metrics` writes: [`Metrics::named`], and with `evaluation.classwise` the classes under that name.
+    pub fn to_json(&self) -> Value {
+        let mut object: Map<String, Value> =
+            self.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
+        if self.settings.classwise {
+            let classes = self.with_classes().map(|(kind, scores)| {
+                let by_name = self.classes.iter().cloned().zip(scores.by_class.iter().map(|&value| json!(value)));
+                (kind.prefix().to_owned(), Value::Object(by_name.collect()))
+            });
+            object.insert("classwise".into(), Value::Object(classes.collect()));
+        }
+        Value::Object(object)
+    }
+
+    /// The comparisons in which classes count.
+    fn with_classes(&self) -> impl Iterator<Item = (Metric, &Scores)> {
+        self.scores.iter().map(|(&kind, scores)| (kind, scores)).filter(|(kind, _)| *kind != Metric::Proposal)
+    }
+
+    /// The average precision and recall as a table for people; before it, with `evaluation.classwise`, one of the
+    /// classes.
+    pub fn table(&self) -> String {
+        match self.settings.classwise {
+            true => format!("{}\n{}", table::by_class(self), table::summary(self)),
+            false => table::summary(self),
+        }
+    }
+}
+
+/// Names of the classes; one that stands for several categories has its id behind it, so that a table by name keeps
+/// them all.
+fn distinct_names(categories: &[Category]) -> Vec<String> {
+    let is_double = |name: &String| categories.iter().filter(|category| category.name == *name).count() > 1;
+    let named = |category: &Category| match is_double(&category.name) {
+        true => format!("{} (category {})", category.name, category.id),
+        false => category.name.clone(),
+    };
+    categories.iter().map(named).collect()
+}
+
+/// Detections as hotcoco takes them. Masks go without their boxes, so that sizes are those of the masks.
+fn annotations(results: &[ImageResult], category_ids: &[i64], kind: Metric) -> Result<Vec<hotcoco::Annotation>> {
+    let mut annotations = Vec::with_capacity(results.iter().map(|image| image.detections.len()).sum());
+    for image in results {
+        let image_id = unsigned(image.image_id);
+        for detection in &image.detections {
+            let mut annotation = hotcoco::Annotation {
+                image_id,
+                category_id: unsigned(*category_id(category_ids, detection.label)?),
+                score: Some(f64::from(detection.score)),
+                ..Default::default()
+            };
+            match kind {
+                Metric::Bbox | Metric::Proposal => annotation.bbox = Some(xywh(detection.bbox)),
+                Metric::Segm => {
+                    annotation.segmentation = Some(hotcoco::Segmentation::CompressedRle {
+                        size: [image.height, image.width],
+                        counts: detection.counts.clone(),
+                    });
+                }
+            }
+            annotations.push(annotation);
+        }
+    }
+    Ok(annotations)
+}

@@ -1,0 +1,142 @@
+//! One comparison of detections with the ground truth, and the means of what it gives.
+
+use std::sync::Arc;
+
+use hotcoco::params::IouType;
+use hotcoco::{AccumulatedEval, COCOeval};
+
+use fnet_common::{Error, Result};
+use fnet_config::{Evaluation, Metric};
+
+use super::GroundTruth;
+
+/// The limit that `mAP` takes where it is among those of the config, as pycocotools has it.
+const LIMIT_OF_FIRST: usize = 100;
+/// Places of the sizes in hotcoco's results: all, small, medium, large.
+const SIZES: [usize; 4] = [0, 1, 2, 3];
+
+/// The numbers of one comparison; -1 where there is nothing to find, or a threshold is not among those measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// Average precision over all IoU thresholds with 100 detections per picture (or the greatest limit without it); at
+    /// IoU .50; at .75; of small, medium and large objects (borders at 32 and 96 pixels squared), with the greatest
+    /// limit of detections per picture.
+    pub precision: [f64; 6],
+    /// Average recall with each limit of detections per picture; then of small, medium and large objects with the
+    /// greatest.
+    pub recall: Vec<f64>,
+    /// Average precision of each class in the order of the labels, with the greatest limit; empty for proposals, whose
+    /// classes do not count.
+    pub by_class: Vec<f64>,
+}
+
+/// Limit of detections per picture of the average precision over all thresholds.
+pub fn limit_of_first(settings: &Evaluation) -> usize {
+    if settings.proposal_nums.contains(&LIMIT_OF_FIRST) { LIMIT_OF_FIRST } else { settings.most_detections() }
+}
+
+/// Compares detections, as hotcoco takes them, with the ground truth.
+pub(super) fn compare(
+    ground_truth: &GroundTruth,
+    detections: Vec<hotcoco::Annotation>,
+    kind: Metric,
+    settings: &Evaluation,
+) -> Result<Scores> {
+    let iou_type = match kind {
+        Metric::Bbox | Metric::Proposal => IouType::Bbox,
+        Metric::Segm => IouType::Segm,
+    };
+    let wrong = |error: hotcoco::Error| Error::data(format!("{} evaluation: {error}", kind.prefix()));
+    let detections = ground_truth.coco.load_res_anns(detections).map_err(wrong)?;
+    let mut evaluation = COCOeval::new(Arc::clone(&ground_truth.coco), detections, iou_type);
+    let params = &mut evaluation.params;
+    params.img_ids = ground_truth.image_ids.clone();
+    params.cat_ids = ground_truth.categories.iter().map(|category| category.id as u64).collect();
+    params.use_cats = kind != Metric::Proposal;
+    params.max_dets = settings.proposal_nums.clone();
+    if !settings.iou_thrs.is_empty() {
+        params.iou_thrs = settings.iou_thrs.clone();
+    }
+    let thresholds = params.iou_thrs.clone();
+    evaluation.evaluate().map_err(wrong)?;
+    evaluation.accumulate();
+    let results = evaluation.accumulated().ok_or_else(|| Error::bug("an evaluation without results"))?;
+    let means = Means { results, thresholds };
+    means.scores(ground_truth, settings)
+}
+
+/// Means over parts of an evaluation's tables.
+struct Means<'e> {
+    results: &'e AccumulatedEval,
+    thresholds: Vec<f64>,
+}
+
+impl Means<'_> {
+    fn scores(&self, ground_truth: &GroundTruth, settings: &Evaluation) -> Result<Scores> {
+        let shape = &self.results.shape;
+        let limits = &settings.proposal_nums;
+        if shape.a != SIZES.len() || shape.m != limits.len() || shape.t != self.thresholds.len() {
+            return Err(Error::bug(format!("an evaluation of shape {shape:?} for {settings:?}")));
+        }
+        let last = limits.len() - 1;
+        let first = limits.iter().position(|&limit| limit == limit_of_first(settings)).unwrap_or(last);
+        let every: Vec<usize> = (0..shape.t).collect();
+        let at = |iou: f64| self.thresholds.iter().position(|&threshold| threshold == iou).into_iter().collect();
+        let (classes, [all, small, medium, large]) = (0..shape.k, SIZES);
+        let precision = |thresholds: &Vec<usize>, size, limit| self.precision(thresholds, classes.clone(), size, limit);
+        let recall = |size, limit| self.recall(&every, classes.clone(), size, limit);
+        Ok(Scores {
+            precision: [
+                precision(&every, all, first),
+                precision(&at(0.5), all, last),
+                precision(&at(0.75), all, last),
+                precision(&every, small, last),
+                precision(&every, medium, last),
+                precision(&every, large, last),
+            ],
+            recall: (0..limits.len())
+                .map(|limit| recall(all, limit))
+                .chain([small, medium, large].map(|size| recall(size, last)))
+                .collect(),
+            by_class: self.by_class(ground_truth, &every, last),
+        })
+    }
+
+    fn precision(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
+        let results = self.results;
+        mean(thresholds.iter().flat_map(|&iou| (0..results.shape.r).map(move |recall| (iou, recall))).flat_map(
+            |(iou, recall)| {
+                classes
+                    .clone()
+                    .map(move |class| results.precision[results.precision_idx(iou, recall, class, size, limit)])
+            },
+        ))
+    }
+
+    fn recall(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
+        let results = self.results;
+        mean(thresholds.iter().flat_map(|&iou| {
+            classes.clone().map(move |class| results.recall[results.recall_idx(iou, class, size, limit)])
+        }))
+    }
+
+    /// In the order of the labels; hotcoco's order may be another.
+    fn by_class(&self, ground_truth: &GroundTruth, thresholds: &[usize], limit: usize) -> Vec<f64> {
+        let ids = &self.results.cat_ids;
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let of_class = |id: i64| {
+            let place = ids.iter().position(|&known| known == id as u64);
+            place.map_or(-1.0, |class| self.precision(thresholds, class..class + 1, SIZES[0], limit))
+        };
+        ground_truth.categories.iter().map(|category| of_class(category.id)).collect()
+    }
+}
+
+/// The mean of the values above -1, which marks what is undefined; -1 without any.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) =
+        values.filter(|&value| value > -1.0).fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
+    if count == 0 { -1.0 } else { sum / count as f64 }
+}

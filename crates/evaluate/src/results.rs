@@ -1,0 +1,206 @@
+//! Detections of pictures: how they are kept, sent between ranks and written as COCO results.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use hotcoco::Rle;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use fnet_common::atomic;
+use fnet_common::text::count;
+use fnet_common::{Error, Result};
+
+/// One detected object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Detection {
+    /// Class, from 0.
+    pub label: u32,
+    /// Confidence, 0 to 1.
+    pub score: f32,
+    /// `[x1, y1, x2, y2]` in pixels of the original picture.
+    pub bbox: [f32; 4],
+    /// COCO's compressed run lengths of the mask, in the frame of the whole picture.
+    pub counts: String,
+}
+
+/// The detections of one picture, by class, then by falling score: the reference's order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageResult {
+    /// The `id` of the picture in the annotation file.
+    pub image_id: i64,
+    /// Height of the original picture in pixels.
+    pub height: u32,
+    /// Width of the original picture in pixels.
+    pub width: u32,
+    /// Its detections.
+    pub detections: Vec<Detection>,
+}
+
+impl ImageResult {
+    /// Puts what the model found, in order of falling score, into the reference's order.
+    ///
+    /// `masks` are in the frame of the whole picture of `size` (height, width).
+    pub fn new(
+        image_id: i64,
+        size: (usize, usize),
+        boxes: &[[f32; 4]],
+        scores: &[f32],
+        labels: &[i64],
+        masks: &[Rle],
+    ) -> Result<Self> {
+        if boxes.len() != scores.len() || boxes.len() != labels.len() || boxes.len() != masks.len() {
+            return Err(Error::bug(format!(
+                "{} boxes, {} scores, {} labels and {} masks of image {image_id}",
+                boxes.len(),
+                scores.len(),
+                labels.len(),
+                masks.len(),
+            )));
+        }
+        let mut detections = Vec::with_capacity(boxes.len());
+        for index in 0..boxes.len() {
+            detections.push(Detection {
+                label: u32::try_from(labels[index])
+                    .map_err(|_| Error::bug(format!("label {} of image {image_id}", labels[index])))?,
+                score: scores[index],
+                bbox: boxes[index],
+                counts: hotcoco::mask::rle_to_string(&masks[index]),
+            });
+        }
+        detections.sort_by_key(|detection| detection.label);
+        Ok(Self { image_id, height: size.0 as u32, width: size.1 as u32, detections })
+    }
+
+    /// The mask of one detection.
+    ///
+    /// # Errors
+    ///
+    /// Its run lengths do not fit the picture.
+    pub fn mask(&self, detection: &Detection) -> Result<Rle> {
+        hotcoco::mask::rle_from_string(&detection.counts, self.height, self.width)
+            .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
+    }
+}
+
+/// `[x, y, width, height]` as the reference computes it: each float32 widened first, then subtracted.
+pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
+    let [x1, y1, x2, y2] = bbox.map(f64::from);
+    [x1, y1, x2 - x1, y2 - y1]
+}
+
+/// How ids are written in results: as the annotation file writes them.
+pub struct WrittenIds<'i> {
+    /// The id of a picture.
+    pub image: &'i dyn Fn(i64) -> Value,
+    /// The `category_id` of each label.
+    pub categories: Vec<Value>,
+}
+
+/// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
+///
+/// `ids` are those to write. The order of the pictures is that of `results`.
+pub fn write_files(results: &[ImageResult], ids: &WrittenIds<'_>, prefix: &Path) -> Result<[PathBuf; 2]> {
+    let named = |suffix: &str| {
+        let mut name = prefix.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let paths = [named(".bbox.json"), named(".segm.json")];
+    for (path, with_mask) in paths.iter().zip([false, true]) {
+        atomic::create(path, |out| write_entries(results, ids, with_mask, out))?;
+    }
+    Ok(paths)
+}
+
+fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out: &mut dyn Write) -> Result<()> {
+    let mut separator = "[";
+    for image in results {
+        for detection in &image.detections {
+            let mut entry = json!({
+                "image_id": (ids.image)(image.image_id),
+                "bbox": xywh(detection.bbox),
+                "score": f64::from(detection.score),
+                "category_id": category_id(&ids.categories, detection.label)?,
+            });
+            if masks {
+                entry["segmentation"] = json!({ "size": [image.height, image.width], "counts": detection.counts });
+            }
+            let text = entry.to_string();
+            out.write_all(separator.as_bytes()).and_then(|()| out.write_all(text.as_bytes())).map_err(disk)?;
+            separator = ",\n";
+        }
+    }
+    let end = if separator == "[" { "[]\n" } else { "]\n" };
+    out.write_all(end.as_bytes()).map_err(disk)
+}
+
+/// The `category_id` of a label.
+pub(crate) fn category_id<T>(category_ids: &[T], label: u32) -> Result<&T> {
+    category_ids.get(label as usize).ok_or_else(|| {
+        Error::data(format!(
+            "the model found class number {label}, but the data set has {}: give the config that the model was \
+             trained with, and an annotation file of the same classes",
+            count(category_ids.len(), "class")
+        ))
+    })
+}
+
+fn disk(error: std::io::Error) -> Error {
+    Error::environment(format!("writing failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(categories: &[i64]) -> WrittenIds<'static> {
+        WrittenIds { image: &|id| Value::from(id), categories: categories.iter().map(|&id| id.into()).collect() }
+    }
+
+    fn example() -> Vec<ImageResult> {
+        let masks = vec![Rle { h: 2, w: 3, counts: vec![1, 2, 3] }, Rle { h: 2, w: 3, counts: vec![0, 6] }];
+        let boxes = [[0.5, 1.0, 3.0, 2.0], [0.1, 0.0, 3.0, 2.0]];
+        let first = ImageResult::new(7, (2, 3), &boxes, &[0.9, 0.3], &[1, 0], &masks).unwrap();
+        vec![first, ImageResult { image_id: 8, height: 4, width: 4, detections: vec![] }]
+    }
+
+    #[test]
+    fn detections_are_ordered_by_class_and_then_by_score() {
+        let image = &example()[0];
+        assert_eq!(image.detections.iter().map(|d| (d.label, d.score)).collect::<Vec<_>>(), [(0, 0.3), (1, 0.9)]);
+        assert_eq!(image.mask(&image.detections[1]).unwrap().counts, [1, 2, 3]);
+    }
+
+    #[test]
+    fn files_hold_one_entry_per_detection_with_widened_floats() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("deep/results");
+        let paths = write_files(&example(), &ids(&[10, 20]), &prefix).unwrap();
+        let read =
+            |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+        let (bbox, segm) = (read(&paths[0]), read(&paths[1]));
+        assert!(paths[1].ends_with("deep/results.segm.json"));
+        assert_eq!(bbox.as_array().unwrap().len(), 2);
+        assert_eq!(bbox[0]["category_id"], 10);
+        assert_eq!(bbox[0]["bbox"][0], f64::from(0.1_f32));
+        assert_eq!(bbox[1]["bbox"], json!([0.5, 1.0, 2.5, 1.0]));
+        assert!(bbox[0].get("segmentation").is_none());
+        assert_eq!(segm[0]["segmentation"]["size"], json!([2, 3]));
+    }
+
+    #[test]
+    fn no_detections_make_an_empty_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = write_files(&example()[1..], &ids(&[10, 20]), &folder.path().join("r")).unwrap();
+        assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "[]\n");
+    }
+
+    #[test]
+    fn a_class_that_the_data_set_lacks_is_an_error_of_the_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_files(&example(), &ids(&[10]), &folder.path().join("r")).unwrap_err();
+        assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

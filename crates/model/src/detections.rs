@@ -1,0 +1,68 @@
+//! What the model found in one image.
+
+use tch::{Device, Kind, Tensor};
+
+use fnet_common::Result;
+
+/// The objects found in one image, best first, on the CPU.
+#[derive(Debug)]
+pub struct Detections {
+    /// `[k, 4]` float32: `[x1, y1, x2, y2]` in pixels of the original image.
+    pub boxes: Tensor,
+    /// `[k]` float32: probability of the class, falling.
+    pub scores: Tensor,
+    /// `[k]` int64: class from 0.
+    pub labels: Tensor,
+    /// `[k, 28, 28]` float32: probability that each part of the box belongs to the object.
+    pub masks: Tensor,
+}
+
+impl Detections {
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.scores.numel()
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Nothing found, with masks of `mask_size` pixels.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn none(mask_size: usize) -> Result<Self> {
+        let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, Device::Cpu));
+        let side = mask_size as i64;
+        Ok(Self {
+            boxes: zeros(&[0, 4], Kind::Float)?,
+            scores: zeros(&[0], Kind::Float)?,
+            labels: zeros(&[0], Kind::Int64)?,
+            masks: zeros(&[0, side, side], Kind::Float)?,
+        })
+    }
+
+    /// The order of the reference's result files: by class, inside a class best first.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn class_major(&self) -> Result<Vec<usize>> {
+        let labels = Vec::<i64>::try_from(&self.labels)?;
+        let mut order: Vec<usize> = (0..labels.len()).collect();
+        order.sort_by_key(|&index| labels[index]);
+        Ok(order)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_major_order_keeps_the_best_of_a_class_first() {
+        let found = Detections { labels: Tensor::from_slice(&[2i64, 0, 2, 1]), ..Detections::none(28).unwrap() };
+        assert_eq!(found.class_major().unwrap(), [1, 3, 0, 2]);
+        assert!(found.is_empty());
+    }
+}

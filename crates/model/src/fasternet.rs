@@ -1,0 +1,242 @@
+//! FasterNet (Chen et al., CVPR 2023): the backbone.
+
+use tch::Tensor;
+use torch_ext::block;
+
+use fnet_common::random::Generator;
+use fnet_common::{Error, Result};
+use fnet_config::{Activation, Backbone, PartialConv};
+
+use super::Parameters;
+use super::init::Init;
+use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
+
+/// Side and stride of the patches that enter the first stage.
+pub const PATCH: i64 = 4;
+/// Side and stride of the patches that are merged between stages.
+pub const MERGE: i64 = 2;
+
+/// Channels of each stage.
+pub fn stage_channels(config: &Backbone) -> [i64; 4] {
+    [0, 1, 2, 3].map(|stage| (config.embed_dim << stage) as i64)
+}
+
+/// Channels inside a block of `channels`.
+pub fn hidden_channels(config: &Backbone, channels: i64) -> i64 {
+    (channels as f64 * config.mlp_ratio) as i64
+}
+
+/// Channels that the partial convolution of a block of `channels` convolves.
+pub fn convolved_channels(config: &Backbone, channels: i64) -> i64 {
+    channels / config.n_div as i64
+}
+
+/// Patch embedding and four stages, each with a normalised output.
+#[derive(Debug)]
+pub struct FasterNet {
+    patch_embed: ConvNorm,
+    stages: Vec<Stage>,
+    partial_conv: PartialConv,
+    drop_rates: Vec<f64>,
+    /// How many batches each norm has seen.
+    counters: Tensor,
+}
+
+#[derive(Debug)]
+struct Stage {
+    /// Halves the size and doubles the channels; none before the first stage.
+    merging: Option<ConvNorm>,
+    blocks: Vec<Block>,
+    /// Normalises what the pyramid gets; the next stage gets the values before it.
+    norm: BatchNorm2d,
+}
+
+impl FasterNet {
+    /// Adds its tensors to `parameters` below `prefix`.
+    pub fn new(parameters: &mut Parameters, prefix: &str, config: &Backbone) -> Result<Self> {
+        let channels = stage_channels(config);
+        let patch_embed = ConvNorm::new(
+            parameters,
+            &format!("{prefix}.patch_embed.proj"),
+            &format!("{prefix}.patch_embed.norm"),
+            ConvShape::patches(3, channels[0], PATCH),
+            Init::BACKBONE,
+        )?;
+        let mut bodies = Vec::with_capacity(4);
+        for (stage, &channels) in channels.iter().enumerate() {
+            let merging = (stage > 0)
+                .then(|| merging(parameters, &format!("{prefix}.stages.{}", 2 * stage - 1), channels / 2))
+                .transpose()?;
+            let blocks = (0..config.depths[stage])
+                .map(|block| {
+                    let name = format!("{prefix}.stages.{}.blocks.{block}", 2 * stage);
+                    Block::new(parameters, &name, channels, config)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            bodies.push((merging, blocks));
+        }
+        let mut stages = Vec::with_capacity(4);
+        for (stage, (merging, blocks)) in bodies.into_iter().enumerate() {
+            let norm = BatchNorm2d::new(parameters, &format!("{prefix}.norm{}", 2 * stage), channels[stage])?;
+            stages.push(Stage { merging, blocks, norm });
+        }
+        let counters = parameters.join_counters(&format!("{prefix}."))?;
+        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters })
+    }
+
+    /// Heights and widths of the outputs for images of this size.
+    pub fn output_sizes(&self, (height, width): (usize, usize)) -> Vec<(usize, usize)> {
+        let scale = |stage: u32| PATCH as usize * (MERGE as usize).pow(stage);
+        (0..self.stages.len() as u32).map(|stage| (height / scale(stage), width / scale(stage))).collect()
+    }
+
+    /// The normalised outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`. `drop_path` are the
+    /// [`FasterNet::draw_factors`] of a training step.
+    pub fn forward(&self, images: &Tensor, statistics: Statistics, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>> {
+        if !matches!(statistics, Statistics::Running) {
+            let _ = self.counters.shallow_clone().f_add_scalar_(1)?;
+        }
+        let mut x = self.patch_embed.forward(images, statistics)?;
+        let masks = drop_path.map(|factors| self.masks(factors)).transpose()?.unwrap_or_default();
+        // Autograd keeps what it needs for the gradient, so then nothing may be written over.
+        let in_place = self.partial_conv == PartialConv::Slicing && masks.is_empty() && !x.requires_grad();
+        let mut masks = masks.iter();
+        let mut outputs = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            if let Some(merging) = &stage.merging {
+                x = merging.forward(&x, statistics)?;
+            }
+            for block in &stage.blocks {
+                let mask = masks.next().and_then(Option::as_ref);
+                x = if in_place {
+                    block.forward_in_place(x, statistics)?
+                } else {
+                    block.forward(&x, statistics, mask)?
+                };
+            }
+            outputs.push(stage.norm.forward(&x, statistics)?);
+        }
+        Ok(outputs)
+    }
+
+    /// For each block and each of `images` the factor of its branch: 0 if the image drops it, else one over the probability
+    /// of keeping it (Huang et al., 2016). Nothing where no block drops its branch.
+    pub fn draw_factors(&self, generator: &mut Generator, images: usize) -> Vec<f32> {
+        if self.drop_rates.iter().all(|&rate| rate == 0.0) {
+            return Vec::new();
+        }
+        let mut factors = Vec::with_capacity(self.drop_rates.len() * images);
+        for &rate in &self.drop_rates {
+            let keep = 1.0 - rate;
+            factors.extend((0..images).map(|_| if generator.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }));
+        }
+        factors
+    }
+
+    /// For each block its factors `[n, 1, 1, 1]`, unless it drops nothing.
+    fn masks(&self, factors: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        if factors.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let factors = factors.f_reshape([self.drop_rates.len() as i64, -1, 1, 1, 1])?;
+        (0..)
+            .zip(&self.drop_rates)
+            .map(|(block, &rate)| Ok(if rate == 0.0 { None } else { Some(factors.f_select(0, block)?) }))
+            .collect()
+    }
+
+    /// Refuses the form of the partial convolution that cannot be trained.
+    ///
+    /// # Errors
+    /// A usage error that names the field.
+    pub fn check_trainable(&self) -> Result<()> {
+        match self.partial_conv {
+            PartialConv::SplitCat => Ok(()),
+            PartialConv::Slicing => Err(Error::usage(
+                "model.backbone.partial_conv is \"slicing\", which overwrites its input and cannot be trained: \
+                 set it to \"split_cat\" (the results are equal)",
+            )),
+        }
+    }
+
+    /// Puts every BatchNorm that follows a convolution into it.
+    pub fn fuse(&mut self) -> Result<()> {
+        self.patch_embed.fuse()?;
+        for stage in &mut self.stages {
+            stage.merging.as_mut().map(ConvNorm::fuse).transpose()?;
+            stage.blocks.iter_mut().try_for_each(|block| block.expand.fuse())?;
+        }
+        Ok(())
+    }
+}
+
+/// The probability of dropping each block's branch: from 0, linearly, to the configured rate.
+fn drop_rates(config: &Backbone) -> Vec<f64> {
+    let blocks = config.depths.iter().sum::<usize>();
+    let last = blocks.saturating_sub(1).max(1) as f64;
+    (0..blocks).map(|block| config.drop_path_rate * block as f64 / last).collect()
+}
+
+fn merging(parameters: &mut Parameters, name: &str, channels: i64) -> Result<ConvNorm> {
+    let shape = ConvShape::patches(channels, 2 * channels, MERGE);
+    ConvNorm::new(parameters, &format!("{name}.reduction"), &format!("{name}.norm"), shape, Init::BACKBONE)
+}
+
+/// `x + mlp(partial_conv(x))`: a 3x3 convolution of the first channels, then two 1x1 convolutions of all.
+#[derive(Debug)]
+struct Block {
+    expand: ConvNorm,
+    activation: Activation,
+    reduce: Conv2d,
+    partial: Conv2d,
+    /// Channels that the partial convolution convolves.
+    convolved: i64,
+}
+
+impl Block {
+    fn new(parameters: &mut Parameters, name: &str, channels: i64, config: &Backbone) -> Result<Self> {
+        let hidden = hidden_channels(config, channels);
+        let convolved = convolved_channels(config, channels);
+        let init = Init::BACKBONE;
+        let expand = ConvNorm::new(
+            parameters,
+            &format!("{name}.mlp.0"),
+            &format!("{name}.mlp.1"),
+            ConvShape::same(channels, hidden, 1, false),
+            init,
+        )?;
+        let shape = ConvShape::same(hidden, channels, 1, false);
+        let reduce = Conv2d::new(parameters, &format!("{name}.mlp.3"), shape, init)?;
+        let shape = ConvShape::same(convolved, convolved, 3, false);
+        let partial = Conv2d::new(parameters, &format!("{name}.spatial_mixing.partial_conv3"), shape, init)?;
+        Ok(Self { expand, activation: config.activation, reduce, partial, convolved })
+    }
+
+    /// `mask` holds the factors of the branch, if any.
+    fn forward(&self, x: &Tensor, statistics: Statistics, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (mixed, shortcut) = block::partial_conv(x, self.partial.weight())?;
+        let branch = self.branch(&mixed, statistics)?;
+        match mask {
+            Some(mask) => Ok(block::add_scaled(&shortcut, &branch, mask)?),
+            None => Ok(shortcut.f_add(&branch)?),
+        }
+    }
+
+    /// The same without gradient, in the memory of `x`: the convolved channels are written over a saved copy of
+    /// themselves, which the shortcut gets back.
+    fn forward_in_place(&self, mut x: Tensor, statistics: Statistics) -> Result<Tensor> {
+        let mut window = x.f_narrow(1, 0, self.convolved)?;
+        let saved = window.f_detach_copy()?;
+        window.f_copy_(&self.partial.forward(&saved)?)?;
+        let branch = self.branch(&x, statistics)?;
+        window.f_copy_(&saved)?;
+        Ok(x.f_add_(&branch)?)
+    }
+
+    fn branch(&self, mixed: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        self.reduce.forward(&self.expand.forward_activated(mixed, statistics, Some(self.activation))?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

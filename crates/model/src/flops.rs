@@ -1,0 +1,189 @@
+//! `flops`: what a model costs per image, from its shapes alone. No weight is allocated and nothing is computed.
+//!
+//! The reference's `get_flops.py` counts a multiplication with its addition as one operation, and by its own rules:
+//!
+//! - convolution: kernel area * inputs * outputs * places of the result, and one more per value of the result for a bias;
+//! - transposed convolution: the same with the places of its input;
+//! - fully connected layer: inputs * outputs, without the bias;
+//! - BatchNorm: two per value; ReLU: one per value; GELU and everything outside a counted layer (resampling, sums,
+//!   RoIAlign, suppression): nothing.
+//!
+//! The heads are counted on 1000 RoIs (boxes) and the first 100 of them (masks).
+
+use std::fmt;
+
+use serde::Serialize;
+
+use fnet_common::{Error, Result};
+use fnet_config as config;
+
+mod walk;
+
+/// RoIs that the reference's count sends through the box head.
+pub const BBOX_ROIS: u64 = 1000;
+/// RoIs that it sends through the mask head.
+pub const MASK_ROIS: u64 = 100;
+
+/// Kind of a counted layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum LayerKind {
+    /// Convolution.
+    Conv2d,
+    /// Transposed convolution.
+    ConvTranspose2d,
+    /// Fully connected layer.
+    Linear,
+    /// Batch normalisation.
+    BatchNorm2d,
+    /// Rectified linear unit.
+    #[serde(rename = "ReLU")]
+    Relu,
+}
+
+/// One layer, over all its calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Layer {
+    /// Name as in the reference's module tree.
+    pub name: String,
+    /// What it is.
+    pub kind: LayerKind,
+    /// Operations by the reference's rule.
+    pub flops: u64,
+    /// Multiplications with an addition, without biases, norms and activations.
+    pub macs: u64,
+    /// Trained values.
+    pub params: u64,
+    /// Values that a convolution or a fully connected layer puts out.
+    pub activations: u64,
+    /// Shape of the result of each call.
+    pub outputs: Vec<Vec<u64>>,
+}
+
+/// Sums of one module.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Operations by the reference's rule.
+    pub flops: u64,
+    /// Multiplications with an addition.
+    pub macs: u64,
+    /// Trained values.
+    pub params: u64,
+    /// Values that convolutions and fully connected layers put out.
+    pub activations: u64,
+}
+
+impl Cost {
+    fn add(&mut self, layer: &Layer) {
+        self.flops += layer.flops;
+        self.macs += layer.macs;
+        self.params += layer.params;
+        self.activations += layer.activations;
+    }
+}
+
+/// What a model costs for one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FlopsReport {
+    /// Operations by the reference's rule.
+    pub flops: u64,
+    /// Multiplications with an addition.
+    pub macs: u64,
+    /// Trained values.
+    pub params: u64,
+    /// Values that convolutions and fully connected layers put out.
+    pub activations: u64,
+    /// Height and width of the image.
+    pub shape: [usize; 2],
+    /// The same by module.
+    pub per_module: indexmap::IndexMap<String, Cost>,
+    /// The same by layer, in the reference's order.
+    pub layers: Vec<Layer>,
+}
+
+/// The modules that a report sums up, in order.
+const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"];
+
+/// Counts one image of `height` x `width` pixels; sides need not be multiples of 32.
+///
+/// # Errors
+/// A usage error if the image is too small for the backbone, which shrinks it 32 times.
+pub fn count(model: &config::Model, height: usize, width: usize) -> Result<FlopsReport> {
+    if height < 32 || width < 32 {
+        return Err(Error::usage(format!(
+            "--shape {height} {width}: at least 32 x 32 pixels are expected; --size-divisor 32 rounds them up"
+        )));
+    }
+    let layers = walk::layers(model, height as u64, width as u64);
+    let mut total = Cost::default();
+    let mut per_module: indexmap::IndexMap<String, Cost> =
+        MODULES.iter().map(|module| ((*module).to_owned(), Cost::default())).collect();
+    for layer in &layers {
+        total.add(layer);
+        for (_, cost) in per_module.iter_mut().filter(|(module, _)| is_below(&layer.name, module)) {
+            cost.add(layer);
+        }
+    }
+    let Cost { flops, macs, params, activations } = total;
+    Ok(FlopsReport { flops, macs, params, activations, shape: [height, width], per_module, layers })
+}
+
+fn is_below(name: &str, module: &str) -> bool {
+    name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
+}
+
+impl FlopsReport {
+    /// Operations as the paper seems to count them: its 258, 344 and 484 G for S, M and L are the reference's count
+    /// without the last two layers of the mask head.
+    pub fn paper_flops(&self) -> u64 {
+        let left_out = ["roi_head.mask_head.upsample", "roi_head.mask_head.conv_logits"];
+        self.layers.iter().filter(|layer| !left_out.contains(&layer.name.as_str())).map(|layer| layer.flops).sum()
+    }
+}
+
+/// The table for people; the first lines are the reference's.
+impl fmt::Display for FlopsReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = "=".repeat(30);
+        let [height, width] = self.shape;
+        writeln!(f, "{line}\nInput shape: (3, {height}, {width})")?;
+        writeln!(f, "Flops: {:.2} GFLOPs\nParams: {:.2} M\n{line}", giga(self.flops), mega(self.params))?;
+        writeln!(f, "{:<20} {:>10} {:>10} {:>9} {:>13}", "module", "GFLOPs", "GMACs", "M params", "M activations")?;
+        let total = Cost { flops: self.flops, macs: self.macs, params: self.params, activations: self.activations };
+        for (module, cost) in
+            self.per_module.iter().map(|(module, cost)| (module.as_str(), cost)).chain([("total", &total)])
+        {
+            writeln!(
+                f,
+                "{module:<20} {:>10.3} {:>10.3} {:>9.3} {:>13.3}",
+                giga(cost.flops),
+                giga(cost.macs),
+                mega(cost.params),
+                mega(cost.activations)
+            )?;
+        }
+        writeln!(
+            f,
+            "FLOPs by the reference's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
+             RoIAlign, softmax and suppression do not. The box head sees {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
+             MACs: the multiply-adds of convolutions and fully connected layers alone, without biases.\n\
+             Activations: the values that these layers put out."
+        )?;
+        write!(
+            f,
+            "The paper lists 258, 344 and 484 GFLOPs for S, M and L: those fit this count without the mask head's\n\
+             transposed convolution and class logits, which leaves {:.2} GFLOPs here.",
+            giga(self.paper_flops())
+        )
+    }
+}
+
+fn giga(count: u64) -> f64 {
+    count as f64 / 1e9
+}
+
+fn mega(count: u64) -> f64 {
+    count as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use fnet_config::Model;
+
+use super::*;
+
+fn family(embed_dim: usize, depths: [usize; 4]) -> Model {
+    let mut model = Model::default();
+    (model.backbone.embed_dim, model.backbone.depths) = (embed_dim, depths);
+    model
+}
+
+#[test]
+fn totals_of_s_m_and_l_are_the_references() {
+    for (embed_dim, depths, flops, params, printed) in [
+        (128, [1, 2, 13, 2], 265_259_083_700, 48_989_936, ["265.26 GFLOPs", "48.99 M", "leaves 258.49 GFLOPs"]),
+        (144, [3, 4, 18, 3], 351_177_547_700, 71_228_448, ["351.18 GFLOPs", "71.23 M", "leaves 344.41 GFLOPs"]),
+        (192, [3, 4, 18, 3], 491_060_299_700, 110_866_416, ["491.06 GFLOPs", "110.87 M", "leaves 484.29 GFLOPs"]),
+    ] {
+        for (height, width) in [(1280, 800), (800, 1280)] {
+            let report = count(&family(embed_dim, depths), height, width).unwrap();
+            assert_eq!((report.flops, report.params), (flops, params), "embed_dim {embed_dim}");
+            let text = report.to_string();
+            assert!(printed.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+}
+
+#[test]
+fn modules_add_up_to_the_total_and_split_as_the_reference_does() {
+    let report = count(&Model::default(), 1280, 800).unwrap();
+    let flops: Vec<u64> = report.per_module.values().map(|cost| cost.flops).collect();
+    assert_eq!(flops, [93_130_752_000, 54_110_720_000, 50_638_898_100, 14_306_304_000, 53_072_409_600]);
+    assert_eq!(report.per_module.values().map(|cost| cost.params).sum::<u64>(), report.params);
+    assert_eq!(report.per_module.values().map(|cost| cost.macs).sum::<u64>(), report.macs);
+    assert_eq!(report.per_module.values().map(|cost| cost.activations).sum::<u64>(), report.activations);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["flops"], 265_259_083_700_u64);
+    assert_eq!(json["per_module"]["roi_head.mask_head"]["flops"], 53_072_409_600_u64);
+}
+
+#[test]
+fn multiply_adds_leave_out_biases_norms_and_activations() {
+    let report = count(&Model::default(), 1280, 800).unwrap();
+    let layer = |name: &str| report.layers.iter().find(|layer| layer.name == name).unwrap();
+    let conv = layer("neck.lateral_convs.0.conv");
+    assert_eq!((conv.macs, conv.flops), (128 * 256 * 64_000, 129 * 256 * 64_000));
+    assert_eq!(conv.activations, 256 * 64_000);
+    assert_eq!(layer("backbone.norm0").macs, 0);
+    assert_eq!(layer("rpn_head.rpn_conv").outputs.len(), 5);
+}
+
+/// Places and trained values of a layer give its multiply-adds, whatever way they were counted.
+#[test]
+fn multiply_adds_and_activations_follow_from_parameters_and_shapes() {
+    for (height, width) in [(1280, 800), (801, 1203), (33, 64)] {
+        for layer in count(&Model::default(), height, width).unwrap().layers {
+            let product = |shape: &Vec<u64>| shape.iter().product::<u64>();
+            let values: u64 = layer.outputs.iter().map(product).sum();
+            let outputs = layer.outputs[0][1];
+            let (places, biases) = (values / outputs, outputs);
+            let (macs, activations) = match layer.kind {
+                LayerKind::Conv2d if layer.flops == layer.macs => (layer.params * places, values),
+                LayerKind::Conv2d | LayerKind::Linear => ((layer.params - biases) * places, values),
+                // Each place of the result is made by one of the four windows of the kernel.
+                LayerKind::ConvTranspose2d => ((layer.params - biases) / 4 * places, values),
+                LayerKind::BatchNorm2d | LayerKind::Relu => (0, 0),
+            };
+            assert_eq!((layer.macs, layer.activations), (macs, activations), "{}", layer.name);
+        }
+    }
+}
+
+#[test]
+fn sides_that_are_no_multiples_of_32_are_counted_as_the_layers_round_them() {
+    let report = count(&Model::default(), 70, 45).unwrap();
+    let outputs = |name: &str| report.layers.iter().find(|layer| layer.name == name).unwrap().outputs.clone();
+    assert_eq!(outputs("backbone.patch_embed.proj"), [[1, 128, 17, 11]]);
+    assert_eq!(outputs("backbone.stages.1.reduction"), [[1, 256, 8, 5]]);
+    assert_eq!(outputs("backbone.stages.5.reduction"), [[1, 1024, 2, 1]]);
+    let cls = outputs("rpn_head.rpn_cls");
+    assert_eq!(cls, [[1, 3, 17, 11], [1, 3, 8, 5], [1, 3, 4, 2], [1, 3, 2, 1], [1, 3, 1, 1]]);
+}
+
+#[test]
+fn gelu_is_not_counted_and_small_images_are_refused() {
+    let mut model = Model::default();
+    let relu = count(&model, 64, 96).unwrap();
+    model.backbone.activation = config::Activation::Gelu;
+    let gelu = count(&model, 64, 96).unwrap();
+    assert!(gelu.flops < relu.flops && gelu.macs == relu.macs);
+    assert!(count(&model, 31, 96).unwrap_err().to_string().contains("32 x 32"));
+}
+
+#[test]
+fn parity_flops_of_every_layer_of_s_are_the_references() {
+    let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
+        eprintln!("SKIPPED parity_flops_of_every_layer_of_s_are_the_references: FNET_TEST_DATA is unset");
+        return;
+    };
+    let path = std::path::Path::new(&root).join("reference/flops_split.json");
+    let split: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for (key, model) in [("s", Model::default()), ("m", family(144, [3, 4, 18, 3])), ("l", family(192, [3, 4, 18, 3]))]
+    {
+        for (height, width) in [(800, 1280), (1280, 800)] {
+            let expected = split[format!("{key}_{height}x{width}")]["layers"].as_array().unwrap();
+            let actual = count(&model, height, width).unwrap().layers;
+            assert_eq!(actual.len(), expected.len());
+            for (actual, expected) in actual.iter().zip(expected) {
+                assert_eq!(actual.name, expected["name"].as_str().unwrap());
+                assert_eq!(actual.flops, expected["flops"].as_u64().unwrap(), "{}", actual.name);
+                let shapes: Vec<Vec<u64>> = expected["calls"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|call| serde_json::from_value(call[1].clone()).unwrap())
+                    .collect();
+                assert_eq!(actual.outputs, shapes, "{}", actual.name);
+            }
+        }
+    }
+}

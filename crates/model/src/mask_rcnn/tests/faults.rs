@@ -1,0 +1,173 @@
+//! Batches that lack what a head needs. In the reference's field these end in hangs: a rank whose head got nothing
+//! contributes no gradient, and the others wait for it.
+//! <https://github.com/open-mmlab/mmdetection/pull/3713>, <https://github.com/open-mmlab/mmdetection/issues/2193>
+
+use std::sync::Arc;
+
+use tch::Kind;
+
+use fnet_config::{Activation, PartialConv};
+use fnet_data::InstanceMask;
+
+use super::*;
+
+fn config() -> config::Model {
+    let mut model = config::Model { num_classes: 3, ..Default::default() };
+    (model.backbone.embed_dim, model.backbone.depths, model.backbone.drop_path_rate) = (16, [1, 1, 1, 1], 0.5);
+    (model.neck.out_channels, model.rpn.feat_channels) = (16, 16);
+    (model.roi_head.bbox_fc_channels, model.roi_head.mask_channels, model.roi_head.mask_convs) = (32, 16, 2);
+    model
+}
+
+fn meta(height: usize, width: usize) -> ImageMeta {
+    ImageMeta {
+        image_id: 1,
+        file_name: "a.jpg".into(),
+        original_size: (height, width),
+        image_size: (height, width),
+        padded_size: (height, width),
+        scale_factor: [1.0; 4],
+        flipped: false,
+    }
+}
+
+fn object(x: usize, y: usize, side: usize) -> Target {
+    let mask =
+        InstanceMask { frame: (64, 96), x, y, width: side, height: side, pixels: Arc::from(vec![1; side * side]) };
+    let corner = |start: usize| start as f32;
+    Target {
+        boxes: vec![[corner(x), corner(y), corner(x + side), corner(y + side)]],
+        labels: vec![1],
+        masks: vec![mask],
+    }
+}
+
+fn batch(targets: Vec<Target>) -> Batch {
+    let images = Tensor::randn([targets.len() as i64, 3, 64, 96], (Kind::Float, Device::Cpu));
+    Batch { images: images.into(), metas: vec![meta(64, 96); targets.len()], targets }
+}
+
+/// Losses of one step, after every parameter was found to have a gradient of finite values.
+fn step(config: &config::Model, batch: &Batch) -> Losses {
+    let mut parameters = Parameters::new();
+    let model = MaskRcnn::new(config, &mut parameters, Device::Cpu, 1).unwrap();
+    let losses = model.forward_train(batch, &mut StepRandom::new(0, 0, 0)).unwrap();
+    losses.total().unwrap().backward();
+    for (name, tensor) in parameters.trainable() {
+        assert!(tensor.grad().defined(), "{name} has no gradient");
+        assert!(bool::try_from(tensor.grad().isfinite().all()).unwrap(), "the gradient of {name} is not finite");
+    }
+    losses
+}
+
+fn value(tensor: &Tensor) -> f64 {
+    f64::try_from(tensor).unwrap()
+}
+
+#[test]
+fn an_image_without_objects_trains_beside_one_with_objects() {
+    let losses = step(&config(), &batch(vec![Target::default(), object(20, 10, 40)]));
+    assert!(losses.positives > 0);
+    assert!(losses.named().iter().filter(|(name, _)| *name != "acc").all(|(_, loss)| value(loss) > 0.0));
+}
+
+#[test]
+fn without_any_object_only_classification_has_a_loss_and_every_parameter_a_gradient() {
+    let losses = step(&config(), &batch(vec![Target::default(), Target::default()]));
+    assert_eq!(losses.positives, 0);
+    assert!(losses.proposals > 0);
+    assert_eq!([value(&losses.rpn_bbox), value(&losses.bbox), value(&losses.mask)], [0.0; 3]);
+    assert!(value(&losses.rpn_cls) > 0.0 && value(&losses.cls) > 0.0);
+}
+
+#[test]
+fn without_any_proposal_every_parameter_still_has_a_gradient() {
+    let mut config = config();
+    config.rpn.min_box_size = 1e6;
+    let losses = step(&config, &batch(vec![Target::default()]));
+    assert_eq!((losses.positives, losses.proposals), (0, 0));
+    assert_eq!([value(&losses.cls), value(&losses.acc), value(&losses.bbox), value(&losses.mask)], [0.0; 4]);
+    let losses = step(&config, &batch(vec![Target::default(), object(8, 8, 32)]));
+    assert_eq!((losses.positives, losses.proposals), (1, 1), "the object itself is a proposal");
+}
+
+#[test]
+fn without_a_proposal_or_a_good_score_nothing_is_found() {
+    for (min_box_size, score_threshold) in [(1e6, 0.05), (0.0, 2.0)] {
+        let mut config = config();
+        (config.rpn.min_box_size, config.roi_head.score_threshold) = (min_box_size, score_threshold);
+        let model = MaskRcnn::new(&config, &mut Parameters::new(), Device::Cpu, 1).unwrap();
+        let images = Tensor::randn([2, 3, 64, 96], (Kind::Float, Device::Cpu));
+        let found = model.predict(&images.into(), &[meta(64, 96), meta(64, 96)]).unwrap();
+        assert_eq!(found.len(), 2);
+        for found in found {
+            assert!(found.is_empty());
+            assert_eq!((found.boxes.size(), found.masks.size()), (vec![0, 4], vec![0, 28, 28]));
+        }
+    }
+}
+
+#[test]
+fn slicing_equals_split_cat_whatever_the_size_and_is_refused_in_training() {
+    for (activation, n_div) in [(Activation::Relu, 4), (Activation::Gelu, 1)] {
+        let mut config = config();
+        (config.backbone.activation, config.backbone.n_div) = (activation, n_div);
+        let split_cat = MaskRcnn::new(&config, &mut Parameters::new(), Device::Cpu, 1).unwrap();
+        config.backbone.partial_conv = PartialConv::Slicing;
+        let slicing = MaskRcnn::new(&config, &mut Parameters::new(), Device::Cpu, 1).unwrap();
+        let _guard = tch::no_grad_guard();
+        for size in [[1, 3, 32, 32], [2, 3, 64, 96]] {
+            let images = torch_ext::memory::channels_last(&Tensor::randn(size, (Kind::Float, Device::Cpu))).unwrap();
+            let features = |model: &MaskRcnn| model.backbone.forward(&images, Statistics::Running, None).unwrap();
+            for (actual, expected) in features(&slicing).iter().zip(features(&split_cat)) {
+                assert!(actual.allclose(&expected, 1e-5, 1e-6, false), "{activation:?}, {size:?}");
+            }
+        }
+        let error = slicing.forward_train(&batch(vec![object(8, 8, 32)]), &mut StepRandom::new(0, 0, 0)).unwrap_err();
+        assert!(error.to_string().contains("split_cat"), "{error}");
+    }
+}
+
+#[test]
+fn dropped_branches_depend_on_seed_rank_and_step_alone() {
+    let config = config();
+    let mut parameters = Parameters::new();
+    let model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 1).unwrap();
+    let batch = batch(vec![object(8, 8, 32); 4]);
+    let loss = |step| value(&model.forward_train(&batch, &mut StepRandom::new(0, 0, step)).unwrap().rpn_cls);
+    let first = loss(1);
+    assert_eq!(first, loss(1));
+    assert!((2..8).any(|step| loss(step) != first));
+}
+
+#[test]
+fn running_statistics_stay_as_they_are_without_batch_statistics() {
+    let mut parameters = Parameters::new();
+    let mut model = MaskRcnn::new(&config(), &mut parameters, Device::Cpu, 1).unwrap();
+    model.set_batch_statistics(false);
+    let before: Vec<Tensor> = parameters.buffers().map(|(_, tensor)| tensor.copy()).collect();
+    model.forward_train(&batch(vec![object(8, 8, 32)]), &mut StepRandom::new(0, 0, 0)).unwrap();
+    assert!(parameters.buffers().zip(&before).all(|((_, now), before)| now == before));
+}
+
+#[test]
+fn configs_that_do_not_fit_together_are_refused_by_name() {
+    let refused = |change: fn(&mut config::Model)| {
+        let mut config = config();
+        change(&mut config);
+        MaskRcnn::new(&config, &mut Parameters::new(), Device::Cpu, 0).unwrap_err().to_string()
+    };
+    assert!(refused(|model| model.neck.num_outs = 6).contains("model.rpn.anchor_strides"));
+    assert!(refused(|model| model.neck.num_outs = 3).contains("model.neck.num_outs"));
+    assert!(refused(|model| model.num_classes = 0).contains("model.num_classes"));
+    assert!(refused(|model| model.backbone.n_div = 17).contains("model.backbone.n_div"));
+}
+
+#[test]
+fn a_batch_whose_parts_differ_in_length_is_refused() {
+    let model = MaskRcnn::new(&config(), &mut Parameters::new(), Device::Cpu, 0).unwrap();
+    let mut batch = batch(vec![Target::default()]);
+    batch.metas.clear();
+    assert!(model.forward_train(&batch, &mut StepRandom::new(0, 0, 0)).is_err());
+    assert!(model.predict(&batch.images, &batch.metas).is_err());
+}

@@ -1,0 +1,86 @@
+//! Suppression of boxes that overlap a better one, group by group: the reference's `batched_nms`.
+
+use tch::{Kind, Tensor};
+
+use fnet_common::Result;
+
+use super::ops;
+
+/// From this many boxes on the groups are suppressed one after the other, as the reference does: with all groups in one
+/// pass, the offsets cost float32 precision in the same way, but the time grows with the square of the number.
+pub const SPLIT_THRESHOLD: i64 = 10_000;
+
+/// Indices of the kept of `boxes` (`[n, 4]`, float32, on the CPU), best first. Boxes suppress each other only within a group;
+/// `groups` (`[n]`, int64, from 0) tells the groups apart.
+///
+/// Every group is moved away from the others by an offset made of the greatest coordinate, in float32: overlaps are
+/// computed on the moved boxes, so that they round as the reference's do.
+///
+/// # Errors
+/// If libtorch fails.
+pub fn batched_nms(boxes: &Tensor, scores: &Tensor, groups: &Tensor, iou: f64) -> Result<Tensor> {
+    batched_nms_with(boxes, scores, groups, iou, SPLIT_THRESHOLD)
+}
+
+/// As [`batched_nms`], with another threshold than [`SPLIT_THRESHOLD`].
+///
+/// # Errors
+/// If libtorch fails.
+pub fn batched_nms_with(
+    boxes: &Tensor,
+    scores: &Tensor,
+    groups: &Tensor,
+    iou: f64,
+    split_threshold: i64,
+) -> Result<Tensor> {
+    let count = scores.size1()?;
+    if count == 0 {
+        return Ok(Tensor::f_zeros([0], (Kind::Int64, boxes.device()))?);
+    }
+    let step = boxes.f_max()?.f_add_scalar(1.0)?;
+    let moved = boxes.f_add(&groups.f_to_kind(boxes.kind())?.f_mul(&step)?.f_unsqueeze(1)?)?;
+    if count < split_threshold {
+        return ops::nms(&moved, scores, iou);
+    }
+    let last = i64::try_from(groups.f_max()?)?;
+    let mut kept = Vec::new();
+    for group in 0..=last {
+        let members = groups.f_eq(group)?.f_nonzero()?.f_reshape([-1])?;
+        if members.size1()? > 0 {
+            let best = ops::nms(&moved.f_index_select(0, &members)?, &scores.f_index_select(0, &members)?, iou)?;
+            kept.push(members.f_index_select(0, &best)?);
+        }
+    }
+    // Ascending first: equal scores then keep the order of the input.
+    let (kept, _) = Tensor::f_cat(&kept, 0)?.f_sort(0, false)?;
+    let (_, order) = scores.f_index_select(0, &kept)?.f_sort_stable(true, 0, true)?;
+    Ok(kept.f_index_select(0, &order)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn boxes() -> Tensor {
+        Tensor::from_slice(&[0.0f32, 0.0, 10.0, 10.0, 0.0, 0.0, 10.0, 9.0, 0.0, 0.0, 10.0, 8.0, 30.0, 0.0, 40.0, 9.0])
+            .reshape([4, 4])
+    }
+
+    #[test]
+    fn boxes_suppress_worse_ones_of_their_group_only() {
+        let scores = Tensor::from_slice(&[0.1f32, 0.9, 0.5, 0.3]);
+        let groups = Tensor::from_slice(&[0i64, 0, 1, 0]);
+        for threshold in [SPLIT_THRESHOLD, 0] {
+            let kept = batched_nms_with(&boxes(), &scores, &groups, 0.5, threshold).unwrap();
+            assert_eq!(Vec::<i64>::try_from(kept).unwrap(), [1, 2, 3], "split at {threshold}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_suppress_keeps_nothing() {
+        let empty = Tensor::zeros([0, 4], (Kind::Float, tch::Device::Cpu));
+        let none = Tensor::zeros([0], (Kind::Int64, tch::Device::Cpu));
+        let kept = batched_nms(&empty, &none.to_kind(Kind::Float), &none, 0.5).unwrap();
+        assert_eq!(kept.size(), [0]);
+    }
+}

@@ -1,0 +1,157 @@
+//! Features of regions of interest: which pyramid level each RoI is read from, and the reading.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::ErrorKind;
+use torch_ext::ops::RoisByLevel;
+
+use fnet_common::{Error, Result};
+
+use super::ops;
+use super::pack::{Pack, Sent, Table};
+
+/// Reads RoI features from the pyramid.
+#[derive(Debug)]
+pub struct RoiExtractor {
+    finest_scale: f64,
+    /// Strides of the levels that RoIs are read from.
+    strides: Vec<usize>,
+    /// Side of the features.
+    size: usize,
+}
+
+/// RoIs whose levels are known, on their way to the device of the levels.
+#[derive(Debug)]
+pub enum PlacedRois {
+    /// On the CPU, in the caller's order, with the level of each.
+    Mixed {
+        /// Image index and box.
+        rois: Table,
+        /// Index of the level.
+        levels: Table,
+    },
+    /// Level by level: the operator for CUDA reads one level at a time.
+    ByLevel {
+        /// Image index and box, in the caller's order.
+        rois: Table,
+        /// Place in the caller's order of each row by level.
+        order: Table,
+        /// Row by level of each place in the caller's order.
+        back: Table,
+        /// RoIs of each level.
+        counts: Vec<i64>,
+    },
+}
+
+impl RoiExtractor {
+    /// `size` is the side of the features, `strides` are those of the levels that RoIs are read from.
+    pub fn new(finest_scale: f64, strides: &[usize], size: usize) -> Self {
+        Self { finest_scale, strides: strides.to_vec(), size }
+    }
+
+    /// Features `[k, c, size, size]` of `rois` (`[k, 5]` on the host: image index and box in pixels).
+    pub fn forward(&self, levels: &[Tensor], rois: &Tensor) -> Result<Tensor> {
+        let values = Vec::<f32>::try_from(rois.f_reshape([-1])?)?;
+        let device = levels.first().map_or(Device::Cpu, Tensor::device);
+        let mut pack = Pack::default();
+        let placed = self.place(values.as_chunks().0, device, &mut pack)?;
+        self.read(levels, &placed, &pack.send(device)?)
+    }
+
+    /// Adds to `pack` what [`RoiExtractor::read`] needs of the RoIs on `device`. The host knows them, so that their levels
+    /// cost no wait for the device.
+    pub fn place(&self, rois: &[[f32; 5]], device: Device, pack: &mut Pack) -> Result<PlacedRois> {
+        let count = rois.len() as i64;
+        let all = Tensor::f_from_slice(rois.as_flattened())?.f_reshape([count, 5])?;
+        let levels = Vec::<i64>::try_from(self.assign_levels(&all)?)?;
+        if device == Device::Cpu {
+            let rois = pack.add(rois.as_flattened(), &[count, 5]);
+            return Ok(PlacedRois::Mixed { rois, levels: pack.list(&levels) });
+        }
+        check(rois)?;
+        let mut order: Vec<usize> = (0..rois.len()).collect();
+        order.sort_by_key(|&roi| levels[roi]);
+        let mut back = vec![0_i64; rois.len()];
+        (0..).zip(&order).for_each(|(now, &then)| back[then] = now);
+        let mut counts = vec![0; self.strides.len()];
+        levels.iter().for_each(|&level| counts[level as usize] += 1);
+        let sorted: Vec<f32> = order.iter().flat_map(|&roi| rois[roi]).collect();
+        let order: Vec<i64> = order.into_iter().map(|roi| roi as i64).collect();
+        Ok(PlacedRois::ByLevel {
+            rois: pack.add(&sorted, &[count, 5]),
+            order: pack.list(&order),
+            back: pack.list(&back),
+            counts,
+        })
+    }
+
+    /// Features of RoIs that were placed and sent, in the order in which they were placed.
+    pub fn read(&self, levels: &[Tensor], placed: &PlacedRois, sent: &Sent) -> Result<Tensor> {
+        let count = self.strides.len().min(levels.len());
+        let (levels, strides) = (&levels[..count], &self.strides[..count]);
+        match placed {
+            PlacedRois::Mixed { rois, levels: of_rois } => {
+                ops::roi_align(levels, &sent.table(rois)?, &sent.table(of_rois)?, strides, self.size)
+            }
+            PlacedRois::ByLevel { rois, order, back, counts } => {
+                let (rois, order, back) = (sent.table(rois)?, sent.table(order)?, sent.table(back)?);
+                let by_level = RoisByLevel { rois, order, back, counts: counts[..count].to_vec() };
+                ops::roi_align_by_level(levels, &by_level, strides, self.size)
+            }
+        }
+    }
+
+    /// The level of each RoI: the finest up to twice `finest_scale` (square root of the area), one coarser for each
+    /// doubling (Lin et al., 2017).
+    pub fn assign_levels(&self, rois: &Tensor) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let extent = rois.f_narrow(1, 3, 2)?.f_sub(&rois.f_narrow(1, 1, 2)?)?;
+        let scale = extent.f_select(1, 0)?.f_mul(&extent.f_select(1, 1)?)?.f_sqrt()?;
+        let level = scale.f_div_scalar(self.finest_scale)?.f_add_scalar(1e-6)?.f_log2()?.f_floor()?;
+        Ok(level.f_clamp(0.0, self.strides.len() as f64 - 1.0)?.f_to_kind(Kind::Int64)?)
+    }
+}
+
+/// Refuses what the operator for CUDA would take for an address or a number of samples.
+fn check(rois: &[[f32; 5]]) -> Result<()> {
+    const LARGEST: f32 = 1e6;
+    let wrong =
+        rois.iter().enumerate().find(|(_, roi)| roi.iter().any(|value| !value.is_finite() || value.abs() > LARGEST));
+    wrong.map_or(Ok(()), |(number, roi)| {
+        Err(Error::from(torch_ext::Error::new(
+            ErrorKind::Invalid,
+            format!("RoI {number} is {roi:?}; expected finite values within 1e6 pixels (has the training diverged?)"),
+        )))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rois_go_one_level_coarser_with_each_doubling() {
+        let extractor = RoiExtractor::new(56.0, &[4, 8, 16, 32], 7);
+        let sides = [0.0f32, 1.0, 111.9, 112.0, 224.0, 447.0, 448.0, 2000.0];
+        let rois: Vec<f32> = sides.iter().flat_map(|&side| [0.0, 10.0, 20.0, 10.0 + side, 20.0 + side]).collect();
+        let levels = extractor.assign_levels(&Tensor::from_slice(&rois).reshape([-1, 5])).unwrap();
+        assert_eq!(Vec::<i64>::try_from(levels).unwrap(), [0, 0, 0, 1, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn rois_placed_for_a_gpu_lie_level_by_level_and_know_the_way_back() {
+        let extractor = RoiExtractor::new(56.0, &[4, 8, 16, 32], 7);
+        let rois = [300.0f32, 10.0, 120.0, 20.0, 500.0].map(|side| [1.0, 5.0, 6.0, 5.0 + side, 6.0 + side]);
+        let mut pack = Pack::default();
+        let placed = extractor.place(&rois, Device::Cuda(0), &mut pack).unwrap();
+        let PlacedRois::ByLevel { rois: sorted, order, back, counts } = &placed else { panic!("{placed:?}") };
+        let sent = pack.send(Device::Cpu).unwrap();
+        let given = Tensor::from_slice(rois.as_flattened()).reshape([5, 5]);
+        let (order, back) = (sent.table(order).unwrap(), sent.table(back).unwrap());
+        assert_eq!(sent.table(sorted).unwrap(), given.index_select(0, &order));
+        assert_eq!(sent.table(sorted).unwrap().index_select(0, &back), given);
+        assert_eq!((counts, Vec::<i64>::try_from(order).unwrap()), (&vec![2, 1, 1, 1], vec![1, 3, 2, 0, 4]));
+        let diverged = [[0.0, f32::NAN, 0.0, 4.0, 4.0]];
+        let error = extractor.place(&diverged, Device::Cuda(0), &mut Pack::default()).unwrap_err();
+        assert!(error.to_string().contains("RoI 0"), "{error}");
+    }
+}

@@ -1,0 +1,251 @@
+//! The heads behind the proposals: sampling, classes, boxes and masks (Ren et al., 2015; He et al., 2017).
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::Download;
+use torch_ext::levels::twice;
+
+use fnet_common::Result;
+use fnet_config as config;
+use fnet_data::{ImageMeta, InstanceMask, Target, mask_targets};
+
+use super::Parameters;
+use super::assign::assign;
+use super::bbox_head::{BboxHead, BboxLosses};
+use super::boxes::{decode, encode};
+use super::detections::Detections;
+use super::losses::Loss;
+use super::mask_head::MaskHead;
+use super::nms::batched_nms;
+use super::ops;
+use super::pack::Pack;
+use super::roi_extract::RoiExtractor;
+use super::sample::{Choice, sample};
+
+/// The pyramid levels that RoIs are read from.
+const ROI_LEVELS: usize = 4;
+
+/// Box head, mask head, and their rules.
+#[derive(Debug)]
+pub struct RoiHead {
+    /// Reads the features of the box head.
+    pub bbox_extractor: RoiExtractor,
+    /// Reads the features of the mask head.
+    pub mask_extractor: RoiExtractor,
+    /// Class and box of each RoI.
+    pub bbox: BboxHead,
+    /// Mask of each RoI.
+    pub mask: MaskHead,
+    config: config::RoiHead,
+    classes: usize,
+}
+
+/// The RoIs of a batch that enter the losses, and what they should become.
+#[derive(Debug, Default)]
+pub struct RoiSample {
+    /// Image index and box, per image the positives first.
+    pub rois: Vec<[f32; 5]>,
+    /// Class of each RoI; the number of classes for background.
+    pub labels: Vec<i64>,
+    /// Rows of the positives.
+    pub positives: Vec<i64>,
+    /// Index of each positive's object within its image.
+    pub objects: Vec<usize>,
+    /// Deltas from each positive to its object.
+    pub deltas: Vec<[f32; 4]>,
+}
+
+/// Losses of both heads.
+pub struct RoiLosses {
+    /// Those of the box head.
+    pub bbox: BboxLosses,
+    /// That of the mask head.
+    pub mask: Loss,
+}
+
+impl RoiHead {
+    /// Adds its tensors to `parameters` below `prefix`.
+    pub fn new(parameters: &mut Parameters, prefix: &str, model: &config::Model) -> Result<Self> {
+        let (config, channels) = (&model.roi_head, model.neck.out_channels as i64);
+        let strides = &model.rpn.anchor_strides[..ROI_LEVELS.min(model.rpn.anchor_strides.len())];
+        Ok(Self {
+            bbox_extractor: RoiExtractor::new(config.finest_scale, strides, config.bbox_roi_size),
+            mask_extractor: RoiExtractor::new(config.finest_scale, strides, config.mask_roi_size),
+            bbox: BboxHead::new(parameters, &format!("{prefix}.bbox_head"), channels, model)?,
+            mask: MaskHead::new(parameters, &format!("{prefix}.mask_head"), channels, model)?,
+            config: config.clone(),
+            classes: model.num_classes,
+        })
+    }
+
+    fn stds(&self) -> [f32; 4] {
+        self.config.bbox_target_stds.map(|std| std as f32)
+    }
+
+    /// Chooses the RoIs of the losses among the proposals (`[k, 5]` per image, on the host) and the objects.
+    pub fn sample(&self, proposals: &[Tensor], targets: &[Target], choice: &mut dyn Choice) -> Result<RoiSample> {
+        let mut all = RoiSample::default();
+        let values = Vec::<f32>::try_from(Tensor::f_cat(proposals, 0)?.f_reshape([-1])?)?;
+        let mut rows = values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]);
+        for (image, (proposals, target)) in proposals.iter().zip(targets).enumerate() {
+            let boxes: Vec<[f32; 4]> = rows.by_ref().take(proposals.size2()?.0 as usize).collect();
+            self.sample_image(image, boxes, target, choice, &mut all);
+        }
+        Ok(all)
+    }
+
+    fn sample_image(
+        &self,
+        image: usize,
+        mut boxes: Vec<[f32; 4]>,
+        target: &Target,
+        choice: &mut dyn Choice,
+        all: &mut RoiSample,
+    ) {
+        let mut assigned = assign(&boxes.iter().collect(), &target.boxes, &self.config.assigner);
+        if self.config.sampler.add_ground_truth {
+            boxes.splice(0..0, target.boxes.iter().copied());
+            assigned.splice(0..0, (1..).take(target.boxes.len()));
+        }
+        let sampled = sample(&assigned, &self.config.sampler, choice);
+        let roi = |index: usize| {
+            let [x1, y1, x2, y2] = boxes[index];
+            [image as f32, x1, y1, x2, y2]
+        };
+        for &index in &sampled.positive {
+            let object = (assigned[index] - 1) as usize;
+            all.positives.push(all.rois.len() as i64);
+            all.objects.push(object);
+            all.deltas.push(encode(&boxes[index], &target.boxes[object], &self.stds()));
+            all.labels.push(target.labels[object]);
+            all.rois.push(roi(index));
+        }
+        all.rois.extend(sampled.negative.iter().map(|&index| roi(index)));
+        all.labels.extend(sampled.negative.iter().map(|_| self.classes as i64));
+    }
+
+    /// The losses of both heads for the chosen RoIs.
+    pub fn loss(&self, levels: &[Tensor], sample: &RoiSample, targets: &[Target]) -> Result<RoiLosses> {
+        let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
+        let positive_rois: Vec<[f32; 5]> = sample.positives.iter().map(|&row| sample.rois[row as usize]).collect();
+        let positive_labels: Vec<i64> = sample.positives.iter().map(|&row| sample.labels[row as usize]).collect();
+        let own = sample.positives.iter().zip(&positive_labels);
+        let own: Vec<i64> = own.map(|(&row, &label)| self.bbox.own_deltas(row, label)).collect();
+        let (positives, side) = (positive_rois.len() as i64, 2 * self.config.mask_roi_size as i64);
+
+        let rois = self.bbox_extractor.place(&sample.rois, device, &mut pack)?;
+        let labels = pack.list(&sample.labels);
+        let own = pack.list(&own);
+        let deltas = pack.add(sample.deltas.as_flattened(), &[positives, 4]);
+        let positive_rois = self.mask_extractor.place(&positive_rois, device, &mut pack)?;
+        let positive_labels = pack.list(&positive_labels);
+        let masks = pack.add(&self.mask_targets(sample, targets), &[positives, side, side]);
+        let sent = pack.send(device)?;
+
+        // Where calls count, the gradients that both heads give the levels are added in one.
+        let levels = &levels[..ROI_LEVELS.min(levels.len())];
+        let shared = if device == Device::Cpu { None } else { Some(twice(levels)?) };
+        let (of_boxes, of_masks) =
+            shared.as_ref().map_or((levels, levels), |[first, second]| (first.as_slice(), second.as_slice()));
+        let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.read(of_boxes, &rois, &sent)?)?;
+        let bbox =
+            self.bbox.loss(&scores, &predicted, &sent.table(&labels)?, &sent.table(&own)?, &sent.table(&deltas)?)?;
+        let features = self.mask_extractor.read(of_masks, &positive_rois, &sent)?;
+        let masks = sent.table(&masks)?.f_to_kind(Kind::Float)?;
+        let mask = self.mask.loss_of(&features, &sent.table(&positive_labels)?, &masks)?;
+        Ok(RoiLosses { bbox, mask })
+    }
+
+    /// 0 or 1 for each of `[p, s, s]`: each positive RoI's part of its object's mask.
+    pub fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Vec<u8> {
+        let rois = sample.positives.iter().map(|&row| sample.rois[row as usize]);
+        let (masks, boxes): (Vec<&InstanceMask>, Vec<[f32; 4]>) = rois
+            .zip(&sample.objects)
+            .map(|([image, x1, y1, x2, y2], &object)| (&targets[image as usize].masks[object], [x1, y1, x2, y2]))
+            .unzip();
+        mask_targets(&masks, &boxes, 2 * self.config.mask_roi_size)
+    }
+
+    /// Detections of every image, from its proposals (`[k, 5]` on the host). On CUDA this waits for the device where scores
+    /// and deltas come to the host, which decides on them, and where the masks do.
+    pub fn predict(&self, levels: &[Tensor], proposals: &[Tensor], metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+        let counts = proposals.iter().map(|boxes| Ok(boxes.size2()?.0)).collect::<Result<Vec<_>>>()?;
+        let rois = (0_i64..)
+            .zip(proposals)
+            .map(|(image, boxes)| with_image(image, &boxes.f_narrow(1, 0, 4)?))
+            .collect::<Result<Vec<_>>>()?;
+        let rois = Tensor::f_cat(&rois, 0)?;
+        let (scores, deltas) = self.bbox.forward(&self.bbox_extractor.forward(levels, &rois)?)?;
+        let scores = Download::start(&scores.f_softmax(1, Kind::Float)?)?;
+        let deltas = Download::start(&deltas.f_to_kind(Kind::Float)?)?;
+        let scores = scores.finish()?.f_split_with_sizes(&counts[..], 0)?;
+        let deltas = deltas.finish()?.f_split_with_sizes(&counts[..], 0)?;
+        let rois = rois.f_split_with_sizes(&counts[..], 0)?;
+        let mut kept = Vec::with_capacity(metas.len());
+        for (image, meta) in metas.iter().enumerate() {
+            kept.push(self.best_of_image(&rois[image], &scores[image], &deltas[image], meta)?);
+        }
+        self.add_masks(levels, kept, metas)
+    }
+
+    /// Boxes in the original image, scores and labels of one image, best first; all on the host.
+    pub fn best_of_image(&self, rois: &Tensor, scores: &Tensor, deltas: &Tensor, meta: &ImageMeta) -> Result<Best> {
+        let classes = self.classes as i64;
+        // Row by row, classes in order: the order of equal scores is part of the reference's rule.
+        let found = scores.f_narrow(1, 0, classes)?.f_gt(self.config.score_threshold)?.f_nonzero()?;
+        let (rows, labels) = (found.f_select(1, 0)?, found.f_select(1, 1)?);
+        let pair = |columns: i64| -> Result<Tensor> { Ok(rows.f_mul_scalar(columns)?.f_add(&labels)?) };
+        let scores = scores.f_reshape([-1])?.f_index_select(0, &pair(classes + 1)?)?;
+        let (count, _) = deltas.size2()?;
+        let deltas = deltas.f_reshape([count * classes, 4])?.f_index_select(0, &pair(classes)?)?;
+        let sources = rois.f_narrow(1, 1, 4)?.f_index_select(0, &rows)?;
+        let (height, width) = (meta.image_size.0 as f32, meta.image_size.1 as f32);
+        let limits = Tensor::f_from_slice(&[width, height, width, height])?;
+        let boxes = decode(&sources, &deltas, Some(&self.config.bbox_target_stds), Some(&limits))?;
+        let boxes = boxes.f_div(&Tensor::f_from_slice(&meta.scale_factor)?)?;
+        let kept = batched_nms(&boxes, &scores, &labels, self.config.nms_iou)?;
+        let kept = kept.f_narrow(0, 0, kept.size1()?.min(self.config.max_per_image as i64))?;
+        Ok(Best {
+            boxes: boxes.f_index_select(0, &kept)?,
+            scores: scores.f_index_select(0, &kept)?,
+            labels: labels.f_index_select(0, &kept)?,
+        })
+    }
+
+    fn add_masks(&self, levels: &[Tensor], kept: Vec<Best>, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+        let device = levels.first().map_or(Device::Cpu, Tensor::device);
+        let mut rois = Vec::with_capacity(kept.len());
+        for (image, (best, meta)) in (0_i64..).zip(kept.iter().zip(metas)) {
+            rois.push(with_image(image, &best.boxes.f_mul(&Tensor::f_from_slice(&meta.scale_factor)?)?)?);
+        }
+        let labels: Vec<&Tensor> = kept.iter().map(|best| &best.labels).collect();
+        let labels = ops::upload(&Tensor::f_cat(&labels, 0)?, device)?;
+        let features = self.mask_extractor.forward(levels, &Tensor::f_cat(&rois, 0)?)?;
+        let logits = self.mask.forward(&features, &labels)?;
+        let masks = Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?;
+        let mut start = 0;
+        kept.into_iter()
+            .map(|Best { boxes, scores, labels }| {
+                let count = scores.size1()?;
+                let masks = masks.f_narrow(0, start, count)?;
+                start += count;
+                Ok(Detections { boxes, scores, labels, masks })
+            })
+            .collect()
+    }
+}
+
+/// Detections without masks.
+pub struct Best {
+    /// `[k, 4]`, in pixels of the network's image.
+    pub boxes: Tensor,
+    /// `[k]`, best first.
+    pub scores: Tensor,
+    /// `[k]`, class of each.
+    pub labels: Tensor,
+}
+
+/// RoIs of `boxes` (`[k, 4]`) in `image`.
+fn with_image(image: i64, boxes: &Tensor) -> Result<Tensor> {
+    let column = Tensor::f_full([boxes.size2()?.0, 1], image, (Kind::Float, boxes.device()))?;
+    Ok(Tensor::f_cat(&[&column, boxes], 1)?)
+}

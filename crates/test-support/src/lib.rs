@@ -1,0 +1,52 @@
+//! What the unit tests of several crates share: the folder of test data, the environment's Python, small data sets.
+
+// A panic is how a test fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod small_set;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub use small_set::SmallSet;
+
+/// A file or folder of the test data, or `None`, with a visible line, where FNET_TEST_DATA is unset. The empty path stands for
+/// the whole folder.
+///
+/// # Panics
+/// If FNET_TEST_DATA is set and lacks it.
+pub fn fixture(path: &str) -> Option<PathBuf> {
+    let Some(root) = std::env::var_os("FNET_TEST_DATA").filter(|root| !root.is_empty()) else {
+        skip("FNET_TEST_DATA is unset");
+        return None;
+    };
+    let path = Path::new(&root).join(path);
+    assert!(path.exists(), "{} is missing from FNET_TEST_DATA", path.display());
+    Some(path)
+}
+
+/// Reports that the running test is skipped.
+pub fn skip(reason: &str) {
+    eprintln!("SKIPPED {}: {reason}", std::thread::current().name().unwrap_or("a test"));
+}
+
+/// The Python of the checkout's environment, or `None`, with a visible line, where there is none.
+pub fn python() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/python");
+    if !python.exists() {
+        skip("there is no .venv/bin/python");
+        return None;
+    }
+    Some(python)
+}
+
+/// Runs a script in `folder` with the environment's Python, in which PyTorch is installed; `false` where there is none.
+///
+/// # Panics
+/// If the script fails.
+pub fn run_python(folder: &Path, script: &str) -> bool {
+    let Some(python) = python() else { return false };
+    let run = Command::new(python).arg("-c").arg(script).current_dir(folder).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    true
+}

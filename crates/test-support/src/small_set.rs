@@ -1,0 +1,53 @@
+//! Small data sets.
+
+/// A small data set in a folder of its own: picture `i` is `sizes[i]` (width, height) and has one polygon object.
+pub struct SmallSet {
+    /// Where it lies; removed with it.
+    pub folder: tempfile::TempDir,
+    /// The part of a config that names it as the training and validation set.
+    pub config: fnet_config::Data,
+}
+
+impl SmallSet {
+    /// Writes the images and the annotation file.
+    ///
+    /// # Panics
+    /// If the disk fails.
+    pub fn new(sizes: &[(u32, u32)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut images = Vec::new();
+        let mut annotations = Vec::new();
+        for (i, &(width, height)) in sizes.iter().enumerate() {
+            let name = format!("{i}.png");
+            let pixel = |x: u32, y: u32| image::Rgb([(x * 2) as u8, (y * 2) as u8, i as u8 * 40]);
+            image::ImageBuffer::from_fn(width, height, pixel).save(folder.path().join(&name)).unwrap();
+            images.push(serde_json::json!({"id": i + 100, "file_name": name, "width": width, "height": height}));
+            annotations.push(serde_json::json!({
+                "id": i + 1, "image_id": i + 100, "category_id": 7, "bbox": [4, 5, 20, 10], "area": 200, "iscrowd": 0,
+                "segmentation": [[4, 5, 24, 5, 24, 15, 4, 15]]
+            }));
+        }
+        let file = serde_json::json!({
+            "images": images, "annotations": annotations, "categories": [{"id": 7, "name": "box"}]
+        });
+        let mut config =
+            fnet_config::Data { root: folder.path().display().to_string(), workers_per_gpu: 2, ..Default::default() };
+        config.pipeline.scales = vec![[96, 64]];
+        config.pipeline.test_scale = [96, 64];
+        for set in [&mut config.train, &mut config.val] {
+            set.ann_file = "a.json".into();
+            set.img_prefix = ".".into();
+        }
+        let small = Self { folder, config };
+        small.write(&file);
+        small
+    }
+
+    /// Replaces the annotation file.
+    ///
+    /// # Panics
+    /// If the disk fails.
+    pub fn write(&self, file: &serde_json::Value) {
+        std::fs::write(self.folder.path().join("a.json"), file.to_string()).unwrap();
+    }
+}

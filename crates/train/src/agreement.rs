@@ -1,0 +1,99 @@
+//! What all ranks know together after each step: averaged losses, whether they are finite, whether to stop.
+
+use tch::Tensor;
+
+use fnet_common::Result;
+use fnet_distributed::World;
+use fnet_protocol::message::StopReason;
+
+/// The common view of one step. Every rank holds the same values, so every rank decides the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Name and mean over the ranks of each logged value, in the order of the log.
+    pub losses: Vec<(&'static str, f64)>,
+    /// Names of the losses that were not finite on some rank.
+    pub not_finite: Vec<&'static str>,
+    /// Set once any rank was asked to stop.
+    pub stop: Option<StopReason>,
+    /// Set once rank 0's clock says that it is time for a checkpoint.
+    pub save: bool,
+}
+
+/// What one rank would like all to do after a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// The request to stop that it has seen.
+    pub stop: Option<StopReason>,
+    /// Whether it is time for a checkpoint.
+    pub save: bool,
+}
+
+impl StepReport {
+    /// The mean total loss.
+    pub fn total(&self) -> f64 {
+        self.losses.iter().find(|(name, _)| *name == "loss").map_or(f64::NAN, |&(_, value)| value)
+    }
+}
+
+/// One all-reduce of a few numbers on the host: losses, and what this rank would like all to do.
+///
+/// It speaks of the present step, so that nothing that is known of it comes after its update. A GPU computes gradients
+/// meanwhile.
+pub fn agree(world: &World, named: &[(&'static str, f64)], wishes: Wishes) -> Result<StepReport> {
+    let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
+    let flags =
+        [wishes.save, wishes.stop == Some(StopReason::Interrupted), wishes.stop == Some(StopReason::Terminated)];
+    values.extend(flags.map(|flag| f64::from(u8::from(flag))));
+    let sums = Tensor::f_from_slice(&values)?;
+    world.all_reduce_sum(&sums)?;
+    let values = Vec::<f64>::try_from(&sums)?;
+    Ok(report(named.iter().map(|&(name, _)| name), &values, world.world_size()))
+}
+
+fn report(names: impl Iterator<Item = &'static str>, sums: &[f64], world_size: usize) -> StepReport {
+    let losses: Vec<_> = names.zip(sums).map(|(name, sum)| (name, sum / world_size as f64)).collect();
+    let not_finite = losses.iter().filter(|(_, value)| !value.is_finite()).map(|&(name, _)| name).collect();
+    let requested = |from_end: usize| sums[sums.len() - from_end] > 0.0;
+    // Ctrl-C is what a person did, so it wins.
+    let stop = if requested(2) {
+        Some(StopReason::Interrupted)
+    } else if requested(1) {
+        Some(StopReason::Terminated)
+    } else {
+        None
+    };
+    StepReport { losses, not_finite, stop, save: requested(3) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 2] = ["loss_cls", "loss"];
+
+    #[test]
+    fn losses_are_means_over_the_ranks() {
+        let report = report(NAMES.into_iter(), &[1.0, 3.0, 0.0, 0.0, 0.0], 2);
+        assert_eq!(report.losses, [("loss_cls", 0.5), ("loss", 1.5)]);
+        assert_eq!(report.total(), 1.5);
+        assert_eq!((report.not_finite.len(), report.stop, report.save), (0, None, false));
+    }
+
+    #[test]
+    fn one_rank_that_is_asked_to_stop_stops_all_and_ctrl_c_wins() {
+        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 0.0, 1.0], 4).stop, Some(StopReason::Terminated));
+        assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 1.0, 3.0], 4).stop, Some(StopReason::Interrupted));
+    }
+
+    #[test]
+    fn one_rank_whose_clock_says_so_has_all_save() {
+        let report = report(NAMES.into_iter(), &[0.0, 0.0, 1.0, 0.0, 0.0], 4);
+        assert_eq!((report.stop, report.save), (None, true));
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_anywhere_is_named() {
+        assert_eq!(report(NAMES.into_iter(), &[f64::NAN, 1.0, 0.0, 0.0, 0.0], 2).not_finite, ["loss_cls"]);
+        assert_eq!(report(NAMES.into_iter(), &[1.0, f64::INFINITY, 0.0, 0.0, 0.0], 2).not_finite, ["loss"]);
+    }
+}

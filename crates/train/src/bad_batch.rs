@@ -1,0 +1,121 @@
+//! What is told and kept of batches whose loss is not finite.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tch::Tensor;
+
+use fnet_common::atomic;
+use fnet_common::{Context, Error, Result};
+use fnet_data::{Batch, InstanceMask};
+use fnet_distributed::World;
+
+use super::place::StepPlace;
+
+/// Batches that one rank keeps at most, for a job that goes on past them may meet many.
+const MOST: usize = 16;
+
+/// Where batches with a loss that is not finite are kept.
+#[derive(Debug, Default)]
+pub struct BadBatches {
+    folder: Option<PathBuf>,
+    kept: usize,
+}
+
+impl BadBatches {
+    /// Batches are kept in `folder`, which is made when there is one.
+    pub fn kept_in(folder: PathBuf) -> Self {
+        Self { folder: Some(folder), kept: 0 }
+    }
+
+    /// After a step in which some rank had a loss that is not finite, on all ranks together: keeps the batch of each such
+    /// rank, and says which ranks, losses and pictures they were.
+    ///
+    /// # Errors
+    /// A lost peer. That a batch cannot be kept is only told.
+    pub fn examine(
+        &mut self,
+        named: &[(&'static str, f64)],
+        batch: &Batch,
+        place: StepPlace,
+        world: &World,
+    ) -> Result<String> {
+        let bad: Vec<String> = named
+            .iter()
+            .filter(|(_, value)| !value.is_finite())
+            .map(|(name, value)| format!("{name} = {value}"))
+            .collect();
+        let mut own = String::new();
+        if !bad.is_empty() {
+            own = format!("rank {}: {} with pictures {}", world.rank(), bad.join(", "), names(batch));
+            if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MOST) {
+                self.kept += 1;
+                own += &match keep(folder, named, batch, place, world.rank()) {
+                    Ok(path) => format!(" (the batch is kept in {})", path.display()),
+                    Err(error) => format!(" (the batch could not be kept: {error})"),
+                };
+            }
+        }
+        let all = world.all_gather_bytes(own.as_bytes()).context("gathering what was not finite")?;
+        let told: Vec<_> =
+            all.iter().filter(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text)).collect();
+        Ok(told.join("; "))
+    }
+}
+
+/// The pictures of a batch, for messages.
+pub fn names(batch: &Batch) -> String {
+    let names: Vec<_> = batch.metas.iter().map(|meta| format!("{} (id {})", meta.file_name, meta.image_id)).collect();
+    names.join(", ")
+}
+
+/// Writes `step_S_rank_R.safetensors` (`images`, and for each picture `boxes.I`, `labels.I`, `masks.I`) and a JSON file
+/// beside it that says what they are.
+fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, rank: usize) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
+    let stem = format!("step_{}_rank_{rank}", place.step + 1);
+    let mut tensors = vec![("images".to_owned(), batch.images.values(tch::Device::Cpu)?.f_contiguous()?)];
+    for (index, target) in batch.targets.iter().enumerate() {
+        let boxes = Tensor::f_from_slice(&target.boxes.concat())?.f_reshape([-1, 4])?;
+        tensors.push((format!("boxes.{index}"), boxes));
+        tensors.push((format!("labels.{index}"), Tensor::f_from_slice(&target.labels)?));
+        tensors.push((format!("masks.{index}"), masks(&target.masks)?));
+    }
+    let path = folder.join(format!("{stem}.safetensors"));
+    Tensor::write_safetensors(&tensors, &path).with_context(|| path.display().to_string())?;
+    let pictures: Vec<_> = batch
+        .metas
+        .iter()
+        .map(|meta| {
+            json!({
+                "file_name": meta.file_name, "image_id": meta.image_id, "original_size": meta.original_size,
+                "image_size": meta.image_size, "padded_size": meta.padded_size, "flipped": meta.flipped,
+            })
+        })
+        .collect();
+    let losses: serde_json::Map<String, serde_json::Value> =
+        losses.iter().map(|&(name, value)| (name.to_owned(), value.to_string().into())).collect();
+    let facts = json!({
+        "epoch": place.epoch + 1, "iter": place.iteration + 1, "step": place.step + 1, "rank": rank,
+        "losses": losses, "pictures": pictures,
+    });
+    atomic::create(&folder.join(format!("{stem}.json")), |out| {
+        serde_json::to_writer_pretty(out, &facts).map_err(|error| Error::environment(error.to_string()))
+    })?;
+    Ok(path)
+}
+
+/// `[objects, height, width]`, 0 or 1.
+fn masks(masks: &[InstanceMask]) -> Result<Tensor> {
+    let (height, width) = masks.first().map_or((0, 0), |mask| mask.frame);
+    let mut pixels = vec![0_u8; masks.len() * height * width];
+    for (index, mask) in masks.iter().enumerate() {
+        for (row, line) in mask.pixels.chunks(mask.width.max(1)).enumerate() {
+            let start = (index * height + mask.y + row) * width + mask.x;
+            if let Some(target) = pixels.get_mut(start..start + line.len()) {
+                target.copy_from_slice(line);
+            }
+        }
+    }
+    Ok(Tensor::f_from_slice(&pixels)?.f_reshape([masks.len() as i64, height as i64, width as i64])?)
+}

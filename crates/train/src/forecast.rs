@@ -1,0 +1,110 @@
+//! What `train` would do: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
+
+use std::path::{Path, PathBuf};
+
+use tch::Device;
+
+use fnet_checkpoint::MmdetCheckpoint;
+use fnet_checkpoint::native::CheckpointMeta;
+use fnet_common::{Context, Result};
+use fnet_config::Config;
+use fnet_data::{Dataset, Split};
+use fnet_model::{MaskRcnn, Parameters};
+use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::client::Client;
+use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
+use fnet_protocol::work_dir::is_pytorch_file;
+
+use super::changed_ranks::go_on;
+use super::place::{Plan, Position};
+use super::validation::Validation;
+use super::{disk, job, memory, resume, saver};
+
+/// What a `train` with these arguments would do on `world_size` ranks; nothing is written.
+///
+/// # Errors
+/// What training would refuse: the config, the data, the checkpoint to go on from.
+pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
+    let mut resolved = job::resolve(arguments)?;
+    let mut warnings: Vec<String> =
+        job::scale_learning_rate(&mut resolved.config, arguments, world_size).into_iter().collect();
+    let config = &resolved.config;
+    let work_dir = arguments.folder();
+    let training_set = Dataset::open(&config.data, Split::Train)?;
+    let mut plan = job::plan(config, &training_set, world_size)?;
+    let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+    let sets: Vec<&Dataset> =
+        std::iter::once(&training_set).chain(validation.iter().map(Validation::dataset)).collect();
+    warnings.extend(job::data_warnings(config, &sets)?);
+    let folders = saver::folders(&work_dir, &config.checkpoint);
+    let flags = training_set.aspect_flags();
+    let position = match source(arguments.resume.as_ref(), &folders)? {
+        None => Position::default(),
+        Some(path) => {
+            let (position, told) = position(&path, config, &flags, world_size, &mut plan)
+                .with_context(|| format!("resuming from {}", path.display()))?;
+            warnings.extend(told);
+            position
+        }
+    };
+
+    let mut parameters = Parameters::new();
+    MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, config.train.seed).context("building the model")?;
+    let checkpoint = disk::checkpoint_bytes(config, &parameters, world_size);
+    let names = ["train", "val"];
+    Ok(Estimate {
+        config: resolved.name.clone(),
+        world_size,
+        datasets: sets.iter().zip(names).map(|(set, name)| facts(set, name)).collect(),
+        training: Some(TrainingFacts {
+            epochs: plan.epochs,
+            iterations_per_epoch: plan.steps_per_epoch,
+            iterations: plan.total_steps(position),
+            samples_per_gpu: config.data.samples_per_gpu,
+            effective_batch: config.effective_batch(world_size),
+            learning_rate: config.optimizer.lr,
+            epochs_done: position.epoch,
+        }),
+        parameters: parameters.count() as u64,
+        memory: memory::of_training(config, &parameters)?,
+        disk: Some(disk::estimate(&work_dir, checkpoint, &config.checkpoint, &plan, position)?),
+        work_dir,
+        warnings,
+    })
+}
+
+/// What is told of a data set.
+pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
+    DatasetFacts {
+        split: split.to_owned(),
+        annotation_file: set.annotation_file().to_path_buf(),
+        images: set.len(),
+        classes: set.categories().len(),
+    }
+}
+
+/// The checkpoint that the job would go on from.
+fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf>> {
+    match resume {
+        None => Ok(None),
+        Some(Resume::From(path)) => Ok(Some(path.clone())),
+        Some(Resume::Newest) => resume::newest(folders, &Client::disconnected()).map(Some),
+    }
+}
+
+/// Where the job would go on, and what it would warn of.
+fn position(
+    path: &Path,
+    config: &Config,
+    flags: &[u8],
+    world_size: usize,
+    plan: &mut Plan,
+) -> Result<(Position, Vec<String>)> {
+    if is_pytorch_file(path) {
+        let meta = MmdetCheckpoint::open(path)?.meta;
+        let (epoch, iter) = resume::finished(meta.epoch, meta.iter)?;
+        return Ok((plan.adopt(epoch, iter)?.0, Vec::new()));
+    }
+    let continued = go_on(&CheckpointMeta::read(path)?, config, flags, world_size, plan, path)?;
+    Ok((continued.position, continued.warnings))
+}

@@ -1,0 +1,324 @@
+//! From a command line to a trainer that stands where it should go on.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fnet_checkpoint::Need;
+use fnet_checkpoint::native::{Best, set_aside_later};
+use fnet_common::{Error, Result};
+use fnet_config::{Config, Resolved};
+use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
+use fnet_distributed::{World, likely_rank};
+use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::client::Client;
+use fnet_protocol::env;
+use fnet_protocol::message::Phase;
+use fnet_protocol::work_dir::{self, LATEST, Lock};
+
+use super::bad_batch::BadBatches;
+use super::disk;
+use super::learner::Learner;
+use super::place::{Plan, Position};
+use super::reporter::Reporter;
+use super::resume::{Source, Start};
+use super::saver::{self, Saver};
+use super::trainer::{Ending, Trainer};
+use super::validation::{Validation, read_metrics};
+use crate::fault::Drill;
+
+/// Runs `train` on this rank.
+///
+/// # Errors
+/// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
+pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
+    let mut resolved = resolve(arguments)?;
+    let drill = arm(arguments, control);
+    // Before CUDA and NCCL start: both look at it then.
+    torch_ext::context::set_deterministic(resolved.config.train.deterministic)?;
+    let world = World::from_environment()?;
+    drill.set_barrier(world.detached_barrier());
+    control.on_peer_lost(world.detached_abort());
+    if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, world.world_size()) {
+        log::warn!("{warning}");
+    }
+    let config = &resolved.config;
+    let work_dir = arguments.folder();
+    let _lock = lock_work_dir(&work_dir, &world, control)?;
+    let folders = saver::folders(&work_dir, &config.checkpoint);
+    let source = Source::find(arguments.resume.as_ref(), &folders, &world, control)?;
+    if source.is_none() {
+        refuse_strangers(&folders)?;
+    }
+
+    control.phase(Phase::Index);
+    let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
+    let mut plan = plan(config, &training_set, world.world_size())?;
+    let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
+    let sets: Vec<&Dataset> =
+        std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
+    check_classes(config, &sets)?;
+    // A restart finds what the first start has checked.
+    let warnings = if world.is_first() && !is_restart() { data_warnings(config, &sets)? } else { Vec::new() };
+
+    control.phase(Phase::Start);
+    let mut learner = Learner::new(config, &world)?;
+    learner.bad_batches = BadBatches::kept_in(work_dir.join("nan"));
+    let start = match &source {
+        Some(source) => source.restore(&mut learner, &mut plan, config, &training_set, &world)?,
+        None => Start::default(),
+    };
+    let position = start.position;
+    let mut warnings = warnings;
+    if world.is_first() {
+        warnings.extend(disk_warning(config, &learner, &work_dir, &plan, &start, &world)?);
+    }
+    if let (Some(Resume::From(_)), true) = (&arguments.resume, world.is_first()) {
+        for path in set_aside_later(&folders, position.progress())? {
+            warnings
+                .push(format!("{} is later than what the job goes on from: renamed to *.superseded", path.display()));
+        }
+    }
+    let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position, start.window)?;
+    if config.train.deterministic && world.is_first() && world.device().is_cuda() {
+        warnings.push(
+            "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits of \
+             gradients may differ between runs"
+                .to_owned(),
+        );
+    }
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    if source.is_none() {
+        let need = Need::unless_partial(arguments.allow_partial, Need::Most);
+        log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
+    }
+    start.told.iter().for_each(|text| log::info!("{text}"));
+    start.warnings.iter().for_each(|text| log::warn!("{text}"));
+    let saver = if world.is_first() { Some(Saver::create(&folders, &config.checkpoint, control)?) } else { None };
+    let mut trainer = Trainer {
+        saver,
+        evaluation_due: start.precedes_evaluation && validation.is_some(),
+        learning_rate: config.optimizer.lr,
+        config,
+        world: &world,
+        control,
+        learner,
+        training_set,
+        validation,
+        reporter,
+        plan,
+        legs: start.legs,
+        position,
+        updated: position,
+        saved: source.is_some().then_some(position),
+        best: start.best,
+    };
+    if let (true, Some(source)) = (trainer.evaluation_due, &source) {
+        trainer.evaluation_due = !trainer.was_evaluated(&work_dir, &source.path)?;
+    }
+    if start.epoch_is_over {
+        trainer.end_epoch()?;
+    }
+    if start.is_foreign {
+        // From here on the job goes on from its own folder, whatever happens.
+        trainer.write_checkpoint(false)?;
+    }
+    let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
+        Ok(Ok(ending)) => ending,
+        Ok(Err(error)) => {
+            trainer.rescue(&folders, &error);
+            abandon(trainer);
+            return Err(error);
+        }
+        // A panic leaves the weights as they are, or marked as torn.
+        Err(panic) => {
+            trainer.rescue(&folders, &Error::from_panic(panic.as_ref()));
+            abandon(trainer);
+            resume_unwind(panic);
+        }
+    };
+    let best = trainer.best.take();
+    // The last checkpoint is on the disk from here on.
+    drop(trainer);
+    if matches!(ending, Ending::Finished) && world.is_first() {
+        control.note(result(&work_dir, plan.epochs, best.as_ref()));
+    }
+    world.leave()?;
+    Ok(ending)
+}
+
+/// Ends a trainer whose job has broken off. What belongs to the device is left to the end of the process: giving it back
+/// may wait for collectives that never end.
+fn abandon(trainer: Trainer<'_>) {
+    std::mem::forget(trainer.learner);
+}
+
+/// What a finished training came to and where it is, in one line: with `--quiet` it is the only one.
+fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
+    let latest = work_dir.join(LATEST);
+    let metrics = read_metrics(work_dir, epochs, &latest).unwrap_or_default();
+    let value = |(name, value): (&String, &f64)| format!("{name} {value:.4}");
+    let mut parts: Vec<String> = metrics.iter().filter(|(name, _)| name.ends_with("_mAP")).map(value).collect();
+    parts.extend(best.map(|best| format!("best {} {:.4} after epoch {}", best.metric, best.value, best.epoch)));
+    let numbers = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+    let plural = if epochs == 1 { "" } else { "s" };
+    format!("trained {epochs} epoch{plural}{numbers}; {}", latest.display())
+}
+
+/// Locks the work folder on rank 0 until the result is dropped, unless a launcher has; on all ranks together.
+///
+/// # Errors
+/// A usage error if another job trains into it.
+fn lock_work_dir(work_dir: &Path, world: &World, control: &Client) -> Result<Option<File>> {
+    let claim = || {
+        // What is wrong with the folder is told by who writes to it.
+        let _ = std::fs::create_dir_all(work_dir);
+        match work_dir::lock(work_dir) {
+            Lock::Held(file) => Ok(Some(file)),
+            Lock::Busy => Err(Error::usage(work_dir::busy(work_dir))),
+            Lock::Impossible(error) => {
+                log::warn!("{}", work_dir::unlocked(work_dir, &error));
+                Ok(None)
+            }
+        }
+    };
+    if control.is_connected() {
+        return Ok(None);
+    }
+    let claimed = if world.is_first() { claim() } else { Ok(None) };
+    match world.any(claimed.is_err())? {
+        true => claimed.and_then(|_| Err(Error::usage(work_dir::busy(work_dir)))),
+        false => claimed,
+    }
+}
+
+/// Whether the launcher has started this job before.
+fn is_restart() -> bool {
+    std::env::var(env::RESTART_COUNT).is_ok_and(|count| count != "0")
+}
+
+/// Prepares the faults of a fire drill, if there is one.
+fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let attempt = variable(env::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or(0);
+    Drill::arm(&arguments.fault, likely_rank(variable), attempt, control)
+}
+
+/// Refuses to start anew while a fallback holds checkpoints of a former job, which a restart would go on from. The launcher
+/// has looked into the work folder, the first of them.
+///
+/// # Errors
+/// A usage error with the remedy.
+fn refuse_strangers(folders: &[PathBuf]) -> Result<()> {
+    for folder in folders.iter().skip(1) {
+        let found = fnet_protocol::work_dir::checkpoints(folder).unwrap_or_default();
+        if let Some(newest) = found.last() {
+            return Err(Error::usage(format!(
+                "{} (checkpoint.fallback) holds checkpoints of a former job in this work folder, {} among them: go on from \
+                 them with --resume, give another --work-dir, or move them away",
+                folder.display(),
+                newest.path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What to say if the disk has no room for all checkpoints of the job.
+///
+/// # Errors
+/// An environment error if a new job could not write a single one. One that goes on, or has a fallback, is not held up: it
+/// saves as soon as there is room.
+fn disk_warning(
+    config: &Config,
+    learner: &Learner<'_>,
+    work_dir: &Path,
+    plan: &Plan,
+    start: &Start,
+    world: &World,
+) -> Result<Option<String>> {
+    let checkpoint = disk::checkpoint_bytes(config, &learner.parameters, world.world_size());
+    let estimate = disk::estimate(work_dir, checkpoint, &config.checkpoint, plan, start.position)?;
+    let has_fallback = !config.checkpoint.fallback.is_empty();
+    match disk::judge(&estimate, work_dir) {
+        Err(error) if is_restart() || has_fallback || start.position != Position::default() => {
+            Ok(Some(error.to_string()))
+        }
+        judged => judged,
+    }
+}
+
+/// What is odd about the data, one line for each kind.
+///
+/// # Errors
+/// A data error if something is wrong.
+pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
+    let mut warnings: Vec<String> =
+        sets.iter().flat_map(|dataset| dataset.findings().lines(Severity::Warning)).collect();
+    warnings.extend(check_before_job(config, sets, &config.evaluation.metrics)?);
+    Ok(warnings)
+}
+
+/// The config with what the command line changes, but for the learning rate.
+///
+/// # Errors
+/// A usage error if it cannot be trained with.
+pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
+    let mut resolved = fnet_data::load_config(&arguments.config, &arguments.set)?;
+    let config = &mut resolved.config;
+    if let Some(seed) = arguments.seed {
+        config.train.seed = seed;
+    }
+    config.train.deterministic |= arguments.deterministic;
+    config.validate_for_training()?;
+    Ok(resolved)
+}
+
+/// Scales the learning rate to the pictures of an update on so many ranks, if it is asked for; else says what it was chosen
+/// for, if that was another number.
+pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, world_size: usize) -> Option<String> {
+    let batch = config.effective_batch(world_size);
+    let optimizer = &mut config.optimizer;
+    let scaled = optimizer.auto_scale_lr(batch);
+    if arguments.auto_scale_lr {
+        optimizer.lr = scaled;
+        log::info!("optimizer.lr is {scaled} for {batch} pictures per update");
+        return None;
+    }
+    (batch != optimizer.base_batch_size).then(|| {
+        format!(
+            "optimizer.lr = {} was chosen for {} pictures per update, and this job has {batch}; --auto-scale-lr makes it {scaled}",
+            optimizer.lr, optimizer.base_batch_size
+        )
+    })
+}
+
+impl Trainer<'_> {
+    /// Whether the evaluation at the present position, of the checkpoint that the job goes on from, was finished before the
+    /// job ended. Its metrics then count for the best checkpoint, which the checkpoint itself could not know of.
+    fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
+        let epoch = self.position.epoch;
+        let metrics = if self.world.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
+        let policy = &self.config.checkpoint.save_best;
+        let best = metrics.as_ref().and_then(|metrics| saver::better(policy, metrics, epoch, self.best.as_ref()));
+        self.keep_if_best(best)?;
+        self.world.any(metrics.is_some())
+    }
+}
+
+/// The length of the job on so many ranks.
+///
+/// # Errors
+/// A data error if no picture is left to train on.
+pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -> Result<Plan> {
+    let flags = training_set.aspect_flags();
+    let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
+    if steps_per_epoch == 0 {
+        return Err(Error::data(format!(
+            "{} has no picture to train on: pictures need an object of a wanted class and 32 pixels on each side",
+            training_set.annotation_file().display()
+        )));
+    }
+    Ok(Plan::new(config.train.epochs, steps_per_epoch, config.train.accumulate))
+}

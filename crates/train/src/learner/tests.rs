@@ -1,0 +1,414 @@
+//! The training step in each type: what it changes, and what an overflow leaves as it was.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use fnet_checkpoint::native::{Checkpoint, CheckpointMeta};
+use fnet_config::OptimizerKind;
+use fnet_data::{ImageMeta, Images, InstanceMask, Target};
+
+use super::*;
+
+const HEIGHT: usize = 64;
+const WIDTH: usize = 96;
+const LEARNING_RATE: f64 = 0.01;
+/// A loss scale at which every gradient overflows float16.
+const TOO_MUCH: f64 = 1e30;
+
+/// A small detector whose losses take all proposals in, so that nothing is drawn.
+fn config(amp: Amp) -> Config {
+    let mut config = Config::default();
+    let model = &mut config.model;
+    model.num_classes = 3;
+    (model.backbone.embed_dim, model.backbone.depths, model.backbone.drop_path_rate) = (8, [1; 4], 0.0);
+    (model.neck.out_channels, model.rpn.feat_channels) = (16, 16);
+    (model.roi_head.bbox_fc_channels, model.roi_head.mask_channels, model.roi_head.mask_convs) = (32, 16, 1);
+    (model.rpn.train_nms_pre, model.rpn.max_per_image) = (100, 50);
+    (model.rpn.sampler.count, model.roi_head.sampler.count) = (8192, 8192);
+    (config.train.amp, config.train.loss_scale) = (amp, 1024.0);
+    config
+}
+
+/// Two pictures with an object each.
+fn batch() -> Batch {
+    let target = |label: i64, [x1, y1, x2, y2]: [usize; 4]| {
+        let (width, height) = (x2 - x1, y2 - y1);
+        let pixels = Arc::from(vec![1u8; width * height]);
+        Target {
+            boxes: vec![[x1 as f32, y1 as f32, x2 as f32, y2 as f32]],
+            labels: vec![label],
+            masks: vec![InstanceMask { frame: (HEIGHT, WIDTH), x: x1, y: y1, width, height, pixels }],
+        }
+    };
+    let meta = |image_id: i64| ImageMeta {
+        image_id,
+        file_name: format!("{image_id}.png"),
+        original_size: (HEIGHT, WIDTH),
+        image_size: (HEIGHT, WIDTH),
+        padded_size: (HEIGHT, WIDTH),
+        scale_factor: [1.0; 4],
+        flipped: false,
+    };
+    let count = (2 * 3 * HEIGHT * WIDTH) as i64;
+    let values = Tensor::arange(count, (Kind::Double, Device::Cpu)).square().sin().to_kind(Kind::Float) * 2.0;
+    Batch {
+        images: values.reshape([2, 3, HEIGHT as i64, WIDTH as i64]).into(),
+        metas: vec![meta(1), meta(2)],
+        targets: vec![target(0, [8, 10, 40, 52]), target(2, [30, 4, 90, 60])],
+    }
+}
+
+fn place(updates: bool, micro_steps: usize) -> StepPlace {
+    StepPlace { epoch: 0, iteration: 0, step: 0, micro_steps, updates }
+}
+
+fn take(learner: &mut Learner<'_>, world: &World, place: StepPlace) -> Result<StepOutcome> {
+    learner.step(&batch(), place, LEARNING_RATE, Wishes::default(), world, &Client::disconnected())
+}
+
+fn one_step(learner: &mut Learner<'_>, world: &World) -> Result<StepOutcome> {
+    take(learner, world, place(true, 1))
+}
+
+#[test]
+fn gradients_have_the_strides_of_their_weights() {
+    for amp in [Amp::Off, Amp::Bf16] {
+        for micro_steps in [1, 2] {
+            let world = World::alone(Device::Cpu);
+            let mut learner = Learner::new(&config(amp), &world).unwrap();
+            for _ in 0..micro_steps {
+                let losses = learner.forward(&batch(), place(false, 1), &world).unwrap();
+                learner.backward(&losses.total().unwrap(), place(false, 1)).unwrap();
+            }
+            for (name, weight) in learner.trained() {
+                assert_eq!(weight.grad().stride(), weight.stride(), "{name} {:?}, {amp:?}", weight.size());
+                if let [_, inputs, height, width] = weight.size()[..] {
+                    assert_eq!(weight.stride(), [inputs * height * width, 1, inputs * width, inputs], "{name}");
+                }
+            }
+        }
+    }
+}
+
+/// Copies of everything that an update changes.
+fn state(learner: &Learner<'_>) -> HashMap<String, Tensor> {
+    let weights = learner.trained().iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
+    let optimizer = learner.optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy()));
+    let averages = learner.ema.iter().flat_map(|ema| ema.averages()).map(|(name, t)| (format!("ema {name}"), t.copy()));
+    weights.chain(optimizer).chain(averages).collect()
+}
+
+/// One update by plain gradient descent: how the weights moved.
+fn update(amp: Amp, grad_clip: f64) -> (Tensor, StepOutcome) {
+    let mut config = config(amp);
+    (config.optimizer.kind, config.optimizer.momentum, config.optimizer.weight_decay) = (OptimizerKind::Sgd, 0.0, 0.0);
+    config.optimizer.grad_clip = grad_clip;
+    let world = World::alone(Device::Cpu);
+    let mut learner = Learner::new(&config, &world).unwrap();
+    let flat = |learner: &Learner<'_>| {
+        let all: Vec<Tensor> = learner.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1])).collect();
+        Tensor::cat(&all, 0)
+    };
+    let before = flat(&learner);
+    let outcome = one_step(&mut learner, &world).unwrap();
+    assert_eq!(outcome.skipped, None);
+    for (_, _, tensor) in learner.parameters.iter() {
+        assert!(matches!(tensor.kind(), Kind::Float | Kind::Int64), "weights and statistics stay float32");
+    }
+    (flat(&learner) - before, outcome)
+}
+
+fn length(tensor: &Tensor) -> f64 {
+    f64::try_from(tensor.to_kind(Kind::Double).norm()).unwrap()
+}
+
+#[test]
+fn narrow_types_step_as_float32_does_and_gradients_are_unscaled_before_they_are_clipped() {
+    let (exact, full) = update(Amp::Off, 1e9);
+    let norm = full.grad_norm.unwrap();
+    assert_eq!(full.loss_scale, None);
+    for (amp, scale, bound) in [(Amp::Bf16, None, 0.2), (Amp::Fp16, Some(1024.0), 0.05)] {
+        let (moved, outcome) = update(amp, 1e9);
+        assert_eq!(outcome.loss_scale, scale);
+        let off = length(&(&moved - &exact)) / length(&exact);
+        assert!(off > 0.0 && off < bound, "{amp:?}: the update is off by {off}");
+        assert!((outcome.report.total() / full.report.total() - 1.0).abs() < bound / 10.0);
+        assert!((outcome.grad_norm.unwrap() / norm - 1.0).abs() < bound / 4.0);
+        let (clipped, outcome) = update(amp, norm / 4.0);
+        assert!((length(&clipped) / (LEARNING_RATE * norm / 4.0) - 1.0).abs() < 1e-3);
+        assert!((outcome.grad_norm.unwrap() / norm - 1.0).abs() < bound / 4.0, "the norm is that before clipping");
+    }
+}
+
+#[test]
+fn an_overflow_leaves_weights_optimizer_and_average_as_they_were_and_halves_the_scale() {
+    let mut config = config(Amp::Fp16);
+    (config.train.loss_scale, config.train.ema, config.optimizer.grad_clip) = (TOO_MUCH, 0.9, 1.0);
+    let world = World::alone(Device::Cpu);
+    let mut learner = Learner::new(&config, &world).unwrap();
+    let before = state(&learner);
+    let outcome = one_step(&mut learner, &world).unwrap();
+    assert_eq!(outcome.skipped, Some(Skip::Overflow));
+    assert!(outcome.report.not_finite.is_empty() && outcome.report.total().is_finite());
+    assert_eq!((outcome.loss_scale, outcome.grad_norm), (Some(TOO_MUCH), None));
+    let scale = learner.loss_scale.as_ref().unwrap();
+    assert_eq!((scale.scale(), scale.skipped()), (TOO_MUCH / 2.0, 1));
+    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
+    assert_eq!(learner.ema.as_ref().unwrap().updates(), 0);
+    assert!(learner.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
+    // The pictures were seen, as in PyTorch.
+    let seen = learner.parameters.get("backbone.norm0.num_batches_tracked").unwrap();
+    assert_eq!(i64::try_from(seen).unwrap(), 1);
+
+    learner.loss_scale = Some(LossScale::new(1024.0));
+    assert_eq!(one_step(&mut learner, &world).unwrap().skipped, None);
+    let after = state(&learner);
+    assert!(after.iter().any(|(name, tensor)| *tensor != before[name]));
+    assert!(after.values().all(|tensor| bool::try_from(tensor.isfinite().all()).unwrap()));
+    assert_eq!(learner.ema.as_ref().unwrap().updates(), 1);
+}
+
+#[test]
+fn an_overflow_in_any_micro_step_leaves_out_the_whole_update() {
+    let world = World::alone(Device::Cpu);
+    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    let before = state(&learner);
+    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
+    let first = take(&mut learner, &world, place(false, 2)).unwrap();
+    assert_eq!(first.skipped, None, "only an update can be left out");
+    learner.loss_scale = Some(LossScale::new(1024.0));
+    assert_eq!(take(&mut learner, &world, place(true, 2)).unwrap().skipped, Some(Skip::Overflow));
+    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
+    assert_eq!(learner.loss_scale.as_ref().unwrap().scale(), 512.0);
+}
+
+#[test]
+fn gradients_that_overflow_unscaled_end_the_training() {
+    let world = World::alone(Device::Cpu);
+    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
+    take(&mut learner, &world, place(false, 2)).unwrap();
+    learner.loss_scale = Some(LossScale::new(1.0));
+    let error = take(&mut learner, &world, place(true, 2)).unwrap_err();
+    assert_eq!(error.kind(), fnet_common::ErrorKind::Usage);
+    assert!(error.to_string().contains("at a loss scale of 1 too"), "{error}");
+}
+
+/// A learner whose objectness is beyond float16, and so not finite there.
+fn beyond_float16<'a>(config: &Config, world: &'a World) -> Learner<'a> {
+    let learner = Learner::new(config, world).unwrap();
+    let bias = learner.parameters.get("rpn_head.rpn_cls.bias").unwrap().shallow_clone();
+    let _ = tch::no_grad(|| bias.shallow_clone().fill_(1e6));
+    learner
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_no_matter_of_the_scale() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Fp16);
+    let error = one_step(&mut beyond_float16(&config, &world), &world).unwrap_err().to_string();
+    assert!(error.contains("loss_rpn_cls") && error.contains("set train.amp to \"bf16\""), "{error}");
+
+    config.train.on_nan = OnNan::Skip;
+    let mut learner = beyond_float16(&config, &world);
+    let before = state(&learner);
+    let outcome = one_step(&mut learner, &world).unwrap();
+    assert_eq!(outcome.skipped, Some(Skip::NotFinite));
+    assert!(outcome.report.not_finite.contains(&"loss_rpn_cls"));
+    assert_eq!(learner.loss_scale, Some(LossScale::new(1024.0)));
+    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
+
+    config.train.amp = Amp::Bf16;
+    assert_eq!(one_step(&mut beyond_float16(&config, &world), &world).unwrap().skipped, None);
+}
+
+/// Weights, optimizer, average, statistics and loss scale after the update of a group of micro-steps, of which those in
+/// `bad` have an image that is not finite.
+fn group(learner: &mut Learner<'_>, world: &World, micro_steps: usize, bad: &[usize]) -> HashMap<String, Tensor> {
+    for step in 0..micro_steps {
+        let batch = batch();
+        if bad.contains(&step) {
+            let Images::Values(values) = &batch.images else { panic!("the batch is of values") };
+            let _ = values.get(0).fill_(f64::NAN);
+        }
+        let place = StepPlace { step, iteration: step, ..place(step + 1 == micro_steps, micro_steps) };
+        let wishes = Wishes::default();
+        let outcome = learner.step(&batch, place, LEARNING_RATE, wishes, world, &Client::disconnected()).unwrap();
+        assert_eq!(outcome.bad.is_some(), bad.contains(&step));
+        assert_eq!(outcome.skipped, (place.updates && !bad.is_empty()).then_some(Skip::NotFinite));
+    }
+    assert!(learner.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
+    let mut all = state(learner);
+    all.extend(learner.parameters.buffers().map(|(name, buffer)| (name.to_owned(), buffer.copy())));
+    all.extend(
+        [("held.own", &learner.held.own), ("held.first", &learner.held.first)].map(|(n, t)| (n.to_owned(), t.copy())),
+    );
+    all
+}
+
+#[test]
+fn a_micro_step_that_is_not_finite_leaves_the_whole_update_out_wherever_it_is() {
+    let world = World::alone(Device::Cpu);
+    for amp in [Amp::Off, Amp::Fp16] {
+        let mut config = config(amp);
+        (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
+        let mut learner = Learner::new(&config, &world).unwrap();
+        // From the initial state, and from one with moments.
+        for _ in 0..2 {
+            let before = group(&mut learner, &world, 1, &[]);
+            let scale = learner.loss_scale.clone();
+            for (micro_steps, bad) in
+                [(1, &[0][..]), (2, &[0]), (2, &[1]), (3, &[0]), (3, &[1]), (3, &[2]), (3, &[0, 1, 2])]
+            {
+                let after = group(&mut learner, &world, micro_steps, bad);
+                for (name, tensor) in &after {
+                    assert!(*tensor == before[name], "{amp:?}: {name} after {bad:?} of {micro_steps}");
+                }
+                assert_eq!(after.len(), before.len());
+                assert_eq!(learner.loss_scale, scale);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_update_after_one_that_was_left_out_is_as_if_that_had_not_been() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Off);
+    (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
+    let after = |bad: &[usize]| {
+        let mut learner = Learner::new(&config, &world).unwrap();
+        if !bad.is_empty() {
+            group(&mut learner, &world, 3, bad);
+        }
+        group(&mut learner, &world, 2, &[])
+    };
+    let expected = after(&[]);
+    for bad in [[0], [1], [2]] {
+        assert!(after(&bad).iter().all(|(name, tensor)| *tensor == expected[name]), "{bad:?}");
+    }
+}
+
+fn of_one_rank() -> CheckpointMeta {
+    CheckpointMeta { world_size: 1, ..CheckpointMeta::default() }
+}
+
+#[test]
+fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Fp16);
+    config.train.ema = 0.9;
+    let mut learner = Learner::new(&config, &world).unwrap();
+    one_step(&mut learner, &world).unwrap();
+    let copies = |state: &Checkpoint| -> HashMap<String, Tensor> {
+        state.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
+    };
+    let state = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+    let (expected, meta) = (copies(&state), state.meta);
+    let deadline = Instant::now() + Duration::from_secs(3600);
+    let check = |learner: &Learner<'_>, when: &str| {
+        for precedes_evaluation in [false, true] {
+            let buffers = learner.last_buffers(precedes_evaluation, deadline).unwrap();
+            let alone = learner.capture_alone(0, buffers, of_one_rank(), deadline).unwrap();
+            let found = copies(&alone);
+            assert!(
+                found.iter().all(|(name, tensor)| *tensor == expected[name]) && found.len() == expected.len(),
+                "{when}"
+            );
+            assert_eq!(alone.meta, meta, "{when}");
+        }
+    };
+    check(&learner, "nothing");
+
+    // A step that was broken off before its update.
+    learner.forward(&batch(), place(true, 1), &world).unwrap();
+    learner.loss_scale.as_mut().unwrap().update(false).unwrap();
+    check(&learner, "a step");
+
+    learner.swap_average().unwrap();
+    check(&learner, "an evaluation");
+    learner.swap_average().unwrap();
+    check(&learner, "its end");
+
+    learner.torn = true;
+    assert!(learner.last_buffers(false, deadline).is_err());
+}
+
+#[test]
+fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
+    let world = World::alone(Device::Cpu);
+    let mut config = config(Amp::Off);
+    config.train.ema = 0.9;
+    let mut learner = Learner::new(&config, &world).unwrap();
+    one_step(&mut learner, &world).unwrap();
+    let sound = || {
+        let mut checkpoint = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+        checkpoint.meta.world_size = 2;
+        for (name, buffer) in learner.parameters.buffers() {
+            checkpoint.tensors.insert(format!("rank1.{name}"), buffer.copy());
+        }
+        checkpoint
+    };
+    let (weight, mean) = ("backbone.norm0.weight", "backbone.norm0.running_mean");
+    let (average, own) = (format!("ema.{weight}"), format!("rank1.{mean}"));
+    type Damage<'a> = Box<dyn Fn(&mut Checkpoint) + 'a>;
+    let without = |name: &str| -> Damage<'_> {
+        let name = name.to_owned();
+        Box::new(move |checkpoint| drop(checkpoint.tensors.shift_remove(&name).unwrap()))
+    };
+    // One value would be copied to each place.
+    let scalar = |name: &str| -> Damage<'_> {
+        let name = name.to_owned();
+        Box::new(move |checkpoint| drop(checkpoint.tensors.insert(name.clone(), Tensor::from(7.0f32))))
+    };
+    let damages: [(Damage<'_>, &[&str]); 7] = [
+        (Box::new(|checkpoint| checkpoint.meta.state.ema_updates = None), &["fnet.meta has no state.ema_updates"]),
+        (without(&average), &[&average]),
+        (scalar(&average), &[&average, "shape []"]),
+        (scalar("ema.none"), &["ema.none"]),
+        (without(&own), &[&own, "is missing"]),
+        (scalar(&own), &["rank1.*", mean]),
+        (scalar("rank1.none"), &["rank1.*", "none"]),
+    ];
+    let mut resumed = Learner::new(&config, &world).unwrap();
+    for (damage, expected) in damages {
+        let mut checkpoint = sound();
+        damage(&mut checkpoint);
+        let error = resumed.restore(&checkpoint, 1).unwrap_err();
+        assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
+        assert!(expected.iter().all(|text| error.to_string().contains(text)), "{expected:?}: {error}");
+    }
+    resumed.restore(&sound(), 1).unwrap();
+    assert_eq!(resumed.ema.as_ref().unwrap().updates(), 1);
+    // Another rank wrote it alone: this one goes on with rank 0's statistics.
+    let mut alone = sound();
+    alone.tensors.retain(|name, _| !name.starts_with("rank1."));
+    resumed.restore(&alone, 1).unwrap();
+}
+
+#[test]
+fn a_checkpoint_holds_the_scale_and_other_types_pass_over_it() {
+    let world = World::alone(Device::Cpu);
+    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
+    one_step(&mut learner, &world).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let saved = |learner: &Learner<'_>, name: &str| {
+        let path = folder.path().join(name);
+        learner.capture(&world, of_one_rank()).unwrap().unwrap().save(&path).unwrap();
+        Checkpoint::load(&path).unwrap()
+    };
+    let with_scale = saved(&learner, "fp16.ckpt");
+    let mut resumed = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    resumed.restore(&with_scale, 0).unwrap();
+    assert_eq!(resumed.loss_scale, learner.loss_scale);
+
+    let mut other = Learner::new(&config(Amp::Bf16), &world).unwrap();
+    other.restore(&with_scale, 0).unwrap();
+    assert_eq!(other.loss_scale, None);
+    let mut fresh = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    fresh.restore(&saved(&other, "bf16.ckpt"), 0).unwrap();
+    assert_eq!(fresh.loss_scale, Some(LossScale::new(1024.0)));
+}

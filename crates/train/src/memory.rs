@@ -1,0 +1,179 @@
+//! How much memory a worker will take at most: an estimate from the shapes of the model, the batch and the optimizer.
+//!
+//! A training step is at its peak when the backward pass begins: every layer's output is still there. So the estimate adds
+//! up the weights, their gradients, the optimizer's state, and the outputs of all layers (convolutions, fully connected
+//! layers, BatchNorm, ReLU) for a batch of the largest pictures with as many RoIs as are sampled at most. docs/performance.md
+//! compares it with what was measured on the CPU.
+
+use fnet_common::Result;
+use fnet_config::{Activation, Amp, Config, OptimizerKind, Pipeline};
+use fnet_model::flops::{BBOX_ROIS, FlopsReport, MASK_ROIS, count};
+use fnet_model::{Parameters, Role};
+use fnet_protocol::estimate::MemoryEstimate;
+
+use super::disk::bytes;
+
+/// Bytes of a float32.
+const VALUE: u64 = 4;
+/// A process with libtorch and the slack of its allocator, on the CPU.
+const PROCESS: u64 = 200 << 20;
+/// Batches that each loader thread has ready or in work.
+const BATCHES_PER_THREAD: u64 = 2;
+/// Tensors of the size of the largest layer's output that are there at a time at inference: input, output and scratch.
+const AT_A_TIME: u64 = 3;
+
+/// The greatest memory of a worker in training.
+///
+/// # Errors
+/// A usage error if the pictures are too small for the model.
+pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
+    let batch = config.data.samples_per_gpu as u64;
+    let shape = largest_shape(config.data.pipeline.scales.iter(), &config.data.pipeline);
+    let sampler = &config.model.roi_head.sampler;
+    let rois = batch * sampler.count as u64;
+    let positives = (rois as f64 * sampler.positive_fraction).ceil() as u64;
+    let report = count(&config.model, shape[0], shape[1])?;
+    let head = &config.model.roi_head;
+    let channels = config.model.neck.out_channels as u64;
+    // RoI features and their gradients.
+    let features = 2 * channels * (rois * square(head.bbox_roi_size) + positives * square(head.mask_roi_size));
+    let values = outputs(&report, config.model.backbone.activation, batch, rois, positives) + features;
+    let narrow = config.train.amp != Amp::Off;
+    let trained = total(parameters, Role::Parameter);
+    let moments = match config.optimizer.kind {
+        OptimizerKind::AdamW => 2,
+        OptimizerKind::Sgd => u64::from(config.optimizer.momentum > 0.0),
+    };
+    let threads = config.data.workers_per_gpu as u64;
+    let pictures = (threads * BATCHES_PER_THREAD + 1) * batch * picture(shape);
+    Ok(MemoryEstimate {
+        shape,
+        batch: config.data.samples_per_gpu,
+        weights: trained + total(parameters, Role::Buffer),
+        gradients: trained,
+        optimizer: trained * (moments + u64::from(config.train.ema > 0.0)),
+        // In the narrow types values take half, and there is a copy of the weights in them.
+        activations: if narrow { values * VALUE / 2 + trained / 2 } else { values * VALUE },
+        fixed: PROCESS + pictures,
+        total: 0,
+    }
+    .summed())
+}
+
+/// The greatest memory of a worker at inference, one picture at a time.
+///
+/// # Errors
+/// A usage error if the pictures are too small for the model.
+pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
+    let shape = largest_shape(std::iter::once(&config.data.pipeline.test_scale), &config.data.pipeline);
+    let report = count(&config.model, shape[0], shape[1])?;
+    let size = |outputs: &[Vec<u64>]| outputs.iter().map(|output| output.iter().product::<u64>()).max().unwrap_or(0);
+    let largest = report.layers.iter().map(|layer| size(&layer.outputs)).max().unwrap_or(0);
+    let levels: u64 = report
+        .layers
+        .iter()
+        .filter(|layer| layer.name.starts_with("neck."))
+        .flat_map(|layer| &layer.outputs)
+        .map(|output| output.iter().product::<u64>())
+        .sum();
+    let features = config.model.neck.out_channels as u64 * BBOX_ROIS * square(config.model.roi_head.bbox_roi_size);
+    let threads = config.data.workers_per_gpu as u64;
+    Ok(MemoryEstimate {
+        shape,
+        batch: 1,
+        weights: total(parameters, Role::Parameter) + total(parameters, Role::Buffer),
+        activations: (AT_A_TIME * largest + levels + features) * VALUE,
+        fixed: PROCESS + (threads * BATCHES_PER_THREAD + 1) * picture(shape),
+        ..MemoryEstimate::default()
+    }
+    .summed())
+}
+
+/// Values that the layers put out for `batch` pictures with so many RoIs in the heads. GELU is no layer of the report: it
+/// puts out as many as the norm before it.
+fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, positives: u64) -> u64 {
+    let values = |layer: &fnet_model::flops::Layer| {
+        let values: u64 = layer.outputs.iter().map(|output| output.iter().product::<u64>()).sum();
+        if layer.name.starts_with("roi_head.bbox_head.") {
+            values * rois / BBOX_ROIS
+        } else if layer.name.starts_with("roi_head.mask_head.") {
+            values * positives / MASK_ROIS
+        } else {
+            let gelu = activation == Activation::Gelu && layer.name.ends_with(".mlp.1");
+            values * batch * if gelu { 2 } else { 1 }
+        }
+    };
+    report.layers.iter().map(values).sum()
+}
+
+/// Height and width of the largest padded picture; landscape, for both orientations take the same.
+fn largest_shape<'a>(scales: impl Iterator<Item = &'a [usize; 2]>, pipeline: &Pipeline) -> [usize; 2] {
+    let padded = |side: usize| side.next_multiple_of(pipeline.size_divisor).next_multiple_of(32);
+    let shape = |scale: &[usize; 2]| [padded(scale[1]), padded(scale[0])];
+    scales.map(shape).max_by_key(|[height, width]| height * width).unwrap_or([32, 32])
+}
+
+/// Bytes of one prepared picture.
+fn picture([height, width]: [usize; 2]) -> u64 {
+    3 * VALUE * (height * width) as u64
+}
+
+fn square(side: usize) -> u64 {
+    (side * side) as u64
+}
+
+fn total(parameters: &Parameters, wanted: Role) -> u64 {
+    parameters.iter().filter(|(_, role, _)| *role == wanted).map(|(_, _, tensor)| bytes(tensor)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use fnet_model::MaskRcnn;
+
+    use super::*;
+
+    fn estimate(change: impl Fn(&mut Config)) -> MemoryEstimate {
+        let mut config = Config::default();
+        config.model.backbone.depths = [1, 1, 1, 1];
+        change(&mut config);
+        let mut parameters = Parameters::new();
+        MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, 0).unwrap();
+        of_training(&config, &parameters).unwrap()
+    }
+
+    #[test]
+    fn what_is_persistent_is_counted_to_the_byte() {
+        let adam = estimate(|_| {});
+        assert_eq!(adam.optimizer, 2 * adam.gradients);
+        assert!(adam.weights > adam.gradients);
+        let average = estimate(|config| config.train.ema = 0.9);
+        assert_eq!(average.optimizer, 3 * average.gradients);
+        let sgd = estimate(|config| {
+            config.optimizer.kind = OptimizerKind::Sgd;
+            config.optimizer.momentum = 0.0;
+        });
+        assert_eq!(sgd.optimizer, 0);
+        assert_eq!(adam.total, adam.weights + adam.gradients + adam.optimizer + adam.activations + adam.fixed);
+    }
+
+    #[test]
+    fn activations_grow_with_the_batch_and_the_largest_picture() {
+        let one = estimate(|config| config.data.samples_per_gpu = 1);
+        let four = estimate(|config| config.data.samples_per_gpu = 4);
+        assert_eq!((one.shape, one.batch), ([800, 1344], 1));
+        assert!((3.9..4.1).contains(&(four.activations as f64 / one.activations as f64)));
+        let several = estimate(|config| {
+            config.data.samples_per_gpu = 1;
+            config.data.pipeline.scales = vec![[640, 480], [1600, 1200]];
+        });
+        assert_eq!(several.shape, [1216, 1600]);
+        assert!(several.activations > one.activations);
+        let narrow = estimate(|config| {
+            config.data.samples_per_gpu = 1;
+            config.train.amp = Amp::Bf16;
+        });
+        assert!(narrow.activations < one.activations * 6 / 10);
+    }
+}

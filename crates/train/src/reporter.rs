@@ -1,0 +1,210 @@
+//! What a training rank tells: rank 0 the log's three forms, every rank its progress to the launcher.
+
+use std::path::Path;
+
+use indexmap::{IndexMap, IndexSet};
+use tch::Device;
+
+use fnet_common::process;
+use fnet_common::{Context, Result};
+use fnet_config::{OptimizerKind, Resolved};
+use fnet_data::Skipped;
+use fnet_distributed::World;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, Progress};
+
+use super::learner::{Skip, StepOutcome};
+use super::place::{Plan, Position, StepPlace};
+use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
+
+/// Speaks for one rank's training.
+pub struct Reporter {
+    control: Client,
+    plan: Plan,
+    total_steps: u64,
+    /// Rank 0's.
+    log: Option<RunLog>,
+    window: Window,
+    /// The same after the last update.
+    held: Window,
+    momentum: f64,
+    images_per_step: usize,
+    device: Device,
+    skipped_pictures: u64,
+    skipped_updates: u64,
+    /// Pictures of the present epoch that this rank left out.
+    left_out: Vec<String>,
+}
+
+impl Reporter {
+    /// Starts the logs in `work_dir` on rank 0; on the others nothing is written.
+    ///
+    /// # Errors
+    /// An environment error if the folder cannot be written.
+    pub fn new(
+        resolved: &Resolved,
+        work_dir: &Path,
+        world: &World,
+        control: &Client,
+        plan: Plan,
+        position: Position,
+        window: Option<Window>,
+    ) -> Result<Self> {
+        let config = &resolved.config;
+        let interval = config.log.interval;
+        let window = window.and_then(|window| window.resumed(position.step as u64, interval));
+        let info = RunInfo {
+            name: &resolved.name,
+            config,
+            environment: vec![
+                ("Workers".into(), world.world_size().to_string()),
+                ("Device".into(), format!("{:?}", world.device())),
+                ("Threads per worker".into(), tch::get_num_threads().to_string()),
+            ],
+            start_step: position.step as u64,
+            total_steps: plan.total_steps(position) as u64,
+        };
+        let mut log = if world.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
+        if let (Some(log), Some(window)) = (&mut log, &window) {
+            log.make_up(window);
+        }
+        let window = window.unwrap_or_else(|| Window::new(interval));
+        Ok(Self {
+            log,
+            held: window.clone(),
+            window,
+            control: control.clone(),
+            momentum: match config.optimizer.kind {
+                OptimizerKind::AdamW => config.optimizer.betas[0],
+                OptimizerKind::Sgd => config.optimizer.momentum,
+            },
+            images_per_step: config.data.samples_per_gpu * world.world_size(),
+            device: world.device(),
+            plan,
+            total_steps: plan.total_steps(position) as u64,
+            skipped_pictures: 0,
+            skipped_updates: 0,
+            left_out: Vec::new(),
+        })
+    }
+
+    /// Names the pictures that could not be read and were replaced.
+    pub fn skipped(&mut self, pictures: &[Skipped]) {
+        for picture in pictures {
+            self.skipped_pictures += 1;
+            log::warn!(
+                "left out {} (image id {}): {}; {} left out so far",
+                picture.file,
+                picture.image_id,
+                picture.reason,
+                self.skipped_pictures
+            );
+            self.left_out.push(picture.to_string());
+        }
+    }
+
+    /// At the end of an epoch, on all ranks together: counts and names what all of them left out in it.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn gather_left_out(&mut self, world: &World, epoch: usize) -> Result<()> {
+        let own = std::mem::take(&mut self.left_out).join("\n");
+        let all =
+            world.all_gather_bytes(own.as_bytes()).context("gathering the names of pictures that were left out")?;
+        // Groups are filled up, so a picture may be met twice.
+        let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
+        let pictures: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
+        let pictures: Vec<String> = pictures.into_iter().map(str::to_owned).collect();
+        self.left_out("train", epoch, &pictures);
+        Ok(())
+    }
+
+    /// Counts and names pictures that were left out.
+    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
+        if let (Some(log), false) = (&mut self.log, pictures.is_empty()) {
+            log.left_out(set, epoch, pictures);
+        }
+    }
+
+    /// Logs one step.
+    pub fn step(&mut self, place: StepPlace, outcome: &StepOutcome, learning_rate: f64, data: f64, seconds: f64) {
+        let at = format!("step {} of epoch {}", place.iteration + 1, place.epoch + 1);
+        if outcome.skipped.is_some() {
+            self.skipped_updates += 1;
+            let (why, count) = (why_skipped(outcome), self.skipped_updates);
+            log::warn!("{at} left the weights as they were: {why}; {count} such steps in this run");
+        } else if outcome.bad.is_some() {
+            log::warn!("{at}: {}; the update that it belongs to is left out", what_was_not_finite(outcome));
+        }
+        let memory = process::peak_memory(self.device);
+        let step = place.step as u64 + 1;
+        let window = &mut self.window;
+        window.begin();
+        window.put("data_time", data);
+        outcome.report.losses.iter().for_each(|&(name, value)| window.put(name, value));
+        let more = [("grad_norm", outcome.grad_norm), ("loss_scale", outcome.loss_scale), ("time", Some(seconds))];
+        more.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| window.put(name, value)));
+        window.end(TrainStep {
+            epoch: place.epoch + 1,
+            iter: place.iteration + 1,
+            iters_per_epoch: self.plan.steps_of(place.epoch),
+            step,
+            lr: learning_rate,
+            momentum: self.momentum,
+            memory: self.device.is_cuda().then_some(memory >> 20),
+        });
+        if place.updates {
+            self.held = window.clone();
+        }
+        if let Some(log) = &mut self.log {
+            log.step(window, seconds);
+        }
+        self.control.progress(Progress {
+            phase: Phase::Data,
+            epoch: place.epoch as u64 + 1,
+            epochs: self.plan.epochs as u64,
+            step,
+            total_steps: self.total_steps,
+            loss: Some(outcome.report.total()),
+            images_per_second: Some(self.images_per_step as f64 / seconds),
+            memory_bytes: Some(memory),
+            eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
+            waited_seconds: Some(outcome.times.waited),
+        });
+    }
+
+    /// The values since the last line of the log, as they were after the last update.
+    pub fn held_window(&self) -> &Window {
+        &self.held
+    }
+
+    /// Logs an evaluation after `position`, whose last update had this learning rate; `pictures` were evaluated.
+    pub fn evaluated(
+        &mut self,
+        position: Position,
+        learning_rate: f64,
+        metrics: &IndexMap<String, f64>,
+        pictures: usize,
+    ) {
+        if let Some(log) = &mut self.log {
+            let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
+            log.evaluation(position.epoch, position.step as u64, pictures, learning_rate, &metrics);
+        }
+    }
+}
+
+fn why_skipped(outcome: &StepOutcome) -> String {
+    match (outcome.skipped, &outcome.bad) {
+        (Some(Skip::Overflow), _) => {
+            let scale = outcome.loss_scale.unwrap_or(1.0);
+            format!("a gradient overflowed float16 at loss scale {scale}, which is halved")
+        }
+        (_, Some(_)) => what_was_not_finite(outcome),
+        (_, None) => "a loss of an earlier step of this update was not finite".to_owned(),
+    }
+}
+
+fn what_was_not_finite(outcome: &StepOutcome) -> String {
+    let bad = outcome.bad.as_deref().unwrap_or_default();
+    format!("{} not finite ({bad})", outcome.report.not_finite.join(", "))
+}

@@ -1,0 +1,273 @@
+//! What a job goes on from: a checkpoint of its own kind, or one of MMDetection.
+
+use std::path::{Path, PathBuf};
+
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, latest};
+use fnet_checkpoint::{MmdetCheckpoint, ParameterGroup, Summary};
+use fnet_common::{Context, Error, Result};
+use fnet_config::{self as config, Config};
+use fnet_data::{Dataset, Leg};
+use fnet_distributed::World;
+use fnet_protocol::cli::Resume;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::Phase;
+use fnet_protocol::work_dir::is_pytorch_file;
+
+use super::changed_ranks::{Continued, go_on};
+use super::learner::Learner;
+use super::place::{Plan, Position};
+use crate::run_log::Window;
+
+/// A checkpoint to go on from.
+pub struct Source {
+    pub path: PathBuf,
+    kind: Kind,
+}
+
+enum Kind {
+    Ours(Checkpoint),
+    Mmdet(MmdetCheckpoint),
+}
+
+/// Where a job begins.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub position: Position,
+    /// How other ranks have begun the epoch of the position.
+    pub legs: Vec<Leg>,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// The values for the next line of the log.
+    pub window: Option<Window>,
+    /// The epoch before the position was not ended, and nothing of it is left to train.
+    pub epoch_is_over: bool,
+    /// The checkpoint was written before the evaluation of its epoch.
+    pub precedes_evaluation: bool,
+    /// It comes from another maker, so that the work folder holds no checkpoint of it.
+    pub is_foreign: bool,
+    /// What to tell: notes, then what makes one wonder.
+    pub told: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Source {
+    /// The checkpoint that `resume` means. Rank 0 chooses it, and every rank reads it.
+    ///
+    /// # Errors
+    /// A data error if there is none, or it is damaged.
+    pub fn find(resume: Option<&Resume>, folders: &[PathBuf], world: &World, control: &Client) -> Result<Option<Self>> {
+        let path = match resume {
+            None => return Ok(None),
+            Some(Resume::From(path)) => path.clone(),
+            Some(Resume::Newest) => {
+                control.phase(Phase::Checkpoint);
+                let chosen = if world.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
+                let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
+                let names = world.all_gather_bytes(name.as_bytes())?;
+                let _ = chosen?;
+                let name = names.first().map(Vec::as_slice).unwrap_or_default();
+                if name.is_empty() {
+                    return Err(Error::data("rank 0 found no checkpoint to resume from"));
+                }
+                PathBuf::from(String::from_utf8_lossy(name).into_owned())
+            }
+        };
+        let kind = if is_pytorch_file(&path) {
+            Kind::Mmdet(MmdetCheckpoint::open(&path)?)
+        } else {
+            Kind::Ours(Checkpoint::load(&path)?)
+        };
+        Ok(Some(Self { path, kind }))
+    }
+
+    /// Gives the learner the state, and says where the job goes on; `plan` learns of an epoch that other ranks have begun.
+    ///
+    /// # Errors
+    /// A data error if the checkpoint is of another model or optimizer.
+    pub fn restore(
+        &self,
+        learner: &mut Learner<'_>,
+        plan: &mut Plan,
+        config: &Config,
+        training_set: &Dataset,
+        world: &World,
+    ) -> Result<Start> {
+        let restored = match &self.kind {
+            Kind::Ours(checkpoint) => self.restore_ours(checkpoint, learner, plan, config, training_set, world),
+            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, learner, plan, &config.optimizer),
+        };
+        restored.with_context(|| format!("resuming from {}", self.path.display()))
+    }
+
+    fn restore_ours(
+        &self,
+        checkpoint: &Checkpoint,
+        learner: &mut Learner<'_>,
+        plan: &mut Plan,
+        config: &Config,
+        training_set: &Dataset,
+        world: &World,
+    ) -> Result<Start> {
+        learner.restore(checkpoint, world.rank())?;
+        let meta = &checkpoint.meta;
+        let flags = training_set.aspect_flags();
+        let Continued { position, legs, epoch_is_over, mut warnings } =
+            go_on(meta, config, &flags, world.world_size(), plan, &self.path)?;
+        let mut told =
+            vec![format!("resumed epoch {}, iter {} from {}", position.epoch, position.step, self.path.display())];
+        if let Some(scale) = &learner.loss_scale {
+            told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
+        }
+        warnings.extend(other_config(meta, config, &self.path));
+        let window = log_window(meta).unwrap_or_else(|warning| {
+            warnings.push(warning);
+            None
+        });
+        Ok(Start {
+            position,
+            legs,
+            epoch_is_over,
+            best: meta.best.clone(),
+            precedes_evaluation: meta.state.evaluation_due,
+            window,
+            told,
+            warnings,
+            ..Start::default()
+        })
+    }
+
+    fn restore_mmdet(
+        &self,
+        checkpoint: &MmdetCheckpoint,
+        learner: &mut Learner<'_>,
+        plan: &Plan,
+        config: &config::Optimizer,
+    ) -> Result<Start> {
+        let (epoch, iter) = finished(checkpoint.meta.epoch, checkpoint.meta.iter)?;
+        let report = learner.restore_mmdet(checkpoint)?;
+        let (position, recounted) = plan.adopt(epoch, iter)?;
+        let summary = Summary { path: self.path.clone(), report };
+        let mut told =
+            vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", position.epoch, position.step)];
+        told.extend(recounted);
+        let groups = checkpoint.optimizer.as_ref().map(|optimizer| optimizer.groups.as_slice()).unwrap_or_default();
+        let warnings = other_settings(groups, config).into_iter().collect();
+        Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
+    }
+}
+
+/// The values that a checkpoint holds for the next line of the log, or a warning that they cannot be read, as those of another
+/// version may not.
+fn log_window(meta: &CheckpointMeta) -> Result<Option<Window>, String> {
+    let Some(stored) = &meta.state.log_window else { return Ok(None) };
+    serde_path_to_error::deserialize(stored).map(Some).map_err(|error| {
+        format!(
+            "the checkpoint's fnet.meta: state.log_window cannot be read ({error}): the next line of the log averages over \
+             this run alone"
+        )
+    })
+}
+
+/// A warning that names the fields in which the config differs from that of the checkpoint, where it matters.
+fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<String> {
+    let differences = match meta.config(path).and_then(|before| before.differences(now)) {
+        Ok(differences) => differences,
+        Err(error) => {
+            return Some(format!("the config inside the checkpoint cannot be compared with this one: {error}"));
+        }
+    };
+    (!differences.is_empty()).then(|| {
+        format!("this job goes on with another config than the checkpoint was made with: {}", differences.join(", "))
+    })
+}
+
+/// How far the training of an MMDetection checkpoint had come.
+///
+/// # Errors
+/// A data error if it does not tell.
+pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
+    epoch.zip(iter).ok_or_else(|| {
+        Error::data(
+            "its meta tells no epoch and iter, as MMDetection's checkpoints do; start with its weights by --load-from",
+        )
+    })
+}
+
+/// A warning if the file's AdamW was set otherwise than the config's, which is what counts.
+fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Option<String> {
+    let mut differences = Vec::new();
+    for group in groups {
+        let pairs = [
+            ("lr", group.initial_lr.unwrap_or(config.lr), config.lr),
+            ("betas[0]", group.betas.0, config.betas[0]),
+            ("betas[1]", group.betas.1, config.betas[1]),
+            ("eps", group.eps, config.eps),
+            ("weight_decay", group.weight_decay, config.weight_decay),
+        ];
+        for (name, theirs, ours) in pairs {
+            let text = format!("optimizer.{name} = {ours} ({theirs})");
+            if theirs != ours && !differences.contains(&text) {
+                differences.push(text);
+            }
+        }
+    }
+    (!differences.is_empty()).then(|| {
+        format!(
+            "this job goes on with its own config where the checkpoint (in brackets) was trained otherwise: {}",
+            differences.join(", ")
+        )
+    })
+}
+
+/// The newest sound checkpoint of the folders; says which were passed over.
+///
+/// # Errors
+/// A data error if there is none.
+pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
+    let found = latest(folders)?;
+    for skipped in &found.skipped {
+        control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
+    }
+    found.found.map(|(path, _)| path).ok_or_else(|| {
+        Error::data(format!(
+            "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
+            folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", nor ")
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_window_that_cannot_be_read_is_a_warning_with_its_field() {
+        let mut meta = CheckpointMeta::default();
+        assert_eq!(log_window(&meta), Ok(None));
+        let mut stored = serde_json::to_value(Window::new(5)).unwrap();
+        meta.state.log_window = Some(stored.clone());
+        assert_eq!(log_window(&meta), Ok(Some(Window::new(5))));
+        stored["interval"] = "many".into();
+        meta.state.log_window = Some(stored);
+        let warning = log_window(&meta).unwrap_err();
+        assert!(warning.contains("state.log_window") && warning.contains("interval: invalid type"), "{warning}");
+    }
+
+    #[test]
+    fn settings_that_differ_are_named_with_both_values() {
+        let config = config::Optimizer::default();
+        let mut group = ParameterGroup {
+            lr: 2e-5,
+            initial_lr: Some(config.lr),
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 1e-4,
+            params: vec![0],
+        };
+        assert_eq!(other_settings(&[group.clone()], &config), None);
+        group.initial_lr = Some(0.001);
+        group.weight_decay = 0.05;
+        let text = other_settings(&[group.clone(), group], &config).unwrap();
+        assert!(text.ends_with("optimizer.lr = 0.0002 (0.001), optimizer.weight_decay = 0.0001 (0.05)"), "{text}");
+    }
+}

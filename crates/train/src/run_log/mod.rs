@@ -1,0 +1,13 @@
+//! The log of a training: text for people, JSON lines for programs, TensorBoard for curves.
+//!
+//! The training loop puts each number once into a [`Window`]; the three writers of a [`RunLog`] pull the means.
+
+mod environment;
+mod format;
+mod run;
+pub mod tensorboard;
+mod window;
+
+pub use environment::describe as describe_environment;
+pub use run::{RunInfo, RunLog, TrainStep};
+pub use window::Window;

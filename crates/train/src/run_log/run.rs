@@ -1,0 +1,309 @@
+//! The logs of a work folder: text, JSON lines and TensorBoard, with the reference's names and forms.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use fnet_common::{Error, Result};
+use fnet_common::{atomic, logger};
+use fnet_config::{self as config, Metric};
+use fnet_protocol::outlet::{FLUSH_TIMEOUT, Outlet};
+
+use super::environment;
+use super::format::{duration, rounded, rounded_rate, scientific};
+use super::tensorboard::TensorBoard;
+use super::window::{Window, ends_epoch};
+
+/// Steps between lines that name the config, as in the reference.
+const NAME_INTERVAL: u64 = 1000;
+
+/// What stays the same for a whole run.
+#[derive(Debug)]
+pub struct RunInfo<'a> {
+    /// Name of the config.
+    pub name: &'a str,
+    /// The resolved config.
+    pub config: &'a config::Config,
+    /// More about the machine than the log finds out by itself, as (name, value).
+    pub environment: Vec<(String, String)>,
+    /// Updates done before this run: 0, or those of the checkpoint that it goes on from.
+    pub start_step: u64,
+    /// Updates of the whole training.
+    pub total_steps: u64,
+}
+
+/// One update of the weights, as the log sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TrainStep {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Update within the epoch, from 1.
+    pub iter: usize,
+    /// Updates of an epoch.
+    pub iters_per_epoch: usize,
+    /// Update since the start of training, from 1.
+    pub step: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Momentum, or the decay of AdamW's first moment.
+    pub momentum: f64,
+    /// Greatest memory of the GPU in use so far, in MB; `None` on the CPU.
+    pub memory: Option<u64>,
+}
+
+/// The logs of a run. Only rank 0 has one.
+///
+/// Once made, it neither fails nor waits: a full disk is told once, and training goes on.
+pub struct RunLog {
+    name: String,
+    total_steps: u64,
+    start_step: u64,
+    seconds: f64,
+    /// Of the newest update; evaluations repeat it as the reference does.
+    momentum: Option<f64>,
+    json: (Outlet, PathBuf),
+    tensorboard: Option<TensorBoard>,
+}
+
+impl RunLog {
+    /// Starts the logs in `work_dir`: `<timestamp>.log`, `<timestamp>.log.json`, `tensorboard/` and `config.toml`.
+    ///
+    /// # Errors
+    /// An environment error if the folder cannot be written.
+    pub fn create(work_dir: &Path, info: RunInfo<'_>) -> Result<Self> {
+        let refuse = |path: &Path, error: std::io::Error| {
+            Error::environment(format!("cannot write {}: {error}; choose another --work-dir", path.display()))
+        };
+        std::fs::create_dir_all(work_dir).map_err(|error| refuse(work_dir, error))?;
+        let config = info.config.to_toml()?;
+        let config_path = work_dir.join("config.toml");
+        // A job that goes on is not held up by a full disk.
+        let goes_on = info.start_step > 0;
+        match atomic::write(&config_path, config.len() as u64, |file| file.write_all(config.as_bytes())) {
+            Err(error) if goes_on => log::warn!("{error}"),
+            written => written?,
+        }
+
+        let timestamp = jiff::Zoned::now().strftime("%Y%m%d_%H%M%S").to_string();
+        logger::attach(&work_dir.join(format!("{timestamp}.log")))?;
+        let json_path = work_dir.join(format!("{timestamp}.log.json"));
+        let json = OpenOptions::new().create(true).append(true).open(&json_path);
+        // Without a key `epoch`, so that the reference's tools pass over it.
+        let missing = |count: u64| Some(format!("{}\n", json!({ "mode": "missing", "count": count })).into_bytes());
+        let json = json.and_then(|file| logger::outlet_to(file, &json_path, Box::new(missing)));
+        let json = json.map_err(|error| refuse(&json_path, error))?;
+        let folder = work_dir.join("tensorboard");
+        let resumed_at = goes_on.then_some(info.start_step + 1);
+        let tensorboard = match info.config.log.tensorboard {
+            true => match TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error)) {
+                Err(error) if goes_on => {
+                    log::warn!("{error}; training goes on without TensorBoard");
+                    None
+                }
+                created => Some(created?),
+            },
+            false => None,
+        };
+
+        let log = Self {
+            name: info.name.to_owned(),
+            total_steps: info.total_steps,
+            start_step: info.start_step,
+            seconds: 0.0,
+            momentum: None,
+            json: (json, json_path),
+            tensorboard,
+        };
+        let environment = environment::describe(&info.environment);
+        log::info!("Environment info:\n{environment}");
+        log::info!("Config:\n{config}");
+        let header = json!({
+            "env_info": environment, "config": config, "seed": info.config.train.seed, "exp_name": info.name, "hook_msgs": {},
+        });
+        log.line(&header);
+        Ok(log)
+    }
+
+    /// Ends a step that took so many seconds, with a line if `window` has one. Losses and `acc` are there by the
+    /// reference's names; `time` and `data_time` are the seconds of the step and of its wait for data.
+    pub fn step(&mut self, window: &Window, seconds: f64) {
+        self.seconds += seconds;
+        let Some(at) = window.at() else { return };
+        self.momentum = Some(at.momentum);
+        if let Some(at) = window.line() {
+            self.write_train(at, window);
+        }
+        if ends_epoch(at) || at.step.is_multiple_of(NAME_INTERVAL) {
+            log::info!("Exp name: {}", self.name);
+        }
+    }
+
+    /// Writes the line of the step that the job goes on after, if it is in no log of the work folder: the rank that was to
+    /// write it was lost before it did.
+    pub fn make_up(&mut self, window: &Window) {
+        let Some(at) = window.line() else { return };
+        self.momentum = Some(at.momentum);
+        // What this log has said is read too.
+        self.json.0.flush(FLUSH_TIMEOUT);
+        let folder = self.json.1.parent().unwrap_or(Path::new("."));
+        if !has_line(folder, at) {
+            self.write_train(at, window);
+        }
+    }
+
+    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of pictures.
+    pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &[(String, f64)]) {
+        let entries = with_copypaste(results);
+        let shown = entries.iter().map(|(name, value)| match value {
+            Value::String(text) => format!("{name}: {text}"),
+            number => format!("{name}: {:.4}", number.as_f64().unwrap_or(f64::NAN)),
+        });
+        log::info!("Epoch(val) [{epoch}][{batches}]\t{}", shown.collect::<Vec<_>>().join(", "));
+
+        let mut line = Map::new();
+        line.insert("mode".into(), json!("val"));
+        line.insert("epoch".into(), json!(epoch));
+        line.insert("iter".into(), json!(batches));
+        line.insert("lr".into(), json!(rounded_rate(lr)));
+        for (name, value) in &entries {
+            let value = value.as_f64().map_or_else(|| value.clone(), |number| json!(rounded(number)));
+            line.insert(name.clone(), value);
+        }
+        self.line(&Value::Object(line));
+
+        let momentum = self.momentum;
+        if let Some(board) = &mut self.tensorboard {
+            for (name, value) in &entries {
+                let tag = format!("val/{name}");
+                match value {
+                    Value::String(text) => board.text(&tag, step + 1, text),
+                    number => board.scalar(&tag, step + 1, number.as_f64().unwrap_or(f64::NAN)),
+                }
+            }
+            board.scalar("learning_rate", step + 1, lr);
+            if let Some(momentum) = momentum {
+                board.scalar("momentum", step + 1, momentum);
+            }
+            board.flush();
+        }
+    }
+
+    /// Counts and names the pictures that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
+    /// `data.on_error` allows. The JSON line has no key `epoch`: the reference's tools pass over it then.
+    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
+        log::warn!(
+            "{} of the {set} set could not be read in epoch {epoch} and were left out:\n{}",
+            match pictures.len() {
+                1 => "1 picture".into(),
+                count => format!("{count} pictures"),
+            },
+            pictures.join("\n")
+        );
+        let count = pictures.len();
+        self.line(&json!({
+            "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "pictures": pictures,
+        }));
+    }
+
+    /// Adds a picture to TensorBoard; `png` is encoded already, `size` is its width and height.
+    pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
+        if let Some(board) = &mut self.tensorboard {
+            board.image(tag, step, size, png);
+            board.flush();
+        }
+    }
+
+    /// The file of JSON lines.
+    pub fn json_path(&self) -> &Path {
+        &self.json.1
+    }
+
+    /// Seconds that training will still take, by the mean of this run's updates.
+    pub fn remaining_seconds(&self, step: u64) -> f64 {
+        let done = step.saturating_sub(self.start_step).max(1);
+        self.seconds / done as f64 * self.total_steps.saturating_sub(step) as f64
+    }
+
+    fn write_train(&mut self, at: &TrainStep, window: &Window) {
+        let is_time = |name: &str| matches!(name, "time" | "data_time");
+        let time = window.mean("time").unwrap_or(0.0);
+        let data_time = window.mean("data_time").unwrap_or(0.0);
+        let values: Vec<(String, f64)> =
+            window.means().filter(|(name, _)| !is_time(name)).map(|(name, mean)| (name.to_owned(), mean)).collect();
+
+        let eta = duration(self.remaining_seconds(at.step));
+        let memory = at.memory.map_or_else(String::new, |memory| format!("memory: {memory}, "));
+        let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name}: {value:.4}")).collect();
+        log::info!(
+            "Epoch [{}][{}/{}]\tlr: {}, eta: {eta}, time: {time:.3}, data_time: {data_time:.3}, {memory}{}",
+            at.epoch,
+            at.iter,
+            at.iters_per_epoch,
+            scientific(at.lr),
+            shown.join(", ")
+        );
+
+        let mut line = Map::new();
+        line.insert("mode".into(), json!("train"));
+        line.insert("epoch".into(), json!(at.epoch));
+        line.insert("iter".into(), json!(at.iter));
+        line.insert("lr".into(), json!(rounded_rate(at.lr)));
+        if let Some(memory) = at.memory {
+            line.insert("memory".into(), json!(memory));
+        }
+        line.insert("data_time".into(), json!(rounded(data_time)));
+        for (name, value) in &values {
+            line.insert(name.clone(), json!(rounded(*value)));
+        }
+        line.insert("time".into(), json!(rounded(time)));
+        self.line(&Value::Object(line));
+
+        if let Some(board) = &mut self.tensorboard {
+            for (name, value) in &values {
+                board.scalar(&format!("train/{name}"), at.step, *value);
+            }
+            board.scalar("learning_rate", at.step, at.lr);
+            board.scalar("momentum", at.step, at.momentum);
+            board.flush();
+        }
+    }
+
+    fn line(&self, value: &Value) {
+        self.json.0.push(format!("{value}\n").into_bytes());
+    }
+}
+
+/// Whether a log of the folder has the line of this step.
+fn has_line(folder: &Path, at: &TrainStep) -> bool {
+    let is_log = |path: &PathBuf| path.to_string_lossy().ends_with(".log.json");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let texts = entries.filter(is_log).filter_map(|path| std::fs::read_to_string(path).ok());
+    let (epoch, iter) = (format!("\"epoch\":{},", at.epoch), format!("\"iter\":{},", at.iter));
+    let is_line = |line: &str| line.starts_with("{\"mode\":\"train\"") && line.contains(&epoch) && line.contains(&iter);
+    texts.into_iter().any(|text| text.lines().any(is_line))
+}
+
+/// The results with the reference's lines for tables: `bbox_mAP_copypaste` behind the six numbers of a kind.
+fn with_copypaste(results: &[(String, f64)]) -> Vec<(String, Value)> {
+    let mut out = Vec::new();
+    let value = |wanted: &String| results.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+    for (name, number) in results {
+        out.push((name.clone(), json!(number)));
+        for metric in [Metric::Bbox, Metric::Segm] {
+            let names = metric.names();
+            if names.last() != Some(name) {
+                continue;
+            }
+            if let Some(numbers) = names.iter().map(value).collect::<Option<Vec<f64>>>() {
+                let row: Vec<String> = numbers.iter().map(|number| format!("{number:.3}")).collect();
+                out.push((format!("{}_mAP_copypaste", metric.prefix()), json!(row.join(" "))));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

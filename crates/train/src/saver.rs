@@ -1,0 +1,186 @@
+//! When checkpoints are written, where, and which is the best: the rules of `[checkpoint]`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indexmap::IndexMap;
+
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointFolder, Save, Writer, file_name};
+use fnet_common::Result;
+use fnet_config::{CheckpointPolicy, Interval};
+use fnet_protocol::client::Client;
+
+use super::place::{Position, StepPlace};
+
+/// Writes a job's checkpoints: rank 0's, or that of a rank that outlived the others.
+pub struct Saver {
+    writer: Writer,
+    keep_last: usize,
+    minutes: Option<u64>,
+    /// When the last checkpoint was begun.
+    newest: Instant,
+}
+
+impl Saver {
+    /// Rank 0's for its [`folders`], which also removes what killed writers left in them.
+    ///
+    /// # Errors
+    /// An environment error if the work folder cannot be used.
+    pub fn create(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        for (place, folder) in folders.iter().enumerate().filter(|(place, folder)| *place == 0 || folder.is_dir()) {
+            match CheckpointFolder::create(folder) {
+                Err(error) if place > 0 => log::warn!("{error}"),
+                created => drop(created?),
+            }
+        }
+        Self::beside_others(folders, policy, control)
+    }
+
+    /// One for folders that another process may be writing to.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn beside_others(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        let folders = folders.iter().map(CheckpointFolder::shared).collect();
+        let control = control.clone();
+        let on_saved = move |path: &Path, step| control.saved(path, step);
+        Ok(Self {
+            writer: Writer::start(folders, Box::new(on_saved))?,
+            keep_last: policy.keep_last,
+            minutes: match policy.interval {
+                Interval::Minutes(minutes) => Some(minutes as u64),
+                _ => None,
+            },
+            newest: Instant::now(),
+        })
+    }
+
+    /// Copies a checkpoint to host memory and has it written while training goes on. `since` is when training stood still
+    /// for it.
+    ///
+    /// # Errors
+    /// For lack of memory.
+    pub fn save(&mut self, checkpoint: &Checkpoint, since: Instant) -> Result<()> {
+        let snapshot = checkpoint.snapshot()?;
+        let is_transient = checkpoint.meta.state.transient;
+        self.newest = since;
+        self.writer.save(Save {
+            snapshot,
+            file: file_name(checkpoint.meta.progress),
+            pause: since.elapsed(),
+            keep_last: if is_transient { 0 } else { self.keep_last },
+            replaces_transient: !is_transient,
+        });
+        Ok(())
+    }
+
+    /// Keeps the checkpoint at `position` as the best one by `metric`.
+    pub fn keep_best(&self, position: Position, metric: &str) {
+        self.writer.keep_best(file_name(position.progress()), metric.to_owned());
+    }
+
+    /// Waits until everything is on the disk; calls `headway` as long as it gets on.
+    ///
+    /// # Errors
+    /// An environment error if no folder takes the newest checkpoint for as long as `patience`.
+    pub fn finish(&self, patience: Duration, headway: &dyn Fn()) -> Result<()> {
+        self.writer.finish(patience, headway)
+    }
+
+    /// Whether the clock says that it is time for a checkpoint.
+    pub fn time_is_up(&self) -> bool {
+        self.minutes.is_some_and(|minutes| self.newest.elapsed() >= Duration::from_secs(60 * minutes))
+    }
+}
+
+/// Where the checkpoints of a job may lie: its work folder, then a folder of its own in each fallback.
+pub fn folders(work_dir: &Path, policy: &CheckpointPolicy) -> Vec<PathBuf> {
+    let whole = std::path::absolute(work_dir).unwrap_or_else(|_| work_dir.to_path_buf());
+    // No two work folders have one name.
+    let own: Vec<String> = whole.iter().skip(1).map(|part| part.to_string_lossy().replace('_', "__")).collect();
+    let own = own.join("_");
+    let fallbacks = policy.fallback.iter().map(|folder| folder.join(&own));
+    std::iter::once(work_dir.to_path_buf()).chain(fallbacks).collect()
+}
+
+/// Whether the update that ended with the step at `place` is one after which a checkpoint is due by the number of steps;
+/// `before` is the position after the update before it.
+pub fn due_by_steps(interval: Interval, before: Position, place: StepPlace) -> bool {
+    match interval {
+        Interval::Steps(steps) => before.step / steps < (place.step + 1) / steps,
+        _ => false,
+    }
+}
+
+/// Whether a checkpoint is due at the end of an epoch.
+pub fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool {
+    let by_interval = matches!(interval, Interval::Epochs(interval) if finished.is_multiple_of(interval));
+    by_interval || finished == epochs
+}
+
+/// The best evaluation, if `metrics`, after `finished` epochs, are above all before. A metric of 0 or below is never the
+/// best, as in the reference.
+pub fn better(policy: &str, metrics: &IndexMap<String, f64>, finished: usize, best: Option<&Best>) -> Option<Best> {
+    let (name, value) = chosen(policy, metrics)?;
+    let is_better = value > best.map_or(0.0, |best| best.value);
+    is_better.then(|| Best { metric: name.to_owned(), value, epoch: finished })
+}
+
+/// The metric that `checkpoint.save_best` names; `auto` is the first one.
+fn chosen<'m>(policy: &str, metrics: &'m IndexMap<String, f64>) -> Option<(&'m str, f64)> {
+    let entry = if policy == "auto" { metrics.first() } else { metrics.get_key_value(policy) };
+    entry.filter(|_| !policy.is_empty()).map(|(name, &value)| (name.as_str(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::Plan;
+
+    #[test]
+    fn the_best_metric_is_the_one_named_or_the_first_and_must_be_above_all_before() {
+        let metrics: IndexMap<String, f64> = [("bbox_mAP".into(), 0.3), ("segm_mAP".into(), 0.2)].into_iter().collect();
+        assert_eq!(chosen("auto", &metrics), Some(("bbox_mAP", 0.3)));
+        assert_eq!(chosen("segm_mAP", &metrics), Some(("segm_mAP", 0.2)));
+        assert_eq!(chosen("", &metrics), None);
+        assert_eq!(chosen("AR", &metrics), None);
+        let best = better("segm_mAP", &metrics, 3, None).unwrap();
+        assert_eq!((best.metric.as_str(), best.value, best.epoch), ("segm_mAP", 0.2, 3));
+        assert_eq!(better("segm_mAP", &metrics, 4, Some(&best)), None);
+        let none: IndexMap<String, f64> = [("segm_mAP".into(), 0.0)].into_iter().collect();
+        assert_eq!(better("segm_mAP", &none, 1, None), None);
+    }
+
+    #[test]
+    fn an_interval_in_steps_counts_those_of_the_job_at_updates() {
+        let plan = Plan::new(2, 5, 2);
+        let (mut position, mut updated, mut due) = (Position::default(), Position::default(), Vec::new());
+        while position.epoch < 2 {
+            let place = plan.next(position);
+            position = plan.after(place);
+            if place.updates {
+                if due_by_steps(Interval::Steps(3), updated, place) {
+                    due.push(position.step);
+                }
+                updated = position;
+            }
+        }
+        assert_eq!(due, [4, 7, 9], "after 3, 6 and 9 steps or the update that follows");
+        assert!(!due_by_steps(Interval::Epochs(1), Position::default(), plan.next(Position::default())));
+    }
+
+    #[test]
+    fn the_end_of_the_job_is_always_saved() {
+        let due = |interval| (1..=5).filter(|&epoch| due_by_epochs(interval, epoch, 5)).collect::<Vec<_>>();
+        assert_eq!(due(Interval::Epochs(2)), [2, 4, 5]);
+        assert_eq!(due(Interval::Steps(2)), [5]);
+        assert_eq!(due(Interval::Minutes(2)), [5]);
+    }
+
+    #[test]
+    fn each_job_has_a_folder_of_its_own_in_a_fallback() {
+        let policy = CheckpointPolicy { fallback: vec!["/spare".into()], ..CheckpointPolicy::default() };
+        let found = folders(Path::new("/home/a/work_dirs/cfg"), &policy);
+        assert_eq!(found, [Path::new("/home/a/work_dirs/cfg"), Path::new("/spare/home_a_work__dirs_cfg")]);
+    }
+}

@@ -1,0 +1,225 @@
+//! Between a learner and a checkpoint: what is stored, and how it is put back.
+
+use std::path::Path;
+use std::time::Instant;
+
+use indexmap::IndexMap;
+use tch::{Device, Tensor};
+
+use fnet_checkpoint::native::{self as checkpoint, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
+use fnet_checkpoint::{MmdetCheckpoint, Need, Weights};
+use fnet_common::{Error, Result};
+use fnet_config as config;
+use fnet_distributed::World;
+use fnet_model::LoadReport;
+
+use super::buffers;
+use super::learner::Learner;
+use super::{Ema, LossScale};
+
+/// Packed BatchNorm buffers of the last update, on the host: this rank's and rank 0's.
+pub struct LastBuffers {
+    first: Tensor,
+    own: Tensor,
+}
+
+impl Learner<'_> {
+    /// The state of the whole job: `Some` on rank 0. All ranks call this together, for each holds its own BatchNorm
+    /// statistics.
+    ///
+    /// # Errors
+    /// If a rank is lost, or for lack of memory.
+    pub fn capture(&self, world: &World, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
+        let packed = buffers::pack(&self.parameters)?.f_to_device(Device::Cpu)?;
+        let bytes = Vec::<u8>::try_from(&packed)?;
+        let gathered = world.all_gather_bytes(&bytes)?;
+        if world.rank() != 0 {
+            return Ok(None);
+        }
+        let others = gathered.iter().enumerate().skip(1);
+        let others =
+            others.map(|(rank, bytes)| Ok((rank, Tensor::f_from_slice(bytes)?))).collect::<Result<Vec<_>>>()?;
+        meta.state.loss_scale = self.loss_scale.as_ref().map(|scale| scale.state().clone());
+        self.assemble(&packed, &others, meta, &|tensor| Ok(tensor.shallow_clone())).map(Some)
+    }
+
+    /// The first part of [`Learner::capture_alone`], small, which shows that this rank's state is of a step and that its
+    /// device still answers. Before an evaluation every rank has rank 0's buffers.
+    ///
+    /// # Errors
+    /// If the job broke off within the update itself, or the device fails or has not done the last update by `deadline`.
+    pub fn last_buffers(&self, precedes_evaluation: bool, deadline: Instant) -> Result<LastBuffers> {
+        if self.torn {
+            return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
+        }
+        if let (Some(downloader), Some(reached)) = (&self.downloader, &self.held.reached) {
+            downloader.follow(reached)?;
+        }
+        let first = self.beside_collectives(&self.held.first, deadline)?;
+        let own = match precedes_evaluation {
+            true => first.shallow_clone(),
+            false => self.beside_collectives(&self.held.own, deadline)?,
+        };
+        Ok(LastBuffers { first, own })
+    }
+
+    /// The state after the last update as this rank alone knows it, when others are lost: with rank 0's BatchNorm
+    /// statistics, which are the model's, and its own. What a step that was broken off has done to statistics and loss scale
+    /// is not in it, and an average that stands in for the weights is told from them. Of a GPU it is copied to the host
+    /// beside all that the device was given to do.
+    ///
+    /// # Errors
+    /// For lack of memory; if the device fails or does not come to an end by `deadline`.
+    pub fn capture_alone(
+        &self,
+        rank: usize,
+        buffers: LastBuffers,
+        mut meta: CheckpointMeta,
+        deadline: Instant,
+    ) -> Result<Checkpoint> {
+        meta.state.loss_scale = self.held.loss_scale.as_ref().map(|scale| scale.state().clone());
+        let own = (rank > 0).then_some((rank, buffers.own));
+        self.assemble(&buffers.first, own.as_slice(), meta, &|tensor| self.beside_collectives(tensor, deadline))
+    }
+
+    /// The tensor on the host, as it is after the last update.
+    fn beside_collectives(&self, tensor: &Tensor, deadline: Instant) -> Result<Tensor> {
+        match &self.downloader {
+            Some(downloader) => Ok(downloader.download(tensor, deadline)?),
+            None => Ok(tensor.shallow_clone()),
+        }
+    }
+
+    /// The checkpoint of the present weights, with packed buffers of rank 0 and of other ranks on the host; each other tensor
+    /// is what `fetch` makes of it.
+    fn assemble(
+        &self,
+        first: &Tensor,
+        others: &[(usize, Tensor)],
+        mut meta: CheckpointMeta,
+        fetch: &dyn Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Checkpoint> {
+        let mut first: IndexMap<String, Tensor> = buffers::unpack(&self.parameters, first)?.into_iter().collect();
+        // During an evaluation the average and the weights have changed places.
+        let exchanged = self.ema.as_ref().filter(|_| self.averaged).map(Ema::averages);
+        let mut tensors = IndexMap::new();
+        for (name, _, tensor) in self.parameters.iter() {
+            let weight = exchanged.and_then(|averages| averages.get(name)).unwrap_or(tensor);
+            let tensor = first.swap_remove(name).map_or_else(|| fetch(&weight.detach()), Ok)?;
+            tensors.insert(format!("{MODEL}{name}"), tensor);
+        }
+        for (name, tensor) in self.optimizer.state() {
+            tensors.insert(format!("{OPTIMIZER}{name}"), fetch(&tensor)?);
+        }
+        for (rank, packed) in others {
+            for (name, tensor) in buffers::unpack(&self.parameters, packed)? {
+                tensors.insert(format!("{}{name}", rank_prefix(*rank)), tensor);
+            }
+        }
+        if let Some(ema) = &self.ema {
+            meta.state.ema_updates = Some(ema.updates());
+            for ((name, average), (_, weight)) in ema.averages().iter().zip(&self.trained) {
+                let average = if self.averaged { &weight.detach() } else { average };
+                tensors.insert(format!("{EMA}{name}"), fetch(average)?);
+            }
+        }
+        Ok(Checkpoint { tensors, meta })
+    }
+
+    /// Loads the weights that a new job starts from: those of `load_from`, else the pretrained backbone of the config.
+    /// Returns what to tell.
+    ///
+    /// # Errors
+    /// A data error if the file cannot be read, is of another model, or has less than `need` asks for.
+    pub fn load_initial_weights(
+        &mut self,
+        config: &config::Model,
+        load_from: Option<&Path>,
+        need: Need,
+    ) -> Result<String> {
+        let pretrained = Path::new(&config.backbone.pretrained);
+        let told = if let Some(path) = load_from {
+            open_weights(path)?.load_detector(&self.parameters, need)?.to_string()
+        } else if !config.backbone.pretrained.is_empty() {
+            open_weights(pretrained)?.load_backbone(&self.parameters, need)?.to_string()
+        } else {
+            "No pre-trained weights, training starts from scratch".to_owned()
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.restart(&self.trained)?;
+        }
+        self.hold(None)?;
+        Ok(told)
+    }
+
+    /// Goes on from an MMDetection checkpoint: weights, BatchNorm statistics (the file's on every rank) and AdamW's
+    /// moments. A moving average begins with this run. Returns the weights' report; none is missing.
+    ///
+    /// # Errors
+    /// A data error if the checkpoint is of another model or has no AdamW state.
+    pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
+        let report = checkpoint.fill(&self.parameters)?;
+        self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
+        if let Some(ema) = &mut self.ema {
+            ema.restart(&self.trained)?;
+        }
+        self.hold(None)?;
+        Ok(report)
+    }
+
+    /// Goes on from a stored state: weights, optimizer, moving average, and the BatchNorm statistics of this rank
+    /// (rank 0's if there were fewer ranks).
+    ///
+    /// # Errors
+    /// A data error if the checkpoint is of another model.
+    pub fn restore(&mut self, checkpoint: &Checkpoint, rank: usize) -> Result<()> {
+        self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
+        let first = buffers::pack(&self.parameters)?;
+        if rank > 0 && rank < checkpoint.meta.world_size {
+            self.restore_own_buffers(checkpoint, &rank_prefix(rank))?;
+        }
+        self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")))?;
+        if let Some(ema) = &mut self.ema {
+            let averages = checkpoint.averages()?;
+            if averages.is_empty() {
+                // The average begins with this run, from the stored weights.
+                ema.restart(&self.trained)?;
+            } else {
+                let updates = checkpoint.meta.state.ema_updates.ok_or_else(|| {
+                    Error::data(
+                        "damaged: it holds a moving average of the weights, but fnet.meta has no state.ema_updates",
+                    )
+                })?;
+                ema.restore(updates, &averages)?;
+            }
+        }
+        if let (Some(scale), Some(stored)) = (&mut self.loss_scale, &checkpoint.meta.state.loss_scale) {
+            *scale = LossScale::from_state(stored.clone());
+        }
+        self.hold(Some(first))
+    }
+
+    /// Loads the BatchNorm statistics below `prefix`, which are this rank's. A rank that wrote the checkpoint alone knew of its
+    /// own only, so there may be none.
+    fn restore_own_buffers(&self, checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
+        let report = self.parameters.load(checkpoint.section(prefix))?;
+        let lacking = self.parameters.buffers().find(|(name, _)| report.missing.iter().any(|missing| missing == name));
+        let is_partial = !report.loaded.is_empty() && lacking.is_some();
+        if is_partial || !report.unexpected.is_empty() || !report.conflicts.is_empty() {
+            let first = lacking.map_or(String::new(), |(name, _)| format!("; {prefix}{name} is missing"));
+            return Err(Error::data(format!(
+                "damaged: {prefix}* are not the statistics of this model: {report}{first}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Opens weights of any maker. Of a checkpoint of this program every byte is checked first.
+fn open_weights(path: &Path) -> Result<Weights> {
+    let path = checkpoint::resolve(path);
+    if !checkpoint::is_of_another_maker(&path) {
+        checkpoint::verify(&path)?;
+    }
+    Weights::open(&path)
+}

@@ -1,0 +1,310 @@
+//! The loop over epochs and steps, with evaluation, checkpoints, the log and requests to stop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fnet_checkpoint::native::{Best, CheckpointMeta, Dealt, State};
+use fnet_common::{Context, Error, Result};
+use fnet_config::{Config, Interval, OnError};
+use fnet_data::{Batch, Dataset, Leg, Loader, TrainOptions, rest_of_epoch, train_indices};
+use fnet_distributed::World;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, StopReason};
+use fnet_protocol::stop;
+
+use super::agreement::Wishes;
+use super::learner::Learner;
+use super::place::{Plan, Position, StepPlace};
+use super::reporter::Reporter;
+use super::saver::{self, Saver};
+use super::schedule;
+use super::validation::{Measured, Validated, Validation};
+
+/// How long the end of a job waits for a disk that takes nothing, with its last checkpoint in memory.
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(300);
+/// The same for a job that is asked to stop, whose time is short.
+const PATIENCE_AT_A_STOP: Duration = Duration::from_secs(10);
+
+/// How a training job ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs are done.
+    Finished,
+    /// Stopped on request, after saving.
+    Stopped(StopReason),
+}
+
+/// One rank's training job.
+pub struct Trainer<'a> {
+    pub(super) config: &'a Config,
+    pub(super) world: &'a World,
+    pub(super) control: &'a Client,
+    pub(super) learner: Learner<'a>,
+    pub(super) training_set: Arc<Dataset>,
+    pub(super) validation: Option<Validation>,
+    /// Rank 0's.
+    pub(super) saver: Option<Saver>,
+    pub(super) reporter: Reporter,
+    pub(super) plan: Plan,
+    /// How other ranks have begun the epoch [`Plan::changed`].
+    pub(super) legs: Vec<Leg>,
+    pub(super) learning_rate: f64,
+    /// Where the job stands.
+    pub(super) position: Position,
+    /// Where it stood after the last update: the weights are of there.
+    pub(super) updated: Position,
+    /// The position whose checkpoint was written or is being written.
+    pub(super) saved: Option<Position>,
+    /// The best evaluation so far.
+    pub(super) best: Option<Best>,
+    /// The position is the end of an epoch whose evaluation is still to be done.
+    pub(super) evaluation_due: bool,
+}
+
+impl Trainer<'_> {
+    /// Trains from the present position to the end, or until a request to stop. When it returns, everything is saved.
+    ///
+    /// # Errors
+    /// The first error of this rank: data, memory, a lost peer, or a disk that takes no checkpoint at the end.
+    pub fn run(&mut self) -> Result<Ending> {
+        let ending = self.train()?;
+        self.control.phase(Phase::Checkpoint);
+        if let Some(saver) = &self.saver {
+            let patience = if ending == Ending::Finished { PATIENCE_AT_THE_END } else { PATIENCE_AT_A_STOP };
+            saver.finish(patience, &|| self.control.made_progress())?;
+        }
+        // No rank ends before the checkpoint is durable.
+        self.world.barrier()?;
+        Ok(ending)
+    }
+
+    fn train(&mut self) -> Result<Ending> {
+        loop {
+            if self.evaluation_due {
+                if let Some(reason) = self.evaluate()? {
+                    if self.saved != Some(self.position) {
+                        self.write_checkpoint(true)?;
+                    }
+                    return Ok(Ending::Stopped(reason));
+                }
+                self.evaluation_due = false;
+            }
+            if self.position.epoch >= self.plan.epochs {
+                return Ok(Ending::Finished);
+            }
+            let (stopped, due) = self.train_epoch()?;
+            self.save(stopped, due)?;
+            if let Some(reason) = stopped {
+                return Ok(Ending::Stopped(reason));
+            }
+        }
+    }
+
+    /// The rest of the present epoch, or its part until a request to stop. Returns that request, and whether a checkpoint
+    /// is due by steps or minutes.
+    fn train_epoch(&mut self) -> Result<(Option<StopReason>, bool)> {
+        let epoch = self.position.epoch;
+        let mut loader = self.open_epoch()?;
+        loop {
+            let (stop, save) = self.train_step(&mut loader)?;
+            if self.position.epoch > epoch {
+                if self.config.data.on_error == OnError::Skip {
+                    self.reporter.gather_left_out(self.world, self.position.epoch)?;
+                }
+                return Ok((stop, save));
+            }
+            if stop.is_some() {
+                return Ok((stop, save));
+            }
+            if save {
+                self.write_checkpoint(false)?;
+            }
+        }
+    }
+
+    /// One step. Returns the request to stop of all ranks and whether a checkpoint is due; after an update only.
+    fn train_step(&mut self, loader: &mut Loader) -> Result<(Option<StopReason>, bool)> {
+        let place = self.plan.next(self.position);
+        self.control.at(Phase::Data, place.epoch as u64 + 1, place.step as u64 + 1);
+        let started = Instant::now();
+        let batch = next_batch(loader, place)?;
+        let data_seconds = started.elapsed().as_secs_f64();
+        let learning_rate = self.learning_rate_at(place);
+        let wishes = Wishes { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
+        let outcome = self.learner.step(&batch, place, learning_rate, wishes, self.world, self.control)?;
+        self.position = self.plan.after(place);
+        let mut asked = (None, false);
+        if place.updates {
+            let due = saver::due_by_steps(self.config.checkpoint.interval, self.updated, place);
+            asked = (outcome.report.stop, due || outcome.report.save);
+            self.updated = self.position;
+            self.evaluation_due = self.position.iteration == 0 && self.evaluates_after(self.position.epoch);
+        }
+        self.reporter.skipped(&loader.take_skipped());
+        loader.take_warnings().iter().for_each(|warning| log::warn!("{warning}"));
+        self.reporter.step(place, &outcome, learning_rate, data_seconds, started.elapsed().as_secs_f64());
+        Ok(asked)
+    }
+
+    /// Batches of this rank from the present position on.
+    fn open_epoch(&self) -> Result<Loader> {
+        let Position { epoch, iteration, .. } = self.position;
+        let (seed, samples) = (self.config.train.seed, self.config.data.samples_per_gpu);
+        let (rank, world_size) = (self.world.rank(), self.world.world_size());
+        let flags = self.training_set.aspect_flags();
+        let legs = self.legs_of(epoch);
+        let indices = match legs {
+            [] => train_indices(&flags, epoch as u64, seed, rank, world_size, samples),
+            legs => rest_of_epoch(&flags, epoch as u64, seed, legs, world_size, samples).swap_remove(rank),
+        };
+        let first_batch = iteration - self.plan.steps_before(epoch);
+        let options = TrainOptions { seed, epoch: epoch as u64, first_batch, without_masks: false };
+        Loader::train(Arc::clone(&self.training_set), &self.config.data, &indices, &options)
+    }
+
+    /// How other ranks have begun an epoch.
+    fn legs_of(&self, epoch: usize) -> &[Leg] {
+        if self.plan.steps_before(epoch) > 0 { &self.legs } else { &[] }
+    }
+
+    fn learning_rate_at(&self, place: StepPlace) -> f64 {
+        schedule::learning_rate(&self.config.schedule, self.learning_rate, place.epoch, place.step)
+    }
+
+    /// The learning rate of the last update of the finished epoch at the present position. A resumed job has not seen
+    /// that update itself.
+    fn last_learning_rate(&self) -> f64 {
+        let Position { epoch, iteration, step } = self.position;
+        schedule::last_learning_rate(&self.config.schedule, self.learning_rate, epoch, iteration, step)
+    }
+
+    /// Whether the model is evaluated once `epochs` are done.
+    fn evaluates_after(&self, epochs: usize) -> bool {
+        let interval = self.config.evaluation.interval;
+        self.validation.is_some() && interval > 0 && (epochs.is_multiple_of(interval) || epochs == self.plan.epochs)
+    }
+
+    /// What follows an epoch, for one that is over as the job goes on.
+    pub(super) fn end_epoch(&mut self) -> Result<()> {
+        self.evaluation_due = self.evaluates_after(self.position.epoch);
+        self.save(None, false)
+    }
+
+    /// At the end of an epoch or where the job stops: writes a checkpoint if one is due, or if the job stops.
+    fn save(&mut self, stopped: Option<StopReason>, due: bool) -> Result<()> {
+        if self.evaluation_due {
+            self.learner.take_first_buffers()?;
+        }
+        let is_regular = due || self.is_regular_end();
+        if is_regular || stopped.is_some() {
+            self.write_checkpoint(!is_regular)?;
+        }
+        Ok(())
+    }
+
+    /// Has a checkpoint of the present position written, all ranks together. One that is not `transient` is there to stay.
+    ///
+    /// # Errors
+    /// A lost peer, or memory.
+    pub(super) fn write_checkpoint(&mut self, transient: bool) -> Result<()> {
+        self.control.phase(Phase::Checkpoint);
+        let since = Instant::now();
+        let checkpoint = self.learner.capture(self.world, self.meta(transient)?)?;
+        if let (Some(checkpoint), Some(saver)) = (checkpoint, &mut self.saver) {
+            saver.save(&checkpoint, since)?;
+        }
+        self.saved = Some(self.position);
+        Ok(())
+    }
+
+    /// Whether the present position has a checkpoint that is there to stay, whoever writes it.
+    pub(super) fn is_regular(&self) -> bool {
+        let by_steps = match self.config.checkpoint.interval {
+            Interval::Steps(steps) => self.position.step.is_multiple_of(steps),
+            _ => false,
+        };
+        by_steps || self.is_regular_end()
+    }
+
+    /// Whether the present position is the end of an epoch that has a checkpoint: by the interval, or because the
+    /// evaluation after it may find it the best.
+    fn is_regular_end(&self) -> bool {
+        let Position { epoch, iteration, .. } = self.position;
+        let policy = &self.config.checkpoint;
+        let best_may_follow = self.evaluation_due && !policy.save_best.is_empty();
+        iteration == 0 && (saver::due_by_epochs(policy.interval, epoch, self.plan.epochs) || best_may_follow)
+    }
+
+    /// What a checkpoint of the present position holds beside tensors.
+    pub(super) fn meta(&self, transient: bool) -> Result<CheckpointMeta> {
+        let config = self.config;
+        Ok(CheckpointMeta {
+            config: config.to_toml()?,
+            classes: self.training_set.categories().iter().map(|category| category.name.clone()).collect(),
+            progress: self.position.progress(),
+            world_size: self.world.world_size(),
+            seed: config.train.seed,
+            dealt: Some(Dealt {
+                pictures: self.training_set.len(),
+                samples_per_gpu: config.data.samples_per_gpu,
+                accumulate: config.train.accumulate,
+                legs: self.legs_of(self.position.epoch).to_vec(),
+            }),
+            best: self.best.clone(),
+            state: State {
+                evaluation_due: self.evaluation_due,
+                transient,
+                log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
+                ..State::default()
+            },
+        })
+    }
+
+    /// Evaluates the weights (their moving average, if there is one), logs the metrics, keeps the best checkpoint.
+    fn evaluate(&mut self) -> Result<Option<StopReason>> {
+        let Some(validation) = &self.validation else { return Ok(None) };
+        let epoch = self.position.epoch;
+        self.learner.swap_average()?;
+        let result = validation.run(&self.learner, self.world, self.control, epoch);
+        self.learner.swap_average()?;
+        let measured = match result? {
+            Validated::Stopped(reason) => return Ok(Some(reason)),
+            Validated::Measured(measured) => measured,
+        };
+        let mut best = None;
+        if let Some(measured) = measured {
+            let Measured { metrics, left_out } = *measured;
+            log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
+            let named = metrics.named();
+            self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.picture_count());
+            self.reporter.left_out("val", epoch, &left_out);
+            best = saver::better(&self.config.checkpoint.save_best, &named, epoch, self.best.as_ref());
+        }
+        self.keep_if_best(best)?;
+        Ok(None)
+    }
+
+    /// On all ranks together, which then know that the evaluation is over: if rank 0 has found that it is the best so far, the
+    /// checkpoint of this position is kept.
+    pub(super) fn keep_if_best(&mut self, found: Option<Best>) -> Result<()> {
+        let text = serde_json::to_vec(&found).map_err(bug)?;
+        let text = self.world.broadcast_bytes(&text, 0).context("telling the best evaluation")?;
+        let found: Option<Best> = serde_json::from_slice(&text).map_err(bug)?;
+        if let (Some(best), Some(saver)) = (&found, &self.saver) {
+            log::info!("Best {} is {:.4} at {} epoch", best.metric, best.value, best.epoch);
+            saver.keep_best(self.position, &best.metric);
+        }
+        self.best = found.or(self.best.take());
+        Ok(())
+    }
+}
+
+fn bug(error: serde_json::Error) -> Error {
+    Error::bug(error.to_string())
+}
+
+fn next_batch(loader: &mut Loader, place: StepPlace) -> Result<Batch> {
+    loader.next().unwrap_or_else(|| {
+        Err(Error::bug(format!("the loader ended before step {} of epoch {}", place.iteration + 1, place.epoch + 1)))
+    })
+}

@@ -1,0 +1,128 @@
+//! Evaluation within training: metrics, results on disk, and some painted pictures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use fnet_common::atomic;
+use fnet_common::{Error, Result};
+use fnet_config::Config;
+use fnet_data::{Dataset, Split};
+use fnet_distributed::World;
+use fnet_evaluate::inference::{Done, Outcome, evaluate};
+use fnet_evaluate::metrics::Metrics;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, Progress, StopReason};
+use fnet_protocol::stop;
+
+use super::learner::Learner;
+
+/// The validation set and what is measured on it.
+pub struct Validation {
+    config: Config,
+    dataset: Arc<Dataset>,
+    work_dir: PathBuf,
+}
+
+/// What an evaluation in training came to.
+pub enum Validated {
+    /// The metrics, on rank 0.
+    Measured(Option<Box<Measured>>),
+    /// It was broken off by a request to stop; the weights are saved and it can be done again.
+    Stopped(StopReason),
+}
+
+/// What an evaluation in training gave.
+pub struct Measured {
+    /// The numbers.
+    pub metrics: Metrics,
+    /// The pictures that could not be read, where the config says to go on.
+    pub left_out: Vec<String>,
+}
+
+impl Validation {
+    /// Opens the validation set.
+    ///
+    /// # Errors
+    /// A data error if it cannot be used.
+    pub fn open(config: &Config, work_dir: &Path) -> Result<Self> {
+        let dataset = Arc::new(Dataset::open(&config.data, Split::Val)?);
+        Ok(Self { config: config.clone(), dataset, work_dir: work_dir.to_path_buf() })
+    }
+
+    /// Number of pictures.
+    pub fn picture_count(&self) -> usize {
+        self.dataset.len()
+    }
+
+    /// The validation set.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// Evaluates the present weights on all ranks together and, on rank 0, writes the metrics to
+    /// `results/epoch_N.metrics.json`.
+    ///
+    /// # Errors
+    /// If a picture cannot be read, a rank is lost, or the metrics cannot be written.
+    pub fn run(&self, learner: &Learner<'_>, world: &World, control: &Client, epoch: usize) -> Result<Validated> {
+        control.at(Phase::Evaluation, epoch as u64, 0);
+        let mut on_picture = |picture: Done<'_>| {
+            control.progress(Progress {
+                phase: Phase::Evaluation,
+                epoch: epoch as u64,
+                epochs: self.config.train.epochs as u64,
+                step: picture.done as u64,
+                total_steps: picture.total as u64,
+                ..Progress::default()
+            });
+            // The next collective may be far away.
+            match stop::lost_peer() {
+                Some(rank) => Err(Error::distributed(format!("rank {rank} is lost"))),
+                None => Ok(()),
+            }
+        };
+        let kinds = &self.config.evaluation.metrics;
+        let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_picture)?;
+        match outcome {
+            Outcome::Stopped(reason) => Ok(Validated::Stopped(reason)),
+            Outcome::Elsewhere => Ok(Validated::Measured(None)),
+            Outcome::Here(evaluation) => {
+                control.phase(Phase::Summary);
+                if let Err(error) = self.write(&evaluation.metrics, epoch) {
+                    log::warn!("the metrics of epoch {epoch} are not written; training goes on: {error}");
+                }
+                let left_out = evaluation.found.skipped;
+                let measured = Measured { metrics: evaluation.metrics, left_out };
+                Ok(Validated::Measured(Some(Box::new(measured))))
+            }
+        }
+    }
+
+    fn write(&self, metrics: &Metrics, epoch: usize) -> Result<()> {
+        let path = metrics_file(&self.work_dir, epoch);
+        let values = metrics.to_json();
+        atomic::create(&path, |out| {
+            serde_json::to_writer_pretty(out, &values).map_err(|error| Error::environment(error.to_string()))
+        })
+    }
+}
+
+/// The metrics that were kept after the evaluation of `epoch`; `None` if it was not finished, if they are older than
+/// the checkpoint that was evaluated, and so of another run, or if they cannot be read: the job then evaluates again.
+pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
+    let path = metrics_file(work_dir, epoch);
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified()).ok();
+    if modified(&path)? < modified(checkpoint)? {
+        return None;
+    }
+    let text = std::fs::read(path).ok()?;
+    let values: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).ok()?;
+    values.into_iter().map(|(name, value)| Some((name, value.as_f64()?))).collect()
+}
+
+/// Where the metrics of an evaluation in training are kept; that it is there shows that the evaluation was finished.
+fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
+    work_dir.join("results").join(format!("epoch_{epoch}.metrics.json"))
+}

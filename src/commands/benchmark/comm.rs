@@ -1,0 +1,201 @@
+//! `benchmark comm`: speed of all-reduce by size of the message, over the job's backend.
+//!
+//! Bandwidths are those of nccl-tests (doc/PERFORMANCE.md there): the algorithm's is the size of the message over the time,
+//! the bus bandwidth is that times 2 (n - 1) / n for n ranks, which does not depend on their number where the wire is the
+//! limit.
+
+use std::fmt;
+use std::time::Instant;
+
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use fnet_common::process;
+use fnet_common::{Error, Result};
+use fnet_distributed::World;
+use fnet_protocol::cli::BenchmarkComm;
+use fnet_protocol::client::Client;
+use fnet_protocol::message::{Phase, Progress};
+use fnet_protocol::{exit, stop};
+
+use super::publish;
+use super::summary::Summary;
+
+/// Bytes of a value.
+const VALUE: u64 = 4;
+/// Each size is so many times the one before.
+const GROWTH: u64 = 4;
+/// Values repeat after so many, so that their sums over the ranks are exact.
+const PATTERN: i64 = 97;
+
+/// What `benchmark comm` measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: &'static str,
+    world_size: usize,
+    iters: usize,
+    warm_up: usize,
+    sizes: Vec<Row>,
+}
+
+/// One size.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// Bytes of the message on each rank.
+    bytes: u64,
+    /// Microseconds of one all-reduce: of the rank that took longest.
+    median_us: f64,
+    min_us: f64,
+    /// Gigabytes (1e9) per second at the median time.
+    algorithm_gb_per_s: f64,
+    bus_gb_per_s: f64,
+}
+
+impl Row {
+    fn new(bytes: u64, median_us: f64, min_us: f64, ranks: usize) -> Self {
+        let algorithm = bytes as f64 / median_us / 1e3;
+        let bus = algorithm * 2.0 * (ranks as f64 - 1.0) / ranks as f64;
+        Self { bytes, median_us, min_us, algorithm_gb_per_s: algorithm, bus_gb_per_s: bus }
+    }
+}
+
+/// Runs `benchmark comm` on this rank.
+///
+/// # Errors
+/// A usage error for a job of one rank or sizes in the wrong order; a lost peer; memory; a bug if a sum is wrong.
+pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32> {
+    let sizes = sizes(arguments)?;
+    let world = World::from_environment()?;
+    if world.world_size() < 2 {
+        return Err(Error::usage(
+            "one worker has nobody to talk to: give --gpus 2 (or --device cpu --nproc 2) or more",
+        ));
+    }
+    let mut rows = Vec::with_capacity(sizes.len());
+    for (index, &bytes) in sizes.iter().enumerate() {
+        control.progress(Progress {
+            phase: Phase::AllReduce,
+            step: index as u64 + 1,
+            total_steps: sizes.len() as u64,
+            ..Progress::default()
+        });
+        rows.push(measure(bytes, arguments, &world, control)?);
+        // All ranks stop after the same size.
+        let reason = stop::requested();
+        if world.any(reason.is_some())? {
+            world.leave()?;
+            return Ok(reason.map_or(exit::STOPPED, fnet_protocol::message::StopReason::exit_code));
+        }
+    }
+    if world.is_first() {
+        let (iters, warm_up) = (arguments.iters, arguments.warm_up);
+        let report = Report { backend: world.backend(), world_size: world.world_size(), iters, warm_up, sizes: rows };
+        publish(&report, &report.to_string(), arguments.json)?;
+    }
+    world.leave()?;
+    Ok(exit::SUCCESS)
+}
+
+/// The sizes in bytes: whole values, rising, the largest among them.
+fn sizes(arguments: &BenchmarkComm) -> Result<Vec<u64>> {
+    let (least, most) = (arguments.min_bytes, arguments.max_bytes);
+    if least > most {
+        return Err(Error::usage(format!("--min-bytes {least} is above --max-bytes {most}")));
+    }
+    let whole = |bytes: u64| bytes / VALUE * VALUE;
+    let next = |&bytes: &u64| (bytes < whole(most)).then(|| (bytes * GROWTH).min(whole(most)));
+    Ok(std::iter::successors(Some(whole(least)), next).collect())
+}
+
+fn measure(bytes: u64, arguments: &BenchmarkComm, world: &World, control: &Client) -> Result<Row> {
+    let count = i64::try_from(bytes / VALUE).map_err(|_| Error::usage(format!("{bytes} bytes are too many")))?;
+    check_sum(count, world)?;
+    // Zeros stay zeros, however often they are added up.
+    let message = Tensor::f_zeros([count], (Kind::Float, world.device()))?;
+    let mut seconds = Vec::with_capacity(arguments.iters);
+    for iter in 0..arguments.warm_up + arguments.iters {
+        let started = Instant::now();
+        world.all_reduce_sum(&message)?;
+        process::synchronise(world.device())?;
+        if iter >= arguments.warm_up {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        control.made_progress();
+    }
+    let own = Summary::of_seconds(seconds);
+    let (median, min) = slowest(world, own.median * 1e3, own.min * 1e3)?;
+    Ok(Row::new(bytes, median, min, world.world_size()))
+}
+
+/// The greatest of each number over the ranks.
+fn slowest(world: &World, median: f64, min: f64) -> Result<(f64, f64)> {
+    let own = [median.to_le_bytes(), min.to_le_bytes()].concat();
+    let gathered = world.all_gather_bytes(&own)?;
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0.0, f64::from_le_bytes);
+    let greatest = |part: fn(&[u8]) -> &[u8]| gathered.iter().map(|all| number(part(all))).fold(0.0, f64::max);
+    Ok((greatest(|all| &all[..8]), greatest(|all| &all[8..])))
+}
+
+/// Adds up values that differ by place and rank, and compares every sum: they are small whole numbers, so it is exact.
+fn check_sum(count: i64, world: &World) -> Result<()> {
+    let ranks = world.world_size() as i64;
+    let pattern = Tensor::f_arange(count, (Kind::Int64, world.device()))?.f_remainder(PATTERN)?;
+    let own = pattern.f_add_scalar(world.rank() as i64)?.f_to_kind(Kind::Float)?;
+    world.all_reduce_sum(&own)?;
+    let expected = pattern.f_mul_scalar(ranks)?.f_add_scalar(ranks * (ranks - 1) / 2)?.f_to_kind(Kind::Float)?;
+    // A rank that gave up alone would leave the others waiting.
+    let wrong = !own.f_equal(&expected)?;
+    if world.any(wrong)? {
+        let here = if wrong { "here" } else { "on another rank" };
+        return Err(Error::bug(format!("the all-reduce of {count} values gave a wrong sum {here}")));
+    }
+    Ok(())
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "all-reduce of float32 over {} ranks by {}, {} measured after {}; GB are 1e9 bytes",
+            self.world_size, self.backend, self.iters, self.warm_up
+        )?;
+        write!(f, "{:>12} {:>12} {:>12} {:>16} {:>10}", "bytes", "median us", "min us", "algorithm GB/s", "bus GB/s")?;
+        for row in &self.sizes {
+            write!(
+                f,
+                "\n{:>12} {:>12.1} {:>12.1} {:>16.3} {:>10.3}",
+                row.bytes, row.median_us, row.min_us, row.algorithm_gb_per_s, row.bus_gb_per_s
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(min_bytes: u64, max_bytes: u64) -> BenchmarkComm {
+        BenchmarkComm { min_bytes, max_bytes, iters: 1, warm_up: 0, json: false }
+    }
+
+    #[test]
+    fn sizes_grow_to_the_largest() {
+        assert_eq!(sizes(&arguments(4, 64)).unwrap(), [4, 16, 64]);
+        assert_eq!(sizes(&arguments(4, 30)).unwrap(), [4, 16, 28]);
+        assert_eq!(sizes(&arguments(5, 5)).unwrap(), [4]);
+        assert_eq!(sizes(&arguments(8, 4)).unwrap_err().kind(), fnet_common::ErrorKind::Usage);
+    }
+
+    #[test]
+    fn bandwidths_are_those_of_nccl_tests() {
+        // 1 GB in a second on 4 ranks: each sends and receives 1.5 times the message.
+        let row = Row::new(1_000_000_000, 1e6, 1e6, 4);
+        assert_eq!((row.algorithm_gb_per_s, row.bus_gb_per_s), (1.0, 1.5));
+    }
+
+    #[test]
+    fn a_sum_over_one_rank_is_right() {
+        check_sum(1000, &World::alone(tch::Device::Cpu)).unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! `check-data`: everything that is wrong or odd in the data sets of a config.
+
+use std::fmt::Write as _;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use fnet_common::text::{count, printable};
+use fnet_common::{Error, Result};
+use fnet_data::{Checked, Finding, Findings, Scope, Severity, Split, check};
+use fnet_protocol::cli::{CheckData, SplitName};
+use fnet_protocol::exit;
+
+/// Checks the sets of a config, prints what was found, and returns the exit code: that of wrong data if there is an
+/// error among the findings.
+///
+/// # Errors
+/// The config is wrong, or stdout cannot be written.
+pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>) -> Result<i32> {
+    let config = fnet_data::load_config_for_check(&arguments.config, &arguments.set)?.config;
+    let splits = match arguments.split {
+        Some(SplitName::Train) => vec![Split::Train],
+        Some(SplitName::Val) => vec![Split::Val],
+        None => vec![Split::Train, Split::Val],
+    };
+    let keep = if arguments.json { usize::MAX } else { arguments.list.max(1) };
+    let scope = Scope { keep, headers: true, decode: arguments.decode };
+    let bar = Bar::new(arguments.decode);
+    let (sets, findings) = check(&config, &splits, scope, &|split, done, all| bar.show(split, done, all));
+    bar.finish();
+    eprint!("{}", text(&sets, &findings, arguments.list));
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&to_json(&sets, &findings)).map_err(|e| Error::bug(e.to_string()))?;
+        print(&text)?;
+    }
+    Ok(if findings.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
+}
+
+/// Progress over the pictures of a set; nothing unless stderr is a terminal.
+struct Bar {
+    bar: ProgressBar,
+    verb: &'static str,
+}
+
+impl Bar {
+    fn new(decode: bool) -> Self {
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} pictures, {eta} left");
+        let bar = ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, verb: if decode { "decoding" } else { "reading the headers of" } }
+    }
+
+    fn show(&self, split: Split, done: usize, all: usize) {
+        if self.bar.length() != Some(all as u64) || done == 1 {
+            self.bar.set_length(all as u64);
+            self.bar.reset();
+            self.bar.set_message(format!("{} data.{}", self.verb, split.name()));
+        }
+        self.bar.inc(1);
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// What people read: the findings that are kept, a table by code, and what each set holds.
+fn text(sets: &[Checked], findings: &Findings, listed: usize) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{text}");
+    };
+    if listed > 0 {
+        for (code, count) in findings.counts() {
+            let of_code: Vec<&Finding> = findings.kept().iter().filter(|finding| finding.code == code).collect();
+            of_code.iter().for_each(|finding| line(finding.to_string()));
+            if count > of_code.len() {
+                line(format!("... and {} more of {code} (--list N or --json for all)", count - of_code.len()));
+            }
+        }
+        if !findings.is_empty() {
+            line(String::new());
+        }
+    }
+    for row in table(findings) {
+        line(row);
+    }
+    for set in sets {
+        line(summary(set));
+    }
+    let [errors, warnings, notes] =
+        [Severity::Error, Severity::Warning, Severity::Note].map(|severity| findings.number_of(severity));
+    line(match (errors, warnings + notes) {
+        (0, 0) => "Nothing is wrong.".into(),
+        (0, _) => format!("No errors: training would start. {}, {}.", count(warnings, "warning"), count(notes, "note")),
+        _ => format!(
+            "{}: training would not start. {}, {}.",
+            count(errors, "error"),
+            count(warnings, "warning"),
+            count(notes, "note")
+        ),
+    });
+    out
+}
+
+/// One row per code, aligned.
+fn table(findings: &Findings) -> Vec<String> {
+    let counts = findings.counts();
+    if counts.is_empty() {
+        return Vec::new();
+    }
+    let mut rows = vec![["severity", "code", "count", "what is done about it"].map(str::to_owned)];
+    rows.extend(counts.into_iter().map(|(code, count)| {
+        let facts = code.facts();
+        [facts.severity.to_string(), code.to_string(), count.to_string(), facts.action.to_owned()]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let [severity, code, count] = [0, 1, 2].map(width);
+    let aligned =
+        rows.iter().map(|row| format!("{:severity$}  {:code$}  {:>count$}  {}", row[0], row[1], row[2], row[3]));
+    aligned.chain([String::new()]).collect()
+}
+
+fn summary(set: &Checked) -> String {
+    let name = set.split.name();
+    match &set.dataset {
+        None => format!("data.{name}: not usable"),
+        Some(dataset) => format!(
+            "data.{name}: {}: {} of {}, {} of {} and {} are used",
+            printable(&dataset.annotation_file().to_string_lossy()),
+            dataset.len(),
+            count(dataset.listed().images, "image"),
+            dataset.object_count(),
+            count(dataset.listed().annotations, "annotation"),
+            count(dataset.categories().len(), "class")
+        ),
+    }
+}
+
+/// What programs read.
+fn to_json(sets: &[Checked], findings: &Findings) -> Value {
+    let sets: Vec<Value> = sets
+        .iter()
+        .map(|set| {
+            let mut value = json!({"set": set.split.name(), "usable": set.dataset.is_some()});
+            if let Some(dataset) = &set.dataset {
+                value["annotation_file"] = json!(dataset.annotation_file());
+                value["pictures"] = json!(dataset.len());
+                value["objects"] = json!(dataset.object_count());
+                value["listed_images"] = json!(dataset.listed().images);
+                value["listed_annotations"] = json!(dataset.listed().annotations);
+                let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
+                value["classes"] = json!(names);
+            }
+            value
+        })
+        .collect();
+    let counts: serde_json::Map<String, Value> =
+        findings.counts().into_iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
+    json!({
+        "errors": findings.number_of(Severity::Error),
+        "warnings": findings.number_of(Severity::Warning),
+        "notes": findings.number_of(Severity::Note),
+        "counts": counts,
+        "sets": sets,
+        "findings": findings.kept(),
+    })
+}

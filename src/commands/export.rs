@@ -1,0 +1,161 @@
+//! `export`: a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use indexmap::IndexMap;
+use tch::{Device, Tensor};
+
+use fnet_checkpoint::native::{Checkpoint, MODEL, OPTIMIZER};
+use fnet_checkpoint::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, TrainedFile, Weights, export};
+use fnet_common::{Context, Error, Result};
+use fnet_model::{MaskRcnn, Parameters};
+use fnet_protocol::cli::Export;
+use fnet_protocol::work_dir::is_pytorch_file;
+
+/// Runs `export` and returns what to tell.
+///
+/// # Errors
+/// The command line, the checkpoint or the config is wrong, or the file cannot be written.
+pub fn export(arguments: &Export) -> Result<String> {
+    let (path, out) = (arguments.checkpoint.as_path(), arguments.out.as_path());
+    let is_safetensors = export::is_safetensors(out)?;
+    if arguments.with_optimizer && is_safetensors {
+        return Err(Error::usage(format!(
+            "{}: only .pth files hold an optimizer's state; name the file so, or leave out --with-optimizer",
+            out.display()
+        )));
+    }
+    let (mut exported, note) = read(path, arguments.with_optimizer)?;
+    let mut note = note.to_owned();
+    if let Some(config) = &arguments.config {
+        note.push_str(&fit(&mut exported, config).with_context(|| path.display().to_string())?);
+    }
+    export::write(out, &exported)?;
+    let mut told = format!("wrote {} tensors", exported.state.len());
+    if let Some(optimizer) = &exported.optimizer {
+        told.push_str(&format!(" and AdamW's state of {} parameters", optimizer.moments.len()));
+    }
+    if let (Some(epoch), Some(iter)) = (exported.meta.epoch, exported.meta.iter) {
+        told.push_str(&format!(" of epoch {epoch}, iter {iter}"));
+    }
+    told.push_str(&format!(" to {}{note}", out.display()));
+    Ok(told)
+}
+
+/// The checkpoint at `path` as MMDetection would keep it, and a remark on what was taken.
+fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
+    if with_optimizer && is_pytorch_file(path) {
+        let checkpoint = MmdetCheckpoint::open(path)?;
+        if checkpoint.optimizer.is_none() {
+            return Err(no_optimizer(path));
+        }
+        return Ok((checkpoint, ""));
+    }
+    match TrainedFile::open(path)? {
+        TrainedFile::Ours(_, checkpoint) => {
+            ours(&checkpoint, path, with_optimizer).with_context(|| path.display().to_string())
+        }
+        TrainedFile::Others(_) if with_optimizer => Err(no_optimizer(path)),
+        TrainedFile::Others(weights) => Ok((others(&weights)?, "")),
+    }
+}
+
+fn no_optimizer(path: &Path) -> Error {
+    Error::data(format!("{}: the file holds no optimizer state; leave out --with-optimizer", path.display()))
+}
+
+fn others(weights: &Weights) -> Result<MmdetCheckpoint> {
+    let state = weights.iter().map(|(name, _)| Ok((name.to_owned(), weights.tensor(name)?))).collect::<Result<_>>()?;
+    Ok(MmdetCheckpoint { state, meta: weights.meta().clone(), optimizer: None })
+}
+
+/// What is evaluated (the moving average, where there is one), or with the optimizer what is trained.
+fn ours(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
+    let model = checkpoint.section(MODEL).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    let (mut state, average): (IndexMap<String, Tensor>, _) = (model.collect(), checkpoint.averages()?);
+    let note = match (average.is_empty(), with_optimizer) {
+        (true, _) => "",
+        (false, true) => "; the weights as they are trained, not their moving average",
+        (false, false) => "; the moving average of the weights, which is what test evaluates",
+    };
+    let optimizer = if with_optimizer {
+        Some(optimizer(checkpoint, path)?)
+    } else {
+        // In the places of the trained weights, so that the order stays.
+        for (name, tensor) in average {
+            state.insert(name, tensor);
+        }
+        None
+    };
+    let progress = checkpoint.meta.progress;
+    let meta = Meta {
+        classes: checkpoint.meta.classes.clone(),
+        epoch: Some(progress.epoch as u64),
+        iter: Some(progress.step),
+    };
+    Ok((MmdetCheckpoint { state, meta, optimizer }, note))
+}
+
+/// AdamW's state, with the settings of the last update.
+fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
+    let state = |kind: &str, name: &str| checkpoint.tensors.get(&format!("{OPTIMIZER}{kind}.{name}"));
+    let trained: Vec<&str> =
+        checkpoint.section(MODEL).map(|(name, _)| name).filter(|name| state("step", name).is_some()).collect();
+    if trained.is_empty() {
+        return Err(Error::data("the checkpoint holds no state of AdamW; leave out --with-optimizer"));
+    }
+    let mut moments = IndexMap::new();
+    for (index, name) in trained.iter().enumerate() {
+        let (Some(step), Some(exp_avg), Some(exp_avg_sq)) =
+            (state("step", name), state("exp_avg", name), state("exp_avg_sq", name))
+        else {
+            return Err(Error::data(format!("AdamW's state of {name} is incomplete")));
+        };
+        let step = step.f_double_value(&[])? as u64;
+        // PyTorch has no state for what never had a gradient.
+        if step > 0 {
+            let copy = Moments { step, exp_avg: exp_avg.shallow_clone(), exp_avg_sq: exp_avg_sq.shallow_clone() };
+            moments.insert(index, copy);
+        }
+    }
+    let config = checkpoint.meta.config(path)?;
+    let progress = checkpoint.meta.progress;
+    let optimizer = &config.optimizer;
+    let group = ParameterGroup {
+        lr: fnet_train::last_learning_rate(
+            &config.schedule,
+            optimizer.lr,
+            progress.epoch,
+            progress.step_in_epoch,
+            progress.step as usize,
+        ),
+        initial_lr: Some(optimizer.lr),
+        betas: (optimizer.betas[0], optimizer.betas[1]),
+        eps: optimizer.eps,
+        weight_decay: optimizer.weight_decay,
+        params: (0..trained.len()).collect(),
+    };
+    Ok(OptimizerState { groups: vec![group], moments })
+}
+
+/// Sees that the weights fit the model of `config`, puts them into its order, and drops what it lacks. Returns a remark
+/// on that.
+fn fit(exported: &mut MmdetCheckpoint, config: &Path) -> Result<String> {
+    let config = fnet_data::load_config(config, &[])?.config;
+    let mut parameters = Parameters::new();
+    MaskRcnn::build(&config.model, &mut parameters, Device::Cpu)?;
+    let unused = exported.fill(&parameters)?.unexpected;
+    if exported.optimizer.is_some() {
+        exported.moments(&parameters)?;
+    }
+    let places: HashMap<&str, usize> = parameters.trainable().map(|(name, _)| name).zip(0..).collect();
+    let moved: Vec<usize> = exported.state.keys().filter_map(|name| places.get(name.as_str()).copied()).collect();
+    if let Some(optimizer) = &mut exported.optimizer {
+        optimizer.renumber(&moved);
+    }
+    let order: HashMap<&str, usize> = parameters.iter().map(|(name, ..)| name).zip(0..).collect();
+    exported.state.retain(|name, _| order.contains_key(name.as_str()));
+    exported.state.sort_by_cached_key(|name, _| order.get(name.as_str()).copied());
+    Ok(if unused.is_empty() { String::new() } else { format!("; left out {} that the model lacks", unused.len()) })
+}

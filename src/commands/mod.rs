@@ -1,0 +1,118 @@
+//! The worker's commands: from what was typed to what is done.
+
+mod benchmark;
+mod browse;
+mod check_data;
+mod detector;
+mod dry_run;
+mod export;
+mod predict;
+mod test;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+
+use detector::Host;
+
+use fnet_common::{Error, Result};
+use fnet_distributed::World;
+use fnet_evaluate::inference::Outcome;
+use fnet_protocol::cli::{BenchmarkCommand, Flops, PrintConfig, Shape, WorkerCommand};
+use fnet_protocol::client::Client;
+use fnet_protocol::exit;
+use fnet_protocol::message::{Phase, Progress};
+use fnet_train::Ending;
+
+/// Runs a command on this rank and returns the exit code.
+///
+/// # Errors
+/// What the user can mend, a lost peer, or a bug.
+pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
+    if let Some(ranks) = dry_run::dry_run_ranks()? {
+        return print(&dry_run::dry_run(command, ranks)?);
+    }
+    match command {
+        WorkerCommand::Train(arguments) => Ok(match fnet_train::train(arguments, control)? {
+            Ending::Finished => exit::SUCCESS,
+            Ending::Stopped(reason) => reason.exit_code(),
+        }),
+        WorkerCommand::Test(arguments) => {
+            on_ranks(control, Phase::Evaluation, |host| test::test(arguments, host).map(exit_code))
+        }
+        WorkerCommand::Predict(arguments) => {
+            on_ranks(control, Phase::Evaluation, |host| predict::predict(arguments, host).map(exit_code))
+        }
+        WorkerCommand::Benchmark(arguments) => match &arguments.what {
+            BenchmarkCommand::Train(arguments) => benchmark::benchmark_train(arguments, control),
+            BenchmarkCommand::Infer(arguments) => benchmark::benchmark_infer(arguments, control),
+            BenchmarkCommand::Data(arguments) => benchmark::benchmark_data(arguments, control),
+            BenchmarkCommand::Comm(arguments) => benchmark::benchmark_comm(arguments, control),
+            BenchmarkCommand::Launch(_) => benchmark::benchmark_launch(),
+        },
+        WorkerCommand::Flops(arguments) => flops(arguments),
+        WorkerCommand::CheckData(arguments) => check_data::check_data(arguments, |text| print(text).map(|_| ())),
+        WorkerCommand::PrintConfig(arguments) => print_config(arguments),
+        WorkerCommand::Browse(arguments) => {
+            let mut progress = |done: usize, total: usize| control.progress(headway(Phase::Data, done, total));
+            browse::browse(arguments, &mut progress, &mut |text| control.note(text)).map(exit_code)
+        }
+        WorkerCommand::Export(arguments) => {
+            control.note(export::export(arguments)?);
+            Ok(exit::SUCCESS)
+        }
+    }
+}
+
+/// Joins the other ranks and does some work over pictures with them.
+fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
+    let world = World::from_environment()?;
+    let mut progress = |done: usize, total: usize| {
+        control.progress(headway(phase, done, total));
+    };
+    let mut say = |text: &str| control.note(text);
+    let code = work(&mut Host { ranks: &world, device: world.device(), progress: &mut progress, say: &mut say })?;
+    // A rank that ended early would look lost to those that still work.
+    world.leave()?;
+    Ok(code)
+}
+
+fn headway(phase: Phase, done: usize, total: usize) -> Progress {
+    Progress { phase, step: done as u64, total_steps: total as u64, ..Progress::default() }
+}
+
+fn exit_code<T>(outcome: Outcome<T>) -> i32 {
+    match outcome {
+        Outcome::Stopped(reason) => reason.exit_code(),
+        Outcome::Here(_) | Outcome::Elsewhere => exit::SUCCESS,
+    }
+}
+
+fn flops(arguments: &Flops) -> Result<i32> {
+    let resolved = fnet_data::load_config(&arguments.config, &arguments.set)?;
+    let (given, shape) = (arguments.shape(), arguments.padded_shape());
+    let report = fnet_model::flops::count(&resolved.config.model, shape.height, shape.width)?;
+    if arguments.json {
+        let json = serde_json::to_string(&report).map_err(|error| Error::bug(error.to_string()))?;
+        return print(&json);
+    }
+    if given != shape {
+        let text = |shape: Shape| format!("(3, {}, {})", shape.height, shape.width);
+        print(&format!("Use size divisor set input shape from {} to {}", text(given), text(shape)))?;
+    }
+    print(&report.to_string())
+}
+
+fn print_config(arguments: &PrintConfig) -> Result<i32> {
+    print(fnet_data::load_config(&arguments.config, &arguments.set)?.to_annotated_toml()?.trim_end())
+}
+
+/// Writes to stdout. A reader that closed the pipe has read enough.
+fn print(text: &str) -> Result<i32> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::environment(format!("writing to stdout: {error}")))
+        }
+        _ => Ok(exit::SUCCESS),
+    }
+}

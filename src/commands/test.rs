@@ -1,0 +1,222 @@
+//! `test`: evaluates a checkpoint on `data.val`.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fnet_common::atomic;
+use fnet_common::{Context, Error, Result};
+use fnet_config::Metric;
+use fnet_data::{Dataset, Picture, Severity, Split, check_before_job, check_classes, load_picture};
+use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
+use fnet_evaluate::metrics::Metrics;
+use fnet_evaluate::paint::{Object, Painter, painted_path, save, unused};
+use fnet_evaluate::results::{ImageResult, WrittenIds, write_files};
+use fnet_protocol::cli;
+
+use super::detector::{Host, Wanted, load, to_paint};
+
+/// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` with `--format-only`.
+///
+/// # Errors
+/// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
+pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
+    let mut trained = load(&Wanted::of_test(arguments), host)?;
+    if arguments.fuse_conv_bn {
+        trained.model.fuse_conv_bn()?;
+    }
+    let dataset = Arc::new(Dataset::open(&trained.config.data, Split::Val)?);
+    check_classes(&trained.config, &[&dataset])?;
+    if !arguments.allow_partial {
+        check_class_names(&trained.classes, &dataset)?;
+    }
+    let kinds: Vec<Metric> = match arguments.format_only {
+        true => Vec::new(),
+        false => arguments.metrics_to_measure().into_iter().map(Metric::from).collect(),
+    };
+    let first = host.ranks.rank() == 0;
+    if first {
+        dataset.findings().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
+        check_before_job(&trained.config, &[&dataset], &kinds)?.iter().for_each(|warning| (host.say)(warning));
+        if let Some(text) = other_names(&trained.classes, &dataset) {
+            (host.say)(&text);
+        }
+    }
+    let show = match &arguments.show_dir {
+        Some(folder) => Some(Show::new(&dataset, folder, arguments.show_score_thr)?),
+        None => None,
+    };
+    let progress = &mut *host.progress;
+    let mut on_picture = |picture: Done<'_>| {
+        progress(picture.done, picture.total);
+        show.as_ref().map_or(Ok(()), |show| show.paint(picture.index, picture.result))
+    };
+    let (model, config) = (&trained.model, &trained.config);
+    let outcome = if arguments.format_only {
+        detect_all(model, &dataset, config, host.ranks, &mut on_picture)?.and_then(|found| Ok((found, None)))?
+    } else {
+        evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)?
+            .and_then(|evaluation| Ok((evaluation.found, Some(evaluation.metrics))))?
+    };
+    outcome.and_then(|(found, metrics)| {
+        finish(&found, metrics.as_ref(), &dataset, arguments, host)?;
+        Ok(metrics)
+    })
+}
+
+/// Writes and tells what an evaluation gave.
+fn finish(
+    found: &Found,
+    metrics: Option<&Metrics>,
+    dataset: &Dataset,
+    arguments: &cli::Test,
+    host: &mut Host<'_>,
+) -> Result<()> {
+    if arguments.out.is_some() || arguments.format_only {
+        let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
+        let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
+        for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
+            (host.say)(&format!("detections written to {}", path.display()));
+        }
+    }
+    if let Some(folder) = &arguments.show_dir {
+        (host.say)(&format!("painted pictures are in {}", folder.display()));
+    }
+    metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref(), host))
+}
+
+fn report(metrics: &Metrics, file: Option<&Path>, host: &mut Host<'_>) -> Result<()> {
+    (host.say)(&metrics.table());
+    let Some(path) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(&metrics.to_json())
+        .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;
+    atomic::create(path, |out| {
+        writeln!(out, "{text}").map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))
+    })
+}
+
+/// `--out F.json` means `F.bbox.json` and `F.segm.json`; without it they go to `results/` beside the checkpoint.
+fn results_prefix(arguments: &cli::Test) -> PathBuf {
+    match &arguments.out {
+        Some(out) if out.extension().is_some_and(|extension| extension == "json") => out.with_extension(""),
+        Some(out) => out.clone(),
+        None => {
+            let folder = arguments.checkpoint.parent().unwrap_or(Path::new("")).join("results");
+            folder.join(arguments.checkpoint.file_stem().unwrap_or("test".as_ref()))
+        }
+    }
+}
+
+/// Refuses a data set with another number of classes than the checkpoint names.
+fn check_class_names(trained: &[String], dataset: &Dataset) -> Result<()> {
+    let found = dataset.categories().len();
+    if trained.is_empty() || trained.len() == found {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "the checkpoint names {} classes, and {} has {found}: give the annotation file of the classes that it was trained \
+         for, or go on by --allow-partial",
+        trained.len(),
+        dataset.annotation_file().display()
+    )))
+}
+
+/// A warning where the annotation file has equally many classes, but of other names, than the model was trained for.
+fn other_names(trained: &[String], dataset: &Dataset) -> Option<String> {
+    let mut pairs = trained.iter().zip(dataset.categories()).enumerate();
+    let (label, (trained, found)) = pairs.find(|(_, (trained, found))| **trained != found.name)?;
+    Some(format!(
+        "Warning: the model was trained for other classes: number {label} was {trained:?}, and is {:?} in {}. Its \
+         scores mean something only if the classes are the same in the same order",
+        found.name,
+        dataset.annotation_file().display()
+    ))
+}
+
+/// Paints ground truth beside prediction.
+struct Show<'a> {
+    painter: Painter,
+    dataset: &'a Dataset,
+    classes: Vec<String>,
+    /// Where each picture of the set goes: no two to one file, whichever rank paints them.
+    paths: Vec<PathBuf>,
+    least: f64,
+}
+
+impl<'a> Show<'a> {
+    fn new(dataset: &'a Dataset, folder: &'a Path, least: f64) -> Result<Self> {
+        let classes = dataset.categories().iter().map(|category| category.name.clone()).collect();
+        Ok(Self { painter: Painter::new()?, dataset, classes, paths: painted_paths(dataset, folder), least })
+    }
+
+    fn paint(&self, index: usize, result: &ImageResult) -> Result<()> {
+        let file_name = self.dataset.image(index).file_name;
+        let paint = || {
+            let picture = into_image(load_picture(self.dataset, index)?)?;
+            let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
+            let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
+            save(&self.painter.compare(&picture, [&truth, &found], titles)?, &self.paths[index])
+        };
+        paint().with_context(|| format!("painting {file_name}"))
+    }
+
+    fn truth(&self, index: usize) -> Result<Vec<Object>> {
+        let (image, objects) = (self.dataset.image(index), self.dataset.objects(index));
+        let mut painted = Vec::with_capacity(objects.boxes.len());
+        for (place, segmentation) in self.dataset.segmentations(index)?.iter().enumerate() {
+            let label = usize::from(objects.labels[place]);
+            // Such a mask may still be evaluated; its box is shown.
+            let mask = segmentation.to_rle((image.height, image.width));
+            if let Err(message) = &mask {
+                let (file, id) = (self.dataset.annotation_file().display(), objects.ids[place]);
+                log::warn!("{file}: annotation {id} is painted without its mask: segmentation: {message}");
+            }
+            painted.push(Object {
+                label,
+                name: self.classes.get(label).cloned().unwrap_or_default(),
+                score: None,
+                bbox: objects.boxes[place],
+                mask: mask.ok(),
+                crowd: false,
+            });
+        }
+        Ok(painted)
+    }
+}
+
+/// Where the painted copy of each picture of a set goes inside of `folder`.
+pub(super) fn painted_paths(dataset: &Dataset, folder: &Path) -> Vec<PathBuf> {
+    let mut taken = HashSet::new();
+    (0..dataset.len()).map(|index| unused(painted_path(folder, dataset.image(index).file_name), &mut taken)).collect()
+}
+
+/// A decoded picture for painting.
+pub(super) fn into_image(picture: Picture) -> Result<image::RgbImage> {
+    image::RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+        .ok_or_else(|| Error::bug("a picture with fewer pixels than its size says"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        test: cli::Test,
+    }
+
+    fn prefix(line: &[&str]) -> PathBuf {
+        results_prefix(&Line::parse_from([&["test"], line].concat()).test)
+    }
+
+    #[test]
+    fn results_go_where_out_says_else_beside_the_checkpoint() {
+        assert_eq!(prefix(&["a/b.ckpt", "--format-only"]), Path::new("a/results/b"));
+        assert_eq!(prefix(&["b.ckpt", "--format-only"]), Path::new("results/b"));
+        assert_eq!(prefix(&["b.ckpt", "--out", "x/y.json"]), Path::new("x/y"));
+        assert_eq!(prefix(&["b.ckpt", "--out", "x/y.v2"]), Path::new("x/y.v2"));
+    }
+}

@@ -1,0 +1,121 @@
+//! Stage "image transform": from the picture to the network's input, with its boxes, labels and masks.
+
+use tch::{Device, Tensor};
+
+use fnet_data::{Batch, Bilinear, ImageMeta, InstanceMask, Picture};
+
+use super::compare::STAGE;
+use super::fixtures::{Fixtures, Tensors, skip};
+use super::pictures::{Pictures, rgb};
+use super::report::Comparison;
+
+const NAME: &str = "image transform";
+
+/// The bitmap of a mask in its frame.
+pub(super) fn bitmap(mask: &InstanceMask) -> Vec<u8> {
+    let mut full = vec![0; mask.frame.0 * mask.frame.1];
+    for (row, pixels) in mask.pixels.chunks_exact(mask.width.max(1)).enumerate() {
+        let start = (mask.y + row) * mask.frame.1 + mask.x;
+        full[start..start + mask.width].copy_from_slice(pixels);
+    }
+    full
+}
+
+fn check_geometry(compare: &Comparison<'_>, actual: &[ImageMeta], expected: &[ImageMeta]) {
+    let facts = |meta: &ImageMeta| (meta.original_size, meta.image_size, meta.padded_size, meta.scale_factor);
+    let facts = |metas: &[ImageMeta]| metas.iter().map(facts).collect::<Vec<_>>();
+    compare.equal("sizes and scale factors", &facts(actual), &facts(expected));
+}
+
+/// `prefix` is that of the stored objects.
+fn check_objects(compare: &Comparison<'_>, pictures: &Pictures, batch: &Batch, data: &Tensors, prefix: &str) {
+    if !pictures.annotated {
+        skip("the part about masks: the fixtures hold no data/instances.json; fixtures_ops has masks from polygons on");
+    }
+    for (image, target) in batch.targets.iter().enumerate() {
+        let boxes = Tensor::from_slice(target.boxes.as_flattened()).reshape([-1, 4]);
+        compare.tensor("boxes", &boxes, &data.get(&format!("{prefix}gt_bboxes.{image}")), STAGE);
+        compare.equal("labels", &target.labels, &data.integers(&format!("{prefix}gt_labels.{image}")));
+        if pictures.annotated {
+            let bitmaps: Vec<u8> = target.masks.iter().flat_map(bitmap).collect();
+            let expected = data.get(&format!("{prefix}gt_masks.{image}")).reshape([-1]);
+            compare.equal("masks", &bitmaps, &Vec::<u8>::try_from(expected).unwrap());
+        }
+    }
+}
+
+#[test]
+fn parity_image_decoding() {
+    let Some(fixtures) = Fixtures::open() else { return };
+    let pictures = Pictures::open(&fixtures);
+    if !pictures.annotated {
+        return skip("the fixtures hold no data/images");
+    }
+    let data = fixtures.tensors("data");
+    for (image, path) in pictures.paths().iter().enumerate() {
+        let picture = Picture::read(path).unwrap();
+        fixtures.compare(NAME).equal("decoded pixels", &picture.rgb, &rgb(&data, image).2);
+    }
+}
+
+#[test]
+fn parity_image_resizing() {
+    let Some(fixtures) = Fixtures::open() else { return };
+    let data = fixtures.tensors("data");
+    for image in 0..fixtures.metas("img_metas").len() {
+        let (width, height, pixels) = rgb(&data, image);
+        let expected = data.get(&format!("resized_bgr_u8.{image}"));
+        let (new_height, new_width, _) = expected.size3().unwrap();
+        let plan = Bilinear::new((height as usize, width as usize), (new_height as usize, new_width as usize));
+        let expected: Vec<u8> = Vec::try_from(expected.flip([2]).reshape([-1])).unwrap();
+        fixtures.compare(NAME).equal("resized pixels", &plan.apply(&pixels), &expected);
+    }
+}
+
+#[test]
+fn parity_image_batch() {
+    let Some(fixtures) = Fixtures::open() else { return };
+    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let batch = pictures.batch(false);
+    compare.tensor("normalised and padded batch", &batch.images.values(Device::Cpu).unwrap(), &data.get("img"), STAGE);
+    check_geometry(&compare, &batch.metas, &fixtures.metas("img_metas"));
+    check_objects(&compare, &pictures, &batch, &data, "");
+    let flags: Vec<u8> = serde_json::from_value(fixtures.meta["group_flag"].clone()).unwrap();
+    compare.equal("aspect groups", &pictures.flags(), &flags);
+}
+
+#[test]
+fn parity_image_mirrored_batch() {
+    let Some(fixtures) = Fixtures::open() else { return };
+    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let batch = pictures.batch(true);
+    check_geometry(&compare, &batch.metas, &fixtures.metas("flip.img_metas"));
+    check_objects(&compare, &pictures, &batch, &data, "flip.");
+    let stored = &fixtures.meta["flip.img_stats"];
+    let length = stored["l2"].as_f64().unwrap();
+    let images = batch.images.values(Device::Cpu).unwrap();
+    let off = (super::compare::length(&images) - length).abs() / length;
+    compare.at_most("mirrored batch, length, relative", off, STAGE);
+    let row: Vec<Vec<f32>> = serde_json::from_value(stored["row100_col0_8"].clone()).unwrap();
+    let row = Tensor::from_slice(&row.concat()).reshape([3, -1]);
+    let actual = images.get(0).select(1, 100).narrow(1, 0, row.size()[1]);
+    compare.tensor("mirrored batch, row 100", &actual, &row, STAGE);
+}
+
+#[test]
+fn parity_image_single_pictures() {
+    let Some(fixtures) = Fixtures::open() else { return };
+    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let expected = fixtures.metas("single_img_metas");
+    let singles = pictures.singles();
+    assert_eq!(singles.len(), expected.len());
+    for (image, (batch, expected)) in singles.iter().zip(&expected).enumerate() {
+        compare.tensor(
+            "normalised single picture",
+            &batch.images.values(Device::Cpu).unwrap(),
+            &data.get(&format!("single_img.{image}")),
+            STAGE,
+        );
+        check_geometry(&compare, &batch.metas, std::slice::from_ref(expected));
+    }
+}
