@@ -6,46 +6,46 @@ SEED ?= 0
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test sim mutations drill faults chaos mpi fuzz parity install clean
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: ## .venv with libtorch, .libtorch, the release build
+setup: ## create .venv with libtorch, .libtorch, and the release build
 	@scripts/setup.sh
 
-demo: setup ## trains on generated pictures with two CPU workers and shows the AP table; SEED=0
+demo: setup ## train on synthetic images with two CPU workers and show the AP table; SEED=0
 	@scripts/demo.sh $(SEED)
 
-test: setup ## formatting, lints, all tests
+test: setup ## check formatting and lints, and run all tests
 	@scripts/test.sh
 
-sim: setup ## simulated CUDA devices in target/sim, their own tests, and the black-box tests on them
+sim: setup ## build simulated CUDA devices in target/sim, run their own tests and the black-box tests on them
 	@scripts/sim.sh --test
 	OMP_NUM_THREADS=1 cargo test --release --workspace --test blackbox -- simulated
 
-mutations: setup ## breaks the product on purpose, once per kind, and shows which test on simulated devices notices
+mutations: setup ## break the product on purpose, once per kind, and show which test on simulated devices notices
 	@scripts/sim_mutations.sh
 
-mpi: setup ## the library for workers under mpirun; fetches Open MPI unless MPICC names one
+mpi: setup ## build the library for workers under mpirun; fetches Open MPI unless MPICC names one
 	@scripts/mpi.sh
 
-drill: faults chaos ## both of the following, and a job of 64 workers
+drill: faults chaos ## both of the following, and a job with 64 workers
 	cargo test --release --workspace --test blackbox -- --ignored --exact drill::sixty_four_workers_train_ten_steps_and_stop_cleanly
 
-faults: setup ## every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
+faults: setup ## inject every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
 	cargo test --release --workspace --test blackbox -- --ignored --exact drill::drill --nocapture
 
-chaos: setup ## a training that is disturbed FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
+chaos: setup ## disturb trainings FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
 	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture
 
-fuzz: ## each reader of files against damaged ones, FNET_FUZZ_SECONDS=600 each; needs nightly Rust and cargo-fuzz
+fuzz: ## fuzz each reader of files, FNET_FUZZ_SECONDS=600 each; needs nightly Rust and cargo-fuzz
 	for target in fuzz/fuzz_targets/*.rs; do scripts/fuzz.sh $$(basename $$target .rs) $${FNET_FUZZ_SECONDS:-600} || exit 1; done
 
-parity: setup ## compares every stage with the reference and writes the table of docs/parity.md; needs FNET_TEST_DATA
+parity: setup ## compare every stage with MMDetection's numbers and write docs/tables/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh
 
-install: setup ## the programs into PREFIX/bin; PREFIX=~/.local
+install: setup ## install the programs into PREFIX/bin; PREFIX=~/.local
 	@scripts/install.sh "$(PREFIX)"
 
-clean: ## removes the build and the generated data; keeps .venv and work_dirs
+clean: ## remove the build and the generated data; keep .venv and work_dirs
 	cargo clean
 	rm -rf data/synth*

@@ -1,18 +1,13 @@
 #!/usr/bin/env bash
-# Runs the parity suite and writes what it measured into the table of docs/parity.md, or of the file given.
-# FNET_TEST_DATA or FNET_PARITY_FIXTURES says where the reference's numbers are; see docs/parity.md.
+# Runs the parity suite and writes what it measured to docs/tables/parity.md, or to the file given.
+# FNET_TEST_DATA or FNET_PARITY_FIXTURES names the folder with MMDetection's numbers; see docs/parity.md.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-page=${1:-docs/parity.md}
-begin='<!-- measured: begin -->'
-end='<!-- measured: end -->'
-if ! grep -qxF -- "$begin" "$page" || ! grep -qxF -- "$end" "$page"; then
-    die "$page has no place for the table" "give a file with the lines $begin and $end"
-fi
+page=${1:-docs/tables/parity.md}
 if [ -z "${FNET_TEST_DATA:-}${FNET_PARITY_FIXTURES:-}" ]; then
-    die "neither FNET_TEST_DATA nor FNET_PARITY_FIXTURES is set" "export FNET_TEST_DATA=the folder with reference/"
+    die "neither FNET_TEST_DATA nor FNET_PARITY_FIXTURES is set" "Run: export FNET_TEST_DATA=FOLDER, the folder that has reference/ in it."
 fi
 
 FNET_PARITY_REPORT=$(mktemp -d)
@@ -23,10 +18,10 @@ cargo build --release --workspace
 cargo test --release --workspace --no-fail-fast --test parity --test blackbox parity -- --include-ignored
 
 rows=$FNET_PARITY_REPORT/rows.tsv
-[ -s "$rows" ] || die "no test has measured anything" "see the SKIPPED lines above"
+[ -s "$rows" ] || die "no test measured anything" "See the SKIPPED lines above."
 
-# Fields: order of the stage, stage, what, reference, relation, bound, measured, test. Of lines that differ in the
-# measured value alone the worst is kept.
+# Fields: order of the stage, stage, what, fixtures, relation, bound, measured, test. Of lines that differ only in the
+# measured value the worst is kept.
 table() {
     awk -F '\t' -v OFS='\t' '
         { key = $1 FS $2 FS $3 FS $4 FS $5 FS $6 FS $8; value = $7 + 0 }
@@ -34,7 +29,7 @@ table() {
         END { for (key in worst) { split(key, f, FS); print f[1], f[4], f[3], f[2], f[5], f[6], worst[key], f[7] } }
     ' "$rows" | LC_ALL=C sort -t $'\t' -k1,1n -k2,2 -k3,3 | awk -F '\t' '
         BEGIN {
-            print "| stage | compared | reference | bound | measured | test |"
+            print "| stage | compared | fixtures | bound | measured | test |"
             print "| --- | --- | --- | --- | --- | --- |"
         }
         {
@@ -44,9 +39,15 @@ table() {
 }
 
 {
-    sed "/^$begin\$/q" "$page"
+    cat <<'END'
+# Measured parity
+
+Written by `make parity`. [parity.md](../parity.md) explains the stages and their bounds. "Measured" is the maximum
+difference of each comparison, for bounds "at least" the minimum. "Relative" is relative to the maximum absolute value of
+MMDetection's tensor or, for lengths and losses, to MMDetection's value.
+
+END
     table
-    sed -n "/^$end\$/,\$p" "$page"
 } >"$FNET_PARITY_REPORT/page"
 cat "$FNET_PARITY_REPORT/page" >"$page"
 say "$(table | tail -n +3 | wc -l) rows in $page"

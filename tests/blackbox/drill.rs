@@ -1,8 +1,8 @@
 //! Fire drills: workers that really fail, at a rank, step and phase; the launcher must name each by its cause, rank and
 //! exit code, and leave nothing behind.
 //!
-//! Each fault once is part of the tests; `make drill` runs every fault in every phase on every rank, many times, and
-//! prints the table of docs/reliability.md.
+//! Each fault once is part of the tests; `make faults` runs every fault in every phase on every rank, many times, and
+//! prints a table. With FNET_UPDATE_DOCS it writes the table to docs/tables/faults.md.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -308,7 +308,13 @@ fn drill() {
         }
     });
     let rows = rows.into_inner().unwrap();
-    println!("{}", table(&rows));
+    let table = table(&rows);
+    println!("{table}");
+    let is_whole = only.is_empty() && only_phases.is_empty();
+    if is_whole && std::env::var_os("FNET_UPDATE_DOCS").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tables/faults.md");
+        fs::write(path, format!("{TABLE_HEAD}{table}")).unwrap();
+    }
     let failures: usize = rows.values().map(|row| row.failures.len()).sum();
     assert_eq!(failures, 0, "of {total} drills");
 }
@@ -319,15 +325,22 @@ fn place_of(case: Case) -> (usize, usize) {
     (kind, Phase::KNOWN.iter().position(|phase| *phase == case.phase).unwrap())
 }
 
-/// The table as Markdown: from the fault to the end of the launcher, median and greatest.
+/// What stands above the table in docs/tables/faults.md.
+const TABLE_HEAD: &str = "# Measured faults
+
+Written by `FNET_UPDATE_DOCS=1 make faults`. [reliability.md](../reliability.md#fault-injection) explains the faults and
+phases. Seconds are from the fault to the exit of the launcher.
+
+";
+
+/// The table as Markdown: seconds from the fault to the exit of the launcher, median and maximum.
 fn table(rows: &BTreeMap<(usize, usize), Row>) -> String {
-    let mut text = String::from(
-        "| fault | phase | runs | right | median s | greatest s |\n| --- | --- | --- | --- | --- | --- |\n",
-    );
+    let mut text =
+        String::from("| fault | phase | runs | passed | median s | max s |\n| --- | --- | --- | --- | --- | --- |\n");
     for (&(kind, phase), row) in rows {
         let mut seconds = row.seconds.clone();
         seconds.sort_by(f64::total_cmp);
-        let (median, greatest) = (seconds.get(seconds.len() / 2), seconds.last());
+        let (median, maximum) = (seconds.get(seconds.len() / 2), seconds.last());
         let show = |value: Option<&f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         text += &format!(
             "| {} | {} | {} | {} | {} | {} |\n",
@@ -336,7 +349,7 @@ fn table(rows: &BTreeMap<(usize, usize), Row>) -> String {
             row.runs,
             row.seconds.len(),
             show(median),
-            show(greatest)
+            show(maximum)
         );
     }
     text
