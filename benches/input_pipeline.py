@@ -1,12 +1,12 @@
-"""The input pipeline beside OpenCV's imread and the reference's operations, on the same pictures in the same run.
+"""The input pipeline beside OpenCV's imread and the reference's operations, on the same images in the same run.
 
     .venv-cv/bin/python benches/input_pipeline.py CONFIG [--fnet target/release/fnet-launch] [--rounds 5]
 
 The Python that runs it needs opencv-python-headless, numpy and pycocotools (an environment of its own:
 `python3 -m venv .venv-cv && .venv-cv/bin/pip install opencv-python-headless==4.10.0.84 "numpy<2" pycocotools`).
 Everything runs on one thread. The parts take turns, and the best round of each counts. "reference" is what
-MMDetection's training pipeline asks of these libraries for each picture: decode, masks from polygons, resize, flip,
-normalise, pad, and the move to channels first.
+MMDetection's training pipeline asks of these libraries for each image: decode, masks from polygons, resize, flip,
+normalize, pad, and the move to channels first.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def arguments():
     parser.add_argument("config")
     parser.add_argument("--fnet", default="target/release/fnet-launch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=184, help="pictures that fnet makes in each measurement")
+    parser.add_argument("--images", type=int, default=184, help="images that fnet makes in each measurement")
     return parser.parse_args()
 
 
 def training_set(config):
-    """Path, size and objects of each picture that is trained on."""
+    """Path, size and objects of each image that is trained on."""
     with open(config, "rb") as file:
         data = tomllib.load(file)["data"]
     root = os.environ.get("FNET_DATA_ROOT", data["root"])
@@ -67,30 +67,30 @@ def bitmap(segmentation, height, width):
 
 def reference(path, height, width, objects, with_masks):
     with open(path, "rb") as file:
-        picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
     masks = [bitmap(item["segmentation"], height, width) for item in objects] if with_masks else []
     factor = min(SCALE[0] / max(height, width), SCALE[1] / min(height, width))
     size = (int(width * factor + 0.5), int(height * factor + 0.5))
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     masks = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in masks]
     if random.random() < 0.5:
-        picture = np.flip(picture, axis=1)
+        image = np.flip(image, axis=1)
         masks = [np.flip(mask, axis=1) for mask in masks]
-    picture = picture.copy().astype(np.float32)
-    cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, picture)
-    cv2.subtract(picture, MEAN, picture)
-    cv2.multiply(picture, STD_INVERSE, picture)
+    image = image.copy().astype(np.float32)
+    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+    cv2.subtract(image, MEAN, image)
+    cv2.multiply(image, STD_INVERSE, image)
     below, right = -size[1] % DIVISOR, -size[0] % DIVISOR
-    picture = cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)
+    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)
     masks = [cv2.copyMakeBorder(mask, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0) for mask in masks]
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)), np.stack(masks) if masks else None
+    return np.ascontiguousarray(image.transpose(2, 0, 1)), np.stack(masks) if masks else None
 
 
-def seconds_each(work, pictures):
+def seconds_each(work, images):
     started = time.perf_counter()
-    for picture in pictures:
-        work(*picture)
-    return (time.perf_counter() - started) / len(pictures)
+    for image in images:
+        work(*image)
+    return (time.perf_counter() - started) / len(images)
 
 
 def fnet(options, *more):
@@ -102,13 +102,13 @@ def fnet(options, *more):
 def main():
     options = arguments()
     cv2.setNumThreads(1)
-    pictures = training_set(options.config)
+    images = training_set(options.config)
     parts = {
-        "cv2.imread": lambda: (seconds_each(lambda path, *_: cv2.imread(path), pictures), None),
+        "cv2.imread": lambda: (seconds_each(lambda path, *_: cv2.imread(path), images), None),
         "fnet with masks": lambda: fnet(options),
         "fnet without masks": lambda: fnet(options, "--no-masks"),
-        "reference with masks": lambda: (seconds_each(lambda *p: reference(*p, True), pictures), None),
-        "reference without masks": lambda: (seconds_each(lambda *p: reference(*p, False), pictures), None),
+        "reference with masks": lambda: (seconds_each(lambda *p: reference(*p, True), images), None),
+        "reference without masks": lambda: (seconds_each(lambda *p: reference(*p, False), images), None),
     }
     best = {}
     for _ in range(options.rounds):
@@ -117,9 +117,9 @@ def main():
             if name not in best or found[0] < best[name][0]:
                 best[name] = found
     imread = best["cv2.imread"][0]
-    print(f"OpenCV {cv2.__version__}, {len(pictures)} pictures, best of {options.rounds} rounds")
+    print(f"OpenCV {cv2.__version__}, {len(images)} images, best of {options.rounds} rounds")
     for name, (seconds, stages) in best.items():
-        print(f"{name:24} {1 / seconds:7.1f} pictures/s {seconds * 1e3:7.2f} ms  {imread / seconds:.3f} of imread")
+        print(f"{name:24} {1 / seconds:7.1f} images/s {seconds * 1e3:7.2f} ms  {imread / seconds:.3f} of imread")
         if stages:
             print("  " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in stages.items()) + " ms")
 

@@ -48,18 +48,18 @@ fn ranks(file: &str, number: usize) -> Result<String, String> {
         child.stdout.take().ok_or("no output")?.read_to_string(&mut text).map_err(|error| error.to_string())?;
         child.wait().map_err(|error| error.to_string())?;
         let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let &[took, most, rest, pictures, objects] = numbers.as_slice() else { return Err("a rank failed".into()) };
+        let &[took, most, rest, images, objects] = numbers.as_slice() else { return Err("a rank failed".into()) };
         seconds = seconds.max(took);
         peak += most;
         kept += rest;
-        counts = format!("\"pictures\": {pictures}, \"objects\": {objects}");
+        counts = format!("\"images\": {images}, \"objects\": {objects}");
     }
     Ok(format!(
         "{{\"ranks\": {number}, \"seconds\": {seconds:.3}, \"peak_mb\": {peak:.1}, \"kept_mb\": {kept:.1}, {counts}}}"
     ))
 }
 
-/// Opens the file here: seconds, peak and remaining growth in MB, pictures, objects.
+/// Opens the file here: seconds, peak and remaining growth in MB, images, objects.
 fn open(file: &str) -> Result<String, String> {
     let path = std::path::absolute(file).map_err(|error| error.to_string())?;
     let mut config = config::Data { root: "/".into(), ..config::Data::default() };

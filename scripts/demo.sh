@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# demo.sh [SEED]: makes pictures, trains a small Mask R-CNN on them with two workers on the CPU, evaluates it on
-# pictures that it has not seen, and paints what it finds. A second run goes on from where the first one ended.
+# demo.sh [SEED]: makes images, trains a small Mask R-CNN on them with two workers on the CPU, evaluates it on
+# images that it has not seen, and paints what it finds. A second run goes on from where the first one ended.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
@@ -21,7 +21,7 @@ EARLY=4
 unset FNET_DATA_ROOT
 export OMP_NUM_THREADS=1
 
-say "1 of 3: pictures"
+say "1 of 3: images"
 "$launch" synth --out "$data" --seed "$seed"
 
 # Paints one image by the first checkpoint, while the training goes on.
@@ -43,7 +43,7 @@ fi
 "$launch" --device cpu --nproc 2 train configs/demo.toml --work-dir "$work" --seed "$seed" \
     "${resume[@]}" --set "data.root=$data"
 
-say "3 of 3: evaluation on pictures that were not trained on"
+say "3 of 3: evaluation on images that were not trained on"
 "$launch" --device cpu --nproc 2 test "$work/latest.ckpt" --metrics "$work/metrics.json" --show-dir "$work/painted"
 
 cat >&2 <<EOF

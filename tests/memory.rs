@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use fnet_data::{Picture, Segmentation, instance_mask, rasterise};
+use fnet_data::{DecodedImage, Segmentation, instance_mask, rasterize};
 use fnet_evaluate::paste::{Probabilities, paste_all};
 
 /// Counts bytes that are held, and the most that were.
@@ -53,7 +53,7 @@ fn circle(x: f64, y: f64, radius: f64, points: usize) -> Vec<f64> {
 }
 
 #[test]
-fn a_hundred_objects_of_a_large_picture_take_the_memory_of_their_windows() {
+fn a_hundred_objects_of_a_large_image_take_the_memory_of_their_windows() {
     let objects: Vec<Segmentation> = (0..100)
         .map(|i| {
             let (x, y) = (300.0 + 600.0 * f64::from(i % 10), 300.0 + 600.0 * f64::from(i / 10));
@@ -63,7 +63,7 @@ fn a_hundred_objects_of_a_large_picture_take_the_memory_of_their_windows() {
     // At full size each window has 501 x 501 pixels, all of them 24 MiB; full bitmaps would be 3433 MiB.
     let size = (SIDE, SIDE);
     let (masks, most) =
-        most_bytes(|| objects.iter().map(|object| rasterise(object, size).unwrap()).collect::<Vec<_>>());
+        most_bytes(|| objects.iter().map(|object| rasterize(object, size).unwrap()).collect::<Vec<_>>());
     assert!(masks.iter().all(|mask| (495..=505).contains(&mask.width) && (495..=505).contains(&mask.height)));
     assert!(most < 28 * MIB, "{most} bytes");
     drop(masks);
@@ -77,8 +77,8 @@ fn a_hundred_objects_of_a_large_picture_take_the_memory_of_their_windows() {
 }
 
 #[test]
-fn a_hundred_detections_on_a_large_picture_take_the_memory_of_their_runs() {
-    // Every mask as large as the picture and noisy: the most runs that pasting can give in practice.
+fn a_hundred_detections_on_a_large_image_take_the_memory_of_their_runs() {
+    // Every mask as large as the image and noisy: the most runs that pasting can give in practice.
     let boxes = vec![[0.0, 0.0, SIDE as f32, SIDE as f32]; 100];
     let noise: Vec<f32> = (0..100 * 28 * 28u64).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 1000.0).collect();
     let paste = || paste_all(Probabilities { values: &noise, side: 28 }, &boxes, (SIDE, SIDE), 0.5).unwrap();
@@ -150,13 +150,13 @@ fn a_small_file_that_claims_many_pixels_is_refused_before_memory_is_taken() {
     ];
     let folder = tempfile::tempdir().unwrap();
     for (format, bytes) in bombs {
-        let (message, most) = most_bytes(|| Picture::decode(&bytes).unwrap_err());
-        assert!(message.contains("268435456") && message.contains("make the picture smaller"), "{format}: {message}");
+        let (message, most) = most_bytes(|| DecodedImage::decode(&bytes).unwrap_err());
+        assert!(message.contains("268435456") && message.contains("make the image smaller"), "{format}: {message}");
         assert!(most < MIB, "{format}: {most} bytes");
         let path = folder.path().join("bomb");
         std::fs::write(&path, &bytes).unwrap();
-        let (error, most) = most_bytes(|| Picture::header(&path).unwrap_err().to_string());
-        assert!(error.contains("bomb") && error.contains("make the picture smaller"), "{format}: {error}");
+        let (error, most) = most_bytes(|| DecodedImage::header(&path).unwrap_err().to_string());
+        assert!(error.contains("bomb") && error.contains("make the image smaller"), "{format}: {error}");
         assert!(most < MIB, "{format}: {most} bytes");
     }
 }

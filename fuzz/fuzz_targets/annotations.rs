@@ -7,16 +7,16 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 use fnet_config as config;
-use fnet_data::{Dataset, Findings, Severity, Split, category_names, rasterise};
+use fnet_data::{Dataset, Findings, Severity, Split, category_names, rasterize};
 use fnet_fuzz::Scratch;
 
-/// Pictures above this many pixels are not drawn, for speed.
+/// Images above this many pixels are not drawn, for speed.
 const DRAWN: usize = 1 << 20;
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::new);
 
 fuzz_target!(|bytes: &[u8]| -> Corpus {
-    // Names of pictures that lead out of the folder would make runs depend on the machine.
+    // Names of images that lead out of the folder would make runs depend on the machine.
     if bytes.windows(2).any(|pair| pair == b"..") || bytes.contains(&b'/') || bytes.contains(&b'\\') {
         return Corpus::Reject;
     }
@@ -56,7 +56,7 @@ fn use_it(dataset: &Dataset) {
             continue;
         }
         for mask in &masks {
-            let mask = rasterise(mask, (image.height, image.width)).expect("a mask of a sound set");
+            let mask = rasterize(mask, (image.height, image.width)).expect("a mask of a sound set");
             assert!(mask.x + mask.width <= image.width && mask.y + mask.height <= image.height);
         }
     }

@@ -4,13 +4,13 @@
 
 use libfuzzer_sys::fuzz_target;
 
-use fnet_data::Picture;
+use fnet_data::DecodedImage;
 use fnet_protocol::contain;
 
 // A panic of a decoder becomes an error; the hook of the fuzzer would end the process before that.
 fuzz_target!(init: contain::silence(), |bytes: &[u8]| {
-    match Picture::decode(bytes) {
-        Ok(picture) => assert_eq!(picture.rgb.len(), picture.width * picture.height * 3, "bytes of the pixels"),
+    match DecodedImage::decode(bytes) {
+        Ok(image) => assert_eq!(image.rgb.len(), image.width * image.height * 3, "bytes of the pixels"),
         Err(message) => assert!(!message.is_empty(), "a message"),
     }
 });

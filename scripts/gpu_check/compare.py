@@ -122,7 +122,7 @@ def detections(arguments):
 
 
 def number(arguments):
-    """Pictures per second from a benchmark's JSON."""
+    """Images per second from a benchmark's JSON."""
     with open(arguments.first, encoding="utf-8") as file:
         report = json.load(file)
     rate, milliseconds = report["images_per_second"], report["ms"]["median"]
@@ -158,7 +158,7 @@ def self_test(_arguments):
     assert len(unmatched(two, [box(0.9), box(0.502)], 0.1, 1e-3)[0]) == 1, "a score too far away"
     assert len(unmatched([box(0.9)], [box(0.9, x=10.0)], 0.1, 1e-3)[0]) == 1, "a box too far away"
     assert len(unmatched([box(0.9)], [box(0.9, label=2)], 0.1, 1e-3)[0]) == 1, "another class"
-    assert len(unmatched([box(0.9)], [box(0.9, image=2)], 0.1, 1e-3)[0]) == 1, "another picture"
+    assert len(unmatched([box(0.9)], [box(0.9, image=2)], 0.1, 1e-3)[0]) == 1, "another image"
     assert len(unmatched([box(0.9), box(0.9)], [box(0.9)], 0.1, 1e-3)[0]) == 1, "one counterpart serves once"
     assert unmatched([box(0.05)], [], 0.1, 1e-3) == ([], 0)
     print("the comparisons accept what is equal and refuse what is not")

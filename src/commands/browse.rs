@@ -1,4 +1,4 @@
-//! `browse`: pictures with their objects as the model gets them.
+//! `browse`: images with their objects as the model gets them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use fnet_protocol::stop;
 
 use super::test::painted_paths;
 
-/// Colour of the padding, which the model sees as zeros.
+/// Color of the padding, which the model sees as zeros.
 const PADDING: Rgb<u8> = Rgb([28, 30, 33]);
 
-/// Paints the first pictures of a set after resizing, mirroring and padding, with the boxes, masks and names that a step
+/// Paints the first images of a set after resizing, mirroring and padding, with the boxes, masks and names that a step
 /// of training would learn from them. The pixels are those of the batch, so what is seen is what the model sees.
 ///
 /// # Errors
-/// The config, the annotations or a picture are wrong, or a file cannot be written.
+/// The config, the annotations or an image are wrong, or a file cannot be written.
 pub fn browse(
     arguments: &cli::Browse,
     progress: &mut dyn FnMut(usize, usize),
     say: &mut dyn FnMut(&str),
 ) -> Result<Outcome<()>> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
-    // Each picture with its own padding.
+    // Each image with its own padding.
     config.data.samples_per_gpu = 1;
     let split = Split::from(arguments.split);
     let dataset = Arc::new(Dataset::open(&config.data, split)?);
@@ -48,7 +48,7 @@ pub fn browse(
     let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
     let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
     let painter = Painter::new()?;
-    let (mut pictures, mut objects) = (0, 0);
+    let (mut images, mut objects) = (0, 0);
     while let Some(batch) = loader.next() {
         if let Some(reason) = stop::requested() {
             return Ok(Outcome::Stopped(reason));
@@ -58,10 +58,10 @@ pub fn browse(
         let path = places.get(&meta.image_id).and_then(|&place| paths.get(place));
         let path = path.ok_or_else(|| Error::bug(format!("image {} is not in the set", meta.image_id)))?;
         let shown = to_paint(target, &names)?;
-        let picture = pixels(&batch, meta)?;
-        let painted = painter.titled(&picture, &shown, &title(meta))?;
+        let image = pixels(&batch, meta)?;
+        let painted = painter.titled(&image, &shown, &title(meta))?;
         save(&painted, path).with_context(|| format!("painting {}", meta.file_name))?;
-        (pictures, objects) = (pictures + 1, objects + shown.len());
+        (images, objects) = (images + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());
     }
     loader.take_warnings().iter().for_each(|warning| say(warning));
@@ -69,8 +69,8 @@ pub fn browse(
         say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
     say(&format!(
-        "{pictures} of the {} of data.{} with {} are in {}",
-        count(dataset.len(), "picture"),
+        "{images} of the {} of data.{} with {} are in {}",
+        count(dataset.len(), "image"),
         split.name(),
         count(objects, "object"),
         arguments.out.display()
@@ -78,29 +78,29 @@ pub fn browse(
     Ok(Outcome::Here(()))
 }
 
-/// What was done to a picture: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
+/// What was done to an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
 fn title(meta: &ImageMeta) -> String {
     let size = |(height, width): (usize, usize)| format!("{width}x{height}");
     let mirrored = if meta.flipped { ", mirrored" } else { "" };
     format!("{} resized to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
 }
 
-/// The picture in a batch of one, the padding dark.
+/// The image in a batch of one, the padding dark.
 fn pixels(batch: &Batch, meta: &ImageMeta) -> Result<RgbImage> {
     let (_, (height, width)) = batch.images.size()?;
     let frame = match &batch.images {
         Images::Pixels(pixels) => pixels.frame(0),
         Images::Values(_) => None,
     };
-    let picture = frame.and_then(|frame| RgbImage::from_raw(width as u32, height as u32, frame.to_vec()));
-    let mut picture = picture.ok_or_else(|| Error::bug("a batch without the pixels that its size says"))?;
+    let image = frame.and_then(|frame| RgbImage::from_raw(width as u32, height as u32, frame.to_vec()));
+    let mut image = image.ok_or_else(|| Error::bug("a batch without the pixels that its size says"))?;
     let (bottom, right) = meta.image_size;
-    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+    for (x, y, pixel) in image.enumerate_pixels_mut() {
         if x as usize >= right || y as usize >= bottom {
             *pixel = PADDING;
         }
     }
-    Ok(picture)
+    Ok(image)
 }
 
 fn to_paint(target: &Target, names: &[&str]) -> Result<Vec<Object>> {
@@ -119,7 +119,7 @@ fn to_paint(target: &Target, names: &[&str]) -> Result<Vec<Object>> {
     Ok(objects)
 }
 
-/// A mask in the frame of the whole picture, column by column.
+/// A mask in the frame of the whole image, column by column.
 fn run_lengths(mask: &InstanceMask) -> Result<Rle> {
     let (height, width) = mask.frame;
     let mut columns = vec![0_u8; height * width];
@@ -154,9 +154,9 @@ mod tests {
             flipped: true,
         };
         let batch = Batch { images: pixels.into(), metas: vec![meta.clone()], targets: vec![Target::default()] };
-        let picture = super::pixels(&batch, &meta).unwrap();
+        let image = super::pixels(&batch, &meta).unwrap();
         let expected = [Rgb(rgb[0]), Rgb(rgb[1]), PADDING, PADDING];
-        assert_eq!(picture.pixels().copied().collect::<Vec<_>>(), expected);
+        assert_eq!(image.pixels().copied().collect::<Vec<_>>(), expected);
         assert_eq!(title(&meta), "2x1 resized to 2x1, mirrored: a.jpg");
     }
 

@@ -36,7 +36,7 @@ pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>)
     Ok(if findings.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
 }
 
-/// Progress over the pictures of a set; nothing unless stderr is a terminal.
+/// Progress over the images of a set; nothing unless stderr is a terminal.
 struct Bar {
     bar: ProgressBar,
     verb: &'static str,
@@ -44,7 +44,7 @@ struct Bar {
 
 impl Bar {
     fn new(decode: bool) -> Self {
-        let style = ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} pictures, {eta} left");
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} images, {eta} left");
         let bar = ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self { bar, verb: if decode { "decoding" } else { "reading the headers of" } }
     }
@@ -145,7 +145,7 @@ fn to_json(sets: &[Checked], findings: &Findings) -> Value {
             let mut value = json!({"set": set.split.name(), "usable": set.dataset.is_some()});
             if let Some(dataset) = &set.dataset {
                 value["annotation_file"] = json!(dataset.annotation_file());
-                value["pictures"] = json!(dataset.len());
+                value["images"] = json!(dataset.len());
                 value["objects"] = json!(dataset.object_count());
                 value["listed_images"] = json!(dataset.listed().images);
                 value["listed_annotations"] = json!(dataset.listed().annotations);

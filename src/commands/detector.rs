@@ -19,7 +19,7 @@ pub struct Host<'a> {
     pub ranks: &'a dyn Ranks,
     /// Device of this rank.
     pub device: Device,
-    /// Called after every picture with the pictures done on this rank, and those that it has.
+    /// Called after every image with the images done on this rank, and those that it has.
     pub progress: &'a mut dyn FnMut(usize, usize),
     /// Takes text for people; called on rank 0 only.
     pub say: &'a mut dyn FnMut(&str),

@@ -64,7 +64,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
     }
 }
 
-/// Joins the other ranks and does some work over pictures with them.
+/// Joins the other ranks and does some work over images with them.
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
     let world = World::from_environment()?;
     let mut progress = |done: usize, total: usize| {

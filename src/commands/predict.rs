@@ -1,4 +1,4 @@
-//! `predict`: painted pictures and results for people's own pictures.
+//! `predict`: painted images and results for people's own images.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -10,7 +10,7 @@ use fnet_common::atomic;
 use fnet_common::text::count;
 use fnet_common::{Context, Error, Result};
 use fnet_config::OnError;
-use fnet_data::{Picture, evaluation_indices, single_picture};
+use fnet_data::{DecodedImage, evaluation_indices, single_image};
 use fnet_evaluate::inference::{Found, Outcome, Share, detect, gather};
 use fnet_evaluate::paint::{Painter, painted_path, save, unused};
 use fnet_evaluate::results::xywh;
@@ -23,7 +23,7 @@ use super::test::into_image;
 const ENDINGS: [&str; 14] =
     ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "jp2", "j2k", "pbm", "pgm", "ppm", "pnm"];
 
-/// One picture to look at.
+/// One image to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Input {
     path: PathBuf,
@@ -33,11 +33,11 @@ struct Input {
     painted: PathBuf,
 }
 
-/// Paints what a checkpoint finds in pictures, and writes `results.json` into the same folder: COCO results with the
-/// file's name and the class's name added. `image_id` counts the pictures and `category_id` the classes from 1.
+/// Paints what a checkpoint finds in images, and writes `results.json` into the same folder: COCO results with the
+/// file's name and the class's name added. `image_id` counts the images and `category_id` the classes from 1.
 ///
 /// # Errors
-/// The checkpoint, the config or a picture is wrong, a file cannot be written, a rank was lost, or memory ran out.
+/// The checkpoint, the config or an image is wrong, a file cannot be written, a rank was lost, or memory ran out.
 pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<()>> {
     let inputs = find(&arguments.images, &arguments.out)?;
     let wanted = Wanted {
@@ -55,8 +55,8 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
             break;
         }
         let input = &inputs[index];
-        let picture = match Picture::read(&input.path) {
-            Ok(picture) => picture,
+        let decoded = match DecodedImage::read(&input.path) {
+            Ok(decoded) => decoded,
             Err(error) if trained.config.data.on_error == OnError::Skip => {
                 share.skipped.push(error.to_string());
                 continue;
@@ -64,10 +64,10 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
             Err(error) => return Err(error),
         };
         let image_id = index as i64 + 1;
-        let batch = single_picture(picture.clone(), image_id, &input.name, &trained.config.data.pipeline);
+        let batch = single_image(decoded.clone(), image_id, &input.name, &trained.config.data.pipeline);
         for result in detect(&trained.model, &batch, &trained.config)? {
             let objects = to_paint(&result, &trained.classes, arguments.score_thr)?;
-            let painted = painter.paint(&into_image(picture.clone())?, &objects)?;
+            let painted = painter.paint(&into_image(decoded.clone())?, &objects)?;
             save(&painted, &input.painted).with_context(|| format!("painting {}", input.path.display()))?;
             share.results.push(result);
         }
@@ -92,9 +92,9 @@ fn finish(
     }
     let objects: usize = found.results.iter().map(|result| result.detections.len()).sum();
     (host.say)(&format!(
-        "{} in {}; painted pictures and results.json are in {}",
+        "{} in {}; painted images and results.json are in {}",
         count(objects, "object"),
-        count(found.results.len(), "picture"),
+        count(found.results.len(), "image"),
         arguments.out.display()
     ));
     Ok(())
@@ -119,7 +119,7 @@ fn write(found: &Found, inputs: &[Input], classes: &[String], out: &mut dyn Writ
     writeln!(out, "[{text}]").map_err(|error| Error::environment(format!("writing failed: {error}")))
 }
 
-/// The pictures that arguments name, in a fixed order: files as they are given, folders by the paths inside of them.
+/// The images that arguments name, in a fixed order: files as they are given, folders by the paths inside of them.
 fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     let mut taken = HashSet::new();
@@ -131,7 +131,7 @@ fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
             paths.sort();
             if paths.is_empty() {
                 return Err(Error::data(format!(
-                    "the folder {} holds no picture: expected files that end in .{}",
+                    "the folder {} holds no image: expected files that end in .{}",
                     argument.display(),
                     ENDINGS.join(", .")
                 )));
@@ -150,7 +150,7 @@ fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-/// All pictures below a folder, without hidden files and what this command wrote.
+/// All images below a folder, without hidden files and what this command wrote.
 fn list(folder: &Path, out: &Path, found: &mut Vec<PathBuf>) -> Result<(), (PathBuf, std::io::Error)> {
     let at = |error| (folder.to_path_buf(), error);
     for entry in std::fs::read_dir(folder).map_err(at)? {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_pictures_and_a_missing_file_are_errors_of_the_data() {
+    fn a_folder_without_images_and_a_missing_file_are_errors_of_the_data() {
         let folder = tempfile::tempdir().unwrap();
         for argument in [folder.path().to_path_buf(), folder.path().join("none.jpg")] {
             let error = find(std::slice::from_ref(&argument), Path::new("out")).unwrap_err();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::Metric;
-use fnet_data::{Dataset, Picture, Severity, Split, check_before_job, check_classes, load_picture};
+use fnet_data::{Dataset, DecodedImage, Severity, Split, check_before_job, check_classes, load_image};
 use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Object, Painter, painted_path, save, unused};
@@ -47,15 +47,15 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
         None => None,
     };
     let progress = &mut *host.progress;
-    let mut on_picture = |picture: Done<'_>| {
-        progress(picture.done, picture.total);
-        show.as_ref().map_or(Ok(()), |show| show.paint(picture.index, picture.result))
+    let mut on_image = |image: Done<'_>| {
+        progress(image.done, image.total);
+        show.as_ref().map_or(Ok(()), |show| show.paint(image.index, image.result))
     };
     let (model, config) = (&trained.model, &trained.config);
     let outcome = if arguments.format_only {
-        detect_all(model, &dataset, config, host.ranks, &mut on_picture)?.and_then(|found| Ok((found, None)))?
+        detect_all(model, &dataset, config, host.ranks, &mut on_image)?.and_then(|found| Ok((found, None)))?
     } else {
-        evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_picture)?
+        evaluate(model, &dataset, config, &kinds, host.ranks, &mut on_image)?
             .and_then(|evaluation| Ok((evaluation.found, Some(evaluation.metrics))))?
     };
     outcome.and_then(|(found, metrics)| {
@@ -80,7 +80,7 @@ fn finish(
         }
     }
     if let Some(folder) = &arguments.show_dir {
-        (host.say)(&format!("painted pictures are in {}", folder.display()));
+        (host.say)(&format!("painted images are in {}", folder.display()));
     }
     metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref(), host))
 }
@@ -138,7 +138,7 @@ struct Show<'a> {
     painter: Painter,
     dataset: &'a Dataset,
     classes: Vec<String>,
-    /// Where each picture of the set goes: no two to one file, whichever rank paints them.
+    /// Where each image of the set goes: no two to one file, whichever rank paints them.
     paths: Vec<PathBuf>,
     least: f64,
 }
@@ -152,10 +152,10 @@ impl<'a> Show<'a> {
     fn paint(&self, index: usize, result: &ImageResult) -> Result<()> {
         let file_name = self.dataset.image(index).file_name;
         let paint = || {
-            let picture = into_image(load_picture(self.dataset, index)?)?;
+            let image = into_image(load_image(self.dataset, index)?)?;
             let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
             let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
-            save(&self.painter.compare(&picture, [&truth, &found], titles)?, &self.paths[index])
+            save(&self.painter.compare(&image, [&truth, &found], titles)?, &self.paths[index])
         };
         paint().with_context(|| format!("painting {file_name}"))
     }
@@ -184,16 +184,16 @@ impl<'a> Show<'a> {
     }
 }
 
-/// Where the painted copy of each picture of a set goes inside of `folder`.
+/// Where the painted copy of each image of a set goes inside of `folder`.
 pub(super) fn painted_paths(dataset: &Dataset, folder: &Path) -> Vec<PathBuf> {
     let mut taken = HashSet::new();
     (0..dataset.len()).map(|index| unused(painted_path(folder, dataset.image(index).file_name), &mut taken)).collect()
 }
 
-/// A decoded picture for painting.
-pub(super) fn into_image(picture: Picture) -> Result<image::RgbImage> {
-    image::RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
-        .ok_or_else(|| Error::bug("a picture with fewer pixels than its size says"))
+/// A decoded image for painting.
+pub(super) fn into_image(image: DecodedImage) -> Result<image::RgbImage> {
+    image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb)
+        .ok_or_else(|| Error::bug("an image with fewer pixels than its size says"))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ struct PredictLine {
     predict: cli::Predict,
 }
 
-/// A checkpoint with the weights of the reference's small detector and 8 real pictures as `data.val`.
+/// A checkpoint with the weights of the reference's small detector and 8 real images as `data.val`.
 fn checkpoint_of_the_reference(folder: &Path) -> Option<std::path::PathBuf> {
     let weights = fixture("reference/fixtures_tiny/ckpt.safetensors")?;
     let data = fixture("data/coco_mini")?;
@@ -110,16 +110,16 @@ fn weights_that_do_not_fit_the_config_are_an_error_of_the_data_that_says_so() {
 }
 
 #[test]
-fn predict_paints_pictures_and_writes_results_with_their_names() {
+fn predict_paints_images_and_writes_results_with_their_names() {
     let folder = tempfile::tempdir().unwrap();
     let Some(checkpoint) = checkpoint_of_the_reference(folder.path()) else { return };
     let Some(data) = fixture("data/coco_mini") else { return };
     let config = CheckpointMeta::read(&checkpoint).unwrap().config(&checkpoint).unwrap();
     let dataset = fnet_data::Dataset::open(&config.data, Split::Val).unwrap();
-    let pictures = [0, 1].map(|index| dataset.picture_path(index).display().to_string());
-    assert!(pictures[0].starts_with(data.to_str().unwrap()));
+    let images = [0, 1].map(|index| dataset.image_path(index).display().to_string());
+    assert!(images[0].starts_with(data.to_str().unwrap()));
     let out = folder.path().join("painted");
-    let line = ["predict", checkpoint.to_str().unwrap(), &pictures[0], &pictures[1], "--out", out.to_str().unwrap()];
+    let line = ["predict", checkpoint.to_str().unwrap(), &images[0], &images[1], "--out", out.to_str().unwrap()];
     let arguments = PredictLine::parse_from(line).predict;
     let (mut said, mut calls) = (Vec::new(), Vec::new());
     let mut host = Host {
@@ -130,7 +130,7 @@ fn predict_paints_pictures_and_writes_results_with_their_names() {
     };
     predict(&arguments, &mut host).unwrap();
     assert_eq!(calls, [(1, 2), (2, 2)]);
-    assert!(said[0].contains("in 2 pictures"), "{said:?}");
+    assert!(said[0].contains("in 2 images"), "{said:?}");
     let results: Vec<serde_json::Value> =
         serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     assert!(!results.is_empty());

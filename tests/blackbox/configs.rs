@@ -69,7 +69,7 @@ fn the_1x_recipe_is_the_references() {
 }
 
 #[test]
-fn tiny80_is_the_small_detector_on_sixteen_pictures() {
+fn tiny80_is_the_small_detector_on_sixteen_images() {
     let config = config("tiny80");
     let backbone = &config.model.backbone;
     assert_eq!((backbone.embed_dim, backbone.depths, backbone.drop_path_rate), (32, [1, 1, 2, 1], 0.0));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::Scene;
 
-/// Damages a set in three ways: a picture is gone, another is no picture, and the sets share one.
+/// Damages a set in three ways: an image is gone, another is no image, and the sets share one.
 fn damage(scene: &Scene) -> [String; 2] {
     let file = scene.path("data/annotations/instances_train.json");
     let set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -19,7 +19,7 @@ fn damage(scene: &Scene) -> [String; 2] {
 #[test]
 fn check_data_is_content_with_sound_data() {
     let scene = Scene::new();
-    // A class of the eight has no object in the few pictures of the validation set, which is worth a note.
+    // A class of the eight has no object in the few images of the validation set, which is worth a note.
     let lines = [
         ("check-data cfg.toml --split train", "No errors: training would start. 0 warnings"),
         ("check-data cfg.toml --decode", "No errors: training would start. 0 warnings"),
@@ -33,24 +33,24 @@ fn check_data_is_content_with_sound_data() {
 
 #[test]
 fn check_data_names_every_file_and_code() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let [missing, pointer] = damage(&scene);
     let ended = scene.launch("check-data cfg.toml --json");
     ended.expect(
         3,
         &[
-            "picture-missing",
+            "image-missing",
             &missing,
-            "picture-unreadable",
+            "image-unreadable",
             &pointer,
             "git lfs pull",
             "2 errors: training would not start",
         ],
     );
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!((&report["errors"], &report["counts"]["picture-missing"]), (&Value::from(2), &Value::from(1)));
+    assert_eq!((&report["errors"], &report["counts"]["image-missing"]), (&Value::from(2), &Value::from(1)));
     let findings = report["findings"].as_array().unwrap();
-    // Some classes have no object in so few pictures.
+    // Some classes have no object in so few images.
     let findings: Vec<_> = findings.iter().filter(|finding| finding["severity"] != "note").collect();
     assert_eq!(findings.len(), 2);
     for finding in findings {
@@ -58,22 +58,22 @@ fn check_data_names_every_file_and_code() {
     }
     // The validation set alone is sound.
     scene.launch("check-data cfg.toml --split val").expect(0, &["No errors", "0 warnings"]);
-    scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["picture-left-out", "2 warnings"]);
+    scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["image-left-out", "2 warnings"]);
 }
 
 #[test]
 fn tiff_files_of_any_arrangement_are_decoded_or_named() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_train.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let name = set["images"][0]["file_name"].as_str().unwrap().to_owned();
     let [width, height] = ["width", "height"].map(|side| set["images"][0][side].as_u64().unwrap() as u32);
     fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 1)).unwrap();
-    scene.launch("check-data cfg.toml --decode --split train").expect(0, &["picture-extension", &name, "0 warnings"]);
+    scene.launch("check-data cfg.toml --decode --split train").expect(0, &["image-extension", &name, "0 warnings"]);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     // Of floating-point numbers: nothing decodes that, and the file is named wherever it is read.
     fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 3)).unwrap();
-    let named = ["picture-unreadable", "data.train", &name, "magick", "1 error:"];
+    let named = ["image-unreadable", "data.train", &name, "magick", "1 error:"];
     scene.launch("check-data cfg.toml --decode --split train").expect(3, &named);
     let train = "--device cpu --nproc 1 train cfg.toml --no-validate --work-dir";
     scene.launch(&format!("{train} stopped --set train.epochs=1")).expect(3, &[&name, "magick"]);
@@ -82,7 +82,7 @@ fn tiff_files_of_any_arrangement_are_decoded_or_named() {
     // A line break in a name stays on its line.
     set["images"][0]["file_name"] = "a\nb.jpg".into();
     fs::write(&file, set.to_string()).unwrap();
-    scene.launch("check-data cfg.toml").expect(3, &["picture-missing", "a\\nb.jpg"]);
+    scene.launch("check-data cfg.toml").expect(3, &["image-missing", "a\\nb.jpg"]);
 }
 
 /// A TIFF with three planes in tiles of 16x16 values of 8 bits, or of 32 bits where they are floating-point numbers
@@ -123,7 +123,7 @@ fn tiled_planes(width: u32, height: u32, format: u16) -> Vec<u8> {
 
 #[test]
 fn automatic_classes_are_checked_as_others_are() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let config = config.replace("num_classes = 8\n", "").replace("[data]\n", "[data]\nclasses = \"auto\"\n");
     fs::write(scene.path("cfg.toml"), config).unwrap();
@@ -157,7 +157,7 @@ fn automatic_classes_are_checked_as_others_are() {
 
 #[test]
 fn listed_sizes_that_decide_the_metrics_are_told_with_them() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -169,24 +169,24 @@ fn listed_sizes_that_decide_the_metrics_are_told_with_them() {
         annotation["segmentation"] = serde_json::json!([[4, 5, 24, 5, 24, 15]]);
     }
     fs::write(&file, set.to_string()).unwrap();
-    let told = ["picture-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
+    let told = ["image-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
     scene.one("test work_dirs/cfg/epoch_1.ckpt").expect(0, &told);
     scene.one("train cfg.toml --work-dir other --set train.epochs=1").expect(0, &told);
-    scene.launch("check-data cfg.toml").expect(0, &["picture-size-differs", "no mask of the picture can match"]);
+    scene.launch("check-data cfg.toml").expect(0, &["image-size-differs", "no mask of the image can match"]);
 }
 
 #[test]
 fn training_stops_before_it_starts_when_data_is_wrong() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let [missing, _] = damage(&scene);
     let train = "--device cpu --nproc 2 train cfg.toml";
-    scene.launch(train).expect(3, &["picture-missing", &missing, "remove the image from the annotation file"]);
+    scene.launch(train).expect(3, &["image-missing", &missing, "remove the image from the annotation file"]);
     assert!(!scene.path("work_dirs/cfg/epoch_1.ckpt").exists());
 }
 
 #[test]
 fn classes_of_the_sets_must_agree() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     set["categories"].as_array_mut().unwrap().swap(0, 1);
@@ -199,7 +199,7 @@ fn classes_of_the_sets_must_agree() {
 
 #[test]
 fn a_validation_set_of_boxes_alone_is_evaluated_by_boxes_alone() {
-    let scene = Scene::with_own_pictures();
+    let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     for annotation in set["annotations"].as_array_mut().unwrap() {

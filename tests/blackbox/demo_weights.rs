@@ -88,7 +88,7 @@ fn mask_ap(ground_truth: &Arc<COCO>, detections: &[Detection]) -> f64 {
     evaluation.stats().unwrap()[0]
 }
 
-/// What the weights find in the validation pictures, through the program as a user calls it.
+/// What the weights find in the validation images, through the program as a user calls it.
 fn detect(checkpoint: &Path) -> Vec<Detection> {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_fnet-worker"))

@@ -142,7 +142,7 @@ fn body_statistics() {
     world.leave().unwrap();
 }
 
-/// A small convolutional net in evaluation mode: nothing in it depends on the other pictures of a batch.
+/// A small convolutional net in evaluation mode: nothing in it depends on the other images of a batch.
 fn net(seed: i64) -> Vec<Tensor> {
     let values = |shape: &[i64], seed: i64| {
         let count: i64 = shape.iter().product();
@@ -151,18 +151,18 @@ fn net(seed: i64) -> Vec<Tensor> {
     vec![values(&[6, 3, 3, 3], seed), values(&[6], seed + 1), values(&[4, 6], seed + 2), values(&[4], seed + 3)]
 }
 
-fn loss(net: &[Tensor], picture: &Tensor) -> Tensor {
+fn loss(net: &[Tensor], image: &Tensor) -> Tensor {
     let hidden =
-        picture.conv2d(&net[0], Some(&net[1]), [1, 1], [1, 1], [1, 1], 1).relu().mean_dim(&[2i64, 3][..], false, None);
+        image.conv2d(&net[0], Some(&net[1]), [1, 1], [1, 1], [1, 1], 1).relu().mean_dim(&[2i64, 3][..], false, None);
     (hidden.matmul(&net[2].tr()) + &net[3]).square().mean(Kind::Float)
 }
 
-fn picture(rank: usize) -> Tensor {
+fn image(rank: usize) -> Tensor {
     (Tensor::arange(3 * 8 * 8, FLOAT) * (0.1 + rank as f64)).cos().reshape([1, 3, 8, 8])
 }
 
 #[test]
-fn the_gradients_of_two_workers_are_the_mean_of_their_pictures_gradients() {
+fn the_gradients_of_two_workers_are_the_mean_of_their_images_gradients() {
     finish(start("distributed::body_data_parallel", 2));
 }
 
@@ -174,7 +174,7 @@ fn body_data_parallel() {
     let mut mean: Vec<Tensor> = single.iter().map(Tensor::zeros_like).collect();
     for rank in 0..2 {
         torch_ext::optim::clear_gradients(&single).unwrap();
-        torch_ext::autograd::backward(&loss(&single, &picture(rank))).unwrap();
+        torch_ext::autograd::backward(&loss(&single, &image(rank))).unwrap();
         mean.iter_mut().zip(&single).for_each(|(sum, p)| *sum += p.grad() / 2.0);
     }
 
@@ -186,15 +186,15 @@ fn body_data_parallel() {
     assert_eq!(parameters, single);
     for _ in 0..2 {
         torch_ext::optim::clear_gradients(&parameters).unwrap();
-        parallel.backward(&loss(&parameters, &picture(world.rank())), true).unwrap();
+        parallel.backward(&loss(&parameters, &image(world.rank())), true).unwrap();
         for (parameter, expected) in parameters.iter().zip(&mean) {
             let difference = f64::try_from((parameter.grad() - expected).norm() / expected.norm()).unwrap();
             assert!(difference < 1e-6, "relative difference {difference}");
         }
     }
     // A pass that only accumulates adds to the mean what this rank found.
-    parallel.backward(&loss(&parameters, &picture(0)), false).unwrap();
-    parallel.backward(&loss(&parameters, &picture(world.rank())), true).unwrap();
+    parallel.backward(&loss(&parameters, &image(0)), false).unwrap();
+    parallel.backward(&loss(&parameters, &image(world.rank())), true).unwrap();
     drop(parallel);
     world.leave().unwrap();
 }
@@ -212,7 +212,7 @@ fn small_model() -> config::Model {
     config
 }
 
-/// The small detector with BatchNorm layers that normalise by their running statistics.
+/// The small detector with BatchNorm layers that normalize by their running statistics.
 fn detector() -> (MaskRcnn, Parameters) {
     let mut parameters = Parameters::new();
     let mut model = MaskRcnn::new(&small_model(), &mut parameters, Device::Cpu, 5).unwrap();
@@ -220,7 +220,7 @@ fn detector() -> (MaskRcnn, Parameters) {
     (model, parameters)
 }
 
-/// Picture `index` with two rectangular objects of its own.
+/// Image `index` with two rectangular objects of its own.
 fn batch(index: usize) -> Batch {
     let size = (64, 96);
     let object = |x: usize, y: usize, width: usize, height: usize| {
@@ -230,7 +230,7 @@ fn batch(index: usize) -> Batch {
     let (boxes, masks) = [object(4 + 7 * index, 8, 30, 40), object(50, 3 + 5 * index, 24, 32)].into_iter().unzip();
     let meta = ImageMeta {
         image_id: index as i64,
-        file_name: format!("picture {index}"),
+        file_name: format!("image {index}"),
         original_size: size,
         image_size: size,
         padded_size: size,
@@ -242,13 +242,13 @@ fn batch(index: usize) -> Batch {
     Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
 }
 
-/// The loss of a picture; the choice of anchors and proposals depends on the picture alone.
+/// The loss of an image; the choice of anchors and proposals depends on the image alone.
 fn detector_loss(model: &MaskRcnn, index: usize) -> Tensor {
     model.forward_train(&batch(index), &mut StepRandom::new(0, index, 0)).unwrap().total().unwrap()
 }
 
 #[test]
-fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_pictures_alone() {
+fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_images_alone() {
     finish(start("distributed::body_detector_gradients", 2));
 }
 
@@ -280,7 +280,7 @@ fn body_detector_gradients() {
         assert!(off <= 1e-6 * length, "{name} is off by {off} of {length}");
         differ += usize::from(first != second);
     }
-    assert!(2 * differ > together.len(), "only {differ} gradients depend on the picture");
+    assert!(2 * differ > together.len(), "only {differ} gradients depend on the image");
     drop(parallel);
     world.leave().unwrap();
 }

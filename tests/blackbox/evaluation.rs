@@ -7,7 +7,7 @@ use crate::support::Scene;
 
 #[test]
 fn any_number_of_workers_writes_the_same_bytes() {
-    let scene = Scene::with_pictures(8, 21);
+    let scene = Scene::with_images(8, 21);
     scene.one("train cfg.toml --no-validate --set train.epochs=2 optimizer.lr=0.003");
     let files = |workers: usize| {
         scene
@@ -15,19 +15,14 @@ fn any_number_of_workers_writes_the_same_bytes() {
                 "--device cpu --nproc {workers} test work_dirs/cfg/latest.ckpt --eval bbox segm proposal \
                  --out found_{workers}.json --metrics metrics_{workers}.json --set evaluation.classwise=true"
             ))
-            .expect(0, &["21 pictures"]);
+            .expect(0, &["21 images"]);
         [format!("found_{workers}.bbox.json"), format!("found_{workers}.segm.json"), format!("metrics_{workers}.json")]
             .map(|name| fs::read(scene.path(&name)).unwrap())
     };
     let alone = files(1);
     let found: Vec<serde_json::Value> = serde_json::from_slice(&alone[1]).unwrap();
-    let pictures: std::collections::BTreeSet<_> = found.iter().map(|entry| entry["image_id"].as_u64()).collect();
-    assert!(
-        found.len() > 100 && pictures.len() > 15,
-        "{} objects in {} pictures prove little",
-        found.len(),
-        pictures.len()
-    );
+    let images: std::collections::BTreeSet<_> = found.iter().map(|entry| entry["image_id"].as_u64()).collect();
+    assert!(found.len() > 100 && images.len() > 15, "{} objects in {} images prove little", found.len(), images.len());
     for workers in [2, 4, 8] {
         assert!(files(workers) == alone, "{workers} workers wrote other bytes than one");
     }
@@ -35,13 +30,13 @@ fn any_number_of_workers_writes_the_same_bytes() {
 
 #[test]
 fn thresholds_limits_and_items_are_those_of_the_config() {
-    let scene = Scene::with_pictures(4, 4);
+    let scene = Scene::with_images(4, 4);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let told = scene.one(
         "test work_dirs/cfg/latest.ckpt --eval bbox proposal --metrics metrics.json --set evaluation.classwise=true \
          evaluation.iou_thrs=[0.1,0.5] evaluation.proposal_nums=[3,50] evaluation.metric_items=[\"mAP_50\",\"AR@3\",\"AR_l@50\"]",
     );
-    told.expect(0, &["AP with 50 detections a picture", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
+    told.expect(0, &["AP with 50 detections an image", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
     let metrics = object(&scene.path("metrics.json"));
     let names: Vec<&String> = metrics.keys().collect();
     assert_eq!(names, ["bbox_mAP_50", "bbox_AR@3", "bbox_AR_l@50", "mAP_50", "AR@3", "AR_l@50", "classwise"]);
@@ -67,13 +62,13 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
 
 #[test]
 fn browse_paints_what_the_model_gets() {
-    let scene = Scene::with_pictures(6, 3);
+    let scene = Scene::with_images(6, 3);
     let size = |folder: &str, name: &str| image::image_dimensions(scene.path(folder).join(name)).unwrap();
-    scene.launch("browse cfg.toml --out first --max 4").expect(0, &["4 of the 6 pictures of data.train with"]);
+    scene.launch("browse cfg.toml --out first --max 4").expect(0, &["4 of the 6 images of data.train with"]);
     scene.launch("browse cfg.toml --out again --max 4").expect(0, &[]);
-    scene.launch("browse cfg.toml --out plain --no-augment").expect(0, &["6 of the 6 pictures"]);
+    scene.launch("browse cfg.toml --out plain --no-augment").expect(0, &["6 of the 6 images"]);
     scene.launch("browse cfg.toml --out all --set data.pipeline.flip_probability=1.0").expect(0, &[]);
-    scene.launch("browse cfg.toml --out val --split val").expect(0, &["3 of the 3 pictures of data.val with"]);
+    scene.launch("browse cfg.toml --out val --split val").expect(0, &["3 of the 3 images of data.val with"]);
     let names = |folder: &str| {
         let names = files(&scene.path(folder), ".jpg").into_iter();
         names.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -93,8 +88,8 @@ fn browse_paints_what_the_model_gets() {
 }
 
 #[test]
-fn painted_pictures_of_any_name_stay_apart_and_in_their_folder() {
-    let scene = Scene::with_pictures(4, 5);
+fn painted_images_of_any_name_stay_apart_and_in_their_folder() {
+    let scene = Scene::with_images(4, 5);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -108,7 +103,7 @@ fn painted_pictures_of_any_name_stay_apart_and_in_their_folder() {
     }
     fs::write(&file, set.to_string()).unwrap();
     scene.two("test work_dirs/cfg/latest.ckpt --show-dir out/shown --eval bbox");
-    scene.launch("browse cfg.toml --split val --out out/browsed").expect(0, &["5 of the 5 pictures"]);
+    scene.launch("browse cfg.toml --split val --out out/browsed").expect(0, &["5 of the 5 images"]);
     scene.one("predict work_dirs/cfg/latest.ckpt data/val --out out/predicted");
     let shown = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "val/a/x.jpg", "c.d/x.JPG"];
     let found = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "x.jpg", "c.d/x.JPG"];

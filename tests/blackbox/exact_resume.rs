@@ -8,10 +8,10 @@ const JOB: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 optimizer.g
     model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] \
     checkpoint.interval=2 log.tensorboard=false";
 
-/// Tries a break after every step of a job of `ranks` ranks on so many pictures, whose log has a line every `interval`
+/// Tries a break after every step of a job of `ranks` ranks on so many images, whose log has a line every `interval`
 /// steps: `fault` in the step, which ends the launcher with `code`, and a second launch that goes on.
-fn breaks_change_nothing(ranks: usize, pictures: u32, interval: usize, fault: &str, code: i32) {
-    let scene = Scene::with_pictures(pictures, 4);
+fn breaks_change_nothing(ranks: usize, images: u32, interval: usize, fault: &str, code: i32) {
+    let scene = Scene::with_images(images, 4);
     let place = format!("--device cpu --nproc {ranks}");
     let job = format!("{JOB} log.interval={interval}");
     scene.launch(&format!("{place} {job} --work-dir whole")).expect(0, &[]);
@@ -66,17 +66,16 @@ fn one_rank_that_panics_in_any_step() {
 }
 
 #[test]
-fn another_number_of_workers_goes_on_within_an_epoch_and_sees_each_picture_once() {
-    let scene = Scene::with_pictures(16, 4);
+fn another_number_of_workers_goes_on_within_an_epoch_and_sees_each_image_once() {
+    let scene = Scene::with_images(16, 4);
     let job = "train cfg.toml --work-dir changed --set train.epochs=2 log.tensorboard=false";
     let on = |ranks: usize, rest: &str| scene.launch(&format!("--device cpu --nproc {ranks} {job} {rest}"));
     on(4, "--fault term:rank=0,phase=forward,step=1").expect(75, &[]);
     let ended = on(2, "--resume --fault term:rank=0,phase=forward,step=3");
-    ended
-        .expect(75, &["4 workers with 4 pictures per update, and this job has 2 workers with 2", "train.accumulate=2"]);
-    on(4, "--resume").expect(0, &["2 workers with 2 pictures per update, and this job has 4 workers with 4"]);
+    ended.expect(75, &["4 workers with 4 images per update, and this job has 2 workers with 2", "train.accumulate=2"]);
+    on(4, "--resume").expect(0, &["2 workers with 2 images per update, and this job has 4 workers with 4"]);
     let epoch_of = |number: u64| losses(&scene.path("changed")).iter().filter(|line| line["epoch"] == number).count();
-    // One step of 4, two of 2, and what is left, at least 8 pictures in groups of 4; then whole epochs of 4 ranks.
+    // One step of 4, two of 2, and what is left, at least 8 images in groups of 4; then whole epochs of 4 ranks.
     assert!((5..=6).contains(&epoch_of(1)), "{}", epoch_of(1));
     assert!((4..=5).contains(&epoch_of(2)), "{}", epoch_of(2));
 }

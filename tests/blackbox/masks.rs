@@ -8,7 +8,7 @@ use hotcoco::mask::{area, rle_to_string};
 use serde_json::{Value, json};
 
 use fnet_common::random::Generator;
-use fnet_data::{Segmentation, rasterise};
+use fnet_data::{Segmentation, rasterize};
 
 /// What pycocotools makes of polygons: `frPyObjects`, then `merge`, as the reference's `_poly2mask` has it.
 const SCRIPT: &str = r#"
@@ -62,8 +62,8 @@ fn polygon(random: &mut Generator, height: usize, width: usize) -> Vec<f64> {
 }
 
 #[test]
-fn polygons_are_rasterised_as_pycocotools_does() {
-    let Some(python) = python("polygons_are_rasterised_as_pycocotools_does") else { return };
+fn polygons_are_rasterized_as_pycocotools_does() {
+    let Some(python) = python("polygons_are_rasterized_as_pycocotools_does") else { return };
     let mut random = Generator::from_seed(11);
     let cases: Vec<([usize; 2], Vec<Vec<f64>>)> = (0..3000)
         .map(|i| {
@@ -87,7 +87,7 @@ fn polygons_are_rasterised_as_pycocotools_does() {
         let segmentation = Segmentation::Polygons(polygons);
         let rle = segmentation.to_rle(size).unwrap();
         assert_eq!((rle_to_string(&rle), area(&rle)), (counts, pixels), "{size:?} {text}");
-        let mask = rasterise(&segmentation, size).unwrap();
+        let mask = rasterize(&segmentation, size).unwrap();
         assert_eq!(mask.pixels.iter().map(|&pixel| u64::from(pixel)).sum::<u64>(), pixels, "{size:?} {text}");
         filled += u64::from(pixels > 0);
     }

@@ -126,7 +126,7 @@ fn sync_bn_gives_all_ranks_the_same_statistics() {
         (second.iter().filter(|name| &all[**name] == first(name)).count(), second.len())
     };
     let (equal, count) = buffers("own", "");
-    assert_eq!(equal, 0, "of {count}: each rank has its own pictures");
+    assert_eq!(equal, 0, "of {count}: each rank has its own images");
     let (equal, count) = buffers("synced", "model.sync_bn=true");
     assert_eq!(equal, count);
     assert_ne!(series(&scene.path("own"), "loss"), series(&scene.path("synced"), "loss"));
@@ -144,20 +144,20 @@ fn several_scales_are_mixed_by_value_or_within_a_range() {
     };
     let (small, large) = (run("small", "[[96,64]]"), run("large", "[[160,128]]"));
     let value = run("value", "[[96,64],[160,128]]");
-    // The weights stand still, so the loss of a step tells the size of its picture.
+    // The weights stand still, so the loss of a step tells the size of its image.
     let from_small = value.iter().zip(&small).filter(|(a, b)| a == b).count();
     let from_large = value.iter().zip(&large).filter(|(a, b)| a == b).count();
-    assert_eq!(from_small + from_large, value.len(), "each picture has one of the two sizes");
+    assert_eq!(from_small + from_large, value.len(), "each image has one of the two sizes");
     assert!(from_small >= 10 && from_large >= 10, "{from_small} and {from_large} of {}", value.len());
 
     let range = run("range", "[[96,64],[160,128]] data.pipeline.scale_mode=range");
     let between = range.iter().zip(small.iter().zip(&large)).filter(|(a, (b, c))| a != b && a != c).count();
-    assert!(between >= 24, "{between} of {} pictures have a size between", range.len());
+    assert!(between >= 24, "{between} of {} images have a size between", range.len());
     assert_eq!(run("point", "[[96,64],[96,64]] data.pipeline.scale_mode=range"), small);
 }
 
 #[test]
-fn auto_scale_lr_follows_the_number_of_pictures_per_update() {
+fn auto_scale_lr_follows_the_number_of_images_per_update() {
     let scene = Scene::new();
     let job =
         "train cfg.toml --no-validate --auto-scale-lr --set train.epochs=1 optimizer.lr=0.001 schedule.warmup_iters=0";

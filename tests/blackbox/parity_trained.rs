@@ -1,7 +1,7 @@
-//! The reference's trained detector through the real programs: on real pictures, the detections, masks and metrics of
+//! The reference's trained detector through the real programs: on real images, the detections, masks and metrics of
 //! `fnet-launch test` are the reference's, image by image, and a training that it began goes on with its very state.
 //!
-//! The numbers come from `reference/trained_tiny` and the pictures from `data/coco_mini`, below `FNET_TEST_DATA`.
+//! The numbers come from `reference/trained_tiny` and the images from `data/coco_mini`, below `FNET_TEST_DATA`.
 
 #[path = "../parity/report.rs"]
 mod report;
@@ -196,31 +196,26 @@ fn evaluate(test: &str, case: &str, first: Option<usize>, set: &[&str]) {
 const VAL: [&str; 2] = ["data.val.ann_file=annotations/instances_val2017.json", "data.val.img_prefix=val2017"];
 
 #[test]
-fn parity_trained_tiny_on_the_pictures_that_it_knows() {
-    evaluate("parity_trained_tiny_on_the_pictures_that_it_knows", "a", None, &["data.pipeline.test_scale=[480,320]"]);
+fn parity_trained_tiny_on_the_images_that_it_knows() {
+    evaluate("parity_trained_tiny_on_the_images_that_it_knows", "a", None, &["data.pipeline.test_scale=[480,320]"]);
 }
 
 #[test]
-fn parity_trained_tiny_on_other_pictures() {
-    evaluate(
-        "parity_trained_tiny_on_other_pictures",
-        "b",
-        None,
-        &[VAL[0], VAL[1], "data.pipeline.test_scale=[480,320]"],
-    );
+fn parity_trained_tiny_on_other_images() {
+    evaluate("parity_trained_tiny_on_other_images", "b", None, &[VAL[0], VAL[1], "data.pipeline.test_scale=[480,320]"]);
 }
 
 const FULL_SIZE: [&str; 3] = [VAL[0], VAL[1], "data.pipeline.test_scale=[1333,800]"];
 
 #[test]
-fn parity_trained_tiny_on_some_other_pictures_in_full_size() {
-    evaluate("parity_trained_tiny_on_some_other_pictures_in_full_size", "c", Some(8), &FULL_SIZE);
+fn parity_trained_tiny_on_some_other_images_in_full_size() {
+    evaluate("parity_trained_tiny_on_some_other_images_in_full_size", "c", Some(8), &FULL_SIZE);
 }
 
 #[test]
 #[ignore = "takes two minutes; run by make parity"]
-fn parity_trained_tiny_on_other_pictures_in_full_size() {
-    evaluate("parity_trained_tiny_on_other_pictures_in_full_size", "c", None, &FULL_SIZE);
+fn parity_trained_tiny_on_other_images_in_full_size() {
+    evaluate("parity_trained_tiny_on_other_images_in_full_size", "c", None, &FULL_SIZE);
 }
 
 const SAME_STATE: &str = r#"

@@ -14,14 +14,14 @@ use crate::slots::{self, Slots};
 
 /// Longer than any job here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Pictures of the training set.
+/// Images of the training set.
 const PICTURES: u32 = 48;
 /// Variable that marks the processes of a scene.
 const MARK: &str = "FNET_TEST_SCENE";
 /// Slots of a test whose jobs have two workers that compute.
 const TWO_WORKERS: usize = 2;
 
-/// The smallest detector, and the generated pictures.
+/// The smallest detector, and the generated images.
 const CONFIG: &str = r#"
 [model]
 num_classes = 8
@@ -106,16 +106,16 @@ impl Scene {
 
     /// For jobs of so many workers that compute; 1 for those that mostly wait for a deadline.
     pub fn of(workers: usize) -> Self {
-        Self::on(&shared_pictures(), Some(slots::take(workers)))
+        Self::on(&shared_images(), Some(slots::take(workers)))
     }
 
-    /// A scene with a copy of some pictures that a test may damage, in `data/`.
-    pub fn with_own_pictures() -> Self {
-        Self::with_pictures(8, 4)
+    /// A scene with a copy of some images that a test may damage, in `data/`.
+    pub fn with_own_images() -> Self {
+        Self::with_images(8, 4)
     }
 
-    /// A scene with so many pictures of its own to train on and to evaluate on, in `data/`.
-    pub fn with_pictures(images: u32, val_images: u32) -> Self {
+    /// A scene with so many images of its own to train on and to evaluate on, in `data/`.
+    pub fn with_images(images: u32, val_images: u32) -> Self {
         let scene = Self::on(Path::new("data"), Some(slots::take(TWO_WORKERS)));
         let data = scene.path("data");
         let options = fnet_synth::Options { out: data, images, val_images, ..options() };
@@ -125,7 +125,7 @@ impl Scene {
 
     /// Another scene of the same test, whose programs run beside this one's.
     pub fn beside(&self) -> Self {
-        Self::on(&shared_pictures(), None)
+        Self::on(&shared_images(), None)
     }
 
     fn on(data: &Path, slots: Option<Slots>) -> Self {
@@ -377,10 +377,10 @@ pub fn python_tool(name: &str, test: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Steps of an epoch with one picture per worker: portrait and landscape pictures form groups, and each is filled up
+/// Steps of an epoch with one image per worker: portrait and landscape images form groups, and each is filled up
 /// until all workers have as many.
 pub fn steps(workers: usize) -> usize {
-    let text = fs::read_to_string(shared_pictures().join("annotations/instances_train.json")).unwrap();
+    let text = fs::read_to_string(shared_images().join("annotations/instances_train.json")).unwrap();
     let set: serde_json::Value = serde_json::from_str(&text).unwrap();
     let images = set["images"].as_array().unwrap();
     let landscape = images.iter().filter(|image| image["width"].as_u64() > image["height"].as_u64()).count();
@@ -391,9 +391,9 @@ fn options() -> fnet_synth::Options {
     fnet_synth::Options { sides: 96..=128, objects: 1..=3, empty: 0.0, seed: 3, ..fnet_synth::Options::default() }
 }
 
-/// Pictures that no test changes, made once and kept between runs.
-pub fn shared_pictures() -> PathBuf {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-pictures-{}", fnet_synth::FORMAT_VERSION));
+/// Images that no test changes, made once and kept between runs.
+pub fn shared_images() -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-images-{}", fnet_synth::FORMAT_VERSION));
     let options = fnet_synth::Options { out: out.clone(), images: PICTURES, val_images: 8, ..options() };
     static MADE: Mutex<bool> = Mutex::new(false);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);

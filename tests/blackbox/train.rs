@@ -93,7 +93,7 @@ fn json_lines_have_the_references_keys_in_its_order() {
     }
     assert_eq!(val.len(), 2);
     assert!(val.iter().all(|line| keys(line) == expected), "{val:?}");
-    assert_eq!(val[1]["iter"], 8, "pictures of the validation set");
+    assert_eq!(val[1]["iter"], 8, "images of the validation set");
 }
 
 #[test]
@@ -124,22 +124,22 @@ fn a_checkpoint_gives_the_metrics_that_training_measured_with_one_worker_and_wit
 }
 
 #[test]
-fn predict_paints_peoples_own_pictures() {
-    let scene = Scene::with_own_pictures();
+fn predict_paints_peoples_own_images() {
+    let scene = Scene::with_own_images();
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
-    let pictures = files(&scene.path("data/val"), ".jpg");
-    assert_eq!(pictures.len(), 4);
+    let images = files(&scene.path("data/val"), ".jpg");
+    assert_eq!(images.len(), 4);
     let ended = scene.one("predict work_dirs/cfg/latest.ckpt data/val --out painted --score-thr 0");
     assert!(!ended.stderr.contains("WARNING"), "{}", ended.stderr);
     scene.one("predict work_dirs/cfg/latest.ckpt data/val --out bare --score-thr 1");
-    for picture in &pictures {
-        let name = picture.file_name().unwrap();
+    for image in &images {
+        let name = image.file_name().unwrap();
         let open = |folder: &str| image::open(scene.path(folder).join(name)).unwrap().into_rgb8();
         let (bare, painted) = (open("bare"), open("painted"));
-        let ((width, height), (wide, high)) = (image::image_dimensions(picture).unwrap(), painted.dimensions());
+        let ((width, height), (wide, high)) = (image::image_dimensions(image).unwrap(), painted.dimensions());
         assert!((f64::from(width * high) / f64::from(height * wide) - 1.0).abs() < 0.02, "{wide} x {high}");
         let changed = bare.pixels().zip(painted.pixels()).filter(|(a, b)| a[0].abs_diff(b[0]) > 40).count();
-        assert!(changed > 500, "{}: {changed} pixels painted", picture.display());
+        assert!(changed > 500, "{}: {changed} pixels painted", image.display());
     }
     let text = fs::read_to_string(scene.path("painted/results.json")).unwrap();
     let results: Value = serde_json::from_str(&text).unwrap();
@@ -181,7 +181,7 @@ fn benchmark_infer_counts_as_the_reference_does() {
     assert!(!told.stderr.contains("Done image [3"), "the warm-up is not told: {}", told.stderr);
 
     let report: Value = serde_json::from_str(&scene.one(&format!("{job} --json --max-iter 100")).stdout).unwrap();
-    assert_eq!(report["images"], 3, "of the 8 pictures of the validation set 5 are the warm-up");
+    assert_eq!(report["images"], 3, "of the 8 images of the validation set 5 are the warm-up");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0 && report["fuse_conv_bn"] == true);
 }
 

@@ -17,7 +17,7 @@ fn trained() -> Scene {
 }
 
 /// The folder of the data set.
-fn pictures(scene: &Scene) -> String {
+fn images(scene: &Scene) -> String {
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let root = config.lines().find_map(|line| line.strip_prefix("root = \"")).unwrap();
     root.trim_end_matches('"').to_owned()
@@ -134,7 +134,7 @@ fn weights_give_the_same_detections_in_every_kind_of_file() {
     let scene = trained();
     scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &[]);
     scene.one("test ours/latest.ckpt --out a.json --metrics a.metrics.json");
-    let root = pictures(&scene);
+    let root = images(&scene);
     scene.one(&format!("predict ours/latest.ckpt {root}/val --out painted_a"));
     for (file, name) in [("ours.pth", "b"), ("ours.safetensors", "c")] {
         let ended =
@@ -164,7 +164,7 @@ fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
     let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml ours.pth";
     scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
     scene.launch("predict ours.pth . --out painted").expect(2, &["predict --config=CONFIG.toml --out=painted"]);
-    let predict = format!("predict ours.pth {}/val --out painted", pictures(&scene));
+    let predict = format!("predict ours.pth {}/val --out painted", images(&scene));
     for command in ["test ours.pth", &predict] {
         let mut worker = scene.command(&worker_program(), command);
         worker.env("FNET_DEVICE", "cpu");

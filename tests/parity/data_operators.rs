@@ -1,5 +1,5 @@
 //! Stage "operators", the part of data and schedule: resizing, masks from polygons to targets and back into the
-//! picture, orders of pictures, random permutations, learning rates.
+//! image, orders of images, random permutations, learning rates.
 
 use hotcoco::types::Rle;
 use serde::de::DeserializeOwned;
@@ -9,15 +9,15 @@ use tch::{Device, Tensor};
 use fnet_common::random::Generator;
 use fnet_config::{Pipeline, Schedule};
 use fnet_data::{
-    Augmentation, Bilinear, Geometry, InstanceMask, Picture, Segmentation, instance_mask, mask_targets, single_picture,
-    test_indices, train_batches_per_epoch, train_indices,
+    Augmentation, Bilinear, DecodedImage, Geometry, InstanceMask, Segmentation, instance_mask, mask_targets,
+    single_image, test_indices, train_batches_per_epoch, train_indices,
 };
 use fnet_evaluate::paste::{Probabilities, paste_all};
 
 use super::compare::{floats, rows_of_four};
 use super::fixtures::{Operators, Tensors};
 use super::images::bitmap;
-use super::pictures::rgb;
+use super::image_files::rgb;
 
 const NAME: &str = "operators";
 
@@ -29,9 +29,9 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     Vec::try_from(tensor.reshape([-1])).unwrap()
 }
 
-/// Height and width of a picture `[h, w, 3]`.
-fn size(picture: &Tensor) -> (usize, usize) {
-    let (height, width, _) = picture.size3().unwrap();
+/// Height and width of an image `[h, w, 3]`.
+fn size(image: &Tensor) -> (usize, usize) {
+    let (height, width, _) = image.size3().unwrap();
     (height as usize, width as usize)
 }
 
@@ -47,7 +47,7 @@ fn parity_operators_resizing() {
     }
 }
 
-/// The sums are those of the tiny model's first picture.
+/// The sums are those of the tiny model's first image.
 #[test]
 fn parity_operators_resizing_of_a_photograph() {
     let Some(operators) = Operators::open() else { return };
@@ -64,20 +64,20 @@ fn parity_operators_resizing_of_a_photograph() {
 }
 
 #[test]
-fn parity_operators_normalisation() {
+fn parity_operators_normalization() {
     let Some(operators) = Operators::open() else { return };
     let (stored, compare) = (&operators.tensors, operators.compare(NAME));
     let bgr = stored.get("resize.small_up");
     let (height, width) = size(&bgr);
-    let picture = Picture { width, height, rgb: bytes(&bgr.flip([2])), warning: None };
+    let image = DecodedImage { width, height, rgb: bytes(&bgr.flip([2])), warning: None };
     let pipeline = Pipeline { test_scale: [width, height], size_divisor: 1, ..Pipeline::default() };
-    let images = single_picture(picture, 1, "a", &pipeline).images;
+    let images = single_image(image, 1, "a", &pipeline).images;
     let actual = floats(&images.values(Device::Cpu).unwrap().get(0).permute([1, 2, 0]));
-    compare.equal("normalised values", &actual, &floats(&stored.get("resize.small_up_norm")));
+    compare.equal("normalized values", &actual, &floats(&stored.get("resize.small_up_norm")));
 }
 
 #[test]
-fn parity_operators_sizes_of_resized_pictures() {
+fn parity_operators_sizes_of_resized_images() {
     let Some(operators) = Operators::open() else { return };
     let rows: Vec<[f64; 8]> = fact(&operators.facts["rescale_table_w_h_neww_newh_sfw_sfh_padw_padh"]);
     assert!(!rows.is_empty());
@@ -86,7 +86,7 @@ fn parity_operators_sizes_of_resized_pictures() {
         let geometry = Geometry::new((height as usize, width as usize), augmentation, 32);
         let sizes = [geometry.resized.0, geometry.resized.1, geometry.padded.0, geometry.padded.1];
         let expected = [new_height, new_width, padded_height, padded_width].map(|side| side as usize);
-        operators.compare(NAME).equal("sizes of pictures", &sizes, &expected);
+        operators.compare(NAME).equal("sizes of images", &sizes, &expected);
         let expected = [factor_x, factor_y, factor_x, factor_y].map(|factor| factor as f32);
         operators.compare(NAME).equal("scale factors", &geometry.scale_factor, &expected);
     }
@@ -153,7 +153,7 @@ fn parity_operators_pasted_masks() {
 }
 
 #[test]
-fn parity_operators_orders_of_pictures() {
+fn parity_operators_orders_of_images() {
     let Some(operators) = Operators::open() else { return };
     let (facts, compare) = (&operators.facts, operators.compare(NAME));
     let flags: Vec<u8> = fact(&facts["sampler_flag"]);
@@ -163,13 +163,13 @@ fn parity_operators_orders_of_pictures() {
         let (rank, world) = (number("rank") as usize, number("num_replicas") as usize);
         let samples = number("samples_per_gpu") as usize;
         let actual = train_indices(&flags, number("epoch"), number("seed"), rank, world, samples);
-        compare.equal("pictures of a training epoch", &actual, &fact::<Vec<usize>>(&case["indices"]));
+        compare.equal("images of a training epoch", &actual, &fact::<Vec<usize>>(&case["indices"]));
         assert_eq!(train_batches_per_epoch(&flags, world, samples) * samples, actual.len());
     }
     for case in cases("dist_test_sampler") {
         let number = |key: &str| case[key].as_u64().unwrap() as usize;
         let actual = test_indices(flags.len(), number("rank"), number("num_replicas"));
-        compare.equal("pictures of an evaluation", &actual, &fact::<Vec<usize>>(&case["indices"]));
+        compare.equal("images of an evaluation", &actual, &fact::<Vec<usize>>(&case["indices"]));
     }
 }
 

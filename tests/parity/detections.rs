@@ -1,4 +1,4 @@
-//! Stages "final boxes" and "pasted masks", and detection from the picture to the run lengths.
+//! Stages "final boxes" and "pasted masks", and detection from the image to the run lengths.
 
 use hotcoco::mask;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use fnet_model::Detections;
 use super::compare::{STAGE, floats, integers, kept, rows_of_four};
 use super::fixtures::Fixtures;
 use super::heads::Heads;
-use super::pictures::Pictures;
+use super::image_files::ImageFiles;
 use super::report::Comparison;
 
 /// Scores of pixels from which on they belong to a mask.
@@ -100,7 +100,7 @@ fn check_boxes(compare: &Comparison<'_>, own: &[ImageResult], expected: &[ImageR
     compare.at_most("boxes, greatest difference in pixels", corner, 0.02);
 }
 
-/// Everything that is said of detections on pictures.
+/// Everything that is said of detections on images.
 fn check_results(compare: &Comparison<'_>, own: &[ImageResult], expected: &[ImageResult]) {
     check_boxes(compare, own, expected);
     let all = own.iter().zip(expected).flat_map(|(own, expected)| {
@@ -110,7 +110,7 @@ fn check_results(compare: &Comparison<'_>, own: &[ImageResult], expected: &[Imag
     check_masks(compare, all);
 }
 
-/// The reference keeps boxes in the network's frame too; those are of a picture that was not scaled.
+/// The reference keeps boxes in the network's frame too; those are of an image that was not scaled.
 fn without_scale(meta: &ImageMeta) -> ImageMeta {
     ImageMeta { scale_factor: [1.0; 4], ..meta.clone() }
 }
@@ -207,14 +207,14 @@ fn parity_end_to_end_batch() {
     check_results(&fixtures.compare("end to end"), &own, &expected);
 }
 
-/// From the files of the pictures, each with its own padding, to run lengths.
+/// From the files of the images, each with its own padding, to run lengths.
 #[test]
-fn parity_end_to_end_single_pictures() {
+fn parity_end_to_end_single_images() {
     let Some(fixtures) = Fixtures::open() else { return };
     let (model, _) = fixtures.model();
-    let pictures = Pictures::open(&fixtures);
+    let files = ImageFiles::open(&fixtures);
     let (mut own, mut expected) = (Vec::new(), Vec::new());
-    for (image, batch) in pictures.singles().iter().enumerate() {
+    for (image, batch) in files.singles().iter().enumerate() {
         let stored = fixtures.json(&format!("eval_single{image}_detections"));
         expected.push(stored_result(&batch.metas[0], &stored[0]));
         own.extend(detect(&model, batch, &Config::default()).unwrap());

@@ -40,7 +40,7 @@ fn parity_backbone() {
 }
 
 #[test]
-fn parity_backbone_of_single_pictures() {
+fn parity_backbone_of_single_images() {
     let Some(fixtures) = Fixtures::open() else { return };
     let (model, _) = fixtures.model();
     let data = fixtures.tensors("data");
@@ -49,10 +49,10 @@ fn parity_backbone_of_single_pictures() {
         let levels = tch::no_grad(|| model.neck.forward(&features).unwrap());
         let stored = &fixtures.meta[format!("eval_single{image}")];
         for (level, actual) in features.iter().enumerate() {
-            fixtures.compare("backbone").statistics("single picture", actual, &stored[format!("backbone.{level}")]);
+            fixtures.compare("backbone").statistics("single image", actual, &stored[format!("backbone.{level}")]);
         }
         for (level, actual) in levels.iter().enumerate() {
-            fixtures.compare("FPN").statistics("single picture", actual, &stored[format!("fpn.{level}")]);
+            fixtures.compare("FPN").statistics("single image", actual, &stored[format!("fpn.{level}")]);
         }
     }
 }

@@ -81,7 +81,7 @@ fn parity_box_head() {
 }
 
 #[test]
-fn parity_box_head_of_single_pictures() {
+fn parity_box_head_of_single_images() {
     let Some(fixtures) = Fixtures::open() else { return };
     let (model, _) = fixtures.model();
     let (data, head) = (fixtures.tensors("data"), &model.roi_head);
@@ -92,7 +92,7 @@ fn parity_box_head_of_single_pictures() {
             let levels = model.neck.forward(&features).unwrap();
             head.bbox.forward(&head.bbox_extractor.forward(&levels, &stored.get("rois")).unwrap()).unwrap().0
         });
-        let what = "scores of all proposals of a single picture";
+        let what = "scores of all proposals of a single image";
         fixtures.compare("box head").tensor(what, &scores, &stored.get("cls_score"), STAGE);
     }
 }

@@ -1,12 +1,12 @@
-//! Stage "image transform": from the picture to the network's input, with its boxes, labels and masks.
+//! Stage "image transform": from the image to the network's input, with its boxes, labels and masks.
 
 use tch::{Device, Tensor};
 
-use fnet_data::{Batch, Bilinear, ImageMeta, InstanceMask, Picture};
+use fnet_data::{Batch, Bilinear, DecodedImage, ImageMeta, InstanceMask};
 
 use super::compare::STAGE;
 use super::fixtures::{Fixtures, Tensors, skip};
-use super::pictures::{Pictures, rgb};
+use super::image_files::{ImageFiles, rgb};
 use super::report::Comparison;
 
 const NAME: &str = "image transform";
@@ -28,15 +28,15 @@ fn check_geometry(compare: &Comparison<'_>, actual: &[ImageMeta], expected: &[Im
 }
 
 /// `prefix` is that of the stored objects.
-fn check_objects(compare: &Comparison<'_>, pictures: &Pictures, batch: &Batch, data: &Tensors, prefix: &str) {
-    if !pictures.annotated {
+fn check_objects(compare: &Comparison<'_>, files: &ImageFiles, batch: &Batch, data: &Tensors, prefix: &str) {
+    if !files.annotated {
         skip("the part about masks: the fixtures hold no data/instances.json; fixtures_ops has masks from polygons on");
     }
     for (image, target) in batch.targets.iter().enumerate() {
         let boxes = Tensor::from_slice(target.boxes.as_flattened()).reshape([-1, 4]);
         compare.tensor("boxes", &boxes, &data.get(&format!("{prefix}gt_bboxes.{image}")), STAGE);
         compare.equal("labels", &target.labels, &data.integers(&format!("{prefix}gt_labels.{image}")));
-        if pictures.annotated {
+        if files.annotated {
             let bitmaps: Vec<u8> = target.masks.iter().flat_map(bitmap).collect();
             let expected = data.get(&format!("{prefix}gt_masks.{image}")).reshape([-1]);
             compare.equal("masks", &bitmaps, &Vec::<u8>::try_from(expected).unwrap());
@@ -47,14 +47,14 @@ fn check_objects(compare: &Comparison<'_>, pictures: &Pictures, batch: &Batch, d
 #[test]
 fn parity_image_decoding() {
     let Some(fixtures) = Fixtures::open() else { return };
-    let pictures = Pictures::open(&fixtures);
-    if !pictures.annotated {
+    let files = ImageFiles::open(&fixtures);
+    if !files.annotated {
         return skip("the fixtures hold no data/images");
     }
     let data = fixtures.tensors("data");
-    for (image, path) in pictures.paths().iter().enumerate() {
-        let picture = Picture::read(path).unwrap();
-        fixtures.compare(NAME).equal("decoded pixels", &picture.rgb, &rgb(&data, image).2);
+    for (image, path) in files.paths().iter().enumerate() {
+        let decoded = DecodedImage::read(path).unwrap();
+        fixtures.compare(NAME).equal("decoded pixels", &decoded.rgb, &rgb(&data, image).2);
     }
 }
 
@@ -75,22 +75,22 @@ fn parity_image_resizing() {
 #[test]
 fn parity_image_batch() {
     let Some(fixtures) = Fixtures::open() else { return };
-    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
-    let batch = pictures.batch(false);
-    compare.tensor("normalised and padded batch", &batch.images.values(Device::Cpu).unwrap(), &data.get("img"), STAGE);
+    let (files, data, compare) = (ImageFiles::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let batch = files.batch(false);
+    compare.tensor("normalized and padded batch", &batch.images.values(Device::Cpu).unwrap(), &data.get("img"), STAGE);
     check_geometry(&compare, &batch.metas, &fixtures.metas("img_metas"));
-    check_objects(&compare, &pictures, &batch, &data, "");
+    check_objects(&compare, &files, &batch, &data, "");
     let flags: Vec<u8> = serde_json::from_value(fixtures.meta["group_flag"].clone()).unwrap();
-    compare.equal("aspect groups", &pictures.flags(), &flags);
+    compare.equal("aspect groups", &files.flags(), &flags);
 }
 
 #[test]
 fn parity_image_mirrored_batch() {
     let Some(fixtures) = Fixtures::open() else { return };
-    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
-    let batch = pictures.batch(true);
+    let (files, data, compare) = (ImageFiles::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let batch = files.batch(true);
     check_geometry(&compare, &batch.metas, &fixtures.metas("flip.img_metas"));
-    check_objects(&compare, &pictures, &batch, &data, "flip.");
+    check_objects(&compare, &files, &batch, &data, "flip.");
     let stored = &fixtures.meta["flip.img_stats"];
     let length = stored["l2"].as_f64().unwrap();
     let images = batch.images.values(Device::Cpu).unwrap();
@@ -103,15 +103,15 @@ fn parity_image_mirrored_batch() {
 }
 
 #[test]
-fn parity_image_single_pictures() {
+fn parity_image_single_images() {
     let Some(fixtures) = Fixtures::open() else { return };
-    let (pictures, data, compare) = (Pictures::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
+    let (files, data, compare) = (ImageFiles::open(&fixtures), fixtures.tensors("data"), fixtures.compare(NAME));
     let expected = fixtures.metas("single_img_metas");
-    let singles = pictures.singles();
+    let singles = files.singles();
     assert_eq!(singles.len(), expected.len());
     for (image, (batch, expected)) in singles.iter().zip(&expected).enumerate() {
         compare.tensor(
-            "normalised single picture",
+            "normalized single image",
             &batch.images.values(Device::Cpu).unwrap(),
             &data.get(&format!("single_img.{image}")),
             STAGE,

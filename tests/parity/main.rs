@@ -4,7 +4,7 @@
 //! A stage is fed what the reference stored as its input, so that a fault shows in the stage that has it; where the
 //! reference kept a part of a tensor only, the stage is fed what fnet's stage before gives. The numbers come from the
 //! folder that `FNET_PARITY_FIXTURES` names, else from `reference/fixtures_tiny` below `FNET_TEST_DATA`, and nothing here
-//! depends on which model, pictures or number of objects they are of.
+//! depends on which model, images or number of objects they are of.
 //!
 //! Every test's name begins with `parity_`: `cargo test --release --workspace parity` runs the suite, and the end-to-end
 //! comparisons of the black-box tests with it.
@@ -19,10 +19,10 @@ mod features;
 mod fixtures;
 mod heads;
 mod history;
+mod image_files;
 mod images;
 mod inputs;
 mod operators;
-mod pictures;
 mod precision;
 mod proposals;
 mod report;

@@ -14,7 +14,7 @@ use super::compare::{STAGE, floats, integers};
 use super::fixtures::Operators;
 
 const NAME: &str = "operators";
-/// Pixels of the picture for each of the feature map that RoIAlign reads.
+/// Pixels of the image for each of the feature map that RoIAlign reads.
 const ROI_STRIDE: usize = 8;
 
 #[test]
@@ -101,7 +101,7 @@ fn parity_operators_box_coding() {
             pairs.flat_map(|(roi, object)| encode(roi, object, &stds.map(|std: f64| std as f32))).collect();
         let encoded = Tensor::from_slice(&encoded).reshape([-1, 4]);
         compare.tensor("encoded boxes", &encoded, &stored.get(&format!("coder.encode.{name}")), STAGE);
-        // The clipped boxes touch the right and the lower border of their picture.
+        // The clipped boxes touch the right and the lower border of their image.
         let clipped = stored.get(&format!("coder.decode.{name}"));
         let corners = clipped.reshape([-1, 2, 2]).amax([0, 1], false).repeat([2]).reshape([1, 1, 4]);
         for (limits, expected) in [(None, stored.get(&format!("coder.decode_noclip.{name}"))), (Some(corners), clipped)]

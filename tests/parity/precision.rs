@@ -22,7 +22,7 @@ use super::inputs::channels_last;
 use super::inputs::maps;
 use super::report::Comparison;
 use super::samples;
-use super::training::{adamw_step, check_distances, check_norms, is_cancelled, optimizer};
+use super::training::{adamw_step, check_distances, check_norms, is_canceled, optimizer};
 
 /// Weights of the largest model that is compared in float16 on the CPU.
 const SMALL: usize = 5_000_000;
@@ -171,7 +171,7 @@ fn check_update(compare: &Comparison<'_>, bounds: &Bounds, models: [&Parameters;
     for (own, exact) in updates[0].iter().zip(&updates[1]) {
         let name = &own.name;
         let [own, exact] = [own, exact].map(|updated| &updated.after - &updated.before);
-        if !is_cancelled(name) {
+        if !is_canceled(name) {
             let expected = stored["param_delta_l2"][name].as_f64().unwrap();
             let off = (length(&own) - expected).abs() / expected.max(rate);
             compare.at_most(&bounds.what("AdamW step, length of every parameter's, relative"), off, bounds.total);
@@ -279,7 +279,7 @@ fn parity_fp16_inference_stage_by_stage() {
     check_inference(&FP16);
 }
 
-/// Average precision of boxes and masks of the reference's trained detector on its 16 pictures; `None` without data.
+/// Average precision of boxes and masks of the reference's trained detector on its 16 images; `None` without data.
 fn average_precision(amp: &str) -> Option<[f64; 2]> {
     let weights = reference("trained_tiny/ckpt.pth")?;
     let data = reference("../data/coco_mini")?;

@@ -263,7 +263,7 @@ fn parity_training_gradients() {
 
 /// Biases of norms that a later norm takes away again. Their true gradient is 0, and AdamW makes a step of full length
 /// of the noise that is left.
-pub(super) fn is_cancelled(name: &str) -> bool {
+pub(super) fn is_canceled(name: &str) -> bool {
     name == "backbone.patch_embed.norm.bias"
         || [1, 3, 5].iter().any(|stage| name == format!("backbone.stages.{stage}.norm.bias"))
 }
@@ -292,14 +292,14 @@ fn parity_training_adamw_step() {
             };
             let change = &after - &before;
             let lengths = [(value("param_l2_after"), length(&after)), (value("param_delta_l2"), length(&change))];
-            if is_cancelled(&parameter) {
+            if is_canceled(&parameter) {
                 // A difference of two rates in every value is one of twice the root of their number in the length.
                 let each = rate * (before.numel() as f64).sqrt();
                 let off = lengths.map(|(expected, actual)| (actual - expected).abs() / each);
-                compare.at_most("cancelled biases, by length, in learning rates", off[0], 2.0);
-                compare.at_most("change of cancelled biases, by length, in learning rates", off[1], 2.0);
+                compare.at_most("canceled biases, by length, in learning rates", off[0], 2.0);
+                compare.at_most("change of canceled biases, by length, in learning rates", off[1], 2.0);
                 let greatest = scalar(&change.abs().max()) / rate;
-                compare.at_most("change of cancelled biases, greatest, in learning rates", greatest, 2.0);
+                compare.at_most("change of canceled biases, greatest, in learning rates", greatest, 2.0);
             } else {
                 let off = lengths.map(|(expected, actual)| (actual - expected).abs() / expected.max(f64::MIN_POSITIVE));
                 compare.at_most("parameters, length, relative", off[0], STAGE);

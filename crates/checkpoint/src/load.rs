@@ -121,7 +121,7 @@ impl Weights {
     /// The member of the FasterNet family whose weights these are, bare or below `backbone.`.
     pub fn variant(&self) -> Option<Variant> {
         let tensors = || self.iter().map(|(name, tensor)| (name, tensor.size()));
-        Variant::recognise(BACKBONE, tensors()).or_else(|| Variant::recognise("", tensors()))
+        Variant::recognize(BACKBONE, tensors()).or_else(|| Variant::recognize("", tensors()))
     }
 }
 

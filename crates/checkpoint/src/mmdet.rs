@@ -144,7 +144,7 @@ impl MmdetCheckpoint {
     /// The member of the FasterNet family whose weights these are.
     pub fn variant(&self) -> Option<Variant> {
         let tensors: Vec<_> = self.state.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
-        Variant::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())))
+        Variant::recognize(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())))
     }
 }
 

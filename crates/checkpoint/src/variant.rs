@@ -28,8 +28,8 @@ const FAMILY: [(&str, i64, [usize; 4]); 6] = [
 ];
 
 impl Variant {
-    /// Recognises the backbone among `tensors`, whose names begin with `prefix` (such as `backbone.`).
-    pub fn recognise<'a>(prefix: &str, tensors: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Self> {
+    /// Recognizes the backbone among `tensors`, whose names begin with `prefix` (such as `backbone.`).
+    pub fn recognize<'a>(prefix: &str, tensors: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Self> {
         let (mut embed_dim, mut depths) = (None, [0; 4]);
         for (name, size) in tensors {
             let Some(name) = name.strip_prefix(prefix) else { continue };
@@ -50,7 +50,7 @@ impl Variant {
     /// A data error that names both.
     pub fn check(&self, parameters: &Parameters) -> Result<()> {
         let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
-        match Self::recognise(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {
+        match Self::recognize(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {
             Some(wanted) if wanted != *self => Err(Error::data(format!(
                 "the file holds weights of {self}, but the config's backbone is {wanted}: give the file for that \
                  backbone, or change model.backbone"
@@ -94,9 +94,9 @@ mod tests {
             .chain(["b.patch_embed.proj.weight".to_owned()])
             .collect();
         let tensors = names.iter().map(|name| (name.as_str(), &[128_i64, 3, 4, 4][..]));
-        let variant = Variant::recognise("b.", tensors.clone()).unwrap();
+        let variant = Variant::recognize("b.", tensors.clone()).unwrap();
         assert_eq!(variant.name(), Some("FasterNet-S"));
         assert_eq!(variant.to_string(), "FasterNet-S (embed_dim 128, depths [1, 2, 13, 2])");
-        assert_eq!(Variant::recognise("", tensors), None);
+        assert_eq!(Variant::recognize("", tensors), None);
     }
 }

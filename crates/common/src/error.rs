@@ -33,12 +33,12 @@ pub struct Error {
 }
 
 /// What to do when a GPU's memory is exhausted.
-const DEVICE_MEMORY_REMEDY: &str = "The GPU's memory is full: lower data.samples_per_gpu, make the pictures smaller \
+const DEVICE_MEMORY_REMEDY: &str = "The GPU's memory is full: lower data.samples_per_gpu, make the images smaller \
     (data.pipeline.scales, or test_scale for evaluation), set train.amp = \"bf16\", or end other programs on the \
     GPU (nvidia-smi names them)";
 /// What to do when the host's memory is exhausted.
 const HOST_MEMORY_REMEDY: &str = "The machine's memory is full: lower data.samples_per_gpu or data.workers_per_gpu, \
-    make the pictures smaller (data.pipeline.scales, or test_scale for evaluation), or start fewer workers";
+    make the images smaller (data.pipeline.scales, or test_scale for evaluation), or start fewer workers";
 
 /// Result of fallible functions of the worker.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

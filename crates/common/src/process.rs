@@ -62,7 +62,7 @@ pub fn cpus() -> String {
 ///
 /// # Errors
 /// What went wrong on the device since the last wait.
-pub fn synchronise(device: Device) -> Result<()> {
+pub fn synchronize(device: Device) -> Result<()> {
     Ok(torch_ext::cuda::wait(device)?)
 }
 

@@ -11,7 +11,7 @@ use rand_mt::Mt;
 #[repr(u64)]
 pub enum Purpose {
     /// Initial values of parameters.
-    Initialisation = 1,
+    Initialization = 1,
     /// Augmentation of one sample in one epoch.
     Augmentation = 2,
     /// Choice of anchors and proposals in one step of one rank.
@@ -70,7 +70,7 @@ impl Generator {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood, 2014): spreads every input bit over the output.
+/// The finalizer of SplitMix64 (Steele, Lea, Flood, 2014): spreads every input bit over the output.
 fn split_mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

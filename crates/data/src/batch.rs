@@ -11,7 +11,7 @@ pub struct ImageMeta {
     pub image_id: i64,
     /// Its file name as the annotation file gives it.
     pub file_name: String,
-    /// Size of the decoded picture, after the EXIF rotation.
+    /// Size of the decoded image, after the EXIF rotation.
     pub original_size: (usize, usize),
     /// Size after resizing, before padding: boxes are clipped to it.
     pub image_size: (usize, usize),

@@ -11,7 +11,7 @@ use super::samplers::train_indices;
 pub struct Leg {
     /// Number of ranks.
     pub world_size: usize,
-    /// Pictures of each rank in a step.
+    /// Images of each rank in a step.
     pub samples_per_gpu: usize,
     /// Micro-steps of an update.
     pub accumulate: usize,
@@ -19,10 +19,10 @@ pub struct Leg {
     pub steps: usize,
 }
 
-/// The pictures of every rank from the end of `legs` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
+/// The images of every rank from the end of `legs` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
 /// of one aspect group each; all lists have the same length. Without legs: [`train_indices`].
 ///
-/// Every picture that the legs have not seen comes once, in the order in which the last leg would have come to it; each
+/// Every image that the legs have not seen comes once, in the order in which the last leg would have come to it; each
 /// group is filled up by repeating its start, as at the start of an epoch.
 ///
 /// # Panics
@@ -51,24 +51,24 @@ pub fn rest_of_epoch(
     deal(&unseen, flags, world_size, samples_per_gpu)
 }
 
-/// All pictures, step after step and within each rank after rank.
+/// All images, step after step and within each rank after rank.
 fn by_step(lists: &[Vec<usize>], samples_per_gpu: usize) -> Vec<usize> {
     let steps = lists.first().map_or(0, |list| list.len() / samples_per_gpu);
     let chunk = |step: usize, list: &'_ Vec<usize>| list[step * samples_per_gpu..(step + 1) * samples_per_gpu].to_vec();
     (0..steps).flat_map(|step| lists.iter().flat_map(move |list| chunk(step, list))).collect()
 }
 
-/// Deals pictures out in chunks of one group, in the order of their first pictures.
-fn deal(pictures: &[usize], flags: &[u8], world_size: usize, samples_per_gpu: usize) -> Vec<Vec<usize>> {
+/// Deals images out in chunks of one group, in the order of their first images.
+fn deal(images: &[usize], flags: &[u8], world_size: usize, samples_per_gpu: usize) -> Vec<Vec<usize>> {
     let mut chunks: Vec<(usize, Vec<usize>)> = Vec::new();
     for group in [0, 1] {
         let members: Vec<(usize, usize)> =
-            pictures.iter().copied().enumerate().filter(|&(_, index)| flags[index] == group).collect();
+            images.iter().copied().enumerate().filter(|&(_, index)| flags[index] == group).collect();
         let filled = members.len().next_multiple_of(samples_per_gpu * world_size);
         // What is repeated comes last.
         let placed = (0..filled).map(|at| match members.get(at) {
             Some(&(place, index)) => (place, index),
-            None => (pictures.len() + at, members[at % members.len()].1),
+            None => (images.len() + at, members[at % members.len()].1),
         });
         let placed: Vec<(usize, usize)> = placed.collect();
         chunks
@@ -88,10 +88,10 @@ mod tests {
 
     use super::*;
 
-    /// Number of ranks, pictures of each, and how much of the rest is trained.
+    /// Number of ranks, images of each, and how much of the rest is trained.
     type Change = (usize, usize, f64);
 
-    /// What is trained, picture by picture, through all changes; with each list checked.
+    /// What is trained, image by image, through all changes; with each list checked.
     fn trained(flags: &[u8], changes: &[Change]) -> Vec<usize> {
         let (mut legs, mut seen) = (Vec::new(), Vec::new());
         for (number, &(world_size, samples_per_gpu, share)) in changes.iter().enumerate() {
@@ -111,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_ranks_change_to_every_picture_of_the_epoch_is_seen(
+        fn whatever_the_ranks_change_to_every_image_of_the_epoch_is_seen(
             flags in prop::collection::vec(0u8..2, 1..60),
             changes in prop::collection::vec((1usize..6, 1usize..4, 0.0..1.0), 1..4),
         ) {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_and_back_sees_each_picture_once() {
+    fn a_change_and_back_sees_each_image_once() {
         let flags: Vec<u8> = vec![1; 48];
         let mut seen = trained(&flags, &[(4, 2, 0.5), (2, 2, 0.5), (4, 1, 1.0)]);
         assert_eq!(seen.len(), 48);

@@ -10,14 +10,14 @@ use torch_ext::transfer::{Lane, upload};
 use fnet_common::Result;
 use fnet_config::Pipeline;
 
-use super::normalise::Normalisation;
+use super::normalize::Normalization;
 
 /// The images of a batch, as the model gets them.
 #[derive(Debug)]
 pub enum Images {
     /// As they were decoded and resized: a quarter of the memory, and of what travels to a device.
     Pixels(Arc<Pixels>),
-    /// `[images, 3, height, width]`, float32, normalised RGB, zero-padded.
+    /// `[images, 3, height, width]`, float32, normalized RGB, zero-padded.
     Values(Tensor),
 }
 
@@ -28,8 +28,8 @@ pub struct Pixels {
     frame: (usize, usize),
     /// Height and width of each image, which fills the upper left of its frame.
     sizes: Vec<(usize, usize)>,
-    normalisation: Normalisation,
-    /// Frame after frame, each row by row, then the constants of the normalisation.
+    normalization: Normalization,
+    /// Frame after frame, each row by row, then the constants of the normalization.
     bytes: Vec<u8>,
 }
 
@@ -86,14 +86,14 @@ impl Images {
 impl Pixels {
     /// Black images of `sizes` in frames that hold the largest of them, `frame`.
     pub fn black(frame: (usize, usize), sizes: Vec<(usize, usize)>, pipeline: &Pipeline) -> Self {
-        let normalisation = Normalisation::new(pipeline);
+        let normalization = Normalization::new(pipeline);
         let pixels = sizes.len() * frame.0 * frame.1 * 3;
         let mut bytes = vec![0; pixels.next_multiple_of(size_of::<f32>()) + 6 * size_of::<f32>()];
-        let constants = normalisation.mean().into_iter().chain(normalisation.std());
+        let constants = normalization.mean().into_iter().chain(normalization.std());
         for (place, value) in bytes.rchunks_exact_mut(size_of::<f32>()).take(6).zip(constants.rev()) {
             place.copy_from_slice(&value.to_ne_bytes());
         }
-        Self { frame, sizes, normalisation, bytes }
+        Self { frame, sizes, normalization, bytes }
     }
 
     /// The frames, each row by row.
@@ -128,7 +128,7 @@ impl Pixels {
             rows.enumerate().with_min_len(8).for_each(|(row, (values, bytes))| {
                 let (height, width) = self.sizes[row / self.frame.0];
                 let used = if row % self.frame.0 < height { 3 * width } else { 0 };
-                self.normalisation.row(&bytes[..used], &mut values[..used]);
+                self.normalization.row(&bytes[..used], &mut values[..used]);
                 values[used..].fill(0.0);
             });
         }

@@ -1,7 +1,7 @@
-//! From annotation files and pictures to batches.
+//! From annotation files and images to batches.
 //!
-//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] say which pictures a rank sees and in
-//! which order, and [`Loader`] turns them into batches on threads of its own: decode, resize, flip, normalise, pad.
+//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] say which images a rank sees and in
+//! which order, and [`Loader`] turns them into batches on threads of its own: decode, resize, flip, normalize, pad.
 
 mod batch;
 mod check;
@@ -13,7 +13,7 @@ mod images;
 mod job_config;
 mod loader;
 mod masks;
-mod normalise;
+mod normalize;
 mod resize;
 mod samplers;
 mod transform;
@@ -23,13 +23,13 @@ pub use check::{Checked, Scope, check, check_before_job, check_classes};
 pub use coco::{
     Category, Dataset, ImageInfo, Listed, Objects, Segmentation, Split, TrueObject, category_names, data_root,
 };
-pub use decode::{Picture, PictureHeader};
+pub use decode::{DecodedImage, ImageHeader};
 pub use epoch::{Leg, rest_of_epoch};
 pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
 pub use images::{Images, Pixels};
 pub use job_config::{load_config, load_config_for_check, parse_config};
-pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_picture, single_picture};
-pub use masks::{instance_mask, mask_targets, rasterise};
+pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_image, single_image};
+pub use masks::{instance_mask, mask_targets, rasterize};
 pub use resize::Bilinear;
 pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};
 pub use transform::{Augmentation, Geometry, rescaled_size};

@@ -1,4 +1,4 @@
-//! Masks of instances: from polygons or run lengths to the window of the resized picture, and to training targets.
+//! Masks of instances: from polygons or run lengths to the window of the resized image, and to training targets.
 
 use std::sync::Arc;
 
@@ -8,22 +8,22 @@ use super::batch::InstanceMask;
 use super::coco::Segmentation;
 use super::resize::nearest;
 
-/// The mask of `segmentation` in the frame of a picture of `size` (height, width), neither resized nor mirrored.
+/// The mask of `segmentation` in the frame of an image of `size` (height, width), neither resized nor mirrored.
 ///
 /// # Errors
 /// Says what is wrong with the segmentation, without the place it comes from.
-pub fn rasterise(segmentation: &Segmentation, size: (usize, usize)) -> Result<InstanceMask, String> {
+pub fn rasterize(segmentation: &Segmentation, size: (usize, usize)) -> Result<InstanceMask, String> {
     Ok(instance_mask(&segmentation.to_rle(size)?, size, false, size))
 }
 
-/// The mask `rle` resized to `resized` (height, width) by nearest neighbour, mirrored if `flip`, in the frame `padded`
+/// The mask `rle` resized to `resized` (height, width) by nearest neighbor, mirrored if `flip`, in the frame `padded`
 /// (height, width), zero beyond the mask: the reference's `rescale`, `flip` and `pad` of a bitmap. Only the window that
 /// holds pixels is made.
 pub fn instance_mask(rle: &Rle, resized: (usize, usize), flip: bool, padded: (usize, usize)) -> InstanceMask {
     MaskPlan::new((rle.h as usize, rle.w as usize), resized, flip, padded).mask(rle)
 }
 
-/// What becomes of the masks of one picture; all sizes are (height, width).
+/// What becomes of the masks of one image; all sizes are (height, width).
 pub(super) struct MaskPlan {
     size: (usize, usize),
     resized: (usize, usize),
@@ -35,7 +35,7 @@ pub(super) struct MaskPlan {
 }
 
 impl MaskPlan {
-    /// For masks of pictures of `size`; the rest as in [`instance_mask`].
+    /// For masks of images of `size`; the rest as in [`instance_mask`].
     pub fn new(size: (usize, usize), resized: (usize, usize), flip: bool, padded: (usize, usize)) -> Self {
         let row_start = first_destinations(size.0, resized.0);
         let column_start = first_destinations(size.1, resized.1);
@@ -128,7 +128,7 @@ fn first_destinations(source: usize, target: usize) -> Vec<usize> {
 
 /// Training targets of the mask head: mask `i` inside box `i`, `size * size` values of 0 or 1 each, row-major.
 ///
-/// The box, `[x1, y1, x2, y2]` in pixels of the padded picture, is clipped to the mask's frame; the bitmap is pooled by
+/// The box, `[x1, y1, x2, y2]` in pixels of the padded image, is clipped to the mask's frame; the bitmap is pooled by
 /// RoIAlign (half-pixel aligned, as many samples per bin as it has pixels, average) and set where the average is at
 /// least 0.5, as in the reference's `BitmapMasks.crop_and_resize`.
 ///
@@ -149,7 +149,7 @@ pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) ->
     targets
 }
 
-/// Two neighbouring pixels and their weights for one sample along one axis; `None` outside the frame.
+/// Two neighboring pixels and their weights for one sample along one axis; `None` outside the frame.
 type Sample = Option<([usize; 2], [f32; 2])>;
 
 /// The samples of every bin along one axis, `per_bin` each.

@@ -1,11 +1,11 @@
-//! Which pictures a rank sees, and in which order: pure functions, equal to the reference's samplers.
+//! Which images a rank sees, and in which order: pure functions, equal to the reference's samplers.
 
 use fnet_common::random::Generator;
 
-/// The pictures of `rank` in `epoch`, `samples_per_gpu` after `samples_per_gpu` of one aspect group each
+/// The images of `rank` in `epoch`, `samples_per_gpu` after `samples_per_gpu` of one aspect group each
 /// (`DistributedGroupSampler`).
 ///
-/// `flags` holds each picture's group, 0 or 1. Every group is shuffled and filled up, by repeating its start, to a
+/// `flags` holds each image's group, 0 or 1. Every group is shuffled and filled up, by repeating its start, to a
 /// multiple of `samples_per_gpu * world_size`; the chunks are shuffled, and each rank takes a contiguous part. All ranks
 /// get lists of equal length.
 ///
@@ -52,7 +52,7 @@ pub fn train_batches_per_epoch(flags: &[u8], world_size: usize, samples_per_gpu:
     [zeros, ones].iter().map(|count| count.div_ceil(samples_per_gpu * world_size)).sum()
 }
 
-/// The pictures of `rank` by the reference's rule for evaluation (`DistributedSampler` without shuffling): every rank
+/// The images of `rank` by the reference's rule for evaluation (`DistributedSampler` without shuffling): every rank
 /// gets equally many, the first ones a second time where they do not divide.
 ///
 /// # Panics
@@ -63,7 +63,7 @@ pub fn test_indices(count: usize, rank: usize, world_size: usize) -> Vec<usize> 
     (0..total).skip(rank).step_by(world_size).map(|i| i % count.max(1)).collect()
 }
 
-/// The pictures of `rank` for evaluation, each picture on exactly one rank.
+/// The images of `rank` for evaluation, each image on exactly one rank.
 ///
 /// # Panics
 /// If `world_size` is 0.
@@ -79,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_picture_is_seen_and_every_step_is_of_one_group(
+        fn every_image_is_seen_and_every_step_is_of_one_group(
             flags in prop::collection::vec(0u8..2, 1..60), world in 1usize..6, samples in 1usize..4, epoch in 0u64..5
         ) {
             let lists: Vec<_> = (0..world).map(|r| train_indices(&flags, epoch, 7, r, world, samples)).collect();
@@ -89,7 +89,7 @@ mod tests {
                 prop_assert!(chunk.iter().all(|&i| flags[i] == flags[chunk[0]]));
             }
             let mut seen: Vec<usize> = lists.concat();
-            // No picture is repeated before every other of its group was taken.
+            // No image is repeated before every other of its group was taken.
             for group in [0, 1] {
                 let counts: Vec<usize> = (0..flags.len()).filter(|&i| flags[i] == group)
                     .map(|i| seen.iter().filter(|&&s| s == i).count()).collect();
@@ -103,7 +103,7 @@ mod tests {
         }
 
         #[test]
-        fn evaluation_takes_every_picture_once(count in 0usize..100, world in 1usize..9) {
+        fn evaluation_takes_every_image_once(count in 0usize..100, world in 1usize..9) {
             let mut seen: Vec<usize> = (0..world).flat_map(|r| evaluation_indices(count, r, world)).collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..count).collect::<Vec<_>>());

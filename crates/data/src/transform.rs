@@ -1,4 +1,4 @@
-//! Geometry of a picture on its way into the model: resize, flip, pad, and the same for its boxes and masks.
+//! Geometry of an image on its way into the model: resize, flip, pad, and the same for its boxes and masks.
 
 use fnet_common::random::{Generator, Purpose};
 use fnet_common::{Error, Result};
@@ -8,10 +8,10 @@ use super::batch::Target;
 use super::coco::{Dataset, Segmentation};
 use super::masks::MaskPlan;
 
-/// What is done to one picture.
+/// What is done to one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Augmentation {
-    /// Bounds of the resized picture, `[long side, short side]` in pixels.
+    /// Bounds of the resized image, `[long side, short side]` in pixels.
     pub scale: [usize; 2],
     /// Whether it is mirrored left to right.
     pub flip: bool,
@@ -46,7 +46,7 @@ impl Augmentation {
     }
 }
 
-/// The size, (height, width), of a picture of `size` resized to fit `scale` with its aspect ratio kept
+/// The size, (height, width), of an image of `size` resized to fit `scale` with its aspect ratio kept
 /// (`mmcv.rescale_size`). At least 1 pixel, where the reference would end up with none and fail.
 pub fn rescaled_size(size: (usize, usize), scale: [usize; 2]) -> (usize, usize) {
     let (long, short) = (scale[0].max(scale[1]) as f64, scale[0].min(scale[1]) as f64);
@@ -56,10 +56,10 @@ pub fn rescaled_size(size: (usize, usize), scale: [usize; 2]) -> (usize, usize) 
     (side(height), side(width))
 }
 
-/// Sizes, (height, width), and factors of one picture.
+/// Sizes, (height, width), and factors of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Geometry {
-    /// Of the decoded picture.
+    /// Of the decoded image.
     pub original: (usize, usize),
     /// After resizing.
     pub resized: (usize, usize),
@@ -72,7 +72,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of a picture of `original` (height, width) pixels.
+    /// The geometry of an image of `original` (height, width) pixels.
     pub fn new(original: (usize, usize), augmentation: Augmentation, divisor: usize) -> Self {
         let resized = rescaled_size(original, augmentation.scale);
         let factor = |new: usize, old: usize| (new as f64 / old as f64) as f32;
@@ -81,7 +81,7 @@ impl Geometry {
         Self { original, resized, padded: (pad(resized.0), pad(resized.1)), scale_factor: [w, h, w, h], augmentation }
     }
 
-    /// A box of the original picture in the new frame: scaled, clipped to the resized picture, mirrored.
+    /// A box of the original image in the new frame: scaled, clipped to the resized image, mirrored.
     pub fn map_box(&self, [x1, y1, x2, y2]: [f32; 4]) -> [f32; 4] {
         let (height, width) = (self.resized.0 as f32, self.resized.1 as f32);
         let [sx, sy, ..] = self.scale_factor;
@@ -90,7 +90,7 @@ impl Geometry {
         if self.augmentation.flip { [width - x2, y1, width - x1, y2] } else { [x1, y1, x2, y2] }
     }
 
-    /// The objects of picture `index` of `dataset` in the new frame, without their masks.
+    /// The objects of image `index` of `dataset` in the new frame, without their masks.
     pub(super) fn map_boxes(&self, dataset: &Dataset, index: usize) -> Target {
         let objects = dataset.objects(index);
         Target {
@@ -100,7 +100,7 @@ impl Geometry {
         }
     }
 
-    /// The objects of picture `index` of `dataset` in the new frame.
+    /// The objects of image `index` of `dataset` in the new frame.
     ///
     /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does. Objects whose
     /// mask has no pixel are left out, which the reference trains on.
@@ -120,7 +120,7 @@ impl Geometry {
         };
         if resized.0 > self.padded.0 || resized.1 > self.padded.1 {
             return Err(wrong(format!(
-                "it is listed as {}x{}, but the picture {:?} has {}x{} pixels (after its EXIF rotation), and its masks \
+                "it is listed as {}x{}, but the image {:?} has {}x{} pixels (after its EXIF rotation), and its masks \
                  do not fit; correct width and height",
                 image.width, image.height, image.file_name, self.original.1, self.original.0
             )));

@@ -42,15 +42,15 @@ impl<'a> DataParallel<'a> {
         Ok(Self { world, reducer, computed: Computed::default() })
     }
 
-    /// Computes the gradients of `loss` and adds them up; with `synchronise`, leaves the mean over the ranks of what
-    /// has been added up since the gradients were cleared. All ranks synchronise in the same passes. Returns how long
+    /// Computes the gradients of `loss` and adds them up; with `synchronize`, leaves the mean over the ranks of what
+    /// has been added up since the gradients were cleared. All ranks synchronize in the same passes. Returns how long
     /// this rank waited for the others; on a GPU [`DataParallel::wait_for_others`] does.
     ///
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
-    pub fn backward(&self, loss: &Tensor, synchronise: bool) -> Result<Duration> {
+    pub fn backward(&self, loss: &Tensor, synchronize: bool) -> Result<Duration> {
         let what = || self.world.doing("backward pass");
-        let Some(reducer) = self.reducer.as_ref().filter(|_| synchronise) else {
+        let Some(reducer) = self.reducer.as_ref().filter(|_| synchronize) else {
             torch_ext::autograd::backward(loss).with_context(what)?;
             return Ok(Duration::ZERO);
         };
@@ -59,7 +59,7 @@ impl<'a> DataParallel<'a> {
         Ok(self.computed.waited())
     }
 
-    /// On a GPU: waits until it has done this rank's own part of a synchronised pass, then for the other ranks and for all
+    /// On a GPU: waits until it has done this rank's own part of a synchronized pass, then for the other ranks and for all
     /// that it was given since. Returns how long it waited for those. On the CPU that is done when the pass is.
     ///
     /// # Errors

@@ -103,7 +103,7 @@ impl Mpi {
             let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             Error::environment(format!("cannot load {}: {why}; `make mpi` builds it", path.display()))
         };
-        // SAFETY: the initialisers are those of an MPI library and of Rust's standard library. Open MPI's components of
+        // SAFETY: the initializers are those of an MPI library and of Rust's standard library. Open MPI's components of
         // older versions look for its symbols in the global scope.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(absent)?;
         // SAFETY: a function of this signature in every version.

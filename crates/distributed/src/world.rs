@@ -325,7 +325,7 @@ impl World {
         })
     }
 
-    /// A function that sums a tensor over the ranks as a step of the computation, for synchronised BatchNorm; its
+    /// A function that sums a tensor over the ranks as a step of the computation, for synchronized BatchNorm; its
     /// gradient is summed too.
     pub fn differentiable_sum(&self) -> DifferentiableSum {
         let Some(group) = self.group.clone() else { return Box::new(|tensor| Ok(tensor.shallow_clone())) };
@@ -436,7 +436,7 @@ fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<()
     cuda::wait(device)
 }
 
-/// Says to the launcher that this rank waits for the others in a sum of a pass of synchronised BatchNorm, forward or backward,
+/// Says to the launcher that this rank waits for the others in a sum of a pass of synchronized BatchNorm, forward or backward,
 /// and that it does not any more.
 extern "C" fn account_for_statistics(begins: bool) {
     match begins {

@@ -64,21 +64,21 @@ impl Ranks for Alone {
     }
 }
 
-/// One picture is done on this rank.
+/// One image is done on this rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Done<'a> {
-    /// Pictures done on this rank, this one among them.
+    /// Images done on this rank, this one among them.
     pub done: usize,
-    /// Pictures of this rank.
+    /// Images of this rank.
     pub total: usize,
-    /// Number of the picture in the data set.
+    /// Number of the image in the data set.
     pub index: usize,
     /// What was found in it.
     pub result: &'a ImageResult,
 }
 
-/// Called after every picture.
-pub type OnPicture<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
+/// Called after every image.
+pub type OnImage<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
 
 /// How work that all ranks do together ends on one of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,9 +108,9 @@ impl<T> Outcome<T> {
 /// The detections of a whole data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
-    /// One per picture that could be read, in the order of the data set.
+    /// One per image that could be read, in the order of the data set.
     pub results: Vec<ImageResult>,
-    /// Pictures that could not be read, where the config says to go on.
+    /// Images that could not be read, where the config says to go on.
     pub skipped: Vec<String>,
 }
 
@@ -123,28 +123,28 @@ pub struct Evaluation {
     pub found: Found,
 }
 
-/// Runs the detector over `dataset`, each picture on one rank, and compares with the annotations; the outcome is on
-/// rank 0. A request to stop is heeded after each picture.
+/// Runs the detector over `dataset`, each image on one rank, and compares with the annotations; the outcome is on
+/// rank 0. A request to stop is heeded after each image.
 ///
 /// The ranks must call this together and hold the same weights and running statistics.
 ///
 /// # Errors
-/// A picture or the annotation file cannot be read, a rank was lost, or memory ran out.
+/// An image or the annotation file cannot be read, a rank was lost, or memory ran out.
 pub fn evaluate(
     model: &MaskRcnn,
     dataset: &Arc<Dataset>,
     config: &Config,
     kinds: &[Metric],
     ranks: &dyn Ranks,
-    on_picture: &mut OnPicture<'_>,
+    on_image: &mut OnImage<'_>,
 ) -> Result<Outcome<Evaluation>> {
-    detect_all(model, dataset, config, ranks, on_picture)?.and_then(|found| {
+    detect_all(model, dataset, config, ranks, on_image)?.and_then(|found| {
         let truth = GroundTruth::of(dataset)?;
         let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
         if let Some(first) = found.skipped.first() {
             metrics.notes.push(format!(
                 "{} could not be read and count as without detections; the first: {first}",
-                count(found.skipped.len(), "picture")
+                count(found.skipped.len(), "image")
             ));
         }
         metrics.notes.extend(other_sizes(dataset, &found.results, kinds));
@@ -168,7 +168,7 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
         false => "its boxes may be those of another size",
     };
     Some(format!(
-        "picture-size-differs: data.{}: {} of {} {} another size than {} lists, the first {} ({}x{}, listed as {}x{}): \
+        "image-size-differs: data.{}: {} of {} {} another size than {} lists, the first {} ({}x{}, listed as {}x{}): \
          {effect}; correct width and height in the annotation file (`fnet-launch check-data` lists all)",
         dataset.split().name(),
         other.len(),
@@ -183,9 +183,9 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
     ))
 }
 
-/// Runs the detector over `dataset`, each picture on one rank; the outcome is on rank 0.
+/// Runs the detector over `dataset`, each image on one rank; the outcome is on rank 0.
 ///
-/// Masks become run lengths picture by picture, so memory grows only by those.
+/// Masks become run lengths image by image, so memory grows only by those.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -194,7 +194,7 @@ pub fn detect_all(
     dataset: &Arc<Dataset>,
     config: &Config,
     ranks: &dyn Ranks,
-    on_picture: &mut OnPicture<'_>,
+    on_image: &mut OnImage<'_>,
 ) -> Result<Outcome<Found>> {
     let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
     let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
@@ -207,7 +207,7 @@ pub fn detect_all(
             let (done, total) = (indices.len() - loader.remaining(), indices.len());
             if let Some(result) = share.results.last() {
                 let index = place(&places, result.image_id)?;
-                on_picture(Done { done, total, index, result })?;
+                on_image(Done { done, total, index, result })?;
             }
         }
     }
@@ -219,7 +219,7 @@ pub fn detect_all(
 /// Detects the objects of one batch, in the type of `evaluation.amp`.
 ///
 /// # Errors
-/// If libtorch fails (memory), or a picture is too large for run lengths.
+/// If libtorch fails (memory), or an image is too large for run lengths.
 pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<ImageResult>> {
     let found = {
         let _autocast = model.autocast(config.evaluation.amp)?;
@@ -229,13 +229,13 @@ pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<Im
     batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, threshold)).collect()
 }
 
-/// Turns what the model found in one picture into results: masks pasted and encoded.
+/// Turns what the model found in one image into results: masks pasted and encoded.
 pub fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
     let boxes: Vec<[f32; 4]> = floats(&found.boxes)?.as_chunks().0.to_vec();
     let labels = Vec::<i64>::try_from(&found.labels.f_to_device(Device::Cpu)?)?;
     let side = found.masks.size().last().map_or(0, |&side| side as usize);
     let probabilities = floats(&found.masks)?;
-    // The reference scales each box to the network's picture and back before pasting; the rounding is part of it.
+    // The reference scales each box to the network's image and back before pasting; the rounding is part of it.
     let back_and_forth =
         |bounds: [f32; 4]| std::array::from_fn(|i| bounds[i] * meta.scale_factor[i] / meta.scale_factor[i]);
     let windows: Vec<[f32; 4]> = boxes.iter().map(|&bounds| back_and_forth(bounds)).collect();
@@ -259,7 +259,7 @@ pub struct Share {
     pub skipped: Vec<String>,
 }
 
-/// Puts the shares of all ranks into the order of `places` (number of a picture by its id) on rank 0.
+/// Puts the shares of all ranks into the order of `places` (number of an image by its id) on rank 0.
 ///
 /// What is sent begins with a byte that says whether the rank was asked to stop.
 ///
@@ -370,8 +370,7 @@ mod tests {
         };
         assert_eq!(note([48, 48, 48], &[Metric::Segm]), None);
         let text = note([48, 47, 48], &[Metric::Bbox, Metric::Segm]).unwrap();
-        for part in ["picture-size-differs", "data.val", "1 of 3 images has", "\"1.png\"", "64x47", "64x48", "no mask"]
-        {
+        for part in ["image-size-differs", "data.val", "1 of 3 images has", "\"1.png\"", "64x47", "64x48", "no mask"] {
             assert!(text.contains(part), "{text}");
         }
         assert!(!note([47, 47, 48], &[Metric::Bbox]).unwrap().contains("no mask"));
@@ -420,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_model_found_becomes_results_in_the_frame_of_the_original_picture() {
+    fn what_the_model_found_becomes_results_in_the_frame_of_the_original_image() {
         let meta = ImageMeta {
             image_id: 5,
             file_name: "a.jpg".into(),
@@ -444,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_without_objects_has_an_empty_result() {
+    fn an_image_without_objects_has_an_empty_result() {
         let meta = ImageMeta {
             image_id: 6,
             file_name: "b.jpg".into(),

@@ -1,4 +1,4 @@
-//! Inference over a data set, COCO metrics, painted pictures.
+//! Inference over a data set, COCO metrics, painted images.
 
 pub mod inference;
 pub mod metrics;

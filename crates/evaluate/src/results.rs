@@ -1,4 +1,4 @@
-//! Detections of pictures: how they are kept, sent between ranks and written as COCO results.
+//! Detections of images: how they are kept, sent between ranks and written as COCO results.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,20 +18,20 @@ pub struct Detection {
     pub label: u32,
     /// Confidence, 0 to 1.
     pub score: f32,
-    /// `[x1, y1, x2, y2]` in pixels of the original picture.
+    /// `[x1, y1, x2, y2]` in pixels of the original image.
     pub bbox: [f32; 4],
-    /// COCO's compressed run lengths of the mask, in the frame of the whole picture.
+    /// COCO's compressed run lengths of the mask, in the frame of the whole image.
     pub counts: String,
 }
 
-/// The detections of one picture, by class, then by falling score: the reference's order.
+/// The detections of one image, by class, then by falling score: the reference's order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageResult {
-    /// The `id` of the picture in the annotation file.
+    /// The `id` of the image in the annotation file.
     pub image_id: i64,
-    /// Height of the original picture in pixels.
+    /// Height of the original image in pixels.
     pub height: u32,
-    /// Width of the original picture in pixels.
+    /// Width of the original image in pixels.
     pub width: u32,
     /// Its detections.
     pub detections: Vec<Detection>,
@@ -40,7 +40,7 @@ pub struct ImageResult {
 impl ImageResult {
     /// Puts what the model found, in order of falling score, into the reference's order.
     ///
-    /// `masks` are in the frame of the whole picture of `size` (height, width).
+    /// `masks` are in the frame of the whole image of `size` (height, width).
     pub fn new(
         image_id: i64,
         size: (usize, usize),
@@ -76,7 +76,7 @@ impl ImageResult {
     ///
     /// # Errors
     ///
-    /// Its run lengths do not fit the picture.
+    /// Its run lengths do not fit the image.
     pub fn mask(&self, detection: &Detection) -> Result<Rle> {
         hotcoco::mask::rle_from_string(&detection.counts, self.height, self.width)
             .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
@@ -91,7 +91,7 @@ pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
 
 /// How ids are written in results: as the annotation file writes them.
 pub struct WrittenIds<'i> {
-    /// The id of a picture.
+    /// The id of an image.
     pub image: &'i dyn Fn(i64) -> Value,
     /// The `category_id` of each label.
     pub categories: Vec<Value>,
@@ -99,7 +99,7 @@ pub struct WrittenIds<'i> {
 
 /// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
 ///
-/// `ids` are those to write. The order of the pictures is that of `results`.
+/// `ids` are those to write. The order of the images is that of `results`.
 pub fn write_files(results: &[ImageResult], ids: &WrittenIds<'_>, prefix: &Path) -> Result<[PathBuf; 2]> {
     let named = |suffix: &str| {
         let mut name = prefix.as_os_str().to_owned();

@@ -77,9 +77,9 @@ fn larger(a: f32, b: f32) -> f32 {
 
 /// The deltas `[dx, dy, dw, dh]`, divided by `stds`, that lead from `source` to `target` (Girshick et al., 2014).
 pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4] {
-    let centre = |one: &[f32; 4], axis: usize| (one[axis] + one[axis + 2]) * 0.5;
+    let center = |one: &[f32; 4], axis: usize| (one[axis] + one[axis + 2]) * 0.5;
     let size = |one: &[f32; 4], axis: usize| one[axis + 2] - one[axis];
-    let shift = |axis: usize| (centre(target, axis) - centre(source, axis)) / size(source, axis) / stds[axis];
+    let shift = |axis: usize| (center(target, axis) - center(source, axis)) / size(source, axis) / stds[axis];
     let growth = |axis: usize| (size(target, axis) / size(source, axis)).ln() / stds[axis + 2];
     [shift(0), shift(1), growth(0), growth(1)]
 }
@@ -99,11 +99,11 @@ pub fn decode(sources: &Tensor, deltas: &Tensor, stds: Option<&[f64; 4]>, limits
     };
     let (shift, growth) = (scaled.f_narrow(-1, 0, 2)?, scaled.f_narrow(-1, 2, 2)?);
     let (upper_left, lower_right) = (sources.f_narrow(-1, 0, 2)?, sources.f_narrow(-1, 2, 2)?);
-    let centre = upper_left.f_add(&lower_right)?.f_mul_scalar(0.5)?;
+    let center = upper_left.f_add(&lower_right)?.f_mul_scalar(0.5)?;
     let size = lower_right.f_sub(&upper_left)?;
-    let centre = centre.f_add(&size.f_mul(&shift)?)?;
+    let center = center.f_add(&size.f_mul(&shift)?)?;
     let half = size.f_mul(&growth.f_clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)?.f_exp()?)?.f_mul_scalar(0.5)?;
-    let boxes = Tensor::f_cat(&[centre.f_sub(&half)?, centre.f_add(&half)?], -1)?;
+    let boxes = Tensor::f_cat(&[center.f_sub(&half)?, center.f_add(&half)?], -1)?;
     match limits {
         Some(limits) => Ok(boxes.f_clamp_min(0.0)?.f_minimum(limits)?),
         None => Ok(boxes),

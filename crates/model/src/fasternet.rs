@@ -31,7 +31,7 @@ pub fn convolved_channels(config: &Backbone, channels: i64) -> i64 {
     channels / config.n_div as i64
 }
 
-/// Patch embedding and four stages, each with a normalised output.
+/// Patch embedding and four stages, each with a normalized output.
 #[derive(Debug)]
 pub struct FasterNet {
     patch_embed: ConvNorm,
@@ -47,7 +47,7 @@ struct Stage {
     /// Halves the size and doubles the channels; none before the first stage.
     merging: Option<ConvNorm>,
     blocks: Vec<Block>,
-    /// Normalises what the pyramid gets; the next stage gets the values before it.
+    /// Normalizes what the pyramid gets; the next stage gets the values before it.
     norm: BatchNorm2d,
 }
 
@@ -90,7 +90,7 @@ impl FasterNet {
         (0..self.stages.len() as u32).map(|stage| (height / scale(stage), width / scale(stage))).collect()
     }
 
-    /// The normalised outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`. `drop_path` are the
+    /// The normalized outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`. `drop_path` are the
     /// [`FasterNet::draw_factors`] of a training step.
     pub fn forward(&self, images: &Tensor, statistics: Statistics, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>> {
         if !matches!(statistics, Statistics::Running) {

@@ -33,7 +33,7 @@ pub enum LayerKind {
     ConvTranspose2d,
     /// Fully connected layer.
     Linear,
-    /// Batch normalisation.
+    /// Batch normalization.
     BatchNorm2d,
     /// Rectified linear unit.
     #[serde(rename = "ReLU")]

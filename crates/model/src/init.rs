@@ -60,7 +60,7 @@ pub fn stream_of(seed: u64, name: &str) -> Generator {
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    Generator::derived(seed, Purpose::Initialisation, &[hash])
+    Generator::derived(seed, Purpose::Initialization, &[hash])
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const MOMENTUM: f64 = 0.1;
 /// The sum of a tensor over all ranks, differentiable: its gradient is the sum of the ranks' gradients.
 pub type SumOverRanks = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
-/// Which mean and variance BatchNorm normalises by.
+/// Which mean and variance BatchNorm normalizes by.
 #[derive(Clone, Copy)]
 pub enum Statistics<'a> {
     /// The running ones: inference.
@@ -24,7 +24,7 @@ pub enum Statistics<'a> {
     /// Those of this rank's batch; the running ones follow them.
     Batch,
     /// Those of all ranks' batches together.
-    Synchronised(&'a SumOverRanks),
+    Synchronized(&'a SumOverRanks),
 }
 
 /// A two-dimensional convolution: `[n, in, h, w]` to `[n, out, h', w']`.
@@ -144,7 +144,7 @@ impl Linear {
     }
 }
 
-/// Batch normalisation over `[n, c, h, w]` (Ioffe and Szegedy, 2015).
+/// Batch normalization over `[n, c, h, w]` (Ioffe and Szegedy, 2015).
 #[derive(Debug)]
 pub struct BatchNorm2d {
     weight: Tensor,
@@ -177,7 +177,7 @@ impl BatchNorm2d {
     fn forward_activated(&self, x: &Tensor, statistics: Statistics, activation: Option<Activation>) -> Result<Tensor> {
         match statistics {
             Statistics::Running => activate(activation, self.forward_libtorch(x, false)?),
-            Statistics::Synchronised(sum) => activate(activation, self.forward_synchronised(x, sum)?),
+            Statistics::Synchronized(sum) => activate(activation, self.forward_synchronised(x, sum)?),
             Statistics::Batch => {
                 if x.device() != Device::Cpu || x.kind() != Kind::Float {
                     return activate(activation, self.forward_libtorch(x, true)?);
@@ -218,8 +218,8 @@ impl BatchNorm2d {
     fn forward_synchronised(&self, x: &Tensor, sum: &SumOverRanks) -> Result<Tensor> {
         let (n, channels, height, width) = x.size4()?;
         let values = x.f_to_kind(Kind::Float)?;
-        let centre = self.running_mean.f_detach()?;
-        let shifted = values.f_sub(&centre.f_reshape([1, channels, 1, 1])?)?;
+        let center = self.running_mean.f_detach()?;
+        let shifted = values.f_sub(&center.f_reshape([1, channels, 1, 1])?)?;
         let axes = [0_i64, 2, 3];
         let count = Tensor::f_full([1], (n * height * width) as f64, (Kind::Float, x.device()))?;
         let sums = shifted.f_sum_dim_intlist(&axes[..], false, Kind::Float)?;
@@ -229,7 +229,7 @@ impl BatchNorm2d {
         let mean = total.f_narrow(0, 0, channels)?.f_div(&count)?;
         let variance =
             total.f_narrow(0, channels, channels)?.f_div(&count)?.f_sub(&mean.f_square()?)?.f_clamp_min(0.0)?;
-        self.follow(&mean.f_add(&centre)?, &variance, &count)?;
+        self.follow(&mean.f_add(&center)?, &variance, &count)?;
         let scale = self.weight.f_mul(&variance.f_add_scalar(EPSILON)?.f_rsqrt()?)?;
         let offset = self.bias.f_sub(&mean.f_mul(&scale)?)?;
         let scaled = shifted.f_mul(&scale.f_reshape([1, channels, 1, 1])?)?;
@@ -247,7 +247,7 @@ impl BatchNorm2d {
     }
 }
 
-/// A convolution followed by batch normalisation, or, once fused, a convolution that does both.
+/// A convolution followed by batch normalization, or, once fused, a convolution that does both.
 #[derive(Debug)]
 pub struct ConvNorm {
     conv: Conv2d,

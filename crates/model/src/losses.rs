@@ -57,7 +57,7 @@ impl Losses {
         Ok(Self { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives, proposals, joined })
     }
 
-    /// What is minimised: the sum of all losses.
+    /// What is minimized: the sum of all losses.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -122,7 +122,7 @@ mod tests {
         let mut model = config::Model { num_classes: 3, ..Default::default() };
         (model.roi_head.mask_convs, model.roi_head.mask_channels) = (1, 6);
         let head = MaskHead::new(&mut parameters, "m", 5, &model).unwrap();
-        parameters.initialise(1).unwrap();
+        parameters.initialize(1).unwrap();
         tch::no_grad(|| {
             for name in ["m.upsample.bias", "m.conv_logits.bias"] {
                 let _ = parameters.get(name).unwrap().shallow_clone().uniform_(-1.0, 1.0);

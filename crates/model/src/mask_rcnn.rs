@@ -51,7 +51,7 @@ impl MaskRcnn {
     /// A usage error if the config's parts do not fit together; else if libtorch fails (memory).
     pub fn new(config: &config::Model, parameters: &mut Parameters, device: Device, seed: u64) -> Result<Self> {
         let model = Self::build(config, parameters, device)?;
-        parameters.initialise(seed)?;
+        parameters.initialize(seed)?;
         Ok(model)
     }
 
@@ -76,14 +76,14 @@ impl MaskRcnn {
         })
     }
 
-    /// Whether training normalises by the batch (the default) or by the running statistics, which then stay as they
+    /// Whether training normalizes by the batch (the default) or by the running statistics, which then stay as they
     /// are.
     pub fn set_batch_statistics(&mut self, on: bool) {
         self.batch_statistics = on;
     }
 
-    /// Normalises by all ranks' batches together (`model.sync_bn`): `sum` adds a tensor over the ranks, differentiably.
-    pub fn synchronise_batch_norm(&mut self, sum: SumOverRanks) {
+    /// Normalizes by all ranks' batches together (`model.sync_bn`): `sum` adds a tensor over the ranks, differentiably.
+    pub fn synchronize_batch_norm(&mut self, sum: SumOverRanks) {
         self.sum_over_ranks = Some(sum);
     }
 
@@ -113,7 +113,7 @@ impl MaskRcnn {
     fn statistics(&self) -> Statistics<'_> {
         match (self.batch_statistics, &self.sum_over_ranks) {
             (false, _) => Statistics::Running,
-            (true, Some(sum)) => Statistics::Synchronised(sum),
+            (true, Some(sum)) => Statistics::Synchronized(sum),
             (true, None) => Statistics::Batch,
         }
     }

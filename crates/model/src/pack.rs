@@ -46,7 +46,7 @@ impl Pack {
     pub fn add<T: Value>(&mut self, values: &[T], shape: &[i64]) -> Table {
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
         let start = self.bytes.len();
-        // SAFETY: the values are numbers without padding, so each of their bytes is initialised; the slice ends with them.
+        // SAFETY: the values are numbers without padding, so each of their bytes is initialized; the slice ends with them.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
         self.bytes.extend_from_slice(bytes);
         Table { start, bytes: bytes.len(), kind: T::KIND, shape: shape.to_vec() }

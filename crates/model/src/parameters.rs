@@ -142,7 +142,7 @@ impl Parameters {
         self.device = device;
     }
 
-    /// Adds a trained tensor and returns an alias of it; [`Parameters::initialise`] gives it its values.
+    /// Adds a trained tensor and returns an alias of it; [`Parameters::initialize`] gives it its values.
     pub fn parameter(&mut self, name: String, shape: &[i64], init: Init) -> Result<Tensor> {
         let options = (Kind::Float, self.device);
         let tensor = match *shape {
@@ -158,7 +158,7 @@ impl Parameters {
         self.add(name, tensor, Role::Parameter, init)
     }
 
-    /// Adds a buffer and returns an alias of it; [`Parameters::initialise`] gives it its values.
+    /// Adds a buffer and returns an alias of it; [`Parameters::initialize`] gives it its values.
     pub fn buffer(&mut self, name: String, shape: &[i64], kind: Kind, init: Init) -> Result<Tensor> {
         let tensor = Tensor::f_zeros(shape, (kind, self.device))?;
         self.add(name, tensor, Role::Buffer, init)
@@ -188,7 +188,7 @@ impl Parameters {
 
     /// Draws the initial value of every tensor. Each has a stream of its own, made of `seed` and its name, so that the
     /// values depend on neither the order nor the number of ranks.
-    pub fn initialise(&self, seed: u64) -> Result<()> {
+    pub fn initialize(&self, seed: u64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let jobs: Vec<(usize, &str, Init, usize)> = self
             .entries
@@ -300,7 +300,7 @@ mod tests {
         let _ = parameters.parameter("a.weight".into(), &[2, 3], Init::Normal(0.02)).unwrap();
         let _ = parameters.parameter("a.bias".into(), &[2], Init::Constant(0.0)).unwrap();
         let _ = parameters.buffer("a.num_batches_tracked".into(), &[], Kind::Int64, Init::Constant(0.0)).unwrap();
-        parameters.initialise(3).unwrap();
+        parameters.initialize(3).unwrap();
         parameters
     }
 
@@ -326,9 +326,9 @@ mod tests {
         let mut other = Parameters::new();
         let _ = other.parameter("before".into(), &[7], Init::Normal(1.0)).unwrap();
         let _ = other.parameter("a.weight".into(), &[2, 3], Init::Normal(0.02)).unwrap();
-        other.initialise(3).unwrap();
+        other.initialize(3).unwrap();
         assert_eq!(small().get("a.weight"), other.get("a.weight"));
-        other.initialise(4).unwrap();
+        other.initialize(4).unwrap();
         assert_ne!(small().get("a.weight"), other.get("a.weight"));
     }
 

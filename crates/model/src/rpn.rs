@@ -432,7 +432,7 @@ mod tests {
         let config = config::Rpn { feat_channels: 8, anchor_strides: vec![4, 8], ..config::Rpn::default() };
         let mut parameters = Parameters::new();
         let rpn = Rpn::new(&mut parameters, "rpn_head", 6, &config).unwrap();
-        parameters.initialise(3).unwrap();
+        parameters.initialize(3).unwrap();
         let levels = [(16, 24), (8, 12)].map(|(h, w)| Tensor::randn([3, 6, h, w], (Kind::Float, Device::Cpu)));
         let mut dense = rpn.forward(&levels).unwrap();
         // So far from each other that no way of rounding changes their order.

@@ -31,7 +31,7 @@ impl Object {
     }
 
     /// The same object with the middle of its box at (`x`, `y`).
-    pub(crate) fn centred(self, x: f32, y: f32) -> Self {
+    pub(crate) fn centered(self, x: f32, y: f32) -> Self {
         let [left, top, right, bottom] = self.extent.bounds;
         Self { origin: (x - (left + right) / 2.0 * self.unit, y - (top + bottom) / 2.0 * self.unit), ..self }
     }

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
-/// The finaliser of SplitMix64: every bit of the result depends on every bit of `x`.
+/// The finalizer of SplitMix64: every bit of the result depends on every bit of `x`.
 pub(crate) fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_of_neighbouring_coordinates_differ() {
+    fn streams_of_neighboring_coordinates_differ() {
         let first: Vec<u64> = (0..1000).map(|i| Random::new(0, &[1, i]).bits()).collect();
         let mut sorted = first.clone();
         sorted.sort_unstable();

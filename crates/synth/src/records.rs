@@ -78,7 +78,7 @@ pub(crate) struct Owner {
 }
 
 /// Describes a visible mask: polygons, or run lengths for a crowd or a mask with holes. Area and box are those of the
-/// segmentation as pycocotools rasterises it. `None` for a mask that vanishes in this.
+/// segmentation as pycocotools rasterizes it. `None` for a mask that vanishes in this.
 pub(crate) fn describe(mask: &Mask, owner: Owner) -> Result<Option<AnnotationRecord>> {
     if owner.crowd {
         return Ok(finish(Spelling::Numbers(exact(mask, owner)?), owner));
@@ -99,7 +99,7 @@ pub(crate) fn describe(mask: &Mask, owner: Owner) -> Result<Option<AnnotationRec
 
 /// Describes polygons in pixels; `None` where they cover no pixel.
 pub(crate) fn describe_polygons(polygons: Vec<Vec<f64>>, owner: Owner) -> Result<Option<AnnotationRecord>> {
-    let rle = rasterise(&polygons, owner)?;
+    let rle = rasterize(&polygons, owner)?;
     Ok(finish(Spelling::Polygons(polygons, rle), owner))
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn describe_difference(
     holes: &[Vec<f64>],
     owner: Owner,
 ) -> Result<Option<AnnotationRecord>> {
-    let rle = exclusive(&rasterise(outer, owner)?, &rasterise(holes, owner)?);
+    let rle = exclusive(&rasterize(outer, owner)?, &rasterize(holes, owner)?);
     Ok(finish(if owner.crowd { Spelling::Numbers(rle) } else { Spelling::Text(rle) }, owner))
 }
 
@@ -148,7 +148,7 @@ fn failed(owner: Owner) -> impl FnOnce(hotcoco::error::Error) -> Error {
     move |error| Error::Mask { image: owner.image, reason: error.to_string() }
 }
 
-fn rasterise(polygons: &[Vec<f64>], owner: Owner) -> Result<Rle> {
+fn rasterize(polygons: &[Vec<f64>], owner: Owner) -> Result<Rle> {
     coco_mask::fr_polys(polygons, owner.size.1, owner.size.0).map_err(failed(owner))
 }
 
@@ -215,7 +215,7 @@ mod tests {
                 else {
                     continue;
                 };
-                let (found, wanted) = (rasterise(&polygons, owner).unwrap(), exact(&seen.mask, owner).unwrap());
+                let (found, wanted) = (rasterize(&polygons, owner).unwrap(), exact(&seen.mask, owner).unwrap());
                 let differing = coco_mask::area(&exclusive(&found, &wanted));
                 let share = differing as f64 / seen.mask.area() as f64;
                 assert!(share < 0.1, "image {image}, {:?}: {differing} pixels differ", seen.class);

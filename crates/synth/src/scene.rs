@@ -135,7 +135,7 @@ impl Canvas {
             // Up to a tenth of the object may lie outside the image.
             let x = random.between(0.8 * half_width, self.width as f32 - 0.8 * half_width);
             let y = random.between(0.8 * half_height, self.height as f32 - 0.8 * half_height);
-            let placed = object.centred(x, y);
+            let placed = object.centered(x, y);
             let stamp = self.stamp(&placed);
             if self.admits(&placed, &stamp) {
                 self.things.push(Thing { class, crowd: false, bounds: placed.bounds(), full: 0, seen: 0 });
@@ -157,7 +157,7 @@ impl Canvas {
         for _ in 0..10 + random.below(8) {
             let object = Object::new(class, side * random.between(MEMBER_SIZE.0, MEMBER_SIZE.1), random);
             let (angle, away) = (random.between(0.0, std::f32::consts::TAU), 0.85 * radius * random.unit().sqrt());
-            let placed = object.centred(x + away * angle.cos(), y + away * angle.sin());
+            let placed = object.centered(x + away * angle.cos(), y + away * angle.sin());
             let stamp = self.stamp(&placed);
             self.draw(&placed, &Surface::new(class, random), &stamp);
         }

@@ -1,6 +1,6 @@
 //! Small data sets.
 
-/// A small data set in a folder of its own: picture `i` is `sizes[i]` (width, height) and has one polygon object.
+/// A small data set in a folder of its own: image `i` is `sizes[i]` (width, height) and has one polygon object.
 pub struct SmallSet {
     /// Where it lies; removed with it.
     pub folder: tempfile::TempDir,

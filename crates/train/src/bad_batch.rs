@@ -29,7 +29,7 @@ impl BadBatches {
     }
 
     /// After a step in which some rank had a loss that is not finite, on all ranks together: keeps the batch of each such
-    /// rank, and says which ranks, losses and pictures they were.
+    /// rank, and says which ranks, losses and images they were.
     ///
     /// # Errors
     /// A lost peer. That a batch cannot be kept is only told.
@@ -47,7 +47,7 @@ impl BadBatches {
             .collect();
         let mut own = String::new();
         if !bad.is_empty() {
-            own = format!("rank {}: {} with pictures {}", world.rank(), bad.join(", "), names(batch));
+            own = format!("rank {}: {} with images {}", world.rank(), bad.join(", "), names(batch));
             if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MOST) {
                 self.kept += 1;
                 own += &match keep(folder, named, batch, place, world.rank()) {
@@ -63,13 +63,13 @@ impl BadBatches {
     }
 }
 
-/// The pictures of a batch, for messages.
+/// The images of a batch, for messages.
 pub fn names(batch: &Batch) -> String {
     let names: Vec<_> = batch.metas.iter().map(|meta| format!("{} (id {})", meta.file_name, meta.image_id)).collect();
     names.join(", ")
 }
 
-/// Writes `step_S_rank_R.safetensors` (`images`, and for each picture `boxes.I`, `labels.I`, `masks.I`) and a JSON file
+/// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I`) and a JSON file
 /// beside it that says what they are.
 fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, rank: usize) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
@@ -83,7 +83,7 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, 
     }
     let path = folder.join(format!("{stem}.safetensors"));
     Tensor::write_safetensors(&tensors, &path).with_context(|| path.display().to_string())?;
-    let pictures: Vec<_> = batch
+    let images: Vec<_> = batch
         .metas
         .iter()
         .map(|meta| {
@@ -97,7 +97,7 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, 
         losses.iter().map(|&(name, value)| (name.to_owned(), value.to_string().into())).collect();
     let facts = json!({
         "epoch": place.epoch + 1, "iter": place.iteration + 1, "step": place.step + 1, "rank": rank,
-        "losses": losses, "pictures": pictures,
+        "losses": losses, "images": images,
     });
     atomic::create(&folder.join(format!("{stem}.json")), |out| {
         serde_json::to_writer_pretty(out, &facts).map_err(|error| Error::environment(error.to_string()))

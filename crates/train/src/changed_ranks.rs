@@ -20,7 +20,7 @@ pub struct Continued {
 }
 
 /// Where `world_size` ranks with this config go on from a checkpoint; `plan` learns of an epoch that others have begun.
-/// Each picture of such an epoch is still seen once.
+/// Each image of such an epoch is still seen once.
 ///
 /// # Errors
 /// A usage error if the config in an old checkpoint, which tells its batches, cannot be read.
@@ -42,10 +42,10 @@ pub fn go_on(
         let position = plan.at_end_of_epoch(progress, meta.world_size, world_size);
         return Ok(Continued { position, legs: Vec::new(), epoch_is_over: false, warnings });
     }
-    if dealt.pictures != flags.len() {
+    if dealt.images != flags.len() {
         warnings.push(format!(
-            "the training set had {} pictures and has {}: the rest of epoch {} may repeat some and miss others",
-            dealt.pictures,
+            "the training set had {} images and has {}: the rest of epoch {} may repeat some and miss others",
+            dealt.images,
             flags.len(),
             progress.epoch + 1
         ));
@@ -53,7 +53,7 @@ pub fn go_on(
     let samples = config.data.samples_per_gpu;
     let steps_of = |legs: &[Leg]| legs.iter().map(|leg| leg.steps).sum::<usize>();
     let mut legs = dealt.legs;
-    let same = (meta.world_size, dealt.samples_per_gpu, dealt.accumulate, dealt.pictures)
+    let same = (meta.world_size, dealt.samples_per_gpu, dealt.accumulate, dealt.images)
         == (world_size, samples, config.train.accumulate, flags.len());
     if !same {
         legs.push(Leg {
@@ -76,16 +76,16 @@ pub fn go_on(
 }
 
 /// As older versions dealt their epochs out.
-fn dealt_by_config(config: &Config, pictures: usize) -> Dealt {
+fn dealt_by_config(config: &Config, images: usize) -> Dealt {
     Dealt {
-        pictures,
+        images,
         samples_per_gpu: config.data.samples_per_gpu,
         accumulate: config.train.accumulate,
         legs: Vec::new(),
     }
 }
 
-/// What to say if an update now takes in another number of pictures.
+/// What to say if an update now takes in another number of images.
 fn other_batch(then: usize, dealt: &Dealt, config: &Config, now: usize) -> Option<String> {
     let (before, after) = (then * dealt.samples_per_gpu * dealt.accumulate, config.effective_batch(now));
     let lr = config.optimizer.lr;
@@ -97,7 +97,7 @@ fn other_batch(then: usize, dealt: &Dealt, config: &Config, now: usize) -> Optio
         false => String::new(),
     };
     Some(format!(
-        "the checkpoint is of {} with {before} pictures per update, and this job has {} with {after}; optimizer.lr is {lr}: \
+        "the checkpoint is of {} with {before} images per update, and this job has {} with {after}; optimizer.lr is {lr}: \
          {keeps}--auto-scale-lr fits the rate to the batch",
         workers(then),
         workers(now)
@@ -118,7 +118,7 @@ mod tests {
         CheckpointMeta {
             progress: Progress { step, epoch: 1, step_in_epoch },
             world_size,
-            dealt: Some(Dealt { pictures: 48, samples_per_gpu: 1, accumulate: 1, legs: Vec::new() }),
+            dealt: Some(Dealt { images: 48, samples_per_gpu: 1, accumulate: 1, legs: Vec::new() }),
             ..CheckpointMeta::default()
         }
     }
@@ -148,8 +148,7 @@ mod tests {
         assert_eq!(continued.position, Position { epoch: 1, iteration: 5, step: 17 });
         assert_eq!((plan.steps_of(1), plan.steps_before(1)), (5 + 14, 5));
         let [warning] = &continued.warnings[..] else { panic!("{:?}", continued.warnings) };
-        for text in ["4 workers with 4 pictures", "2 workers? with 2", "train.accumulate=2 keeps 4", "--auto-scale-lr"]
-        {
+        for text in ["4 workers with 4 images", "2 workers? with 2", "train.accumulate=2 keeps 4", "--auto-scale-lr"] {
             assert!(warning.contains(&text.replace('?', "")), "{text}: {warning}");
         }
         let mut same_batch = config();
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!((continued.legs.len(), plan.steps_of(1)), (1, 19), "the same two ranks");
         let (continued, plan) = on(&second, &config(), 4);
         assert_eq!(continued.legs, [leg, Leg { world_size: 2, steps: 3, ..leg }]);
-        // 20 pictures of 4 ranks, 6 of 2, 22 are left.
+        // 20 images of 4 ranks, 6 of 2, 22 are left.
         assert_eq!(plan.steps_of(1), 8 + 6);
     }
 
@@ -178,9 +177,9 @@ mod tests {
     fn another_data_set_is_told() {
         let mut other = meta(4, 17, 5);
         if let Some(dealt) = &mut other.dealt {
-            dealt.pictures = 50;
+            dealt.images = 50;
         }
         let (continued, _) = on(&other, &config(), 4);
-        assert!(continued.warnings[0].contains("had 50 pictures and has 48"), "{:?}", continued.warnings);
+        assert!(continued.warnings[0].contains("had 50 images and has 48"), "{:?}", continued.warnings);
     }
 }

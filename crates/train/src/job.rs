@@ -275,7 +275,7 @@ pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
     Ok(resolved)
 }
 
-/// Scales the learning rate to the pictures of an update on so many ranks, if it is asked for; else says what it was chosen
+/// Scales the learning rate to the images of an update on so many ranks, if it is asked for; else says what it was chosen
 /// for, if that was another number.
 pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, world_size: usize) -> Option<String> {
     let batch = config.effective_batch(world_size);
@@ -283,12 +283,12 @@ pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, wo
     let scaled = optimizer.auto_scale_lr(batch);
     if arguments.auto_scale_lr {
         optimizer.lr = scaled;
-        log::info!("optimizer.lr is {scaled} for {batch} pictures per update");
+        log::info!("optimizer.lr is {scaled} for {batch} images per update");
         return None;
     }
     (batch != optimizer.base_batch_size).then(|| {
         format!(
-            "optimizer.lr = {} was chosen for {} pictures per update, and this job has {batch}; --auto-scale-lr makes it {scaled}",
+            "optimizer.lr = {} was chosen for {} images per update, and this job has {batch}; --auto-scale-lr makes it {scaled}",
             optimizer.lr, optimizer.base_batch_size
         )
     })
@@ -310,13 +310,13 @@ impl Trainer<'_> {
 /// The length of the job on so many ranks.
 ///
 /// # Errors
-/// A data error if no picture is left to train on.
+/// A data error if no image is left to train on.
 pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -> Result<Plan> {
     let flags = training_set.aspect_flags();
     let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
     if steps_per_epoch == 0 {
         return Err(Error::data(format!(
-            "{} has no picture to train on: pictures need an object of a wanted class and 32 pixels on each side",
+            "{} has no image to train on: images need an object of a wanted class and 32 pixels on each side",
             training_set.annotation_file().display()
         )));
     }

@@ -23,7 +23,7 @@ use super::place::StepPlace;
 use super::{Ema, LossScale};
 
 /// Seconds that the parts of a step took. On a GPU the launches are counted, unless
-/// [`Learner::synchronise_timing`] makes each part wait for the device.
+/// [`Learner::synchronize_timing`] makes each part wait for the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepTimes {
     /// Forward pass.
@@ -47,7 +47,7 @@ pub struct StepOutcome {
     pub grad_norm: Option<f64>,
     /// Why the update of this step was left out, with the weights as they were.
     pub skipped: Option<Skip>,
-    /// Which ranks, losses and pictures were not finite.
+    /// Which ranks, losses and images were not finite.
     pub bad: Option<String>,
     /// The factor of this step's loss, in float16.
     pub loss_scale: Option<f64>,
@@ -97,7 +97,7 @@ pub struct Learner<'a> {
     pub(super) torn: bool,
     /// A loss since the last update was not finite: the next update is left out.
     spoiled: bool,
-    synchronise: bool,
+    synchronize: bool,
 }
 
 /// What a broken-off step may have changed, as it was after the last update.
@@ -121,7 +121,7 @@ impl<'a> Learner<'a> {
         let mut model =
             MaskRcnn::new(&config.model, &mut parameters, world.device(), seed).context("building the model")?;
         if config.model.sync_bn {
-            model.synchronise_batch_norm(world.differentiable_sum());
+            model.synchronize_batch_norm(world.differentiable_sum());
         }
         let trained: Vec<(String, Tensor)> =
             parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
@@ -153,7 +153,7 @@ impl<'a> Learner<'a> {
             amp: config.train.amp,
             grad_clip: config.optimizer.grad_clip,
             on_nan: config.train.on_nan,
-            synchronise: false,
+            synchronize: false,
             seed,
             ema,
             tensors,
@@ -175,8 +175,8 @@ impl<'a> Learner<'a> {
 
     /// Whether each part of a step waits for the device, so that [`StepTimes`] tells where a GPU's time goes. Off by
     /// default, for it costs speed.
-    pub fn synchronise_timing(&mut self, on: bool) {
-        self.synchronise = on;
+    pub fn synchronize_timing(&mut self, on: bool) {
+        self.synchronize = on;
     }
 
     /// Forward, backward with all-reduce, agreement, update.
@@ -193,7 +193,7 @@ impl<'a> Learner<'a> {
         world: &World,
         control: &Client,
     ) -> Result<StepOutcome> {
-        let mut clock = Clock::new(self.synchronise.then(|| world.device()));
+        let mut clock = Clock::new(self.synchronize.then(|| world.device()));
         control.phase(Phase::Forward);
         let losses = self.forward(batch, place, world)?;
         let total = losses.total()?;
@@ -289,11 +289,11 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// The losses of this rank's pictures.
+    /// The losses of this rank's images.
     fn forward(&self, batch: &Batch, place: StepPlace, world: &World) -> Result<Losses> {
         let _autocast = self.model.autocast(self.amp)?;
         let mut random = StepRandom::new(self.seed, world.rank(), place.step as u64);
-        self.model.forward_train(batch, &mut random).with_context(|| format!("pictures {}", bad_batch::names(batch)))
+        self.model.forward_train(batch, &mut random).with_context(|| format!("images {}", bad_batch::names(batch)))
     }
 
     /// Adds the gradients of this step, whose losses sum up to `total`; all-reduces them, overlapping with their
@@ -387,7 +387,7 @@ impl Clock {
 
     /// Seconds since the last lap.
     fn lap(&mut self) -> Result<f64> {
-        self.device.map_or(Ok(()), process::synchronise)?;
+        self.device.map_or(Ok(()), process::synchronize)?;
         let now = Instant::now();
         let seconds = now.duration_since(self.last).as_secs_f64();
         self.last = now;

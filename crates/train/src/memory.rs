@@ -2,7 +2,7 @@
 //!
 //! A training step is at its peak when the backward pass begins: every layer's output is still there. So the estimate adds
 //! up the weights, their gradients, the optimizer's state, and the outputs of all layers (convolutions, fully connected
-//! layers, BatchNorm, ReLU) for a batch of the largest pictures with as many RoIs as are sampled at most. docs/performance.md
+//! layers, BatchNorm, ReLU) for a batch of the largest images with as many RoIs as are sampled at most. docs/performance.md
 //! compares it with what was measured on the CPU.
 
 use fnet_common::Result;
@@ -25,7 +25,7 @@ const AT_A_TIME: u64 = 3;
 /// The greatest memory of a worker in training.
 ///
 /// # Errors
-/// A usage error if the pictures are too small for the model.
+/// A usage error if the images are too small for the model.
 pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let batch = config.data.samples_per_gpu as u64;
     let shape = largest_shape(config.data.pipeline.scales.iter(), &config.data.pipeline);
@@ -45,7 +45,7 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
         OptimizerKind::Sgd => u64::from(config.optimizer.momentum > 0.0),
     };
     let threads = config.data.workers_per_gpu as u64;
-    let pictures = (threads * BATCHES_PER_THREAD + 1) * batch * picture(shape);
+    let images = (threads * BATCHES_PER_THREAD + 1) * batch * image(shape);
     Ok(MemoryEstimate {
         shape,
         batch: config.data.samples_per_gpu,
@@ -54,16 +54,16 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
         optimizer: trained * (moments + u64::from(config.train.ema > 0.0)),
         // In the narrow types values take half, and there is a copy of the weights in them.
         activations: if narrow { values * VALUE / 2 + trained / 2 } else { values * VALUE },
-        fixed: PROCESS + pictures,
+        fixed: PROCESS + images,
         total: 0,
     }
     .summed())
 }
 
-/// The greatest memory of a worker at inference, one picture at a time.
+/// The greatest memory of a worker at inference, one image at a time.
 ///
 /// # Errors
-/// A usage error if the pictures are too small for the model.
+/// A usage error if the images are too small for the model.
 pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let shape = largest_shape(std::iter::once(&config.data.pipeline.test_scale), &config.data.pipeline);
     let report = count(&config.model, shape[0], shape[1])?;
@@ -83,13 +83,13 @@ pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEs
         batch: 1,
         weights: total(parameters, Role::Parameter) + total(parameters, Role::Buffer),
         activations: (AT_A_TIME * largest + levels + features) * VALUE,
-        fixed: PROCESS + (threads * BATCHES_PER_THREAD + 1) * picture(shape),
+        fixed: PROCESS + (threads * BATCHES_PER_THREAD + 1) * image(shape),
         ..MemoryEstimate::default()
     }
     .summed())
 }
 
-/// Values that the layers put out for `batch` pictures with so many RoIs in the heads. GELU is no layer of the report: it
+/// Values that the layers put out for `batch` images with so many RoIs in the heads. GELU is no layer of the report: it
 /// puts out as many as the norm before it.
 fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, positives: u64) -> u64 {
     let values = |layer: &fnet_model::flops::Layer| {
@@ -106,15 +106,15 @@ fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, 
     report.layers.iter().map(values).sum()
 }
 
-/// Height and width of the largest padded picture; landscape, for both orientations take the same.
+/// Height and width of the largest padded image; landscape, for both orientations take the same.
 fn largest_shape<'a>(scales: impl Iterator<Item = &'a [usize; 2]>, pipeline: &Pipeline) -> [usize; 2] {
     let padded = |side: usize| side.next_multiple_of(pipeline.size_divisor).next_multiple_of(32);
     let shape = |scale: &[usize; 2]| [padded(scale[1]), padded(scale[0])];
     scales.map(shape).max_by_key(|[height, width]| height * width).unwrap_or([32, 32])
 }
 
-/// Bytes of one prepared picture.
-fn picture([height, width]: [usize; 2]) -> u64 {
+/// Bytes of one prepared image.
+fn image([height, width]: [usize; 2]) -> u64 {
     3 * VALUE * (height * width) as u64
 }
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_grow_with_the_batch_and_the_largest_picture() {
+    fn activations_grow_with_the_batch_and_the_largest_image() {
         let one = estimate(|config| config.data.samples_per_gpu = 1);
         let four = estimate(|config| config.data.samples_per_gpu = 4);
         assert_eq!((one.shape, one.batch), ([800, 1344], 1));

@@ -123,7 +123,7 @@ impl Plan {
     /// The position that the `epoch` and `iter` of an MMDetection checkpoint stand for, and what to say of it.
     ///
     /// As in the reference, training goes on with the epoch after the finished ones, whole. Where the file's epochs
-    /// were of another length (other workers, or pictures per worker), the iterations are counted in this job's epochs;
+    /// were of another length (other workers, or images per worker), the iterations are counted in this job's epochs;
     /// the reference multiplies them by the ratio of the workers, which is the same but for what fills up its epochs.
     ///
     /// # Errors
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_other_ranks_began_ends_when_its_pictures_are_seen() {
+    fn an_epoch_that_other_ranks_began_ends_when_its_images_are_seen() {
         // 4 ranks had 10 steps an epoch; after 23 steps 2 ranks go on, whose epochs have 20.
         let mut plan = Plan::new(4, 20, 3);
         let progress = Progress { step: 23, epoch: 2, step_in_epoch: 3 };

@@ -30,9 +30,9 @@ pub struct Reporter {
     momentum: f64,
     images_per_step: usize,
     device: Device,
-    skipped_pictures: u64,
+    skipped_images: u64,
     skipped_updates: u64,
-    /// Pictures of the present epoch that this rank left out.
+    /// Images of the present epoch that this rank left out.
     left_out: Vec<String>,
 }
 
@@ -82,24 +82,24 @@ impl Reporter {
             device: world.device(),
             plan,
             total_steps: plan.total_steps(position) as u64,
-            skipped_pictures: 0,
+            skipped_images: 0,
             skipped_updates: 0,
             left_out: Vec::new(),
         })
     }
 
-    /// Names the pictures that could not be read and were replaced.
-    pub fn skipped(&mut self, pictures: &[Skipped]) {
-        for picture in pictures {
-            self.skipped_pictures += 1;
+    /// Names the images that could not be read and were replaced.
+    pub fn skipped(&mut self, images: &[Skipped]) {
+        for image in images {
+            self.skipped_images += 1;
             log::warn!(
                 "left out {} (image id {}): {}; {} left out so far",
-                picture.file,
-                picture.image_id,
-                picture.reason,
-                self.skipped_pictures
+                image.file,
+                image.image_id,
+                image.reason,
+                self.skipped_images
             );
-            self.left_out.push(picture.to_string());
+            self.left_out.push(image.to_string());
         }
     }
 
@@ -109,20 +109,19 @@ impl Reporter {
     /// A lost peer.
     pub fn gather_left_out(&mut self, world: &World, epoch: usize) -> Result<()> {
         let own = std::mem::take(&mut self.left_out).join("\n");
-        let all =
-            world.all_gather_bytes(own.as_bytes()).context("gathering the names of pictures that were left out")?;
-        // Groups are filled up, so a picture may be met twice.
+        let all = world.all_gather_bytes(own.as_bytes()).context("gathering the names of images that were left out")?;
+        // Groups are filled up, so an image may be met twice.
         let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
-        let pictures: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
-        let pictures: Vec<String> = pictures.into_iter().map(str::to_owned).collect();
-        self.left_out("train", epoch, &pictures);
+        let images: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
+        let images: Vec<String> = images.into_iter().map(str::to_owned).collect();
+        self.left_out("train", epoch, &images);
         Ok(())
     }
 
-    /// Counts and names pictures that were left out.
-    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
-        if let (Some(log), false) = (&mut self.log, pictures.is_empty()) {
-            log.left_out(set, epoch, pictures);
+    /// Counts and names images that were left out.
+    pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
+        if let (Some(log), false) = (&mut self.log, images.is_empty()) {
+            log.left_out(set, epoch, images);
         }
     }
 
@@ -178,17 +177,17 @@ impl Reporter {
         &self.held
     }
 
-    /// Logs an evaluation after `position`, whose last update had this learning rate; `pictures` were evaluated.
+    /// Logs an evaluation after `position`, whose last update had this learning rate; `images` were evaluated.
     pub fn evaluated(
         &mut self,
         position: Position,
         learning_rate: f64,
         metrics: &IndexMap<String, f64>,
-        pictures: usize,
+        images: usize,
     ) {
         if let Some(log) = &mut self.log {
             let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
-            log.evaluation(position.epoch, position.step as u64, pictures, learning_rate, &metrics);
+            log.evaluation(position.epoch, position.step as u64, images, learning_rate, &metrics);
         }
     }
 }

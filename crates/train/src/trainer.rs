@@ -245,7 +245,7 @@ impl Trainer<'_> {
             world_size: self.world.world_size(),
             seed: config.train.seed,
             dealt: Some(Dealt {
-                pictures: self.training_set.len(),
+                images: self.training_set.len(),
                 samples_per_gpu: config.data.samples_per_gpu,
                 accumulate: config.train.accumulate,
                 legs: self.legs_of(self.position.epoch).to_vec(),
@@ -276,7 +276,7 @@ impl Trainer<'_> {
             let Measured { metrics, left_out } = *measured;
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
-            self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.picture_count());
+            self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
             best = saver::better(&self.config.checkpoint.save_best, &named, epoch, self.best.as_ref());
         }

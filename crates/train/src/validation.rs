@@ -1,4 +1,4 @@
-//! Evaluation within training: metrics, results on disk, and some painted pictures.
+//! Evaluation within training: metrics, results on disk, and some painted images.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub enum Validated {
 pub struct Measured {
     /// The numbers.
     pub metrics: Metrics,
-    /// The pictures that could not be read, where the config says to go on.
+    /// The images that could not be read, where the config says to go on.
     pub left_out: Vec<String>,
 }
 
@@ -51,8 +51,8 @@ impl Validation {
         Ok(Self { config: config.clone(), dataset, work_dir: work_dir.to_path_buf() })
     }
 
-    /// Number of pictures.
-    pub fn picture_count(&self) -> usize {
+    /// Number of images.
+    pub fn image_count(&self) -> usize {
         self.dataset.len()
     }
 
@@ -65,16 +65,16 @@ impl Validation {
     /// `results/epoch_N.metrics.json`.
     ///
     /// # Errors
-    /// If a picture cannot be read, a rank is lost, or the metrics cannot be written.
+    /// If an image cannot be read, a rank is lost, or the metrics cannot be written.
     pub fn run(&self, learner: &Learner<'_>, world: &World, control: &Client, epoch: usize) -> Result<Validated> {
         control.at(Phase::Evaluation, epoch as u64, 0);
-        let mut on_picture = |picture: Done<'_>| {
+        let mut on_image = |image: Done<'_>| {
             control.progress(Progress {
                 phase: Phase::Evaluation,
                 epoch: epoch as u64,
                 epochs: self.config.train.epochs as u64,
-                step: picture.done as u64,
-                total_steps: picture.total as u64,
+                step: image.done as u64,
+                total_steps: image.total as u64,
                 ..Progress::default()
             });
             // The next collective may be far away.
@@ -84,7 +84,7 @@ impl Validation {
             }
         };
         let kinds = &self.config.evaluation.metrics;
-        let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_picture)?;
+        let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_image)?;
         match outcome {
             Outcome::Stopped(reason) => Ok(Validated::Stopped(reason)),
             Outcome::Elsewhere => Ok(Validated::Measured(None)),

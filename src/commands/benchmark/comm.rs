@@ -116,7 +116,7 @@ fn measure(bytes: u64, arguments: &BenchmarkComm, world: &World, control: &Clien
     for iter in 0..arguments.warm_up + arguments.iters {
         let started = Instant::now();
         world.all_reduce_sum(&message)?;
-        process::synchronise(world.device())?;
+        process::synchronize(world.device())?;
         if iter >= arguments.warm_up {
             seconds.push(started.elapsed().as_secs_f64());
         }

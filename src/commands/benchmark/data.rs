@@ -12,7 +12,7 @@ use tch::Device;
 
 use fnet_common::process;
 use fnet_common::{Error, Result};
-use fnet_data::{Dataset, Loader, Picture, Severity, Split, StageTimes, TrainOptions, train_indices};
+use fnet_data::{Dataset, DecodedImage, Loader, Severity, Split, StageTimes, TrainOptions, train_indices};
 use fnet_protocol::cli::BenchmarkData;
 use fnet_protocol::client::Client;
 use fnet_protocol::{exit, stop};
@@ -29,17 +29,17 @@ const PROGRESS: Duration = Duration::from_secs(10);
 struct Report {
     /// Loader threads.
     threads: usize,
-    /// Pictures in a batch.
+    /// Images in a batch.
     batch: usize,
     masks: bool,
     /// Whether JPEG files are decoded with vector instructions.
     jpeg_simd: bool,
-    /// Pictures measured.
+    /// Images measured.
     images: usize,
     seconds: f64,
     images_per_second: f64,
     images_per_second_per_thread: f64,
-    /// Milliseconds of one thread for one picture.
+    /// Milliseconds of one thread for one image.
     ms_per_image: Stages,
     peak_memory_bytes: u64,
 }
@@ -69,9 +69,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     let epoch = |number: u64| train_indices(&flags, number, config.train.seed, 0, 1, batch);
     if epoch(0).is_empty() {
         let path = dataset.annotation_file().display();
-        return Err(Error::data(format!(
-            "{path} has no picture to train on; name another file in data.train.ann_file"
-        )));
+        return Err(Error::data(format!("{path} has no image to train on; name another file in data.train.ann_file")));
     }
     let open = |number: u64| {
         let options = TrainOptions {
@@ -126,7 +124,7 @@ impl<'a> Run<'a> {
             if self.told.elapsed() >= PROGRESS {
                 self.told = Instant::now();
                 let rate = self.images as f64 / self.started.elapsed().as_secs_f64();
-                self.control.note(format!("{} of {} pictures, {rate:.1} per second", self.images, self.wanted));
+                self.control.note(format!("{} of {} images, {rate:.1} per second", self.images, self.wanted));
             }
         }
         self.times += loader.times();
@@ -142,7 +140,7 @@ impl<'a> Run<'a> {
             threads: arguments.threads,
             batch,
             masks: !arguments.no_masks,
-            jpeg_simd: Picture::jpeg_simd(),
+            jpeg_simd: DecodedImage::jpeg_simd(),
             images: self.images,
             seconds,
             images_per_second: rate,
@@ -165,7 +163,7 @@ impl fmt::Display for Report {
         let masks = if self.masks { "with masks" } else { "without masks" };
         writeln!(
             f,
-            "{} pictures {masks} in {:.2} s on {} loader threads: {:.1} pictures/s, {:.1} per thread",
+            "{} images {masks} in {:.2} s on {} loader threads: {:.1} images/s, {:.1} per thread",
             self.images, self.seconds, self.threads, self.images_per_second, self.images_per_second_per_thread
         )?;
         let stages = &self.ms_per_image;
@@ -177,7 +175,7 @@ impl fmt::Display for Report {
             ("assemble", stages.assemble),
             ("all", stages.total),
         ] {
-            writeln!(f, "{name:>10} {ms:8.3} ms per picture")?;
+            writeln!(f, "{name:>10} {ms:8.3} ms per image")?;
         }
         if !self.jpeg_simd {
             writeln!(f, "JPEG is decoded without vector instructions; docs/performance.md says how to have them")?;

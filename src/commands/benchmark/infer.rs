@@ -1,7 +1,7 @@
-//! `benchmark infer`: pictures per second, counted as the reference's benchmark.py counts them.
+//! `benchmark infer`: images per second, counted as the reference's benchmark.py counts them.
 //!
-//! Each picture is measured by itself, from the picture in host memory to detections in the frame of the original
-//! picture, masks among them; reading it is not counted, and happens between the measurements. The first five pictures
+//! Each image is measured by itself, from the image in host memory to detections in the frame of the original
+//! image, masks among them; reading it is not counted, and happens between the measurements. The first five images
 //! are not measured, but they are among the numbers that `--max-iter` and the lines of progress give.
 
 use std::fmt;
@@ -26,7 +26,7 @@ use fnet_protocol::message::{Phase, Progress};
 use super::summary::Summary;
 use super::{publish, synthetic};
 
-/// Size of synthetic pictures: a landscape picture of COCO after resizing.
+/// Size of synthetic images: a landscape image of COCO after resizing.
 const DEFAULT_SHAPE: Shape = Shape { height: 800, width: 1280 };
 
 /// What `benchmark infer` measured.
@@ -37,16 +37,16 @@ struct Report {
     fuse_conv_bn: bool,
     /// Type of convolutions and matrix products.
     amp: Amp,
-    /// Pictures measured in each repetition.
+    /// Images measured in each repetition.
     images: usize,
-    /// Where the pictures come from.
+    /// Where the images come from.
     source: String,
-    /// Least and greatest number of detections in a picture.
+    /// Least and greatest number of detections in an image.
     detections: [usize; 2],
-    /// Network, box and mask heads, and pasted masks; loading the picture is not counted.
+    /// Network, box and mask heads, and pasted masks; loading the image is not counted.
     ms: Summary,
     images_per_second: f64,
-    /// Pictures per second of each repetition.
+    /// Images per second of each repetition.
     repetitions: Vec<f64>,
     peak_memory_bytes: u64,
 }
@@ -107,7 +107,7 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
     Ok(exit::SUCCESS)
 }
 
-/// Gives one class a score of one half everywhere, so that every picture has more detections than are kept.
+/// Gives one class a score of one half everywhere, so that every image has more detections than are kept.
 fn find_everywhere(parameters: &Parameters) -> Result<()> {
     let name = "roi_head.bbox_head.fc_cls.bias";
     let bias = parameters.get(name).ok_or_else(|| Error::bug(format!("the model has no {name}")))?;
@@ -127,7 +127,7 @@ enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Synthetic(shape) => write!(f, "synthetic pictures of {}x{}", shape.height, shape.width),
+            Source::Synthetic(shape) => write!(f, "synthetic images of {}x{}", shape.height, shape.width),
             Source::ValidationSet => f.write_str("the validation set"),
         }
     }
@@ -143,7 +143,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// With a checkpoint the pictures of the validation set, as in the reference; else, or with `--shape`, synthetic
+    /// With a checkpoint the images of the validation set, as in the reference; else, or with `--shape`, synthetic
     /// ones.
     fn source(&self) -> Source {
         match (self.arguments.shape(), &self.arguments.checkpoint) {
@@ -153,7 +153,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Seconds of each measured picture.
+    /// Seconds of each measured image.
     fn repetition(&mut self, source: &Source) -> Result<Vec<f64>> {
         let count = self.arguments.max_iter;
         match source {
@@ -175,15 +175,15 @@ impl Bench<'_> {
         }
     }
 
-    /// Seconds of each of `count` pictures after the warm-up.
-    fn measure(&mut self, pictures: impl Iterator<Item = Result<Batch>>, count: usize) -> Result<Vec<f64>> {
+    /// Seconds of each of `count` images after the warm-up.
+    fn measure(&mut self, images: impl Iterator<Item = Result<Batch>>, count: usize) -> Result<Vec<f64>> {
         let mut seconds = Vec::new();
-        for (index, picture) in pictures.enumerate() {
-            let batch = picture?;
-            process::synchronise(self.world.device())?;
+        for (index, image) in images.enumerate() {
+            let batch = image?;
+            process::synchronize(self.world.device())?;
             let started = Instant::now();
             let found = self.predict(&batch)?;
-            process::synchronise(self.world.device())?;
+            process::synchronize(self.world.device())?;
             let elapsed = started.elapsed().as_secs_f64();
             self.detections = [self.detections[0].min(found), self.detections[1].max(found)];
             if index >= WARM_UP {
@@ -193,7 +193,7 @@ impl Bench<'_> {
         }
         if seconds.is_empty() {
             return Err(Error::data(format!(
-                "nothing was measured: more than the {WARM_UP} pictures of the warm-up are needed"
+                "nothing was measured: more than the {WARM_UP} images of the warm-up are needed"
             )));
         }
         Ok(seconds)
@@ -202,10 +202,10 @@ impl Bench<'_> {
     /// Finds, and pastes the masks; the number of detections.
     fn predict(&self, batch: &Batch) -> Result<usize> {
         let found = detect(&self.model, batch, self.config)?;
-        Ok(std::hint::black_box(found).iter().map(|picture| picture.detections.len()).sum())
+        Ok(std::hint::black_box(found).iter().map(|image| image.detections.len()).sum())
     }
 
-    /// Tells how far `done` of `count` pictures, the warm-up among them, have come.
+    /// Tells how far `done` of `count` images, the warm-up among them, have come.
     fn tell(&self, seconds: &[f64], done: usize, count: usize) {
         let rate = Rate::of(seconds);
         self.control.progress(Progress {
@@ -221,7 +221,7 @@ impl Bench<'_> {
     }
 }
 
-/// Pictures per second, in the reference's words.
+/// Images per second, in the reference's words.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rate {
     fps: f64,
@@ -257,7 +257,7 @@ impl fmt::Display for Report {
             Amp::Fp16 => "float16",
         };
         writeln!(f, "{}, {} thread(s), {amp}, {} of {}", self.device, self.threads, self.images, self.source)?;
-        writeln!(f, "{} to {} detections in a picture", self.detections[0], self.detections[1])?;
+        writeln!(f, "{} to {} detections in an image", self.detections[0], self.detections[1])?;
         writeln!(f, "median {:.1} ms, {:.1} to {:.1} ms", self.ms.median, self.ms.min, self.ms.max)?;
         writeln!(f, "peak memory {:.1} MiB", self.peak_memory_bytes as f64 / (1 << 20) as f64)?;
         match self.repetitions.as_slice() {

@@ -26,7 +26,7 @@ pub fn benchmark_launch() -> Result<i32> {
     let world = World::from_environment()?;
     let value = Tensor::f_ones([1], (Kind::Float, world.device()))?;
     world.all_reduce_sum(&value)?;
-    process::synchronise(world.device())?;
+    process::synchronize(world.device())?;
     let done = u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX);
     let sum = value.f_double_value(&[0])?;
     if sum != world.world_size() as f64 {

@@ -1,4 +1,4 @@
-//! `benchmark`: how fast this machine trains, predicts, prepares pictures, starts and talks.
+//! `benchmark`: how fast this machine trains, predicts, prepares images, starts and talks.
 
 mod comm;
 mod data;

@@ -1,4 +1,4 @@
-//! Pictures and objects made for measurements: the same for every run, so that two measurements compare.
+//! Images and objects made for measurements: the same for every run, so that two measurements compare.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use fnet_common::random::{Generator, Purpose};
 use fnet_config::Pipeline;
 use fnet_data::{ImageMeta, Images, InstanceMask, Pixels, Target};
 
-/// Objects in each picture.
+/// Objects in each image.
 pub const OBJECTS: usize = 7;
 /// Least side of an object in pixels.
 const LEAST_SIDE: f32 = 16.0;
 
-/// Images of noise that is nearly normal once it is normalised.
+/// Images of noise that is nearly normal once it is normalized.
 pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Images {
     let mut random = Generator::derived(1, Purpose::Synthetic, &[variant]);
     // The sum of three uniform numbers is near enough to a normal one, with variance 1/4.
@@ -28,7 +28,7 @@ pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Im
     pixels.into()
 }
 
-/// Facts of pictures that were neither resized nor padded.
+/// Facts of images that were neither resized nor padded.
 pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
     (0..count)
         .map(|image| ImageMeta {
@@ -43,7 +43,7 @@ pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
         .collect()
 }
 
-/// Elliptic objects of random classes in [`OBJECTS`] of the boxes of one picture's proposals (`[x1, y1, x2, y2]` in
+/// Elliptic objects of random classes in [`OBJECTS`] of the boxes of one image's proposals (`[x1, y1, x2, y2]` in
 /// pixels, best first); `None` if there are too few that lie apart. A proposal whose box is an object's is a positive
 /// one, whatever the network has learnt.
 pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_classes: usize) -> Option<Target> {
@@ -66,7 +66,7 @@ pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_clas
     None
 }
 
-/// Boxes that lie apart in a picture, for measurements without proposals.
+/// Boxes that lie apart in an image, for measurements without proposals.
 pub fn boxes((height, width): (usize, usize)) -> Vec<[f32; 4]> {
     let side = width as f32 / OBJECTS as f32;
     let bottom = (height as f32).min(side * 2.0);

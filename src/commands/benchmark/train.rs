@@ -21,7 +21,7 @@ use fnet_train::{Learner, StepPlace, StepTimes, Wishes};
 use super::summary::Summary;
 use super::{publish, simulated, synthetic};
 
-/// Positive proposals of each picture that enter the losses: their number decides the mask head's share of the time,
+/// Positive proposals of each image that enter the losses: their number decides the mask head's share of the time,
 /// so that it must be the same in every measurement.
 const POSITIVES: usize = 10;
 /// Steps before the measured ones.
@@ -37,12 +37,12 @@ struct Report {
     device: String,
     world_size: usize,
     threads_per_worker: i32,
-    /// Pictures per worker and step.
+    /// Images per worker and step.
     batch: usize,
     height: usize,
     width: usize,
     iters: usize,
-    /// Objects in each picture.
+    /// Objects in each image.
     objects_per_image: usize,
     /// Positive proposals in each step of one worker.
     positives: usize,
@@ -64,7 +64,7 @@ struct Report {
 /// Medians of the parts of a step in milliseconds.
 #[derive(Debug, Serialize)]
 struct Parts {
-    /// Copy of the images to a GPU, and their normalisation there; a training hides the copy behind the step before.
+    /// Copy of the images to a GPU, and their normalization there; a training hides the copy behind the step before.
     data: f64,
     forward: f64,
     backward: f64,
@@ -92,7 +92,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let mut bench = Bench { learner: Learner::new(&config, &world)?, world: &world, control, step: 0 };
     let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;
     let (mut steps, mut times) = (Vec::new(), Vec::new());
-    process::synchronise(world.device())?;
+    process::synchronize(world.device())?;
     let (before, begun) = (simulated::counts(), Instant::now());
     for iter in 0..arguments.iters {
         let started = Instant::now();
@@ -107,7 +107,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
         });
     }
     let counts_per_step = simulated::per_step(&before, &simulated::counts(), arguments.iters);
-    process::synchronise(world.device())?;
+    process::synchronize(world.device())?;
     let seconds = begun.elapsed().as_secs_f64();
     let peak_memory_bytes = process::peak_memory(world.device());
     // The CPU has done each part when it returns.
@@ -166,7 +166,7 @@ impl Bench<'_> {
         Ok((batch, first_step))
     }
 
-    /// Noise pictures with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
+    /// Noise images with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
     /// that each object gives two positives, more than are taken.
     fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
         let images = synthetic::images(count, size, 0);
@@ -183,7 +183,7 @@ impl Bench<'_> {
         // A rank that gave up alone would leave the others waiting.
         if self.world.any(targets.is_none())? {
             return Err(Error::usage(format!(
-                "the network proposes fewer than {} boxes that lie apart in a picture of {}x{}; choose a larger --shape",
+                "the network proposes fewer than {} boxes that lie apart in an image of {}x{}; choose a larger --shape",
                 synthetic::OBJECTS,
                 size.0,
                 size.1
@@ -201,14 +201,14 @@ impl Bench<'_> {
         Ok((outcome.times, outcome.positives))
     }
 
-    /// Times of the parts of steps that wait for the device after each, and of the copies of the pictures before them.
+    /// Times of the parts of steps that wait for the device after each, and of the copies of the images before them.
     fn split(&mut self, batch: &Batch, iters: usize) -> Result<(Vec<StepTimes>, Vec<f64>)> {
-        self.learner.synchronise_timing(true);
+        self.learner.synchronize_timing(true);
         let (mut times, mut data) = (Vec::new(), Vec::new());
         for _ in 0..iters.min(SPLIT_STEPS) {
             let started = Instant::now();
             let images = Images::Values(batch.images.values(self.world.device())?);
-            process::synchronise(self.world.device())?;
+            process::synchronize(self.world.device())?;
             data.push(started.elapsed().as_secs_f64());
             let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
             times.push(self.step(&batch, true)?.0);
@@ -252,12 +252,12 @@ impl fmt::Display for Report {
         let Parts { data, forward, backward, all_reduce, optimizer } = self.parts_ms;
         writeln!(
             f,
-            "{} worker(s) on {}, {} thread(s) each, {} picture(s) of {}x{} a step",
+            "{} worker(s) on {}, {} thread(s) each, {} image(s) of {}x{} a step",
             self.world_size, self.device, self.threads_per_worker, self.batch, self.height, self.width
         )?;
         writeln!(
             f,
-            "{} objects per picture, {} positive proposals per step, learning rate 0",
+            "{} objects per image, {} positive proposals per step, learning rate 0",
             self.objects_per_image, self.positives
         )?;
         writeln!(

@@ -16,7 +16,7 @@ const DOWNLOADS: u64 = 2;
 
 #[test]
 fn a_training_step_keeps_to_its_budget() {
-    let Some(gpus) = Gpus::of("a_training_step_keeps_to_its_budget", || Scene::with_pictures(16, 2)) else { return };
+    let Some(gpus) = Gpus::of("a_training_step_keeps_to_its_budget", || Scene::with_images(16, 2)) else { return };
     let report = gpus.path("report").display().to_string();
     let job = "--gpus 1 train cfg.toml --no-validate --set train.epochs=1 data.samples_per_gpu=2";
     gpus.launch(job, &[("FNET_SIM_REPORT", &report)]).expect(0, &[]);

@@ -7,7 +7,7 @@ use crate::support::Scene;
 const JOB: &str = "--max-restarts 0 train cfg.toml --no-validate --set train.epochs=2 log.tensorboard=false";
 
 fn small(test: &str) -> Option<Gpus> {
-    Gpus::of(test, || Scene::with_pictures(16, 4))
+    Gpus::of(test, || Scene::with_images(16, 4))
 }
 
 /// The state after the last step that was logged is saved.

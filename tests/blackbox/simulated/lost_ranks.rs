@@ -10,7 +10,7 @@ const JOB: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 optimizer.g
 const HANGS: (&str, &str) = ("FNET_SIM_NCCL", "abort-hangs");
 
 fn small(test: &str) -> Option<Gpus> {
-    Gpus::of(test, || Scene::with_pictures(16, 4))
+    Gpus::of(test, || Scene::with_images(16, 4))
 }
 
 /// The state that a survivor saves is that of an undisturbed job at the same step, to the last bit: weights, moments, average,

@@ -42,7 +42,7 @@ fn cards_are_chosen_by_index_uuid_and_order() {
 
 #[test]
 fn a_job_runs_on_chosen_cards_without_nvml() {
-    let Some(gpus) = Gpus::of("a_job_runs_on_chosen_cards_without_nvml", || Scene::with_pictures(4, 2)) else { return };
+    let Some(gpus) = Gpus::of("a_job_runs_on_chosen_cards_without_nvml", || Scene::with_images(4, 2)) else { return };
     let settings = [("CUDA_VISIBLE_DEVICES", "GPU-a3b3c303,1"), ("FNET_SIM_DRIVER", "no-nvml")];
     gpus.launch(&format!("--gpus 2 {TRAIN}"), &settings).expect(0, &[]);
 }
@@ -50,7 +50,7 @@ fn a_job_runs_on_chosen_cards_without_nvml() {
 /// A process sees one slice of a card at most, and an exclusive card takes one process.
 #[test]
 fn slices_and_exclusive_cards_are_told() {
-    let Some(gpus) = Gpus::of("slices_and_exclusive_cards_are_told", || Scene::with_pictures(4, 2)) else { return };
+    let Some(gpus) = Gpus::of("slices_and_exclusive_cards_are_told", || Scene::with_images(4, 2)) else { return };
     let slices = [("FNET_SIM_MIG", "1"), ("CUDA_VISIBLE_DEVICES", "MIG-a0b0c000,MIG-a1b1c101")];
     gpus.launch(&format!("--gpus 2 {TRAIN} --work-dir slices"), &slices).expect(0, &[]);
     let twice = [("FNET_SIM_EXCLUSIVE", "1"), ("CUDA_VISIBLE_DEVICES", "0,0")];

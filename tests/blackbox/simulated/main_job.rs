@@ -54,7 +54,7 @@ fn two_gpus_train_as_two_cpu_workers_do() {
 #[test]
 fn a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped() {
     let name = "a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped";
-    let Some(gpus) = Gpus::of(name, || Scene::with_pictures(16, 4)) else { return };
+    let Some(gpus) = Gpus::of(name, || Scene::with_images(16, 4)) else { return };
     let launch = |line: &str| gpus.launch(&format!("--gpus 2 --max-restarts 0 {EVERYTHING} {line}"), &[]);
     launch("--work-dir whole").expect(0, &[]);
     let whole = gpus.path("whole");
@@ -79,7 +79,7 @@ fn a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_nev
 
 #[test]
 fn four_gpus_of_which_one_is_lost_lose_no_step() {
-    let Some(gpus) = Gpus::of("four_gpus_of_which_one_is_lost_lose_no_step", || Scene::with_pictures(16, 4)) else {
+    let Some(gpus) = Gpus::of("four_gpus_of_which_one_is_lost_lose_no_step", || Scene::with_images(16, 4)) else {
         return;
     };
     let job = "train cfg.toml --no-validate --set train.epochs=2 log.tensorboard=false";
@@ -95,7 +95,7 @@ fn four_gpus_of_which_one_is_lost_lose_no_step() {
 
 #[test]
 fn narrow_types_train_with_losses_near_those_of_float32() {
-    let Some(gpus) = Gpus::of("narrow_types_train_with_losses_near_those_of_float32", || Scene::with_pictures(12, 4))
+    let Some(gpus) = Gpus::of("narrow_types_train_with_losses_near_those_of_float32", || Scene::with_images(12, 4))
     else {
         return;
     };
@@ -115,7 +115,7 @@ fn narrow_types_train_with_losses_near_those_of_float32() {
 #[test]
 fn deterministic_jobs_and_jobs_with_losses_that_are_not_finite() {
     let name = "deterministic_jobs_and_jobs_with_losses_that_are_not_finite";
-    let Some(gpus) = Gpus::of(name, || Scene::with_pictures(8, 4)) else { return };
+    let Some(gpus) = Gpus::of(name, || Scene::with_images(8, 4)) else { return };
     let job = "--gpus 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=1";
     gpus.launch(&format!("{job} --deterministic --work-dir first"), &[]).expect(0, &[]);
     gpus.launch(&format!("{job} --deterministic --work-dir second"), &[]).expect(0, &[]);
@@ -143,7 +143,7 @@ fn ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands() {
     ended.expect(130, &["work_dirs/cfg/iter_"]);
     gpus.assert_sound(&ended);
     let checkpoint = files(&folder, ".ckpt").pop().unwrap();
-    let data = crate::support::shared_pictures().join("val");
+    let data = crate::support::shared_images().join("val");
     gpus.launch(&format!("--gpus 2 predict {} {} --out shown", checkpoint.display(), data.display()), &[])
         .expect(0, &[]);
     assert!(!files(&gpus.path("shown"), "").is_empty());

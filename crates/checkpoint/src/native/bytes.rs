@@ -60,7 +60,7 @@ pub(super) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T)
     if length == 0 || pointer.is_null() {
         return use_bytes(&[]);
     }
-    // SAFETY: the tensor is contiguous and on the host, so that `length` initialised bytes follow its data pointer;
+    // SAFETY: the tensor is contiguous and on the host, so that `length` initialized bytes follow its data pointer;
     // it is borrowed for as long as the slice lives.
     use_bytes(unsafe { std::slice::from_raw_parts(pointer, length) })
 }

@@ -136,9 +136,10 @@ pub struct Progress {
 /// How an epoch is dealt out to the ranks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dealt {
-    /// Pictures of the training set.
-    pub pictures: usize,
-    /// Pictures of each rank in a step.
+    /// Images of the training set.
+    #[serde(rename = "pictures")]
+    pub images: usize,
+    /// Images of each rank in a step.
     pub samples_per_gpu: usize,
     /// Micro-steps of an update.
     pub accumulate: usize,

@@ -1,4 +1,4 @@
-//! `[data]`: data sets and how their pictures are prepared.
+//! `[data]`: data sets and how their images are prepared.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub struct Data {
     /// Folder that relative paths of the sets start from. The environment variable FNET_DATA_ROOT wins over config
     /// files, `--set data.root=...` over both.
     pub root: String,
-    /// Pictures of one step on one GPU.
+    /// Images of one step on one GPU.
     #[schemars(range(min = 1))]
     pub samples_per_gpu: usize,
     /// Loader threads of each rank; 0 to load in the training thread.
@@ -29,9 +29,9 @@ pub struct Data {
     pub train: Dataset,
     /// The set to evaluate on.
     pub val: Dataset,
-    /// How pictures are prepared.
+    /// How images are prepared.
     pub pipeline: Pipeline,
-    /// What to do when a picture cannot be read in the middle of a run.
+    /// What to do when an image cannot be read in the middle of a run.
     pub on_error: OnError,
 }
 
@@ -79,17 +79,17 @@ impl Data {
 pub struct Dataset {
     /// The annotation file, relative to `data.root`.
     pub ann_file: String,
-    /// The folder of the pictures, relative to `data.root`.
+    /// The folder of the images, relative to `data.root`.
     pub img_prefix: String,
-    /// Leave out pictures without an object of a wanted class, and those under 32 pixels.
+    /// Leave out images without an object of a wanted class, and those under 32 pixels.
     pub filter_empty: bool,
 }
 
-/// How pictures are prepared; the defaults are the reference's 1x recipe.
+/// How images are prepared; the defaults are the reference's 1x recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pipeline {
-    /// Bounds of the resized picture in pixels, `[long side, short side]`. More than one: one is chosen for each
+    /// Bounds of the resized image in pixels, `[long side, short side]`. More than one: one is chosen for each
     /// sample, or, with `scale_mode = "range"`, a size between the first two.
     #[schemars(length(min = 1), inner(inner(range(min = 1))))]
     pub scales: Vec<[usize; 2]>,
@@ -98,7 +98,7 @@ pub struct Pipeline {
     /// Bounds at evaluation.
     #[schemars(inner(range(min = 1)))]
     pub test_scale: [usize; 2],
-    /// Probability of mirroring a training picture left to right.
+    /// Probability of mirroring a training image left to right.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub flip_probability: f64,
     /// Mean of each channel, RGB, 0 to 255.
@@ -142,7 +142,7 @@ impl Pipeline {
     }
 }
 
-/// How the size of a training picture is chosen.
+/// How the size of a training image is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleMode {
@@ -152,13 +152,13 @@ pub enum ScaleMode {
     Range,
 }
 
-/// What to do with a picture that cannot be read.
+/// What to do with an image that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
     /// End the job with the name of the file.
     Stop,
-    /// Take another picture of the same orientation in training, leave it out at evaluation. Each is named in the log,
+    /// Take another image of the same orientation in training, leave it out at evaluation. Each is named in the log,
     /// and counted at the end of the epoch.
     Skip,
 }

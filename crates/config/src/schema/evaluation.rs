@@ -22,7 +22,7 @@ pub struct Evaluation {
     /// `mAP_50` and `mAP_75` are undefined (-1) without 0.5 and 0.75 in it.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1})))]
     pub iou_thrs: Vec<f64>,
-    /// Greatest numbers of detections of a picture that count (`maxDets` of pycocotools), rising. There is a recall
+    /// Greatest numbers of detections of an image that count (`maxDets` of pycocotools), rising. There is a recall
     /// `AR@N` for each. `mAP` counts 100 detections, as pycocotools does, or the greatest number here if 100 is not
     /// among them; all other numbers count the greatest.
     #[schemars(length(min = 1), inner(range(min = 1)))]
@@ -99,7 +99,7 @@ impl Evaluation {
         );
     }
 
-    /// The greatest number of detections of a picture that count.
+    /// The greatest number of detections of an image that count.
     pub fn most_detections(&self) -> usize {
         self.proposal_nums.iter().copied().max().unwrap_or(100)
     }

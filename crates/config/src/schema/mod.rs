@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Problems;
 
-/// A whole job: model, data, optimisation, and where the results go.
+/// A whole job: model, data, optimization, and where the results go.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The detector.
     pub model: Model,
-    /// Data sets and how their pictures are prepared.
+    /// Data sets and how their images are prepared.
     pub data: Data,
     /// The optimizer.
     pub optimizer: Optimizer,
@@ -54,7 +54,7 @@ impl Config {
         self.model.backbone.check_training(problems);
     }
 
-    /// Pictures that one update of the weights sees, over all ranks and accumulated micro-steps.
+    /// Images that one update of the weights sees, over all ranks and accumulated micro-steps.
     pub fn effective_batch(&self, world_size: usize) -> usize {
         self.data.samples_per_gpu * world_size * self.train.accumulate
     }

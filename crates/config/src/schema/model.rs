@@ -277,7 +277,7 @@ pub struct RoiHead {
     /// Width of the box head's two shared fully connected layers.
     #[schemars(range(min = 1))]
     pub bbox_fc_channels: usize,
-    /// Standard deviations that the box head's deltas are normalised by.
+    /// Standard deviations that the box head's deltas are normalized by.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
     pub bbox_target_stds: [f64; 4],
     /// Side of the mask head's RoI features; the masks have twice this side.

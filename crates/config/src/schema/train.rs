@@ -14,7 +14,7 @@ use crate::check::Problems;
 pub struct Optimizer {
     /// Which one.
     pub kind: OptimizerKind,
-    /// Learning rate for 16 pictures a step (see `--auto-scale-lr` for other batches).
+    /// Learning rate for 16 images a step (see `--auto-scale-lr` for other batches).
     #[schemars(range(min = 0.0))]
     pub lr: f64,
     /// Decay of AdamW's two moments.
@@ -32,7 +32,7 @@ pub struct Optimizer {
     /// Greatest L2 norm of the whole gradient; 0 for no clipping.
     #[schemars(range(min = 0.0))]
     pub grad_clip: f64,
-    /// Pictures per step that `lr` was chosen for; `--auto-scale-lr` multiplies by the actual number over this.
+    /// Images per step that `lr` was chosen for; `--auto-scale-lr` multiplies by the actual number over this.
     #[schemars(range(min = 1))]
     pub base_batch_size: usize,
 }
@@ -53,7 +53,7 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
-    /// The learning rate for `effective_batch` pictures per update: `lr` times the batch over `base_batch_size`, the
+    /// The learning rate for `effective_batch` images per update: `lr` times the batch over `base_batch_size`, the
     /// linear rule of Goyal et al., 2017, as the reference's `auto_scale_lr`.
     pub fn auto_scale_lr(&self, effective_batch: usize) -> f64 {
         self.lr * (effective_batch as f64 / self.base_batch_size as f64)
@@ -164,7 +164,7 @@ pub enum Amp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNan {
-    /// End the job and say which loss, rank, step and pictures.
+    /// End the job and say which loss, rank, step and images.
     Stop,
     /// Leave out the update that the step belongs to, with all of its micro-steps, and say so.
     Skip,

@@ -1,6 +1,6 @@
 //! Checks of whole data sets, before training and by `check-data`.
 
-mod pictures;
+mod images;
 mod splits;
 #[cfg(test)]
 mod tests;
@@ -16,14 +16,14 @@ use super::findings::{Code, Findings, Severity};
 pub struct Scope {
     /// Findings of each code to keep.
     pub keep: usize,
-    /// Read the header of every picture.
+    /// Read the header of every image.
     pub headers: bool,
-    /// Decode every picture; `headers` is then implied.
+    /// Decode every image; `headers` is then implied.
     pub decode: bool,
 }
 
 impl Scope {
-    /// What is checked before every job: annotations, masks, and that the files exist; no picture is opened.
+    /// What is checked before every job: annotations, masks, and that the files exist; no image is opened.
     pub fn quick() -> Self {
         Self { keep: Findings::KEPT_AT_START, headers: false, decode: false }
     }
@@ -39,7 +39,7 @@ pub struct Checked {
 }
 
 /// Checks the sets `splits` of `config`, each by itself and against the other and the model, for training with the
-/// metrics of the config. `progress` hears of pictures done and in all.
+/// metrics of the config. `progress` hears of images done and in all.
 pub fn check(
     config: &Config,
     splits: &[Split],
@@ -80,7 +80,7 @@ pub fn check_classes(config: &Config, sets: &[&Dataset]) -> Result<()> {
     findings.refuse_errors()
 }
 
-/// Checks sets that are open: their masks and pictures, and how they fit together. What [`Dataset::findings`] holds is
+/// Checks sets that are open: their masks and images, and how they fit together. What [`Dataset::findings`] holds is
 /// not repeated.
 fn check_sets(
     config: &Config,
@@ -96,7 +96,7 @@ fn check_sets(
         dataset.check_files(&mut own);
         if scope.headers || scope.decode {
             let report = |done| progress(dataset.split(), done, dataset.len());
-            own.append(pictures::check(dataset, &config.data.pipeline, scope, &report));
+            own.append(images::check(dataset, &config.data.pipeline, scope, &report));
         }
         findings.append(own);
     }
@@ -105,8 +105,8 @@ fn check_sets(
         findings.rename(Code::MaskMissingEvaluated, Code::MaskNeeded);
     }
     if config.data.on_error == OnError::Skip {
-        for code in [Code::PictureMissing, Code::PictureUnreadable] {
-            findings.rename(code, Code::PictureLeftOut);
+        for code in [Code::ImageMissing, Code::ImageUnreadable] {
+            findings.rename(code, Code::ImageLeftOut);
         }
     }
     findings

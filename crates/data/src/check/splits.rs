@@ -9,12 +9,12 @@ use fnet_config::Config;
 use crate::coco::{Dataset, Split, data_root};
 use crate::findings::{Code, Findings, Place};
 
-/// Compares the classes of the sets with the model and with each other, and looks for pictures that are in both.
+/// Compares the classes of the sets with the model and with each other, and looks for images that are in both.
 pub(super) fn check(config: &Config, sets: &[&Dataset], findings: &mut Findings) {
     check_classes(config, sets, findings);
     if let (Some(train), Some(val)) = (of(sets, Split::Train), of(sets, Split::Val)) {
         let mut own = findings.none().of(Split::Val.name());
-        pictures(train, val, &mut own);
+        images(train, val, &mut own);
         findings.append(own);
     }
 }
@@ -96,7 +96,7 @@ fn difference(trained: &[String], tested: &[String], training_file: &str) -> Str
     format!("compared with {training_file}, this set {}", parts.join(" and "))
 }
 
-fn pictures(train: &Dataset, val: &Dataset, findings: &mut Findings) {
+fn images(train: &Dataset, val: &Dataset, findings: &mut Findings) {
     // A set that is trained and tested on whole is meant so.
     if train.folder() != val.folder() || train.annotation_file() == val.annotation_file() {
         return;
@@ -106,7 +106,7 @@ fn pictures(train: &Dataset, val: &Dataset, findings: &mut Findings) {
         let image = val.image(index);
         if trained.contains(image.file_name) {
             let place = || Place::image(image.id);
-            findings.add(Code::SplitSharedPictures, val.annotation_file(), place, || {
+            findings.add(Code::SplitSharedImages, val.annotation_file(), place, || {
                 format!("{:?} is trained on too", image.file_name)
             });
         }

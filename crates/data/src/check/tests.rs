@@ -33,7 +33,7 @@ fn a_sound_set_has_no_findings() {
 }
 
 #[test]
-fn pictures_are_compared_with_what_is_listed() {
+fn images_are_compared_with_what_is_listed() {
     let small = SmallSet::new(&[(64, 48), (64, 48), (64, 48), (64, 48)]);
     let path = |name: &str| small.folder.path().join(name);
     let mut file = annotations(&small);
@@ -46,24 +46,24 @@ fn pictures_are_compared_with_what_is_listed() {
     let whole = std::fs::read(path("3.png")).unwrap();
     std::fs::write(path("3.png"), &whole[..whole.len() - 60]).unwrap();
     let (counts, findings) = found(&small, 1, false);
-    let expected = [(Code::PictureSizeUnusable, 1), (Code::PictureSizeDiffers, 3), (Code::PictureExtension, 2)];
+    let expected = [(Code::ImageSizeUnusable, 1), (Code::ImageSizeDiffers, 3), (Code::ImageExtension, 2)];
     assert_eq!(counts, expected, "{:?}", findings.kept());
-    let swapped = findings.kept().iter().find(|finding| finding.code == Code::PictureSizeUnusable).unwrap();
+    let swapped = findings.kept().iter().find(|finding| finding.code == Code::ImageSizeUnusable).unwrap();
     assert!(swapped.message.contains("listed as 48x64, but it has 64x48"), "{swapped}");
     assert_eq!(swapped.place.image.as_deref(), Some("101"));
     let (counts, findings) = found(&small, 1, true);
-    assert!(counts.contains(&(Code::PictureUnreadable, 2)), "{:?}", findings.kept());
+    assert!(counts.contains(&(Code::ImageUnreadable, 2)), "{:?}", findings.kept());
 }
 
 #[test]
 fn files_that_are_absent_stop_unless_they_are_to_be_left_out() {
     let mut small = SmallSet::new(&[(64, 48), (64, 48)]);
     std::fs::remove_file(small.folder.path().join("1.png")).unwrap();
-    assert_eq!(found(&small, 1, true).0, [(Code::PictureMissing, 2)]);
+    assert_eq!(found(&small, 1, true).0, [(Code::ImageMissing, 2)]);
     small.config.on_error = OnError::Skip;
     let (counts, findings) = found(&small, 1, true);
-    assert_eq!(counts, [(Code::PictureLeftOut, 2)]);
-    assert!(findings.kept().iter().all(|finding| finding.code == Code::PictureLeftOut));
+    assert_eq!(counts, [(Code::ImageLeftOut, 2)]);
+    assert!(findings.kept().iter().all(|finding| finding.code == Code::ImageLeftOut));
     findings.refuse_errors().unwrap();
 }
 
@@ -81,12 +81,12 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
 
     write_val(&mut small, &with_categories(json!([box_])));
     let (counts, findings) = found(&small, 2, false);
-    assert_eq!(counts, [(Code::ClassCount, 1), (Code::SplitCategories, 1), (Code::SplitSharedPictures, 1)]);
+    assert_eq!(counts, [(Code::ClassCount, 1), (Code::SplitCategories, 1), (Code::SplitSharedImages, 1)]);
     assert!(findings.kept().iter().any(|finding| finding.message.ends_with("lacks \"cup\"")), "{:?}", findings.kept());
 
     write_val(&mut small, &with_categories(json!([cup, box_])));
     let (counts, findings) = found(&small, 2, false);
-    assert_eq!(counts, [(Code::SplitCategories, 1), (Code::SplitSharedPictures, 1)]);
+    assert_eq!(counts, [(Code::SplitCategories, 1), (Code::SplitSharedImages, 1)]);
     let text = "has \"cup\" as label 0, where that has \"box\"";
     assert!(findings.kept().iter().any(|finding| finding.message.contains(text)), "{:?}", findings.kept());
 
@@ -94,7 +94,7 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
     let mut renumbered = with_categories(others);
     renumbered["annotations"][0]["category_id"] = json!(1);
     write_val(&mut small, &renumbered);
-    assert_eq!(found(&small, 2, false).0, [(Code::SplitCategoryIds, 1), (Code::SplitSharedPictures, 1)]);
+    assert_eq!(found(&small, 2, false).0, [(Code::SplitCategoryIds, 1), (Code::SplitSharedImages, 1)]);
     let error = {
         let (_, findings) = found(&small, 5, false);
         findings.refuse_errors().unwrap_err()
@@ -165,9 +165,9 @@ fn masks_are_needed_where_they_are_evaluated() {
     }
 }
 
-/// The outcome for whole data sets with quirks: the codes about pictures, in training and validation together.
+/// The outcome for whole data sets with quirks: the codes about images, in training and validation together.
 #[test]
-fn real_odd_pictures_have_the_codes_that_fit() {
+fn real_odd_images_have_the_codes_that_fit() {
     let Some(root) = fixture("") else { return };
     let of = |folder: &str, file: &str, images: &str, split: Split| {
         let mut config = Config::default();
@@ -177,24 +177,24 @@ fn real_odd_pictures_have_the_codes_that_fit() {
         }
         let scope = Scope { keep: 100, headers: true, decode: true };
         let (_, findings) = check(&config, &[split], scope, &|_, _, _| {});
-        let about_pictures = |(code, _): &(Code, usize)| code.name().starts_with("picture");
-        findings.counts().into_iter().filter(about_pictures).collect::<Vec<_>>()
+        let about_images = |(code, _): &(Code, usize)| code.name().starts_with("image");
+        findings.counts().into_iter().filter(about_images).collect::<Vec<_>>()
     };
-    use Code::{PictureDamaged, PictureExtension, PictureMissing, PictureRotated, PictureSizeDiffers};
-    use Code::{PictureSizeUnusable, PictureUnreadable};
-    let encodings = [(PictureUnreadable, 2), (PictureDamaged, 1), (PictureExtension, 1)];
+    use Code::{ImageDamaged, ImageExtension, ImageMissing, ImageRotated, ImageSizeDiffers};
+    use Code::{ImageSizeUnusable, ImageUnreadable};
+    let encodings = [(ImageUnreadable, 2), (ImageDamaged, 1), (ImageExtension, 1)];
     assert_eq!(of("derived/encodings", "annotations.json", "images", Split::Train), encodings);
-    assert_eq!(of("derived/exif_rotated", "display_coords.json", "images", Split::Train), [(PictureRotated, 1)]);
-    assert_eq!(of("derived/exif_rotated", "stored_coords.json", "images", Split::Train), [(PictureSizeUnusable, 1)]);
+    assert_eq!(of("derived/exif_rotated", "display_coords.json", "images", Split::Train), [(ImageRotated, 1)]);
+    assert_eq!(of("derived/exif_rotated", "stored_coords.json", "images", Split::Train), [(ImageSizeUnusable, 1)]);
     assert_eq!(
         of("derived/broken_values", "swapped_width_height.json", "images", Split::Train)[0].0,
-        PictureSizeUnusable
+        ImageSizeUnusable
     );
     assert_eq!(of("derived/00_reference", "annotations.json", "images", Split::Train), []);
     let label_studio = of("wild/labelstudio_boxes_jpeg_as_png", "result.json", ".", Split::Val);
-    assert_eq!(label_studio, [(PictureExtension, 11)]);
+    assert_eq!(label_studio, [(ImageExtension, 11)]);
     assert_eq!(of("wild/labelme2coco_fruit", "trainval.json", "images", Split::Train), []);
     let off_by_one = of("wild/roboflow_size_off_by_one", "train/_annotations.coco.json", "train", Split::Train);
-    assert!(off_by_one.iter().any(|&(code, count)| code == PictureSizeDiffers && count > 0), "{off_by_one:?}");
-    assert!(off_by_one.iter().all(|&(code, _)| [PictureSizeDiffers, PictureMissing].contains(&code)), "{off_by_one:?}");
+    assert!(off_by_one.iter().any(|&(code, count)| code == ImageSizeDiffers && count > 0), "{off_by_one:?}");
+    assert!(off_by_one.iter().all(|&(code, _)| [ImageSizeDiffers, ImageMissing].contains(&code)), "{off_by_one:?}");
 }

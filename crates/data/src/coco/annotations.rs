@@ -21,7 +21,7 @@ pub(super) struct Span {
 
 /// A label that stands for no class.
 pub(super) const FOREIGN: u16 = u16::MAX;
-/// The size of an image that neither the file nor the picture tells; an error says so.
+/// The size of an image that neither the file nor the image tells; an error says so.
 pub(super) const UNKNOWN_SIZE: [u32; 2] = [0, 0];
 /// A place that stands for no image.
 pub(super) const NOWHERE: u32 = u32::MAX;
@@ -365,7 +365,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the reference trains on a box in a picture of `size` (width, height).
+    /// Whether the reference trains on a box in an image of `size` (width, height).
     fn fits(&mut self, sides: [f64; 4], [width, height]: [u32; 2]) -> bool {
         let [x, y, w, h] = sides;
         let shown = move || format!("bbox {sides:?} in {width}x{height} pixels");
@@ -387,7 +387,7 @@ impl Reader<'_> {
         if w < 1.0 || h < 1.0 {
             let like_fractions =
                 width > 2 && height > 2 && w > 0.0 && h > 0.0 && sides.iter().all(|side| (0.0..=1.0).contains(side));
-            self.add(if like_fractions { Code::BoxNormalised } else { Code::BoxEmpty }, shown);
+            self.add(if like_fractions { Code::BoxNormalized } else { Code::BoxEmpty }, shown);
             return false;
         }
         if inner_width * inner_height == 0.0 {

@@ -103,7 +103,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, findings: &mu
     }
     if let Some(bbox) = raw.bbox {
         let [bx, by, bw, bh] = bbox.value;
-        // A box around a mask that reaches out of the picture may end at the border.
+        // A box around a mask that reaches out of the image may end at the border.
         let inside =
             |start: f64, length: f64, limit: f64| [start.clamp(0.0, limit), (start + length).clamp(0.0, limit)];
         let pairs =
@@ -120,7 +120,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, findings: &mu
 }
 
 /// Whether no pixel is set. Polygons are only drawn where they may miss every pixel: as they are thin, or as they lie at
-/// the border of the picture or outside.
+/// the border of the image or outside.
 fn is_empty(segmentation: &Segmentation, [width, height]: [u32; 2]) -> bool {
     let (right, bottom) = (f64::from(width), f64::from(height));
     let is_inside = |point: &[f64]| (0.0..=right).contains(&point[0]) && (0.0..=bottom).contains(&point[1]);

@@ -11,7 +11,7 @@ use fnet_test_support::SmallSet;
 /// One change of the sound file: a JSON pointer, and the new value; `None` removes it.
 type Change = (&'static str, Option<Value>);
 
-/// Two pictures with one sound object each.
+/// Two images with one sound object each.
 fn sound() -> (SmallSet, Value) {
     let small = SmallSet::new(&[(64, 48), (64, 48)]);
     let text = std::fs::read(small.folder.path().join("a.json")).unwrap();
@@ -101,7 +101,7 @@ fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
         (cut("/annotations/1/bbox"), vec![BoxFromMask]),
         (bbox(json!(["4", 5, 20, 10])), vec![BoxText]),
         (bbox(json!([4, 5, "@NaN", 10])), vec![BoxNotFinite]),
-        (bbox(json!([0.1, 0.1, 0.5, 0.5])), vec![BoxNormalised]),
+        (bbox(json!([0.1, 0.1, 0.5, 0.5])), vec![BoxNormalized]),
         (bbox(json!([4, 5, 0, 10])), vec![BoxEmpty]),
         (bbox(json!([70, 5, 20, 10])), vec![BoxElsewhere]),
         (bbox(json!([4, 5, 70, 10])), vec![BoxOutside, MaskBoxDiffers]),
@@ -214,10 +214,11 @@ fn every_code_is_found_where_it_should_be() {
     compare("files".into(), codes(&small, Split::Train), &[FileUnreadable, FileFolderMissing]);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
-    // Pictures and the sets together are the checks' own; so is what depends on the metrics.
+    // Image files and the sets together are the checks' own; so is what depends on the metrics.
+    let place = |code: Code| Code::ALL.iter().position(|other| *other == code).unwrap();
+    let of_files = place(ImageMissing)..=place(ImageExtension);
     let elsewhere = |code: &Code| {
-        ["picture-", "split-"].iter().any(|group| code.name().starts_with(group))
-            || [ClassCount, MaskNeeded].contains(code)
+        of_files.contains(&place(*code)) || code.name().starts_with("split-") || [ClassCount, MaskNeeded].contains(code)
     };
     let missing: Vec<_> = Code::ALL.iter().filter(|code| !elsewhere(code) && !seen.contains(*code)).collect();
     assert!(missing.is_empty(), "no case has {missing:?}");

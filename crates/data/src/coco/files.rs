@@ -1,4 +1,4 @@
-//! From the names of an annotation file to picture files, also where other systems have spelled them in their way.
+//! From the names of an annotation file to image files, also where other systems have spelled them in their way.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -35,7 +35,7 @@ impl Found {
     }
 }
 
-/// The names in folders of pictures, each folder read once, when it is needed.
+/// The names in folders of images, each folder read once, when it is needed.
 #[derive(Debug, Default)]
 pub(super) struct Folders {
     known: Mutex<HashMap<PathBuf, Arc<Listing>>>,
@@ -50,7 +50,7 @@ struct Listing {
 
 impl Listing {
     fn of(folder: &Path) -> Self {
-        // Neither folders and pipes nor links that lead to no file are pictures.
+        // Neither folders and pipes nor links that lead to no file are images.
         let is_file = |entry: &DirEntry| match entry.file_type() {
             Ok(kind) if kind.is_symlink() => entry.path().is_file(),
             kind => kind.is_ok_and(|kind| kind.is_file()),
@@ -156,7 +156,7 @@ fn hexadecimal(digit: u8) -> Option<u8> {
 }
 
 impl Dataset {
-    /// Checks that every picture has a file.
+    /// Checks that every image has a file.
     pub fn check_files(&self, findings: &mut Findings) {
         // A name with a folder of its own still has to be looked for in that folder, not in the set's.
         for index in 0..self.len() {
@@ -167,16 +167,16 @@ impl Dataset {
             let place = || Place::image(self.written_image_id(image.id).to_string().trim_matches('"'));
             match self.folders.find(&self.folder, image.file_name) {
                 Found::Named(_) => {}
-                Found::Meant(path, how) => findings.add(Code::PictureNameMeant, &self.path, place, || {
+                Found::Meant(path, how) => findings.add(Code::ImageNameMeant, &self.path, place, || {
                     format!("no file {:?}; {} is taken, {how}", image.file_name, path.display())
                 }),
-                Found::Unclear { named, others } => findings.add(Code::PictureNameUnclear, &named, place, || {
+                Found::Unclear { named, others } => findings.add(Code::ImageNameUnclear, &named, place, || {
                     format!(
                         "no such file, and several can be meant: {}",
                         list(others.iter().map(|name| quoted(name)), 4)
                     )
                 }),
-                Found::Missing(path) => findings.add(Code::PictureMissing, &path, place, || {
+                Found::Missing(path) => findings.add(Code::ImageMissing, &path, place, || {
                     let what = match path.parent() {
                         Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
                         _ if path.is_symlink() => "the link leads to no file".into(),
@@ -296,7 +296,7 @@ mod tests {
             let mut findings = Findings::default();
             Dataset::open(&small.config, Split::Train).unwrap().check_files(&mut findings);
             let finding = &findings.kept()[0];
-            assert_eq!(finding.code, Code::PictureMissing, "{finding}");
+            assert_eq!(finding.code, Code::ImageMissing, "{finding}");
             let offered = finding.message.split_once("; ").map(|(_, offer)| offer);
             assert_eq!(offered.is_some(), expected.is_some(), "{img_prefix} {name}: {finding}");
             assert!(expected.is_none_or(|part| finding.message.contains(part)), "{img_prefix} {name}: {finding}");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn links_to_nothing_and_folders_are_no_pictures() {
+    fn links_to_nothing_and_folders_are_no_images() {
         let folder = folder_with(&["a.jpg", "folder.jpg/x"]);
         let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
         link("a.jpg", "sound.jpg");

@@ -14,7 +14,7 @@ const HEAD: usize = 1 << 16;
 pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static str> {
     let has = |name: &str| keys.iter().any(|(key, _)| key == name);
     if has("shapes") && (has("imagePath") || has("imageData")) {
-        return Some("LabelMe JSON of one picture; convert the folder with labelme2coco");
+        return Some("LabelMe JSON of one image; convert the folder with labelme2coco");
     }
     if keys.iter().any(|(key, _)| key.starts_with("_via_")) {
         return Some("a project of the VGG Image Annotator (VIA); export it as COCO there");
@@ -22,7 +22,7 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static
     if has("annotation") && !has("annotations") {
         let head = head(source);
         if contains(&head, "\"bndbox\"") || contains(&head, "\"folder\"") {
-            return Some("Pascal VOC turned into JSON, one picture; convert the annotations to COCO instances");
+            return Some("Pascal VOC turned into JSON, one image; convert the annotations to COCO instances");
         }
     }
     if has("videos") && !has("images") {
@@ -34,7 +34,7 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static
         return Some("annotations of SuperAnnotate; export them as COCO there, or convert them with its converter");
     }
     if has("asset") && has("regions") {
-        return Some("VoTT JSON of one picture; export the project as COCO or convert it");
+        return Some("VoTT JSON of one image; export the project as COCO or convert it");
     }
     if has("info") && has("items") && has("categories") {
         return Some("Datumaro JSON; export it with `datum convert -f coco_instances`");

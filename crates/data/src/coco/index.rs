@@ -1,4 +1,4 @@
-//! From images and annotations to the pictures and objects that are used, by the reference's rules.
+//! From images and annotations to the images and objects that are used, by the reference's rules.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::source::Source;
 use super::{IdNames, Split};
 use crate::findings::{Code, Findings, Place};
 
-/// Pictures narrower or lower than this are not trained on.
+/// Images narrower or lower than this are not trained on.
 const MIN_SIDE: u32 = 32;
 
-/// Columns with one entry per picture.
+/// Columns with one entry per image.
 #[derive(Debug, Default)]
 pub(super) struct Images {
     pub ids: Vec<i64>,
@@ -24,7 +24,7 @@ pub(super) struct Images {
     /// All file names, one after the other.
     pub names: String,
     pub name_ends: Vec<u32>,
-    /// Where the objects of a picture start; one entry more than pictures.
+    /// Where the objects of an image start; one entry more than images.
     pub first_object: Vec<u32>,
 }
 
@@ -122,7 +122,7 @@ impl Rows {
     }
 }
 
-/// The pictures and objects that are used.
+/// The images and objects that are used.
 pub(super) struct Index {
     pub images: Images,
     pub objects: ObjectColumns,

@@ -1,6 +1,6 @@
 //! A lenient walk over JSON text: members and items as slices of the text, nothing decoded that is not asked for.
 //!
-//! Annotation files hold hundreds of megabytes of polygon points that are only needed picture by picture; skipping them
+//! Annotation files hold hundreds of megabytes of polygon points that are only needed image by image; skipping them
 //! costs a search for brackets. Numbers may be `NaN` and `Infinity`, as Python's reader has them.
 
 use std::borrow::Cow;

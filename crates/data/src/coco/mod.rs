@@ -1,6 +1,6 @@
-//! COCO data sets: which pictures and objects there are, by the reference's rules.
+//! COCO data sets: which images and objects there are, by the reference's rules.
 //!
-//! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when a picture is
+//! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when an image is
 //! loaded, so that ranks of one node share them through the page cache.
 
 mod annotations;
@@ -74,7 +74,7 @@ pub struct Category {
     pub name: String,
 }
 
-/// What the annotation file says about one picture.
+/// What the annotation file says about one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo<'d> {
     /// The `id` in the annotation file.
@@ -87,10 +87,10 @@ pub struct ImageInfo<'d> {
     pub height: usize,
 }
 
-/// The objects of one picture that are trained on, as slices of equal length; crowds are not among them.
+/// The objects of one image that are trained on, as slices of equal length; crowds are not among them.
 #[derive(Debug, Clone, Copy)]
 pub struct Objects<'d> {
-    /// `[x1, y1, x2, y2]` in pixels of the original picture.
+    /// `[x1, y1, x2, y2]` in pixels of the original image.
     pub boxes: &'d [[f32; 4]],
     /// Place of the class in [`Dataset::categories`].
     pub labels: &'d [u16],
@@ -100,9 +100,9 @@ pub struct Objects<'d> {
     mask_lengths: &'d [u32],
 }
 
-/// The pictures and objects of one annotation file.
+/// The images and objects of one annotation file.
 ///
-/// Pictures are numbered `0..len()` in the file's order after filtering.
+/// Images are numbered `0..len()` in the file's order after filtering.
 #[derive(Debug)]
 pub struct Dataset {
     split: Split,
@@ -157,12 +157,12 @@ pub fn data_root(config: &config::Data) -> PathBuf {
 }
 
 impl Dataset {
-    /// Number of pictures.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.images.ids.len()
     }
 
-    /// Whether there is no picture.
+    /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -177,7 +177,7 @@ impl Dataset {
         &self.path
     }
 
-    /// The folder of the pictures.
+    /// The folder of the images.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -202,7 +202,7 @@ impl Dataset {
         self.objects.boxes.len()
     }
 
-    /// What the annotation file says about picture `index`.
+    /// What the annotation file says about image `index`.
     ///
     /// # Panics
     /// If `index` is not below [`Self::len`], like a slice.
@@ -218,25 +218,25 @@ impl Dataset {
         }
     }
 
-    /// The `id` of every picture, in the order of their numbers.
+    /// The `id` of every image, in the order of their numbers.
     pub fn image_ids(&self) -> &[i64] {
         &self.images.ids
     }
 
-    /// The file of picture `index`; where there is none of this name, the one that is meant, if only one can be.
+    /// The file of image `index`; where there is none of this name, the one that is meant, if only one can be.
     ///
     /// # Panics
     /// As [`Self::image`].
-    pub fn picture_path(&self, index: usize) -> PathBuf {
+    pub fn image_path(&self, index: usize) -> PathBuf {
         self.folders.find(&self.folder, self.image(index).file_name).into_path()
     }
 
-    /// 1 for a picture wider than high, else 0: pictures of one step have equal flags.
+    /// 1 for an image wider than high, else 0: images of one step have equal flags.
     pub fn aspect_flags(&self) -> Vec<u8> {
         self.images.sizes.iter().map(|&[width, height]| u8::from(width > height)).collect()
     }
 
-    /// The objects of picture `index`.
+    /// The objects of image `index`.
     ///
     /// # Panics
     /// As [`Self::image`].
@@ -261,7 +261,7 @@ impl Dataset {
         self.id_names.written(id, self.id_names.are_text[1])
     }
 
-    /// The masks of the objects of picture `index`, read from the annotation file.
+    /// The masks of the objects of image `index`, read from the annotation file.
     ///
     /// # Errors
     /// If the file cannot be read or was changed since it was opened, or a mask is malformed.

@@ -16,11 +16,11 @@ use super::index::Rows;
 use super::records::{RawImage, shown_id};
 use super::source::Source;
 use super::{Dataset, Listed, Split, data_root, foreign, index, lists};
-use crate::decode::{Picture, PictureHeader};
+use crate::decode::{DecodedImage, ImageHeader};
 use crate::findings::{Code, Findings, Place, Severity};
 
 impl Dataset {
-    /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of pictures exists.
+    /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of images exists.
     ///
     /// # Errors
     /// A data error with the first finding of each kind that makes the set unusable.
@@ -170,20 +170,20 @@ pub(super) fn report_broken(broken: Broken, source: &Source, path: &Path, findin
     }
 }
 
-/// The size of every image; those that the file does not give are read from the pictures.
+/// The size of every image; those that the file does not give are read from the images.
 fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, findings: &mut Findings) -> Vec<[u32; 2]> {
     let mut sizes: Vec<[u32; 2]> = images.iter().map(|image| *image.size.as_ref().unwrap_or(&UNKNOWN_SIZE)).collect();
     let missing = images.iter().enumerate().filter_map(|(place, image)| Some((place, image.size.as_ref().err()?)));
     let missing: Vec<_> = missing.collect();
     let read = |&(place, wrong): &(usize, _)| {
         let file = folders.find(folder, &images[place].file_name).into_path();
-        (place, wrong, Picture::header(&file), file)
+        (place, wrong, DecodedImage::header(&file), file)
     };
     let headers: Vec<_> = missing.par_iter().map(read).collect();
     for (place, wrong, header, file) in headers {
         let of_image = || Place::image(shown_id(Some(&images[place].id), place));
         match header {
-            Ok(PictureHeader { width, height, .. }) => {
+            Ok(ImageHeader { width, height, .. }) => {
                 findings.add(Code::ImageSizeMissing, path, of_image, || {
                     format!("{wrong}; {} has {width}x{height}", file.display())
                 });

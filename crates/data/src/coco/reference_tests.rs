@@ -4,9 +4,9 @@
 use super::*;
 use fnet_test_support::fixture;
 
-/// Pictures, boxes, the sum of their right sides in float32, pixels of all masks.
+/// Images, boxes, the sum of their right sides in float32, pixels of all masks.
 type Train = (usize, usize, f64, u64);
-/// Pictures, boxes, the sum of their right sides.
+/// Images, boxes, the sum of their right sides.
 type Val = (usize, usize, f64);
 /// Annotations, the sum of their areas, crowds.
 type Truth = (usize, f64, usize);
@@ -237,15 +237,15 @@ fn close(a: f64, b: f64) -> bool {
 fn compare(root: &Path, expected: &Expected) {
     let file = root.join("data").join(expected.file);
     let name = expected.file;
-    if let Some((pictures, boxes, sum, pixels)) = expected.train {
+    if let Some((images, boxes, sum, pixels)) = expected.train {
         let set = open(&file, Split::Train);
-        assert_eq!((set.len(), set.object_count()), (pictures, boxes), "{name}: pictures and boxes in training");
+        assert_eq!((set.len(), set.object_count()), (images, boxes), "{name}: images and boxes in training");
         assert!(close(right_sides(&set), sum), "{name}: right sides {}, expected {sum}", right_sides(&set));
         assert_eq!(mask_pixels(&set), pixels, "{name}: pixels of the masks");
     }
-    if let Some((pictures, boxes, sum)) = expected.val {
+    if let Some((images, boxes, sum)) = expected.val {
         let set = open(&file, Split::Val);
-        assert_eq!((set.len(), set.object_count()), (pictures, boxes), "{name}: pictures and boxes in validation");
+        assert_eq!((set.len(), set.object_count()), (images, boxes), "{name}: images and boxes in validation");
         assert!(close(right_sides(&set), sum), "{name}: right sides {}, expected {sum}", right_sides(&set));
     }
     if let Some((count, area, crowds)) = expected.truth {

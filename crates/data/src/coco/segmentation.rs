@@ -16,7 +16,7 @@ pub enum Segmentation {
     RunLengths(Rle),
 }
 
-/// Drawing goes along the outline, so time and memory are bounded by its length. No picture has one of so many pixels.
+/// Drawing goes along the outline, so time and memory are bounded by its length. No image has one of so many pixels.
 const LONGEST_OUTLINE: f64 = 4_194_304.0;
 
 /// Takes what is odd about a mask.
@@ -71,7 +71,7 @@ impl Segmentation {
         Some(format!("{}: {what}", shown(json)))
     }
 
-    /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterises it; run lengths must have that frame.
+    /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterizes it; run lengths must have that frame.
     ///
     /// # Errors
     /// Says what is wrong, without the place it comes from.
@@ -84,7 +84,7 @@ impl Segmentation {
         }
     }
 
-    /// The box `[x, y, width, height]` around the mask in a picture of `size` (width, height): around the points of
+    /// The box `[x, y, width, height]` around the mask in an image of `size` (width, height): around the points of
     /// polygons, around the pixels of run lengths. `None` for an empty mask.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ fn length(json: &[u8]) -> Option<usize> {
     items(json, |_| count += 1).ok().map(|()| count)
 }
 
-/// Refuses run lengths of another frame than the picture's `size` (width, height).
+/// Refuses run lengths of another frame than the image's `size` (width, height).
 fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
     if (rle.h, rle.w) == (height, width) {
         return Ok(());

@@ -56,14 +56,14 @@ fn objects_are_kept_by_the_references_rules() {
 }
 
 #[test]
-fn training_leaves_out_small_pictures_and_those_without_a_wanted_object() {
+fn training_leaves_out_small_images_and_those_without_a_wanted_object() {
     let mut small = image(2);
     small["width"] = json!(31);
     let crowd = with(annotation(3, 3), "iscrowd", json!(1));
     let images = [image(1), small, image(3), image(4), image(5)];
     let annotations = [annotation(1, 5), annotation(2, 2), crowd, with(annotation(4, 4), "category_id", json!(3))];
     let train = open(&images, &annotations, Split::Train, &["box"]).unwrap();
-    // A picture with nothing but a crowd stays, with nothing to learn.
+    // An image with nothing but a crowd stays, with nothing to learn.
     assert_eq!(train.image_ids(), [3, 5]);
     assert!(train.objects(0).boxes.is_empty());
     assert_eq!(train.image(1), ImageInfo { id: 5, file_name: "5.png", width: 64, height: 48 });
@@ -160,7 +160,7 @@ fn pipes_are_refused_rather_than_waited_for() {
     let error = Dataset::open(&small.config, Split::Val).unwrap_err().to_string();
     assert!(error.contains("image 1: no width, and ") && error.contains("not a regular file"), "{error}");
     let path = small.folder.path().join("1.png");
-    assert!(crate::Picture::read(&path).unwrap_err().to_string().contains("not a regular file"));
+    assert!(crate::DecodedImage::read(&path).unwrap_err().to_string().contains("not a regular file"));
     std::fs::remove_file(small.folder.path().join("a.json")).unwrap();
     pipe("a.json");
     assert!(Dataset::open(&small.config, Split::Val).unwrap_err().to_string().contains("not a regular file"));

@@ -31,7 +31,7 @@ pub struct TrueObject {
     pub mask: Option<Mask>,
 }
 
-/// The sizes of the images of a header: as listed, else as the set has read them from the pictures.
+/// The sizes of the images of a header: as listed, else as the set has read them from the images.
 pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> {
     let mut by_name: HashMap<&str, [u32; 2]> = HashMap::new();
     if header.images.iter().any(|image| image.size.is_err()) {

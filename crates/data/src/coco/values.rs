@@ -4,7 +4,7 @@ use fnet_common::text::printable;
 
 use super::json::{items, number, string};
 
-/// 2^53: above it a float no longer tells neighbouring integers apart.
+/// 2^53: above it a float no longer tells neighboring integers apart.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Numbers below this one stand for ids that are names.

@@ -9,15 +9,15 @@ use fnet_test_support::fixture;
 /// What is found in each file of `derived` and `wild`, in training and in validation.
 const EXPECTED: &str = include_str!("wild.txt");
 
-/// A set whose annotation file is `file`, with the pictures that lie beside it.
+/// A set whose annotation file is `file`, with the images that lie beside it.
 fn config(file: &Path) -> config::Data {
     let folder = file.parent().unwrap();
-    let pictures = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
-    let pictures = pictures.unwrap_or_else(|| folder.to_owned());
+    let images = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
+    let images = images.unwrap_or_else(|| folder.to_owned());
     let mut config = config::Data { root: "/".into(), ..Default::default() };
     for set in [&mut config.train, &mut config.val] {
         set.ann_file = file.display().to_string();
-        set.img_prefix = pictures.display().to_string();
+        set.img_prefix = images.display().to_string();
     }
     config
 }
@@ -103,7 +103,7 @@ fn objects(config: &config::Data, split: Split) -> Vec<(String, [f32; 4], u16, V
     found
 }
 
-/// The ground truth of a set, each with the name of its picture in place of its image id.
+/// The ground truth of a set, each with the name of its image in place of its image id.
 fn truth(config: &config::Data) -> Vec<String> {
     let set = Dataset::open(config, Split::Val).unwrap();
     let name = |id: i64| set.image(set.image_ids().iter().position(|&own| own == id).unwrap()).file_name;
@@ -154,7 +154,7 @@ fn ids_in_any_spelling_give_the_same_set_and_are_written_as_they_were() {
 }
 
 #[test]
-fn both_spellings_of_unicode_names_are_the_same_pictures() {
+fn both_spellings_of_unicode_names_are_the_same_images() {
     let Some(root) = fixture("") else { return };
     let files = ["annotations.json", "annotations_raw_utf8_bom_crlf.json"];
     assert_equal_sets(&root.join("data/derived/unicode_names"), &files);

@@ -1,4 +1,4 @@
-//! What the first bytes of a picture file tell.
+//! What the first bytes of an image file tell.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -7,12 +7,12 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
-use super::{check_size, jpeg, jpeg2000, no_picture, other, regular, tiff};
+use super::{check_size, jpeg, jpeg2000, no_image, other, regular, tiff};
 
 /// Read first. The header of most files ends within it; a JPEG may have a long EXIF block with a preview.
 const START: usize = 64 << 10;
 
-/// The format of a picture file.
+/// The format of an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// One that the crate `image` knows.
@@ -42,12 +42,12 @@ impl Format {
     }
 }
 
-/// What a picture file says about itself before its pixels.
+/// What an image file says about itself before its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PictureHeader {
+pub struct ImageHeader {
     /// Told by the content.
     pub format: Format,
-    /// Pixels, after the EXIF rotation: the width of the decoded picture.
+    /// Pixels, after the EXIF rotation: the width of the decoded image.
     pub width: usize,
     /// Pixels, after the EXIF rotation.
     pub height: usize,
@@ -55,7 +55,7 @@ pub struct PictureHeader {
     pub orientation: u8,
 }
 
-impl PictureHeader {
+impl ImageHeader {
     pub(super) fn new(format: Format, (width, height): (u32, u32), orientation: Orientation) -> Self {
         let (width, height) = (width as usize, height as usize);
         let orientation = orientation.to_exif();
@@ -75,13 +75,13 @@ impl PictureHeader {
 ///
 /// # Errors
 /// Says what is wrong with the file, without its name.
-pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
+pub(super) fn read(path: &Path) -> Result<ImageHeader, String> {
     let wrong = |error: std::io::Error| error.to_string();
     regular(path).map_err(wrong)?;
     let mut file = File::open(path).map_err(wrong)?;
     let mut bytes = Vec::with_capacity(START);
     (&mut file).take(START as u64).read_to_end(&mut bytes).map_err(wrong)?;
-    if let Some(message) = no_picture(&bytes) {
+    if let Some(message) = no_image(&bytes) {
         return Err(message.into());
     }
     if jpeg::is_jpeg(&bytes) {
@@ -95,7 +95,7 @@ pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
             }
         };
         check_size(header.width, header.height)?;
-        return Ok(PictureHeader::new(
+        return Ok(ImageHeader::new(
             Format::Known(ImageFormat::Jpeg),
             (header.width, header.height),
             header.orientation,
@@ -103,7 +103,7 @@ pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
     }
     if jpeg2000::is_jpeg2000(&bytes) {
         file.read_to_end(&mut bytes).map_err(wrong)?;
-        return Ok(PictureHeader::new(Format::Jpeg2000, jpeg2000::header(&bytes)?, Orientation::NoTransforms));
+        return Ok(ImageHeader::new(Format::Jpeg2000, jpeg2000::header(&bytes)?, Orientation::NoTransforms));
     }
     file.seek(SeekFrom::Start(0)).map_err(wrong)?;
     let (format, size, orientation) = if tiff::is_tiff(&bytes) {
@@ -114,7 +114,7 @@ pub(super) fn read(path: &Path) -> Result<PictureHeader, String> {
         (format, decoder.dimensions(), decoder.orientation().unwrap_or(Orientation::NoTransforms))
     };
     check_size(size.0, size.1)?;
-    Ok(PictureHeader::new(Format::Known(format), size, orientation))
+    Ok(ImageHeader::new(Format::Known(format), size, orientation))
 }
 
 #[cfg(test)]
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use fnet_test_support::fixture;
 
-    use crate::Picture;
+    use crate::DecodedImage;
 
     #[test]
     fn the_header_says_what_decoding_gives() {
@@ -132,15 +132,15 @@ mod tests {
         let list = include_str!("../../tests/fixtures/opencv_pixels.json");
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
         let mut upright = 0;
-        for name in list["pictures"].as_object().unwrap().keys() {
+        for name in list["images"].as_object().unwrap().keys() {
             let path = root.join("data").join(name);
-            let Ok(picture) = Picture::read(&path) else { continue };
-            let header = Picture::header(&path).unwrap();
-            assert_eq!((header.width, header.height), (picture.width, picture.height), "{name}");
+            let Ok(image) = DecodedImage::read(&path) else { continue };
+            let header = DecodedImage::header(&path).unwrap();
+            assert_eq!((header.width, header.height), (image.width, image.height), "{name}");
             upright += usize::from(header.orientation == 1);
         }
         assert!(upright > 100);
-        let turned = Picture::header(&root.join("data/odd_images/exif_landscape_6.jpg")).unwrap();
+        let turned = DecodedImage::header(&root.join("data/odd_images/exif_landscape_6.jpg")).unwrap();
         assert_eq!((turned.width, turned.height, turned.orientation), (1800, 1200, 6));
     }
 
@@ -157,17 +157,17 @@ mod tests {
         let long = [&bytes[..2], &comment, &comment, &bytes[2..]].concat();
         for content in [&long[..], &bytes[..bytes.len() - 20]] {
             std::fs::write(&path, content).unwrap();
-            let header = Picture::header(&path).unwrap();
+            let header = DecodedImage::header(&path).unwrap();
             assert_eq!((header.format, header.width, header.height), (Format::Known(ImageFormat::Jpeg), 40, 30));
         }
         std::fs::write(&path, &long[..0x1_0100]).unwrap();
-        let message = Picture::header(&path).unwrap_err().to_string();
+        let message = DecodedImage::header(&path).unwrap_err().to_string();
         assert!(message.contains("a.jpg") && message.contains("replace the file"), "{message}");
     }
 
     #[test]
     fn a_name_fits_or_does_not() {
-        let header = PictureHeader::new(Format::Known(ImageFormat::Jpeg), (4, 3), Orientation::Rotate90);
+        let header = ImageHeader::new(Format::Known(ImageFormat::Jpeg), (4, 3), Orientation::Rotate90);
         assert_eq!((header.width, header.height, header.orientation), (3, 4, 6));
         for (name, fits) in [("a.jpg", true), ("a.JPEG", true), ("a.png", false), ("a", true), ("a.b.jpe", true)] {
             assert_eq!(header.fits_name(Path::new(name)), fits, "{name}");

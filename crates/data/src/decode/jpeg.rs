@@ -169,7 +169,7 @@ impl<'b> Decoder<'b> {
                 self.info.out_color_space = sys::J_COLOR_SPACE::JCS_CMYK;
                 4
             }
-            other => return Err(format!("{other} colour channels, expected 1, 3 or 4")),
+            other => return Err(format!("{other} color channels, expected 1, 3 or 4")),
         };
         // SAFETY: the header was read, and the source never suspends.
         if unsafe { sys::jpeg_start_decompress(&mut self.info) } == 0 {

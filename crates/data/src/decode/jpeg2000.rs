@@ -59,19 +59,19 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
 mod tests {
     use proptest::prelude::*;
 
-    use crate::decode::Picture;
+    use crate::decode::DecodedImage;
 
     const FILE: &[u8] = include_bytes!("../../tests/fixtures/tiny.jp2");
 
     #[test]
     fn a_lossless_file_gives_its_pixels() {
-        let picture = Picture::decode(FILE).unwrap();
+        let image = DecodedImage::decode(FILE).unwrap();
         let expected: Vec<u8> = (0..8u8).flat_map(|i| [i * 30, 255 - i * 20, i * 7]).collect();
-        assert_eq!((picture.width, picture.height, picture.rgb), (4, 2, expected));
+        assert_eq!((image.width, image.height, image.rgb), (4, 2, expected));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jp2");
         std::fs::write(&path, FILE).unwrap();
-        let header = Picture::header(&path).unwrap();
+        let header = DecodedImage::header(&path).unwrap();
         assert_eq!((header.width, header.height, header.format.mime_type()), (4, 2, "image/jp2"));
         assert!(header.fits_name(&path));
     }
@@ -83,8 +83,8 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = value;
             bytes.truncate(bytes.len() - cut % bytes.len());
-            if let Ok(picture) = Picture::decode(&bytes) {
-                prop_assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+            if let Ok(image) = DecodedImage::decode(&bytes) {
+                prop_assert_eq!(image.rgb.len(), image.width * image.height * 3);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Picture files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
+//! Image files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
 //! 16-bit values cut to 8 bits.
 
 mod header;
@@ -14,7 +14,7 @@ use image::{DynamicImage, RgbImage};
 
 use fnet_protocol::contain;
 
-pub use header::PictureHeader;
+pub use header::ImageHeader;
 
 use fnet_common::text::printable;
 use fnet_common::{Error, Result};
@@ -25,20 +25,20 @@ const MAX_PIXELS: u64 = 1 << 28;
 /// The remedy where a format is not decoded.
 const CONVERT: &str = "convert it to PNG or JPEG, as by `magick FILE FILE.png`";
 
-/// A decoded picture.
+/// A decoded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct DecodedImage {
     /// Pixels.
     pub width: usize,
     /// Pixels.
     pub height: usize,
     /// `width * height * 3` bytes, row-major: red, green, blue.
     pub rgb: Vec<u8>,
-    /// What the decoder found damaged but went on after, as OpenCV does: a JPEG that is cut off is grey from there.
+    /// What the decoder found damaged but went on after, as OpenCV does: a JPEG that is cut off is gray from there.
     pub warning: Option<String>,
 }
 
-impl Picture {
+impl DecodedImage {
     /// Reads and decodes the file at `path`; the format is told by its content, not by its name.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Picture {
         Self::decode(bytes).map_err(|message| wrong(path, &message))
     }
 
-    /// Decodes the content of a picture file.
+    /// Decodes the content of an image file.
     ///
     /// # Errors
     /// Says what is wrong with the content and how to mend it.
@@ -70,7 +70,7 @@ impl Picture {
     }
 
     fn decode_by_content(bytes: &[u8]) -> Result<Self, String> {
-        if let Some(message) = no_picture(bytes) {
+        if let Some(message) = no_image(bytes) {
             return Err(message.into());
         }
         if jpeg::is_jpeg(bytes) {
@@ -91,7 +91,7 @@ impl Picture {
     ///
     /// # Errors
     /// Data errors that name the file and the remedy.
-    pub fn header(path: &Path) -> Result<PictureHeader> {
+    pub fn header(path: &Path) -> Result<ImageHeader> {
         contained(|| header::read(path)).map_err(|message| wrong(path, &message))
     }
 }
@@ -111,17 +111,17 @@ fn regular(path: &Path) -> std::io::Result<()> {
 }
 
 fn wrong(path: &Path, message: &str) -> Error {
-    Error::data(format!("picture {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
+    Error::data(format!("image {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
 }
 
-/// Names content that is no picture but often stands in place of one.
-fn no_picture(bytes: &[u8]) -> Option<&'static str> {
+/// Names content that is no image but often stands in place of one.
+fn no_image(bytes: &[u8]) -> Option<&'static str> {
     if bytes.is_empty() {
         Some("the file is empty; copy or download it again")
     } else if bytes.starts_with(b"version https://git-lfs") {
-        Some("the file is a Git LFS pointer, not the picture; run `git lfs pull`")
+        Some("the file is a Git LFS pointer, not the decoded; run `git lfs pull`")
     } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
-        Some("the file is AppleDouble metadata of macOS, not a picture; delete it and leave it out of the annotations")
+        Some("the file is AppleDouble metadata of macOS, not a decoded; delete it and leave it out of the annotations")
     } else if bytes.get(4..8) == Some(b"ftyp") {
         Some(match bytes.get(8..12) {
             Some(b"avif" | b"avis") => {
@@ -130,14 +130,14 @@ fn no_picture(bytes: &[u8]) -> Option<&'static str> {
             Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
                 "the content is HEIC (HEIF), which is not read; convert it to JPEG, as by `heif-convert FILE FILE.jpg`"
             }
-            _ => "the content is a video (MP4 or QuickTime), not a picture; take frames out of it, as by ffmpeg",
+            _ => "the content is a video (MP4 or QuickTime), not a decoded; take frames out of it, as by ffmpeg",
         })
     } else if is_html(bytes) {
-        Some("the content is HTML, perhaps the error page of a download; download the picture again")
+        Some("the content is HTML, perhaps the error page of a download; download the image again")
     } else if bytes.starts_with(b"%PDF") {
-        Some("the content is PDF, not a picture; convert it to PNG, as by `pdftoppm -png FILE NAME`")
+        Some("the content is PDF, not a decoded; convert it to PNG, as by `pdftoppm -png FILE NAME`")
     } else if bytes.starts_with(b"PK\x03\x04") {
-        Some("the content is a ZIP archive, not a picture; unpack it")
+        Some("the content is a ZIP archive, not a decoded; unpack it")
     } else {
         None
     }
@@ -150,26 +150,24 @@ fn is_html(bytes: &[u8]) -> bool {
     ["<!doctype", "<html", "<head", "<body", "<?xml"].iter().any(|tag| start.starts_with(tag.as_bytes()))
 }
 
-/// A picture of `width` by `height` pixels, turned upright.
-fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<Picture, String> {
+/// An image of `width` by `height` pixels, turned upright.
+fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<DecodedImage, String> {
     if orientation == Orientation::NoTransforms {
-        return Ok(Picture { width, height, rgb, warning: None });
+        return Ok(DecodedImage { width, height, rgb, warning: None });
     }
     let image = RgbImage::from_raw(width as u32, height as u32, rgb);
     let mut image = DynamicImage::from(image.ok_or("the decoder gave too few pixels")?);
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(Picture { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
+    Ok(DecodedImage { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
 }
 
 fn check_size(width: u32, height: u32) -> Result<(), String> {
     if width == 0 || height == 0 {
-        return Err(format!("the picture has {width}x{height} pixels; replace the file"));
+        return Err(format!("the image has {width}x{height} pixels; replace the file"));
     }
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(format!(
-            "{width}x{height} pixels are more than the {MAX_PIXELS} allowed; make the picture smaller"
-        ));
+        return Err(format!("{width}x{height} pixels are more than the {MAX_PIXELS} allowed; make the image smaller"));
     }
     Ok(())
 }
@@ -194,33 +192,33 @@ mod tests {
     fn alpha_is_dropped_and_deep_values_are_cut() {
         let rgba = ImageBuffer::from_pixel(2, 1, Rgba([10u8, 20, 30, 0]));
         let deep = ImageBuffer::from_pixel(1, 1, Luma([0x12ffu16]));
-        let grey = ImageBuffer::from_pixel(1, 1, LumaA([7u8, 128]));
+        let gray = ImageBuffer::from_pixel(1, 1, LumaA([7u8, 128]));
         for (image, expected) in [
             (DynamicImage::from(rgba), vec![10, 20, 30, 10, 20, 30]),
             (DynamicImage::from(deep), vec![0x12; 3]),
-            (DynamicImage::from(grey), vec![7; 3]),
+            (DynamicImage::from(gray), vec![7; 3]),
         ] {
-            assert_eq!(Picture::decode(&encoded(image, ImageFormat::Png)).unwrap().rgb, expected);
+            assert_eq!(DecodedImage::decode(&encoded(image, ImageFormat::Png)).unwrap().rgb, expected);
         }
     }
 
     #[test]
-    fn files_that_are_no_pictures_are_named() {
+    fn files_that_are_no_images_are_named() {
         for (bytes, expected) in [
             (&b""[..], "empty"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
             (b"\x00\x05\x16\x07\x00\x02", "AppleDouble"),
-            (b"hello world, not a picture", "no known image format"),
+            (b"hello world, not an image", "no known image format"),
             (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
             (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
             (b"\n <!DOCTYPE html><html>", "HTML"),
             (b"%PDF-1.7", "PDF"),
             (b"\0\0\0\x0cjP  \r\n\x87\n", "cannot be decoded"),
         ] {
-            let message = Picture::decode(bytes).unwrap_err();
+            let message = DecodedImage::decode(bytes).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
-        let message = Picture::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
+        let message = DecodedImage::read(Path::new("/nowhere/a.jpg")).unwrap_err().to_string();
         assert!(message.contains("/nowhere/a.jpg"), "{message}");
     }
 
@@ -236,7 +234,7 @@ mod tests {
         for (text, expected) in
             [(&b"P2 2 1 255 3 200"[..], vec![3, 3, 3, 200, 200, 200]), (b"P6 1 1 255 \x01\x02\x03", vec![1, 2, 3])]
         {
-            assert_eq!(Picture::decode(text).unwrap().rgb, expected);
+            assert_eq!(DecodedImage::decode(text).unwrap().rgb, expected);
         }
     }
 
@@ -246,9 +244,9 @@ mod tests {
         let list = include_str!("../../tests/fixtures/opencv_pixels.json");
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
         let mut different = Vec::new();
-        for (name, expected) in list["pictures"].as_object().unwrap() {
+        for (name, expected) in list["images"].as_object().unwrap() {
             let bytes = std::fs::read(root.join("data").join(name)).unwrap();
-            let found = match Picture::decode(&bytes) {
+            let found = match DecodedImage::decode(&bytes) {
                 Ok(p) => serde_json::json!([p.width, p.height, crc32fast::hash(&p.rgb)]),
                 Err(_) => serde_json::Value::Null,
             };
@@ -259,21 +257,21 @@ mod tests {
         assert!(different.is_empty(), "{}", different.join("\n"));
     }
 
-    /// Picture files below `folder`, by name.
-    fn pictures_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+    /// Image files below `folder`, by name.
+    fn images_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
         let endings = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
             if path.is_dir() {
-                pictures_below(&path, found);
+                images_below(&path, found);
             } else if ending.is_some_and(|ending| endings.contains(&ending.as_str())) {
                 found.push(path);
             }
         }
     }
 
-    /// The checksum goes over width, height and checksum of the pixels of each picture; "none" where there is none.
+    /// The checksum goes over width, height and checksum of the pixels of each image; "none" where there is none.
     #[test]
     fn pixels_of_whole_folders_are_opencvs() {
         let Some(root) = fixture("") else { return };
@@ -281,11 +279,11 @@ mod tests {
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
         for (name, expected) in list["folders"].as_object().unwrap() {
             let mut paths = Vec::new();
-            pictures_below(&root.join("data").join(name), &mut paths);
+            images_below(&root.join("data").join(name), &mut paths);
             paths.sort();
             let mut checksum = crc32fast::Hasher::new();
             for path in &paths {
-                match Picture::read(path) {
+                match DecodedImage::read(path) {
                     Ok(p) => [p.width as u32, p.height as u32, crc32fast::hash(&p.rgb)]
                         .iter()
                         .for_each(|number| checksum.update(&number.to_le_bytes())),
@@ -299,20 +297,20 @@ mod tests {
     #[test]
     fn a_cut_off_png_is_an_error() {
         let bytes = encoded(ImageBuffer::from_pixel(64, 64, Rgb([1u8, 2, 3])).into(), ImageFormat::Png);
-        assert!(Picture::decode(&bytes[..bytes.len() / 2]).unwrap_err().contains("replace the file"));
+        assert!(DecodedImage::decode(&bytes[..bytes.len() / 2]).unwrap_err().contains("replace the file"));
     }
 
     proptest! {
         #[test]
-        fn damaged_files_give_a_picture_or_a_message(at in 0usize..600, value in any::<u8>(), cut in 0usize..600) {
+        fn damaged_files_give_an_image_or_a_message(at in 0usize..600, value in any::<u8>(), cut in 0usize..600) {
             let image = ImageBuffer::from_fn(16, 16, |x, y| Rgb([(x * 16) as u8, (y * 16) as u8, 77]));
             for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
                 let mut bytes = encoded(image.clone().into(), format);
                 let at = at % bytes.len();
                 bytes[at] = value;
                 bytes.truncate(bytes.len() - cut % bytes.len());
-                if let Ok(picture) = Picture::decode(&bytes) {
-                    prop_assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+                if let Ok(decoded) = DecodedImage::decode(&bytes) {
+                    prop_assert_eq!(decoded.rgb.len(), decoded.width * decoded.height * 3);
                 }
             }
         }

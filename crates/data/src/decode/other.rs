@@ -34,7 +34,7 @@ fn broken(error: ImageError) -> String {
     match error {
         ImageError::Unsupported(_) => format!("cannot be decoded: {error}; {CONVERT}"),
         ImageError::Limits(_) => {
-            format!("it takes more memory than a picture of the {MAX_PIXELS} pixels allowed; make the picture smaller")
+            format!("it takes more memory than an image of the {MAX_PIXELS} pixels allowed; make the image smaller")
         }
         _ => format!("cannot be decoded: {error}; replace the file"),
     }

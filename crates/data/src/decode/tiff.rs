@@ -595,7 +595,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::decode::Picture;
+    use crate::decode::DecodedImage;
 
     type Tags = Vec<(u64, usize, Vec<u64>)>;
 
@@ -624,9 +624,9 @@ mod tests {
     }
 
     fn rgb(file: &[u8]) -> Vec<[u8; 3]> {
-        let picture = Picture::decode(file).unwrap();
-        assert_eq!((picture.width, picture.height), (4, 2));
-        picture.rgb.as_chunks().0.to_vec()
+        let image = DecodedImage::decode(file).unwrap();
+        assert_eq!((image.width, image.height), (4, 2));
+        image.rgb.as_chunks().0.to_vec()
     }
 
     const GRAY: [u8; 8] = [0, 10, 20, 30, 40, 50, 60, 255];
@@ -709,12 +709,12 @@ mod tests {
         let marked = [0, 0b0001_0111, 0b1100_0000, 0b0000_0100, 0b1101_0101, 0b1000_0000];
         assert_eq!(read(&marked, 3, 1), gray(white));
         let broken = file(false, &[&[0u8, 0][..]], &[(258, 2, &[1]), (259, 2, &[2]), (262, 2, &[0])]);
-        assert!(Picture::decode(&broken).unwrap_err().contains("fax"));
+        assert!(DecodedImage::decode(&broken).unwrap_err().contains("fax"));
     }
 
     #[test]
     fn what_is_not_decoded_is_named_with_the_remedy() {
-        let of = |tags: &[(u64, usize, &[u64])]| Picture::decode(&file(false, &[&GRAY], tags)).unwrap_err();
+        let of = |tags: &[(u64, usize, &[u64])]| DecodedImage::decode(&file(false, &[&GRAY], tags)).unwrap_err();
         for (message, expected) in [
             (of(&[(262, 2, &[3]), (277, 2, &[9])]), "9 samples per pixel"),
             (of(&[(258, 2, &[1]), (259, 2, &[3]), (262, 2, &[0]), (292, 4, &[1])]), "two-dimensional fax"),
@@ -734,8 +734,8 @@ mod tests {
             let mut bytes = file(false, &planes.each_ref().map(Vec::as_slice)[..count], &tags);
             let at = bytes.len() - 1 - at % bytes.len();
             bytes[at] = value;
-            if let Ok(picture) = Picture::decode(&bytes) {
-                prop_assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+            if let Ok(image) = DecodedImage::decode(&bytes) {
+                prop_assert_eq!(image.rgb.len(), image.width * image.height * 3);
             }
         }
     }

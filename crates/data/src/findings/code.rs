@@ -83,8 +83,8 @@ codes! {
         "an annotation file cannot be read", "stops", "crashes",
         "correct ann_file in the config (FNET_DATA_ROOT replaces data.root), or the file";
     FileFolderMissing = "file-folder-missing", Error,
-        "the folder of the pictures does not exist", "stops", "crashes at the first picture",
-        "put the pictures there, or correct img_prefix in the config (FNET_DATA_ROOT replaces data.root)";
+        "the folder of the images does not exist", "stops", "crashes at the first image",
+        "put the images there, or correct img_prefix in the config (FNET_DATA_ROOT replaces data.root)";
     FileEmpty = "file-empty", Error,
         "an annotation file without content", "stops", "crashes",
         "export, copy or download it again";
@@ -157,23 +157,60 @@ codes! {
         "an image id that stands more than once", "the last entry counts, in the place of the first", "the same",
         "give each image its own id";
     ImageNameRepeated = "image-name-repeated", Warning,
-        "two images with one file", "used as two pictures", "the same",
+        "two images with one file", "used as two images", "the same",
         "remove one, or correct file_name";
     ImageSizeMissing = "image-size-missing", Warning,
-        "an image without width and height above 0", "taken from the picture", "crashes",
+        "an image without width and height above 0", "taken from the image", "crashes",
         "add width and height in pixels";
     ImageSizeUnknown = "image-size-unknown", Error,
-        "an image without width and height, whose picture cannot be read", "stops", "crashes",
-        "add width and height in pixels, and the picture";
+        "an image without width and height, whose image cannot be read", "stops", "crashes",
+        "add width and height in pixels, and the image";
     ImageSizeText = "image-size-text", Warning,
         "a width or height that is a string", "read as the number in it", "crashes",
         "write it as a number";
     ImageSmall = "image-small", Note,
-        "a picture under 32 pixels wide or high", "not trained on (filter_empty)", "the same",
+        "an image under 32 pixels wide or high", "not trained on (filter_empty)", "the same",
         "nothing needs to be done";
     ImageEmpty = "image-empty", Note,
-        "a picture without an annotation of a wanted class", "not trained on (filter_empty)", "the same",
+        "an image without an annotation of a wanted class", "not trained on (filter_empty)", "the same",
         "nothing needs to be done; filter_empty = false trains on it";
+    // Image files.
+    ImageMissing = "image-missing", Error,
+        "the file of an image does not exist", "stops", "crashes when the image is loaded",
+        "add the file, correct img_prefix in the config or file_name, or remove the image from the annotation file";
+    ImageNameMeant = "image-name-meant", Warning,
+        "no image has the name in the annotation file, but one whose name differs by backslashes, percent codes, case or Unicode form",
+        "that one is taken", "crashes when the image is loaded",
+        "correct file_name";
+    ImageNameUnclear = "image-name-unclear", Error,
+        "no image has the name in the annotation file, and several have one that differs by case or Unicode form alone",
+        "stops", "crashes when the image is loaded",
+        "correct file_name";
+    ImageUnreadable = "image-unreadable", Error,
+        "an image cannot be read or decoded", "stops", "crashes when the image is loaded",
+        "or remove the image from the annotation file";
+    ImageLeftOut = "image-left-out", Warning,
+        "an image does not exist or cannot be decoded, and data.on_error is \"skip\"",
+        "training takes another one in its place; evaluation counts it as an image without detections", "crashes when the image is loaded",
+        "add or replace the file, or remove the image from the annotation file";
+    ImageDamaged = "image-damaged", Warning,
+        "an image is damaged, but can be decoded in part", "used as OpenCV decodes it; what is cut off is gray", "the same",
+        "replace the file";
+    ImageSizeDiffers = "image-size-differs", Warning,
+        "width and height of the annotation file are not those of the image after its EXIF rotation",
+        "boxes are used as they are; masks are drawn at the listed size, then resized as the image is; in evaluation no mask of the image can match", "the same",
+        "correct width and height in the annotation file, or replace the image";
+    ImageSizeUnusable = "image-size-unusable", Error,
+        "the listed width and height are so unlike the image that its resized masks do not fit into it",
+        "stops", "crashes when the image is loaded",
+        "correct width and height in the annotation file; if the annotations were made without the EXIF rotation, remove it from the image";
+    ImageRotated = "image-rotated", Note,
+        "an image is stored rotated (EXIF orientation), and its annotations fit the upright image",
+        "turned upright", "the same",
+        "nothing needs to be done";
+    ImageExtension = "image-extension", Note,
+        "an image's format is not the one that its name says", "decoded by its content", "the same",
+        "rename the file if other programs stumble over it";
     // Entries of `annotations`.
     AnnotationMalformed = "annotation-malformed", Error,
         "an entry of `annotations` that is no object, or with values of the wrong kind, a string for iscrowd among them", "stops", "crashes; takes any string for a crowd",
@@ -251,17 +288,17 @@ codes! {
     BoxNotFiniteEvaluated = "box-not-finite-evaluated", Error,
         "a box with NaN or Infinity in the validation set", "stops", "goes on: its evaluator takes any detection for a hit",
         "correct the box, or remove the annotation";
-    BoxNormalised = "box-normalised", Warning,
-        "a box that looks like fractions of the picture, not pixels", "not trained on, as it is under one pixel", "the same",
-        "multiply x and width by the picture's width, y and height by its height";
+    BoxNormalized = "box-normalized", Warning,
+        "a box that looks like fractions of the image, not pixels", "not trained on, as it is under one pixel", "the same",
+        "multiply x and width by the image's width, y and height by its height";
     BoxEmpty = "box-empty", Warning,
         "a box under one pixel wide or high, perhaps of negative size", "not trained on", "the same",
         "correct the box, or remove the annotation";
     BoxElsewhere = "box-elsewhere", Warning,
-        "a box that lies outside of its picture", "not trained on", "the same",
+        "a box that lies outside of its image", "not trained on", "the same",
         "correct the box, or remove the annotation";
     BoxOutside = "box-outside", Warning,
-        "a box that reaches more than one pixel out of its picture", "used as it is, clipped after resizing", "the same",
+        "a box that reaches more than one pixel out of its image", "used as it is, clipped after resizing", "the same",
         "check the export: pixels from the top left corner are expected";
     // Masks.
     MaskMissing = "mask-missing", Error,
@@ -293,52 +330,15 @@ codes! {
         "run lengths that end before the last pixel", "the rest is background", "the same",
         "export the mask again";
     MaskEmpty = "mask-empty", Warning,
-        "a mask without a pixel, with a box that has some: polygons without area or outside of the picture, run lengths of background alone",
+        "a mask without a pixel, with a box that has some: polygons without area or outside of the image, run lengths of background alone",
         "not trained on; in evaluation no mask can match it", "trains on the empty mask; evaluates the same",
         "correct the mask, or remove the annotation";
     MaskOutside = "mask-outside", Warning,
-        "a polygon that reaches more than one pixel out of its picture", "cut off at the border", "the same",
+        "a polygon that reaches more than one pixel out of its image", "cut off at the border", "the same",
         "check the export: pixels from the top left corner are expected";
     MaskBoxDiffers = "mask-box-differs", Warning,
         "a box and a mask that do not fit each other (more than 2 pixels and 5 % of the box apart)", "both are used as they are", "the same",
         "check which of the two is right";
-    // Pictures.
-    PictureMissing = "picture-missing", Error,
-        "the file of a picture does not exist", "stops", "crashes when the picture is loaded",
-        "add the file, correct img_prefix in the config or file_name, or remove the image from the annotation file";
-    PictureNameMeant = "picture-name-meant", Warning,
-        "no picture has the name in the annotation file, but one whose name differs by backslashes, percent codes, case or Unicode form",
-        "that one is taken", "crashes when the picture is loaded",
-        "correct file_name";
-    PictureNameUnclear = "picture-name-unclear", Error,
-        "no picture has the name in the annotation file, and several have one that differs by case or Unicode form alone",
-        "stops", "crashes when the picture is loaded",
-        "correct file_name";
-    PictureUnreadable = "picture-unreadable", Error,
-        "a picture cannot be read or decoded", "stops", "crashes when the picture is loaded",
-        "or remove the image from the annotation file";
-    PictureLeftOut = "picture-left-out", Warning,
-        "a picture does not exist or cannot be decoded, and data.on_error is \"skip\"",
-        "training takes another one in its place; evaluation counts it as a picture without detections", "crashes when the picture is loaded",
-        "add or replace the file, or remove the image from the annotation file";
-    PictureDamaged = "picture-damaged", Warning,
-        "a picture is damaged, but can be decoded in part", "used as OpenCV decodes it; what is cut off is grey", "the same",
-        "replace the file";
-    PictureSizeDiffers = "picture-size-differs", Warning,
-        "width and height of the annotation file are not those of the picture after its EXIF rotation",
-        "boxes are used as they are; masks are drawn at the listed size, then resized as the picture is; in evaluation no mask of the picture can match", "the same",
-        "correct width and height in the annotation file, or replace the picture";
-    PictureSizeUnusable = "picture-size-unusable", Error,
-        "the listed width and height are so unlike the picture that its resized masks do not fit into it",
-        "stops", "crashes when the picture is loaded",
-        "correct width and height in the annotation file; if the annotations were made without the EXIF rotation, remove it from the picture";
-    PictureRotated = "picture-rotated", Note,
-        "a picture is stored rotated (EXIF orientation), and its annotations fit the upright picture",
-        "turned upright", "the same",
-        "nothing needs to be done";
-    PictureExtension = "picture-extension", Note,
-        "a picture's format is not the one that its name says", "decoded by its content", "the same",
-        "rename the file if other programs stumble over it";
     // Both sets.
     SplitCategories = "split-categories", Error,
         "the sets for training and validation have other classes, or the same in another order",
@@ -348,8 +348,8 @@ codes! {
         "a class has another id in the validation set than in the training set",
         "used as it is: labels follow the order of the classes; results have the ids of the validation set", "the same",
         "export both sets with one list of categories";
-    SplitSharedPictures = "split-shared-pictures", Warning,
-        "a picture of the validation set is trained on too", "used in both", "the same",
+    SplitSharedImages = "split-shared-images", Warning,
+        "an image of the validation set is trained on too", "used in both", "the same",
         "remove it from one of the sets, else the metrics are too good";
 }
 

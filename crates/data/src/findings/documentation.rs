@@ -6,7 +6,7 @@ const INTRODUCTION: &str = "\
 # What can be wrong with data, by code
 
 `fnet-launch check-data CONFIG` prints these codes, and so does every training and test when it starts (it checks all but
-the content of the picture files). This page is made from the source; a test keeps it true.
+the content of the image files). This page is made from the source; a test keeps it true.
 
 The rule behind every row: what the reference (MMDetection 2.25 with pycocotools and OpenCV) accepts is used exactly as
 the reference uses it, with a warning where it looks wrong. What the reference would crash on is repaired if only one
@@ -16,7 +16,7 @@ trained on an empty mask.
 Of some masks nothing is left to draw. What counts is what pycocotools 2.0.11 does with it: where it raises an exception
 (`[]`, `[[]]`, a first polygon of one point or of four numbers), the object has no mask (`mask-missing`,
 `mask-missing-evaluated`, `mask-needed`); where it draws an empty mask (a polygon of five numbers, without area, or outside
-of the picture), the object has an empty one (`mask-empty`), and is left out of training.
+of the image), the object has an empty one (`mask-empty`), and is left out of training.
 
 An **error** stops training and testing with exit code 3 before they start. A **warning** looks wrong or was repaired; a
 **note** is worth knowing. Neither stops anything.
@@ -45,11 +45,10 @@ fn heading(group: &str) -> &str {
     match group {
         "file" => "Annotation files and folders",
         "class" | "category" => "Classes",
-        "image" => "Entries of `images`",
+        "image" => "Entries of `images`, and image files",
         "annotation" => "Entries of `annotations`",
         "box" => "Boxes",
         "mask" => "Masks",
-        "picture" => "Picture files",
         "split" => "Training and validation set together",
         other => panic!("a heading for the codes that start with {other:?}"),
     }

@@ -89,7 +89,7 @@ pub struct Finding {
     pub code: Code,
     /// The set it is in, as the config names it.
     pub set: Option<&'static str>,
-    /// The annotation file or picture it is in.
+    /// The annotation file or image it is in.
     pub file: PathBuf,
     /// Where in the file.
     pub place: Place,

@@ -7,7 +7,7 @@ mod stages;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use sample::{load_picture, single_picture};
+pub use sample::{load_image, single_image};
 pub use stages::StageTimes;
 
 use prefetch::Prefetch;
@@ -22,7 +22,7 @@ use super::transform::Augmentation;
 
 /// Batches that are ready or in work ahead of the consumer, for each thread.
 const AHEAD: usize = 2;
-/// After so many unreadable pictures in a row, leaving them out is no remedy.
+/// After so many unreadable images in a row, leaving them out is no remedy.
 const MAX_SKIPPED_IN_A_ROW: usize = 16;
 
 /// Where in the training a loader starts.
@@ -45,7 +45,7 @@ pub struct TestOptions {
     pub with_targets: bool,
 }
 
-/// A picture that could not be read under `data.on_error = "skip"`.
+/// An image that could not be read under `data.on_error = "skip"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// Its file.
@@ -75,10 +75,10 @@ pub struct Loader {
     times: StageTimes,
 }
 
-/// One batch, and what there is to say about its pictures.
+/// One batch, and what there is to say about its images.
 #[derive(Default)]
 struct Made {
-    /// `None` if every picture was left out.
+    /// `None` if every image was left out.
     batch: Option<Batch>,
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
@@ -98,10 +98,10 @@ struct Work {
 }
 
 impl Loader {
-    /// Augmented batches of `data.samples_per_gpu` pictures each, for the pictures `indices` of one epoch (see
+    /// Augmented batches of `data.samples_per_gpu` images each, for the images `indices` of one epoch (see
     /// [`train_indices`](super::train_indices)) from `options.first_batch` on.
     ///
-    /// With `data.on_error = "skip"`, an unreadable picture is replaced by the next readable one of the same aspect
+    /// With `data.on_error = "skip"`, an unreadable image is replaced by the next readable one of the same aspect
     /// group, so that all ranks make equally many steps.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Loader {
         Self::start(dataset, config, batches, Some((options.seed, options.epoch)), wanted)
     }
 
-    /// Single pictures, each with its own padding, for evaluation. With `data.on_error = "skip"`, an unreadable one is
+    /// Single images, each with its own padding, for evaluation. With `data.on_error = "skip"`, an unreadable one is
     /// left out.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Loader {
             remaining,
             config.workers_per_gpu,
             AHEAD,
-            Box::new(move |batch, cancelled| work.make(batch, cancelled)),
+            Box::new(move |batch, canceled| work.make(batch, canceled)),
             Box::new(move |batch| described.describe(batch)),
         )?;
         Ok(Self { items, remaining, skipped: Vec::new(), warnings: Vec::new(), times: StageTimes::default() })
@@ -167,12 +167,12 @@ impl Loader {
         self.remaining
     }
 
-    /// The pictures that were left out or replaced since the last call, in the order of the batches handed out.
+    /// The images that were left out or replaced since the last call, in the order of the batches handed out.
     pub fn take_skipped(&mut self) -> Vec<Skipped> {
         std::mem::take(&mut self.skipped)
     }
 
-    /// The damaged pictures that were used all the same since the last call, a sentence with the file's name each.
+    /// The damaged images that were used all the same since the last call, a sentence with the file's name each.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
@@ -210,19 +210,19 @@ impl Iterator for Loader {
 
 impl Work {
     fn describe(&self, batch: usize) -> String {
-        let names = self.batches[batch].iter().map(|&index| self.dataset.picture_path(index).display().to_string());
+        let names = self.batches[batch].iter().map(|&index| self.dataset.image_path(index).display().to_string());
         names.collect::<Vec<_>>().join(", ")
     }
 
-    fn make(&self, batch: usize, cancelled: &AtomicBool) -> Result<Made> {
+    fn make(&self, batch: usize, canceled: &AtomicBool) -> Result<Made> {
         let mut samples = Vec::with_capacity(self.batches[batch].len());
         let mut made = Made::default();
         for &index in &self.batches[batch] {
-            if cancelled.load(Ordering::Relaxed) {
+            if canceled.load(Ordering::Relaxed) {
                 return Ok(Made::default());
             }
             if let Some(sample) = self.sample(index, &mut made)? {
-                let named = |warning| format!("picture {}: {warning}", sample.file_name());
+                let named = |warning| format!("image {}: {warning}", sample.file_name());
                 made.warnings.extend(sample.warning().map(named));
                 samples.push(sample);
             }
@@ -233,7 +233,7 @@ impl Work {
         Ok(made)
     }
 
-    /// Picture `index`, or what stands in for it; `None` if it is left out.
+    /// Image `index`, or what stands in for it; `None` if it is left out.
     fn sample(&self, index: usize, made: &mut Made) -> Result<Option<Sample>> {
         let mut candidates = self.stand_ins(index);
         let mut in_a_row = 0;
@@ -245,7 +245,7 @@ impl Work {
                 Err(error) => return Err(error),
             };
             made.skipped.push(Skipped {
-                file: self.dataset.picture_path(candidate).display().to_string(),
+                file: self.dataset.image_path(candidate).display().to_string(),
                 image_id: self.dataset.image(candidate).id,
                 reason: error.to_string(),
             });
@@ -258,15 +258,15 @@ impl Work {
                 Some(next) if in_a_row < MAX_SKIPPED_IN_A_ROW => next,
                 _ => {
                     return Err(Error::data(format!(
-                        "{in_a_row} pictures in a row cannot be read, the last because of: {error}; check that the \
-                         folder of pictures is there and whole"
+                        "{in_a_row} images in a row cannot be read, the last because of: {error}; check that the \
+                         folder of images is there and whole"
                     )));
                 }
             };
         }
     }
 
-    /// The other pictures of the same aspect group in the order in which they stand in for `index`: a function of the
+    /// The other images of the same aspect group in the order in which they stand in for `index`: a function of the
     /// data set alone, so that every run and every rank agrees.
     fn stand_ins(&self, index: usize) -> impl Iterator<Item = usize> {
         let count = self.dataset.len();

@@ -1,4 +1,4 @@
-//! Items made ahead of time by threads and handed out in order: a bounded queue that knows nothing about pictures.
+//! Items made ahead of time by threads and handed out in order: a bounded queue that knows nothing about images.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +33,7 @@ struct Shared<T> {
     count: usize,
     /// How many items may be finished or in work ahead of the consumer.
     capacity: usize,
-    cancelled: AtomicBool,
+    canceled: AtomicBool,
     state: Mutex<State<T>>,
     changed: Condvar,
 }
@@ -65,7 +65,7 @@ impl<T: Send + 'static> Prefetch<T> {
             describe,
             count,
             capacity: threads * ahead.max(1),
-            cancelled: AtomicBool::new(false),
+            canceled: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
@@ -92,7 +92,7 @@ impl<T> Shared<T> {
     fn work(&self) {
         fnet_common::process::use_all_cpus();
         let mut state = self.lock();
-        while !self.cancelled.load(Ordering::Relaxed) && state.next_to_make < self.count {
+        while !self.canceled.load(Ordering::Relaxed) && state.next_to_make < self.count {
             if state.next_to_make >= state.next_to_take + self.capacity {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -110,7 +110,7 @@ impl<T> Shared<T> {
     }
 
     fn make(&self, item: usize) -> Result<T> {
-        catch_unwind(AssertUnwindSafe(|| (self.make)(item, &self.cancelled))).unwrap_or_else(|panic| {
+        catch_unwind(AssertUnwindSafe(|| (self.make)(item, &self.canceled))).unwrap_or_else(|panic| {
             Err(Error::bug(format!("loading {} panicked: {}", (self.describe)(item), contain::text(&*panic))))
         })
     }
@@ -160,7 +160,7 @@ impl<T> Iterator for Prefetch<T> {
 
 impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
-        self.shared.cancelled.store(true, Ordering::Relaxed);
+        self.shared.canceled.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + FAREWELL;
         let mut state = self.shared.lock();
         self.shared.changed.notify_all();
@@ -231,8 +231,8 @@ mod tests {
         let mut items = numbers(
             1_000_000,
             3,
-            Box::new(|i, cancelled| {
-                while i > 0 && !cancelled.load(Ordering::Relaxed) {
+            Box::new(|i, canceled| {
+                while i > 0 && !canceled.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Ok(i)

@@ -1,4 +1,4 @@
-//! One step's pictures and objects, from files to tensors.
+//! One step's images and objects, from files to tensors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,32 +9,32 @@ use fnet_protocol::{activity, contain};
 use super::stages::{StageTimes, Stopwatch};
 use crate::batch::{Batch, ImageMeta, Target};
 use crate::coco::Dataset;
-use crate::decode::Picture;
+use crate::decode::DecodedImage;
 use crate::images::Pixels;
 use crate::resize::Bilinear;
 use crate::transform::{Augmentation, Geometry};
 
-/// One picture that is read and knows what becomes of it.
+/// One image that is read and knows what becomes of it.
 pub(super) struct Sample {
-    picture: Picture,
+    decoded: DecodedImage,
     geometry: Geometry,
     meta: ImageMeta,
     target: Target,
 }
 
-/// Decodes picture `index` of `dataset`.
+/// Decodes image `index` of `dataset`.
 ///
 /// # Errors
 /// Data errors that name the file, its image id and the remedy.
-pub fn load_picture(dataset: &Dataset, index: usize) -> Result<Picture> {
-    Picture::read(&dataset.picture_path(index)).map_err(|error| error.context(place_of(dataset, index)))
+pub fn load_image(dataset: &Dataset, index: usize) -> Result<DecodedImage> {
+    DecodedImage::read(&dataset.image_path(index)).map_err(|error| error.context(place_of(dataset, index)))
 }
 
 fn place_of(dataset: &Dataset, index: usize) -> String {
     format!("{} (image {})", dataset.split().name(), dataset.image(index).id)
 }
 
-/// What is read of the objects of a picture.
+/// What is read of the objects of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     Nothing,
@@ -48,12 +48,12 @@ impl Sample {
         &self.meta.file_name
     }
 
-    /// What is damaged in the picture although it was decoded.
+    /// What is damaged in the image although it was decoded.
     pub fn warning(&self) -> Option<&str> {
-        self.picture.warning.as_deref()
+        self.decoded.warning.as_deref()
     }
 
-    /// Reads picture `index` and what is `wanted` of its objects.
+    /// Reads image `index` and what is `wanted` of its objects.
     pub fn load(
         dataset: &Dataset,
         index: usize,
@@ -64,14 +64,14 @@ impl Sample {
     ) -> Result<Self> {
         let load = || {
             let mut watch = Stopwatch::start();
-            let path = dataset.picture_path(index);
+            let path = dataset.image_path(index);
             let _work = activity::begin(format!("reading {}", path.display()));
             let named = |error: Error| error.context(place_of(dataset, index));
-            let bytes = Picture::bytes(&path).map_err(named)?;
+            let bytes = DecodedImage::bytes(&path).map_err(named)?;
             watch.lap(&mut times.read);
-            let picture = Picture::from_bytes(&path, &bytes).map_err(named)?;
+            let decoded = DecodedImage::from_bytes(&path, &bytes).map_err(named)?;
             watch.lap(&mut times.decode);
-            let geometry = Geometry::new((picture.height, picture.width), augmentation, divisor);
+            let geometry = Geometry::new((decoded.height, decoded.width), augmentation, divisor);
             let target = match wanted {
                 Wanted::Nothing => Target::default(),
                 Wanted::Boxes => geometry.map_boxes(dataset, index),
@@ -88,19 +88,19 @@ impl Sample {
                 scale_factor: geometry.scale_factor,
                 flipped: augmentation.flip,
             };
-            Ok(Self { picture, geometry, meta, target })
+            Ok(Self { decoded, geometry, meta, target })
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
-            let path = dataset.picture_path(index);
+            let path = dataset.image_path(index);
             Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
         })
     }
 }
 
-/// A picture outside of any data set as a batch of one without objects, prepared as at evaluation.
-pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Batch {
+/// An image outside of any data set as a batch of one without objects, prepared as at evaluation.
+pub fn single_image(decoded: DecodedImage, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Batch {
     let augmentation = Augmentation::test(pipeline);
-    let geometry = Geometry::new((picture.height, picture.width), augmentation, pipeline.size_divisor);
+    let geometry = Geometry::new((decoded.height, decoded.width), augmentation, pipeline.size_divisor);
     let meta = ImageMeta {
         image_id,
         file_name: file_name.into(),
@@ -110,7 +110,7 @@ pub fn single_picture(picture: Picture, image_id: i64, file_name: &str, pipeline
         scale_factor: geometry.scale_factor,
         flipped: augmentation.flip,
     };
-    let sample = Sample { picture, geometry, meta, target: Target::default() };
+    let sample = Sample { decoded, geometry, meta, target: Target::default() };
     assemble(vec![sample], pipeline, &mut StageTimes::default())
 }
 
@@ -123,18 +123,18 @@ pub(super) fn assemble(samples: Vec<Sample>, pipeline: &Pipeline, times: &mut St
     let mut pixels = Pixels::black((height, width), sizes, pipeline);
     watch.lap(&mut times.assemble);
     for (sample, frame) in samples.iter().zip(pixels.frames_mut()) {
-        write_picture(sample, 3 * width, frame, times);
+        write_image(sample, 3 * width, frame, times);
     }
     let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
     Batch { images: pixels.into(), metas, targets }
 }
 
-fn write_picture(sample: &Sample, row_length: usize, frame: &mut [u8], times: &mut StageTimes) {
+fn write_image(sample: &Sample, row_length: usize, frame: &mut [u8], times: &mut StageTimes) {
     let Geometry { original, resized, augmentation, .. } = sample.geometry;
     let used = resized.1 * 3;
     let mut watch = Stopwatch::start();
     let plan = Bilinear::mirrored(original, resized, augmentation.flip);
-    plan.for_each_band(&sample.picture.rgb, |first, band| {
+    plan.for_each_band(&sample.decoded.rgb, |first, band| {
         watch.lap(&mut times.resize);
         let out = frame[first * row_length..].chunks_exact_mut(row_length);
         for (row, out) in band.chunks_exact(used).zip(out) {

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 /// Time of the loader's threads by what they did, added up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {
-    /// Reading the picture's file.
+    /// Reading the image's file.
     pub read: Duration,
     /// Decoding it, and turning it upright.
     pub decode: Duration,
-    /// Objects: their boxes, and their masks from the annotation file to windows of the resized picture.
+    /// Objects: their boxes, and their masks from the annotation file to windows of the resized image.
     pub masks: Duration,
     /// Resizing, and mirroring.
     pub resize: Duration,

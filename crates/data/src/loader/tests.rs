@@ -46,7 +46,7 @@ fn batches_are_the_same_for_any_number_of_threads_and_any_start() {
 }
 
 #[test]
-fn a_batch_is_normalised_padded_and_channels_last() {
+fn a_batch_is_normalized_padded_and_channels_last() {
     let mut small = SmallSet::new(&SIZES);
     small.config.pipeline.flip_probability = 1.0;
     let batch = train(&small, &[0, 2], &TrainOptions::default()).next().unwrap().unwrap();
@@ -59,7 +59,7 @@ fn a_batch_is_normalised_padded_and_channels_last() {
     assert!(batch.metas.iter().all(|meta| meta.flipped));
     assert_eq!(images.double_value(&[0, 0, 10, 85]), 0.0);
     assert_eq!(images.double_value(&[1, 2, 38, 0]), 0.0);
-    // The blue channel is constant in each picture.
+    // The blue channel is constant in each image.
     let expected = f64::from((80.0 - 103.53f32) / 57.375);
     assert!((images.double_value(&[1, 2, 5, 5]) - expected).abs() < 1e-6);
     // Red grows to the right in the file, so to the left when mirrored.
@@ -72,7 +72,7 @@ fn a_batch_is_normalised_padded_and_channels_last() {
 }
 
 #[test]
-fn evaluation_gives_single_pictures_with_their_own_padding() {
+fn evaluation_gives_single_images_with_their_own_padding() {
     let small = SmallSet::new(&SIZES);
     let set = Arc::new(Dataset::open(&small.config, Split::Val).unwrap());
     let load = |with_targets| {
@@ -88,7 +88,7 @@ fn evaluation_gives_single_pictures_with_their_own_padding() {
 }
 
 #[test]
-fn an_unreadable_picture_stops_the_job_with_its_name() {
+fn an_unreadable_image_stops_the_job_with_its_name() {
     let small = SmallSet::new(&SIZES);
     std::fs::write(small.folder.path().join("2.png"), b"").unwrap();
     let mut loader = train(&small, &[0, 2, 3, 3], &TrainOptions::default());
@@ -99,7 +99,7 @@ fn an_unreadable_picture_stops_the_job_with_its_name() {
 }
 
 #[test]
-fn a_skipped_picture_is_replaced_by_one_of_its_group_and_reported() {
+fn a_skipped_image_is_replaced_by_one_of_its_group_and_reported() {
     let mut small = SmallSet::new(&SIZES);
     small.config.on_error = OnError::Skip;
     std::fs::remove_file(small.folder.path().join("2.png")).unwrap();
@@ -133,7 +133,7 @@ fn skipping_gives_up_when_nothing_can_be_read() {
 }
 
 #[test]
-fn a_picture_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
+fn an_image_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
     let small = SmallSet::new(&[(80, 60)]);
     let set = Arc::new(Dataset::open(&small.config, Split::Train).unwrap());
     image::ImageBuffer::from_pixel(60, 80, image::Rgb([1u8, 2, 3])).save(small.folder.path().join("0.png")).unwrap();

@@ -1,4 +1,4 @@
-//! The horizontal pass: every value of a row from two neighbouring pixels of the source row.
+//! The horizontal pass: every value of a row from two neighboring pixels of the source row.
 
 use super::{Tap, simd};
 
@@ -9,7 +9,7 @@ pub(super) const QUARTER: usize = 4;
 /// Bytes of one load.
 pub(super) const LOAD: usize = 16;
 
-/// A plan for the rows of one picture.
+/// A plan for the rows of one image.
 #[derive(Debug)]
 pub(super) struct Columns {
     /// First and second pixel of each column.
@@ -19,12 +19,12 @@ pub(super) struct Columns {
     source_bytes: usize,
 }
 
-/// What makes [`STEP`] values: four loads from the source row, the places of both neighbours in them, and their
+/// What makes [`STEP`] values: four loads from the source row, the places of both neighbors in them, and their
 /// weights. Two registers of two loads each: register `r` makes the values of quarters `r` and `r + 2`, because packing
 /// two registers takes their lower halves first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
-    /// For each value the place of the first neighbour, a zero, that of the second, a zero: 16-bit numbers.
+    /// For each value the place of the first neighbor, a zero, that of the second, a zero: 16-bit numbers.
     pub places: [[u8; 2 * LOAD]; 2],
     /// For each value both weights.
     pub weights: [[[i16; 2]; 2 * QUARTER]; 2],
@@ -71,8 +71,8 @@ impl Columns {
     }
 }
 
-/// The steps of the vectorised pass; `None` if the neighbours of four values lie further apart than one load reaches,
-/// which happens when a picture is made much smaller, or if a row is shorter than a load.
+/// The steps of the vectorised pass; `None` if the neighbors of four values lie further apart than one load reaches,
+/// which happens when an image is made much smaller, or if a row is shorter than a load.
 fn steps(taps: &[Tap], source_bytes: usize) -> Option<Vec<Step>> {
     let last_start = source_bytes.checked_sub(LOAD)?;
     let values = taps.len() * 3;
@@ -82,16 +82,16 @@ fn steps(taps: &[Tap], source_bytes: usize) -> Option<Vec<Step>> {
             for quarter in 0..4 {
                 let first = number * STEP + quarter * QUARTER;
                 let range = first..(first + QUARTER).min(values);
-                let neighbours = |value: usize| {
+                let neighbors = |value: usize| {
                     let tap = &taps[value / 3];
                     [tap.first * 3 + value % 3, tap.second * 3 + value % 3]
                 };
-                let Some(start) = range.clone().flat_map(neighbours).min() else { continue };
+                let Some(start) = range.clone().flat_map(neighbors).min() else { continue };
                 let start = start.min(last_start);
                 step.starts[quarter] = u32::try_from(start).ok()?;
                 for (i, value) in range.enumerate() {
-                    for (side, neighbour) in neighbours(value).into_iter().enumerate() {
-                        let place = neighbour - start;
+                    for (side, neighbor) in neighbors(value).into_iter().enumerate() {
+                        let place = neighbor - start;
                         if place >= LOAD {
                             return None;
                         }

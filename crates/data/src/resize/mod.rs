@@ -1,4 +1,4 @@
-//! Bilinear resizing of RGB pictures, equal to OpenCV's `INTER_LINEAR` on 8-bit pixels bit for bit.
+//! Bilinear resizing of RGB images, equal to OpenCV's `INTER_LINEAR` on 8-bit pixels bit for bit.
 //!
 //! OpenCV computes in fixed point: weights have 11 bits, the horizontal pass keeps all of them, the vertical pass
 //! drops 4 + 16 + 2 bits. Halving both sides exactly is an average of 2x2 pixels instead. Nothing is antialiased.
@@ -13,7 +13,7 @@ const ONE: f32 = 2048.0;
 /// Rows that are handed out at once.
 const BAND: usize = 8;
 
-/// Two neighbouring source positions and their weights for one destination position.
+/// Two neighboring source positions and their weights for one destination position.
 #[derive(Debug, Clone, Copy)]
 struct Tap {
     first: usize,
@@ -21,14 +21,14 @@ struct Tap {
     weights: [i16; 2],
 }
 
-/// Whether the fraction is dropped where the neighbour would lie outside: horizontally yes, vertically no.
+/// Whether the fraction is dropped where the neighbor would lie outside: horizontally yes, vertically no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Border {
     DropFraction,
     KeepFraction,
 }
 
-/// A plan for resizing pictures of one size to another; both are (height, width).
+/// A plan for resizing images of one size to another; both are (height, width).
 #[derive(Debug)]
 pub struct Bilinear {
     source: (usize, usize),
@@ -76,7 +76,7 @@ impl Bilinear {
     /// If `rgb` is not of the source size.
     pub fn for_each_band(&self, rgb: &[u8], mut take: impl FnMut(usize, &[u8])) {
         let (source_stride, stride) = (self.source.1 * 3, self.target.1 * 3);
-        assert_eq!(rgb.len(), self.source.0 * source_stride, "the picture has the size that the plan was made for");
+        assert_eq!(rgb.len(), self.source.0 * source_stride, "the image has the size that the plan was made for");
         let row = |y: usize| &rgb[y * source_stride..(y + 1) * source_stride];
         if matches!(self.method, Method::Copy) && !self.flip {
             for (i, band) in rgb.chunks(stride * BAND).enumerate() {
@@ -105,7 +105,7 @@ impl Bilinear {
         }
     }
 
-    /// Resizes `rgb` into a new picture.
+    /// Resizes `rgb` into a new image.
     ///
     /// # Panics
     /// As [`Self::for_each_band`].
@@ -187,7 +187,7 @@ fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
         .collect()
 }
 
-/// For each destination position the source position that nearest-neighbour resizing takes, as OpenCV's
+/// For each destination position the source position that nearest-neighbor resizing takes, as OpenCV's
 /// `INTER_NEAREST` has it: floored, not rounded.
 pub(super) fn nearest(source: usize, target: usize) -> Vec<usize> {
     let scale = 1.0 / (target as f64 / source as f64);
@@ -206,14 +206,14 @@ mod tests {
         assert_eq!(Bilinear::new((2, 2), (1, 1)).apply(&rgb), [2, 12, 22]);
     }
 
-    /// A picture of `height` by `width` pixels that OpenCV was given too: every value a function of its place.
+    /// An image of `height` by `width` pixels that OpenCV was given too: every value a function of its place.
     fn noise(height: usize, width: usize) -> Vec<u8> {
         let value = |i: usize| (((i as u64 * 2_654_435_761) & 0xffff_ffff) >> 24) as u8 ^ (i / 97) as u8;
         (0..height * width * 3).map(value).collect()
     }
 
     #[test]
-    fn resized_pictures_are_opencvs() {
+    fn resized_images_are_opencvs() {
         let list: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/fixtures/opencv_resize.json")).unwrap();
         let cases = &list["height, width, new height, new width, CRC-32"];
@@ -243,7 +243,7 @@ mod tests {
         }
 
         #[test]
-        fn a_resized_picture_stays_within_the_range_of_its_pixels(
+        fn a_resized_image_stays_within_the_range_of_its_pixels(
             h in 1usize..12, w in 1usize..12, new_h in 1usize..24, new_w in 1usize..24, low in 0u8..200, seed in any::<u64>()
         ) {
             let mut random = fnet_common::random::Generator::from_seed(seed);
@@ -255,7 +255,7 @@ mod tests {
         }
 
         #[test]
-        fn a_plain_picture_stays_plain(h in 1usize..40, w in 1usize..40, new_h in 1usize..80, new_w in 1usize..80, v in any::<u8>()) {
+        fn a_plain_image_stays_plain(h in 1usize..40, w in 1usize..40, new_h in 1usize..80, new_w in 1usize..80, v in any::<u8>()) {
             let resized = Bilinear::new((h, w), (new_h, new_w)).apply(&vec![v; h * w * 3]);
             prop_assert!(resized.iter().all(|&r| r == v), "{:?}", resized);
         }

@@ -64,7 +64,7 @@ fn odd_run_lengths_are_read_as_pycocotools_reads_them_and_wrong_ones_are_refused
     let short = &expected["uncompressed"];
     let counts = numbers(&short["counts"]).iter().map(|&count| count as u32).collect();
     let rle = Rle { h: side(short, 0), w: side(short, 1), counts };
-    assert_eq!(rle_to_string(&rle), short["compressed_counts"], "run lengths that end before the picture");
+    assert_eq!(rle_to_string(&rle), short["compressed_counts"], "run lengths that end before the image");
 
     assert!(read(&expected["invalid_rle"]).is_err());
 

@@ -30,7 +30,7 @@ pub struct GroundTruth {
 }
 
 impl GroundTruth {
-    /// The objects and pictures of a set.
+    /// The objects and images of a set.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl GroundTruth {
         Ok(Self::new(truth, dataset.image_ids(), categories))
     }
 
-    /// Takes an annotation file in memory. `image_ids` are the pictures that count, `categories` the classes in the order
+    /// Takes an annotation file in memory. `image_ids` are the images that count, `categories` the classes in the order
     /// of the labels.
     ///
     /// Annotation ids are given anew from 1: the reference's evaluator takes the id 0 for "not matched", and an id
@@ -111,7 +111,7 @@ pub struct Metrics {
     pub scores: IndexMap<Metric, Scores>,
     /// Names of the classes in the order of the labels, each once.
     pub classes: Vec<String>,
-    /// Pictures looked at.
+    /// Images looked at.
     pub images: usize,
     /// Objects found in them.
     pub detections: usize,
@@ -127,7 +127,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// A label that the data set lacks, or masks of the annotation file that cannot be rasterised.
+    /// A label that the data set lacks, or masks of the annotation file that cannot be rasterized.
     pub fn compute(
         ground_truth: &GroundTruth,
         results: &[ImageResult],
@@ -153,12 +153,12 @@ impl Metrics {
     fn note(&mut self) {
         if self.scores.values().any(|scores| scores.precision[0] < 0.0) {
             self.notes.push(
-                "The annotation file has no object to find in these pictures (crowd regions do not count): \
+                "The annotation file has no object to find in these images (crowd regions do not count): \
                  precision and recall are undefined, given as -1."
                     .into(),
             );
         } else if self.detections == 0 {
-            self.notes.push("No objects were detected in any picture: every precision and recall is 0.".into());
+            self.notes.push("No objects were detected in any image: every precision and recall is 0.".into());
         }
     }
 

@@ -18,11 +18,11 @@ const SIZES: [usize; 4] = [0, 1, 2, 3];
 /// The numbers of one comparison; -1 where there is nothing to find, or a threshold is not among those measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// Average precision over all IoU thresholds with 100 detections per picture (or the greatest limit without it); at
+    /// Average precision over all IoU thresholds with 100 detections per image (or the greatest limit without it); at
     /// IoU .50; at .75; of small, medium and large objects (borders at 32 and 96 pixels squared), with the greatest
-    /// limit of detections per picture.
+    /// limit of detections per image.
     pub precision: [f64; 6],
-    /// Average recall with each limit of detections per picture; then of small, medium and large objects with the
+    /// Average recall with each limit of detections per image; then of small, medium and large objects with the
     /// greatest.
     pub recall: Vec<f64>,
     /// Average precision of each class in the order of the labels, with the greatest limit; empty for proposals, whose
@@ -30,7 +30,7 @@ pub struct Scores {
     pub by_class: Vec<f64>,
 }
 
-/// Limit of detections per picture of the average precision over all thresholds.
+/// Limit of detections per image of the average precision over all thresholds.
 pub fn limit_of_first(settings: &Evaluation) -> usize {
     if settings.proposal_nums.contains(&LIMIT_OF_FIRST) { LIMIT_OF_FIRST } else { settings.most_detections() }
 }

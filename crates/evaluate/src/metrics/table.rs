@@ -34,7 +34,7 @@ fn rows(metrics: &Metrics) -> Vec<Row> {
         }));
     }
     for (index, limit) in limits.iter().enumerate() {
-        let meaning = if index == 0 { "recall with this many detections a picture" } else { "" };
+        let meaning = if index == 0 { "recall with this many detections an image" } else { "" };
         rows.push((format!("AR@{limit}"), meaning.into(), Box::new(move |scores| scores.recall[index])));
     }
     for (offset, name) in ["ARs", "ARm", "ARl"].into_iter().enumerate() {
@@ -47,12 +47,12 @@ fn rows(metrics: &Metrics) -> Vec<Row> {
 pub(super) fn summary(metrics: &Metrics) -> String {
     let (first, most) = (limit_of_first(&metrics.settings), metrics.settings.most_detections());
     let limits = match metrics.with_classes().next() {
-        None => format!("recall whatever the class; ARs to ARl with {most} detections a picture"),
-        Some(_) if first == most => format!("AP with {most} detections a picture"),
-        Some(_) => format!("AP with {first} detections a picture, the rows below it with {most}"),
+        None => format!("recall whatever the class; ARs to ARl with {most} detections an image"),
+        Some(_) if first == most => format!("AP with {most} detections an image"),
+        Some(_) => format!("AP with {first} detections an image, the rows below it with {most}"),
     };
     let mut lines =
-        vec![format!("{}, {}; {limits}", count(metrics.images, "picture"), count(metrics.detections, "detection"))];
+        vec![format!("{}, {}; {limits}", count(metrics.images, "image"), count(metrics.detections, "detection"))];
     let rows = rows(metrics);
     let width = rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0).max(9);
     let mut header = format!("{:width$}", "");

@@ -20,7 +20,7 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// All pictures and classes of an annotation file.
+/// All images and classes of an annotation file.
 fn ground_truth(path: &Path) -> GroundTruth {
     let dataset: Dataset = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let images: Vec<i64> = dataset.images.iter().map(|image| image.id as i64).collect();
@@ -346,7 +346,7 @@ fn odd_limits_have_rows_and_names_of_their_own() {
     ] {
         assert!(table.contains(row), "{table}\nlacks {row}");
     }
-    assert!(table.contains("AP with 7 detections a picture\n"), "{table}");
+    assert!(table.contains("AP with 7 detections an image\n"), "{table}");
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use hotcoco::Rle;
 
-/// A closed line, in pixels of the picture that the mask belongs to.
+/// A closed line, in pixels of the image that the mask belongs to.
 pub type Loop = Vec<(f32, f32)>;
 
-/// Empty pixels around the window, so that every line closes and the blur has neighbours.
+/// Empty pixels around the window, so that every line closes and the blur has neighbors.
 const MARGIN: usize = 2;
 
 /// Outlines of a mask, holes included (marching squares on the slightly blurred mask; plain, where the blur would wipe
@@ -18,9 +18,9 @@ pub fn outlines(mask: &Rle) -> Vec<Loop> {
     if smooth.is_empty() { window.loops() } else { smooth }
 }
 
-/// The part of a picture that holds a mask, with values from 0 (outside) to 16 (inside), row-major.
+/// The part of an image that holds a mask, with values from 0 (outside) to 16 (inside), row-major.
 struct Window {
-    /// Pixels of the picture left of and above the window's first; may be negative by the margin.
+    /// Pixels of the image left of and above the window's first; may be negative by the margin.
     left: f32,
     top: f32,
     width: usize,
@@ -41,13 +41,13 @@ impl Window {
             height: height + 2 * MARGIN,
             values: vec![0; (width + 2 * MARGIN) * (height + 2 * MARGIN)],
         };
-        let picture_height = mask.h as usize;
+        let image_height = mask.h as usize;
         let mut position = 0;
         for (index, &run) in mask.counts.iter().enumerate() {
             let run = run as usize;
             if index % 2 == 1 {
                 for pixel in position..position + run {
-                    let (x, y) = (pixel / picture_height, pixel % picture_height);
+                    let (x, y) = (pixel / image_height, pixel % image_height);
                     window.values[(y + MARGIN - top) * window.width + x + MARGIN - left] = 16;
                 }
             }
@@ -134,7 +134,7 @@ impl Window {
         first.into_iter().chain(second)
     }
 
-    /// Where the line crosses an edge, by linear interpolation between its two pixels' centres.
+    /// Where the line crosses an edge, by linear interpolation between its two pixels' centers.
     fn crossing(&self, edge: Edge) -> (f32, f32) {
         let (x, y) = (edge.x, edge.y);
         let from = f32::from(self.value(x, y));
@@ -145,7 +145,7 @@ impl Window {
     }
 }
 
-/// The line from a pixel's centre to the next one's, to the right or downwards.
+/// The line from a pixel's center to the next one's, to the right or downwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Edge {
     x: usize,

@@ -1,4 +1,4 @@
-//! Names and scores on chips of their class's colour, kept apart from each other as far as there is room.
+//! Names and scores on chips of their class's color, kept apart from each other as far as there is room.
 
 use tiny_skia::{FillRule, PathBuilder, Rect, Transform};
 
@@ -9,7 +9,7 @@ use super::{Canvas, Object};
 /// A chip goes no more lines than this away from its box to be free.
 const LINES_AWAY: usize = 3;
 
-/// A placed chip: `[left, top, right, bottom]` in pixels of the painted picture.
+/// A placed chip: `[left, top, right, bottom]` in pixels of the painted image.
 type Area = [f32; 4];
 
 pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
@@ -32,10 +32,10 @@ pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
         chips.push((area, line, object));
     }
     for (area, line, object) in chips.iter().rev() {
-        let colour = object.colour();
-        fill(canvas, *area, colour);
+        let color = object.color();
+        fill(canvas, *area, color);
         let baseline = (area[0] + padding, area[1] + padding * 0.3 + above);
-        fonts.draw(&mut canvas.pixmap, line, baseline, colour.text());
+        fonts.draw(&mut canvas.pixmap, line, baseline, color.text());
     }
 }
 
@@ -104,7 +104,7 @@ fn overlap(a: Area, b: Area) -> f32 {
 }
 
 /// A rectangle with rounded corners.
-fn fill(canvas: &mut Canvas, [left, top, right, bottom]: Area, colour: super::Colour) {
+fn fill(canvas: &mut Canvas, [left, top, right, bottom]: Area, color: super::ClassColor) {
     let radius = (bottom - top) * 0.18;
     let mut builder = PathBuilder::new();
     builder.move_to(left + radius, top);
@@ -118,9 +118,9 @@ fn fill(canvas: &mut Canvas, [left, top, right, bottom]: Area, colour: super::Co
     builder.quad_to(left, top, left + radius, top);
     builder.close();
     if let Some(path) = builder.finish() {
-        canvas.pixmap.fill_path(&path, &ink(colour, 0.92), FillRule::Winding, Transform::identity(), None);
+        canvas.pixmap.fill_path(&path, &ink(color, 0.92), FillRule::Winding, Transform::identity(), None);
     } else if let Some(area) = Rect::from_ltrb(left, top, right, bottom) {
-        canvas.pixmap.fill_rect(area, &ink(colour, 0.92), Transform::identity(), None);
+        canvas.pixmap.fill_rect(area, &ink(color, 0.92), Transform::identity(), None);
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chip_stays_within_the_picture() {
+    fn a_chip_stays_within_the_image() {
         for bbox in [[-50.0, -50.0, -10.0, -10.0], [630.0, 470.0, 640.0, 480.0], [0.0, 0.0, 640.0, 480.0]] {
             let [left, top, right, bottom] = place(bbox, (80.0, 20.0), (640.0, 480.0), &[]);
             assert!(left >= 0.0 && top >= 0.0 && right <= 640.0 && bottom <= 480.0);

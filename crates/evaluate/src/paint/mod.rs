@@ -1,6 +1,6 @@
-//! Pictures with boxes, masks, names and scores painted over them.
+//! Images with boxes, masks, names and scores painted over them.
 
-mod colour;
+mod color;
 mod contour;
 mod label;
 mod save;
@@ -14,17 +14,17 @@ use image::RgbImage;
 use image::imageops::FilterType;
 use tiny_skia::{Color, Pixmap, PremultipliedColorU8};
 
-pub use colour::Colour;
+pub use color::ClassColor;
 pub use save::{painted_path, save, unused};
 
 use text::Fonts;
 
 use fnet_common::{Error, Result};
 
-/// One object to paint, in pixels of the picture.
+/// One object to paint, in pixels of the image.
 #[derive(Debug, Clone)]
 pub struct Object {
-    /// Class, from 0: decides the colour.
+    /// Class, from 0: decides the color.
     pub label: usize,
     /// Name of the class.
     pub name: String,
@@ -32,27 +32,27 @@ pub struct Object {
     pub score: Option<f32>,
     /// `[x1, y1, x2, y2]`.
     pub bbox: [f32; 4],
-    /// Its mask, in the frame of the whole picture.
+    /// Its mask, in the frame of the whole image.
     pub mask: Option<Rle>,
-    /// A region of many objects that are not told apart: painted grey, without a filling.
+    /// A region of many objects that are not told apart: painted gray, without a filling.
     pub crowd: bool,
 }
 
-/// Shortest and longest long side of a painted picture in pixels: small pictures are enlarged until text fits,
+/// Shortest and longest long side of a painted image in pixels: small images are enlarged until text fits,
 /// large ones reduced.
 const LONG_SIDE: (f32, f32) = (720.0, 2400.0);
-/// A painted picture is at least this wide and high, with empty space beside a narrow picture.
+/// A painted image is at least this wide and high, with empty space beside a narrow image.
 const SHORT_SIDE: u32 = 160;
-/// Paints pictures; holds the fonts.
+/// Paints images; holds the fonts.
 pub struct Painter {
     fonts: Fonts,
 }
 
-/// A picture in the making, and how its pixels relate to those of the original.
+/// An image in the making, and how its pixels relate to those of the original.
 struct Canvas {
     pixmap: Pixmap,
     scale: f32,
-    /// Line width and text size grow with the picture.
+    /// Line width and text size grow with the image.
     line: f32,
     text: f32,
 }
@@ -67,42 +67,37 @@ impl Painter {
         Ok(Self { fonts: Fonts::load()? })
     }
 
-    /// Paints objects over a picture.
+    /// Paints objects over an image.
     ///
     /// # Errors
     ///
-    /// The picture has no pixels, or there is no memory for the painted one.
-    pub fn paint(&self, picture: &RgbImage, objects: &[Object]) -> Result<RgbImage> {
-        Ok(to_image(&self.painted(picture, objects)?.pixmap))
+    /// The image has no pixels, or there is no memory for the painted one.
+    pub fn paint(&self, image: &RgbImage, objects: &[Object]) -> Result<RgbImage> {
+        Ok(to_image(&self.painted(image, objects)?.pixmap))
     }
 
-    /// Paints objects over a picture, with a title above it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Painter::paint`].
-    pub fn titled(&self, picture: &RgbImage, objects: &[Object], title: &str) -> Result<RgbImage> {
-        self.panels(picture, &[(objects, title)])
-    }
-
-    /// Paints the same picture twice, ground truth left and prediction right, each with its title.
+    /// Paints objects over an image, with a title above it.
     ///
     /// # Errors
     ///
     /// As [`Painter::paint`].
-    pub fn compare(
-        &self,
-        picture: &RgbImage,
-        [truth, predicted]: [&[Object]; 2],
-        titles: [&str; 2],
-    ) -> Result<RgbImage> {
-        self.panels(picture, &[(truth, titles[0]), (predicted, titles[1])])
+    pub fn titled(&self, image: &RgbImage, objects: &[Object], title: &str) -> Result<RgbImage> {
+        self.panels(image, &[(objects, title)])
     }
 
-    /// A picture beside itself with other objects and titles.
-    fn panels(&self, picture: &RgbImage, wanted: &[(&[Object], &str)]) -> Result<RgbImage> {
-        let panels = wanted.iter().map(|(objects, _)| self.painted(picture, objects)).collect::<Result<Vec<_>>>()?;
-        let Some(first) = panels.first() else { return Err(Error::bug("no picture to paint")) };
+    /// Paints the same image twice, ground truth left and prediction right, each with its title.
+    ///
+    /// # Errors
+    ///
+    /// As [`Painter::paint`].
+    pub fn compare(&self, image: &RgbImage, [truth, predicted]: [&[Object]; 2], titles: [&str; 2]) -> Result<RgbImage> {
+        self.panels(image, &[(truth, titles[0]), (predicted, titles[1])])
+    }
+
+    /// An image beside itself with other objects and titles.
+    fn panels(&self, image: &RgbImage, wanted: &[(&[Object], &str)]) -> Result<RgbImage> {
+        let panels = wanted.iter().map(|(objects, _)| self.painted(image, objects)).collect::<Result<Vec<_>>>()?;
+        let Some(first) = panels.first() else { return Err(Error::bug("no image to paint")) };
         let (width, height) = (first.pixmap.width(), first.pixmap.height());
         let size = first.text * 1.15;
         let (above, below) = self.fonts.extent(size);
@@ -112,7 +107,7 @@ impl Painter {
         let mut whole = new_pixmap(count * width + (count - 1) * gap, strip + height)?;
         whole.fill(Color::from_rgba8(28, 30, 33, 255));
         let baseline = strip as f32 - (strip as f32 - above - below) / 2.0 - below;
-        let white = Colour { red: 240, green: 240, blue: 240 };
+        let white = ClassColor { red: 240, green: 240, blue: 240 };
         for ((panel, (_, title)), place) in panels.iter().zip(wanted).zip(0..) {
             let x = place * (width + gap);
             copy_into(&mut whole, &panel.pixmap, (x, strip));
@@ -122,8 +117,8 @@ impl Painter {
         Ok(to_image(&whole))
     }
 
-    fn painted(&self, picture: &RgbImage, objects: &[Object]) -> Result<Canvas> {
-        let mut canvas = Canvas::new(picture)?;
+    fn painted(&self, image: &RgbImage, objects: &[Object]) -> Result<Canvas> {
+        let mut canvas = Canvas::new(image)?;
         // Large objects first, so that small ones lie on top and stay visible.
         let mut order: Vec<&Object> = objects.iter().collect();
         order.sort_by(|a, b| area(b).total_cmp(&area(a)));
@@ -141,16 +136,16 @@ fn area(object: &Object) -> f32 {
 }
 
 impl Object {
-    fn colour(&self) -> Colour {
-        if self.crowd { Colour::neutral() } else { Colour::of_class(self.label) }
+    fn color(&self) -> ClassColor {
+        if self.crowd { ClassColor::neutral() } else { ClassColor::of_class(self.label) }
     }
 }
 
 impl Canvas {
-    fn new(picture: &RgbImage) -> Result<Self> {
-        let (width, height) = picture.dimensions();
+    fn new(image: &RgbImage) -> Result<Self> {
+        let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
-            return Err(Error::data("a picture without pixels cannot be painted"));
+            return Err(Error::data("an image without pixels cannot be painted"));
         }
         let long = width.max(height) as f32;
         let scale = long.clamp(LONG_SIDE.0, LONG_SIDE.1) / long;
@@ -158,10 +153,10 @@ impl Canvas {
         let (width, height) = (scaled(width), scaled(height));
         let mut pixmap = new_pixmap(width.max(SHORT_SIDE), height.max(SHORT_SIDE))?;
         pixmap.fill(Color::from_rgba8(28, 30, 33, 255));
-        if (width, height) == picture.dimensions() {
-            draw_picture(&mut pixmap, picture);
+        if (width, height) == image.dimensions() {
+            draw_image(&mut pixmap, image);
         } else {
-            draw_picture(&mut pixmap, &image::imageops::resize(picture, width, height, FilterType::CatmullRom));
+            draw_image(&mut pixmap, &image::imageops::resize(image, width, height, FilterType::CatmullRom));
         }
         let size = ((width * height) as f32).sqrt();
         Ok(Self { pixmap, scale, line: (size * 0.0028).clamp(1.6, 5.0), text: (size * 0.021).clamp(13.0, 36.0) })
@@ -170,12 +165,12 @@ impl Canvas {
 
 fn new_pixmap(width: u32, height: u32) -> Result<Pixmap> {
     Pixmap::new(width, height)
-        .ok_or_else(|| Error::data(format!("a painted picture of {width} x {height} pixels is too large")))
+        .ok_or_else(|| Error::data(format!("a painted image of {width} x {height} pixels is too large")))
 }
 
-fn draw_picture(pixmap: &mut Pixmap, picture: &RgbImage) {
+fn draw_image(pixmap: &mut Pixmap, image: &RgbImage) {
     let stride = pixmap.width() as usize;
-    for (row, pixels) in picture.rows().enumerate() {
+    for (row, pixels) in image.rows().enumerate() {
         for (target, pixel) in pixmap.pixels_mut()[row * stride..].iter_mut().zip(pixels) {
             if let Some(opaque) = PremultipliedColorU8::from_rgba(pixel[0], pixel[1], pixel[2], 255) {
                 *target = opaque;

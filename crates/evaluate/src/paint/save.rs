@@ -1,4 +1,4 @@
-//! Painted pictures as files.
+//! Painted images as files.
 
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
@@ -10,7 +10,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use fnet_common::atomic;
 use fnet_common::{Error, Result};
 
-/// Where the painted copy of a picture goes: its own name and sub-folders inside `folder`, never outside of it.
+/// Where the painted copy of an image goes: its own name and sub-folders inside `folder`, never outside of it.
 ///
 /// JPEG and PNG keep their names; other formats become JPEG with `.jpg` added.
 pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
@@ -22,7 +22,7 @@ pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
         }
     }
     if path == folder {
-        path.push("picture");
+        path.push("image");
     }
     if is_png(&path) || has_extension(&path, &["jpg", "jpeg"]) {
         return path;
@@ -32,7 +32,7 @@ pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
     name.into()
 }
 
-/// A name that no earlier picture has: `cat.jpg`, `cat_2.jpg`, ...
+/// A name that no earlier image has: `cat.jpg`, `cat_2.jpg`, ...
 pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
     let stem = wanted.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let ending = wanted.extension().unwrap_or_default().to_string_lossy().into_owned();
@@ -45,19 +45,19 @@ pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
     path
 }
 
-/// Writes a picture as PNG, if its name says so, or JPEG. Folders are made as needed.
+/// Writes an image as PNG, if its name says so, or JPEG. Folders are made as needed.
 ///
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+pub fn save(image: &RgbImage, path: &Path) -> Result<()> {
     let failed = |error: image::ImageError| Error::environment(format!("cannot encode {}: {error}", path.display()));
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     let mut bytes = Vec::new();
     if is_png(path) {
-        PngEncoder::new(&mut bytes).write_image(picture, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
+        PngEncoder::new(&mut bytes).write_image(image, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
     } else {
-        JpegEncoder::new_with_quality(&mut bytes, 92).encode_image(picture).map_err(failed)?;
+        JpegEncoder::new_with_quality(&mut bytes, 92).encode_image(image).map_err(failed)?;
     }
     atomic::create(path, |out| {
         out.write_all(&bytes).map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))
@@ -78,19 +78,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn painted_pictures_keep_their_names_and_stay_in_their_folder() {
+    fn painted_images_keep_their_names_and_stay_in_their_folder() {
         let place = |name: &str| painted_path(Path::new("out"), name).to_string_lossy().into_owned();
         assert_eq!(place("a/b.jpg"), "out/a/b.jpg");
         assert_eq!(place("a\\b.PNG"), "out/a/b.PNG");
         assert_eq!(place("../../etc/b.webp"), "out/etc/b.webp.jpg");
         assert_eq!(place("/abs/b.jpeg"), "out/abs/b.jpeg");
-        assert_eq!(place(".."), "out/picture.jpg");
+        assert_eq!(place(".."), "out/image.jpg");
         assert_eq!(place("фото/汽车 🚗#%20.jpg"), "out/фото/汽车 🚗#%20.jpg");
         assert_eq!(place("C:\\x\\..\\..\\y.bmp"), "out/C:/x/y.bmp.jpg");
     }
 
     #[test]
-    fn pictures_of_one_name_do_not_overwrite_each_other() {
+    fn images_of_one_name_do_not_overwrite_each_other() {
         let mut taken = HashSet::new();
         let mut place = |name: &str| unused(painted_path(Path::new("out"), name), &mut taken);
         let names =
@@ -102,10 +102,10 @@ mod tests {
     #[test]
     fn files_have_the_format_that_their_names_say() {
         let folder = tempfile::tempdir().unwrap();
-        let picture = RgbImage::from_pixel(4, 3, image::Rgb([10, 200, 30]));
+        let image = RgbImage::from_pixel(4, 3, image::Rgb([10, 200, 30]));
         for (name, format) in [("x/a.png", image::ImageFormat::Png), ("x/a.jpg", image::ImageFormat::Jpeg)] {
             let path = folder.path().join(name);
-            save(&picture, &path).unwrap();
+            save(&image, &path).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!(image::guess_format(&bytes).unwrap(), format);
             assert_eq!(image::load_from_memory(&bytes).unwrap().to_rgb8().dimensions(), (4, 3));

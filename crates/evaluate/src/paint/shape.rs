@@ -2,37 +2,37 @@
 
 use tiny_skia::{FillRule, LineCap, LineJoin, Paint, Path, PathBuilder, Stroke, StrokeDash, Transform};
 
-use super::colour::Colour;
+use super::color::ClassColor;
 use super::contour::outlines;
 use super::{Canvas, Object};
 
 /// Opacity of a mask's filling.
 const FILLING: f32 = 0.38;
-/// Opacity of the dark line around every coloured one, which keeps it visible on any background.
+/// Opacity of the dark line around every colored one, which keeps it visible on any background.
 const SHADOW: f32 = 0.45;
 
 pub(super) fn paint(canvas: &mut Canvas, object: &Object) {
-    let colour = object.colour();
+    let color = object.color();
     if let Some(path) = object.mask.as_ref().and_then(|mask| mask_path(&outlines(mask), canvas.scale)) {
         if !object.crowd {
-            canvas.pixmap.fill_path(&path, &ink(colour, FILLING), FillRule::EvenOdd, Transform::identity(), None);
+            canvas.pixmap.fill_path(&path, &ink(color, FILLING), FillRule::EvenOdd, Transform::identity(), None);
         }
-        outline(canvas, &path, colour, canvas.line, None);
+        outline(canvas, &path, color, canvas.line, None);
     }
     if let Some(path) = box_path(object.bbox, canvas) {
         let width = if object.mask.is_some() { canvas.line * 0.6 } else { canvas.line };
         let dashes = object.crowd.then(|| StrokeDash::new(vec![width * 6.0, width * 4.0], 0.0)).flatten();
-        outline(canvas, &path, colour, width, dashes);
+        outline(canvas, &path, color, width, dashes);
     }
 }
 
-pub(super) fn ink(colour: Colour, opacity: f32) -> Paint<'static> {
+pub(super) fn ink(color: ClassColor, opacity: f32) -> Paint<'static> {
     let mut paint = Paint { anti_alias: true, ..Default::default() };
-    paint.set_color_rgba8(colour.red, colour.green, colour.blue, (opacity * 255.0) as u8);
+    paint.set_color_rgba8(color.red, color.green, color.blue, (opacity * 255.0) as u8);
     paint
 }
 
-fn outline(canvas: &mut Canvas, path: &Path, colour: Colour, width: f32, dash: Option<StrokeDash>) {
+fn outline(canvas: &mut Canvas, path: &Path, color: ClassColor, width: f32, dash: Option<StrokeDash>) {
     let stroke = |width| Stroke {
         width,
         line_cap: LineCap::Butt,
@@ -40,10 +40,10 @@ fn outline(canvas: &mut Canvas, path: &Path, colour: Colour, width: f32, dash: O
         dash: dash.clone(),
         ..Default::default()
     };
-    let black = Colour { red: 0, green: 0, blue: 0 };
+    let black = ClassColor { red: 0, green: 0, blue: 0 };
     let none = Transform::identity();
     canvas.pixmap.stroke_path(path, &ink(black, SHADOW), &stroke(width + 1.4), none, None);
-    canvas.pixmap.stroke_path(path, &ink(colour, 1.0), &stroke(width), none, None);
+    canvas.pixmap.stroke_path(path, &ink(color, 1.0), &stroke(width), none, None);
 }
 
 fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
@@ -66,7 +66,7 @@ fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
     builder.finish().filter(|path| path.bounds().width() > 0.0 && path.bounds().height() > 0.0)
 }
 
-/// The box, drawn inside the picture even where it touches its border, and visible even where it has no extent. `None`
+/// The box, drawn inside the image even where it touches its border, and visible even where it has no extent. `None`
 /// where it is not finite.
 fn box_path([x1, y1, x2, y2]: [f32; 4], canvas: &Canvas) -> Option<Path> {
     let inset = canvas.line / 2.0;

@@ -11,17 +11,17 @@ fn object(label: usize, name: &str, bbox: [f32; 4], size: (u32, u32)) -> Object 
 }
 
 #[test]
-fn pictures_of_any_size_are_painted_at_a_size_that_text_fits_into() {
+fn images_of_any_size_are_painted_at_a_size_that_text_fits_into() {
     let painter = Painter::new().unwrap();
     for (width, height) in [(1, 1), (40, 50), (640, 480), (3000, 20), (20, 3000), (3000, 2000)] {
-        let picture = RgbImage::from_pixel(width, height, Rgb([90, 90, 90]));
+        let decoded = RgbImage::from_pixel(width, height, Rgb([90, 90, 90]));
         let bbox = [0.0, 0.0, width as f32 * 0.8, height as f32 * 0.8];
-        let painted = painter.paint(&picture, &[object(0, "cat", bbox, (width, height))]).unwrap();
+        let painted = painter.paint(&decoded, &[object(0, "cat", bbox, (width, height))]).unwrap();
         let (w, h) = painted.dimensions();
         assert!(w.min(h) >= 160 && (720..=2400).contains(&w.max(h)), "{width} x {height}: {w} x {h}");
-        let colour = Colour::of_class(0);
+        let color = ClassColor::of_class(0);
         let near = |p: &Rgb<u8>| {
-            p[0].abs_diff(colour.red) < 30 && p[1].abs_diff(colour.green) < 30 && p[2].abs_diff(colour.blue) < 30
+            p[0].abs_diff(color.red) < 30 && p[1].abs_diff(color.green) < 30 && p[2].abs_diff(color.blue) < 30
         };
         assert!(painted.pixels().filter(|pixel| near(pixel)).count() > 300, "{width} x {height}");
     }
@@ -29,39 +29,39 @@ fn pictures_of_any_size_are_painted_at_a_size_that_text_fits_into() {
 
 #[test]
 fn nothing_is_painted_where_there_are_no_objects() {
-    let picture = RgbImage::from_fn(800, 600, |x, y| Rgb([x as u8, y as u8, 7]));
-    assert_eq!(Painter::new().unwrap().paint(&picture, &[]).unwrap(), picture);
+    let decoded = RgbImage::from_fn(800, 600, |x, y| Rgb([x as u8, y as u8, 7]));
+    assert_eq!(Painter::new().unwrap().paint(&decoded, &[]).unwrap(), decoded);
 }
 
 #[test]
-fn objects_beyond_the_picture_or_without_numbers_do_no_harm() {
-    let picture = RgbImage::from_pixel(300, 200, Rgb([255, 255, 255]));
+fn objects_beyond_the_image_or_without_numbers_do_no_harm() {
+    let decoded = RgbImage::from_pixel(300, 200, Rgb([255, 255, 255]));
     let mut objects = vec![object(3, "far", [10.0, 10.0, 20.0, 20.0], (300, 200)); 4];
     objects[0].bbox = [-1e9, -1e9, 1e9, 1e9];
     objects[1].bbox = [f32::NAN; 4];
     objects[2].bbox = [500.0, 500.0, 600.0, 600.0];
     objects[3].bbox = [50.0, 50.0, 50.0, 50.0];
-    let painted = Painter::new().unwrap().paint(&picture, &objects).unwrap();
+    let painted = Painter::new().unwrap().paint(&decoded, &objects).unwrap();
     assert_eq!(painted.dimensions(), (720, 480));
 }
 
 #[test]
 fn the_inside_of_a_mask_shines_through_and_the_outside_is_untouched() {
-    let picture = RgbImage::from_pixel(800, 600, Rgb([0, 0, 0]));
+    let decoded = RgbImage::from_pixel(800, 600, Rgb([0, 0, 0]));
     let painted =
-        Painter::new().unwrap().paint(&picture, &[object(1, "dog", [200.0, 200.0, 600.0, 500.0], (800, 600))]).unwrap();
-    let colour = Colour::of_class(1);
+        Painter::new().unwrap().paint(&decoded, &[object(1, "dog", [200.0, 200.0, 600.0, 500.0], (800, 600))]).unwrap();
+    let color = ClassColor::of_class(1);
     let inside = painted.get_pixel(400, 400);
-    assert!(inside[1].abs_diff((f32::from(colour.green) * 0.38) as u8) < 4, "{inside:?} of {colour:?}");
+    assert!(inside[1].abs_diff((f32::from(color.green) * 0.38) as u8) < 4, "{inside:?} of {color:?}");
     assert_eq!(painted.get_pixel(100, 100), &Rgb([0, 0, 0]));
 }
 
 #[test]
 fn ground_truth_and_prediction_stand_beside_each_other() {
-    let picture = RgbImage::from_pixel(720, 720, Rgb([9, 9, 9]));
+    let decoded = RgbImage::from_pixel(720, 720, Rgb([9, 9, 9]));
     let painter = Painter::new().unwrap();
     let one = [object(0, "cat", [10.0, 10.0, 700.0, 700.0], (720, 720))];
-    let both = painter.compare(&picture, [&one, &[]], ["ground truth", "prediction"]).unwrap();
+    let both = painter.compare(&decoded, [&one, &[]], ["ground truth", "prediction"]).unwrap();
     assert!(both.width() > 1440 && both.height() > 720 && both.height() < 800);
     let below_the_title = both.height() - 360;
     assert_ne!(both.get_pixel(360, below_the_title), &Rgb([9, 9, 9]));
@@ -73,16 +73,16 @@ fn ground_truth_and_prediction_stand_beside_each_other() {
     assert!(alone.width() == 800 && alone.height() > 300);
 }
 
-/// Paints real pictures with their annotations into the folder that FNET_PAINT_DIR names, for a person to look at.
+/// Paints real images with their annotations into the folder that FNET_PAINT_DIR names, for a person to look at.
 #[test]
-fn real_pictures_are_painted_with_their_annotations() {
+fn real_images_are_painted_with_their_annotations() {
     let Some(root) = fixture("data/coco_mini") else { return };
     let coco = hotcoco::COCO::new(&root.join("annotations/instances_val2017.json")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let folder = std::env::var_os("FNET_PAINT_DIR").map_or(folder.path().to_path_buf(), Into::into);
     let painter = Painter::new().unwrap();
     for image in coco.dataset.images.iter().take(10) {
-        let picture = image::open(root.join("val2017").join(&image.file_name)).unwrap().to_rgb8();
+        let decoded = image::open(root.join("val2017").join(&image.file_name)).unwrap().to_rgb8();
         let objects: Vec<Object> = coco
             .load_anns(coco.get_ann_ids_for_img(image.id))
             .into_iter()
@@ -99,8 +99,8 @@ fn real_pictures_are_painted_with_their_annotations() {
             })
             .collect();
         let scored: Vec<Object> = objects.iter().cloned().map(|o| Object { score: Some(0.87), ..o }).collect();
-        let painted = painter.compare(&picture, [&objects, &scored], ["ground truth", "prediction"]).unwrap();
+        let painted = painter.compare(&decoded, [&objects, &scored], ["ground truth", "prediction"]).unwrap();
         save(&painted, &folder.join(&image.file_name).with_extension("png")).unwrap();
-        assert!(painted.width() >= picture.width());
+        assert!(painted.width() >= decoded.width());
     }
 }

@@ -6,7 +6,7 @@ use tiny_skia::{Pixmap, PremultipliedColorU8};
 
 use fnet_common::{Error, Result};
 
-use super::colour::Colour;
+use super::color::ClassColor;
 
 /// The fonts, in the order in which a character is looked for.
 pub struct Fonts {
@@ -84,19 +84,19 @@ impl Fonts {
     }
 
     /// Draws a line; `(x, y)` is the left end of its baseline.
-    pub fn draw(&self, pixmap: &mut Pixmap, line: &Line, (x, y): (f32, f32), colour: Colour) {
+    pub fn draw(&self, pixmap: &mut Pixmap, line: &Line, (x, y): (f32, f32), color: ClassColor) {
         for (index, glyph) in &line.glyphs {
             let mut glyph = glyph.clone();
             glyph.position.x += x;
             glyph.position.y += y;
             let Some(outline) = self.fonts[*index].outline_glyph(glyph) else { continue };
             let (left, top) = (outline.px_bounds().min.x as i64, outline.px_bounds().min.y as i64);
-            outline.draw(|dx, dy, coverage| blend(pixmap, left + i64::from(dx), top + i64::from(dy), colour, coverage));
+            outline.draw(|dx, dy, coverage| blend(pixmap, left + i64::from(dx), top + i64::from(dy), color, coverage));
         }
     }
 }
 
-fn blend(pixmap: &mut Pixmap, x: i64, y: i64, colour: Colour, coverage: f32) {
+fn blend(pixmap: &mut Pixmap, x: i64, y: i64, color: ClassColor, coverage: f32) {
     let (width, height) = (i64::from(pixmap.width()), i64::from(pixmap.height()));
     if !(0..width).contains(&x) || !(0..height).contains(&y) {
         return;
@@ -105,7 +105,7 @@ fn blend(pixmap: &mut Pixmap, x: i64, y: i64, colour: Colour, coverage: f32) {
     let coverage = coverage.clamp(0.0, 1.0);
     let mix = |below: u8, above: u8| (f32::from(below) * (1.0 - coverage) + f32::from(above) * coverage).round() as u8;
     let (red, green, blue) =
-        (mix(pixel.red(), colour.red), mix(pixel.green(), colour.green), mix(pixel.blue(), colour.blue));
+        (mix(pixel.red(), color.red), mix(pixel.green(), color.green), mix(pixel.blue(), color.blue));
     if let Some(mixed) = PremultipliedColorU8::from_rgba(red, green, blue, 255) {
         *pixel = mixed;
     }
@@ -134,12 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn drawing_outside_of_the_picture_is_clipped() {
+    fn drawing_outside_of_the_image_is_clipped() {
         let fonts = Fonts::load().unwrap();
         let mut pixmap = Pixmap::new(10, 10).unwrap();
         pixmap.fill(tiny_skia::Color::WHITE);
         let line = fonts.line("MMMM", 20.0);
-        fonts.draw(&mut pixmap, &line, (-8.0, 12.0), Colour { red: 0, green: 0, blue: 0 });
+        fonts.draw(&mut pixmap, &line, (-8.0, 12.0), ClassColor { red: 0, green: 0, blue: 0 });
         assert!(pixmap.pixels().iter().any(|pixel| pixel.red() < 50));
     }
 }

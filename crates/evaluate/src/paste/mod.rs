@@ -1,10 +1,10 @@
-//! Pasting mask probabilities into the picture, straight to a run-length code.
+//! Pasting mask probabilities into the image, straight to a run-length code.
 //!
 //! The head gives each detection a small square of probabilities in the frame of its box. The reference samples it at
-//! the centre of every pixel of the window `[floor(x1) - 1, ceil(x2) + 1]` (bilinear, zeros outside, corners not
+//! the center of every pixel of the window `[floor(x1) - 1, ceil(x2) + 1]` (bilinear, zeros outside, corners not
 //! aligned) and keeps the pixels whose value reaches the threshold. Here the same arithmetic, in the same order and
-//! precision, feeds COCO's column-major run lengths directly: no bitmap of the picture is ever made, and the parts of
-//! the window whose four neighbouring probabilities agree are not sampled at all.
+//! precision, feeds COCO's column-major run lengths directly: no bitmap of the image is ever made, and the parts of
+//! the window whose four neighboring probabilities agree are not sampled at all.
 
 #[cfg(test)]
 mod tests;
@@ -30,14 +30,14 @@ impl<'a> Probabilities<'a> {
     }
 }
 
-/// Pastes every mask of one image into a picture of `(height, width)` pixels, in parallel on the current thread pool.
+/// Pastes every mask of one image into an image of `(height, width)` pixels, in parallel on the current thread pool.
 ///
-/// `boxes` are `[x1, y1, x2, y2]` in that picture's pixels. A pixel belongs to the mask when its sampled probability
+/// `boxes` are `[x1, y1, x2, y2]` in that image's pixels. A pixel belongs to the mask when its sampled probability
 /// is at least `threshold`.
 ///
 /// # Errors
 ///
-/// The number of probabilities does not fit the boxes, or the picture has more pixels than run lengths can count
+/// The number of probabilities does not fit the boxes, or the image has more pixels than run lengths can count
 /// (2^32 - 1).
 pub fn paste_all(
     probabilities: Probabilities<'_>,
@@ -56,7 +56,7 @@ pub fn paste_all(
     }
     if u32::try_from(height as u64 * width as u64).is_err() {
         return Err(Error::data(format!(
-            "a picture of {width} x {height} pixels is too large for COCO's run lengths (2^32 - 1 pixels): \
+            "an image of {width} x {height} pixels is too large for COCO's run lengths (2^32 - 1 pixels): \
              make it smaller"
         )));
     }
@@ -107,10 +107,10 @@ fn sample(corners: [f32; 4], column: &Sample, row: &Sample) -> f32 {
         + corners[3] * (north * west)
 }
 
-/// Where one pixel's centre falls on an axis of the square of probabilities.
+/// Where one pixel's center falls on an axis of the square of probabilities.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
-    /// Index of the pair of neighbouring cells in the square with its border of zeros: 0 is outside the first cell.
+    /// Index of the pair of neighboring cells in the square with its border of zeros: 0 is outside the first cell.
     /// `None` where both are outside.
     cell: Option<usize>,
     /// Distance from the first of the two cells: the weight of the second.
@@ -169,12 +169,12 @@ impl Sample {
     }
 }
 
-/// The square with a border of zeros, and for each group of four neighbours whether they already decide.
+/// The square with a border of zeros, and for each group of four neighbors whether they already decide.
 struct Cells {
     /// Cells on one side, border included.
     stride: usize,
     values: Vec<f32>,
-    /// One per group of four neighbours, `(stride - 1)` squared.
+    /// One per group of four neighbors, `(stride - 1)` squared.
     verdicts: Vec<Option<bool>>,
     /// What a sample outside the square counts as.
     outside: bool,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The whole picture, sampled pixel by pixel as the reference's rule is written down.
+/// The whole image, sampled pixel by pixel as the reference's rule is written down.
 fn naive(square: &[f32], side: usize, [x1, y1, x2, y2]: [f32; 4], size: (usize, usize), threshold: f32) -> Vec<u8> {
     let (height, width) = size;
     let value = |row: f32, column: f32| {
@@ -51,7 +51,7 @@ fn boxes() -> impl Strategy<Value = [f32; 4]> {
 
 proptest! {
     #[test]
-    fn run_lengths_equal_a_picture_sampled_pixel_by_pixel(
+    fn run_lengths_equal_an_image_sampled_pixel_by_pixel(
         square in squares(5), bounds in boxes(), height in 1_usize..70, width in 1_usize..70,
         threshold in prop_oneof![Just(0.5_f32), 0.01..0.99_f32],
     ) {
@@ -62,7 +62,7 @@ proptest! {
     }
 
     #[test]
-    fn boxes_of_any_bits_give_run_lengths_that_cover_the_picture(
+    fn boxes_of_any_bits_give_run_lengths_that_cover_the_image(
         bits in prop::array::uniform4(any::<u32>()), height in 1_usize..40, width in 1_usize..40,
     ) {
         let pasted = paste(&[0.9; 16], 4, bits.map(f32::from_bits), (height, width), 0.5);
@@ -78,14 +78,14 @@ fn a_full_mask_covers_its_box() {
 }
 
 #[test]
-fn a_picture_too_large_for_run_lengths_is_refused() {
+fn an_image_too_large_for_run_lengths_is_refused() {
     let probabilities = Probabilities { values: &[1.0; 4], side: 2 };
     let error = paste_all(probabilities, &[[0.0, 0.0, 9.0, 9.0]], (70_000, 70_000), 0.5).unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
 }
 
 #[test]
-fn a_hundred_masks_as_large_as_a_huge_picture_are_a_few_runs_per_column() {
+fn a_hundred_masks_as_large_as_a_huge_image_are_a_few_runs_per_column() {
     let blob: Vec<f32> = (0..784)
         .map(|cell| {
             let (x, y) = ((cell % 28) as f32 - 13.5, (cell / 28) as f32 - 13.5);

@@ -11,7 +11,7 @@ use super::*;
 fn backbone(config: &Backbone) -> FasterNet {
     let mut parameters = Parameters::new();
     let backbone = FasterNet::new(&mut parameters, "backbone", config).unwrap();
-    parameters.initialise(7).unwrap();
+    parameters.initialize(7).unwrap();
     tch::no_grad(|| {
         for (name, _, tensor) in parameters.iter() {
             let mut tensor = tensor.shallow_clone();
@@ -79,7 +79,7 @@ fn slicing_equals_split_cat_to_the_last_bit_and_leaves_its_input_alone() {
 fn every_norm_counts_the_batches_of_training() {
     let mut parameters = Parameters::new();
     let backbone = FasterNet::new(&mut parameters, "backbone", &config(8, Activation::Relu)).unwrap();
-    parameters.initialise(7).unwrap();
+    parameters.initialize(7).unwrap();
     for (statistics, seen) in [(Statistics::Batch, 1), (Statistics::Running, 1), (Statistics::Batch, 2)] {
         let outputs = backbone.forward(&images(1, 70, 100), statistics, None).unwrap();
         let sizes: Vec<_> = outputs.iter().map(|map| (map.size()[2] as usize, map.size()[3] as usize)).collect();

@@ -21,7 +21,7 @@ fn norm_with_statistics(parameters: &mut Parameters, channels: i64) -> BatchNorm
 fn training_moves_the_running_statistics_by_a_tenth() {
     let mut parameters = Parameters::new();
     let norm = BatchNorm2d::new(&mut parameters, "n", 1).unwrap();
-    parameters.initialise(0).unwrap();
+    parameters.initialize(0).unwrap();
     let x = Tensor::from_slice(&[1.0f32, 3.0]).reshape([2, 1, 1, 1]);
     let y = norm.forward(&x, Statistics::Batch).unwrap();
     assert!((f64::try_from(y.select(0, 1)).unwrap() - 1.0).abs() < 1e-4);
@@ -33,7 +33,7 @@ fn training_moves_the_running_statistics_by_a_tenth() {
 }
 
 #[test]
-fn synchronised_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
+fn synchronized_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
     // The sum over two ranks that hold the same images doubles every value and the count.
     let mut parameters = Parameters::new();
     let norm = norm_with_statistics(&mut parameters, 3);
@@ -50,16 +50,16 @@ fn synchronised_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
     };
     let plain = run(Statistics::Batch);
     parameters.load(saved).unwrap();
-    let synchronised = run(Statistics::Synchronised(&twice));
-    assert!(synchronised.0.allclose(&plain.0, 1e-4, 1e-5, false));
-    assert!(synchronised.1[0].allclose(&plain.1[0], 1e-3, 1e-3, false));
-    assert!(synchronised.1[1].allclose(&plain.1[1], 1e-3, 1e-3, false));
-    assert!(synchronised.2.allclose(&plain.2, 1e-5, 1e-6, false));
+    let synchronized = run(Statistics::Synchronized(&twice));
+    assert!(synchronized.0.allclose(&plain.0, 1e-4, 1e-5, false));
+    assert!(synchronized.1[0].allclose(&plain.1[0], 1e-3, 1e-3, false));
+    assert!(synchronized.1[1].allclose(&plain.1[1], 1e-3, 1e-3, false));
+    assert!(synchronized.2.allclose(&plain.2, 1e-5, 1e-6, false));
     // The running variance follows the unbiased one: of 40 values per channel, and of 80.
     let before = 0.9 * &start;
     let plain = (plain.3 - &before) * 39.0 / 40.0;
-    let synchronised = (synchronised.3 - &before) * 79.0 / 80.0;
-    assert!(synchronised.allclose(&plain, 1e-4, 1e-5, false));
+    let synchronized = (synchronized.3 - &before) * 79.0 / 80.0;
+    assert!(synchronized.allclose(&plain, 1e-4, 1e-5, false));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_fused_convolution_gives_what_convolution_and_norm_gave() {
     let mut parameters = Parameters::new();
     let shape = ConvShape::same(3, 4, 3, false);
     let conv = Conv2d::new(&mut parameters, "c", shape, Init::Normal(0.3)).unwrap();
-    parameters.initialise(1).unwrap();
+    parameters.initialize(1).unwrap();
     let norm = norm_with_statistics(&mut parameters, 4);
     let mut layer = ConvNorm { conv, norm: Some(norm) };
     let x = Tensor::randn([1, 3, 6, 5], (Kind::Float, Device::Cpu));

@@ -65,11 +65,11 @@ struct OnePass {
     cells: Table,
 }
 
-/// The 3x3 neighbourhoods of one level.
+/// The 3x3 neighborhoods of one level.
 struct LevelTables {
     /// Nine rows of the level's table for each place.
     rows: Table,
-    /// 1 for a neighbour inside the map, 0 outside, if one is outside.
+    /// 1 for a neighbor inside the map, 0 outside, if one is outside.
     inside: Option<Table>,
 }
 
@@ -85,7 +85,7 @@ impl Rpn {
     /// Adds to `pack` what [`Rpn::at`] needs to know of `chosen` in `images` images; `with_deltas` are the places in that list
     /// whose deltas are asked for.
     ///
-    /// A GPU makes one pass over the neighbourhoods of all levels, for its time goes by calls; on the CPU each level has its
+    /// A GPU makes one pass over the neighborhoods of all levels, for its time goes by calls; on the CPU each level has its
     /// own, whose sums round as they always did.
     pub(super) fn tabulate_chosen(
         &self,
@@ -101,7 +101,7 @@ impl Rpn {
         for (row, place) in by_level.iter().flatten().enumerate() {
             cells[place.order] = [row, place.shape];
         }
-        let of_levels = by_level.iter().zip(sizes).map(|(places, &size)| neighbours(places, size));
+        let of_levels = by_level.iter().zip(sizes).map(|(places, &size)| neighbors(places, size));
         let multiplier = |inside: &[f32], pack: &mut Pack| {
             inside.contains(&0.0).then(|| pack.add(inside, &[inside.len() as i64, 1]))
         };
@@ -110,7 +110,7 @@ impl Rpn {
             let of_all: Vec<i64> = cells.iter().map(|&one| cell(one)).collect();
             let of_deltas: Vec<i64> = with_deltas.iter().map(|&place| cell(cells[place])).collect();
             let (cells, delta_cells) = (pack.list(&of_all), pack.list(&of_deltas));
-            let tables = |Neighbours { rows, inside }: Neighbours| LevelTables {
+            let tables = |Neighbors { rows, inside }: Neighbors| LevelTables {
                 rows: pack.list(&rows),
                 inside: multiplier(&inside, &mut *pack),
             };
@@ -202,13 +202,13 @@ impl Rpn {
     }
 }
 
-/// Neighbourhoods of nine rows each, `[9 n, c]`, as windows `[n, 9 c]`.
+/// Neighborhoods of nine rows each, `[9 n, c]`, as windows `[n, 9 c]`.
 fn windows(rows: &Tensor) -> Result<Tensor> {
     let (count, channels) = rows.size2()?;
     Ok(rows.f_reshape([count / 9, 9 * channels])?)
 }
 
-/// The neighbourhoods' rows `[9 n, c]` of a level `[images, c, h, w]`.
+/// The neighborhoods' rows `[9 n, c]` of a level `[images, c, h, w]`.
 fn rows_at(level: &Tensor, tables: &LevelTables, sent: &Sent) -> Result<Tensor> {
     let (images, channels, height, width) = level.size4()?;
     // Channels-last memory already is a table of places.
@@ -232,15 +232,15 @@ fn places(levels: &[Size], per_place: usize, chosen: &[Chosen]) -> Vec<Vec<Place
     places
 }
 
-/// The 3x3 neighbourhoods of places, row by row.
-struct Neighbours {
-    /// Nine rows of the level's table for each place; any row for a neighbour outside.
+/// The 3x3 neighborhoods of places, row by row.
+struct Neighbors {
+    /// Nine rows of the level's table for each place; any row for a neighbor outside.
     rows: Vec<i64>,
-    /// 1 for a neighbour inside the map, 0 outside.
+    /// 1 for a neighbor inside the map, 0 outside.
     inside: Vec<f32>,
 }
 
-fn neighbours(places: &[Place], (height, width): Size) -> Neighbours {
+fn neighbors(places: &[Place], (height, width): Size) -> Neighbors {
     let mut rows = Vec::with_capacity(9 * places.len());
     let mut inside = Vec::with_capacity(9 * places.len());
     for place in places {
@@ -253,7 +253,7 @@ fn neighbours(places: &[Place], (height, width): Size) -> Neighbours {
             rows.push(((place.image * height + row) * width + column) as i64);
         }
     }
-    Neighbours { rows, inside }
+    Neighbors { rows, inside }
 }
 
 #[cfg(test)]
@@ -271,7 +271,7 @@ mod tests {
         let config = config::Rpn { feat_channels: 8, anchor_strides: vec![4, 8, 16], ..config::Rpn::default() };
         let mut parameters = Parameters::new();
         let rpn = Rpn::new(&mut parameters, "rpn_head", 6, &config).unwrap();
-        parameters.initialise(3).unwrap();
+        parameters.initialize(3).unwrap();
         let options = (Kind::Float, Device::Cpu);
         let leaf = |h, w| Tensor::randn([2, 6, h, w], options).set_requires_grad(true);
         let levels = [leaf(8, 12), leaf(4, 6), leaf(2, 3)];

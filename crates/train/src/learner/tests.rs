@@ -31,7 +31,7 @@ fn config(amp: Amp) -> Config {
     config
 }
 
-/// Two pictures with an object each.
+/// Two images with an object each.
 fn batch() -> Batch {
     let target = |label: i64, [x1, y1, x2, y2]: [usize; 4]| {
         let (width, height) = (x2 - x1, y2 - y1);
@@ -158,7 +158,7 @@ fn an_overflow_leaves_weights_optimizer_and_average_as_they_were_and_halves_the_
     assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
     assert_eq!(learner.ema.as_ref().unwrap().updates(), 0);
     assert!(learner.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
-    // The pictures were seen, as in PyTorch.
+    // The images were seen, as in PyTorch.
     let seen = learner.parameters.get("backbone.norm0.num_batches_tracked").unwrap();
     assert_eq!(i64::try_from(seen).unwrap(), 1);
 

@@ -153,7 +153,7 @@ impl RunLog {
         }
     }
 
-    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of pictures.
+    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of images.
     pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &[(String, f64)]) {
         let entries = with_copypaste(results);
         let shown = entries.iter().map(|(name, value)| match value {
@@ -190,24 +190,24 @@ impl RunLog {
         }
     }
 
-    /// Counts and names the pictures that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
+    /// Counts and names the images that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
     /// `data.on_error` allows. The JSON line has no key `epoch`: the reference's tools pass over it then.
-    pub fn left_out(&mut self, set: &str, epoch: usize, pictures: &[String]) {
+    pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
         log::warn!(
             "{} of the {set} set could not be read in epoch {epoch} and were left out:\n{}",
-            match pictures.len() {
-                1 => "1 picture".into(),
-                count => format!("{count} pictures"),
+            match images.len() {
+                1 => "1 image".into(),
+                count => format!("{count} images"),
             },
-            pictures.join("\n")
+            images.join("\n")
         );
-        let count = pictures.len();
+        let count = images.len();
         self.line(&json!({
-            "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "pictures": pictures,
+            "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "images": images,
         }));
     }
 
-    /// Adds a picture to TensorBoard; `png` is encoded already, `size` is its width and height.
+    /// Adds an image to TensorBoard; `png` is encoded already, `size` is its width and height.
     pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
         if let Some(board) = &mut self.tensorboard {
             board.image(tag, step, size, png);

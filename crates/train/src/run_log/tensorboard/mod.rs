@@ -1,4 +1,4 @@
-//! A writer of TensorBoard event files: scalars, text and pictures.
+//! A writer of TensorBoard event files: scalars, text and images.
 //!
 //! An event file is a sequence of TFRecords, each holding one `Event` message: length, masked CRC-32C of the length,
 //! the message, masked CRC-32C of the message.
@@ -91,7 +91,7 @@ impl TensorBoard {
         );
     }
 
-    /// Writes an RGB picture of `size` (width, height) that is already encoded as PNG.
+    /// Writes an RGB image of `size` (width, height) that is already encoded as PNG.
     pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
         let (width, height) = (size.0 as i32, size.1 as i32);
         let image = proto::Image { height, width, colorspace: 3, encoded_image_string: png };

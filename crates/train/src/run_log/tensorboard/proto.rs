@@ -63,10 +63,10 @@ pub(super) struct Image {
     pub height: i32,
     #[prost(int32, tag = "2")]
     pub width: i32,
-    /// Channels: 1 grey, 3 RGB, 4 RGBA.
+    /// Channels: 1 gray, 3 RGB, 4 RGBA.
     #[prost(int32, tag = "3")]
     pub colorspace: i32,
-    /// The picture as PNG.
+    /// The image as PNG.
     #[prost(bytes = "vec", tag = "4")]
     pub encoded_image_string: Vec<u8>,
 }

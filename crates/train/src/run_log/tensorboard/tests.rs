@@ -49,18 +49,18 @@ pub(in crate::run_log) fn read_back(folder: &Path) -> Option<serde_json::Value> 
 }
 
 #[test]
-fn tensorboard_reads_scalars_texts_and_pictures_back() {
+fn tensorboard_reads_scalars_texts_and_images_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut png = Vec::new();
-    let picture = image::RgbImage::from_pixel(4, 3, image::Rgb([200, 10, 10]));
-    picture.write_to(&mut io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+    let image = image::RgbImage::from_pixel(4, 3, image::Rgb([200, 10, 10]));
+    image.write_to(&mut io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
     let size = png.len();
     let mut writer = TensorBoard::create(folder.path(), None).unwrap();
     writer.scalar("train/loss", 0, 0.0);
     writer.scalar("train/loss", 5, 1.5);
     writer.scalar("train/loss", 10, -2.0);
     writer.text("val/bbox_mAP_copypaste", 11, "0.1 é");
-    writer.image("val/picture", 11, (4, 3), png);
+    writer.image("val/image", 11, (4, 3), png);
     writer.flush();
     // A job that goes on from step 7 takes back what was written for step 10.
     let mut resumed = TensorBoard::create(folder.path(), Some(7)).unwrap();
@@ -68,14 +68,14 @@ fn tensorboard_reads_scalars_texts_and_pictures_back() {
     resumed.flush();
     let Some(read) = read_back(folder.path()) else { return };
     assert_eq!(read["scalars"], serde_json::json!({"train/loss": [[0, 0.0], [5, 1.5], [8, 3.0]]}));
-    assert_eq!(read["images"], serde_json::json!({"val/picture": []}), "taken back as well");
+    assert_eq!(read["images"], serde_json::json!({"val/image": []}), "taken back as well");
 
     let folder = tempfile::tempdir().unwrap();
     let mut writer = TensorBoard::create(folder.path(), None).unwrap();
     writer.text("val/bbox_mAP_copypaste", 11, "0.1 é");
-    writer.image("val/picture", 11, (4, 3), vec![0; size]);
+    writer.image("val/image", 11, (4, 3), vec![0; size]);
     writer.flush();
     let read = read_back(folder.path()).unwrap();
     assert_eq!(read["texts"], serde_json::json!({"val/bbox_mAP_copypaste/text_summary": [[11, "0.1 é"]]}));
-    assert_eq!(read["images"], serde_json::json!({"val/picture": [[11, 4, 3, size]]}));
+    assert_eq!(read["images"], serde_json::json!({"val/image": [[11, 4, 3, size]]}));
 }

@@ -1,8 +1,8 @@
-//! One colour per class, the same in every picture and every run.
+//! One color per class, the same in every image and every run.
 
-/// An sRGB colour, 0 to 255.
+/// An sRGB color, 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Colour {
+pub struct ClassColor {
     /// Red.
     pub red: u8,
     /// Green.
@@ -11,28 +11,28 @@ pub struct Colour {
     pub blue: u8,
 }
 
-impl Colour {
-    /// The colour of a class.
+impl ClassColor {
+    /// The color of a class.
     ///
-    /// Hues advance by the golden angle, so that neighbouring labels differ most and any number of them stay apart;
+    /// Hues advance by the golden angle, so that neighboring labels differ most and any number of them stay apart;
     /// three lightnesses alternate. Computed in OKLCH (Ottosson, 2020), where equal numbers look equally bright.
     pub fn of_class(label: usize) -> Self {
         const GOLDEN_ANGLE: f64 = 137.507_764;
         let (lightness, chroma) = [(0.72, 0.17), (0.64, 0.20), (0.80, 0.15)][label % 3];
         let hue = (25.0 + GOLDEN_ANGLE * label as f64).to_radians();
-        // Less chroma until the colour exists on a screen.
+        // Less chroma until the color exists on a screen.
         (0..20)
             .map(|step| from_oklch(lightness, chroma * (1.0 - f64::from(step) / 20.0), hue))
             .find_map(|linear| linear.iter().all(|value| (-1e-3..=1.001).contains(value)).then(|| encode(linear)))
             .unwrap_or(Self { red: 160, green: 160, blue: 160 })
     }
 
-    /// The neutral colour of what belongs to no single object.
+    /// The neutral color of what belongs to no single object.
     pub const fn neutral() -> Self {
         Self { red: 190, green: 190, blue: 190 }
     }
 
-    /// Black or white, whichever is read more easily on this colour (WCAG's contrast ratio).
+    /// Black or white, whichever is read more easily on this color (WCAG's contrast ratio).
     pub fn text(self) -> Self {
         let luminance = self.luminance();
         let (on_white, on_black) = (1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05);
@@ -59,13 +59,13 @@ fn from_oklch(lightness: f64, chroma: f64, hue: f64) -> [f64; 3] {
 }
 
 /// Linear light to sRGB.
-fn encode(linear: [f64; 3]) -> Colour {
+fn encode(linear: [f64; 3]) -> ClassColor {
     let [red, green, blue] = linear.map(|value| {
         let value = value.clamp(0.0, 1.0);
         let encoded = if value <= 0.003_130_8 { 12.92 * value } else { 1.055 * value.powf(1.0 / 2.4) - 0.055 };
         (encoded * 255.0).round() as u8
     });
-    Colour { red, green, blue }
+    ClassColor { red, green, blue }
 }
 
 /// sRGB to linear light.
@@ -79,20 +79,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_hundred_classes_have_colours_of_their_own_that_text_can_be_read_on() {
-        let colours: Vec<Colour> = (0..100).map(Colour::of_class).collect();
-        for (index, colour) in colours.iter().enumerate() {
+    fn the_first_hundred_classes_have_colors_of_their_own_that_text_can_be_read_on() {
+        let colors: Vec<ClassColor> = (0..100).map(ClassColor::of_class).collect();
+        for (index, color) in colors.iter().enumerate() {
             let (dark, light) =
-                (colour.luminance().min(colour.text().luminance()), colour.luminance().max(colour.text().luminance()));
-            assert!((light + 0.05) / (dark + 0.05) > 4.5, "{colour:?}");
-            assert!(!colours[..index].contains(colour), "class {index}: {colour:?}");
+                (color.luminance().min(color.text().luminance()), color.luminance().max(color.text().luminance()));
+            assert!((light + 0.05) / (dark + 0.05) > 4.5, "{color:?}");
+            assert!(!colors[..index].contains(color), "class {index}: {color:?}");
         }
     }
 
     #[test]
-    fn neighbouring_classes_are_far_apart() {
+    fn neighboring_classes_are_far_apart() {
         for label in 0..100 {
-            let (a, b) = (Colour::of_class(label), Colour::of_class(label + 1));
+            let (a, b) = (ClassColor::of_class(label), ClassColor::of_class(label + 1));
             let distance =
                 [(a.red, b.red), (a.green, b.green), (a.blue, b.blue)].map(|(a, b)| u32::from(a.abs_diff(b)));
             assert!(distance.iter().sum::<u32>() > 120, "{label}: {a:?} {b:?}");

@@ -1,4 +1,4 @@
-//! The fixtures' pictures as files with an annotation file, as the data path reads them.
+//! The fixtures' images as files with an annotation file, as the data path reads them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use fnet_data::{Batch, Dataset, Loader, Split, TestOptions, TrainOptions};
 
 use super::fixtures::{Fixtures, Tensors};
 
-/// Pictures on the disk. Where the fixtures hold the files themselves (`data/images`, `data/instances.json`), these are
+/// Images on the disk. Where the fixtures hold the files themselves (`data/images`, `data/instances.json`), these are
 /// taken; else the decoded pixels are written as PNG, with the annotations' boxes.
-pub(super) struct Pictures {
+pub(super) struct ImageFiles {
     config: config::Data,
     dataset: Arc<Dataset>,
     /// Places of the fixtures' images in the data set.
@@ -24,7 +24,7 @@ pub(super) struct Pictures {
     _made: Option<TempDir>,
 }
 
-impl Pictures {
+impl ImageFiles {
     pub(super) fn open(fixtures: &Fixtures) -> Self {
         let metas = fixtures.metas("img_metas");
         let own = fixtures.folder().join("data");
@@ -37,13 +37,13 @@ impl Pictures {
         let dataset = Arc::new(Dataset::open(&config, Split::Train).unwrap());
         let place = |name: &&str| {
             let found = (0..dataset.len()).find(|&index| dataset.image(index).file_name == *name);
-            found.unwrap_or_else(|| panic!("{} has no picture {name}", dataset.annotation_file().display()))
+            found.unwrap_or_else(|| panic!("{} has no image {name}", dataset.annotation_file().display()))
         };
         let indices = names.iter().map(place).collect();
         Self { config, dataset, indices, annotated, _made: made }
     }
 
-    /// One batch of all pictures.
+    /// One batch of all images.
     pub(super) fn batch(&self, mirrored: bool) -> Batch {
         let mut config = self.config.clone();
         config.samples_per_gpu = self.indices.len();
@@ -52,22 +52,22 @@ impl Pictures {
         Loader::train(Arc::clone(&self.dataset), &config, &self.indices, &options).unwrap().next().unwrap().unwrap()
     }
 
-    /// Each picture alone, as at evaluation.
+    /// Each image alone, as at evaluation.
     pub(super) fn singles(&self) -> Vec<Batch> {
         let options = TestOptions::default();
         let loader = Loader::test(Arc::clone(&self.dataset), &self.config, &self.indices, &options).unwrap();
         loader.map(Result::unwrap).collect()
     }
 
-    /// The aspect group of each picture.
+    /// The aspect group of each image.
     pub(super) fn flags(&self) -> Vec<u8> {
         let flags = self.dataset.aspect_flags();
         self.indices.iter().map(|&index| flags[index]).collect()
     }
 
-    /// The file of each picture.
+    /// The file of each image.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.indices.iter().map(|&index| self.dataset.picture_path(index)).collect()
+        self.indices.iter().map(|&index| self.dataset.image_path(index)).collect()
     }
 }
 
@@ -82,14 +82,14 @@ fn config(fixtures: &Fixtures, root: &Path) -> config::Data {
     config
 }
 
-/// The bounds `[long side, short side]` that the pictures were resized to fit: together they touch both.
+/// The bounds `[long side, short side]` that the images were resized to fit: together they touch both.
 fn scale(fixtures: &Fixtures) -> [usize; 2] {
     let sizes: Vec<_> = fixtures.metas("img_metas").iter().map(|meta| meta.image_size).collect();
     let greatest = |side: fn(&(usize, usize)) -> usize| sizes.iter().map(side).max().unwrap_or(1);
     [greatest(|size| size.0.max(size.1)), greatest(|size| size.0.min(size.1))]
 }
 
-/// Writes the decoded pixels as lossless pictures, and the boxes that the reference read as their annotations. The
+/// Writes the decoded pixels as lossless images, and the boxes that the reference read as their annotations. The
 /// masks are rectangles: the fixtures keep them resized only.
 fn write(fixtures: &Fixtures, names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ fn write(fixtures: &Fixtures, names: &[&str]) -> TempDir {
     folder
 }
 
-/// Width, height and pixels of a decoded picture.
+/// Width, height and pixels of a decoded image.
 pub(super) fn rgb(data: &Tensors, image: usize) -> (u32, u32, Vec<u8>) {
     let bgr: Tensor = data.get(&format!("original_bgr_u8.{image}"));
     let (height, width, _) = bgr.size3().unwrap();

@@ -7,12 +7,12 @@ const ROUND: usize = 24;
 
 /// Mean and standard deviation of each value of a round: red, green, blue, red, ...
 #[derive(Debug, Clone)]
-pub(super) struct Normalisation {
+pub(super) struct Normalization {
     mean: [f32; ROUND],
     std: [f32; ROUND],
 }
 
-impl Normalisation {
+impl Normalization {
     pub fn new(pipeline: &Pipeline) -> Self {
         let round = |values: [f64; 3]| std::array::from_fn(|i| values[i % 3] as f32);
         Self { mean: round(pipeline.mean), std: round(pipeline.std) }
@@ -64,12 +64,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_of_every_channel_is_normalised_by_its_own_mean() {
+    fn every_value_of_every_channel_is_normalized_by_its_own_mean() {
         let pipeline = Pipeline::default();
         let row: Vec<u8> = (0..256).flat_map(|v| [v as u8, (255 - v) as u8, (v / 2) as u8]).collect();
         for length in [3, 24, 27, 300, 768] {
             let mut out = vec![f32::NAN; length];
-            Normalisation::new(&pipeline).row(&row[..length], &mut out);
+            Normalization::new(&pipeline).row(&row[..length], &mut out);
             for (i, (&value, &found)) in row.iter().zip(&out).enumerate() {
                 let expected = (f32::from(value) - pipeline.mean[i % 3] as f32) / pipeline.std[i % 3] as f32;
                 assert_eq!(found.to_bits(), expected.to_bits(), "value {i}");

@@ -1,4 +1,4 @@
-//! What the picture files of a set say, against its annotation file.
+//! What the image files of a set say, against its annotation file.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,14 +10,14 @@ use fnet_config::Pipeline;
 
 use super::Scope;
 use crate::coco::{Dataset, Split};
-use crate::decode::{Picture, PictureHeader};
+use crate::decode::{DecodedImage, ImageHeader};
 use crate::findings::{Code, Findings, Place};
 use crate::transform::{Augmentation, Geometry, rescaled_size};
 
-/// Pictures that one thread takes at a time.
+/// Images that one thread takes at a time.
 const CHUNK: usize = 16;
 
-/// Reads the header of every picture that exists, or decodes it, in parallel. Findings are in the order of the set.
+/// Reads the header of every image that exists, or decodes it, in parallel. Findings are in the order of the set.
 pub(super) fn check(
     dataset: &Dataset,
     pipeline: &Pipeline,
@@ -31,7 +31,7 @@ pub(super) fn check(
         .map(|start| {
             let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
             for index in start..dataset.len().min(start + CHUNK) {
-                check_picture(dataset, index, pipeline, scope.decode, &mut findings);
+                check_image(dataset, index, pipeline, scope.decode, &mut findings);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
             }
             findings
@@ -42,8 +42,8 @@ pub(super) fn check(
     findings
 }
 
-fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, findings: &mut Findings) {
-    let path = dataset.picture_path(index);
+fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, findings: &mut Findings) {
+    let path = dataset.image_path(index);
     if !path.exists() {
         // Reported with the other files that are missing.
         return;
@@ -55,32 +55,32 @@ fn check_picture(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: b
         text.split_once(&format!("{}: ", printable(&path.to_string_lossy())))
             .map_or(text.clone(), |(_, message)| message.to_owned())
     };
-    let header = match Picture::header(&path) {
+    let header = match DecodedImage::header(&path) {
         Ok(header) => header,
-        Err(error) => return add(Code::PictureUnreadable, unreadable(error)),
+        Err(error) => return add(Code::ImageUnreadable, unreadable(error)),
     };
     if decode {
-        match Picture::read(&path) {
-            Ok(Picture { warning: Some(warning), .. }) => add(Code::PictureDamaged, warning),
+        match DecodedImage::read(&path) {
+            Ok(DecodedImage { warning: Some(warning), .. }) => add(Code::ImageDamaged, warning),
             Ok(_) => {}
-            Err(error) => return add(Code::PictureUnreadable, unreadable(error)),
+            Err(error) => return add(Code::ImageUnreadable, unreadable(error)),
         }
     }
     if !header.fits_name(&path) {
-        add(Code::PictureExtension, format!("the content is {}", header.format.mime_type()));
+        add(Code::ImageExtension, format!("the content is {}", header.format.mime_type()));
     }
     if let Some((code, message)) = size(dataset, index, &header, pipeline) {
         add(code, message);
     }
 }
 
-/// Whether the annotations fit the size of the picture.
-fn size(dataset: &Dataset, index: usize, header: &PictureHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
+/// Whether the annotations fit the size of the image.
+fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
     let image = dataset.image(index);
     let (listed, upright) = ((image.height, image.width), (header.height, header.width));
     let rotated = header.orientation > 1;
     if listed == upright {
-        return rotated.then(|| (Code::PictureRotated, "turned upright as its EXIF orientation says".into()));
+        return rotated.then(|| (Code::ImageRotated, "turned upright as its EXIF orientation says".into()));
     }
     let stored =
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
@@ -99,5 +99,5 @@ fn size(dataset: &Dataset, index: usize, header: &PictureHeader, pipeline: &Pipe
             let masks = rescaled_size(listed, scale);
             masks.0 > padded.0 || masks.1 > padded.1
         });
-    Some((if unusable { Code::PictureSizeUnusable } else { Code::PictureSizeDiffers }, message))
+    Some((if unusable { Code::ImageSizeUnusable } else { Code::ImageSizeDiffers }, message))
 }

@@ -1,4 +1,4 @@
-//! Pictures that cannot be read in the middle of a job, and the speed of reading those that can.
+//! Images that cannot be read in the middle of a job, and the speed of reading those that can.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::outputs::{Object, losses, of_mode};
 use crate::support::Scene;
 
-/// Replaces the bytes of one picture with objects of the set `split`, and returns its name.
-fn damage_a_picture(scene: &Scene, split: &str, bytes: &[u8]) -> String {
+/// Replaces the bytes of one image with objects of the set `split`, and returns its name.
+fn damage_an_image(scene: &Scene, split: &str, bytes: &[u8]) -> String {
     let text = fs::read_to_string(scene.path(&format!("data/annotations/instances_{split}.json"))).unwrap();
     let set: Value = serde_json::from_str(&text).unwrap();
     let id = &set["annotations"][0]["image_id"];
@@ -18,10 +18,10 @@ fn damage_a_picture(scene: &Scene, split: &str, bytes: &[u8]) -> String {
     name
 }
 
-/// Set, epoch and count of the JSON lines that say what was left out; each must name `picture`.
-fn left_out(scene: &Scene, work_dir: &str, picture: &str) -> Vec<(String, u64, u64)> {
+/// Set, epoch and count of the JSON lines that say what was left out; each must name `image`.
+fn left_out(scene: &Scene, work_dir: &str, image: &str) -> Vec<(String, u64, u64)> {
     let facts = |line: &Object| {
-        assert!(line["pictures"][0].as_str().unwrap().contains(picture), "{line:?}");
+        assert!(line["images"][0].as_str().unwrap().contains(image), "{line:?}");
         let number = |name: &str| line[name].as_u64().unwrap();
         (line["set"].as_str().unwrap().to_owned(), number("in_epoch"), number("count"))
     };
@@ -29,45 +29,45 @@ fn left_out(scene: &Scene, work_dir: &str, picture: &str) -> Vec<(String, u64, u
 }
 
 #[test]
-fn a_picture_that_cannot_be_read_ends_the_job_on_all_ranks_and_is_named() {
-    let scene = Scene::with_own_pictures();
+fn an_image_that_cannot_be_read_ends_the_job_on_all_ranks_and_is_named() {
+    let scene = Scene::with_own_images();
     // It is in the share of one of the two ranks; the other waits for the gradients.
-    let name = damage_a_picture(&scene, "train", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
+    let name = damage_an_image(&scene, "train", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
     scene.launch("--device cpu --nproc 2 train cfg.toml --no-validate").expect(3, &[&name, "git lfs pull"]);
 }
 
 #[test]
-fn with_skip_a_picture_that_cannot_be_read_is_replaced_counted_and_named() {
-    let scene = Scene::with_own_pictures();
-    let name = damage_a_picture(&scene, "train", b"this is no JPEG");
+fn with_skip_an_image_that_cannot_be_read_is_replaced_counted_and_named() {
+    let scene = Scene::with_own_images();
+    let name = damage_an_image(&scene, "train", b"this is no JPEG");
     let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --no-validate --set data.on_error=skip");
     ended.expect(0, &["WARNING - left out", &name]);
-    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * 8, "another picture takes its place");
+    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * 8, "another image takes its place");
     let twice = [("train".to_owned(), 1, 1), ("train".to_owned(), 2, 1)];
     assert_eq!(left_out(&scene, "work_dirs/cfg", &name), twice);
     // With two workers, either may meet it; rank 0 tells of both.
     let two = "--device cpu --nproc 2 train cfg.toml --no-validate --work-dir two --set data.on_error=skip";
     let ended = scene.launch(two);
-    ended.expect(0, &["1 picture of the train set could not be read in epoch 1", &name]);
+    ended.expect(0, &["1 image of the train set could not be read in epoch 1", &name]);
     assert_eq!(left_out(&scene, "two", &name), twice);
 }
 
 #[test]
-fn a_picture_that_cannot_be_read_at_evaluation_ends_it_or_is_counted_and_named() {
-    let scene = Scene::with_own_pictures();
+fn an_image_that_cannot_be_read_at_evaluation_ends_it_or_is_counted_and_named() {
+    let scene = Scene::with_own_images();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
-    let name = damage_a_picture(&scene, "val", b"");
+    let name = damage_an_image(&scene, "val", b"");
     let checkpoint = "work_dirs/cfg/latest.ckpt";
     scene.launch(&format!("--device cpu --nproc 2 test {checkpoint}")).expect(3, &[&name, "the file is empty"]);
     scene
         .two(&format!("test {checkpoint} --set data.on_error=skip"))
-        .expect(0, &["1 picture could not be read", &name, "the file is empty"]);
+        .expect(0, &["1 image could not be read", &name, "the file is empty"]);
     // The same within training.
     let train = "--device cpu --nproc 2 train cfg.toml --set train.epochs=1 --work-dir";
     scene.launch(&format!("{train} stopped")).expect(3, &[&name]);
     scene
         .launch(&format!("{train} skipped --set data.on_error=skip"))
-        .expect(0, &["1 picture of the val set could not be read in epoch 1"]);
+        .expect(0, &["1 image of the val set could not be read in epoch 1"]);
     assert_eq!(left_out(&scene, "skipped", &name), [("val".to_owned(), 1, 1)]);
 }
 
@@ -85,6 +85,6 @@ fn the_input_pipeline_is_measured_by_stage() {
     assert!((names.iter().map(|name| number(name)).sum::<f64>() - number("total")).abs() < 1e-6, "{stages:?}");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
     let text = scene.launch("benchmark data cfg.toml --no-masks");
-    text.expect(0, &["48 pictures without masks", "on 1 loader thread", "assemble"]);
+    text.expect(0, &["48 images without masks", "on 1 loader thread", "assemble"]);
     scene.launch("benchmark data none.toml").expect(2, &["none.toml"]);
 }
