@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 use fnet_config as config;
-use fnet_data::{Dataset, Findings, Severity, Split, category_names, rasterize};
+use fnet_data::{Dataset, Diagnostics, Severity, Split, category_names, rasterize};
 use fnet_fuzz::Scratch;
 
 /// Images above this many pixels are not drawn, for speed.
@@ -28,14 +28,14 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
     }
     let _ = category_names(&path);
     for split in [Split::Train, Split::Val] {
-        let (dataset, mut findings) = Dataset::inspect(&config, split, 3);
+        let (dataset, mut diagnostics) = Dataset::inspect(&config, split, 3);
         let Some(dataset) = dataset else {
-            assert!(findings.number_of(Severity::Error) > 0, "no set, and no finding that says why");
+            assert!(diagnostics.number_of(Severity::Error) > 0, "no set, and no finding that says why");
             continue;
         };
-        dataset.check_masks(&mut findings);
-        dataset.check_files(&mut findings);
-        if findings.number_of(Severity::Error) > 0 {
+        dataset.check_masks(&mut diagnostics);
+        dataset.check_files(&mut diagnostics);
+        if diagnostics.number_of(Severity::Error) > 0 {
             continue;
         }
         use_it(&dataset);
@@ -45,8 +45,8 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
 
 /// What passed all checks can be used.
 fn use_it(dataset: &Dataset) {
-    let mut findings = Findings::default();
-    dataset.check_files(&mut findings);
+    let mut diagnostics = Diagnostics::default();
+    dataset.check_files(&mut diagnostics);
     for index in 0..dataset.len() {
         let image = dataset.image(index);
         let objects = dataset.objects(index);

@@ -36,7 +36,7 @@ pub fn browse(
     config.data.samples_per_gpu = 1;
     let split = Split::from(arguments.split);
     let dataset = Arc::new(Dataset::open(&config.data, split)?);
-    dataset.findings().lines(Severity::Warning).iter().for_each(|warning| say(warning));
+    dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| say(warning));
     let indices: Vec<usize> = (0..arguments.max.min(dataset.len())).collect();
     let mut loader = if split == Split::Train && !arguments.no_augment {
         let options = TrainOptions { seed: config.train.seed, epoch: arguments.epoch - 1, ..TrainOptions::default() };

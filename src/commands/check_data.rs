@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use fnet_common::text::{count, printable};
 use fnet_common::{Error, Result};
-use fnet_data::{Checked, Finding, Findings, Scope, Severity, Split, check};
+use fnet_data::{Checked, Diagnostic, Diagnostics, Scope, Severity, Split, check};
 use fnet_protocol::cli::{CheckData, SplitName};
 use fnet_protocol::exit;
 
 /// Checks the sets of a config, prints what was found, and returns the exit code: that of wrong data if there is an
-/// error among the findings.
+/// error among the diagnostics.
 ///
 /// # Errors
 /// The config is wrong, or stdout cannot be written.
@@ -26,14 +26,15 @@ pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>)
     let keep = if arguments.json { usize::MAX } else { arguments.list.max(1) };
     let scope = Scope { keep, headers: true, decode: arguments.decode };
     let bar = Bar::new(arguments.decode);
-    let (sets, findings) = check(&config, &splits, scope, &|split, done, all| bar.show(split, done, all));
+    let (sets, diagnostics) = check(&config, &splits, scope, &|split, done, all| bar.show(split, done, all));
     bar.finish();
-    eprint!("{}", text(&sets, &findings, arguments.list));
+    eprint!("{}", text(&sets, &diagnostics, arguments.list));
     if arguments.json {
-        let text = serde_json::to_string_pretty(&to_json(&sets, &findings)).map_err(|e| Error::bug(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&to_json(&sets, &diagnostics)).map_err(|e| Error::bug(e.to_string()))?;
         print(&text)?;
     }
-    Ok(if findings.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
+    Ok(if diagnostics.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
 }
 
 /// Progress over the images of a set; nothing unless stderr is a terminal.
@@ -63,33 +64,34 @@ impl Bar {
     }
 }
 
-/// What people read: the findings that are kept, a table by code, and what each set holds.
-fn text(sets: &[Checked], findings: &Findings, listed: usize) -> String {
+/// What people read: the diagnostics that are kept, a table by code, and what each set holds.
+fn text(sets: &[Checked], diagnostics: &Diagnostics, listed: usize) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{text}");
     };
     if listed > 0 {
-        for (code, count) in findings.counts() {
-            let of_code: Vec<&Finding> = findings.kept().iter().filter(|finding| finding.code == code).collect();
-            of_code.iter().for_each(|finding| line(finding.to_string()));
+        for (code, count) in diagnostics.counts() {
+            let of_code: Vec<&Diagnostic> =
+                diagnostics.kept().iter().filter(|diagnostic| diagnostic.code == code).collect();
+            of_code.iter().for_each(|diagnostic| line(diagnostic.to_string()));
             if count > of_code.len() {
                 line(format!("... and {} more of {code} (--list N or --json for all)", count - of_code.len()));
             }
         }
-        if !findings.is_empty() {
+        if !diagnostics.is_empty() {
             line(String::new());
         }
     }
-    for row in table(findings) {
+    for row in table(diagnostics) {
         line(row);
     }
     for set in sets {
         line(summary(set));
     }
     let [errors, warnings, notes] =
-        [Severity::Error, Severity::Warning, Severity::Note].map(|severity| findings.number_of(severity));
+        [Severity::Error, Severity::Warning, Severity::Note].map(|severity| diagnostics.number_of(severity));
     line(match (errors, warnings + notes) {
         (0, 0) => "Nothing is wrong.".into(),
         (0, _) => format!("No errors: training would start. {}, {}.", count(warnings, "warning"), count(notes, "note")),
@@ -104,15 +106,15 @@ fn text(sets: &[Checked], findings: &Findings, listed: usize) -> String {
 }
 
 /// One row per code, aligned.
-fn table(findings: &Findings) -> Vec<String> {
-    let counts = findings.counts();
+fn table(diagnostics: &Diagnostics) -> Vec<String> {
+    let counts = diagnostics.counts();
     if counts.is_empty() {
         return Vec::new();
     }
     let mut rows = vec![["severity", "code", "count", "what is done about it"].map(str::to_owned)];
     rows.extend(counts.into_iter().map(|(code, count)| {
-        let facts = code.facts();
-        [facts.severity.to_string(), code.to_string(), count.to_string(), facts.action.to_owned()]
+        let description = code.description();
+        [description.severity.to_string(), code.to_string(), count.to_string(), description.action.to_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let [severity, code, count] = [0, 1, 2].map(width);
@@ -138,7 +140,7 @@ fn summary(set: &Checked) -> String {
 }
 
 /// What programs read.
-fn to_json(sets: &[Checked], findings: &Findings) -> Value {
+fn to_json(sets: &[Checked], diagnostics: &Diagnostics) -> Value {
     let sets: Vec<Value> = sets
         .iter()
         .map(|set| {
@@ -156,13 +158,13 @@ fn to_json(sets: &[Checked], findings: &Findings) -> Value {
         })
         .collect();
     let counts: serde_json::Map<String, Value> =
-        findings.counts().into_iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
+        diagnostics.counts().into_iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
     json!({
-        "errors": findings.number_of(Severity::Error),
-        "warnings": findings.number_of(Severity::Warning),
-        "notes": findings.number_of(Severity::Note),
+        "errors": diagnostics.number_of(Severity::Error),
+        "warnings": diagnostics.number_of(Severity::Warning),
+        "notes": diagnostics.number_of(Severity::Note),
         "counts": counts,
         "sets": sets,
-        "findings": findings.kept(),
+        "findings": diagnostics.kept(),
     })
 }

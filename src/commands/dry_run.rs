@@ -47,7 +47,7 @@ fn test(arguments: &Test, ranks: usize) -> Result<Estimate> {
         true => Vec::new(),
         false => arguments.metrics_to_measure().into_iter().map(config::Metric::from).collect(),
     };
-    let mut warnings = dataset.findings().lines(Severity::Warning);
+    let mut warnings = dataset.diagnostics().lines(Severity::Warning);
     warnings.extend(check_before_job(config, &[&dataset], &kinds)?);
     let name = |path: &Path| path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     Ok(Estimate {

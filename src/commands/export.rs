@@ -92,7 +92,7 @@ fn ours(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(M
     let meta = Meta {
         classes: checkpoint.meta.classes.clone(),
         epoch: Some(progress.epoch as u64),
-        iter: Some(progress.step),
+        iter: Some(progress.step as u64),
     };
     Ok((MmdetCheckpoint { state, meta, optimizer }, note))
 }
@@ -128,7 +128,7 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
             optimizer.lr,
             progress.epoch,
             progress.step_in_epoch,
-            progress.step as usize,
+            progress.step,
         ),
         initial_lr: Some(optimizer.lr),
         betas: (optimizer.betas[0], optimizer.betas[1]),

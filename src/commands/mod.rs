@@ -16,7 +16,7 @@ use std::io::Write;
 use detector::Host;
 
 use fnet_common::{Error, Result};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_evaluate::inference::Outcome;
 use fnet_protocol::cli::{BenchmarkCommand, Flops, PrintConfig, Shape, WorkerCommand};
 use fnet_protocol::client::Client;
@@ -54,7 +54,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         WorkerCommand::CheckData(arguments) => check_data::check_data(arguments, |text| print(text).map(|_| ())),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),
         WorkerCommand::Browse(arguments) => {
-            let mut progress = |done: usize, total: usize| control.progress(headway(Phase::Data, done, total));
+            let mut progress = |done: usize, total: usize| control.progress(progress_of(Phase::Data, done, total));
             browse::browse(arguments, &mut progress, &mut |text| control.note(text)).map(exit_code)
         }
         WorkerCommand::Export(arguments) => {
@@ -66,18 +66,23 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
 
 /// Joins the other ranks and does some work over images with them.
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
-    let world = World::from_environment()?;
+    let communicator = Communicator::from_environment()?;
     let mut progress = |done: usize, total: usize| {
-        control.progress(headway(phase, done, total));
+        control.progress(progress_of(phase, done, total));
     };
     let mut say = |text: &str| control.note(text);
-    let code = work(&mut Host { ranks: &world, device: world.device(), progress: &mut progress, say: &mut say })?;
+    let code = work(&mut Host {
+        ranks: &communicator,
+        device: communicator.device(),
+        progress: &mut progress,
+        say: &mut say,
+    })?;
     // A rank that ended early would look lost to those that still work.
-    world.leave()?;
+    communicator.leave()?;
     Ok(code)
 }
 
-fn headway(phase: Phase, done: usize, total: usize) -> Progress {
+fn progress_of(phase: Phase, done: usize, total: usize) -> Progress {
     Progress { phase, step: done as u64, total_steps: total as u64, ..Progress::default() }
 }
 

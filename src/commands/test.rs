@@ -36,7 +36,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     };
     let first = host.ranks.rank() == 0;
     if first {
-        dataset.findings().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
+        dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
         check_before_job(&trained.config, &[&dataset], &kinds)?.iter().for_each(|warning| (host.say)(warning));
         if let Some(text) = other_names(&trained.classes, &dataset) {
             (host.say)(&text);

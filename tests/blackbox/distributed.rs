@@ -13,29 +13,29 @@ use torch_ext::distributed::{StoreOptions, TcpStore};
 use fnet_common::ErrorKind;
 use fnet_config as config;
 use fnet_data::{Batch, ImageMeta, Images, InstanceMask, Target};
-use fnet_distributed::{DataParallel, Deadlines, World};
+use fnet_distributed::{Communicator, DataParallel, Deadlines};
 use fnet_model::{MaskRcnn, Parameters, StepRandom};
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, status};
-use fnet_train::{Learner, LossScale, StepPlace, Wishes};
+use fnet_train::{LossScale, StepIndex, StepVote, TrainState};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const DEADLINES: Deadlines = Deadlines { meeting: Duration::from_secs(60), collective: Duration::from_secs(60) };
 
 #[test]
 fn a_job_of_one_rank_needs_no_peers() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     let value = Tensor::full([2], 3.0, FLOAT);
-    world.all_reduce_mean(&value).unwrap();
-    world.broadcast(&value, 0).unwrap();
+    communicator.all_reduce_mean(&value).unwrap();
+    communicator.broadcast(&value, 0).unwrap();
     assert_eq!(value, Tensor::full([2], 3.0, FLOAT));
-    assert_eq!(world.all_gather_bytes(b"abc").unwrap(), [b"abc".to_vec()]);
-    assert_eq!(world.broadcast_bytes(b"", 0).unwrap(), b"");
-    assert!(world.any(true).unwrap() && !world.any(false).unwrap());
-    assert_eq!(world.differentiable_sum()(&value).unwrap(), value);
-    world.barrier().unwrap();
-    world.leave().unwrap();
+    assert_eq!(communicator.all_gather_bytes(b"abc").unwrap(), [b"abc".to_vec()]);
+    assert_eq!(communicator.broadcast_bytes(b"", 0).unwrap(), b"");
+    assert!(communicator.any(true).unwrap() && !communicator.any(false).unwrap());
+    assert_eq!(communicator.differentiable_sum()(&value).unwrap(), value);
+    communicator.barrier().unwrap();
+    communicator.leave().unwrap();
 }
 
 #[test]
@@ -46,28 +46,28 @@ fn collectives_of_the_world_give_the_right_values() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_collectives() {
-    check_collectives(&World::connect(DEADLINES).unwrap());
+    check_collectives(&Communicator::connect(DEADLINES).unwrap());
 }
 
-fn check_collectives(world: &World) {
-    let rank = world.rank();
+fn check_collectives(communicator: &Communicator) {
+    let rank = communicator.rank();
     let value = Tensor::full([3], rank as f64, FLOAT);
-    world.all_reduce_sum(&value).unwrap();
-    let sum = (world.world_size() * (world.world_size() - 1) / 2) as f64;
+    communicator.all_reduce_sum(&value).unwrap();
+    let sum = (communicator.world_size() * (communicator.world_size() - 1) / 2) as f64;
     assert_eq!(value, Tensor::full([3], sum, FLOAT));
-    world.all_reduce_mean(&value).unwrap();
+    communicator.all_reduce_mean(&value).unwrap();
     assert_eq!(value, Tensor::full([3], sum, FLOAT));
     let own = |rank: usize| vec![rank as u8; rank * 5];
-    let expected: Vec<_> = (0..world.world_size()).map(own).collect();
-    assert_eq!(world.all_gather_bytes(&own(rank)).unwrap(), expected);
-    assert_eq!(world.all_gather_bytes(b"").unwrap(), vec![Vec::<u8>::new(); world.world_size()]);
-    assert_eq!(world.broadcast_bytes(&own(rank), 1).unwrap(), own(1));
-    assert_eq!(world.broadcast_bytes(&own(rank), 0).unwrap(), b"");
-    assert!(world.any(rank == 1).unwrap());
-    assert!(!world.any(false).unwrap());
-    let doubled = world.differentiable_sum()(&Tensor::ones([2], FLOAT)).unwrap();
-    assert_eq!(doubled, Tensor::full([2], world.world_size() as f64, FLOAT));
-    world.barrier().unwrap();
+    let expected: Vec<_> = (0..communicator.world_size()).map(own).collect();
+    assert_eq!(communicator.all_gather_bytes(&own(rank)).unwrap(), expected);
+    assert_eq!(communicator.all_gather_bytes(b"").unwrap(), vec![Vec::<u8>::new(); communicator.world_size()]);
+    assert_eq!(communicator.broadcast_bytes(&own(rank), 1).unwrap(), own(1));
+    assert_eq!(communicator.broadcast_bytes(&own(rank), 0).unwrap(), b"");
+    assert!(communicator.any(rank == 1).unwrap());
+    assert!(!communicator.any(false).unwrap());
+    let doubled = communicator.differentiable_sum()(&Tensor::ones([2], FLOAT)).unwrap();
+    assert_eq!(doubled, Tensor::full([2], communicator.world_size() as f64, FLOAT));
+    communicator.barrier().unwrap();
 }
 
 #[test]
@@ -101,8 +101,8 @@ fn a_rank_in_a_sum_of_statistics_is_seen_there_with_its_number_in_both_passes() 
 #[test]
 #[ignore = "one rank of another test"]
 fn body_statistics() {
-    let world = World::connect(DEADLINES).unwrap();
-    let (sum, page) = (world.differentiable_sum(), status::page());
+    let communicator = Communicator::connect(DEADLINES).unwrap();
+    let (sum, page) = (communicator.differentiable_sum(), status::page());
     let begun = page.read().collective;
     // Rank 1 comes to a sum once rank 0 is seen to wait in it; the files lie where no other run looks.
     let port = std::env::var(env::MASTER_PORT).unwrap();
@@ -114,7 +114,7 @@ fn body_statistics() {
             std::thread::sleep(Duration::from_millis(1));
         }
     };
-    let meet = |number: u64, action: &mut dyn FnMut()| match world.rank() {
+    let meet = |number: u64, action: &mut dyn FnMut()| match communicator.rank() {
         0 => std::thread::scope(|scope| {
             scope.spawn(|| {
                 until(&|| {
@@ -139,7 +139,7 @@ fn body_statistics() {
     assert_eq!((page.read().operation, page.read().collective), (Operation::None, begun + 2));
     assert_eq!(x.grad(), Tensor::full([3], 2.0, FLOAT));
     drop(total);
-    world.leave().unwrap();
+    communicator.leave().unwrap();
 }
 
 /// A small convolutional net in evaluation mode: nothing in it depends on the other images of a batch.
@@ -169,7 +169,7 @@ fn the_gradients_of_two_workers_are_the_mean_of_their_images_gradients() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_data_parallel() {
-    let world = World::connect(DEADLINES).unwrap();
+    let communicator = Communicator::connect(DEADLINES).unwrap();
     let single = net(0);
     let mut mean: Vec<Tensor> = single.iter().map(Tensor::zeros_like).collect();
     for rank in 0..2 {
@@ -179,14 +179,14 @@ fn body_data_parallel() {
     }
 
     // Ranks start with different values; all get rank 0's, parameters and buffers.
-    let parameters = net(world.rank() as i64 * 10);
-    let buffer = Tensor::full([3], world.rank() as f64 + 5.0, FLOAT);
-    let parallel = DataParallel::new(&world, &parameters, &[buffer.shallow_clone()]).unwrap();
+    let parameters = net(communicator.rank() as i64 * 10);
+    let buffer = Tensor::full([3], communicator.rank() as f64 + 5.0, FLOAT);
+    let parallel = DataParallel::new(&communicator, &parameters, &[buffer.shallow_clone()]).unwrap();
     assert_eq!(buffer, Tensor::full([3], 5.0, FLOAT));
     assert_eq!(parameters, single);
     for _ in 0..2 {
         torch_ext::optim::clear_gradients(&parameters).unwrap();
-        parallel.backward(&loss(&parameters, &image(world.rank())), true).unwrap();
+        parallel.backward(&loss(&parameters, &image(communicator.rank())), true).unwrap();
         for (parameter, expected) in parameters.iter().zip(&mean) {
             let difference = f64::try_from((parameter.grad() - expected).norm() / expected.norm()).unwrap();
             assert!(difference < 1e-6, "relative difference {difference}");
@@ -194,9 +194,9 @@ fn body_data_parallel() {
     }
     // A pass that only accumulates adds to the mean what this rank found.
     parallel.backward(&loss(&parameters, &image(0)), false).unwrap();
-    parallel.backward(&loss(&parameters, &image(world.rank())), true).unwrap();
+    parallel.backward(&loss(&parameters, &image(communicator.rank())), true).unwrap();
     drop(parallel);
-    world.leave().unwrap();
+    communicator.leave().unwrap();
 }
 
 /// A small detector.
@@ -255,7 +255,7 @@ fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_images_alone() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_detector_gradients() {
-    let world = World::connect(DEADLINES).unwrap();
+    let communicator = Communicator::connect(DEADLINES).unwrap();
     let tensors = |parameters: &Parameters| -> Vec<Tensor> {
         parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect()
     };
@@ -269,8 +269,8 @@ fn body_detector_gradients() {
 
     let (model, parameters) = detector();
     let together = tensors(&parameters);
-    let parallel = DataParallel::new(&world, &together, &[]).unwrap();
-    parallel.backward(&detector_loss(&model, world.rank()), true).unwrap();
+    let parallel = DataParallel::new(&communicator, &together, &[]).unwrap();
+    parallel.backward(&detector_loss(&model, communicator.rank()), true).unwrap();
     let mut differ = 0;
     for (index, (name, tensor)) in parameters.trainable().enumerate() {
         let (first, second) = (&gradients[0][index], &gradients[1][index]);
@@ -282,7 +282,7 @@ fn body_detector_gradients() {
     }
     assert!(2 * differ > together.len(), "only {differ} gradients depend on the image");
     drop(parallel);
-    world.leave().unwrap();
+    communicator.leave().unwrap();
 }
 
 #[test]
@@ -291,10 +291,10 @@ fn an_overflow_on_one_rank_leaves_out_the_update_on_all() {
 }
 
 /// All weights, the optimizer's state and the average, as one row.
-fn state(learner: &Learner<'_>) -> Tensor {
-    let averages = learner.ema.iter().flat_map(|ema| ema.averages().values()).map(|average| average.reshape([-1]));
-    let weights = learner.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1]));
-    let optimizer = learner.optimizer.state();
+fn state(train_state: &TrainState<'_>) -> Tensor {
+    let averages = train_state.ema.iter().flat_map(|ema| ema.averages().values()).map(|average| average.reshape([-1]));
+    let weights = train_state.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1]));
+    let optimizer = train_state.optimizer.state();
     let all: Vec<Tensor> = weights.chain(averages).chain(optimizer.values().map(|t| t.reshape([-1]))).collect();
     Tensor::cat(&all, 0)
 }
@@ -304,20 +304,21 @@ fn state(learner: &Learner<'_>) -> Tensor {
 fn body_overflow() {
     // A loss scale at which every gradient overflows float16, and one at which none does.
     let (too_much, sound) = (1e30, 256.0);
-    let world = World::connect(DEADLINES).unwrap();
+    let communicator = Communicator::connect(DEADLINES).unwrap();
     let mut config = config::Config { model: small_model(), ..Default::default() };
     (config.train.amp, config.train.ema, config.optimizer.grad_clip) = (config::Amp::Fp16, 0.9, 1.0);
-    let mut learner = Learner::new(&config, &world).unwrap();
-    let before = state(&learner);
-    let rank = world.rank();
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    let before = state(&train_state);
+    let rank = communicator.rank();
     // With scales of their own the ranks overflow apart: the gradients of the other alone would be sound.
     let mut step = |scales: [f64; 2], updates: bool| {
-        learner.loss_scale = Some(LossScale::new(scales[rank]));
-        let place = StepPlace { epoch: 0, iteration: 0, step: 0, micro_steps: 1, updates };
-        let outcome =
-            learner.step(&batch(rank), place, 0.01, Wishes::default(), &world, &Client::disconnected()).unwrap();
-        let left = learner.loss_scale.as_ref().unwrap().scale() / scales[rank];
-        (outcome.skipped.is_some(), left, state(&learner))
+        train_state.loss_scale = Some(LossScale::new(scales[rank]));
+        let index = StepIndex { epoch: 0, step_in_epoch: 0, step: 0, micro_steps: 1, updates };
+        let outcome = train_state
+            .step(&batch(rank), index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
+            .unwrap();
+        let left = train_state.loss_scale.as_ref().unwrap().scale() / scales[rank];
+        (outcome.skipped.is_some(), left, state(&train_state))
     };
     for scales in [[too_much, sound], [sound, too_much]] {
         let (skipped, left, now) = step(scales, true);
@@ -331,10 +332,10 @@ fn body_overflow() {
     let (skipped, left, now) = step([sound; 2], true);
     assert!(!skipped && left == 1.0 && now != before, "a sound step");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
-    let all = world.all_gather_bytes(&bytes).unwrap();
+    let all = communicator.all_gather_bytes(&bytes).unwrap();
     assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
-    drop(learner);
-    world.leave().unwrap();
+    drop(train_state);
+    communicator.leave().unwrap();
 }
 
 #[test]
@@ -345,11 +346,11 @@ fn a_loss_that_is_not_finite_on_one_rank_leaves_out_the_whole_update_on_all() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_not_finite() {
-    let world = World::connect(DEADLINES).unwrap();
+    let communicator = Communicator::connect(DEADLINES).unwrap();
     let mut config = config::Config { model: small_model(), ..Default::default() };
     (config.train.on_nan, config.train.ema) = (config::OnNan::Skip, 0.9);
-    let mut learner = Learner::new(&config, &world).unwrap();
-    let rank = world.rank();
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    let rank = communicator.rank();
     let mut group = |micro_steps: usize, bad: Option<(usize, usize)>| {
         let mut skipped = false;
         for step in 0..micro_steps {
@@ -358,15 +359,16 @@ fn body_not_finite() {
                 let Images::Values(values) = &mut batch.images else { panic!("the batch is of values") };
                 let _ = values.fill_(f64::NAN);
             }
-            let place = StepPlace { epoch: 0, iteration: step, step, micro_steps, updates: step + 1 == micro_steps };
-            skipped = learner
-                .step(&batch, place, 0.01, Wishes::default(), &world, &Client::disconnected())
+            let index =
+                StepIndex { epoch: 0, step_in_epoch: step, step, micro_steps, updates: step + 1 == micro_steps };
+            skipped = train_state
+                .step(&batch, index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
                 .unwrap()
                 .skipped
                 .is_some();
         }
-        let buffers = learner.parameters.buffers().map(|(_, buffer)| buffer.to_kind(FLOAT.0).reshape([-1]));
-        (skipped, state(&learner), Tensor::cat(&buffers.collect::<Vec<_>>(), 0))
+        let buffers = train_state.parameters.buffers().map(|(_, buffer)| buffer.to_kind(FLOAT.0).reshape([-1]));
+        (skipped, state(&train_state), Tensor::cat(&buffers.collect::<Vec<_>>(), 0))
     };
     let (_, weights, statistics) = group(2, None);
     for micro_steps in [2, 3] {
@@ -381,10 +383,10 @@ fn body_not_finite() {
     let (skipped, now, _) = group(3, None);
     assert!(!skipped && now != weights, "a sound update");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
-    let all = world.all_gather_bytes(&bytes).unwrap();
+    let all = communicator.all_gather_bytes(&bytes).unwrap();
     assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
-    drop(learner);
-    world.leave().unwrap();
+    drop(train_state);
+    communicator.leave().unwrap();
 }
 
 #[test]
@@ -395,13 +397,13 @@ fn ranks_with_different_parameters_are_told_apart() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_other_parameters() {
-    let world = World::connect(DEADLINES).unwrap();
-    let rows = 2 + world.rank() as i64;
+    let communicator = Communicator::connect(DEADLINES).unwrap();
+    let rows = 2 + communicator.rank() as i64;
     let parameters = [Tensor::zeros([4], FLOAT), Tensor::zeros([rows, 3], FLOAT)].map(|p| p.set_requires_grad(true));
-    let error = DataParallel::new(&world, &parameters, &[]).err().unwrap();
+    let error = DataParallel::new(&communicator, &parameters, &[]).err().unwrap();
     let message = error.to_string();
     assert!(message.contains("rank 1 has other parameters than rank 0: number 1 is Float [3, 3]"), "{message}");
-    world.leave().unwrap();
+    communicator.leave().unwrap();
 }
 
 #[test]
@@ -415,18 +417,18 @@ fn a_killed_peer_is_an_error_that_names_the_phase() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_killed() {
-    let world = World::connect(DEADLINES).unwrap();
-    world.set_phase("training, epoch 1, step 7");
-    world.barrier().unwrap();
-    if world.rank() == 1 {
+    let communicator = Communicator::connect(DEADLINES).unwrap();
+    communicator.set_phase("training, epoch 1, step 7");
+    communicator.barrier().unwrap();
+    if communicator.rank() == 1 {
         std::process::abort();
     }
     let begin = Instant::now();
-    let error = world.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
+    let error = communicator.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert_eq!(error.kind(), ErrorKind::Distributed);
     assert!(error.to_string().starts_with("rank 0 of 2, all-reduce during training, epoch 1, step 7: "), "{error}");
-    world.abort().unwrap();
+    communicator.abort().unwrap();
 }
 
 #[test]
@@ -441,7 +443,7 @@ fn a_taken_port_and_an_absent_server_are_told_apart() {
 #[test]
 #[ignore = "one rank of another test"]
 fn body_taken_port() {
-    let error = World::connect(DEADLINES).err().unwrap();
+    let error = Communicator::connect(DEADLINES).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
     assert!(error.to_string().contains("choose another MASTER_PORT"), "{error}");
 }
@@ -450,7 +452,7 @@ fn body_taken_port() {
 #[ignore = "one rank of another test"]
 fn body_absent_server() {
     let meeting = Duration::from_millis(500);
-    let error = World::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
+    let error = Communicator::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Distributed, "{error}");
     assert!(error.to_string().contains("rank 1 of 2 meets the others: the store at 127.0.0.1:"), "{error}");
 }
@@ -497,30 +499,33 @@ mod by_mpi {
     #[test]
     #[ignore = "one rank of another test"]
     fn body_collectives() {
-        let world = World::connect(DEADLINES).unwrap();
-        assert_eq!((world.local_rank(), world.local_world_size()), (world.rank(), world.world_size()));
-        check_collectives(&world);
+        let communicator = Communicator::connect(DEADLINES).unwrap();
+        assert_eq!(
+            (communicator.local_rank(), communicator.local_world_size()),
+            (communicator.rank(), communicator.world_size())
+        );
+        check_collectives(&communicator);
         // Uneven numbers, more than one message of MPI's, and types of other widths.
-        let rank = world.rank() as i64;
+        let rank = communicator.rank() as i64;
         for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8] {
             for count in [1, 7, 1_000_003] {
                 let value = Tensor::full([count], rank + 1, (kind, Device::Cpu));
-                world.all_reduce_sum(&value).unwrap();
-                let sum = (world.world_size() * (world.world_size() + 1) / 2) as i64;
+                communicator.all_reduce_sum(&value).unwrap();
+                let sum = (communicator.world_size() * (communicator.world_size() + 1) / 2) as i64;
                 assert_eq!(value, Tensor::full([count], sum, (kind, Device::Cpu)), "{kind:?} {count}");
                 let value = Tensor::full([count], rank, (kind, Device::Cpu));
-                world.broadcast(&value, 1).unwrap();
+                communicator.broadcast(&value, 1).unwrap();
                 assert_eq!(value, Tensor::ones([count], (kind, Device::Cpu)), "{kind:?} {count}");
             }
         }
         let thirds = Tensor::full([5], rank as f64 / 3.0, FLOAT);
         let mut expected = Tensor::zeros([5], FLOAT);
-        for peer in 0..world.world_size() {
+        for peer in 0..communicator.world_size() {
             expected += Tensor::full([5], peer as f64 / 3.0, FLOAT);
         }
-        world.all_reduce_mean(&thirds).unwrap();
-        assert_eq!(thirds, expected / world.world_size() as f64);
-        world.leave().unwrap();
+        communicator.all_reduce_mean(&thirds).unwrap();
+        assert_eq!(thirds, expected / communicator.world_size() as f64);
+        communicator.leave().unwrap();
     }
 
     #[test]
@@ -548,22 +553,22 @@ mod by_mpi {
     #[ignore = "one rank of another test"]
     fn body_deadline() {
         let collective = Duration::from_millis(500);
-        let world = World::connect(Deadlines { collective, ..DEADLINES }).unwrap();
-        world.set_phase("training, epoch 1, step 7");
-        world.barrier().unwrap();
-        if world.rank() == 1 {
+        let communicator = Communicator::connect(Deadlines { collective, ..DEADLINES }).unwrap();
+        communicator.set_phase("training, epoch 1, step 7");
+        communicator.barrier().unwrap();
+        if communicator.rank() == 1 {
             std::thread::sleep(Duration::from_secs(60));
             return;
         }
         let begin = Instant::now();
-        let error = world.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
+        let error = communicator.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(10));
         assert_eq!(error.kind(), ErrorKind::Distributed);
         let expected = "rank 0 of 2, all-reduce during training, epoch 1, step 7: MPI all-reduce number 2 (16 bytes) on \
                         rank 0 of 2 with a deadline of 0.5 s: not all other ranks took part in time";
         assert!(error.to_string().starts_with(expected), "{error}");
         // The ranks are out of step: what comes later fails at once.
-        assert!(world.barrier().is_err() && world.abort().is_ok());
+        assert!(communicator.barrier().is_err() && communicator.abort().is_ok());
         println!("the error is as it should be");
         fnet_common::process::end(4);
     }

@@ -13,7 +13,7 @@ use crate::messages::{assert_fit, assert_logs_fit};
 use crate::slots::{self, Slots};
 
 /// Longer than any job here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 /// Images of the training set.
 const PICTURES: u32 = 48;
 /// Variable that marks the processes of a scene.
@@ -292,7 +292,7 @@ impl Running {
 
     /// Waits for the end.
     pub fn wait(self) -> Ended {
-        self.wait_for(PATIENCE)
+        self.wait_for(TIMEOUT)
     }
 
     /// Waits for the end, which comes within `patience`.
@@ -323,15 +323,15 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.success(), "kill -{name} {process}");
 }
 
-/// Runs a command to its end, within [`PATIENCE`].
+/// Runs a command to its end, within [`TIMEOUT`].
 pub fn finish(mut command: Command) -> Ended {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let id = child.id();
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(PATIENCE) else {
+    let Ok(output) = receiver.recv_timeout(TIMEOUT) else {
         signal(id, "KILL");
-        panic!("{command:?} did not end in {PATIENCE:?}");
+        panic!("{command:?} did not end in {TIMEOUT:?}");
     };
     let Output { status, stdout, stderr } = output.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -344,7 +344,7 @@ pub fn finish(mut command: Command) -> Ended {
 
 /// Waits until `condition` holds.
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
-    within(PATIENCE, what, condition);
+    within(TIMEOUT, what, condition);
 }
 
 fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {

@@ -70,7 +70,7 @@ impl Weights {
     ) -> Result<Summary> {
         let place = || format!("loading weights from {}", self.path().display());
         self.variant().map_or(Ok(()), |found| found.check(parameters)).with_context(place)?;
-        let plan = Plan::new(prefix, source, parameters);
+        let plan = TrainSchedule::new(prefix, source, parameters);
         plan.check(parameters, need).with_context(place)?;
         let mut failure = None;
         let tensors = plan.fitting.iter().map_while(|(name, tensor)| match tensor.load() {
@@ -91,14 +91,14 @@ impl Weights {
 }
 
 /// What is to be done with each tensor of a file.
-struct Plan<'a> {
+struct TrainSchedule<'a> {
     prefix: &'a str,
     fitting: Vec<(&'a str, &'a LazyTensor)>,
     unexpected: Vec<String>,
     conflicts: Vec<ShapeConflict>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TrainSchedule<'a> {
     fn new(prefix: &'a str, source: Vec<(&'a str, &'a LazyTensor)>, parameters: &Parameters) -> Self {
         let (mut fitting, mut unexpected, mut conflicts) = (Vec::new(), Vec::new(), Vec::new());
         for (name, tensor) in source {

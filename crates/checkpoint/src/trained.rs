@@ -24,7 +24,7 @@ impl TrainedFile {
     /// # Errors
     /// If the file cannot be read, is of no known format, holds no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
-        if native::is_of_another_maker(path) {
+        if native::is_third_party(path) {
             return Weights::open(path).map(Self::Others);
         }
         Ok(Self::Ours(path.to_owned(), Box::new(Checkpoint::load(path)?)))

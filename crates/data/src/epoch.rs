@@ -8,7 +8,7 @@ use super::samplers::train_indices;
 
 /// A part of an epoch that was trained by so many ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leg {
+pub struct ShardSegment {
     /// Number of ranks.
     pub world_size: usize,
     /// Images of each rank in a step.
@@ -19,10 +19,10 @@ pub struct Leg {
     pub steps: usize,
 }
 
-/// The images of every rank from the end of `legs` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
-/// of one aspect group each; all lists have the same length. Without legs: [`train_indices`].
+/// The images of every rank from the end of `segments` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
+/// of one aspect group each; all lists have the same length. Without segments: [`train_indices`].
 ///
-/// Every image that the legs have not seen comes once, in the order in which the last leg would have come to it; each
+/// Every image that the segments have not seen comes once, in the order in which the last leg would have come to it; each
 /// group is filled up by repeating its start, as at the start of an epoch.
 ///
 /// # Panics
@@ -31,11 +31,11 @@ pub fn rest_of_epoch(
     flags: &[u8],
     epoch: u64,
     seed: u64,
-    legs: &[Leg],
+    segments: &[ShardSegment],
     world_size: usize,
     samples_per_gpu: usize,
 ) -> Vec<Vec<usize>> {
-    let Some((last, earlier)) = legs.split_last() else {
+    let Some((last, earlier)) = segments.split_last() else {
         return (0..world_size)
             .map(|rank| train_indices(flags, epoch, seed, rank, world_size, samples_per_gpu))
             .collect();
@@ -93,9 +93,9 @@ mod tests {
 
     /// What is trained, image by image, through all changes; with each list checked.
     fn trained(flags: &[u8], changes: &[Change]) -> Vec<usize> {
-        let (mut legs, mut seen) = (Vec::new(), Vec::new());
+        let (mut segments, mut seen) = (Vec::new(), Vec::new());
         for (number, &(world_size, samples_per_gpu, share)) in changes.iter().enumerate() {
-            let lists = rest_of_epoch(flags, 3, 7, &legs, world_size, samples_per_gpu);
+            let lists = rest_of_epoch(flags, 3, 7, &segments, world_size, samples_per_gpu);
             assert_eq!(lists.len(), world_size);
             let all = lists[0].len() / samples_per_gpu;
             for list in &lists {
@@ -104,7 +104,7 @@ mod tests {
             }
             let steps = if number + 1 == changes.len() { all } else { (all as f64 * share) as usize };
             seen.extend(lists.iter().flat_map(|list| &list[..steps * samples_per_gpu]));
-            legs.push(Leg { world_size, samples_per_gpu, accumulate: 1, steps });
+            segments.push(ShardSegment { world_size, samples_per_gpu, accumulate: 1, steps });
         }
         seen
     }
@@ -119,7 +119,7 @@ mod tests {
             let unique: HashSet<usize> = seen.iter().copied().collect();
             prop_assert_eq!(unique.len(), flags.len());
             // A leg repeats at most what fills up each of the two groups.
-            let filling: usize = changes.iter().map(|&(world, samples, _)| 2 * (world * samples - 1)).sum();
+            let filling: usize = changes.iter().map(|&(communicator, samples, _)| 2 * (communicator * samples - 1)).sum();
             prop_assert!(seen.len() <= flags.len() + filling);
         }
     }
@@ -136,9 +136,9 @@ mod tests {
     #[test]
     fn half_the_ranks_go_on_in_the_same_order() {
         let flags = vec![0; 16];
-        let leg = Leg { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 2 };
+        let segment = ShardSegment { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 2 };
         let whole = by_step(&rest_of_epoch(&flags, 0, 0, &[], 4, 1), 1);
-        let rest = by_step(&rest_of_epoch(&flags, 0, 0, &[leg], 2, 1), 1);
+        let rest = by_step(&rest_of_epoch(&flags, 0, 0, &[segment], 2, 1), 1);
         assert_eq!(rest, whole[8..]);
     }
 }

@@ -113,7 +113,7 @@ mod tests {
             for split in [Split::Train, Split::Val] {
                 let dataset = Dataset::open(&config.data, split).unwrap();
                 check_classes(&config, &[&dataset]).unwrap();
-                assert!(dataset.findings().count(Code::CategoryUnused) > 0, "{set}");
+                assert!(dataset.diagnostics().count(Code::CategoryUnused) > 0, "{set}");
                 let labels = (0..dataset.len()).flat_map(|index| dataset.objects(index).labels.iter().copied());
                 assert!(labels.into_iter().all(|label| label > 0), "{set}: a label is the place in the list");
             }

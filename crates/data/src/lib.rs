@@ -7,8 +7,8 @@ mod batch;
 mod check;
 mod coco;
 mod decode;
+mod diagnostics;
 mod epoch;
-mod findings;
 mod images;
 mod job_config;
 mod loader;
@@ -24,8 +24,8 @@ pub use coco::{
     Category, Dataset, ImageInfo, Listed, Objects, Segmentation, Split, TrueObject, category_names, data_root,
 };
 pub use decode::{DecodedImage, ImageHeader};
-pub use epoch::{Leg, rest_of_epoch};
-pub use findings::{Code, Facts, Finding, Findings, Place, Severity};
+pub use diagnostics::{Code, CodeDescription, Diagnostic, Diagnostics, Location, Severity};
+pub use epoch::{ShardSegment, rest_of_epoch};
 pub use images::{Images, Pixels};
 pub use job_config::{load_config, load_config_for_check, parse_config};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_image, single_image};

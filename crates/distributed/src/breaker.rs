@@ -29,7 +29,7 @@ type Abort = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub(super) struct Breaker {
     host: Abort,
     device: Option<Abort>,
-    patience: Duration,
+    timeout: Duration,
     stage: Mutex<Stage>,
     changed: Condvar,
 }
@@ -71,8 +71,8 @@ impl Breaker {
         breaker
     }
 
-    fn new(host: Abort, device: Option<Abort>, patience: Duration) -> Self {
-        Self { host, device, patience, stage: Mutex::default(), changed: Condvar::new() }
+    fn new(host: Abort, device: Option<Abort>, timeout: Duration) -> Self {
+        Self { host, device, timeout, stage: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Begins to break off; does not wait. `why` is told by those who wait.
@@ -98,7 +98,7 @@ impl Breaker {
         let done = (self.host)();
         self.let_go(done);
         let Some(device) = &self.device else { return };
-        let waiting = self.changed.wait_timeout_while(self.lock(), self.patience, |stage| !stage.answered);
+        let waiting = self.changed.wait_timeout_while(self.lock(), self.timeout, |stage| !stage.answered);
         let answered = waiting.unwrap_or_else(PoisonError::into_inner).0.answered;
         if !answered {
             log::warn!("this rank has not come back from what it does; the collectives of its GPU are broken off");
@@ -184,7 +184,7 @@ mod tests {
     }
 
     /// How often each abort was called, and the breaker.
-    fn counting(patience: Duration) -> (Arc<[AtomicUsize; 2]>, Arc<Breaker>) {
+    fn counting(timeout: Duration) -> (Arc<[AtomicUsize; 2]>, Arc<Breaker>) {
         let calls: Arc<[AtomicUsize; 2]> = Arc::default();
         let count = |which: usize| -> Abort {
             let calls = Arc::clone(&calls);
@@ -193,7 +193,7 @@ mod tests {
                 Ok(())
             })
         };
-        let breaker = Arc::new(Breaker::new(count(0), Some(count(1)), patience));
+        let breaker = Arc::new(Breaker::new(count(0), Some(count(1)), timeout));
         (calls, breaker)
     }
 

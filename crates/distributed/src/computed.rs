@@ -10,7 +10,7 @@ use fnet_common::Result;
 use fnet_protocol::message::Operation;
 use fnet_protocol::status;
 
-use super::world::in_collective;
+use super::communicator::in_collective;
 
 /// The moment at which this rank's own gradients are computed.
 #[derive(Default)]

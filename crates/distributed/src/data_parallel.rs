@@ -9,12 +9,12 @@ use fnet_common::{Context, Error, Result};
 use fnet_protocol::message::Operation;
 use fnet_protocol::status;
 
+use super::communicator::Communicator;
 use super::computed::Computed;
-use super::world::World;
 
 /// Makes backward passes leave the mean of the ranks' gradients.
 pub struct DataParallel<'a> {
-    world: &'a World,
+    communicator: &'a Communicator,
     /// None in a job of one rank.
     reducer: Option<Reducer>,
     /// When this rank had computed the gradients of the last pass.
@@ -27,19 +27,19 @@ impl<'a> DataParallel<'a> {
     ///
     /// # Errors
     /// A bug if the ranks' parameters differ; if a peer is lost.
-    pub fn new(world: &'a World, parameters: &[Tensor], buffers: &[Tensor]) -> Result<Self> {
-        if world.world_size() == 1 {
-            return Ok(Self { world, reducer: None, computed: Computed::default() });
+    pub fn new(communicator: &'a Communicator, parameters: &[Tensor], buffers: &[Tensor]) -> Result<Self> {
+        if communicator.world_size() == 1 {
+            return Ok(Self { communicator, reducer: None, computed: Computed::default() });
         }
-        check_equal_layouts(world, parameters, buffers)?;
-        world.broadcast_all(parameters, 0)?;
-        world.broadcast_all(buffers, 0)?;
+        check_equal_layouts(communicator, parameters, buffers)?;
+        communicator.broadcast_all(parameters, 0)?;
+        communicator.broadcast_all(buffers, 0)?;
         let mut reducer = None;
-        world.run(Operation::Rendezvous, "set-up of the reducer", |group, _| {
+        communicator.run(Operation::Rendezvous, "set-up of the reducer", |group, _| {
             reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
             Ok(())
         })?;
-        Ok(Self { world, reducer, computed: Computed::default() })
+        Ok(Self { communicator, reducer, computed: Computed::default() })
     }
 
     /// Computes the gradients of `loss` and adds them up; with `synchronize`, leaves the mean over the ranks of what
@@ -49,13 +49,13 @@ impl<'a> DataParallel<'a> {
     /// # Errors
     /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
     pub fn backward(&self, loss: &Tensor, synchronize: bool) -> Result<Duration> {
-        let what = || self.world.doing("backward pass");
+        let what = || self.communicator.doing("backward pass");
         let Some(reducer) = self.reducer.as_ref().filter(|_| synchronize) else {
             torch_ext::autograd::backward(loss).with_context(what)?;
             return Ok(Duration::ZERO);
         };
         let _taking_part = status::page().overlapped_collective();
-        reducer.backward(loss, || self.computed.mark(self.world.device())).with_context(what)?;
+        reducer.backward(loss, || self.computed.mark(self.communicator.device())).with_context(what)?;
         Ok(self.computed.waited())
     }
 
@@ -68,18 +68,20 @@ impl<'a> DataParallel<'a> {
         if self.reducer.is_none() {
             return Ok(Duration::ZERO);
         }
-        self.computed.wait_for_others(self.world.device()).with_context(|| self.world.doing("all-reduce of gradients"))
+        self.computed
+            .wait_for_others(self.communicator.device())
+            .with_context(|| self.communicator.doing("all-reduce of gradients"))
     }
 }
 
 /// Ranks with different parameters would wait for each other or mix up values.
-fn check_equal_layouts(world: &World, parameters: &[Tensor], buffers: &[Tensor]) -> Result<()> {
+fn check_equal_layouts(communicator: &Communicator, parameters: &[Tensor], buffers: &[Tensor]) -> Result<()> {
     let layout: Vec<String> = parameters
         .iter()
         .chain(buffers)
         .map(|tensor| format!("{:?} {:?} {:?}", tensor.kind(), tensor.size(), tensor.stride()))
         .collect();
-    let layouts = world.all_gather_bytes(layout.join("\n").as_bytes())?;
+    let layouts = communicator.all_gather_bytes(layout.join("\n").as_bytes())?;
     let Some(first) = layouts.first() else { return Ok(()) };
     let Some(rank) = layouts.iter().position(|layout| layout != first) else { return Ok(()) };
     let lines = |layout: &[u8]| String::from_utf8_lossy(layout).lines().map(str::to_owned).collect::<Vec<_>>();

@@ -6,11 +6,11 @@ use torch_ext::distributed::GlooOptions;
 
 use fnet_protocol::env;
 
-use super::place::{Place, Rendezvous};
+use super::placement::{RankPlacement, Rendezvous};
 
 /// The local address that peers connect to: the interface that the user chose, loopback if all ranks are on this
 /// node, else the address of the route to the store.
-pub(super) fn gloo_options(place: &Place, rendezvous: &Rendezvous) -> GlooOptions {
+pub(super) fn gloo_options(place: &RankPlacement, rendezvous: &Rendezvous) -> GlooOptions {
     if let Some(interface) = std::env::var(env::GLOO_SOCKET_IFNAME).ok().filter(|name| !name.is_empty()) {
         return GlooOptions { interface: Some(interface), hostname: None };
     }

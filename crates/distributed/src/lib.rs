@@ -1,10 +1,11 @@
 //! The ranks of a job: rendezvous, process group, data-parallel training.
 //!
-//! [`World`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
+//! [`Communicator`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
 //! were given, and no socket is opened.
 
 mod address;
 mod breaker;
+mod communicator;
 mod computed;
 mod data_parallel;
 mod device;
@@ -12,12 +13,11 @@ mod dial;
 mod endpoint;
 mod mpi;
 mod orphan;
-mod place;
+mod placement;
 mod starter;
-mod world;
 
+pub use communicator::{Communicator, Deadlines, DifferentiableSum};
 pub use data_parallel::DataParallel;
 pub use device::choose_device;
-pub use place::Place;
-pub use starter::{Start, likely_rank};
-pub use world::{Deadlines, DifferentiableSum, World};
+pub use placement::RankPlacement;
+pub use starter::{Launch, likely_rank};

@@ -17,7 +17,7 @@ use fnet_protocol::env;
 
 use super::address;
 use super::orphan;
-use super::place::{Place, Rendezvous};
+use super::placement::{RankPlacement, Rendezvous};
 
 /// The library's file, beside the program, in `../lib/fnet` of an installation, or where the loader looks.
 const LIBRARY: &str = "libfnet_mpi.so";
@@ -62,7 +62,7 @@ pub(super) struct Mpi {
 ///
 /// # Errors
 /// If MPI does not start in time, sees another number of ranks, or rank 0 cannot be reached.
-pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(Place, Mpi)> {
+pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(RankPlacement, Mpi)> {
     orphan::end_with_starter();
     let mpi = Mpi::load()?;
     let seat = mpi.start(timeout)?;
@@ -76,7 +76,7 @@ pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(Place, Mpi)> {
     }
     let who = format!("rank {} of {} meets the others by MPI", seat.rank, seat.size);
     let rendezvous = mpi.rendezvous(seat, timeout).context(who)?;
-    let place = Place {
+    let place = RankPlacement {
         rank: seat.rank,
         world_size: seat.size,
         local_rank: seat.local_rank,

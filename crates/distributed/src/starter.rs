@@ -3,13 +3,13 @@
 use fnet_common::{Error, Result};
 use fnet_protocol::env;
 
-use super::place::{Place, Rendezvous, missing, number};
+use super::placement::{RankPlacement, Rendezvous, missing, number};
 
 /// How a process learns its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
+pub enum Launch {
     /// Its environment says it all.
-    Placed(Place),
+    Placement(RankPlacement),
     /// MPI knows, for mpirun (or srun by its MPI plugin) started so many ranks.
     Mpi {
         /// Number of ranks, as the starter says; MPI must see as many.
@@ -32,7 +32,7 @@ const SLURM_LOCALID: &str = "SLURM_LOCALID";
 /// Set for each rank by `srun --mpi=pmix`.
 const PMIX_RANK: &str = "PMIX_RANK";
 
-impl Start {
+impl Launch {
     /// Finds the starter in the environment, in this order: RANK and WORLD_SIZE, which the user may have set in
     /// whatever way; mpirun; srun; nobody, which means a job of one rank. `with_mpi`: whether the library is there by which this
     /// program asks MPI.
@@ -43,18 +43,18 @@ impl Start {
     pub fn find(variable: impl Fn(&str) -> Option<String>, with_mpi: bool) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         if variable(env::RANK).is_some() || variable(env::WORLD_SIZE).is_some() {
-            return Place::from_variables(variable).map(Self::Placed);
+            return RankPlacement::from_variables(variable).map(Self::Placement);
         }
         // mpirun comes first: on a Slurm cluster it starts its daemons by srun, and the ranks inherit their variables.
         let step = SlurmStep::find(&variable)?;
         if let Some((name, ranks)) = mpirun_ranks(&variable, step.as_ref())? {
             return if with_mpi { Ok(Self::Mpi { ranks }) } else { Err(without_mpi(name, ranks)) };
         }
-        let Some(step) = step else { return Place::from_variables(variable).map(Self::Placed) };
+        let Some(step) = step else { return RankPlacement::from_variables(variable).map(Self::Placement) };
         let has_address = variable(env::MASTER_ADDR).is_some() && variable(env::MASTER_PORT).is_some();
         let has_pmi = variable(PMIX_RANK).is_some() || variable(MPIRUN[1][0]).is_some();
         match (has_address, with_mpi && has_pmi) {
-            (true, _) => step.place(&variable).map(Self::Placed),
+            (true, _) => step.place(&variable).map(Self::Placement),
             (false, true) => Ok(Self::Mpi { ranks: step.tasks }),
             (false, false) => Err(step.without_address(&variable, with_mpi)),
         }
@@ -113,14 +113,14 @@ impl SlurmStep {
         })
     }
 
-    fn place(&self, variable: &impl Fn(&str) -> Option<String>) -> Result<Place> {
+    fn place(&self, variable: &impl Fn(&str) -> Option<String>) -> Result<RankPlacement> {
         if self.rank >= self.tasks {
             let Self { rank, tasks } = self;
             return Err(Error::usage(format!("{SLURM_PROCID}={rank} is not below {SLURM_STEP_NUM_TASKS}={tasks}")));
         }
         let local_rank = number(variable, SLURM_LOCALID)?.ok_or_else(|| missing(SLURM_LOCALID, SLURM_STEP_ID))?;
         let nodes = number::<usize>(variable, SLURM_STEP_NUM_NODES)?;
-        Ok(Place {
+        Ok(RankPlacement {
             rank: self.rank,
             world_size: self.tasks,
             local_rank,
@@ -159,12 +159,18 @@ mod tests {
         move |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     }
 
-    fn find(variables: Variables<'_>, with_mpi: bool) -> Result<Start> {
-        Start::find(lookup(variables), with_mpi)
+    fn find(variables: Variables<'_>, with_mpi: bool) -> Result<Launch> {
+        Launch::find(lookup(variables), with_mpi)
     }
 
-    fn alone() -> Start {
-        Start::Placed(Place { rank: 0, world_size: 1, local_rank: 0, local_world_size: Some(1), rendezvous: None })
+    fn alone() -> Launch {
+        Launch::Placement(RankPlacement {
+            rank: 0,
+            world_size: 1,
+            local_rank: 0,
+            local_world_size: Some(1),
+            rendezvous: None,
+        })
     }
 
     const OPEN_MPI: Variables<'static> =
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn ranks_of_mpirun_are_mpis_or_are_refused() {
-        assert_eq!(find(OPEN_MPI, true).unwrap(), Start::Mpi { ranks: 2 });
+        assert_eq!(find(OPEN_MPI, true).unwrap(), Launch::Mpi { ranks: 2 });
         for (variables, name) in [
             (OPEN_MPI, "OMPI_COMM_WORLD_SIZE=2"),
             (&[("PMI_RANK", "0"), ("PMI_SIZE", "2")][..], "PMI_SIZE=2"),
@@ -214,7 +220,7 @@ mod tests {
         let user = [("RANK", "0"), ("WORLD_SIZE", "2"), ADDRESS[0], ADDRESS[1]];
         for others in [OPEN_MPI, &STEP] {
             let variables = [&user[..], others].concat();
-            let Start::Placed(place) = find(&variables, true).unwrap() else { panic!("not the user's place") };
+            let Launch::Placement(place) = find(&variables, true).unwrap() else { panic!("not the user's place") };
             assert_eq!((place.rank, place.world_size), (0, 2));
         }
         assert!(find(&[("WORLD_SIZE", "2"), OPEN_MPI[0], OPEN_MPI[1]], true).is_err());
@@ -222,13 +228,15 @@ mod tests {
 
     #[test]
     fn tasks_of_srun_take_their_place_from_it() {
-        let Start::Placed(place) = find(&[&STEP[..], &ADDRESS].concat(), false).unwrap() else { panic!("no place") };
+        let Launch::Placement(place) = find(&[&STEP[..], &ADDRESS].concat(), false).unwrap() else {
+            panic!("no place")
+        };
         assert_eq!((place.rank, place.world_size, place.local_rank, place.local_world_size), (3, 4, 1, None));
         let rendezvous = place.rendezvous.unwrap();
         assert_eq!((rendezvous.host.as_str(), rendezvous.port, rendezvous.is_server), ("node1", 29500, false));
 
         let one_node = [STEP[0], STEP[1], ("SLURM_STEP_NUM_NODES", "1"), STEP[3], ("SLURM_LOCALID", "3")];
-        let Start::Placed(place) = find(&[&one_node[..], &ADDRESS].concat(), false).unwrap() else {
+        let Launch::Placement(place) = find(&[&one_node[..], &ADDRESS].concat(), false).unwrap() else {
             panic!("no place")
         };
         assert_eq!((place.local_rank, place.local_world_size), (3, Some(4)));
@@ -244,7 +252,7 @@ mod tests {
         // By Slurm's MPI plugins they can meet without an address, if this program speaks MPI.
         for plugin in [&[("PMIX_RANK", "3")][..], &[("PMI_RANK", "3"), ("PMI_SIZE", "4")]] {
             let variables = [&STEP[..], plugin].concat();
-            assert_eq!(find(&variables, true).unwrap(), Start::Mpi { ranks: 4 });
+            assert_eq!(find(&variables, true).unwrap(), Launch::Mpi { ranks: 4 });
             assert!(find(&variables, false).unwrap_err().to_string().contains("srun started 4 tasks"));
         }
         assert!(find(&STEP, true).unwrap_err().to_string().contains("--mpi=pmix"));
@@ -259,7 +267,7 @@ mod tests {
             &[("PMI_RANK", "0"), ("PMI_SIZE", "4")],
         ] {
             let variables = [&STEP[..], &ADDRESS, ranks].concat();
-            assert!(matches!(find(&variables, true).unwrap(), Start::Mpi { .. }), "{ranks:?}");
+            assert!(matches!(find(&variables, true).unwrap(), Launch::Mpi { .. }), "{ranks:?}");
             assert!(find(&variables, false).unwrap_err().to_string().starts_with("mpirun started"));
         }
     }

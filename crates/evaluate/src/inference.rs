@@ -10,7 +10,7 @@ use fnet_common::text::{count, quoted};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
 use fnet_data::{Batch, Dataset, ImageMeta, Loader, TestOptions, evaluation_indices};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_model::{Detections, MaskRcnn};
 use fnet_protocol::message::StopReason;
 use fnet_protocol::stop;
@@ -32,17 +32,17 @@ pub trait Ranks {
     fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
 }
 
-impl Ranks for World {
+impl Ranks for Communicator {
     fn rank(&self) -> usize {
-        World::rank(self)
+        Communicator::rank(self)
     }
 
     fn world_size(&self) -> usize {
-        World::world_size(self)
+        Communicator::world_size(self)
     }
 
     fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        World::all_gather_bytes(self, bytes)
+        Communicator::all_gather_bytes(self, bytes)
     }
 }
 

@@ -8,9 +8,9 @@ use tch::Tensor;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_data::{Batch, InstanceMask};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 
-use super::place::StepPlace;
+use super::progress::StepIndex;
 
 /// Batches that one rank keeps at most, for a job that goes on past them may meet many.
 const MOST: usize = 16;
@@ -37,8 +37,8 @@ impl BadBatches {
         &mut self,
         named: &[(&'static str, f64)],
         batch: &Batch,
-        place: StepPlace,
-        world: &World,
+        index: StepIndex,
+        communicator: &Communicator,
     ) -> Result<String> {
         let bad: Vec<String> = named
             .iter()
@@ -47,16 +47,16 @@ impl BadBatches {
             .collect();
         let mut own = String::new();
         if !bad.is_empty() {
-            own = format!("rank {}: {} with images {}", world.rank(), bad.join(", "), names(batch));
+            own = format!("rank {}: {} with images {}", communicator.rank(), bad.join(", "), names(batch));
             if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MOST) {
                 self.kept += 1;
-                own += &match keep(folder, named, batch, place, world.rank()) {
+                own += &match keep(folder, named, batch, index, communicator.rank()) {
                     Ok(path) => format!(" (the batch is kept in {})", path.display()),
                     Err(error) => format!(" (the batch could not be kept: {error})"),
                 };
             }
         }
-        let all = world.all_gather_bytes(own.as_bytes()).context("gathering what was not finite")?;
+        let all = communicator.all_gather_bytes(own.as_bytes()).context("gathering what was not finite")?;
         let told: Vec<_> =
             all.iter().filter(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text)).collect();
         Ok(told.join("; "))
@@ -71,9 +71,9 @@ pub fn names(batch: &Batch) -> String {
 
 /// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I`) and a JSON file
 /// beside it that says what they are.
-fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, rank: usize) -> Result<PathBuf> {
+fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, rank: usize) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
-    let stem = format!("step_{}_rank_{rank}", place.step + 1);
+    let stem = format!("step_{}_rank_{rank}", index.step + 1);
     let mut tensors = vec![("images".to_owned(), batch.images.values(tch::Device::Cpu)?.f_contiguous()?)];
     for (index, target) in batch.targets.iter().enumerate() {
         let boxes = Tensor::f_from_slice(&target.boxes.concat())?.f_reshape([-1, 4])?;
@@ -96,7 +96,7 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, place: StepPlace, 
     let losses: serde_json::Map<String, serde_json::Value> =
         losses.iter().map(|&(name, value)| (name.to_owned(), value.to_string().into())).collect();
     let facts = json!({
-        "epoch": place.epoch + 1, "iter": place.iteration + 1, "step": place.step + 1, "rank": rank,
+        "epoch": index.epoch + 1, "iter": index.step_in_epoch + 1, "step": index.step + 1, "rank": rank,
         "losses": losses, "images": images,
     });
     atomic::create(&folder.join(format!("{stem}.json")), |out| {

@@ -2,24 +2,24 @@
 
 use std::path::Path;
 
-use fnet_checkpoint::native::{CheckpointMeta, Dealt};
+use fnet_checkpoint::native::{CheckpointMeta, EpochSharding, TrainProgress};
 use fnet_common::Result;
 use fnet_config::Config;
-use fnet_data::{Leg, rest_of_epoch};
+use fnet_data::{ShardSegment, rest_of_epoch};
 
-use super::place::{Plan, Position};
+use super::progress::TrainSchedule;
 
 /// Where a job goes on.
 pub struct Continued {
-    pub position: Position,
-    /// How other ranks have begun the epoch of the position.
-    pub legs: Vec<Leg>,
+    pub progress: TrainProgress,
+    /// How other ranks have begun the epoch of the progress.
+    pub segments: Vec<ShardSegment>,
     /// Nothing of the epoch is left to train, though it was not ended.
     pub epoch_is_over: bool,
     pub warnings: Vec<String>,
 }
 
-/// Where `world_size` ranks with this config go on from a checkpoint; `plan` learns of an epoch that others have begun.
+/// Where `world_size` ranks with this config go on from a checkpoint; `schedule` learns of an epoch that others have begun.
 /// Each image of such an epoch is still seen once.
 ///
 /// # Errors
@@ -29,65 +29,65 @@ pub fn go_on(
     config: &Config,
     flags: &[u8],
     world_size: usize,
-    plan: &mut Plan,
+    schedule: &mut TrainSchedule,
     path: &Path,
 ) -> Result<Continued> {
-    let dealt = match &meta.dealt {
-        Some(dealt) => dealt.clone(),
-        None => dealt_by_config(&meta.config(path)?, flags.len()),
+    let sharding = match &meta.sharding {
+        Some(sharding) => sharding.clone(),
+        None => sharding_by_config(&meta.config(path)?, flags.len()),
     };
     let progress = meta.progress;
-    let mut warnings: Vec<String> = other_batch(meta.world_size, &dealt, config, world_size).into_iter().collect();
+    let mut warnings: Vec<String> = other_batch(meta.world_size, &sharding, config, world_size).into_iter().collect();
     if progress.step_in_epoch == 0 {
-        let position = plan.at_end_of_epoch(progress, meta.world_size, world_size);
-        return Ok(Continued { position, legs: Vec::new(), epoch_is_over: false, warnings });
+        let progress = schedule.at_end_of_epoch(progress, meta.world_size, world_size);
+        return Ok(Continued { progress, segments: Vec::new(), epoch_is_over: false, warnings });
     }
-    if dealt.images != flags.len() {
+    if sharding.images != flags.len() {
         warnings.push(format!(
             "the training set had {} images and has {}: the rest of epoch {} may repeat some and miss others",
-            dealt.images,
+            sharding.images,
             flags.len(),
             progress.epoch + 1
         ));
     }
     let samples = config.data.samples_per_gpu;
-    let steps_of = |legs: &[Leg]| legs.iter().map(|leg| leg.steps).sum::<usize>();
-    let mut legs = dealt.legs;
-    let same = (meta.world_size, dealt.samples_per_gpu, dealt.accumulate, dealt.images)
+    let steps_of = |segments: &[ShardSegment]| segments.iter().map(|segment| segment.steps).sum::<usize>();
+    let mut segments = sharding.segments;
+    let same = (meta.world_size, sharding.samples_per_gpu, sharding.accumulate, sharding.images)
         == (world_size, samples, config.train.accumulate, flags.len());
     if !same {
-        legs.push(Leg {
+        segments.push(ShardSegment {
             world_size: meta.world_size.max(1),
-            samples_per_gpu: dealt.samples_per_gpu.max(1),
-            accumulate: dealt.accumulate,
-            steps: progress.step_in_epoch.saturating_sub(steps_of(&legs)),
+            samples_per_gpu: sharding.samples_per_gpu.max(1),
+            accumulate: sharding.accumulate,
+            steps: progress.step_in_epoch.saturating_sub(steps_of(&segments)),
         });
     }
-    let before = steps_of(&legs);
-    let steps = if legs.is_empty() {
-        plan.steps_per_epoch
+    let before = steps_of(&segments);
+    let steps = if segments.is_empty() {
+        schedule.steps_per_epoch
     } else {
-        let lists = rest_of_epoch(flags, progress.epoch as u64, config.train.seed, &legs, world_size, samples);
+        let lists = rest_of_epoch(flags, progress.epoch as u64, config.train.seed, &segments, world_size, samples);
         before + lists.first().map_or(0, |list| list.len() / samples)
     };
     let rest = steps.saturating_sub(progress.step_in_epoch);
-    let position = plan.within_epoch(progress, before, rest);
-    Ok(Continued { position, legs, epoch_is_over: rest == 0, warnings })
+    let progress = schedule.within_epoch(progress, before, rest);
+    Ok(Continued { progress, segments, epoch_is_over: rest == 0, warnings })
 }
 
 /// As older versions dealt their epochs out.
-fn dealt_by_config(config: &Config, images: usize) -> Dealt {
-    Dealt {
+fn sharding_by_config(config: &Config, images: usize) -> EpochSharding {
+    EpochSharding {
         images,
         samples_per_gpu: config.data.samples_per_gpu,
         accumulate: config.train.accumulate,
-        legs: Vec::new(),
+        segments: Vec::new(),
     }
 }
 
 /// What to say if an update now takes in another number of images.
-fn other_batch(then: usize, dealt: &Dealt, config: &Config, now: usize) -> Option<String> {
-    let (before, after) = (then * dealt.samples_per_gpu * dealt.accumulate, config.effective_batch(now));
+fn other_batch(then: usize, sharding: &EpochSharding, config: &Config, now: usize) -> Option<String> {
+    let (before, after) = (then * sharding.samples_per_gpu * sharding.accumulate, config.effective_batch(now));
     let lr = config.optimizer.lr;
     if before == after {
         return None;
@@ -110,15 +110,15 @@ fn workers(count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fnet_checkpoint::native::Progress;
+    use fnet_checkpoint::native::TrainProgress;
 
     use super::*;
 
-    fn meta(world_size: usize, step: u64, step_in_epoch: usize) -> CheckpointMeta {
+    fn meta(world_size: usize, step: usize, step_in_epoch: usize) -> CheckpointMeta {
         CheckpointMeta {
-            progress: Progress { step, epoch: 1, step_in_epoch },
+            progress: TrainProgress { step, epoch: 1, step_in_epoch },
             world_size,
-            dealt: Some(Dealt { images: 48, samples_per_gpu: 1, accumulate: 1, legs: Vec::new() }),
+            sharding: Some(EpochSharding { images: 48, samples_per_gpu: 1, accumulate: 1, segments: Vec::new() }),
             ..CheckpointMeta::default()
         }
     }
@@ -129,55 +129,55 @@ mod tests {
         config
     }
 
-    fn on(meta: &CheckpointMeta, config: &Config, world_size: usize) -> (Continued, Plan) {
-        let mut plan = Plan::new(3, 48 / world_size, config.train.accumulate);
-        let continued = go_on(meta, config, &[0; 48], world_size, &mut plan, Path::new("a.ckpt")).unwrap();
-        (continued, plan)
+    fn on(meta: &CheckpointMeta, config: &Config, world_size: usize) -> (Continued, TrainSchedule) {
+        let mut schedule = TrainSchedule::new(3, 48 / world_size, config.train.accumulate);
+        let continued = go_on(meta, config, &[0; 48], world_size, &mut schedule, Path::new("a.ckpt")).unwrap();
+        (continued, schedule)
     }
 
     #[test]
     fn the_same_ranks_go_on_as_if_nothing_had_been() {
-        let (continued, plan) = on(&meta(4, 17, 5), &config(), 4);
-        assert_eq!(continued.position, Position { epoch: 1, iteration: 5, step: 17 });
-        assert!(continued.legs.is_empty() && continued.warnings.is_empty() && plan.changed.is_none());
+        let (continued, schedule) = on(&meta(4, 17, 5), &config(), 4);
+        assert_eq!(continued.progress, TrainProgress { epoch: 1, step_in_epoch: 5, step: 17 });
+        assert!(continued.segments.is_empty() && continued.warnings.is_empty() && schedule.changed.is_none());
     }
 
     #[test]
     fn half_the_ranks_take_twice_the_steps_and_the_difference_is_said() {
-        let (continued, plan) = on(&meta(4, 17, 5), &config(), 2);
-        assert_eq!(continued.position, Position { epoch: 1, iteration: 5, step: 17 });
-        assert_eq!((plan.steps_of(1), plan.steps_before(1)), (5 + 14, 5));
+        let (continued, schedule) = on(&meta(4, 17, 5), &config(), 2);
+        assert_eq!(continued.progress, TrainProgress { epoch: 1, step_in_epoch: 5, step: 17 });
+        assert_eq!((schedule.steps_of(1), schedule.steps_before(1)), (5 + 14, 5));
         let [warning] = &continued.warnings[..] else { panic!("{:?}", continued.warnings) };
         for text in ["4 workers with 4 images", "2 workers? with 2", "train.accumulate=2 keeps 4", "--auto-scale-lr"] {
             assert!(warning.contains(&text.replace('?', "")), "{text}: {warning}");
         }
         let mut same_batch = config();
         same_batch.train.accumulate = 2;
-        let (continued, plan) = on(&meta(4, 17, 5), &same_batch, 2);
+        let (continued, schedule) = on(&meta(4, 17, 5), &same_batch, 2);
         assert!(continued.warnings.is_empty(), "{:?}", continued.warnings);
-        assert!(plan.next(Position { iteration: 6, ..continued.position }).updates);
+        assert!(schedule.next(TrainProgress { step_in_epoch: 6, ..continued.progress }).updates);
     }
 
     #[test]
     fn a_second_change_in_the_epoch_knows_of_the_first() {
         let mut second = meta(2, 20, 8);
-        let leg = Leg { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 5 };
-        if let Some(dealt) = &mut second.dealt {
-            dealt.legs.push(leg);
+        let segment = ShardSegment { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 5 };
+        if let Some(sharding) = &mut second.sharding {
+            sharding.segments.push(segment);
         }
-        let (continued, plan) = on(&second, &config(), 2);
-        assert_eq!((continued.legs.len(), plan.steps_of(1)), (1, 19), "the same two ranks");
-        let (continued, plan) = on(&second, &config(), 4);
-        assert_eq!(continued.legs, [leg, Leg { world_size: 2, steps: 3, ..leg }]);
+        let (continued, schedule) = on(&second, &config(), 2);
+        assert_eq!((continued.segments.len(), schedule.steps_of(1)), (1, 19), "the same two ranks");
+        let (continued, schedule) = on(&second, &config(), 4);
+        assert_eq!(continued.segments, [segment, ShardSegment { world_size: 2, steps: 3, ..segment }]);
         // 20 images of 4 ranks, 6 of 2, 22 are left.
-        assert_eq!(plan.steps_of(1), 8 + 6);
+        assert_eq!(schedule.steps_of(1), 8 + 6);
     }
 
     #[test]
     fn another_data_set_is_told() {
         let mut other = meta(4, 17, 5);
-        if let Some(dealt) = &mut other.dealt {
-            dealt.images = 50;
+        if let Some(sharding) = &mut other.sharding {
+            sharding.images = 50;
         }
         let (continued, _) = on(&other, &config(), 4);
         assert!(continued.warnings[0].contains("had 50 images and has 48"), "{:?}", continued.warnings);

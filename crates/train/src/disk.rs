@@ -4,13 +4,14 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use fnet_checkpoint::native::TrainProgress;
 use fnet_common::atomic::free_bytes;
 use fnet_common::{Error, Result};
 use fnet_config::{CheckpointPolicy, Config, Interval, OptimizerKind};
 use fnet_model::{Parameters, Role};
 use fnet_protocol::estimate::DiskEstimate;
 
-use super::place::{Plan, Position};
+use super::progress::TrainSchedule;
 
 /// What a tensor's entries in the header take beside its name, which stands there twice.
 const HEADER_PER_TENSOR: u64 = 150;
@@ -48,11 +49,11 @@ pub fn bytes(tensor: &Tensor) -> u64 {
 
 /// Checkpoints that lie on the disk at the same time, with the one that is being written, in the rest of a job. How many
 /// an interval in minutes makes is not known; one for each epoch is counted.
-pub fn most_at_once(policy: &CheckpointPolicy, plan: &Plan, position: Position) -> u64 {
-    let epochs = plan.epochs.saturating_sub(position.epoch);
+pub fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, progress: TrainProgress) -> u64 {
+    let epochs = schedule.epochs.saturating_sub(progress.epoch);
     let written = match policy.interval {
         Interval::Epochs(interval) => epochs.div_ceil(interval),
-        Interval::Steps(interval) => plan.total_steps(position).saturating_sub(position.step).div_ceil(interval),
+        Interval::Steps(interval) => schedule.total_steps(progress).saturating_sub(progress.step).div_ceil(interval),
         Interval::Minutes(_) => epochs,
     } as u64;
     match policy.keep_last as u64 {
@@ -70,14 +71,14 @@ pub fn estimate(
     folder: &Path,
     checkpoint: u64,
     policy: &CheckpointPolicy,
-    plan: &Plan,
-    position: Position,
+    schedule: &TrainSchedule,
+    progress: TrainProgress,
 ) -> Result<DiskEstimate> {
     let there = folder.ancestors().find(|folder| folder.is_dir()).filter(|folder| !folder.as_os_str().is_empty());
     let there = there.unwrap_or(Path::new("."));
     let free = free_bytes(there)
         .map_err(|error| Error::environment(format!("asking for the free space in {}: {error}", there.display())))?;
-    let count = most_at_once(policy, plan, position);
+    let count = most_at_once(policy, schedule, progress);
     // Those that lie there already will be replaced where only some are kept.
     let reusable = if policy.keep_last > 0 { lying(folder)?.min(count.saturating_sub(1)) } else { 0 };
     let needed = checkpoint.saturating_mul(count - reusable.min(count));
@@ -133,14 +134,14 @@ mod tests {
         CheckpointPolicy { interval, keep_last, save_best: save_best.into(), ..CheckpointPolicy::default() }
     }
 
-    fn at(epoch: usize) -> Position {
-        Position { epoch, iteration: 0, step: 0 }
+    fn at(epoch: usize) -> TrainProgress {
+        TrainProgress { epoch, step_in_epoch: 0, step: 0 }
     }
 
     #[test]
     fn the_rest_of_a_job_is_counted() {
-        let plan = Plan::new(12, 10, 1);
-        let count = |policy: &CheckpointPolicy, epoch| most_at_once(policy, &plan, at(epoch));
+        let schedule = TrainSchedule::new(12, 10, 1);
+        let count = |policy: &CheckpointPolicy, epoch| most_at_once(policy, &schedule, at(epoch));
         assert_eq!(count(&policy(1, 0, ""), 0), 12);
         assert_eq!(count(&policy(5, 0, ""), 0), 3, "after 5, 10 and 12 epochs");
         assert_eq!(count(&policy(1, 0, ""), 9), 3);
@@ -158,9 +159,9 @@ mod tests {
         for name in ["epoch_1.ckpt", "epoch_2.ckpt", "best_bbox_mAP.ckpt", "notes.txt"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let plan = Plan::new(12, 10, 1);
+        let schedule = TrainSchedule::new(12, 10, 1);
         let needed = |policy: &CheckpointPolicy, folder: &Path| {
-            let disk = estimate(folder, 100, policy, &plan, at(2)).unwrap();
+            let disk = estimate(folder, 100, policy, &schedule, at(2)).unwrap();
             assert!(disk.free > 0);
             disk.needed
         };

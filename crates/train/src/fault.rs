@@ -21,22 +21,22 @@ pub type Collective = Box<dyn Fn() -> Result<()> + Send + Sync>;
 const MEMORY_LIMIT: usize = 64 << 20;
 
 /// The faults of this rank.
-pub struct Drill {
+pub struct FaultInjector {
     faults: Vec<Fault>,
     rank: usize,
     attempt: u64,
     barrier: OnceLock<Collective>,
 }
 
-impl Drill {
+impl FaultInjector {
     /// From now on each fault happens when its rank enters its phase; `attempt` counts the restarts of the job.
     pub fn arm(faults: &[Fault], rank: usize, attempt: u64, control: &Client) -> Arc<Self> {
-        let drill = Arc::new(Self { faults: faults.to_vec(), rank, attempt, barrier: OnceLock::new() });
+        let injector = Arc::new(Self { faults: faults.to_vec(), rank, attempt, barrier: OnceLock::new() });
         if faults.iter().any(|fault| fault.rank == rank) {
-            let armed = Arc::clone(&drill);
+            let armed = Arc::clone(&injector);
             control.on_phase(move |state| armed.enter(state));
         }
-        drill
+        injector
     }
 
     /// Gives the drill a collective to call out of order.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 use fnet_checkpoint::MmdetCheckpoint;
-use fnet_checkpoint::native::CheckpointMeta;
+use fnet_checkpoint::native::{CheckpointMeta, TrainProgress};
 use fnet_common::{Context, Result};
 use fnet_config::Config;
 use fnet_data::{Dataset, Split};
@@ -16,7 +16,7 @@ use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
 use fnet_protocol::work_dir::is_pytorch_file;
 
 use super::changed_ranks::go_on;
-use super::place::{Plan, Position};
+use super::progress::TrainSchedule;
 use super::validation::Validation;
 use super::{disk, job, memory, resume, saver};
 
@@ -31,20 +31,20 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let config = &resolved.config;
     let work_dir = arguments.folder();
     let training_set = Dataset::open(&config.data, Split::Train)?;
-    let mut plan = job::plan(config, &training_set, world_size)?;
+    let mut schedule = job::schedule(config, &training_set, world_size)?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
     let sets: Vec<&Dataset> =
         std::iter::once(&training_set).chain(validation.iter().map(Validation::dataset)).collect();
     warnings.extend(job::data_warnings(config, &sets)?);
     let folders = saver::folders(&work_dir, &config.checkpoint);
     let flags = training_set.aspect_flags();
-    let position = match source(arguments.resume.as_ref(), &folders)? {
-        None => Position::default(),
+    let progress = match source(arguments.resume.as_ref(), &folders)? {
+        None => TrainProgress::default(),
         Some(path) => {
-            let (position, told) = position(&path, config, &flags, world_size, &mut plan)
+            let (progress, told) = progress(&path, config, &flags, world_size, &mut schedule)
                 .with_context(|| format!("resuming from {}", path.display()))?;
             warnings.extend(told);
-            position
+            progress
         }
     };
 
@@ -57,17 +57,17 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
         world_size,
         datasets: sets.iter().zip(names).map(|(set, name)| facts(set, name)).collect(),
         training: Some(TrainingFacts {
-            epochs: plan.epochs,
-            iterations_per_epoch: plan.steps_per_epoch,
-            iterations: plan.total_steps(position),
+            epochs: schedule.epochs,
+            iterations_per_epoch: schedule.steps_per_epoch,
+            iterations: schedule.total_steps(progress),
             samples_per_gpu: config.data.samples_per_gpu,
             effective_batch: config.effective_batch(world_size),
             learning_rate: config.optimizer.lr,
-            epochs_done: position.epoch,
+            epochs_done: progress.epoch,
         }),
         parameters: parameters.count() as u64,
         memory: memory::of_training(config, &parameters)?,
-        disk: Some(disk::estimate(&work_dir, checkpoint, &config.checkpoint, &plan, position)?),
+        disk: Some(disk::estimate(&work_dir, checkpoint, &config.checkpoint, &schedule, progress)?),
         work_dir,
         warnings,
     })
@@ -93,18 +93,18 @@ fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf
 }
 
 /// Where the job would go on, and what it would warn of.
-fn position(
+fn progress(
     path: &Path,
     config: &Config,
     flags: &[u8],
     world_size: usize,
-    plan: &mut Plan,
-) -> Result<(Position, Vec<String>)> {
+    schedule: &mut TrainSchedule,
+) -> Result<(TrainProgress, Vec<String>)> {
     if is_pytorch_file(path) {
         let meta = MmdetCheckpoint::open(path)?.meta;
         let (epoch, iter) = resume::finished(meta.epoch, meta.iter)?;
-        return Ok((plan.adopt(epoch, iter)?.0, Vec::new()));
+        return Ok((schedule.adopt(epoch, iter)?.0, Vec::new()));
     }
-    let continued = go_on(&CheckpointMeta::read(path)?, config, flags, world_size, plan, path)?;
-    Ok((continued.position, continued.warnings))
+    let continued = go_on(&CheckpointMeta::read(path)?, config, flags, world_size, schedule, path)?;
+    Ok((continued.progress, continued.warnings))
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fnet_checkpoint::Need;
-use fnet_checkpoint::native::{Best, set_aside_later};
+use fnet_checkpoint::native::{Best, TrainProgress, set_aside_later};
 use fnet_common::{Error, Result};
 use fnet_config::{Config, Resolved};
 use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
-use fnet_distributed::{World, likely_rank};
+use fnet_distributed::{Communicator, likely_rank};
 use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
@@ -19,14 +19,14 @@ use fnet_protocol::work_dir::{self, LATEST, Lock};
 
 use super::bad_batch::BadBatches;
 use super::disk;
-use super::learner::Learner;
-use super::place::{Plan, Position};
+use super::progress::TrainSchedule;
 use super::reporter::Reporter;
-use super::resume::{Source, Start};
+use super::resume::{ResumeSource, StartPoint};
 use super::saver::{self, Saver};
+use super::train_state::TrainState;
 use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
-use crate::fault::Drill;
+use crate::fault::FaultInjector;
 
 /// Runs `train` on this rank.
 ///
@@ -34,54 +34,54 @@ use crate::fault::Drill;
 /// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
-    let drill = arm(arguments, control);
+    let injector = arm(arguments, control);
     // Before CUDA and NCCL start: both look at it then.
     torch_ext::context::set_deterministic(resolved.config.train.deterministic)?;
-    let world = World::from_environment()?;
-    drill.set_barrier(world.detached_barrier());
-    control.on_peer_lost(world.detached_abort());
-    if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, world.world_size()) {
+    let communicator = Communicator::from_environment()?;
+    injector.set_barrier(communicator.detached_barrier());
+    control.on_peer_lost(communicator.detached_abort());
+    if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, communicator.world_size()) {
         log::warn!("{warning}");
     }
     let config = &resolved.config;
     let work_dir = arguments.folder();
-    let _lock = lock_work_dir(&work_dir, &world, control)?;
+    let _lock = lock_work_dir(&work_dir, &communicator, control)?;
     let folders = saver::folders(&work_dir, &config.checkpoint);
-    let source = Source::find(arguments.resume.as_ref(), &folders, &world, control)?;
+    let source = ResumeSource::find(arguments.resume.as_ref(), &folders, &communicator, control)?;
     if source.is_none() {
         refuse_strangers(&folders)?;
     }
 
     control.phase(Phase::Index);
     let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
-    let mut plan = plan(config, &training_set, world.world_size())?;
+    let mut schedule = schedule(config, &training_set, communicator.world_size())?;
     let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
     let sets: Vec<&Dataset> =
         std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
     check_classes(config, &sets)?;
     // A restart finds what the first start has checked.
-    let warnings = if world.is_first() && !is_restart() { data_warnings(config, &sets)? } else { Vec::new() };
+    let warnings = if communicator.is_first() && !is_restart() { data_warnings(config, &sets)? } else { Vec::new() };
 
     control.phase(Phase::Start);
-    let mut learner = Learner::new(config, &world)?;
-    learner.bad_batches = BadBatches::kept_in(work_dir.join("nan"));
+    let mut train_state = TrainState::new(config, &communicator)?;
+    train_state.bad_batches = BadBatches::kept_in(work_dir.join("nan"));
     let start = match &source {
-        Some(source) => source.restore(&mut learner, &mut plan, config, &training_set, &world)?,
-        None => Start::default(),
+        Some(source) => source.restore(&mut train_state, &mut schedule, config, &training_set, &communicator)?,
+        None => StartPoint::default(),
     };
-    let position = start.position;
+    let progress = start.progress;
     let mut warnings = warnings;
-    if world.is_first() {
-        warnings.extend(disk_warning(config, &learner, &work_dir, &plan, &start, &world)?);
+    if communicator.is_first() {
+        warnings.extend(disk_warning(config, &train_state, &work_dir, &schedule, &start, &communicator)?);
     }
-    if let (Some(Resume::From(_)), true) = (&arguments.resume, world.is_first()) {
-        for path in set_aside_later(&folders, position.progress())? {
+    if let (Some(Resume::From(_)), true) = (&arguments.resume, communicator.is_first()) {
+        for path in set_aside_later(&folders, progress)? {
             warnings
                 .push(format!("{} is later than what the job goes on from: renamed to *.superseded", path.display()));
         }
     }
-    let reporter = Reporter::new(&resolved, &work_dir, &world, control, plan, position, start.window)?;
-    if config.train.deterministic && world.is_first() && world.device().is_cuda() {
+    let reporter = Reporter::new(&resolved, &work_dir, &communicator, control, schedule, progress, start.window)?;
+    if config.train.deterministic && communicator.is_first() && communicator.device().is_cuda() {
         warnings.push(
             "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits of \
              gradients may differ between runs"
@@ -91,27 +91,28 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if source.is_none() {
         let need = Need::unless_partial(arguments.allow_partial, Need::Most);
-        log::info!("{}", learner.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
+        log::info!("{}", train_state.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
     }
     start.told.iter().for_each(|text| log::info!("{text}"));
     start.warnings.iter().for_each(|text| log::warn!("{text}"));
-    let saver = if world.is_first() { Some(Saver::create(&folders, &config.checkpoint, control)?) } else { None };
+    let saver =
+        if communicator.is_first() { Some(Saver::create(&folders, &config.checkpoint, control)?) } else { None };
     let mut trainer = Trainer {
         saver,
         evaluation_due: start.precedes_evaluation && validation.is_some(),
         learning_rate: config.optimizer.lr,
         config,
-        world: &world,
+        communicator: &communicator,
         control,
-        learner,
+        train_state,
         training_set,
         validation,
         reporter,
-        plan,
-        legs: start.legs,
-        position,
-        updated: position,
-        saved: source.is_some().then_some(position),
+        schedule,
+        segments: start.segments,
+        progress,
+        updated: progress,
+        saved: source.is_some().then_some(progress),
         best: start.best,
     };
     if let (true, Some(source)) = (trainer.evaluation_due, &source) {
@@ -120,20 +121,20 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     if start.epoch_is_over {
         trainer.end_epoch()?;
     }
-    if start.is_foreign {
+    if start.is_third_party {
         // From here on the job goes on from its own folder, whatever happens.
         trainer.write_checkpoint(false)?;
     }
     let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
         Ok(Ok(ending)) => ending,
         Ok(Err(error)) => {
-            trainer.rescue(&folders, &error);
+            trainer.write_emergency_checkpoint(&folders, &error);
             abandon(trainer);
             return Err(error);
         }
         // A panic leaves the weights as they are, or marked as torn.
         Err(panic) => {
-            trainer.rescue(&folders, &Error::from_panic(panic.as_ref()));
+            trainer.write_emergency_checkpoint(&folders, &Error::from_panic(panic.as_ref()));
             abandon(trainer);
             resume_unwind(panic);
         }
@@ -141,17 +142,17 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let best = trainer.best.take();
     // The last checkpoint is on the disk from here on.
     drop(trainer);
-    if matches!(ending, Ending::Finished) && world.is_first() {
-        control.note(result(&work_dir, plan.epochs, best.as_ref()));
+    if matches!(ending, Ending::Finished) && communicator.is_first() {
+        control.note(result(&work_dir, schedule.epochs, best.as_ref()));
     }
-    world.leave()?;
+    communicator.leave()?;
     Ok(ending)
 }
 
 /// Ends a trainer whose job has broken off. What belongs to the device is left to the end of the process: giving it back
 /// may wait for collectives that never end.
 fn abandon(trainer: Trainer<'_>) {
-    std::mem::forget(trainer.learner);
+    std::mem::forget(trainer.train_state);
 }
 
 /// What a finished training came to and where it is, in one line: with `--quiet` it is the only one.
@@ -170,7 +171,7 @@ fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
 ///
 /// # Errors
 /// A usage error if another job trains into it.
-fn lock_work_dir(work_dir: &Path, world: &World, control: &Client) -> Result<Option<File>> {
+fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client) -> Result<Option<File>> {
     let claim = || {
         // What is wrong with the folder is told by who writes to it.
         let _ = std::fs::create_dir_all(work_dir);
@@ -186,8 +187,8 @@ fn lock_work_dir(work_dir: &Path, world: &World, control: &Client) -> Result<Opt
     if control.is_connected() {
         return Ok(None);
     }
-    let claimed = if world.is_first() { claim() } else { Ok(None) };
-    match world.any(claimed.is_err())? {
+    let claimed = if communicator.is_first() { claim() } else { Ok(None) };
+    match communicator.any(claimed.is_err())? {
         true => claimed.and_then(|_| Err(Error::usage(work_dir::busy(work_dir)))),
         false => claimed,
     }
@@ -199,10 +200,10 @@ fn is_restart() -> bool {
 }
 
 /// Prepares the faults of a fire drill, if there is one.
-fn arm(arguments: &Arguments, control: &Client) -> Arc<Drill> {
+fn arm(arguments: &Arguments, control: &Client) -> Arc<FaultInjector> {
     let variable = |name: &str| std::env::var(name).ok();
     let attempt = variable(env::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or(0);
-    Drill::arm(&arguments.fault, likely_rank(variable), attempt, control)
+    FaultInjector::arm(&arguments.fault, likely_rank(variable), attempt, control)
 }
 
 /// Refuses to start anew while a fallback holds checkpoints of a former job, which a restart would go on from. The launcher
@@ -232,17 +233,17 @@ fn refuse_strangers(folders: &[PathBuf]) -> Result<()> {
 /// saves as soon as there is room.
 fn disk_warning(
     config: &Config,
-    learner: &Learner<'_>,
+    train_state: &TrainState<'_>,
     work_dir: &Path,
-    plan: &Plan,
-    start: &Start,
-    world: &World,
+    schedule: &TrainSchedule,
+    start: &StartPoint,
+    communicator: &Communicator,
 ) -> Result<Option<String>> {
-    let checkpoint = disk::checkpoint_bytes(config, &learner.parameters, world.world_size());
-    let estimate = disk::estimate(work_dir, checkpoint, &config.checkpoint, plan, start.position)?;
+    let checkpoint = disk::checkpoint_bytes(config, &train_state.parameters, communicator.world_size());
+    let estimate = disk::estimate(work_dir, checkpoint, &config.checkpoint, schedule, start.progress)?;
     let has_fallback = !config.checkpoint.fallback.is_empty();
     match disk::judge(&estimate, work_dir) {
-        Err(error) if is_restart() || has_fallback || start.position != Position::default() => {
+        Err(error) if is_restart() || has_fallback || start.progress != TrainProgress::default() => {
             Ok(Some(error.to_string()))
         }
         judged => judged,
@@ -255,7 +256,7 @@ fn disk_warning(
 /// A data error if something is wrong.
 pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
     let mut warnings: Vec<String> =
-        sets.iter().flat_map(|dataset| dataset.findings().lines(Severity::Warning)).collect();
+        sets.iter().flat_map(|dataset| dataset.diagnostics().lines(Severity::Warning)).collect();
     warnings.extend(check_before_job(config, sets, &config.evaluation.metrics)?);
     Ok(warnings)
 }
@@ -298,12 +299,12 @@ impl Trainer<'_> {
     /// Whether the evaluation at the present position, of the checkpoint that the job goes on from, was finished before the
     /// job ended. Its metrics then count for the best checkpoint, which the checkpoint itself could not know of.
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
-        let epoch = self.position.epoch;
-        let metrics = if self.world.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
+        let epoch = self.progress.epoch;
+        let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
         let policy = &self.config.checkpoint.save_best;
         let best = metrics.as_ref().and_then(|metrics| saver::better(policy, metrics, epoch, self.best.as_ref()));
         self.keep_if_best(best)?;
-        self.world.any(metrics.is_some())
+        self.communicator.any(metrics.is_some())
     }
 }
 
@@ -311,7 +312,7 @@ impl Trainer<'_> {
 ///
 /// # Errors
 /// A data error if no image is left to train on.
-pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -> Result<Plan> {
+pub(super) fn schedule(config: &Config, training_set: &Dataset, world_size: usize) -> Result<TrainSchedule> {
     let flags = training_set.aspect_flags();
     let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
     if steps_per_epoch == 0 {
@@ -320,5 +321,5 @@ pub(super) fn plan(config: &Config, training_set: &Dataset, world_size: usize) -
             training_set.annotation_file().display()
         )));
     }
-    Ok(Plan::new(config.train.epochs, steps_per_epoch, config.train.accumulate))
+    Ok(TrainSchedule::new(config.train.epochs, steps_per_epoch, config.train.accumulate))
 }

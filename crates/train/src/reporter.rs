@@ -5,22 +5,23 @@ use std::path::Path;
 use indexmap::{IndexMap, IndexSet};
 use tch::Device;
 
+use fnet_checkpoint::native::TrainProgress;
 use fnet_common::process;
 use fnet_common::{Context, Result};
 use fnet_config::{OptimizerKind, Resolved};
 use fnet_data::Skipped;
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress};
 
-use super::learner::{Skip, StepOutcome};
-use super::place::{Plan, Position, StepPlace};
+use super::progress::{StepIndex, TrainSchedule};
+use super::train_state::{Skip, StepOutcome};
 use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
 
 /// Speaks for one rank's training.
 pub struct Reporter {
     control: Client,
-    plan: Plan,
+    schedule: TrainSchedule,
     total_steps: u64,
     /// Rank 0's.
     log: Option<RunLog>,
@@ -44,27 +45,27 @@ impl Reporter {
     pub fn new(
         resolved: &Resolved,
         work_dir: &Path,
-        world: &World,
+        communicator: &Communicator,
         control: &Client,
-        plan: Plan,
-        position: Position,
+        schedule: TrainSchedule,
+        progress: TrainProgress,
         window: Option<Window>,
     ) -> Result<Self> {
         let config = &resolved.config;
         let interval = config.log.interval;
-        let window = window.and_then(|window| window.resumed(position.step as u64, interval));
+        let window = window.and_then(|window| window.resumed(progress.step as u64, interval));
         let info = RunInfo {
             name: &resolved.name,
             config,
             environment: vec![
-                ("Workers".into(), world.world_size().to_string()),
-                ("Device".into(), format!("{:?}", world.device())),
+                ("Workers".into(), communicator.world_size().to_string()),
+                ("Device".into(), format!("{:?}", communicator.device())),
                 ("Threads per worker".into(), tch::get_num_threads().to_string()),
             ],
-            start_step: position.step as u64,
-            total_steps: plan.total_steps(position) as u64,
+            start_step: progress.step as u64,
+            total_steps: schedule.total_steps(progress) as u64,
         };
-        let mut log = if world.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
+        let mut log = if communicator.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
         if let (Some(log), Some(window)) = (&mut log, &window) {
             log.make_up(window);
         }
@@ -78,10 +79,10 @@ impl Reporter {
                 OptimizerKind::AdamW => config.optimizer.betas[0],
                 OptimizerKind::Sgd => config.optimizer.momentum,
             },
-            images_per_step: config.data.samples_per_gpu * world.world_size(),
-            device: world.device(),
-            plan,
-            total_steps: plan.total_steps(position) as u64,
+            images_per_step: config.data.samples_per_gpu * communicator.world_size(),
+            device: communicator.device(),
+            schedule,
+            total_steps: schedule.total_steps(progress) as u64,
             skipped_images: 0,
             skipped_updates: 0,
             left_out: Vec::new(),
@@ -107,9 +108,11 @@ impl Reporter {
     ///
     /// # Errors
     /// A lost peer.
-    pub fn gather_left_out(&mut self, world: &World, epoch: usize) -> Result<()> {
+    pub fn gather_left_out(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
         let own = std::mem::take(&mut self.left_out).join("\n");
-        let all = world.all_gather_bytes(own.as_bytes()).context("gathering the names of images that were left out")?;
+        let all = communicator
+            .all_gather_bytes(own.as_bytes())
+            .context("gathering the names of images that were left out")?;
         // Groups are filled up, so an image may be met twice.
         let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
         let images: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
@@ -126,8 +129,8 @@ impl Reporter {
     }
 
     /// Logs one step.
-    pub fn step(&mut self, place: StepPlace, outcome: &StepOutcome, learning_rate: f64, data: f64, seconds: f64) {
-        let at = format!("step {} of epoch {}", place.iteration + 1, place.epoch + 1);
+    pub fn step(&mut self, index: StepIndex, outcome: &StepOutcome, learning_rate: f64, data: f64, seconds: f64) {
+        let at = format!("step {} of epoch {}", index.step_in_epoch + 1, index.epoch + 1);
         if outcome.skipped.is_some() {
             self.skipped_updates += 1;
             let (why, count) = (why_skipped(outcome), self.skipped_updates);
@@ -136,7 +139,7 @@ impl Reporter {
             log::warn!("{at}: {}; the update that it belongs to is left out", what_was_not_finite(outcome));
         }
         let memory = process::peak_memory(self.device);
-        let step = place.step as u64 + 1;
+        let step = index.step as u64 + 1;
         let window = &mut self.window;
         window.begin();
         window.put("data_time", data);
@@ -144,15 +147,15 @@ impl Reporter {
         let more = [("grad_norm", outcome.grad_norm), ("loss_scale", outcome.loss_scale), ("time", Some(seconds))];
         more.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| window.put(name, value)));
         window.end(TrainStep {
-            epoch: place.epoch + 1,
-            iter: place.iteration + 1,
-            iters_per_epoch: self.plan.steps_of(place.epoch),
+            epoch: index.epoch + 1,
+            iter: index.step_in_epoch + 1,
+            iters_per_epoch: self.schedule.steps_of(index.epoch),
             step,
             lr: learning_rate,
             momentum: self.momentum,
             memory: self.device.is_cuda().then_some(memory >> 20),
         });
-        if place.updates {
+        if index.updates {
             self.held = window.clone();
         }
         if let Some(log) = &mut self.log {
@@ -160,8 +163,8 @@ impl Reporter {
         }
         self.control.progress(Progress {
             phase: Phase::Data,
-            epoch: place.epoch as u64 + 1,
-            epochs: self.plan.epochs as u64,
+            epoch: index.epoch as u64 + 1,
+            epochs: self.schedule.epochs as u64,
             step,
             total_steps: self.total_steps,
             loss: Some(outcome.report.total()),
@@ -177,17 +180,17 @@ impl Reporter {
         &self.held
     }
 
-    /// Logs an evaluation after `position`, whose last update had this learning rate; `images` were evaluated.
+    /// Logs an evaluation after `progress`, whose last update had this learning rate; `images` were evaluated.
     pub fn evaluated(
         &mut self,
-        position: Position,
+        progress: TrainProgress,
         learning_rate: f64,
         metrics: &IndexMap<String, f64>,
         images: usize,
     ) {
         if let Some(log) = &mut self.log {
             let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
-            log.evaluation(position.epoch, position.step as u64, images, learning_rate, &metrics);
+            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &metrics);
         }
     }
 }

@@ -2,24 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, latest};
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, TrainProgress, latest};
 use fnet_checkpoint::{MmdetCheckpoint, ParameterGroup, Summary};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{self as config, Config};
-use fnet_data::{Dataset, Leg};
-use fnet_distributed::World;
+use fnet_data::{Dataset, ShardSegment};
+use fnet_distributed::Communicator;
 use fnet_protocol::cli::Resume;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::is_pytorch_file;
 
 use super::changed_ranks::{Continued, go_on};
-use super::learner::Learner;
-use super::place::{Plan, Position};
+use super::progress::TrainSchedule;
+use super::train_state::TrainState;
 use crate::run_log::Window;
 
 /// A checkpoint to go on from.
-pub struct Source {
+pub struct ResumeSource {
     pub path: PathBuf,
     kind: Kind,
 }
@@ -31,39 +31,44 @@ enum Kind {
 
 /// Where a job begins.
 #[derive(Debug, Default)]
-pub struct Start {
-    pub position: Position,
-    /// How other ranks have begun the epoch of the position.
-    pub legs: Vec<Leg>,
+pub struct StartPoint {
+    pub progress: TrainProgress,
+    /// How other ranks have begun the epoch of the progress.
+    pub segments: Vec<ShardSegment>,
     /// The best evaluation so far.
     pub best: Option<Best>,
     /// The values for the next line of the log.
     pub window: Option<Window>,
-    /// The epoch before the position was not ended, and nothing of it is left to train.
+    /// The epoch before the progress was not ended, and nothing of it is left to train.
     pub epoch_is_over: bool,
     /// The checkpoint was written before the evaluation of its epoch.
     pub precedes_evaluation: bool,
     /// It comes from another maker, so that the work folder holds no checkpoint of it.
-    pub is_foreign: bool,
+    pub is_third_party: bool,
     /// What to tell: notes, then what makes one wonder.
     pub told: Vec<String>,
     pub warnings: Vec<String>,
 }
 
-impl Source {
+impl ResumeSource {
     /// The checkpoint that `resume` means. Rank 0 chooses it, and every rank reads it.
     ///
     /// # Errors
     /// A data error if there is none, or it is damaged.
-    pub fn find(resume: Option<&Resume>, folders: &[PathBuf], world: &World, control: &Client) -> Result<Option<Self>> {
+    pub fn find(
+        resume: Option<&Resume>,
+        folders: &[PathBuf],
+        communicator: &Communicator,
+        control: &Client,
+    ) -> Result<Option<Self>> {
         let path = match resume {
             None => return Ok(None),
             Some(Resume::From(path)) => path.clone(),
             Some(Resume::Newest) => {
                 control.phase(Phase::Checkpoint);
-                let chosen = if world.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
+                let chosen = if communicator.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
                 let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
-                let names = world.all_gather_bytes(name.as_bytes())?;
+                let names = communicator.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
                 let name = names.first().map(Vec::as_slice).unwrap_or_default();
                 if name.is_empty() {
@@ -80,21 +85,23 @@ impl Source {
         Ok(Some(Self { path, kind }))
     }
 
-    /// Gives the learner the state, and says where the job goes on; `plan` learns of an epoch that other ranks have begun.
+    /// Gives the train state the state, and says where the job goes on; `schedule` learns of an epoch that other ranks have begun.
     ///
     /// # Errors
     /// A data error if the checkpoint is of another model or optimizer.
     pub fn restore(
         &self,
-        learner: &mut Learner<'_>,
-        plan: &mut Plan,
+        train_state: &mut TrainState<'_>,
+        schedule: &mut TrainSchedule,
         config: &Config,
         training_set: &Dataset,
-        world: &World,
-    ) -> Result<Start> {
+        communicator: &Communicator,
+    ) -> Result<StartPoint> {
         let restored = match &self.kind {
-            Kind::Ours(checkpoint) => self.restore_ours(checkpoint, learner, plan, config, training_set, world),
-            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, learner, plan, &config.optimizer),
+            Kind::Ours(checkpoint) => {
+                self.restore_ours(checkpoint, train_state, schedule, config, training_set, communicator)
+            }
+            Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, train_state, schedule, &config.optimizer),
         };
         restored.with_context(|| format!("resuming from {}", self.path.display()))
     }
@@ -102,20 +109,20 @@ impl Source {
     fn restore_ours(
         &self,
         checkpoint: &Checkpoint,
-        learner: &mut Learner<'_>,
-        plan: &mut Plan,
+        train_state: &mut TrainState<'_>,
+        schedule: &mut TrainSchedule,
         config: &Config,
         training_set: &Dataset,
-        world: &World,
-    ) -> Result<Start> {
-        learner.restore(checkpoint, world.rank())?;
+        communicator: &Communicator,
+    ) -> Result<StartPoint> {
+        train_state.restore(checkpoint, communicator.rank())?;
         let meta = &checkpoint.meta;
         let flags = training_set.aspect_flags();
-        let Continued { position, legs, epoch_is_over, mut warnings } =
-            go_on(meta, config, &flags, world.world_size(), plan, &self.path)?;
+        let Continued { progress, segments, epoch_is_over, mut warnings } =
+            go_on(meta, config, &flags, communicator.world_size(), schedule, &self.path)?;
         let mut told =
-            vec![format!("resumed epoch {}, iter {} from {}", position.epoch, position.step, self.path.display())];
-        if let Some(scale) = &learner.loss_scale {
+            vec![format!("resumed epoch {}, iter {} from {}", progress.epoch, progress.step, self.path.display())];
+        if let Some(scale) = &train_state.loss_scale {
             told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
         }
         warnings.extend(other_config(meta, config, &self.path));
@@ -123,36 +130,36 @@ impl Source {
             warnings.push(warning);
             None
         });
-        Ok(Start {
-            position,
-            legs,
+        Ok(StartPoint {
+            progress,
+            segments,
             epoch_is_over,
             best: meta.best.clone(),
             precedes_evaluation: meta.state.evaluation_due,
             window,
             told,
             warnings,
-            ..Start::default()
+            ..StartPoint::default()
         })
     }
 
     fn restore_mmdet(
         &self,
         checkpoint: &MmdetCheckpoint,
-        learner: &mut Learner<'_>,
-        plan: &Plan,
+        train_state: &mut TrainState<'_>,
+        schedule: &TrainSchedule,
         config: &config::Optimizer,
-    ) -> Result<Start> {
+    ) -> Result<StartPoint> {
         let (epoch, iter) = finished(checkpoint.meta.epoch, checkpoint.meta.iter)?;
-        let report = learner.restore_mmdet(checkpoint)?;
-        let (position, recounted) = plan.adopt(epoch, iter)?;
+        let report = train_state.restore_mmdet(checkpoint)?;
+        let (progress, recounted) = schedule.adopt(epoch, iter)?;
         let summary = Summary { path: self.path.clone(), report };
         let mut told =
-            vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", position.epoch, position.step)];
+            vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", progress.epoch, progress.step)];
         told.extend(recounted);
         let groups = checkpoint.optimizer.as_ref().map(|optimizer| optimizer.groups.as_slice()).unwrap_or_default();
         let warnings = other_settings(groups, config).into_iter().collect();
-        Ok(Start { position, is_foreign: true, told, warnings, ..Start::default() })
+        Ok(StartPoint { progress, is_third_party: true, told, warnings, ..StartPoint::default() })
     }
 }
 

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 
-use fnet_checkpoint::native::{Best, Checkpoint, CheckpointFolder, Save, Writer, file_name};
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointFolder, Save, TrainProgress, Writer, file_name};
 use fnet_common::Result;
 use fnet_config::{CheckpointPolicy, Interval};
 use fnet_protocol::client::Client;
 
-use super::place::{Position, StepPlace};
+use super::progress::StepIndex;
 
 /// Writes a job's checkpoints: rank 0's, or that of a rank that outlived the others.
 pub struct Saver {
@@ -27,9 +27,9 @@ impl Saver {
     /// # Errors
     /// An environment error if the work folder cannot be used.
     pub fn create(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
-        for (place, folder) in folders.iter().enumerate().filter(|(place, folder)| *place == 0 || folder.is_dir()) {
+        for (index, folder) in folders.iter().enumerate().filter(|(index, folder)| *index == 0 || folder.is_dir()) {
             match CheckpointFolder::create(folder) {
-                Err(error) if place > 0 => log::warn!("{error}"),
+                Err(error) if index > 0 => log::warn!("{error}"),
                 created => drop(created?),
             }
         }
@@ -74,17 +74,17 @@ impl Saver {
         Ok(())
     }
 
-    /// Keeps the checkpoint at `position` as the best one by `metric`.
-    pub fn keep_best(&self, position: Position, metric: &str) {
-        self.writer.keep_best(file_name(position.progress()), metric.to_owned());
+    /// Keeps the checkpoint at `progress` as the best one by `metric`.
+    pub fn keep_best(&self, progress: TrainProgress, metric: &str) {
+        self.writer.keep_best(file_name(progress), metric.to_owned());
     }
 
-    /// Waits until everything is on the disk; calls `headway` as long as it gets on.
+    /// Waits until everything is on the disk; calls `progress_of` as long as it gets on.
     ///
     /// # Errors
-    /// An environment error if no folder takes the newest checkpoint for as long as `patience`.
-    pub fn finish(&self, patience: Duration, headway: &dyn Fn()) -> Result<()> {
-        self.writer.finish(patience, headway)
+    /// An environment error if no folder takes the newest checkpoint for as long as `timeout`.
+    pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
+        self.writer.finish(timeout, progress_of)
     }
 
     /// Whether the clock says that it is time for a checkpoint.
@@ -103,11 +103,11 @@ pub fn folders(work_dir: &Path, policy: &CheckpointPolicy) -> Vec<PathBuf> {
     std::iter::once(work_dir.to_path_buf()).chain(fallbacks).collect()
 }
 
-/// Whether the update that ended with the step at `place` is one after which a checkpoint is due by the number of steps;
-/// `before` is the position after the update before it.
-pub fn due_by_steps(interval: Interval, before: Position, place: StepPlace) -> bool {
+/// Whether the update that ended with the step at `index` is one after which a checkpoint is due by the number of steps;
+/// `before` is the progress after the update before it.
+pub fn due_by_steps(interval: Interval, before: TrainProgress, index: StepIndex) -> bool {
     match interval {
-        Interval::Steps(steps) => before.step / steps < (place.step + 1) / steps,
+        Interval::Steps(steps) => before.step / steps < (index.step + 1) / steps,
         _ => false,
     }
 }
@@ -135,7 +135,7 @@ fn chosen<'m>(policy: &str, metrics: &'m IndexMap<String, f64>) -> Option<(&'m s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::Plan;
+    use crate::progress::TrainSchedule;
 
     #[test]
     fn the_best_metric_is_the_one_named_or_the_first_and_must_be_above_all_before() {
@@ -153,20 +153,20 @@ mod tests {
 
     #[test]
     fn an_interval_in_steps_counts_those_of_the_job_at_updates() {
-        let plan = Plan::new(2, 5, 2);
-        let (mut position, mut updated, mut due) = (Position::default(), Position::default(), Vec::new());
-        while position.epoch < 2 {
-            let place = plan.next(position);
-            position = plan.after(place);
-            if place.updates {
-                if due_by_steps(Interval::Steps(3), updated, place) {
-                    due.push(position.step);
+        let schedule = TrainSchedule::new(2, 5, 2);
+        let (mut progress, mut updated, mut due) = (TrainProgress::default(), TrainProgress::default(), Vec::new());
+        while progress.epoch < 2 {
+            let index = schedule.next(progress);
+            progress = schedule.after(index);
+            if index.updates {
+                if due_by_steps(Interval::Steps(3), updated, index) {
+                    due.push(progress.step);
                 }
-                updated = position;
+                updated = progress;
             }
         }
         assert_eq!(due, [4, 7, 9], "after 3, 6 and 9 steps or the update that follows");
-        assert!(!due_by_steps(Interval::Epochs(1), Position::default(), plan.next(Position::default())));
+        assert!(!due_by_steps(Interval::Epochs(1), TrainProgress::default(), schedule.next(TrainProgress::default())));
     }
 
     #[test]

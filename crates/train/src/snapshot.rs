@@ -1,4 +1,4 @@
-//! Between a learner and a checkpoint: what is stored, and how it is put back.
+//! Between a train state and a checkpoint: what is stored, and how it is put back.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,11 +10,11 @@ use fnet_checkpoint::native::{self as checkpoint, Checkpoint, CheckpointMeta, EM
 use fnet_checkpoint::{MmdetCheckpoint, Need, Weights};
 use fnet_common::{Error, Result};
 use fnet_config as config;
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_model::LoadReport;
 
 use super::buffers;
-use super::learner::Learner;
+use super::train_state::TrainState;
 use super::{Ema, LossScale};
 
 /// Packed BatchNorm buffers of the last update, on the host: this rank's and rank 0's.
@@ -23,17 +23,17 @@ pub struct LastBuffers {
     own: Tensor,
 }
 
-impl Learner<'_> {
+impl TrainState<'_> {
     /// The state of the whole job: `Some` on rank 0. All ranks call this together, for each holds its own BatchNorm
     /// statistics.
     ///
     /// # Errors
     /// If a rank is lost, or for lack of memory.
-    pub fn capture(&self, world: &World, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
+    pub fn capture(&self, communicator: &Communicator, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
         let packed = buffers::pack(&self.parameters)?.f_to_device(Device::Cpu)?;
         let bytes = Vec::<u8>::try_from(&packed)?;
-        let gathered = world.all_gather_bytes(&bytes)?;
-        if world.rank() != 0 {
+        let gathered = communicator.all_gather_bytes(&bytes)?;
+        if communicator.rank() != 0 {
             return Ok(None);
         }
         let others = gathered.iter().enumerate().skip(1);
@@ -43,22 +43,22 @@ impl Learner<'_> {
         self.assemble(&packed, &others, meta, &|tensor| Ok(tensor.shallow_clone())).map(Some)
     }
 
-    /// The first part of [`Learner::capture_alone`], small, which shows that this rank's state is of a step and that its
+    /// The first part of [`TrainState::capture_alone`], small, which shows that this rank's state is of a step and that its
     /// device still answers. Before an evaluation every rank has rank 0's buffers.
     ///
     /// # Errors
     /// If the job broke off within the update itself, or the device fails or has not done the last update by `deadline`.
     pub fn last_buffers(&self, precedes_evaluation: bool, deadline: Instant) -> Result<LastBuffers> {
-        if self.torn {
+        if self.update_in_progress {
             return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
         }
-        if let (Some(downloader), Some(reached)) = (&self.downloader, &self.held.reached) {
+        if let (Some(downloader), Some(reached)) = (&self.downloader, &self.last_good.reached) {
             downloader.follow(reached)?;
         }
-        let first = self.beside_collectives(&self.held.first, deadline)?;
+        let first = self.beside_collectives(&self.last_good.first, deadline)?;
         let own = match precedes_evaluation {
             true => first.shallow_clone(),
-            false => self.beside_collectives(&self.held.own, deadline)?,
+            false => self.beside_collectives(&self.last_good.own, deadline)?,
         };
         Ok(LastBuffers { first, own })
     }
@@ -77,7 +77,7 @@ impl Learner<'_> {
         mut meta: CheckpointMeta,
         deadline: Instant,
     ) -> Result<Checkpoint> {
-        meta.state.loss_scale = self.held.loss_scale.as_ref().map(|scale| scale.state().clone());
+        meta.state.loss_scale = self.last_good.loss_scale.as_ref().map(|scale| scale.state().clone());
         let own = (rank > 0).then_some((rank, buffers.own));
         self.assemble(&buffers.first, own.as_slice(), meta, &|tensor| self.beside_collectives(tensor, deadline))
     }
@@ -218,7 +218,7 @@ impl Learner<'_> {
 /// Opens weights of any maker. Of a checkpoint of this program every byte is checked first.
 fn open_weights(path: &Path) -> Result<Weights> {
     let path = checkpoint::resolve(path);
-    if !checkpoint::is_of_another_maker(&path) {
+    if !checkpoint::is_third_party(&path) {
         checkpoint::verify(&path)?;
     }
     Weights::open(&path)

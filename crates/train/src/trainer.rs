@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fnet_checkpoint::native::{Best, CheckpointMeta, Dealt, State};
+use fnet_checkpoint::native::{Best, CheckpointMeta, EpochSharding, State, TrainProgress};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Interval, OnError};
-use fnet_data::{Batch, Dataset, Leg, Loader, TrainOptions, rest_of_epoch, train_indices};
-use fnet_distributed::World;
+use fnet_data::{Batch, Dataset, Loader, ShardSegment, TrainOptions, rest_of_epoch, train_indices};
+use fnet_distributed::Communicator;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
-use super::agreement::Wishes;
-use super::learner::Learner;
-use super::place::{Plan, Position, StepPlace};
+use super::learning_rate;
+use super::progress::{StepIndex, TrainSchedule};
 use super::reporter::Reporter;
 use super::saver::{self, Saver};
-use super::schedule;
+use super::step_vote::StepVote;
+use super::train_state::TrainState;
 use super::validation::{Measured, Validated, Validation};
 
 /// How long the end of a job waits for a disk that takes nothing, with its last checkpoint in memory.
-const PATIENCE_AT_THE_END: Duration = Duration::from_secs(300);
+const LAST_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The same for a job that is asked to stop, whose time is short.
-const PATIENCE_AT_A_STOP: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a training job ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,24 +37,24 @@ pub enum Ending {
 /// One rank's training job.
 pub struct Trainer<'a> {
     pub(super) config: &'a Config,
-    pub(super) world: &'a World,
+    pub(super) communicator: &'a Communicator,
     pub(super) control: &'a Client,
-    pub(super) learner: Learner<'a>,
+    pub(super) train_state: TrainState<'a>,
     pub(super) training_set: Arc<Dataset>,
     pub(super) validation: Option<Validation>,
     /// Rank 0's.
     pub(super) saver: Option<Saver>,
     pub(super) reporter: Reporter,
-    pub(super) plan: Plan,
-    /// How other ranks have begun the epoch [`Plan::changed`].
-    pub(super) legs: Vec<Leg>,
+    pub(super) schedule: TrainSchedule,
+    /// How other ranks have begun the epoch [`TrainSchedule::changed`].
+    pub(super) segments: Vec<ShardSegment>,
     pub(super) learning_rate: f64,
     /// Where the job stands.
-    pub(super) position: Position,
+    pub(super) progress: TrainProgress,
     /// Where it stood after the last update: the weights are of there.
-    pub(super) updated: Position,
+    pub(super) updated: TrainProgress,
     /// The position whose checkpoint was written or is being written.
-    pub(super) saved: Option<Position>,
+    pub(super) saved: Option<TrainProgress>,
     /// The best evaluation so far.
     pub(super) best: Option<Best>,
     /// The position is the end of an epoch whose evaluation is still to be done.
@@ -70,11 +70,11 @@ impl Trainer<'_> {
         let ending = self.train()?;
         self.control.phase(Phase::Checkpoint);
         if let Some(saver) = &self.saver {
-            let patience = if ending == Ending::Finished { PATIENCE_AT_THE_END } else { PATIENCE_AT_A_STOP };
-            saver.finish(patience, &|| self.control.made_progress())?;
+            let timeout = if ending == Ending::Finished { LAST_CHECKPOINT_TIMEOUT } else { STOP_TIMEOUT };
+            saver.finish(timeout, &|| self.control.made_progress())?;
         }
         // No rank ends before the checkpoint is durable.
-        self.world.barrier()?;
+        self.communicator.barrier()?;
         Ok(ending)
     }
 
@@ -82,14 +82,14 @@ impl Trainer<'_> {
         loop {
             if self.evaluation_due {
                 if let Some(reason) = self.evaluate()? {
-                    if self.saved != Some(self.position) {
+                    if self.saved != Some(self.progress) {
                         self.write_checkpoint(true)?;
                     }
                     return Ok(Ending::Stopped(reason));
                 }
                 self.evaluation_due = false;
             }
-            if self.position.epoch >= self.plan.epochs {
+            if self.progress.epoch >= self.schedule.epochs {
                 return Ok(Ending::Finished);
             }
             let (stopped, due) = self.train_epoch()?;
@@ -103,13 +103,13 @@ impl Trainer<'_> {
     /// The rest of the present epoch, or its part until a request to stop. Returns that request, and whether a checkpoint
     /// is due by steps or minutes.
     fn train_epoch(&mut self) -> Result<(Option<StopReason>, bool)> {
-        let epoch = self.position.epoch;
+        let epoch = self.progress.epoch;
         let mut loader = self.open_epoch()?;
         loop {
             let (stop, save) = self.train_step(&mut loader)?;
-            if self.position.epoch > epoch {
+            if self.progress.epoch > epoch {
                 if self.config.data.on_error == OnError::Skip {
-                    self.reporter.gather_left_out(self.world, self.position.epoch)?;
+                    self.reporter.gather_left_out(self.communicator, self.progress.epoch)?;
                 }
                 return Ok((stop, save));
             }
@@ -124,76 +124,76 @@ impl Trainer<'_> {
 
     /// One step. Returns the request to stop of all ranks and whether a checkpoint is due; after an update only.
     fn train_step(&mut self, loader: &mut Loader) -> Result<(Option<StopReason>, bool)> {
-        let place = self.plan.next(self.position);
-        self.control.at(Phase::Data, place.epoch as u64 + 1, place.step as u64 + 1);
+        let index = self.schedule.next(self.progress);
+        self.control.at(Phase::Data, index.epoch as u64 + 1, index.step as u64 + 1);
         let started = Instant::now();
-        let batch = next_batch(loader, place)?;
+        let batch = next_batch(loader, index)?;
         let data_seconds = started.elapsed().as_secs_f64();
-        let learning_rate = self.learning_rate_at(place);
-        let wishes = Wishes { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
-        let outcome = self.learner.step(&batch, place, learning_rate, wishes, self.world, self.control)?;
-        self.position = self.plan.after(place);
+        let learning_rate = self.learning_rate_at(index);
+        let vote = StepVote { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
+        let outcome = self.train_state.step(&batch, index, learning_rate, vote, self.communicator, self.control)?;
+        self.progress = self.schedule.after(index);
         let mut asked = (None, false);
-        if place.updates {
-            let due = saver::due_by_steps(self.config.checkpoint.interval, self.updated, place);
+        if index.updates {
+            let due = saver::due_by_steps(self.config.checkpoint.interval, self.updated, index);
             asked = (outcome.report.stop, due || outcome.report.save);
-            self.updated = self.position;
-            self.evaluation_due = self.position.iteration == 0 && self.evaluates_after(self.position.epoch);
+            self.updated = self.progress;
+            self.evaluation_due = self.progress.step_in_epoch == 0 && self.evaluates_after(self.progress.epoch);
         }
         self.reporter.skipped(&loader.take_skipped());
         loader.take_warnings().iter().for_each(|warning| log::warn!("{warning}"));
-        self.reporter.step(place, &outcome, learning_rate, data_seconds, started.elapsed().as_secs_f64());
+        self.reporter.step(index, &outcome, learning_rate, data_seconds, started.elapsed().as_secs_f64());
         Ok(asked)
     }
 
     /// Batches of this rank from the present position on.
     fn open_epoch(&self) -> Result<Loader> {
-        let Position { epoch, iteration, .. } = self.position;
+        let TrainProgress { epoch, step_in_epoch, .. } = self.progress;
         let (seed, samples) = (self.config.train.seed, self.config.data.samples_per_gpu);
-        let (rank, world_size) = (self.world.rank(), self.world.world_size());
+        let (rank, world_size) = (self.communicator.rank(), self.communicator.world_size());
         let flags = self.training_set.aspect_flags();
-        let legs = self.legs_of(epoch);
-        let indices = match legs {
+        let segments = self.segments_of(epoch);
+        let indices = match segments {
             [] => train_indices(&flags, epoch as u64, seed, rank, world_size, samples),
-            legs => rest_of_epoch(&flags, epoch as u64, seed, legs, world_size, samples).swap_remove(rank),
+            segments => rest_of_epoch(&flags, epoch as u64, seed, segments, world_size, samples).swap_remove(rank),
         };
-        let first_batch = iteration - self.plan.steps_before(epoch);
+        let first_batch = step_in_epoch - self.schedule.steps_before(epoch);
         let options = TrainOptions { seed, epoch: epoch as u64, first_batch, without_masks: false };
         Loader::train(Arc::clone(&self.training_set), &self.config.data, &indices, &options)
     }
 
     /// How other ranks have begun an epoch.
-    fn legs_of(&self, epoch: usize) -> &[Leg] {
-        if self.plan.steps_before(epoch) > 0 { &self.legs } else { &[] }
+    fn segments_of(&self, epoch: usize) -> &[ShardSegment] {
+        if self.schedule.steps_before(epoch) > 0 { &self.segments } else { &[] }
     }
 
-    fn learning_rate_at(&self, place: StepPlace) -> f64 {
-        schedule::learning_rate(&self.config.schedule, self.learning_rate, place.epoch, place.step)
+    fn learning_rate_at(&self, index: StepIndex) -> f64 {
+        learning_rate::learning_rate(&self.config.schedule, self.learning_rate, index.epoch, index.step)
     }
 
     /// The learning rate of the last update of the finished epoch at the present position. A resumed job has not seen
     /// that update itself.
     fn last_learning_rate(&self) -> f64 {
-        let Position { epoch, iteration, step } = self.position;
-        schedule::last_learning_rate(&self.config.schedule, self.learning_rate, epoch, iteration, step)
+        let TrainProgress { epoch, step_in_epoch, step } = self.progress;
+        learning_rate::last_learning_rate(&self.config.schedule, self.learning_rate, epoch, step_in_epoch, step)
     }
 
     /// Whether the model is evaluated once `epochs` are done.
     fn evaluates_after(&self, epochs: usize) -> bool {
         let interval = self.config.evaluation.interval;
-        self.validation.is_some() && interval > 0 && (epochs.is_multiple_of(interval) || epochs == self.plan.epochs)
+        self.validation.is_some() && interval > 0 && (epochs.is_multiple_of(interval) || epochs == self.schedule.epochs)
     }
 
     /// What follows an epoch, for one that is over as the job goes on.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
-        self.evaluation_due = self.evaluates_after(self.position.epoch);
+        self.evaluation_due = self.evaluates_after(self.progress.epoch);
         self.save(None, false)
     }
 
     /// At the end of an epoch or where the job stops: writes a checkpoint if one is due, or if the job stops.
     fn save(&mut self, stopped: Option<StopReason>, due: bool) -> Result<()> {
         if self.evaluation_due {
-            self.learner.take_first_buffers()?;
+            self.train_state.take_first_buffers()?;
         }
         let is_regular = due || self.is_regular_end();
         if is_regular || stopped.is_some() {
@@ -209,18 +209,18 @@ impl Trainer<'_> {
     pub(super) fn write_checkpoint(&mut self, transient: bool) -> Result<()> {
         self.control.phase(Phase::Checkpoint);
         let since = Instant::now();
-        let checkpoint = self.learner.capture(self.world, self.meta(transient)?)?;
+        let checkpoint = self.train_state.capture(self.communicator, self.meta(transient)?)?;
         if let (Some(checkpoint), Some(saver)) = (checkpoint, &mut self.saver) {
             saver.save(&checkpoint, since)?;
         }
-        self.saved = Some(self.position);
+        self.saved = Some(self.progress);
         Ok(())
     }
 
     /// Whether the present position has a checkpoint that is there to stay, whoever writes it.
     pub(super) fn is_regular(&self) -> bool {
         let by_steps = match self.config.checkpoint.interval {
-            Interval::Steps(steps) => self.position.step.is_multiple_of(steps),
+            Interval::Steps(steps) => self.progress.step.is_multiple_of(steps),
             _ => false,
         };
         by_steps || self.is_regular_end()
@@ -229,10 +229,10 @@ impl Trainer<'_> {
     /// Whether the present position is the end of an epoch that has a checkpoint: by the interval, or because the
     /// evaluation after it may find it the best.
     fn is_regular_end(&self) -> bool {
-        let Position { epoch, iteration, .. } = self.position;
+        let TrainProgress { epoch, step_in_epoch, .. } = self.progress;
         let policy = &self.config.checkpoint;
         let best_may_follow = self.evaluation_due && !policy.save_best.is_empty();
-        iteration == 0 && (saver::due_by_epochs(policy.interval, epoch, self.plan.epochs) || best_may_follow)
+        step_in_epoch == 0 && (saver::due_by_epochs(policy.interval, epoch, self.schedule.epochs) || best_may_follow)
     }
 
     /// What a checkpoint of the present position holds beside tensors.
@@ -241,14 +241,14 @@ impl Trainer<'_> {
         Ok(CheckpointMeta {
             config: config.to_toml()?,
             classes: self.training_set.categories().iter().map(|category| category.name.clone()).collect(),
-            progress: self.position.progress(),
-            world_size: self.world.world_size(),
+            progress: self.progress,
+            world_size: self.communicator.world_size(),
             seed: config.train.seed,
-            dealt: Some(Dealt {
+            sharding: Some(EpochSharding {
                 images: self.training_set.len(),
                 samples_per_gpu: config.data.samples_per_gpu,
                 accumulate: config.train.accumulate,
-                legs: self.legs_of(self.position.epoch).to_vec(),
+                segments: self.segments_of(self.progress.epoch).to_vec(),
             }),
             best: self.best.clone(),
             state: State {
@@ -263,10 +263,10 @@ impl Trainer<'_> {
     /// Evaluates the weights (their moving average, if there is one), logs the metrics, keeps the best checkpoint.
     fn evaluate(&mut self) -> Result<Option<StopReason>> {
         let Some(validation) = &self.validation else { return Ok(None) };
-        let epoch = self.position.epoch;
-        self.learner.swap_average()?;
-        let result = validation.run(&self.learner, self.world, self.control, epoch);
-        self.learner.swap_average()?;
+        let epoch = self.progress.epoch;
+        self.train_state.swap_average()?;
+        let result = validation.run(&self.train_state, self.communicator, self.control, epoch);
+        self.train_state.swap_average()?;
         let measured = match result? {
             Validated::Stopped(reason) => return Ok(Some(reason)),
             Validated::Measured(measured) => measured,
@@ -276,7 +276,7 @@ impl Trainer<'_> {
             let Measured { metrics, left_out } = *measured;
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
-            self.reporter.evaluated(self.position, self.last_learning_rate(), &named, validation.image_count());
+            self.reporter.evaluated(self.progress, self.last_learning_rate(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
             best = saver::better(&self.config.checkpoint.save_best, &named, epoch, self.best.as_ref());
         }
@@ -288,11 +288,11 @@ impl Trainer<'_> {
     /// checkpoint of this position is kept.
     pub(super) fn keep_if_best(&mut self, found: Option<Best>) -> Result<()> {
         let text = serde_json::to_vec(&found).map_err(bug)?;
-        let text = self.world.broadcast_bytes(&text, 0).context("telling the best evaluation")?;
+        let text = self.communicator.broadcast_bytes(&text, 0).context("telling the best evaluation")?;
         let found: Option<Best> = serde_json::from_slice(&text).map_err(bug)?;
         if let (Some(best), Some(saver)) = (&found, &self.saver) {
             log::info!("Best {} is {:.4} at {} epoch", best.metric, best.value, best.epoch);
-            saver.keep_best(self.position, &best.metric);
+            saver.keep_best(self.progress, &best.metric);
         }
         self.best = found.or(self.best.take());
         Ok(())
@@ -303,8 +303,12 @@ fn bug(error: serde_json::Error) -> Error {
     Error::bug(error.to_string())
 }
 
-fn next_batch(loader: &mut Loader, place: StepPlace) -> Result<Batch> {
+fn next_batch(loader: &mut Loader, index: StepIndex) -> Result<Batch> {
     loader.next().unwrap_or_else(|| {
-        Err(Error::bug(format!("the loader ended before step {} of epoch {}", place.iteration + 1, place.epoch + 1)))
+        Err(Error::bug(format!(
+            "the loader ended before step {} of epoch {}",
+            index.step_in_epoch + 1,
+            index.epoch + 1
+        )))
     })
 }

@@ -9,14 +9,14 @@ use fnet_common::atomic;
 use fnet_common::{Error, Result};
 use fnet_config::Config;
 use fnet_data::{Dataset, Split};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_evaluate::inference::{Done, Outcome, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
 use fnet_protocol::stop;
 
-use super::learner::Learner;
+use super::train_state::TrainState;
 
 /// The validation set and what is measured on it.
 pub struct Validation {
@@ -66,7 +66,13 @@ impl Validation {
     ///
     /// # Errors
     /// If an image cannot be read, a rank is lost, or the metrics cannot be written.
-    pub fn run(&self, learner: &Learner<'_>, world: &World, control: &Client, epoch: usize) -> Result<Validated> {
+    pub fn run(
+        &self,
+        train_state: &TrainState<'_>,
+        communicator: &Communicator,
+        control: &Client,
+        epoch: usize,
+    ) -> Result<Validated> {
         control.at(Phase::Evaluation, epoch as u64, 0);
         let mut on_image = |image: Done<'_>| {
             control.progress(Progress {
@@ -84,7 +90,7 @@ impl Validation {
             }
         };
         let kinds = &self.config.evaluation.metrics;
-        let outcome = evaluate(&learner.model, &self.dataset, &self.config, kinds, world, &mut on_image)?;
+        let outcome = evaluate(&train_state.model, &self.dataset, &self.config, kinds, communicator, &mut on_image)?;
         match outcome {
             Outcome::Stopped(reason) => Ok(Validated::Stopped(reason)),
             Outcome::Elsewhere => Ok(Validated::Measured(None)),

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use fnet_common::process;
 use fnet_common::{Error, Result};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_protocol::cli::BenchmarkComm;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress};
@@ -65,8 +65,8 @@ impl Row {
 /// A usage error for a job of one rank or sizes in the wrong order; a lost peer; memory; a bug if a sum is wrong.
 pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32> {
     let sizes = sizes(arguments)?;
-    let world = World::from_environment()?;
-    if world.world_size() < 2 {
+    let communicator = Communicator::from_environment()?;
+    if communicator.world_size() < 2 {
         return Err(Error::usage(
             "one worker has nobody to talk to: give --gpus 2 (or --device cpu --nproc 2) or more",
         ));
@@ -79,20 +79,26 @@ pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32
             total_steps: sizes.len() as u64,
             ..Progress::default()
         });
-        rows.push(measure(bytes, arguments, &world, control)?);
+        rows.push(measure(bytes, arguments, &communicator, control)?);
         // All ranks stop after the same size.
         let reason = stop::requested();
-        if world.any(reason.is_some())? {
-            world.leave()?;
+        if communicator.any(reason.is_some())? {
+            communicator.leave()?;
             return Ok(reason.map_or(exit::STOPPED, fnet_protocol::message::StopReason::exit_code));
         }
     }
-    if world.is_first() {
+    if communicator.is_first() {
         let (iters, warm_up) = (arguments.iters, arguments.warm_up);
-        let report = Report { backend: world.backend(), world_size: world.world_size(), iters, warm_up, sizes: rows };
+        let report = Report {
+            backend: communicator.backend(),
+            world_size: communicator.world_size(),
+            iters,
+            warm_up,
+            sizes: rows,
+        };
         publish(&report, &report.to_string(), arguments.json)?;
     }
-    world.leave()?;
+    communicator.leave()?;
     Ok(exit::SUCCESS)
 }
 
@@ -107,45 +113,45 @@ fn sizes(arguments: &BenchmarkComm) -> Result<Vec<u64>> {
     Ok(std::iter::successors(Some(whole(least)), next).collect())
 }
 
-fn measure(bytes: u64, arguments: &BenchmarkComm, world: &World, control: &Client) -> Result<Row> {
+fn measure(bytes: u64, arguments: &BenchmarkComm, communicator: &Communicator, control: &Client) -> Result<Row> {
     let count = i64::try_from(bytes / VALUE).map_err(|_| Error::usage(format!("{bytes} bytes are too many")))?;
-    check_sum(count, world)?;
+    check_sum(count, communicator)?;
     // Zeros stay zeros, however often they are added up.
-    let message = Tensor::f_zeros([count], (Kind::Float, world.device()))?;
+    let message = Tensor::f_zeros([count], (Kind::Float, communicator.device()))?;
     let mut seconds = Vec::with_capacity(arguments.iters);
     for iter in 0..arguments.warm_up + arguments.iters {
         let started = Instant::now();
-        world.all_reduce_sum(&message)?;
-        process::synchronize(world.device())?;
+        communicator.all_reduce_sum(&message)?;
+        process::synchronize(communicator.device())?;
         if iter >= arguments.warm_up {
             seconds.push(started.elapsed().as_secs_f64());
         }
         control.made_progress();
     }
     let own = Summary::of_seconds(seconds);
-    let (median, min) = slowest(world, own.median * 1e3, own.min * 1e3)?;
-    Ok(Row::new(bytes, median, min, world.world_size()))
+    let (median, min) = slowest(communicator, own.median * 1e3, own.min * 1e3)?;
+    Ok(Row::new(bytes, median, min, communicator.world_size()))
 }
 
 /// The greatest of each number over the ranks.
-fn slowest(world: &World, median: f64, min: f64) -> Result<(f64, f64)> {
+fn slowest(communicator: &Communicator, median: f64, min: f64) -> Result<(f64, f64)> {
     let own = [median.to_le_bytes(), min.to_le_bytes()].concat();
-    let gathered = world.all_gather_bytes(&own)?;
+    let gathered = communicator.all_gather_bytes(&own)?;
     let number = |bytes: &[u8]| bytes.try_into().map_or(0.0, f64::from_le_bytes);
     let greatest = |part: fn(&[u8]) -> &[u8]| gathered.iter().map(|all| number(part(all))).fold(0.0, f64::max);
     Ok((greatest(|all| &all[..8]), greatest(|all| &all[8..])))
 }
 
 /// Adds up values that differ by place and rank, and compares every sum: they are small whole numbers, so it is exact.
-fn check_sum(count: i64, world: &World) -> Result<()> {
-    let ranks = world.world_size() as i64;
-    let pattern = Tensor::f_arange(count, (Kind::Int64, world.device()))?.f_remainder(PATTERN)?;
-    let own = pattern.f_add_scalar(world.rank() as i64)?.f_to_kind(Kind::Float)?;
-    world.all_reduce_sum(&own)?;
+fn check_sum(count: i64, communicator: &Communicator) -> Result<()> {
+    let ranks = communicator.world_size() as i64;
+    let pattern = Tensor::f_arange(count, (Kind::Int64, communicator.device()))?.f_remainder(PATTERN)?;
+    let own = pattern.f_add_scalar(communicator.rank() as i64)?.f_to_kind(Kind::Float)?;
+    communicator.all_reduce_sum(&own)?;
     let expected = pattern.f_mul_scalar(ranks)?.f_add_scalar(ranks * (ranks - 1) / 2)?.f_to_kind(Kind::Float)?;
     // A rank that gave up alone would leave the others waiting.
     let wrong = !own.f_equal(&expected)?;
-    if world.any(wrong)? {
+    if communicator.any(wrong)? {
         let here = if wrong { "here" } else { "on another rank" };
         return Err(Error::bug(format!("the all-reduce of {count} values gave a wrong sum {here}")));
     }
@@ -196,6 +202,6 @@ mod tests {
 
     #[test]
     fn a_sum_over_one_rank_is_right() {
-        check_sum(1000, &World::alone(tch::Device::Cpu)).unwrap();
+        check_sum(1000, &Communicator::alone(tch::Device::Cpu)).unwrap();
     }
 }

@@ -63,7 +63,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     config.data.workers_per_gpu = arguments.threads;
     let dataset = Arc::new(Dataset::open(&config.data, Split::Train)?);
-    dataset.findings().lines(Severity::Warning).iter().for_each(|warning| control.note(warning));
+    dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| control.note(warning));
     let batch = config.data.samples_per_gpu;
     let flags = dataset.aspect_flags();
     let epoch = |number: u64| train_indices(&flags, number, config.train.seed, 0, 1, batch);

@@ -15,7 +15,7 @@ use fnet_common::process;
 use fnet_common::{Error, Result};
 use fnet_config::{self as config, Amp, Config};
 use fnet_data::{Batch, Dataset, Loader, Split, TestOptions};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_evaluate::inference::detect;
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::{BenchmarkInfer, Shape, WARM_UP};
@@ -57,14 +57,14 @@ struct Report {
 /// What the user can mend (config, data, checkpoint, memory) or a bug.
 pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i32> {
     let config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
-    let world = World::from_environment()?;
+    let communicator = Communicator::from_environment()?;
     let mut parameters = Parameters::new();
-    let mut model = MaskRcnn::new(&config.model, &mut parameters, world.device(), config.train.seed)?;
+    let mut model = MaskRcnn::new(&config.model, &mut parameters, communicator.device(), config.train.seed)?;
     match &arguments.checkpoint {
         Some(path) => {
             let need = Need::unless_partial(arguments.allow_partial, Need::All);
             let summary = TrainedFile::open(path)?.fill(&parameters, need)?;
-            if world.is_first() {
+            if communicator.is_first() {
                 control.note(summary.to_string());
             }
         }
@@ -73,7 +73,8 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
     if arguments.fuse_conv_bn {
         model.fuse_conv_bn()?;
     }
-    let mut bench = Bench { model, config: &config, arguments, control, world: &world, detections: [usize::MAX, 0] };
+    let mut bench =
+        Bench { model, config: &config, arguments, control, communicator: &communicator, detections: [usize::MAX, 0] };
     let source = bench.source();
     let (mut all, mut repetitions) = (Vec::new(), Vec::new());
     for _ in 0..arguments.repeat_num {
@@ -85,10 +86,10 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
         repetitions.push(rate.fps);
         all.extend(seconds);
     }
-    if world.rank() == 0 {
+    if communicator.rank() == 0 {
         let ms = Summary::of_seconds(all.iter().copied());
         let report = Report {
-            device: format!("{:?}", world.device()),
+            device: format!("{:?}", communicator.device()),
             threads: tch::get_num_threads(),
             fuse_conv_bn: arguments.fuse_conv_bn,
             amp: config.evaluation.amp,
@@ -98,12 +99,12 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
             ms,
             images_per_second: Rate::of(&all).fps,
             repetitions,
-            peak_memory_bytes: process::peak_memory(world.device()),
+            peak_memory_bytes: process::peak_memory(communicator.device()),
         };
         publish(&report, &report.to_string(), arguments.json)?;
     }
     drop(bench);
-    world.leave()?;
+    communicator.leave()?;
     Ok(exit::SUCCESS)
 }
 
@@ -138,7 +139,7 @@ struct Bench<'a> {
     config: &'a Config,
     arguments: &'a BenchmarkInfer,
     control: &'a Client,
-    world: &'a World,
+    communicator: &'a Communicator,
     detections: [usize; 2],
 }
 
@@ -180,10 +181,10 @@ impl Bench<'_> {
         let mut seconds = Vec::new();
         for (index, image) in images.enumerate() {
             let batch = image?;
-            process::synchronize(self.world.device())?;
+            process::synchronize(self.communicator.device())?;
             let started = Instant::now();
             let found = self.predict(&batch)?;
-            process::synchronize(self.world.device())?;
+            process::synchronize(self.communicator.device())?;
             let elapsed = started.elapsed().as_secs_f64();
             self.detections = [self.detections[0].min(found), self.detections[1].max(found)];
             if index >= WARM_UP {

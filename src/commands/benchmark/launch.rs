@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use fnet_common::process;
 use fnet_common::{Error, Result};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_protocol::{clock, exit};
 
 use super::publish;
@@ -23,21 +23,21 @@ struct Done {
 /// # Errors
 /// If the ranks do not meet, or one is lost.
 pub fn benchmark_launch() -> Result<i32> {
-    let world = World::from_environment()?;
-    let value = Tensor::f_ones([1], (Kind::Float, world.device()))?;
-    world.all_reduce_sum(&value)?;
-    process::synchronize(world.device())?;
+    let communicator = Communicator::from_environment()?;
+    let value = Tensor::f_ones([1], (Kind::Float, communicator.device()))?;
+    communicator.all_reduce_sum(&value)?;
+    process::synchronize(communicator.device())?;
     let done = u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX);
     let sum = value.f_double_value(&[0])?;
-    if sum != world.world_size() as f64 {
-        return Err(Error::bug(format!("the sum of one over {} ranks came out as {sum}", world.world_size())));
+    if sum != communicator.world_size() as f64 {
+        return Err(Error::bug(format!("the sum of one over {} ranks came out as {sum}", communicator.world_size())));
     }
-    let times = world.all_gather_bytes(&done.to_le_bytes())?;
-    if world.is_first() {
+    let times = communicator.all_gather_bytes(&done.to_le_bytes())?;
+    if communicator.is_first() {
         let done_ns = times.iter().filter_map(|time| Some(u64::from_le_bytes(time.as_slice().try_into().ok()?))).max();
-        let report = Done { done_ns: done_ns.unwrap_or(done), world_size: world.world_size() };
+        let report = Done { done_ns: done_ns.unwrap_or(done), world_size: communicator.world_size() };
         publish(&report, "", true)?;
     }
-    world.leave()?;
+    communicator.leave()?;
     Ok(exit::SUCCESS)
 }

@@ -10,13 +10,13 @@ use tch::{Device, Tensor};
 use fnet_common::process;
 use fnet_common::{Error, Result};
 use fnet_data::{Batch, Images, Target};
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_model::StepRandom;
 use fnet_protocol::cli::BenchmarkTrain;
 use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
-use fnet_train::{Learner, StepPlace, StepTimes, Wishes};
+use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 
 use super::summary::Summary;
 use super::{publish, simulated, synthetic};
@@ -88,11 +88,12 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let size = (shape.height.next_multiple_of(32), shape.width.next_multiple_of(32));
     let count = arguments.batch.unwrap_or(config.data.samples_per_gpu);
 
-    let world = World::from_environment()?;
-    let mut bench = Bench { learner: Learner::new(&config, &world)?, world: &world, control, step: 0 };
+    let communicator = Communicator::from_environment()?;
+    let mut bench =
+        Bench { train_state: TrainState::new(&config, &communicator)?, communicator: &communicator, control, step: 0 };
     let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;
     let (mut steps, mut times) = (Vec::new(), Vec::new());
-    process::synchronize(world.device())?;
+    process::synchronize(communicator.device())?;
     let (before, begun) = (simulated::counts(), Instant::now());
     for iter in 0..arguments.iters {
         let started = Instant::now();
@@ -102,23 +103,23 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
             phase: Phase::Forward,
             step: iter as u64 + 1,
             total_steps: arguments.iters as u64,
-            images_per_second: steps.last().map(|seconds| (count * world.world_size()) as f64 / seconds),
+            images_per_second: steps.last().map(|seconds| (count * communicator.world_size()) as f64 / seconds),
             ..Progress::default()
         });
     }
     let counts_per_step = simulated::per_step(&before, &simulated::counts(), arguments.iters);
-    process::synchronize(world.device())?;
+    process::synchronize(communicator.device())?;
     let seconds = begun.elapsed().as_secs_f64();
-    let peak_memory_bytes = process::peak_memory(world.device());
+    let peak_memory_bytes = process::peak_memory(communicator.device());
     // The CPU has done each part when it returns.
     let (times, data) =
-        if world.device().is_cuda() { bench.split(&batch, arguments.iters)? } else { (times, Vec::new()) };
-    let alone = if world.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
-    if world.rank() == 0 {
+        if communicator.device().is_cuda() { bench.split(&batch, arguments.iters)? } else { (times, Vec::new()) };
+    let alone = if communicator.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
+    if communicator.rank() == 0 {
         let ms = Summary::of_seconds(steps.iter().copied());
         let report = Report {
-            device: format!("{:?}", world.device()),
-            world_size: world.world_size(),
+            device: format!("{:?}", communicator.device()),
+            world_size: communicator.world_size(),
             threads_per_worker: tch::get_num_threads(),
             batch: count,
             height: size.0,
@@ -127,7 +128,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
             objects_per_image: synthetic::OBJECTS,
             positives: POSITIVES * count,
             ms,
-            images_per_second: (count * world.world_size() * arguments.iters) as f64 / seconds,
+            images_per_second: (count * communicator.world_size() * arguments.iters) as f64 / seconds,
             parts_ms: parts(&times, &data, alone),
             counts_per_step,
             peak_memory_bytes,
@@ -136,13 +137,13 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
         publish(&report, &report.to_string(), arguments.json)?;
     }
     drop(bench);
-    world.leave()?;
+    communicator.leave()?;
     Ok(exit::SUCCESS)
 }
 
 struct Bench<'a> {
-    learner: Learner<'a>,
-    world: &'a World,
+    train_state: TrainState<'a>,
+    communicator: &'a Communicator,
     control: &'a Client,
     step: usize,
 }
@@ -171,8 +172,8 @@ impl Bench<'_> {
     fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
         let images = synthetic::images(count, size, 0);
         let metas = synthetic::metas(count, size);
-        let mut random = StepRandom::new(self.learner.seed(), self.world.rank(), STEP);
-        let proposals = self.learner.model.training_proposals(&images, &metas, &mut random)?;
+        let mut random = StepRandom::new(self.train_state.seed(), self.communicator.rank(), STEP);
+        let proposals = self.train_state.model.training_proposals(&images, &metas, &mut random)?;
         let targets: Option<Vec<Target>> = proposals
             .iter()
             .map(|boxes| {
@@ -181,7 +182,7 @@ impl Bench<'_> {
             })
             .collect::<Result<_>>()?;
         // A rank that gave up alone would leave the others waiting.
-        if self.world.any(targets.is_none())? {
+        if self.communicator.any(targets.is_none())? {
             return Err(Error::usage(format!(
                 "the network proposes fewer than {} boxes that lie apart in an image of {}x{}; choose a larger --shape",
                 synthetic::OBJECTS,
@@ -194,21 +195,21 @@ impl Bench<'_> {
 
     /// One step with or without all-reduce; its times and its positive proposals.
     fn step(&mut self, batch: &Batch, all_reduce: bool) -> Result<(StepTimes, usize)> {
-        let place =
-            StepPlace { epoch: 0, iteration: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
+        let index =
+            StepIndex { epoch: 0, step_in_epoch: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
         self.step += 1;
-        let outcome = self.learner.step(batch, place, 0.0, Wishes::default(), self.world, self.control)?;
+        let outcome = self.train_state.step(batch, index, 0.0, StepVote::default(), self.communicator, self.control)?;
         Ok((outcome.times, outcome.positives))
     }
 
     /// Times of the parts of steps that wait for the device after each, and of the copies of the images before them.
     fn split(&mut self, batch: &Batch, iters: usize) -> Result<(Vec<StepTimes>, Vec<f64>)> {
-        self.learner.synchronize_timing(true);
+        self.train_state.synchronize_timing(true);
         let (mut times, mut data) = (Vec::new(), Vec::new());
         for _ in 0..iters.min(SPLIT_STEPS) {
             let started = Instant::now();
-            let images = Images::Values(batch.images.values(self.world.device())?);
-            process::synchronize(self.world.device())?;
+            let images = Images::Values(batch.images.values(self.communicator.device())?);
+            process::synchronize(self.communicator.device())?;
             data.push(started.elapsed().as_secs_f64());
             let batch = Batch { images, metas: batch.metas.clone(), targets: batch.targets.clone() };
             times.push(self.step(&batch, true)?.0);
@@ -221,7 +222,7 @@ impl Bench<'_> {
         let mut seconds = Vec::new();
         for _ in 0..iters.min(5) {
             seconds.push(self.step(batch, false)?.0.backward);
-            self.learner.clear_gradients()?;
+            self.train_state.clear_gradients()?;
         }
         Ok(Some(Summary::of_seconds(seconds).median))
     }
@@ -242,7 +243,7 @@ fn parts(times: &[StepTimes], data: &[f64], alone: Option<f64>) -> Parts {
         data: Summary::of_seconds(data.iter().copied()).median,
         forward: median(|times| times.forward),
         backward,
-        all_reduce: together - backward + median(|times| times.agreement),
+        all_reduce: together - backward + median(|times| times.step_vote),
         optimizer: median(|times| times.optimizer),
     }
 }

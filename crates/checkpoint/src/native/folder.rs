@@ -8,7 +8,7 @@ use fnet_common::atomic;
 use fnet_common::{Error, Result};
 use fnet_protocol::work_dir::{LATEST, remove_leftovers};
 
-use super::{CheckpointMeta, Progress, verify};
+use super::{CheckpointMeta, TrainProgress, verify};
 
 /// First line of a `latest.ckpt` that is no symbolic link but names the file in its second line.
 const POINTER: &str = "fnet checkpoint pointer 1\n";
@@ -69,7 +69,7 @@ impl CheckpointFolder {
     ///
     /// # Errors
     /// An environment error if the folder cannot be read or a file cannot be removed.
-    pub fn remove_transient(&self, progress: Progress) -> Result<()> {
+    pub fn remove_transient(&self, progress: TrainProgress) -> Result<()> {
         for path in candidates(&self.path)?.into_iter().filter(|path| !is_best(path)) {
             let old = CheckpointMeta::read(&path).is_ok_and(|meta| meta.state.transient && meta.progress < progress);
             if old {
@@ -123,7 +123,7 @@ impl CheckpointFolder {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let mut sound: Vec<(Progress, PathBuf)> = candidates(&self.path)?
+        let mut sound: Vec<(TrainProgress, PathBuf)> = candidates(&self.path)?
             .into_iter()
             .filter(|path| !is_best(path))
             .filter_map(|path| Some((CheckpointMeta::read(&path).ok()?.progress, path)))
@@ -141,7 +141,7 @@ impl CheckpointFolder {
 
 /// The name of the checkpoint of a place in training: `epoch_N.ckpt` after N finished epochs, `iter_N.ckpt` after N steps
 /// within an epoch.
-pub fn file_name(progress: Progress) -> String {
+pub fn file_name(progress: TrainProgress) -> String {
     match progress.step_in_epoch {
         0 => format!("epoch_{}.ckpt", progress.epoch),
         _ => format!("iter_{}.ckpt", progress.step),
@@ -194,11 +194,11 @@ pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
 ///
 /// # Errors
 /// An environment error if a folder cannot be read or a file cannot be renamed.
-pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: Progress) -> Result<Vec<PathBuf>> {
+pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: TrainProgress) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in folders {
         for path in candidates(folder.as_ref())? {
-            let place = |progress: Progress| (progress.epoch, progress.step_in_epoch);
+            let place = |progress: TrainProgress| (progress.epoch, progress.step_in_epoch);
             if CheckpointMeta::read(&path).is_ok_and(|meta| place(meta.progress) > place(progress)) {
                 let mut name = path.clone().into_os_string();
                 name.push(".superseded");

@@ -333,7 +333,7 @@ mod tests {
                 );
             }
         };
-        let dealt = serde_json::json!({"pictures": 9, "samples_per_gpu": 1, "accumulate": 1, "legs": [
+        let sharding = serde_json::json!({"pictures": 9, "samples_per_gpu": 1, "accumulate": 1, "legs": [
             {"world_size": 4, "samples_per_gpu": 1, "accumulate": 1, "steps": 1},
         ]});
         for (field, value) in [
@@ -364,7 +364,7 @@ mod tests {
             let file = with_metadata(&sound, |metadata| {
                 let meta = metadata.get_mut(KEY_META).unwrap();
                 let mut json: serde_json::Value = serde_json::from_str(meta).unwrap();
-                json["dealt"] = dealt.clone();
+                json["dealt"] = sharding.clone();
                 let pointer = format!("/{}", field.replace(['.', '['], "/").replace(']', ""));
                 match json.pointer_mut(&pointer) {
                     Some(place) => *place = serde_json::from_str(value).unwrap(),

@@ -27,7 +27,7 @@ pub use writer::{OnSaved, Save, Writer};
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::Config;
-use fnet_data::Leg;
+use fnet_data::ShardSegment;
 
 /// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
 pub const MODEL: &str = "model.";
@@ -59,14 +59,14 @@ pub struct CheckpointMeta {
     /// Class names in the order of the labels.
     pub classes: Vec<String>,
     /// How far training had come.
-    pub progress: Progress,
+    pub progress: TrainProgress,
     /// Ranks of the job that wrote it.
     pub world_size: usize,
     /// Seed of the job.
     pub seed: u64,
     /// How the present epoch was dealt out; `None` in files of older versions.
-    #[serde(default)]
-    pub dealt: Option<Dealt>,
+    #[serde(default, rename = "dealt")]
+    pub sharding: Option<EpochSharding>,
     /// The best evaluation so far.
     pub best: Option<Best>,
     /// Further scalars of the loop.
@@ -123,19 +123,19 @@ fn sound_scale<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 
 /// How far training had come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Progress {
+pub struct TrainProgress {
     /// Finished epochs.
     pub epoch: usize,
     /// Steps since the end of the last finished epoch.
     pub step_in_epoch: usize,
     /// Steps since the start of training. The last to be compared, for after a change of the number of ranks it is counted
     /// anew, in whole epochs of the present length.
-    pub step: u64,
+    pub step: usize,
 }
 
 /// How an epoch is dealt out to the ranks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dealt {
+pub struct EpochSharding {
     /// Images of the training set.
     #[serde(rename = "pictures")]
     pub images: usize,
@@ -144,8 +144,8 @@ pub struct Dealt {
     /// Micro-steps of an update.
     pub accumulate: usize,
     /// Parts of the epoch that were trained in other ways before.
-    #[serde(default)]
-    pub legs: Vec<Leg>,
+    #[serde(default, rename = "legs")]
+    pub segments: Vec<ShardSegment>,
 }
 
 /// The best evaluation of a job.
@@ -163,20 +163,20 @@ impl CheckpointMeta {
     /// Refuses numbers that no job has.
     fn check(&self) -> Result<()> {
         let mut counts = vec![("world_size".to_owned(), self.world_size)];
-        if let Some(dealt) = &self.dealt {
-            counts.push(("dealt.samples_per_gpu".to_owned(), dealt.samples_per_gpu));
-            counts.push(("dealt.accumulate".to_owned(), dealt.accumulate));
-            for (index, leg) in dealt.legs.iter().enumerate() {
+        if let Some(sharding) = &self.sharding {
+            counts.push(("dealt.samples_per_gpu".to_owned(), sharding.samples_per_gpu));
+            counts.push(("dealt.accumulate".to_owned(), sharding.accumulate));
+            for (index, segment) in sharding.segments.iter().enumerate() {
                 for (name, value) in [
-                    ("world_size", leg.world_size),
-                    ("samples_per_gpu", leg.samples_per_gpu),
-                    ("accumulate", leg.accumulate),
+                    ("world_size", segment.world_size),
+                    ("samples_per_gpu", segment.samples_per_gpu),
+                    ("accumulate", segment.accumulate),
                 ] {
                     counts.push((format!("dealt.legs[{index}].{name}"), value));
                 }
             }
             let within = self.progress.step_in_epoch;
-            let steps = dealt.legs.iter().try_fold(0_usize, |all, leg| all.checked_add(leg.steps));
+            let steps = sharding.segments.iter().try_fold(0_usize, |all, segment| all.checked_add(segment.steps));
             if steps.is_none_or(|steps| steps > within) {
                 return Err(Error::data(format!(
                     "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
@@ -332,7 +332,7 @@ pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
 }
 
 /// Whether `path` is a PyTorch file, or a sound safetensors file that is no checkpoint of fnet.
-pub fn is_of_another_maker(path: &Path) -> bool {
+pub fn is_third_party(path: &Path) -> bool {
     let path = resolve(path);
     is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
 }

@@ -9,7 +9,7 @@ use fnet_common::ErrorKind;
 use super::*;
 
 /// A small checkpoint with every kind of tensor that matters.
-pub(super) fn sample(step: u64) -> Checkpoint {
+pub(super) fn sample(step: usize) -> Checkpoint {
     let tensors = [
         ("model.b.weight", Tensor::arange(12, (Kind::Float, Device::Cpu)).reshape([3, 4]) + step as f64),
         ("model.a.num_batches_tracked", Tensor::from(step as i64)),
@@ -21,16 +21,16 @@ pub(super) fn sample(step: u64) -> Checkpoint {
     let meta = CheckpointMeta {
         config: "[train]\nepochs = 3 # é\n".into(),
         classes: vec!["cat".into(), "dog \"x\"".into()],
-        progress: Progress { step, epoch: 1, step_in_epoch: 2 },
+        progress: TrainProgress { step, epoch: 1, step_in_epoch: 2 },
         world_size: 2,
         seed: u64::MAX,
         best: Some(Best { metric: "bbox_mAP".into(), value: 0.1 + 0.2, epoch: 1 }),
         state: State {
             loss_scale: Some(LossScaleState { scale: 65536.0, steps_since_change: 7, skipped: 1 }),
-            ema_updates: Some(step),
+            ema_updates: Some(step as u64),
             ..State::default()
         },
-        dealt: None,
+        sharding: None,
     };
     Checkpoint { tensors: tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), meta }
 }

@@ -108,12 +108,12 @@ impl Writer {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything handed over is durable, and calls `headway` whenever bytes were written.
+    /// Waits until everything handed over is durable, and calls `progress_of` whenever bytes were written.
     ///
     /// # Errors
-    /// An environment error that says what is wrong with the disk, if for `patience` no attempt has succeeded and none
+    /// An environment error that says what is wrong with the disk, if for `timeout` no attempt has succeeded and none
     /// gets on; or for ten times that.
-    pub fn finish(&self, patience: Duration, headway: &dyn Fn()) -> Result<()> {
+    pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
         let mut queue = self.shared.lock();
         queue.awaited = true;
         self.shared.changed.notify_all();
@@ -124,7 +124,7 @@ impl Writer {
             let written = self.shared.written.load(Ordering::Relaxed);
             if written != seen {
                 (seen, seen_at) = (written, Some(Instant::now()));
-                headway();
+                progress_of();
             }
             let Some(what) = queue.trouble.clone() else {
                 troubled_since = None;
@@ -132,7 +132,7 @@ impl Writer {
             };
             let troubled = troubled_since.get_or_insert_with(Instant::now).elapsed();
             let gets_on = seen_at.is_some_and(|at| at.elapsed() < STANDSTILL);
-            if troubled >= patience * 10 || troubled >= patience && !gets_on {
+            if troubled >= timeout * 10 || troubled >= timeout && !gets_on {
                 queue.awaited = false;
                 return Err(Error::environment(what));
             }
@@ -271,7 +271,7 @@ impl Work {
                         save.pause.as_secs_f64(),
                         started.elapsed().as_secs_f64()
                     );
-                    (self.on_saved)(&path, save.snapshot.meta().progress.step);
+                    (self.on_saved)(&path, save.snapshot.meta().progress.step as u64);
                     self.written = Some(path);
                     return Ok(());
                 }

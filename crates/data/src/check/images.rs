@@ -11,45 +11,45 @@ use fnet_config::Pipeline;
 use super::Scope;
 use crate::coco::{Dataset, Split};
 use crate::decode::{DecodedImage, ImageHeader};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 use crate::transform::{Augmentation, Geometry, rescaled_size};
 
 /// Images that one thread takes at a time.
 const CHUNK: usize = 16;
 
-/// Reads the header of every image that exists, or decodes it, in parallel. Findings are in the order of the set.
+/// Reads the header of every image that exists, or decodes it, in parallel. Diagnostics are in the order of the set.
 pub(super) fn check(
     dataset: &Dataset,
     pipeline: &Pipeline,
     scope: Scope,
     progress: &(dyn Fn(usize) + Sync),
-) -> Findings {
+) -> Diagnostics {
     let done = AtomicUsize::new(0);
     let starts: Vec<usize> = (0..dataset.len()).step_by(CHUNK).collect();
-    let chunks: Vec<Findings> = starts
+    let chunks: Vec<Diagnostics> = starts
         .into_par_iter()
         .map(|start| {
-            let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
+            let mut diagnostics = Diagnostics::keeping(scope.keep).of(dataset.split().name());
             for index in start..dataset.len().min(start + CHUNK) {
-                check_image(dataset, index, pipeline, scope.decode, &mut findings);
+                check_image(dataset, index, pipeline, scope.decode, &mut diagnostics);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
             }
-            findings
+            diagnostics
         })
         .collect();
-    let mut findings = Findings::keeping(scope.keep).of(dataset.split().name());
-    chunks.into_iter().for_each(|chunk| findings.append(chunk));
-    findings
+    let mut diagnostics = Diagnostics::keeping(scope.keep).of(dataset.split().name());
+    chunks.into_iter().for_each(|chunk| diagnostics.append(chunk));
+    diagnostics
 }
 
-fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, findings: &mut Findings) {
+fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, diagnostics: &mut Diagnostics) {
     let path = dataset.image_path(index);
     if !path.exists() {
         // Reported with the other files that are missing.
         return;
     }
     let image = dataset.image(index);
-    let mut add = |code, message: String| findings.add(code, &path, || Place::image(image.id), || message);
+    let mut add = |code, message: String| diagnostics.add(code, &path, || Location::image(image.id), || message);
     let unreadable = |error: Error| {
         let text = error.to_string();
         text.split_once(&format!("{}: ", printable(&path.to_string_lossy())))

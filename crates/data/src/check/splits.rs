@@ -7,15 +7,15 @@ use fnet_common::text::{self, count, quoted};
 use fnet_config::Config;
 
 use crate::coco::{Dataset, Split, data_root};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// Compares the classes of the sets with the model and with each other, and looks for images that are in both.
-pub(super) fn check(config: &Config, sets: &[&Dataset], findings: &mut Findings) {
-    check_classes(config, sets, findings);
+pub(super) fn check(config: &Config, sets: &[&Dataset], diagnostics: &mut Diagnostics) {
+    check_classes(config, sets, diagnostics);
     if let (Some(train), Some(val)) = (of(sets, Split::Train), of(sets, Split::Val)) {
-        let mut own = findings.none().of(Split::Val.name());
+        let mut own = diagnostics.none().of(Split::Val.name());
         images(train, val, &mut own);
-        findings.append(own);
+        diagnostics.append(own);
     }
 }
 
@@ -24,19 +24,19 @@ fn of<'d>(sets: &[&'d Dataset], split: Split) -> Option<&'d Dataset> {
 }
 
 /// Compares the classes of the sets with the model and with each other.
-pub(super) fn check_classes(config: &Config, sets: &[&Dataset], findings: &mut Findings) {
+pub(super) fn check_classes(config: &Config, sets: &[&Dataset], diagnostics: &mut Diagnostics) {
     for dataset in sets {
         let (found, expected) = (dataset.categories().len(), config.model.num_classes);
         // "auto" takes the number from the training set, and the other set is compared with that below.
         if found != expected && !config.data.classes_are_auto {
-            let mut own = findings.none().of(dataset.split().name());
-            own.add(Code::ClassCount, dataset.annotation_file(), Place::file, || {
+            let mut own = diagnostics.none().of(dataset.split().name());
+            own.add(Code::ClassCount, dataset.annotation_file(), Location::file, || {
                 format!("{}, but model.num_classes is {expected}", count(found, "class"))
             });
-            findings.append(own);
+            diagnostics.append(own);
         }
     }
-    let mut own = findings.none().of(Split::Val.name());
+    let mut own = diagnostics.none().of(Split::Val.name());
     match (of(sets, Split::Train), of(sets, Split::Val)) {
         (Some(train), Some(val)) => categories(train, val, &mut own),
         (None, Some(val)) if config.data.classes_are_auto && !config.data.classes.is_empty() => {
@@ -45,7 +45,7 @@ pub(super) fn check_classes(config: &Config, sets: &[&Dataset], findings: &mut F
         }
         _ => {}
     }
-    findings.append(own);
+    diagnostics.append(own);
 }
 
 fn names(dataset: &Dataset) -> Vec<String> {
@@ -53,23 +53,23 @@ fn names(dataset: &Dataset) -> Vec<String> {
 }
 
 /// Labels are places in the list of classes, so both sets must have the same names in the same order.
-fn compare(trained: &[String], val: &Dataset, training_file: &Path, findings: &mut Findings) -> bool {
+fn compare(trained: &[String], val: &Dataset, training_file: &Path, diagnostics: &mut Diagnostics) -> bool {
     let tested = names(val);
     if trained != tested {
         let message = || difference(trained, &tested, &training_file.display().to_string());
-        findings.add(Code::SplitCategories, val.annotation_file(), Place::file, message);
+        diagnostics.add(Code::SplitCategories, val.annotation_file(), Location::file, message);
     }
     trained == tested
 }
 
-fn categories(train: &Dataset, val: &Dataset, findings: &mut Findings) {
-    if !compare(&names(train), val, train.annotation_file(), findings) {
+fn categories(train: &Dataset, val: &Dataset, diagnostics: &mut Diagnostics) {
+    if !compare(&names(train), val, train.annotation_file(), diagnostics) {
         return;
     }
     let pairs = train.categories().iter().zip(val.categories());
     for (trained, tested) in pairs.filter(|(trained, tested)| trained.id != tested.id) {
-        let place = || Place::category(tested.id);
-        findings.add(Code::SplitCategoryIds, val.annotation_file(), place, || {
+        let place = || Location::category(tested.id);
+        diagnostics.add(Code::SplitCategoryIds, val.annotation_file(), place, || {
             format!("{:?} has the id {}, and {} in the training set", tested.name, tested.id, trained.id)
         });
     }
@@ -96,7 +96,7 @@ fn difference(trained: &[String], tested: &[String], training_file: &str) -> Str
     format!("compared with {training_file}, this set {}", parts.join(" and "))
 }
 
-fn images(train: &Dataset, val: &Dataset, findings: &mut Findings) {
+fn images(train: &Dataset, val: &Dataset, diagnostics: &mut Diagnostics) {
     // A set that is trained and tested on whole is meant so.
     if train.folder() != val.folder() || train.annotation_file() == val.annotation_file() {
         return;
@@ -105,8 +105,8 @@ fn images(train: &Dataset, val: &Dataset, findings: &mut Findings) {
     for index in 0..val.len() {
         let image = val.image(index);
         if trained.contains(image.file_name) {
-            let place = || Place::image(image.id);
-            findings.add(Code::SplitSharedImages, val.annotation_file(), place, || {
+            let place = || Location::image(image.id);
+            diagnostics.add(Code::SplitSharedImages, val.annotation_file(), place, || {
                 format!("{:?} is trained on too", image.file_name)
             });
         }

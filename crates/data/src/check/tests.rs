@@ -4,14 +4,14 @@ use super::*;
 use fnet_test_support::{SmallSet, fixture};
 
 /// Checks both sets of a small data set and returns how often each code was found but for unused categories, with the
-/// findings.
-fn found(small: &SmallSet, classes: usize, decode: bool) -> (Vec<(Code, usize)>, Findings) {
+/// diagnostics.
+fn found(small: &SmallSet, classes: usize, decode: bool) -> (Vec<(Code, usize)>, Diagnostics) {
     let mut config = Config { data: small.config.clone(), ..Config::default() };
     config.model.num_classes = classes;
     let scope = Scope { keep: 10, headers: true, decode };
-    let (_, findings) = check(&config, &[Split::Train, Split::Val], scope, &|_, _, _| {});
-    let counts = findings.counts().into_iter().filter(|&(code, _)| code != Code::CategoryUnused).collect();
-    (counts, findings)
+    let (_, diagnostics) = check(&config, &[Split::Train, Split::Val], scope, &|_, _, _| {});
+    let counts = diagnostics.counts().into_iter().filter(|&(code, _)| code != Code::CategoryUnused).collect();
+    (counts, diagnostics)
 }
 
 /// The annotation file of `small`, to be changed.
@@ -28,8 +28,8 @@ fn write_val(small: &mut SmallSet, file: &Value) {
 #[test]
 fn a_sound_set_has_no_findings() {
     let small = SmallSet::new(&[(64, 48), (48, 64)]);
-    let (counts, findings) = found(&small, 1, true);
-    assert!(counts.is_empty(), "{:?}", findings.kept());
+    let (counts, diagnostics) = found(&small, 1, true);
+    assert!(counts.is_empty(), "{:?}", diagnostics.kept());
 }
 
 #[test]
@@ -45,14 +45,14 @@ fn images_are_compared_with_what_is_listed() {
     jpeg.save_with_format(path("2.png"), image::ImageFormat::Jpeg).unwrap();
     let whole = std::fs::read(path("3.png")).unwrap();
     std::fs::write(path("3.png"), &whole[..whole.len() - 60]).unwrap();
-    let (counts, findings) = found(&small, 1, false);
+    let (counts, diagnostics) = found(&small, 1, false);
     let expected = [(Code::ImageSizeUnusable, 1), (Code::ImageSizeDiffers, 3), (Code::ImageExtension, 2)];
-    assert_eq!(counts, expected, "{:?}", findings.kept());
-    let swapped = findings.kept().iter().find(|finding| finding.code == Code::ImageSizeUnusable).unwrap();
+    assert_eq!(counts, expected, "{:?}", diagnostics.kept());
+    let swapped = diagnostics.kept().iter().find(|diagnostic| diagnostic.code == Code::ImageSizeUnusable).unwrap();
     assert!(swapped.message.contains("listed as 48x64, but it has 64x48"), "{swapped}");
     assert_eq!(swapped.place.image.as_deref(), Some("101"));
-    let (counts, findings) = found(&small, 1, true);
-    assert!(counts.contains(&(Code::ImageUnreadable, 2)), "{:?}", findings.kept());
+    let (counts, diagnostics) = found(&small, 1, true);
+    assert!(counts.contains(&(Code::ImageUnreadable, 2)), "{:?}", diagnostics.kept());
 }
 
 #[test]
@@ -61,10 +61,10 @@ fn files_that_are_absent_stop_unless_they_are_to_be_left_out() {
     std::fs::remove_file(small.folder.path().join("1.png")).unwrap();
     assert_eq!(found(&small, 1, true).0, [(Code::ImageMissing, 2)]);
     small.config.on_error = OnError::Skip;
-    let (counts, findings) = found(&small, 1, true);
+    let (counts, diagnostics) = found(&small, 1, true);
     assert_eq!(counts, [(Code::ImageLeftOut, 2)]);
-    assert!(findings.kept().iter().all(|finding| finding.code == Code::ImageLeftOut));
-    findings.refuse_errors().unwrap();
+    assert!(diagnostics.kept().iter().all(|diagnostic| diagnostic.code == Code::ImageLeftOut));
+    diagnostics.refuse_errors().unwrap();
 }
 
 #[test]
@@ -80,15 +80,19 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
     small.write(&with_categories(json!([box_, cup])));
 
     write_val(&mut small, &with_categories(json!([box_])));
-    let (counts, findings) = found(&small, 2, false);
+    let (counts, diagnostics) = found(&small, 2, false);
     assert_eq!(counts, [(Code::ClassCount, 1), (Code::SplitCategories, 1), (Code::SplitSharedImages, 1)]);
-    assert!(findings.kept().iter().any(|finding| finding.message.ends_with("lacks \"cup\"")), "{:?}", findings.kept());
+    assert!(
+        diagnostics.kept().iter().any(|diagnostic| diagnostic.message.ends_with("lacks \"cup\"")),
+        "{:?}",
+        diagnostics.kept()
+    );
 
     write_val(&mut small, &with_categories(json!([cup, box_])));
-    let (counts, findings) = found(&small, 2, false);
+    let (counts, diagnostics) = found(&small, 2, false);
     assert_eq!(counts, [(Code::SplitCategories, 1), (Code::SplitSharedImages, 1)]);
     let text = "has \"cup\" as label 0, where that has \"box\"";
-    assert!(findings.kept().iter().any(|finding| finding.message.contains(text)), "{:?}", findings.kept());
+    assert!(diagnostics.kept().iter().any(|diagnostic| diagnostic.message.contains(text)), "{:?}", diagnostics.kept());
 
     let others = json!([{"id": 1, "name": "box"}, {"id": 8, "name": "cup"}]);
     let mut renumbered = with_categories(others);
@@ -96,8 +100,8 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
     write_val(&mut small, &renumbered);
     assert_eq!(found(&small, 2, false).0, [(Code::SplitCategoryIds, 1), (Code::SplitSharedImages, 1)]);
     let error = {
-        let (_, findings) = found(&small, 5, false);
-        findings.refuse_errors().unwrap_err()
+        let (_, diagnostics) = found(&small, 5, false);
+        diagnostics.refuse_errors().unwrap_err()
     };
     assert_eq!(error.exit_code(), fnet_protocol::exit::DATA);
     assert!(error.to_string().contains("class-count") && error.to_string().contains("model.num_classes"), "{error}");
@@ -119,10 +123,10 @@ fn automatic_and_explicit_classes_go_the_same_way() {
         let mut config = Config { data: config.clone(), ..Config::default() };
         config.model.num_classes = 2;
         let scope = Scope { keep: 10, headers: false, decode: false };
-        let (_, findings) = check(&config, &[Split::Train, Split::Val], scope, &|_, _, _| {});
+        let (_, diagnostics) = check(&config, &[Split::Train, Split::Val], scope, &|_, _, _| {});
         let alone = Dataset::open(&config.data, Split::Val).map(|val| check_classes(&config, &[&val]));
-        let lines = findings.kept().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        (findings.count(Code::SplitCategories), lines, alone)
+        let lines = diagnostics.kept().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        (diagnostics.count(Code::SplitCategories), lines, alone)
     };
     for (val, expected) in [
         (with(["red", "green"], None), "lacks \"blue\" and adds \"green\""),
@@ -176,9 +180,9 @@ fn real_odd_images_have_the_codes_that_fit() {
             (set.ann_file, set.img_prefix) = (file.into(), images.into());
         }
         let scope = Scope { keep: 100, headers: true, decode: true };
-        let (_, findings) = check(&config, &[split], scope, &|_, _, _| {});
+        let (_, diagnostics) = check(&config, &[split], scope, &|_, _, _| {});
         let about_images = |(code, _): &(Code, usize)| code.name().starts_with("image");
-        findings.counts().into_iter().filter(about_images).collect::<Vec<_>>()
+        diagnostics.counts().into_iter().filter(about_images).collect::<Vec<_>>()
     };
     use Code::{ImageDamaged, ImageExtension, ImageMissing, ImageRotated, ImageSizeDiffers};
     use Code::{ImageSizeUnusable, ImageUnreadable};

@@ -9,7 +9,7 @@ use super::json::members;
 use super::records::{shown_id, syntax_message};
 use super::segmentation::Segmentation;
 use super::values::{RawId, Written, bbox, flag, float, id, shown};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// Where the JSON text of a value stands in the file, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,7 +57,7 @@ pub(super) enum Fate {
     Crowd,
     /// Its box or area says that there is nothing to see.
     Unfit,
-    /// It cannot be used; a finding says why.
+    /// It cannot be used; a diagnostic says why.
     Broken,
 }
 
@@ -177,28 +177,34 @@ pub(super) fn no_mask(raw: &Raw) -> String {
 }
 
 /// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list. If it cannot be used
-/// there is a finding.
-pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Row {
+/// there is a diagnostic.
+pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, diagnostics: &mut Diagnostics) -> Row {
     match Raw::read(text) {
-        Ok(raw) => row_of(&raw, offset, row, context, findings).unwrap_or(Row::BROKEN),
+        Ok(raw) => row_of(&raw, offset, row, context, diagnostics).unwrap_or(Row::BROKEN),
         Err((id, message)) => {
-            let place = || Place::annotation(shown_id(id.as_ref(), row));
-            findings.add(Code::AnnotationMalformed, context.path, place, || message);
+            let place = || Location::annotation(shown_id(id.as_ref(), row));
+            diagnostics.add(Code::AnnotationMalformed, context.path, place, || message);
             Row::BROKEN
         }
     }
 }
 
 /// As [`row`], of an annotation that is parsed; `None` if it cannot be used.
-pub(super) fn row_of(raw: &Raw, offset: u64, row: usize, context: &Context, findings: &mut Findings) -> Option<Row> {
+pub(super) fn row_of(
+    raw: &Raw,
+    offset: u64,
+    row: usize,
+    context: &Context,
+    diagnostics: &mut Diagnostics,
+) -> Option<Row> {
     let place = || {
-        let place = Place::annotation(shown_id(raw.id.as_ref(), row));
+        let place = Location::annotation(shown_id(raw.id.as_ref(), row));
         match &raw.image {
             Some(image) => place.of_image(shown_id(Some(image), 0)),
             None => place,
         }
     };
-    let mut reader = Reader { context, raw, row, findings, place: &place };
+    let mut reader = Reader { context, raw, row, diagnostics, place: &place };
     let id = reader.id();
     let image = reader.image()?;
     let label = reader.label()?;
@@ -217,13 +223,13 @@ struct Reader<'r> {
     context: &'r Context<'r>,
     raw: &'r Raw<'r>,
     row: usize,
-    findings: &'r mut Findings,
-    place: &'r dyn Fn() -> Place,
+    diagnostics: &'r mut Diagnostics,
+    place: &'r dyn Fn() -> Location,
 }
 
 impl Reader<'_> {
     fn add(&mut self, code: Code, message: impl FnOnce() -> String) {
-        self.findings.add(code, self.context.path, self.place, message);
+        self.diagnostics.add(code, self.context.path, self.place, message);
     }
 
     /// The id, or the number of the annotation in the list.

@@ -47,15 +47,15 @@ fn read(text: &[u8]) {
         let small = small.get_or_insert_with(|| SmallSet::new(&[(64, 48), (64, 48)]));
         std::fs::write(small.folder.path().join("a.json"), text).unwrap();
         for split in [Split::Train, Split::Val] {
-            let (set, mut findings) = Dataset::inspect(&small.config, split, 2);
+            let (set, mut diagnostics) = Dataset::inspect(&small.config, split, 2);
             let Some(set) = set else {
-                assert!(findings.refuse_errors().is_err(), "no set, and no error that says why");
+                assert!(diagnostics.refuse_errors().is_err(), "no set, and no error that says why");
                 continue;
             };
-            set.check_masks(&mut findings);
-            set.check_files(&mut findings);
-            findings.kept().iter().for_each(|finding| assert!(!finding.to_string().is_empty()));
-            if findings.refuse_errors().is_ok() {
+            set.check_masks(&mut diagnostics);
+            set.check_files(&mut diagnostics);
+            diagnostics.kept().iter().for_each(|diagnostic| assert!(!diagnostic.to_string().is_empty()));
+            if diagnostics.refuse_errors().is_ok() {
                 use_all(&set, split);
             }
         }
@@ -162,9 +162,9 @@ fn the_file_that_is_damaged_is_sound() {
     let small = SmallSet::new(&[(64, 48), (64, 48)]);
     small.write(&sound());
     for split in [Split::Train, Split::Val] {
-        let (set, mut findings) = Dataset::inspect(&small.config, split, 9);
-        set.unwrap().check_masks(&mut findings);
-        findings.refuse_errors().unwrap();
+        let (set, mut diagnostics) = Dataset::inspect(&small.config, split, 9);
+        set.unwrap().check_masks(&mut diagnostics);
+        diagnostics.refuse_errors().unwrap();
     }
 }
 

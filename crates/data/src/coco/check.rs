@@ -11,7 +11,7 @@ use super::records::shown_id;
 use super::segmentation::Segmentation;
 use super::truth::listed_sizes;
 use super::values::shown;
-use crate::findings::{Code, Findings, Place, Severity};
+use crate::diagnostics::{Code, Diagnostics, Location, Severity};
 
 /// A box and its mask may be this far apart, in pixels, and in parts of the box's side.
 const APART: (f64, f64) = (2.0, 0.05);
@@ -19,15 +19,15 @@ const APART: (f64, f64) = (2.0, 0.05);
 impl Dataset {
     /// Reads every mask that is trained on, or in the validation set every mask of a wanted class, and reports those that
     /// are malformed or odd, and a training set whose masks are all empty. The annotation file is read again, in parallel.
-    pub fn check_masks(&self, findings: &mut Findings) {
-        let mut found = findings.none();
-        let mut known = findings.none();
+    pub fn check_masks(&self, diagnostics: &mut Diagnostics) {
+        let mut found = diagnostics.none();
+        let mut known = diagnostics.none();
         let Some(header) = read_header(&self.source, &self.path, self.split, &self.classes, &mut known) else { return };
         let sizes = listed_sizes(&header, self);
         let context = header.context(&self.path, self.split, &sizes);
-        let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| -> Option<bool> {
+        let parse = |_: &str, text: &[u8], offset: u64, row: usize, diagnostics: &mut Diagnostics| -> Option<bool> {
             let raw = Raw::read(text).ok()?;
-            let used = annotations::row_of(&raw, offset, row, &context, &mut findings.none())?;
+            let used = annotations::row_of(&raw, offset, row, &context, &mut diagnostics.none())?;
             let size = *sizes.get(used.image as usize)?;
             if size == UNKNOWN_SIZE
                 || used.label == FOREIGN
@@ -35,7 +35,7 @@ impl Dataset {
             {
                 return None;
             }
-            Some(check(&raw, row, size, &context, findings))
+            Some(check(&raw, row, size, &context, diagnostics))
         };
         let (mut masks, mut empty) = (0, 0);
         let mut take = |_: &str, has_pixels: Option<bool>| {
@@ -46,23 +46,23 @@ impl Dataset {
             report_broken(broken, &self.source, &self.path, &mut found);
         }
         if self.split == Split::Train && empty > 0 && empty == masks && found.number_of(Severity::Error) == 0 {
-            found.add(Code::FileNothing, &self.path, Place::file, || {
+            found.add(Code::FileNothing, &self.path, Location::file, || {
                 format!("{}, and all their masks are empty", count(masks, "object"))
             });
         }
         // What concerns the file was reported when it was opened.
         [Code::FileKeyRepeated, Code::FileNotUtf8].into_iter().for_each(|code| found.remove(code));
-        findings.append(found);
+        diagnostics.append(found);
     }
 }
 
 /// Reports what is odd about the mask of an annotation, and returns whether it has a pixel.
-fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, findings: &mut Findings) -> bool {
+fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: &mut Diagnostics) -> bool {
     let place = || {
         let image = raw.image.as_ref();
-        Place::annotation(shown_id(raw.id.as_ref(), row)).of_image(shown_id(image, row))
+        Location::annotation(shown_id(raw.id.as_ref(), row)).of_image(shown_id(image, row))
     };
-    let mut add = |code, message: String| findings.add(code, context.path, place, || message);
+    let mut add = |code, message: String| diagnostics.add(code, context.path, place, || message);
     let Some((text, _)) = raw.mask else {
         // In a training set that was reported when it was opened.
         if context.split == Split::Val {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{Dataset, Split};
-use crate::findings::Code::{self, *};
+use crate::diagnostics::Code::{self, *};
 use fnet_test_support::SmallSet;
 
 /// One change of the sound file: a JSON pointer, and the new value; `None` removes it.
@@ -31,11 +31,11 @@ fn change(file: &mut Value, (pointer, value): &Change) {
 
 /// The codes that a set has, the gravest first.
 fn codes(small: &SmallSet, split: Split) -> Vec<Code> {
-    let (set, mut findings) = Dataset::inspect(&small.config, split, 1);
+    let (set, mut diagnostics) = Dataset::inspect(&small.config, split, 1);
     if let Some(set) = set {
-        set.check_masks(&mut findings);
+        set.check_masks(&mut diagnostics);
     }
-    findings.counts().into_iter().map(|(code, _)| code).collect()
+    diagnostics.counts().into_iter().map(|(code, _)| code).collect()
 }
 
 fn set(pointer: &'static str, value: Value) -> Vec<Change> {
@@ -230,38 +230,43 @@ fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
     small.config.train.filter_empty = true;
     let inspect = |file: &Value| {
         small.write(file);
-        let (set, findings) = Dataset::inspect(&small.config, Split::Train, 9);
-        (set.map(|set| (set.listed().images, set.listed().annotations, set.object_count())), findings)
+        let (set, diagnostics) = Dataset::inspect(&small.config, Split::Train, 9);
+        (set.map(|set| (set.listed().images, set.listed().annotations, set.object_count())), diagnostics)
     };
-    // Entries that cannot be used count, and are the only findings.
+    // Entries that cannot be used count, and are the only diagnostics.
     let mut broken = file.clone();
     (broken["images"][0], broken["annotations"][1]["bbox"]) = (json!(7), json!("x"));
     broken["annotations"].as_array_mut().unwrap().push(json!(null));
-    let (counts, findings) = inspect(&broken);
+    let (counts, diagnostics) = inspect(&broken);
     assert_eq!(counts, Some((2, 3, 0)));
     let found = [(ImageMalformed, 1), (AnnotationMalformed, 2), (AnnotationImageUnknown, 1)];
-    assert_eq!(findings.counts(), found, "{:?}", findings.kept());
+    assert_eq!(diagnostics.counts(), found, "{:?}", diagnostics.kept());
     // What became of each annotation where nothing is left.
     let mut nothing = file.clone();
     nothing["annotations"][0]["image_id"] = json!(7);
     nothing["annotations"][1]["area"] = json!(0);
-    let (_, findings) = inspect(&nothing);
-    let text = findings.kept().iter().find(|finding| finding.code == FileNothing).unwrap().to_string();
+    let (_, diagnostics) = inspect(&nothing);
+    let text = diagnostics.kept().iter().find(|diagnostic| diagnostic.code == FileNothing).unwrap().to_string();
     let parts =
         ["data.train: ", "2 images and 2 annotations", "1 of images that are not in the list", "1 with a box or area"];
     assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     let mut small_image = file.clone();
     small_image["annotations"][0]["iscrowd"] = json!(1);
     small_image["images"][1]["width"] = json!(31);
-    let (_, findings) = inspect(&small_image);
-    assert_eq!((findings.count(FileNothing), findings.count(AnnotationCrowd)), (1, 1), "{:?}", findings.kept());
+    let (_, diagnostics) = inspect(&small_image);
+    assert_eq!(
+        (diagnostics.count(FileNothing), diagnostics.count(AnnotationCrowd)),
+        (1, 1),
+        "{:?}",
+        diagnostics.kept()
+    );
     // All crowds.
     let mut crowds = file.clone();
     for annotation in crowds["annotations"].as_array_mut().unwrap() {
         annotation["iscrowd"] = json!(1);
     }
-    let (_, findings) = inspect(&crowds);
-    let text = findings.kept()[0].to_string();
+    let (_, diagnostics) = inspect(&crowds);
+    let text = diagnostics.kept()[0].to_string();
     assert!(text.contains("2 of 2 annotations") && text.contains("set iscrowd to 0"), "{text}");
     // A list of categories none of which can be used is not empty.
     let mut categories = file;
@@ -274,9 +279,9 @@ fn a_file_without_lists_says_which_are_missing() {
     let (small, _) = sound();
     small.write(&json!({}));
     for (split, lists) in [(Split::Train, 3), (Split::Val, 2)] {
-        let (set, findings) = Dataset::inspect(&small.config, split, 9);
+        let (set, diagnostics) = Dataset::inspect(&small.config, split, 9);
         assert!(set.is_none());
-        assert_eq!(findings.counts(), [(FileKeyMissing, lists)]);
+        assert_eq!(diagnostics.counts(), [(FileKeyMissing, lists)]);
     }
 }
 
@@ -303,10 +308,10 @@ fn other_kinds_of_coco_files_are_named() {
     ] {
         small.write(&file);
         for split in [Split::Train, Split::Val] {
-            let (set, findings) = Dataset::inspect(&small.config, split, 3);
+            let (set, diagnostics) = Dataset::inspect(&small.config, split, 3);
             assert!(set.is_none());
-            assert_eq!(findings.counts(), [(FileOtherFormat, 1)], "{file}");
-            assert!(findings.kept()[0].message.contains(name), "{}", findings.kept()[0]);
+            assert_eq!(diagnostics.counts(), [(FileOtherFormat, 1)], "{file}");
+            assert!(diagnostics.kept()[0].message.contains(name), "{}", diagnostics.kept()[0]);
         }
         let error = super::category_names(&small.folder.path().join("a.json"));
         if file.get("categories").is_none() {

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use super::json::{Scan, string};
-use super::source::{Pieces, Source};
+use super::source::{AnnotationSource, Pieces};
 
 /// A chunk is handed on when it has this many bytes.
 const CHUNK: usize = 1 << 18;
@@ -56,7 +56,7 @@ impl From<io::Error> for Broken {
 }
 
 /// Walks over the outermost object of the text. Memory is bounded by the chunks that `sink` keeps.
-pub(super) fn walk(source: &Source, sink: &mut dyn Sink) -> Result<(), Broken> {
+pub(super) fn walk(source: &AnnotationSource, sink: &mut dyn Sink) -> Result<(), Broken> {
     let pieces = source.reader(source.start);
     let mut walker = Walker { pieces, buffer: Vec::new(), base: source.start, at: 0 };
     match walker.peek()? {
@@ -267,7 +267,7 @@ mod tests {
 
     fn collect(text: &str) -> Result<Vec<(String, Vec<String>)>, Broken> {
         let mut collected = Collected::default();
-        walk(&Source::memory(text.as_bytes().to_vec()), &mut collected)?;
+        walk(&AnnotationSource::memory(text.as_bytes().to_vec()), &mut collected)?;
         Ok(collected.0)
     }
 
@@ -296,7 +296,7 @@ mod tests {
         let item = format!("{{\"text\": \"{}\"}}", "x\\\"".repeat(50_000));
         let text = format!("{{\"list\": [{}]}}", vec![item.clone(); 60].join(",\n"));
         let mut offsets = Offsets(Vec::new(), 0);
-        let source = Source::memory(text.clone().into_bytes());
+        let source = AnnotationSource::memory(text.clone().into_bytes());
         walk(&source, &mut offsets).unwrap();
         assert!(offsets.1 > 3, "{} chunks", offsets.1);
         assert_eq!(offsets.0.len(), 60);
@@ -331,8 +331,8 @@ mod tests {
         #[test]
         fn any_bytes_are_walked_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let text = [b"{\"list\": ".as_slice(), &bytes].concat();
-            let _ = walk(&Source::memory(text), &mut Collected::default());
-            let _ = walk(&Source::memory(bytes), &mut Collected::default());
+            let _ = walk(&AnnotationSource::memory(text), &mut Collected::default());
+            let _ = walk(&AnnotationSource::memory(bytes), &mut Collected::default());
         }
     }
 }

@@ -11,7 +11,7 @@ use unicode_normalization::UnicodeNormalization;
 use fnet_common::text::{list, quoted};
 
 use super::Dataset;
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// What a name in the annotation file stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,26 +157,26 @@ fn hexadecimal(digit: u8) -> Option<u8> {
 
 impl Dataset {
     /// Checks that every image has a file.
-    pub fn check_files(&self, findings: &mut Findings) {
+    pub fn check_files(&self, diagnostics: &mut Diagnostics) {
         // A name with a folder of its own still has to be looked for in that folder, not in the set's.
         for index in 0..self.len() {
             let image = self.image(index);
             if self.folders.has(&self.folder, image.file_name) {
                 continue;
             }
-            let place = || Place::image(self.written_image_id(image.id).to_string().trim_matches('"'));
+            let place = || Location::image(self.written_image_id(image.id).to_string().trim_matches('"'));
             match self.folders.find(&self.folder, image.file_name) {
                 Found::Named(_) => {}
-                Found::Meant(path, how) => findings.add(Code::ImageNameMeant, &self.path, place, || {
+                Found::Meant(path, how) => diagnostics.add(Code::ImageNameMeant, &self.path, place, || {
                     format!("no file {:?}; {} is taken, {how}", image.file_name, path.display())
                 }),
-                Found::Unclear { named, others } => findings.add(Code::ImageNameUnclear, &named, place, || {
+                Found::Unclear { named, others } => diagnostics.add(Code::ImageNameUnclear, &named, place, || {
                     format!(
                         "no such file, and several can be meant: {}",
                         list(others.iter().map(|name| quoted(name)), 4)
                     )
                 }),
-                Found::Missing(path) => findings.add(Code::ImageMissing, &path, place, || {
+                Found::Missing(path) => diagnostics.add(Code::ImageMissing, &path, place, || {
                     let what = match path.parent() {
                         Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
                         _ if path.is_symlink() => "the link leads to no file".into(),
@@ -293,13 +293,13 @@ mod tests {
         ] {
             std::fs::write(small.folder.path().join("a.json"), text.replace("0.png", name)).unwrap();
             small.config.train.img_prefix = img_prefix.into();
-            let mut findings = Findings::default();
-            Dataset::open(&small.config, Split::Train).unwrap().check_files(&mut findings);
-            let finding = &findings.kept()[0];
-            assert_eq!(finding.code, Code::ImageMissing, "{finding}");
-            let offered = finding.message.split_once("; ").map(|(_, offer)| offer);
-            assert_eq!(offered.is_some(), expected.is_some(), "{img_prefix} {name}: {finding}");
-            assert!(expected.is_none_or(|part| finding.message.contains(part)), "{img_prefix} {name}: {finding}");
+            let mut diagnostics = Diagnostics::default();
+            Dataset::open(&small.config, Split::Train).unwrap().check_files(&mut diagnostics);
+            let diagnostic = &diagnostics.kept()[0];
+            assert_eq!(diagnostic.code, Code::ImageMissing, "{diagnostic}");
+            let offered = diagnostic.message.split_once("; ").map(|(_, offer)| offer);
+            assert_eq!(offered.is_some(), expected.is_some(), "{img_prefix} {name}: {diagnostic}");
+            assert!(expected.is_none_or(|part| diagnostic.message.contains(part)), "{img_prefix} {name}: {diagnostic}");
         }
     }
 

@@ -7,10 +7,10 @@ use fnet_common::text::{list, quoted};
 
 use super::annotations::{Context, FOREIGN, RawKey};
 use super::records::{RawCategory, RawImage, category, image, shown_id};
-use super::source::Source;
+use super::source::AnnotationSource;
 use super::values::RawId;
 use super::{Category, Split, lists};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// What the annotation file says of images and categories.
 pub(super) struct Header {
@@ -41,7 +41,7 @@ impl Header {
 enum Entry {
     Image(RawImage),
     Category(RawCategory),
-    /// A finding says what is wrong with it.
+    /// A diagnostic says what is wrong with it.
     Broken,
 }
 
@@ -51,21 +51,21 @@ pub(super) enum NoHeader {
     Broken(super::elements::Broken),
     /// The text is a JSON object, but lists are missing; what its keys are.
     KeysMissing(Vec<(String, u8)>),
-    /// Findings say what is wrong.
+    /// Diagnostics say what is wrong.
     Reported,
 }
 
 /// Reads the header. `classes` are the wanted names; empty for all.
 pub(super) fn read(
-    source: &Source,
+    source: &AnnotationSource,
     path: &Path,
     classes: &[String],
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) -> Result<Header, NoHeader> {
-    let parse = |list: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
+    let parse = |list: &str, text: &[u8], _: u64, row: usize, diagnostics: &mut Diagnostics| {
         let entry = match list {
-            "images" => image(text, row, path, findings).map(Entry::Image),
-            _ => category(text, row, path, findings).map(Entry::Category),
+            "images" => image(text, row, path, diagnostics).map(Entry::Image),
+            _ => category(text, row, path, diagnostics).map(Entry::Category),
         };
         entry.or(Some(Entry::Broken))
     };
@@ -85,7 +85,7 @@ pub(super) fn read(
         }
     };
     let wanted_lists = ["images", "categories"];
-    let keys = lists::read(source, path, &wanted_lists, &parse, &mut take, findings).map_err(NoHeader::Broken)?;
+    let keys = lists::read(source, path, &wanted_lists, &parse, &mut take, diagnostics).map_err(NoHeader::Broken)?;
     let is_list = |name: &str| keys.iter().any(|(key, first)| key == name && *first == b'[');
     if !is_list("images") || !is_list("categories") {
         return Err(NoHeader::KeysMissing(keys));
@@ -98,8 +98,8 @@ pub(super) fn read(
     let mut names = Vec::new();
     let texts = [images.iter().any(|i| i.id.is_text()), raw_categories.iter().any(|c| c.id.is_text())];
     let (categories, labels) =
-        wanted(&raw_categories, classes, path, &mut names, findings).ok_or(NoHeader::Reported)?;
-    let (images, places) = unique(images, path, findings);
+        wanted(&raw_categories, classes, path, &mut names, diagnostics).ok_or(NoHeader::Reported)?;
+    let (images, places) = unique(images, path, diagnostics);
     Ok(Header { images, listed_images, places, categories, labels, names, ids_are_text: texts, has_annotations })
 }
 
@@ -115,22 +115,22 @@ pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
 }
 
 /// The images without those whose id comes again; the last entry takes the place of the first, as in pycocotools.
-fn unique(images: Vec<RawImage>, path: &Path, findings: &mut Findings) -> (Vec<RawImage>, HashMap<RawKey, u32>) {
+fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> (Vec<RawImage>, HashMap<RawKey, u32>) {
     let mut places: HashMap<RawKey, u32> = HashMap::with_capacity(images.len());
     let mut kept: Vec<RawImage> = Vec::with_capacity(images.len());
     let mut files: HashMap<u64, u32> = HashMap::with_capacity(images.len());
     for (row, image) in images.into_iter().enumerate() {
-        let place = || Place::image(shown_id(Some(&image.id), row));
+        let place = || Location::image(shown_id(Some(&image.id), row));
         if image.id.is_text() {
-            findings.add(Code::ImageIdText, path, place, || format!("the id of {:?} is a string", image.file_name));
+            diagnostics.add(Code::ImageIdText, path, place, || format!("the id of {:?} is a string", image.file_name));
         }
         if image.size_as_text {
-            findings
+            diagnostics
                 .add(Code::ImageSizeText, path, place, || format!("the size of {:?} is in strings", image.file_name));
         }
         if let Some(&place_before) = places.get(&RawKey::from(&image.id)) {
             let before = &mut kept[place_before as usize];
-            findings.add(Code::ImageIdRepeated, path, place, || {
+            diagnostics.add(Code::ImageIdRepeated, path, place, || {
                 format!("the id stands for {:?} and for {:?}", before.file_name, image.file_name)
             });
             *before = image;
@@ -140,7 +140,7 @@ fn unique(images: Vec<RawImage>, path: &Path, findings: &mut Findings) -> (Vec<R
         if let Some(&other) = files.get(&hash(&image.file_name))
             && kept[other as usize].file_name == image.file_name
         {
-            findings.add(Code::ImageNameRepeated, path, place, || {
+            diagnostics.add(Code::ImageNameRepeated, path, place, || {
                 format!(
                     "{:?} is the file of image {} too",
                     image.file_name,
@@ -167,16 +167,17 @@ fn wanted(
     classes: &[String],
     path: &Path,
     names: &mut Vec<String>,
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) -> Option<(Vec<Category>, HashMap<RawKey, u16>)> {
-    let errors = |findings: &Findings| [Code::ClassUnknown, Code::CategoryConflict].map(|code| findings.count(code));
-    let before = errors(findings);
+    let errors =
+        |diagnostics: &Diagnostics| [Code::ClassUnknown, Code::CategoryConflict].map(|code| diagnostics.count(code));
+    let before = errors(diagnostics);
     for class in classes.iter().filter(|class| !raw.iter().any(|category| category.name == **class)) {
         let nearest = raw
             .iter()
             .map(|category| &category.name)
             .max_by(|a, b| strsim::jaro_winkler(a, class).total_cmp(&strsim::jaro_winkler(b, class)));
-        findings.add(Code::ClassUnknown, path, Place::file, || match nearest {
+        diagnostics.add(Code::ClassUnknown, path, Location::file, || match nearest {
             Some(nearest) => format!("no category is named {class:?}; the nearest is {nearest:?}"),
             None => format!("no category is named {class:?}"),
         });
@@ -186,16 +187,16 @@ fn wanted(
     let mut taken: HashSet<&str> = HashSet::new();
     let mut seen: HashMap<RawKey, &str> = HashMap::new();
     for (row, category) in raw.iter().enumerate() {
-        let place = || Place::category(shown_id(Some(&category.id), row));
+        let place = || Location::category(shown_id(Some(&category.id), row));
         let key = RawKey::from(&category.id);
         match seen.get(&key) {
             // A list that was written several times over says nothing new.
             Some(&known) if known == category.name => {
-                findings.add(Code::CategoryRepeated, path, place, || format!("{known:?} stands in the list again"));
+                diagnostics.add(Code::CategoryRepeated, path, place, || format!("{known:?} stands in the list again"));
                 continue;
             }
             Some(&known) => {
-                findings.add(Code::CategoryConflict, path, place, || {
+                diagnostics.add(Code::CategoryConflict, path, place, || {
                     format!("it is both {known:?} and {:?}", category.name)
                 });
                 continue;
@@ -204,10 +205,10 @@ fn wanted(
         }
         let is_wanted = classes.is_empty() || classes.contains(&category.name);
         if category.id.is_text() {
-            findings.add(Code::CategoryIdText, path, place, || format!("the id of {:?} is a string", category.name));
+            diagnostics.add(Code::CategoryIdText, path, place, || format!("the id of {:?} is a string", category.name));
         }
         if is_wanted && !taken.insert(&category.name) {
-            findings.add(Code::CategoryNameRepeated, path, place, || {
+            diagnostics.add(Code::CategoryNameRepeated, path, place, || {
                 format!("another category is {:?} too", category.name)
             });
         }
@@ -217,20 +218,20 @@ fn wanted(
             categories.push(Category { id: number(&category.id, names), name: category.name.clone() });
         } else {
             if is_wanted {
-                findings.add(Code::CategoryMany, path, place, || "one more than there can be".into());
+                diagnostics.add(Code::CategoryMany, path, place, || "one more than there can be".into());
             }
             labels.insert(key, FOREIGN);
         }
     }
     if categories.is_empty() && classes.is_empty() {
-        findings.add(Code::CategoryNone, path, Place::file, || "the list \"categories\" is empty".into());
+        diagnostics.add(Code::CategoryNone, path, Location::file, || "the list \"categories\" is empty".into());
         return None;
     }
-    let all_known = errors(findings)[0] == before[0];
+    let all_known = errors(diagnostics)[0] == before[0];
     if !classes.is_empty() && all_known && !categories.iter().map(|category| &category.name).eq(classes) {
-        findings.add(Code::ClassOrder, path, Place::file, || {
+        diagnostics.add(Code::ClassOrder, path, Location::file, || {
             format!("the order of the file is {}", list(categories.iter().map(|category| quoted(&category.name)), 8))
         });
     }
-    (errors(findings) == before).then_some((categories, labels))
+    (errors(diagnostics) == before).then_some((categories, labels))
 }

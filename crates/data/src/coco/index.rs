@@ -8,9 +8,9 @@ use fnet_common::text::count;
 use super::annotations::{FOREIGN, Fate, NOWHERE, Row, UNKNOWN_SIZE};
 use super::header::{Header, number};
 use super::records::shown_id;
-use super::source::Source;
+use super::source::AnnotationSource;
 use super::{IdNames, Split};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// Images narrower or lower than this are not trained on.
 const MIN_SIDE: u32 = 32;
@@ -130,22 +130,22 @@ pub(super) struct Index {
 }
 
 /// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config. Where annotations cannot be used,
-/// the findings are about these alone: what seems to be without objects may have some.
+/// the diagnostics are about these alone: what seems to be without objects may have some.
 pub(super) fn build(
     header: Header,
     sizes: &[[u32; 2]],
     mut rows: Rows,
     (path, split, filter_empty): (&Path, Split, bool),
-    source: &Source,
-    findings: &mut Findings,
+    source: &AnnotationSource,
+    diagnostics: &mut Diagnostics,
 ) -> Index {
-    last_of_equal_ids(&mut rows, path, findings);
+    last_of_equal_ids(&mut rows, path, diagnostics);
     let is_whole = rows.number_of(Fate::Broken) == 0;
     if is_whole {
-        unused_categories(&header, &rows, path, findings);
+        unused_categories(&header, &rows, path, diagnostics);
     }
     let (order, starts) = by_image(&rows, header.images.len());
-    double_objects(&header, &rows, (&order, &starts), source, path, findings);
+    double_objects(&header, &rows, (&order, &starts), source, path, diagnostics);
     let mut names = header.names;
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
@@ -157,13 +157,14 @@ pub(super) fn build(
             // Crowds and boxes that are not trained on count here, as they do in the reference.
             let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
             let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
-            let place_of = || Place::image(shown_id(Some(&image.id), place));
+            let place_of = || Location::image(shown_id(Some(&image.id), place));
             if !has_wanted && is_whole {
-                findings
+                diagnostics
                     .add(Code::ImageEmpty, path, place_of, || format!("{:?} has no wanted object", image.file_name));
             } else if has_wanted && is_small {
                 let [width, height] = sizes[place];
-                findings.add(Code::ImageSmall, path, place_of, || format!("{:?} is {width}x{height}", image.file_name));
+                diagnostics
+                    .add(Code::ImageSmall, path, place_of, || format!("{:?} is {width}x{height}", image.file_name));
             }
             if !has_wanted || is_small {
                 continue;
@@ -177,7 +178,7 @@ pub(super) fn build(
         images.first_object.push(used.len() as u32);
     }
     if is_whole {
-        crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), findings);
+        crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), diagnostics);
     }
     // What is no longer needed makes room for the new columns.
     let Rows { objects, .. } = rows;
@@ -194,13 +195,13 @@ fn crowds_and_nothing(
     rows: &Rows,
     nothing: bool,
     (path, split): (&Path, Split),
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) {
     let of = |fate| rows.number_of(fate);
     let crowds = of(Fate::Crowd);
     let all = count(rows.len(), "annotation");
     let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
-    let mut add = |code, message: String| findings.add(code, path, Place::file, || message);
+    let mut add = |code, message: String| diagnostics.add(code, path, Location::file, || message);
     if crowds > 0 && !only_crowds {
         add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
     }
@@ -241,9 +242,9 @@ fn double_objects(
     header: &Header,
     rows: &Rows,
     (order, starts): (&[u32], &[u32]),
-    source: &Source,
+    source: &AnnotationSource,
     path: &Path,
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) {
     let text = |row: usize| {
         let mut text = vec![0; rows.objects.mask_lengths[row] as usize];
@@ -261,8 +262,8 @@ fn double_objects(
                 Some(&other) if rows.has_id[row] && rows.has_id[other] && objects.ids[row] == objects.ids[other] => {}
                 Some(&other) if text(row) == text(other) => {
                     let image = shown_id(Some(&header.images[image].id), image);
-                    let place = || Place::annotation(objects.ids[row]).of_image(image);
-                    findings.add(Code::AnnotationDouble, path, place, || {
+                    let place = || Location::annotation(objects.ids[row]).of_image(image);
+                    diagnostics.add(Code::AnnotationDouble, path, place, || {
                         format!("the same class, box and mask as annotation {}", objects.ids[other])
                     });
                 }
@@ -304,7 +305,7 @@ fn by_image(rows: &Rows, image_count: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// The reference looks annotations up by id, so of several with one id the last stands for all.
-fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
+fn last_of_equal_ids(rows: &mut Rows, path: &Path, diagnostics: &mut Diagnostics) {
     let own_id = |rows: &Rows, index: usize| rows.has_id[index].then(|| rows.objects.ids[index]);
     let mut ids: Vec<i64> = (0..rows.len()).filter_map(|index| own_id(rows, index)).collect();
     ids.sort_unstable();
@@ -316,10 +317,10 @@ fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
     for index in 0..rows.len() {
         let Some(id) = own_id(rows, index).filter(|id| repeated.binary_search(id).is_ok()) else { continue };
         if last.insert(id, index).is_some() {
-            findings.add(
+            diagnostics.add(
                 Code::AnnotationIdRepeated,
                 path,
-                || Place::annotation(id),
+                || Location::annotation(id),
                 || format!("number {} of the list has this id too", index + 1),
             );
         }
@@ -332,7 +333,7 @@ fn last_of_equal_ids(rows: &mut Rows, path: &Path, findings: &mut Findings) {
     }
 }
 
-fn unused_categories(header: &Header, rows: &Rows, path: &Path, findings: &mut Findings) {
+fn unused_categories(header: &Header, rows: &Rows, path: &Path, diagnostics: &mut Diagnostics) {
     if !header.has_annotations {
         return;
     }
@@ -341,7 +342,7 @@ fn unused_categories(header: &Header, rows: &Rows, path: &Path, findings: &mut F
         used[usize::from(label)] = true;
     }
     for (category, _) in header.categories.iter().zip(used).filter(|(_, used)| !used) {
-        let place = || Place::category(category.id);
-        findings.add(Code::CategoryUnused, path, place, || format!("{:?} has no annotation", category.name));
+        let place = || Location::category(category.id);
+        diagnostics.add(Code::CategoryUnused, path, place, || format!("{:?} has no annotation", category.name));
     }
 }

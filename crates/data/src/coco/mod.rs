@@ -7,8 +7,8 @@ mod annotations;
 mod check;
 mod classes;
 mod elements;
+mod external;
 mod files;
-mod foreign;
 mod header;
 mod index;
 mod json;
@@ -29,13 +29,13 @@ pub use segmentation::Segmentation;
 pub use truth::TrueObject;
 
 use files::Folders;
-use source::Source;
+use source::AnnotationSource;
 
 use fnet_common::{Error, Result};
 use fnet_config as config;
 use fnet_protocol::cli::SplitName;
 
-use super::findings::Findings;
+use super::diagnostics::Diagnostics;
 
 /// Which of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub struct Dataset {
     folder: PathBuf,
     /// What `data.root` says.
     root: PathBuf,
-    source: Source,
+    source: AnnotationSource,
     /// The wanted classes; empty for all.
     classes: Vec<String>,
     categories: Vec<Category>,
@@ -119,7 +119,7 @@ pub struct Dataset {
     objects: index::ObjectColumns,
     id_names: IdNames,
     folders: Folders,
-    findings: Findings,
+    diagnostics: Diagnostics,
 }
 
 /// How many entries the lists of an annotation file have.
@@ -188,8 +188,8 @@ impl Dataset {
     }
 
     /// What is odd about the annotation file, as far as it was found when it was opened.
-    pub fn findings(&self) -> &Findings {
-        &self.findings
+    pub fn diagnostics(&self) -> &Diagnostics {
+        &self.diagnostics
     }
 
     /// How many images and annotations the file has, used or not.

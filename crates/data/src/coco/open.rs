@@ -14,38 +14,38 @@ use super::files::Folders;
 use super::header::{self, Header, NoHeader};
 use super::index::Rows;
 use super::records::{RawImage, shown_id};
-use super::source::Source;
-use super::{Dataset, Listed, Split, data_root, foreign, index, lists};
+use super::source::AnnotationSource;
+use super::{Dataset, Listed, Split, data_root, external, index, lists};
 use crate::decode::{DecodedImage, ImageHeader};
-use crate::findings::{Code, Findings, Place, Severity};
+use crate::diagnostics::{Code, Diagnostics, Location, Severity};
 
 impl Dataset {
     /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of images exists.
     ///
     /// # Errors
-    /// A data error with the first finding of each kind that makes the set unusable.
+    /// A data error with the first diagnostic of each kind that makes the set unusable.
     pub fn open(config: &config::Data, split: Split) -> Result<Self> {
-        let (dataset, findings) = Self::inspect(config, split, Findings::KEPT_AT_START);
+        let (dataset, diagnostics) = Self::inspect(config, split, Diagnostics::KEPT_AT_START);
         match dataset {
-            Some(dataset) if findings.number_of(Severity::Error) == 0 => Ok(Self { findings, ..dataset }),
+            Some(dataset) if diagnostics.number_of(Severity::Error) == 0 => Ok(Self { diagnostics, ..dataset }),
             _ => {
-                findings.refuse_errors()?;
+                diagnostics.refuse_errors()?;
                 Err(fnet_common::Error::bug("a data set that cannot be opened without a finding that says why"))
             }
         }
     }
 
-    /// Opens the set `split` of `config` and reports what is wrong or odd, the first `keep` findings of each code in
-    /// full. There is a set, of what could be used, if its lists could be read at all; with errors among the findings
+    /// Opens the set `split` of `config` and reports what is wrong or odd, the first `keep` diagnostics of each code in
+    /// full. There is a set, of what could be used, if its lists could be read at all; with errors among the diagnostics
     /// it is only good for further checks.
-    pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Findings) {
-        let mut findings = Findings::keeping(keep).of(split.name());
-        let dataset = read(config, split, &mut findings);
-        (dataset, findings)
+    pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Diagnostics) {
+        let mut diagnostics = Diagnostics::keeping(keep).of(split.name());
+        let dataset = read(config, split, &mut diagnostics);
+        (dataset, diagnostics)
     }
 }
 
-fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<Dataset> {
+fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> Option<Dataset> {
     let root = data_root(config);
     let set = match split {
         Split::Train => &config.train,
@@ -53,24 +53,24 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
     };
     let (path, folder) = (root.join(&set.ann_file), root.join(&set.img_prefix));
     if !folder.is_dir() {
-        findings.add(Code::FileFolderMissing, &folder, Place::file, || {
+        diagnostics.add(Code::FileFolderMissing, &folder, Location::file, || {
             format!("data.{}.img_prefix names it", split.name())
         });
     }
-    let source = match Source::open(&path) {
+    let source = match AnnotationSource::open(&path) {
         Ok(source) => source,
         Err(error) => {
-            findings.add(Code::FileUnreadable, &path, Place::file, || {
+            diagnostics.add(Code::FileUnreadable, &path, Location::file, || {
                 format!("data.{}.ann_file names it: {error}", split.name())
             });
             return None;
         }
     };
     if let Some(encoding) = source.repaired {
-        findings.add(Code::FileEncoding, &path, Place::file, || format!("the file is {encoding}"));
+        diagnostics.add(Code::FileEncoding, &path, Location::file, || format!("the file is {encoding}"));
     }
     let folders = Folders::default();
-    let mut found = findings.none();
+    let mut found = diagnostics.none();
     // The classes of the training set are those of the model; that the other set has the same is checked afterwards.
     let classes: &[String] = if config.classes_are_auto { &[] } else { &config.classes };
     let contents = read_header(&source, &path, split, classes, &mut found).and_then(|header| {
@@ -83,16 +83,16 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
         Some((categories, listed, index::build(header, &sizes, rows, options, &source, &mut found)))
     });
     if found.number_of(Severity::Error) > 0
-        && let Some(format) = foreign::of_annotations(&source, &path)
+        && let Some(format) = external::of_annotations(&source, &path)
     {
         // What its entries lack as instances says nothing new.
-        findings.add(Code::FileOtherFormat, &path, Place::file, || format.into());
+        diagnostics.add(Code::FileOtherFormat, &path, Location::file, || format.into());
         return None;
     }
-    findings.append(found);
+    diagnostics.append(found);
     let (categories, listed, index::Index { images, objects, id_names }) = contents?;
     let classes = classes.to_vec();
-    let findings = findings.none();
+    let diagnostics = diagnostics.none();
     Some(Dataset {
         split,
         path,
@@ -106,25 +106,25 @@ fn read(config: &config::Data, split: Split, findings: &mut Findings) -> Option<
         objects,
         id_names,
         folders,
-        findings,
+        diagnostics,
     })
 }
 
 /// Reads images and categories, or reports why that cannot be done.
 pub(super) fn read_header(
-    source: &Source,
+    source: &AnnotationSource,
     path: &Path,
     split: Split,
     classes: &[String],
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Header> {
     let lists = ["images", "categories", "annotations"];
-    let (keys, missing) = match header::read(source, path, classes, findings) {
+    let (keys, missing) = match header::read(source, path, classes, diagnostics) {
         Ok(header) if header.has_annotations || split == Split::Val => return Some(header),
         Ok(_) => (Vec::new(), vec!["annotations"]),
         Err(NoHeader::Reported) => return None,
         Err(NoHeader::Broken(broken)) => {
-            report_broken(broken, source, path, findings);
+            report_broken(broken, source, path, diagnostics);
             return None;
         }
         Err(NoHeader::KeysMissing(keys)) => {
@@ -133,12 +133,12 @@ pub(super) fn read_header(
             (keys, missing)
         }
     };
-    if let Some(format) = foreign::of_keys(&keys, source) {
-        findings.add(Code::FileOtherFormat, path, Place::file, || format.into());
+    if let Some(format) = external::of_keys(&keys, source) {
+        diagnostics.add(Code::FileOtherFormat, path, Location::file, || format.into());
         return None;
     }
     for name in missing.into_iter().filter(|&name| name != "annotations" || split == Split::Train) {
-        findings.add(Code::FileKeyMissing, path, Place::file, || match keys.is_empty() {
+        diagnostics.add(Code::FileKeyMissing, path, Location::file, || match keys.is_empty() {
             true => format!("no list {name:?}"),
             false => format!("no list {name:?} among the keys {}", list(keys.iter().map(|(key, _)| quoted(key)), 6)),
         });
@@ -147,31 +147,37 @@ pub(super) fn read_header(
 }
 
 /// Reports a text that could not be read to its end.
-pub(super) fn report_broken(broken: Broken, source: &Source, path: &Path, findings: &mut Findings) {
-    let line = |offset| move || Place::line(source.line(offset));
+pub(super) fn report_broken(broken: Broken, source: &AnnotationSource, path: &Path, diagnostics: &mut Diagnostics) {
+    let line = |offset| move || Location::line(source.line(offset));
     match broken {
-        Broken::NotJson { offset, what } => match foreign::of_text(source) {
-            Some(format) => findings.add(Code::FileOtherFormat, path, Place::file, || format.into()),
-            None => findings.add(Code::FileNotJson, path, line(offset), || what.into()),
+        Broken::NotJson { offset, what } => match external::of_text(source) {
+            Some(format) => diagnostics.add(Code::FileOtherFormat, path, Location::file, || format.into()),
+            None => diagnostics.add(Code::FileNotJson, path, line(offset), || what.into()),
         },
         Broken::CutOff { offset } => {
-            findings.add(Code::FileCutOff, path, line(offset), || format!("it ends after {offset} bytes"));
+            diagnostics.add(Code::FileCutOff, path, line(offset), || format!("it ends after {offset} bytes"));
         }
         Broken::NoObject { first: None } => {
-            findings.add(Code::FileEmpty, path, Place::file, || "there is nothing in it".into());
+            diagnostics.add(Code::FileEmpty, path, Location::file, || "there is nothing in it".into());
         }
         Broken::NoObject { .. } => {
-            let format = foreign::of_text(source).unwrap_or(
+            let format = external::of_text(source).unwrap_or(
                 "neither an object with images, annotations and categories, nor any other format that is known here",
             );
-            findings.add(Code::FileOtherFormat, path, Place::file, || format.into());
+            diagnostics.add(Code::FileOtherFormat, path, Location::file, || format.into());
         }
-        Broken::Unreadable(error) => findings.add(Code::FileUnreadable, path, Place::file, || error.to_string()),
+        Broken::Unreadable(error) => diagnostics.add(Code::FileUnreadable, path, Location::file, || error.to_string()),
     }
 }
 
 /// The size of every image; those that the file does not give are read from the images.
-fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, findings: &mut Findings) -> Vec<[u32; 2]> {
+fn sizes(
+    images: &[RawImage],
+    path: &Path,
+    folder: &Path,
+    folders: &Folders,
+    diagnostics: &mut Diagnostics,
+) -> Vec<[u32; 2]> {
     let mut sizes: Vec<[u32; 2]> = images.iter().map(|image| *image.size.as_ref().unwrap_or(&UNKNOWN_SIZE)).collect();
     let missing = images.iter().enumerate().filter_map(|(place, image)| Some((place, image.size.as_ref().err()?)));
     let missing: Vec<_> = missing.collect();
@@ -181,41 +187,41 @@ fn sizes(images: &[RawImage], path: &Path, folder: &Path, folders: &Folders, fin
     };
     let headers: Vec<_> = missing.par_iter().map(read).collect();
     for (place, wrong, header, file) in headers {
-        let of_image = || Place::image(shown_id(Some(&images[place].id), place));
+        let of_image = || Location::image(shown_id(Some(&images[place].id), place));
         match header {
             Ok(ImageHeader { width, height, .. }) => {
-                findings.add(Code::ImageSizeMissing, path, of_image, || {
+                diagnostics.add(Code::ImageSizeMissing, path, of_image, || {
                     format!("{wrong}; {} has {width}x{height}", file.display())
                 });
                 sizes[place] = [width as u32, height as u32];
             }
-            Err(error) => findings.add(Code::ImageSizeUnknown, path, of_image, || format!("{wrong}, and {error}")),
+            Err(error) => diagnostics.add(Code::ImageSizeUnknown, path, of_image, || format!("{wrong}, and {error}")),
         }
     }
     sizes
 }
 
 fn read_rows(
-    source: &Source,
+    source: &AnnotationSource,
     path: &Path,
     split: Split,
     header: &Header,
     sizes: &[[u32; 2]],
-    findings: &mut Findings,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Rows> {
     let context = header.context(path, split, sizes);
-    let parse = |_: &str, text: &[u8], offset: u64, row: usize, findings: &mut Findings| {
-        Some(annotations::row(text, offset, row, &context, findings))
+    let parse = |_: &str, text: &[u8], offset: u64, row: usize, diagnostics: &mut Diagnostics| {
+        Some(annotations::row(text, offset, row, &context, diagnostics))
     };
     let mut rows = Rows::for_text(source.length());
     let mut take = |_: &str, row: Option<Row>| match row {
         Some(row) => rows.push(row),
         None => rows = Rows::for_text(source.length()),
     };
-    match lists::read(source, path, &["annotations"], &parse, &mut take, findings) {
+    match lists::read(source, path, &["annotations"], &parse, &mut take, diagnostics) {
         Ok(_) => Some(rows),
         Err(broken) => {
-            report_broken(broken, source, path, findings);
+            report_broken(broken, source, path, diagnostics);
             None
         }
     }

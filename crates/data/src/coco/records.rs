@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::json::{Syntax, members, string};
 use super::values::{RawId, Written, id, integer};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// One entry of `images`.
 #[derive(Debug, Clone)]
@@ -69,8 +69,8 @@ fn named<'t>(
     }
 }
 
-/// Reads an entry of `images`; `None`, with a finding, if it cannot be used.
-pub(super) fn image(text: &[u8], row: usize, path: &Path, findings: &mut Findings) -> Option<RawImage> {
+/// Reads an entry of `images`; `None`, with a diagnostic, if it cannot be used.
+pub(super) fn image(text: &[u8], row: usize, path: &Path, diagnostics: &mut Diagnostics) -> Option<RawImage> {
     let (mut width, mut height) = (Err("no width".to_owned()), Err("no height".to_owned()));
     let read = named(text, "file_name", |key, value| match key {
         "width" => width = side(value).map_err(|message| format!("width: {message}")),
@@ -84,7 +84,7 @@ pub(super) fn image(text: &[u8], row: usize, path: &Path, findings: &mut Finding
     let (id, file_name) = match read {
         Ok(read) => read,
         Err((id, message)) => {
-            findings.add(Code::ImageMalformed, path, || Place::image(shown_id(id.as_ref(), row)), || message);
+            diagnostics.add(Code::ImageMalformed, path, || Location::image(shown_id(id.as_ref(), row)), || message);
             return None;
         }
     };
@@ -107,12 +107,17 @@ fn side(text: &[u8]) -> Result<Written<u32>, String> {
     }
 }
 
-/// Reads an entry of `categories`; `None`, with a finding, if it cannot be used.
-pub(super) fn category(text: &[u8], row: usize, path: &Path, findings: &mut Findings) -> Option<RawCategory> {
+/// Reads an entry of `categories`; `None`, with a diagnostic, if it cannot be used.
+pub(super) fn category(text: &[u8], row: usize, path: &Path, diagnostics: &mut Diagnostics) -> Option<RawCategory> {
     match named(text, "name", |_, _| {}) {
         Ok((id, name)) => Some(RawCategory { id, name }),
         Err((id, message)) => {
-            findings.add(Code::CategoryMalformed, path, || Place::category(shown_id(id.as_ref(), row)), || message);
+            diagnostics.add(
+                Code::CategoryMalformed,
+                path,
+                || Location::category(shown_id(id.as_ref(), row)),
+                || message,
+            );
             None
         }
     }
@@ -124,8 +129,8 @@ mod tests {
 
     #[test]
     fn an_image_needs_an_id_and_a_name() {
-        let mut findings = Findings::keeping(9);
-        let mut read = |text: &str| image(text.as_bytes(), 4, Path::new("a.json"), &mut findings);
+        let mut diagnostics = Diagnostics::keeping(9);
+        let mut read = |text: &str| image(text.as_bytes(), 4, Path::new("a.json"), &mut diagnostics);
         let sound =
             read(r#"{"id": "3", "file_name": "a\u00e9/b.jpg", "width": 4.0, "height": "5", "x": [{}]}"#).unwrap();
         assert_eq!((sound.file_name.as_str(), sound.size, sound.size_as_text), ("a\u{e9}/b.jpg", Ok([4, 5]), true));
@@ -148,18 +153,19 @@ mod tests {
         {
             assert!(read(wrong).is_none(), "{wrong}");
         }
-        let places: Vec<_> = findings.kept().iter().map(|finding| finding.place.image.clone().unwrap()).collect();
+        let places: Vec<_> =
+            diagnostics.kept().iter().map(|diagnostic| diagnostic.place.image.clone().unwrap()).collect();
         assert_eq!(places, ["3", "#5", "#5", "#5", "3"]);
     }
 
     #[test]
     fn a_category_needs_an_id_and_a_name() {
-        let mut findings = Findings::keeping(9);
-        let mut read = |text: &str| category(text.as_bytes(), 0, Path::new("a.json"), &mut findings);
+        let mut diagnostics = Diagnostics::keeping(9);
+        let mut read = |text: &str| category(text.as_bytes(), 0, Path::new("a.json"), &mut diagnostics);
         assert_eq!(read(r#"{"id": 0, "name": "cat"}"#).unwrap().name, "cat");
         for wrong in [r#"{"id": 3}"#, r#"{"name": "a"}"#, "\"cat\"", r#"{"id": 1.5, "name": "a"}"#] {
             assert!(read(wrong).is_none(), "{wrong}");
         }
-        assert_eq!(findings.count(Code::CategoryMalformed), 4);
+        assert_eq!(diagnostics.count(Code::CategoryMalformed), 4);
     }
 }

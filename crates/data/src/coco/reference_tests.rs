@@ -212,8 +212,8 @@ fn open(file: &Path, split: Split) -> Dataset {
         set.ann_file = file.display().to_string();
         set.img_prefix = file.parent().unwrap().display().to_string();
     }
-    let (dataset, findings) = Dataset::inspect(&config, split, 3);
-    dataset.unwrap_or_else(|| panic!("{}: {:?}", file.display(), findings.kept()))
+    let (dataset, diagnostics) = Dataset::inspect(&config, split, 3);
+    dataset.unwrap_or_else(|| panic!("{}: {:?}", file.display(), diagnostics.kept()))
 }
 
 fn right_sides(dataset: &Dataset) -> f64 {

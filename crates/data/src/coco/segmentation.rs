@@ -5,7 +5,7 @@ use hotcoco::types::Rle;
 
 use super::json::{items, members, string};
 use super::values::{Written, float, integer, is_whole, shown};
-use crate::findings::Code;
+use crate::diagnostics::Code;
 
 /// Polygons or run lengths.
 #[derive(Debug, Clone, PartialEq)]

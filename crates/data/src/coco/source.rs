@@ -11,7 +11,7 @@ const BLOCK: usize = 1 << 18;
 
 /// The text of an annotation file in UTF-8; offsets are bytes from its start.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct AnnotationSource {
     text: Text,
     /// Where the text starts, after a byte-order mark.
     pub start: u64,
@@ -73,7 +73,7 @@ fn decode_wide(bytes: &[u8], encoding: &str) -> io::Result<Vec<u8>> {
     text.map(String::into_bytes).ok_or_else(invalid)
 }
 
-impl Source {
+impl AnnotationSource {
     /// Opens the file at `path`. Text in UTF-16 or UTF-32 is turned into UTF-8 in memory.
     ///
     /// # Errors
@@ -173,9 +173,9 @@ impl Source {
     }
 }
 
-/// The text of a [`Source`] in pieces.
+/// The text of a [`AnnotationSource`] in pieces.
 pub(super) struct Pieces<'s> {
-    source: &'s Source,
+    source: &'s AnnotationSource,
     /// Where the next piece starts.
     offset: u64,
 }

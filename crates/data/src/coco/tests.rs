@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::findings::{Code, Severity};
+use crate::diagnostics::{Code, Severity};
 use fnet_test_support::{SmallSet, fixture};
 
 fn image(id: i64) -> Value {
@@ -78,7 +78,7 @@ fn labels_follow_the_order_of_the_file() {
     let set = open(&[image(1)], &annotations, Split::Train, &["cup", "box"]).unwrap();
     assert_eq!(set.objects(0).labels, [0, 1]);
     assert_eq!(set.categories()[0], Category { id: 7, name: "box".into() });
-    assert_eq!(set.findings().counts(), [(Code::ClassOrder, 1)]);
+    assert_eq!(set.diagnostics().counts(), [(Code::ClassOrder, 1)]);
     let only = open(&[image(1)], &annotations, Split::Train, &["cup"]).unwrap();
     assert_eq!((only.objects(0).ids, only.objects(0).labels), (&[2][..], &[0][..]));
 }
@@ -88,7 +88,7 @@ fn of_annotations_with_one_id_the_last_stands_for_all() {
     let second = with(annotation(1, 1), "bbox", json!([1, 1, 5, 5]));
     let set = open(&[image(1)], &[annotation(1, 1), second, annotation(2, 1)], Split::Train, &[]).unwrap();
     assert_eq!(set.objects(0).boxes[..2], [[1.0, 1.0, 6.0, 6.0]; 2]);
-    assert_eq!(set.findings().count(Code::AnnotationIdRepeated), 1);
+    assert_eq!(set.diagnostics().count(Code::AnnotationIdRepeated), 1);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn what_has_one_meaning_is_repaired_with_a_warning() {
         (AnnotationAreaMissing, 1),
         (Code::CategoryUnused, 1),
     ];
-    assert_eq!(set.findings().counts(), expected);
+    assert_eq!(set.diagnostics().counts(), expected);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn real_annotations_are_read_like_a_naive_reader_does() {
         .collect();
     assert_eq!(set.image_ids(), expected);
     assert_eq!(set.categories().len(), 80);
-    assert_eq!(set.findings().number_of(Severity::Warning), 0, "{:?}", set.findings().counts());
+    assert_eq!(set.diagnostics().number_of(Severity::Warning), 0, "{:?}", set.diagnostics().counts());
     for i in 0..set.len() {
         let masks = set.segmentations(i).unwrap();
         for (mask, id) in masks.iter().zip(set.objects(i).ids) {

@@ -12,7 +12,7 @@ use super::lists;
 use super::open::{read_header, report_broken};
 use super::segmentation::Segmentation;
 use super::{Dataset, Split};
-use crate::findings::{Code, Findings, Place};
+use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// One annotation of a wanted class.
 #[derive(Debug, Clone)]
@@ -51,28 +51,28 @@ impl Dataset {
     /// # Errors
     /// A data error with what is wrong in the annotation file.
     pub fn true_objects(&self) -> Result<Vec<TrueObject>> {
-        let mut findings = Findings::default();
-        let header = read_header(&self.source, &self.path, self.split, &self.classes, &mut findings);
+        let mut diagnostics = Diagnostics::default();
+        let header = read_header(&self.source, &self.path, self.split, &self.classes, &mut diagnostics);
         let mut objects = Vec::new();
         if let Some(header) = header {
             let sizes = listed_sizes(&header, self);
             let mut names = header.names.clone();
             let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
             let context = header.context(&self.path, Split::Val, &sizes);
-            let parse = |_: &str, text: &[u8], _: u64, row: usize, findings: &mut Findings| {
-                object(text, row, &ids, &context, findings)
+            let parse = |_: &str, text: &[u8], _: u64, row: usize, diagnostics: &mut Diagnostics| {
+                object(text, row, &ids, &context, diagnostics)
             };
             let mut read = Vec::new();
             let mut take = |_: &str, object: Option<Identified>| match object {
                 Some(object) => read.push(object),
                 None => read.clear(),
             };
-            match lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut findings) {
+            match lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut diagnostics) {
                 Ok(_) => objects = last_of_equal_ids(read),
-                Err(broken) => report_broken(broken, &self.source, &self.path, &mut findings),
+                Err(broken) => report_broken(broken, &self.source, &self.path, &mut diagnostics),
             }
         }
-        findings.refuse_errors()?;
+        diagnostics.refuse_errors()?;
         Ok(objects)
     }
 }
@@ -97,7 +97,13 @@ fn last_of_equal_ids(objects: Vec<Identified>) -> Vec<TrueObject> {
     objects.iter().enumerate().map(stands).collect()
 }
 
-fn object(text: &[u8], row: usize, ids: &[i64], context: &Context, findings: &mut Findings) -> Option<Identified> {
+fn object(
+    text: &[u8],
+    row: usize,
+    ids: &[i64],
+    context: &Context,
+    diagnostics: &mut Diagnostics,
+) -> Option<Identified> {
     // What is malformed was reported when the set was opened.
     let raw = Raw::read(text).ok()?;
     let image = *context.images.get(&RawKey::from(raw.image.as_ref()?))?;
@@ -109,7 +115,7 @@ fn object(text: &[u8], row: usize, ids: &[i64], context: &Context, findings: &mu
     let size = context.sizes[image as usize];
     let mut wrong = |message: String| {
         let id = super::records::shown_id(raw.id.as_ref(), row);
-        findings.add(Code::MaskMalformed, context.path, || Place::annotation(id), || message);
+        diagnostics.add(Code::MaskMalformed, context.path, || Location::annotation(id), || message);
     };
     let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
         // What pycocotools refuses to draw is no mask; where masks are evaluated it was an error.

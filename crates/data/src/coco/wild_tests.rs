@@ -39,13 +39,13 @@ fn json_files(folder: &Path) -> Vec<PathBuf> {
 
 /// How often each code is found, the gravest first.
 fn found(config: &config::Data, split: Split) -> String {
-    let (set, mut findings) = Dataset::inspect(config, split, 1);
+    let (set, mut diagnostics) = Dataset::inspect(config, split, 1);
     if let Some(set) = &set {
-        set.check_masks(&mut findings);
-        set.check_files(&mut findings);
+        set.check_masks(&mut diagnostics);
+        set.check_files(&mut diagnostics);
     }
-    let counts: Vec<_> = findings.counts().into_iter().map(|(code, count)| format!("{code} {count}")).collect();
-    if findings.refuse_errors().is_ok() {
+    let counts: Vec<_> = diagnostics.counts().into_iter().map(|(code, count)| format!("{code} {count}")).collect();
+    if diagnostics.refuse_errors().is_ok() {
         assert_usable(&set.expect("a set, as nothing is wrong with it"), split);
     }
     if counts.is_empty() { "nothing".into() } else { counts.join(", ") }

@@ -10,9 +10,9 @@ use fnet_common::{Error, Result};
 use fnet_protocol::contain;
 
 /// How long the consumer waits for one item before it gives up.
-const PATIENCE: Duration = Duration::from_secs(600);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long dropping waits for the threads; one that is stuck in the kernel is left behind.
-const FAREWELL: Duration = Duration::from_secs(2);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Makes item `i`; called on several threads at once, for each `i` once. Long work should look at the flag between its
 /// parts and end early, with any result, once it is set.
@@ -137,7 +137,7 @@ impl<T> Iterator for Prefetch<T> {
             self.ended = result.is_err();
             return Some(result);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + BATCH_TIMEOUT;
         let result = loop {
             if let Some(result) = state.finished.remove(&item) {
                 break result;
@@ -145,7 +145,7 @@ impl<T> Iterator for Prefetch<T> {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let what = (shared.describe)(item);
-                let seconds = PATIENCE.as_secs();
+                let seconds = BATCH_TIMEOUT.as_secs();
                 break Err(Error::data(format!("no progress for {seconds} s while loading {what}; check the disk")));
             }
             state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -161,7 +161,7 @@ impl<T> Iterator for Prefetch<T> {
 impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
         self.shared.canceled.store(true, Ordering::Relaxed);
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + JOIN_TIMEOUT;
         let mut state = self.shared.lock();
         self.shared.changed.notify_all();
         while state.running_threads > 0 {
@@ -241,7 +241,7 @@ mod tests {
         items.next().unwrap().unwrap();
         let shared = Arc::clone(&items.shared);
         drop(items);
-        assert!(started.elapsed() < FAREWELL);
+        assert!(started.elapsed() < JOIN_TIMEOUT);
         assert_eq!(shared.lock().running_threads, 0);
     }
 }

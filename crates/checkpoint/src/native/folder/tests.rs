@@ -4,11 +4,11 @@ use super::*;
 
 impl CheckpointFolder {
     fn epoch(&self, finished: usize) -> PathBuf {
-        self.file(&file_name(Progress { epoch: finished, ..Progress::default() }))
+        self.file(&file_name(TrainProgress { epoch: finished, ..TrainProgress::default() }))
     }
 
-    fn iter(&self, step: u64) -> PathBuf {
-        self.file(&file_name(Progress { step, step_in_epoch: 1, ..Progress::default() }))
+    fn iter(&self, step: usize) -> PathBuf {
+        self.file(&file_name(TrainProgress { step, step_in_epoch: 1, ..TrainProgress::default() }))
     }
 
     fn latest(&self) -> Result<Latest> {
@@ -16,7 +16,7 @@ impl CheckpointFolder {
     }
 }
 
-fn folder_with(steps: &[u64]) -> (tempfile::TempDir, CheckpointFolder) {
+fn folder_with(steps: &[usize]) -> (tempfile::TempDir, CheckpointFolder) {
     let directory = tempfile::tempdir().unwrap();
     let folder = CheckpointFolder::create(directory.path().join("job")).unwrap();
     for &step in steps {
@@ -127,7 +127,7 @@ fn the_newest_is_the_one_that_is_further_even_if_its_steps_were_counted_anew() {
     let folder = CheckpointFolder::create(directory.path()).unwrap();
     for (step, epoch, step_in_epoch) in [(200, 2, 0), (110, 2, 10)] {
         let mut checkpoint = sample(step);
-        checkpoint.meta.progress = Progress { step, epoch, step_in_epoch };
+        checkpoint.meta.progress = TrainProgress { step, epoch, step_in_epoch };
         checkpoint.save(folder.iter(step)).unwrap();
     }
     assert_eq!(folder.latest().unwrap().found.unwrap().0, folder.iter(110));
@@ -138,7 +138,7 @@ fn the_newest_is_the_one_that_is_further_even_if_its_steps_were_counted_anew() {
 fn what_a_job_goes_back_behind_is_set_aside_and_not_gone_on_from() {
     let directory = tempfile::tempdir().unwrap();
     let folder = CheckpointFolder::create(directory.path()).unwrap();
-    let progress = |epoch, step_in_epoch, step| Progress { epoch, step_in_epoch, step };
+    let progress = |epoch, step_in_epoch, step| TrainProgress { epoch, step_in_epoch, step };
     for place in [progress(3, 0, 300), progress(3, 10, 310), progress(4, 0, 400)] {
         let mut checkpoint = sample(place.step);
         checkpoint.meta.progress = place;

@@ -5,13 +5,13 @@ use tch::Tensor;
 use fnet_common::ErrorKind;
 
 use super::*;
-use crate::native::{Checkpoint, CheckpointMeta, Progress, State, latest, verify};
+use crate::native::{Checkpoint, CheckpointMeta, State, TrainProgress, latest, verify};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn snapshot(step: u64, transient: bool) -> Snapshot {
+fn snapshot(step: usize, transient: bool) -> Snapshot {
     let meta = CheckpointMeta {
-        progress: Progress { step, ..Progress::default() },
+        progress: TrainProgress { step, ..TrainProgress::default() },
         world_size: 1,
         state: State { transient, ..State::default() },
         ..CheckpointMeta::default()
@@ -20,7 +20,7 @@ fn snapshot(step: u64, transient: bool) -> Snapshot {
     Checkpoint { tensors, meta }.snapshot().unwrap()
 }
 
-fn save(step: u64) -> Save {
+fn save(step: usize) -> Save {
     Save {
         snapshot: snapshot(step, false),
         file: format!("iter_{step}.ckpt"),
@@ -39,15 +39,15 @@ fn what_is_handed_over_is_durable_once_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let saved = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&saved);
-    let on_saved = Box::new(move |_: &Path, step| told.lock().unwrap().push(step));
+    let on_saved = Box::new(move |_: &Path, step| told.lock().unwrap().push(step as usize));
     let writer = Writer::start(vec![CheckpointFolder::shared(folder.path())], on_saved).unwrap();
     for step in 1..=3 {
         writer.save(save(step));
-        writer.finish(PATIENCE, &|| {}).unwrap();
+        writer.finish(TIMEOUT, &|| {}).unwrap();
         assert_eq!(verify(folder.path().join("latest.ckpt")).unwrap().progress.step, step);
     }
     writer.keep_best("iter_3.ckpt".into(), "bbox_mAP".into());
-    writer.finish(PATIENCE, &|| {}).unwrap();
+    writer.finish(TIMEOUT, &|| {}).unwrap();
     assert!(folder.path().join("best_bbox_mAP.ckpt").is_file());
     assert_eq!(*saved.lock().unwrap(), [1, 2, 3]);
 }
@@ -59,11 +59,11 @@ fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
     for step in [4, 5] {
         let snapshot = snapshot(step, true);
         writer.save(Save { snapshot, replaces_transient: false, ..save(step) });
-        writer.finish(PATIENCE, &|| {}).unwrap();
+        writer.finish(TIMEOUT, &|| {}).unwrap();
     }
     assert!(folder.path().join("iter_4.ckpt").is_file(), "no regular one has come after it");
     writer.save(save(6));
-    writer.finish(PATIENCE, &|| {}).unwrap();
+    writer.finish(TIMEOUT, &|| {}).unwrap();
     let left = latest(&[folder.path()]).unwrap();
     assert_eq!(left.found.unwrap().1.progress.step, 6);
     assert!(!folder.path().join("iter_4.ckpt").exists() && !folder.path().join("iter_5.ckpt").exists());
@@ -80,7 +80,7 @@ fn a_folder_that_takes_nothing_is_waited_for_and_the_newest_checkpoint_wins() {
     assert!(error.to_string().contains("the folder is gone"), "{error}");
     writer.save(save(2));
     std::fs::create_dir(folder.path().join("drive")).unwrap();
-    writer.finish(PATIENCE, &|| {}).unwrap();
+    writer.finish(TIMEOUT, &|| {}).unwrap();
     assert_eq!(verify(gone.join("iter_2.ckpt")).unwrap().progress.step, 2);
 }
 
@@ -91,7 +91,7 @@ fn another_folder_is_taken_where_one_is_given() {
     let writer = writer(&[&gone, &other]);
     writer.save(save(1));
     writer.keep_best("iter_1.ckpt".into(), "m".into());
-    writer.finish(PATIENCE, &|| {}).unwrap();
+    writer.finish(TIMEOUT, &|| {}).unwrap();
     assert!(other.join("best_m.ckpt").is_file());
     let found = latest(&[gone, other.clone()]).unwrap().found.unwrap();
     assert_eq!(found.0, other.join("iter_1.ckpt"));
@@ -126,7 +126,7 @@ fn those_of_a_broken_job_do_not_push_out_regular_ones() {
     for (step, transient) in [(1, false), (2, false), (3, true), (4, false)] {
         let snapshot = snapshot(step, transient);
         writer.save(Save { snapshot, keep_last: 2, replaces_transient: !transient, ..save(step) });
-        writer.finish(PATIENCE, &|| {}).unwrap();
+        writer.finish(TIMEOUT, &|| {}).unwrap();
     }
     let there = [1, 2, 3, 4].map(|step| folder.path().join(format!("iter_{step}.ckpt")).exists());
     assert_eq!(there, [false, true, false, true]);

@@ -17,10 +17,10 @@ pub fn learning_rate(schedule: &Schedule, base: f64, epoch: usize, step: usize) 
     regular * (1.0 - missing)
 }
 
-/// The learning rate of the last update before a position: `epoch` finished epochs, `iteration` finished steps of
+/// The learning rate of the last update before a position: `epoch` finished epochs, `step_in_epoch` finished steps of
 /// the one after them, `step` finished steps in all.
-pub fn last_learning_rate(schedule: &Schedule, base: f64, epoch: usize, iteration: usize, step: usize) -> f64 {
-    let epoch = if iteration > 0 { epoch } else { epoch.saturating_sub(1) };
+pub fn last_learning_rate(schedule: &Schedule, base: f64, epoch: usize, step_in_epoch: usize, step: usize) -> f64 {
+    let epoch = if step_in_epoch > 0 { epoch } else { epoch.saturating_sub(1) };
     learning_rate(schedule, base, epoch, step.saturating_sub(1))
 }
 
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn the_last_rate_is_that_of_the_epoch_of_the_last_step() {
         let schedule = Schedule { warmup_iters: 0, steps: vec![2], ..Schedule::default() };
-        let last = |epoch, iteration, step| last_learning_rate(&schedule, 1.0, epoch, iteration, step);
+        let last = |epoch, step_in_epoch, step| last_learning_rate(&schedule, 1.0, epoch, step_in_epoch, step);
         assert_eq!((last(2, 0, 20), last(2, 1, 21), last(3, 0, 30)), (1.0, 0.1, 0.1));
         assert_eq!(last(0, 0, 0), 1.0);
     }

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use super::json::members;
 use super::lists;
-use super::source::Source;
-use crate::findings::Findings;
+use super::source::AnnotationSource;
+use crate::diagnostics::Diagnostics;
 
 /// As much of a text as is looked at.
 const HEAD: usize = 1 << 16;
 
 /// The format of a JSON object with these keys that is not COCO instances; `None` if nothing is known of it.
-pub(super) fn of_keys(keys: &[(String, u8)], source: &Source) -> Option<&'static str> {
+pub(super) fn of_keys(keys: &[(String, u8)], source: &AnnotationSource) -> Option<&'static str> {
     let has = |name: &str| keys.iter().any(|(key, _)| key == name);
     if has("shapes") && (has("imagePath") || has("imageData")) {
         return Some("LabelMe JSON of one image; convert the folder with labelme2coco");
@@ -64,8 +64,8 @@ fn is_image_name(key: &str) -> bool {
 }
 
 /// The kind of COCO file that this is, if it is another one than instances: told by all its annotations.
-pub(super) fn of_annotations(source: &Source, path: &Path) -> Option<&'static str> {
-    let kind = |list: &str, text: &[u8], _: u64, _: usize, _: &mut Findings| match list {
+pub(super) fn of_annotations(source: &AnnotationSource, path: &Path) -> Option<&'static str> {
+    let kind = |list: &str, text: &[u8], _: u64, _: usize, _: &mut Diagnostics| match list {
         "annotations" => Some(annotation(text)),
         "images" => Some(Element::Image),
         _ => Some(Element::Category),
@@ -73,7 +73,7 @@ pub(super) fn of_annotations(source: &Source, path: &Path) -> Option<&'static st
     let wanted = ["images", "categories", "annotations"];
     let mut elements = Vec::new();
     let mut take = |_: &str, element| elements.extend(element);
-    let keys = lists::read(source, path, &wanted, &kind, &mut take, &mut Findings::keeping(0)).ok()?;
+    let keys = lists::read(source, path, &wanted, &kind, &mut take, &mut Diagnostics::keeping(0)).ok()?;
     let of_videos = keys.iter().any(|(key, _)| key == "videos");
     let has_mask = |element: &Element| matches!(element, Element::Annotation { has_mask: true, .. });
     if of_videos && !elements.iter().any(has_mask) {
@@ -124,7 +124,7 @@ fn annotation(text: &[u8]) -> Element {
 }
 
 /// The format of a text that is no JSON object; `None` if nothing is known of it.
-pub(super) fn of_text(source: &Source) -> Option<&'static str> {
+pub(super) fn of_text(source: &AnnotationSource) -> Option<&'static str> {
     let head = head(source);
     let start = head.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(head.len());
     let text = &head[start..];
@@ -172,7 +172,7 @@ fn is_yolo(text: &[u8]) -> bool {
     numbers.is_some_and(|numbers| numbers.len() >= 5 && numbers[1..].iter().all(|n| (0.0..=1.0).contains(n)))
 }
 
-fn head(source: &Source) -> Vec<u8> {
+fn head(source: &AnnotationSource) -> Vec<u8> {
     let mut head = Vec::new();
     // What cannot be read was reported.
     let _ = source.reader(source.start).append_to(&mut head);
@@ -205,17 +205,17 @@ mod tests {
             (b"\x00\x05\x16\x07", "AppleDouble"),
         ];
         for (text, name) in table {
-            let found = of_text(&Source::memory(text.to_vec())).unwrap();
+            let found = of_text(&AnnotationSource::memory(text.to_vec())).unwrap();
             assert!(found.contains(name), "{found}");
         }
-        assert_eq!(of_text(&Source::memory(b"hello".to_vec())), None);
+        assert_eq!(of_text(&AnnotationSource::memory(b"hello".to_vec())), None);
     }
 
     #[test]
     fn json_objects_of_other_tools_are_named() {
         let of = |text: &str, keys: &[&str]| {
             let keys: Vec<_> = keys.iter().map(|key| ((*key).to_owned(), b'[')).collect();
-            of_keys(&keys, &Source::memory(text.as_bytes().to_vec()))
+            of_keys(&keys, &AnnotationSource::memory(text.as_bytes().to_vec()))
         };
         assert!(of("{}", &["version", "shapes", "imagePath"]).unwrap().contains("LabelMe"));
         assert!(of("{\"annotation\": {\"folder\": \"a\"}}", &["annotation"]).unwrap().contains("VOC"));

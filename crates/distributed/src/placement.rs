@@ -5,7 +5,7 @@ use fnet_protocol::env;
 
 /// A process's place in the job and the way to its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct RankPlacement {
     /// Rank in the job, from 0.
     pub rank: usize,
     /// Number of ranks in the job.
@@ -36,7 +36,7 @@ pub struct Rendezvous {
 /// torchrun's count of restarts.
 const TORCHELASTIC_RESTART_COUNT: &str = "TORCHELASTIC_RESTART_COUNT";
 
-impl Place {
+impl RankPlacement {
     /// Reads the variables that PyTorch programs are started with (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
     /// MASTER_ADDR, MASTER_PORT) and fnet's own; with none of them, a job of one rank.
     ///
@@ -109,9 +109,9 @@ mod tests {
 
     use super::*;
 
-    fn place(variables: &[(&str, &str)]) -> Result<Place> {
+    fn place(variables: &[(&str, &str)]) -> Result<RankPlacement> {
         let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Place::from_variables(find)
+        RankPlacement::from_variables(find)
     }
 
     const TWO: [(&str, &str); 6] = [
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn without_variables_the_job_has_one_rank_and_no_rendezvous() {
-        let alone = Place { rank: 0, world_size: 1, local_rank: 0, local_world_size: Some(1), rendezvous: None };
+        let alone =
+            RankPlacement { rank: 0, world_size: 1, local_rank: 0, local_world_size: Some(1), rendezvous: None };
         assert_eq!(place(&[]).unwrap(), alone);
         assert_eq!(place(&[("RANK", ""), ("MASTER_PORT", "1")]).unwrap(), alone);
         assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), alone);

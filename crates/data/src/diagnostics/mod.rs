@@ -1,8 +1,8 @@
-//! What is wrong or odd in a data set: each finding has a code, a place and a remedy.
+//! What is wrong or odd in a data set: each diagnostic has a code, a place and a remedy.
 //!
 //! The rule behind every code: what the reference accepts is used as the reference uses it, with a warning where it
 //! looks wrong; what it would crash on is repaired if only one meaning is possible; anything else is an error.
-//! `docs/data-codes.md` is made from [`Code::facts`].
+//! `docs/data-codes.md` is made from [`Code::description`].
 
 mod code;
 #[cfg(test)]
@@ -17,11 +17,11 @@ use serde::Serialize;
 use fnet_common::text::printable;
 use fnet_common::{Error, Result};
 
-pub use code::{Code, Facts, Severity};
+pub use code::{Code, CodeDescription, Severity};
 
-/// Where in a file a finding is. Ids are written as the file has them.
+/// Where in a file a diagnostic is. Ids are written as the file has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct Location {
     /// Line, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
@@ -36,7 +36,7 @@ pub struct Place {
     pub category: Option<String>,
 }
 
-impl Place {
+impl Location {
     /// The file as a whole.
     pub fn file() -> Self {
         Self::default()
@@ -70,7 +70,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [
             self.line.map(|line| format!("line {line}")),
@@ -84,7 +84,7 @@ impl fmt::Display for Place {
 
 /// One thing that is wrong or odd.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct Diagnostic {
     /// What kind of thing.
     pub code: Code,
     /// The set it is in, as the config names it.
@@ -92,12 +92,12 @@ pub struct Finding {
     /// The annotation file or image it is in.
     pub file: PathBuf,
     /// Where in the file.
-    pub place: Place,
+    pub place: Location,
     /// What was found there, with the values.
     pub message: String,
 }
 
-impl Serialize for Finding {
+impl Serialize for Diagnostic {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Flat<'a> {
@@ -107,59 +107,59 @@ impl Serialize for Finding {
             set: Option<&'static str>,
             file: std::borrow::Cow<'a, str>,
             #[serde(flatten)]
-            place: &'a Place,
+            place: &'a Location,
             message: &'a str,
             remedy: &'static str,
         }
-        let Facts { severity, remedy, .. } = self.code.facts();
+        let CodeDescription { severity, remedy, .. } = self.code.description();
         let file = self.file.to_string_lossy();
         Flat { code: self.code, severity, set: self.set, file, place: &self.place, message: &self.message, remedy }
             .serialize(serializer)
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Facts { severity, remedy, .. } = self.code.facts();
+        let CodeDescription { severity, remedy, .. } = self.code.description();
         write!(f, "{severity}: {}: ", self.code.name())?;
         if let Some(set) = self.set {
             write!(f, "data.{set}: ")?;
         }
         write!(f, "{}: ", printable(&self.file.to_string_lossy()))?;
-        if self.place != Place::default() {
+        if self.place != Location::default() {
             write!(f, "{}: ", printable(&self.place.to_string()))?;
         }
         write!(f, "{}; {remedy}", printable(&self.message))
     }
 }
 
-/// Findings as they are collected: all are counted, the first of each code are kept.
+/// Diagnostics as they are collected: all are counted, the first of each code are kept.
 #[derive(Debug, Clone)]
-pub struct Findings {
+pub struct Diagnostics {
     keep: usize,
-    /// The set that new findings are in.
+    /// The set that new diagnostics are in.
     set: Option<&'static str>,
     counts: BTreeMap<Code, usize>,
-    kept: Vec<Finding>,
+    kept: Vec<Diagnostic>,
 }
 
-impl Default for Findings {
+impl Default for Diagnostics {
     /// Keeps what people read at the start of a job.
     fn default() -> Self {
         Self::keeping(Self::KEPT_AT_START)
     }
 }
 
-impl Findings {
-    /// Findings of each code that are kept at the start of a job.
+impl Diagnostics {
+    /// Diagnostics of each code that are kept at the start of a job.
     pub const KEPT_AT_START: usize = 3;
 
-    /// Keeps the first `keep` findings of each code and counts the rest.
+    /// Keeps the first `keep` diagnostics of each code and counts the rest.
     pub fn keeping(keep: usize) -> Self {
         Self { keep, set: None, counts: BTreeMap::new(), kept: Vec::new() }
     }
 
-    /// The same collection, whose new findings are in `set` (`train` or `val`).
+    /// The same collection, whose new diagnostics are in `set` (`train` or `val`).
     #[must_use]
     pub fn of(mut self, set: &'static str) -> Self {
         self.set = Some(set);
@@ -171,24 +171,30 @@ impl Findings {
         Self { set: self.set, ..Self::keeping(self.keep) }
     }
 
-    /// Adds a finding; `place` and `message` are only asked for if the finding is kept.
-    pub fn add(&mut self, code: Code, file: &Path, place: impl FnOnce() -> Place, message: impl FnOnce() -> String) {
+    /// Adds a diagnostic; `place` and `message` are only asked for if the diagnostic is kept.
+    pub fn add(&mut self, code: Code, file: &Path, place: impl FnOnce() -> Location, message: impl FnOnce() -> String) {
         let count = self.counts.entry(code).or_default();
         *count += 1;
         if *count <= self.keep {
-            self.kept.push(Finding { code, set: self.set, file: file.to_owned(), place: place(), message: message() });
+            self.kept.push(Diagnostic {
+                code,
+                set: self.set,
+                file: file.to_owned(),
+                place: place(),
+                message: message(),
+            });
         }
     }
 
-    /// Adds the findings of another collection after these.
+    /// Adds the diagnostics of another collection after these.
     pub fn append(&mut self, other: Self) {
         let mut room: BTreeMap<Code, usize> =
             other.counts.keys().map(|&code| (code, self.keep.saturating_sub(self.count(code)))).collect();
-        for finding in other.kept {
-            let room = room.entry(finding.code).or_default();
+        for diagnostic in other.kept {
+            let room = room.entry(diagnostic.code).or_default();
             if *room > 0 {
                 *room -= 1;
-                self.kept.push(finding);
+                self.kept.push(diagnostic);
             }
         }
         for (code, count) in other.counts {
@@ -196,17 +202,20 @@ impl Findings {
         }
     }
 
-    /// Removes all findings of a code.
+    /// Removes all diagnostics of a code.
     pub fn remove(&mut self, code: Code) {
         self.counts.remove(&code);
-        self.kept.retain(|finding| finding.code != code);
+        self.kept.retain(|diagnostic| diagnostic.code != code);
     }
 
-    /// Takes all findings of the code `from` for findings of `to`, which means something else for the job.
+    /// Takes all diagnostics of the code `from` for diagnostics of `to`, which means something else for the job.
     pub fn rename(&mut self, from: Code, to: Code) {
         if let Some(count) = self.counts.remove(&from) {
             *self.counts.entry(to).or_default() += count;
-            self.kept.iter_mut().filter(|finding| finding.code == from).for_each(|finding| finding.code = to);
+            self.kept
+                .iter_mut()
+                .filter(|diagnostic| diagnostic.code == from)
+                .for_each(|diagnostic| diagnostic.code = to);
         }
     }
 
@@ -218,12 +227,12 @@ impl Findings {
     /// How often each code was found, the gravest first.
     pub fn counts(&self) -> Vec<(Code, usize)> {
         let mut counts: Vec<_> = self.counts.iter().map(|(&code, &count)| (code, count)).collect();
-        counts.sort_by_key(|&(code, _)| (std::cmp::Reverse(code.facts().severity), code));
+        counts.sort_by_key(|&(code, _)| (std::cmp::Reverse(code.description().severity), code));
         counts
     }
 
-    /// The findings that are kept, in the order in which they were made.
-    pub fn kept(&self) -> &[Finding] {
+    /// The diagnostics that are kept, in the order in which they were made.
+    pub fn kept(&self) -> &[Diagnostic] {
         &self.kept
     }
 
@@ -232,12 +241,12 @@ impl Findings {
         self.counts.is_empty()
     }
 
-    /// Number of findings of a severity.
+    /// Number of diagnostics of a severity.
     pub fn number_of(&self, severity: Severity) -> usize {
-        self.counts.iter().filter(|(code, _)| code.facts().severity == severity).map(|(_, count)| count).sum()
+        self.counts.iter().filter(|(code, _)| code.description().severity == severity).map(|(_, count)| count).sum()
     }
 
-    /// Stops if there is an error among the findings.
+    /// Stops if there is an error among the diagnostics.
     ///
     /// # Errors
     /// A data error with a line for each code of that severity.
@@ -249,17 +258,17 @@ impl Findings {
         }
     }
 
-    /// One line for each code of a severity: the first finding, and how many more there are.
+    /// One line for each code of a severity: the first diagnostic, and how many more there are.
     pub fn lines(&self, severity: Severity) -> Vec<String> {
         let line = |(code, count): (Code, usize)| {
-            let first = self.kept.iter().find(|finding| finding.code == code)?;
+            let first = self.kept.iter().find(|diagnostic| diagnostic.code == code)?;
             let more = match count {
                 1 => String::new(),
                 _ => format!(" ({count} findings of this kind; `fnet-launch check-data` lists them)"),
             };
             Some(format!("{first}{more}"))
         };
-        self.counts().into_iter().filter(|(code, _)| code.facts().severity == severity).filter_map(line).collect()
+        self.counts().into_iter().filter(|(code, _)| code.description().severity == severity).filter_map(line).collect()
     }
 }
 
@@ -267,33 +276,33 @@ impl Findings {
 mod tests {
     use super::*;
 
-    fn found(codes: &[Code], keep: usize) -> Findings {
-        let mut findings = Findings::keeping(keep);
+    fn found(codes: &[Code], keep: usize) -> Diagnostics {
+        let mut diagnostics = Diagnostics::keeping(keep);
         for (i, &code) in codes.iter().enumerate() {
-            findings.add(code, Path::new("a.json"), || Place::annotation(i), || format!("number {i}"));
+            diagnostics.add(code, Path::new("a.json"), || Location::annotation(i), || format!("number {i}"));
         }
-        findings
+        diagnostics
     }
 
     #[test]
     fn all_are_counted_and_the_first_of_each_code_kept() {
-        let findings = found(&[Code::BoxOutside, Code::BoxOutside, Code::BoxMissing, Code::BoxOutside], 2);
-        assert_eq!((findings.count(Code::BoxOutside), findings.count(Code::BoxMissing)), (3, 1));
-        assert_eq!(findings.kept().len(), 3);
+        let diagnostics = found(&[Code::BoxOutside, Code::BoxOutside, Code::BoxMissing, Code::BoxOutside], 2);
+        assert_eq!((diagnostics.count(Code::BoxOutside), diagnostics.count(Code::BoxMissing)), (3, 1));
+        assert_eq!(diagnostics.kept().len(), 3);
         let joined = {
             let mut first = found(&[Code::BoxOutside], 2);
-            first.append(findings);
+            first.append(diagnostics);
             first
         };
         assert_eq!(joined.count(Code::BoxOutside), 4);
-        let messages: Vec<_> = joined.kept().iter().map(|finding| finding.message.as_str()).collect();
+        let messages: Vec<_> = joined.kept().iter().map(|diagnostic| diagnostic.message.as_str()).collect();
         assert_eq!(messages, ["number 0", "number 0", "number 2"]);
     }
 
     #[test]
     fn a_line_names_code_file_place_and_remedy() {
         let line = &found(&[Code::BoxOutside, Code::BoxOutside], 1).lines(Severity::Warning)[0];
-        for part in ["box-outside", "a.json", "annotation 0", Code::BoxOutside.facts().remedy, "2 findings"] {
+        for part in ["box-outside", "a.json", "annotation 0", Code::BoxOutside.description().remedy, "2 findings"] {
             assert!(line.contains(part), "{line}");
         }
     }

@@ -17,8 +17,8 @@ use super::device::choose_device;
 use super::dial::wait_for_server;
 use super::endpoint::gloo_options;
 use super::mpi::{self, Mpi};
-use super::place::{Place, Rendezvous};
-use super::starter::Start;
+use super::placement::{RankPlacement, Rendezvous};
+use super::starter::Launch;
 
 /// How long a rank waits for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl Deadlines {
 /// This rank's place in the job, its device, and the collectives.
 ///
 /// All ranks must call the same collectives in the same order. After an error of one, the process should end, by
-/// [`process::end`](fnet_common::process::end); [`World::leave`] is the way out when all is well.
-pub struct World {
+/// [`process::end`](fnet_common::process::end); [`Communicator::leave`] is the way out when all is well.
+pub struct Communicator {
     rank: usize,
     local_rank: usize,
     world_size: usize,
@@ -71,16 +71,16 @@ pub struct World {
 /// Sums a tensor over the ranks; its gradient is the sum of the ranks' gradients.
 pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
-impl World {
-    /// [`World::connect`] with the deadlines that suit whoever started this rank.
+impl Communicator {
+    /// [`Communicator::connect`] with the deadlines that suit whoever started this rank.
     ///
     /// # Errors
-    /// As [`World::connect`].
+    /// As [`Communicator::connect`].
     pub fn from_environment() -> Result<Self> {
         Self::connect(Deadlines::from_environment())
     }
 
-    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Start`] and
+    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Launch`] and
     /// [`choose_device`]. Without variables: a job of one rank, without any socket.
     ///
     /// # Errors
@@ -88,9 +88,9 @@ impl World {
     /// error if the ranks do not meet before the deadline.
     pub fn connect(deadlines: Deadlines) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
-        let (place, by) = match Start::find(variable, mpi::library().is_some())? {
-            Start::Placed(place) => (place, Transport::Gloo),
-            Start::Mpi { ranks } => {
+        let (place, by) = match Launch::find(variable, mpi::library().is_some())? {
+            Launch::Placement(place) => (place, Transport::Gloo),
+            Launch::Mpi { ranks } => {
                 let (place, mpi) = mpi::meet(ranks, deadlines.meeting)?;
                 (place, Transport::Mpi(mpi))
             }
@@ -119,17 +119,17 @@ impl World {
     /// Joins the job at a given place.
     ///
     /// # Errors
-    /// As [`World::connect`].
-    pub fn join(place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
+    /// As [`Communicator::connect`].
+    pub fn join(place: &RankPlacement, device: Device, deadlines: Deadlines) -> Result<Self> {
         Self::join_by(Transport::Gloo, place, device, deadlines)
     }
 
-    fn join_by(by: Transport, place: &Place, device: Device, deadlines: Deadlines) -> Result<Self> {
-        let mut world = Self::alone(device);
-        (world.deadlines, world.local_rank) = (deadlines, place.local_rank);
-        let Some(rendezvous) = &place.rendezvous else { return Ok(world) };
-        (world.rank, world.world_size) = (place.rank, place.world_size);
-        world.local_world_size = place.local_world_size.unwrap_or(1);
+    fn join_by(by: Transport, place: &RankPlacement, device: Device, deadlines: Deadlines) -> Result<Self> {
+        let mut communicator = Self::alone(device);
+        (communicator.deadlines, communicator.local_rank) = (deadlines, place.local_rank);
+        let Some(rendezvous) = &place.rendezvous else { return Ok(communicator) };
+        (communicator.rank, communicator.world_size) = (place.rank, place.world_size);
+        communicator.local_world_size = place.local_world_size.unwrap_or(1);
 
         let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
         let _waiting = status::page().collective(Operation::Rendezvous);
@@ -137,7 +137,7 @@ impl World {
         // Keys of earlier attempts may still be there.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
         let (rank, size) = (place.rank, place.world_size);
-        world.backend = by.name();
+        communicator.backend = by.name();
         let mut group = match by {
             Transport::Gloo => {
                 let options = gloo_options(place, rendezvous);
@@ -148,13 +148,13 @@ impl World {
         };
         if let Device::Cuda(index) = device {
             group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
-            world.backend = "nccl";
+            communicator.backend = "nccl";
         }
         group.set_timeout(deadlines.collective)?;
-        world.breaker = Breaker::of(group.aborter()?);
-        world.group = Some(Arc::new(Mutex::new(group)));
-        world.store = Some(store);
-        Ok(world)
+        communicator.breaker = Breaker::of(group.aborter()?);
+        communicator.group = Some(Arc::new(Mutex::new(group)));
+        communicator.store = Some(store);
+        Ok(communicator)
     }
 
     /// This process's rank in the job, from 0.
@@ -182,7 +182,7 @@ impl World {
         self.device
     }
 
-    /// What tensors on [`World::device`] travel by: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
+    /// What tensors on [`Communicator::device`] travel by: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
     pub fn backend(&self) -> &'static str {
         self.backend
     }
@@ -227,7 +227,7 @@ impl World {
         self.broadcast_all(std::slice::from_ref(tensor), root)
     }
 
-    /// As [`World::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
+    /// As [`Communicator::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
     ///
     /// # Errors
     /// If a peer is lost or the deadline passes.
@@ -316,7 +316,7 @@ impl World {
         self.run(Operation::Barrier, "barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
     }
 
-    /// [`World::barrier`] as a function that needs no borrow.
+    /// [`Communicator::barrier`] as a function that needs no borrow.
     pub fn detached_barrier(&self) -> Box<dyn Fn() -> Result<()> + Send + Sync> {
         let (group, deadline) = (self.group.clone(), self.deadlines.collective);
         Box::new(move || match &group {
@@ -419,8 +419,8 @@ impl World {
     }
 }
 
-impl Drop for World {
-    /// Without [`World::leave`] the job has failed. The process group's destructor would wait for collectives whose
+impl Drop for Communicator {
+    /// Without [`Communicator::leave`] the job has failed. The process group's destructor would wait for collectives whose
     /// peers may never come, before the error is told; so the connections are left to the end of the process.
     fn drop(&mut self) {
         std::mem::forget(self.group.take());

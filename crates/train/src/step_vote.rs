@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use fnet_common::Result;
-use fnet_distributed::World;
+use fnet_distributed::Communicator;
 use fnet_protocol::message::StopReason;
 
 /// The common view of one step. Every rank holds the same values, so every rank decides the same.
@@ -21,7 +21,7 @@ pub struct StepReport {
 
 /// What one rank would like all to do after a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct StepVote {
     /// The request to stop that it has seen.
     pub stop: Option<StopReason>,
     /// Whether it is time for a checkpoint.
@@ -39,15 +39,14 @@ impl StepReport {
 ///
 /// It speaks of the present step, so that nothing that is known of it comes after its update. A GPU computes gradients
 /// meanwhile.
-pub fn agree(world: &World, named: &[(&'static str, f64)], wishes: Wishes) -> Result<StepReport> {
+pub fn sync_step(communicator: &Communicator, named: &[(&'static str, f64)], vote: StepVote) -> Result<StepReport> {
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
-    let flags =
-        [wishes.save, wishes.stop == Some(StopReason::Interrupted), wishes.stop == Some(StopReason::Terminated)];
+    let flags = [vote.save, vote.stop == Some(StopReason::Interrupted), vote.stop == Some(StopReason::Terminated)];
     values.extend(flags.map(|flag| f64::from(u8::from(flag))));
     let sums = Tensor::f_from_slice(&values)?;
-    world.all_reduce_sum(&sums)?;
+    communicator.all_reduce_sum(&sums)?;
     let values = Vec::<f64>::try_from(&sums)?;
-    Ok(report(named.iter().map(|&(name, _)| name), &values, world.world_size()))
+    Ok(report(named.iter().map(|&(name, _)| name), &values, communicator.world_size()))
 }
 
 fn report(names: impl Iterator<Item = &'static str>, sums: &[f64], world_size: usize) -> StepReport {

@@ -60,29 +60,29 @@ fn batch() -> Batch {
     }
 }
 
-fn place(updates: bool, micro_steps: usize) -> StepPlace {
-    StepPlace { epoch: 0, iteration: 0, step: 0, micro_steps, updates }
+fn index(updates: bool, micro_steps: usize) -> StepIndex {
+    StepIndex { epoch: 0, step_in_epoch: 0, step: 0, micro_steps, updates }
 }
 
-fn take(learner: &mut Learner<'_>, world: &World, place: StepPlace) -> Result<StepOutcome> {
-    learner.step(&batch(), place, LEARNING_RATE, Wishes::default(), world, &Client::disconnected())
+fn take(train_state: &mut TrainState<'_>, communicator: &Communicator, index: StepIndex) -> Result<StepOutcome> {
+    train_state.step(&batch(), index, LEARNING_RATE, StepVote::default(), communicator, &Client::disconnected())
 }
 
-fn one_step(learner: &mut Learner<'_>, world: &World) -> Result<StepOutcome> {
-    take(learner, world, place(true, 1))
+fn one_step(train_state: &mut TrainState<'_>, communicator: &Communicator) -> Result<StepOutcome> {
+    take(train_state, communicator, index(true, 1))
 }
 
 #[test]
 fn gradients_have_the_strides_of_their_weights() {
     for amp in [Amp::Off, Amp::Bf16] {
         for micro_steps in [1, 2] {
-            let world = World::alone(Device::Cpu);
-            let mut learner = Learner::new(&config(amp), &world).unwrap();
+            let communicator = Communicator::alone(Device::Cpu);
+            let mut train_state = TrainState::new(&config(amp), &communicator).unwrap();
             for _ in 0..micro_steps {
-                let losses = learner.forward(&batch(), place(false, 1), &world).unwrap();
-                learner.backward(&losses.total().unwrap(), place(false, 1)).unwrap();
+                let losses = train_state.forward(&batch(), index(false, 1), &communicator).unwrap();
+                train_state.backward(&losses.total().unwrap(), index(false, 1)).unwrap();
             }
-            for (name, weight) in learner.trained() {
+            for (name, weight) in train_state.trained() {
                 assert_eq!(weight.grad().stride(), weight.stride(), "{name} {:?}, {amp:?}", weight.size());
                 if let [_, inputs, height, width] = weight.size()[..] {
                     assert_eq!(weight.stride(), [inputs * height * width, 1, inputs * width, inputs], "{name}");
@@ -93,10 +93,11 @@ fn gradients_have_the_strides_of_their_weights() {
 }
 
 /// Copies of everything that an update changes.
-fn state(learner: &Learner<'_>) -> HashMap<String, Tensor> {
-    let weights = learner.trained().iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
-    let optimizer = learner.optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy()));
-    let averages = learner.ema.iter().flat_map(|ema| ema.averages()).map(|(name, t)| (format!("ema {name}"), t.copy()));
+fn state(train_state: &TrainState<'_>) -> HashMap<String, Tensor> {
+    let weights = train_state.trained().iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
+    let optimizer = train_state.optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy()));
+    let averages =
+        train_state.ema.iter().flat_map(|ema| ema.averages()).map(|(name, t)| (format!("ema {name}"), t.copy()));
     weights.chain(optimizer).chain(averages).collect()
 }
 
@@ -105,19 +106,19 @@ fn update(amp: Amp, grad_clip: f64) -> (Tensor, StepOutcome) {
     let mut config = config(amp);
     (config.optimizer.kind, config.optimizer.momentum, config.optimizer.weight_decay) = (OptimizerKind::Sgd, 0.0, 0.0);
     config.optimizer.grad_clip = grad_clip;
-    let world = World::alone(Device::Cpu);
-    let mut learner = Learner::new(&config, &world).unwrap();
-    let flat = |learner: &Learner<'_>| {
-        let all: Vec<Tensor> = learner.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1])).collect();
+    let communicator = Communicator::alone(Device::Cpu);
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    let flat = |train_state: &TrainState<'_>| {
+        let all: Vec<Tensor> = train_state.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1])).collect();
         Tensor::cat(&all, 0)
     };
-    let before = flat(&learner);
-    let outcome = one_step(&mut learner, &world).unwrap();
+    let before = flat(&train_state);
+    let outcome = one_step(&mut train_state, &communicator).unwrap();
     assert_eq!(outcome.skipped, None);
-    for (_, _, tensor) in learner.parameters.iter() {
+    for (_, _, tensor) in train_state.parameters.iter() {
         assert!(matches!(tensor.kind(), Kind::Float | Kind::Int64), "weights and statistics stay float32");
     }
-    (flat(&learner) - before, outcome)
+    (flat(&train_state) - before, outcome)
 }
 
 fn length(tensor: &Tensor) -> f64 {
@@ -146,128 +147,135 @@ fn narrow_types_step_as_float32_does_and_gradients_are_unscaled_before_they_are_
 fn an_overflow_leaves_weights_optimizer_and_average_as_they_were_and_halves_the_scale() {
     let mut config = config(Amp::Fp16);
     (config.train.loss_scale, config.train.ema, config.optimizer.grad_clip) = (TOO_MUCH, 0.9, 1.0);
-    let world = World::alone(Device::Cpu);
-    let mut learner = Learner::new(&config, &world).unwrap();
-    let before = state(&learner);
-    let outcome = one_step(&mut learner, &world).unwrap();
+    let communicator = Communicator::alone(Device::Cpu);
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    let before = state(&train_state);
+    let outcome = one_step(&mut train_state, &communicator).unwrap();
     assert_eq!(outcome.skipped, Some(Skip::Overflow));
     assert!(outcome.report.not_finite.is_empty() && outcome.report.total().is_finite());
     assert_eq!((outcome.loss_scale, outcome.grad_norm), (Some(TOO_MUCH), None));
-    let scale = learner.loss_scale.as_ref().unwrap();
+    let scale = train_state.loss_scale.as_ref().unwrap();
     assert_eq!((scale.scale(), scale.skipped()), (TOO_MUCH / 2.0, 1));
-    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
-    assert_eq!(learner.ema.as_ref().unwrap().updates(), 0);
-    assert!(learner.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
+    assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
+    assert_eq!(train_state.ema.as_ref().unwrap().updates(), 0);
+    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
     // The images were seen, as in PyTorch.
-    let seen = learner.parameters.get("backbone.norm0.num_batches_tracked").unwrap();
+    let seen = train_state.parameters.get("backbone.norm0.num_batches_tracked").unwrap();
     assert_eq!(i64::try_from(seen).unwrap(), 1);
 
-    learner.loss_scale = Some(LossScale::new(1024.0));
-    assert_eq!(one_step(&mut learner, &world).unwrap().skipped, None);
-    let after = state(&learner);
+    train_state.loss_scale = Some(LossScale::new(1024.0));
+    assert_eq!(one_step(&mut train_state, &communicator).unwrap().skipped, None);
+    let after = state(&train_state);
     assert!(after.iter().any(|(name, tensor)| *tensor != before[name]));
     assert!(after.values().all(|tensor| bool::try_from(tensor.isfinite().all()).unwrap()));
-    assert_eq!(learner.ema.as_ref().unwrap().updates(), 1);
+    assert_eq!(train_state.ema.as_ref().unwrap().updates(), 1);
 }
 
 #[test]
 fn an_overflow_in_any_micro_step_leaves_out_the_whole_update() {
-    let world = World::alone(Device::Cpu);
-    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
-    let before = state(&learner);
-    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
-    let first = take(&mut learner, &world, place(false, 2)).unwrap();
+    let communicator = Communicator::alone(Device::Cpu);
+    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    let before = state(&train_state);
+    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    let first = take(&mut train_state, &communicator, index(false, 2)).unwrap();
     assert_eq!(first.skipped, None, "only an update can be left out");
-    learner.loss_scale = Some(LossScale::new(1024.0));
-    assert_eq!(take(&mut learner, &world, place(true, 2)).unwrap().skipped, Some(Skip::Overflow));
-    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
-    assert_eq!(learner.loss_scale.as_ref().unwrap().scale(), 512.0);
+    train_state.loss_scale = Some(LossScale::new(1024.0));
+    assert_eq!(take(&mut train_state, &communicator, index(true, 2)).unwrap().skipped, Some(Skip::Overflow));
+    assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
+    assert_eq!(train_state.loss_scale.as_ref().unwrap().scale(), 512.0);
 }
 
 #[test]
 fn gradients_that_overflow_unscaled_end_the_training() {
-    let world = World::alone(Device::Cpu);
-    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
-    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
-    take(&mut learner, &world, place(false, 2)).unwrap();
-    learner.loss_scale = Some(LossScale::new(1.0));
-    let error = take(&mut learner, &world, place(true, 2)).unwrap_err();
+    let communicator = Communicator::alone(Device::Cpu);
+    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    take(&mut train_state, &communicator, index(false, 2)).unwrap();
+    train_state.loss_scale = Some(LossScale::new(1.0));
+    let error = take(&mut train_state, &communicator, index(true, 2)).unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Usage);
     assert!(error.to_string().contains("at a loss scale of 1 too"), "{error}");
 }
 
-/// A learner whose objectness is beyond float16, and so not finite there.
-fn beyond_float16<'a>(config: &Config, world: &'a World) -> Learner<'a> {
-    let learner = Learner::new(config, world).unwrap();
-    let bias = learner.parameters.get("rpn_head.rpn_cls.bias").unwrap().shallow_clone();
+/// A train state whose objectness is beyond float16, and so not finite there.
+fn beyond_float16<'a>(config: &Config, communicator: &'a Communicator) -> TrainState<'a> {
+    let train_state = TrainState::new(config, communicator).unwrap();
+    let bias = train_state.parameters.get("rpn_head.rpn_cls.bias").unwrap().shallow_clone();
     let _ = tch::no_grad(|| bias.shallow_clone().fill_(1e6));
-    learner
+    train_state
 }
 
 #[test]
 fn a_loss_that_is_not_finite_is_no_matter_of_the_scale() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Fp16);
-    let error = one_step(&mut beyond_float16(&config, &world), &world).unwrap_err().to_string();
+    let error = one_step(&mut beyond_float16(&config, &communicator), &communicator).unwrap_err().to_string();
     assert!(error.contains("loss_rpn_cls") && error.contains("set train.amp to \"bf16\""), "{error}");
 
     config.train.on_nan = OnNan::Skip;
-    let mut learner = beyond_float16(&config, &world);
-    let before = state(&learner);
-    let outcome = one_step(&mut learner, &world).unwrap();
+    let mut train_state = beyond_float16(&config, &communicator);
+    let before = state(&train_state);
+    let outcome = one_step(&mut train_state, &communicator).unwrap();
     assert_eq!(outcome.skipped, Some(Skip::NotFinite));
     assert!(outcome.report.not_finite.contains(&"loss_rpn_cls"));
-    assert_eq!(learner.loss_scale, Some(LossScale::new(1024.0)));
-    assert!(state(&learner).iter().all(|(name, tensor)| *tensor == before[name]));
+    assert_eq!(train_state.loss_scale, Some(LossScale::new(1024.0)));
+    assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
 
     config.train.amp = Amp::Bf16;
-    assert_eq!(one_step(&mut beyond_float16(&config, &world), &world).unwrap().skipped, None);
+    assert_eq!(one_step(&mut beyond_float16(&config, &communicator), &communicator).unwrap().skipped, None);
 }
 
 /// Weights, optimizer, average, statistics and loss scale after the update of a group of micro-steps, of which those in
 /// `bad` have an image that is not finite.
-fn group(learner: &mut Learner<'_>, world: &World, micro_steps: usize, bad: &[usize]) -> HashMap<String, Tensor> {
+fn group(
+    train_state: &mut TrainState<'_>,
+    communicator: &Communicator,
+    micro_steps: usize,
+    bad: &[usize],
+) -> HashMap<String, Tensor> {
     for step in 0..micro_steps {
         let batch = batch();
         if bad.contains(&step) {
             let Images::Values(values) = &batch.images else { panic!("the batch is of values") };
             let _ = values.get(0).fill_(f64::NAN);
         }
-        let place = StepPlace { step, iteration: step, ..place(step + 1 == micro_steps, micro_steps) };
-        let wishes = Wishes::default();
-        let outcome = learner.step(&batch, place, LEARNING_RATE, wishes, world, &Client::disconnected()).unwrap();
+        let index = StepIndex { step, step_in_epoch: step, ..index(step + 1 == micro_steps, micro_steps) };
+        let vote = StepVote::default();
+        let outcome =
+            train_state.step(&batch, index, LEARNING_RATE, vote, communicator, &Client::disconnected()).unwrap();
         assert_eq!(outcome.bad.is_some(), bad.contains(&step));
-        assert_eq!(outcome.skipped, (place.updates && !bad.is_empty()).then_some(Skip::NotFinite));
+        assert_eq!(outcome.skipped, (index.updates && !bad.is_empty()).then_some(Skip::NotFinite));
     }
-    assert!(learner.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
-    let mut all = state(learner);
-    all.extend(learner.parameters.buffers().map(|(name, buffer)| (name.to_owned(), buffer.copy())));
+    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
+    let mut all = state(train_state);
+    all.extend(train_state.parameters.buffers().map(|(name, buffer)| (name.to_owned(), buffer.copy())));
     all.extend(
-        [("held.own", &learner.held.own), ("held.first", &learner.held.first)].map(|(n, t)| (n.to_owned(), t.copy())),
+        [("held.own", &train_state.last_good.own), ("held.first", &train_state.last_good.first)]
+            .map(|(n, t)| (n.to_owned(), t.copy())),
     );
     all
 }
 
 #[test]
 fn a_micro_step_that_is_not_finite_leaves_the_whole_update_out_wherever_it_is() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     for amp in [Amp::Off, Amp::Fp16] {
         let mut config = config(amp);
         (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
-        let mut learner = Learner::new(&config, &world).unwrap();
+        let mut train_state = TrainState::new(&config, &communicator).unwrap();
         // From the initial state, and from one with moments.
         for _ in 0..2 {
-            let before = group(&mut learner, &world, 1, &[]);
-            let scale = learner.loss_scale.clone();
+            let before = group(&mut train_state, &communicator, 1, &[]);
+            let scale = train_state.loss_scale.clone();
             for (micro_steps, bad) in
                 [(1, &[0][..]), (2, &[0]), (2, &[1]), (3, &[0]), (3, &[1]), (3, &[2]), (3, &[0, 1, 2])]
             {
-                let after = group(&mut learner, &world, micro_steps, bad);
+                let after = group(&mut train_state, &communicator, micro_steps, bad);
                 for (name, tensor) in &after {
                     assert!(*tensor == before[name], "{amp:?}: {name} after {bad:?} of {micro_steps}");
                 }
                 assert_eq!(after.len(), before.len());
-                assert_eq!(learner.loss_scale, scale);
+                assert_eq!(train_state.loss_scale, scale);
             }
         }
     }
@@ -275,15 +283,15 @@ fn a_micro_step_that_is_not_finite_leaves_the_whole_update_out_wherever_it_is() 
 
 #[test]
 fn the_update_after_one_that_was_left_out_is_as_if_that_had_not_been() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Off);
     (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
     let after = |bad: &[usize]| {
-        let mut learner = Learner::new(&config, &world).unwrap();
+        let mut train_state = TrainState::new(&config, &communicator).unwrap();
         if !bad.is_empty() {
-            group(&mut learner, &world, 3, bad);
+            group(&mut train_state, &communicator, 3, bad);
         }
-        group(&mut learner, &world, 2, &[])
+        group(&mut train_state, &communicator, 2, &[])
     };
     let expected = after(&[]);
     for bad in [[0], [1], [2]] {
@@ -297,21 +305,21 @@ fn of_one_rank() -> CheckpointMeta {
 
 #[test]
 fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Fp16);
     config.train.ema = 0.9;
-    let mut learner = Learner::new(&config, &world).unwrap();
-    one_step(&mut learner, &world).unwrap();
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    one_step(&mut train_state, &communicator).unwrap();
     let copies = |state: &Checkpoint| -> HashMap<String, Tensor> {
         state.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
     };
-    let state = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+    let state = train_state.capture(&communicator, of_one_rank()).unwrap().unwrap();
     let (expected, meta) = (copies(&state), state.meta);
     let deadline = Instant::now() + Duration::from_secs(3600);
-    let check = |learner: &Learner<'_>, when: &str| {
+    let check = |train_state: &TrainState<'_>, when: &str| {
         for precedes_evaluation in [false, true] {
-            let buffers = learner.last_buffers(precedes_evaluation, deadline).unwrap();
-            let alone = learner.capture_alone(0, buffers, of_one_rank(), deadline).unwrap();
+            let buffers = train_state.last_buffers(precedes_evaluation, deadline).unwrap();
+            let alone = train_state.capture_alone(0, buffers, of_one_rank(), deadline).unwrap();
             let found = copies(&alone);
             assert!(
                 found.iter().all(|(name, tensor)| *tensor == expected[name]) && found.len() == expected.len(),
@@ -320,33 +328,33 @@ fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
             assert_eq!(alone.meta, meta, "{when}");
         }
     };
-    check(&learner, "nothing");
+    check(&train_state, "nothing");
 
     // A step that was broken off before its update.
-    learner.forward(&batch(), place(true, 1), &world).unwrap();
-    learner.loss_scale.as_mut().unwrap().update(false).unwrap();
-    check(&learner, "a step");
+    train_state.forward(&batch(), index(true, 1), &communicator).unwrap();
+    train_state.loss_scale.as_mut().unwrap().update(false).unwrap();
+    check(&train_state, "a step");
 
-    learner.swap_average().unwrap();
-    check(&learner, "an evaluation");
-    learner.swap_average().unwrap();
-    check(&learner, "its end");
+    train_state.swap_average().unwrap();
+    check(&train_state, "an evaluation");
+    train_state.swap_average().unwrap();
+    check(&train_state, "its end");
 
-    learner.torn = true;
-    assert!(learner.last_buffers(false, deadline).is_err());
+    train_state.update_in_progress = true;
+    assert!(train_state.last_buffers(false, deadline).is_err());
 }
 
 #[test]
 fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
-    let world = World::alone(Device::Cpu);
+    let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Off);
     config.train.ema = 0.9;
-    let mut learner = Learner::new(&config, &world).unwrap();
-    one_step(&mut learner, &world).unwrap();
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
+    one_step(&mut train_state, &communicator).unwrap();
     let sound = || {
-        let mut checkpoint = learner.capture(&world, of_one_rank()).unwrap().unwrap();
+        let mut checkpoint = train_state.capture(&communicator, of_one_rank()).unwrap().unwrap();
         checkpoint.meta.world_size = 2;
-        for (name, buffer) in learner.parameters.buffers() {
+        for (name, buffer) in train_state.parameters.buffers() {
             checkpoint.tensors.insert(format!("rank1.{name}"), buffer.copy());
         }
         checkpoint
@@ -372,7 +380,7 @@ fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
         (scalar(&own), &["rank1.*", mean]),
         (scalar("rank1.none"), &["rank1.*", "none"]),
     ];
-    let mut resumed = Learner::new(&config, &world).unwrap();
+    let mut resumed = TrainState::new(&config, &communicator).unwrap();
     for (damage, expected) in damages {
         let mut checkpoint = sound();
         damage(&mut checkpoint);
@@ -390,25 +398,25 @@ fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
 
 #[test]
 fn a_checkpoint_holds_the_scale_and_other_types_pass_over_it() {
-    let world = World::alone(Device::Cpu);
-    let mut learner = Learner::new(&config(Amp::Fp16), &world).unwrap();
-    learner.loss_scale = Some(LossScale::new(TOO_MUCH));
-    one_step(&mut learner, &world).unwrap();
+    let communicator = Communicator::alone(Device::Cpu);
+    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    one_step(&mut train_state, &communicator).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let saved = |learner: &Learner<'_>, name: &str| {
+    let saved = |train_state: &TrainState<'_>, name: &str| {
         let path = folder.path().join(name);
-        learner.capture(&world, of_one_rank()).unwrap().unwrap().save(&path).unwrap();
+        train_state.capture(&communicator, of_one_rank()).unwrap().unwrap().save(&path).unwrap();
         Checkpoint::load(&path).unwrap()
     };
-    let with_scale = saved(&learner, "fp16.ckpt");
-    let mut resumed = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    let with_scale = saved(&train_state, "fp16.ckpt");
+    let mut resumed = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
     resumed.restore(&with_scale, 0).unwrap();
-    assert_eq!(resumed.loss_scale, learner.loss_scale);
+    assert_eq!(resumed.loss_scale, train_state.loss_scale);
 
-    let mut other = Learner::new(&config(Amp::Bf16), &world).unwrap();
+    let mut other = TrainState::new(&config(Amp::Bf16), &communicator).unwrap();
     other.restore(&with_scale, 0).unwrap();
     assert_eq!(other.loss_scale, None);
-    let mut fresh = Learner::new(&config(Amp::Fp16), &world).unwrap();
+    let mut fresh = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
     fresh.restore(&saved(&other, "bf16.ckpt"), 0).unwrap();
     assert_eq!(fresh.loss_scale, Some(LossScale::new(1024.0)));
 }

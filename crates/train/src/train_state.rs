@@ -10,20 +10,20 @@ use fnet_common::process;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Amp, Config, OnNan};
 use fnet_data::Batch;
-use fnet_distributed::{DataParallel, World};
+use fnet_distributed::{Communicator, DataParallel};
 use fnet_model::{Losses, MaskRcnn, Parameters, StepRandom};
 use fnet_protocol::client::Client;
 use fnet_protocol::message::Phase;
 
-use super::agreement::{StepReport, Wishes, agree};
 use super::bad_batch::{self, BadBatches};
 use super::buffers;
 use super::optimizer::Optimizer;
-use super::place::StepPlace;
+use super::progress::StepIndex;
+use super::step_vote::{StepReport, StepVote, sync_step};
 use super::{Ema, LossScale};
 
 /// Seconds that the parts of a step took. On a GPU the launches are counted, unless
-/// [`Learner::synchronize_timing`] makes each part wait for the device.
+/// [`TrainState::synchronize_timing`] makes each part wait for the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepTimes {
     /// Forward pass.
@@ -31,10 +31,10 @@ pub struct StepTimes {
     /// Backward pass, with the all-reduce of the gradients that overlaps it.
     pub backward: f64,
     /// Exchange of the losses, which waits for the slowest rank.
-    pub agreement: f64,
+    pub step_vote: f64,
     /// Update of the weights.
     pub optimizer: f64,
-    /// Part of `backward` and `agreement` in which this rank only waited for the others.
+    /// Part of `backward` and `step_vote` in which this rank only waited for the others.
     pub waited: f64,
 }
 
@@ -67,7 +67,7 @@ pub enum Skip {
 }
 
 /// Everything that one rank trains.
-pub struct Learner<'a> {
+pub struct TrainState<'a> {
     /// The network.
     pub model: MaskRcnn,
     /// Its parameters and buffers by name.
@@ -88,13 +88,13 @@ pub struct Learner<'a> {
     on_nan: OnNan,
     /// Batches whose losses are not finite.
     pub(super) bad_batches: BadBatches,
-    pub(super) held: Held,
+    pub(super) last_good: LastGoodState,
     /// Copies the state of a GPU to the host beside collectives that may never end.
     pub(super) downloader: Option<Downloader>,
     /// The moving average stands in for the weights, for an evaluation.
     pub(super) averaged: bool,
     /// The weights are being changed: they belong to no step.
-    pub(super) torn: bool,
+    pub(super) update_in_progress: bool,
     /// A loss since the last update was not finite: the next update is left out.
     spoiled: bool,
     synchronize: bool,
@@ -102,7 +102,7 @@ pub struct Learner<'a> {
 
 /// What a broken-off step may have changed, as it was after the last update.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LastGoodState {
     /// This rank's packed BatchNorm buffers ([`buffers::pack`]).
     pub own: Tensor,
     /// Those of rank 0, which are the model's.
@@ -113,24 +113,24 @@ pub(super) struct Held {
     pub reached: Option<Event>,
 }
 
-impl<'a> Learner<'a> {
+impl<'a> TrainState<'a> {
     /// Builds the model with its initial weights, equal on every rank, and what trains it.
-    pub fn new(config: &Config, world: &'a World) -> Result<Self> {
+    pub fn new(config: &Config, communicator: &'a Communicator) -> Result<Self> {
         let seed = config.train.seed;
         let mut parameters = Parameters::new();
         let mut model =
-            MaskRcnn::new(&config.model, &mut parameters, world.device(), seed).context("building the model")?;
+            MaskRcnn::new(&config.model, &mut parameters, communicator.device(), seed).context("building the model")?;
         if config.model.sync_bn {
-            model.synchronize_batch_norm(world.differentiable_sum());
+            model.synchronize_batch_norm(communicator.differentiable_sum());
         }
         let trained: Vec<(String, Tensor)> =
             parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let buffers: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
-        let parallel = DataParallel::new(world, &tensors, &buffers)?;
+        let parallel = DataParallel::new(communicator, &tensors, &buffers)?;
         let packed = buffers::pack(&parameters)?;
-        let downloader = match world.device() {
+        let downloader = match communicator.device() {
             Device::Cuda(index) => Some(Downloader::new(index)?),
             _ => None,
         };
@@ -139,16 +139,16 @@ impl<'a> Learner<'a> {
             optimizer: Optimizer::new(&config.optimizer, &trained)?,
             parallel,
             bad_batches: BadBatches::default(),
-            held: Held {
+            last_good: LastGoodState {
                 own: packed.shallow_clone(),
                 first: packed,
                 loss_scale: loss_scale.clone(),
-                reached: mark(world.device())?,
+                reached: mark(communicator.device())?,
             },
             downloader,
             loss_scale,
             averaged: false,
-            torn: false,
+            update_in_progress: false,
             spoiled: false,
             amp: config.train.amp,
             grad_clip: config.optimizer.grad_clip,
@@ -187,69 +187,69 @@ impl<'a> Learner<'a> {
     pub fn step(
         &mut self,
         batch: &Batch,
-        place: StepPlace,
+        index: StepIndex,
         learning_rate: f64,
-        wishes: Wishes,
-        world: &World,
+        vote: StepVote,
+        communicator: &Communicator,
         control: &Client,
     ) -> Result<StepOutcome> {
-        let mut clock = Clock::new(self.synchronize.then(|| world.device()));
+        let mut clock = Clock::new(self.synchronize.then(|| communicator.device()));
         control.phase(Phase::Forward);
-        let losses = self.forward(batch, place, world)?;
+        let losses = self.forward(batch, index, communicator)?;
         let total = losses.total()?;
         let sent = losses.send(&total)?;
         let forward = clock.lap()?;
         control.phase(Phase::Backward);
-        let mut waited = self.backward(&total, place)?;
+        let mut waited = self.backward(&total, index)?;
         // A GPU has the whole backward pass before it when they arrive, so it goes on while the ranks agree.
         let losses_of_rank = sent.arrive()?;
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
-        let report = agree(world, &losses_of_rank, wishes)?;
+        let report = sync_step(communicator, &losses_of_rank, vote)?;
         let mut bad = None;
         if !report.not_finite.is_empty() {
-            let told = self.bad_batches.examine(&losses_of_rank, batch, place, world)?;
-            self.refuse(&report, &told, place)?;
+            let told = self.bad_batches.examine(&losses_of_rank, batch, index, communicator)?;
+            self.refuse(&report, &told, index)?;
             bad = Some(told);
         }
         if self.spoiled {
             self.forget_group()?;
         }
-        let exchanged = if place.updates { Some(self.exchange(world)?) } else { None };
-        let agreement = clock.lap()?;
-        if place.updates {
+        let exchanged = if index.updates { Some(self.exchange(communicator)?) } else { None };
+        let step_vote = clock.lap()?;
+        if index.updates {
             // An update that was given to a GPU behind a collective would take what an abort leaves of it for gradients.
             waited += self.parallel.wait_for_others()?;
-            world.check_unbroken()?;
+            communicator.check_unbroken()?;
         }
         let backward = backward + clock.lap()?;
         control.phase(Phase::Optimizer);
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
-        let (grad_norm, skipped) = match (place.updates, self.spoiled) {
+        let (grad_norm, skipped) = match (index.updates, self.spoiled) {
             (false, _) => (None, None),
             (true, true) => (None, Some(Skip::NotFinite)),
             (true, false) => self.update(learning_rate)?,
         };
         if let Some((own, first)) = exchanged {
-            self.held = self.held_with(own, first)?;
+            self.last_good = self.last_good_with(own, first)?;
             self.spoiled = false;
         }
         let times = StepTimes {
             forward,
             backward,
-            agreement,
+            step_vote,
             optimizer: clock.lap()?,
-            waited: waited.as_secs_f64() + agreement,
+            waited: waited.as_secs_f64() + step_vote,
         };
-        self.torn = false;
+        self.update_in_progress = false;
         Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
     }
 
     /// The buffers as this step leaves them, and rank 0's: whichever rank is lost, another one has the model whole.
-    fn exchange(&self, world: &World) -> Result<(Tensor, Tensor)> {
+    fn exchange(&self, communicator: &Communicator) -> Result<(Tensor, Tensor)> {
         let own = buffers::pack(&self.parameters)?;
-        let first = if world.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
-        world.enqueue_broadcast(&first, 0)?;
+        let first = if communicator.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
+        communicator.enqueue_broadcast(&first, 0)?;
         Ok((own, first))
     }
 
@@ -257,12 +257,12 @@ impl<'a> Learner<'a> {
     pub(super) fn hold(&mut self, first: Option<Tensor>) -> Result<()> {
         let own = buffers::pack(&self.parameters)?;
         let first = first.unwrap_or_else(|| own.shallow_clone());
-        self.held = self.held_with(own, first)?;
+        self.last_good = self.last_good_with(own, first)?;
         Ok(())
     }
 
-    fn held_with(&self, own: Tensor, first: Tensor) -> Result<Held> {
-        Ok(Held { own, first, loss_scale: self.loss_scale.clone(), reached: mark(self.parameters.device())? })
+    fn last_good_with(&self, own: Tensor, first: Tensor) -> Result<LastGoodState> {
+        Ok(LastGoodState { own, first, loss_scale: self.loss_scale.clone(), reached: mark(self.parameters.device())? })
     }
 
     /// Before an evaluation: every rank takes rank 0's buffers of the last update, whose running statistics are those that are
@@ -271,8 +271,8 @@ impl<'a> Learner<'a> {
     /// # Errors
     /// If libtorch fails.
     pub(super) fn take_first_buffers(&mut self) -> Result<()> {
-        self.held.own = self.held.first.shallow_clone();
-        buffers::put_back(&self.parameters, &self.held.own)
+        self.last_good.own = self.last_good.first.shallow_clone();
+        buffers::put_back(&self.parameters, &self.last_good.own)
     }
 
     /// Exchanges the weights with their moving average, if there is one: once before an evaluation and once after it.
@@ -281,30 +281,30 @@ impl<'a> Learner<'a> {
     /// If libtorch fails; the weights are then of no step.
     pub(super) fn swap_average(&mut self) -> Result<()> {
         let Some(ema) = &mut self.ema else { return Ok(()) };
-        self.torn = true;
+        self.update_in_progress = true;
         ema.swap(&self.trained)?;
-        self.held.reached = mark(self.parameters.device())?;
-        self.torn = false;
+        self.last_good.reached = mark(self.parameters.device())?;
+        self.update_in_progress = false;
         self.averaged = !self.averaged;
         Ok(())
     }
 
     /// The losses of this rank's images.
-    fn forward(&self, batch: &Batch, place: StepPlace, world: &World) -> Result<Losses> {
+    fn forward(&self, batch: &Batch, index: StepIndex, communicator: &Communicator) -> Result<Losses> {
         let _autocast = self.model.autocast(self.amp)?;
-        let mut random = StepRandom::new(self.seed, world.rank(), place.step as u64);
+        let mut random = StepRandom::new(self.seed, communicator.rank(), index.step as u64);
         self.model.forward_train(batch, &mut random).with_context(|| format!("images {}", bad_batch::names(batch)))
     }
 
     /// Adds the gradients of this step, whose losses sum up to `total`; all-reduces them, overlapping with their
     /// computation, if it ends with an update. Returns how long this rank waited for the others.
-    fn backward(&mut self, total: &Tensor, place: StepPlace) -> Result<Duration> {
-        let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / place.micro_steps as f64;
+    fn backward(&mut self, total: &Tensor, index: StepIndex) -> Result<Duration> {
+        let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / index.micro_steps as f64;
         let mut total = total.shallow_clone();
         if scale != 1.0 {
             total = total.f_mul_scalar(scale)?;
         }
-        self.parallel.backward(&total, place.updates)
+        self.parallel.backward(&total, index.updates)
     }
 
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was left
@@ -323,7 +323,7 @@ impl<'a> Learner<'a> {
         } else {
             None
         };
-        self.torn = true;
+        self.update_in_progress = true;
         self.optimizer.step(learning_rate)?;
         self.clear_gradients()?;
         if let Some(ema) = &mut self.ema {
@@ -333,14 +333,14 @@ impl<'a> Learner<'a> {
     }
 
     /// Acts on losses that are not finite, of which `told` says where they were: an error, or the update is left out.
-    fn refuse(&mut self, report: &StepReport, told: &str, place: StepPlace) -> Result<()> {
+    fn refuse(&mut self, report: &StepReport, told: &str, index: StepIndex) -> Result<()> {
         match self.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
                 "{} not finite at epoch {}, step {} ({told}); lower optimizer.lr, set optimizer.grad_clip{}, or go on past \
                  such steps with --set train.on_nan=skip",
                 report.not_finite.join(", "),
-                place.epoch + 1,
-                place.iteration + 1,
+                index.epoch + 1,
+                index.step_in_epoch + 1,
                 if self.amp == Amp::Fp16 { ", set train.amp to \"bf16\" (float16 ends at 65504)" } else { "" },
             ))),
             OnNan::Skip => {
@@ -353,7 +353,7 @@ impl<'a> Learner<'a> {
     /// Drops what the steps since the last update have left: gradients and running statistics.
     fn forget_group(&mut self) -> Result<()> {
         self.clear_gradients()?;
-        buffers::put_back(&self.parameters, &self.held.own)
+        buffers::put_back(&self.parameters, &self.last_good.own)
     }
 
     /// Drops the gradients of steps that did not update.

@@ -1,6 +1,6 @@
 //! docs/data-codes.md: the table of all codes, made from their facts.
 
-use super::{Code, Facts};
+use super::{Code, CodeDescription};
 
 const INTRODUCTION: &str = "\
 # What can be wrong with data, by code
@@ -35,7 +35,7 @@ fn page() -> String {
                 group, "| --- | --- | --- | --- | --- | --- |"
             );
         }
-        let Facts { severity, what, action, reference, remedy } = code.facts();
+        let CodeDescription { severity, what, action, reference, remedy } = code.description();
         page += &format!("| `{code}` | {severity} | {what} | {action} | {reference} | {remedy} |\n");
     }
     page

@@ -1,10 +1,10 @@
-//! The codes of findings, each with its facts in one place.
+//! The codes of diagnostics, each with its facts in one place.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// What a finding means for the job.
+/// What a diagnostic means for the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -28,7 +28,7 @@ impl fmt::Display for Severity {
 
 /// What is to be known about a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct CodeDescription {
     /// What it means for the job.
     pub severity: Severity,
     /// What is found, as a phrase.
@@ -44,7 +44,7 @@ pub struct Facts {
 /// Defines [`Code`] with the facts of each in one row.
 macro_rules! codes {
     ($($(#[$attribute:meta])* $code:ident = $name:literal, $severity:ident, $what:literal, $action:literal, $reference:literal, $remedy:literal;)+) => {
-        /// A kind of finding; its name is what `check-data` prints.
+        /// A kind of diagnostic; its name is what `check-data` prints.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $what] $code,)+
@@ -62,9 +62,9 @@ macro_rules! codes {
             }
 
             /// What is to be known about it.
-            pub fn facts(self) -> Facts {
+            pub fn description(self) -> CodeDescription {
                 match self {
-                    $(Self::$code => Facts {
+                    $(Self::$code => CodeDescription {
                         severity: Severity::$severity,
                         what: $what,
                         action: $action,
