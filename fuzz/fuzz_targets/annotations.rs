@@ -50,7 +50,7 @@ fn use_it(dataset: &Dataset) {
     for index in 0..dataset.len() {
         let image = dataset.image(index);
         let objects = dataset.objects(index);
-        let masks = dataset.segmentations(index).expect("masks of a sound set");
+        let masks = dataset.record(index).segmentations().expect("masks of a sound set");
         assert_eq!(masks.len(), objects.boxes.len());
         if image.width * image.height > DRAWN {
             continue;

@@ -90,7 +90,7 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let mut parameters = Parameters::new();
     let model = MaskRcnn::new(&config.model, &mut parameters, device, 0)?;
     let summary = file.fill(&parameters, Need::unless_partial(wanted.allow_partial, Need::All))?;
-    let is_told = wanted.allow_partial || matches!(file, TrainedFile::Others(_));
+    let is_told = wanted.allow_partial || matches!(file, TrainedFile::ThirdParty(_));
     let classes = if file.classes().is_empty() { &config.data.classes } else { file.classes() };
     Ok(Trained { classes: classes.to_vec(), model, parameters, config, told: is_told.then(|| summary.to_string()) })
 }

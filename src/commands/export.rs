@@ -53,11 +53,11 @@ fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static 
         return Ok((checkpoint, ""));
     }
     match TrainedFile::open(path)? {
-        TrainedFile::Ours(_, checkpoint) => {
+        TrainedFile::Fnet(_, checkpoint) => {
             ours(&checkpoint, path, with_optimizer).with_context(|| path.display().to_string())
         }
-        TrainedFile::Others(_) if with_optimizer => Err(no_optimizer(path)),
-        TrainedFile::Others(weights) => Ok((others(&weights)?, "")),
+        TrainedFile::ThirdParty(_) if with_optimizer => Err(no_optimizer(path)),
+        TrainedFile::ThirdParty(weights) => Ok((others(&weights)?, "")),
     }
 }
 

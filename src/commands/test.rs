@@ -163,7 +163,7 @@ impl<'a> Show<'a> {
     fn truth(&self, index: usize) -> Result<Vec<Object>> {
         let (image, objects) = (self.dataset.image(index), self.dataset.objects(index));
         let mut painted = Vec::with_capacity(objects.boxes.len());
-        for (place, segmentation) in self.dataset.segmentations(index)?.iter().enumerate() {
+        for (place, segmentation) in self.dataset.record(index).segmentations()?.iter().enumerate() {
             let label = usize::from(objects.labels[place]);
             // Such a mask may still be evaluated; its box is shown.
             let mask = segmentation.to_rle((image.height, image.width));

@@ -17,8 +17,8 @@ use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 
 use self::pickler::Pickler;
-use super::mmdet::{Moments, OptimizerState, ParameterGroup};
-use super::{MmdetCheckpoint, safetensors};
+use super::mmdet::{MmdetCheckpoint, Moments, OptimizerState, ParameterGroup};
+use super::{bytes, safetensors};
 
 /// Bytes that each tensor's data begin at a multiple of, as PyTorch aligns them.
 const ALIGNMENT: u16 = 64;
@@ -87,20 +87,13 @@ fn write_archive(out: &mut dyn Write, pickle: &[u8], tensors: &[Tensor]) -> Resu
         archive.write_all(bytes).map_err(disk)?;
     }
     for (key, tensor) in tensors.iter().enumerate() {
-        let bytes = bytes_of(tensor)?;
-        let options = options.large_file(bytes.len() >= u32::MAX as usize);
-        archive.start_file(format!("archive/data/{key}"), options).map_err(failed)?;
-        archive.write_all(&bytes).map_err(disk)?;
+        let name = format!("archive/data/{key}");
+        let tensor = bytes::on_host(tensor, &name)?;
+        let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        archive.start_file(&name, options.large_file(length >= u32::MAX as usize)).map_err(failed)?;
+        bytes::with_bytes(&tensor, |bytes| archive.write_all(bytes)).map_err(disk)?;
     }
     archive.finish().map_err(failed).map(drop)
-}
-
-/// The elements of `tensor` in order, little-endian, as bytes.
-pub(super) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut bytes = vec![0; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
 }
 
 fn write_meta(pickler: &mut Pickler, checkpoint: &MmdetCheckpoint) {

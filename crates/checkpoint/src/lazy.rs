@@ -260,6 +260,28 @@ fn strides(size: &[i64]) -> Option<Vec<i64>> {
     Some(stride)
 }
 
+/// A bound on what the tensors of a file take in all: weights may share their data, and a packed file may be compressed,
+/// but a small file must not fill the memory, or keep a reader busy.
+pub(super) struct Budget {
+    left: u64,
+}
+
+impl Budget {
+    /// Four times the file, and a MiB.
+    pub(super) fn of(file: &File) -> Self {
+        let len = file.metadata().map_or(0, |metadata| metadata.len());
+        Self { left: len.saturating_mul(4).saturating_add(1 << 20) }
+    }
+
+    /// Counts what it takes to read `tensor`.
+    pub(super) fn spend(&mut self, tensor: &LazyTensor) -> Result<()> {
+        self.left = self.left.checked_sub(tensor.cost()).ok_or_else(|| {
+            Error::data("the tensors are far larger than the file, as they share their data: the file is hostile")
+        })?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,9 +16,11 @@
 //! ```
 
 mod apply;
+mod bytes;
 pub mod export;
 mod lazy;
 mod load;
+mod meta;
 mod mmdet;
 pub mod native;
 mod pickle;
@@ -30,7 +32,8 @@ mod variant;
 
 pub use apply::{Need, Summary};
 pub use lazy::{LazyTensor, Storage};
-pub use load::{Format, Meta, Weights};
+pub use load::Weights;
+pub use meta::{Format, Meta};
 pub use mmdet::{MmdetCheckpoint, Moments, OptimizerState, ParameterGroup};
 pub use trained::TrainedFile;
 pub use value::Value;

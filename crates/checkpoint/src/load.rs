@@ -1,6 +1,5 @@
 //! Opens a file of weights of any known format.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,35 +8,10 @@ use tch::Tensor;
 
 use fnet_common::{Context, Error, Result};
 
-use super::lazy::LazyTensor;
-use super::safetensors;
-use super::value::Value;
+use super::lazy::{Budget, LazyTensor};
+use super::meta::{Format, Meta};
 use super::variant::{BACKBONE, Variant};
-use super::{mmdet, pth};
-
-/// What a file of weights is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A PyTorch file: a dictionary with the tensors under `state_dict`, as MMDetection writes.
-    StateDict,
-    /// A PyTorch file with the tensors under `model`.
-    Model,
-    /// A PyTorch file that is nothing but the dictionary of tensors.
-    Bare,
-    /// A safetensors file; checkpoints of this program are such, with the weights' names below `model.`.
-    Safetensors,
-}
-
-/// What the file says about the training that the weights come from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meta {
-    /// Names of the object classes in the order of their labels; empty if not told.
-    pub classes: Vec<String>,
-    /// Number of finished epochs.
-    pub epoch: Option<u64>,
-    /// Number of finished iterations.
-    pub iter: Option<u64>,
-}
+use super::{mmdet, pth, safetensors};
 
 /// Named tensors in a file, read when asked for.
 #[derive(Debug)]
@@ -62,7 +36,7 @@ impl Weights {
             (Format::Safetensors, meta, tensors)
         } else {
             let value = pth::read(&file).with_context(place)?;
-            let (format, tensors) = state_of(&value).with_context(place)?;
+            let (format, tensors) = pth::state_of(&value).with_context(place)?;
             (format, mmdet::meta(&value), tensors)
         };
         let tensors = plain_names(tensors);
@@ -123,60 +97,6 @@ impl Weights {
         let tensors = || self.iter().map(|(name, tensor)| (name, tensor.size()));
         Variant::recognize(BACKBONE, tensors()).or_else(|| Variant::recognize("", tensors()))
     }
-}
-
-/// A bound on what the tensors of a file take in all: weights may share their data, and a packed file may be compressed,
-/// but a small file must not fill the memory, or keep a reader busy.
-pub(super) struct Budget {
-    left: u64,
-}
-
-impl Budget {
-    /// Four times the file, and a MiB.
-    pub(super) fn of(file: &File) -> Self {
-        let len = file.metadata().map_or(0, |metadata| metadata.len());
-        Self { left: len.saturating_mul(4).saturating_add(1 << 20) }
-    }
-
-    /// Counts what it takes to read `tensor`.
-    pub(super) fn spend(&mut self, tensor: &LazyTensor) -> Result<()> {
-        self.left = self.left.checked_sub(tensor.cost()).ok_or_else(|| {
-            Error::data("the tensors are far larger than the file, as they share their data: the file is hostile")
-        })?;
-        Ok(())
-    }
-}
-
-/// The tensors of a PyTorch file: under `state_dict`, else under `model`, else the dictionary itself, in the order
-/// that the reference looks.
-pub(super) fn state_of(value: &Value) -> Result<(Format, IndexMap<String, Arc<LazyTensor>>)> {
-    let (format, state) = match (value.get("state_dict"), value.get("model")) {
-        (Some(state), _) => (Format::StateDict, state),
-        (None, Some(state)) => (Format::Model, state),
-        (None, None) => (Format::Bare, value),
-    };
-    if !matches!(state, Value::Dict(_)) {
-        return Err(Error::data(format!(
-            "expected a dictionary of tensors (a state_dict), found {}: in Python, save module.state_dict()",
-            state.describe()
-        )));
-    }
-    let tensors: IndexMap<_, _> = state
-        .entries()
-        .iter()
-        .filter_map(|(name, value)| match (name, value) {
-            (Value::Str(name), Value::Tensor(tensor)) => Some((name.as_ref().to_owned(), Arc::clone(tensor))),
-            _ => None,
-        })
-        .collect();
-    if tensors.is_empty() {
-        let keys: Vec<&str> = state.entries().iter().filter_map(|(key, _)| key.as_str()).take(8).collect();
-        return Err(Error::data(format!(
-            "the dictionary holds no tensors; its keys begin with {keys:?}. Expected a state_dict, or one under \
-             \"state_dict\" or \"model\""
-        )));
-    }
-    Ok((format, tensors))
 }
 
 /// Names without what the way of training has put before them: `module.` (data parallel), and `model.` if the model's

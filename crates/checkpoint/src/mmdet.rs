@@ -9,9 +9,9 @@ use tch::Tensor;
 use fnet_common::{Context, Error, Result};
 use fnet_model::{LoadReport, Parameters};
 
-use super::lazy::LazyTensor;
-use super::load::{Budget, Meta, state_of};
-use super::pth;
+use super::lazy::{Budget, LazyTensor};
+use super::meta::Meta;
+use super::pth::{self, state_of};
 use super::value::Value;
 use super::variant::{BACKBONE, Variant};
 

@@ -11,9 +11,13 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::file_kind::not_a_checkpoint;
 
+use super::lazy::LazyTensor;
+use super::meta::Format;
 use super::value::Value;
 
 /// Reads what `torch.save` wrote to `path`.
@@ -48,6 +52,38 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
             "not a file of PyTorch: neither a zip archive nor a pickle. Expected what torch.save writes (.pth, .pt)",
         )),
     }
+}
+
+/// The tensors of a PyTorch file: under `state_dict`, else under `model`, else the dictionary itself, in the order
+/// that the reference looks.
+pub(super) fn state_of(value: &Value) -> Result<(Format, IndexMap<String, Arc<LazyTensor>>)> {
+    let (format, state) = match (value.get("state_dict"), value.get("model")) {
+        (Some(state), _) => (Format::StateDict, state),
+        (None, Some(state)) => (Format::Model, state),
+        (None, None) => (Format::Bare, value),
+    };
+    if !matches!(state, Value::Dict(_)) {
+        return Err(Error::data(format!(
+            "expected a dictionary of tensors (a state_dict), found {}: in Python, save module.state_dict()",
+            state.describe()
+        )));
+    }
+    let tensors: IndexMap<_, _> = state
+        .entries()
+        .iter()
+        .filter_map(|(name, value)| match (name, value) {
+            (Value::Str(name), Value::Tensor(tensor)) => Some((name.as_ref().to_owned(), Arc::clone(tensor))),
+            _ => None,
+        })
+        .collect();
+    if tensors.is_empty() {
+        let keys: Vec<&str> = state.entries().iter().filter_map(|(key, _)| key.as_str()).take(8).collect();
+        return Err(Error::data(format!(
+            "the dictionary holds no tensors; its keys begin with {keys:?}. Expected a state_dict, or one under \
+             \"state_dict\" or \"model\""
+        )));
+    }
+    Ok((format, tensors))
 }
 
 fn length(file: &File) -> Result<u64> {

@@ -7,14 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use fnet_common::{Error, Result};
 
+use super::bytes;
 use super::lazy::{LazyTensor, Storage};
-use super::load::Meta;
+use super::meta::Meta;
 
 /// Longest header that is read; a name and a shape take some hundred bytes.
 const MAX_HEADER: u64 = 16 << 20;
@@ -46,7 +46,7 @@ pub(super) fn read(file: &Arc<File>) -> Result<(Meta, IndexMap<String, Arc<LazyT
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
         // Types that no model here has are passed over.
-        let Some(kind) = kind_of(info.dtype) else { continue };
+        let Some(kind) = bytes::kind_of(info.dtype) else { continue };
         let (first, end) = info.data_offsets;
         let storage = Storage::in_file(file, begin + first as u64, (end - first) as u64);
         let size = info.shape.iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
@@ -94,7 +94,7 @@ pub(super) fn write<'a>(
     let mut position = 0;
     let mut infos = Vec::with_capacity(tensors.len());
     for &(name, tensor, kind) in &tensors {
-        let dtype = dtype_of(kind)
+        let dtype = bytes::dtype_of(kind)
             .ok_or_else(|| Error::data(format!("{name} has elements of type {kind:?}, which are not exported")))?;
         let end = position + tensor.numel() * kind.elt_size_in_bytes();
         let shape = tensor.size().into_iter().map(|size| size as usize).collect();
@@ -112,30 +112,8 @@ pub(super) fn write<'a>(
     let failed = |error: std::io::Error| Error::environment(format!("writing failed: {error}"));
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     out.write_all(&header).map_err(failed)?;
-    for (_, tensor, _) in tensors {
-        out.write_all(&super::export::bytes_of(tensor)?).map_err(failed)?;
+    for (name, tensor, _) in tensors {
+        bytes::with_bytes(&bytes::on_host(tensor, name)?, |bytes| out.write_all(bytes)).map_err(failed)?;
     }
     Ok(())
-}
-
-/// The types of elements that both sides know.
-const TYPES: [(Dtype, Kind); 10] = [
-    (Dtype::F32, Kind::Float),
-    (Dtype::F64, Kind::Double),
-    (Dtype::F16, Kind::Half),
-    (Dtype::BF16, Kind::BFloat16),
-    (Dtype::I64, Kind::Int64),
-    (Dtype::I32, Kind::Int),
-    (Dtype::I16, Kind::Int16),
-    (Dtype::I8, Kind::Int8),
-    (Dtype::U8, Kind::Uint8),
-    (Dtype::BOOL, Kind::Bool),
-];
-
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    TYPES.iter().find(|(known, _)| *known == dtype).map(|&(_, kind)| kind)
-}
-
-fn dtype_of(kind: Kind) -> Option<Dtype> {
-    TYPES.iter().find(|(_, known)| *known == kind).map(|&(dtype, _)| dtype)
 }

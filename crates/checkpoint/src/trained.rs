@@ -13,9 +13,9 @@ use super::native::{self, Checkpoint, MODEL};
 #[derive(Debug)]
 pub enum TrainedFile {
     /// A checkpoint of this program, which says what model it is of.
-    Ours(PathBuf, Box<Checkpoint>),
+    Fnet(PathBuf, Box<Checkpoint>),
     /// A PyTorch file, or a safetensors file of another maker.
-    Others(Weights),
+    ThirdParty(Weights),
 }
 
 impl TrainedFile {
@@ -25,24 +25,24 @@ impl TrainedFile {
     /// If the file cannot be read, is of no known format, holds no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
         if native::is_third_party(path) {
-            return Weights::open(path).map(Self::Others);
+            return Weights::open(path).map(Self::ThirdParty);
         }
-        Ok(Self::Ours(path.to_owned(), Box::new(Checkpoint::load(path)?)))
+        Ok(Self::Fnet(path.to_owned(), Box::new(Checkpoint::load(path)?)))
     }
 
     /// The config inside, as TOML.
     pub fn config(&self) -> Option<&str> {
         match self {
-            Self::Ours(_, checkpoint) => Some(&checkpoint.meta.config),
-            Self::Others(_) => None,
+            Self::Fnet(_, checkpoint) => Some(&checkpoint.meta.config),
+            Self::ThirdParty(_) => None,
         }
     }
 
     /// Class names in the order of the labels; empty if the file does not tell.
     pub fn classes(&self) -> &[String] {
         match self {
-            Self::Ours(_, checkpoint) => &checkpoint.meta.classes,
-            Self::Others(weights) => &weights.meta().classes,
+            Self::Fnet(_, checkpoint) => &checkpoint.meta.classes,
+            Self::ThirdParty(weights) => &weights.meta().classes,
         }
     }
 
@@ -52,8 +52,8 @@ impl TrainedFile {
     /// As [`Weights::load_detector`].
     pub fn fill(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         let (path, checkpoint) = match self {
-            Self::Others(weights) => return weights.load_detector(parameters, need),
-            Self::Ours(path, checkpoint) => (path, checkpoint),
+            Self::ThirdParty(weights) => return weights.load_detector(parameters, need),
+            Self::Fnet(path, checkpoint) => (path, checkpoint),
         };
         let fill = || -> Result<Summary> {
             let mut report = parameters.load(checkpoint.section(MODEL))?;

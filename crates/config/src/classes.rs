@@ -5,8 +5,7 @@ use std::path::Path;
 use fnet_common::text;
 use fnet_common::{Context, Error, Result};
 
-use super::load::insert;
-use super::tree::{Node, Origin, Table, Value};
+use super::tree::{Node, Origin, Table, Value, insert};
 
 /// Reads the names of the classes of an annotation file.
 pub type ReadClasses<'r> = &'r dyn Fn(&Path) -> Result<Vec<String>>;

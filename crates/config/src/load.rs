@@ -88,7 +88,7 @@ fn resolve(
     if let Some(root) = std::env::var_os(DATA_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
         let root = root.into_string().map_err(|_| Error::usage(format!("{DATA_ROOT_VARIABLE} is not valid UTF-8")))?;
         let origin = Origin::Environment(DATA_ROOT_VARIABLE);
-        insert(&mut all, "data.root", Value::Leaf(toml::Value::String(root)), &origin);
+        tree::insert(&mut all, "data.root", Value::Leaf(toml::Value::String(root)), &origin);
     }
     let mut sets = Table::new();
     for text in overrides {
@@ -185,7 +185,7 @@ fn parse_override(text: &str) -> Result<Table> {
     let key = key.split('.').map(str::trim).collect::<Vec<_>>().join(".");
     let origin = Origin::Set(Arc::from(text));
     let mut out = Table::new();
-    insert(&mut out, &key, override_value(&key, value, &origin)?, &origin);
+    tree::insert(&mut out, &key, override_value(&key, value, &origin)?, &origin);
     Ok(out)
 }
 
@@ -211,28 +211,11 @@ fn override_value(key: &str, value: &str, origin: &Origin) -> Result<Value> {
     }
 }
 
-/// Puts a value at a dotted path, making the tables on the way.
-pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
-    match path.split_once('.') {
-        None => drop(table.insert(path.to_owned(), Node { value, origin: origin.clone() })),
-        Some((head, rest)) => {
-            let fresh = || Node { value: Value::Table(Table::new()), origin: origin.clone() };
-            let node = table.entry(head.to_owned()).or_insert_with(fresh);
-            if !matches!(node.value, Value::Table(_)) {
-                node.value = Value::Table(Table::new());
-            }
-            if let Value::Table(inner) = &mut node.value {
-                insert(inner, rest, value, origin);
-            }
-        }
-    }
-}
-
 /// Resolves aliases, then holds a layer against the schema: unknown fields, wrong types, values out of range.
 fn checked(mut layer: Table) -> Result<Table> {
     for (alias, field) in ALIASES {
         if let Some(node) = take(&mut layer, alias) {
-            insert(&mut layer, field, node.value, &node.origin);
+            tree::insert(&mut layer, field, node.value, &node.origin);
         }
     }
     let mut problems = Vec::new();
@@ -246,7 +229,7 @@ fn rename_former(layer: &mut Table) {
         Value::Leaf(toml::Value::String(word)) if word == "fp32" => Value::Leaf(toml::Value::String("off".into())),
         other => other,
     };
-    insert(layer, "train.amp", value, &origin);
+    tree::insert(layer, "train.amp", value, &origin);
 }
 
 fn take(table: &mut Table, path: &str) -> Option<Node> {

@@ -65,6 +65,23 @@ pub(super) enum Value {
 
 pub(super) type Table = IndexMap<String, Node>;
 
+/// Puts a value at a dotted path, making the tables on the way.
+pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
+    match path.split_once('.') {
+        None => drop(table.insert(path.to_owned(), Node { value, origin: origin.clone() })),
+        Some((head, rest)) => {
+            let fresh = || Node { value: Value::Table(Table::new()), origin: origin.clone() };
+            let node = table.entry(head.to_owned()).or_insert_with(fresh);
+            if !matches!(node.value, Value::Table(_)) {
+                node.value = Value::Table(Table::new());
+            }
+            if let Value::Table(inner) = &mut node.value {
+                insert(inner, rest, value, origin);
+            }
+        }
+    }
+}
+
 /// Parses a TOML document; `file` is the name that errors and origins carry.
 pub(super) fn parse(text: &str, file: &str) -> Result<Table> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);

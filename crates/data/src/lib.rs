@@ -21,7 +21,7 @@ mod transform;
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use check::{Checked, Scope, check, check_before_job, check_classes};
 pub use coco::{
-    Category, Dataset, ImageInfo, Listed, Objects, Segmentation, Split, TrueObject, category_names, data_root,
+    Category, Dataset, ImageInfo, Listed, Objects, Record, Segmentation, Split, TrueObject, category_names, data_root,
 };
 pub use decode::{DecodedImage, ImageHeader};
 pub use diagnostics::{Code, CodeDescription, Diagnostic, Diagnostics, Location, Severity};

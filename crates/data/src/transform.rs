@@ -1,11 +1,11 @@
 //! Geometry of an image on its way into the model: resize, flip, pad, and the same for its boxes and masks.
 
+use fnet_common::Result;
 use fnet_common::random::{Generator, Purpose};
-use fnet_common::{Error, Result};
 use fnet_config::{Pipeline, ScaleMode};
 
 use super::batch::Target;
-use super::coco::{Dataset, Segmentation};
+use super::coco::{Objects, Record, Segmentation};
 use super::masks::MaskPlan;
 
 /// What is done to one image.
@@ -90,9 +90,8 @@ impl Geometry {
         if self.augmentation.flip { [width - x2, y1, width - x1, y2] } else { [x1, y1, x2, y2] }
     }
 
-    /// The objects of image `index` of `dataset` in the new frame, without their masks.
-    pub(super) fn map_boxes(&self, dataset: &Dataset, index: usize) -> Target {
-        let objects = dataset.objects(index);
+    /// The objects of an image in the new frame, without their masks.
+    pub(super) fn map_boxes(&self, objects: &Objects<'_>) -> Target {
         Target {
             boxes: objects.boxes.iter().map(|&object| self.map_box(object)).collect(),
             labels: objects.labels.iter().map(|&label| i64::from(label)).collect(),
@@ -100,24 +99,21 @@ impl Geometry {
         }
     }
 
-    /// The objects of image `index` of `dataset` in the new frame.
+    /// The objects of `record` in the new frame.
     ///
     /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does. Objects whose
     /// mask has no pixel are left out, which the reference trains on.
     ///
     /// # Errors
     /// Data errors that name the annotation.
-    pub fn map_objects(&self, dataset: &Dataset, index: usize) -> Result<Target> {
-        let image = dataset.image(index);
-        let objects = dataset.objects(index);
+    pub fn map_objects(&self, record: &Record<'_>) -> Result<Target> {
+        let Record { image, objects, .. } = record;
         let listed = (image.height, image.width);
         let resized = rescaled_size(listed, self.augmentation.scale);
         if objects.boxes.is_empty() {
             return Ok(Target::default());
         }
-        let wrong = |message: String| {
-            Error::data(format!("{}: image {}: {message}", dataset.annotation_file().display(), image.id))
-        };
+        let wrong = |message: String| record.annotation_error(format!("image {}: {message}", image.id));
         if resized.0 > self.padded.0 || resized.1 > self.padded.1 {
             return Err(wrong(format!(
                 "it is listed as {}x{}, but the image {:?} has {}x{} pixels (after its EXIF rotation), and its masks \
@@ -132,9 +128,9 @@ impl Geometry {
             })?;
             Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
         };
-        let segmentations = dataset.segmentations(index)?;
+        let segmentations = record.segmentations()?;
         let masks: Vec<Option<_>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
-        let Target { boxes, labels, .. } = self.map_boxes(dataset, index);
+        let Target { boxes, labels, .. } = self.map_boxes(objects);
         let mut target = Target::default();
         // There is nothing to learn from an empty mask, and its box would say that there is.
         for ((mask, bounds), label) in masks.into_iter().zip(boxes).zip(labels) {
@@ -186,9 +182,9 @@ mod tests {
             "images": [{"id": 100, "file_name": "0.png", "width": 64, "height": 48}],
             "annotations": objects, "categories": [{"id": 7, "name": "box"}]
         }));
-        let dataset = Dataset::open(&small.config, crate::Split::Train).unwrap();
+        let dataset = crate::Dataset::open(&small.config, crate::Split::Train).unwrap();
         let geometry = Geometry::new((48, 64), Augmentation { scale: [64, 48], flip: false }, 32);
-        let target = geometry.map_objects(&dataset, 0).unwrap();
+        let target = geometry.map_objects(&dataset.record(0)).unwrap();
         let starts: Vec<f32> = target.boxes.iter().map(|bounds| bounds[0]).collect();
         assert_eq!((starts, target.labels.len(), target.masks.len()), (vec![10.0, 40.0], 2, 2));
         assert!(target.masks.iter().all(|mask| mask.pixels.contains(&1)));

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
-use crate::records::CategoryRecord;
 use crate::shape::Class;
 
 /// How the files of a set are laid out.
@@ -84,4 +83,12 @@ impl Layout {
             Self::Roboflow => Class::ALL.iter().zip(1..).find(|(known, _)| **known == class).map_or(0, |(_, id)| id),
         }
     }
+}
+
+/// A class.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CategoryRecord {
+    pub(crate) supercategory: &'static str,
+    pub(crate) id: u32,
+    pub(crate) name: &'static str,
 }

@@ -19,14 +19,6 @@ pub(crate) struct ImageRecord {
     pub(crate) license: u32,
 }
 
-/// A class.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct CategoryRecord {
-    pub(crate) supercategory: &'static str,
-    pub(crate) id: u32,
-    pub(crate) name: &'static str,
-}
-
 /// A mask in one of COCO's three spellings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]

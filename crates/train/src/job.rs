@@ -28,113 +28,33 @@ use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
 use crate::fault::FaultInjector;
 
-/// Runs `train` on this rank.
+/// Runs `train` on this rank: loads the config, joins the other ranks, opens the data, builds the state of training, restores
+/// it, and trains.
 ///
 /// # Errors
 /// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
-    let injector = arm(arguments, control);
-    // Before CUDA and NCCL start: both look at it then.
-    torch_ext::context::set_deterministic(resolved.config.train.deterministic)?;
-    let communicator = Communicator::from_environment()?;
-    injector.set_barrier(communicator.detached_barrier());
-    control.on_peer_lost(communicator.detached_abort());
-    if let Some(warning) = scale_learning_rate(&mut resolved.config, arguments, communicator.world_size()) {
-        log::warn!("{warning}");
-    }
-    let config = &resolved.config;
-    let work_dir = arguments.folder();
-    let _lock = lock_work_dir(&work_dir, &communicator, control)?;
-    let folders = saver::folders(&work_dir, &config.checkpoint);
-    let source = ResumeSource::find(arguments.resume.as_ref(), &folders, &communicator, control)?;
-    if source.is_none() {
-        refuse_strangers(&folders)?;
-    }
-
-    control.phase(Phase::Index);
-    let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
-    let mut schedule = schedule(config, &training_set, communicator.world_size())?;
-    let validation = if arguments.no_validate { None } else { Some(Validation::open(config, &work_dir)?) };
-    let sets: Vec<&Dataset> =
-        std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
-    check_classes(config, &sets)?;
-    // A restart finds what the first start has checked.
-    let warnings = if communicator.is_first() && !is_restart() { data_warnings(config, &sets)? } else { Vec::new() };
+    let communicator = join(&mut resolved.config, arguments, control)?;
+    let job = Job { arguments, resolved: &resolved, communicator: &communicator, control };
+    let work = job.open_work_folder()?;
+    let data = job.open_data(&work)?;
 
     control.phase(Phase::Start);
-    let mut train_state = TrainState::new(config, &communicator)?;
-    train_state.bad_batches = BadBatches::kept_in(work_dir.join("nan"));
-    let start = match &source {
-        Some(source) => source.restore(&mut train_state, &mut schedule, config, &training_set, &communicator)?,
-        None => StartPoint::default(),
-    };
-    let progress = start.progress;
-    let mut warnings = warnings;
-    if communicator.is_first() {
-        warnings.extend(disk_warning(config, &train_state, &work_dir, &schedule, &start, &communicator)?);
-    }
-    if let (Some(Resume::From(_)), true) = (&arguments.resume, communicator.is_first()) {
-        for path in set_aside_later(&folders, progress)? {
-            warnings
-                .push(format!("{} is later than what the job goes on from: renamed to *.superseded", path.display()));
-        }
-    }
-    let reporter = Reporter::new(&resolved, &work_dir, &communicator, control, schedule, progress, start.window)?;
-    if config.train.deterministic && communicator.is_first() && communicator.device().is_cuda() {
-        warnings.push(
-            "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits of \
-             gradients may differ between runs"
-                .to_owned(),
-        );
-    }
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    if source.is_none() {
-        let need = Need::unless_partial(arguments.allow_partial, Need::Most);
-        log::info!("{}", train_state.load_initial_weights(&config.model, arguments.load_from.as_deref(), need)?);
-    }
-    start.told.iter().for_each(|text| log::info!("{text}"));
-    start.warnings.iter().for_each(|text| log::warn!("{text}"));
-    let saver =
-        if communicator.is_first() { Some(Saver::create(&folders, &config.checkpoint, control)?) } else { None };
-    let mut trainer = Trainer {
-        saver,
-        evaluation_due: start.precedes_evaluation && validation.is_some(),
-        learning_rate: config.optimizer.lr,
-        config,
-        communicator: &communicator,
-        control,
-        train_state,
-        training_set,
-        validation,
-        reporter,
-        schedule,
-        segments: start.segments,
-        progress,
-        updated: progress,
-        saved: source.is_some().then_some(progress),
-        best: start.best,
-    };
-    if let (true, Some(source)) = (trainer.evaluation_due, &source) {
-        trainer.evaluation_due = !trainer.was_evaluated(&work_dir, &source.path)?;
-    }
-    if start.epoch_is_over {
-        trainer.end_epoch()?;
-    }
-    if start.is_third_party {
-        // From here on the job goes on from its own folder, whatever happens.
-        trainer.write_checkpoint(false)?;
-    }
+    let mut train_state = TrainState::new(&resolved.config, &communicator)?;
+    train_state.bad_batches = BadBatches::kept_in(work.path.join("nan"));
+    let epochs = data.schedule.epochs;
+    let mut trainer = job.restore(&work, data, train_state)?;
     let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
         Ok(Ok(ending)) => ending,
         Ok(Err(error)) => {
-            trainer.write_emergency_checkpoint(&folders, &error);
+            trainer.write_emergency_checkpoint(&work.checkpoint_folders, &error);
             abandon(trainer);
             return Err(error);
         }
-        // A panic leaves the weights as they are, or marked as torn.
+        // A panic leaves the weights as they are, or marks that their update was in progress.
         Err(panic) => {
-            trainer.write_emergency_checkpoint(&folders, &Error::from_panic(panic.as_ref()));
+            trainer.write_emergency_checkpoint(&work.checkpoint_folders, &Error::from_panic(panic.as_ref()));
             abandon(trainer);
             resume_unwind(panic);
         }
@@ -143,10 +63,167 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     // The last checkpoint is on the disk from here on.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
-        control.note(result(&work_dir, schedule.epochs, best.as_ref()));
+        control.note(result(&work.path, epochs, best.as_ref()));
     }
     communicator.leave()?;
     Ok(ending)
+}
+
+/// Joins the other ranks, and sets what depends on their number.
+fn join(config: &mut Config, arguments: &Arguments, control: &Client) -> Result<Communicator> {
+    let injector = arm(arguments, control);
+    // Before CUDA and NCCL start: both look at it then.
+    torch_ext::context::set_deterministic(config.train.deterministic)?;
+    let communicator = Communicator::from_environment()?;
+    injector.set_barrier(communicator.detached_barrier());
+    control.on_peer_lost(communicator.detached_abort());
+    if let Some(warning) = scale_learning_rate(config, arguments, communicator.world_size()) {
+        log::warn!("{warning}");
+    }
+    Ok(communicator)
+}
+
+/// What the parts of a training job are built from.
+struct Job<'a> {
+    arguments: &'a Arguments,
+    resolved: &'a Resolved,
+    communicator: &'a Communicator,
+    control: &'a Client,
+}
+
+/// Where a job writes, and the checkpoint that it continues from.
+struct WorkFolder {
+    path: PathBuf,
+    /// `path`, and those of `checkpoint.fallback`.
+    checkpoint_folders: Vec<PathBuf>,
+    source: Option<ResumeSource>,
+    _lock: Option<File>,
+}
+
+/// The data sets of a job, and what follows from them.
+struct JobData {
+    training_set: Arc<Dataset>,
+    validation: Option<Validation>,
+    schedule: TrainSchedule,
+    /// What is odd about the sets.
+    warnings: Vec<String>,
+}
+
+impl<'a> Job<'a> {
+    fn open_work_folder(&self) -> Result<WorkFolder> {
+        let path = self.arguments.folder();
+        let lock = lock_work_dir(&path, self.communicator, self.control)?;
+        let checkpoint_folders = saver::folders(&path, &self.resolved.config.checkpoint);
+        let resume = self.arguments.resume.as_ref();
+        let source = ResumeSource::find(resume, &checkpoint_folders, self.communicator, self.control)?;
+        if source.is_none() {
+            refuse_strangers(&checkpoint_folders)?;
+        }
+        Ok(WorkFolder { path, checkpoint_folders, source, _lock: lock })
+    }
+
+    fn open_data(&self, work: &WorkFolder) -> Result<JobData> {
+        let config = &self.resolved.config;
+        self.control.phase(Phase::Index);
+        let training_set = Arc::new(Dataset::open(&config.data, Split::Train)?);
+        let schedule = schedule(config, &training_set, self.communicator.world_size())?;
+        let validation = if self.arguments.no_validate { None } else { Some(Validation::open(config, &work.path)?) };
+        let sets: Vec<&Dataset> =
+            std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
+        check_classes(config, &sets)?;
+        // A restart finds what the first start has checked.
+        let warnings = match self.communicator.is_first() && !is_restart() {
+            true => data_warnings(config, &sets)?,
+            false => Vec::new(),
+        };
+        Ok(JobData { training_set, validation, schedule, warnings })
+    }
+
+    /// The trainer where the job begins or continues, with what a former job left to do done.
+    fn restore(&self, work: &WorkFolder, data: JobData, mut train_state: TrainState<'a>) -> Result<Trainer<'a>> {
+        let Self { resolved, communicator, control, .. } = *self;
+        let config = &resolved.config;
+        let JobData { training_set, validation, mut schedule, mut warnings } = data;
+        let start = match &work.source {
+            Some(source) => source.restore(&mut train_state, &mut schedule, config, &training_set, communicator)?,
+            None => StartPoint::default(),
+        };
+        if communicator.is_first() {
+            warnings.extend(self.warnings(work, &train_state, &schedule, &start)?);
+        }
+        let progress = start.progress;
+        let reporter = Reporter::new(resolved, &work.path, communicator, control, schedule, progress, start.window)?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        if work.source.is_none() {
+            let need = Need::unless_partial(self.arguments.allow_partial, Need::Most);
+            let load_from = self.arguments.load_from.as_deref();
+            log::info!("{}", train_state.load_initial_weights(&config.model, load_from, need)?);
+        }
+        start.told.iter().for_each(|text| log::info!("{text}"));
+        start.warnings.iter().for_each(|text| log::warn!("{text}"));
+        let saver = match communicator.is_first() {
+            true => Some(Saver::create(&work.checkpoint_folders, &config.checkpoint, control)?),
+            false => None,
+        };
+        let mut trainer = Trainer {
+            saver,
+            evaluation_due: start.precedes_evaluation && validation.is_some(),
+            learning_rate: config.optimizer.lr,
+            config,
+            communicator,
+            control,
+            train_state,
+            training_set,
+            validation,
+            reporter,
+            schedule,
+            segments: start.segments,
+            progress,
+            updated: progress,
+            saved: work.source.is_some().then_some(progress),
+            best: start.best,
+        };
+        if let (true, Some(source)) = (trainer.evaluation_due, &work.source) {
+            trainer.evaluation_due = !trainer.was_evaluated(&work.path, &source.path)?;
+        }
+        if start.epoch_is_over {
+            trainer.end_epoch()?;
+        }
+        if start.is_third_party {
+            // From here on the job continues from its own folder, whatever happens.
+            trainer.write_checkpoint(false)?;
+        }
+        Ok(trainer)
+    }
+
+    /// What rank 0 warns of before training begins. Sets later checkpoints than that of `--resume FILE` aside.
+    fn warnings(
+        &self,
+        work: &WorkFolder,
+        train_state: &TrainState<'_>,
+        schedule: &TrainSchedule,
+        start: &StartPoint,
+    ) -> Result<Vec<String>> {
+        let (config, communicator) = (&self.resolved.config, self.communicator);
+        let mut warnings = Vec::new();
+        warnings.extend(disk_warning(config, train_state, &work.path, schedule, start, communicator)?);
+        if let Some(Resume::From(_)) = &self.arguments.resume {
+            for path in set_aside_later(&work.checkpoint_folders, start.progress)? {
+                warnings.push(format!(
+                    "{} is later than what the job goes on from: renamed to *.superseded",
+                    path.display()
+                ));
+            }
+        }
+        if config.train.deterministic && communicator.device().is_cuda() {
+            warnings.push(
+                "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits \
+                 of gradients may differ between runs"
+                    .to_owned(),
+            );
+        }
+        Ok(warnings)
+    }
 }
 
 /// Ends a trainer whose job has broken off. What belongs to the device is left to the end of the process: giving it back

@@ -14,7 +14,8 @@ use tch::Tensor;
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::file_kind::not_a_checkpoint;
 
-use super::{CheckpointMeta, bytes};
+use super::CheckpointMeta;
+use crate::bytes;
 
 /// Version of the format that this code writes, and the greatest that it reads.
 const VERSION: u32 = 1;

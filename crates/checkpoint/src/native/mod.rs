@@ -1,6 +1,5 @@
 //! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
 
-mod bytes;
 #[cfg(test)]
 mod damage;
 mod folder;
@@ -24,6 +23,7 @@ pub use folder::resolve;
 pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, set_aside_later};
 pub use writer::{OnSaved, Save, Writer};
 
+use crate::bytes;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::Config;

@@ -67,7 +67,7 @@ fn use_all(set: &Dataset, split: Split) {
     for index in 0..set.len() {
         let (image, objects) = (set.image(index), set.objects(index));
         assert!(objects.labels.iter().all(|&label| usize::from(label) < set.categories().len()));
-        let masks = set.segmentations(index).unwrap();
+        let masks = set.record(index).segmentations().unwrap();
         assert_eq!(masks.len(), objects.boxes.len());
         for mask in masks {
             mask.to_rle((image.height, image.width)).unwrap();

@@ -14,6 +14,7 @@ mod index;
 mod json;
 mod lists;
 mod open;
+mod record;
 mod records;
 mod segmentation;
 mod source;
@@ -25,13 +26,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use classes::category_names;
+pub use record::Record;
 pub use segmentation::Segmentation;
 pub use truth::TrueObject;
 
 use files::Folders;
 use source::AnnotationSource;
 
-use fnet_common::{Error, Result};
 use fnet_config as config;
 use fnet_protocol::cli::SplitName;
 
@@ -202,6 +203,14 @@ impl Dataset {
         self.objects.boxes.len()
     }
 
+    /// Image `index` with its objects.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Self::len`], like a slice.
+    pub fn record(&self, index: usize) -> Record<'_> {
+        Record { dataset: self, image: self.image(index), objects: self.objects(index) }
+    }
+
     /// What the annotation file says about image `index`.
     ///
     /// # Panics
@@ -228,7 +237,7 @@ impl Dataset {
     /// # Panics
     /// As [`Self::image`].
     pub fn image_path(&self, index: usize) -> PathBuf {
-        self.folders.find(&self.folder, self.image(index).file_name).into_path()
+        self.record(index).path()
     }
 
     /// 1 for an image wider than high, else 0: images of one step have equal flags.
@@ -259,40 +268,6 @@ impl Dataset {
     /// An id of a category as the annotation file writes it: a number or a string.
     pub fn written_category_id(&self, id: i64) -> Value {
         self.id_names.written(id, self.id_names.are_text[1])
-    }
-
-    /// The masks of the objects of image `index`, read from the annotation file.
-    ///
-    /// # Errors
-    /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
-    ///
-    /// # Panics
-    /// As [`Self::image`].
-    pub fn segmentations(&self, index: usize) -> Result<Vec<Segmentation>> {
-        let objects = self.objects(index);
-        if objects.ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let unreadable =
-            |error| Error::data(format!("cannot read the annotation file {}: {error}", self.path.display()));
-        let mut text = Vec::new();
-        let mut segmentations = Vec::with_capacity(objects.ids.len());
-        let places = objects.mask_offsets.iter().zip(objects.mask_lengths);
-        for ((&offset, &length), id) in places.zip(objects.ids) {
-            if length == 0 {
-                segmentations.push(Segmentation::Polygons(Vec::new()));
-                continue;
-            }
-            text.resize(length as usize, 0);
-            self.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
-            segmentations.push(Segmentation::parse(&text).map_err(|message| {
-                Error::data(format!(
-                    "{}: annotation {id}: segmentation: {message}; mend or remove the annotation",
-                    self.path.display()
-                ))
-            })?);
-        }
-        Ok(segmentations)
     }
 }
 

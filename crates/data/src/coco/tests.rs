@@ -2,6 +2,8 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use fnet_common::Result;
+
 use super::*;
 use crate::diagnostics::{Code, Severity};
 use fnet_test_support::{SmallSet, fixture};
@@ -52,7 +54,7 @@ fn objects_are_kept_by_the_references_rules() {
     let objects = set.objects(0);
     assert_eq!(objects.ids, [1]);
     assert_eq!(objects.boxes, [[4.1, 5.2, (4.1f64 + 20.3) as f32, (5.2f64 + 10.4) as f32]]);
-    assert_eq!(set.segmentations(0).unwrap().len(), 1);
+    assert_eq!(set.record(0).segmentations().unwrap().len(), 1);
 }
 
 #[test]
@@ -142,9 +144,9 @@ fn errors_name_what_is_wrong_and_the_remedy() {
 fn a_file_that_changes_while_it_is_in_use_is_an_error() {
     let small = SmallSet::new(&[(64, 48)]);
     let set = Dataset::open(&small.config, Split::Train).unwrap();
-    assert_eq!(set.segmentations(0).unwrap().len(), 1);
+    assert_eq!(set.record(0).segmentations().unwrap().len(), 1);
     small.write(&json!({"images": []}));
-    assert!(set.segmentations(0).unwrap_err().to_string().contains("changed"));
+    assert!(set.record(0).segmentations().unwrap_err().to_string().contains("changed"));
 }
 
 #[test]
@@ -202,7 +204,7 @@ fn real_annotations_are_read_like_a_naive_reader_does() {
     assert_eq!(set.categories().len(), 80);
     assert_eq!(set.diagnostics().number_of(Severity::Warning), 0, "{:?}", set.diagnostics().counts());
     for i in 0..set.len() {
-        let masks = set.segmentations(i).unwrap();
+        let masks = set.record(i).segmentations().unwrap();
         for (mask, id) in masks.iter().zip(set.objects(i).ids) {
             let original = annotations.iter().find(|a| a["id"].as_i64() == Some(*id)).unwrap();
             let expected: Vec<Vec<f64>> = serde_json::from_value(original["segmentation"].clone()).unwrap();

@@ -278,7 +278,7 @@ impl Work {
             Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
             None => Augmentation::test(&self.pipeline),
         };
-        Sample::load(&self.dataset, index, augmentation, self.pipeline.size_divisor, self.wanted, times)
+        Sample::load(self.dataset.record(index), augmentation, self.pipeline.size_divisor, self.wanted, times)
     }
 }
 

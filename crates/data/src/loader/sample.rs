@@ -8,7 +8,7 @@ use fnet_protocol::{activity, contain};
 
 use super::stages::{StageTimes, Stopwatch};
 use crate::batch::{Batch, ImageMeta, Target};
-use crate::coco::Dataset;
+use crate::coco::{Dataset, Record};
 use crate::decode::DecodedImage;
 use crate::images::Pixels;
 use crate::resize::Bilinear;
@@ -27,11 +27,8 @@ pub(super) struct Sample {
 /// # Errors
 /// Data errors that name the file, its image id and the remedy.
 pub fn load_image(dataset: &Dataset, index: usize) -> Result<DecodedImage> {
-    DecodedImage::read(&dataset.image_path(index)).map_err(|error| error.context(place_of(dataset, index)))
-}
-
-fn place_of(dataset: &Dataset, index: usize) -> String {
-    format!("{} (image {})", dataset.split().name(), dataset.image(index).id)
+    let record = dataset.record(index);
+    DecodedImage::read(&record.path()).map_err(|error| error.context(record.place()))
 }
 
 /// What is read of the objects of an image.
@@ -53,20 +50,19 @@ impl Sample {
         self.decoded.warning.as_deref()
     }
 
-    /// Reads image `index` and what is `wanted` of its objects.
+    /// Reads the image of `record` and what is `wanted` of its objects.
     pub fn load(
-        dataset: &Dataset,
-        index: usize,
+        record: Record<'_>,
         augmentation: Augmentation,
         divisor: usize,
         wanted: Wanted,
         times: &mut StageTimes,
     ) -> Result<Self> {
+        let path = record.path();
         let load = || {
             let mut watch = Stopwatch::start();
-            let path = dataset.image_path(index);
             let _work = activity::begin(format!("reading {}", path.display()));
-            let named = |error: Error| error.context(place_of(dataset, index));
+            let named = |error: Error| error.context(record.place());
             let bytes = DecodedImage::bytes(&path).map_err(named)?;
             watch.lap(&mut times.read);
             let decoded = DecodedImage::from_bytes(&path, &bytes).map_err(named)?;
@@ -74,14 +70,13 @@ impl Sample {
             let geometry = Geometry::new((decoded.height, decoded.width), augmentation, divisor);
             let target = match wanted {
                 Wanted::Nothing => Target::default(),
-                Wanted::Boxes => geometry.map_boxes(dataset, index),
-                Wanted::BoxesAndMasks => geometry.map_objects(dataset, index)?,
+                Wanted::Boxes => geometry.map_boxes(&record.objects),
+                Wanted::BoxesAndMasks => geometry.map_objects(&record)?,
             };
             watch.lap(&mut times.masks);
-            let image = dataset.image(index);
             let meta = ImageMeta {
-                image_id: image.id,
-                file_name: image.file_name.into(),
+                image_id: record.image.id,
+                file_name: record.image.file_name.into(),
                 original_size: geometry.original,
                 image_size: geometry.resized,
                 padded_size: geometry.padded,
@@ -91,7 +86,6 @@ impl Sample {
             Ok(Self { decoded, geometry, meta, target })
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
-            let path = dataset.image_path(index);
             Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
         })
     }

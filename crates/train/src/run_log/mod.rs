@@ -9,5 +9,5 @@ pub mod tensorboard;
 mod window;
 
 pub use environment::describe as describe_environment;
-pub use run::{RunInfo, RunLog, TrainStep};
-pub use window::Window;
+pub use run::{RunInfo, RunLog};
+pub use window::{TrainStep, Window};

@@ -3,7 +3,6 @@
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use fnet_common::{Error, Result};
@@ -14,7 +13,7 @@ use fnet_protocol::outlet::{FLUSH_TIMEOUT, Outlet};
 use super::environment;
 use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
-use super::window::{Window, ends_epoch};
+use super::window::{TrainStep, Window, ends_epoch};
 
 /// Steps between lines that name the config, as in the reference.
 const NAME_INTERVAL: u64 = 1000;
@@ -32,25 +31,6 @@ pub struct RunInfo<'a> {
     pub start_step: u64,
     /// Updates of the whole training.
     pub total_steps: u64,
-}
-
-/// One update of the weights, as the log sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct TrainStep {
-    /// Epoch, from 1.
-    pub epoch: usize,
-    /// Update within the epoch, from 1.
-    pub iter: usize,
-    /// Updates of an epoch.
-    pub iters_per_epoch: usize,
-    /// Update since the start of training, from 1.
-    pub step: u64,
-    /// Learning rate.
-    pub lr: f64,
-    /// Momentum, or the decay of AdamW's first moment.
-    pub momentum: f64,
-    /// Greatest memory of the GPU in use so far, in MB; `None` on the CPU.
-    pub memory: Option<u64>,
 }
 
 /// The logs of a run. Only rank 0 has one.

@@ -3,7 +3,24 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::TrainStep;
+/// One update of the weights, as the log sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TrainStep {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Update within the epoch, from 1.
+    pub iter: usize,
+    /// Updates of an epoch.
+    pub iters_per_epoch: usize,
+    /// Update since the start of training, from 1.
+    pub step: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Momentum, or the decay of AdamW's first moment.
+    pub momentum: f64,
+    /// Greatest memory of the GPU in use so far, in MB; `None` on the CPU.
+    pub memory: Option<u64>,
+}
 
 /// Sums and counts since the last line, in the order in which the names first came. Every rank keeps one, and
 /// checkpoints hold it, so that the lines of a job that goes on are those of one that never stopped.

@@ -20,27 +20,35 @@ const DTYPES: [(Kind, Dtype); 10] = [
     (Kind::Bool, Dtype::BOOL),
 ];
 
-/// The safetensors type of a tensor.
-pub(super) fn dtype(tensor: &Tensor, name: &str) -> Result<Dtype> {
-    let kind = tensor.kind();
-    let found = DTYPES.iter().find(|(candidate, _)| *candidate == kind).map(|(_, dtype)| *dtype);
-    found.ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot hold")))
+/// The safetensors type of a kind of tensor.
+pub(crate) fn dtype_of(kind: Kind) -> Option<Dtype> {
+    DTYPES.iter().find(|(known, _)| *known == kind).map(|(_, dtype)| *dtype)
 }
 
 /// The kind of tensor that holds a safetensors type.
-pub(super) fn kind(dtype: Dtype, name: &str) -> Result<Kind> {
-    let found = DTYPES.iter().find(|(_, candidate)| *candidate == dtype).map(|(kind, _)| *kind);
-    found.ok_or_else(|| Error::data(format!("tensor {name} has the type {dtype}, which fnet does not use")))
+pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    DTYPES.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind)
+}
+
+/// The safetensors type of a tensor of a checkpoint.
+pub(crate) fn dtype(tensor: &Tensor, name: &str) -> Result<Dtype> {
+    let kind = tensor.kind();
+    dtype_of(kind).ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot hold")))
+}
+
+/// The kind of a tensor of a checkpoint.
+pub(crate) fn kind(dtype: Dtype, name: &str) -> Result<Kind> {
+    kind_of(dtype).ok_or_else(|| Error::data(format!("tensor {name} has the type {dtype}, which fnet does not use")))
 }
 
 /// The tensor itself if its memory is on the host and row-major, a copy that is otherwise.
-pub(super) fn on_host(tensor: &Tensor, name: &str) -> Result<Tensor> {
+pub(crate) fn on_host(tensor: &Tensor, name: &str) -> Result<Tensor> {
     let convert = || tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous();
     convert().with_context(|| format!("copying tensor {name} to host memory"))
 }
 
 /// A copy on the host that shares no memory with `tensor`.
-pub(super) fn host_copy(tensor: &Tensor, name: &str) -> Result<Tensor> {
+pub(crate) fn host_copy(tensor: &Tensor, name: &str) -> Result<Tensor> {
     let host = on_host(tensor, name)?;
     if host.data_ptr() != tensor.data_ptr() {
         return Ok(host);
@@ -53,7 +61,7 @@ pub(super) fn host_copy(tensor: &Tensor, name: &str) -> Result<Tensor> {
 }
 
 /// Hands the bytes of a host tensor to `use_bytes`.
-pub(super) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
+pub(crate) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
     debug_assert!(tensor.device() == Device::Cpu && tensor.is_contiguous());
     let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
     let pointer = tensor.data_ptr().cast::<u8>().cast_const();
@@ -66,7 +74,7 @@ pub(super) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T)
 }
 
 /// A new host tensor whose bytes `fill` writes; all of them before it returns without error.
-pub(super) fn filled(
+pub(crate) fn filled(
     shape: &[i64],
     kind: Kind,
     fill: impl FnOnce(&mut [u8]) -> std::io::Result<()>,

@@ -1,0 +1,60 @@
+//! One image of a data set with its objects.
+
+use std::path::PathBuf;
+
+use fnet_common::{Error, Result};
+
+use super::{Dataset, ImageInfo, Objects, Segmentation};
+
+/// One image of a data set with its objects, from [`Dataset::record`]: fetched once and passed on.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'d> {
+    pub(super) dataset: &'d Dataset,
+    /// What the annotation file says about the image.
+    pub image: ImageInfo<'d>,
+    /// Its objects that are trained on.
+    pub objects: Objects<'d>,
+}
+
+impl Record<'_> {
+    /// The file of the image; where there is none of this name, the one that is meant, if only one can be.
+    pub fn path(&self) -> PathBuf {
+        self.dataset.folders.find(&self.dataset.folder, self.image.file_name).into_path()
+    }
+
+    /// The set and the image, as errors name them.
+    pub fn place(&self) -> String {
+        format!("{} (image {})", self.dataset.split().name(), self.image.id)
+    }
+
+    /// An error that names the annotation file.
+    pub(crate) fn annotation_error(&self, message: impl std::fmt::Display) -> Error {
+        Error::data(format!("{}: {message}", self.dataset.path.display()))
+    }
+
+    /// The masks of the objects, read from the annotation file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
+    pub fn segmentations(&self) -> Result<Vec<Segmentation>> {
+        let (objects, file) = (&self.objects, self.dataset.path.display());
+        let unreadable = |error| Error::data(format!("cannot read the annotation file {file}: {error}"));
+        let mut text = Vec::new();
+        let mut segmentations = Vec::with_capacity(objects.ids.len());
+        let places = objects.mask_offsets.iter().zip(objects.mask_lengths);
+        for ((&offset, &length), id) in places.zip(objects.ids) {
+            if length == 0 {
+                segmentations.push(Segmentation::Polygons(Vec::new()));
+                continue;
+            }
+            text.resize(length as usize, 0);
+            self.dataset.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
+            segmentations.push(Segmentation::parse(&text).map_err(|message| {
+                self.annotation_error(format!(
+                    "annotation {id}: segmentation: {message}; mend or remove the annotation"
+                ))
+            })?);
+        }
+        Ok(segmentations)
+    }
+}
