@@ -65,7 +65,7 @@ fn an_unknown_field_is_refused_with_file_line_and_the_nearest_name() {
         .launch(TRAIN)
         .expect(2, &["cfg.toml:5:", "model.backbone.embed_dims", "did you mean `model.backbone.embed_dim`?"]);
     fs::write(scene.path("cfg.toml"), text).unwrap();
-    scene.launch(&format!("{TRAIN} --set optimizer.lr=1")).expect(2, &["--set", "optimizer"]);
+    scene.launch(&format!("{TRAIN} --set optimiser.lr=1")).expect(2, &["--set", "optimizer"]);
     scene.launch(&format!("{TRAIN} --set optimizer.lr=fast")).expect(2, &["optimizer.lr", "fast"]);
 }
 
@@ -164,7 +164,7 @@ fn a_mistake_in_what_is_given_is_told_as_it_stands_before_anything_is_made() {
         ("train missing.toml", 2, "fnet-launch: config missing.toml: no such file"),
         ("train folder", 2, "fnet-launch: config folder: this is a folder"),
         ("train cfg.py", 2, "fnet-launch: config cfg.py: this is a Python file"),
-        ("train cfg.toml --set optimizer.lr=1", 2, "fnet-launch: --set optimizer.lr=1: unknown field"),
+        ("train cfg.toml --set optimiser.lr=1", 2, "fnet-launch: --set optimiser.lr=1: unknown field"),
         ("train cfg.toml --set optimizer.lr=fast", 2, "fnet-launch: --set optimizer.lr=fast"),
         ("test results.json", 3, "fnet-launch: checkpoint results.json: this is a JSON file, not a checkpoint"),
     ] {

@@ -239,7 +239,7 @@ mod tests {
     fn the_nearest_name_is_found_by_spelling_and_in_other_sections() {
         assert_eq!(nearest("optimizer.l_r"), Some("optimizer.lr"));
         assert_eq!(nearest("lr"), Some("optimizer.lr"));
-        assert_eq!(nearest("optimizer"), Some("optimizer"));
+        assert_eq!(nearest("optimiser"), Some("optimizer"));
         assert_eq!(nearest("train.samples_per_gpu"), Some("data.samples_per_gpu"));
         assert_eq!(nearest("zzz"), None);
     }
