@@ -32,6 +32,7 @@ mod supervisor;
 mod text;
 
 use fnet_protocol::cli::Launch;
+use fnet_protocol::outlet;
 
 use crate::console::Console;
 use crate::error::Doing;
@@ -51,6 +52,10 @@ fn main() {
         error.code
     });
     // A finished job must not wait for a reader that has stopped; output that the user asked for may.
-    output::flush(commands::is_supervised(&launch).then_some(output::FLUSH_TIMEOUT));
+    if commands::is_supervised(&launch) {
+        outlet::flush_all()
+    } else {
+        outlet::wait_for_all()
+    }
     std::process::exit(code);
 }

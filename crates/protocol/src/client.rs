@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::panic::PanicHookInfo;
 use std::path::Path;
@@ -71,13 +72,10 @@ impl Client {
                 format!("{}={}: expected the number of an inherited socket", env::CONTROL, value.to_string_lossy()),
             ));
         };
-        // Children of this worker must not hold the channel open.
-        // SAFETY: fcntl on an open descriptor; no memory is passed.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the launcher passed this descriptor for this purpose, and nothing else uses it.
+        // SAFETY: the launcher passed this open descriptor for this purpose, and nothing else uses it.
         let stream = unsafe { UnixStream::from_raw_fd(fd) };
+        // Children of this worker must not hold the channel open.
+        rustix::io::fcntl_setfd(&stream, rustix::io::FdFlags::CLOEXEC)?;
         Self::over(stream, rank, status::page())
     }
 
@@ -258,11 +256,7 @@ fn without_panic_frames(stack: &str) -> &str {
 }
 
 fn is_socket(fd: RawFd) -> bool {
-    // SAFETY: all zeroes is a valid `stat`.
-    let mut facts: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `facts` outlives the call; fstat fails with EBADF on a number that is no descriptor.
-    let found = unsafe { libc::fstat(fd, &mut facts) } == 0;
-    found && facts.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|file| file.file_type().is_socket())
 }
 
 impl Shared {

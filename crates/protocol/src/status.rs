@@ -4,11 +4,14 @@
 //! as an anonymous file, passes it on by [`crate::env::STATUS_FD`], and reads it at any time without locking. Without a
 //! launcher the page belongs to the worker alone.
 
+use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use crate::clock;
 use crate::message::{Operation, Phase, WorkerStatus};
@@ -55,20 +58,14 @@ pub fn adopt_from_environment() -> io::Result<()> {
         io::Error::new(io::ErrorKind::InvalidInput, text)
     };
     let fd = value.to_str().and_then(|text| text.parse::<RawFd>().ok()).filter(|&fd| fd > 2).ok_or_else(wrong)?;
-    // SAFETY: all zeroes is a valid `stat`.
-    let mut facts: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `facts` outlives the call; fstat fails on a number that is no descriptor.
-    if unsafe { libc::fstat(fd, &raw mut facts) } != 0 || usize::try_from(facts.st_size).ok() != Some(BYTES) {
+    if !fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|file| file.len() == BYTES as u64) {
         return Err(wrong());
     }
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: this open descriptor was inherited for this purpose and nothing else uses it; the mapping stays without it.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     // SAFETY: a new mapping of a file of exactly BYTES bytes, at an address of the system's choice.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, flags, fd, 0) };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was inherited for this purpose and nothing else uses it; the mapping stays without it.
-    unsafe { libc::close(fd) };
+    let address = unsafe { mmap(std::ptr::null_mut(), BYTES, protection, flags, &file, 0) }?;
     // SAFETY: the mapping has the size of a StatusPage, is aligned to a memory page and never unmapped, and any bits
     // are a valid StatusPage.
     let page = unsafe { &*address.cast::<StatusPage>() };

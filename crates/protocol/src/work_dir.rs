@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// Name of the newest checkpoint.
 pub const LATEST: &str = "latest.ckpt";
@@ -198,13 +200,10 @@ pub fn lock(folder: &Path) -> Lock {
         Ok(file) => file,
         Err(error) => return Lock::Impossible(error),
     };
-    // SAFETY: an open descriptor; no memory is passed.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Lock::Held(file);
-    }
-    match io::Error::last_os_error() {
-        error if error.kind() == io::ErrorKind::WouldBlock => Lock::Busy,
-        error => Lock::Impossible(error),
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Lock::Held(file),
+        Err(Errno::WOULDBLOCK) => Lock::Busy,
+        Err(error) => Lock::Impossible(error.into()),
     }
 }
 
@@ -226,7 +225,7 @@ pub fn unlocked(folder: &Path, error: &io::Error) -> String {
 /// The type of a folder's file system, for example `nfs4`.
 fn file_system(folder: &Path) -> Option<String> {
     let device = fs::metadata(folder).ok()?.dev();
-    let device = format!("{}:{}", libc::major(device), libc::minor(device));
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     type_of(&fs::read_to_string("/proc/self/mountinfo").ok()?, &device)
 }
 
@@ -246,7 +245,7 @@ mod tests {
                       40 35 0:51 / /home rw shared:7 - nfs4 server:/home rw\n";
         assert_eq!(type_of(mounts, "0:51").as_deref(), Some("nfs4"));
         assert_eq!(type_of(mounts, "0:5"), None);
-        let text = unlocked(Path::new("/proc"), &io::Error::from_raw_os_error(libc::ENOLCK));
+        let text = unlocked(Path::new("/proc"), &Errno::NOLCK.into());
         assert!(text.starts_with("/proc on a file system of type proc cannot be locked (No locks available"), "{text}");
     }
 

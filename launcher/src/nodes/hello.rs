@@ -15,13 +15,14 @@ const LOCAL_FIELDS: [&str; 1] = ["data.root"];
 
 /// The introduction of this node; `config` is the text of its resolved config.
 pub fn of(options: &LaunchOptions, plan: &Plan, config: &str) -> Hello {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).filter(|name| !name.is_empty());
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty());
     Hello {
         protocol: PROTOCOL,
         node: plan.nodes.rank,
         nodes: plan.nodes.count,
         workers: plan.devices.workers(),
-        host: host.unwrap_or_else(|| "unnamed".to_owned()),
+        host: host.unwrap_or("unnamed").to_owned(),
         job: job(plan),
         settings: settings(options, plan, config),
     }

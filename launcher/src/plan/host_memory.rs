@@ -63,13 +63,8 @@ fn groups(root: &Path) -> Vec<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::write;
     use super::*;
-
-    fn write(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
 
     #[test]
     fn the_control_group_counts_if_it_allows_less_than_the_machine() {

@@ -1,11 +1,12 @@
 //! The network interfaces of this machine.
 
-use std::net::{IpAddr, SocketAddr};
+use std::ffi::CStr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
+use rustix::net::netdevice;
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,22 +21,50 @@ pub struct Interface {
 
 /// All interfaces.
 pub fn all() -> Result<Vec<Interface>> {
-    let entries =
-        getifaddrs().map_err(|error| Error::environment(format!("listing the network interfaces: {error}")))?;
+    let mut first = std::ptr::null_mut();
+    // SAFETY: `first` outlives the call, which stores a list in it that is freed below.
+    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
+        return Err(io::Error::last_os_error()).doing(|| "listing the network interfaces".to_owned());
+    }
     let mut found: Vec<Interface> = Vec::new();
-    for entry in entries {
-        let index = found.iter().position(|interface| interface.name == entry.interface_name).unwrap_or_else(|| {
-            let is_up = entry.flags.contains(InterfaceFlags::IFF_UP);
-            found.push(Interface { name: entry.interface_name.clone(), is_up, addresses: Vec::new() });
+    let mut next = first;
+    // SAFETY: a member of the list, which has not been freed, or null at its end.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: the name is a C string.
+        let name = unsafe { CStr::from_ptr(entry.ifa_name) }.to_string_lossy();
+        let index = found.iter().position(|interface| interface.name == name).unwrap_or_else(|| {
+            let is_up = entry.ifa_flags & libc::IFF_UP.cast_unsigned() != 0;
+            found.push(Interface { name: name.into_owned(), is_up, addresses: Vec::new() });
             found.len() - 1
         });
-        let address = entry.address.as_ref().and_then(|address| {
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        });
-        found[index].addresses.extend(address);
+        // SAFETY: the address is null or belongs to the list.
+        found[index].addresses.extend(unsafe { ip_address(entry.ifa_addr) });
     }
+    // SAFETY: the list of the call above; nothing refers to it any more.
+    unsafe { libc::freeifaddrs(first) };
     Ok(found)
+}
+
+/// The IP address in a socket address of any family.
+///
+/// # Safety
+/// `address` is null, or has the size of its family.
+unsafe fn ip_address(address: *const libc::sockaddr) -> Option<IpAddr> {
+    // SAFETY: as the caller's; reads as many bytes as the family has.
+    unsafe {
+        match i32::from(address.as_ref()?.sa_family) {
+            libc::AF_INET => {
+                let address = address.cast::<libc::sockaddr_in>().read_unaligned();
+                Some(IpAddr::from(address.sin_addr.s_addr.to_ne_bytes()))
+            }
+            libc::AF_INET6 => {
+                let address = address.cast::<libc::sockaddr_in6>().read_unaligned();
+                Some(IpAddr::from(address.sin6_addr.s6_addr))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Refuses an interface that does not exist, is down or has no address (exit code 6).
@@ -52,7 +81,8 @@ pub fn check(wanted: &str, all: &[Interface]) -> Result<()> {
 /// The name of the interface in the scope of an address (`fe80::1%4`).
 pub fn of_scope(address: &str) -> Option<String> {
     let index = address.split_once('%')?.1.parse().ok()?;
-    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+    // The call needs any socket.
+    netdevice::index_to_name(UdpSocket::bind("0.0.0.0:0").ok()?, index).ok()
 }
 
 /// Refuses an interface with only link-local addresses (exit code 6): launchers can reach node 0 through them, but workers
@@ -144,7 +174,7 @@ mod tests {
         assert!(check_for_workers("eth0", &machine).is_ok());
         let error = check_for_workers("eth1", &machine).unwrap_err();
         assert!(error.message().contains("eth1 has no other one") && error.message().contains("--iface"), "{error}");
-        let index = nix::net::if_::if_nametoindex("lo").unwrap();
+        let index = netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "lo").unwrap();
         assert_eq!(of_scope(&format!("fe80::1%{index}")).as_deref(), Some("lo"));
         assert_eq!((of_scope("fe80::1"), of_scope("10.0.0.1%x")), (None, None));
     }

@@ -8,6 +8,13 @@ use fnet_protocol::exit;
 use super::inputs::{check, check_overwrite};
 use super::*;
 
+/// Writes a file of the kernel below `root`.
+pub fn write(root: &Path, file: &str, text: &str) {
+    let path = root.join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
 fn parse(line: &str) -> Launch {
     Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap()
 }

@@ -112,13 +112,8 @@ fn share(quota: f64, period: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::write;
     use super::*;
-
-    fn write(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
 
     #[test]
     fn cores_are_ordered_by_node_and_contain_the_allowed_siblings() {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use fnet_protocol::cgroup::{self, Version};
 use fnet_protocol::fault;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// The out-of-memory kills since the start of an attempt.
 pub struct OomKills {
@@ -77,7 +79,8 @@ struct KernelLog {
 
 impl KernelLog {
     fn from_now() -> Self {
-        let opened = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+        let opened =
+            fs::File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open("/dev/kmsg");
         let file = opened.ok().filter(|_| is_first_process_namespace());
         let file = file.and_then(|mut file| file.seek(SeekFrom::End(0)).ok().map(|_| file));
         Self { file, text: String::new() }
@@ -92,7 +95,7 @@ impl KernelLog {
                 Ok(0) => break,
                 Ok(length) => self.text += &String::from_utf8_lossy(&record[..length]),
                 // Older records were overwritten; continue with the next one.
-                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::PIPE) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => return None,
             }

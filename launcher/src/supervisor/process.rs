@@ -225,6 +225,8 @@ pub fn open_log(path: &Path) -> io::Result<File> {
 mod tests {
     use std::alloc::{GlobalAlloc, Layout, System};
 
+    use rustix::io::Errno;
+
     use super::*;
 
     /// The system's allocator, with a counter per thread.
@@ -253,27 +255,30 @@ mod tests {
 
     #[test]
     fn nothing_is_allocated_between_fork_and_exec() {
-        const ALLOCATED: i32 = libc::EDOM;
+        const ALLOCATED: Errno = Errno::DOM;
         let share = Share { cpus: [0].into_iter().collect(), node: Some(0) };
         let (ours, _theirs) = shared_page(8).unwrap();
         let us = rustix::process::getpid();
         // Success, a launcher that is gone, an invalid descriptor.
         for (launcher, fd, expected) in [
             (us, ours.as_raw_fd(), None),
-            (Pid::INIT, ours.as_raw_fd(), Some(libc::ESRCH)),
-            (us, i32::MAX, Some(libc::EBADF)),
+            (Pid::INIT, ours.as_raw_fd(), Some(Errno::SRCH)),
+            (us, i32::MAX, Some(Errno::BADF)),
         ] {
             let entry = Entry { launcher, placement: Some(Placement::of(&share)), inherited: vec![fd] };
             let counted = move || {
                 let before = ALLOCATIONS.get();
                 let entered = entry.enter();
-                if ALLOCATIONS.get() == before { entered } else { Err(io::Error::from_raw_os_error(ALLOCATED)) }
+                if ALLOCATIONS.get() == before { entered } else { Err(ALLOCATED.into()) }
             };
             let mut command = Command::new("/bin/true");
             // SAFETY: as in `spawn`.
             unsafe { command.pre_exec(counted) };
             let ended = command.status().map(|status| status.success());
-            assert_eq!(ended.map_err(|error| error.raw_os_error()), expected.map_or(Ok(true), |code| Err(Some(code))));
+            assert_eq!(
+                ended.map_err(|error| Errno::from_io_error(&error)),
+                expected.map_or(Ok(true), |code| Err(Some(code)))
+            );
         }
     }
 }
