@@ -1,4 +1,4 @@
-//! Mask R-CNN with a FasterNet backbone and a feature pyramid.
+//! Mask R-CNN with a backbone (FasterNet) and a feature pyramid.
 //!
 //! [`MaskRcnn`] is the way in: [`MaskRcnn::forward_train`] gives the losses of a batch and [`MaskRcnn::predict`] the
 //! [`Detections`] of images. Its tensors are in [`Parameters`], under the reference's names. The numerical rules are
@@ -9,10 +9,10 @@
 
 pub mod anchors;
 pub mod assign;
+pub mod backbones;
 pub mod bbox_head;
 pub mod boxes;
 mod detections;
-pub mod fasternet;
 pub mod flops;
 pub mod fpn;
 mod init;

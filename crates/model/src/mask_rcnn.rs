@@ -7,7 +7,7 @@ use fnet_common::{Error, Result};
 use fnet_config::{self as config, Amp};
 use fnet_data::{Batch, ImageMeta, Images, Target};
 
-use super::fasternet::{self, FasterNet};
+use super::backbones::{self, Backbone};
 use super::fpn::Fpn;
 use super::layers::{Statistics, SumOverRanks};
 use super::losses::Losses;
@@ -18,10 +18,10 @@ use super::rpn::Rpn;
 use super::sample::StepRandom;
 use super::{Detections, Parameters};
 
-/// Mask R-CNN (He et al., 2017) with a FasterNet backbone and a feature pyramid.
+/// Mask R-CNN (He et al., 2017) with a backbone and a feature pyramid.
 pub struct MaskRcnn {
     /// Features of four strides.
-    pub backbone: FasterNet,
+    pub backbone: Box<dyn Backbone>,
     /// The feature pyramid.
     pub neck: Fpn,
     /// Region proposals.
@@ -62,9 +62,10 @@ impl MaskRcnn {
     pub fn build(config: &config::Model, parameters: &mut Parameters, device: Device) -> Result<Self> {
         check(config)?;
         parameters.reset(device);
-        let channels = fasternet::stage_channels(&config.backbone);
+        let backbone = backbones::find(&config.backbone.kind)?;
+        let channels = (backbone.channels)(&config.backbone);
         Ok(Self {
-            backbone: FasterNet::new(parameters, "backbone", &config.backbone)?,
+            backbone: (backbone.build)(parameters, "backbone", &config.backbone)?,
             neck: Fpn::new(parameters, "neck", &channels, &config.neck)?,
             rpn: Rpn::new(parameters, "rpn_head", config.neck.out_channels as i64, &config.rpn)?,
             roi_head: RoiHead::new(parameters, "roi_head", config)?,
@@ -209,8 +210,6 @@ impl MaskRcnn {
 fn check(config: &config::Model) -> Result<()> {
     let positive = [
         ("num_classes", config.num_classes),
-        ("backbone.embed_dim", config.backbone.embed_dim),
-        ("backbone.n_div", config.backbone.n_div),
         ("neck.out_channels", config.neck.out_channels),
         ("roi_head.bbox_roi_size", config.roi_head.bbox_roi_size),
         ("roi_head.mask_roi_size", config.roi_head.mask_roi_size),
@@ -218,13 +217,7 @@ fn check(config: &config::Model) -> Result<()> {
     if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
         return Err(Error::usage(format!("model.{field} is 0: a positive number is expected")));
     }
-    let (embed_dim, n_div) = (config.backbone.embed_dim, config.backbone.n_div);
-    if embed_dim < n_div {
-        return Err(Error::usage(format!(
-            "model.backbone.n_div is {n_div}: at most model.backbone.embed_dim ({embed_dim}) is expected, \
-             so that at least one channel is convolved"
-        )));
-    }
+    (backbones::find(&config.backbone.kind)?.check)(&config.backbone)?;
     if config.rpn.anchor_strides.len() != config.neck.num_outs {
         return Err(Error::usage(format!(
             "model.rpn.anchor_strides has {} entries: {} are expected, one for each level of the pyramid \

@@ -11,6 +11,7 @@ use fnet_common::{Error, Result};
 use fnet_config::{Config, Resolved};
 use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
 use fnet_distributed::{Communicator, likely_rank};
+use fnet_model::backbones;
 use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
 use fnet_protocol::env;
@@ -350,6 +351,7 @@ pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
     }
     config.train.deterministic |= arguments.deterministic;
     config.validate_for_training()?;
+    backbones::find(&config.model.backbone.kind)?;
     Ok(resolved)
 }
 

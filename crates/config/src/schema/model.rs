@@ -14,7 +14,7 @@ pub struct Model {
     pub num_classes: usize,
     /// Batch statistics over all ranks instead of each rank's own images.
     pub sync_bn: bool,
-    /// The FasterNet backbone.
+    /// The backbone.
     pub backbone: Backbone,
     /// The feature pyramid.
     pub neck: Neck,
@@ -53,10 +53,12 @@ impl Model {
     }
 }
 
-/// FasterNet (Chen et al., CVPR 2023); the defaults are FasterNet-S.
+/// The backbone; the defaults are FasterNet-S (Chen et al., CVPR 2023).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Backbone {
+    /// Kind of backbone: "fasternet", or another one of crates/model/src/backbones.
+    pub kind: String,
     /// Channels of the first stage; each later stage doubles them.
     #[schemars(range(min = 1))]
     pub embed_dim: usize,
@@ -83,6 +85,7 @@ pub struct Backbone {
 impl Default for Backbone {
     fn default() -> Self {
         Self {
+            kind: "fasternet".into(),
             embed_dim: 128,
             depths: [1, 2, 13, 2],
             mlp_ratio: 2.0,
@@ -98,7 +101,7 @@ impl Default for Backbone {
 impl Backbone {
     fn check(&self, problems: &mut Problems) {
         problems.require(
-            self.embed_dim.is_multiple_of(self.n_div),
+            self.kind != "fasternet" || self.embed_dim.is_multiple_of(self.n_div),
             "model.backbone.embed_dim",
             self.embed_dim,
             &format!("a multiple of model.backbone.n_div, which is {}", self.n_div),

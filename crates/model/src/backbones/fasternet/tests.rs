@@ -8,7 +8,7 @@ use fnet_config::Amp;
 use super::*;
 
 /// A backbone with weights and statistics unlike those of the start.
-fn backbone(config: &Backbone) -> FasterNet {
+fn backbone(config: &config::Backbone) -> FasterNet {
     let mut parameters = Parameters::new();
     let backbone = FasterNet::new(&mut parameters, "backbone", config).unwrap();
     parameters.initialize(7).unwrap();
@@ -29,8 +29,8 @@ fn backbone(config: &Backbone) -> FasterNet {
     backbone
 }
 
-fn config(embed_dim: usize, activation: Activation) -> Backbone {
-    Backbone { embed_dim, activation, depths: [1, 2, 3, 1], drop_path_rate: 0.0, ..Backbone::default() }
+fn config(embed_dim: usize, activation: Activation) -> config::Backbone {
+    config::Backbone { embed_dim, activation, depths: [1, 2, 3, 1], drop_path_rate: 0.0, ..config::Backbone::default() }
 }
 
 fn images(count: i64, height: i64, width: i64) -> Tensor {

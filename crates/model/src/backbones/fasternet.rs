@@ -5,29 +5,40 @@ use torch_ext::block;
 
 use fnet_common::random::Generator;
 use fnet_common::{Error, Result};
-use fnet_config::{Activation, Backbone, PartialConv};
+use fnet_config::{self as config, Activation, PartialConv};
 
-use super::Parameters;
-use super::init::Init;
-use super::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
+use super::{Backbone, BackboneKind};
+use crate::Parameters;
+use crate::flops::{Layers, Map};
+use crate::init::Init;
+use crate::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
+
+/// `model.backbone.kind = "fasternet"`.
+pub const KIND: BackboneKind = BackboneKind {
+    name: "fasternet",
+    check,
+    channels: stage_channels,
+    build: |parameters, prefix, config| Ok(Box::new(FasterNet::new(parameters, prefix, config)?)),
+    layers,
+};
 
 /// Side and stride of the patches that enter the first stage.
-pub const PATCH: i64 = 4;
+const PATCH: i64 = 4;
 /// Side and stride of the patches that are merged between stages.
-pub const MERGE: i64 = 2;
+const MERGE: i64 = 2;
 
 /// Channels of each stage.
-pub fn stage_channels(config: &Backbone) -> [i64; 4] {
+fn stage_channels(config: &config::Backbone) -> [i64; 4] {
     [0, 1, 2, 3].map(|stage| (config.embed_dim << stage) as i64)
 }
 
 /// Channels inside a block of `channels`.
-pub fn hidden_channels(config: &Backbone, channels: i64) -> i64 {
+fn hidden_channels(config: &config::Backbone, channels: i64) -> i64 {
     (channels as f64 * config.mlp_ratio) as i64
 }
 
 /// Channels that the partial convolution of a block of `channels` convolves.
-pub fn convolved_channels(config: &Backbone, channels: i64) -> i64 {
+fn convolved_channels(config: &config::Backbone, channels: i64) -> i64 {
     channels / config.n_div as i64
 }
 
@@ -53,7 +64,7 @@ struct Stage {
 
 impl FasterNet {
     /// Adds its tensors to `parameters` below `prefix`.
-    pub fn new(parameters: &mut Parameters, prefix: &str, config: &Backbone) -> Result<Self> {
+    pub fn new(parameters: &mut Parameters, prefix: &str, config: &config::Backbone) -> Result<Self> {
         let channels = stage_channels(config);
         let patch_embed = ConvNorm::new(
             parameters,
@@ -84,15 +95,27 @@ impl FasterNet {
         Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters })
     }
 
-    /// Heights and widths of the outputs for images of this size.
-    pub fn output_sizes(&self, (height, width): (usize, usize)) -> Vec<(usize, usize)> {
+    /// For each block its factors `[n, 1, 1, 1]`, unless it drops nothing.
+    fn masks(&self, factors: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        if factors.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let factors = factors.f_reshape([self.drop_rates.len() as i64, -1, 1, 1, 1])?;
+        (0..)
+            .zip(&self.drop_rates)
+            .map(|(block, &rate)| Ok(if rate == 0.0 { None } else { Some(factors.f_select(0, block)?) }))
+            .collect()
+    }
+}
+
+impl Backbone for FasterNet {
+    fn output_sizes(&self, (height, width): (usize, usize)) -> Vec<(usize, usize)> {
         let scale = |stage: u32| PATCH as usize * (MERGE as usize).pow(stage);
         (0..self.stages.len() as u32).map(|stage| (height / scale(stage), width / scale(stage))).collect()
     }
 
-    /// The normalized outputs of the four stages, at strides 4, 8, 16 and 32, for images `[n, 3, h, w]`. `drop_path` are the
-    /// [`FasterNet::draw_factors`] of a training step.
-    pub fn forward(&self, images: &Tensor, statistics: Statistics, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>> {
+    /// The normalized outputs of the four stages.
+    fn forward(&self, images: &Tensor, statistics: Statistics, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>> {
         if !matches!(statistics, Statistics::Running) {
             let _ = self.counters.shallow_clone().f_add_scalar_(1)?;
         }
@@ -121,7 +144,7 @@ impl FasterNet {
 
     /// For each block and each of `images` the factor of its branch: 0 if the image drops it, else one over the probability
     /// of keeping it (Huang et al., 2016). Nothing where no block drops its branch.
-    pub fn draw_factors(&self, generator: &mut Generator, images: usize) -> Vec<f32> {
+    fn draw_factors(&self, generator: &mut Generator, images: usize) -> Vec<f32> {
         if self.drop_rates.iter().all(|&rate| rate == 0.0) {
             return Vec::new();
         }
@@ -133,23 +156,8 @@ impl FasterNet {
         factors
     }
 
-    /// For each block its factors `[n, 1, 1, 1]`, unless it drops nothing.
-    fn masks(&self, factors: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        if factors.numel() == 0 {
-            return Ok(Vec::new());
-        }
-        let factors = factors.f_reshape([self.drop_rates.len() as i64, -1, 1, 1, 1])?;
-        (0..)
-            .zip(&self.drop_rates)
-            .map(|(block, &rate)| Ok(if rate == 0.0 { None } else { Some(factors.f_select(0, block)?) }))
-            .collect()
-    }
-
     /// Refuses the form of the partial convolution that cannot be trained.
-    ///
-    /// # Errors
-    /// A usage error that names the field.
-    pub fn check_trainable(&self) -> Result<()> {
+    fn check_trainable(&self) -> Result<()> {
         match self.partial_conv {
             PartialConv::SplitCat => Ok(()),
             PartialConv::Slicing => Err(Error::usage(
@@ -159,8 +167,7 @@ impl FasterNet {
         }
     }
 
-    /// Puts every BatchNorm that follows a convolution into it.
-    pub fn fuse(&mut self) -> Result<()> {
+    fn fuse(&mut self) -> Result<()> {
         self.patch_embed.fuse()?;
         for stage in &mut self.stages {
             stage.merging.as_mut().map(ConvNorm::fuse).transpose()?;
@@ -171,7 +178,7 @@ impl FasterNet {
 }
 
 /// The probability of dropping each block's branch: from 0, linearly, to the configured rate.
-fn drop_rates(config: &Backbone) -> Vec<f64> {
+fn drop_rates(config: &config::Backbone) -> Vec<f64> {
     let blocks = config.depths.iter().sum::<usize>();
     let last = blocks.saturating_sub(1).max(1) as f64;
     (0..blocks).map(|block| config.drop_path_rate * block as f64 / last).collect()
@@ -180,6 +187,58 @@ fn drop_rates(config: &Backbone) -> Vec<f64> {
 fn merging(parameters: &mut Parameters, name: &str, channels: i64) -> Result<ConvNorm> {
     let shape = ConvShape::patches(channels, 2 * channels, MERGE);
     ConvNorm::new(parameters, &format!("{name}.reduction"), &format!("{name}.norm"), shape, Init::BACKBONE)
+}
+
+/// Refuses widths without a channel to convolve.
+fn check(config: &config::Backbone) -> Result<()> {
+    let (embed_dim, n_div) = (config.embed_dim, config.n_div);
+    if let Some((field, _)) = [("embed_dim", embed_dim), ("n_div", n_div)].iter().find(|(_, value)| *value == 0) {
+        return Err(Error::usage(format!("model.backbone.{field} is 0: a positive number is expected")));
+    }
+    if embed_dim < n_div {
+        return Err(Error::usage(format!(
+            "model.backbone.n_div is {n_div}: at most model.backbone.embed_dim ({embed_dim}) is expected, \
+             so that at least one channel is convolved"
+        )));
+    }
+    Ok(())
+}
+
+/// The layers in the order of MMDetection's module tree.
+fn layers(config: &config::Backbone, image: Map, layers: &mut Layers) -> Vec<Map> {
+    let channels = stage_channels(config).map(|channels| channels as u64);
+    let embedded = image.convolved(channels[0], PATCH as u64);
+    let mut map = layers.conv("backbone.patch_embed.proj", 1, image, embedded, PATCH as u64, false);
+    layers.norm("backbone.patch_embed.norm", map);
+    let mut outputs = Vec::with_capacity(channels.len());
+    for (stage, &channels) in channels.iter().enumerate() {
+        if stage > 0 {
+            let name = format!("backbone.stages.{}", 2 * stage - 1);
+            let merged = map.convolved(channels, MERGE as u64);
+            map = layers.conv(&format!("{name}.reduction"), 1, map, merged, MERGE as u64, false);
+            layers.norm(&format!("{name}.norm"), map);
+        }
+        for block in 0..config.depths[stage] {
+            block_layers(&format!("backbone.stages.{}.blocks.{block}", 2 * stage), config, map, layers);
+        }
+        outputs.push(map);
+    }
+    for (stage, map) in outputs.iter().enumerate() {
+        layers.norm(&format!("backbone.norm{}", 2 * stage), *map);
+    }
+    outputs
+}
+
+fn block_layers(name: &str, config: &config::Backbone, map: Map, layers: &mut Layers) {
+    let hidden = hidden_channels(config, map.channels as i64) as u64;
+    let hidden = layers.conv(&format!("{name}.mlp.0"), 1, map, map.convolved(hidden, 1), 1, false);
+    layers.norm(&format!("{name}.mlp.1"), hidden);
+    if config.activation == Activation::Relu {
+        layers.relu(&format!("{name}.mlp.2"), vec![1, hidden.channels, hidden.height, hidden.width]);
+    }
+    layers.conv(&format!("{name}.mlp.3"), 1, hidden, map, 1, false);
+    let part = map.convolved(convolved_channels(config, map.channels as i64) as u64, 1);
+    layers.conv(&format!("{name}.spatial_mixing.partial_conv3"), 1, part, part, 3, false);
 }
 
 /// `x + mlp(partial_conv(x))`: a 3x3 convolution of the first channels, then two 1x1 convolutions of all.
@@ -194,7 +253,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(parameters: &mut Parameters, name: &str, channels: i64, config: &Backbone) -> Result<Self> {
+    fn new(parameters: &mut Parameters, name: &str, channels: i64, config: &config::Backbone) -> Result<Self> {
         let hidden = hidden_channels(config, channels);
         let convolved = convolved_channels(config, channels);
         let init = Init::BACKBONE;

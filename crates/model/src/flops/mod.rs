@@ -17,47 +17,15 @@ use serde::Serialize;
 use fnet_common::{Error, Result};
 use fnet_config as config;
 
+mod layers;
 mod walk;
+
+pub use layers::{Layer, LayerKind, Layers, Map};
 
 /// RoIs that the reference's count sends through the box head.
 pub const BBOX_ROIS: u64 = 1000;
 /// RoIs that it sends through the mask head.
 pub const MASK_ROIS: u64 = 100;
-
-/// Kind of a counted layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum LayerKind {
-    /// Convolution.
-    Conv2d,
-    /// Transposed convolution.
-    ConvTranspose2d,
-    /// Fully connected layer.
-    Linear,
-    /// Batch normalization.
-    BatchNorm2d,
-    /// Rectified linear unit.
-    #[serde(rename = "ReLU")]
-    Relu,
-}
-
-/// One layer, over all its calls.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Layer {
-    /// Name as in the reference's module tree.
-    pub name: String,
-    /// What it is.
-    pub kind: LayerKind,
-    /// Operations by the reference's rule.
-    pub flops: u64,
-    /// Multiplications with an addition, without biases, norms and activations.
-    pub macs: u64,
-    /// Trained values.
-    pub params: u64,
-    /// Values that a convolution or a fully connected layer puts out.
-    pub activations: u64,
-    /// Shape of the result of each call.
-    pub outputs: Vec<Vec<u64>>,
-}
 
 /// Sums of one module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -113,7 +81,7 @@ pub fn count(model: &config::Model, height: usize, width: usize) -> Result<Flops
             "--shape {height} {width}: at least 32 x 32 pixels are expected; --size-divisor 32 rounds them up"
         )));
     }
-    let layers = walk::layers(model, height as u64, width as u64);
+    let layers = walk::layers_of(model, height as u64, width as u64)?;
     let mut total = Cost::default();
     let mut per_module: indexmap::IndexMap<String, Cost> =
         MODULES.iter().map(|module| ((*module).to_owned(), Cost::default())).collect();

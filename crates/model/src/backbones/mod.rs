@@ -1,0 +1,114 @@
+//! Backbones: from images to feature maps of falling resolution.
+//!
+//! A backbone is a file of this folder with a [`BackboneKind`], which is listed in [`KINDS`]. `model.backbone.kind` chooses
+//! one by its name; the other fields of `[model.backbone]` mean what the kind says.
+
+pub mod fasternet;
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+
+use fnet_common::random::Generator;
+use fnet_common::{Error, Result};
+use fnet_config as config;
+
+use super::Parameters;
+use super::flops::{Layers, Map};
+use super::layers::Statistics;
+
+/// All kinds of backbones.
+pub const KINDS: &[BackboneKind] = &[fasternet::KIND];
+
+/// A backbone with its tensors.
+pub trait Backbone: Debug + Send {
+    /// The outputs, finest first, for `images` `[n, 3, h, w]`. `drop_path` holds what [`Backbone::draw_factors`] gave for a
+    /// training step.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn forward(&self, images: &Tensor, statistics: Statistics<'_>, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>>;
+
+    /// Height and width of each output for images of this height and width.
+    fn output_sizes(&self, image: (usize, usize)) -> Vec<(usize, usize)>;
+
+    /// The random factors of a training step of `images` images, for example those of stochastic depth.
+    fn draw_factors(&self, _generator: &mut Generator, _images: usize) -> Vec<f32> {
+        Vec::new()
+    }
+
+    /// Refuses a config that can only be used for inference.
+    ///
+    /// # Errors
+    /// A usage error that names the field.
+    fn check_trainable(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Folds each BatchNorm that follows a convolution into it.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn fuse(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is known of a kind of backbone before it is built.
+#[derive(Debug)]
+pub struct BackboneKind {
+    /// Value of `model.backbone.kind`.
+    pub name: &'static str,
+    /// Refuses values of `[model.backbone]` that do not fit together, with the name of the field.
+    pub check: fn(&config::Backbone) -> Result<()>,
+    /// Channels of each output; their strides are 4, 8, 16 and 32.
+    pub channels: fn(&config::Backbone) -> [i64; 4],
+    /// Builds it and adds its tensors to the parameters, below the prefix.
+    pub build: fn(&mut Parameters, &str, &config::Backbone) -> Result<Box<dyn Backbone>>,
+    /// Adds its layers for an image, named as its tensors, and returns its outputs: FLOPs and memory are counted from them.
+    pub layers: fn(&config::Backbone, Map, &mut Layers) -> Vec<Map>,
+}
+
+/// The kind of this name.
+///
+/// # Errors
+/// A usage error if there is none.
+pub fn find(name: &str) -> Result<&'static BackboneKind> {
+    KINDS.iter().find(|kind| kind.name == name).ok_or_else(|| {
+        let names: Vec<String> = KINDS.iter().map(|kind| format!("{:?}", kind.name)).collect();
+        Error::usage(format!("model.backbone.kind is {name:?}; expected {}", names.join(" or ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fnet_common::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_kind_that_nobody_wrote_is_refused_with_those_that_exist() {
+        let error = find("resnet").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("\"resnet\"; expected \"fasternet\""), "{error}");
+    }
+
+    #[test]
+    fn outputs_and_layers_of_every_kind_agree() {
+        for kind in KINDS {
+            let config = config::Backbone { kind: kind.name.into(), ..config::Backbone::default() };
+            let mut parameters = Parameters::new();
+            let backbone = (kind.build)(&mut parameters, "backbone", &config).unwrap();
+            let image = Map { channels: 3, height: 64, width: 96 };
+            let mut layers = Layers::default();
+            let maps = (kind.layers)(&config, image, &mut layers);
+            let sizes: Vec<_> = maps.iter().map(|map| (map.height as usize, map.width as usize)).collect();
+            assert_eq!(sizes, backbone.output_sizes((64, 96)), "{}", kind.name);
+            let channels: Vec<_> = maps.iter().map(|map| map.channels as i64).collect();
+            assert_eq!(channels, (kind.channels)(&config), "{}", kind.name);
+            let counted: u64 = layers.into_vec().iter().map(|layer| layer.params).sum();
+            let built: usize = parameters.trainable().map(|(_, tensor)| tensor.numel()).sum();
+            assert_eq!(counted, built as u64, "{}: parameters that are counted and built", kind.name);
+        }
+    }
+}
