@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, lints, then all tests: unit, integration and black-box. Needs what setup.sh makes.
+# Formatting, lints, documentation, then all tests: unit, integration and black-box. Needs what setup.sh makes.
 # FNET_TEST_DATA names a folder with data/ and reference/; FNET_DEMO_DIR one that demo.sh has trained in. Tests that
 # need them, or what `make mpi` builds, say SKIPPED where it is missing.
 set -euo pipefail
@@ -14,6 +14,10 @@ cargo fmt --all --check
 
 say "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
+
+say "documentation"
+RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+    cargo doc --release --workspace --no-deps --document-private-items
 
 say "scripts"
 for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done

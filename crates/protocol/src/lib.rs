@@ -1,7 +1,10 @@
 //! The contract between `fnet-launch` and `fnet-worker`: the command line ([`cli`]), the environment that a worker is
-//! started with ([`env`]), the messages on the control channel ([`message`]), a worker's end of that channel
+//! started with ([`mod@env`]), the messages on the control channel ([`message`]), a worker's end of that channel
 //! ([`client`]) and its shared status ([`status`]), the outputs that both must find ([`work_dir`]), and the exit codes
 //! ([`exit`]); and, for both, output that never blocks ([`outlet`]).
+
+// Doc comments of the command line are its help texts, where <X> stands for a value.
+#![allow(rustdoc::invalid_html_tags)]
 
 pub mod activity;
 pub mod capability;

@@ -1,6 +1,6 @@
 //! Generator of synthetic COCO data sets.
 //!
-//! [`generate`] draws textured scenes with overlapping objects of several classes and writes them as JPEG images with
+//! [`generate()`] draws textured scenes with overlapping objects of several classes and writes them as JPEG images with
 //! COCO annotation files: visible masks as polygons (of several parts where an object is cut in two), run-length codes
 //! where a mask has holes, crowd regions, images without objects, portrait and landscape. Every image is a
 //! function of the seed and its number alone, so a set is the same on any number of threads.

@@ -1,8 +1,7 @@
 //! c10d, the distributed runtime of libtorch: the store through which ranks meet, process groups with their
 //! collectives, and the reducer that averages gradients during the backward pass.
 //!
-//! Every failure of a peer, of the store or of a collective is an error of kind
-//! [`ErrorKind::Collective`](crate::ErrorKind::Collective).
+//! Every failure of a peer, of the store or of a collective is an error of kind [`crate::ErrorKind::Collective`].
 
 mod carrier;
 mod connections;
