@@ -287,7 +287,7 @@ check_amp() {
         code=$?
     if [ "$code" -eq 0 ]; then
         measured=$(compare finite "$work/$amp" "$work/cpu2" --least 20 --tolerance 0.05) || code=1
-        measured="$measured, $(grep -c 'left the weights as they were' "$work/$amp/logs/rank_0.log" || true) updates left out"
+        measured="$measured, $(grep -c 'did not update the weights' "$work/$amp/logs/rank_0.log" || true) updates skipped"
     else
         measured="exit $code: $(last_words "$amp")"
     fi

@@ -403,6 +403,6 @@ fn mmdetection_checkpoints_that_cannot_be_continued_say_why() {
     assert!(ended.stderr.contains("optimizer.weight_decay = 0.0001 (0.05)"), "{}", ended.stderr);
     let ended = scene.one(&format!("{LONG} --work-dir half --resume=half_batches.pth"));
     let (theirs, ours) = (2 * steps(1), steps(1));
-    let told = format!("had {theirs} iterations and this job's have {ours}, so iter {theirs} is {ours} here");
+    let told = format!("had {theirs} iterations and this job's have {ours}, so iter {theirs} becomes {ours}");
     assert!(ended.stderr.contains(&told), "{}", ended.stderr);
 }
