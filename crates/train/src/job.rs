@@ -392,7 +392,7 @@ pub(super) fn schedule(config: &Config, training_set: &Dataset, world_size: usiz
     let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
     if steps_per_epoch == 0 {
         return Err(Error::data(format!(
-            "{} has no image to train on: images need an object of a class of the config and at least 32 pixels on each side",
+            "{} has no image to train on: an image needs an object of a class in use and at least 32 pixels on each side",
             training_set.annotation_file().display()
         )));
     }
