@@ -1,12 +1,12 @@
-"""The input pipeline beside OpenCV's imread and the reference's operations, on the same images in the same run.
+"""Compares fnet's input pipeline with OpenCV's imread and with MMDetection's operations, on the same images.
 
     .venv-cv/bin/python benches/input_pipeline.py CONFIG [--fnet target/release/fnet-launch] [--rounds 5]
 
-The Python that runs it needs opencv-python-headless, numpy and pycocotools (an environment of its own:
-`python3 -m venv .venv-cv && .venv-cv/bin/pip install opencv-python-headless==4.10.0.84 "numpy<2" pycocotools`).
-Everything runs on one thread. The parts take turns, and the best round of each counts. "reference" is what
-MMDetection's training pipeline asks of these libraries for each image: decode, masks from polygons, resize, flip,
-normalize, pad, and the move to channels first.
+It needs opencv-python-headless, numpy and pycocotools, in a separate environment:
+`python3 -m venv .venv-cv && .venv-cv/bin/pip install opencv-python-headless==4.10.0.84 "numpy<2" pycocotools`.
+Everything runs on one thread. The parts run in turns, and the best round of each counts. "reference" is the work of
+MMDetection's training pipeline with these libraries for each image: decode, masks from polygons, resize, flip,
+normalize, pad, and transpose to channels first.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def arguments():
 
 
 def training_set(config):
-    """Path, size and objects of each image that is trained on."""
+    """Path, size and objects of each training image."""
     with open(config, "rb") as file:
         data = tomllib.load(file)["data"]
     root = os.environ.get("FNET_DATA_ROOT", data["root"])

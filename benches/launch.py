@@ -1,6 +1,6 @@
-"""What `fnet-launch benchmark launch --against torchrun` starts under torchrun: one all-reduce, and when it was done.
+"""The worker of `fnet-launch benchmark launch --against torchrun`: one all-reduce, and the time at which it finished.
 
-The clock is the system's monotonic one, which all processes of a machine share.
+The time is from the monotonic clock, which all processes of a machine share.
 """
 
 import json

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Opening an annotation file: pycocotools' COCO() beside fnet, in turns, in one run.
+"""Compares opening an annotation file with pycocotools' COCO() and with fnet, in turns.
 
     fnet-launch synth --out /tmp/large --annotations-only 860001 --sides 320 640
     .venv/bin/python benches/open_annotations.py /tmp/large/annotations/instances_train.json --ranks 8
 
-Times are the best of the repetitions. Memory is what a process grows by at most; the reference opens the file in every
-rank, so its memory on a node is that of one process times the ranks.
+Times are the best of all repetitions. Memory is the maximum growth of a process. MMDetection opens the file in every
+rank, so its memory on a node is that of one process times the number of ranks.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def main():
     arguments = parser.parse_args()
     fnet(arguments.file, 1)  # builds it, and puts the file into the page cache
     runs = [(reference(arguments.file), fnet(arguments.file, 1)) for _ in range(arguments.repeat)]
-    theirs, ours = (min((run[side] for run in runs), key=lambda run: run["seconds"]) for side in (0, 1))
+    pycoco, own = (min((run[side] for run in runs), key=lambda run: run["seconds"]) for side in (0, 1))
     node = fnet(arguments.file, arguments.ranks)
-    print(f"pycocotools      {theirs['seconds']:7.2f} s  {theirs['peak_mb']:7.0f} MB")
-    print(f"fnet             {ours['seconds']:7.2f} s  {ours['peak_mb']:7.0f} MB, {ours['kept_mb']:.0f} MB after opening")
+    print(f"pycocotools      {pycoco['seconds']:7.2f} s  {pycoco['peak_mb']:7.0f} MB")
+    print(f"fnet             {own['seconds']:7.2f} s  {own['peak_mb']:7.0f} MB, {own['kept_mb']:.0f} MB after opening")
     print(f"fnet, {node['ranks']} ranks    {node['seconds']:7.2f} s  {node['peak_mb']:7.0f} MB, {node['kept_mb']:.0f} MB after opening")
-    print(f"times faster     {theirs['seconds'] / ours['seconds']:7.1f}    of its memory {ours['peak_mb'] / theirs['peak_mb']:.3f}")
-    print(f"memory of {node['ranks']} ranks as a part of one pycocotools: {node['peak_mb'] / theirs['peak_mb']:.3f}")
+    print(f"times faster     {pycoco['seconds'] / own['seconds']:7.1f}    of its memory {own['peak_mb'] / pycoco['peak_mb']:.3f}")
+    print(f"memory of {node['ranks']} ranks as a part of one pycocotools: {node['peak_mb'] / pycoco['peak_mb']:.3f}")
 
 
 if __name__ == "__main__":

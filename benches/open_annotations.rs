@@ -1,8 +1,7 @@
-//! Opens an annotation file as a rank does, and says how long it takes and how much memory.
+//! Measures time and memory of opening an annotation file, as a rank does.
 //!
-//! `cargo bench --bench open_annotations -- FILE [RANKS]` prints one JSON line. Memory is what the process grows by at
-//! most (the peak of its resident size less what it was before); of several ranks, which open the file at the same time,
-//! it is the sum.
+//! `cargo bench --bench open_annotations -- FILE [RANKS]` prints one JSON line. Memory is the maximum growth of the process
+//! (its peak resident size minus the size before). With several ranks, which open the file at the same time, it is the sum.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,7 +11,7 @@ use std::time::Instant;
 use fnet_config as config;
 use fnet_data::{Dataset, Split};
 
-/// Tells a child process to measure itself.
+/// Makes a child process measure itself.
 const CHILD: &str = "--child";
 
 fn main() {
@@ -21,9 +20,9 @@ fn main() {
         [file] => ranks(file, 1),
         [flag, file] if flag == CHILD => open(file),
         [file, number] => {
-            number.parse().map_err(|_| format!("{number} is no number of ranks")).and_then(|n| ranks(file, n))
+            number.parse().map_err(|_| format!("{number} is not a number of ranks")).and_then(|n| ranks(file, n))
         }
-        _ => Err("expected an annotation file, and perhaps a number of ranks".into()),
+        _ => Err("expected an annotation file and, optionally, a number of ranks".into()),
     };
     match result {
         Ok(line) => println!("{line}"),
@@ -59,7 +58,7 @@ fn ranks(file: &str, number: usize) -> Result<String, String> {
     ))
 }
 
-/// Opens the file here: seconds, peak and remaining growth in MB, images, objects.
+/// Opens the file in this process: seconds, peak and remaining growth in MB, images, objects.
 fn open(file: &str) -> Result<String, String> {
     let path = std::path::absolute(file).map_err(|error| error.to_string())?;
     let mut config = config::Data { root: "/".into(), ..config::Data::default() };
@@ -77,6 +76,6 @@ fn open(file: &str) -> Result<String, String> {
 fn memory(name: &str) -> Result<f64, String> {
     let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such line")?;
-    let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse().map_err(|_| "no number")?;
+    let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse().map_err(|_| "not a number")?;
     Ok(kilobytes / 1024.0)
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Floor of the reference's time on this machine: its layers alone.
+"""A lower bound of MMDetection's time on this machine: its layers alone.
 
-The layers of Mask R-CNN with FasterNet-S as PyTorch modules in the reference's memory layout (NCHW, float32), fed with
-random values. What the reference does besides (data, anchors, assignment, proposals, RoIAlign, losses, optimizer,
-pasting) is left out, so that the whole reference takes longer than what this prints.
+The layers of Mask R-CNN with FasterNet-S as PyTorch modules in MMDetection's memory layout (NCHW, float32), with random
+inputs. The rest of MMDetection's work (data, anchors, assignment, proposals, RoIAlign, losses, optimizer, pasting) is not
+included, so MMDetection takes longer than the printed time.
 
     benches/reference_layers.py train --batch 2 --shape 320 320     a training step
     benches/reference_layers.py infer --shape 800 1280              an image with 100 detections
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Backbone, feature pyramid and proposal head; gives all their outputs."""
+    """Backbone, feature pyramid and proposal head; returns all their outputs."""
 
     def __init__(self):
         super().__init__()

@@ -287,7 +287,7 @@ check_amp() {
         code=$?
     if [ "$code" -eq 0 ]; then
         measured=$(compare finite "$work/$amp" "$work/cpu2" --least 20 --tolerance 0.05) || code=1
-        measured="$measured, $(grep -c 'left the weights as they were' "$work/$amp/logs/rank_0.log" || true) updates left out"
+        measured="$measured, $(grep -c 'did not update the weights' "$work/$amp/logs/rank_0.log" || true) updates skipped"
     else
         measured="exit $code: $(last_words "$amp")"
     fi
@@ -305,8 +305,8 @@ check_out_of_memory() {
             "model.num_classes=$(compare classes "$work/data/annotations/instances_train.json")" \
             data.workers_per_gpu=1 data.samples_per_gpu=128 train.epochs=1 || code=$?
     fi
-    measured="exit $code: $(grep -m 1 -o 'memory is full: .*' "$work/memory.err" || last_words memory)"
-    [ "$code" -eq 4 ] && grep -q 'memory is full: lower data.samples_per_gpu' "$work/memory.err" && code=0 || code=1
+    measured="exit $code: $(grep -m 1 -o 'The GPU is out of memory: .*' "$work/memory.err" || last_words memory)"
+    [ "$code" -eq 4 ] && grep -q 'The GPU is out of memory: lower data.samples_per_gpu' "$work/memory.err" && code=0 || code=1
     record "out of memory: exit 4 and the remedy" "$code" "$measured"
 }
 

@@ -1,8 +1,8 @@
-//! Addresses in messages stay numbers.
+//! Keeps c10d from resolving host names.
 //!
-//! c10d puts the names of both ends of every connection into its messages, and asks the name service for them whether or not
-//! such a message is printed. Where that service is slow or out of reach, each connection of a start would wait for it, 5
-//! seconds or more at a time. A function of the program's own comes before that of the C library, also for libtorch.
+//! c10d looks up the names of both ends of every connection for its messages, even for messages that are not printed. If the
+//! name service is slow or unreachable, each connection would wait for it, 5 seconds or more at a time. This function takes
+//! precedence over that of the C library, also in libtorch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -17,10 +17,10 @@ type GetNameInfo = unsafe extern "C" fn(
     c_int,
 ) -> c_int;
 
-/// The C library's `getnameinfo`, which never asks for a name.
+/// The C library's `getnameinfo` without name lookups.
 ///
 /// # Safety
-/// As that of the C library.
+/// As for the C library's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getnameinfo(
     address: *const libc::sockaddr,
@@ -34,14 +34,14 @@ pub unsafe extern "C" fn getnameinfo(
     static NEXT: OnceLock<Option<GetNameInfo>> = OnceLock::new();
     const NAME: &CStr = c"getnameinfo";
     let next = NEXT.get_or_init(|| {
-        // SAFETY: a valid C string; the address is null or that of the C library's function, which has this signature.
+        // SAFETY: NAME is a valid C string; the result is null or the C library's function, which has this signature.
         unsafe {
             let found: *mut c_void = libc::dlsym(libc::RTLD_NEXT, NAME.as_ptr());
             std::mem::transmute::<*mut c_void, Option<GetNameInfo>>(found)
         }
     });
     match next {
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: the caller keeps the contract of the C library's function.
         Some(next) => unsafe {
             let numeric = (flags & !libc::NI_NAMEREQD) | libc::NI_NUMERICHOST;
             next(address, length, host, host_length, service, service_length, numeric)
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_told_as_a_number_whatever_the_caller_asks() {
+    fn an_address_is_always_numeric() {
         // SAFETY: all zeroes is a valid `sockaddr_in`.
         let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
         address.sin_family = libc::AF_INET as libc::sa_family_t;
@@ -64,13 +64,13 @@ mod tests {
             let mut host = [0 as c_char; 64];
             let none = std::ptr::null_mut();
             let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-            // SAFETY: an address and a buffer with their lengths, which outlive the call.
+            // SAFETY: the address and the buffer have these lengths and outlive the call.
             let code =
                 unsafe { getnameinfo((&raw const address).cast(), length, host.as_mut_ptr(), 64, none, 0, flags) };
             assert_eq!(code, 0);
-            // SAFETY: on success the buffer holds a C string.
+            // SAFETY: on success the buffer contains a C string.
             let host = unsafe { CStr::from_ptr(host.as_ptr()) };
-            assert_eq!(host.to_str().unwrap(), "127.0.0.1", "every machine calls it localhost");
+            assert_eq!(host.to_str().unwrap(), "127.0.0.1", "not localhost");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What libtorch and Gloo would print: in the log in place of stderr, where it would puzzle.
+//! Redirects messages of libtorch and Gloo from stderr to the log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,16 +8,16 @@ use fnet_common::Result;
 
 static NOTES: AtomicU64 = AtomicU64::new(0);
 
-/// From now on what libraries print goes into the log: warnings and remarks, numbered, for those who look for them (level
-/// debug), and errors for all. To be called before other threads are started.
+/// Captures messages of libraries in the log: warnings and notes, numbered, at level debug, and errors as warnings. Call this
+/// before other threads are started.
 ///
 /// # Errors
 /// For lack of memory.
 pub fn take_messages_of_libraries() -> Result<()> {
-    Ok(diagnostics::capture(tell)?)
+    Ok(diagnostics::capture(log_diagnostic)?)
 }
 
-fn tell(diagnostic: &Diagnostic<'_>) {
+fn log_diagnostic(diagnostic: &Diagnostic<'_>) {
     match diagnostic.severity {
         Severity::Note => {
             let number = NOTES.fetch_add(1, Ordering::Relaxed) + 1;

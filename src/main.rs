@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     process::end(run(&arguments))
 }
 
-/// Tells `fnet-launch doctor` which libraries there are.
+/// Prints the versions of the libraries for `fnet-launch doctor`.
 fn print_libraries() -> ExitCode {
     let checked = (!torch_ext::cuda::TORCH_CUDA_VERSION.is_empty()).then(torch_ext::cuda::check_libraries);
     let (nccl, cuda_error) = match checked {
@@ -50,7 +50,7 @@ fn print_libraries() -> ExitCode {
     process::end(exit::SUCCESS)
 }
 
-/// Help and version go to stdout with code 0, mistakes to stderr with the code for a wrong command line.
+/// Prints help and version to stdout with exit code 0, and errors to stderr with the exit code for a wrong command line.
 fn print_usage(error: &clap::Error) -> ExitCode {
     // A closed pipe must not hide the exit code.
     let _ = error.print();
@@ -60,7 +60,7 @@ fn print_usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Runs the command, reports how it ended, and returns the exit code.
+/// Runs the command, reports the result, and returns the exit code.
 fn run(arguments: &Worker) -> i32 {
     let rank = likely_rank(|name| std::env::var(name).ok());
     let verbosity = std::env::var(env::VERBOSITY).ok().and_then(|level| level.parse::<i32>().ok()).unwrap_or(0);
@@ -77,7 +77,7 @@ fn run(arguments: &Worker) -> i32 {
     };
     control.report_panics();
     if let Err(error) = stop::listen_to_signals() {
-        outlet::stderr(format!("warning: signals end this process without saving: {error}\n"));
+        outlet::stderr(format!("warning: cannot handle signals, so they end this process without saving: {error}\n"));
     }
     let result = catch_unwind(AssertUnwindSafe(|| commands::run(&arguments.command, &control)));
     let error = match result {

@@ -1,6 +1,5 @@
-//! Files of weights that were made to do harm: each is refused with an error, without a crash, and without more memory
-//! than its size justifies. What the reader takes from the heap is counted, and the peak of the whole process is
-//! measured.
+//! Malicious files of weights: each is refused with an error, without a crash, and without more memory than its size
+//! justifies. Heap memory of the reader is counted, and the peak of the whole process is measured.
 
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -20,7 +19,7 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 use fnet_checkpoint::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, Weights, export};
 use fnet_common::ErrorKind;
 
-/// The system's allocator, which counts what the present thread holds.
+/// The system allocator, with a count of the bytes that the current thread holds.
 struct Counting;
 
 thread_local! {
@@ -29,18 +28,18 @@ thread_local! {
 }
 
 fn count(taken: usize, given: usize) {
-    // The cells need no memory and outlive every use but those while the thread ends.
+    // The cells allocate nothing, and are valid except while the thread ends.
     let _ = HELD.try_with(|held| {
         held.set((held.get() + taken).saturating_sub(given));
         PEAK.with(|peak| peak.set(peak.get().max(held.get())));
     });
 }
 
-// SAFETY: every call is handed to the system's allocator as it is.
+// SAFETY: every call is passed to the system allocator with the same arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
-        // SAFETY: the caller's promises are those of this function.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { System.alloc(layout) }
     }
 
@@ -51,7 +50,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both may be held while the contents are copied.
+        // Both blocks may exist while the contents are copied.
         count(size, 0);
         count(0, layout.size());
         // SAFETY: as above.
@@ -62,12 +61,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static HEAP: Counting = Counting;
 
-/// The most that a reader may take from the heap for a file of `len` bytes: its objects, and a few copies of it.
+/// Maximum heap memory of a reader for a file of `len` bytes: its objects, and a few copies of the file.
 fn allowed(len: usize) -> usize {
     (96 << 20) + 24 * len
 }
 
-/// Reads everything that a file gives, as weights and as a training state; the first error of the two.
+/// Reads everything in a file as weights and as a training state; returns the first error.
 fn read(path: &Path) -> fnet_common::Result<()> {
     let weights = Weights::open(path).and_then(|weights| {
         let names: Vec<String> = weights.iter().map(|(name, _)| name.to_owned()).collect();
@@ -77,7 +76,7 @@ fn read(path: &Path) -> fnet_common::Result<()> {
     weights.and(checkpoint.map(drop))
 }
 
-/// Reads a file within the bounds of memory and time.
+/// Reads a file and checks the limits of memory and time.
 fn read_within_bounds(path: &Path) -> fnet_common::Result<()> {
     let len = std::fs::metadata(path).unwrap().len() as usize;
     let (before, started) = (HELD.get(), Instant::now());
@@ -89,7 +88,7 @@ fn read_within_bounds(path: &Path) -> fnet_common::Result<()> {
     result
 }
 
-/// Pieces of pickles of protocol 2.
+/// Parts of pickles with protocol 2.
 mod pickle {
     pub fn whole(body: &[u8]) -> Vec<u8> {
         [b"\x80\x02", body, b"."].concat()
@@ -111,7 +110,7 @@ mod pickle {
         tuple(&values.iter().map(|&value| int(value)).collect::<Vec<_>>())
     }
 
-    /// A storage of `count` elements, which a tensor is a view of.
+    /// A reference to a storage of `count` elements.
     pub fn storage(class: &str, count: i64) -> Vec<u8> {
         let class = format!("ctorch\n{class}\n").into_bytes();
         [tuple(&[text("storage"), class, text("0"), text("cpu"), int(count)]), b"Q".to_vec()].concat()
@@ -153,7 +152,7 @@ fn replaced(mut file: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The format before PyTorch 1.6 with an object and a list of one storage, which tells of `count` elements.
+/// The legacy format before PyTorch 1.6 with an object and a list of one storage, which claims `count` elements.
 fn older(object: &[u8], count: u64) -> Vec<u8> {
     let mut file = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.".to_vec();
     file.extend(object);
@@ -167,7 +166,7 @@ fn safetensors(header: &str, data: usize) -> Vec<u8> {
     [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), &vec![0; data]].concat()
 }
 
-/// Tensors whose places make no sense, each as its pickle.
+/// Pickles of tensors with invalid shapes, strides or storages.
 fn impossible_tensors() -> Vec<(&'static str, Vec<u8>)> {
     let float = || pickle::storage("FloatStorage", 64);
     let of = |storage: Vec<u8>, offset: i64, size: &[i64], stride: &[i64]| {
@@ -207,10 +206,10 @@ fn impossible_tensors() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Small pickles that would make very much of little.
+/// Small pickles that would create huge objects.
 fn multiplying_pickles() -> Vec<(&'static str, Vec<u8>)> {
     let doubled: Vec<u8> = (0..40).flat_map(|_| *b"q\0]h\0ah\0a").collect();
-    // A name of a thousand letters, made again and again out of two texts.
+    // A name of a thousand letters, created repeatedly from two strings.
     let names = [pickle::text(&"m".repeat(500)), b"q\0".to_vec(), pickle::text(&"n".repeat(500)), b"q\x01".to_vec()];
     let names = [names.concat(), b"h\0h\x01\x93".repeat(400_000)].concat();
     let view = pickle::view(pickle::storage("FloatStorage", 64), 0, &[1; 64], &[1; 64]);
@@ -234,7 +233,7 @@ fn multiplying_pickles() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Archives whose directory lies.
+/// Archives with a false directory.
 fn lying_archives() -> Vec<(&'static str, Vec<u8>)> {
     let sound = pickle::state(&pickle::tensor(&pickle::view(pickle::storage("FloatStorage", 64), 0, &[64], &[1])));
     let packed = |data: &[u8]| archive(&[("a/data.pkl", &sound), ("a/data/0", data)], CompressionMethod::Deflated);
@@ -260,13 +259,13 @@ fn lying_archives() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("a bomb", packed(&zeros)),
         ("a bomb that names a small size", replaced(packed(&zeros[..1 << 20]), &mib, &256_u32.to_le_bytes())),
-        ("a small entry that names a great size", replaced(packed(&zeros[..1 << 20]), &mib, &u32::MAX.to_le_bytes())),
+        ("a small entry that names a large size", replaced(packed(&zeros[..1 << 20]), &mib, &u32::MAX.to_le_bytes())),
         ("seventy thousand entries", archive(&many, CompressionMethod::Stored)),
         ("a directory of 65534 entries in a small file", with_end(8, &[0xfe, 0xff, 0xfe, 0xff])),
         ("a directory beyond the end", with_end(16, &u32::MAX.wrapping_sub(9).to_le_bytes())),
         ("entries that share their bytes", overlapping),
         ("two entries of one name", twice),
-        ("an archive cut off", whole[..whole.len() / 2].to_vec()),
+        ("a truncated archive", whole[..whole.len() / 2].to_vec()),
         ("the start of an archive", b"PK\x03\x04".to_vec()),
     ]
 }
@@ -283,13 +282,13 @@ fn others() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("an old storage of another size", older(&object, 1 << 60)),
         ("an old storage of eight exabytes", older(&huge, i64::MAX as u64)),
-        ("an old file cut off", older(&object, 64)[..200].to_vec()),
+        ("a truncated old file", older(&object, 64)[..200].to_vec()),
         ("an old file without its storage", older(&pickle::whole(b"}"), 64)),
         ("a header of eighteen exabytes", long),
         ("a header in itself", safetensors(&"{\"a\":".repeat(1 << 20), 0)),
         ("a shape that overflows", one("[4294967296,4294967296,4294967296]", "[0,16]")),
         ("data outside of the file", one("[4]", "[0,99999999999]")),
-        ("data that end before they begin", one("[4]", "[16,0]")),
+        ("data that ends before it begins", one("[4]", "[16,0]")),
         ("a shape of another size", one("[5]", "[0,16]")),
         ("nothing", Vec::new()),
         ("a line of text", b"<html>Not found</html>".to_vec()),
@@ -305,7 +304,7 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     files
 }
 
-/// A number of kB that the kernel tells of this process.
+/// Reads a number of kB from the status of this process.
 fn of_process(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -313,10 +312,10 @@ fn of_process(name: &str) -> usize {
 }
 
 #[test]
-fn hostile_files_are_refused_within_a_bound_of_memory() {
+fn hostile_files_are_refused_within_a_memory_limit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.pth");
-    // The makers of the files take memory themselves.
+    // Creating the files takes memory, too.
     let files = hostile();
     assert!(files.len() > 60);
     let before = of_process("VmHWM");
@@ -333,7 +332,7 @@ fn hostile_files_are_refused_within_a_bound_of_memory() {
 }
 
 #[test]
-fn the_real_program_refuses_hostile_files_with_an_error_of_the_data() {
+fn the_worker_refuses_hostile_files_with_a_data_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.pth");
     let wanted = ["a bomb", "a list that doubles forty times", "negative stride", "a million lists in each other"];
@@ -341,15 +340,15 @@ fn the_real_program_refuses_hostile_files_with_an_error_of_the_data() {
         std::fs::write(&path, bytes).unwrap();
         let mut worker = Command::new(env!("CARGO_BIN_EXE_fnet-worker"));
         let output = worker.arg("export").arg(&path).arg(folder.path().join("out.pth")).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{name}: {told}");
-        assert!(told.contains("error:") && told.contains("hostile.pth"), "{name}: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{name}: {stderr}");
+        assert!(stderr.contains("error:") && stderr.contains("hostile.pth"), "{name}: {stderr}");
     }
     assert!(!folder.path().join("out.pth").exists());
 }
 
 #[test]
-fn a_pipe_is_refused_and_not_waited_for() {
+fn a_pipe_is_refused_without_blocking() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.pth");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -381,7 +380,7 @@ fn sound() -> MmdetCheckpoint {
     }
 }
 
-/// The same state in every format that is read.
+/// The same state in every supported format.
 fn samples() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let written = ["a.pth", "a.safetensors"].map(|name| {
@@ -400,7 +399,7 @@ fn samples() -> Vec<Vec<u8>> {
     }
     let named: Vec<(&str, &[u8])> = entries.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let packed = archive(&named, CompressionMethod::Deflated);
-    // The older format: the same pickle, then the keys and the storages, each with its number of elements.
+    // The legacy format: the same pickle, then the keys and the storages, each with its number of elements.
     let data: Vec<_> =
         named.iter().filter_map(|(name, bytes)| Some((name.strip_prefix("archive/data/")?, bytes))).collect();
     let mut old = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.".to_vec();
@@ -415,13 +414,13 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn the_samples_are_sound() {
+fn the_samples_are_valid() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.pth");
     for (index, sample) in samples().into_iter().enumerate() {
         std::fs::write(&path, sample).unwrap();
         assert_eq!(Weights::open(&path).unwrap().len(), 3, "sample {index}");
-        // Safetensors hold no training state.
+        // Safetensors files have no training state.
         if index != 1 {
             let read = MmdetCheckpoint::open(&path).unwrap();
             assert!(read.state.iter().eq(sound().state.iter()));
@@ -434,7 +433,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
 
     #[test]
-    fn any_damage_to_a_sound_file_stays_within_the_bounds(
+    fn reading_a_damaged_file_stays_within_the_limits(
         sample in prop::sample::select(samples()),
         changes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![
             any::<u8>(), prop::sample::select(b"\x00\x01\x7f\x80\xff(]}.0RQbtsuehjqX\x85\x86\x8a\x94".to_vec())
@@ -458,7 +457,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.pth");
         std::fs::write(&path, bytes).unwrap();
-        // An error of the data, or a file that is still sound.
+        // A data error, or the file is still valid.
         if let Err(error) = read_within_bounds(&path) {
             prop_assert_eq!(error.kind(), ErrorKind::Data, "{}", error);
         }

@@ -1,4 +1,4 @@
-//! How much memory Rust code takes at most, counted by an allocator of this program's own.
+//! Tests of the peak memory of Rust code, measured with a counting allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,19 +7,19 @@ use std::sync::{Mutex, PoisonError};
 use fnet_data::{DecodedImage, Segmentation, instance_mask, rasterize};
 use fnet_evaluate::paste::{Probabilities, paste_all};
 
-/// Counts bytes that are held, and the most that were.
+/// Counts the bytes that are held, and their maximum.
 struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-/// The tests of this program share the counters.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// The tests share the counters, so only one runs at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-// SAFETY: every call goes to the system's allocator with the same arguments.
+// SAFETY: every call is passed to the system allocator with the same arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(held, Ordering::Relaxed);
+        PEAK.fetch_max(held, Ordering::Relaxed);
         // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
         unsafe { System.alloc(layout) }
     }
@@ -34,13 +34,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The most bytes held while `work` runs, beyond those held before. The harness's own few kilobytes count too.
-fn most_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
+/// The maximum number of bytes held while `work` runs, beyond those held before. The few kilobytes of the test harness count,
+/// too.
+fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let before = HELD.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
     let result = work();
-    (result, MOST.load(Ordering::Relaxed) - before)
+    (result, PEAK.load(Ordering::Relaxed) - before)
 }
 
 const SIDE: usize = 6000;
@@ -53,23 +54,23 @@ fn circle(x: f64, y: f64, radius: f64, points: usize) -> Vec<f64> {
 }
 
 #[test]
-fn a_hundred_objects_of_a_large_image_take_the_memory_of_their_windows() {
+fn the_masks_of_a_hundred_objects_in_a_large_image_take_only_the_memory_of_their_windows() {
     let objects: Vec<Segmentation> = (0..100)
         .map(|i| {
             let (x, y) = (300.0 + 600.0 * f64::from(i % 10), 300.0 + 600.0 * f64::from(i / 10));
             Segmentation::Polygons(vec![circle(x, y, 250.0, 60)])
         })
         .collect();
-    // At full size each window has 501 x 501 pixels, all of them 24 MiB; full bitmaps would be 3433 MiB.
+    // At full size each window has 501 x 501 pixels, 24 MiB in total; full bitmaps would take 3433 MiB.
     let size = (SIDE, SIDE);
     let (masks, most) =
-        most_bytes(|| objects.iter().map(|object| rasterize(object, size).unwrap()).collect::<Vec<_>>());
+        peak_bytes(|| objects.iter().map(|object| rasterize(object, size).unwrap()).collect::<Vec<_>>());
     assert!(masks.iter().all(|mask| (495..=505).contains(&mask.width) && (495..=505).contains(&mask.height)));
     assert!(most < 28 * MIB, "{most} bytes");
     drop(masks);
-    // As training has them, resized to 800x800: 0.5 MiB.
+    // Resized to 800x800, as in training: 0.5 MiB.
     let resized = (800, 800);
-    let (_, most) = most_bytes(|| {
+    let (_, most) = peak_bytes(|| {
         let mask = |object: &Segmentation| instance_mask(&object.to_rle(size).unwrap(), resized, true, resized);
         objects.iter().map(mask).collect::<Vec<_>>()
     });
@@ -77,20 +78,20 @@ fn a_hundred_objects_of_a_large_image_take_the_memory_of_their_windows() {
 }
 
 #[test]
-fn a_hundred_detections_on_a_large_image_take_the_memory_of_their_runs() {
-    // Every mask as large as the image and noisy: the most runs that pasting can give in practice.
+fn a_hundred_detections_in_a_large_image_take_only_the_memory_of_their_runs() {
+    // Every mask covers the image and is noisy: the maximum number of runs in practice.
     let boxes = vec![[0.0, 0.0, SIDE as f32, SIDE as f32]; 100];
     let noise: Vec<f32> = (0..100 * 28 * 28u64).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 1000.0).collect();
     let paste = || paste_all(Probabilities { values: &noise, side: 28 }, &boxes, (SIDE, SIDE), 0.5).unwrap();
-    let (masks, most) = most_bytes(paste);
+    let (masks, most) = peak_bytes(paste);
     let runs: usize = masks.iter().map(|mask| mask.counts.len()).sum();
     assert!(runs > 1_000_000, "{runs}");
-    // Runs are 4 bytes each, their vectors double when they grow; one bitmap alone would be 34 MiB.
+    // A run takes 4 bytes, and vectors double when they grow; a single bitmap would take 34 MiB.
     assert!(most < runs * 4 * 3 + 2 * MIB, "{most} bytes for {runs} runs");
-    // As masks are: one blob each.
+    // Typical masks: one blob each.
     let blob: Vec<f32> = (0..100 * 28 * 28).map(|i| if (7..21).contains(&(i % 28)) { 0.9 } else { 0.1 }).collect();
     let (_, most) =
-        most_bytes(|| paste_all(Probabilities { values: &blob, side: 28 }, &boxes, (SIDE, SIDE), 0.5).unwrap());
+        peak_bytes(|| paste_all(Probabilities { values: &blob, side: 28 }, &boxes, (SIDE, SIDE), 0.5).unwrap());
     assert!(most < 16 * MIB, "{most} bytes");
 }
 
@@ -140,7 +141,7 @@ fn gif_of(width: u16, height: u16) -> Vec<u8> {
 }
 
 #[test]
-fn a_small_file_that_claims_many_pixels_is_refused_before_memory_is_taken() {
+fn a_small_file_that_claims_many_pixels_is_refused_before_memory_is_allocated() {
     let bombs = [
         ("PNG", png_of(60_000, 60_000)),
         ("PNG", png_of(1 << 30, 4)),
@@ -150,12 +151,12 @@ fn a_small_file_that_claims_many_pixels_is_refused_before_memory_is_taken() {
     ];
     let folder = tempfile::tempdir().unwrap();
     for (format, bytes) in bombs {
-        let (message, most) = most_bytes(|| DecodedImage::decode(&bytes).unwrap_err());
+        let (message, most) = peak_bytes(|| DecodedImage::decode(&bytes).unwrap_err());
         assert!(message.contains("268435456") && message.contains("make the image smaller"), "{format}: {message}");
         assert!(most < MIB, "{format}: {most} bytes");
         let path = folder.path().join("bomb");
         std::fs::write(&path, &bytes).unwrap();
-        let (error, most) = most_bytes(|| DecodedImage::header(&path).unwrap_err().to_string());
+        let (error, most) = peak_bytes(|| DecodedImage::header(&path).unwrap_err().to_string());
         assert!(error.contains("bomb") && error.contains("make the image smaller"), "{format}: {error}");
         assert!(most < MIB, "{format}: {most} bytes");
     }

@@ -1,4 +1,4 @@
-//! `browse`: images with their objects as the model gets them.
+//! `browse`: visualizes training images after augmentation.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use super::test::painted_paths;
 /// Color of the padding, which the model sees as zeros.
 const PADDING: Rgb<u8> = Rgb([28, 30, 33]);
 
-/// Paints the first images of a set after resizing, mirroring and padding, with the boxes, masks and names that a step
-/// of training would learn from them. The pixels are those of the batch, so what is seen is what the model sees.
+/// Draws the first images of a set after resizing, flipping and padding, with the boxes, masks and names that training would
+/// use. The pixels are those of the batch, as the model gets them.
 ///
 /// # Errors
-/// The config, the annotations or an image are wrong, or a file cannot be written.
+/// If the config, the annotations or an image is wrong, or a file cannot be written.
 pub fn browse(
     arguments: &cli::Browse,
     progress: &mut dyn FnMut(usize, usize),
     say: &mut dyn FnMut(&str),
 ) -> Result<Outcome<()>> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
-    // Each image with its own padding.
+    // One image per batch, so that each has its own padding.
     config.data.samples_per_gpu = 1;
     let split = Split::from(arguments.split);
     let dataset = Arc::new(Dataset::open(&config.data, split)?);
@@ -60,13 +60,13 @@ pub fn browse(
         let shown = to_paint(target, &names)?;
         let image = pixels(&batch, meta)?;
         let painted = painter.titled(&image, &shown, &title(meta))?;
-        save(&painted, path).with_context(|| format!("painting {}", meta.file_name))?;
+        save(&painted, path).with_context(|| format!("drawing {}", meta.file_name))?;
         (images, objects) = (images + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());
     }
     loader.take_warnings().iter().for_each(|warning| say(warning));
     for skipped in loader.take_skipped() {
-        say(&format!("left out: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
+        say(&format!("skipped: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
     say(&format!(
         "{images} of the {} of data.{} with {} are in {}",
@@ -78,14 +78,14 @@ pub fn browse(
     Ok(Outcome::Here(()))
 }
 
-/// What was done to an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
+/// The transform of an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
 fn title(meta: &ImageMeta) -> String {
     let size = |(height, width): (usize, usize)| format!("{width}x{height}");
     let mirrored = if meta.flipped { ", mirrored" } else { "" };
     format!("{} resized to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
 }
 
-/// The image in a batch of one, the padding dark.
+/// The image of a batch of one, with dark padding.
 fn pixels(batch: &Batch, meta: &ImageMeta) -> Result<RgbImage> {
     let (_, (height, width)) = batch.images.size()?;
     let frame = match &batch.images {
@@ -93,7 +93,7 @@ fn pixels(batch: &Batch, meta: &ImageMeta) -> Result<RgbImage> {
         Images::Values(_) => None,
     };
     let image = frame.and_then(|frame| RgbImage::from_raw(width as u32, height as u32, frame.to_vec()));
-    let mut image = image.ok_or_else(|| Error::bug("a batch without the pixels that its size says"))?;
+    let mut image = image.ok_or_else(|| Error::bug("a batch has fewer pixels than its size says"))?;
     let (bottom, right) = meta.image_size;
     for (x, y, pixel) in image.enumerate_pixels_mut() {
         if x as usize >= right || y as usize >= bottom {
@@ -119,7 +119,7 @@ fn to_paint(target: &Target, names: &[&str]) -> Result<Vec<Object>> {
     Ok(objects)
 }
 
-/// A mask in the frame of the whole image, column by column.
+/// A mask in the frame of the whole image, as run lengths.
 fn run_lengths(mask: &InstanceMask) -> Result<Rle> {
     let (height, width) = mask.frame;
     let mut columns = vec![0_u8; height * width];
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pixels_of_a_batch_come_back_and_its_padding_is_dark() {
+    fn the_pixels_of_a_batch_are_unchanged_and_its_padding_is_dark() {
         let rgb = [[3_u8, 200, 77], [0, 255, 128]];
         let mut pixels = Pixels::black((2, 2), vec![(1, 2)], &Pipeline::default());
         pixels.frames_mut().for_each(|frame| frame[..6].copy_from_slice(rgb.as_flattened()));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_a_mask_stands_where_it_belongs() {
+    fn a_mask_window_is_placed_correctly() {
         let mask = InstanceMask { frame: (3, 4), x: 1, y: 1, width: 2, height: 2, pixels: [1, 0, 1, 1].into() };
         let rle = run_lengths(&mask).unwrap();
         assert_eq!((rle.h, rle.w, rle.counts), (3, 4, vec![4, 2, 2, 1, 3]));

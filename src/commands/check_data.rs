@@ -1,4 +1,4 @@
-//! `check-data`: everything that is wrong or odd in the data sets of a config.
+//! `check-data`: reports all problems in the data sets of a config.
 
 use std::fmt::Write as _;
 
@@ -11,11 +11,11 @@ use fnet_data::{Checked, Diagnostic, Diagnostics, Scope, Severity, Split, check}
 use fnet_protocol::cli::{CheckData, SplitName};
 use fnet_protocol::exit;
 
-/// Checks the sets of a config, prints what was found, and returns the exit code: that of wrong data if there is an
-/// error among the diagnostics.
+/// Checks the sets of a config, prints the diagnostics, and returns the exit code: that of wrong data if there is an error
+/// among them.
 ///
 /// # Errors
-/// The config is wrong, or stdout cannot be written.
+/// If the config is wrong, or stdout cannot be written.
 pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>) -> Result<i32> {
     let config = fnet_data::load_config_for_check(&arguments.config, &arguments.set)?.config;
     let splits = match arguments.split {
@@ -37,7 +37,7 @@ pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>)
     Ok(if diagnostics.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
 }
 
-/// Progress over the images of a set; nothing unless stderr is a terminal.
+/// A progress bar over the images of a set, if stderr is a terminal.
 struct Bar {
     bar: ProgressBar,
     verb: &'static str,
@@ -64,7 +64,7 @@ impl Bar {
     }
 }
 
-/// What people read: the diagnostics that are kept, a table by code, and what each set holds.
+/// The report as text: the kept diagnostics, a table by code, and a summary of each set.
 fn text(sets: &[Checked], diagnostics: &Diagnostics, listed: usize) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
@@ -93,7 +93,7 @@ fn text(sets: &[Checked], diagnostics: &Diagnostics, listed: usize) -> String {
     let [errors, warnings, notes] =
         [Severity::Error, Severity::Warning, Severity::Note].map(|severity| diagnostics.number_of(severity));
     line(match (errors, warnings + notes) {
-        (0, 0) => "Nothing is wrong.".into(),
+        (0, 0) => "No problems found.".into(),
         (0, _) => format!("No errors: training would start. {}, {}.", count(warnings, "warning"), count(notes, "note")),
         _ => format!(
             "{}: training would not start. {}, {}.",
@@ -111,7 +111,7 @@ fn table(diagnostics: &Diagnostics) -> Vec<String> {
     if counts.is_empty() {
         return Vec::new();
     }
-    let mut rows = vec![["severity", "code", "count", "what is done about it"].map(str::to_owned)];
+    let mut rows = vec![["severity", "code", "count", "action"].map(str::to_owned)];
     rows.extend(counts.into_iter().map(|(code, count)| {
         let description = code.description();
         [description.severity.to_string(), code.to_string(), count.to_string(), description.action.to_owned()]
@@ -139,7 +139,7 @@ fn summary(set: &Checked) -> String {
     }
 }
 
-/// What programs read.
+/// The report as JSON.
 fn to_json(sets: &[Checked], diagnostics: &Diagnostics) -> Value {
     let sets: Vec<Value> = sets
         .iter()

@@ -1,4 +1,4 @@
-//! The ranks that `test` and `predict` run on, and the detector that they load.
+//! The environment of `test` and `predict`, and the detector that they load.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ use fnet_evaluate::results::{Detection, ImageResult};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli;
 
-/// Where a command runs, and how it tells people about its headway.
+/// Where a command runs and how it reports progress.
 pub struct Host<'a> {
     /// The ranks of the job.
     pub ranks: &'a dyn Ranks,
     /// Device of this rank.
     pub device: Device,
-    /// Called after every image with the images done on this rank, and those that it has.
+    /// Called after every image with the numbers of finished and total images of this rank.
     pub progress: &'a mut dyn FnMut(usize, usize),
-    /// Takes text for people; called on rank 0 only.
+    /// Prints a message; called only on rank 0.
     pub say: &'a mut dyn FnMut(&str),
 }
 
@@ -34,11 +34,11 @@ pub struct Trained {
     pub config: Config,
     /// Class names in the order of the labels.
     pub classes: Vec<String>,
-    /// What became of weights of another maker.
-    pub told: Option<String>,
+    /// The load report of third-party weights.
+    pub load_report: Option<String>,
 }
 
-/// A checkpoint, and how it is to be read.
+/// A checkpoint and the options for loading it.
 pub struct Wanted<'a> {
     pub checkpoint: &'a Path,
     pub config: Option<&'a Path>,
@@ -47,7 +47,7 @@ pub struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// What `test` reads.
+    /// The checkpoint of `test`.
     pub fn of_test(arguments: &'a cli::Test) -> Self {
         Self {
             checkpoint: &arguments.checkpoint,
@@ -58,19 +58,19 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Builds the model that a checkpoint holds, and says what became of weights of another maker.
+/// Builds the model of a checkpoint, and prints the load report of third-party weights.
 pub fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
     let trained = build(wanted, host.device)?;
-    if let (0, Some(told)) = (host.ranks.rank(), &trained.told) {
-        (host.say)(told);
+    if let (0, Some(report)) = (host.ranks.rank(), &trained.load_report) {
+        (host.say)(report);
     }
     Ok(trained)
 }
 
-/// Builds the model that a checkpoint holds: by the config given, else by the one stored in it, with the overrides laid on.
+/// Builds the model of a checkpoint with the given config, else with the one stored in it, and applies the overrides.
 ///
 /// # Errors
-/// The checkpoint or the config are wrong, or memory ran out.
+/// If the checkpoint or the config is wrong, or memory runs out.
 pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let path = wanted.checkpoint;
     let file = TrainedFile::open(path)?;
@@ -81,7 +81,7 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
         }
         (None, None) => {
             return Err(Error::usage(format!(
-                "{} does not say what model it is of: give the config of the model with --config=CONFIG.toml",
+                "{} does not contain a config: give the config of the model with --config=CONFIG.toml",
                 path.display()
             )));
         }
@@ -90,12 +90,13 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let mut parameters = Parameters::new();
     let model = MaskRcnn::new(&config.model, &mut parameters, device, 0)?;
     let summary = file.fill(&parameters, Need::unless_partial(wanted.allow_partial, Need::All))?;
-    let is_told = wanted.allow_partial || matches!(file, TrainedFile::ThirdParty(_));
+    let is_reported = wanted.allow_partial || matches!(file, TrainedFile::ThirdParty(_));
     let classes = if file.classes().is_empty() { &config.data.classes } else { file.classes() };
-    Ok(Trained { classes: classes.to_vec(), model, parameters, config, told: is_told.then(|| summary.to_string()) })
+    let load_report = is_reported.then(|| summary.to_string());
+    Ok(Trained { classes: classes.to_vec(), model, parameters, config, load_report })
 }
 
-/// The detections with a score of at least `least`, ready to be painted.
+/// The detections with a score of at least `least`, for drawing.
 pub fn to_paint(result: &ImageResult, classes: &[String], least: f64) -> Result<Vec<Object>> {
     let shown = result.detections.iter().filter(|detection| f64::from(detection.score) >= least);
     shown

@@ -17,7 +17,7 @@ use super::detector::{Wanted, build};
 /// The number of ranks in FNET_DRY_RUN, if it is set.
 ///
 /// # Errors
-/// A usage error if it is no number.
+/// A usage error if it is not a number.
 pub fn dry_run_ranks() -> Result<Option<usize>> {
     let Some(text) = std::env::var_os(env::DRY_RUN) else { return Ok(None) };
     let ranks = text.to_str().and_then(|text| text.parse().ok()).filter(|&ranks: &usize| ranks > 0);
@@ -25,15 +25,15 @@ pub fn dry_run_ranks() -> Result<Option<usize>> {
     ranks.map(Some).ok_or_else(wrong)
 }
 
-/// What the command would do on so many ranks, as JSON. Nothing is written.
+/// What the command would do on `ranks` ranks, as JSON. Nothing is written.
 ///
 /// # Errors
-/// What the command would refuse; a usage error for other commands than `train` and `test`.
+/// The errors of the command; a usage error for commands other than `train` and `test`.
 pub fn dry_run(command: &WorkerCommand, ranks: usize) -> Result<String> {
     let estimate = match command {
         WorkerCommand::Train(arguments) => fnet_train::forecast(arguments, ranks)?,
         WorkerCommand::Test(arguments) => test(arguments, ranks)?,
-        _ => return Err(Error::usage("--dry-run goes with train and test; other commands leave it out")),
+        _ => return Err(Error::usage("--dry-run works only with train and test")),
     };
     serde_json::to_string(&estimate).map_err(|error| Error::bug(error.to_string()))
 }

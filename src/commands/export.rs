@@ -1,4 +1,4 @@
-//! `export`: a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
+//! `export`: writes a checkpoint's weights for PyTorch and MMDetection, or as safetensors.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,16 +13,16 @@ use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::Export;
 use fnet_protocol::work_dir::is_pytorch_file;
 
-/// Runs `export` and returns what to tell.
+/// Runs `export` and returns a message.
 ///
 /// # Errors
-/// The command line, the checkpoint or the config is wrong, or the file cannot be written.
+/// If the command line, the checkpoint or the config is wrong, or the file cannot be written.
 pub fn export(arguments: &Export) -> Result<String> {
     let (path, out) = (arguments.checkpoint.as_path(), arguments.out.as_path());
     let is_safetensors = export::is_safetensors(out)?;
     if arguments.with_optimizer && is_safetensors {
         return Err(Error::usage(format!(
-            "{}: only .pth files hold an optimizer's state; name the file so, or leave out --with-optimizer",
+            "{}: only .pth files can contain an optimizer's state; use the extension .pth, or omit --with-optimizer",
             out.display()
         )));
     }
@@ -32,18 +32,18 @@ pub fn export(arguments: &Export) -> Result<String> {
         note.push_str(&fit(&mut exported, config).with_context(|| path.display().to_string())?);
     }
     export::write(out, &exported)?;
-    let mut told = format!("wrote {} tensors", exported.state.len());
+    let mut message = format!("wrote {} tensors", exported.state.len());
     if let Some(optimizer) = &exported.optimizer {
-        told.push_str(&format!(" and AdamW's state of {} parameters", optimizer.moments.len()));
+        message.push_str(&format!(" and AdamW's state of {} parameters", optimizer.moments.len()));
     }
     if let (Some(epoch), Some(iter)) = (exported.meta.epoch, exported.meta.iter) {
-        told.push_str(&format!(" of epoch {epoch}, iter {iter}"));
+        message.push_str(&format!(" of epoch {epoch}, iter {iter}"));
     }
-    told.push_str(&format!(" to {}{note}", out.display()));
-    Ok(told)
+    message.push_str(&format!(" to {}{note}", out.display()));
+    Ok(message)
 }
 
-/// The checkpoint at `path` as MMDetection would keep it, and a remark on what was taken.
+/// The checkpoint at `path` in MMDetection's form, and a note for the message.
 fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
     if with_optimizer && is_pytorch_file(path) {
         let checkpoint = MmdetCheckpoint::open(path)?;
@@ -54,24 +54,24 @@ fn read(path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static 
     }
     match TrainedFile::open(path)? {
         TrainedFile::Fnet(_, checkpoint) => {
-            ours(&checkpoint, path, with_optimizer).with_context(|| path.display().to_string())
+            from_native(&checkpoint, path, with_optimizer).with_context(|| path.display().to_string())
         }
         TrainedFile::ThirdParty(_) if with_optimizer => Err(no_optimizer(path)),
-        TrainedFile::ThirdParty(weights) => Ok((others(&weights)?, "")),
+        TrainedFile::ThirdParty(weights) => Ok((from_third_party(&weights)?, "")),
     }
 }
 
 fn no_optimizer(path: &Path) -> Error {
-    Error::data(format!("{}: the file holds no optimizer state; leave out --with-optimizer", path.display()))
+    Error::data(format!("{}: the file has no optimizer state; omit --with-optimizer", path.display()))
 }
 
-fn others(weights: &Weights) -> Result<MmdetCheckpoint> {
+fn from_third_party(weights: &Weights) -> Result<MmdetCheckpoint> {
     let state = weights.iter().map(|(name, _)| Ok((name.to_owned(), weights.tensor(name)?))).collect::<Result<_>>()?;
     Ok(MmdetCheckpoint { state, meta: weights.meta().clone(), optimizer: None })
 }
 
-/// What is evaluated (the moving average, where there is one), or with the optimizer what is trained.
-fn ours(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
+/// The weights that are evaluated (the moving average, if there is one), or with the optimizer those that are trained.
+fn from_native(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(MmdetCheckpoint, &'static str)> {
     let model = checkpoint.section(MODEL).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     let (mut state, average): (IndexMap<String, Tensor>, _) = (model.collect(), checkpoint.averages()?);
     let note = match (average.is_empty(), with_optimizer) {
@@ -82,7 +82,7 @@ fn ours(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Result<(M
     let optimizer = if with_optimizer {
         Some(optimizer(checkpoint, path)?)
     } else {
-        // In the places of the trained weights, so that the order stays.
+        // Replaces the trained weights in place, so that the order stays.
         for (name, tensor) in average {
             state.insert(name, tensor);
         }
@@ -103,7 +103,7 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
     let trained: Vec<&str> =
         checkpoint.section(MODEL).map(|(name, _)| name).filter(|name| state("step", name).is_some()).collect();
     if trained.is_empty() {
-        return Err(Error::data("the checkpoint holds no state of AdamW; leave out --with-optimizer"));
+        return Err(Error::data("the checkpoint has no state of AdamW; omit --with-optimizer"));
     }
     let mut moments = IndexMap::new();
     for (index, name) in trained.iter().enumerate() {
@@ -113,7 +113,7 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
             return Err(Error::data(format!("AdamW's state of {name} is incomplete")));
         };
         let step = step.f_double_value(&[])? as u64;
-        // PyTorch has no state for what never had a gradient.
+        // PyTorch has no state for parameters that never had a gradient.
         if step > 0 {
             let copy = Moments { step, exp_avg: exp_avg.shallow_clone(), exp_avg_sq: exp_avg_sq.shallow_clone() };
             moments.insert(index, copy);
@@ -139,8 +139,8 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
     Ok(OptimizerState { groups: vec![group], moments })
 }
 
-/// Sees that the weights fit the model of `config`, puts them into its order, and drops what it lacks. Returns a remark
-/// on that.
+/// Checks that the weights fit the model of `config`, sorts them in its order, and drops those that it does not have. Returns
+/// a note about dropped ones.
 fn fit(exported: &mut MmdetCheckpoint, config: &Path) -> Result<String> {
     let config = fnet_data::load_config(config, &[])?.config;
     let mut parameters = Parameters::new();
@@ -157,5 +157,5 @@ fn fit(exported: &mut MmdetCheckpoint, config: &Path) -> Result<String> {
     let order: HashMap<&str, usize> = parameters.iter().map(|(name, ..)| name).zip(0..).collect();
     exported.state.retain(|name, _| order.contains_key(name.as_str()));
     exported.state.sort_by_cached_key(|name, _| order.get(name.as_str()).copied());
-    Ok(if unused.is_empty() { String::new() } else { format!("; left out {} that the model lacks", unused.len()) })
+    Ok(if unused.is_empty() { String::new() } else { format!("; dropped {} that the model does not have", unused.len()) })
 }

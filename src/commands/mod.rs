@@ -1,4 +1,4 @@
-//! The worker's commands: from what was typed to what is done.
+//! The worker's commands.
 
 mod benchmark;
 mod browse;
@@ -27,7 +27,7 @@ use fnet_train::Ending;
 /// Runs a command on this rank and returns the exit code.
 ///
 /// # Errors
-/// What the user can mend, a lost peer, or a bug.
+/// What the user can fix, a lost peer, or a bug.
 pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
     if let Some(ranks) = dry_run::dry_run_ranks()? {
         return print(&dry_run::dry_run(command, ranks)?);
@@ -64,7 +64,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
     }
 }
 
-/// Joins the other ranks and does some work over images with them.
+/// Joins the other ranks and runs `work` with them.
 fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> Result<i32>) -> Result<i32> {
     let communicator = Communicator::from_environment()?;
     let mut progress = |done: usize, total: usize| {
@@ -77,7 +77,7 @@ fn on_ranks(control: &Client, phase: Phase, work: impl FnOnce(&mut Host<'_>) -> 
         progress: &mut progress,
         say: &mut say,
     })?;
-    // A rank that ended early would look lost to those that still work.
+    // A rank that exits early would look lost to those that still work.
     communicator.leave()?;
     Ok(code)
 }
@@ -112,7 +112,7 @@ fn print_config(arguments: &PrintConfig) -> Result<i32> {
     print(fnet_data::load_config(&arguments.config, &arguments.set)?.to_annotated_toml()?.trim_end())
 }
 
-/// Writes to stdout. A reader that closed the pipe has read enough.
+/// Writes to stdout. A closed pipe is not an error.
 fn print(text: &str) -> Result<i32> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

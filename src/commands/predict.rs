@@ -1,4 +1,4 @@
-//! `predict`: painted images and results for people's own images.
+//! `predict`: draws detections on the user's images and writes the results.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -19,25 +19,25 @@ use fnet_protocol::{cli, stop};
 use super::detector::{Host, Wanted, load, name_of, to_paint};
 use super::test::into_image;
 
-/// Endings of the files that are taken from a folder; a file that is named itself may have any.
-const ENDINGS: [&str; 14] =
+/// Extensions of images in a folder; a file that is given by name may have any extension.
+const EXTENSIONS: [&str; 14] =
     ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "jp2", "j2k", "pbm", "pgm", "ppm", "pnm"];
 
-/// One image to look at.
+/// An input image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Input {
     path: PathBuf,
-    /// Its name in the results: relative to the folder that was given.
+    /// Its name in the results, relative to the given folder.
     name: String,
-    /// Where its painted copy goes.
+    /// The output image.
     painted: PathBuf,
 }
 
-/// Paints what a checkpoint finds in images, and writes `results.json` into the same folder: COCO results with the
-/// file's name and the class's name added. `image_id` counts the images and `category_id` the classes from 1.
+/// Draws detections on images, and writes `results.json` into the same folder: COCO results with additional names of files
+/// and classes. `image_id` counts the images and `category_id` the classes from 1.
 ///
 /// # Errors
-/// The checkpoint, the config or an image is wrong, a file cannot be written, a rank was lost, or memory ran out.
+/// If the checkpoint, the config or an image is wrong, a file cannot be written, a rank is lost, or memory runs out.
 pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<()>> {
     let inputs = find(&arguments.images, &arguments.out)?;
     let wanted = Wanted {
@@ -68,7 +68,7 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
         for result in detect(&trained.model, &batch, &trained.config)? {
             let objects = to_paint(&result, &trained.classes, arguments.score_thr)?;
             let painted = painter.paint(&into_image(decoded.clone())?, &objects)?;
-            save(&painted, &input.painted).with_context(|| format!("painting {}", input.path.display()))?;
+            save(&painted, &input.painted).with_context(|| format!("drawing {}", input.path.display()))?;
             share.results.push(result);
         }
         (host.progress)(done, indices.len());
@@ -77,7 +77,7 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
     gather(share, &places, host.ranks)?.and_then(|found| finish(&found, &inputs, &trained.classes, arguments, host))
 }
 
-/// Writes what was found, and says where it is.
+/// Writes the results and prints a summary.
 fn finish(
     found: &Found,
     inputs: &[Input],
@@ -88,11 +88,11 @@ fn finish(
     let path = arguments.out.join("results.json");
     atomic::create(&path, |out| write(found, inputs, classes, out))?;
     for skipped in &found.skipped {
-        (host.say)(&format!("left out: {skipped}"));
+        (host.say)(&format!("skipped: {skipped}"));
     }
     let objects: usize = found.results.iter().map(|result| result.detections.len()).sum();
     (host.say)(&format!(
-        "{} in {}; painted images and results.json are in {}",
+        "{} in {}; images and results.json are in {}",
         count(objects, "object"),
         count(found.results.len(), "image"),
         arguments.out.display()
@@ -119,7 +119,7 @@ fn write(found: &Found, inputs: &[Input], classes: &[String], out: &mut dyn Writ
     writeln!(out, "[{text}]").map_err(|error| Error::environment(format!("writing failed: {error}")))
 }
 
-/// The images that arguments name, in a fixed order: files as they are given, folders by the paths inside of them.
+/// The images of the arguments in a fixed order: files as given, folders sorted by path.
 fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     let mut taken = HashSet::new();
@@ -131,9 +131,9 @@ fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
             paths.sort();
             if paths.is_empty() {
                 return Err(Error::data(format!(
-                    "the folder {} holds no image: expected files that end in .{}",
+                    "the folder {} has no images: expected files with the extension .{}",
                     argument.display(),
-                    ENDINGS.join(", .")
+                    EXTENSIONS.join(", .")
                 )));
             }
             argument.as_path()
@@ -150,7 +150,7 @@ fn find(arguments: &[PathBuf], out: &Path) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-/// All images below a folder, without hidden files and what this command wrote.
+/// All images below a folder, except hidden files and the output of this command.
 fn list(folder: &Path, out: &Path, found: &mut Vec<PathBuf>) -> Result<(), (PathBuf, std::io::Error)> {
     let at = |error| (folder.to_path_buf(), error);
     for entry in std::fs::read_dir(folder).map_err(at)? {
@@ -162,7 +162,7 @@ fn list(folder: &Path, out: &Path, found: &mut Vec<PathBuf>) -> Result<(), (Path
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
         if entry.file_type().map_err(at)?.is_dir() {
             list(&path, out, found)?;
-        } else if ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str())) {
+        } else if ending.is_some_and(|ending| EXTENSIONS.contains(&ending.as_str())) {
             found.push(path);
         }
     }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_searched_in_order_and_equal_names_are_kept_apart() {
+    fn folders_are_searched_in_order_and_equal_names_get_unique_outputs() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir_all(at("in/deep")).unwrap();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_images_and_a_missing_file_are_errors_of_the_data() {
+    fn a_folder_without_images_and_a_missing_file_are_data_errors() {
         let folder = tempfile::tempdir().unwrap();
         for argument in [folder.path().to_path_buf(), folder.path().join("none.jpg")] {
             let error = find(std::slice::from_ref(&argument), Path::new("out")).unwrap_err();

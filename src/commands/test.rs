@@ -16,10 +16,10 @@ use fnet_protocol::cli;
 
 use super::detector::{Host, Wanted, load, to_paint};
 
-/// Evaluates a checkpoint as the arguments say. The metrics are on rank 0; `None` with `--format-only`.
+/// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
 ///
 /// # Errors
-/// The checkpoint, the config or the data are wrong, a file cannot be written, a rank was lost, or memory ran out.
+/// If the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs out.
 pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
     let mut trained = load(&Wanted::of_test(arguments), host)?;
     if arguments.fuse_conv_bn {
@@ -64,7 +64,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     })
 }
 
-/// Writes and tells what an evaluation gave.
+/// Writes and prints the results of an evaluation.
 fn finish(
     found: &Found,
     metrics: Option<&Metrics>,
@@ -80,7 +80,7 @@ fn finish(
         }
     }
     if let Some(folder) = &arguments.show_dir {
-        (host.say)(&format!("painted images are in {}", folder.display()));
+        (host.say)(&format!("images with detections are in {}", folder.display()));
     }
     metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref(), host))
 }
@@ -95,7 +95,8 @@ fn report(metrics: &Metrics, file: Option<&Path>, host: &mut Host<'_>) -> Result
     })
 }
 
-/// `--out F.json` means `F.bbox.json` and `F.segm.json`; without it they go to `results/` beside the checkpoint.
+/// The prefix of the results: `--out F.json` means `F.bbox.json` and `F.segm.json`; without it, they are written to `results/`
+/// beside the checkpoint.
 fn results_prefix(arguments: &cli::Test) -> PathBuf {
     match &arguments.out {
         Some(out) if out.extension().is_some_and(|extension| extension == "json") => out.with_extension(""),
@@ -107,38 +108,38 @@ fn results_prefix(arguments: &cli::Test) -> PathBuf {
     }
 }
 
-/// Refuses a data set with another number of classes than the checkpoint names.
+/// Refuses a data set with another number of classes than the checkpoint.
 fn check_class_names(trained: &[String], dataset: &Dataset) -> Result<()> {
     let found = dataset.categories().len();
     if trained.is_empty() || trained.len() == found {
         return Ok(());
     }
     Err(Error::data(format!(
-        "the checkpoint names {} classes, and {} has {found}: give the annotation file of the classes that it was trained \
-         for, or go on by --allow-partial",
+        "the checkpoint names {} classes, but {} has {found}: give an annotation file with the classes that it was trained \
+         for, or use --allow-partial",
         trained.len(),
         dataset.annotation_file().display()
     )))
 }
 
-/// A warning where the annotation file has equally many classes, but of other names, than the model was trained for.
+/// A warning if the annotation file has the same number of classes as the model, but with other names.
 fn other_names(trained: &[String], dataset: &Dataset) -> Option<String> {
     let mut pairs = trained.iter().zip(dataset.categories()).enumerate();
     let (label, (trained, found)) = pairs.find(|(_, (trained, found))| **trained != found.name)?;
     Some(format!(
-        "Warning: the model was trained for other classes: number {label} was {trained:?}, and is {:?} in {}. Its \
-         scores mean something only if the classes are the same in the same order",
+        "Warning: the model was trained for other classes: number {label} was {trained:?}, but is {:?} in {}. The metrics \
+         are meaningful only if the classes are the same, in the same order",
         found.name,
         dataset.annotation_file().display()
     ))
 }
 
-/// Paints ground truth beside prediction.
+/// Draws ground truth beside predictions.
 struct Show<'a> {
     painter: Painter,
     dataset: &'a Dataset,
     classes: Vec<String>,
-    /// Where each image of the set goes: no two to one file, whichever rank paints them.
+    /// The output file of each image of the set. They are unique, and the same on all ranks.
     paths: Vec<PathBuf>,
     least: f64,
 }
@@ -157,7 +158,7 @@ impl<'a> Show<'a> {
             let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
             save(&self.painter.compare(&image, [&truth, &found], titles)?, &self.paths[index])
         };
-        paint().with_context(|| format!("painting {file_name}"))
+        paint().with_context(|| format!("drawing {file_name}"))
     }
 
     fn truth(&self, index: usize) -> Result<Vec<Object>> {
@@ -165,11 +166,11 @@ impl<'a> Show<'a> {
         let mut painted = Vec::with_capacity(objects.boxes.len());
         for (place, segmentation) in self.dataset.record(index).segmentations()?.iter().enumerate() {
             let label = usize::from(objects.labels[place]);
-            // Such a mask may still be evaluated; its box is shown.
+            // Such a mask may still be evaluated; only its box is drawn.
             let mask = segmentation.to_rle((image.height, image.width));
             if let Err(message) = &mask {
                 let (file, id) = (self.dataset.annotation_file().display(), objects.ids[place]);
-                log::warn!("{file}: annotation {id} is painted without its mask: segmentation: {message}");
+                log::warn!("{file}: annotation {id} is drawn without its mask: segmentation: {message}");
             }
             painted.push(Object {
                 label,
@@ -184,13 +185,13 @@ impl<'a> Show<'a> {
     }
 }
 
-/// Where the painted copy of each image of a set goes inside of `folder`.
+/// The output file in `folder` of each image of a set.
 pub(super) fn painted_paths(dataset: &Dataset, folder: &Path) -> Vec<PathBuf> {
     let mut taken = HashSet::new();
     (0..dataset.len()).map(|index| unused(painted_path(folder, dataset.image(index).file_name), &mut taken)).collect()
 }
 
-/// A decoded image for painting.
+/// Converts a decoded image for drawing.
 pub(super) fn into_image(image: DecodedImage) -> Result<image::RgbImage> {
     image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb)
         .ok_or_else(|| Error::bug("an image with fewer pixels than its size says"))
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn results_go_where_out_says_else_beside_the_checkpoint() {
+    fn results_are_written_to_out_or_beside_the_checkpoint() {
         assert_eq!(prefix(&["a/b.ckpt", "--format-only"]), Path::new("a/results/b"));
         assert_eq!(prefix(&["b.ckpt", "--format-only"]), Path::new("results/b"));
         assert_eq!(prefix(&["b.ckpt", "--out", "x/y.json"]), Path::new("x/y"));

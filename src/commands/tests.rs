@@ -28,8 +28,8 @@ struct PredictLine {
     predict: cli::Predict,
 }
 
-/// A checkpoint with the weights of the reference's small detector and 8 real images as `data.val`.
-fn checkpoint_of_the_reference(folder: &Path) -> Option<std::path::PathBuf> {
+/// A checkpoint with the weights of the small MMDetection detector and 8 real images as `data.val`.
+fn mmdetection_checkpoint(folder: &Path) -> Option<std::path::PathBuf> {
     let weights = fixture("reference/fixtures_tiny/ckpt.safetensors")?;
     let data = fixture("data/coco_mini")?;
     let mut config = Config::default();
@@ -71,16 +71,16 @@ fn run_test(line: &[&str]) -> (Result<Option<Metrics>>, Vec<String>, usize) {
         },
     );
     let metrics = outcome.map(|outcome| {
-        let Outcome::Here(metrics) = outcome else { panic!("a single rank has no result") };
+        let Outcome::Here(metrics) = outcome else { panic!("the only rank has no result") };
         metrics
     });
     (metrics, said, calls)
 }
 
 #[test]
-fn test_evaluates_a_checkpoint_by_the_config_inside_it_and_writes_all_that_is_asked_for() {
+fn test_evaluates_a_checkpoint_with_its_config_and_writes_all_requested_files() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(checkpoint) = checkpoint_of_the_reference(folder.path()) else { return };
+    let Some(checkpoint) = mmdetection_checkpoint(folder.path()) else { return };
     let at = |name: &str| folder.path().join(name).display().to_string();
     let (out, show, numbers) = (at("found.json"), at("show"), at("metrics.json"));
     let line = [checkpoint.to_str().unwrap(), "--out", &out, "--show-dir", &show, "--metrics", &numbers];
@@ -100,9 +100,9 @@ fn test_evaluates_a_checkpoint_by_the_config_inside_it_and_writes_all_that_is_as
 }
 
 #[test]
-fn weights_that_do_not_fit_the_config_are_an_error_of_the_data_that_says_so() {
+fn weights_that_do_not_fit_the_config_are_a_data_error() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(checkpoint) = checkpoint_of_the_reference(folder.path()) else { return };
+    let Some(checkpoint) = mmdetection_checkpoint(folder.path()) else { return };
     let (outcome, _, _) = run_test(&[checkpoint.to_str().unwrap(), "--set", "model.roi_head.bbox_fc_channels=64"]);
     let error = outcome.unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
@@ -110,9 +110,9 @@ fn weights_that_do_not_fit_the_config_are_an_error_of_the_data_that_says_so() {
 }
 
 #[test]
-fn predict_paints_images_and_writes_results_with_their_names() {
+fn predict_draws_detections_and_writes_results_with_file_names() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(checkpoint) = checkpoint_of_the_reference(folder.path()) else { return };
+    let Some(checkpoint) = mmdetection_checkpoint(folder.path()) else { return };
     let Some(data) = fixture("data/coco_mini") else { return };
     let config = CheckpointMeta::read(&checkpoint).unwrap().config(&checkpoint).unwrap();
     let dataset = fnet_data::Dataset::open(&config.data, Split::Val).unwrap();

@@ -402,7 +402,7 @@ fn body_other_parameters() {
     let parameters = [Tensor::zeros([4], FLOAT), Tensor::zeros([rows, 3], FLOAT)].map(|p| p.set_requires_grad(true));
     let error = DataParallel::new(&communicator, &parameters, &[]).err().unwrap();
     let message = error.to_string();
-    assert!(message.contains("rank 1 has other parameters than rank 0: number 1 is Float [3, 3]"), "{message}");
+    assert!(message.contains("rank 1 and rank 0 have different parameters: number 1 is Float [3, 3]"), "{message}");
     communicator.leave().unwrap();
 }
 
@@ -454,7 +454,7 @@ fn body_absent_server() {
     let meeting = Duration::from_millis(500);
     let error = Communicator::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Distributed, "{error}");
-    assert!(error.to_string().contains("rank 1 of 2 meets the others: the store at 127.0.0.1:"), "{error}");
+    assert!(error.to_string().contains("rank 1 of 2, rendezvous: the store at 127.0.0.1:"), "{error}");
 }
 
 /// The bodies of other tests under the real mpirun, with the library that scripts/mpi.sh builds.

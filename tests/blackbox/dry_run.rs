@@ -83,7 +83,7 @@ fn all_reduces_are_measured_and_right() {
         // On two ranks both bandwidths are the same.
         assert_eq!(number("algorithm_gb_per_s"), number("bus_gb_per_s"));
     }
-    scene.launch("--device cpu --nproc 1 benchmark comm").expect(2, &["nobody to talk to", "--nproc 2"]);
+    scene.launch("--device cpu --nproc 1 benchmark comm").expect(2, &["needs at least 2 workers", "--nproc 2"]);
 }
 
 #[test]

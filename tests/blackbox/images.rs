@@ -41,7 +41,7 @@ fn with_skip_an_image_that_cannot_be_read_is_replaced_counted_and_named() {
     let scene = Scene::with_own_images();
     let name = damage_an_image(&scene, "train", b"this is no JPEG");
     let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --no-validate --set data.on_error=skip");
-    ended.expect(0, &["WARNING - left out", &name]);
+    ended.expect(0, &["WARNING - skipped", &name]);
     assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * 8, "another image takes its place");
     let twice = [("train".to_owned(), 1, 1), ("train".to_owned(), 2, 1)];
     assert_eq!(left_out(&scene, "work_dirs/cfg", &name), twice);

@@ -226,7 +226,7 @@ fn float16_leaves_out_steps_that_overflow_on_all_workers_and_resumes_with_its_sc
 
     let scale = 1e9 / 2.0_f64.powi(i32::try_from(skipped).unwrap());
     let ended = scene.two(&format!("{job} train.epochs=2 --resume"));
-    ended.expect(0, &[&format!("loss scale {scale}, {skipped} updates left out before")]);
+    ended.expect(0, &[&format!("loss scale {scale}, {skipped} updates skipped so far")]);
     let resumed = series(&scene.path("fp16"), "loss_scale");
     assert!((resumed[scales.len()] / scale - 1.0).abs() < 1e-4, "{resumed:?}");
 }

@@ -1,11 +1,11 @@
-//! Weights of other makers, in and out: PyTorch and MMDetection files through every command.
+//! Import and export of third-party weights: PyTorch and MMDetection files with every command.
 
 use std::fs;
 
 use crate::outputs::{Object, assert_same_metrics, differences, losses, series, tensors};
 use crate::support::{Scene, finish, steps, worker_program};
 
-/// A job of one worker and one epoch, whose checkpoint is `ours/latest.ckpt`.
+/// A job of one worker and one epoch; its checkpoint is `ours/latest.ckpt`.
 const SHORT: &str = "train cfg.toml --no-validate --work-dir ours --set train.epochs=1";
 
 /// A scene with a trained detector, `ours/latest.ckpt`, and the same as a PyTorch file, `ours.pth`.
@@ -16,14 +16,14 @@ fn trained() -> Scene {
     scene
 }
 
-/// The folder of the data set.
+/// The root folder of the data set.
 fn images(scene: &Scene) -> String {
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let root = config.lines().find_map(|line| line.strip_prefix("root = \"")).unwrap();
     root.trim_end_matches('"').to_owned()
 }
 
-/// Compares what was exported with the checkpoint's tensors, in Python, as others would read it.
+/// Compares exports with the checkpoint's tensors in Python.
 const COMPARE: &str = r#"
 import collections, json, torch
 from safetensors import safe_open
@@ -32,7 +32,7 @@ ours = load_file('ours/latest.ckpt')
 with safe_open('ours/latest.ckpt', 'pt') as file:
     entries = [entry['name'] for entry in json.loads(file.metadata()['fnet.tensors'])]
 names = [name.removeprefix('model.') for name in entries if name.startswith('model.')]
-# The default of torch.load refuses whatever could run code.
+# By default, torch.load refuses everything that could run code.
 whole = torch.load('ours.pth')
 assert list(whole) == ['meta', 'state_dict', 'optimizer'], list(whole)
 state = whole['state_dict']
@@ -75,17 +75,17 @@ print(len(names), len(kept))
 "#;
 
 #[test]
-fn an_export_holds_every_tensor_and_python_opens_it_with_its_safe_default() {
+fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
     let scene = trained();
     scene.launch("export ours/latest.ckpt light.pth").expect(0, &["wrote ", "light.pth"]);
     scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &["ours.safetensors"]);
     let script = COMPARE.replace("ITER", &steps(1).to_string());
-    let test = "an_export_holds_every_tensor_and_python_opens_it_with_its_safe_default";
+    let test = "an_export_has_every_tensor_and_torch_load_opens_it_by_default";
     let Some(printed) = scene.python(test, &script) else { return };
     let counts: Vec<usize> = printed.split_whitespace().map(|count| count.parse().unwrap()).collect();
     assert!(counts[0] > 80 && counts[1] > 50, "{counts:?}");
 
-    // What Python saves anew, in both formats, is read back to the last bit.
+    // Files that Python saved again, in both formats, are read back bit for bit.
     for name in ["again", "older"] {
         scene.launch(&format!("export {name}.pth {name}_ours.pth --with-optimizer --config cfg.toml")).expect(0, &[]);
         let [a, b] =
@@ -95,7 +95,7 @@ fn an_export_holds_every_tensor_and_python_opens_it_with_its_safe_default() {
 }
 
 #[test]
-fn the_moving_average_is_exported_to_be_used_and_the_weights_to_be_trained() {
+fn the_moving_average_is_exported_for_inference_and_the_weights_for_training() {
     let scene = Scene::new();
     scene.one("train cfg.toml --no-validate --work-dir ours --set train.epochs=1 train.ema=0.9");
     scene.launch("export ours/latest.ckpt used.safetensors").expect(0, &["moving average"]);
@@ -112,7 +112,7 @@ fn the_moving_average_is_exported_to_be_used_and_the_weights_to_be_trained() {
 }
 
 #[test]
-fn exports_that_cannot_be_are_refused_before_anything_is_written() {
+fn impossible_exports_are_refused_before_anything_is_written() {
     let scene = Scene::new();
     scene.one(SHORT);
     scene.launch("export ours/latest.ckpt out.onnx").expect(2, &["out.onnx", ".safetensors"]);
@@ -130,7 +130,7 @@ fn exports_that_cannot_be_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn weights_give_the_same_detections_in_every_kind_of_file() {
+fn weights_give_the_same_detections_in_every_file_format() {
     let scene = trained();
     scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &[]);
     scene.one("test ours/latest.ckpt --out a.json --metrics a.metrics.json");
@@ -159,7 +159,7 @@ fn weights_give_the_same_detections_in_every_kind_of_file() {
 }
 
 #[test]
-fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
+fn a_file_without_a_config_is_an_error_that_shows_the_command_to_run() {
     let scene = trained();
     let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml ours.pth";
     scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
@@ -175,7 +175,7 @@ fn a_file_without_a_config_asks_for_one_with_the_line_to_run() {
     scene.launch("--device cpu --nproc 1 test ours.safetensors").expect(2, &["--config=CONFIG.toml"]);
 }
 
-/// Makes files that the tests of loading need out of `ours.pth`.
+/// Creates the files for the tests of loading from `ours.pth`.
 const VARIANTS: &str = r#"
 import collections, copy, torch
 whole = torch.load('ours.pth')
@@ -227,14 +227,14 @@ changed('other_settings.pth', lambda other: other['optimizer']['param_groups'][0
 "#;
 
 #[test]
-fn a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded() {
+fn a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded() {
     let scene = trained();
-    let test = "a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded";
+    let test = "a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded";
     if scene.python(test, VARIANTS).is_none() {
         return;
     }
     let ours = tensors(&scene.path("ours/latest.ckpt"));
-    // The names of others count below `backbone.` only.
+    // Of other files, only names below `backbone.` are used.
     for (index, (file, key, unused)) in [
         ("imagenet.pth", "model.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
         ("under_model.pth", "model.backbone.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
@@ -249,11 +249,11 @@ fn a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded() {
         } else {
             "new: 0"
         };
-        // A link is told by the file that it names.
-        let told = file.replace("latest", "epoch_1");
+        // Messages name the target of a link.
+        let target = file.replace("latest", "epoch_1");
         let set = format!("--set {key}={file} train.epochs=1 optimizer.lr=0.0");
         let ended = scene.one(&format!("train cfg.toml --no-validate --work-dir run{index} {set}"));
-        assert!(ended.stderr.contains(&format!("tensors from {told}; {new}; {unused}")), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("tensors from {target}; {new}; {unused}")), "{}", ended.stderr);
         let started = tensors(&scene.path(&format!("run{index}/latest.ckpt")));
         let equal = |name: &str| started[name] == ours[name];
         assert!(
@@ -264,9 +264,9 @@ fn a_pretrained_backbone_takes_effect_and_one_line_tells_what_was_loaded() {
 }
 
 #[test]
-fn weights_of_another_model_are_refused_and_told_apart() {
+fn weights_of_another_model_are_refused_with_a_reason() {
     let scene = trained();
-    if scene.python("weights_of_another_model_are_refused_and_told_apart", VARIANTS).is_none() {
+    if scene.python("weights_of_another_model_are_refused_with_a_reason", VARIANTS).is_none() {
         return;
     }
     let refused = |line: &str, texts: &[&str]| {
@@ -291,14 +291,14 @@ fn weights_of_another_model_are_refused_and_told_apart() {
 }
 
 #[test]
-fn allow_partial_takes_what_fits() {
+fn allow_partial_loads_matching_weights() {
     let scene = trained();
-    if scene.python("allow_partial_takes_what_fits", VARIANTS).is_none() {
+    if scene.python("allow_partial_loads_matching_weights", VARIANTS).is_none() {
         return;
     }
     let job = "train cfg.toml --no-validate --allow-partial --set train.epochs=1 optimizer.lr=0.0";
     let ended = scene.one(&format!("{job} --load-from=five.pth --work-dir five"));
-    assert!(ended.stderr.contains("of another shape: 6 (first: roi_head.bbox_head.fc_cls.weight"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("different shape: 6 (first: roi_head.bbox_head.fc_cls.weight"), "{}", ended.stderr);
     let [ours, five] = ["ours", "five"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     let equal = |name: &str| ours[name] == five[name];
     assert!(equal("model.roi_head.bbox_head.shared_fcs.0.weight") && !equal("model.roi_head.bbox_head.fc_cls.weight"));
@@ -306,24 +306,24 @@ fn allow_partial_takes_what_fits() {
     assert!(ended.stderr.contains("loaded 0 tensors from foreign.pth"), "{}", ended.stderr);
     let ended = scene.one("test lacking.pth --config cfg.toml --allow-partial");
     assert!(ended.stderr.contains("new: 1 (neck.fpn_convs.0.conv)"), "{}", ended.stderr);
-    // Names that differ are only told.
+    // Different class names are only reported.
     let ended = scene.one("test renamed.pth --config cfg.toml");
     assert!(ended.stderr.contains("number 0 was \"dog\""), "{}", ended.stderr);
 }
 
-/// Two epochs of one worker, with a learning rate that falls after the first.
+/// Two epochs of one worker, with a learning rate that drops after the first.
 const LONG: &str = "train cfg.toml --no-validate --set schedule.steps=[1]";
 
 #[test]
-fn a_job_goes_on_from_an_mmdetection_checkpoint_as_if_it_had_been_its_own() {
+fn a_job_resumes_from_an_mmdetection_checkpoint_as_from_its_own() {
     let scene = Scene::new();
     scene.one(&format!("{LONG} --work-dir whole"));
     scene.one(&format!("{LONG} train.epochs=1 --work-dir ours"));
     scene.launch("export ours/latest.ckpt ours.pth --with-optimizer").expect(0, &[]);
     let ended = scene.one(&format!("{LONG} --work-dir parts --resume ours.pth"));
-    let told = format!("resumed epoch 1, iter {} with AdamW's state: loaded", steps(1));
+    let expected = format!("resumed epoch 1, iter {} with AdamW's state: loaded", steps(1));
     assert!(
-        ended.stderr.contains(&told) && ended.stderr.contains("from ours.pth; new: 0; unused: 0"),
+        ended.stderr.contains(&expected) && ended.stderr.contains("from ours.pth; new: 0; unused: 0"),
         "{}",
         ended.stderr
     );
@@ -332,12 +332,12 @@ fn a_job_goes_on_from_an_mmdetection_checkpoint_as_if_it_had_been_its_own() {
     let [a, b] = ["whole", "parts"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 
-    // The state that was taken over lies in the job's own folder from the start.
+    // The imported state is saved in the job's own folder at the start.
     let [a, b] = ["ours", "parts"].map(|name| tensors(&scene.path(name).join("epoch_1.ckpt")));
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 }
 
-/// The same training state as MMDetection wrote it with PyTorch 1.5 to 1.11, in data-parallel training.
+/// The same training state as MMDetection wrote it in data-parallel training with PyTorch 1.5 to 1.11.
 const OLDER: &str = r#"
 import collections, torch
 whole = torch.load('ours.pth')
@@ -354,9 +354,9 @@ torch.save(whole, 'older.pth', _use_new_zipfile_serialization=False)
 "#;
 
 #[test]
-fn a_checkpoint_of_an_older_pytorch_goes_on_alike() {
+fn a_checkpoint_of_an_older_pytorch_resumes_alike() {
     let scene = trained();
-    if scene.python("a_checkpoint_of_an_older_pytorch_goes_on_alike", OLDER).is_none() {
+    if scene.python("a_checkpoint_of_an_older_pytorch_resumes_alike", OLDER).is_none() {
         return;
     }
     let run = |name: &str| {
@@ -368,11 +368,11 @@ fn a_checkpoint_of_an_older_pytorch_goes_on_alike() {
 }
 
 #[test]
-fn every_rank_takes_the_running_statistics_of_the_file() {
+fn every_rank_uses_the_running_statistics_of_the_file() {
     let scene = trained();
     let ended = scene.two(&format!("{LONG} --work-dir two --resume=ours.pth"));
-    let told = format!("its epochs had {} iterations and this job's have {}", steps(1), steps(2));
-    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    let expected = format!("its epochs had {} iterations and this job's have {}", steps(1), steps(2));
+    assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
     let [ours, two] = ["ours/latest.ckpt", "two/epoch_1.ckpt"].map(|name| tensors(&scene.path(name)));
     let second: Vec<&String> = two.keys().filter(|name| name.starts_with("rank1.")).collect();
     assert!(second.len() >= 24, "{second:?}");
@@ -383,9 +383,9 @@ fn every_rank_takes_the_running_statistics_of_the_file() {
 }
 
 #[test]
-fn mmdetection_checkpoints_that_cannot_be_continued_say_why() {
+fn mmdetection_checkpoints_that_cannot_be_resumed_say_why() {
     let scene = trained();
-    if scene.python("mmdetection_checkpoints_that_cannot_be_continued_say_why", VARIANTS).is_none() {
+    if scene.python("mmdetection_checkpoints_that_cannot_be_resumed_say_why", VARIANTS).is_none() {
         return;
     }
     let refused = |file: &str, set: &str, texts: &[&str]| {
@@ -402,7 +402,7 @@ fn mmdetection_checkpoints_that_cannot_be_continued_say_why() {
     let ended = scene.one(&format!("{LONG} --work-dir settings --resume=other_settings.pth"));
     assert!(ended.stderr.contains("optimizer.weight_decay = 0.0001 (0.05)"), "{}", ended.stderr);
     let ended = scene.one(&format!("{LONG} --work-dir half --resume=half_batches.pth"));
-    let (theirs, ours) = (2 * steps(1), steps(1));
-    let told = format!("had {theirs} iterations and this job's have {ours}, so iter {theirs} is {ours} here");
-    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    let (stored, own) = (2 * steps(1), steps(1));
+    let expected = format!("had {stored} iterations and this job's have {own}, so iter {stored} becomes {own}");
+    assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
 }

@@ -1,4 +1,4 @@
-//! Puts weights of a file into a model, and says what became of each.
+//! Loads weights of a file into a model and reports the result.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,30 +11,30 @@ use super::lazy::LazyTensor;
 use super::load::Weights;
 use super::variant::BACKBONE;
 
-/// How much of what is loaded must be in the file.
+/// How many of the model's tensors must be in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Every tensor, in its shape: to evaluate, or to go on training.
+    /// All tensors with their shapes: to evaluate, or to resume training.
     All,
-    /// At least half of the tensors, and none in another shape: to start a training from.
+    /// At least half of the tensors, and none with another shape: to start training.
     Most,
-    /// Whatever fits, such as all but the class layers of a detector of other classes; the rest keeps its initial values.
+    /// Any matching tensors, such as all except the class layers; the rest keeps its initial values.
     Any,
 }
 
 impl Need {
-    /// What a command needs whose `--allow-partial` is `given`, and that needs `otherwise` without it.
+    /// `Any` if `--allow-partial` is given, else `otherwise`.
     pub fn unless_partial(given: bool, otherwise: Self) -> Self {
         if given { Self::Any } else { otherwise }
     }
 }
 
-/// What a load did; prints as one line.
+/// The result of loading weights; printed as one line.
 #[derive(Debug)]
 pub struct Summary {
     /// The file.
     pub path: PathBuf,
-    /// What became of each name. A tensor of another shape is in `conflicts` and stays new in the model.
+    /// The result for each name. A tensor with another shape is in `conflicts` and keeps its initial values.
     pub report: LoadReport,
 }
 
@@ -42,18 +42,17 @@ impl Weights {
     /// Loads a detector's weights into `parameters`.
     ///
     /// # Errors
-    /// If the backbones are of different variants, or less than `need` asks for is in the file; if the file cannot be
-    /// read. Only the last leaves a changed model.
+    /// If the backbones are of different variants, the file has less than `need` requires, or the file cannot be read. Only
+    /// in the last case the model may be changed.
     pub fn load_detector(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         self.load("", self.iter().collect(), parameters, need)
     }
 
-    /// Loads the weights of a backbone into that of `parameters`: of an ImageNet checkpoint, whose names are the
-    /// backbone's own, or of a detector, of which the rest is left out. The BatchNorm layers of the four outputs,
-    /// which classification lacks, keep their initial values.
+    /// Loads the weights of a backbone: of an ImageNet checkpoint, or of a detector, of which only the backbone is used. The
+    /// BatchNorm layers of the four outputs, which a classifier does not have, keep their initial values.
     ///
     /// # Errors
-    /// As [`Weights::load_detector`], for the backbone alone.
+    /// As [`Weights::load_detector`], for the backbone.
     pub fn load_backbone(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         let of_detector: Vec<_> =
             self.iter().filter_map(|(name, tensor)| name.strip_prefix(BACKBONE).map(|name| (name, tensor))).collect();
@@ -70,7 +69,7 @@ impl Weights {
     ) -> Result<Summary> {
         let place = || format!("loading weights from {}", self.path().display());
         self.variant().map_or(Ok(()), |found| found.check(parameters)).with_context(place)?;
-        let plan = TrainSchedule::new(prefix, source, parameters);
+        let plan = LoadPlan::new(prefix, source, parameters);
         plan.check(parameters, need).with_context(place)?;
         let mut failure = None;
         let tensors = plan.fitting.iter().map_while(|(name, tensor)| match tensor.load() {
@@ -90,15 +89,15 @@ impl Weights {
     }
 }
 
-/// What is to be done with each tensor of a file.
-struct TrainSchedule<'a> {
+/// What to do with each tensor of a file.
+struct LoadPlan<'a> {
     prefix: &'a str,
     fitting: Vec<(&'a str, &'a LazyTensor)>,
     unexpected: Vec<String>,
     conflicts: Vec<ShapeConflict>,
 }
 
-impl<'a> TrainSchedule<'a> {
+impl<'a> LoadPlan<'a> {
     fn new(prefix: &'a str, source: Vec<(&'a str, &'a LazyTensor)>, parameters: &Parameters) -> Self {
         let (mut fitting, mut unexpected, mut conflicts) = (Vec::new(), Vec::new(), Vec::new());
         for (name, tensor) in source {
@@ -121,14 +120,14 @@ impl<'a> TrainSchedule<'a> {
         if let Some(first) = self.conflicts.first() {
             let remedy = match self.classes() {
                 Some((found, expected)) => format!(
-                    "the file is for {found} classes, the config's model.num_classes is {expected}; with \
-                     --allow-partial the class layers start anew"
+                    "the file is for {found} classes, the config's model.num_classes is {expected}; --allow-partial \
+                     re-initializes the class layers"
                 ),
-                None => "give the file that fits the config; with --allow-partial these tensors start anew".into(),
+                None => "give a file that matches the config; --allow-partial re-initializes these tensors".into(),
             };
             return Err(Error::data(format!(
-                "{} of the file's tensors have other shapes than the model's (first: {} is {:?}, the model's {:?}): \
-                 {remedy}",
+                "{} tensors have different shapes in the file and the model (first: {} is {:?} in the file, {:?} in the \
+                 model): {remedy}",
                 self.conflicts.len(),
                 first.name,
                 first.found,
@@ -145,7 +144,7 @@ impl<'a> TrainSchedule<'a> {
             return Ok(());
         }
         Err(Error::data(format!(
-            "only {} of the model's {} tensors are in the file, {} is not: {}",
+            "only {} of the model's {} tensors are in the file ({} is missing): {}",
             wanted.len() - missing.len(),
             wanted.len(),
             missing[0],
@@ -153,18 +152,18 @@ impl<'a> TrainSchedule<'a> {
         )))
     }
 
-    /// What to do about a file that has too little of the model.
+    /// What to do if the file has too few of the model's tensors.
     fn remedy(&self) -> String {
         if self.prefix.is_empty() && self.unexpected.iter().any(|name| name.starts_with("patch_embed.")) {
-            return "they are weights of a backbone: train with model.backbone.pretrained set to the file".into();
+            return "these are weights of a backbone: train with model.backbone.pretrained set to the file".into();
         }
         let others = self.unexpected.iter().take(3).map(|name| printable(name)).collect::<Vec<_>>().join(", ");
         let others =
             if others.is_empty() { String::new() } else { format!(" (the file's other names: {others}, ...)") };
-        format!("give the config that the weights were trained with{others}, or go on without them by --allow-partial")
+        format!("give the config that the weights were trained with{others}, or use --allow-partial")
     }
 
-    /// Number of classes of the file and of the model, if that is where they differ.
+    /// Numbers of classes of the file and of the model, if they differ.
     fn classes(&self) -> Option<(i64, i64)> {
         let layer = self.conflicts.iter().find(|conflict| conflict.name.ends_with("bbox_head.fc_cls.weight"))?;
         Some((layer.found.first()? - 1, layer.expected.first()? - 1))
@@ -184,13 +183,13 @@ impl fmt::Display for Summary {
         }
         if let Some(first) = report.conflicts.first() {
             let count = report.conflicts.len();
-            write!(f, "; of another shape: {count} (first: {} is {:?})", first.name, first.found)?;
+            write!(f, "; different shape: {count} (first: {} is {:?})", first.name, first.found)?;
         }
         Ok(())
     }
 }
 
-/// The layers that `names` belong to, the first few of them.
+/// The first few layers that `names` belong to.
 fn abridge(names: &[String]) -> String {
     const SHOWN: usize = 6;
     let mut layers: Vec<String> = Vec::new();
@@ -206,7 +205,7 @@ fn abridge(names: &[String]) -> String {
     layers.join(", ")
 }
 
-/// A name out of a file for people's eyes: a hostile one must not control the terminal, or fill it.
+/// Escapes and shortens a name of a file for display: a hostile one must not control or fill the terminal.
 fn printable(name: &str) -> String {
     const LONGEST: usize = 100;
     let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();

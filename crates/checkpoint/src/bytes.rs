@@ -1,11 +1,11 @@
-//! Tensors as bytes in the order of safetensors: row-major, little-endian.
+//! Tensors as bytes in the layout of safetensors: row-major, little-endian.
 
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
 use fnet_common::{Context, Error, Result};
 
-const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so must the machine be");
+const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little-endian, so the machine must be, too");
 
 const DTYPES: [(Kind, Dtype); 10] = [
     (Kind::Float, Dtype::F32),
@@ -33,7 +33,7 @@ pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
 /// The safetensors type of a tensor of a checkpoint.
 pub(crate) fn dtype(tensor: &Tensor, name: &str) -> Result<Dtype> {
     let kind = tensor.kind();
-    dtype_of(kind).ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot hold")))
+    dtype_of(kind).ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot store")))
 }
 
 /// The kind of a tensor of a checkpoint.
@@ -41,7 +41,7 @@ pub(crate) fn kind(dtype: Dtype, name: &str) -> Result<Kind> {
     kind_of(dtype).ok_or_else(|| Error::data(format!("tensor {name} has the type {dtype}, which fnet does not use")))
 }
 
-/// The tensor itself if its memory is on the host and row-major, a copy that is otherwise.
+/// The tensor itself if it is on the host and row-major, otherwise a copy that is.
 pub(crate) fn on_host(tensor: &Tensor, name: &str) -> Result<Tensor> {
     let convert = || tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous();
     convert().with_context(|| format!("copying tensor {name} to host memory"))
@@ -60,7 +60,7 @@ pub(crate) fn host_copy(tensor: &Tensor, name: &str) -> Result<Tensor> {
     copy().with_context(|| format!("copying tensor {name} in host memory"))
 }
 
-/// Hands the bytes of a host tensor to `use_bytes`.
+/// Calls `use_bytes` with the bytes of a host tensor.
 pub(crate) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
     debug_assert!(tensor.device() == Device::Cpu && tensor.is_contiguous());
     let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
@@ -68,12 +68,12 @@ pub(crate) fn with_bytes<T>(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> T)
     if length == 0 || pointer.is_null() {
         return use_bytes(&[]);
     }
-    // SAFETY: the tensor is contiguous and on the host, so that `length` initialized bytes follow its data pointer;
-    // it is borrowed for as long as the slice lives.
+    // SAFETY: the tensor is contiguous and on the host, so `length` initialized bytes follow its data pointer; it is
+    // borrowed as long as the slice lives.
     use_bytes(unsafe { std::slice::from_raw_parts(pointer, length) })
 }
 
-/// A new host tensor whose bytes `fill` writes; all of them before it returns without error.
+/// A new host tensor with bytes written by `fill`, which writes all of them unless it fails.
 pub(crate) fn filled(
     shape: &[i64],
     kind: Kind,
@@ -85,7 +85,7 @@ pub(crate) fn filled(
     if length == 0 || pointer.is_null() {
         return Ok(fill(&mut []).map(|()| tensor));
     }
-    // SAFETY: the tensor was just made: contiguous, on the host, zeroed, and nobody else knows its memory.
+    // SAFETY: the tensor is new: contiguous, on the host, zeroed, and nothing else refers to its memory.
     let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, length) };
     Ok(fill(bytes).map(|()| tensor))
 }

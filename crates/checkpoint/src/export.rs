@@ -1,7 +1,7 @@
-//! Writes weights for other programs: `.pth` for MMDetection and PyTorch, `.safetensors` for the rest.
+//! Exports weights: `.pth` for MMDetection and PyTorch, `.safetensors` for other programs.
 //!
-//! The `.pth` is what `torch.save` makes: a zip archive with a pickle of protocol 2 and one entry for each tensor. It
-//! names only classes that PyTorch's restricted loader knows, so that a plain `torch.load(f)` opens it.
+//! The `.pth` file is like one of `torch.save`: a zip archive with a pickle of protocol 2 and one entry per tensor. It
+//! names only classes that PyTorch's restricted loader allows, so a plain `torch.load(f)` opens it.
 
 pub(super) mod pickler;
 
@@ -20,29 +20,29 @@ use self::pickler::Pickler;
 use super::mmdet::{MmdetCheckpoint, Moments, OptimizerState, ParameterGroup};
 use super::{bytes, safetensors};
 
-/// Bytes that each tensor's data begin at a multiple of, as PyTorch aligns them.
+/// Alignment of each tensor's data in bytes, as in PyTorch.
 const ALIGNMENT: u16 = 64;
 
-/// Whether exports to `path` are safetensors, else `.pth`, by its name.
+/// Whether `path` names a safetensors file; otherwise `.pth`.
 ///
 /// # Errors
-/// A usage error if the name ends otherwise.
+/// A usage error for another extension.
 pub fn is_safetensors(path: &Path) -> Result<bool> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("pth" | "pt") => Ok(false),
         Some("safetensors") => Ok(true),
         _ => Err(Error::usage(format!(
-            "{}: exports are named .pth (PyTorch, MMDetection) or .safetensors; give such a name",
+            "{}: an export needs a name that ends in .pth (PyTorch, MMDetection) or .safetensors",
             path.display()
         ))),
     }
 }
 
-/// Writes `checkpoint` to `path` by the rules of its name: `.pth` and `.pt` for PyTorch, `.safetensors` (the weights
-/// alone, with classes, epoch and iteration in its metadata). The file is complete or not there at all.
+/// Writes `checkpoint` to `path` in the format of its extension: `.pth` and `.pt` for PyTorch, `.safetensors` (only the
+/// weights, with classes, epoch and iteration in its metadata). The file is either complete or not written at all.
 ///
 /// # Errors
-/// If the name ends otherwise, a tensor has a type that PyTorch files do not hold, or the file cannot be written.
+/// If the extension is another one, a tensor has an unsupported type, or the file cannot be written.
 pub fn write(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     if is_safetensors(path)? { write_safetensors(path, checkpoint) } else { write_pth(path, checkpoint) }
 }
@@ -50,7 +50,7 @@ pub fn write(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
 /// Writes `checkpoint` as `torch.save` would: `meta`, `state_dict` and, if there is one, `optimizer`.
 ///
 /// # Errors
-/// If a tensor has a type that PyTorch files do not hold, or the file cannot be written.
+/// If a tensor has an unsupported type, or the file cannot be written.
 pub fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     let mut pickler = Pickler::new();
     pickler.dict(|pickler| {
@@ -71,7 +71,7 @@ pub fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
 /// Writes the weights of `checkpoint` as safetensors.
 ///
 /// # Errors
-/// If a tensor has a type that is not written, or the file cannot be written.
+/// If a tensor has an unsupported type, or the file cannot be written.
 pub fn write_safetensors(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     let tensors = || checkpoint.state.iter().map(|(name, tensor)| (name.as_str(), tensor));
     atomic::create(path, |out| safetensors::write(out, &checkpoint.meta, tensors()))
@@ -114,7 +114,7 @@ fn write_meta(pickler: &mut Pickler, checkpoint: &MmdetCheckpoint) {
     });
 }
 
-/// An OrderedDict of tensors. Its `_metadata` has the version of every module, as `module.state_dict()` gives it.
+/// An OrderedDict of tensors. Its `_metadata` has the version of every module, as in `module.state_dict()`.
 fn write_state(pickler: &mut Pickler, state: &IndexMap<String, Tensor>) -> Result<()> {
     pickler.ordered_dict(|pickler| {
         for (name, tensor) in state {
@@ -128,7 +128,7 @@ fn write_state(pickler: &mut Pickler, state: &IndexMap<String, Tensor>) -> Resul
         for (end, _) in name.match_indices('.') {
             versions.entry(&name[..end]).or_insert(1);
         }
-        // BatchNorm keeps its batch counter since version 2.
+        // BatchNorm has a batch counter since version 2.
         if let Some(module) = name.strip_suffix(".num_batches_tracked") {
             versions.insert(module, 2);
         }
@@ -167,7 +167,7 @@ fn write_optimizer(pickler: &mut Pickler, optimizer: &OptimizerState) -> Result<
 fn write_moments(pickler: &mut Pickler, moments: &Moments) -> Result<()> {
     pickler.dict(|pickler| {
         pickler.text("step");
-        // PyTorch keeps the count as a float32 scalar.
+        // PyTorch stores the count as a float32 scalar.
         pickler.tensor(&Tensor::f_full([0_i64; 0], moments.step as f64, (Kind::Float, Device::Cpu))?)?;
         pickler.text("exp_avg");
         pickler.tensor(&moments.exp_avg)?;
@@ -176,7 +176,7 @@ fn write_moments(pickler: &mut Pickler, moments: &Moments) -> Result<()> {
     })
 }
 
-/// A group with every setting that PyTorch's AdamW expects to find.
+/// A group with all settings that PyTorch's AdamW expects.
 fn write_group(pickler: &mut Pickler, group: &ParameterGroup) {
     pickler.plain_dict(|pickler| {
         pickler.text("lr");

@@ -1,4 +1,4 @@
-//! Tensors that lie in a file until they are asked for.
+//! Tensors that stay in a file until they are loaded.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,21 +9,21 @@ use tch::{Kind, Tensor};
 
 use fnet_common::{Error, Result};
 
-/// The bytes that one or more tensors are views of.
+/// The bytes behind one or more tensors.
 #[derive(Debug, Clone)]
 pub struct Storage {
     source: Source,
     /// Number of bytes, uncompressed.
     len: u64,
-    /// CRC-32 of the whole, if the file gives one.
+    /// CRC-32 of all bytes, if the file has one.
     checksum: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// As they are, from this byte of the file on.
+    /// Uncompressed, from this byte of the file on.
     File { file: Arc<File>, start: u64 },
-    /// Deflated into this many bytes of the file.
+    /// Deflated to `compressed` bytes of the file.
     Deflated { file: Arc<File>, start: u64, compressed: u64 },
     /// Inside the pickle itself.
     Memory(Arc<[u8]>),
@@ -35,7 +35,7 @@ impl Storage {
         Self { source: Source::File { file: Arc::clone(file), start }, len, checksum: None }
     }
 
-    /// `compressed` bytes of `file` from `start` on, which hold `len` bytes deflated.
+    /// `compressed` bytes of `file` from `start` on, which inflate to `len` bytes.
     pub(super) fn deflated(file: &Arc<File>, start: u64, compressed: u64, len: u64) -> Self {
         Self { source: Source::Deflated { file: Arc::clone(file), start, compressed }, len, checksum: None }
     }
@@ -45,13 +45,13 @@ impl Storage {
         Self { len: bytes.len() as u64, source: Source::Memory(bytes), checksum: None }
     }
 
-    /// Compares the bytes with this CRC-32 whenever all of them are read.
+    /// Verifies this CRC-32 whenever all bytes are read.
     pub(super) fn with_checksum(mut self, checksum: Option<u32>) -> Self {
         self.checksum = checksum;
         self
     }
 
-    /// `len` bytes of an uncompressed storage in a file, from `start` on; `None` if they lie outside.
+    /// `len` bytes of an uncompressed storage in a file, from `start` on; `None` if they are out of range.
     pub(super) fn part(&self, start: u64, len: u64) -> Option<Self> {
         match &self.source {
             Source::File { file, start: base } if start.checked_add(len)? <= self.len => {
@@ -71,10 +71,10 @@ impl Storage {
         self.len == 0
     }
 
-    /// Reads `len` bytes from `start` on; the caller has checked that they lie inside.
+    /// Reads `len` bytes from `start` on, which must be in range.
     pub(super) fn read(&self, start: u64, len: u64) -> Result<Vec<u8>> {
         if start.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::data(format!("bytes {start} + {len} lie outside a storage of {} bytes", self.len)));
+            return Err(Error::data(format!("bytes {start} + {len} are outside a storage of {} bytes", self.len)));
         }
         let whole = len == self.len;
         let bytes = match &self.source {
@@ -92,7 +92,7 @@ impl Storage {
                 flate2::read::DeflateDecoder::new(section).take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
                 if bytes.len() as u64 != self.len {
                     return Err(Error::data(format!(
-                        "a compressed entry does not hold the {} bytes it names",
+                        "a compressed entry does not contain the {} bytes that its header says",
                         self.len
                     )));
                 }
@@ -103,26 +103,26 @@ impl Storage {
         };
         match self.checksum {
             Some(expected) if whole && crc32fast::hash(&bytes) != expected => {
-                Err(Error::data("the data do not match their checksum: the file is damaged. Copy or download it again"))
+                Err(Error::data("the data does not match its checksum: the file is damaged. Copy or download it again"))
             }
             _ => Ok(bytes),
         }
     }
 }
 
-/// Room for `len` bytes, or an error if there is none.
+/// Allocates `len` bytes, or returns an error.
 fn allocate(len: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let room = usize::try_from(len).ok().and_then(|len| bytes.try_reserve_exact(len).ok());
-    room.ok_or_else(|| Error::environment(format!("no memory for a tensor of {len} bytes")))?;
+    room.ok_or_else(|| Error::environment(format!("not enough memory for a tensor of {len} bytes")))?;
     Ok(bytes)
 }
 
 fn unreadable(error: std::io::Error) -> Error {
-    Error::data(format!("the data of a tensor cannot be read: {error}"))
+    Error::data(format!("cannot read the data of a tensor: {error}"))
 }
 
-/// A part of a file as a reader, which needs no position in the file of its own.
+/// A reader for a part of a file that does not use the file's position.
 struct Section<'a> {
     file: &'a File,
     position: u64,
@@ -139,7 +139,7 @@ impl Read for Section<'_> {
     }
 }
 
-/// A tensor whose place is known and checked, but whose data were not read yet.
+/// A tensor with a known and checked location, but with data that has not been read yet.
 #[derive(Debug, Clone)]
 pub struct LazyTensor {
     storage: Storage,
@@ -149,15 +149,15 @@ pub struct LazyTensor {
     stride: Vec<i64>,
 }
 
-/// More dimensions than any tensor here has; libtorch's own limit.
+/// libtorch's maximum number of dimensions.
 const MAX_DIMENSIONS: usize = 64;
 
 impl LazyTensor {
     /// A view of `storage`: `offset` and `stride` in elements.
     ///
     /// # Errors
-    /// If an element lies outside the storage, or the view has more elements than the storage (an expanded tensor
-    /// could otherwise fill the memory from a small file).
+    /// If an element is outside the storage, or the view has more elements than the storage (an expanded tensor of a small
+    /// file could otherwise fill the memory).
     pub(super) fn new(storage: Storage, kind: Kind, offset: u64, size: Vec<i64>, stride: Vec<i64>) -> Result<Self> {
         let width = kind.elt_size_in_bytes() as u64;
         let place = extent(&size, &stride)
@@ -173,10 +173,10 @@ impl LazyTensor {
         Ok(Self { storage, kind, offset, size, stride })
     }
 
-    /// A contiguous tensor that is all of `storage`.
+    /// A contiguous tensor of the whole `storage`.
     pub(super) fn contiguous(storage: Storage, kind: Kind, size: Vec<i64>) -> Result<Self> {
         let stride = strides(&size)
-            .ok_or_else(|| Error::data(format!("a tensor of shape {size:?} has more elements than can be counted")))?;
+            .ok_or_else(|| Error::data(format!("a tensor of shape {size:?} has too many elements")))?;
         Self::new(storage, kind, 0, size, stride)
     }
 
@@ -200,7 +200,7 @@ impl LazyTensor {
         self.count().saturating_mul(self.kind.elt_size_in_bytes() as u64)
     }
 
-    /// Number of bytes that must be unpacked or held to read it.
+    /// Number of bytes that must be decompressed or held in memory to read it.
     pub(super) fn cost(&self) -> u64 {
         match self.storage.source {
             Source::Deflated { .. } => self.storage.len.max(self.bytes()),
@@ -227,13 +227,13 @@ impl LazyTensor {
     }
 }
 
-/// Number of elements, and one more than the distance from the first to the last.
+/// Number of elements, and distance from the first to the last element plus one.
 struct Extent {
     count: u64,
     span: u64,
 }
 
-/// `None` if the numbers are negative, do not match or overflow.
+/// `None` if the numbers are negative, inconsistent, or overflow.
 fn extent(size: &[i64], stride: &[i64]) -> Option<Extent> {
     if size.len() != stride.len() || size.len() > MAX_DIMENSIONS {
         return None;
@@ -243,7 +243,7 @@ fn extent(size: &[i64], stride: &[i64]) -> Option<Extent> {
         if size < 0 || stride < 0 {
             return None;
         }
-        // Beside a zero, other sizes must not overflow libtorch's strides either.
+        // Even if one size is zero, the others must not overflow libtorch's strides.
         bound = bound.checked_mul(size.max(1))?;
         count = count.checked_mul(size)?;
         span = span.checked_add(stride.checked_mul((size - 1).max(0))?)?;
@@ -260,23 +260,23 @@ fn strides(size: &[i64]) -> Option<Vec<i64>> {
     Some(stride)
 }
 
-/// A bound on what the tensors of a file take in all: weights may share their data, and a packed file may be compressed,
-/// but a small file must not fill the memory, or keep a reader busy.
+/// A limit on the total size of the tensors of a file: tensors may share data and a file may be compressed, but a small
+/// file must not fill the memory or keep a reader busy.
 pub(super) struct Budget {
     left: u64,
 }
 
 impl Budget {
-    /// Four times the file, and a MiB.
+    /// Four times the size of the file, plus 1 MiB.
     pub(super) fn of(file: &File) -> Self {
         let len = file.metadata().map_or(0, |metadata| metadata.len());
         Self { left: len.saturating_mul(4).saturating_add(1 << 20) }
     }
 
-    /// Counts what it takes to read `tensor`.
+    /// Subtracts the cost of reading `tensor`.
     pub(super) fn spend(&mut self, tensor: &LazyTensor) -> Result<()> {
         self.left = self.left.checked_sub(tensor.cost()).ok_or_else(|| {
-            Error::data("the tensors are far larger than the file, as they share their data: the file is hostile")
+            Error::data("the tensors are far larger than the file because they share data: the file is hostile")
         })?;
         Ok(())
     }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_read_by_its_offset_and_strides() {
+    fn a_view_is_read_with_its_offset_and_strides() {
         let storage = floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let view = LazyTensor::new(storage, Kind::Float, 1, vec![3, 2], vec![1, 3]).unwrap();
         assert_eq!(view.load().unwrap(), Tensor::from_slice(&[1.0_f32, 4.0, 2.0, 5.0, 3.0, 6.0]).reshape([3, 2]));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_data_are_found_by_their_checksum() {
+    fn damaged_data_is_detected_by_its_checksum() {
         let storage = floats(&[1.0, 2.0]).with_checksum(Some(7));
         let error = LazyTensor::contiguous(storage, Kind::Float, vec![2]).unwrap().load().unwrap_err();
         assert!(error.to_string().contains("checksum"), "{error}");

@@ -1,4 +1,4 @@
-//! Opens a file of weights of any known format.
+//! Opens files of weights in any supported format.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::meta::{Format, Meta};
 use super::variant::{BACKBONE, Variant};
 use super::{mmdet, pth, safetensors};
 
-/// Named tensors in a file, read when asked for.
+/// Named tensors of a file, which are loaded on demand.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
@@ -23,11 +23,11 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Opens `path`: a PyTorch file (by its contents, whatever its name), a safetensors file or a checkpoint of this
-    /// program. A leading `module.` of names, which data-parallel training adds, is dropped.
+    /// Opens `path`: a PyTorch file (detected by its contents, not its name), a safetensors file or an fnet checkpoint. The
+    /// prefix `module.` of names, which data-parallel training adds, is removed.
     ///
     /// # Errors
-    /// If the file cannot be read, is of no known format, holds no tensors, or is damaged or hostile.
+    /// If the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
         let file = pth::open_file(path)?;
         let place = || path.display().to_string();
@@ -41,19 +41,19 @@ impl Weights {
         };
         let tensors = plain_names(tensors);
         if tensors.is_empty() {
-            return Err(Error::data(format!("{}: the file holds no tensors", path.display())));
+            return Err(Error::data(format!("{}: the file contains no tensors", path.display())));
         }
         let mut budget = Budget::of(&file);
         tensors.values().try_for_each(|tensor| budget.spend(tensor)).with_context(place)?;
         Ok(Self { path: path.to_owned(), format, meta, tensors })
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the file is.
+    /// The format of the file.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -68,7 +68,7 @@ impl Weights {
         self.tensors.len()
     }
 
-    /// Whether there is no tensor; never so for an opened file.
+    /// Whether there are no tensors; always false for an opened file.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
@@ -78,12 +78,12 @@ impl Weights {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.as_ref()))
     }
 
-    /// Shape, type and place of the tensor called `name`.
+    /// Shape, type and location of the tensor `name`.
     pub fn get(&self, name: &str) -> Option<&LazyTensor> {
         self.tensors.get(name).map(AsRef::as_ref)
     }
 
-    /// Reads the tensor called `name` to the CPU.
+    /// Loads the tensor `name` to the CPU.
     ///
     /// # Errors
     /// If there is none, or it cannot be read.
@@ -92,15 +92,14 @@ impl Weights {
         tensor.and_then(LazyTensor::load).with_context(|| format!("{}: {name}", self.path.display()))
     }
 
-    /// The member of the FasterNet family whose weights these are, bare or below `backbone.`.
+    /// The FasterNet variant of the weights, with or without the prefix `backbone.`.
     pub fn variant(&self) -> Option<Variant> {
         let tensors = || self.iter().map(|(name, tensor)| (name, tensor.size()));
         Variant::recognize(BACKBONE, tensors()).or_else(|| Variant::recognize("", tensors()))
     }
 }
 
-/// Names without what the way of training has put before them: `module.` (data parallel), and `model.` if the model's
-/// weights are kept below it.
+/// Removes prefixes of names: `module.` (data parallel), and `model.` if the model's weights are below it.
 fn plain_names(tensors: IndexMap<String, Arc<LazyTensor>>) -> IndexMap<String, Arc<LazyTensor>> {
     let short = |name: &str| name.strip_prefix("module.").unwrap_or(name).to_owned();
     let tensors: IndexMap<_, _> = tensors.into_iter().map(|(name, tensor)| (short(&name), tensor)).collect();

@@ -1,22 +1,22 @@
-//! What a file of weights is, and what it says beside its tensors.
+//! The format and metadata of a file of weights.
 
-/// What a file of weights is.
+/// The format of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A PyTorch file: a dictionary with the tensors under `state_dict`, as MMDetection writes.
     StateDict,
     /// A PyTorch file with the tensors under `model`.
     Model,
-    /// A PyTorch file that is nothing but the dictionary of tensors.
+    /// A PyTorch file that is only a dictionary of tensors.
     Bare,
-    /// A safetensors file; checkpoints of this program are such, with the weights' names below `model.`.
+    /// A safetensors file; fnet's checkpoints are safetensors files with the weights below `model.`.
     Safetensors,
 }
 
-/// What the file says about the training that the weights come from.
+/// What the file says about its training.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// Names of the object classes in the order of their labels; empty if not told.
+    /// Names of the object classes in the order of their labels; empty if unknown.
     pub classes: Vec<String>,
     /// Number of finished epochs.
     pub epoch: Option<u64>,

@@ -1,4 +1,4 @@
-//! MMDetection checkpoints in full: weights, facts about the training and AdamW's state.
+//! Complete MMDetection checkpoints: weights, metadata and AdamW's state.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,44 +15,44 @@ use super::pth::{self, state_of};
 use super::value::Value;
 use super::variant::{BACKBONE, Variant};
 
-/// A training state as MMDetection keeps it, to be continued from or exported to.
+/// A training state as in MMDetection, to resume from or to export.
 #[derive(Debug)]
 pub struct MmdetCheckpoint {
     /// The model's tensors in the order of its `state_dict`.
     pub state: IndexMap<String, Tensor>,
     /// Classes, epoch and iteration.
     pub meta: Meta,
-    /// The optimizer's state, if kept.
+    /// The optimizer's state, if the file has one.
     pub optimizer: Option<OptimizerState>,
 }
 
-/// AdamW's state as PyTorch's `state_dict` has it.
+/// AdamW's state as in PyTorch's `state_dict`.
 #[derive(Debug)]
 pub struct OptimizerState {
-    /// The groups of parameters with equal settings; MMDetection makes one.
+    /// The parameter groups; MMDetection has one.
     pub groups: Vec<ParameterGroup>,
-    /// The moments by index of the parameter; a parameter that never had a gradient has none.
+    /// The moments by parameter index; a parameter that never had a gradient has none.
     pub moments: IndexMap<usize, Moments>,
 }
 
-/// Settings of a group of parameters.
+/// Settings of a parameter group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterGroup {
     /// Learning rate of the last step.
     pub lr: f64,
-    /// Learning rate that the schedule starts from, if told.
+    /// Initial learning rate of the schedule, if known.
     pub initial_lr: Option<f64>,
     /// Decay of the first and second moment.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Indices of its parameters, counted over the trained tensors in the order of the `state_dict`.
+    /// Indices of its parameters among the trained tensors, in the order of the `state_dict`.
     pub params: Vec<usize>,
 }
 
-/// What AdamW keeps for a parameter.
+/// AdamW's state of a parameter.
 #[derive(Debug)]
 pub struct Moments {
     /// Number of steps taken.
@@ -64,10 +64,10 @@ pub struct Moments {
 }
 
 impl MmdetCheckpoint {
-    /// Reads an MMDetection checkpoint with everything that is needed to continue its training.
+    /// Reads an MMDetection checkpoint with everything that is needed to resume its training.
     ///
     /// # Errors
-    /// If the file cannot be read or is none such, or its optimizer is not AdamW.
+    /// If the file cannot be read or is not such a checkpoint, or its optimizer is not AdamW.
     pub fn open(path: &Path) -> Result<Self> {
         let file = pth::open_file(path)?;
         let read = || Self::from_value(&pth::read(&file)?, &mut Loader(Budget::of(&file)));
@@ -92,12 +92,11 @@ impl MmdetCheckpoint {
     /// file in the order of its `state_dict`.
     ///
     /// # Errors
-    /// If there is no optimizer, its state is for another number of tensors, or a moment has not its tensor's shape.
+    /// If there is no optimizer, its state has another number of tensors, or a moment has another shape than its tensor.
     pub fn moments(&self, parameters: &Parameters) -> Result<Vec<Option<&Moments>>> {
         let optimizer = self.optimizer.as_ref().ok_or_else(|| {
             Error::data(
-                "the file holds no optimizer state, so its training cannot be continued; start one with its weights by \
-                 --load-from",
+                "the file has no optimizer state, so its training cannot be resumed; start a new training with --load-from",
             )
         })?;
         let trained: HashMap<&str, &Tensor> = parameters.trainable().collect();
@@ -107,7 +106,7 @@ impl MmdetCheckpoint {
         indices.sort_unstable();
         if names.len() != trained.len() || !indices.iter().copied().eq(0..names.len()) {
             return Err(Error::data(format!(
-                "the optimizer's state is for {} parameters, the model has {}: {OTHER_MODEL}",
+                "the optimizer's state has {} parameters, the model has {}: {OTHER_MODEL}",
                 indices.len(),
                 trained.len()
             )));
@@ -127,11 +126,11 @@ impl MmdetCheckpoint {
         Ok(parameters.trainable().map(|(name, _)| moments.get(name).copied()).collect())
     }
 
-    /// Loads the weights into `parameters`. None may be missing; those that the model lacks are left out, and named in
-    /// the report.
+    /// Loads the weights into `parameters`. None may be missing; those that the model does not have are ignored and named
+    /// in the report.
     ///
     /// # Errors
-    /// A data error if they are of another model.
+    /// A data error if they belong to another model.
     pub fn fill(&self, parameters: &Parameters) -> Result<LoadReport> {
         self.variant().map_or(Ok(()), |found| found.check(parameters))?;
         let mut report = parameters.load(&self.state)?;
@@ -141,7 +140,7 @@ impl MmdetCheckpoint {
         Ok(report)
     }
 
-    /// The member of the FasterNet family whose weights these are.
+    /// The FasterNet variant of the weights.
     pub fn variant(&self) -> Option<Variant> {
         let tensors: Vec<_> = self.state.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
         Variant::recognize(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice())))
@@ -149,9 +148,9 @@ impl MmdetCheckpoint {
 }
 
 const OTHER_MODEL: &str =
-    "give the config that the checkpoint was trained with, or start with its weights alone by --load-from";
+    "give the config that the checkpoint was trained with, or load only its weights with --load-from";
 
-/// Reads tensors as long as the bound on their bytes allows.
+/// Loads tensors up to a limit of bytes.
 struct Loader(Budget);
 
 impl Loader {
@@ -162,7 +161,7 @@ impl Loader {
 }
 
 impl OptimizerState {
-    /// Gives parameter `index` the number `moved[index]`; `moved` is a permutation of all indices.
+    /// Renumbers parameter `index` to `moved[index]`; `moved` is a permutation of all indices.
     pub fn renumber(&mut self, moved: &[usize]) {
         let place = |index: usize| moved.get(index).copied().unwrap_or(index);
         self.moments = self.moments.drain(..).map(|(index, moments)| (place(index), moments)).collect();
@@ -173,18 +172,18 @@ impl OptimizerState {
     }
 }
 
-/// What `meta` of an MMDetection checkpoint says; empty for other files. All of it is optional: what is there and is not
-/// understood is passed over with a warning.
+/// Reads `meta` of an MMDetection checkpoint; empty for other files. All entries are optional; invalid ones are ignored with
+/// a warning.
 pub(super) fn meta(value: &Value) -> Meta {
     let fact = |name: &str| value.at(&["meta", name]).filter(|fact| !matches!(fact, Value::None));
-    let pass_over = |name: &str, found: &Value, expected: &str| {
-        log::warn!("the weights' meta.{name} is {}: {expected} is expected; it is passed over", found.describe());
+    let ignore = |name: &str, found: &Value, expected: &str| {
+        log::warn!("meta.{name} of the weights is ignored: it is {}, expected {expected}", found.describe());
     };
     let count = |name: &str| {
         let found = fact(name)?;
         let count = found.as_int().and_then(|count| u64::try_from(count).ok());
         if count.is_none() {
-            pass_over(name, found, "a whole number of at least 0");
+            ignore(name, found, "a whole number of at least 0");
         }
         count
     };
@@ -193,7 +192,7 @@ pub(super) fn meta(value: &Value) -> Meta {
         Some(found) => {
             let names = found.as_items().map(|items| items.iter().map(|name| name.as_str().map(str::to_owned)));
             names.and_then(Iterator::collect::<Option<Vec<_>>>).unwrap_or_else(|| {
-                pass_over("CLASSES", found, "a list of names");
+                ignore("CLASSES", found, "a list of names");
                 Vec::new()
             })
         }
@@ -205,16 +204,16 @@ pub(super) fn meta(value: &Value) -> Meta {
 fn read_optimizer(value: &Value, loader: &mut Loader) -> Result<OptimizerState> {
     let groups = value.get("param_groups").and_then(Value::as_items).unwrap_or_default();
     if groups.is_empty() {
-        return Err(Error::data("there are no param_groups, as the state_dict of a PyTorch optimizer has"));
+        return Err(Error::data("param_groups is missing, which the state_dict of a PyTorch optimizer has"));
     }
     let groups = groups.iter().map(read_group).collect::<Result<Vec<_>>>()?;
     let mut moments = IndexMap::new();
     let Some(Value::Dict(states)) = value.get("state") else {
-        return Err(Error::data("there is no state, as the state_dict of a PyTorch optimizer has"));
+        return Err(Error::data("state is missing, which the state_dict of a PyTorch optimizer has"));
     };
     for (index, state) in states {
         let index = index.as_int().and_then(|index| usize::try_from(index).ok());
-        let index = index.ok_or_else(|| Error::data("a key of its state is no index of a parameter"))?;
+        let index = index.ok_or_else(|| Error::data("a key of its state is not a parameter index"))?;
         let state = read_moments(state, loader).with_context(|| format!("parameter {index}"))?;
         moments.insert(index, state);
     }
@@ -224,7 +223,7 @@ fn read_optimizer(value: &Value, loader: &mut Loader) -> Result<OptimizerState> 
 fn read_group(value: &Value) -> Result<ParameterGroup> {
     let number = |name: &str| {
         let number = value.get(name).and_then(Value::as_f64);
-        number.ok_or_else(|| Error::data(format!("a group of parameters has no {name}: it is not AdamW's")))
+        number.ok_or_else(|| Error::data(format!("a parameter group has no {name}: it is not AdamW's")))
     };
     if !matches!(value.get("amsgrad"), None | Some(Value::None | Value::Bool(false))) {
         return Err(Error::data("it uses amsgrad, which is not supported: load only the weights"));
@@ -232,7 +231,7 @@ fn read_group(value: &Value) -> Result<ParameterGroup> {
     let betas = value.get("betas").and_then(Value::as_items).unwrap_or_default();
     let betas: Option<Vec<f64>> = betas.iter().map(Value::as_f64).collect();
     let &[first, second] = betas.as_deref().unwrap_or_default() else {
-        return Err(Error::data("a group of parameters has no betas: it is not AdamW's. Load only the weights"));
+        return Err(Error::data("a parameter group has no betas: it is not AdamW's. Load only the weights"));
     };
     let params = value.get("params").and_then(Value::as_items).unwrap_or_default();
     let params: Option<Vec<usize>> =
@@ -243,7 +242,7 @@ fn read_group(value: &Value) -> Result<ParameterGroup> {
         betas: (first, second),
         eps: number("eps")?,
         weight_decay: number("weight_decay")?,
-        params: params.ok_or_else(|| Error::data("a group's params are no indices"))?,
+        params: params.ok_or_else(|| Error::data("the params of a group are not indices"))?,
     })
 }
 
@@ -253,16 +252,16 @@ fn read_moments(value: &Value, loader: &mut Loader) -> Result<Moments> {
         None => Err(Error::data(format!("{name} is missing: it is not AdamW's state. Load only the weights"))),
     };
     let step = match value.get("step") {
-        // Since PyTorch 1.12 a tensor, before a number.
+        // A tensor since PyTorch 1.12, a number before.
         Some(Value::Tensor(_)) => {
             let step = tensor("step")?;
             if step.numel() != 1 {
-                return Err(Error::data("step is no single number"));
+                return Err(Error::data("step is not a single number"));
             }
             Value::Float(step.f_double_value(&[])?).as_int()
         }
         other => other.and_then(Value::as_int),
     };
-    let step = step.and_then(|step| u64::try_from(step).ok()).ok_or_else(|| Error::data("step is no count"))?;
+    let step = step.and_then(|step| u64::try_from(step).ok()).ok_or_else(|| Error::data("step is not a count"))?;
     Ok(Moments { step, exp_avg: tensor("exp_avg")?, exp_avg_sq: tensor("exp_avg_sq")? })
 }

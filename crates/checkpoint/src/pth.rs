@@ -1,7 +1,7 @@
-//! Files that `torch.save` wrote: the zip archive of today and the format before PyTorch 1.6.
+//! Files of `torch.save`: zip archives, and the legacy format before PyTorch 1.6.
 //!
-//! Nothing in the file is executed. Tensors stay in the file until they are asked for, and everything that the file
-//! says about sizes is checked against the file before any memory is taken.
+//! Nothing in the file is executed. Tensors stay in the file until they are loaded, and all sizes in the file are checked
+//! against its length before memory is allocated.
 
 mod archive;
 mod legacy;
@@ -20,10 +20,10 @@ use super::lazy::LazyTensor;
 use super::meta::Format;
 use super::value::Value;
 
-/// Reads what `torch.save` wrote to `path`.
+/// Reads a file of `torch.save`.
 ///
 /// # Errors
-/// If the file cannot be read, is none that PyTorch writes, or is damaged, cut off or hostile.
+/// If the file cannot be read, was not written by PyTorch, or is damaged, truncated or hostile.
 pub fn open(path: &Path) -> Result<Value> {
     let file = open_file(path)?;
     read(&file).with_context(|| path.display().to_string())
@@ -32,9 +32,9 @@ pub fn open(path: &Path) -> Result<Value> {
 /// Opens a file of weights.
 pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
     let unreadable = |error: std::io::Error| {
-        Error::data(format!("cannot open {}: {error}. Give the path of a file of weights", path.display()))
+        Error::data(format!("cannot open {}: {error}. Give the path of a file with weights", path.display()))
     };
-    // To open a pipe would wait for its writer.
+    // Opening a pipe would block until it has a writer.
     if let Some(why) = not_a_checkpoint(path) {
         return Err(Error::data(format!("{}: {why}", path.display())));
     }
@@ -49,13 +49,12 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
         [0x80, 2..=5, ..] => legacy::read(file),
         [] => Err(Error::data("the file is empty: copy or download it again")),
         _ => Err(Error::data(
-            "not a file of PyTorch: neither a zip archive nor a pickle. Expected what torch.save writes (.pth, .pt)",
+            "not a PyTorch file: neither a zip archive nor a pickle. Expected a file of torch.save (.pth, .pt)",
         )),
     }
 }
 
-/// The tensors of a PyTorch file: under `state_dict`, else under `model`, else the dictionary itself, in the order
-/// that the reference looks.
+/// The tensors of a PyTorch file: under `state_dict`, else under `model`, else the dictionary itself, as in MMDetection.
 pub(super) fn state_of(value: &Value) -> Result<(Format, IndexMap<String, Arc<LazyTensor>>)> {
     let (format, state) = match (value.get("state_dict"), value.get("model")) {
         (Some(state), _) => (Format::StateDict, state),
@@ -79,7 +78,7 @@ pub(super) fn state_of(value: &Value) -> Result<(Format, IndexMap<String, Arc<La
     if tensors.is_empty() {
         let keys: Vec<&str> = state.entries().iter().filter_map(|(key, _)| key.as_str()).take(8).collect();
         return Err(Error::data(format!(
-            "the dictionary holds no tensors; its keys begin with {keys:?}. Expected a state_dict, or one under \
+            "the dictionary contains no tensors; its keys begin with {keys:?}. Expected a state_dict, or one under \
              \"state_dict\" or \"model\""
         )));
     }
@@ -91,7 +90,7 @@ fn length(file: &File) -> Result<u64> {
 }
 
 fn unreadable(error: std::io::Error) -> Error {
-    Error::data(format!("the file cannot be read: {error}"))
+    Error::data(format!("cannot read the file: {error}"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Safetensors files: the header is read, the tensors stay in the file until they are asked for.
+//! Safetensors files: the header is read, and tensors stay in the file until they are loaded.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,18 +16,18 @@ use super::bytes;
 use super::lazy::{LazyTensor, Storage};
 use super::meta::Meta;
 
-/// Longest header that is read; a name and a shape take some hundred bytes.
+/// Maximum size of a header; a name and a shape take about a hundred bytes.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// Whether `file` begins like a safetensors file: eight bytes of length, then a JSON object.
+/// Whether `file` starts like a safetensors file: eight bytes of length, then a JSON object.
 pub(super) fn is_one(file: &File) -> bool {
     let mut start = [0; 9];
     file.read_exact_at(&mut start, 0).is_ok() && start[8] == b'{' && start[..2] != *b"PK"
 }
 
-/// What the file says about its training, and its tensors in the order of their data.
+/// The metadata, and the tensors in the order of their data.
 pub(super) fn read(file: &Arc<File>) -> Result<(Meta, IndexMap<String, Arc<LazyTensor>>)> {
-    let unreadable = |error: std::io::Error| Error::data(format!("the file cannot be read: {error}"));
+    let unreadable = |error: std::io::Error| Error::data(format!("cannot read the file: {error}"));
     let len = file.metadata().map_err(unreadable)?.len();
     let mut start = [0; 8];
     file.read_exact_at(&mut start, 0).map_err(unreadable)?;
@@ -40,12 +40,12 @@ pub(super) fn read(file: &Arc<File>) -> Result<(Meta, IndexMap<String, Arc<LazyT
     let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| damaged(&error.to_string()))?;
     let begin = 8 + header;
     if begin.checked_add(metadata.data_len() as u64) != Some(len) {
-        return Err(damaged(&format!("{len} bytes, but the header tells of {}", metadata.data_len() as u64)));
+        return Err(damaged(&format!("{len} bytes, but {} according to the header", metadata.data_len() as u64)));
     }
     let mut tensors = IndexMap::new();
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        // Types that no model here has are passed over.
+        // Types that no model uses are skipped.
         let Some(kind) = bytes::kind_of(info.dtype) else { continue };
         let (first, end) = info.data_offsets;
         let storage = Storage::in_file(file, begin + first as u64, (end - first) as u64);
@@ -60,20 +60,19 @@ fn damaged(what: &str) -> Error {
     Error::data(format!("the safetensors file is damaged or incomplete ({what}): copy or download it again"))
 }
 
-/// What other programs may have said. All of it is optional: what is there and is not understood is passed over with a
-/// warning.
+/// Reads the metadata of third-party files. All entries are optional; invalid ones are ignored with a warning.
 fn meta(facts: Option<&HashMap<String, String>>) -> Meta {
     let fact = |name: &str| facts.and_then(|facts| facts.get(name));
-    let pass_over = |name: &str, error: serde_json::Error| {
-        log::warn!("the weights' metadata say {name} in a way that is not understood ({error}): it is passed over");
+    let ignore = |name: &str, error: serde_json::Error| {
+        log::warn!("the metadata entry {name} of the weights is ignored: {error}");
     };
     let count = |name: &str| {
-        fact(name).and_then(|text| serde_json::from_str(text).map_err(|error| pass_over(name, error)).ok())
+        fact(name).and_then(|text| serde_json::from_str(text).map_err(|error| ignore(name, error)).ok())
     };
     Meta {
         classes: fact("classes").map_or(Vec::new(), |text| {
             serde_json::from_str(text).unwrap_or_else(|error| {
-                pass_over("classes", error);
+                ignore("classes", error);
                 Vec::new()
             })
         }),
@@ -82,7 +81,7 @@ fn meta(facts: Option<&HashMap<String, String>>) -> Meta {
     }
 }
 
-/// Writes `tensors` one after the other, wide elements first so that each lies at a multiple of its width.
+/// Writes `tensors`, wide elements first so that each tensor is aligned to the width of its elements.
 pub(super) fn write<'a>(
     out: &mut dyn Write,
     meta: &Meta,
@@ -95,7 +94,7 @@ pub(super) fn write<'a>(
     let mut infos = Vec::with_capacity(tensors.len());
     for &(name, tensor, kind) in &tensors {
         let dtype = bytes::dtype_of(kind)
-            .ok_or_else(|| Error::data(format!("{name} has elements of type {kind:?}, which are not exported")))?;
+            .ok_or_else(|| Error::data(format!("{name} has elements of type {kind:?}, which cannot be exported")))?;
         let end = position + tensor.numel() * kind.elt_size_in_bytes();
         let shape = tensor.size().into_iter().map(|size| size as usize).collect();
         infos.push((name.to_owned(), TensorInfo { dtype, shape, data_offsets: (position, end) }));

@@ -1,4 +1,4 @@
-//! Trained detectors in files of any maker.
+//! Trained detectors in files of any supported format.
 
 use std::path::{Path, PathBuf};
 
@@ -9,20 +9,20 @@ use super::apply::{Need, Summary};
 use super::load::Weights;
 use super::native::{self, Checkpoint, MODEL};
 
-/// A file with a trained detector, to be evaluated.
+/// A file with a trained detector.
 #[derive(Debug)]
 pub enum TrainedFile {
-    /// A checkpoint of this program, which says what model it is of.
+    /// An fnet checkpoint, which includes its config.
     Fnet(PathBuf, Box<Checkpoint>),
-    /// A PyTorch file, or a safetensors file of another maker.
+    /// A PyTorch file or a third-party safetensors file.
     ThirdParty(Weights),
 }
 
 impl TrainedFile {
-    /// Opens `path`. Of a checkpoint of this program every byte is checked.
+    /// Opens `path`. Every byte of an fnet checkpoint is verified.
     ///
     /// # Errors
-    /// If the file cannot be read, is of no known format, holds no tensors, or is damaged or hostile.
+    /// If the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
         if native::is_third_party(path) {
             return Weights::open(path).map(Self::ThirdParty);
@@ -30,7 +30,7 @@ impl TrainedFile {
         Ok(Self::Fnet(path.to_owned(), Box::new(Checkpoint::load(path)?)))
     }
 
-    /// The config inside, as TOML.
+    /// The config in the file, as TOML.
     pub fn config(&self) -> Option<&str> {
         match self {
             Self::Fnet(_, checkpoint) => Some(&checkpoint.meta.config),
@@ -38,7 +38,7 @@ impl TrainedFile {
         }
     }
 
-    /// Class names in the order of the labels; empty if the file does not tell.
+    /// Class names in the order of the labels; empty if the file does not say.
     pub fn classes(&self) -> &[String] {
         match self {
             Self::Fnet(_, checkpoint) => &checkpoint.meta.classes,
@@ -46,7 +46,7 @@ impl TrainedFile {
         }
     }
 
-    /// Fills the model. The moving average of the weights is taken, where there is one.
+    /// Loads the model; the moving average of the weights, if there is one.
     ///
     /// # Errors
     /// As [`Weights::load_detector`].
@@ -57,7 +57,7 @@ impl TrainedFile {
         };
         let fill = || -> Result<Summary> {
             let mut report = parameters.load(checkpoint.section(MODEL))?;
-            // The average holds what is trained; the buffers stay those of the model.
+            // The average covers the trained parameters; buffers are those of the model.
             let average = parameters.load(checkpoint.averages()?)?;
             report.conflicts.extend(average.conflicts);
             report.unexpected.extend(average.unexpected);

@@ -1,15 +1,15 @@
-//! What a pickle holds, as plain data.
+//! The contents of a pickle as plain data.
 
 use std::sync::Arc;
 
 use super::lazy::LazyTensor;
 
-/// A value out of a pickle. Text and bytes are shared, so that one that a pickle names many times lies in memory once.
+/// A value of a pickle. Text and bytes are shared, so repeated references take memory once.
 #[derive(Debug, Clone)]
 pub enum Value {
     /// `None`.
     None,
-    /// A truth value.
+    /// A Boolean.
     Bool(bool),
     /// An integer; one beyond 64 bits is [`Value::Opaque`].
     Int(i64),
@@ -23,16 +23,16 @@ pub enum Value {
     List(Vec<Value>),
     /// A tuple.
     Tuple(Vec<Value>),
-    /// A dictionary of any class, with its keys in order.
+    /// A dictionary of any class, in order.
     Dict(Vec<(Value, Value)>),
     /// A tensor or a NumPy array; its data stays in the file until [`LazyTensor::load`].
     Tensor(Arc<LazyTensor>),
-    /// An object whose class means nothing here; the class's full name.
+    /// An object of an unknown class; the full name of the class.
     Opaque(Arc<str>),
 }
 
 impl Value {
-    /// The value at `key` of a dictionary; of two with one key the later one, as in Python.
+    /// The value at `key` of a dictionary; the last one if the key is repeated, as in Python.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.entries().iter().rev().find(|(name, _)| name.as_str() == Some(key)).map(|(_, value)| value)
     }
@@ -66,7 +66,7 @@ impl Value {
         }
     }
 
-    /// The integer; a number without a fraction and a truth value count as one.
+    /// The integer; Booleans and numbers without a fraction count as integers.
     pub fn as_int(&self) -> Option<i64> {
         match *self {
             Value::Int(value) => Some(value),
@@ -93,11 +93,11 @@ impl Value {
         }
     }
 
-    /// What kind of value it is, for messages.
+    /// A description of the value, for messages.
     pub fn describe(&self) -> String {
         match self {
             Value::None => "None".into(),
-            Value::Bool(_) => "a truth value".into(),
+            Value::Bool(_) => "a Boolean".into(),
             Value::Int(_) => "an integer".into(),
             Value::Float(_) => "a number".into(),
             Value::Str(_) => "text".into(),

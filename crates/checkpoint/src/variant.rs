@@ -1,11 +1,11 @@
-//! Which member of the FasterNet family a set of weights belongs to.
+//! Recognizes the FasterNet variant of a set of weights.
 
 use std::fmt;
 
 use fnet_common::{Error, Result};
 use fnet_model::Parameters;
 
-/// Where the backbone's tensors lie in a detector.
+/// Prefix of the backbone's tensors in a detector.
 pub(super) const BACKBONE: &str = "backbone.";
 
 /// Width and depths of a FasterNet backbone, as read from the names and shapes of its tensors.
@@ -28,7 +28,7 @@ const FAMILY: [(&str, i64, [usize; 4]); 6] = [
 ];
 
 impl Variant {
-    /// Recognizes the backbone among `tensors`, whose names begin with `prefix` (such as `backbone.`).
+    /// Recognizes the backbone among `tensors`; its names start with `prefix` (such as `backbone.`).
     pub fn recognize<'a>(prefix: &str, tensors: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Self> {
         let (mut embed_dim, mut depths) = (None, [0; 4]);
         for (name, size) in tensors {
@@ -43,8 +43,8 @@ impl Variant {
         depths.iter().all(|&depth| depth > 0).then_some(Self { embed_dim, depths })
     }
 
-    /// Refuses weights of this variant for a model of another one: where names and some shapes agree, the model would
-    /// be broken silently.
+    /// Refuses weights of this variant for a model of another one. Some names and shapes agree, so loading them would break
+    /// the model silently.
     ///
     /// # Errors
     /// A data error that names both.
@@ -52,8 +52,8 @@ impl Variant {
         let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
         match Self::recognize(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {
             Some(wanted) if wanted != *self => Err(Error::data(format!(
-                "the file holds weights of {self}, but the config's backbone is {wanted}: give the file for that \
-                 backbone, or change model.backbone"
+                "the file has weights of {self}, but the config's backbone is {wanted}: give a file for that backbone, or \
+                 change model.backbone"
             ))),
             _ => Ok(()),
         }
@@ -67,12 +67,12 @@ impl Variant {
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name().unwrap_or("a FasterNet of its own");
+        let name = self.name().unwrap_or("a custom FasterNet");
         write!(f, "{name} (embed_dim {}, depths {:?})", self.embed_dim, self.depths)
     }
 }
 
-/// Stage and block of a name such as `stages.4.blocks.7.mlp.0.weight`; the stages have the even numbers.
+/// Stage and block of a name such as `stages.4.blocks.7.mlp.0.weight`; stages have even numbers.
 fn place(name: &str) -> Option<(usize, usize)> {
     let (stage, rest) = name.strip_prefix("stages.")?.split_once(".blocks.")?;
     let stage = ["0", "2", "4", "6"].iter().position(|&known| known == stage)?;
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_family_is_told_apart_by_width_and_depths() {
+    fn variants_are_recognized_by_width_and_depths() {
         let names: Vec<String> = [(0, 1), (2, 2), (4, 13), (6, 2)]
             .iter()
             .flat_map(|&(stage, depth)| {

@@ -1,4 +1,4 @@
-//! Files that are either the old or the new one, whatever happens while they are written.
+//! Atomic file replacement: a file is either the old or the new one, even after a crash.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Seek, Write};
@@ -13,42 +13,42 @@ use fnet_protocol::work_dir::{TEMPORARY, Writer, temporary_prefix};
 
 use crate::error::{Context, Error, Result};
 
-/// The mode of an ordinary new file, for others may read checkpoints and results; the umask takes from it.
+/// The mode of new files before the umask, so that other users may read checkpoints and results.
 const MODE: u32 = 0o666;
 
-/// Writes a file of about `size` bytes through `content` and puts it in the place of `path` once it is durable.
+/// Writes a file of about `size` bytes with `content`, and replaces `path` with it when it is durable.
 pub fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
     replace(path, content).map_err(|error| {
         let free = free_bytes(folder).map_or_else(|_| String::new(), |free| format!(", {} are free", megabytes(free)));
         let advice = match error.kind() {
             io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
-            io::ErrorKind::QuotaExceeded => "the quota is used up; free some space or set checkpoint.keep_last",
+            io::ErrorKind::QuotaExceeded => "the disk quota is exceeded; free some space or set checkpoint.keep_last",
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                "the folder cannot be written; choose another --work-dir"
+                "the folder is not writable; choose another --work-dir"
             }
             io::ErrorKind::NotFound => "the folder is gone",
             _ => "the file could not be written",
         };
         Error::environment(format!(
-            "cannot write {}: {error}: {advice} (it needs {}{free}); what stood there before is untouched",
+            "cannot write {}: {error}: {advice} (it needs {}{free}); an existing file there is unchanged",
             path.display(),
             megabytes(size)
         ))
     })
 }
 
-/// Writes a file, and its folder where there is none, so that a reader never meets half of it.
+/// Writes a file and creates its folder if necessary. Readers never see a partial file.
 pub fn create(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let failed = |error: std::io::Error| {
-        Error::environment(format!("cannot write {}: {error}. Choose a folder that can be written to", path.display()))
+        Error::environment(format!("cannot write {}: {error}. Choose a writable folder", path.display()))
     };
     std::fs::create_dir_all(folder_of(path)).map_err(failed)?;
     let mut of_content = None;
     let written = replace(path, |out| {
         write(out).map_err(|error| {
             of_content = Some(error);
-            std::io::Error::other("its content could not be written")
+            std::io::Error::other("the content could not be written")
         })
     });
     match of_content {
@@ -57,13 +57,13 @@ pub fn create(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> 
     }
 }
 
-/// What writes the content of a file.
+/// A function that writes the content of a file.
 type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
 
-/// Writes a file and puts it in the place of `path` once it is durable.
+/// Writes a file and replaces `path` with it when it is durable.
 ///
 /// # Errors
-/// Those of `content` and of the disk; what stood at `path` is then still there.
+/// Errors of `content` and of the disk; `path` is then unchanged.
 pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = folder_of(path);
     let prefix = prefix(path)?;
@@ -90,23 +90,23 @@ pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<(
     put(temporary, path)
 }
 
-/// Puts the link that `make` makes at a path that it is given in the place of `path`.
+/// Replaces `path` with the link that `make` creates at a temporary path.
 ///
 /// # Errors
-/// Those of `make` and of the disk; what stood at `path` is then still there.
+/// Errors of `make` and of the disk; `path` is then unchanged.
 pub fn replace_by_link(path: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let link = tempfile::Builder::new().prefix(&prefix(path)?).suffix(TEMPORARY).make_in(folder_of(path), make)?;
     put(link.into_temp_path(), path)
 }
 
-/// How the names begin of files that are to take the place of `path`.
+/// The prefix of temporary files that will replace `path`.
 fn prefix(path: &Path) -> io::Result<String> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     Ok(temporary_prefix(&name.to_string_lossy(), &Writer::this()))
 }
 
-/// Renames a file, and waits until that is durable. A rename of one link to a file onto another leaves both; the temporary
-/// one goes when it is dropped here.
+/// Renames a file and waits until that is durable. Renaming one link onto another link to the same file leaves both; dropping
+/// the temporary one removes it.
 fn put(temporary: TempPath, path: &Path) -> io::Result<()> {
     fs::rename(&temporary, path)?;
     drop(temporary);
@@ -122,7 +122,7 @@ fn fill(file: &mut File, content: Content<'_>) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A file without a name, of which nothing is left if its writer is killed; `None` where the file system has none.
+/// A file without a name, of which nothing remains if the writer is killed; `None` if the file system does not support it.
 fn unnamed(folder: &Path) -> Option<File> {
     File::options().read(true).write(true).mode(MODE).custom_flags(libc::O_TMPFILE).open(folder).ok()
 }
@@ -133,7 +133,7 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
     Ok(rustix::fs::linkat(rustix::fs::CWD, descriptor, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
-/// Makes renames and removals in a folder durable, where the file system can.
+/// Makes renames and removals in a folder durable, if the file system supports it.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),
@@ -141,12 +141,12 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// The folder that a file lies in.
+/// The folder of a file.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Bytes that are free for this user where `folder` lies.
+/// Bytes that are free for this user on the file system of `folder`.
 pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     let statistics = rustix::fs::statvfs(folder)?;
     Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_to_be_seen_of_a_file_before_it_is_whole() {
+    fn a_file_is_not_visible_before_it_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let entries = || fs::read_dir(folder.path()).unwrap().count();
         if unnamed(folder.path()).is_none() {
@@ -192,7 +192,7 @@ mod tests {
             write(&path, 3, |file| {
                 file.write_all(content)?;
                 file.flush()?;
-                // As the system leaves it if the writer is killed here.
+                // The state if the writer is killed here.
                 assert_eq!(entries(), before);
                 Ok(())
             })
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_takes_the_place_of_another_one_to_the_same_file() {
+    fn a_link_replaces_another_one_to_the_same_file() {
         let folder = tempfile::tempdir().unwrap();
         let (path, best) = (folder.path().join("epoch_1.ckpt"), folder.path().join("best.ckpt"));
         fs::write(&path, "x").unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vanished_folder_is_named() {
+    fn a_missing_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gone/epoch_1.ckpt");
         let text = write(&path, 1, |file| file.write_all(b"x")).unwrap_err().to_string();

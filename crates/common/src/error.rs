@@ -1,14 +1,14 @@
-//! The error type of the worker: what went wrong, where, and which exit code it means.
+//! The error type of the worker: message, context and kind, which decides the exit code.
 
 use std::fmt;
 
 use fnet_protocol::exit;
 use fnet_protocol::message::{Failure, FailureKind};
 
-/// Who can mend an error; decides the exit code (see [`fnet_protocol::exit`]).
+/// Who can fix an error; decides the exit code (see [`fnet_protocol::exit`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// A fault of fnet itself.
+    /// A bug in fnet.
     Bug,
     /// The command line or the config is wrong.
     Usage,
@@ -18,13 +18,13 @@ pub enum ErrorKind {
     Distributed,
     /// This rank ran out of memory.
     OutOfMemory,
-    /// A kernel failed in a way that ends this process's use of its GPU.
+    /// A kernel failed, and this process cannot use its GPU any more.
     Device,
-    /// The machine is not able: no GPU, driver, port or disk.
+    /// A problem of the machine: GPU, driver, port or disk.
     Environment,
 }
 
-/// An error with its kind and the chain of what was being done.
+/// An error with its kind and the chain of its context.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -32,24 +32,24 @@ pub struct Error {
     context: Vec<String>,
 }
 
-/// What to do when a GPU's memory is exhausted.
-const DEVICE_MEMORY_REMEDY: &str = "The GPU's memory is full: lower data.samples_per_gpu, make the images smaller \
-    (data.pipeline.scales, or test_scale for evaluation), set train.amp = \"bf16\", or end other programs on the \
-    GPU (nvidia-smi names them)";
-/// What to do when the host's memory is exhausted.
-const HOST_MEMORY_REMEDY: &str = "The machine's memory is full: lower data.samples_per_gpu or data.workers_per_gpu, \
+/// What to do when a GPU is out of memory.
+const DEVICE_MEMORY_REMEDY: &str = "The GPU is out of memory: lower data.samples_per_gpu, make the images smaller \
+    (data.pipeline.scales, or test_scale for evaluation), set train.amp = \"bf16\", or stop other programs on the \
+    GPU (nvidia-smi lists them)";
+/// What to do when the host is out of memory.
+const HOST_MEMORY_REMEDY: &str = "The machine is out of memory: lower data.samples_per_gpu or data.workers_per_gpu, \
     make the images smaller (data.pipeline.scales, or test_scale for evaluation), or start fewer workers";
 
 /// Result of fallible functions of the worker.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of `kind`; `message` says what was found, what was expected and the remedy.
+    /// An error of `kind`; `message` says what was found, what was expected, and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), context: Vec::new() }
     }
 
-    /// A fault of fnet itself.
+    /// A bug in fnet.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Bug, message)
     }
@@ -69,45 +69,44 @@ impl Error {
         Self::new(ErrorKind::Distributed, message)
     }
 
-    /// The machine is not able.
+    /// A problem of the machine.
     pub fn environment(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Environment, message)
     }
 
-    /// This rank ran out of memory, as libtorch says in `message`; adds what to do. The frames of C++ that may follow
-    /// the message help nobody here.
+    /// This rank ran out of memory, according to libtorch's `message`. Removes C++ stack frames and adds what to do.
     pub fn out_of_memory(message: &str) -> Self {
         let end = ["\nException raised from", "\nframe #"].iter().filter_map(|words| message.find(words)).min();
-        let told = message[..end.unwrap_or(message.len())].trim_end();
+        let reason = message[..end.unwrap_or(message.len())].trim_end();
         let on_device =
-            ["CUDA", "CUBLAS", "CUDNN", "NCCL", "Cuda", "find an engine"].iter().any(|word| told.contains(word));
+            ["CUDA", "CUBLAS", "CUDNN", "NCCL", "Cuda", "find an engine"].iter().any(|word| reason.contains(word));
         let remedy = if on_device { DEVICE_MEMORY_REMEDY } else { HOST_MEMORY_REMEDY };
-        Self::new(ErrorKind::OutOfMemory, format!("{told}\n{remedy}"))
+        Self::new(ErrorKind::OutOfMemory, format!("{reason}\n{remedy}"))
     }
 
-    /// The error that a panic stands for: exhausted memory or a fault of a device as libtorch tells it, or else a bug.
+    /// Converts a panic: to an out-of-memory or device error if libtorch's message says so, otherwise to a bug.
     pub fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is no text");
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text");
         match torch_ext::Error::from_text(text) {
             error if error.kind() == torch_ext::ErrorKind::Torch => Self::bug(format!("panic: {text}")),
             error => error.into(),
         }
     }
 
-    /// Adds what was being done when the error came; the outermost is printed first.
+    /// Adds what was being done when the error occurred; the outermost context is printed first.
     #[must_use]
     pub fn context(mut self, what: impl Into<String>) -> Self {
         self.context.push(what.into());
         self
     }
 
-    /// Who can mend it.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What the launcher is told of it.
+    /// The report of the error for the launcher.
     pub fn failure(&self) -> Failure {
         let kind = match self.kind {
             ErrorKind::Bug => FailureKind::Bug,
@@ -146,9 +145,9 @@ impl std::error::Error for Error {}
 
 /// Adds context to the error of a result.
 pub trait Context<T> {
-    /// Says what was being done.
+    /// Adds what was being done.
     fn context(self, what: impl Into<String>) -> Result<T>;
-    /// Says what was being done, computed only on failure.
+    /// Adds what was being done, computed only on failure.
     fn with_context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
 
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_memory_and_devices_are_no_bugs_however_they_come() {
+    fn memory_and_device_errors_of_any_source_are_not_bugs() {
         let cases = [
             (
                 "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn exhausted_memory_names_its_remedy_and_no_frames_of_cpp() {
+    fn an_out_of_memory_error_has_a_remedy_and_no_stack_frames() {
         let message = "CUDA out of memory. Tried to allocate 2 GiB.\nException raised from malloc at x.cpp:1\nframe #0";
         for error in [
             Error::from(tch::TchError::Torch(message.into())),

@@ -1,5 +1,5 @@
-//! What the crates of the worker share: errors, the wording of messages, files that are replaced as a whole, random
-//! numbers, the log, and what the operating system reports of this process.
+//! Shared code of the worker's crates: errors, text of messages, atomic files, random numbers, logging, and information about
+//! this process.
 
 pub mod atomic;
 mod error;

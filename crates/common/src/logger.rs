@@ -1,5 +1,4 @@
-//! The process's log for people: lines on stderr, and in the work folder's text log once there is one. Whoever logs never
-//! waits for either.
+//! The text log: lines on stderr and, after [`attach`], in the work folder's log file. Logging never blocks.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,17 +18,17 @@ struct Logger {
     file: OnceLock<Outlet>,
 }
 
-/// Lets `log::info!` and its like write to stderr. Ranks other than 0 say warnings and errors only, and name
-/// themselves. Calls after the first change nothing but the level.
+/// Makes the macros of `log` write to stderr. Ranks other than 0 log only warnings and errors, with their rank. Later calls
+/// only change the level.
 pub fn init(rank: usize, level: LevelFilter) {
     let name = if rank == 0 { "fnet".into() } else { format!("fnet[rank {rank}]") };
     let logger = LOGGER.get_or_init(|| Logger { name, file: OnceLock::new() });
-    // Fails if a logger is set already: then it is this one.
+    // Fails only if this logger is set already.
     let _ = log::set_logger(logger);
     log::set_max_level(if rank == 0 { level } else { level.min(LevelFilter::Warn) });
 }
 
-/// Copies all further lines to the end of `path`; only the first one counts.
+/// Appends all further lines to `path`. Only the first call has an effect.
 ///
 /// # Errors
 /// An environment error if the file cannot be written.
@@ -38,21 +37,21 @@ pub fn attach(path: &Path) -> Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(path).map_err(refuse)?;
     let Some(logger) = LOGGER.get() else { return Ok(()) };
     let remark = |count: u64| {
-        let text = format!("{count} lines are missing here: the disk did not take them in time");
+        let text = format!("{count} lines are missing here: the disk was too slow");
         Some(format_line(&jiff::Zoned::now(), &logger.name, Level::Warn, &text).into_bytes())
     };
     let _ = logger.file.set(outlet_to(file, path, Box::new(remark)).map_err(refuse)?);
     Ok(())
 }
 
-/// Writes pieces to the end of a file. A disk that takes none is told of once.
+/// Appends to a file in the background. A write error is logged once.
 pub fn outlet_to(mut file: File, path: &Path, remark: Box<Remark>) -> io::Result<Outlet> {
-    let (path, mut is_told) = (path.display().to_string(), false);
+    let (path, mut is_logged) = (path.display().to_string(), false);
     let write = move |piece: &[u8]| {
         if let Err(error) = file.write_all(piece)
-            && !std::mem::replace(&mut is_told, true)
+            && !std::mem::replace(&mut is_logged, true)
         {
-            log::warn!("cannot write {path}: {error}; training goes on, this is said once");
+            log::warn!("cannot write {path}: {error}; training continues, and this is logged only once");
         }
     };
     Outlet::start("log", write, remark)
@@ -60,7 +59,7 @@ pub fn outlet_to(mut file: File, path: &Path, remark: Box<Remark>) -> io::Result
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries speak up only when something is wrong.
+        // Of libraries, only warnings and errors.
         metadata.target().starts_with("fnet") || metadata.level() <= Level::Warn
     }
 
@@ -80,7 +79,7 @@ impl Log for Logger {
     }
 }
 
-/// A line as the reference writes it: `2026-11-25 01:41:17,570 - fnet - INFO - message`.
+/// A line as in MMDetection: `2026-11-25 01:41:17,570 - fnet - INFO - message`.
 fn format_line(time: &jiff::Zoned, name: &str, level: Level, message: &str) -> String {
     let level = if level == Level::Warn { "WARNING" } else { level.as_str() };
     let milliseconds = time.subsec_nanosecond() / 1_000_000;

@@ -1,4 +1,4 @@
-//! What the system knows of this process and its device: age, memory, work that is not done.
+//! Information from the operating system about this process and its device: age, memory, CPUs, pending work.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use fnet_protocol::outlet;
 
 use crate::error::Result;
 
-/// Greatest memory so far, in bytes: what libtorch held on a GPU, or what this process held on the CPU.
+/// Peak memory in bytes: libtorch's memory on a GPU, or this process's resident memory on the CPU.
 pub fn peak_memory(device: Device) -> u64 {
     match device {
         Device::Cuda(index) => {
@@ -26,14 +26,14 @@ pub fn peak_memory(device: Device) -> u64 {
 
 static CPUS: OnceLock<CpuSet> = OnceLock::new();
 
-/// Keeps threads from being squeezed onto one CPU. To be called before anything computes: with OMP_PROC_BIND or
-/// GOMP_CPU_AFFINITY, OpenMP pins the thread that starts its first team to one CPU, and every thread that this one starts
-/// later would be pinned to the same.
+/// Keeps threads from being pinned to a single CPU. Call this before any computation: with OMP_PROC_BIND or
+/// GOMP_CPU_AFFINITY, OpenMP pins the thread that starts its first team to one CPU, and all threads that this thread starts
+/// later inherit that.
 pub fn keep_cpus_from_openmp() {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("OMP_PROC_BIND") || is_set("GOMP_CPU_AFFINITY") {
         remember_cpus();
-        // It fails only if the pool is there already.
+        // It fails only if the pool exists already.
         let _ = rayon::ThreadPoolBuilder::new().start_handler(|_| use_all_cpus()).build_global();
     }
 }
@@ -44,36 +44,36 @@ fn remember_cpus() {
     }
 }
 
-/// Lets this thread use all CPUs that the process was given, if OpenMP may have pinned the thread that started it.
+/// Lets this thread use all CPUs of the process, if OpenMP may have pinned its parent thread.
 pub fn use_all_cpus() {
     if let Some(cpus) = CPUS.get() {
-        // A matter of speed only.
+        // A failure only costs speed.
         let _ = rustix::thread::sched_setaffinity(None, cpus);
     }
 }
 
-/// The CPUs that this thread may use, as `0-7,16-23`; empty if the system does not say.
+/// The CPUs that this thread may use, such as `0-7,16-23`; empty if unknown.
 pub fn cpus() -> String {
     let Ok(set) = rustix::thread::sched_getaffinity(None) else { return String::new() };
     CpuList::from_iter((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu))).to_string()
 }
 
-/// Waits until a GPU has done all that this thread has asked of it; the CPU always has.
+/// Waits until a GPU has finished all work of this thread. Returns immediately on the CPU.
 ///
 /// # Errors
-/// What went wrong on the device since the last wait.
+/// An error of the device since the last wait.
 pub fn synchronize(device: Device) -> Result<()> {
     Ok(torch_ext::cuda::wait(device)?)
 }
 
-/// Ends the process with an exit code, without the destructors of libraries: those of libtorch, CUDA and NCCL may wait
-/// for a lost peer or fall over threads that are still running, and would then hide the code. Output is flushed.
+/// Flushes output and ends the process with an exit code, without running destructors of libraries: those of libtorch, CUDA
+/// and NCCL may wait for a lost peer or crash because of running threads, and would then hide the exit code.
 pub fn end(code: i32) -> ! {
-    // What nobody takes is given up after a while.
+    // Has a timeout, in case nothing reads the output.
     outlet::flush_all();
     // A closed pipe must not hide the exit code.
     let _ = std::io::stdout().flush();
-    // SAFETY: a null pointer means all output streams of C; _exit takes a number and does not return.
+    // SAFETY: a null pointer means all C output streams; _exit takes a number and does not return.
     unsafe {
         libc::fflush(std::ptr::null_mut());
         libc::_exit(code)
@@ -91,11 +91,11 @@ fn peak_resident_memory() -> u64 {
     u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
 }
 
-/// Time since this process was started, to a hundredth of a second; `None` where the system does not tell.
+/// Time since this process was started, to a hundredth of a second; `None` if unknown.
 pub fn age() -> Option<Duration> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let uptime = fs::read_to_string("/proc/uptime").ok()?;
-    // The name of the program, in brackets, may hold spaces; the start time is the twentieth field after it.
+    // The program name is in parentheses and may contain spaces; the start time is the twentieth field after it.
     let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
     let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
     // SAFETY: sysconf takes a number and returns one.
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_of_a_pinned_one_gets_all_cpus_back() {
+    fn a_thread_started_by_a_pinned_one_can_use_all_cpus_again() {
         remember_cpus();
         let all = cpus();
         let of_child = std::thread::spawn(move || {
@@ -116,7 +116,7 @@ mod tests {
             let set = rustix::thread::sched_getaffinity(None).unwrap();
             one.set((0..CpuSet::MAX_CPU).find(|&cpu| set.is_set(cpu)).unwrap());
             rustix::thread::sched_setaffinity(None, &one).unwrap();
-            // As a loader's thread: started by the pinned one.
+            // Like a loader thread, which the pinned thread starts.
             std::thread::spawn(|| (cpus(), [use_all_cpus()], cpus())).join().unwrap()
         });
         let (before, _, after) = of_child.join().unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_young_and_takes_memory() {
+    fn the_age_and_memory_of_this_process_are_plausible() {
         assert!(peak_memory(Device::Cpu) > 1 << 20);
         assert!(age().unwrap() < Duration::from_secs(3600));
     }

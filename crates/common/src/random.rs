@@ -1,12 +1,12 @@
-//! Random numbers as functions of what they are for, never of history.
+//! Random numbers that depend only on the seed and on their purpose.
 //!
-//! A [`Generator`] is made from the seed and the coordinates of its use (epoch, sample, rank, step), so that resuming
-//! needs no stored state. Its engine and its permutation equal `torch.Generator` on the CPU: `torch.manual_seed(s)`
-//! followed by `torch.randperm(n)` gives the same list as `Generator::from_seed(s).permutation(n)`.
+//! A [`Generator`] is created from the seed and the coordinates of its use (epoch, sample, rank, step), so resuming needs no
+//! stored state. Its engine and its permutation equal `torch.Generator` on the CPU: `torch.manual_seed(s)` followed by
+//! `torch.randperm(n)` gives the same list as `Generator::from_seed(s).permutation(n)`.
 
 use rand_mt::Mt;
 
-/// What a generator is for; keeps streams with equal coordinates apart.
+/// The purpose of a generator; it separates streams with equal coordinates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -14,22 +14,22 @@ pub enum Purpose {
     Initialization = 1,
     /// Augmentation of one sample in one epoch.
     Augmentation = 2,
-    /// Choice of anchors and proposals in one step of one rank.
+    /// Sampling of anchors and proposals in one step of one rank.
     Sampling = 3,
     /// Stochastic depth in one step of one rank.
     DropPath = 4,
-    /// Images and boxes made for benchmarks.
+    /// Synthetic images and boxes for benchmarks.
     Synthetic = 5,
 }
 
-/// A Mersenne Twister (MT19937) with the draws that training needs.
+/// A Mersenne Twister (MT19937) with the distributions that training needs.
 #[derive(Debug, Clone)]
 pub struct Generator {
     engine: Mt,
 }
 
 impl Generator {
-    /// The generator that `torch.manual_seed(seed)` gives: the low 32 bits seed the engine.
+    /// The same generator as after `torch.manual_seed(seed)`: the low 32 bits seed the engine.
     pub fn from_seed(seed: u64) -> Self {
         Self { engine: Mt::new(seed as u32) }
     }
@@ -54,12 +54,12 @@ impl Generator {
         bits as f64 / (1u64 << 53) as f64
     }
 
-    /// A uniform integer in `0..bound`, by remainder as torch draws it; 0 if `bound` is 0.
+    /// A uniform integer in `0..bound`, by remainder as in PyTorch; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         if bound == 0 { 0 } else { self.next_u32() as usize % bound }
     }
 
-    /// The list that `torch.randperm(n)` draws from this state.
+    /// The same list as `torch.randperm(n)` from this state.
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut list: Vec<usize> = (0..n).collect();
         for i in 0..n.saturating_sub(1) {

@@ -1,4 +1,4 @@
-//! Text for people: numbers with their nouns, lists that are cut, text of users on one line.
+//! Text for messages: numbers with nouns, shortened lists, escaped user text.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ pub fn count(number: usize, one: &str) -> String {
     }
 }
 
-/// The first `most` items, and how many more there are.
+/// The first `most` items, and the number of further ones.
 pub fn list(items: impl IntoIterator<Item = String>, most: usize) -> String {
     let mut items = items.into_iter();
     let shown: Vec<String> = items.by_ref().take(most).collect();
@@ -24,7 +24,7 @@ pub fn list(items: impl IntoIterator<Item = String>, most: usize) -> String {
     }
 }
 
-/// Text in quotes, escaped, cut where it is long.
+/// Text in quotes, escaped and shortened.
 pub fn quoted(text: &str) -> String {
     const MOST: usize = 80;
     match text.char_indices().nth(MOST) {
@@ -33,7 +33,7 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// Text with its line breaks and other characters that are no letters on a screen written as escapes.
+/// Text with line breaks and other control characters escaped.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_odd = |c: char| {
         c.is_control()
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_noun_that_fits() {
+    fn nouns_are_singular_or_plural() {
         for (number, one, text) in [
             (1, "image", "1 image"),
             (0, "image", "0 images"),
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_cut_and_text_stays_on_its_line() {
+    fn lists_are_shortened_and_text_stays_on_one_line() {
         let names = || ["a", "b", "c"].map(str::to_owned);
         assert_eq!(list(names(), 3), "a, b, c");
         assert_eq!(list(names(), 1), "a and 2 more");

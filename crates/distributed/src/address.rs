@@ -1,4 +1,4 @@
-//! Where rank 0 is, told to the others in a message of fixed length.
+//! The message of fixed length in which rank 0 sends its address to the other ranks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::dial::first_that_answers;
 
 /// Bytes of the message.
 pub(super) const LENGTH: usize = 4096;
-/// For a connection to one address.
-const DIAL: Duration = Duration::from_secs(3);
+/// Timeout of a connection to one address.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What to listen on so that rank 0 answers at all of its addresses, which are of one family.
+/// The address to listen on so that rank 0 accepts connections at all of `addresses`, which belong to one family.
 pub(super) fn every(addresses: &[IpAddr]) -> IpAddr {
     match addresses {
         [IpAddr::V6(_), ..] => Ipv6Addr::UNSPECIFIED.into(),
@@ -20,7 +20,7 @@ pub(super) fn every(addresses: &[IpAddr]) -> IpAddr {
     }
 }
 
-/// Rank 0's address for ranks of its own machine.
+/// Rank 0's address for ranks on the same machine.
 pub(super) fn loopback(addresses: &[IpAddr]) -> IpAddr {
     match addresses {
         [IpAddr::V6(_), ..] => Ipv6Addr::LOCALHOST.into(),
@@ -28,7 +28,7 @@ pub(super) fn loopback(addresses: &[IpAddr]) -> IpAddr {
     }
 }
 
-/// The port and as many of the addresses as there is room for, a line each.
+/// Writes the port and as many addresses as fit into the message, one per line.
 pub(super) fn describe(port: u16, addresses: &[IpAddr]) -> String {
     let mut text = port.to_string();
     for line in addresses.iter().map(|address| format!("\n{address}")) {
@@ -42,7 +42,7 @@ pub(super) fn describe(port: u16, addresses: &[IpAddr]) -> String {
 /// Reads the message.
 ///
 /// # Errors
-/// A bug if it is none.
+/// A bug if it is malformed.
 pub(super) fn parse(message: &[u8]) -> Result<(u16, Vec<IpAddr>)> {
     let text = String::from_utf8_lossy(message);
     let mut lines = text.trim_end_matches('\0').lines();
@@ -50,22 +50,22 @@ pub(super) fn parse(message: &[u8]) -> Result<(u16, Vec<IpAddr>)> {
     let addresses = lines.map(str::parse).collect::<Result<_, _>>();
     match (port, addresses) {
         (Some(port), Ok(addresses)) => Ok((port, addresses)),
-        _ => Err(Error::bug(format!("rank 0 told {:?} as its address", text.trim_end_matches('\0')))),
+        _ => Err(Error::bug(format!("rank 0 sent {:?} as its address", text.trim_end_matches('\0')))),
     }
 }
 
 /// The first of rank 0's addresses that answers.
 ///
 /// # Errors
-/// A distributed error that names what was tried.
+/// A distributed error that names the addresses that were tried.
 pub(super) fn reachable(addresses: &[IpAddr], port: u16) -> Result<String> {
     let all = addresses.iter().map(|&address| SocketAddr::new(address, port));
-    first_that_answers(all, DIAL).map(|address| address.ip().to_string()).map_err(|failures| {
+    first_that_answers(all, DIAL_TIMEOUT).map(|address| address.ip().to_string()).map_err(|failures| {
         let tried: Vec<_> = failures.iter().map(|(address, error)| format!("{}: {error}", address.ip())).collect();
         Error::distributed(format!(
-            "rank 0 cannot be reached on port {port}: {}; GLOO_SOCKET_IFNAME on rank 0's machine names the network \
+            "rank 0 cannot be reached on port {port}: {}; set GLOO_SOCKET_IFNAME on rank 0's machine to the network \
              interface to use",
-            if tried.is_empty() { "it has no address but the loopback's".to_owned() } else { tried.join(", ") }
+            if tried.is_empty() { "it has no address except loopback".to_owned() } else { tried.join(", ") }
         ))
     })
 }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_of_the_family_of_the_addresses() {
+    fn the_listener_has_the_family_of_the_addresses() {
         let (v4, v6): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap());
         assert_eq!([every(&[v6]), loopback(&[v6])].map(|address| address.to_string()), ["::", "::1"]);
         for addresses in [&[v4][..], &[]] {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_address_that_answers_is_taken_and_all_that_were_tried_are_named() {
+    fn the_first_reachable_address_is_used_and_an_error_names_all_that_were_tried() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let [silent, answers]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];

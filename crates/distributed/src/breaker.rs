@@ -1,4 +1,4 @@
-//! Ends what waits for other ranks, once one of them is lost.
+//! Aborts collectives when another rank is lost.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -11,21 +11,21 @@ use fnet_common::{Error, Result};
 use fnet_protocol::message::Operation;
 use fnet_protocol::status;
 
-/// How long collectives of tensors on the CPU may take to let go of what they hold.
-const LET_GO: Duration = Duration::from_secs(10);
-/// How long a rank may take to come back from what it does, until the collectives of its GPU are broken off too.
-const RETURN: Duration = Duration::from_secs(5);
-/// How often NCCL is asked whether it has found an error.
-const WATCH: Duration = Duration::from_secs(1);
+/// How long collectives of tensors on the CPU may take to end after an abort.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a rank may take to respond before the collectives of its GPU are aborted, too.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often NCCL is polled for errors.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 type Abort = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// Breaks off collectives, once, on a thread of its own.
+/// Aborts collectives, once, on a separate thread.
 ///
-/// Those of tensors on the CPU end with an error for whoever waits in them, and so does every wait for a GPU
-/// ([`cuda::break_off`]), whose collectives go on: the rank copies its state beside them and ends its process. They are
-/// broken off only if the rank does not come back, from some function of CUDA that waits: NCCL's abort may hang, and it may
-/// take memory from under the kernels of other ranks.
+/// Waits for collectives of tensors on the CPU fail with an error, and so does every wait for a GPU ([`cuda::break_off`]).
+/// The GPU's collectives continue: the rank copies its state beside them and ends its process. They are aborted only if the
+/// rank does not respond because it blocks in some function of CUDA: NCCL's abort may hang, and it may free memory that
+/// kernels of other ranks still use.
 pub(super) struct Breaker {
     host: Abort,
     device: Option<Abort>,
@@ -37,11 +37,11 @@ pub(super) struct Breaker {
 #[derive(Default)]
 struct Stage {
     begun: bool,
-    /// Why, where this rank is the one that found it.
+    /// The reason, if this rank found it.
     why: Option<String>,
-    /// How the collectives of tensors on the CPU have ended.
+    /// The result of aborting the collectives of tensors on the CPU.
     host: Option<Result<(), String>>,
-    /// The rank has come back.
+    /// The rank has responded.
     answered: bool,
 }
 
@@ -51,22 +51,22 @@ impl Breaker {
         Arc::new(Self::new(Box::new(|| Ok(())), None, Duration::ZERO))
     }
 
-    /// For the collectives of a group. Those of a GPU are watched: NCCL tells of an error only whoever asks.
+    /// For the collectives of a group. Those of a GPU are polled because NCCL reports errors only when asked.
     pub fn of(aborter: Aborter) -> Arc<Self> {
         let aborter = Arc::new(aborter);
         let own = Arc::clone(&aborter);
-        let host = move || own.abort(LET_GO).map_err(|error| error.message().to_owned());
+        let host = move || own.abort(ABORT_TIMEOUT).map_err(|error| error.message().to_owned());
         if !aborter.is_on_cuda() {
-            return Arc::new(Self::new(Box::new(host), None, RETURN));
+            return Arc::new(Self::new(Box::new(host), None, RESPONSE_TIMEOUT));
         }
         let own = Arc::clone(&aborter);
         let device = move || own.abort_cuda().map_err(|error| error.message().to_owned());
-        let breaker = Arc::new(Self::new(Box::new(host), Some(Box::new(device)), RETURN));
+        let breaker = Arc::new(Self::new(Box::new(host), Some(Box::new(device)), RESPONSE_TIMEOUT));
         let watched = Arc::downgrade(&breaker);
         let ask = move || aborter.cuda_error().map_err(|error| error.message().to_owned());
-        let spawned = thread::Builder::new().name("nccl-watch".into()).spawn(move || watch(&watched, WATCH, ask));
+        let spawned = thread::Builder::new().name("nccl-watch".into()).spawn(move || watch(&watched, WATCH_INTERVAL, ask));
         if let Err(error) = spawned {
-            log::warn!("NCCL is not watched, for the system gives no thread: {error}");
+            log::warn!("NCCL is not polled for errors because no thread could be started: {error}");
         }
         breaker
     }
@@ -75,7 +75,7 @@ impl Breaker {
         Self { host, device, timeout, stage: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Begins to break off; does not wait. `why` is told by those who wait.
+    /// Begins the abort; does not block. Waits that fail because of it report `why`.
     pub fn begin(self: &Arc<Self>, why: Option<String>) {
         {
             let mut stage = self.lock();
@@ -85,61 +85,61 @@ impl Breaker {
             (stage.begun, stage.why) = (true, why.clone());
         }
         if self.device.is_some() {
-            cuda::break_off(why.as_deref().unwrap_or("broken off, for another rank is lost"));
+            cuda::break_off(why.as_deref().unwrap_or("aborted because another rank is lost"));
         }
         let own = Arc::clone(self);
-        let spawned = thread::Builder::new().name("break-off".into()).spawn(move || own.break_off());
+        let spawned = thread::Builder::new().name("abort".into()).spawn(move || own.abort_collectives());
         if let Err(error) = spawned {
-            self.let_go(Err(format!("the system gives no thread to break collectives off: {error}")));
+            self.set_host_result(Err(format!("no thread could be started to abort collectives: {error}")));
         }
     }
 
-    fn break_off(&self) {
+    fn abort_collectives(&self) {
         let done = (self.host)();
-        self.let_go(done);
+        self.set_host_result(done);
         let Some(device) = &self.device else { return };
         let waiting = self.changed.wait_timeout_while(self.lock(), self.timeout, |stage| !stage.answered);
         let answered = waiting.unwrap_or_else(PoisonError::into_inner).0.answered;
         if !answered {
-            log::warn!("this rank has not come back from what it does; the collectives of its GPU are broken off");
+            log::warn!("this rank does not respond to the abort; the collectives of its GPU are aborted");
             if let Err(error) = device() {
                 log::warn!("NCCL's abort: {error}");
             }
         }
     }
 
-    fn let_go(&self, done: Result<(), String>) {
+    fn set_host_result(&self, done: Result<(), String>) {
         self.lock().host = Some(done);
         self.changed.notify_all();
     }
 
-    /// Whether it has begun.
+    /// Whether the abort has begun.
     pub fn has_begun(&self) -> bool {
         self.lock().begun
     }
 
-    /// Why it was begun, where this rank found the reason by itself.
+    /// The reason for the abort, if this rank found it.
     pub fn why(&self) -> Option<String> {
         self.lock().why.clone()
     }
 
-    /// Begins to break off, by the thread that works: it waits for nothing any more.
+    /// Begins the abort. Called by the working thread, which then waits for no collective any more.
     pub fn answer(self: &Arc<Self>) {
         self.begin(None);
         self.lock().answered = true;
         self.changed.notify_all();
     }
 
-    /// The same, and waits until no collective of tensors on the CPU runs any more.
+    /// Like [`Breaker::answer`], and waits until no collective of tensors on the CPU runs any more.
     ///
     /// # Errors
-    /// If that is not so before a deadline.
+    /// If they do not end before a deadline.
     pub fn abort(self: &Arc<Self>) -> Result<()> {
         self.answer();
         // The abort has a deadline itself.
-        let waiting = self.changed.wait_timeout_while(self.lock(), LET_GO + RETURN, |stage| stage.host.is_none());
+        let waiting = self.changed.wait_timeout_while(self.lock(), ABORT_TIMEOUT + RESPONSE_TIMEOUT, |stage| stage.host.is_none());
         let stage = waiting.unwrap_or_else(PoisonError::into_inner).0;
-        stage.host.clone().unwrap_or_else(|| Err("the collectives do not end".into())).map_err(Error::distributed)
+        stage.host.clone().unwrap_or_else(|| Err("the collectives did not end".into())).map_err(Error::distributed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -147,7 +147,7 @@ impl Breaker {
     }
 }
 
-/// Asks every `pause` whether there is an error, and breaks off if there is one, until the job is over or broken off.
+/// Polls for an error every `pause` and aborts if there is one, until the job ends or is aborted.
 fn watch(breaker: &Weak<Breaker>, pause: Duration, ask: impl Fn() -> Result<Option<&'static str>, String>) {
     loop {
         thread::sleep(pause);
@@ -164,7 +164,7 @@ fn watch(breaker: &Weak<Breaker>, pause: Duration, ask: impl Fn() -> Result<Opti
                 return breaker
                     .begin(Some(format!("NCCL reports {what}; this rank is in {phase} of step {}{waits}", at.step)));
             }
-            Err(error) => return log::debug!("NCCL is not watched: {error}"),
+            Err(error) => return log::debug!("NCCL is not polled for errors: {error}"),
         }
     }
 }
@@ -178,12 +178,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn for_ever() -> Result<(), String> {
+    fn block_forever() -> Result<(), String> {
         thread::sleep(LONG);
         Ok(())
     }
 
-    /// How often each abort was called, and the breaker.
+    /// A breaker that counts the calls of each abort.
     fn counting(timeout: Duration) -> (Arc<[AtomicUsize; 2]>, Arc<Breaker>) {
         let calls: Arc<[AtomicUsize; 2]> = Arc::default();
         let count = |which: usize| -> Abort {
@@ -204,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_of_the_gpus_collectives_that_never_returns_holds_nobody_up() {
+    fn a_gpu_abort_that_never_returns_blocks_nobody() {
         let (sender, called) = mpsc::channel();
         let device: Abort = Box::new(move || {
             let _ = sender.send(());
-            for_ever()
+            block_forever()
         });
         let breaker = Arc::new(Breaker::new(Box::new(|| Ok(())), Some(device), Duration::ZERO));
         breaker.begin(None);
@@ -218,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn who_tells_of_a_lost_peer_does_not_wait_even_for_the_cpus_collectives() {
-        let breaker = Arc::new(Breaker::new(Box::new(for_ever), None, LONG));
+    fn reporting_a_lost_peer_does_not_block_even_on_the_cpus_collectives() {
+        let breaker = Arc::new(Breaker::new(Box::new(block_forever), None, LONG));
         breaker.begin(None);
         assert!(breaker.has_begun());
     }
 
     #[test]
-    fn a_rank_that_comes_back_leaves_the_collectives_of_its_gpu_alone() {
+    fn a_rank_that_responds_does_not_abort_the_collectives_of_its_gpu() {
         let (calls, breaker) = counting(LONG);
         breaker.begin(None);
         until(|| calls[0].load(Ordering::Relaxed) == 1);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_does_not_come_back_has_them_broken_off_once() {
+    fn a_rank_that_does_not_respond_has_them_aborted_once() {
         let (calls, breaker) = counting(Duration::ZERO);
         breaker.begin(None);
         breaker.begin(None);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn collectives_of_the_gpu_are_broken_off_though_those_of_the_cpu_could_not_be() {
+    fn collectives_of_the_gpu_are_aborted_even_if_those_of_the_cpu_cannot_be() {
         let (sender, called) = mpsc::channel();
         let device: Abort = Box::new(move || sender.send(()).map_err(|error| error.to_string()));
         let breaker = Arc::new(Breaker::new(Box::new(|| Err("hangs".into())), Some(device), Duration::ZERO));
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_nccl_found_breaks_the_job_off_and_is_told_with_the_operation() {
+    fn an_error_of_nccl_aborts_the_job_and_is_reported_with_the_operation() {
         let (calls, breaker) = counting(LONG);
         let asked = AtomicUsize::new(0);
         let ask = || Ok((asked.fetch_add(1, Ordering::Relaxed) == 2).then_some("an error of the connection"));
@@ -263,13 +263,13 @@ mod tests {
         until(|| calls[0].load(Ordering::Relaxed) == 1);
         let why = breaker.why().unwrap();
         assert!(why.starts_with("NCCL reports an error of the connection; this rank is in "), "{why}");
-        // Nobody asks any more.
+        // No more polling after the abort.
         watch(&Arc::downgrade(&breaker), Duration::ZERO, || panic!("asked again"));
         watch(&Weak::new(), Duration::ZERO, || panic!("asked after the end"));
     }
 
     #[test]
-    fn a_backend_that_cannot_tell_is_not_asked_again() {
+    fn a_backend_that_cannot_report_errors_is_not_polled_again() {
         let (_, breaker) = counting(LONG);
         let asked = AtomicUsize::new(0);
         watch(&Arc::downgrade(&breaker), Duration::ZERO, || {

@@ -1,4 +1,4 @@
-//! The ranks of a job as one of them sees them.
+//! The communicator of a rank: its rank, its device, and the collectives.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,22 +23,22 @@ use super::starter::Launch;
 /// How long a rank waits for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// For all ranks to meet.
+    /// For the rendezvous of all ranks.
     pub meeting: Duration,
-    /// For every collective. A rank may be this much slower than another in one phase.
+    /// For every collective. A rank may be slower than another by this much in one phase.
     pub collective: Duration,
 }
 
 impl Default for Deadlines {
-    /// 5 minutes to meet, 30 minutes for a collective. A killed peer is noticed at once, without a deadline.
+    /// 5 minutes for the rendezvous, 30 minutes for a collective. A killed peer is noticed immediately.
     fn default() -> Self {
         Self { meeting: Duration::from_secs(300), collective: Duration::from_secs(1800) }
     }
 }
 
 impl Deadlines {
-    /// Under a launcher a day, for the launcher knows which rank is late, and ends the job by its own deadlines; the
-    /// ranks that wait only know that they wait. Else the default.
+    /// Under a launcher, one day: the launcher knows which rank is late and ends the job by its own deadlines. Otherwise
+    /// the default.
     fn from_environment() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
         match std::env::var_os(env::CONTROL) {
@@ -48,10 +48,10 @@ impl Deadlines {
     }
 }
 
-/// This rank's place in the job, its device, and the collectives.
+/// This rank's number in the job, its device, and the collectives.
 ///
-/// All ranks must call the same collectives in the same order. After an error of one, the process should end, by
-/// [`process::end`](fnet_common::process::end); [`Communicator::leave`] is the way out when all is well.
+/// All ranks must call the same collectives in the same order. After an error, end the process with
+/// [`process::end`](fnet_common::process::end); after success, call [`Communicator::leave`].
 pub struct Communicator {
     rank: usize,
     local_rank: usize,
@@ -63,7 +63,7 @@ pub struct Communicator {
     backend: &'static str,
     /// The connections; dropped before the store.
     group: Option<Arc<Mutex<ProcessGroup>>>,
-    /// Breaks the connections off.
+    /// Aborts the collectives.
     breaker: Arc<Breaker>,
     store: Option<TcpStore>,
 }
@@ -72,20 +72,17 @@ pub struct Communicator {
 pub type DifferentiableSum = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
 impl Communicator {
-    /// [`Communicator::connect`] with the deadlines that suit whoever started this rank.
-    ///
-    /// # Errors
-    /// As [`Communicator::connect`].
+    /// [`Communicator::connect`] with deadlines that depend on whether a launcher started this rank.
     pub fn from_environment() -> Result<Self> {
         Self::connect(Deadlines::from_environment())
     }
 
-    /// Joins the job that the environment describes, on the device that FNET_DEVICE names; see [`Launch`] and
-    /// [`choose_device`]. Without variables: a job of one rank, without any socket.
+    /// Joins the job that the environment describes, on the device of FNET_DEVICE; see [`Launch`] and [`choose_device`].
+    /// Without variables, the job has one rank and no socket.
     ///
     /// # Errors
-    /// A usage error for a wrong variable, an environment error if the device or the port is not there, a distributed
-    /// error if the ranks do not meet before the deadline.
+    /// A usage error for an invalid variable, an environment error if the device or the port is not available, a
+    /// distributed error if the rendezvous does not complete before the deadline.
     pub fn connect(deadlines: Deadlines) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let (place, by) = match Launch::find(variable, mpi::library().is_some())? {
@@ -116,10 +113,7 @@ impl Communicator {
         }
     }
 
-    /// Joins the job at a given place.
-    ///
-    /// # Errors
-    /// As [`Communicator::connect`].
+    /// Joins the job with a given placement.
     pub fn join(place: &RankPlacement, device: Device, deadlines: Deadlines) -> Result<Self> {
         Self::join_by(Transport::Gloo, place, device, deadlines)
     }
@@ -131,10 +125,10 @@ impl Communicator {
         (communicator.rank, communicator.world_size) = (place.rank, place.world_size);
         communicator.local_world_size = place.local_world_size.unwrap_or(1);
 
-        let meeting = format!("rank {} of {} meets the others", place.rank, place.world_size);
+        let meeting = format!("rank {} of {}, rendezvous", place.rank, place.world_size);
         let _waiting = status::page().collective(Operation::Rendezvous);
         let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
-        // Keys of earlier attempts may still be there.
+        // The store may still have keys of earlier attempts.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
         let (rank, size) = (place.rank, place.world_size);
         communicator.backend = by.name();
@@ -182,17 +176,17 @@ impl Communicator {
         self.device
     }
 
-    /// What tensors on [`Communicator::device`] travel by: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
+    /// The backend for tensors on [`Communicator::device`]: `gloo`, `nccl`, `mpi`, or `none` in a job of one rank.
     pub fn backend(&self) -> &'static str {
         self.backend
     }
 
-    /// Whether this rank writes files and speaks for the job.
+    /// Whether this is rank 0, which writes files and reports for the job.
     pub fn is_first(&self) -> bool {
         self.rank == 0
     }
 
-    /// Says what the job is doing, for the messages of collectives that fail, as "training, epoch 3, step 120".
+    /// Sets what the job is doing, for the error messages of collectives; for example "training, epoch 3, step 120".
     pub fn set_phase(&self, phase: impl Into<String>) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase.into();
     }
@@ -227,7 +221,7 @@ impl Communicator {
         self.broadcast_all(std::slice::from_ref(tensor), root)
     }
 
-    /// As [`Communicator::broadcast`], but a GPU alone waits for it: what it is given afterwards finds the values.
+    /// Like [`Communicator::broadcast`], but on a GPU only work that is queued afterwards waits for it, not the host.
     ///
     /// # Errors
     /// If a peer is lost or the deadline passes.
@@ -252,7 +246,7 @@ impl Communicator {
         })
     }
 
-    /// The bytes that each rank gave, in the order of ranks; they may differ in number.
+    /// The bytes of each rank, in the order of ranks; their lengths may differ.
     ///
     /// # Errors
     /// If a peer is lost or the deadline passes.
@@ -298,7 +292,7 @@ impl Communicator {
         Ok(Vec::<u8>::try_from(&buffer)?)
     }
 
-    /// Whether any rank says yes, as for a request to stop.
+    /// Whether `yes` is true on any rank.
     ///
     /// # Errors
     /// If a peer is lost or the deadline passes.
@@ -316,7 +310,7 @@ impl Communicator {
         self.run(Operation::Barrier, "barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
     }
 
-    /// [`Communicator::barrier`] as a function that needs no borrow.
+    /// [`Communicator::barrier`] as a function that does not borrow the communicator.
     pub fn detached_barrier(&self) -> Box<dyn Fn() -> Result<()> + Send + Sync> {
         let (group, deadline) = (self.group.clone(), self.deadlines.collective);
         Box::new(move || match &group {
@@ -325,8 +319,7 @@ impl Communicator {
         })
     }
 
-    /// A function that sums a tensor over the ranks as a step of the computation, for synchronized BatchNorm; its
-    /// gradient is summed too.
+    /// A differentiable sum of a tensor over the ranks, for synchronized BatchNorm; its gradient is summed, too.
     pub fn differentiable_sum(&self) -> DifferentiableSum {
         let Some(group) = self.group.clone() else { return Box::new(|tensor| Ok(tensor.shallow_clone())) };
         Box::new(move |tensor| {
@@ -335,11 +328,11 @@ impl Communicator {
         })
     }
 
-    /// Breaks off all collectives after an error. On the CPU they have ended when it returns; on a GPU they may go on, and
-    /// nobody should wait for the device any more.
+    /// Aborts all collectives after an error. On the CPU they have ended when it returns. On a GPU they may still run, and
+    /// nothing should wait for the device any more.
     ///
     /// # Errors
-    /// If collectives on the CPU do not end before a deadline; the process should then end.
+    /// If collectives on the CPU do not end before a deadline. The process should then end.
     pub fn abort(&self) -> Result<()> {
         if self.device.is_cuda() {
             self.breaker.answer();
@@ -348,26 +341,26 @@ impl Communicator {
         self.breaker.abort().with_context(|| self.doing("abort"))
     }
 
-    /// Fails once the collectives have been broken off: what one of them has left in a tensor may then be nothing, though
-    /// it ended without an error.
+    /// Returns an error if the collectives have been aborted: even one that ended without an error may have left wrong
+    /// values in its tensor.
     ///
     /// # Errors
-    /// As said.
+    /// A distributed error.
     pub fn check_unbroken(&self) -> Result<()> {
         match self.breaker.has_begun() {
-            true => Err(Error::distributed(self.doing("a peer is lost; broken off"))),
+            true => Err(Error::distributed(self.doing("aborted because a peer is lost"))),
             false => Ok(()),
         }
     }
 
-    /// Breaks off all collectives, as a function that needs no borrow and does not wait: for a thread that hears that a peer
-    /// is gone while this one waits for it, and gets the error.
+    /// A function that aborts all collectives, does not block, and does not borrow the communicator: for a thread that is
+    /// notified of a lost peer while this one waits in a collective, which then fails.
     pub fn detached_abort(&self) -> Box<dyn Fn() + Send + Sync> {
         let breaker = Arc::clone(&self.breaker);
         Box::new(move || breaker.begin(None))
     }
 
-    /// Leaves the job in good order, when all ranks are done, also with their GPUs.
+    /// Leaves the job after all ranks and their GPUs are done.
     ///
     /// # Errors
     /// If a peer is lost before it is done.
@@ -381,8 +374,8 @@ impl Communicator {
         Ok(())
     }
 
-    /// Runs `action` with the group, if this job has more than one rank; says on failure what was going on, and to the
-    /// launcher all along that this rank waits for the others.
+    /// Runs `action` with the group, if this job has more than one rank. Shows the launcher meanwhile that this rank waits
+    /// for the others, and adds to an error what the rank was doing.
     pub(super) fn run(
         &self,
         operation: Operation,
@@ -392,7 +385,7 @@ impl Communicator {
         match &self.group {
             Some(group) => in_collective(operation, || {
                 let done = action(&lock(group), self.deadlines.collective).map_err(|error| match self.breaker.why() {
-                    // What was broken off tells less.
+                    // The error of an aborted collective says less.
                     Some(why) => Error::distributed(why),
                     None => error.into(),
                 });
@@ -402,14 +395,14 @@ impl Communicator {
         }
     }
 
-    /// What this rank was doing, for messages.
+    /// Describes what this rank was doing, for messages.
     pub(super) fn doing(&self, what: &str) -> String {
         let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         let during = if phase.is_empty() { String::new() } else { format!(" during {phase}") };
         format!("rank {} of {}, {what}{during}", self.rank, self.world_size)
     }
 
-    /// One tensor on the CPU from each rank.
+    /// Gathers one tensor on the CPU from each rank.
     fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = (0..self.world_size).map(|_| Ok(input.f_zeros_like()?)).collect::<Result<Vec<_>>>()?;
         self.run(Operation::AllGather, "all-gather", |group, deadline| {
@@ -420,14 +413,14 @@ impl Communicator {
 }
 
 impl Drop for Communicator {
-    /// Without [`Communicator::leave`] the job has failed. The process group's destructor would wait for collectives whose
-    /// peers may never come, before the error is told; so the connections are left to the end of the process.
+    /// Without [`Communicator::leave`] the job has failed. The process group's destructor would wait for collectives that
+    /// may never end before the error is reported, so the connections stay open until the process ends.
     fn drop(&mut self) {
         std::mem::forget(self.group.take());
     }
 }
 
-/// Waits for collectives on tensors of `device`: a GPU's by an event, for nothing else can be broken off.
+/// Waits for collectives on tensors of `device`. On a GPU it waits for an event, because no other wait can be aborted.
 fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<(), torch_ext::Error> {
     if !device.is_cuda() {
         return started.into_iter().try_for_each(|work| work.wait(deadline));
@@ -436,8 +429,8 @@ fn wait(started: Vec<Work<'_>>, device: Device, deadline: Duration) -> Result<()
     cuda::wait(device)
 }
 
-/// Says to the launcher that this rank waits for the others in a sum of a pass of synchronized BatchNorm, forward or backward,
-/// and that it does not any more.
+/// Shows the launcher that this rank waits for the others in a sum of synchronized BatchNorm, forward or backward, or that
+/// the wait is over.
 extern "C" fn account_for_statistics(begins: bool) {
     match begins {
         true => std::mem::forget(status::page().collective(Operation::Statistics)),
@@ -445,18 +438,18 @@ extern "C" fn account_for_statistics(begins: bool) {
     }
 }
 
-/// Says to the launcher, as long as `action` runs, that this rank waits for the others.
+/// Shows the launcher that this rank waits for the others while `action` runs.
 pub(super) fn in_collective(operation: Operation, action: impl FnOnce() -> Result<()>) -> Result<()> {
     let waiting = status::page().collective(operation);
     let done = action();
     if done.is_err() {
-        // What it failed in stays to be seen.
+        // The status page keeps showing the operation that failed.
         std::mem::forget(waiting);
     }
     done
 }
 
-/// What tensors on the CPU travel by.
+/// The transport of tensors on the CPU.
 enum Transport {
     Gloo,
     Mpi(Mpi),
@@ -476,14 +469,14 @@ fn lock(group: &Mutex<ProcessGroup>) -> MutexGuard<'_, ProcessGroup> {
 }
 
 fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
-    // SAFETY: whoever started this rank opened the socket for it alone; it is taken over once, at the start.
+    // SAFETY: the launcher opened the socket for this rank alone, and this function takes it only once.
     let listener = rendezvous.listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let Rendezvous { host, port, is_server, .. } = rendezvous;
     let timeout = if *is_server { timeout } else { wait_for_server(host, *port, timeout)? };
     TcpStore::new(StoreOptions { host: host.clone(), port: *port, is_server: *is_server, timeout, listener }).map_err(
         |error| match error.message().to_lowercase().contains("address already in use") {
             true => Error::environment(format!(
-                "port {port} is in use by another program: choose another MASTER_PORT ({})",
+                "port {port} is used by another program: choose another MASTER_PORT ({})",
                 first_line(error.message())
             )),
             false => Error::distributed(first_line(error.message())),
@@ -491,7 +484,7 @@ fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
     )
 }
 
-/// Messages of c10d may go on with a stack trace.
+/// c10d may append a stack trace to its messages.
 fn first_line(message: &str) -> &str {
     message.lines().next().unwrap_or(message)
 }

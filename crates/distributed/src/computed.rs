@@ -1,4 +1,4 @@
-//! When a rank is done with its own part of a pass, so that waiting for the others is told from computing.
+//! Measures how long a rank waits for the others in a backward pass, apart from its own computation.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -12,21 +12,21 @@ use fnet_protocol::status;
 
 use super::communicator::in_collective;
 
-/// The moment at which this rank's own gradients are computed.
+/// The time at which this rank finished its own gradients.
 #[derive(Default)]
 pub(super) struct Computed(Cell<Option<Mark>>);
 
 enum Mark {
     At(Instant),
-    /// A GPU comes to it later than the host.
+    /// On a GPU, which is behind the host.
     On(Event),
 }
 
 impl Computed {
-    /// To be called when all that computes the gradients is done, or given to the device.
+    /// Call this when the gradients are computed, or their computation is queued on the device.
     pub fn mark(&self, device: Device) {
         let mark = match device {
-            // A device that has failed is told by whoever waits for it.
+            // The next wait for the device reports that it has failed.
             Device::Cuda(index) => Event::record(index).ok().map(Mark::On),
             _ => {
                 status::page().wait(Operation::GradientAllReduce);
@@ -36,11 +36,11 @@ impl Computed {
         self.0.set(mark);
     }
 
-    /// After a pass on the CPU: how long it has waited for the other ranks.
+    /// After a pass on the CPU: how long this rank waited for the others.
     pub fn waited(&self) -> Duration {
         match self.0.take() {
             Some(Mark::At(at)) => at.elapsed(),
-            // It belongs to `wait_for_others`.
+            // On a GPU, `wait_for_others` uses the mark.
             mark => {
                 self.0.set(mark);
                 Duration::ZERO
@@ -48,11 +48,11 @@ impl Computed {
         }
     }
 
-    /// After a pass that was given to a GPU: waits for this rank's own part of it, then for the other ranks and for all else
-    /// that the GPU was given. Returns how long it waited for those.
+    /// After a pass that was queued on a GPU: waits for this rank's own part, then for the other ranks and for all other
+    /// queued work. Returns the duration of the second wait.
     ///
     /// # Errors
-    /// If the device has failed or the job is broken off.
+    /// If the device has failed or the job is aborted.
     pub fn wait_for_others(&self, device: Device) -> Result<Duration> {
         let Device::Cuda(index) = device else { return Ok(Duration::ZERO) };
         let mark = self.0.take();
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_the_cpu_waiting_counts_from_the_mark_of_its_own_pass() {
+    fn on_the_cpu_waiting_counts_from_the_mark_of_the_same_pass() {
         let computed = Computed::default();
         assert_eq!(computed.waited(), Duration::ZERO, "a pass that is not reduced");
         computed.mark(Device::Cpu);

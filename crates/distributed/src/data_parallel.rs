@@ -1,4 +1,4 @@
-//! Data-parallel training: every rank computes gradients of its own images, all step with their mean.
+//! Data-parallel training: every rank computes gradients of its own images, and all ranks update with their mean.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use fnet_protocol::status;
 use super::communicator::Communicator;
 use super::computed::Computed;
 
-/// Makes backward passes leave the mean of the ranks' gradients.
+/// Runs backward passes that produce the mean of the ranks' gradients.
 pub struct DataParallel<'a> {
     communicator: &'a Communicator,
     /// None in a job of one rank.
     reducer: Option<Reducer>,
-    /// When this rank had computed the gradients of the last pass.
+    /// When this rank finished the gradients of the last pass.
     computed: Computed,
 }
 
 impl<'a> DataParallel<'a> {
-    /// Checks that all ranks have the same parameters, gives all of them rank 0's values of `parameters` and
-    /// `buffers`, and hooks into the parameters' gradients. The order is the same on every rank.
+    /// Checks that all ranks have the same parameters, broadcasts rank 0's values of `parameters` and `buffers`, and hooks
+    /// into the parameters' gradients. The order must be the same on every rank.
     ///
     /// # Errors
     /// A bug if the ranks' parameters differ; if a peer is lost.
@@ -42,12 +42,12 @@ impl<'a> DataParallel<'a> {
         Ok(Self { communicator, reducer, computed: Computed::default() })
     }
 
-    /// Computes the gradients of `loss` and adds them up; with `synchronize`, leaves the mean over the ranks of what
-    /// has been added up since the gradients were cleared. All ranks synchronize in the same passes. Returns how long
-    /// this rank waited for the others; on a GPU [`DataParallel::wait_for_others`] does.
+    /// Accumulates the gradients of `loss`. With `synchronize`, the accumulated gradients are then averaged over the ranks;
+    /// all ranks must synchronize in the same passes. Returns how long this rank waited for the others on the CPU; for a
+    /// GPU see [`DataParallel::wait_for_others`].
     ///
     /// # Errors
-    /// If a peer is lost in the pass, the deadline passes, or memory runs out. The pass cannot be repeated then.
+    /// If a peer is lost, the deadline passes, or memory runs out. The pass cannot be repeated then.
     pub fn backward(&self, loss: &Tensor, synchronize: bool) -> Result<Duration> {
         let what = || self.communicator.doing("backward pass");
         let Some(reducer) = self.reducer.as_ref().filter(|_| synchronize) else {
@@ -59,8 +59,8 @@ impl<'a> DataParallel<'a> {
         Ok(self.computed.waited())
     }
 
-    /// On a GPU: waits until it has done this rank's own part of a synchronized pass, then for the other ranks and for all
-    /// that it was given since. Returns how long it waited for those. On the CPU that is done when the pass is.
+    /// On a GPU: waits for this rank's own part of a synchronized pass, then for the other ranks and for all work queued
+    /// since. Returns the duration of the second wait. On the CPU nothing is left to wait for.
     ///
     /// # Errors
     /// If the device has failed, or a peer is lost.
@@ -74,7 +74,7 @@ impl<'a> DataParallel<'a> {
     }
 }
 
-/// Ranks with different parameters would wait for each other or mix up values.
+/// Checks that all ranks have the same parameters; otherwise they would hang or mix up values.
 fn check_equal_layouts(communicator: &Communicator, parameters: &[Tensor], buffers: &[Tensor]) -> Result<()> {
     let layout: Vec<String> = parameters
         .iter()
@@ -89,8 +89,8 @@ fn check_equal_layouts(communicator: &Communicator, parameters: &[Tensor], buffe
     let index = expected.iter().zip(&found).position(|(a, b)| a != b).unwrap_or(expected.len().min(found.len()));
     let name = |list: &[String]| list.get(index).cloned().unwrap_or_else(|| "nothing".to_owned());
     Err(Error::bug(format!(
-        "rank {rank} has other parameters than rank 0: number {index} is {} there and {} here; all ranks need the same \
-         config and program",
+        "rank {rank} and rank 0 have different parameters: number {index} is {} on rank {rank} and {} on rank 0; all ranks \
+         need the same config and program",
         name(&found),
         name(&expected)
     )))

@@ -1,4 +1,4 @@
-//! Which device a rank computes on.
+//! The device of a rank.
 
 use tch::Device;
 use torch_ext::cuda;
@@ -6,12 +6,11 @@ use torch_ext::cuda;
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::{capability, env};
 
-/// The device of a rank: `wanted` is the value of FNET_DEVICE ("cpu" or "cuda"; unset: CUDA if a GPU is visible, else
-/// the CPU). With CUDA it loads libtorch's CUDA libraries and makes the device current.
+/// Chooses the device of a rank. `wanted` is the value of FNET_DEVICE: "cpu" or "cuda"; if unset, CUDA if a GPU is visible,
+/// otherwise the CPU. For CUDA it loads libtorch's CUDA libraries and makes the device current.
 ///
 /// # Errors
-/// A usage error for another word; an environment error if CUDA is wanted and the driver, a library or the GPU is
-/// missing.
+/// A usage error for another value; an environment error if CUDA is wanted and the driver, a library or the GPU is missing.
 pub fn choose_device(wanted: Option<&str>, local_rank: usize) -> Result<Device> {
     let driver = match wanted {
         Some("cpu") => return Ok(Device::Cpu),
@@ -31,27 +30,27 @@ pub fn choose_device(wanted: Option<&str>, local_rank: usize) -> Result<Device> 
     Ok(Device::Cuda(index))
 }
 
-/// The GPU of a rank among the visible ones: the one numbered as its local rank, or the only one.
+/// The index of a rank's GPU among the visible ones: its local rank, or the only one.
 fn gpu_index(local_rank: usize, visible: usize) -> Result<usize> {
     match visible {
         1 => Ok(0),
         _ if local_rank < visible => Ok(local_rank),
         _ => Err(Error::environment(format!(
-            "rank {local_rank} on this node sees {visible} GPUs, expected one of its own or at least {}: start fewer \
-             workers per node or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+            "local rank {local_rank} sees {visible} GPUs, expected exactly one or at least {}: start fewer workers per node \
+             or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
             local_rank + 1
         ))),
     }
 }
 
-/// Kernels that a GPU cannot run would fail in the first step, without a word about the reason.
+/// Refuses a GPU that libtorch has no kernels for: they would fail in the first step with an unclear message.
 fn refuse_unsupported(index: usize, capability: Option<(i32, i32)>) -> Result<()> {
     match capability {
         Some(found) if !capability::is_supported(found) => {
             let visible = std::env::var(env::CUDA_VISIBLE_DEVICES);
             let visible = visible.map_or(String::new(), |visible| format!(" (CUDA_VISIBLE_DEVICES={visible})"));
             Err(Error::environment(format!(
-                "GPU {index} of this worker{visible} cannot be used: {}; take other GPUs with --gpus, or run with \
+                "GPU {index} of this worker{visible} cannot be used: {}; choose other GPUs with --gpus, or run with \
                  --device cpu",
                 capability::not_supported(found)
             )))
@@ -67,14 +66,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rank_takes_the_gpu_of_its_number_or_the_only_one() {
+    fn a_rank_uses_the_gpu_of_its_local_rank_or_the_only_one() {
         assert_eq!(gpu_index(3, 8).unwrap(), 3);
         assert_eq!(gpu_index(3, 1).unwrap(), 0);
         assert_eq!(gpu_index(2, 2).unwrap_err().kind(), ErrorKind::Environment);
     }
 
     #[test]
-    fn a_gpu_without_kernels_is_refused_before_the_first_of_them() {
+    fn a_gpu_without_kernels_is_refused() {
         let error = refuse_unsupported(1, Some((7, 0))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Environment);
         let text = error.to_string();
@@ -83,7 +82,7 @@ mod tests {
         refuse_unsupported(0, None).unwrap();
     }
 
-    /// The build puts its flags into the library.
+    /// The library contains the flags of its build.
     #[test]
     fn the_supported_capabilities_are_those_of_the_wheel() {
         use std::io::Read;
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_needs_no_look_at_the_driver() {
+    fn choosing_the_cpu_does_not_probe_the_driver() {
         assert_eq!(choose_device(Some("cpu"), 5).unwrap(), Device::Cpu);
         assert_eq!(choose_device(Some("tpu"), 0).unwrap_err().kind(), ErrorKind::Usage);
     }

@@ -1,5 +1,5 @@
-//! Waits until the store answers. c10d's own client does not keep its deadline (it begins anew with another pause), does
-//! not say which addresses it tried, and prints the frames of its stack.
+//! Waits until the store accepts connections. c10d's own client does not keep its deadline (it restarts it with another
+//! pause), does not say which addresses it tried, and prints its stack frames.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -9,44 +9,44 @@ use std::time::{Duration, Instant};
 use fnet_common::{Error, Result};
 use fnet_protocol::stop;
 
-/// For one attempt at one address.
-const ATTEMPT: Duration = Duration::from_secs(5);
-/// Between attempts: the server may be a moment late.
+/// Timeout of one attempt at one address.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
-/// After this long the user is told what is waited for.
-const QUIET: Duration = Duration::from_secs(10);
+/// A warning is logged after waiting this long.
+const WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// Waits until a program answers at one of the host's addresses, and returns how much of `timeout` is left.
+/// Waits until one of the host's addresses accepts a connection, and returns how much of `timeout` is left.
 ///
 /// # Errors
-/// A distributed error that says why each address failed at last, once the time is up or this process is asked to stop.
+/// A distributed error with the last failure of each address, after the timeout or if this process is asked to stop.
 pub(super) fn wait_for_server(host: &str, port: u16, timeout: Duration) -> Result<Duration> {
     let begin = Instant::now();
-    let mut told = false;
+    let mut warned = false;
     loop {
         let left = |at_least| timeout.saturating_sub(begin.elapsed()).max(at_least);
-        let Err(why) = attempt(host, port, left(Duration::from_millis(1)).min(ATTEMPT)) else {
+        let Err(why) = attempt(host, port, left(Duration::from_millis(1)).min(ATTEMPT_TIMEOUT)) else {
             return Ok(left(Duration::from_secs(1)));
         };
         let waited = begin.elapsed();
         let failed = |how: String| Error::distributed(format!("the store at {host}:{port} {how} ({why})"));
         if waited >= timeout {
-            let hint = "is rank 0 running, is MASTER_ADDR its machine and MASTER_PORT its port, and does no firewall \
-                        stand between?";
+            let hint = "is rank 0 running, is MASTER_ADDR its machine, is MASTER_PORT its port, and does a firewall \
+                        block the connection?";
             return Err(failed(format!("did not answer within {} s: {hint}", timeout.as_secs_f64())));
         }
         if stop::requested().is_some() {
-            return Err(failed("had not answered when this rank was asked to stop".into()));
+            return Err(failed("did not answer before this rank was asked to stop".into()));
         }
-        if waited >= QUIET && !told {
-            log::warn!("waiting for the store at {host}:{port} for {} s so far ({why})", waited.as_secs());
-            told = true;
+        if waited >= WARN_AFTER && !warned {
+            log::warn!("still waiting for the store at {host}:{port} after {} s ({why})", waited.as_secs());
+            warned = true;
         }
         sleep(PAUSE.min(left(Duration::ZERO)));
     }
 }
 
-/// Tries every address of the host once; says why each failed.
+/// Tries every address of the host once; the error says why each failed.
 fn attempt(host: &str, port: u16, timeout: Duration) -> Result<(), String> {
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
@@ -58,7 +58,7 @@ fn attempt(host: &str, port: u16, timeout: Duration) -> Result<(), String> {
     })
 }
 
-/// The first address at which a program answers, each given `timeout`; else why each failed.
+/// The first address that accepts a connection within `timeout`; otherwise why each failed.
 pub(super) fn first_that_answers(
     addresses: impl IntoIterator<Item = SocketAddr>,
     timeout: Duration,
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_comes_late_is_waited_for() {
+    fn a_late_server_is_waited_for() {
         let port = free_port();
         let server = std::thread::spawn(move || {
             sleep(Duration::from_millis(300));
@@ -97,9 +97,9 @@ mod tests {
         server.join().unwrap();
     }
 
-    /// https://github.com/pytorch/pytorch/issues/69197: every node dials and times out with no hint.
+    /// https://github.com/pytorch/pytorch/issues/69197: every node dials and times out without a hint.
     #[test]
-    fn a_server_that_never_comes_is_an_error_at_the_deadline_with_the_addresses_tried() {
+    fn a_missing_server_is_an_error_at_the_deadline_that_names_the_addresses() {
         let (port, begin) = (free_port(), Instant::now());
         let error = wait_for_server("127.0.0.1", port, Duration::from_millis(300)).unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(10));

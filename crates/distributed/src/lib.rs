@@ -1,7 +1,7 @@
 //! The ranks of a job: rendezvous, process group, data-parallel training.
 //!
-//! [`Communicator`] is what the rest of the worker sees. It also works alone: without peers its collectives return what they
-//! were given, and no socket is opened.
+//! The rest of the worker uses [`Communicator`]. It also works alone: in a job of one rank, collectives return their input,
+//! and no socket is opened.
 
 mod address;
 mod breaker;

@@ -1,6 +1,6 @@
-//! Ranks that mpirun started: they learn their place from MPI, and their tensors on the CPU travel by it.
+//! Ranks started by mpirun: MPI gives them their rank, and transports their tensors on the CPU.
 //!
-//! All that speaks to MPI is in a library of its own, `crates/mpi`, loaded here by the functions that it exports.
+//! All calls of MPI are in a separate library, `crates/mpi`, which is loaded here at run time.
 
 use std::ffi::{CStr, c_char};
 use std::mem::ManuallyDrop;
@@ -19,12 +19,12 @@ use super::address;
 use super::orphan;
 use super::placement::{RankPlacement, Rendezvous};
 
-/// The library's file, beside the program, in `../lib/fnet` of an installation, or where the loader looks.
+/// The file name of the library. [`library`] searches for it.
 const LIBRARY: &str = "libfnet_mpi.so";
 /// The version of its interface; `crates/mpi/src/abi.rs` has the same.
 const VERSION: u32 = 1;
 
-/// A message that is null or to be freed.
+/// An error message that the caller must free; null on success.
 type Message = *mut c_char;
 
 /// The layout of `abi::Seat`.
@@ -37,7 +37,7 @@ struct RawSeat {
     local_size: i32,
 }
 
-/// What MPI says of this process.
+/// The rank of this process according to MPI.
 #[derive(Debug, Clone, Copy)]
 struct Seat {
     rank: usize,
@@ -46,7 +46,7 @@ struct Seat {
     local_size: usize,
 }
 
-/// MPI, once it is started: the functions of the library, which is never unloaded.
+/// The functions of the library, which is never unloaded, after MPI was started.
 pub(super) struct Mpi {
     join: Symbol<unsafe extern "C" fn(i64, *mut RawSeat) -> Message>,
     broadcast: Symbol<unsafe extern "C" fn(*mut u8, usize, i32, i64) -> Message>,
@@ -57,24 +57,24 @@ pub(super) struct Mpi {
     shutdown: Symbol<unsafe extern "C" fn() -> Message>,
 }
 
-/// Joins the job that mpirun started with `ranks` ranks: this rank's place in it, and the carrier of its tensors.
-/// Rank 0 opens the port of the store, and tells the others where it is.
+/// Joins the job that mpirun started with `ranks` ranks. Returns this rank's placement and the byte transport of its
+/// tensors. Rank 0 opens the port of the store and broadcasts its address.
 ///
 /// # Errors
 /// If MPI does not start in time, sees another number of ranks, or rank 0 cannot be reached.
 pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(RankPlacement, Mpi)> {
-    orphan::end_with_starter();
+    orphan::exit_with_launcher();
     let mpi = Mpi::load()?;
     let seat = mpi.start(timeout)?;
     if seat.size != ranks {
         return Err(Error::environment(format!(
-            "mpirun started {ranks} ranks, but the MPI library of this program sees {}: they are of different \
-             installations; use the mpirun of the MPI that {LIBRARY} was built with, and see that LD_LIBRARY_PATH \
+            "mpirun started {ranks} ranks, but the MPI library of this program sees {}: they belong to different \
+             installations; use the mpirun of the MPI that {LIBRARY} was built with, and check that LD_LIBRARY_PATH \
              names no other",
             seat.size
         )));
     }
-    let who = format!("rank {} of {} meets the others by MPI", seat.rank, seat.size);
+    let who = format!("rank {} of {}, rendezvous over MPI", seat.rank, seat.size);
     let rendezvous = mpi.rendezvous(seat, timeout).context(who)?;
     let place = RankPlacement {
         rank: seat.rank,
@@ -86,7 +86,7 @@ pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(RankPlacement, Mp
     Ok((place, mpi))
 }
 
-/// Where the library lies: as [`env::MPI_LIBRARY`] says, beside the program, or in `../lib/fnet` of an installation.
+/// The path of the library: [`env::MPI_LIBRARY`], beside the program, or in `../lib/fnet` of an installation.
 pub(super) fn library() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os(env::MPI_LIBRARY).filter(|named| !named.is_empty()) {
         return Some(PathBuf::from(named)).filter(|path| path.is_file());
@@ -98,24 +98,24 @@ pub(super) fn library() -> Option<PathBuf> {
 
 impl Mpi {
     fn load() -> Result<Self> {
-        let path = library().ok_or_else(|| Error::environment(format!("{LIBRARY} is not there")))?;
+        let path = library().ok_or_else(|| Error::environment(format!("{LIBRARY} does not exist")))?;
         let absent = |error: libloading::Error| {
             let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             Error::environment(format!("cannot load {}: {why}; `make mpi` builds it", path.display()))
         };
-        // SAFETY: the initializers are those of an MPI library and of Rust's standard library. Open MPI's components of
-        // older versions look for its symbols in the global scope.
+        // SAFETY: this runs the initializers of an MPI library and of Rust's standard library. RTLD_GLOBAL because the
+        // components of older versions of Open MPI look for its symbols in the global scope.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(absent)?;
-        // SAFETY: a function of this signature in every version.
+        // SAFETY: the function has this signature in every version.
         let version = unsafe { library.get::<extern "C" fn() -> u32>(b"fnet_mpi_version\0") }.map_err(absent)?;
         let found = version();
         if found != VERSION {
             return Err(Error::environment(format!(
-                "{} has version {found} of the interface, but this program needs {VERSION}: run `make mpi` again",
+                "{} has version {found} of the interface, but this program needs version {VERSION}: run `make mpi` again",
                 path.display()
             )));
         }
-        // SAFETY: functions of these signatures in this version.
+        // SAFETY: the functions have these signatures in this version.
         let mpi = unsafe {
             Self {
                 join: library.get(b"fnet_mpi_join\0").map_err(absent)?,
@@ -127,14 +127,14 @@ impl Mpi {
                 shutdown: library.get(b"fnet_mpi_shutdown\0").map_err(absent)?,
             }
         };
-        // Its functions stay in use.
+        // The library must stay loaded: its functions are used from here on.
         std::mem::forget(library);
         Ok(mpi)
     }
 
     fn start(&self, timeout: Duration) -> Result<Seat> {
         let mut seat = RawSeat::default();
-        // SAFETY: the place is valid for the call.
+        // SAFETY: `seat` is valid during the call.
         let joined = result(unsafe { (self.join)(milliseconds(timeout), &raw mut seat) });
         joined.map_err(Error::environment)?;
         let number = |number: i32| usize::try_from(number).unwrap_or(0);
@@ -146,7 +146,7 @@ impl Mpi {
         })
     }
 
-    /// Where the store is; rank 0 opens its port.
+    /// The address of the store; rank 0 opens its port.
     fn rendezvous(&self, seat: Seat, timeout: Duration) -> Result<Rendezvous> {
         let mut message = vec![0; address::LENGTH];
         let mut listener = None;
@@ -176,11 +176,11 @@ impl Mpi {
     }
 }
 
-// SAFETY: the library's functions have the promises of the trait.
+// SAFETY: the library's functions keep the promises of the trait.
 unsafe impl Carrier for Mpi {
     fn broadcast(&self, bytes: &mut [u8], root: usize, timeout: Duration) -> Result<(), String> {
         let root = i32::try_from(root).map_err(|_| format!("there is no rank {root}"))?;
-        // SAFETY: valid as the trait says, which is as long as the library may use them; so below.
+        // SAFETY: the trait guarantees that the buffers are valid as long as the library may use them.
         result(unsafe { (self.broadcast)(bytes.as_mut_ptr(), bytes.len(), root, milliseconds(timeout)) })
     }
 
@@ -210,12 +210,12 @@ unsafe impl Carrier for Mpi {
     }
 }
 
-/// Takes over what a function of the library returned.
+/// Converts and frees the message that a function of the library returned.
 fn result(message: Message) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: the library returns null or a C string that is the caller's to free, by `free`.
+    // SAFETY: the library returns null or a C string that the caller must pass to `free`.
     unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         libc::free(message.cast());
@@ -227,7 +227,7 @@ fn milliseconds(timeout: Duration) -> i64 {
     i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// This machine's addresses that others may know it by; those of GLOO_SOCKET_IFNAME alone, if that is set.
+/// The addresses at which other machines may reach this one; only those of GLOO_SOCKET_IFNAME, if it is set.
 fn own_addresses() -> Vec<IpAddr> {
     let wanted = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty());
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
@@ -238,7 +238,7 @@ fn own_addresses() -> Vec<IpAddr> {
         })
         .map(|interface| interface.ip())
         .collect();
-    // Of one family, as the port is: IPv4 where there is any.
+    // Only one family, because the listener has one: IPv4 if there is any.
     let has_ipv4 = addresses.iter().any(IpAddr::is_ipv4);
     addresses.retain(|address| address.is_ipv4() == has_ipv4);
     addresses

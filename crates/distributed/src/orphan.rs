@@ -1,4 +1,4 @@
-//! Ends a rank whose mpirun has been killed: Open MPI leaves its ranks running then, and they would train on unseen.
+//! Ends a rank when its mpirun is killed; Open MPI would leave it running in the background.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -7,43 +7,43 @@ use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 use fnet_common::process;
 use fnet_protocol::{exit, outlet};
 
-/// Names of the programs that start ranks on a machine.
-const STARTERS: [&str; 8] =
+/// Programs that start ranks on a machine.
+const LAUNCHERS: [&str; 8] =
     ["mpirun", "mpiexec", "prterun", "prted", "orted", "hydra_pmi_proxy", "pmi_proxy", "slurmstepd"];
 
-/// A process above this one.
+/// An ancestor of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ancestor {
     id: i32,
     name: String,
 }
 
-/// Ends this process soon after the starter of the ranks on this machine, or a script between them, has ended.
-pub(super) fn end_with_starter() {
+/// Ends this process when the launcher of the ranks on this machine, or a script in between, ends.
+pub(super) fn exit_with_launcher() {
     let ancestors = ancestors();
     let watched = watched(&ancestors);
     let open = |one: &Ancestor| Pid::from_raw(one.id).and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
     let handles: Vec<OwnedFd> = watched.iter().filter_map(open).collect();
-    // A kernel without pidfds: nothing can be watched, and the job is no worse than without this thread.
+    // The kernel has no pidfds, so nothing can be watched.
     if handles.is_empty() || handles.len() < watched.len() {
         return;
     }
     let spawned = std::thread::Builder::new().name("orphan".into()).spawn(move || {
         wait_for_one(&handles);
-        outlet::stderr("error: the mpirun of this rank has ended, so this rank ends too\n");
+        outlet::stderr("error: the mpirun of this rank has ended, so this rank exits, too\n");
         process::end(exit::WORKER_LOST);
     });
-    // Without a thread: as without pidfds.
+    // Without a thread nothing is watched, either.
     drop(spawned);
 }
 
-/// The processes from the parent up to the starter; the parent alone if no ancestor is known as one.
+/// The processes from the parent up to the launcher; only the parent if no ancestor is a known launcher.
 fn watched(ancestors: &[Ancestor]) -> &[Ancestor] {
-    let starter = ancestors.iter().position(|ancestor| STARTERS.contains(&ancestor.name.as_str()));
-    &ancestors[..ancestors.len().min(starter.unwrap_or(0) + 1)]
+    let launcher = ancestors.iter().position(|ancestor| LAUNCHERS.contains(&ancestor.name.as_str()));
+    &ancestors[..ancestors.len().min(launcher.unwrap_or(0) + 1)]
 }
 
-/// The processes above this one, the parent first, without the first process of the system.
+/// The ancestors of this process, the parent first, without process 1.
 fn ancestors() -> Vec<Ancestor> {
     let mut found = Vec::new();
     let mut next = getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
@@ -58,7 +58,7 @@ fn ancestors() -> Vec<Ancestor> {
     found
 }
 
-/// Name and parent in the text of /proc/ID/stat; the name, in brackets, may hold brackets and spaces.
+/// Name and parent in the text of /proc/ID/stat. The name is in parentheses and may contain parentheses and spaces.
 fn parse(stat: &str) -> Option<(String, i32)> {
     let (before, after) = stat.rsplit_once(')')?;
     let name = before.split_once('(')?.1.to_owned();
@@ -69,7 +69,7 @@ fn parse(stat: &str) -> Option<(String, i32)> {
 fn wait_for_one(handles: &[OwnedFd]) {
     let entry = |handle: &OwnedFd| libc::pollfd { fd: handle.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut entries: Vec<libc::pollfd> = handles.iter().map(entry).collect();
-    // SAFETY: a list of as many entries, whose descriptors are open as long as `handles` is borrowed.
+    // SAFETY: the length is that of the list, and the descriptors stay open while `handles` is borrowed.
     while unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) } < 1 {
         // Interrupted by a signal.
     }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn all_up_to_the_starter_are_watched_and_nobody_above_it() {
+    fn all_ancestors_up_to_the_launcher_are_watched() {
         for (names, count) in [
             (&["prterun", "bash", "sshd"][..], 1),
             (&["run.sh", "numactl", "prted", "systemd"], 3),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_hold_brackets() {
+    fn a_process_name_may_contain_parentheses() {
         assert_eq!(parse("7 (a) b (c)) S 42 7 7").unwrap(), ("a) b (c)".to_owned(), 42));
         assert!(parse("").is_none());
         let parent = &ancestors()[0];
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_one_of_several_processes_is_seen() {
+    fn the_end_of_one_of_several_processes_is_noticed() {
         let start = |seconds: &str| Command::new("sleep").arg(seconds).stdin(Stdio::null()).spawn().unwrap();
         let mut children = [start("60"), start("0.1")];
         let open = |id: u32| pidfd_open(Pid::from_raw(id as i32).unwrap(), PidfdFlags::empty()).unwrap();

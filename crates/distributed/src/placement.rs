@@ -1,9 +1,9 @@
-//! Where a process stands in its job, as the environment tells.
+//! The rank and size of a job, and its rendezvous, read from environment variables.
 
 use fnet_common::{Error, Result};
 use fnet_protocol::env;
 
-/// A process's place in the job and the way to its peers.
+/// A process's rank in the job and how it reaches its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankPlacement {
     /// Rank in the job, from 0.
@@ -12,13 +12,13 @@ pub struct RankPlacement {
     pub world_size: usize,
     /// Rank on this node, from 0.
     pub local_rank: usize,
-    /// Number of ranks on this node; none if whoever started the job did not say.
+    /// Number of ranks on this node; `None` if the environment does not say.
     pub local_world_size: Option<usize>,
-    /// How to meet the peers; none for a job of one rank.
+    /// How to reach the peers; `None` for a job of one rank.
     pub rendezvous: Option<Rendezvous>,
 }
 
-/// How the ranks of a job meet.
+/// The rendezvous of a job's ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendezvous {
     /// Host of the store.
@@ -27,21 +27,21 @@ pub struct Rendezvous {
     pub port: u16,
     /// Whether this rank serves the store.
     pub is_server: bool,
-    /// An inherited socket that listens on the port already.
+    /// An inherited socket that already listens on the port.
     pub listener: Option<i32>,
-    /// How often the job was restarted; keys of earlier attempts may still be in the store of torchrun's agent.
+    /// The number of restarts so far; the store of torchrun's agent may still have keys of earlier attempts.
     pub attempt: u64,
 }
 
-/// torchrun's count of restarts.
+/// torchrun's number of restarts.
 const TORCHELASTIC_RESTART_COUNT: &str = "TORCHELASTIC_RESTART_COUNT";
 
 impl RankPlacement {
-    /// Reads the variables that PyTorch programs are started with (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
-    /// MASTER_ADDR, MASTER_PORT) and fnet's own; with none of them, a job of one rank.
+    /// Reads PyTorch's variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and fnet's
+    /// own. Without any of them, the job has one rank.
     ///
     /// # Errors
-    /// A usage error that names the variable if one is missing, no number, or out of range.
+    /// A usage error that names the variable if one is missing, not a number, or out of range.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let rank = number::<usize>(&variable, env::RANK)?;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_local_rank_it_is_the_rank() {
+    fn the_local_rank_defaults_to_the_rank() {
         let variables = [("RANK", "1"), ("WORLD_SIZE", "2"), TWO[4], TWO[5]];
         let place = place(&variables).unwrap();
         assert_eq!((place.local_rank, place.local_world_size), (1, None));

@@ -1,23 +1,23 @@
-//! Who started this process, and so how it learns its place in the job.
+//! Detects which launcher started this process, and so how it learns its rank.
 
 use fnet_common::{Error, Result};
 use fnet_protocol::env;
 
 use super::placement::{RankPlacement, Rendezvous, missing, number};
 
-/// How a process learns its place.
+/// How a process learns its rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Launch {
-    /// Its environment says it all.
+    /// From its environment.
     Placement(RankPlacement),
-    /// MPI knows, for mpirun (or srun by its MPI plugin) started so many ranks.
+    /// From MPI, because mpirun (or srun with an MPI plugin) started it.
     Mpi {
-        /// Number of ranks, as the starter says; MPI must see as many.
+        /// Number of ranks according to the launcher; MPI must report the same.
         ranks: usize,
     },
 }
 
-/// Rank and number of ranks as the mpirun of Open MPI, of MPICH and Intel MPI, and of MVAPICH2 say them.
+/// Variables for rank and number of ranks: of mpirun of Open MPI, of MPICH and Intel MPI, and of MVAPICH2.
 const MPIRUN: [[&str; 2]; 3] = [
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
     ["PMI_RANK", "PMI_SIZE"],
@@ -33,19 +33,18 @@ const SLURM_LOCALID: &str = "SLURM_LOCALID";
 const PMIX_RANK: &str = "PMIX_RANK";
 
 impl Launch {
-    /// Finds the starter in the environment, in this order: RANK and WORLD_SIZE, which the user may have set in
-    /// whatever way; mpirun; srun; nobody, which means a job of one rank. `with_mpi`: whether the library is there by which this
-    /// program asks MPI.
+    /// Detects the launcher from the environment, in this order: RANK and WORLD_SIZE, which the user or any launcher may
+    /// have set; mpirun; srun; otherwise a job of one rank. `with_mpi` says whether the library for MPI is available.
     ///
     /// # Errors
-    /// A usage error if several ranks were started in a way in which they cannot meet, with what to do: each would
-    /// train alone, all in one folder.
+    /// A usage error with a remedy if several ranks were started without a way to connect: each would train alone, all in
+    /// the same folder.
     pub fn find(variable: impl Fn(&str) -> Option<String>, with_mpi: bool) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         if variable(env::RANK).is_some() || variable(env::WORLD_SIZE).is_some() {
             return RankPlacement::from_variables(variable).map(Self::Placement);
         }
-        // mpirun comes first: on a Slurm cluster it starts its daemons by srun, and the ranks inherit their variables.
+        // mpirun comes first: on a Slurm cluster it starts its daemons with srun, and the ranks inherit their variables.
         let step = SlurmStep::find(&variable)?;
         if let Some((name, ranks)) = mpirun_ranks(&variable, step.as_ref())? {
             return if with_mpi { Ok(Self::Mpi { ranks }) } else { Err(without_mpi(name, ranks)) };
@@ -61,7 +60,7 @@ impl Launch {
     }
 }
 
-/// The rank that this process will probably have, for messages before the ranks have met.
+/// The rank that this process will probably have, for messages before the rendezvous.
 pub fn likely_rank(variable: impl Fn(&str) -> Option<String>) -> usize {
     let names = [env::RANK].into_iter().chain(MPIRUN.map(|[rank, _]| rank)).chain([PMIX_RANK]);
     let in_step = variable(SLURM_STEP_ID).is_some();
@@ -69,7 +68,7 @@ pub fn likely_rank(variable: impl Fn(&str) -> Option<String>) -> usize {
     names.filter_map(&variable).find_map(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The variable by which an mpirun tells of more than one rank, and the number.
+/// The number of ranks started by mpirun, with the name of its variable; `None` for one rank.
 fn mpirun_ranks(
     variable: &impl Fn(&str) -> Option<String>,
     step: Option<&SlurmStep>,
@@ -77,7 +76,7 @@ fn mpirun_ranks(
     for [rank_name, size_name] in MPIRUN {
         let rank = number::<usize>(variable, rank_name)?;
         let Some(ranks) = number::<usize>(variable, size_name)?.filter(|ranks| *ranks > 1) else { continue };
-        // srun's own PMI sets the variables of MPICH's mpirun to its own numbers.
+        // srun's PMI sets the variables of MPICH's mpirun to srun's numbers.
         if step.is_some_and(|step| step.tasks == ranks && Some(step.rank) == rank) {
             continue;
         }
@@ -89,19 +88,19 @@ fn mpirun_ranks(
 fn without_mpi(name: &str, ranks: usize) -> Error {
     Error::usage(format!(
         "mpirun started {ranks} ranks ({name}={ranks}), but libfnet_mpi.so is not beside this fnet-worker, so each would \
-         train alone. Start them by fnet-launch (--gpus {ranks}, or --device cpu --nproc {ranks}; --nnodes for several \
-         machines) or by torchrun, or build that library: `make mpi`"
+         train alone. Start them with fnet-launch (--gpus {ranks}, or --device cpu --nproc {ranks}; --nnodes for several \
+         machines) or torchrun, or build the library: `make mpi`"
     ))
 }
 
-/// A step of several tasks that srun started, of which this process is one.
+/// This process as a task of a Slurm step with several tasks.
 struct SlurmStep {
     rank: usize,
     tasks: usize,
 }
 
 impl SlurmStep {
-    /// None unless it is certain that srun started this process: a batch script has numbers of the job, but no step.
+    /// `None` unless srun certainly started this process: a batch script has variables of the job, but not of a step.
     fn find(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         if variable(SLURM_STEP_ID).is_none() {
             return Ok(None);
@@ -133,11 +132,11 @@ impl SlurmStep {
         let missing: Vec<&str> =
             [env::MASTER_ADDR, env::MASTER_PORT].into_iter().filter(|name| variable(name).is_none()).collect();
         let by_mpi = match with_mpi {
-            true => "; or give MPI the say: srun --mpi=pmix",
+            true => "; or use MPI: srun --mpi=pmix",
             false => "",
         };
         Error::usage(format!(
-            "srun started {} tasks, but the environment has no {}, so they cannot meet. In the batch script, before \
+            "srun started {} tasks, but the environment has no {}, so they cannot connect. In the batch script, before \
              srun: export MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1) MASTER_PORT=29500 \
              (any free port of that node){by_mpi}. Or start one task per node: srun --ntasks-per-node=1 fnet-launch \
              with --nnodes",
@@ -185,7 +184,7 @@ mod tests {
     const ADDRESS: [(&str, &str); 2] = [("MASTER_ADDR", "node1"), ("MASTER_PORT", "29500")];
 
     #[test]
-    fn ranks_of_mpirun_are_mpis_or_are_refused() {
+    fn ranks_of_mpirun_use_mpi_or_are_refused() {
         assert_eq!(find(OPEN_MPI, true).unwrap(), Launch::Mpi { ranks: 2 });
         for (variables, name) in [
             (OPEN_MPI, "OMPI_COMM_WORLD_SIZE=2"),
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_of_mpirun_or_srun_is_a_job_of_one() {
+    fn one_rank_of_mpirun_or_srun_is_a_job_of_one_rank() {
         for with_mpi in [false, true] {
             for variables in [
                 &[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "1")][..],
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_users_rank_wins_over_mpirun_and_srun() {
+    fn the_users_rank_has_priority_over_mpirun_and_srun() {
         let user = [("RANK", "0"), ("WORLD_SIZE", "2"), ADDRESS[0], ADDRESS[1]];
         for others in [OPEN_MPI, &STEP] {
             let variables = [&user[..], others].concat();
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_of_srun_take_their_place_from_it() {
+    fn tasks_of_srun_take_their_rank_from_it() {
         let Launch::Placement(place) = find(&[&STEP[..], &ADDRESS].concat(), false).unwrap() else {
             panic!("no place")
         };
@@ -243,13 +242,13 @@ mod tests {
     }
 
     #[test]
-    fn tasks_of_srun_that_cannot_meet_say_what_is_missing() {
+    fn tasks_of_srun_that_cannot_connect_say_what_is_missing() {
         let error = find(&STEP, false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("4 tasks, but the environment has no MASTER_ADDR and no MASTER_PORT"));
         let error = find(&[&STEP[..], &ADDRESS[..1]].concat(), false).unwrap_err();
         assert!(error.to_string().contains("has no MASTER_PORT, so"), "{error}");
-        // By Slurm's MPI plugins they can meet without an address, if this program speaks MPI.
+        // With Slurm's MPI plugins they can connect without an address, if this program supports MPI.
         for plugin in [&[("PMIX_RANK", "3")][..], &[("PMI_RANK", "3"), ("PMI_SIZE", "4")]] {
             let variables = [&STEP[..], plugin].concat();
             assert_eq!(find(&variables, true).unwrap(), Launch::Mpi { ranks: 4 });
@@ -258,9 +257,9 @@ mod tests {
         assert!(find(&STEP, true).unwrap_err().to_string().contains("--mpi=pmix"));
     }
 
-    /// Open MPI's and MPICH's mpirun start one daemon per node by srun; its step is not that of the ranks.
+    /// Open MPI's and MPICH's mpirun start one daemon per node with srun; its step is not that of the ranks.
     #[test]
-    fn the_step_of_mpiruns_daemons_is_not_taken_for_the_ranks() {
+    fn the_step_of_mpiruns_daemons_is_not_used_for_the_ranks() {
         for ranks in [
             &[("OMPI_COMM_WORLD_RANK", "5"), ("OMPI_COMM_WORLD_SIZE", "8")][..],
             &[("PMI_RANK", "3"), ("PMI_SIZE", "8")],
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_name_the_rank_that_any_starter_gave() {
+    fn the_likely_rank_is_that_of_any_launcher() {
         for (variables, rank) in [
             (&[("RANK", "2"), ("OMPI_COMM_WORLD_RANK", "1")][..], 2),
             (OPEN_MPI, 1),

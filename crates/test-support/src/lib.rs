@@ -1,6 +1,6 @@
-//! What the unit tests of several crates share: the folder of test data, the environment's Python, small data sets.
+//! Shared code of the unit tests: test data, Python, small data sets.
 
-// A panic is how a test fails.
+// Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod small_set;
@@ -10,11 +10,11 @@ use std::process::Command;
 
 pub use small_set::SmallSet;
 
-/// A file or folder of the test data, or `None`, with a visible line, where FNET_TEST_DATA is unset. The empty path stands for
-/// the whole folder.
+/// A file or folder of the test data. `None`, with a SKIPPED line, if FNET_TEST_DATA is unset. The empty path is the whole
+/// folder.
 ///
 /// # Panics
-/// If FNET_TEST_DATA is set and lacks it.
+/// If FNET_TEST_DATA is set but the file does not exist.
 pub fn fixture(path: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("FNET_TEST_DATA").filter(|root| !root.is_empty()) else {
         skip("FNET_TEST_DATA is unset");
@@ -30,17 +30,17 @@ pub fn skip(reason: &str) {
     eprintln!("SKIPPED {}: {reason}", std::thread::current().name().unwrap_or("a test"));
 }
 
-/// The Python of the checkout's environment, or `None`, with a visible line, where there is none.
+/// The Python of `.venv`. `None`, with a SKIPPED line, if it does not exist.
 pub fn python() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/python");
     if !python.exists() {
-        skip("there is no .venv/bin/python");
+        skip(".venv/bin/python does not exist");
         return None;
     }
     Some(python)
 }
 
-/// Runs a script in `folder` with the environment's Python, in which PyTorch is installed; `false` where there is none.
+/// Runs a script in `folder` with the Python of `.venv`, which has PyTorch; `false` if it does not exist.
 ///
 /// # Panics
 /// If the script fails.

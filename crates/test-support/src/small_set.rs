@@ -1,10 +1,10 @@
 //! Small data sets.
 
-/// A small data set in a folder of its own: image `i` is `sizes[i]` (width, height) and has one polygon object.
+/// A small data set in a temporary folder: image `i` has the size `sizes[i]` (width, height) and one polygon object.
 pub struct SmallSet {
-    /// Where it lies; removed with it.
+    /// The folder, which is removed on drop.
     pub folder: tempfile::TempDir,
-    /// The part of a config that names it as the training and validation set.
+    /// A data config that uses it as the training and validation set.
     pub config: fnet_config::Data,
 }
 
@@ -12,7 +12,7 @@ impl SmallSet {
     /// Writes the images and the annotation file.
     ///
     /// # Panics
-    /// If the disk fails.
+    /// If writing fails.
     pub fn new(sizes: &[(u32, u32)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut images = Vec::new();
@@ -46,7 +46,7 @@ impl SmallSet {
     /// Replaces the annotation file.
     ///
     /// # Panics
-    /// If the disk fails.
+    /// If writing fails.
     pub fn write(&self, file: &serde_json::Value) {
         std::fs::write(self.folder.path().join("a.json"), file.to_string()).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What is told and kept of batches whose loss is not finite.
+//! Reports and saves batches whose loss is not finite.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use fnet_distributed::Communicator;
 
 use super::progress::StepIndex;
 
-/// Batches that one rank keeps at most, for a job that goes on past them may meet many.
-const MOST: usize = 16;
+/// Maximum number of batches that one rank saves; a job that skips them may see many.
+const MAX_SAVED: usize = 16;
 
-/// Where batches with a loss that is not finite are kept.
+/// Saves batches with a loss that is not finite.
 #[derive(Debug, Default)]
 pub struct BadBatches {
     folder: Option<PathBuf>,
@@ -23,16 +23,16 @@ pub struct BadBatches {
 }
 
 impl BadBatches {
-    /// Batches are kept in `folder`, which is made when there is one.
+    /// Saves batches in `folder`, which is created for the first one.
     pub fn kept_in(folder: PathBuf) -> Self {
         Self { folder: Some(folder), kept: 0 }
     }
 
-    /// After a step in which some rank had a loss that is not finite, on all ranks together: keeps the batch of each such
-    /// rank, and says which ranks, losses and images they were.
+    /// After a step in which some rank had a loss that is not finite: saves the batch of each such rank, and returns a text
+    /// with the ranks, losses and images. All ranks call this together.
     ///
     /// # Errors
-    /// A lost peer. That a batch cannot be kept is only told.
+    /// A lost peer. A batch that cannot be saved is only mentioned in the text.
     pub fn examine(
         &mut self,
         named: &[(&'static str, f64)],
@@ -48,29 +48,29 @@ impl BadBatches {
         let mut own = String::new();
         if !bad.is_empty() {
             own = format!("rank {}: {} with images {}", communicator.rank(), bad.join(", "), names(batch));
-            if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MOST) {
+            if let Some(folder) = self.folder.as_ref().filter(|_| self.kept < MAX_SAVED) {
                 self.kept += 1;
                 own += &match keep(folder, named, batch, index, communicator.rank()) {
-                    Ok(path) => format!(" (the batch is kept in {})", path.display()),
-                    Err(error) => format!(" (the batch could not be kept: {error})"),
+                    Ok(path) => format!(" (batch saved in {})", path.display()),
+                    Err(error) => format!(" (the batch could not be saved: {error})"),
                 };
             }
         }
         let all = communicator.all_gather_bytes(own.as_bytes()).context("gathering what was not finite")?;
-        let told: Vec<_> =
+        let parts: Vec<_> =
             all.iter().filter(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text)).collect();
-        Ok(told.join("; "))
+        Ok(parts.join("; "))
     }
 }
 
-/// The images of a batch, for messages.
+/// Names and ids of the images of a batch, for messages.
 pub fn names(batch: &Batch) -> String {
     let names: Vec<_> = batch.metas.iter().map(|meta| format!("{} (id {})", meta.file_name, meta.image_id)).collect();
     names.join(", ")
 }
 
-/// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I`) and a JSON file
-/// beside it that says what they are.
+/// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I`) and a JSON file with
+/// the losses and the properties of the images.
 fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, rank: usize) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
     let stem = format!("step_{}_rank_{rank}", index.step + 1);
@@ -95,17 +95,17 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, 
         .collect();
     let losses: serde_json::Map<String, serde_json::Value> =
         losses.iter().map(|&(name, value)| (name.to_owned(), value.to_string().into())).collect();
-    let facts = json!({
+    let description = json!({
         "epoch": index.epoch + 1, "iter": index.step_in_epoch + 1, "step": index.step + 1, "rank": rank,
         "losses": losses, "images": images,
     });
     atomic::create(&folder.join(format!("{stem}.json")), |out| {
-        serde_json::to_writer_pretty(out, &facts).map_err(|error| Error::environment(error.to_string()))
+        serde_json::to_writer_pretty(out, &description).map_err(|error| Error::environment(error.to_string()))
     })?;
     Ok(path)
 }
 
-/// `[objects, height, width]`, 0 or 1.
+/// The masks as a tensor `[objects, height, width]` of 0 and 1.
 fn masks(masks: &[InstanceMask]) -> Result<Tensor> {
     let (height, width) = masks.first().map_or((0, 0), |mask| mask.frame);
     let mut pixels = vec![0_u8; masks.len() * height * width];

@@ -1,5 +1,5 @@
-//! The BatchNorm buffers (running means, variances and counters) of a model as one row of bytes: a few hundred kilobytes
-//! that are copied, mirrored between ranks and put back.
+//! Packs the BatchNorm buffers (running means, variances and counters) of a model into one tensor of a few hundred
+//! kilobytes, which is copied, broadcast between ranks and restored.
 
 use tch::{Kind, Tensor};
 
@@ -8,10 +8,7 @@ use fnet_model::Parameters;
 
 use super::disk::bytes;
 
-/// A copy of all buffers: their bytes one after the other, in the order of the parameters, on their device.
-///
-/// # Errors
-/// For lack of memory.
+/// Copies all buffers into one byte tensor on their device, in the order of the parameters.
 pub fn pack(parameters: &Parameters) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let rows = parameters
@@ -24,10 +21,10 @@ pub fn pack(parameters: &Parameters) -> Result<Tensor> {
     }
 }
 
-/// Copies of the buffers by name, from what [`pack`] gave on some rank.
+/// Copies of the buffers by name, from the result of [`pack`] on any rank.
 ///
 /// # Errors
-/// A bug if they are those of another model.
+/// A bug if they belong to another model.
 pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, Tensor)>> {
     let mut start = 0;
     let mut buffers = Vec::new();
@@ -36,7 +33,7 @@ pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, T
         if start + length > packed.size1()? {
             return Err(Error::bug(format!("packed buffers end before {name}")));
         }
-        // A copy, for a view of another type must be aligned.
+        // Copied because a view of another type must be aligned.
         let part = packed.f_narrow(0, start, length)?.f_detach_copy()?;
         buffers.push((name.to_owned(), part.f_view_dtype(like.kind())?.f_reshape(like.size())?));
         start += length;
@@ -44,7 +41,7 @@ pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, T
     Ok(buffers)
 }
 
-/// Gives the buffers the values that were packed.
+/// Restores the buffers from their packed values.
 ///
 /// # Errors
 /// As [`unpack`].
@@ -67,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_packed_is_put_back_to_the_last_bit() {
+    fn packed_buffers_are_restored_bit_for_bit() {
         let mut config = Config::default();
         (config.model.backbone.embed_dim, config.model.backbone.depths) = (8, [1; 4]);
         let mut parameters = Parameters::new();

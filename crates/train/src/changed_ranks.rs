@@ -1,4 +1,4 @@
-//! Where a job goes on that other ranks, or ranks with other batches, have begun.
+//! Resuming a job with another number of ranks or another batch size.
 
 use std::path::Path;
 
@@ -9,21 +9,21 @@ use fnet_data::{ShardSegment, rest_of_epoch};
 
 use super::progress::TrainSchedule;
 
-/// Where a job goes on.
+/// Where a job resumes.
 pub struct Continued {
     pub progress: TrainProgress,
-    /// How other ranks have begun the epoch of the progress.
+    /// How other ranks trained the first part of the epoch.
     pub segments: Vec<ShardSegment>,
-    /// Nothing of the epoch is left to train, though it was not ended.
+    /// Nothing of the epoch is left to train, but it was not ended.
     pub epoch_is_over: bool,
     pub warnings: Vec<String>,
 }
 
-/// Where `world_size` ranks with this config go on from a checkpoint; `schedule` learns of an epoch that others have begun.
-/// Each image of such an epoch is still seen once.
+/// Where `world_size` ranks with this config resume from a checkpoint. If other ranks began the epoch, `schedule` is changed
+/// so that each image of the epoch is still seen once.
 ///
 /// # Errors
-/// A usage error if the config in an old checkpoint, which tells its batches, cannot be read.
+/// A usage error if the config in an old checkpoint, which holds its batch size, cannot be read.
 pub fn go_on(
     meta: &CheckpointMeta,
     config: &Config,
@@ -44,7 +44,7 @@ pub fn go_on(
     }
     if sharding.images != flags.len() {
         warnings.push(format!(
-            "the training set had {} images and has {}: the rest of epoch {} may repeat some and miss others",
+            "the training set had {} images and now has {}: the rest of epoch {} may repeat some and miss others",
             sharding.images,
             flags.len(),
             progress.epoch + 1
@@ -75,7 +75,7 @@ pub fn go_on(
     Ok(Continued { progress, segments, epoch_is_over: rest == 0, warnings })
 }
 
-/// As older versions dealt their epochs out.
+/// The sharding of checkpoints of older versions, which do not store it.
 fn sharding_by_config(config: &Config, images: usize) -> EpochSharding {
     EpochSharding {
         images,
@@ -85,7 +85,7 @@ fn sharding_by_config(config: &Config, images: usize) -> EpochSharding {
     }
 }
 
-/// What to say if an update now takes in another number of images.
+/// A warning if the number of images per update has changed.
 fn other_batch(then: usize, sharding: &EpochSharding, config: &Config, now: usize) -> Option<String> {
     let (before, after) = (then * sharding.samples_per_gpu * sharding.accumulate, config.effective_batch(now));
     let lr = config.optimizer.lr;
@@ -97,8 +97,8 @@ fn other_batch(then: usize, sharding: &EpochSharding, config: &Config, now: usiz
         false => String::new(),
     };
     Some(format!(
-        "the checkpoint is of {} with {before} images per update, and this job has {} with {after}; optimizer.lr is {lr}: \
-         {keeps}--auto-scale-lr fits the rate to the batch",
+        "the checkpoint was written by {} with {before} images per update, and this job has {} with {after}; optimizer.lr \
+         is {lr}: {keeps}--auto-scale-lr scales the rate to the batch",
         workers(then),
         workers(now)
     ))
@@ -136,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_ranks_go_on_as_if_nothing_had_been() {
+    fn the_same_ranks_resume_without_changes() {
         let (continued, schedule) = on(&meta(4, 17, 5), &config(), 4);
         assert_eq!(continued.progress, TrainProgress { epoch: 1, step_in_epoch: 5, step: 17 });
         assert!(continued.segments.is_empty() && continued.warnings.is_empty() && schedule.changed.is_none());
     }
 
     #[test]
-    fn half_the_ranks_take_twice_the_steps_and_the_difference_is_said() {
+    fn half_the_ranks_need_twice_the_steps_and_a_warning_is_given() {
         let (continued, schedule) = on(&meta(4, 17, 5), &config(), 2);
         assert_eq!(continued.progress, TrainProgress { epoch: 1, step_in_epoch: 5, step: 17 });
         assert_eq!((schedule.steps_of(1), schedule.steps_before(1)), (5 + 14, 5));
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_change_in_the_epoch_knows_of_the_first() {
+    fn a_second_change_within_an_epoch_keeps_the_first() {
         let mut second = meta(2, 20, 8);
         let segment = ShardSegment { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 5 };
         if let Some(sharding) = &mut second.sharding {
@@ -174,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn another_data_set_is_told() {
+    fn a_changed_data_set_is_a_warning() {
         let mut other = meta(4, 17, 5);
         if let Some(sharding) = &mut other.sharding {
             sharding.images = 50;
         }
         let (continued, _) = on(&other, &config(), 4);
-        assert!(continued.warnings[0].contains("had 50 images and has 48"), "{:?}", continued.warnings);
+        assert!(continued.warnings[0].contains("had 50 images and now has 48"), "{:?}", continued.warnings);
     }
 }

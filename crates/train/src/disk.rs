@@ -1,4 +1,4 @@
-//! What the checkpoints of a job take on the disk, and whether there is room for them.
+//! Estimates the disk space that the checkpoints of a job need, and checks that it is free.
 
 use std::path::Path;
 
@@ -13,13 +13,13 @@ use fnet_protocol::estimate::DiskEstimate;
 
 use super::progress::TrainSchedule;
 
-/// What a tensor's entries in the header take beside its name, which stands there twice.
+/// Header bytes per tensor, without its name, which appears twice.
 const HEADER_PER_TENSOR: u64 = 150;
-/// What the rest of the header takes: config, counters, checksums.
+/// Bytes of the rest of the header: config, counters, checksums.
 const HEADER: u64 = 8 << 10;
 
-/// Bytes of one checkpoint: its tensors to the byte, its header roughly. The tensors are those that a job writes after its
-/// first update: parameters and buffers, the optimizer's state, the moving average, and each further rank's buffers.
+/// Bytes of one checkpoint: tensors exactly, the header approximately. The tensors are those after the first update:
+/// parameters and buffers, the optimizer's state, the moving average, and the buffers of each further rank.
 pub fn checkpoint_bytes(config: &Config, parameters: &Parameters, ranks: usize) -> u64 {
     let mut total = HEADER;
     let mut add = |name: &str, bytes: u64| total += bytes + 2 * name.len() as u64 + HEADER_PER_TENSOR;
@@ -42,13 +42,13 @@ pub fn checkpoint_bytes(config: &Config, parameters: &Parameters, ranks: usize) 
     total
 }
 
-/// Bytes of a tensor's values.
+/// Bytes of a tensor's data.
 pub fn bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// Checkpoints that lie on the disk at the same time, with the one that is being written, in the rest of a job. How many
-/// an interval in minutes makes is not known; one for each epoch is counted.
+/// The maximum number of checkpoints on the disk at the same time in the rest of a job, with the one being written. An
+/// interval in minutes counts as one checkpoint per epoch.
 pub fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, progress: TrainProgress) -> u64 {
     let epochs = schedule.epochs.saturating_sub(progress.epoch);
     let written = match policy.interval {
@@ -58,15 +58,15 @@ pub fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, progres
     } as u64;
     match policy.keep_last as u64 {
         0 => written,
-        // The best one may be none of the last; the old one goes when the new one is there.
+        // The best one may not be among the last; the oldest is deleted after the new one is written.
         kept => written.min(kept + 1 + u64::from(!policy.save_best.is_empty())),
     }
 }
 
-/// What the rest of a job needs in `folder`, where `there` bytes of checkpoints lie already.
+/// The disk space that the rest of a job needs in `folder`.
 ///
 /// # Errors
-/// An environment error if the disk cannot be asked.
+/// An environment error if the free space cannot be read.
 pub fn estimate(
     folder: &Path,
     checkpoint: u64,
@@ -74,19 +74,19 @@ pub fn estimate(
     schedule: &TrainSchedule,
     progress: TrainProgress,
 ) -> Result<DiskEstimate> {
-    let there = folder.ancestors().find(|folder| folder.is_dir()).filter(|folder| !folder.as_os_str().is_empty());
-    let there = there.unwrap_or(Path::new("."));
-    let free = free_bytes(there)
-        .map_err(|error| Error::environment(format!("asking for the free space in {}: {error}", there.display())))?;
+    let existing = folder.ancestors().find(|folder| folder.is_dir()).filter(|folder| !folder.as_os_str().is_empty());
+    let existing = existing.unwrap_or(Path::new("."));
+    let free = free_bytes(existing)
+    .map_err(|error| Error::environment(format!("reading the free space of {}: {error}", existing.display())))?;
     let count = most_at_once(policy, schedule, progress);
-    // Those that lie there already will be replaced where only some are kept.
-    let reusable = if policy.keep_last > 0 { lying(folder)?.min(count.saturating_sub(1)) } else { 0 };
+    // With `keep_last`, existing checkpoints will be replaced.
+    let reusable = if policy.keep_last > 0 { count_checkpoints(folder)?.min(count.saturating_sub(1)) } else { 0 };
     let needed = checkpoint.saturating_mul(count - reusable.min(count));
     Ok(DiskEstimate { checkpoint, count, needed, free })
 }
 
-/// Checkpoints of epochs and steps in the folder.
-fn lying(folder: &Path) -> Result<u64> {
+/// The number of checkpoints of epochs and steps in the folder.
+fn count_checkpoints(folder: &Path) -> Result<u64> {
     let found = fnet_protocol::work_dir::checkpoints(folder)
         .map_err(|error| Error::environment(format!("reading {}: {error}", folder.display())))?;
     let numbered = |path: &Path| {
@@ -102,11 +102,11 @@ fn lying(folder: &Path) -> Result<u64> {
 /// An environment error if not even one fits.
 pub fn judge(disk: &DiskEstimate, folder: &Path) -> Result<Option<String>> {
     let DiskEstimate { checkpoint, count, needed, free } = *disk;
-    let remedy = "free some space, give --work-dir on another disk, or keep fewer with checkpoint.keep_last";
+    let remedy = "free some space, set --work-dir to another disk, or keep fewer with checkpoint.keep_last";
     let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     if count > 0 && free < checkpoint {
         return Err(Error::environment(format!(
-            "a checkpoint takes {}, and {} are free for {}; {remedy}",
+            "a checkpoint needs {}, but only {} are free for {}; {remedy}",
             gib(checkpoint),
             gib(free),
             folder.display()
@@ -114,7 +114,7 @@ pub fn judge(disk: &DiskEstimate, folder: &Path) -> Result<Option<String>> {
     }
     Ok((free < needed).then(|| {
         format!(
-            "{count} checkpoints of {} will lie in {}, which needs {} more, and {} are free; {remedy}",
+            "{count} checkpoints of {} in {} need {} more, but only {} are free; {remedy}",
             gib(checkpoint),
             folder.display(),
             gib(needed),
@@ -139,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_a_job_is_counted() {
+    fn only_the_checkpoints_of_the_rest_of_a_job_are_counted() {
         let schedule = TrainSchedule::new(12, 10, 1);
         let count = |policy: &CheckpointPolicy, epoch| most_at_once(policy, &schedule, at(epoch));
         assert_eq!(count(&policy(1, 0, ""), 0), 12);
         assert_eq!(count(&policy(5, 0, ""), 0), 3, "after 5, 10 and 12 epochs");
         assert_eq!(count(&policy(1, 0, ""), 9), 3);
-        assert_eq!(count(&policy(1, 2, ""), 0), 3, "the old one goes when the new one is there");
+        assert_eq!(count(&policy(1, 2, ""), 0), 3, "the oldest is deleted after the new one is written");
         assert_eq!(count(&policy(1, 2, "bbox_mAP"), 0), 4);
         assert_eq!(count(&policy(1, 2, "bbox_mAP"), 11), 1);
         assert_eq!(count(&policy(1, 2, ""), 12), 0);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_there_already_makes_room() {
+    fn existing_checkpoints_reduce_the_needed_space() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["epoch_1.ckpt", "epoch_2.ckpt", "best_bbox_mAP.ckpt", "notes.txt"] {
             std::fs::write(folder.path().join(name), "").unwrap();
@@ -171,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn no_room_for_one_is_an_error_and_for_all_a_warning() {
-        // https://github.com/open-mmlab/mmdetection/issues/12069: the disk is full, hours later.
+    fn no_room_for_one_checkpoint_is_an_error_and_for_all_a_warning() {
+        // https://github.com/open-mmlab/mmdetection/issues/12069: the disk fills up hours into a job.
         let disk = |free| DiskEstimate { checkpoint: 1 << 30, count: 12, needed: 12 << 30, free };
         let folder = Path::new("work_dirs/a");
         assert_eq!(judge(&disk(13 << 30), folder).unwrap(), None);

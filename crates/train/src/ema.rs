@@ -5,8 +5,8 @@ use tch::Tensor;
 
 use fnet_common::{Error, Result};
 
-/// Averages of the trained parameters: after each update `average = decay * average + (1 - decay) * parameter`, with
-/// a smaller decay in the first updates, `min(decay, (1 + n) / (10 + n))`, so that the start is forgotten quickly.
+/// Averages of the trained parameters. After update `n`, `average = decay * average + (1 - decay) * parameter`. The first
+/// updates use a smaller decay, `min(decay, (1 + n) / (10 + n))`, so that the initial weights lose influence quickly.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
@@ -15,7 +15,7 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Starts from the present values of `parameters`.
+    /// Starts from the current values of `parameters`.
     pub fn new(decay: f64, parameters: &[(String, Tensor)]) -> Result<Self> {
         let averages = parameters
             .iter()
@@ -24,7 +24,7 @@ impl Ema {
         Ok(Self { decay, updates: 0, averages })
     }
 
-    /// Takes in the values after an update.
+    /// Adds the values after an update.
     pub fn update(&mut self, parameters: &[(String, Tensor)]) -> Result<()> {
         let n = self.updates as f64;
         let weight = 1.0 - self.decay.min((1.0 + n) / (10.0 + n));
@@ -38,7 +38,7 @@ impl Ema {
         Ok(())
     }
 
-    /// Number of updates taken in.
+    /// Number of updates so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
@@ -48,32 +48,32 @@ impl Ema {
         &self.averages
     }
 
-    /// Goes on from stored `averages`, by parameter name.
+    /// Restores stored `averages`, by parameter name.
     ///
     /// # Errors
-    /// A data error unless they are those of the same parameters.
+    /// A data error unless they belong to the same parameters.
     pub fn restore(&mut self, updates: u64, averages: &IndexMap<String, Tensor>) -> Result<()> {
         for (name, average) in &mut self.averages {
             let stored = averages.get(name).filter(|stored| stored.size() == average.size());
             let stored = stored.ok_or_else(|| {
-                Error::data(format!("it holds no moving average of {name} in the shape {:?}", average.size()))
+                Error::data(format!("it has no moving average of {name} with shape {:?}", average.size()))
             })?;
             average.f_copy_(stored)?;
         }
         if let Some(name) = averages.keys().find(|name| !self.averages.contains_key(*name)) {
-            return Err(Error::data(format!("it holds a moving average of {name}, which is no weight of the model")));
+            return Err(Error::data(format!("it has a moving average of {name}, which is not a weight of the model")));
         }
         self.updates = updates;
         Ok(())
     }
 
-    /// Begins anew from the present values of `parameters`.
+    /// Restarts from the current values of `parameters`.
     pub fn restart(&mut self, parameters: &[(String, Tensor)]) -> Result<()> {
         *self = Self::new(self.decay, parameters)?;
         Ok(())
     }
 
-    /// Exchanges the averages with the values of `parameters`: once before an evaluation and once after it.
+    /// Swaps the averages with the values of `parameters`: once before an evaluation and once after it.
     pub fn swap(&mut self, parameters: &[(String, Tensor)]) -> Result<()> {
         tch::no_grad(|| {
             for ((_, average), (_, parameter)) in self.averages.iter_mut().zip(parameters) {
@@ -112,14 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn averages_of_other_parameters_are_refused_by_name() {
+    fn averages_of_other_parameters_are_an_error_that_names_them() {
         let stored = |name: &str, values: &[f32]| IndexMap::from([(name.to_owned(), Tensor::from_slice(values))]);
         let mut extra = stored("weight", &[1.0, 2.0]);
         extra.extend(stored("bias", &[1.0]));
         for (averages, expected) in [
             (stored("bias", &[1.0, 2.0]), "no moving average of weight"),
-            (stored("weight", &[1.0]), "no moving average of weight in the shape [2]"),
-            (extra, "a moving average of bias, which is no weight"),
+            (stored("weight", &[1.0]), "no moving average of weight with shape [2]"),
+            (extra, "a moving average of bias, which is not a weight"),
         ] {
             let mut ema = Ema::new(0.9, &parameters(1.0)).unwrap();
             let error = ema.restore(3, &averages).unwrap_err().to_string();

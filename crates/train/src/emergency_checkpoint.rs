@@ -1,4 +1,4 @@
-//! What a rank does with its state when the job has broken off: nothing that was completed is lost.
+//! The emergency checkpoint: after an error, one rank saves the state after the last completed update.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use fnet_protocol::stop;
 use super::saver::Saver;
 use super::trainer::Trainer;
 
-/// How long a rank waits for the launcher's choice: until the launcher ends it, or is gone.
+/// How long a rank waits for the launcher's choice. In practice the launcher stops it, or exits itself, much earlier.
 const CHOICE_TIMEOUT: Duration = Duration::from_secs(86_400);
-/// How long a disk that takes nothing is tried.
+/// How long writing to a disk that accepts nothing is retried.
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a GPU may take to give its state away.
+/// How long copying the state from a GPU may take.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Trainer<'_> {
-    /// After `error` has broken the job off on this rank: tells the launcher, and writes the state after the last completed
-    /// update if the launcher chooses this rank (the one with the highest step). Without a launcher rank 0 writes, which
-    /// speaks for the job.
+    /// Called after `error` aborted the job on this rank. Reports the error to the launcher, and writes the state after the
+    /// last completed update if the launcher chooses this rank (the one with the highest step). Without a launcher, rank 0
+    /// writes.
     ///
-    /// A failure to do so is only told, for `error` is what the job ends with.
+    /// A failure to save is only logged: the job ends with `error`.
     pub fn write_emergency_checkpoint(&mut self, folders: &[PathBuf], error: &Error) {
         self.control.failed(error.failure());
         if self.updated.step > 0
@@ -31,7 +31,7 @@ impl Trainer<'_> {
         {
             log::error!("the state after step {} of the job could not be saved: {error}", self.updated.step);
         }
-        // A checkpoint that is still being written is sound, whatever has become of the state since.
+        // A checkpoint that is still being written is valid, whatever happened to the state since.
         if let Some(saver) = &self.saver
             && let Err(error) = saver.finish(DISK_TIMEOUT, &|| self.control.made_progress())
         {
@@ -53,10 +53,10 @@ impl Trainer<'_> {
         }
         let progress = self.progress;
         let file = file_name(progress);
-        let is_it = |path: &PathBuf| checkpoint::verify(path).is_ok_and(|meta| meta.progress == progress);
-        let there = folders.iter().map(|folder| folder.join(&file)).find(is_it);
-        // A former job may have left one of the same name.
-        if let Some(path) = there.filter(|_| self.saved == Some(self.progress)) {
+        let is_current = |path: &PathBuf| checkpoint::verify(path).is_ok_and(|meta| meta.progress == progress);
+        let existing = folders.iter().map(|folder| folder.join(&file)).find(is_current);
+        // A previous job may have left a file of the same name.
+        if let Some(path) = existing.filter(|_| self.saved == Some(self.progress)) {
             self.control.saved(&path, progress.step as u64);
             log::info!("{} holds all completed steps", path.display());
             return Ok(());
@@ -64,7 +64,7 @@ impl Trainer<'_> {
         let since = Instant::now();
         let (meta, deadline) = (self.meta(!self.is_regular())?, since + DOWNLOAD_TIMEOUT);
         let state = self.train_state.capture_alone(self.communicator.rank(), buffers, meta, deadline)?;
-        // Rank 0's own saver may still be at an older checkpoint, which gives way to this one.
+        // Rank 0's saver may still be writing an older checkpoint; this one replaces it.
         let mut saver = match self.saver.take() {
             Some(saver) => saver,
             None => Saver::beside_others(folders, &self.config.checkpoint, self.control)?,
@@ -81,7 +81,7 @@ impl Trainer<'_> {
             self.communicator.rank(),
             self.progress.step
         ));
-        // Nothing is left to say that the launcher waits for.
+        // The launcher waits for no further message.
         self.control.flush(Duration::from_secs(2));
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What `train` would do: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
+//! The dry run of `train`: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
 
 use std::path::{Path, PathBuf};
 
@@ -20,10 +20,10 @@ use super::progress::TrainSchedule;
 use super::validation::Validation;
 use super::{disk, job, memory, resume, saver};
 
-/// What a `train` with these arguments would do on `world_size` ranks; nothing is written.
+/// What `train` would do with these arguments on `world_size` ranks. Nothing is written.
 ///
 /// # Errors
-/// What training would refuse: the config, the data, the checkpoint to go on from.
+/// The errors that training would report about the config, the data, or the checkpoint to resume from.
 pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let mut resolved = job::resolve(arguments)?;
     let mut warnings: Vec<String> =
@@ -41,9 +41,9 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let progress = match source(arguments.resume.as_ref(), &folders)? {
         None => TrainProgress::default(),
         Some(path) => {
-            let (progress, told) = progress(&path, config, &flags, world_size, &mut schedule)
+            let (progress, more) = progress(&path, config, &flags, world_size, &mut schedule)
                 .with_context(|| format!("resuming from {}", path.display()))?;
-            warnings.extend(told);
+            warnings.extend(more);
             progress
         }
     };
@@ -73,7 +73,7 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     })
 }
 
-/// What is told of a data set.
+/// The summary of a data set.
 pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
     DatasetFacts {
         split: split.to_owned(),
@@ -83,7 +83,7 @@ pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
     }
 }
 
-/// The checkpoint that the job would go on from.
+/// The checkpoint that the job would resume from.
 fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf>> {
     match resume {
         None => Ok(None),
@@ -92,7 +92,7 @@ fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf
     }
 }
 
-/// Where the job would go on, and what it would warn of.
+/// Where the job would resume, and its warnings.
 fn progress(
     path: &Path,
     config: &Config,

@@ -1,4 +1,4 @@
-//! From a command line to a trainer that stands where it should go on.
+//! Builds the trainer of a command line, restores it and runs it.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -33,7 +33,7 @@ use crate::fault::FaultInjector;
 /// it, and trains.
 ///
 /// # Errors
-/// What the user can mend (config, data, checkpoint, machine), a lost peer, or a bug.
+/// What the user can fix (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let communicator = join(&mut resolved.config, arguments, control)?;
@@ -61,7 +61,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         }
     };
     let best = trainer.best.take();
-    // The last checkpoint is on the disk from here on.
+    // From here on, the last checkpoint is on the disk.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
         control.note(result(&work.path, epochs, best.as_ref()));
@@ -70,10 +70,10 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     Ok(ending)
 }
 
-/// Joins the other ranks, and sets what depends on their number.
+/// Joins the other ranks and applies the settings that depend on their number.
 fn join(config: &mut Config, arguments: &Arguments, control: &Client) -> Result<Communicator> {
     let injector = arm(arguments, control);
-    // Before CUDA and NCCL start: both look at it then.
+    // CUDA and NCCL read this setting when they start.
     torch_ext::context::set_deterministic(config.train.deterministic)?;
     let communicator = Communicator::from_environment()?;
     injector.set_barrier(communicator.detached_barrier());
@@ -84,7 +84,7 @@ fn join(config: &mut Config, arguments: &Arguments, control: &Client) -> Result<
     Ok(communicator)
 }
 
-/// What the parts of a training job are built from.
+/// The inputs of a training job.
 struct Job<'a> {
     arguments: &'a Arguments,
     resolved: &'a Resolved,
@@ -92,21 +92,21 @@ struct Job<'a> {
     control: &'a Client,
 }
 
-/// Where a job writes, and the checkpoint that it continues from.
+/// Where a job writes, and the checkpoint that it resumes from.
 struct WorkFolder {
     path: PathBuf,
-    /// `path`, and those of `checkpoint.fallback`.
+    /// `path`, then the folders of `checkpoint.fallback`.
     checkpoint_folders: Vec<PathBuf>,
     source: Option<ResumeSource>,
     _lock: Option<File>,
 }
 
-/// The data sets of a job, and what follows from them.
+/// The data sets of a job, and its schedule.
 struct JobData {
     training_set: Arc<Dataset>,
     validation: Option<Validation>,
     schedule: TrainSchedule,
-    /// What is odd about the sets.
+    /// Warnings about the data sets.
     warnings: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Job<'a> {
         let resume = self.arguments.resume.as_ref();
         let source = ResumeSource::find(resume, &checkpoint_folders, self.communicator, self.control)?;
         if source.is_none() {
-            refuse_strangers(&checkpoint_folders)?;
+            refuse_leftover_checkpoints(&checkpoint_folders)?;
         }
         Ok(WorkFolder { path, checkpoint_folders, source, _lock: lock })
     }
@@ -132,7 +132,7 @@ impl<'a> Job<'a> {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         check_classes(config, &sets)?;
-        // A restart finds what the first start has checked.
+        // The first start has already checked the data.
         let warnings = match self.communicator.is_first() && !is_restart() {
             true => data_warnings(config, &sets)?,
             false => Vec::new(),
@@ -140,7 +140,7 @@ impl<'a> Job<'a> {
         Ok(JobData { training_set, validation, schedule, warnings })
     }
 
-    /// The trainer where the job begins or continues, with what a former job left to do done.
+    /// The trainer at the point where the job starts or resumes. Finishes what the previous job left undone.
     fn restore(&self, work: &WorkFolder, data: JobData, mut train_state: TrainState<'a>) -> Result<Trainer<'a>> {
         let Self { resolved, communicator, control, .. } = *self;
         let config = &resolved.config;
@@ -160,7 +160,7 @@ impl<'a> Job<'a> {
             let load_from = self.arguments.load_from.as_deref();
             log::info!("{}", train_state.load_initial_weights(&config.model, load_from, need)?);
         }
-        start.told.iter().for_each(|text| log::info!("{text}"));
+        start.notes.iter().for_each(|text| log::info!("{text}"));
         start.warnings.iter().for_each(|text| log::warn!("{text}"));
         let saver = match communicator.is_first() {
             true => Some(Saver::create(&work.checkpoint_folders, &config.checkpoint, control)?),
@@ -191,13 +191,13 @@ impl<'a> Job<'a> {
             trainer.end_epoch()?;
         }
         if start.is_third_party {
-            // From here on the job continues from its own folder, whatever happens.
+            // From here on, restarts resume from this job's own folder.
             trainer.write_checkpoint(false)?;
         }
         Ok(trainer)
     }
 
-    /// What rank 0 warns of before training begins. Sets later checkpoints than that of `--resume FILE` aside.
+    /// Rank 0's warnings before training starts. Renames checkpoints that are later than that of `--resume FILE`.
     fn warnings(
         &self,
         work: &WorkFolder,
@@ -211,15 +211,15 @@ impl<'a> Job<'a> {
         if let Some(Resume::From(_)) = &self.arguments.resume {
             for path in set_aside_later(&work.checkpoint_folders, start.progress)? {
                 warnings.push(format!(
-                    "{} is later than what the job goes on from: renamed to *.superseded",
+                    "{} is later than the checkpoint that the job resumes from: renamed to *.superseded",
                     path.display()
                 ));
             }
         }
         if config.train.deterministic && communicator.device().is_cuda() {
             warnings.push(
-                "train.deterministic: RoIAlign's backward pass on a GPU adds in an order of its own, so that the last bits \
-                 of gradients may differ between runs"
+                "train.deterministic: RoIAlign's backward pass on a GPU adds in no fixed order, so the last bits of \
+                 gradients may differ between runs"
                     .to_owned(),
             );
         }
@@ -227,13 +227,13 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Ends a trainer whose job has broken off. What belongs to the device is left to the end of the process: giving it back
-/// may wait for collectives that never end.
+/// Drops a trainer after an error. Device resources are leaked until the process exits: freeing them may wait for
+/// collectives that never finish.
 fn abandon(trainer: Trainer<'_>) {
     std::mem::forget(trainer.train_state);
 }
 
-/// What a finished training came to and where it is, in one line: with `--quiet` it is the only one.
+/// Metrics and latest checkpoint of a finished job, in one line; the only line with `--quiet`.
 fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
     let latest = work_dir.join(LATEST);
     let metrics = read_metrics(work_dir, epochs, &latest).unwrap_or_default();
@@ -245,13 +245,14 @@ fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
     format!("trained {epochs} epoch{plural}{numbers}; {}", latest.display())
 }
 
-/// Locks the work folder on rank 0 until the result is dropped, unless a launcher has; on all ranks together.
+/// Locks the work folder on rank 0 until the result is dropped, unless the launcher has locked it. All ranks call this
+// together.
 ///
 /// # Errors
-/// A usage error if another job trains into it.
+/// A usage error if another job is using the folder.
 fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client) -> Result<Option<File>> {
     let claim = || {
-        // What is wrong with the folder is told by who writes to it.
+        // The first write to the folder reports what is wrong with it.
         let _ = std::fs::create_dir_all(work_dir);
         match work_dir::lock(work_dir) {
             Lock::Held(file) => Ok(Some(file)),
@@ -272,30 +273,27 @@ fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client)
     }
 }
 
-/// Whether the launcher has started this job before.
+/// Whether the launcher restarted this job.
 fn is_restart() -> bool {
     std::env::var(env::RESTART_COUNT).is_ok_and(|count| count != "0")
 }
 
-/// Prepares the faults of a fire drill, if there is one.
+/// Arms the faults of `--fault`.
 fn arm(arguments: &Arguments, control: &Client) -> Arc<FaultInjector> {
     let variable = |name: &str| std::env::var(name).ok();
     let attempt = variable(env::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or(0);
     FaultInjector::arm(&arguments.fault, likely_rank(variable), attempt, control)
 }
 
-/// Refuses to start anew while a fallback holds checkpoints of a former job, which a restart would go on from. The launcher
-/// has looked into the work folder, the first of them.
-///
-/// # Errors
-/// A usage error with the remedy.
-fn refuse_strangers(folders: &[PathBuf]) -> Result<()> {
+/// Refuses to start a new job while a fallback folder holds checkpoints of a previous one, which a restart would resume
+/// from. The launcher has already checked the work folder, which comes first.
+fn refuse_leftover_checkpoints(folders: &[PathBuf]) -> Result<()> {
     for folder in folders.iter().skip(1) {
         let found = fnet_protocol::work_dir::checkpoints(folder).unwrap_or_default();
         if let Some(newest) = found.last() {
             return Err(Error::usage(format!(
-                "{} (checkpoint.fallback) holds checkpoints of a former job in this work folder, {} among them: go on from \
-                 them with --resume, give another --work-dir, or move them away",
+                "{} (checkpoint.fallback) holds checkpoints of a previous job in this work folder, such as {}: resume from \
+                 them with --resume, choose another --work-dir, or move them away",
                 folder.display(),
                 newest.path.display()
             )));
@@ -304,11 +302,11 @@ fn refuse_strangers(folders: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// What to say if the disk has no room for all checkpoints of the job.
+/// A warning if the disk has no room for all checkpoints of the job.
 ///
 /// # Errors
-/// An environment error if a new job could not write a single one. One that goes on, or has a fallback, is not held up: it
-/// saves as soon as there is room.
+/// An environment error if a new job could not write a single one. A job that resumes or has a fallback folder starts
+/// anyway: it saves as soon as there is room.
 fn disk_warning(
     config: &Config,
     train_state: &TrainState<'_>,
@@ -328,10 +326,10 @@ fn disk_warning(
     }
 }
 
-/// What is odd about the data, one line for each kind.
+/// Warnings about the data, one line for each kind.
 ///
 /// # Errors
-/// A data error if something is wrong.
+/// A data error if the data cannot be trained on.
 pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
     let mut warnings: Vec<String> =
         sets.iter().flat_map(|dataset| dataset.diagnostics().lines(Severity::Warning)).collect();
@@ -339,7 +337,7 @@ pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<St
     Ok(warnings)
 }
 
-/// The config with what the command line changes, but for the learning rate.
+/// The config with the changes of the command line, except the learning rate.
 ///
 /// # Errors
 /// A usage error if it cannot be trained with.
@@ -355,8 +353,8 @@ pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
     Ok(resolved)
 }
 
-/// Scales the learning rate to the images of an update on so many ranks, if it is asked for; else says what it was chosen
-/// for, if that was another number.
+/// Scales the learning rate to the number of images per update if `--auto-scale-lr` is given. Otherwise returns a warning if
+/// the rate was chosen for another number.
 pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, world_size: usize) -> Option<String> {
     let batch = config.effective_batch(world_size);
     let optimizer = &mut config.optimizer;
@@ -368,15 +366,15 @@ pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, wo
     }
     (batch != optimizer.base_batch_size).then(|| {
         format!(
-            "optimizer.lr = {} was chosen for {} images per update, and this job has {batch}; --auto-scale-lr makes it {scaled}",
+            "optimizer.lr = {} was chosen for {} images per update, and this job has {batch}; --auto-scale-lr sets it to {scaled}",
             optimizer.lr, optimizer.base_batch_size
         )
     })
 }
 
 impl Trainer<'_> {
-    /// Whether the evaluation at the present position, of the checkpoint that the job goes on from, was finished before the
-    /// job ended. Its metrics then count for the best checkpoint, which the checkpoint itself could not know of.
+    /// Whether the checkpoint that the job resumes from was evaluated before the previous job ended. If so, its metrics
+    /// count for the best checkpoint; the checkpoint itself was written before the evaluation.
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
         let epoch = self.progress.epoch;
         let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
@@ -387,7 +385,7 @@ impl Trainer<'_> {
     }
 }
 
-/// The length of the job on so many ranks.
+/// The length of the job on `world_size` ranks.
 ///
 /// # Errors
 /// A data error if no image is left to train on.
@@ -396,7 +394,7 @@ pub(super) fn schedule(config: &Config, training_set: &Dataset, world_size: usiz
     let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);
     if steps_per_epoch == 0 {
         return Err(Error::data(format!(
-            "{} has no image to train on: images need an object of a wanted class and 32 pixels on each side",
+            "{} has no image to train on: an image needs an object of a class in use and at least 32 pixels on each side",
             training_set.annotation_file().display()
         )));
     }

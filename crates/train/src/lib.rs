@@ -1,7 +1,7 @@
-//! The training loop and what belongs to it.
+//! The training loop.
 //!
-//! [`train`] turns a command line into a [`Trainer`] that stands where it should go on; the trainer loops over epochs
-//! and steps; a [`TrainState`] does one step.
+//! [`train`] turns a command line into a [`Trainer`], restored if the job resumes; the trainer loops over epochs and
+//! steps; a [`TrainState`] does one step.
 
 mod bad_batch;
 mod buffers;

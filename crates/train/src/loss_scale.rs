@@ -3,9 +3,9 @@
 use fnet_checkpoint::native::LossScaleState;
 use fnet_common::{Error, Result};
 
-/// Factor of the loss that keeps small float16 gradients above zero. The rule is that of PyTorch's `GradScaler`: it
-/// halves after an update whose gradients overflowed, which is left out, and doubles after 2000 updates without one.
-/// Every rank sees the same reduced gradients, so every rank holds the same scale.
+/// Factor of the loss that keeps small float16 gradients above zero. As in PyTorch's `GradScaler`, it halves after an update
+/// whose gradients overflowed, which is skipped, and doubles after 2000 updates without overflow. Every rank sees the same
+/// reduced gradients, so every rank has the same scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossScale(LossScaleState);
 
@@ -19,30 +19,30 @@ impl LossScale {
         Self(LossScaleState { scale: initial, steps_since_change: 0, skipped: 0 })
     }
 
-    /// The scale that a checkpoint holds.
+    /// The scale of a checkpoint.
     pub fn from_state(state: LossScaleState) -> Self {
         Self(state)
     }
 
-    /// What a checkpoint holds of it.
+    /// The state that checkpoints store.
     pub fn state(&self) -> &LossScaleState {
         &self.0
     }
 
-    /// The present factor.
+    /// The current factor.
     pub fn scale(&self) -> f64 {
         self.0.scale
     }
 
-    /// Updates left out since the start of the job.
+    /// Updates skipped since the start of the job.
     pub fn skipped(&self) -> u64 {
         self.0.skipped
     }
 
-    /// Takes note of an update whose gradients were all finite, or were not.
+    /// Adjusts the scale after an update; `finite` says whether all its gradients were finite.
     ///
     /// # Errors
-    /// A usage error if gradients overflow even unscaled: no scale helps then.
+    /// A usage error if gradients overflow even unscaled.
     pub fn update(&mut self, finite: bool) -> Result<()> {
         self.0.steps_since_change += 1;
         if !finite {
@@ -51,16 +51,16 @@ impl LossScale {
             self.0.scale *= Self::BACKOFF;
             if self.0.scale < LossScaleState::MINIMUM {
                 return Err(Error::usage(format!(
-                    "gradients overflow float16 at a loss scale of {} too, after {} updates that were left out: the \
-                     training diverges, or its gradients are beyond float16. Lower optimizer.lr, or set train.amp to \
-                     \"bf16\", whose range is float32's",
+                    "gradients overflow float16 even at a loss scale of {}, after {} skipped updates: training diverges, or \
+                     its gradients are too large for float16. Lower optimizer.lr, or set train.amp to \"bf16\", which has \
+                     the range of float32",
                     self.0.scale / Self::BACKOFF,
                     self.0.skipped
                 )));
             }
         } else if self.0.steps_since_change == Self::GROWTH_INTERVAL {
             self.0.steps_since_change = 0;
-            // The gradients are divided in float32.
+            // Gradients are unscaled in float32.
             self.0.scale =
                 Some(self.0.scale * Self::GROWTH).filter(|&s| s <= f64::from(f32::MAX)).unwrap_or(self.0.scale);
         }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_overflow_halves_and_two_thousand_quiet_updates_double() {
+    fn an_overflow_halves_the_scale_and_2000_updates_without_one_double_it() {
         let mut scale = LossScale::new(65_536.0);
         scale.update(false).unwrap();
         assert_eq!((scale.scale(), scale.skipped()), (32_768.0, 1));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overflow_restarts_the_count_of_quiet_updates() {
+    fn an_overflow_restarts_the_count_of_updates() {
         let mut scale = LossScale::new(8.0);
         (0..1999).for_each(|_| scale.update(true).unwrap());
         scale.update(false).unwrap();
@@ -96,19 +96,19 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_that_would_fall_below_one_is_an_error_with_the_remedy() {
+    fn a_scale_below_one_is_an_error_with_a_remedy() {
         let mut scale = LossScale::new(4.0);
         scale.update(false).unwrap();
         scale.update(false).unwrap();
         let error = scale.update(false).unwrap_err();
         assert_eq!(error.kind(), fnet_common::ErrorKind::Usage);
         let text = error.to_string();
-        let parts = ["loss scale of 1 too", "after 3 updates", "optimizer.lr", "train.amp to \"bf16\""];
+        let parts = ["even at a loss scale of 1", "after 3 skipped updates", "optimizer.lr", "train.amp to \"bf16\""];
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     }
 
     #[test]
-    fn a_scale_grows_no_further_than_float32() {
+    fn a_scale_does_not_grow_beyond_float32() {
         let mut scale = LossScale::new(2.0_f64.powi(127));
         (0..4000).for_each(|_| scale.update(true).unwrap());
         assert_eq!(scale.scale(), 2.0_f64.powi(127));

@@ -1,9 +1,9 @@
-//! How much memory a worker will take at most: an estimate from the shapes of the model, the batch and the optimizer.
+//! Estimates the maximum memory of a worker from the shapes of the model, the batch and the optimizer.
 //!
-//! A training step is at its peak when the backward pass begins: every layer's output is still there. So the estimate adds
-//! up the weights, their gradients, the optimizer's state, and the outputs of all layers (convolutions, fully connected
-//! layers, BatchNorm, ReLU) for a batch of the largest images with as many RoIs as are sampled at most. docs/performance.md
-//! compares it with what was measured on the CPU.
+//! Memory peaks when the backward pass begins and every layer's output is still needed. So the estimate adds up the weights,
+//! their gradients, the optimizer's state, and the outputs of all layers (convolutions, fully connected layers, BatchNorm,
+//! ReLU) for a batch of the largest images with the maximum number of RoIs. docs/performance.md compares it with
+//! measurements on the CPU.
 
 use fnet_common::Result;
 use fnet_config::{Activation, Amp, Config, OptimizerKind, Pipeline};
@@ -15,14 +15,14 @@ use super::disk::bytes;
 
 /// Bytes of a float32.
 const VALUE: u64 = 4;
-/// A process with libtorch and the slack of its allocator, on the CPU.
+/// A process with libtorch and allocator overhead, on the CPU.
 const PROCESS: u64 = 200 << 20;
-/// Batches that each loader thread has ready or in work.
+/// Batches that each loader thread has ready or in progress.
 const BATCHES_PER_THREAD: u64 = 2;
-/// Tensors of the size of the largest layer's output that are there at a time at inference: input, output and scratch.
+/// Tensors of the size of the largest layer's output that exist at a time in inference: input, output and scratch.
 const AT_A_TIME: u64 = 3;
 
-/// The greatest memory of a worker in training.
+/// The maximum memory of a worker in training.
 ///
 /// # Errors
 /// A usage error if the images are too small for the model.
@@ -52,7 +52,7 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
         weights: trained + total(parameters, Role::Buffer),
         gradients: trained,
         optimizer: trained * (moments + u64::from(config.train.ema > 0.0)),
-        // In the narrow types values take half, and there is a copy of the weights in them.
+        // Values in float16 or bfloat16 take half, and so does a copy of the weights.
         activations: if narrow { values * VALUE / 2 + trained / 2 } else { values * VALUE },
         fixed: PROCESS + images,
         total: 0,
@@ -60,7 +60,7 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
     .summed())
 }
 
-/// The greatest memory of a worker at inference, one image at a time.
+/// The maximum memory of a worker in inference, one image at a time.
 ///
 /// # Errors
 /// A usage error if the images are too small for the model.
@@ -89,8 +89,8 @@ pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEs
     .summed())
 }
 
-/// Values that the layers put out for `batch` images with so many RoIs in the heads. GELU is no layer of the report: it
-/// puts out as many as the norm before it.
+/// Number of output values of all layers for `batch` images and the given RoIs in the heads. GELU is not a layer of the
+/// report; its output has the size of the norm before it.
 fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, positives: u64) -> u64 {
     let values = |layer: &fnet_model::flops::Layer| {
         let values: u64 = layer.outputs.iter().map(|output| output.iter().product::<u64>()).sum();
@@ -106,14 +106,14 @@ fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, 
     report.layers.iter().map(values).sum()
 }
 
-/// Height and width of the largest padded image; landscape, for both orientations take the same.
+/// Height and width of the largest padded image, in landscape; portrait takes the same memory.
 fn largest_shape<'a>(scales: impl Iterator<Item = &'a [usize; 2]>, pipeline: &Pipeline) -> [usize; 2] {
     let padded = |side: usize| side.next_multiple_of(pipeline.size_divisor).next_multiple_of(32);
     let shape = |scale: &[usize; 2]| [padded(scale[1]), padded(scale[0])];
     scales.map(shape).max_by_key(|[height, width]| height * width).unwrap_or([32, 32])
 }
 
-/// Bytes of one prepared image.
+/// Bytes of one preprocessed image.
 fn image([height, width]: [usize; 2]) -> u64 {
     3 * VALUE * (height * width) as u64
 }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_persistent_is_counted_to_the_byte() {
+    fn persistent_tensors_are_counted_to_the_byte() {
         let adam = estimate(|_| {});
         assert_eq!(adam.optimizer, 2 * adam.gradients);
         assert!(adam.weights > adam.gradients);

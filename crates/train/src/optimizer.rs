@@ -29,9 +29,6 @@ impl fmt::Debug for Optimizer {
 
 impl Optimizer {
     /// An optimizer with an empty state for the named parameters.
-    ///
-    /// # Errors
-    /// For lack of memory.
     pub fn new(config: &config::Optimizer, parameters: &[(String, Tensor)]) -> Result<Self> {
         let tensors: Vec<Tensor> = parameters.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let (momentum, weight_decay) = (config.momentum, config.weight_decay);
@@ -48,9 +45,6 @@ impl Optimizer {
     }
 
     /// Applies the parameters' gradients.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<()> {
         match &mut self.engine {
             Engine::AdamW(adamw) => adamw.step(learning_rate, None)?,
@@ -83,16 +77,16 @@ impl Optimizer {
         state
     }
 
-    /// Goes on from a state that [`Optimizer::state`] gave; `get` finds a tensor by its name there.
+    /// Restores the result of [`Optimizer::state`]; `get` returns a tensor of it by name.
     ///
     /// # Errors
-    /// A data error if a tensor is missing or of another shape.
+    /// A data error if a tensor is missing or has another shape.
     pub fn restore<'t>(&mut self, get: impl Fn(&str) -> Option<&'t Tensor>) -> Result<()> {
         let find = |kind: &str, parameter: &str| {
             let name = format!("{kind}.{parameter}");
             get(&name).ok_or_else(|| {
                 Error::data(format!(
-                    "the checkpoint holds no {name}: it is of another optimizer or model; start with its weights alone by \
+                    "the checkpoint has no {name}: it belongs to another optimizer or model; load only its weights with \
                      --load-from"
                 ))
             })
@@ -110,14 +104,14 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Goes on from AdamW's moments in the order of the parameters; a parameter that has none was never updated.
+    /// Restores AdamW's moments, in the order of the parameters; a parameter without any was never updated.
     ///
     /// # Errors
-    /// A data error if this is another optimizer.
+    /// A data error if this optimizer is not AdamW.
     pub fn restore_moments(&mut self, moments: &[Option<&Moments>]) -> Result<()> {
         let Engine::AdamW(adamw) = &mut self.engine else {
             return Err(Error::data(
-                "the checkpoint holds the state of AdamW, but optimizer.kind is another; start with its weights alone by \
+                "the checkpoint has the state of AdamW, but optimizer.kind is different; load only its weights with \
                  --load-from",
             ));
         };
@@ -150,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_optimizer_goes_on_to_the_bit() {
+    fn a_restored_optimizer_continues_bit_for_bit() {
         for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd] {
             let (parameters, mut optimizer) = trained(kind);
             step(&parameters, &mut optimizer);
@@ -166,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_another_optimizer_is_refused_by_name() {
+    fn the_state_of_another_optimizer_is_an_error_that_names_a_tensor() {
         let (_, sgd) = trained(OptimizerKind::Sgd);
         let (_, mut adamw) = trained(OptimizerKind::AdamW);
         let state = sgd.state();

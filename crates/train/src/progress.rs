@@ -1,4 +1,4 @@
-//! Where a job stands, and what the next step is: plain arithmetic of epochs, steps and updates.
+//! Arithmetic of epochs, steps and updates: the position of a job and its next step.
 
 use fnet_checkpoint::native::TrainProgress;
 use fnet_common::{Error, Result};
@@ -10,13 +10,13 @@ pub struct TrainSchedule {
     pub epochs: usize,
     /// Steps of each rank in one epoch.
     pub steps_per_epoch: usize,
-    /// Micro-steps averaged into one update.
+    /// Gradient accumulation steps of one update.
     pub accumulate: usize,
-    /// The epoch that was begun by other ranks than these, if the job is resumed within it.
+    /// The epoch whose first part was trained with other ranks, if the job resumed within it.
     pub changed: Option<ChangedEpoch>,
 }
 
-/// An epoch of which other ranks, or ranks with other batches, have trained the first part.
+/// An epoch whose first part was trained with another number of ranks or another batch size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChangedEpoch {
     /// Its number, from 0.
@@ -27,7 +27,7 @@ pub struct ChangedEpoch {
     pub steps: usize,
 }
 
-/// Where in the job a step stands, all counted from 0.
+/// The index of a step within a job; all numbers count from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepIndex {
     /// The epoch.
@@ -36,19 +36,19 @@ pub struct StepIndex {
     pub step_in_epoch: usize,
     /// The step within the job.
     pub step: usize,
-    /// Micro-steps averaged into the update that this step belongs to.
+    /// Gradient accumulation steps of the update that this step belongs to.
     pub micro_steps: usize,
-    /// Whether this step ends with an update; the others only add their gradients.
+    /// Whether this step ends with an update; other steps only accumulate gradients.
     pub updates: bool,
 }
 
 impl TrainSchedule {
-    /// A job that begins with these ranks.
+    /// The schedule of a new job.
     pub fn new(epochs: usize, steps_per_epoch: usize, accumulate: usize) -> Self {
         Self { epochs, steps_per_epoch, accumulate, changed: None }
     }
 
-    /// Steps of the whole job, for one that stands at `progress`.
+    /// Steps of the whole job, if it is at `progress`.
     pub fn total_steps(&self, progress: TrainProgress) -> usize {
         let Some(more_epochs) = self.epochs.checked_sub(progress.epoch + 1) else { return progress.step };
         let rest = self.steps_of(progress.epoch) - progress.step_in_epoch;
@@ -60,7 +60,7 @@ impl TrainSchedule {
         self.changed.filter(|changed| changed.epoch == epoch).map_or(self.steps_per_epoch, |changed| changed.steps)
     }
 
-    /// Steps of an epoch that other ranks than these have done.
+    /// Steps of an epoch that were done with other ranks.
     pub fn steps_before(&self, epoch: usize) -> usize {
         self.changed.filter(|changed| changed.epoch == epoch).map_or(0, |changed| changed.before)
     }
@@ -80,50 +80,50 @@ impl TrainSchedule {
         }
     }
 
-    /// The position that a checkpoint stands for at the end of an epoch, if it was written by `then` ranks and is resumed
-    /// by `now`: after a change whole epochs of the present length, as the reference counts.
+    /// The position of a checkpoint at the end of an epoch, written by `then` ranks and resumed by `now`. If they differ,
+    /// steps are counted in whole epochs of the new length, as MMDetection does.
     pub fn at_end_of_epoch(&self, stored: TrainProgress, then: usize, now: usize) -> TrainProgress {
         let step = if then == now { stored.step } else { stored.epoch * self.steps_per_epoch };
         TrainProgress { epoch: stored.epoch, step_in_epoch: 0, step }
     }
 
-    /// The position of a checkpoint within an epoch, whose first part these ranks, or others, have trained: `before`
-    /// steps in other ways than the present one, `rest` are still to come.
+    /// The position of a checkpoint within an epoch: `before` steps were done with other ranks or batch sizes, and `rest`
+    /// steps are left.
     pub fn within_epoch(&mut self, stored: TrainProgress, before: usize, rest: usize) -> TrainProgress {
         let TrainProgress { step, epoch, step_in_epoch } = stored;
         if before > 0 {
             self.changed = Some(ChangedEpoch { epoch, before, steps: step_in_epoch + rest });
         }
         if rest == 0 {
-            // Only what would have filled up the epoch was left.
+            // Only padding was left.
             return TrainProgress { epoch: epoch + 1, step_in_epoch: 0, step };
         }
         TrainProgress { epoch, step_in_epoch, step }
     }
 
-    /// The position that the `epoch` and `iter` of an MMDetection checkpoint stand for, and what to say of it.
+    /// The position for the `epoch` and `iter` of an MMDetection checkpoint, and a note about it.
     ///
-    /// As in the reference, training goes on with the epoch after the finished ones, whole. Where the file's epochs
-    /// were of another length (other workers, or images per worker), the iterations are counted in this job's epochs;
-    /// the reference multiplies them by the ratio of the workers, which is the same but for what fills up its epochs.
+    /// As in MMDetection, training continues at the start of the epoch after the finished ones. If the file's epochs had
+    /// another length (other workers, or images per worker), iterations are counted in this job's epochs. MMDetection
+    /// multiplies them by the ratio of the workers, which is the same except for the padding of its epochs.
     ///
     /// # Errors
-    /// A data error if no training has so many epochs.
+    /// A data error if the number of epochs is impossible.
     pub fn adopt(&self, epoch: u64, iter: u64) -> Result<(TrainProgress, Option<String>)> {
         let length = self.steps_per_epoch;
-        let finished = u32::try_from(epoch).map_err(|_| Error::data(format!("it tells of {epoch} finished epochs")))?;
+        let finished = u32::try_from(epoch).map_err(|_| Error::data(format!("its meta says {epoch} finished epochs")))?;
         let progress = TrainProgress { epoch: finished as usize, step_in_epoch: 0, step: finished as usize * length };
-        let told = if iter == progress.step as u64 {
+        let note = if iter == progress.step as u64 {
             None
         } else if epoch > 0 && iter.is_multiple_of(epoch) {
-            let (theirs, step) = (iter / epoch, progress.step);
+            let (iterations, step) = (iter / epoch, progress.step);
             Some(format!(
-                "its epochs had {theirs} iterations and this job's have {length}, so iter {iter} is {step} here"
+                "its epochs had {iterations} iterations and this job's have {length}, so iter {iter} becomes {step}"
             ))
         } else {
-            Some(format!("it was written within epoch {} (iter {iter}), which is trained from its start", epoch + 1))
+            Some(format!("it was written within epoch {} (iter {iter}), which is trained again from its start", epoch + 1))
         };
-        Ok((progress, told))
+        Ok((progress, note))
     }
 
     /// The position after the step at `index`.
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_belongs_to_one_update_and_groups_are_averaged_by_their_size() {
+    fn every_step_belongs_to_one_update_and_the_last_group_of_an_epoch_may_be_smaller() {
         let schedule = TrainSchedule::new(2, 5, 2);
         let mut progress = TrainProgress::default();
         let mut seen = Vec::new();
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn an_epoch_that_other_ranks_began_ends_when_its_images_are_seen() {
-        // 4 ranks had 10 steps an epoch; after 23 steps 2 ranks go on, whose epochs have 20.
+        // 4 ranks had 10 steps per epoch; after 23 steps, 2 ranks continue with 20 steps per epoch.
         let mut schedule = TrainSchedule::new(4, 20, 3);
         let stored = TrainProgress { step: 23, epoch: 2, step_in_epoch: 3 };
         let start = schedule.within_epoch(stored, 3, 14);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_of_which_only_what_fills_it_up_was_left_is_over() {
+    fn an_epoch_of_which_only_padding_is_left_is_over() {
         let mut schedule = TrainSchedule::new(4, 20, 1);
         let progress = schedule.within_epoch(TrainProgress { step: 29, epoch: 2, step_in_epoch: 9 }, 9, 0);
         assert_eq!(progress, TrainProgress { epoch: 3, step_in_epoch: 0, step: 29 });
@@ -191,25 +191,25 @@ mod tests {
     }
 
     #[test]
-    fn within_an_epoch_of_the_same_ranks_nothing_changes() {
+    fn resuming_within_an_epoch_with_the_same_ranks_changes_nothing() {
         let mut schedule = TrainSchedule::new(4, 20, 1);
         let progress = schedule.within_epoch(TrainProgress { step: 23, epoch: 1, step_in_epoch: 3 }, 0, 17);
         assert_eq!((progress.step_in_epoch, schedule.changed, schedule.total_steps(progress)), (3, None, 23 + 17 + 40));
     }
 
     #[test]
-    fn an_mmdetection_checkpoint_goes_on_with_the_next_epoch() {
+    fn an_mmdetection_checkpoint_continues_with_the_next_epoch() {
         let schedule = TrainSchedule::new(12, 30, 1);
         let at = |epoch, step| TrainProgress { epoch, step_in_epoch: 0, step };
         assert_eq!(schedule.adopt(6, 180).unwrap(), (at(6, 180), None));
         assert_eq!(schedule.adopt(0, 0).unwrap(), (at(0, 0), None));
-        let (progress, told) = schedule.adopt(6, 90).unwrap();
+        let (progress, note) = schedule.adopt(6, 90).unwrap();
         assert_eq!(progress, at(6, 180));
-        assert!(told.unwrap().contains("had 15 iterations and this job's have 30, so iter 90 is 180"));
+        assert!(note.unwrap().contains("had 15 iterations and this job's have 30, so iter 90 becomes 180"));
         for (epoch, iter) in [(6, 187), (0, 7)] {
-            let (progress, told) = schedule.adopt(epoch, iter).unwrap();
+            let (progress, note) = schedule.adopt(epoch, iter).unwrap();
             assert_eq!(progress, at(epoch as usize, epoch as usize * 30));
-            assert!(told.unwrap().contains(&format!("within epoch {}", epoch + 1)));
+            assert!(note.unwrap().contains(&format!("within epoch {}", epoch + 1)));
         }
         assert!(schedule.adopt(u64::MAX, 1).is_err());
     }

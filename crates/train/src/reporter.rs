@@ -1,4 +1,4 @@
-//! What a training rank tells: rank 0 the log's three forms, every rank its progress to the launcher.
+//! Reports training: rank 0 writes the logs, and every rank sends its progress to the launcher.
 
 use std::path::Path;
 
@@ -18,27 +18,27 @@ use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
 use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
 
-/// Speaks for one rank's training.
+/// Reports one rank's training.
 pub struct Reporter {
     control: Client,
     schedule: TrainSchedule,
     total_steps: u64,
-    /// Rank 0's.
+    /// `Some` on rank 0.
     log: Option<RunLog>,
     window: Window,
-    /// The same after the last update.
+    /// `window` as it was after the last update.
     held: Window,
     momentum: f64,
     images_per_step: usize,
     device: Device,
     skipped_images: u64,
     skipped_updates: u64,
-    /// Images of the present epoch that this rank left out.
+    /// Images of the current epoch that this rank skipped.
     left_out: Vec<String>,
 }
 
 impl Reporter {
-    /// Starts the logs in `work_dir` on rank 0; on the others nothing is written.
+    /// Starts the logs in `work_dir` on rank 0. Other ranks write nothing.
     ///
     /// # Errors
     /// An environment error if the folder cannot be written.
@@ -89,12 +89,12 @@ impl Reporter {
         })
     }
 
-    /// Names the images that could not be read and were replaced.
+    /// Logs the images that could not be read and were replaced.
     pub fn skipped(&mut self, images: &[Skipped]) {
         for image in images {
             self.skipped_images += 1;
             log::warn!(
-                "left out {} (image id {}): {}; {} left out so far",
+                "skipped {} (image id {}): {}; {} skipped so far",
                 image.file,
                 image.image_id,
                 image.reason,
@@ -104,7 +104,7 @@ impl Reporter {
         }
     }
 
-    /// At the end of an epoch, on all ranks together: counts and names what all of them left out in it.
+    /// Logs the images that the ranks skipped in an epoch. All ranks call this together at its end.
     ///
     /// # Errors
     /// A lost peer.
@@ -112,8 +112,8 @@ impl Reporter {
         let own = std::mem::take(&mut self.left_out).join("\n");
         let all = communicator
             .all_gather_bytes(own.as_bytes())
-            .context("gathering the names of images that were left out")?;
-        // Groups are filled up, so an image may be met twice.
+            .context("gathering the names of skipped images")?;
+        // Groups are padded with repeated images, so an image may appear twice.
         let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
         let images: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
         let images: Vec<String> = images.into_iter().map(str::to_owned).collect();
@@ -121,7 +121,7 @@ impl Reporter {
         Ok(())
     }
 
-    /// Counts and names images that were left out.
+    /// Logs the skipped images of an epoch.
     pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
         if let (Some(log), false) = (&mut self.log, images.is_empty()) {
             log.left_out(set, epoch, images);
@@ -134,9 +134,9 @@ impl Reporter {
         if outcome.skipped.is_some() {
             self.skipped_updates += 1;
             let (why, count) = (why_skipped(outcome), self.skipped_updates);
-            log::warn!("{at} left the weights as they were: {why}; {count} such steps in this run");
+            log::warn!("{at} did not update the weights: {why}; {count} such steps in this run");
         } else if outcome.bad.is_some() {
-            log::warn!("{at}: {}; the update that it belongs to is left out", what_was_not_finite(outcome));
+            log::warn!("{at}: {}; its update will be skipped", what_was_not_finite(outcome));
         }
         let memory = process::peak_memory(self.device);
         let step = index.step as u64 + 1;
@@ -175,12 +175,12 @@ impl Reporter {
         });
     }
 
-    /// The values since the last line of the log, as they were after the last update.
+    /// The values since the last log line, as they were after the last update.
     pub fn held_window(&self) -> &Window {
         &self.held
     }
 
-    /// Logs an evaluation after `progress`, whose last update had this learning rate; `images` were evaluated.
+    /// Logs the evaluation of `images` images at `progress`; `learning_rate` is that of the last update.
     pub fn evaluated(
         &mut self,
         progress: TrainProgress,

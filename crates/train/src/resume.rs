@@ -1,4 +1,4 @@
-//! What a job goes on from: a checkpoint of its own kind, or one of MMDetection.
+//! Resuming from a checkpoint of fnet or MMDetection.
 
 use std::path::{Path, PathBuf};
 
@@ -18,40 +18,39 @@ use super::progress::TrainSchedule;
 use super::train_state::TrainState;
 use crate::run_log::Window;
 
-/// A checkpoint to go on from.
+/// A checkpoint to resume from.
 pub struct ResumeSource {
     pub path: PathBuf,
     kind: Kind,
 }
 
 enum Kind {
-    Ours(Checkpoint),
+    Native(Checkpoint),
     Mmdet(MmdetCheckpoint),
 }
 
-/// Where a job begins.
+/// Where a job starts.
 #[derive(Debug, Default)]
 pub struct StartPoint {
     pub progress: TrainProgress,
-    /// How other ranks have begun the epoch of the progress.
+    /// How other ranks trained the first part of the epoch.
     pub segments: Vec<ShardSegment>,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// The values for the next line of the log.
+    /// The values for the next log line.
     pub window: Option<Window>,
-    /// The epoch before the progress was not ended, and nothing of it is left to train.
+    /// Nothing of the epoch before `progress` is left to train, but it was not ended.
     pub epoch_is_over: bool,
     /// The checkpoint was written before the evaluation of its epoch.
     pub precedes_evaluation: bool,
-    /// It comes from another maker, so that the work folder holds no checkpoint of it.
+    /// The checkpoint is a third-party one, so the work folder has none yet.
     pub is_third_party: bool,
-    /// What to tell: notes, then what makes one wonder.
-    pub told: Vec<String>,
+    pub notes: Vec<String>,
     pub warnings: Vec<String>,
 }
 
 impl ResumeSource {
-    /// The checkpoint that `resume` means. Rank 0 chooses it, and every rank reads it.
+    /// Loads the checkpoint that `resume` names. Rank 0 chooses it, and every rank reads it.
     ///
     /// # Errors
     /// A data error if there is none, or it is damaged.
@@ -80,15 +79,15 @@ impl ResumeSource {
         let kind = if is_pytorch_file(&path) {
             Kind::Mmdet(MmdetCheckpoint::open(&path)?)
         } else {
-            Kind::Ours(Checkpoint::load(&path)?)
+            Kind::Native(Checkpoint::load(&path)?)
         };
         Ok(Some(Self { path, kind }))
     }
 
-    /// Gives the train state the state, and says where the job goes on; `schedule` learns of an epoch that other ranks have begun.
+    /// Restores the train state and returns where the job resumes. If other ranks began the epoch, `schedule` is changed.
     ///
     /// # Errors
-    /// A data error if the checkpoint is of another model or optimizer.
+    /// A data error if the checkpoint belongs to another model or optimizer.
     pub fn restore(
         &self,
         train_state: &mut TrainState<'_>,
@@ -98,15 +97,15 @@ impl ResumeSource {
         communicator: &Communicator,
     ) -> Result<StartPoint> {
         let restored = match &self.kind {
-            Kind::Ours(checkpoint) => {
-                self.restore_ours(checkpoint, train_state, schedule, config, training_set, communicator)
+            Kind::Native(checkpoint) => {
+                self.restore_native(checkpoint, train_state, schedule, config, training_set, communicator)
             }
             Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, train_state, schedule, &config.optimizer),
         };
         restored.with_context(|| format!("resuming from {}", self.path.display()))
     }
 
-    fn restore_ours(
+    fn restore_native(
         &self,
         checkpoint: &Checkpoint,
         train_state: &mut TrainState<'_>,
@@ -120,10 +119,10 @@ impl ResumeSource {
         let flags = training_set.aspect_flags();
         let Continued { progress, segments, epoch_is_over, mut warnings } =
             go_on(meta, config, &flags, communicator.world_size(), schedule, &self.path)?;
-        let mut told =
+        let mut notes =
             vec![format!("resumed epoch {}, iter {} from {}", progress.epoch, progress.step, self.path.display())];
         if let Some(scale) = &train_state.loss_scale {
-            told.push(format!("loss scale {}, {} updates left out before", scale.scale(), scale.skipped()));
+            notes.push(format!("loss scale {}, {} updates skipped so far", scale.scale(), scale.skipped()));
         }
         warnings.extend(other_config(meta, config, &self.path));
         let window = log_window(meta).unwrap_or_else(|warning| {
@@ -137,7 +136,7 @@ impl ResumeSource {
             best: meta.best.clone(),
             precedes_evaluation: meta.state.evaluation_due,
             window,
-            told,
+            notes,
             warnings,
             ..StartPoint::default()
         })
@@ -154,53 +153,52 @@ impl ResumeSource {
         let report = train_state.restore_mmdet(checkpoint)?;
         let (progress, recounted) = schedule.adopt(epoch, iter)?;
         let summary = Summary { path: self.path.clone(), report };
-        let mut told =
+        let mut notes =
             vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", progress.epoch, progress.step)];
-        told.extend(recounted);
+        notes.extend(recounted);
         let groups = checkpoint.optimizer.as_ref().map(|optimizer| optimizer.groups.as_slice()).unwrap_or_default();
         let warnings = other_settings(groups, config).into_iter().collect();
-        Ok(StartPoint { progress, is_third_party: true, told, warnings, ..StartPoint::default() })
+        Ok(StartPoint { progress, is_third_party: true, notes, warnings, ..StartPoint::default() })
     }
 }
 
-/// The values that a checkpoint holds for the next line of the log, or a warning that they cannot be read, as those of another
-/// version may not.
+/// The stored values for the next log line, or a warning if they cannot be read, which may happen with another version.
 fn log_window(meta: &CheckpointMeta) -> Result<Option<Window>, String> {
     let Some(stored) = &meta.state.log_window else { return Ok(None) };
     serde_path_to_error::deserialize(stored).map(Some).map_err(|error| {
         format!(
-            "the checkpoint's fnet.meta: state.log_window cannot be read ({error}): the next line of the log averages over \
-             this run alone"
+            "the checkpoint's fnet.meta: state.log_window cannot be read ({error}): the next log line averages over this \
+             run only"
         )
     })
 }
 
-/// A warning that names the fields in which the config differs from that of the checkpoint, where it matters.
+/// A warning that names the relevant fields in which the config differs from that of the checkpoint.
 fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<String> {
     let differences = match meta.config(path).and_then(|before| before.differences(now)) {
         Ok(differences) => differences,
         Err(error) => {
-            return Some(format!("the config inside the checkpoint cannot be compared with this one: {error}"));
+            return Some(format!("the config in the checkpoint cannot be compared with this job's: {error}"));
         }
     };
     (!differences.is_empty()).then(|| {
-        format!("this job goes on with another config than the checkpoint was made with: {}", differences.join(", "))
+        format!("this job continues with another config than the checkpoint was written with: {}", differences.join(", "))
     })
 }
 
-/// How far the training of an MMDetection checkpoint had come.
+/// The finished epochs and iterations of an MMDetection checkpoint.
 ///
 /// # Errors
-/// A data error if it does not tell.
+/// A data error if its `meta` does not contain them.
 pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
     epoch.zip(iter).ok_or_else(|| {
         Error::data(
-            "its meta tells no epoch and iter, as MMDetection's checkpoints do; start with its weights by --load-from",
+            "its meta has no epoch and iter, as MMDetection's checkpoints do; load only its weights with --load-from",
         )
     })
 }
 
-/// A warning if the file's AdamW was set otherwise than the config's, which is what counts.
+/// A warning if the file's AdamW settings differ from the config's, which are used.
 fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Option<String> {
     let mut differences = Vec::new();
     for group in groups {
@@ -211,33 +209,33 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
             ("eps", group.eps, config.eps),
             ("weight_decay", group.weight_decay, config.weight_decay),
         ];
-        for (name, theirs, ours) in pairs {
-            let text = format!("optimizer.{name} = {ours} ({theirs})");
-            if theirs != ours && !differences.contains(&text) {
+        for (name, stored, current) in pairs {
+            let text = format!("optimizer.{name} = {current} ({stored})");
+            if stored != current && !differences.contains(&text) {
                 differences.push(text);
             }
         }
     }
     (!differences.is_empty()).then(|| {
         format!(
-            "this job goes on with its own config where the checkpoint (in brackets) was trained otherwise: {}",
+            "this job uses its own config where the checkpoint (in parentheses) was trained with other values: {}",
             differences.join(", ")
         )
     })
 }
 
-/// The newest sound checkpoint of the folders; says which were passed over.
+/// The newest intact checkpoint of the folders; reports the ones that were skipped.
 ///
 /// # Errors
 /// A data error if there is none.
 pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
     let found = latest(folders)?;
     for skipped in &found.skipped {
-        control.note(format!("{} is passed over: {}", skipped.path.display(), skipped.reason));
+        control.note(format!("{} is skipped: {}", skipped.path.display(), skipped.reason));
     }
     found.found.map(|(path, _)| path).ok_or_else(|| {
         Error::data(format!(
-            "{} holds no checkpoint that can be resumed; name one with --resume=CKPT, or start without --resume",
+            "{} has no checkpoint to resume from; name one with --resume=CKPT, or start without --resume",
             folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", nor ")
         ))
     })
@@ -248,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_window_that_cannot_be_read_is_a_warning_with_its_field() {
+    fn an_unreadable_log_window_is_a_warning_that_names_the_field() {
         let mut meta = CheckpointMeta::default();
         assert_eq!(log_window(&meta), Ok(None));
         let mut stored = serde_json::to_value(Window::new(5)).unwrap();
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_differ_are_named_with_both_values() {
+    fn different_settings_are_named_with_both_values() {
         let config = config::Optimizer::default();
         let mut group = ParameterGroup {
             lr: 2e-5,

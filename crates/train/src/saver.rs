@@ -1,4 +1,4 @@
-//! When checkpoints are written, where, and which is the best: the rules of `[checkpoint]`.
+//! The rules of `[checkpoint]`: when and where checkpoints are written, and which one is the best.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use fnet_protocol::client::Client;
 
 use super::progress::StepIndex;
 
-/// Writes a job's checkpoints: rank 0's, or that of a rank that outlived the others.
+/// Writes a job's checkpoints: regular ones on rank 0, an emergency checkpoint on any rank.
 pub struct Saver {
     writer: Writer,
     keep_last: usize,
     minutes: Option<u64>,
-    /// When the last checkpoint was begun.
+    /// When the last checkpoint was started.
     newest: Instant,
 }
 
 impl Saver {
-    /// Rank 0's for its [`folders`], which also removes what killed writers left in them.
+    /// Rank 0's saver for its [`folders`]. Also removes incomplete files of killed writers.
     ///
     /// # Errors
     /// An environment error if the work folder cannot be used.
@@ -36,10 +36,10 @@ impl Saver {
         Self::beside_others(folders, policy, control)
     }
 
-    /// One for folders that another process may be writing to.
+    /// A saver for folders that another process may be writing to.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If no thread can be started.
     pub fn beside_others(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
         let folders = folders.iter().map(CheckpointFolder::shared).collect();
         let control = control.clone();
@@ -55,8 +55,7 @@ impl Saver {
         })
     }
 
-    /// Copies a checkpoint to host memory and has it written while training goes on. `since` is when training stood still
-    /// for it.
+    /// Copies a checkpoint to host memory and writes it while training continues. `since` is when training paused for it.
     ///
     /// # Errors
     /// For lack of memory.
@@ -79,32 +78,32 @@ impl Saver {
         self.writer.keep_best(file_name(progress), metric.to_owned());
     }
 
-    /// Waits until everything is on the disk; calls `progress_of` as long as it gets on.
+    /// Waits until everything is on the disk; calls `progress_of` while writing makes progress.
     ///
     /// # Errors
-    /// An environment error if no folder takes the newest checkpoint for as long as `timeout`.
+    /// An environment error if no folder accepts the newest checkpoint within `timeout`.
     pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
         self.writer.finish(timeout, progress_of)
     }
 
-    /// Whether the clock says that it is time for a checkpoint.
+    /// Whether a checkpoint is due by `checkpoint.interval` in minutes.
     pub fn time_is_up(&self) -> bool {
         self.minutes.is_some_and(|minutes| self.newest.elapsed() >= Duration::from_secs(60 * minutes))
     }
 }
 
-/// Where the checkpoints of a job may lie: its work folder, then a folder of its own in each fallback.
+/// The folders of a job's checkpoints: its work folder, then the job's subfolder of each fallback folder.
 pub fn folders(work_dir: &Path, policy: &CheckpointPolicy) -> Vec<PathBuf> {
     let whole = std::path::absolute(work_dir).unwrap_or_else(|_| work_dir.to_path_buf());
-    // No two work folders have one name.
+    // The name is unique for each work folder.
     let own: Vec<String> = whole.iter().skip(1).map(|part| part.to_string_lossy().replace('_', "__")).collect();
     let own = own.join("_");
     let fallbacks = policy.fallback.iter().map(|folder| folder.join(&own));
     std::iter::once(work_dir.to_path_buf()).chain(fallbacks).collect()
 }
 
-/// Whether the update that ended with the step at `index` is one after which a checkpoint is due by the number of steps;
-/// `before` is the progress after the update before it.
+/// Whether a checkpoint is due by the number of steps after the update that ended with the step at `index`; `before` is the
+/// progress after the previous update.
 pub fn due_by_steps(interval: Interval, before: TrainProgress, index: StepIndex) -> bool {
     match interval {
         Interval::Steps(steps) => before.step / steps < (index.step + 1) / steps,
@@ -118,8 +117,8 @@ pub fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool
     by_interval || finished == epochs
 }
 
-/// The best evaluation, if `metrics`, after `finished` epochs, are above all before. A metric of 0 or below is never the
-/// best, as in the reference.
+/// The evaluation after `finished` epochs if it is better than `best`. As in MMDetection, a metric of 0 or less is never the
+/// best.
 pub fn better(policy: &str, metrics: &IndexMap<String, f64>, finished: usize, best: Option<&Best>) -> Option<Best> {
     let (name, value) = chosen(policy, metrics)?;
     let is_better = value > best.map_or(0.0, |best| best.value);
@@ -138,7 +137,7 @@ mod tests {
     use crate::progress::TrainSchedule;
 
     #[test]
-    fn the_best_metric_is_the_one_named_or_the_first_and_must_be_above_all_before() {
+    fn the_best_metric_is_the_named_or_first_one_and_must_exceed_all_previous_ones() {
         let metrics: IndexMap<String, f64> = [("bbox_mAP".into(), 0.3), ("segm_mAP".into(), 0.2)].into_iter().collect();
         assert_eq!(chosen("auto", &metrics), Some(("bbox_mAP", 0.3)));
         assert_eq!(chosen("segm_mAP", &metrics), Some(("segm_mAP", 0.2)));
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_in_steps_counts_those_of_the_job_at_updates() {
+    fn an_interval_in_steps_counts_steps_of_the_job_and_waits_for_an_update() {
         let schedule = TrainSchedule::new(2, 5, 2);
         let (mut progress, mut updated, mut due) = (TrainProgress::default(), TrainProgress::default(), Vec::new());
         while progress.epoch < 2 {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_job_is_always_saved() {
+    fn the_last_epoch_is_always_saved() {
         let due = |interval| (1..=5).filter(|&epoch| due_by_epochs(interval, epoch, 5)).collect::<Vec<_>>();
         assert_eq!(due(Interval::Epochs(2)), [2, 4, 5]);
         assert_eq!(due(Interval::Steps(2)), [5]);
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn each_job_has_a_folder_of_its_own_in_a_fallback() {
+    fn each_job_has_its_own_subfolder_in_a_fallback_folder() {
         let policy = CheckpointPolicy { fallback: vec!["/spare".into()], ..CheckpointPolicy::default() };
         let found = folders(Path::new("/home/a/work_dirs/cfg"), &policy);
         assert_eq!(found, [Path::new("/home/a/work_dirs/cfg"), Path::new("/spare/home_a_work__dirs_cfg")]);

@@ -1,4 +1,4 @@
-//! Between a train state and a checkpoint: what is stored, and how it is put back.
+//! Converts a train state to a checkpoint and back.
 
 use std::path::Path;
 use std::time::Instant;
@@ -24,11 +24,8 @@ pub struct LastBuffers {
 }
 
 impl TrainState<'_> {
-    /// The state of the whole job: `Some` on rank 0. All ranks call this together, for each holds its own BatchNorm
+    /// The state of the whole job: `Some` on rank 0. All ranks call this together, because each has its own BatchNorm
     /// statistics.
-    ///
-    /// # Errors
-    /// If a rank is lost, or for lack of memory.
     pub fn capture(&self, communicator: &Communicator, mut meta: CheckpointMeta) -> Result<Option<Checkpoint>> {
         let packed = buffers::pack(&self.parameters)?.f_to_device(Device::Cpu)?;
         let bytes = Vec::<u8>::try_from(&packed)?;
@@ -43,14 +40,15 @@ impl TrainState<'_> {
         self.assemble(&packed, &others, meta, &|tensor| Ok(tensor.shallow_clone())).map(Some)
     }
 
-    /// The first part of [`TrainState::capture_alone`], small, which shows that this rank's state is of a step and that its
-    /// device still answers. Before an evaluation every rank has rank 0's buffers.
+    /// The first, small part of [`TrainState::capture_alone`]. It checks that this rank's state belongs to a step and that
+    /// its device still responds. Before an evaluation, every rank has rank 0's buffers.
     ///
     /// # Errors
-    /// If the job broke off within the update itself, or the device fails or has not done the last update by `deadline`.
+    /// If the job was aborted during the update itself, or the device fails or has not finished the last update by
+    /// `deadline`.
     pub fn last_buffers(&self, precedes_evaluation: bool, deadline: Instant) -> Result<LastBuffers> {
         if self.update_in_progress {
-            return Err(Error::bug("the update of the weights was broken off, so this rank's are of no step"));
+            return Err(Error::bug("the update of the weights was aborted, so this rank's weights belong to no step"));
         }
         if let (Some(downloader), Some(reached)) = (&self.downloader, &self.last_good.reached) {
             downloader.follow(reached)?;
@@ -63,13 +61,13 @@ impl TrainState<'_> {
         Ok(LastBuffers { first, own })
     }
 
-    /// The state after the last update as this rank alone knows it, when others are lost: with rank 0's BatchNorm
-    /// statistics, which are the model's, and its own. What a step that was broken off has done to statistics and loss scale
-    /// is not in it, and an average that stands in for the weights is told from them. Of a GPU it is copied to the host
-    /// beside all that the device was given to do.
+    /// The state after the last update, captured by this rank alone when others are lost: with rank 0's BatchNorm
+    /// statistics, which belong to the model, and its own. Changes of an aborted step to statistics and loss scale are
+    /// undone, and swapped averages are stored as averages. On a GPU, the state is copied to the host without waiting for
+    /// the work that is queued.
     ///
     /// # Errors
-    /// For lack of memory; if the device fails or does not come to an end by `deadline`.
+    /// For lack of memory; if the device fails or does not finish by `deadline`.
     pub fn capture_alone(
         &self,
         rank: usize,
@@ -82,7 +80,7 @@ impl TrainState<'_> {
         self.assemble(&buffers.first, own.as_slice(), meta, &|tensor| self.beside_collectives(tensor, deadline))
     }
 
-    /// The tensor on the host, as it is after the last update.
+    /// The tensor as it is after the last update, on the host.
     fn beside_collectives(&self, tensor: &Tensor, deadline: Instant) -> Result<Tensor> {
         match &self.downloader {
             Some(downloader) => Ok(downloader.download(tensor, deadline)?),
@@ -90,8 +88,8 @@ impl TrainState<'_> {
         }
     }
 
-    /// The checkpoint of the present weights, with packed buffers of rank 0 and of other ranks on the host; each other tensor
-    /// is what `fetch` makes of it.
+    /// Builds a checkpoint of the current weights with the packed buffers of rank 0 and of other ranks. `fetch` copies every
+    /// other tensor.
     fn assemble(
         &self,
         first: &Tensor,
@@ -100,7 +98,7 @@ impl TrainState<'_> {
         fetch: &dyn Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Checkpoint> {
         let mut first: IndexMap<String, Tensor> = buffers::unpack(&self.parameters, first)?.into_iter().collect();
-        // During an evaluation the average and the weights have changed places.
+        // During an evaluation, weights and averages are swapped.
         let exchanged = self.ema.as_ref().filter(|_| self.averaged).map(Ema::averages);
         let mut tensors = IndexMap::new();
         for (name, _, tensor) in self.parameters.iter() {
@@ -126,11 +124,11 @@ impl TrainState<'_> {
         Ok(Checkpoint { tensors, meta })
     }
 
-    /// Loads the weights that a new job starts from: those of `load_from`, else the pretrained backbone of the config.
-    /// Returns what to tell.
+    /// Loads the initial weights of a new job: those of `load_from`, else the pretrained backbone of the config. Returns a
+    /// message for the log.
     ///
     /// # Errors
-    /// A data error if the file cannot be read, is of another model, or has less than `need` asks for.
+    /// A data error if the file cannot be read, belongs to another model, or has less than `need` requires.
     pub fn load_initial_weights(
         &mut self,
         config: &config::Model,
@@ -138,25 +136,25 @@ impl TrainState<'_> {
         need: Need,
     ) -> Result<String> {
         let pretrained = Path::new(&config.backbone.pretrained);
-        let told = if let Some(path) = load_from {
+        let message = if let Some(path) = load_from {
             open_weights(path)?.load_detector(&self.parameters, need)?.to_string()
         } else if !config.backbone.pretrained.is_empty() {
             open_weights(pretrained)?.load_backbone(&self.parameters, need)?.to_string()
         } else {
-            "No pre-trained weights, training starts from scratch".to_owned()
+            "No pretrained weights; training starts from scratch".to_owned()
         };
         if let Some(ema) = &mut self.ema {
             ema.restart(&self.trained)?;
         }
         self.hold(None)?;
-        Ok(told)
+        Ok(message)
     }
 
-    /// Goes on from an MMDetection checkpoint: weights, BatchNorm statistics (the file's on every rank) and AdamW's
-    /// moments. A moving average begins with this run. Returns the weights' report; none is missing.
+    /// Restores an MMDetection checkpoint: weights, BatchNorm statistics (the same on every rank) and AdamW's moments. A
+    /// moving average starts with this run. Returns the report of the weights; none is missing.
     ///
     /// # Errors
-    /// A data error if the checkpoint is of another model or has no AdamW state.
+    /// A data error if the checkpoint belongs to another model or has no AdamW state.
     pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
         let report = checkpoint.fill(&self.parameters)?;
         self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
@@ -167,11 +165,11 @@ impl TrainState<'_> {
         Ok(report)
     }
 
-    /// Goes on from a stored state: weights, optimizer, moving average, and the BatchNorm statistics of this rank
-    /// (rank 0's if there were fewer ranks).
+    /// Restores a checkpoint: weights, optimizer, moving average, and the BatchNorm statistics of this rank (rank 0's if
+    /// there were fewer ranks).
     ///
     /// # Errors
-    /// A data error if the checkpoint is of another model.
+    /// A data error if the checkpoint belongs to another model.
     pub fn restore(&mut self, checkpoint: &Checkpoint, rank: usize) -> Result<()> {
         self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
         let first = buffers::pack(&self.parameters)?;
@@ -182,12 +180,12 @@ impl TrainState<'_> {
         if let Some(ema) = &mut self.ema {
             let averages = checkpoint.averages()?;
             if averages.is_empty() {
-                // The average begins with this run, from the stored weights.
+                // The average starts with this run, from the stored weights.
                 ema.restart(&self.trained)?;
             } else {
                 let updates = checkpoint.meta.state.ema_updates.ok_or_else(|| {
                     Error::data(
-                        "damaged: it holds a moving average of the weights, but fnet.meta has no state.ema_updates",
+                        "damaged: it has a moving average of the weights, but fnet.meta has no state.ema_updates",
                     )
                 })?;
                 ema.restore(updates, &averages)?;
@@ -199,8 +197,8 @@ impl TrainState<'_> {
         self.hold(Some(first))
     }
 
-    /// Loads the BatchNorm statistics below `prefix`, which are this rank's. A rank that wrote the checkpoint alone knew of its
-    /// own only, so there may be none.
+    /// Loads this rank's BatchNorm statistics, named `prefix`*. There may be none: a rank that wrote an emergency checkpoint
+    /// alone knew only its own.
     fn restore_own_buffers(&self, checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
         let report = self.parameters.load(checkpoint.section(prefix))?;
         let lacking = self.parameters.buffers().find(|(name, _)| report.missing.iter().any(|missing| missing == name));
@@ -208,14 +206,14 @@ impl TrainState<'_> {
         if is_partial || !report.unexpected.is_empty() || !report.conflicts.is_empty() {
             let first = lacking.map_or(String::new(), |(name, _)| format!("; {prefix}{name} is missing"));
             return Err(Error::data(format!(
-                "damaged: {prefix}* are not the statistics of this model: {report}{first}"
+                "damaged: {prefix}* are not statistics of this model: {report}{first}"
             )));
         }
         Ok(())
     }
 }
 
-/// Opens weights of any maker. Of a checkpoint of this program every byte is checked first.
+/// Opens weights of any supported format. fnet's own checkpoints are verified completely first.
 fn open_weights(path: &Path) -> Result<Weights> {
     let path = checkpoint::resolve(path);
     if !checkpoint::is_third_party(&path) {

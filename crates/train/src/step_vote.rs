@@ -1,4 +1,4 @@
-//! What all ranks know together after each step: averaged losses, whether they are finite, whether to stop.
+//! Synchronizes the ranks after each step: averaged losses, whether they are finite, and whether to stop or save.
 
 use tch::Tensor;
 
@@ -6,25 +6,25 @@ use fnet_common::Result;
 use fnet_distributed::Communicator;
 use fnet_protocol::message::StopReason;
 
-/// The common view of one step. Every rank holds the same values, so every rank decides the same.
+/// The result of [`sync_step`]. It is the same on every rank, so every rank makes the same decision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// Name and mean over the ranks of each logged value, in the order of the log.
     pub losses: Vec<(&'static str, f64)>,
     /// Names of the losses that were not finite on some rank.
     pub not_finite: Vec<&'static str>,
-    /// Set once any rank was asked to stop.
+    /// Set if any rank was asked to stop.
     pub stop: Option<StopReason>,
-    /// Set once rank 0's clock says that it is time for a checkpoint.
+    /// Set if rank 0's clock says that a checkpoint is due.
     pub save: bool,
 }
 
-/// What one rank would like all to do after a step.
+/// What one rank asks all ranks to do after a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepVote {
-    /// The request to stop that it has seen.
+    /// The stop request that it received.
     pub stop: Option<StopReason>,
-    /// Whether it is time for a checkpoint.
+    /// Whether a checkpoint is due.
     pub save: bool,
 }
 
@@ -35,10 +35,10 @@ impl StepReport {
     }
 }
 
-/// One all-reduce of a few numbers on the host: losses, and what this rank would like all to do.
+/// One all-reduce of a few numbers on the host: losses, and this rank's vote.
 ///
-/// It speaks of the present step, so that nothing that is known of it comes after its update. A GPU computes gradients
-/// meanwhile.
+/// It runs before the update of the same step, so a bad loss can still cancel the update. A GPU computes gradients in the
+/// meantime.
 pub fn sync_step(communicator: &Communicator, named: &[(&'static str, f64)], vote: StepVote) -> Result<StepReport> {
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
     let flags = [vote.save, vote.stop == Some(StopReason::Interrupted), vote.stop == Some(StopReason::Terminated)];
@@ -53,7 +53,7 @@ fn report(names: impl Iterator<Item = &'static str>, sums: &[f64], world_size: u
     let losses: Vec<_> = names.zip(sums).map(|(name, sum)| (name, sum / world_size as f64)).collect();
     let not_finite = losses.iter().filter(|(_, value)| !value.is_finite()).map(|&(name, _)| name).collect();
     let requested = |from_end: usize| sums[sums.len() - from_end] > 0.0;
-    // Ctrl-C is what a person did, so it wins.
+    // Ctrl-C has priority because a person pressed it.
     let stop = if requested(2) {
         Some(StopReason::Interrupted)
     } else if requested(1) {
@@ -79,19 +79,19 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_that_is_asked_to_stop_stops_all_and_ctrl_c_wins() {
+    fn a_stop_request_on_one_rank_stops_all_and_ctrl_c_has_priority() {
         assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 0.0, 1.0], 4).stop, Some(StopReason::Terminated));
         assert_eq!(report(NAMES.into_iter(), &[0.0, 0.0, 0.0, 1.0, 3.0], 4).stop, Some(StopReason::Interrupted));
     }
 
     #[test]
-    fn one_rank_whose_clock_says_so_has_all_save() {
+    fn all_ranks_save_when_one_rank_asks_for_it() {
         let report = report(NAMES.into_iter(), &[0.0, 0.0, 1.0, 0.0, 0.0], 4);
         assert_eq!((report.stop, report.save), (None, true));
     }
 
     #[test]
-    fn a_loss_that_is_not_finite_anywhere_is_named() {
+    fn a_loss_that_is_not_finite_on_any_rank_is_named() {
         assert_eq!(report(NAMES.into_iter(), &[f64::NAN, 1.0, 0.0, 0.0, 0.0], 2).not_finite, ["loss_cls"]);
         assert_eq!(report(NAMES.into_iter(), &[1.0, f64::INFINITY, 0.0, 0.0, 0.0], 2).not_finite, ["loss"]);
     }

@@ -22,45 +22,44 @@ use super::progress::StepIndex;
 use super::step_vote::{StepReport, StepVote, sync_step};
 use super::{Ema, LossScale};
 
-/// Seconds that the parts of a step took. On a GPU the launches are counted, unless
-/// [`TrainState::synchronize_timing`] makes each part wait for the device.
+/// Seconds that the parts of a step took. On a GPU these are the times of the kernel launches, unless
+/// [`TrainState::synchronize_timing`] is on.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepTimes {
     /// Forward pass.
     pub forward: f64,
     /// Backward pass, with the all-reduce of the gradients that overlaps it.
     pub backward: f64,
-    /// Exchange of the losses, which waits for the slowest rank.
+    /// [`sync_step`], which waits for the slowest rank.
     pub step_vote: f64,
     /// Update of the weights.
     pub optimizer: f64,
-    /// Part of `backward` and `step_vote` in which this rank only waited for the others.
+    /// Part of `backward` and `step_vote` in which this rank waited for the others.
     pub waited: f64,
 }
 
-/// What a step gave, beside what it did to the weights.
+/// The result of a step.
 #[derive(Debug)]
 pub struct StepOutcome {
-    /// The common view of all ranks.
+    /// The losses and decisions of all ranks.
     pub report: StepReport,
-    /// L2 norm of the whole gradient before clipping, where it is clipped.
+    /// L2 norm of the whole gradient before clipping, if it is clipped.
     pub grad_norm: Option<f64>,
-    /// Why the update of this step was left out, with the weights as they were.
+    /// Why the update of this step was skipped.
     pub skipped: Option<Skip>,
     /// Which ranks, losses and images were not finite.
     pub bad: Option<String>,
-    /// The factor of this step's loss, in float16.
+    /// The loss scale of this step, with float16.
     pub loss_scale: Option<f64>,
     /// Positive proposals of this rank.
     pub positives: usize,
-    /// Where the time went.
     pub times: StepTimes,
 }
 
-/// Why an update was left out.
+/// Why an update was skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Skip {
-    /// A loss of its last step, or of an earlier one, was not finite on some rank.
+    /// A loss of one of its micro-steps was not finite on some rank.
     NotFinite,
     /// Its gradients overflowed float16.
     Overflow,
@@ -79,7 +78,7 @@ pub struct TrainState<'a> {
     /// Moving average of the weights.
     pub ema: Option<Ema>,
     pub(super) trained: Vec<(String, Tensor)>,
-    /// The tensors of `trained`.
+    /// The tensors of `trained`, without names.
     tensors: Vec<Tensor>,
     parallel: DataParallel<'a>,
     amp: Amp,
@@ -89,32 +88,32 @@ pub struct TrainState<'a> {
     /// Batches whose losses are not finite.
     pub(super) bad_batches: BadBatches,
     pub(super) last_good: LastGoodState,
-    /// Copies the state of a GPU to the host beside collectives that may never end.
+    /// Copies the state from a GPU to the host even while a collective hangs.
     pub(super) downloader: Option<Downloader>,
-    /// The moving average stands in for the weights, for an evaluation.
+    /// The weights and their moving average are swapped for an evaluation.
     pub(super) averaged: bool,
-    /// The weights are being changed: they belong to no step.
+    /// The weights are being updated: they belong to no step.
     pub(super) update_in_progress: bool,
-    /// A loss since the last update was not finite: the next update is left out.
+    /// A loss since the last update was not finite: the next update is skipped.
     spoiled: bool,
     synchronize: bool,
 }
 
-/// What a broken-off step may have changed, as it was after the last update.
+/// What an aborted step may have changed, as it was after the last update.
 #[derive(Debug)]
 pub(super) struct LastGoodState {
     /// This rank's packed BatchNorm buffers ([`buffers::pack`]).
     pub own: Tensor,
-    /// Those of rank 0, which are the model's.
+    /// Rank 0's packed buffers, which belong to the saved model.
     pub first: Tensor,
     /// The loss scale.
     pub loss_scale: Option<LossScale>,
-    /// Where a GPU has done the last update, and all that changed the weights since.
+    /// Recorded on a GPU after the last operation that changed the weights.
     pub reached: Option<Event>,
 }
 
 impl<'a> TrainState<'a> {
-    /// Builds the model with its initial weights, equal on every rank, and what trains it.
+    /// Builds the model with its initial weights, which are equal on every rank, and the optimizer.
     pub fn new(config: &Config, communicator: &'a Communicator) -> Result<Self> {
         let seed = config.train.seed;
         let mut parameters = Parameters::new();
@@ -143,7 +142,7 @@ impl<'a> TrainState<'a> {
                 own: packed.shallow_clone(),
                 first: packed,
                 loss_scale: loss_scale.clone(),
-                reached: mark(communicator.device())?,
+                reached: ecord_event(communicator.device())?,
             },
             downloader,
             loss_scale,
@@ -173,17 +172,17 @@ impl<'a> TrainState<'a> {
         self.seed
     }
 
-    /// Whether each part of a step waits for the device, so that [`StepTimes`] tells where a GPU's time goes. Off by
-    /// default, for it costs speed.
+    /// Makes each part of a step wait for the device, so that [`StepTimes`] shows where a GPU spends its time. Off by
+    /// default because it is slower.
     pub fn synchronize_timing(&mut self, on: bool) {
         self.synchronize = on;
     }
 
-    /// Forward, backward with all-reduce, agreement, update.
+    /// Forward pass, backward pass with all-reduce, [`sync_step`], update.
     ///
     /// # Errors
     /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
-    /// scale; a lost peer; memory.
+    /// scale; a lost peer; lack of memory.
     pub fn step(
         &mut self,
         batch: &Batch,
@@ -201,24 +200,24 @@ impl<'a> TrainState<'a> {
         let forward = clock.lap()?;
         control.phase(Phase::Backward);
         let mut waited = self.backward(&total, index)?;
-        // A GPU has the whole backward pass before it when they arrive, so it goes on while the ranks agree.
+        // A GPU has just begun the backward pass when the losses arrive, so it computes while the ranks synchronize.
         let losses_of_rank = sent.arrive()?;
         let backward = clock.lap()?;
         control.phase(Phase::AllReduce);
         let report = sync_step(communicator, &losses_of_rank, vote)?;
         let mut bad = None;
         if !report.not_finite.is_empty() {
-            let told = self.bad_batches.examine(&losses_of_rank, batch, index, communicator)?;
-            self.refuse(&report, &told, index)?;
-            bad = Some(told);
+            let details = self.bad_batches.examine(&losses_of_rank, batch, index, communicator)?;
+            self.handle_not_finite(&report, &details, index)?;
+            bad = Some(details);
         }
         if self.spoiled {
-            self.forget_group()?;
+            self.discard_accumulated()?;
         }
         let exchanged = if index.updates { Some(self.exchange(communicator)?) } else { None };
         let step_vote = clock.lap()?;
         if index.updates {
-            // An update that was given to a GPU behind a collective would take what an abort leaves of it for gradients.
+            // An update that is queued on a GPU behind an aborted collective would use its leftovers as gradients.
             waited += self.parallel.wait_for_others()?;
             communicator.check_unbroken()?;
         }
@@ -245,7 +244,7 @@ impl<'a> TrainState<'a> {
         Ok(StepOutcome { report, grad_norm, skipped, bad, loss_scale, positives: losses.positives, times })
     }
 
-    /// The buffers as this step leaves them, and rank 0's: whichever rank is lost, another one has the model whole.
+    /// This rank's buffers after this step, and rank 0's: if any rank is lost, another one has the whole model.
     fn exchange(&self, communicator: &Communicator) -> Result<(Tensor, Tensor)> {
         let own = buffers::pack(&self.parameters)?;
         let first = if communicator.is_first() { own.shallow_clone() } else { own.f_empty_like()? };
@@ -253,7 +252,7 @@ impl<'a> TrainState<'a> {
         Ok((own, first))
     }
 
-    /// Takes the present buffers for those of the last update. `first` are rank 0's, where they are others.
+    /// Records the current buffers as those of the last update. `first` are rank 0's, if they differ.
     pub(super) fn hold(&mut self, first: Option<Tensor>) -> Result<()> {
         let own = buffers::pack(&self.parameters)?;
         let first = first.unwrap_or_else(|| own.shallow_clone());
@@ -262,28 +261,23 @@ impl<'a> TrainState<'a> {
     }
 
     fn last_good_with(&self, own: Tensor, first: Tensor) -> Result<LastGoodState> {
-        Ok(LastGoodState { own, first, loss_scale: self.loss_scale.clone(), reached: mark(self.parameters.device())? })
+        Ok(LastGoodState { own, first, loss_scale: self.loss_scale.clone(), reached: ecord_event(self.parameters.device())? })
     }
 
-    /// Before an evaluation: every rank takes rank 0's buffers of the last update, whose running statistics are those that are
-    /// evaluated, as in the reference.
-    ///
-    /// # Errors
-    /// If libtorch fails.
+    /// Before an evaluation: loads rank 0's buffers of the last update on every rank, so that all evaluate with the same
+    /// running statistics, as in MMDetection.
     pub(super) fn take_first_buffers(&mut self) -> Result<()> {
         self.last_good.own = self.last_good.first.shallow_clone();
         buffers::put_back(&self.parameters, &self.last_good.own)
     }
 
-    /// Exchanges the weights with their moving average, if there is one: once before an evaluation and once after it.
-    ///
-    /// # Errors
-    /// If libtorch fails; the weights are then of no step.
+    /// Swaps the weights with their moving average, if there is one: once before an evaluation and once after it. After an
+    /// error the weights belong to no step.
     pub(super) fn swap_average(&mut self) -> Result<()> {
         let Some(ema) = &mut self.ema else { return Ok(()) };
         self.update_in_progress = true;
         ema.swap(&self.trained)?;
-        self.last_good.reached = mark(self.parameters.device())?;
+        self.last_good.reached = ecord_event(self.parameters.device())?;
         self.update_in_progress = false;
         self.averaged = !self.averaged;
         Ok(())
@@ -296,8 +290,8 @@ impl<'a> TrainState<'a> {
         self.model.forward_train(batch, &mut random).with_context(|| format!("images {}", bad_batch::names(batch)))
     }
 
-    /// Adds the gradients of this step, whose losses sum up to `total`; all-reduces them, overlapping with their
-    /// computation, if it ends with an update. Returns how long this rank waited for the others.
+    /// Adds the gradients of `total`, the sum of this step's losses. If the step ends with an update, all-reduces them while
+    /// they are computed. Returns how long this rank waited for the others.
     fn backward(&mut self, total: &Tensor, index: StepIndex) -> Result<Duration> {
         let scale = self.loss_scale.as_ref().map_or(1.0, LossScale::scale) / index.micro_steps as f64;
         let mut total = total.shallow_clone();
@@ -307,8 +301,8 @@ impl<'a> TrainState<'a> {
         self.parallel.backward(&total, index.updates)
     }
 
-    /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was left
-    /// out, if it was.
+    /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was skipped,
+    /// if it was.
     fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
         if let Some(loss_scale) = &mut self.loss_scale {
             let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
@@ -332,12 +326,12 @@ impl<'a> TrainState<'a> {
         Ok((norm, None))
     }
 
-    /// Acts on losses that are not finite, of which `told` says where they were: an error, or the update is left out.
-    fn refuse(&mut self, report: &StepReport, told: &str, index: StepIndex) -> Result<()> {
+    /// Handles losses that are not finite, described by `details`: returns an error, or marks the update as skipped.
+    fn handle_not_finite(&mut self, report: &StepReport, details: &str, index: StepIndex) -> Result<()> {
         match self.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
-                "{} not finite at epoch {}, step {} ({told}); lower optimizer.lr, set optimizer.grad_clip{}, or go on past \
-                 such steps with --set train.on_nan=skip",
+                "{} not finite at epoch {}, step {} ({details}); lower optimizer.lr, set optimizer.grad_clip{}, or skip such \
+                 steps with --set train.on_nan=skip",
                 report.not_finite.join(", "),
                 index.epoch + 1,
                 index.step_in_epoch + 1,
@@ -350,30 +344,27 @@ impl<'a> TrainState<'a> {
         }
     }
 
-    /// Drops what the steps since the last update have left: gradients and running statistics.
-    fn forget_group(&mut self) -> Result<()> {
+    /// Discards the gradients and running statistics of the steps since the last update.
+    fn discard_accumulated(&mut self) -> Result<()> {
         self.clear_gradients()?;
         buffers::put_back(&self.parameters, &self.last_good.own)
     }
 
-    /// Drops the gradients of steps that did not update.
-    ///
-    /// # Errors
-    /// If libtorch fails.
+    /// Clears the gradients.
     pub fn clear_gradients(&mut self) -> Result<()> {
         Ok(optim::clear_gradients(&self.tensors)?)
     }
 }
 
 /// The present end of what a GPU was given; the CPU has always done all.
-fn mark(device: Device) -> Result<Option<Event>> {
+fn ecord_event(device: Device) -> Result<Option<Event>> {
     match device {
         Device::Cuda(index) => Ok(Some(Event::record(index)?)),
         _ => Ok(None),
     }
 }
 
-/// Measures the parts of a step.
+/// A stopwatch for the parts of a step.
 struct Clock {
     last: Instant,
     device: Option<Device>,

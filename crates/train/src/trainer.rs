@@ -1,4 +1,4 @@
-//! The loop over epochs and steps, with evaluation, checkpoints, the log and requests to stop.
+//! The loop over epochs and steps, with evaluation, checkpoints, logging and stop requests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use super::step_vote::StepVote;
 use super::train_state::TrainState;
 use super::validation::{Measured, Validated, Validation};
 
-/// How long the end of a job waits for a disk that takes nothing, with its last checkpoint in memory.
+/// How long a finished job waits for a disk that accepts no writes, with its last checkpoint in memory.
 const LAST_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(300);
-/// The same for a job that is asked to stop, whose time is short.
+/// The same for a job that is asked to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a training job ended without an error.
@@ -42,30 +42,30 @@ pub struct Trainer<'a> {
     pub(super) train_state: TrainState<'a>,
     pub(super) training_set: Arc<Dataset>,
     pub(super) validation: Option<Validation>,
-    /// Rank 0's.
+    /// `Some` on rank 0.
     pub(super) saver: Option<Saver>,
     pub(super) reporter: Reporter,
     pub(super) schedule: TrainSchedule,
-    /// How other ranks have begun the epoch [`TrainSchedule::changed`].
+    /// How other ranks trained the first part of the epoch [`TrainSchedule::changed`].
     pub(super) segments: Vec<ShardSegment>,
     pub(super) learning_rate: f64,
-    /// Where the job stands.
+    /// The current position.
     pub(super) progress: TrainProgress,
-    /// Where it stood after the last update: the weights are of there.
+    /// The position after the last update, which the weights belong to.
     pub(super) updated: TrainProgress,
     /// The position whose checkpoint was written or is being written.
     pub(super) saved: Option<TrainProgress>,
     /// The best evaluation so far.
     pub(super) best: Option<Best>,
-    /// The position is the end of an epoch whose evaluation is still to be done.
+    /// The position is the end of an epoch that is not evaluated yet.
     pub(super) evaluation_due: bool,
 }
 
 impl Trainer<'_> {
-    /// Trains from the present position to the end, or until a request to stop. When it returns, everything is saved.
+    /// Trains from the current position to the end, or until a stop request. Everything is saved when it returns.
     ///
     /// # Errors
-    /// The first error of this rank: data, memory, a lost peer, or a disk that takes no checkpoint at the end.
+    /// The first error of this rank: data, memory, a lost peer, or a disk that does not accept the last checkpoint.
     pub fn run(&mut self) -> Result<Ending> {
         let ending = self.train()?;
         self.control.phase(Phase::Checkpoint);
@@ -73,7 +73,7 @@ impl Trainer<'_> {
             let timeout = if ending == Ending::Finished { LAST_CHECKPOINT_TIMEOUT } else { STOP_TIMEOUT };
             saver.finish(timeout, &|| self.control.made_progress())?;
         }
-        // No rank ends before the checkpoint is durable.
+        // No rank exits before the checkpoint is durable.
         self.communicator.barrier()?;
         Ok(ending)
     }
@@ -100,8 +100,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// The rest of the present epoch, or its part until a request to stop. Returns that request, and whether a checkpoint
-    /// is due by steps or minutes.
+    /// Trains to the end of the current epoch or until a stop request. Returns that request, and whether a checkpoint is due
+    /// by steps or minutes.
     fn train_epoch(&mut self) -> Result<(Option<StopReason>, bool)> {
         let epoch = self.progress.epoch;
         let mut loader = self.open_epoch()?;
@@ -122,7 +122,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// One step. Returns the request to stop of all ranks and whether a checkpoint is due; after an update only.
+    /// One step. After an update, returns the stop request of all ranks and whether a checkpoint is due.
     fn train_step(&mut self, loader: &mut Loader) -> Result<(Option<StopReason>, bool)> {
         let index = self.schedule.next(self.progress);
         self.control.at(Phase::Data, index.epoch as u64 + 1, index.step as u64 + 1);
@@ -146,7 +146,7 @@ impl Trainer<'_> {
         Ok(asked)
     }
 
-    /// Batches of this rank from the present position on.
+    /// Loads this rank's batches from the current position on.
     fn open_epoch(&self) -> Result<Loader> {
         let TrainProgress { epoch, step_in_epoch, .. } = self.progress;
         let (seed, samples) = (self.config.train.seed, self.config.data.samples_per_gpu);
@@ -162,7 +162,7 @@ impl Trainer<'_> {
         Loader::train(Arc::clone(&self.training_set), &self.config.data, &indices, &options)
     }
 
-    /// How other ranks have begun an epoch.
+    /// How other ranks trained the first part of an epoch.
     fn segments_of(&self, epoch: usize) -> &[ShardSegment] {
         if self.schedule.steps_before(epoch) > 0 { &self.segments } else { &[] }
     }
@@ -171,26 +171,25 @@ impl Trainer<'_> {
         learning_rate::learning_rate(&self.config.schedule, self.learning_rate, index.epoch, index.step)
     }
 
-    /// The learning rate of the last update of the finished epoch at the present position. A resumed job has not seen
-    /// that update itself.
+    /// The learning rate of the last update of the finished epoch. A resumed job may not have done that update itself.
     fn last_learning_rate(&self) -> f64 {
         let TrainProgress { epoch, step_in_epoch, step } = self.progress;
         learning_rate::last_learning_rate(&self.config.schedule, self.learning_rate, epoch, step_in_epoch, step)
     }
 
-    /// Whether the model is evaluated once `epochs` are done.
+    /// Whether the model is evaluated after `epochs` epochs.
     fn evaluates_after(&self, epochs: usize) -> bool {
         let interval = self.config.evaluation.interval;
         self.validation.is_some() && interval > 0 && (epochs.is_multiple_of(interval) || epochs == self.schedule.epochs)
     }
 
-    /// What follows an epoch, for one that is over as the job goes on.
+    /// Ends an epoch of which nothing is left when the job resumes.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.evaluation_due = self.evaluates_after(self.progress.epoch);
         self.save(None, false)
     }
 
-    /// At the end of an epoch or where the job stops: writes a checkpoint if one is due, or if the job stops.
+    /// Writes a checkpoint if one is due or the job stops.
     fn save(&mut self, stopped: Option<StopReason>, due: bool) -> Result<()> {
         if self.evaluation_due {
             self.train_state.take_first_buffers()?;
@@ -202,10 +201,11 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Has a checkpoint of the present position written, all ranks together. One that is not `transient` is there to stay.
+    /// Writes a checkpoint of the current position in the background. All ranks call this together. The next checkpoint that
+   /// is not `transient` replaces one that is.
     ///
     /// # Errors
-    /// A lost peer, or memory.
+    /// A lost peer, or lack of memory.
     pub(super) fn write_checkpoint(&mut self, transient: bool) -> Result<()> {
         self.control.phase(Phase::Checkpoint);
         let since = Instant::now();
@@ -217,7 +217,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Whether the present position has a checkpoint that is there to stay, whoever writes it.
+    /// Whether a checkpoint of the current position is not transient, on whichever rank it is written.
     pub(super) fn is_regular(&self) -> bool {
         let by_steps = match self.config.checkpoint.interval {
             Interval::Steps(steps) => self.progress.step.is_multiple_of(steps),
@@ -226,8 +226,8 @@ impl Trainer<'_> {
         by_steps || self.is_regular_end()
     }
 
-    /// Whether the present position is the end of an epoch that has a checkpoint: by the interval, or because the
-    /// evaluation after it may find it the best.
+    /// Whether the current position is the end of an epoch that gets a checkpoint: by the interval, or because its
+    /// evaluation may be the best.
     fn is_regular_end(&self) -> bool {
         let TrainProgress { epoch, step_in_epoch, .. } = self.progress;
         let policy = &self.config.checkpoint;
@@ -235,7 +235,7 @@ impl Trainer<'_> {
         step_in_epoch == 0 && (saver::due_by_epochs(policy.interval, epoch, self.schedule.epochs) || best_may_follow)
     }
 
-    /// What a checkpoint of the present position holds beside tensors.
+    /// The metadata of a checkpoint of the current position.
     pub(super) fn meta(&self, transient: bool) -> Result<CheckpointMeta> {
         let config = self.config;
         Ok(CheckpointMeta {
@@ -260,7 +260,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// Evaluates the weights (their moving average, if there is one), logs the metrics, keeps the best checkpoint.
+    /// Evaluates the weights (or their moving average), logs the metrics and keeps the best checkpoint.
     fn evaluate(&mut self) -> Result<Option<StopReason>> {
         let Some(validation) = &self.validation else { return Ok(None) };
         let epoch = self.progress.epoch;
@@ -284,11 +284,11 @@ impl Trainer<'_> {
         Ok(None)
     }
 
-    /// On all ranks together, which then know that the evaluation is over: if rank 0 has found that it is the best so far, the
-    /// checkpoint of this position is kept.
+    /// Keeps the checkpoint of this position if rank 0 found that it is the best so far. All ranks call this together, so
+    /// it also ends the evaluation on all of them.
     pub(super) fn keep_if_best(&mut self, found: Option<Best>) -> Result<()> {
         let text = serde_json::to_vec(&found).map_err(bug)?;
-        let text = self.communicator.broadcast_bytes(&text, 0).context("telling the best evaluation")?;
+        let text = self.communicator.broadcast_bytes(&text, 0).context("sharing the best evaluation")?;
         let found: Option<Best> = serde_json::from_slice(&text).map_err(bug)?;
         if let (Some(best), Some(saver)) = (&found, &self.saver) {
             log::info!("Best {} is {:.4} at {} epoch", best.metric, best.value, best.epoch);
@@ -306,7 +306,7 @@ fn bug(error: serde_json::Error) -> Error {
 fn next_batch(loader: &mut Loader, index: StepIndex) -> Result<Batch> {
     loader.next().unwrap_or_else(|| {
         Err(Error::bug(format!(
-            "the loader ended before step {} of epoch {}",
+            "the data loader ended before step {} of epoch {}",
             index.step_in_epoch + 1,
             index.epoch + 1
         )))

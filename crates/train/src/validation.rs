@@ -1,4 +1,4 @@
-//! Evaluation within training: metrics, results on disk, and some painted images.
+//! Evaluation during training.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use fnet_protocol::stop;
 
 use super::train_state::TrainState;
 
-/// The validation set and what is measured on it.
+/// The validation set and its evaluation.
 pub struct Validation {
     config: Config,
     dataset: Arc<Dataset>,
     work_dir: PathBuf,
 }
 
-/// What an evaluation in training came to.
+/// The result of an evaluation during training.
 pub enum Validated {
-    /// The metrics, on rank 0.
+    /// It finished; `Some` on rank 0.
     Measured(Option<Box<Measured>>),
-    /// It was broken off by a request to stop; the weights are saved and it can be done again.
+    /// It was aborted by a stop request. The weights are saved, so it can be repeated.
     Stopped(StopReason),
 }
 
-/// What an evaluation in training gave.
+/// Metrics of an evaluation during training.
 pub struct Measured {
     /// The numbers.
     pub metrics: Metrics,
-    /// The images that could not be read, where the config says to go on.
+    /// The images that could not be read and were skipped, as `data.on_error` allows.
     pub left_out: Vec<String>,
 }
 
@@ -61,8 +61,7 @@ impl Validation {
         &self.dataset
     }
 
-    /// Evaluates the present weights on all ranks together and, on rank 0, writes the metrics to
-    /// `results/epoch_N.metrics.json`.
+    /// Evaluates the current weights on all ranks together. Rank 0 writes the metrics to `results/epoch_N.metrics.json`.
     ///
     /// # Errors
     /// If an image cannot be read, a rank is lost, or the metrics cannot be written.
@@ -83,7 +82,7 @@ impl Validation {
                 total_steps: image.total as u64,
                 ..Progress::default()
             });
-            // The next collective may be far away.
+            // The next collective, which would notice a lost peer, may be far away.
             match stop::lost_peer() {
                 Some(rank) => Err(Error::distributed(format!("rank {rank} is lost"))),
                 None => Ok(()),
@@ -97,7 +96,7 @@ impl Validation {
             Outcome::Here(evaluation) => {
                 control.phase(Phase::Summary);
                 if let Err(error) = self.write(&evaluation.metrics, epoch) {
-                    log::warn!("the metrics of epoch {epoch} are not written; training goes on: {error}");
+                    log::warn!("the metrics of epoch {epoch} could not be written; training continues: {error}");
                 }
                 let left_out = evaluation.found.skipped;
                 let measured = Measured { metrics: evaluation.metrics, left_out };
@@ -115,11 +114,11 @@ impl Validation {
     }
 }
 
-/// The metrics that were kept after the evaluation of `epoch`; `None` if it was not finished, if they are older than
-/// the checkpoint that was evaluated, and so of another run, or if they cannot be read: the job then evaluates again.
+/// The stored metrics of `epoch`. `None` if the evaluation did not finish, if they are older than the checkpoint and so of
+/// another run, or if they cannot be read; the job then evaluates again.
 pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
     let path = metrics_file(work_dir, epoch);
-    let modified = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified()).ok();
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if modified(&path)? < modified(checkpoint)? {
         return None;
     }
@@ -128,7 +127,7 @@ pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<
     values.into_iter().map(|(name, value)| Some((name, value.as_f64()?))).collect()
 }
 
-/// Where the metrics of an evaluation in training are kept; that it is there shows that the evaluation was finished.
+/// The file with the metrics of an evaluation during training. It exists only if the evaluation finished.
 fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
     work_dir.join("results").join(format!("epoch_{epoch}.metrics.json"))
 }

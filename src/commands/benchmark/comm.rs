@@ -1,8 +1,8 @@
-//! `benchmark comm`: speed of all-reduce by size of the message, over the job's backend.
+//! `benchmark comm`: measures all-reduce of the job's backend for several message sizes.
 //!
-//! Bandwidths are those of nccl-tests (doc/PERFORMANCE.md there): the algorithm's is the size of the message over the time,
-//! the bus bandwidth is that times 2 (n - 1) / n for n ranks, which does not depend on their number where the wire is the
-//! limit.
+//! Bandwidths are defined as in nccl-tests (doc/PERFORMANCE.md there): the algorithm bandwidth is the message size divided by
+//! the time; the bus bandwidth is that times 2 (n - 1) / n for n ranks, which does not depend on their number if the hardware
+//! is the limit.
 
 use std::fmt;
 use std::time::Instant;
@@ -23,12 +23,12 @@ use super::summary::Summary;
 
 /// Bytes of a value.
 const VALUE: u64 = 4;
-/// Each size is so many times the one before.
+/// Ratio of successive sizes.
 const GROWTH: u64 = 4;
-/// Values repeat after so many, so that their sums over the ranks are exact.
+/// Period of the values, which keeps their sums over the ranks exact.
 const PATTERN: i64 = 97;
 
-/// What `benchmark comm` measured.
+/// The results of `benchmark comm`.
 #[derive(Debug, Serialize)]
 struct Report {
     backend: &'static str,
@@ -38,12 +38,12 @@ struct Report {
     sizes: Vec<Row>,
 }
 
-/// One size.
+/// The results for one size.
 #[derive(Debug, Serialize)]
 struct Row {
     /// Bytes of the message on each rank.
     bytes: u64,
-    /// Microseconds of one all-reduce: of the rank that took longest.
+    /// Microseconds of one all-reduce on the slowest rank.
     median_us: f64,
     min_us: f64,
     /// Gigabytes (1e9) per second at the median time.
@@ -62,13 +62,13 @@ impl Row {
 /// Runs `benchmark comm` on this rank.
 ///
 /// # Errors
-/// A usage error for a job of one rank or sizes in the wrong order; a lost peer; memory; a bug if a sum is wrong.
+/// A usage error for a job of one rank or sizes in the wrong order; a lost peer; lack of memory; a bug if a sum is wrong.
 pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32> {
     let sizes = sizes(arguments)?;
     let communicator = Communicator::from_environment()?;
     if communicator.world_size() < 2 {
         return Err(Error::usage(
-            "one worker has nobody to talk to: give --gpus 2 (or --device cpu --nproc 2) or more",
+            "benchmark comm needs at least 2 workers: give --gpus 2 (or --device cpu --nproc 2) or more",
         ));
     }
     let mut rows = Vec::with_capacity(sizes.len());
@@ -102,11 +102,11 @@ pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32
     Ok(exit::SUCCESS)
 }
 
-/// The sizes in bytes: whole values, rising, the largest among them.
+/// The sizes in bytes, rounded to whole values, ascending, including the largest.
 fn sizes(arguments: &BenchmarkComm) -> Result<Vec<u64>> {
     let (least, most) = (arguments.min_bytes, arguments.max_bytes);
     if least > most {
-        return Err(Error::usage(format!("--min-bytes {least} is above --max-bytes {most}")));
+        return Err(Error::usage(format!("--min-bytes {least} is larger than --max-bytes {most}")));
     }
     let whole = |bytes: u64| bytes / VALUE * VALUE;
     let next = |&bytes: &u64| (bytes < whole(most)).then(|| (bytes * GROWTH).min(whole(most)));
@@ -114,9 +114,9 @@ fn sizes(arguments: &BenchmarkComm) -> Result<Vec<u64>> {
 }
 
 fn measure(bytes: u64, arguments: &BenchmarkComm, communicator: &Communicator, control: &Client) -> Result<Row> {
-    let count = i64::try_from(bytes / VALUE).map_err(|_| Error::usage(format!("{bytes} bytes are too many")))?;
+    let count = i64::try_from(bytes / VALUE).map_err(|_| Error::usage(format!("{bytes} bytes are too large")))?;
     check_sum(count, communicator)?;
-    // Zeros stay zeros, however often they are added up.
+    // Zeros stay zeros, however often they are summed.
     let message = Tensor::f_zeros([count], (Kind::Float, communicator.device()))?;
     let mut seconds = Vec::with_capacity(arguments.iters);
     for iter in 0..arguments.warm_up + arguments.iters {
@@ -133,23 +133,23 @@ fn measure(bytes: u64, arguments: &BenchmarkComm, communicator: &Communicator, c
     Ok(Row::new(bytes, median, min, communicator.world_size()))
 }
 
-/// The greatest of each number over the ranks.
+/// The maximum of each number over the ranks.
 fn slowest(communicator: &Communicator, median: f64, min: f64) -> Result<(f64, f64)> {
     let own = [median.to_le_bytes(), min.to_le_bytes()].concat();
     let gathered = communicator.all_gather_bytes(&own)?;
     let number = |bytes: &[u8]| bytes.try_into().map_or(0.0, f64::from_le_bytes);
-    let greatest = |part: fn(&[u8]) -> &[u8]| gathered.iter().map(|all| number(part(all))).fold(0.0, f64::max);
-    Ok((greatest(|all| &all[..8]), greatest(|all| &all[8..])))
+    let maximum = |part: fn(&[u8]) -> &[u8]| gathered.iter().map(|all| number(part(all))).fold(0.0, f64::max);
+    Ok((maximum(|all| &all[..8]), maximum(|all| &all[8..])))
 }
 
-/// Adds up values that differ by place and rank, and compares every sum: they are small whole numbers, so it is exact.
+/// Sums values that depend on position and rank, and checks every sum. They are small integers, so sums are exact.
 fn check_sum(count: i64, communicator: &Communicator) -> Result<()> {
     let ranks = communicator.world_size() as i64;
     let pattern = Tensor::f_arange(count, (Kind::Int64, communicator.device()))?.f_remainder(PATTERN)?;
     let own = pattern.f_add_scalar(communicator.rank() as i64)?.f_to_kind(Kind::Float)?;
     communicator.all_reduce_sum(&own)?;
     let expected = pattern.f_mul_scalar(ranks)?.f_add_scalar(ranks * (ranks - 1) / 2)?.f_to_kind(Kind::Float)?;
-    // A rank that gave up alone would leave the others waiting.
+    // All ranks must fail together, or the others would wait.
     let wrong = !own.f_equal(&expected)?;
     if communicator.any(wrong)? {
         let here = if wrong { "here" } else { "on another rank" };
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn bandwidths_are_those_of_nccl_tests() {
+    fn bandwidths_are_defined_as_in_nccl_tests() {
         // 1 GB in a second on 4 ranks: each sends and receives 1.5 times the message.
         let row = Row::new(1_000_000_000, 1e6, 1e6, 4);
         assert_eq!((row.algorithm_gb_per_s, row.bus_gb_per_s), (1.0, 1.5));
     }
 
     #[test]
-    fn a_sum_over_one_rank_is_right() {
+    fn a_sum_over_one_rank_is_correct() {
         check_sum(1000, &Communicator::alone(tch::Device::Cpu)).unwrap();
     }
 }

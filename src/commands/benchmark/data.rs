@@ -1,7 +1,7 @@
-//! `benchmark data`: the input pipeline alone, as training runs it.
+//! `benchmark data`: measures only the input pipeline, as in training.
 //!
-//! The loader makes training batches of the config (its threads, augmentation and padding), and nobody waits for a model.
-//! Some batches are made before the measurement and thrown away.
+//! The loader makes training batches of the config (with its threads, augmentation and padding) without a model. A few
+//! warm-up batches are not measured.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use fnet_protocol::{exit, stop};
 
 use super::publish;
 
-/// Batches of each thread before the measurement.
+/// Warm-up batches per thread.
 const WARM_UP: usize = 4;
-/// Time between two lines of progress.
+/// Time between two progress lines.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// What `benchmark data` measured.
+/// The results of `benchmark data`.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Loader threads.
@@ -39,7 +39,7 @@ struct Report {
     seconds: f64,
     images_per_second: f64,
     images_per_second_per_thread: f64,
-    /// Milliseconds of one thread for one image.
+    /// Milliseconds per image in one thread.
     ms_per_image: Stages,
     peak_memory_bytes: u64,
 }
@@ -58,7 +58,7 @@ struct Stages {
 /// Runs `benchmark data` in this process.
 ///
 /// # Errors
-/// What the user can mend (config, data, memory) or a bug.
+/// What the user can fix (config, data, memory) or a bug.
 pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     config.data.workers_per_gpu = arguments.threads;
@@ -69,7 +69,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     let epoch = |number: u64| train_indices(&flags, number, config.train.seed, 0, 1, batch);
     if epoch(0).is_empty() {
         let path = dataset.annotation_file().display();
-        return Err(Error::data(format!("{path} has no image to train on; name another file in data.train.ann_file")));
+        return Err(Error::data(format!("{path} has no image to train on; set data.train.ann_file to another file")));
     }
     let open = |number: u64| {
         let options = TrainOptions {
@@ -97,12 +97,12 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     Ok(exit::SUCCESS)
 }
 
-/// A measurement in the making.
+/// A running measurement.
 struct Run<'a> {
     control: &'a Client,
     wanted: usize,
     started: Instant,
-    told: Instant,
+    reported: Instant,
     images: usize,
     times: StageTimes,
 }
@@ -110,19 +110,19 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(wanted: usize, control: &'a Client) -> Self {
         let now = Instant::now();
-        Self { control, wanted, started: now, told: now, images: 0, times: StageTimes::default() }
+        Self { control, wanted, started: now, reported: now, images: 0, times: StageTimes::default() }
     }
 
-    /// Takes the batches of one epoch, or as many as are wanted.
+    /// Takes the batches of one epoch, up to the number of wanted images.
     fn take(&mut self, mut loader: Loader) -> Result<()> {
         while self.images < self.wanted && stop::requested().is_none() {
             let Some(batch) = loader.next() else { break };
             self.images += batch?.metas.len();
             for skipped in loader.take_skipped() {
-                self.control.note(format!("left out {}: {}", skipped.file, skipped.reason));
+                self.control.note(format!("skipped {}: {}", skipped.file, skipped.reason));
             }
-            if self.told.elapsed() >= PROGRESS {
-                self.told = Instant::now();
+            if self.reported.elapsed() >= PROGRESS {
+                self.reported = Instant::now();
                 let rate = self.images as f64 / self.started.elapsed().as_secs_f64();
                 self.control.note(format!("{} of {} images, {rate:.1} per second", self.images, self.wanted));
             }
@@ -178,8 +178,8 @@ impl fmt::Display for Report {
             writeln!(f, "{name:>10} {ms:8.3} ms per image")?;
         }
         if !self.jpeg_simd {
-            writeln!(f, "JPEG is decoded without vector instructions; docs/performance.md says how to have them")?;
+            writeln!(f, "JPEG is decoded without vector instructions; docs/performance.md explains how to enable them")?;
         }
-        write!(f, "{:.2} GiB of memory at most", self.peak_memory_bytes as f64 / f64::from(1 << 30))
+        write!(f, "peak memory {:.2} GiB", self.peak_memory_bytes as f64 / f64::from(1 << 30))
     }
 }

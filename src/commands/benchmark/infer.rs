@@ -1,8 +1,8 @@
-//! `benchmark infer`: images per second, counted as the reference's benchmark.py counts them.
+//! `benchmark infer`: measures images per second like MMDetection's `benchmark.py`.
 //!
-//! Each image is measured by itself, from the image in host memory to detections in the frame of the original
-//! image, masks among them; reading it is not counted, and happens between the measurements. The first five images
-//! are not measured, but they are among the numbers that `--max-iter` and the lines of progress give.
+//! Each image is measured separately, from the image in host memory to detections with masks in the frame of the original
+//! image. Loading happens between the measurements and is not counted. The first five images are not measured, but count in
+//! `--max-iter` and in progress lines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use fnet_protocol::message::{Phase, Progress};
 use super::summary::Summary;
 use super::{publish, synthetic};
 
-/// Size of synthetic images: a landscape image of COCO after resizing.
+/// Size of synthetic images: a landscape COCO image after resizing.
 const DEFAULT_SHAPE: Shape = Shape { height: 800, width: 1280 };
 
-/// What `benchmark infer` measured.
+/// The results of `benchmark infer`.
 #[derive(Debug, Serialize)]
 struct Report {
     device: String,
@@ -39,11 +39,11 @@ struct Report {
     amp: Amp,
     /// Images measured in each repetition.
     images: usize,
-    /// Where the images come from.
+    /// The source of the images.
     source: String,
-    /// Least and greatest number of detections in an image.
+    /// Minimum and maximum number of detections in an image.
     detections: [usize; 2],
-    /// Network, box and mask heads, and pasted masks; loading the image is not counted.
+    /// Network, box and mask heads, and pasting of masks, without loading the image.
     ms: Summary,
     images_per_second: f64,
     /// Images per second of each repetition.
@@ -54,7 +54,7 @@ struct Report {
 /// Runs `benchmark infer` on this rank.
 ///
 /// # Errors
-/// What the user can mend (config, data, checkpoint, memory) or a bug.
+/// What the user can fix (config, data, checkpoint, memory) or a bug.
 pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i32> {
     let config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     let communicator = Communicator::from_environment()?;
@@ -108,13 +108,13 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
     Ok(exit::SUCCESS)
 }
 
-/// Gives one class a score of one half everywhere, so that every image has more detections than are kept.
+/// Sets the score of one class to one half everywhere, so that every image has more detections than are kept.
 fn find_everywhere(parameters: &Parameters) -> Result<()> {
     let name = "roi_head.bbox_head.fc_cls.bias";
     let bias = parameters.get(name).ok_or_else(|| Error::bug(format!("the model has no {name}")))?;
     let classes = bias.size1()?;
     let _guard = tch::no_grad_guard();
-    // The other classes and the background share the other half.
+    // The other classes and the background share the rest.
     let mut first = bias.f_select(0, 0)?;
     let _ = first.f_fill_(((classes - 1) as f64).ln())?;
     Ok(())
@@ -144,8 +144,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// With a checkpoint the images of the validation set, as in the reference; else, or with `--shape`, synthetic
-    /// ones.
+    /// Images of the validation set if there is a checkpoint, as in MMDetection; otherwise, or with `--shape`, synthetic ones.
     fn source(&self) -> Source {
         match (self.arguments.shape(), &self.arguments.checkpoint) {
             (Some(shape), _) => Source::Synthetic(shape),
@@ -168,7 +167,7 @@ impl Bench<'_> {
             Source::ValidationSet => {
                 let dataset = Arc::new(Dataset::open(&self.config.data, Split::Val)?);
                 let indices: Vec<usize> = (0..dataset.len().min(count)).collect();
-                // Threads that read ahead would take time from what is measured, on the CPU above all.
+                // Loader threads would disturb the measurement, especially on the CPU.
                 let data = config::Data { workers_per_gpu: 0, ..self.config.data.clone() };
                 let loader = Loader::test(dataset, &data, &indices, &TestOptions::default())?;
                 self.measure(loader, indices.len())
@@ -189,25 +188,25 @@ impl Bench<'_> {
             self.detections = [self.detections[0].min(found), self.detections[1].max(found)];
             if index >= WARM_UP {
                 seconds.push(elapsed);
-                self.tell(&seconds, index + 1, count);
+                self.report_progress(&seconds, index + 1, count);
             }
         }
         if seconds.is_empty() {
             return Err(Error::data(format!(
-                "nothing was measured: more than the {WARM_UP} images of the warm-up are needed"
+                "nothing was measured: more than {WARM_UP} images are needed, which are the warm-up"
             )));
         }
         Ok(seconds)
     }
 
-    /// Finds, and pastes the masks; the number of detections.
+    /// Detects objects and pastes their masks. Returns the number of detections.
     fn predict(&self, batch: &Batch) -> Result<usize> {
         let found = detect(&self.model, batch, self.config)?;
         Ok(std::hint::black_box(found).iter().map(|image| image.detections.len()).sum())
     }
 
-    /// Tells how far `done` of `count` images, the warm-up among them, have come.
-    fn tell(&self, seconds: &[f64], done: usize, count: usize) {
+    /// Reports that `done` of `count` images are finished, including the warm-up.
+    fn report_progress(&self, seconds: &[f64], done: usize, count: usize) {
         let rate = Rate::of(seconds);
         self.control.progress(Progress {
             phase: Phase::Evaluation,
@@ -222,7 +221,7 @@ impl Bench<'_> {
     }
 }
 
-/// Images per second, in the reference's words.
+/// Images per second, printed as in MMDetection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rate {
     fps: f64,
@@ -240,7 +239,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// The line of several repetitions: each rounded to a tenth, and the mean of what was rounded.
+/// The line for several repetitions: each rounded to a tenth, and the mean of the rounded values.
 fn overall(repetitions: &[f64]) -> String {
     let column = |value: fn(f64) -> f64| {
         let rounded: Vec<f64> = repetitions.iter().map(|&fps| (value(fps) * 10.0).round() / 10.0).collect();
@@ -273,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_told_in_the_references_words() {
+    fn rates_are_printed_as_in_mmdetection() {
         assert_eq!(Rate::of(&[0.05, 0.03]).to_string(), "fps: 25.0 img / s, times per image: 40.0 ms / img");
         assert_eq!(
             overall(&[10.04, 20.26]),

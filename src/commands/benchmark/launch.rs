@@ -1,4 +1,4 @@
-//! `benchmark launch`, the workers' part: one all-reduce, and the time at which it was done on every rank.
+//! The workers' part of `benchmark launch`: one all-reduce, and the time at which every rank had finished it.
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -10,18 +10,18 @@ use fnet_protocol::{clock, exit};
 
 use super::publish;
 
-/// What rank 0 tells.
+/// The report of rank 0.
 #[derive(Debug, Serialize)]
 struct Done {
-    /// Nanoseconds of the system's monotonic clock, which all processes of a machine share, when the last rank was done.
+    /// When the last rank had finished: nanoseconds of the monotonic clock, which all processes of a machine share.
     done_ns: u64,
     world_size: usize,
 }
 
-/// Joins the job, adds up one value over the ranks, and prints when that was done.
+/// Joins the job, sums one value over the ranks, and prints when that was finished.
 ///
 /// # Errors
-/// If the ranks do not meet, or one is lost.
+/// If the rendezvous fails, or a rank is lost.
 pub fn benchmark_launch() -> Result<i32> {
     let communicator = Communicator::from_environment()?;
     let value = Tensor::f_ones([1], (Kind::Float, communicator.device()))?;
@@ -30,7 +30,7 @@ pub fn benchmark_launch() -> Result<i32> {
     let done = u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX);
     let sum = value.f_double_value(&[0])?;
     if sum != communicator.world_size() as f64 {
-        return Err(Error::bug(format!("the sum of one over {} ranks came out as {sum}", communicator.world_size())));
+        return Err(Error::bug(format!("the sum of ones over {} ranks is {sum}", communicator.world_size())));
     }
     let times = communicator.all_gather_bytes(&done.to_le_bytes())?;
     if communicator.is_first() {

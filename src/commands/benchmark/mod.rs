@@ -1,4 +1,4 @@
-//! `benchmark`: how fast this machine trains, predicts, prepares images, starts and talks.
+//! `benchmark`: measures training, inference, data loading, start-up and communication.
 
 mod comm;
 mod data;
@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use fnet_common::{Error, Result};
 
-/// Writes a report to stdout as JSON, or as text for people to stderr.
+/// Writes a report to stdout as JSON, or to stderr as text.
 fn publish<R: Serialize>(report: &R, text: &str, json: bool) -> Result<()> {
     let write = |mut to: Box<dyn Write>, line: &str| match writeln!(to, "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

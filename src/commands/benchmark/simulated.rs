@@ -1,18 +1,18 @@
-//! What simulated GPUs tell of themselves, for tests and measurements on machines without one.
+//! Counters of simulated GPUs, for tests and measurements on machines without a GPU.
 
 use std::collections::BTreeMap;
 
-/// Names a file; the simulation keeps its counts in the file of this name with `.PID` after it, a line `COUNT KIND NAME` each.
+/// Names a file; the simulation writes its counters to FILE.PID, with lines of the form `COUNT KIND NAME`.
 const REPORT: &str = "FNET_SIM_REPORT";
-/// Set: no kernel computes, and a step takes the time that the host needs for it.
+/// If set, kernels compute nothing, so a step takes only the time of the host.
 const NO_COMPUTE: &str = "FNET_SIM_NO_COMPUTE";
 
-/// Whether values are computed: always but on simulated GPUs that are told not to.
+/// Whether values are computed: always, except on simulated GPUs with FNET_SIM_NO_COMPUTE.
 pub fn computes() -> bool {
     std::env::var(NO_COMPUTE).map_or(true, |value| value.is_empty() || value == "0")
 }
 
-/// Operators and waits since this process began; empty on real devices.
+/// Operators and waits since this process started; empty on real devices.
 pub fn counts() -> BTreeMap<String, f64> {
     let read = |file| std::fs::read_to_string(format!("{file}.{}", std::process::id())).ok();
     std::env::var(REPORT).ok().and_then(read).map_or_else(BTreeMap::new, |text| by_kind(&text))
@@ -31,7 +31,7 @@ fn by_kind(text: &str) -> BTreeMap<String, f64> {
     sums
 }
 
-/// What was added in each of `steps` steps.
+/// The increase per step over `steps` steps.
 pub fn per_step(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>, steps: usize) -> BTreeMap<String, f64> {
     let since = |(kind, count): (&String, &f64)| {
         (kind.clone(), (count - before.get(kind).unwrap_or(&0.0)) / steps.max(1) as f64)
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_summed_by_kind_and_divided_among_the_steps() {
+    fn counts_are_summed_by_kind_and_divided_by_the_steps() {
         let before = by_kind("           4 operator aten::add\n\n\n           1 wait     nonzero of x\n");
         let after = by_kind(
             "24 operator aten::add\n10 operator aten::mul\n5 wait nonzero of x\n3 wait download\n900 other bytes\n",

@@ -1,4 +1,4 @@
-//! Median, least and greatest of repeated measurements.
+//! Median, minimum and maximum of repeated measurements.
 
 use serde::Serialize;
 
@@ -7,14 +7,14 @@ use serde::Serialize;
 pub struct Summary {
     /// The median.
     pub median: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The greatest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Summary {
-    /// The summary of `seconds`, all 0 without any.
+    /// The summary of `seconds`; all 0 if there are none.
     pub fn of_seconds(seconds: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = seconds.into_iter().map(|second| second * 1e3).collect();
         sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Images and objects made for measurements: the same for every run, so that two measurements compare.
+//! Synthetic images and objects for benchmarks. They are the same in every run, so results are comparable.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use fnet_data::{ImageMeta, Images, InstanceMask, Pixels, Target};
 
 /// Objects in each image.
 pub const OBJECTS: usize = 7;
-/// Least side of an object in pixels.
-const LEAST_SIDE: f32 = 16.0;
+/// Minimum side of an object in pixels.
+const MIN_SIDE: f32 = 16.0;
 
-/// Images of noise that is nearly normal once it is normalized.
+/// Images of noise that is approximately normal after normalization.
 pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Images {
     let mut random = Generator::derived(1, Purpose::Synthetic, &[variant]);
-    // The sum of three uniform numbers is near enough to a normal one, with variance 1/4.
+    // The sum of three uniform numbers is close to normal, with variance 1/4.
     let mut noise = || (0..3).map(|_| random.next_u32() as f32 / u32::MAX as f32).sum::<f32>() * 2.0 - 3.0;
     let pipeline = Pipeline::default();
     let mut pixels = Pixels::black((height, width), vec![(height, width); count], &pipeline);
@@ -28,7 +28,7 @@ pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Im
     pixels.into()
 }
 
-/// Facts of images that were neither resized nor padded.
+/// Metadata of images that were neither resized nor padded.
 pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
     (0..count)
         .map(|image| ImageMeta {
@@ -43,15 +43,15 @@ pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
         .collect()
 }
 
-/// Elliptic objects of random classes in [`OBJECTS`] of the boxes of one image's proposals (`[x1, y1, x2, y2]` in
-/// pixels, best first); `None` if there are too few that lie apart. A proposal whose box is an object's is a positive
-/// one, whatever the network has learnt.
+/// Elliptic objects of random classes in [`OBJECTS`] of an image's proposals (`[x1, y1, x2, y2]` in pixels, best first);
+/// `None` if there are too few separate ones. A proposal with the box of an object is a positive one, whatever the network
+/// has learned.
 pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_classes: usize) -> Option<Target> {
     let mut random = Generator::derived(0, Purpose::Synthetic, &[]);
     let mut target = Target::default();
     for bounds in proposals {
         let [x1, y1, x2, y2] = *bounds;
-        if x2 - x1 < LEAST_SIDE || y2 - y1 < LEAST_SIDE || target.boxes.iter().any(|taken| overlap(taken, bounds)) {
+        if x2 - x1 < MIN_SIDE || y2 - y1 < MIN_SIDE || target.boxes.iter().any(|taken| overlap(taken, bounds)) {
             continue;
         }
         let (x, y) = (x1.floor() as usize, y1.floor() as usize);
@@ -66,14 +66,14 @@ pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_clas
     None
 }
 
-/// Boxes that lie apart in an image, for measurements without proposals.
+/// Separate boxes in an image, for measurements without proposals.
 pub fn boxes((height, width): (usize, usize)) -> Vec<[f32; 4]> {
     let side = width as f32 / OBJECTS as f32;
     let bottom = (height as f32).min(side * 2.0);
     (0..OBJECTS).map(|index| [side * index as f32, 0.0, side * (index + 1) as f32, bottom]).collect()
 }
 
-/// Whether the boxes share more than half of the smaller one.
+/// Whether the boxes share more than half of the smaller one's area.
 fn overlap(a: &[f32; 4], b: &[f32; 4]) -> bool {
     let area = |[x1, y1, x2, y2]: [f32; 4]| (x2 - x1).max(0.0) * (y2 - y1).max(0.0);
     let common = [a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])];
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_fill_boxes_of_proposals_that_lie_apart() {
+    fn objects_fill_separate_proposal_boxes() {
         let near = (0..40).map(|step| [10.5 + step as f32 * 0.1, 10.0, 50.0, 60.0]);
         let apart = (0..10).map(|step| [step as f32 * 30.0, 100.0, step as f32 * 30.0 + 24.5, 128.0]);
         let proposals: Vec<[f32; 4]> = near.chain(apart).collect();

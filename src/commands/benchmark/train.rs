@@ -1,4 +1,4 @@
-//! `benchmark train`: time per training step, split into its parts.
+//! `benchmark train`: measures the time of training steps and of their parts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,17 +21,17 @@ use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 use super::summary::Summary;
 use super::{publish, simulated, synthetic};
 
-/// Positive proposals of each image that enter the losses: their number decides the mask head's share of the time,
-/// so that it must be the same in every measurement.
+/// Positive proposals per image in the losses. Their number determines the time of the mask head, so it must be the same in
+/// every measurement.
 const POSITIVES: usize = 10;
-/// Steps before the measured ones.
+/// Warm-up steps.
 const WARM_UP: usize = 3;
-/// The most steps in which a GPU is waited for after each part, to tell the parts' times apart.
+/// Maximum number of steps that synchronize with the GPU after each part, to measure the parts separately.
 const SPLIT_STEPS: usize = 10;
-/// The step whose random numbers all steps use, so that all choose the same proposals.
+/// The step index for random numbers of all steps, so that all sample the same proposals.
 const STEP: u64 = 0;
 
-/// What `benchmark train` measured.
+/// The results of `benchmark train`.
 #[derive(Debug, Serialize)]
 struct Report {
     device: String,
@@ -46,29 +46,29 @@ struct Report {
     objects_per_image: usize,
     /// Positive proposals in each step of one worker.
     positives: usize,
-    /// A step, as the host sees it.
+    /// A step, measured on the host.
     ms: Summary,
-    /// Of all measured steps together, from the first one's start until the device has done the last.
+    /// Over all measured steps, from the start of the first until the device has finished the last.
     images_per_second: f64,
-    /// On a GPU of steps of their own, in which each part is waited for.
+    /// On a GPU, measured in separate steps with synchronization after each part.
     parts_ms: Parts,
-    /// Operators and waits of a step by kind, where the devices of worker 0 are simulated.
+    /// Operators and waits per step by kind, if the devices of worker 0 are simulated.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     counts_per_step: BTreeMap<String, f64>,
-    /// Greatest memory of worker 0: of the device, or of the process on the CPU.
+    /// Peak memory of worker 0: of the device, or of the process on the CPU.
     peak_memory_bytes: u64,
-    /// From the start of worker 0's process to the end of its first step.
+    /// Seconds from the start of worker 0's process to the end of its first step.
     start_to_first_step_seconds: Option<f64>,
 }
 
 /// Medians of the parts of a step in milliseconds.
 #[derive(Debug, Serialize)]
 struct Parts {
-    /// Copy of the images to a GPU, and their normalization there; a training hides the copy behind the step before.
+    /// Copy of the images to a GPU, and their normalization there; training overlaps the copy with the previous step.
     data: f64,
     forward: f64,
     backward: f64,
-    /// What the other workers add: backward with all-reduce less backward without it, and the exchange of losses.
+    /// The cost of other workers: backward with all-reduce minus backward without it, plus the exchange of losses.
     all_reduce: f64,
     optimizer: f64,
 }
@@ -76,7 +76,7 @@ struct Parts {
 /// Runs `benchmark train` on this rank.
 ///
 /// # Errors
-/// What the user can mend (config, memory), a lost peer, or a bug.
+/// What the user can fix (config, memory), a lost peer, or a bug.
 pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i32> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     config.validate_for_training()?;
@@ -111,7 +111,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     process::synchronize(communicator.device())?;
     let seconds = begun.elapsed().as_secs_f64();
     let peak_memory_bytes = process::peak_memory(communicator.device());
-    // The CPU has done each part when it returns.
+    // On the CPU, each part is finished when it returns.
     let (times, data) =
         if communicator.device().is_cuda() { bench.split(&batch, arguments.iters)? } else { (times, Vec::new()) };
     let alone = if communicator.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
@@ -149,8 +149,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Makes the batch and runs the steps that are not measured. Returns the batch and the age of the process after the
-    /// first step.
+    /// Makes the batch and runs the warm-up steps. Returns the batch and the age of the process after the first step.
     fn warm_up(&mut self, count: usize, size: (usize, usize), num_classes: usize) -> Result<(Batch, Option<f64>)> {
         let batch = self.batch(count, size, num_classes)?;
         let mut first_step = None;
@@ -159,7 +158,7 @@ impl Bench<'_> {
             first_step = first_step.or_else(|| process::age().map(|age| age.as_secs_f64()));
             if positives != POSITIVES * count && simulated::computes() {
                 return Err(Error::bug(format!(
-                    "{positives} positive proposals in place of {}: measurements would not compare",
+                    "{positives} positive proposals instead of {}: measurements would not be comparable",
                     POSITIVES * count
                 )));
             }
@@ -167,8 +166,8 @@ impl Bench<'_> {
         Ok((batch, first_step))
     }
 
-    /// Noise images with objects where the network proposes boxes. The objects' own boxes count as proposals too, so
-    /// that each object gives two positives, more than are taken.
+    /// Noise images with objects where the network proposes boxes. The objects' own boxes count as proposals, too, so each
+    /// object gives two positives, which is more than are sampled.
     fn batch(&self, count: usize, size: (usize, usize), num_classes: usize) -> Result<Batch> {
         let images = synthetic::images(count, size, 0);
         let metas = synthetic::metas(count, size);
@@ -181,10 +180,10 @@ impl Bench<'_> {
                 Ok(synthetic::objects(&boxes, size, num_classes))
             })
             .collect::<Result<_>>()?;
-        // A rank that gave up alone would leave the others waiting.
+        // All ranks must fail together, or the others would wait.
         if self.communicator.any(targets.is_none())? {
             return Err(Error::usage(format!(
-                "the network proposes fewer than {} boxes that lie apart in an image of {}x{}; choose a larger --shape",
+                "the network proposes fewer than {} separate boxes in an image of {}x{}; choose a larger --shape",
                 synthetic::OBJECTS,
                 size.0,
                 size.1
@@ -193,7 +192,7 @@ impl Bench<'_> {
         Ok(Batch { images, metas, targets: targets.unwrap_or_default() })
     }
 
-    /// One step with or without all-reduce; its times and its positive proposals.
+    /// One step with or without all-reduce. Returns its times and its number of positive proposals.
     fn step(&mut self, batch: &Batch, all_reduce: bool) -> Result<(StepTimes, usize)> {
         let index =
             StepIndex { epoch: 0, step_in_epoch: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
@@ -202,7 +201,7 @@ impl Bench<'_> {
         Ok((outcome.times, outcome.positives))
     }
 
-    /// Times of the parts of steps that wait for the device after each, and of the copies of the images before them.
+    /// Times of the parts with synchronization after each one, and of copying the images.
     fn split(&mut self, batch: &Batch, iters: usize) -> Result<(Vec<StepTimes>, Vec<f64>)> {
         self.train_state.synchronize_timing(true);
         let (mut times, mut data) = (Vec::new(), Vec::new());
@@ -228,7 +227,7 @@ impl Bench<'_> {
     }
 }
 
-/// Boxes of proposals `[k, 5]`.
+/// The boxes of proposals `[k, 5]`.
 fn rows(proposals: &Tensor) -> Result<Vec<[f32; 4]>> {
     let values = Vec::<f32>::try_from(proposals.f_to_device(Device::Cpu)?.f_reshape([-1])?)?;
     Ok(values.chunks_exact(5).map(|row| [row[0], row[1], row[2], row[3]]).collect())
@@ -253,7 +252,7 @@ impl fmt::Display for Report {
         let Parts { data, forward, backward, all_reduce, optimizer } = self.parts_ms;
         writeln!(
             f,
-            "{} worker(s) on {}, {} thread(s) each, {} image(s) of {}x{} a step",
+            "{} worker(s) on {}, {} thread(s) each, {} image(s) of {}x{} per step",
             self.world_size, self.device, self.threads_per_worker, self.batch, self.height, self.width
         )?;
         writeln!(
@@ -268,7 +267,7 @@ impl fmt::Display for Report {
         )?;
         if !self.counts_per_step.is_empty() {
             let counts = self.counts_per_step.iter().map(|(kind, count)| format!("{count:.1} {kind}s"));
-            writeln!(f, "  simulated GPU, in a step: {}", counts.collect::<Vec<_>>().join(", "))?;
+            writeln!(f, "  simulated GPU, per step: {}", counts.collect::<Vec<_>>().join(", "))?;
         }
         for (name, ms) in [
             ("data", data),

@@ -21,18 +21,18 @@ fn assert_no_step_lost(gpus: &Gpus, folder: &str) {
 fn memory_that_runs_out_is_told_with_the_remedy() {
     let Some(gpus) = small("memory_that_runs_out_is_told_with_the_remedy") else { return };
     let ended = gpus.launch(&format!("--gpus 2 {JOB} --work-dir full"), &[("FNET_SIM_FAULT", "oom@3000/1")]);
-    ended.expect(4, &["rank 1 failed", "memory is full: lower data.samples_per_gpu"]);
+    ended.expect(4, &["rank 1 failed", "The GPU is out of memory: lower data.samples_per_gpu"]);
     assert_no_step_lost(&gpus, "full");
     // A smaller card beside a larger one.
     let ended = gpus.launch(&format!("--gpus 2 {JOB} --work-dir small"), &[("FNET_SIM_GPU_MIB", "16384,2")]);
-    ended.expect(4, &["rank 1 failed", "memory is full: lower data.samples_per_gpu"]);
+    ended.expect(4, &["rank 1 failed", "The GPU is out of memory: lower data.samples_per_gpu"]);
 }
 
 #[test]
 fn convolutions_without_an_engine_mean_that_memory_is_full() {
     let Some(gpus) = small("convolutions_without_an_engine_mean_that_memory_is_full") else { return };
     let ended = gpus.launch(&format!("--gpus 2 {JOB} --work-dir full"), &[("FNET_SIM_FAULT", "no-engine@200/1")]);
-    ended.expect(4, &["rank 1 failed", "memory is full: lower data.samples_per_gpu"]);
+    ended.expect(4, &["rank 1 failed", "The GPU is out of memory: lower data.samples_per_gpu"]);
     assert_no_step_lost(&gpus, "full");
 }
 

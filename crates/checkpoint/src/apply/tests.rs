@@ -6,7 +6,7 @@ use fnet_model::MaskRcnn;
 use super::*;
 use fnet_test_support::fixture;
 
-/// The model of the reference's small detector, with `classes` classes.
+/// The model of the small MMDetection detector, with `classes` classes.
 fn model(classes: usize) -> Parameters {
     let mut config = Config::default().model;
     config.num_classes = classes;
@@ -22,7 +22,7 @@ fn model(classes: usize) -> Parameters {
 }
 
 #[test]
-fn the_references_detector_fills_the_model_and_its_class_layers_fit_their_classes_only() {
+fn an_mmdetection_detector_loads_completely_only_with_the_same_classes() {
     let Some(reference) = fixture("reference") else { return };
     let weights = Weights::open(&reference.join("fixtures_tiny/ckpt.pth")).unwrap();
     let parameters = model(5);
@@ -39,13 +39,13 @@ fn the_references_detector_fills_the_model_and_its_class_layers_fit_their_classe
         let error = weights.load_detector(&other, need).unwrap_err().to_string();
         assert!(error.contains("for 5 classes") && error.contains("num_classes is 7"), "{error}");
     }
-    assert!(other.iter().zip(&before).all(|((_, _, now), before)| now == before), "a refusal changes nothing");
+    assert!(other.iter().zip(&before).all(|((_, _, now), before)| now == before), "an error changes nothing");
     let report = weights.load_detector(&other, Need::Any).unwrap().report;
     assert_eq!((report.loaded.len(), report.conflicts.len()), (120, 6));
 }
 
 #[test]
-fn the_references_classifier_fills_the_backbone_but_its_last_norms() {
+fn a_classifier_loads_the_backbone_except_its_last_norms() {
     let Some(reference) = fixture("reference") else { return };
     let weights = Weights::open(&reference.join("fixtures_tiny/cls_tiny.pth")).unwrap();
     let parameters = model(5);
@@ -61,7 +61,7 @@ fn the_references_classifier_fills_the_backbone_but_its_last_norms() {
 }
 
 #[test]
-fn names_of_a_file_are_shown_short_and_without_control_characters() {
+fn names_of_a_file_are_shortened_and_escaped() {
     assert_eq!(printable("a\x1b[2J\n"), "a\\u{1b}[2J\\n");
     assert_eq!(printable(&"x".repeat(1000)).len(), 103);
     let names: Vec<String> = (0..9).map(|layer| format!("l{layer}.weight")).collect();

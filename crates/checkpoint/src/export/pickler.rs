@@ -1,10 +1,10 @@
-//! Writes pickles of protocol 2.
+//! Writes pickles with protocol 2.
 
 use tch::{Kind, Tensor};
 
 use fnet_common::{Error, Result};
 
-/// A pickle under construction, and the tensors that it names by number.
+/// A pickle under construction, and the tensors that it refers to by number.
 pub(crate) struct Pickler {
     out: Vec<u8>,
     tensors: Vec<Tensor>,
@@ -15,7 +15,7 @@ impl Pickler {
         Self { out: vec![0x80, 2], tensors: Vec::new() }
     }
 
-    /// The pickle, and the tensors in the order of their keys.
+    /// Returns the pickle, and the tensors in the order of their keys.
     pub(crate) fn finish(mut self) -> (Vec<u8>, Vec<Tensor>) {
         self.out.push(b'.');
         (self.out, self.tensors)
@@ -67,7 +67,7 @@ impl Pickler {
         self.out.push(b'e');
     }
 
-    /// A dictionary; `entries` writes key, value, key, value and so on.
+    /// A dictionary; `entries` writes keys and values alternately.
     pub(crate) fn dict(&mut self, entries: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         self.out.extend(b"}(");
         entries(self)?;
@@ -75,7 +75,7 @@ impl Pickler {
         Ok(())
     }
 
-    /// A dictionary whose entries cannot fail.
+    /// A dictionary with entries that cannot fail.
     pub(crate) fn plain_dict(&mut self, entries: impl FnOnce(&mut Self)) {
         self.out.extend(b"}(");
         entries(self);
@@ -90,7 +90,7 @@ impl Pickler {
         Ok(())
     }
 
-    /// Attributes of the object on top.
+    /// Attributes of the object on top of the stack.
     pub(crate) fn state(&mut self, entries: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         self.dict(entries)?;
         self.out.push(b'b');
@@ -101,7 +101,7 @@ impl Pickler {
         self.out.extend(format!("c{module}\n{name}\n").as_bytes());
     }
 
-    /// A contiguous tensor on the CPU, whatever `tensor` is.
+    /// The tensor as a contiguous one on the CPU, regardless of its layout and device.
     pub(crate) fn tensor(&mut self, tensor: &Tensor) -> Result<()> {
         let class = class_of(tensor.f_kind()?)?;
         let (key, size) = (self.tensors.len(), tensor.size());
@@ -132,7 +132,7 @@ impl Pickler {
     }
 }
 
-/// The storage class of PyTorch for elements of type `kind`.
+/// PyTorch's storage class for elements of type `kind`.
 fn class_of(kind: Kind) -> Result<&'static str> {
     Ok(match kind {
         Kind::Float => "FloatStorage",
@@ -145,6 +145,6 @@ fn class_of(kind: Kind) -> Result<&'static str> {
         Kind::Int8 => "CharStorage",
         Kind::Uint8 => "ByteStorage",
         Kind::Bool => "BoolStorage",
-        other => return Err(Error::data(format!("elements of type {other:?} are not exported"))),
+        other => return Err(Error::data(format!("elements of type {other:?} cannot be exported"))),
     })
 }

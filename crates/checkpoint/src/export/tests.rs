@@ -33,7 +33,7 @@ fn checkpoint() -> MmdetCheckpoint {
 }
 
 #[test]
-fn what_was_written_is_read_back() {
+fn exports_are_read_back_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.pth");
     let written = checkpoint();
@@ -46,14 +46,14 @@ fn what_was_written_is_read_back() {
     assert_eq!(read.moments.keys().collect::<Vec<_>>(), [&1]);
     assert_eq!((read.moments[&1].step, &read.moments[&1].exp_avg), (9, &written.moments[&1].exp_avg));
 
-    // The same content is the same file, byte for byte.
+    // The same content gives the same file, byte for byte.
     let again = folder.path().join("b.pth");
     write(&again, &MmdetCheckpoint::open(&path).unwrap()).unwrap();
     assert!(std::fs::read(path).unwrap() == std::fs::read(again).unwrap());
 }
 
 #[test]
-fn parameters_of_another_order_keep_their_moments() {
+fn reordered_parameters_keep_their_moments() {
     let mut optimizer = OptimizerState {
         groups: checkpoint().optimizer.unwrap().groups,
         moments: IndexMap::from([(0, moments(1.0, 1)), (1, moments(2.0, 2))]),
@@ -67,7 +67,7 @@ fn parameters_of_another_order_keep_their_moments() {
 }
 
 #[test]
-fn names_decide_the_format_and_types_that_pytorch_lacks_are_refused() {
+fn the_file_name_decides_the_format_and_unsupported_types_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(write(&folder.path().join("a.onnx"), &checkpoint()).unwrap_err().kind(), fnet_common::ErrorKind::Usage);
     write(&folder.path().join("a.safetensors"), &checkpoint()).unwrap();
@@ -83,20 +83,20 @@ fn names_decide_the_format_and_types_that_pytorch_lacks_are_refused() {
 }
 
 #[test]
-fn the_references_checkpoint_survives_reading_and_writing() {
+fn an_mmdetection_checkpoint_is_unchanged_after_reading_and_writing() {
     let Some(reference) = fixture("reference") else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.pth");
-    let theirs = MmdetCheckpoint::open(&reference.join("trained_tiny/ckpt.pth")).unwrap();
-    write(&path, &theirs).unwrap();
-    let ours = MmdetCheckpoint::open(&path).unwrap();
-    assert!(ours.state.len() == 126 && ours.state.iter().eq(theirs.state.iter()));
-    assert_eq!((&ours.meta.epoch, &ours.meta.iter, ours.meta.classes.len()), (&Some(160), &Some(1440), 80));
-    let (ours, theirs) = (ours.optimizer.unwrap(), theirs.optimizer.unwrap());
-    assert_eq!(ours.groups, theirs.groups);
-    assert_eq!((ours.moments.len(), ours.groups[0].lr), (87, 1.0000000000000003e-05));
-    for (index, state) in &theirs.moments {
-        let other = &ours.moments[index];
+    let original = MmdetCheckpoint::open(&reference.join("trained_tiny/ckpt.pth")).unwrap();
+    write(&path, &original).unwrap();
+    let written = MmdetCheckpoint::open(&path).unwrap();
+    assert!(written.state.len() == 126 && written.state.iter().eq(original.state.iter()));
+    assert_eq!((&written.meta.epoch, &written.meta.iter, written.meta.classes.len()), (&Some(160), &Some(1440), 80));
+    let (written, original) = (written.optimizer.unwrap(), original.optimizer.unwrap());
+    assert_eq!(written.groups, original.groups);
+    assert_eq!((written.moments.len(), written.groups[0].lr), (87, 1.0000000000000003e-05));
+    for (index, state) in &original.moments {
+        let other = &written.moments[index];
         assert_eq!((other.step, &other.exp_avg, &other.exp_avg_sq), (state.step, &state.exp_avg, &state.exp_avg_sq));
     }
 }

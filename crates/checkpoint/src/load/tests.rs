@@ -19,7 +19,7 @@ torch.save({str(i): shared for i in range(64)}, 'shared.pth')
 "#;
 
 #[test]
-fn tensors_are_found_where_pytorch_programs_keep_them() {
+fn tensors_are_found_where_pytorch_programs_store_them() {
     let folder = tempfile::tempdir().unwrap();
     if !run_python(folder.path(), SAVE) {
         return;
@@ -46,19 +46,19 @@ fn tensors_are_found_where_pytorch_programs_keep_them() {
 }
 
 #[test]
-fn a_safetensors_file_and_a_pth_of_the_same_weights_are_read_alike() {
+fn a_safetensors_file_and_a_pth_file_with_the_same_weights_are_read_alike() {
     let Some(reference) = fixture("reference") else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
     let checkpoint = MmdetCheckpoint::open(&reference.join("fixtures_tiny/ckpt.pth")).unwrap();
     export::write(&path, &checkpoint).unwrap();
-    let (plain, theirs) = (Weights::open(&path).unwrap(), reference.join("fixtures_tiny/ckpt.safetensors"));
+    let (plain, third_party) = (Weights::open(&path).unwrap(), reference.join("fixtures_tiny/ckpt.safetensors"));
     assert_eq!((plain.format(), plain.meta()), (Format::Safetensors, &checkpoint.meta));
-    let theirs = Weights::open(&theirs).unwrap();
-    assert_eq!((plain.len(), theirs.len()), (126, 126));
+    let third_party = Weights::open(&third_party).unwrap();
+    assert_eq!((plain.len(), third_party.len()), (126, 126));
     for (name, tensor) in &checkpoint.state {
         assert_eq!(&plain.tensor(name).unwrap(), tensor);
-        assert_eq!(&theirs.tensor(name).unwrap(), tensor);
+        assert_eq!(&third_party.tensor(name).unwrap(), tensor);
     }
-    assert_eq!(plain.variant().unwrap().to_string(), "a FasterNet of its own (embed_dim 32, depths [1, 1, 2, 1])");
+    assert_eq!(plain.variant().unwrap().to_string(), "a custom FasterNet (embed_dim 32, depths [1, 1, 2, 1])");
 }

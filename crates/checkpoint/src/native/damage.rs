@@ -1,4 +1,4 @@
-//! Checkpoints that were damaged at random: each is refused, or what is loaded is what was saved.
+//! Randomly damaged checkpoints: each is refused or loaded unchanged.
 
 use std::cell::Cell;
 use std::fs;
@@ -12,32 +12,32 @@ use fnet_common::ErrorKind;
 use super::tests::{same, sample};
 use super::*;
 
-/// What disks, networks and people do to a file.
+/// What disks, networks and people may do to a file.
 #[derive(Debug, Clone)]
 enum Damage {
-    /// Bits turn over, each at a place of its own.
+    /// Flipped bits at several positions.
     Flips(Vec<(usize, u8)>),
-    /// A stretch reads as zeros: a block that was never written.
+    /// A range of zeros: a block that was never written.
     Zeros { at: usize, length: usize },
-    /// A stretch of other bytes.
+    /// A range of other bytes.
     Noise { at: usize, bytes: Vec<u8> },
-    /// Cut off.
+    /// Truncated.
     Cut { length: usize },
-    /// Cut off, and of the right length all the same: what a file system leaves after a power cut.
+    /// Truncated and filled with zeros to the original length, as some file systems do after a power failure.
     CutAndFilled { length: usize },
-    /// Something follows.
+    /// Extra bytes at the end.
     Longer { bytes: Vec<u8> },
-    /// One stretch lies over another one.
+    /// A range is overwritten with another one.
     Copied { from: usize, to: usize, length: usize },
-    /// Two stretches have changed places.
+    /// Two ranges are swapped.
     Swapped { one: usize, other: usize, length: usize },
-    /// A stretch is that of the checkpoint of another step: half overwritten.
+    /// A range comes from the checkpoint of another step: partly overwritten.
     Mixed { at: usize, length: usize },
-    /// A stretch is missing, and what follows has moved up.
+    /// A range is missing, and the rest has moved up.
     Missing { at: usize, length: usize },
 }
 
-/// Positions are taken modulo the length of the file.
+/// Positions are modulo the length of the file.
 fn damage() -> impl Strategy<Value = Damage> {
     let place = || any::<prop::sample::Index>().prop_map(|index| index.index(1 << 20));
     let length = || prop_oneof![1..16_usize, Just(64), Just(512), Just(4096)];
@@ -121,7 +121,7 @@ fn a_checkpoint_damaged_in_500_random_ways_is_refused_or_unchanged() {
         fs::write(&path, &damaged).unwrap();
         match (Checkpoint::load(&path), verify(&path)) {
             (Ok(loaded), Ok(meta)) => {
-                // One that is overwritten as a whole is that other checkpoint.
+                // A completely overwritten file is the other checkpoint.
                 let is_sound = [&checkpoint, &later].into_iter().any(|one| same(one, &loaded) && meta == one.meta);
                 prop_assert!(is_sound);
             }

@@ -1,4 +1,4 @@
-//! The checkpoints of a work folder: their names, which is the newest valid one, which are kept.
+//! The checkpoints of a work folder: names, the newest valid one, and which ones are kept.
 
 use std::fs;
 use std::io::Read;
@@ -10,7 +10,7 @@ use fnet_protocol::work_dir::{LATEST, remove_leftovers};
 
 use super::{CheckpointMeta, TrainProgress, verify};
 
-/// First line of a `latest.ckpt` that is no symbolic link but names the file in its second line.
+/// First line of a `latest.ckpt` that is not a symbolic link; the second line names the file.
 const POINTER: &str = "fnet checkpoint pointer 1\n";
 
 /// The folder that a job writes its checkpoints to.
@@ -22,9 +22,9 @@ pub struct CheckpointFolder {
 /// The newest valid checkpoint of a folder.
 #[derive(Debug)]
 pub struct Latest {
-    /// Its file and what its header says; `None` if there is no valid one.
+    /// Its path and metadata; `None` if there is no valid one.
     pub found: Option<(PathBuf, CheckpointMeta)>,
-    /// Files that were passed over.
+    /// Files that were skipped.
     pub skipped: Vec<Skipped>,
 }
 
@@ -38,34 +38,33 @@ pub struct Skipped {
 }
 
 impl CheckpointFolder {
-    /// Makes the folder if it is not there, and removes what killed writers left in it.
+    /// Creates the folder if necessary, and removes incomplete files of killed writers.
     ///
     /// # Errors
-    /// An environment error if the folder cannot be made or read.
+    /// An environment error if the folder cannot be created or read.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).and_then(|()| remove_leftovers(&path)).map_err(|error| unusable(&path, &error))?;
         Ok(Self { path })
     }
 
-    /// A folder as it is, where another process may be writing; it is made when something is written to it.
+    /// A folder that another process may be writing to. It is created by the first write.
     pub fn shared(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// The file of this name.
+    /// The path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Makes the folder if it is not there but the one that it lies in is: a drive that is gone does not come back by
-    /// making folders where it was.
+    /// Creates the folder if its parent exists. A missing parent may be an unmounted drive and is not created.
     pub(super) fn make(&self) {
-        // What is wrong is told by the write that follows.
+        // The write that follows reports an error.
         let _ = fs::create_dir(&self.path);
     }
 
-    /// Removes the checkpoints before `progress` that were written only because a job was stopped or broken off.
+    /// Removes transient checkpoints before `progress`, which were written only because a job was stopped or aborted.
     ///
     /// # Errors
     /// An environment error if the folder cannot be read or a file cannot be removed.
@@ -79,13 +78,13 @@ impl CheckpointFolder {
         Ok(())
     }
 
-    /// `best_<metric>.ckpt`.
+    /// The path of `best_<metric>.ckpt`.
     pub fn best(&self, metric: &str) -> PathBuf {
         self.path.join(format!("best_{metric}.ckpt"))
     }
 
-    /// Lets `latest.ckpt` name a checkpoint of this folder: a relative symbolic link, or a small file that names it
-    /// where the file system has no links.
+    /// Points `latest.ckpt` to a checkpoint of this folder: with a relative symbolic link, or a small file with its name if
+    /// the file system has no links.
     ///
     /// # Errors
     /// An environment error if neither can be written.
@@ -96,11 +95,10 @@ impl CheckpointFolder {
             .or_else(|_| write_pointer(&link, &name.to_string_lossy()))
     }
 
-    /// Makes `best_<metric>.ckpt` the same as a checkpoint that was just written, without copying where hard links
-    /// are possible.
+    /// Makes `best_<metric>.ckpt` a hard link to a checkpoint, or a copy if hard links are not possible.
     ///
     /// # Errors
-    /// An environment error if it cannot be written; the former best one is then still there.
+    /// An environment error if it cannot be written; the previous best one then still exists.
     pub fn keep_best(&self, checkpoint: &Path, metric: &str) -> Result<PathBuf> {
         let best = self.best(metric);
         let checkpoint = resolve(checkpoint);
@@ -112,10 +110,10 @@ impl CheckpointFolder {
         Ok(best)
     }
 
-    /// Removes all but the newest `count` checkpoints of epochs and steps (0 keeps all) and returns what it removed.
+    /// Removes all but the newest `count` checkpoints of epochs and steps (0 keeps all). Returns the removed ones.
     ///
-    /// Only files whose header and length are sound count, so that damaged ones never push out a good one;
-    /// best checkpoints are left alone.
+    /// Only files with a valid header and length count, so damaged files never replace good ones. Best checkpoints are not
+    /// removed.
     ///
     /// # Errors
     /// An environment error if the folder cannot be read or a file cannot be removed.
@@ -139,8 +137,8 @@ impl CheckpointFolder {
     }
 }
 
-/// The name of the checkpoint of a place in training: `epoch_N.ckpt` after N finished epochs, `iter_N.ckpt` after N steps
-/// within an epoch.
+/// The file name of a checkpoint: `epoch_N.ckpt` after N finished epochs, `iter_N.ckpt` after N steps if that is within an
+/// epoch.
 pub fn file_name(progress: TrainProgress) -> String {
     match progress.step_in_epoch {
         0 => format!("epoch_{}.ckpt", progress.epoch),
@@ -148,14 +146,13 @@ pub fn file_name(progress: TrainProgress) -> String {
     }
 }
 
-/// Finds the newest checkpoint of some folders that is sound to the last byte, by the progress in its header; of equal
-/// ones, that of the first folder.
+/// Finds the newest completely valid checkpoint of some folders, by the progress in its header. The first folder has
+/// priority among equal ones.
 ///
-/// Best checkpoints count too: they are good for going on when nothing newer is left. A folder that does not exist
-/// holds none.
+/// Best checkpoints count, too: they can be resumed from if there is nothing newer. A folder that does not exist has none.
 ///
 /// # Errors
-/// An environment error if there is none in the others and a folder is there but cannot be read.
+/// An environment error if a folder exists but cannot be read, and the others have no checkpoint.
 pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     let mut skipped = Vec::new();
     let mut headers = Vec::new();
@@ -189,8 +186,8 @@ pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     }
 }
 
-/// Sets the checkpoints aside that are of a later place in the epochs than `progress`, for a job that goes back to it and
-/// would else go on from them after the next restart: they get the ending `.superseded`. Returns what they were called.
+/// Renames the checkpoints that are later than `progress`, by epoch and step in the epoch, to `*.superseded`: a job that
+/// goes back to `progress` must not resume from them after its next restart. Returns their previous paths.
 ///
 /// # Errors
 /// An environment error if a folder cannot be read or a file cannot be renamed.
@@ -210,7 +207,7 @@ pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: TrainProgress) ->
     Ok(found)
 }
 
-/// What a path stands for: the target of `latest.ckpt`, whether link or pointer file; any other path itself.
+/// The target of `latest.ckpt`, whether it is a link or a pointer file; any other path is returned unchanged.
 pub fn resolve(path: &Path) -> PathBuf {
     if let Ok(target) = fs::read_link(path) {
         return atomic::folder_of(path).join(target);
@@ -221,7 +218,7 @@ pub fn resolve(path: &Path) -> PathBuf {
     }
 }
 
-/// The name inside a pointer file; it must be a plain file name, so that it cannot lead out of the folder.
+/// The name in a pointer file. It must be a plain file name, so that it cannot point outside the folder.
 fn pointed(path: &Path) -> Option<String> {
     let mut text = String::new();
     fs::File::open(path).ok()?.take(512).read_to_string(&mut text).ok()?;
@@ -235,7 +232,7 @@ fn write_pointer(path: &Path, name: &str) -> Result<()> {
     atomic::write(path, text.len() as u64, |file| file.write_all(text.as_bytes()))
 }
 
-/// The files of a folder that bear the name of a checkpoint, without `latest.ckpt`.
+/// The files of a folder that are named like checkpoints, without `latest.ckpt`.
 fn candidates(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,4 +1,4 @@
-//! The file: the safetensors header with fnet's metadata in it, then the bytes of the tensors.
+//! The file format: the safetensors header with fnet's metadata, then the bytes of the tensors.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -17,7 +17,7 @@ use fnet_protocol::file_kind::not_a_checkpoint;
 use super::CheckpointMeta;
 use crate::bytes;
 
-/// Version of the format that this code writes, and the greatest that it reads.
+/// Version of the format that is written, and the maximum version that is read.
 const VERSION: u32 = 1;
 
 const KEY_VERSION: &str = "fnet.format_version";
@@ -27,9 +27,9 @@ const KEY_META: &str = "fnet.meta";
 const KEY_TENSORS: &str = "fnet.tensors";
 const KEY_CHECKSUM: &str = "fnet.checksum";
 
-/// The bound that safetensors readers put on the header.
+/// The maximum header size of safetensors readers.
 const MAX_HEADER: u64 = 100_000_000;
-/// Bytes that are read at a time where the tensor itself is not wanted.
+/// Bytes that are read at a time during verification.
 const CHUNK: usize = 1 << 20;
 
 /// A tensor's entry in `fnet.tensors`: its name and the CRC-32C of its bytes.
@@ -39,7 +39,7 @@ pub(super) struct Entry {
     crc32c: Option<u32>,
 }
 
-/// A checkpoint that is ready to be streamed to a file.
+/// A checkpoint that is ready to be written.
 pub(super) struct Prepared<'a> {
     header: Vec<u8>,
     /// In the order of the file.
@@ -47,7 +47,7 @@ pub(super) struct Prepared<'a> {
     data_size: u64,
 }
 
-/// Computes checksums and the header.
+/// Computes the checksums and the header.
 pub(super) fn prepare<'a>(tensors: &'a IndexMap<String, Tensor>, meta: &CheckpointMeta) -> Result<Prepared<'a>> {
     let mut entries = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -55,7 +55,7 @@ pub(super) fn prepare<'a>(tensors: &'a IndexMap<String, Tensor>, meta: &Checkpoi
         entries.push(Entry { name: name.clone(), crc32c });
     }
     let mut ordered: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    // Wide elements first, so that every tensor is aligned in a file that is mapped into memory.
+    // Wide elements first, so that every tensor is aligned when the file is mapped into memory.
     ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
     let mut infos = Vec::with_capacity(ordered.len());
     let mut end = 0;
@@ -82,7 +82,7 @@ pub(super) fn prepare<'a>(tensors: &'a IndexMap<String, Tensor>, meta: &Checkpoi
     let infos_by_name = infos.iter().map(|(name, info)| (name.as_str(), info)).collect();
     metadata.insert(KEY_CHECKSUM.into(), digest(&metadata, &infos_by_name));
     let header = Metadata::new(Some(metadata), infos)
-        .map_err(|error| Error::bug(format!("the checkpoint header is not sound: {error}")))?;
+        .map_err(|error| Error::bug(format!("the checkpoint header is invalid: {error}")))?;
     let mut header = json(serde_json::to_string(&header))?.into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     if header.len() as u64 > MAX_HEADER {
@@ -92,12 +92,12 @@ pub(super) fn prepare<'a>(tensors: &'a IndexMap<String, Tensor>, meta: &Checkpoi
 }
 
 impl Prepared<'_> {
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub fn size(&self) -> u64 {
         8 + self.header.len() as u64 + self.data_size
     }
 
-    /// Streams the file.
+    /// Writes the file.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&(self.header.len() as u64).to_le_bytes())?;
         out.write_all(&self.header)?;
@@ -109,7 +109,7 @@ impl Prepared<'_> {
     }
 }
 
-/// The checksum of all that is not tensor data: metadata, and each tensor's name, type and shape.
+/// The checksum of everything except tensor data: metadata, and each tensor's name, type and shape.
 fn digest(metadata: &HashMap<String, String>, tensors: &BTreeMap<&str, &TensorInfo>) -> String {
     let mut text = String::new();
     let sorted: BTreeMap<&String, &String> = metadata.iter().filter(|(key, _)| *key != KEY_CHECKSUM).collect();
@@ -122,16 +122,16 @@ fn digest(metadata: &HashMap<String, String>, tensors: &BTreeMap<&str, &TensorIn
     format!("{:08x}", crc32c::crc32c(text.as_bytes()))
 }
 
-/// An open file whose header was read and found sound.
+/// An open file with a valid header.
 pub(super) struct Opened {
     reader: BufReader<File>,
     header: Metadata,
 }
 
-/// Opens a safetensors file. Nothing is allocated that the length of the file does not justify.
+/// Opens a safetensors file. Allocations are bounded by the length of the file.
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let unreadable = |error: io::Error| Error::data(format!("cannot open it: {error}"));
-    // To open a pipe would wait for its writer.
+    // Opening a pipe would block until it has a writer.
     if let Some(why) = not_a_checkpoint(path) {
         return Err(Error::data(why));
     }
@@ -146,7 +146,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     let header_length = u64::from_le_bytes(prefix);
     if header_length > MAX_HEADER || header_length > length - 8 {
         return Err(Error::data(format!(
-            "damaged, or no checkpoint: its first bytes are not those of a file of {length} bytes; copy it again"
+            "damaged or not a checkpoint: its first bytes do not match a file of {length} bytes; copy it again"
         )));
     }
     let mut header = vec![0; header_length as usize];
@@ -155,24 +155,24 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
         serde_json::from_slice(&header).map_err(|error| Error::data(format!("its header is damaged: {error}")))?;
     let expected = header_length + 8 + header.data_len() as u64;
     if expected != length {
-        return Err(Error::data(format!("cut off or damaged: it has {length} bytes, its header says {expected}")));
+        return Err(Error::data(format!("truncated or damaged: it has {length} bytes, its header says {expected}")));
     }
     Ok(Opened { reader, header })
 }
 
 impl Opened {
-    /// Whether the metadata are those of a checkpoint of fnet, of whatever version.
+    /// Whether this is an fnet checkpoint of any version.
     pub fn is_of_fnet(&self) -> bool {
         self.header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(KEY_VERSION))
     }
 
-    /// The metadata and the checksums of the tensors, after a check of the header's own checksum.
+    /// The metadata and the checksums of the tensors, after the header's own checksum was verified.
     pub fn fnet_meta(&self) -> Result<(CheckpointMeta, Vec<Entry>)> {
         let none = HashMap::new();
         let metadata = self.header.metadata().as_ref().unwrap_or(&none);
         let value = |key: &str| {
             metadata.get(key).ok_or_else(|| {
-                Error::data(format!("a safetensors file, but no checkpoint of fnet: its metadata lacks {key}"))
+                Error::data(format!("a safetensors file, but not an fnet checkpoint: its metadata has no {key}"))
             })
         };
         let version = value(KEY_VERSION)?;
@@ -182,7 +182,7 @@ impl Opened {
         if version > VERSION {
             let writer = metadata.get(KEY_WRITER).map_or("unknown", String::as_str);
             return Err(Error::data(format!(
-                "format version {version} of fnet {writer}; this fnet reads up to {VERSION}: use a newer fnet, or the file is damaged"
+                "format version {version} of fnet {writer}; this fnet reads versions up to {VERSION}: use a newer fnet; otherwise the file is damaged"
             )));
         }
         let tensors = self.header.tensors();
@@ -196,10 +196,10 @@ impl Opened {
         let entries: Vec<Entry> = parse(KEY_TENSORS, value(KEY_TENSORS)?)?;
         let named: HashSet<&String> = entries.iter().map(|entry| &entry.name).collect();
         if entries.len() != tensors.len() || named != tensors.keys().collect() {
-            return Err(Error::data(format!("{KEY_TENSORS} does not name the tensors that the file holds")));
+            return Err(Error::data(format!("{KEY_TENSORS} does not name the tensors of the file")));
         }
         if let Some(entry) = entries.iter().find(|entry| entry.crc32c.is_none()) {
-            return Err(Error::data(format!("{KEY_TENSORS} has no crc32c of tensor {}", entry.name)));
+            return Err(Error::data(format!("{KEY_TENSORS} has no crc32c for tensor {}", entry.name)));
         }
         Ok((meta, entries))
     }
@@ -209,7 +209,7 @@ impl Opened {
         self.header.offset_keys().into_iter().map(|name| Entry { name, crc32c: None }).collect()
     }
 
-    /// Reads all tensors, in the order of `entries`, and holds them against the checksums.
+    /// Reads all tensors, in the order of `entries`, and verifies their checksums.
     pub fn read_tensors(&mut self, entries: &[Entry]) -> Result<IndexMap<String, Tensor>> {
         let checksums = by_name(entries);
         let mut tensors = HashMap::with_capacity(entries.len());
@@ -228,7 +228,7 @@ impl Opened {
         Ok(ordered)
     }
 
-    /// Holds all tensors against the checksums without keeping them.
+    /// Verifies the checksums of all tensors without keeping them.
     pub fn verify_tensors(&mut self, entries: &[Entry]) -> Result<()> {
         let checksums = by_name(entries);
         let mut buffer = vec![0; CHUNK.min(self.header.data_len())];
@@ -253,7 +253,7 @@ impl Opened {
     }
 }
 
-/// The JSON under a key of the metadata.
+/// Parses the JSON under a key of the metadata.
 ///
 /// # Errors
 /// A data error that names the key and the field in it.
@@ -265,7 +265,7 @@ fn parse<T: DeserializeOwned>(key: &str, text: &str) -> Result<T> {
     Ok(value)
 }
 
-/// The shape of a tensor, which may have absurd sides beside a zero.
+/// The shape of a tensor. Even if one size is zero, the others must not overflow.
 fn shape(info: &TensorInfo, name: &str) -> Result<Vec<i64>> {
     let sides: Option<Vec<i64>> = info.shape.iter().map(|&side| i64::try_from(side).ok()).collect();
     let bound = |sides: &Vec<i64>| sides.iter().try_fold(1_i64, |all, &side| all.checked_mul(side.max(1))).is_some();
@@ -277,7 +277,7 @@ fn by_name(entries: &[Entry]) -> HashMap<&str, Option<u32>> {
 }
 
 fn unread(name: &str, error: &io::Error) -> Error {
-    Error::data(format!("tensor {name} cannot be read: {error}"))
+    Error::data(format!("cannot read tensor {name}: {error}"))
 }
 
 fn check(name: &str, expected: Option<u32>, actual: impl FnOnce() -> u32) -> Result<()> {
@@ -296,7 +296,7 @@ mod tests {
     use super::super::{Checkpoint, tests::sample, verify};
     use super::*;
 
-    /// The file with other metadata and the checksum that fits them: what no disk does, but another program may.
+    /// The file with other metadata and a matching checksum, as another program might write it.
     fn with_metadata(file: &[u8], change: impl FnOnce(&mut HashMap<String, String>)) -> Vec<u8> {
         let (length, rest) = file.split_at(8);
         let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_that_are_not_what_they_should_be_are_refused_with_file_and_field() {
+    fn invalid_metadata_is_an_error_with_file_and_field() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("epoch_1.ckpt");
         sample(7).save(&path).unwrap();
@@ -388,12 +388,12 @@ mod tests {
         check(&replaced(KEY_TENSORS, "\"empty\"", "\"flags\""), &["fnet.tensors does not name"]);
         check(
             &replaced(KEY_TENSORS, "\"crc32c\"", "\"crc\""),
-            &["fnet.tensors has no crc32c of tensor model.b.weight"],
+            &["fnet.tensors has no crc32c for tensor model.b.weight"],
         );
     }
 
     #[test]
-    fn a_shape_that_cannot_be_is_an_error_of_the_data() {
+    fn an_impossible_shape_is_a_data_error() {
         let of = |sides: &[usize]| {
             let info = TensorInfo { dtype: Dtype::F32, shape: sides.to_vec(), data_offsets: (0, 0) };
             shape(&info, "a")

@@ -1,4 +1,4 @@
-//! Checkpoints: one safetensors file with everything that a job needs to go on (docs/checkpoint-format.md).
+//! fnet's checkpoints: one safetensors file with everything that a job needs to resume (docs/checkpoint-format.md).
 
 #[cfg(test)]
 mod damage;
@@ -29,7 +29,7 @@ use fnet_common::{Context, Error, Result};
 use fnet_config::Config;
 use fnet_data::ShardSegment;
 
-/// Prefix of the model's parameters and buffers; the rest of the name is the state_dict key.
+/// Prefix of the model's parameters and buffers; the rest of the name is the `state_dict` key.
 pub const MODEL: &str = "model.";
 /// Prefix of the optimizer's state: `optimizer.<state>.<parameter>`.
 pub const OPTIMIZER: &str = "optimizer.";
@@ -41,16 +41,16 @@ pub fn rank_prefix(rank: usize) -> String {
     format!("rank{rank}.")
 }
 
-/// The state of a job at the end of an update: tensors by name, and what else is needed to go on.
+/// The state of a job after an update: tensors by name, and metadata.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// All tensors, in the order they were put in; after loading, on the CPU and contiguous.
+    /// All tensors, in insertion order; after loading, on the CPU and contiguous.
     pub tensors: IndexMap<String, Tensor>,
-    /// Counters, config and the like.
+    /// The metadata.
     pub meta: CheckpointMeta,
 }
 
-/// What a checkpoint holds besides tensors.
+/// The metadata of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
     /// The resolved config as TOML; [`CheckpointMeta::config`] reads it.
@@ -58,38 +58,37 @@ pub struct CheckpointMeta {
     pub config: String,
     /// Class names in the order of the labels.
     pub classes: Vec<String>,
-    /// How far training had come.
+    /// The position of the job.
     pub progress: TrainProgress,
-    /// Ranks of the job that wrote it.
+    /// Number of ranks of the job that wrote it.
     pub world_size: usize,
     /// Seed of the job.
     pub seed: u64,
-    /// How the present epoch was dealt out; `None` in files of older versions.
+    /// How the current epoch was sharded; `None` in files of older versions.
     #[serde(default, rename = "dealt")]
     pub sharding: Option<EpochSharding>,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// Further scalars of the loop.
+    /// Further state of the training loop.
     #[serde(default)]
     pub state: State,
 }
 
-/// Scalars of the training loop, where they apply. One that is there but is not what is expected is an error.
+/// Further state of the training loop. All fields are optional; an invalid one is an error.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
-    /// The model is to be evaluated before training goes on.
+    /// The model must be evaluated before training continues.
     pub evaluation_due: bool,
-    /// The checkpoint was written only because its job was stopped or broken off: it is of no more use once there is a later
-    /// one.
+    /// The checkpoint was written only because its job was stopped or aborted. The next regular checkpoint replaces it.
     pub transient: bool,
-    /// Updates that the moving average has seen.
+    /// Updates of the moving average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_updates: Option<u64>,
     /// The loss scale of float16 training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScaleState>,
-    /// The values for the next line of the log. Not worth an error: a job that cannot read them goes on with a warning.
+    /// The values for the next log line. If they cannot be read, the job continues with a warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_window: Option<serde_json::Value>,
 }
@@ -102,38 +101,38 @@ pub struct LossScaleState {
     pub scale: f64,
     /// Updates since the scale changed.
     pub steps_since_change: usize,
-    /// Updates left out in the whole job.
+    /// Updates skipped in the whole job.
     #[serde(default)]
     pub skipped: u64,
 }
 
 impl LossScaleState {
-    /// Below this, gradients overflow for another reason than the scale.
+    /// Below this, overflows have another cause than the scale.
     pub const MINIMUM: f64 = 1.0;
 }
 
-/// A factor that a job can have had.
+/// Accepts only scales that a job can have.
 fn sound_scale<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     let scale = f64::deserialize(from)?;
     match (LossScaleState::MINIMUM..=f64::from(f32::MAX)).contains(&scale) {
         true => Ok(scale),
-        false => Err(D::Error::custom(format!("the scale is {scale}: a number of at least 1 is expected"))),
+        false => Err(D::Error::custom(format!("the scale is {scale}, expected a number of at least 1"))),
     }
 }
 
-/// How far training had come.
+/// The position of a training job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TrainProgress {
     /// Finished epochs.
     pub epoch: usize,
     /// Steps since the end of the last finished epoch.
     pub step_in_epoch: usize,
-    /// Steps since the start of training. The last to be compared, for after a change of the number of ranks it is counted
-    /// anew, in whole epochs of the present length.
+    /// Steps since the start of training. Compared last, because it is recounted in whole epochs of the new length after the
+    /// number of ranks changes.
     pub step: usize,
 }
 
-/// How an epoch is dealt out to the ranks.
+/// How an epoch is sharded over the ranks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochSharding {
     /// Images of the training set.
@@ -141,9 +140,9 @@ pub struct EpochSharding {
     pub images: usize,
     /// Images of each rank in a step.
     pub samples_per_gpu: usize,
-    /// Micro-steps of an update.
+    /// Gradient accumulation steps of an update.
     pub accumulate: usize,
-    /// Parts of the epoch that were trained in other ways before.
+    /// Earlier parts of the epoch that were sharded differently.
     #[serde(default, rename = "legs")]
     pub segments: Vec<ShardSegment>,
 }
@@ -160,7 +159,7 @@ pub struct Best {
 }
 
 impl CheckpointMeta {
-    /// Refuses numbers that no job has.
+    /// Checks for numbers that no job can have.
     fn check(&self) -> Result<()> {
         let mut counts = vec![("world_size".to_owned(), self.world_size)];
         if let Some(sharding) = &self.sharding {
@@ -179,12 +178,12 @@ impl CheckpointMeta {
             let steps = sharding.segments.iter().try_fold(0_usize, |all, segment| all.checked_add(segment.steps));
             if steps.is_none_or(|steps| steps > within) {
                 return Err(Error::data(format!(
-                    "dealt.legs has more steps than progress.step_in_epoch, which is {within}"
+                    "dealt.legs has more steps than progress.step_in_epoch ({within})"
                 )));
             }
         }
         match counts.into_iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(Error::data(format!("{name} is 0: a number of at least 1 is expected"))),
+            Some((name, _)) => Err(Error::data(format!("{name} is 0, expected a number of at least 1"))),
             None => Ok(()),
         }
     }
@@ -192,12 +191,12 @@ impl CheckpointMeta {
     /// The stored config.
     ///
     /// # Errors
-    /// A usage error if it has fields or values that this version of fnet does not know.
+    /// A usage error if this version of fnet does not know a field or value.
     pub fn config(&self, path: &Path) -> Result<Config> {
         Config::from_toml(&self.config, &format!("config inside {}", path.display()))
     }
 
-    /// Reads only the header of a checkpoint: its checksum and the length of the file are checked, the tensors are not.
+    /// Reads only the header of a checkpoint. Verifies its checksum and the length of the file, but not the tensors.
     ///
     /// # Errors
     /// A data error that says what is wrong with the file.
@@ -207,41 +206,41 @@ impl CheckpointMeta {
     }
 }
 
-/// A checkpoint on the host, apart from the tensors that training goes on changing; another thread may write it.
+/// A copy of a checkpoint in host memory, which another thread can write while training changes the original tensors.
 #[derive(Debug)]
 pub struct Snapshot(Checkpoint);
 
 impl Checkpoint {
-    /// Copies all tensors to host memory, so that training can go on while they are written.
+    /// Copies all tensors to host memory, so that training can continue while they are written.
     ///
     /// # Errors
-    /// When a tensor cannot be copied, for example for lack of memory.
+    /// If a tensor cannot be copied, for example for lack of memory.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), bytes::host_copy(tensor, name)?));
         let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
         Ok(Snapshot(Self { tensors, meta: self.meta.clone() }))
     }
 
-    /// Writes the checkpoint: to a temporary file in the same folder, which takes the place of `path` once it is
-    /// durable. Tensors are streamed one at a time.
+    /// Writes the checkpoint to a temporary file in the same folder, which replaces `path` when it is durable. Tensors are
+    /// written one at a time.
     ///
     /// # Errors
-    /// An environment error when the disk is full or the folder cannot be written; what was at `path` is then intact.
+    /// An environment error if the disk is full or the folder cannot be written; an existing file at `path` is unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.write(path.as_ref(), &AtomicU64::default())
     }
 
-    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
+    /// Like [`Checkpoint::save`]; counts the bytes in `written`.
     fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
         let prepared = format::prepare(&self.tensors, &self.meta);
         let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
         atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
     }
 
-    /// Reads a checkpoint and checks every byte of it; `latest.ckpt` stands for what it names.
+    /// Reads a checkpoint and verifies every byte. `latest.ckpt` is resolved.
     ///
     /// # Errors
-    /// A data error that names the file and what is wrong: not there, cut off, damaged, or not a checkpoint of fnet.
+    /// A data error that names the file and the problem: missing, truncated, damaged, or not an fnet checkpoint.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::resolve(path.as_ref());
         let load = || -> Result<Self> {
@@ -256,13 +255,13 @@ impl Checkpoint {
     /// The moving average of the weights by parameter; empty if the job had none.
     ///
     /// # Errors
-    /// A data error unless it is there for each parameter that the optimizer has a state of, and in the shape of its weight.
+    /// A data error unless it covers each parameter with optimizer state, with the shape of its weight.
     pub fn averages(&self) -> Result<IndexMap<String, Tensor>> {
         let averages: IndexMap<String, Tensor> =
             self.section(EMA).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let trained = self.section(OPTIMIZER).filter_map(|(name, _)| Some(name.split_once('.')?.1));
         if let Some(name) = trained.into_iter().find(|name| !averages.is_empty() && !averages.contains_key(*name)) {
-            return Err(Error::data(format!("damaged: it holds a moving average of the weights, but no {EMA}{name}")));
+            return Err(Error::data(format!("damaged: it has a moving average of the weights, but no {EMA}{name}")));
         }
         for (name, average) in &averages {
             let weight = self.tensors.get(&format!("{MODEL}{name}"));
@@ -277,14 +276,14 @@ impl Checkpoint {
         Ok(averages)
     }
 
-    /// The tensors whose names start with `prefix`, by the rest of their names, in order.
+    /// The tensors with names that start with `prefix`, by the rest of their names, in order.
     pub fn section<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
         self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
     }
 }
 
 impl Snapshot {
-    /// As [`Checkpoint::save`]; adds every portion that was written to `written`.
+    /// Like [`Checkpoint::save`]; counts the bytes in `written`.
     ///
     /// # Errors
     /// As [`Checkpoint::save`].
@@ -292,13 +291,13 @@ impl Snapshot {
         self.0.write(path, written)
     }
 
-    /// The counters and the like that will be written.
+    /// The metadata.
     pub fn meta(&self) -> &CheckpointMeta {
         &self.0.meta
     }
 }
 
-/// Counts what goes through it.
+/// Counts the bytes that are written.
 struct Counted<'a> {
     file: &'a mut dyn Write,
     written: &'a AtomicU64,
@@ -316,7 +315,7 @@ impl Write for Counted<'_> {
     }
 }
 
-/// Reads every byte of a checkpoint and holds it against the checksums, with little memory.
+/// Reads a checkpoint and verifies every byte against the checksums, with little memory.
 ///
 /// # Errors
 /// As [`Checkpoint::load`].
@@ -331,7 +330,7 @@ pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
     check().with_context(|| reading(&path))
 }
 
-/// Whether `path` is a PyTorch file, or a sound safetensors file that is no checkpoint of fnet.
+/// Whether `path` is a PyTorch file, or a valid safetensors file that is not an fnet checkpoint.
 pub fn is_third_party(path: &Path) -> bool {
     let path = resolve(path);
     is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
@@ -340,8 +339,8 @@ pub fn is_third_party(path: &Path) -> bool {
 /// Reads any safetensors file, for example weights exported by another tool, in the order of the file.
 ///
 /// # Errors
-/// A data error if it is not there, cut off, or not a safetensors file. Without checksums, damage inside a tensor is
-/// not seen.
+/// A data error if it is missing, truncated, or not a safetensors file. Damage in a tensor is not detected because there are
+/// no checksums.
 pub fn read_safetensors(path: impl AsRef<Path>) -> Result<IndexMap<String, Tensor>> {
     let path = path.as_ref();
     let read = || -> Result<IndexMap<String, Tensor>> {

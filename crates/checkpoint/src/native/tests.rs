@@ -8,7 +8,7 @@ use fnet_common::ErrorKind;
 
 use super::*;
 
-/// A small checkpoint with every kind of tensor that matters.
+/// A small checkpoint with every relevant kind of tensor.
 pub(super) fn sample(step: usize) -> Checkpoint {
     let tensors = [
         ("model.b.weight", Tensor::arange(12, (Kind::Float, Device::Cpu)).reshape([3, 4]) + step as f64),
@@ -41,7 +41,7 @@ pub(super) fn same(a: &Checkpoint, b: &Checkpoint) -> bool {
 }
 
 #[test]
-fn what_is_loaded_is_what_was_saved_in_the_same_order() {
+fn a_checkpoint_is_loaded_as_it_was_saved_in_the_same_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("epoch_1.ckpt");
     let checkpoint = sample(7);
@@ -54,7 +54,7 @@ fn what_is_loaded_is_what_was_saved_in_the_same_order() {
 }
 
 #[test]
-fn the_memory_layout_of_a_tensor_does_not_show_in_the_file() {
+fn the_memory_layout_of_a_tensor_does_not_change_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("epoch_1.ckpt");
     let weight = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([2, 3, 2, 2]);
@@ -67,7 +67,7 @@ fn the_memory_layout_of_a_tensor_does_not_show_in_the_file() {
 }
 
 #[test]
-fn a_snapshot_does_not_change_with_the_tensors_that_it_was_taken_of() {
+fn a_snapshot_does_not_change_with_its_source_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("epoch_1.ckpt");
     let mut checkpoint = sample(7);
@@ -87,7 +87,7 @@ fn a_snapshot_does_not_change_with_the_tensors_that_it_was_taken_of() {
 }
 
 #[test]
-fn public_tools_read_the_file() {
+fn safetensors_tools_can_read_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("epoch_1.ckpt");
     sample(7).save(&path).unwrap();
@@ -105,7 +105,7 @@ fn every_flipped_bit_is_detected_or_harmless() {
     let checkpoint = sample(7);
     checkpoint.save(&path).unwrap();
     let sound = fs::read(&path).unwrap();
-    // Changed in place: rewriting the file for each bit takes file systems a hundred times as long.
+    // Changed in place: rewriting the file for each bit takes a hundred times as long.
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let mut detected = 0;
     for at in 0..sound.len() {
@@ -116,7 +116,7 @@ fn every_flipped_bit_is_detected_or_harmless() {
                 assert_eq!(loaded.is_ok(), verify(&path).is_ok(), "byte {at}");
             }
             match loaded {
-                Ok(loaded) => assert!(same(&checkpoint, &loaded), "byte {at} ^ {mask} gave other content"),
+                Ok(loaded) => assert!(same(&checkpoint, &loaded), "byte {at} ^ {mask} gave different content"),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Data, "{error}");
                     detected += 1;
@@ -142,7 +142,7 @@ fn every_truncation_and_every_extension_is_detected() {
         assert!(error.to_string().contains("epoch_1.ckpt"), "{error}");
     }
     fs::write(&path, [sound.as_slice(), &[0]].concat()).unwrap();
-    assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("cut off or damaged"));
+    assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("truncated or damaged"));
 }
 
 proptest::proptest! {
@@ -159,13 +159,13 @@ proptest::proptest! {
 }
 
 #[test]
-fn foreign_files_are_told_from_damaged_ones() {
+fn third_party_files_are_distinguished_from_damaged_ones() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![2], &[1, 2]).unwrap();
     fs::write(&path, safetensors::serialize([("a", view)], None).unwrap()).unwrap();
     let text = Checkpoint::load(&path).unwrap_err().to_string();
-    assert!(text.contains("no checkpoint of fnet"), "{text}");
+    assert!(text.contains("not an fnet checkpoint"), "{text}");
     let missing = Checkpoint::load(PathBuf::from("/nowhere/epoch_1.ckpt")).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/epoch_1.ckpt") && missing.kind() == ErrorKind::Data);
     let directory = Checkpoint::load(folder.path()).unwrap_err();
@@ -173,7 +173,7 @@ fn foreign_files_are_told_from_damaged_ones() {
 }
 
 #[test]
-fn a_stored_loss_scale_that_no_job_has_is_refused() {
+fn an_invalid_stored_loss_scale_is_refused() {
     for stored in ["{\"scale\": 0, \"steps_since_change\": 3}", "{\"scale\": 8}", "3"] {
         assert!(serde_json::from_str::<LossScaleState>(stored).is_err(), "{stored}");
     }

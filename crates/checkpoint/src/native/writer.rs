@@ -1,4 +1,4 @@
-//! Checkpoints written by a thread of their own, while training goes on.
+//! Writes checkpoints on a background thread while training continues.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -16,18 +16,18 @@ use super::folder::CheckpointFolder;
 /// The first pause after a failed attempt; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The longest pause once somebody waits for the file.
+/// The longest pause while [`Writer::finish`] waits.
 const PAUSE_WHEN_AWAITED: Duration = Duration::from_secs(1);
-/// An attempt that has written nothing for so long does not get on.
-const STANDSTILL: Duration = Duration::from_secs(10);
-/// How often who waits looks whether bytes were written.
-const LOOK: Duration = Duration::from_millis(100);
+/// An attempt that has written nothing for this long makes no progress.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often [`Writer::finish`] checks whether bytes were written.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is called with the file and the number of updates in it, once it is durable.
+/// Called with a durable file and the number of updates in it.
 pub type OnSaved = dyn Fn(&std::path::Path, u64) + Send;
 
-/// Writes checkpoints to the first of some folders that takes them. When none does, it says so and tries again with the
-/// newest one until it succeeds; what lies there already is kept.
+/// Writes checkpoints to the first of several folders that works. If none does, it logs a warning and retries with the newest
+/// checkpoint until it succeeds. Existing files are kept.
 pub struct Writer {
     shared: Arc<Shared>,
 }
@@ -35,7 +35,7 @@ pub struct Writer {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Grows with every portion written.
+    /// Bytes written so far.
     written: AtomicU64,
 }
 
@@ -43,11 +43,11 @@ struct Shared {
 struct Queue {
     waiting: VecDeque<Task>,
     busy: bool,
-    /// Why the newest checkpoint could not be written so far.
+    /// Why the newest checkpoint is not written yet, after a failed attempt.
     trouble: Option<String>,
-    /// Somebody waits for the end of the work.
+    /// [`Writer::finish`] is waiting.
     awaited: bool,
-    /// Nobody will hand anything over any more.
+    /// No more tasks will be added.
     ended: bool,
 }
 
@@ -56,29 +56,29 @@ enum Task {
     KeepBest { file: String, metric: String },
 }
 
-/// A checkpoint on its way to the disk.
+/// A checkpoint to be written.
 pub struct Save {
     /// The state.
     pub snapshot: Snapshot,
-    /// Name of the file.
+    /// File name.
     pub file: String,
-    /// How long training stood still for the copy.
+    /// How long training paused for the copy.
     pub pause: Duration,
-    /// Checkpoints to keep, as [`CheckpointFolder::keep_last`]; 0 for all.
+    /// Number of checkpoints to keep, as in [`CheckpointFolder::keep_last`]; 0 for all.
     pub keep_last: usize,
-    /// Whether older checkpoints that were only written because a job broke off have done their service.
+    /// Whether to remove older transient checkpoints.
     pub replaces_transient: bool,
 }
 
 impl Writer {
-    /// A writer to the first of `folders` that works.
+    /// Starts the thread, which writes to the first of `folders` that works.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If the thread cannot be started.
     pub fn start(folders: Vec<CheckpointFolder>, on_saved: Box<OnSaved>) -> Result<Self> {
         let shared =
             Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
-        let work = Work { shared: Arc::clone(&shared), folders, on_saved, told: None, written: None };
+        let work = Work { shared: Arc::clone(&shared), folders, on_saved, logged: None, written: None };
         thread::Builder::new()
             .name("checkpoint".into())
             .spawn(move || work.run())
@@ -86,15 +86,15 @@ impl Writer {
         Ok(Self { shared })
     }
 
-    /// Hands a checkpoint over. One that still waits for its turn is given up for it.
+    /// Queues a checkpoint. It replaces one that is still waiting.
     pub fn save(&self, save: Save) {
         let mut queue = self.shared.lock();
-        let given_up: Vec<String> = queue.waiting.iter().filter_map(|task| task.file_to_save()).collect();
-        if !given_up.is_empty() {
-            queue.waiting.retain(|task| !task.needs(&given_up));
+        let dropped: Vec<String> = queue.waiting.iter().filter_map(|task| task.file_to_save()).collect();
+        if !dropped.is_empty() {
+            queue.waiting.retain(|task| !task.needs(&dropped));
             log::warn!(
-                "{} is not written: the disk is not done with the one before, and {} is newer",
-                given_up.join(", "),
+                "{} is not written: the previous checkpoint is still being written, and {} is newer",
+                dropped.join(", "),
                 save.file
             );
         }
@@ -102,17 +102,17 @@ impl Writer {
         self.shared.changed.notify_all();
     }
 
-    /// Makes `best_<metric>.ckpt` the same as `file`, once that is written.
+    /// Makes `best_<metric>.ckpt` the same as `file` after that is written.
     pub fn keep_best(&self, file: String, metric: String) {
         self.shared.lock().waiting.push_back(Task::KeepBest { file, metric });
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything handed over is durable, and calls `progress_of` whenever bytes were written.
+    /// Waits until everything in the queue is durable, and calls `progress_of` whenever bytes were written.
     ///
     /// # Errors
-    /// An environment error that says what is wrong with the disk, if for `timeout` no attempt has succeeded and none
-    /// gets on; or for ten times that.
+    /// An environment error with the problem of the disk, if attempts have failed for `timeout` without progress, or for ten
+    /// times as long with progress.
     pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
         let mut queue = self.shared.lock();
         queue.awaited = true;
@@ -120,7 +120,7 @@ impl Writer {
         let mut troubled_since: Option<Instant> = None;
         let (mut seen, mut seen_at) = (self.shared.written.load(Ordering::Relaxed), None::<Instant>);
         while queue.busy || !queue.waiting.is_empty() {
-            queue = self.shared.changed.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            queue = self.shared.changed.wait_timeout(queue, POLL_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
             let written = self.shared.written.load(Ordering::Relaxed);
             if written != seen {
                 (seen, seen_at) = (written, Some(Instant::now()));
@@ -131,8 +131,8 @@ impl Writer {
                 continue;
             };
             let troubled = troubled_since.get_or_insert_with(Instant::now).elapsed();
-            let gets_on = seen_at.is_some_and(|at| at.elapsed() < STANDSTILL);
-            if troubled >= timeout * 10 || troubled >= timeout && !gets_on {
+            let makes_progress = seen_at.is_some_and(|at| at.elapsed() < STALL_TIMEOUT);
+            if troubled >= timeout * 10 || troubled >= timeout && !makes_progress {
                 queue.awaited = false;
                 return Err(Error::environment(what));
             }
@@ -143,7 +143,7 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// What was handed over is still tried, once.
+    /// Queued tasks are still tried, once each.
     fn drop(&mut self) {
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
@@ -158,7 +158,7 @@ impl Task {
         }
     }
 
-    /// Whether it makes no sense without one of these files.
+    /// Whether the task depends on one of these files.
     fn needs(&self, files: &[String]) -> bool {
         match self {
             Task::Save(save) => files.contains(&save.file),
@@ -173,14 +173,14 @@ impl Shared {
     }
 }
 
-/// The thread's side.
+/// The state of the thread.
 struct Work {
     shared: Arc<Shared>,
     folders: Vec<CheckpointFolder>,
     on_saved: Box<OnSaved>,
-    /// The trouble that was last told.
-    told: Option<String>,
-    /// The file that was last written.
+    /// The last problem that was logged.
+    logged: Option<String>,
+    /// The last file that was written.
     written: Option<PathBuf>,
 }
 
@@ -210,14 +210,14 @@ impl Work {
         }
     }
 
-    /// Tries until it succeeds or a newer checkpoint waits.
+    /// Tries until it succeeds or a newer checkpoint is waiting.
     fn save(&mut self, save: &Save) {
         let mut pause = FIRST_PAUSE;
         self.shared.lock().trouble = None;
         loop {
             let started = Instant::now();
             let Err(what) = self.write_somewhere(save) else { break };
-            self.tell(&what);
+            self.log_problem(&what);
             self.shared.lock().trouble = Some(what);
             self.shared.changed.notify_all();
             if self.newer_comes_within(pause.saturating_sub(started.elapsed())) {
@@ -225,21 +225,21 @@ impl Work {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        self.told = None;
+        self.logged = None;
         self.shared.lock().trouble = None;
     }
 
-    /// Says what is wrong with the disk, once for each kind of trouble.
-    fn tell(&mut self, what: &str) {
-        // Numbers change from attempt to attempt; the rest does not.
+    /// Logs a problem with the disk, once for each kind.
+    fn log_problem(&mut self, what: &str) {
+        // Only numbers differ between attempts.
         let kind: String = what.chars().filter(|character| !character.is_ascii_digit()).collect();
-        if self.told.as_ref() != Some(&kind) {
-            log::warn!("no checkpoint can be written; training goes on and this is tried again: {what}");
-            self.told = Some(kind);
+        if self.logged.as_ref() != Some(&kind) {
+            log::warn!("cannot write the checkpoint; training continues and writing is retried: {what}");
+            self.logged = Some(kind);
         }
     }
 
-    /// Waits; `true` once this checkpoint is out of date, for another one is there or the job is over.
+    /// Waits for `pause`; `true` if this checkpoint became obsolete because another one is waiting or the job ended.
     fn newer_comes_within(&self, pause: Duration) -> bool {
         let started = Instant::now();
         let mut queue = self.shared.lock();
@@ -266,7 +266,7 @@ impl Work {
                         log::warn!("{}; written to {} instead", reasons.join("; "), path.display());
                     }
                     log::info!(
-                        "Saved {} (training stood still for {:.3} s, written in {:.3} s)",
+                        "Saved {} (training paused for {:.3} s, written in {:.3} s)",
                         path.display(),
                         save.pause.as_secs_f64(),
                         started.elapsed().as_secs_f64()
@@ -285,7 +285,7 @@ impl Work {
         let path = folder.file(&save.file);
         folder.make();
         save.snapshot.write(&path, &self.shared.written)?;
-        // The checkpoint is safe; what follows is order.
+        // The checkpoint is safe; the rest is cleanup.
         let progress = save.snapshot.meta().progress;
         let tidied = folder
             .publish_latest(&path)
@@ -298,7 +298,7 @@ impl Work {
     }
 
     fn keep_best(&self, file: &str, metric: &str) {
-        // Where it was written now, not where a former job may have left one of the same name.
+        // The file that was just written, not one of the same name that a previous job left in another folder.
         let path = match &self.written {
             Some(path) if path.ends_with(file) => Some(path.clone()),
             _ => self.folders.iter().map(|folder| folder.file(file)).find(|path| path.is_file()),
@@ -306,8 +306,8 @@ impl Work {
         let kept = path.map(|path| CheckpointFolder::shared(atomic::folder_of(&path)).keep_best(&path, metric));
         match kept {
             Some(Ok(path)) => log::info!("{file} is kept as {}", path.display()),
-            Some(Err(error)) => log::warn!("the best checkpoint is not kept: {error}"),
-            None => log::warn!("the best checkpoint is not kept: {file} could not be written"),
+            Some(Err(error)) => log::warn!("cannot keep the best checkpoint: {error}"),
+            None => log::warn!("cannot keep the best checkpoint: {file} could not be written"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The classes and functions that a pickle may name, each as what it makes.
+//! The known classes and functions of pickles.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use fnet_common::{Error, Result};
 use super::{Arena, BYTES_OF_AN_OBJECT, Id, Object, StorageId, numpy};
 use crate::lazy::LazyTensor;
 
-/// What a tensor, with its place, shape and strides, counts as; a short pickle can make one many times.
+/// How many objects a tensor counts as; a short pickle can create one many times.
 const OBJECTS_OF_A_TENSOR: usize = 16;
 
-/// REDUCE: what `function` would return for `arguments`.
+/// REDUCE: the result of `function` for `arguments`.
 pub(super) fn call(arena: &mut Arena, function: Id, arguments: Id) -> Result<Id> {
     let name = name_of(arena, function)?;
     let arguments = match arena.get(arguments) {
@@ -79,7 +79,7 @@ pub(super) fn create(arena: &mut Arena, class: Id) -> Result<Id> {
     }
 }
 
-/// BUILD: gives `target` its state. What an unknown object or a subclass holds besides its items is skipped.
+/// BUILD: sets the state of `target`. The state of unknown objects and subclasses is skipped.
 pub(super) fn build(arena: &mut Arena, target: Id, state: Id) -> Result<()> {
     match arena.get(target) {
         Object::Dtype(dtype) => {
@@ -96,11 +96,11 @@ pub(super) fn build(arena: &mut Arena, target: Id, state: Id) -> Result<()> {
     Ok(())
 }
 
-/// Reads ("storage", class, key, location, count[, view]); `None` for elements of a type that is not read.
+/// Reads ("storage", class, key, location, count[, view]); `None` for elements of an unsupported type.
 pub(super) fn storage_id(arena: &Arena, id: Id) -> Result<Option<StorageId>> {
     let parts = match arena.items(id) {
         Some(parts) if parts.len() >= 5 && arena.text(parts[0]).is_some_and(|kind| &**kind == "storage") => parts,
-        _ => return Err(Error::data("a reference to data outside the pickle is none that PyTorch makes")),
+        _ => return Err(Error::data("a reference to data outside the pickle was not written by PyTorch")),
     };
     let class = match arena.get(parts[1]) {
         Object::Global(class) => class,
@@ -123,7 +123,7 @@ fn natural(arena: &Arena, id: Id) -> Option<u64> {
     arena.int(id).and_then(|value| u64::try_from(value).ok())
 }
 
-/// Type of the elements of a storage class, such as `torch.FloatStorage`.
+/// The element type of a storage class such as `torch.FloatStorage`.
 fn storage_kind(class: &str) -> Option<Kind> {
     Some(match class.strip_prefix("torch.")?.trim_start_matches("cuda.") {
         "FloatStorage" => Kind::Float,
@@ -142,7 +142,7 @@ fn storage_kind(class: &str) -> Option<Kind> {
     })
 }
 
-/// Type of an element by its name, such as `torch.float32`.
+/// The element type of a name such as `torch.float32`.
 fn dtype_kind(name: &str) -> Option<Kind> {
     Some(match name.strip_prefix("torch.")? {
         "float32" => Kind::Float,
@@ -159,10 +159,10 @@ fn dtype_kind(name: &str) -> Option<Kind> {
     })
 }
 
-/// `_rebuild_tensor*(storage, offset, size, stride, ...)`; version 3 names the type of the elements at index 6.
+/// `_rebuild_tensor*(storage, offset, size, stride, ...)`; version 3 has the element type at index 6.
 fn tensor(arena: &Arena, function: &str, arguments: &[Id]) -> Result<Option<Object>> {
     let &[storage, offset, size, stride, ..] = arguments else {
-        return Err(Error::data("a tensor lacks its storage, offset, shape or strides"));
+        return Err(Error::data("a tensor has no storage, offset, shape or strides"));
     };
     let Object::Storage(kind, storage) = arena.get(storage) else { return Ok(None) };
     let kind = match arguments.get(6).filter(|_| function.ends_with("v3")).map(|&dtype| arena.get(dtype)) {
@@ -172,11 +172,11 @@ fn tensor(arena: &Arena, function: &str, arguments: &[Id]) -> Result<Option<Obje
     };
     let Some(kind) = kind else { return Ok(None) };
     let shape = natural(arena, offset).zip(arena.ints(size).zip(arena.ints(stride)));
-    let (offset, (size, stride)) = shape.ok_or_else(|| Error::data("the shape of a tensor is no tuple of integers"))?;
+    let (offset, (size, stride)) = shape.ok_or_else(|| Error::data("the shape of a tensor is not a tuple of integers"))?;
     LazyTensor::new((**storage).clone(), kind, offset, size, stride).map(|tensor| Some(Object::Tensor(tensor.into())))
 }
 
-/// A dictionary of the pairs in `source`, which only Python 2 and a Counter give here.
+/// A dictionary of the pairs in `source`, which only Python 2 and `Counter` pass.
 fn dictionary(arena: &mut Arena, class: &str, source: Option<Id>) -> Result<Option<Object>> {
     let Some(source) = source.filter(|_| class != "defaultdict") else { return Ok(Some(Object::Dict(Vec::new()))) };
     let entries: Option<Vec<(Id, Id)>> = match arena.get(source) {
@@ -191,7 +191,7 @@ fn dictionary(arena: &mut Arena, class: &str, source: Option<Id>) -> Result<Opti
     Ok(entries.map(Object::Dict))
 }
 
-/// `_codecs.encode(text, "latin1")`, which is how protocol 2 writes bytes.
+/// `_codecs.encode(text, "latin1")`: bytes in protocol 2.
 fn encoded(arena: &mut Arena, text: Id) -> Result<Option<Object>> {
     let bytes: Option<Vec<u8>> =
         arena.text(text).and_then(|text| text.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect());
@@ -205,11 +205,11 @@ fn copied(arena: &mut Arena, items: Id) -> Result<Option<Vec<Id>>> {
     Ok(items)
 }
 
-/// The name of a class; an instance stands for its class, which nothing here calls.
+/// The name of a class, or of the class of an instance.
 fn name_of(arena: &Arena, id: Id) -> Result<Arc<str>> {
     match arena.get(id) {
         Object::Global(name) | Object::Opaque(name) => Ok(Arc::clone(name)),
-        _ => Err(Error::data("something is called that is neither a class nor a function")),
+        _ => Err(Error::data("an object is called that is neither a class nor a function")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The stack machine: one function per group of opcodes.
+//! The stack machine of pickle, with one function per group of opcodes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(super) struct Machine<'a> {
     storages: &'a mut dyn Storages,
     pub(super) arena: Arena,
     stack: Vec<Id>,
-    /// Heights of the stack at each open MARK.
+    /// The stack height at each open MARK.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -40,7 +40,7 @@ impl<'a> Machine<'a> {
         &self.arena
     }
 
-    /// Runs to STOP and returns the object on top.
+    /// Runs until STOP and returns the object on top.
     pub(super) fn run(&mut self) -> Result<Id> {
         loop {
             let opcode = self.byte()?;
@@ -54,7 +54,7 @@ impl<'a> Machine<'a> {
     fn step(&mut self, opcode: u8) -> Result<()> {
         match opcode {
             0x80 => self.protocol(),
-            // FRAME only tells how much to read at once.
+            // FRAME only says how much to read at once.
             0x95 => self.take(8).map(drop),
             b'(' => {
                 self.marks.push(self.stack.len());
@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
             b'c' | 0x93 => self.global(opcode),
             b'R' | 0x81 | 0x92 | b'b' | b'Q' => self.object(opcode),
             other => Err(Error::data(format!(
-                "opcode {other:#04x} is none that PyTorch writes: this is no PyTorch file, or it is damaged"
+                "PyTorch does not write opcode {other:#04x}: this is not a PyTorch file, or it is damaged"
             ))),
         }
     }
@@ -112,13 +112,13 @@ impl<'a> Machine<'a> {
         let bytes = self.take(len)?;
         self.push(match opcode {
             b'B' | b'C' | 0x8e | 0x96 => Object::Bytes(bytes.into()),
-            // What Python 2 wrote as a string may be text or bytes; "latin1" keeps every byte.
+            // A Python 2 string may be text or bytes; latin1 keeps every byte.
             _ => match std::str::from_utf8(bytes) {
                 Ok(text) => Object::Str(text.into()),
                 Err(_) if opcode == b'T' || opcode == b'U' => {
                     Object::Str(bytes.iter().copied().map(char::from).collect::<String>().into())
                 }
-                // Python encodes lone surrogates, which UTF-8 proper does not know.
+                // Python encodes lone surrogates, which are invalid in UTF-8.
                 Err(_) => Object::Str(String::from_utf8_lossy(bytes).into()),
             },
         })
@@ -158,14 +158,14 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         let target = self.arena.get_mut(target);
         let keyed = matches!(opcode, b's' | b'u');
-        // An instance of an unknown class that is filled like a dictionary or list is a subclass of it.
+        // An unknown class that is filled like a dictionary or list is treated as a subclass of it.
         if matches!(target, Object::Opaque(_)) {
             *target = if keyed { Object::Dict(Vec::new()) } else { Object::List(Vec::new()) };
         }
         match target {
             Object::List(list) if !keyed => list.extend(items),
             Object::Dict(dict) if keyed => dict.extend(pairs(&items)?),
-            _ => return Err(Error::data("something is added to an object that holds nothing")),
+            _ => return Err(Error::data("an item is added to an object that is not a container")),
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ impl<'a> Machine<'a> {
         };
         if matches!(opcode, b'h' | b'j') {
             let id = self.memo.get(&index).copied();
-            return self.push_id(id.ok_or_else(|| Error::data(format!("nothing was stored as number {index}")))?);
+            return self.push_id(id.ok_or_else(|| Error::data(format!("memo entry {index} does not exist")))?);
         }
         let top = self.top()?;
         self.memo.insert(index, top);
@@ -194,7 +194,7 @@ impl<'a> Machine<'a> {
             let module = self.pop()?;
             match (self.arena.text(module), self.arena.text(name)) {
                 (Some(module), Some(name)) if module.len() + name.len() < MAX_NAME => format!("{module}.{name}"),
-                _ => return Err(Error::data("the name of a class is no short text")),
+                _ => return Err(Error::data("the name of a class is too long or not text")),
             }
         };
         let id = self.arena.add_name(name)?;
@@ -206,7 +206,7 @@ impl<'a> Machine<'a> {
         if opcode == b'Q' {
             return self.persistent();
         }
-        // NEWOBJ_EX has keyword arguments on top.
+        // The keyword arguments of NEWOBJ_EX are on top.
         if opcode == 0x92 {
             self.pop()?;
         }
@@ -287,7 +287,7 @@ impl<'a> Machine<'a> {
         self.take(N)?.try_into().map_err(|_| cut_off())
     }
 
-    /// A length of `width` bytes.
+    /// Reads a length of `width` bytes.
     fn length(&mut self, width: usize) -> Result<usize> {
         let mut bytes = [0; 8];
         bytes[..width].copy_from_slice(self.take(width)?);
@@ -298,14 +298,14 @@ impl<'a> Machine<'a> {
         let rest = &self.bytes[self.position..];
         let end = rest.iter().take(MAX_NAME).position(|&byte| byte == b'\n').ok_or_else(cut_off)?;
         self.position += end + 1;
-        std::str::from_utf8(&rest[..end]).map_err(|_| Error::data("the name of a class is no text"))
+        std::str::from_utf8(&rest[..end]).map_err(|_| Error::data("the name of a class is not text"))
     }
 }
 
-/// Longest name of a class.
+/// Maximum length of the name of a class.
 const MAX_NAME: usize = 1024;
 
-/// An integer of any length, little-endian in two's complement.
+/// A two's complement, little-endian integer of any length.
 fn long(bytes: &[u8]) -> Object {
     if bytes.len() > 16 {
         return Object::Opaque(Arc::from("builtins.int"));

@@ -1,9 +1,9 @@
-//! A reader of the pickles that PyTorch and NumPy write: it builds plain data and never runs anything.
+//! A reader for pickles of PyTorch and NumPy. It builds plain data and never executes anything.
 //!
-//! A pickle is a program for a small stack machine, which may name any function of Python. This machine knows the
-//! containers, tensors and NumPy values by name; whatever else a pickle names or calls becomes
-//! [`Value::Opaque`]. Objects lie in one arena and refer to each other by number, so that a
-//! pickle that shares or contains itself costs no more than its bytes; the numbers of objects and copies are bounded.
+//! A pickle is a program for a small stack machine, which may name any function of Python. This machine knows containers,
+//! tensors and NumPy values by name; anything else that a pickle names or calls becomes [`Value::Opaque`]. Objects are in
+//! one arena and refer to each other by number, so a pickle that shares or contains itself costs no more than its bytes. The
+//! numbers of objects and copies are limited.
 
 mod classes;
 mod machine;
@@ -19,41 +19,41 @@ use fnet_common::{Error, Result};
 use super::lazy::{LazyTensor, Storage};
 use super::value::Value;
 
-/// A storage as the pickle names it.
+/// A reference of the pickle to a storage.
 #[derive(Debug, Clone)]
 pub(super) struct StorageId {
     /// Its name inside the file.
     pub key: Arc<str>,
-    /// Type of its elements; bytes for an untyped one.
+    /// Type of its elements; bytes if it is untyped.
     pub kind: Kind,
     /// Number of elements.
     pub count: u64,
-    /// Only in the older format: the first element and the number of elements of a view of it.
+    /// First element and number of elements of a view; only in the legacy format.
     pub view: Option<(u64, u64)>,
 }
 
-/// Finds the bytes of the storages that a pickle names.
+/// Finds the storages that a pickle refers to.
 pub(super) trait Storages {
     /// The bytes of `id`.
     fn find(&mut self, id: &StorageId) -> Result<Storage>;
 }
 
-/// A pickle that names no storage.
+/// For pickles that must not refer to a storage.
 pub(super) struct NoStorages;
 
 impl Storages for NoStorages {
     fn find(&mut self, id: &StorageId) -> Result<Storage> {
-        Err(Error::data(format!("storage {:?} is named where none can be", id.key)))
+        Err(Error::data(format!("unexpected reference to storage {:?}", id.key)))
     }
 }
 
-/// Longest pickle that is read; those of large models with optimizer state have a few MB.
+/// Maximum size of a pickle; those of large models with optimizer state have a few MB.
 pub(super) const MAX_PICKLE: u64 = 64 << 20;
-/// Most objects of one pickle, and most references copied among them.
+/// Maximum number of objects of a pickle, and of copied references.
 const MAX_OBJECTS: usize = 500_000;
-/// About the memory of an object, for counting other things as objects.
+/// Approximate size of an object, to count other memory in objects.
 const BYTES_OF_AN_OBJECT: usize = 32;
-/// Deepest nesting.
+/// Maximum nesting depth.
 const MAX_DEPTH: usize = 64;
 
 /// Reads the pickle at the start of `bytes`; returns its value and its length in bytes.
@@ -86,14 +86,14 @@ enum Object {
     List(Vec<Id>),
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    /// A class or function by its full name.
+    /// The full name of a class or function.
     Global(Arc<str>),
     Storage(Kind, Box<Storage>),
     Tensor(Arc<LazyTensor>),
     Dtype(numpy::Dtype),
-    /// A NumPy array whose contents come with BUILD.
+    /// A NumPy array before BUILD sets its contents.
     EmptyArray,
-    /// An instance of the class of this name.
+    /// An instance of the named class.
     Opaque(Arc<str>),
 }
 
@@ -112,13 +112,13 @@ impl Arena {
         Ok(Id(id))
     }
 
-    /// Adds the name of a class or function. A short pickle can make a long name many times, so it counts by its length.
+    /// Adds the name of a class or function. Its length counts, because a short pickle can create a long name many times.
     fn add_name(&mut self, name: String) -> Result<Id> {
         self.spend(name.len() / BYTES_OF_AN_OBJECT)?;
         self.add(Object::Global(name.into()))
     }
 
-    /// Counts `count` copied references against the bound.
+    /// Counts `count` copied references towards the limit.
     fn spend(&mut self, count: usize) -> Result<()> {
         self.copied = self.copied.saturating_add(count);
         if self.copied > MAX_OBJECTS { Err(too_large()) } else { Ok(()) }
@@ -163,7 +163,7 @@ impl Arena {
 }
 
 fn too_large() -> Error {
-    Error::data(format!("more than {MAX_OBJECTS} objects: no checkpoint has as many"))
+    Error::data(format!("more than {MAX_OBJECTS} objects: no checkpoint has that many"))
 }
 
 #[cfg(test)]

@@ -12,14 +12,14 @@ use crate::lazy::{LazyTensor, Storage};
 /// Type of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Dtype {
-    /// `f`, `i`, `u` or `b`; anything else is not read.
+    /// `f`, `i`, `u` or `b`; others are not supported.
     class: char,
     /// Bytes of an element.
     width: usize,
     big_endian: bool,
 }
 
-/// Whether `module` is one of those that NumPy has kept its builders in.
+/// Whether `module` is a NumPy module with constructors, in any version.
 pub(super) fn is_module(module: &str) -> bool {
     matches!(
         module,

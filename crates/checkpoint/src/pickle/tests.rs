@@ -25,25 +25,25 @@ fn numbers_text_and_containers_are_read() {
 }
 
 #[test]
-fn the_length_of_a_pickle_is_told_and_what_follows_is_left() {
+fn the_length_of_a_pickle_is_returned_and_the_rest_is_not_read() {
     assert_eq!(read(b"\x80\x02N.rest", &mut NoStorages).unwrap().1, 4);
 }
 
 #[test]
-fn calls_of_anything_unknown_are_kept_as_their_name_and_not_made() {
+fn unknown_calls_are_not_executed_and_only_their_names_are_kept() {
     let value = value(b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.");
     assert!(matches!(&value, Value::Opaque(name) if &**name == "os.system"), "{value:?}");
 }
 
 #[test]
-fn an_unknown_subclass_of_dict_is_read_as_a_dictionary_and_its_state_is_skipped() {
+fn an_unknown_dict_subclass_is_read_as_a_dictionary_without_its_state() {
     let value = value(b"\x80\x02cmmcv\nConfigDict\n)\x81X\x01\0\0\0kK\x07s}X\x01\0\0\0zNsb.");
     assert_eq!(value.get("k").and_then(Value::as_int), Some(7));
     assert_eq!(value.entries().len(), 1);
 }
 
 #[test]
-fn an_ordered_dict_keeps_order_and_its_metadata_is_skipped() {
+fn an_ordered_dict_keeps_its_order_and_its_metadata_is_skipped() {
     let value =
         value(b"\x80\x02ccollections\nOrderedDict\n)R(X\x01\0\0\0bK\x01X\x01\0\0\0aK\x02u}X\x09\0\0\0_metadataNsb.");
     let keys: Vec<_> = value.entries().iter().map(|(key, _)| key.as_str().unwrap()).collect();
@@ -66,14 +66,14 @@ fn deep_nesting_is_refused_without_deep_recursion() {
 
 #[test]
 fn a_small_pickle_that_doubles_itself_often_is_refused() {
-    // A list of twice the list before, thirty times over.
+    // A list that contains the previous list twice, thirty times over.
     let mut bytes = b"\x80\x02N".to_vec();
     for _ in 0..30 {
         bytes.extend(b"q\0]h\0ah\0a");
     }
     bytes.push(b'.');
     assert!(refusal(&bytes).contains("objects"));
-    // The same list copied into a tuple again and again.
+    // The same list copied into a tuple repeatedly.
     let mut bytes = b"\x80\x02](".to_vec();
     bytes.extend(vec![b'N'; 100_000]);
     bytes.extend(b"eq\0");
@@ -85,7 +85,7 @@ fn a_small_pickle_that_doubles_itself_often_is_refused() {
 }
 
 #[test]
-fn lengths_beyond_the_end_are_refused_without_taking_memory() {
+fn lengths_beyond_the_end_are_refused_without_allocating_memory() {
     for bytes in [
         &b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx."[..],
         b"\x80\x02X\xff\xff\xff\xffx.",
@@ -133,7 +133,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(
+    fn the_reader_never_panics(bytes in prop::collection::vec(
         prop_oneof![4 => prop::sample::select(b"\x80\x02().0129NGJKMXTUBC]}labcdehjqrstuQR\x81\x82\x85\x86\x87\x88\x8a\x8c\x90\x91\x92\x93\x94\x95\x96\n".to_vec()),
                     1 => any::<u8>()], 0..200))
     {

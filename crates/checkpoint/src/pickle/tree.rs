@@ -7,7 +7,7 @@ use fnet_common::{Error, Result};
 use super::{Arena, Id, MAX_DEPTH, MAX_OBJECTS, Object, too_large};
 use crate::value::Value;
 
-/// The tree below `root`. An object that is named more than once is repeated, within the bound of all objects.
+/// The tree below `root`. An object that is referenced more than once is repeated, within the limit of objects.
 pub(super) fn build(arena: &Arena, root: Id) -> Result<Value> {
     Builder { arena, left: MAX_OBJECTS }.value(root, 0)
 }
@@ -20,7 +20,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Value> {
         if depth > MAX_DEPTH {
-            return Err(Error::data(format!("objects lie more than {MAX_DEPTH} deep in each other, or in themselves")));
+            return Err(Error::data(format!("objects are nested more than {MAX_DEPTH} deep, or in themselves")));
         }
         self.left = self.left.checked_sub(1).ok_or_else(too_large)?;
         Ok(match self.arena.get(id) {

@@ -1,4 +1,4 @@
-//! The zip archive: `NAME/data.pkl` holds the pickle, `NAME/data/KEY` the bytes of each storage.
+//! The zip archive: `NAME/data.pkl` is the pickle, `NAME/data/KEY` the bytes of each storage.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,11 +17,11 @@ use crate::lazy::Storage;
 use crate::pickle::{self, MAX_PICKLE, StorageId, Storages};
 use crate::value::Value;
 
-/// PyTorch stores entries as they are. Archives packed anew may be compressed, but weights shrink by little: all
-/// entries together may unpack to this many times the file, and [`SLACK`] more.
+/// PyTorch does not compress entries. Repacked archives may be compressed, but weights compress badly: all entries together
+/// may decompress to this many times the size of the file, plus [`SLACK`].
 const MAX_EXPANSION: u64 = 16;
 const SLACK: u64 = 1 << 20;
-/// Most entries; each tensor is one.
+/// Maximum number of entries; each tensor is one.
 const MAX_ENTRIES: usize = 1 << 16;
 
 /// Reads the archive.
@@ -32,14 +32,14 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
     if let Some(order) = entries.get(&format!("{root}byteorder")) {
         let order = order.storage(file)?.read(0, order.len.min(16))?;
         if order != b"little" {
-            return Err(Error::data("the tensors are stored big-endian: save the file anew on an ordinary machine"));
+            return Err(Error::data("the tensors are stored as big-endian: save the file again on a little-endian machine"));
         }
     }
     if pickle.len > MAX_PICKLE {
         return Err(Error::data(format!("data.pkl has {} bytes, expected at most {MAX_PICKLE}", pickle.len)));
     }
     let bytes = pickle.storage(file)?.read(0, pickle.len)?;
-    // `torch.save` can leave the checksums out, for all entries alike; then none of them means anything.
+    // `torch.save` can omit the checksums of all entries; then none of them is valid.
     let checksums = crc32fast::hash(&bytes) == pickle.checksum;
     let (value, _) = pickle::read(&bytes, &mut Entries { file, entries: &entries, root, checksums })?;
     Ok(value)
@@ -61,14 +61,14 @@ impl Entry {
             CompressionMethod::Stored => Ok(Storage::in_file(file, self.start, self.len)),
             CompressionMethod::Deflated => Ok(Storage::deflated(file, self.start, self.compressed, self.len)),
             other => Err(Error::data(format!(
-                "an entry is compressed by {other}, expected none, as torch.save writes: pack the file anew (zip -0)"
+                "an entry is compressed with {other}, expected no compression, as torch.save writes: repack the file (zip -0)"
             ))),
         }
     }
 }
 
-/// The entries by name, once their places and sizes fit the file. The directory is read entry by entry, so that no
-/// number in it takes memory.
+/// The entries by name, after checking that their positions and sizes fit the file. The directory is read entry by entry,
+/// so that no number in it can cause a large allocation.
 fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
     let len = length(file)?;
     let mut archive = ZipIterable::try_new(BufReader::new(file.as_ref()), Config::default()).map_err(unsound)?;
@@ -89,22 +89,22 @@ fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
         if start.checked_add(compressed).is_none_or(|end| end > len)
             || (method == CompressionMethod::Stored && len_unpacked != compressed)
         {
-            return Err(damaged(&format!("entry {name:?} does not lie inside the file")));
+            return Err(damaged(&format!("entry {name:?} is outside the file")));
         }
         unpacked = unpacked.saturating_add(len_unpacked);
         let entry = Entry { start, compressed, len: len_unpacked, checksum: found.crc32(), method };
         if let Some(other) = entries.insert(name, entry) {
-            return Err(hostile(&format!("two entries have one name (the second begins at byte {})", other.start)));
+            return Err(hostile(&format!("two entries have the same name (the second begins at byte {})", other.start)));
         }
     }
     if unpacked > len.saturating_mul(MAX_EXPANSION).saturating_add(SLACK) {
-        return Err(hostile(&format!("the archive of {len} bytes would unpack to {unpacked}")));
+        return Err(hostile(&format!("the archive of {len} bytes would decompress to {unpacked}")));
     }
     check_apart(&entries)?;
     Ok(entries)
 }
 
-/// Entries that share bytes could be unpacked to many times the file.
+/// Refuses entries that share bytes: they could decompress to many times the size of the file.
 fn check_apart(entries: &HashMap<String, Entry>) -> Result<()> {
     let mut places: Vec<(u64, u64)> =
         entries.values().filter(|entry| entry.compressed > 0).map(|entry| (entry.start, entry.compressed)).collect();
@@ -115,23 +115,23 @@ fn check_apart(entries: &HashMap<String, Entry>) -> Result<()> {
     }
 }
 
-/// The folder of the archive that holds `data.pkl`, with its slash.
+/// The folder of `data.pkl` in the archive, with its slash.
 fn root(entries: &HashMap<String, Entry>) -> Result<String> {
     let root = entries.keys().filter_map(|name| name.strip_suffix("data.pkl")).min_by_key(|root| root.len());
     let root = root.filter(|root| root.is_empty() || root.ends_with('/')).ok_or_else(|| {
-        Error::data("the zip archive holds no data.pkl, so torch.save did not write it: give a .pth or .pt file")
+        Error::data("the zip archive has no data.pkl, so torch.save did not write it: give a .pth or .pt file")
     })?;
     if entries.contains_key(&format!("{root}constants.pkl")) {
         return Err(Error::data(
-            "the file holds a TorchScript program, not weights: in Python, torch.save(module.state_dict(), ...)",
+            "the file is a TorchScript program, not weights: in Python, use torch.save(module.state_dict(), ...)",
         ));
     }
     Ok(root.to_owned())
 }
 
-/// What no program does that writes weights.
+/// An error for what no program that writes weights does.
 fn hostile(what: &str) -> Error {
-    Error::data(format!("the file is hostile: {what}. Do not use it, and ask its maker"))
+    Error::data(format!("the file is hostile: {what}. Do not use it, and ask where it came from"))
 }
 
 fn unsound(error: ZipError) -> Error {

@@ -9,7 +9,7 @@ use super::*;
 use crate::export::pickler::Pickler;
 use fnet_test_support::{fixture, run_python};
 
-/// What a script saved under every name that it chose, and what it says the tensors are.
+/// A script that saves the same object in every format and protocol.
 const SAVE: &str = r#"
 import argparse, collections, torch, numpy as np
 class Odd(dict):
@@ -83,7 +83,7 @@ fn check_saved(value: &Value) {
 }
 
 #[test]
-fn files_of_both_formats_and_every_protocol_are_read_as_python_saved_them() {
+fn files_of_both_formats_and_every_protocol_are_read() {
     let folder = tempfile::tempdir().unwrap();
     if !run_python(folder.path(), SAVE) {
         return;
@@ -96,7 +96,7 @@ fn files_of_both_formats_and_every_protocol_are_read_as_python_saved_them() {
 }
 
 #[test]
-fn the_references_checkpoint_equals_its_safetensors_tensor_by_tensor() {
+fn an_mmdetection_checkpoint_equals_its_safetensors_export() {
     let Some(reference) = fixture("reference") else {
         return;
     };
@@ -145,7 +145,7 @@ fn small() -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn an_archive_packed_anew_is_read_within_a_bound() {
+fn a_repacked_archive_is_read_up_to_a_limit() {
     let (pickle, data) = small();
     let entries = [("x/data.pkl", pickle.as_slice()), ("x/data/0", &data)];
     let value = opened(&archive(&entries, CompressionMethod::Deflated));
@@ -159,19 +159,19 @@ fn an_archive_packed_anew_is_read_within_a_bound() {
 }
 
 #[test]
-fn a_compressed_entry_that_holds_more_than_it_names_is_not_unpacked() {
+fn a_compressed_entry_that_is_larger_than_its_header_says_is_refused() {
     let (pickle, data) = small();
     let mut bytes = archive(&[("x/data.pkl", &pickle), ("x/data/0", &vec![0; 1 << 20])], CompressionMethod::Deflated);
-    // The size in the central directory, which is the only one that counts.
+    // Only the size in the central directory is used.
     let size = (1_u32 << 20).to_le_bytes();
     let place = bytes.windows(4).rposition(|part| part == size).unwrap();
     bytes[place..place + 4].copy_from_slice(&(data.len() as u32).to_le_bytes());
     let error = opened(&bytes).unwrap().get("w").unwrap().as_tensor().unwrap().load().unwrap_err();
-    assert!(error.to_string().contains("does not hold"), "{error}");
+    assert!(error.to_string().contains("does not contain"), "{error}");
 }
 
 #[test]
-fn storages_that_are_missing_short_or_damaged_are_refused() {
+fn missing_short_or_damaged_storages_are_refused() {
     let (pickle, mut data) = small();
     let refusal =
         |entries: &[(&str, &[u8])]| opened(&archive(entries, CompressionMethod::Stored)).unwrap_err().to_string();
@@ -189,11 +189,11 @@ fn storages_that_are_missing_short_or_damaged_are_refused() {
 }
 
 #[test]
-fn entries_that_share_their_bytes_are_refused() {
+fn entries_that_share_bytes_are_refused() {
     let (pickle, data) = small();
     let mut bytes =
         archive(&[("x/data.pkl", &pickle), ("x/data/0", &data), ("x/data/1", &data)], CompressionMethod::Stored);
-    // The last directory record is made to point at the local header of the one before.
+    // Make the last directory record point to the local header of the previous entry.
     let header = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).position(|part| part == name).unwrap() - 30;
     let record = bytes.windows(8).rposition(|part| part == b"x/data/1").unwrap() - 46;
     let first = header(&bytes, b"x/data/0") as u32;
@@ -203,7 +203,7 @@ fn entries_that_share_their_bytes_are_refused() {
 }
 
 #[test]
-fn other_files_are_refused_with_what_was_expected() {
+fn other_files_are_errors_that_say_what_was_expected() {
     for (bytes, expected) in [
         (&b""[..], "empty"),
         (b"GIF89a", "this is an image (GIF), not a checkpoint"),
@@ -219,7 +219,7 @@ fn other_files_are_refused_with_what_was_expected() {
     assert!(open(Path::new("/")).unwrap_err().to_string().contains("this is a folder"));
 }
 
-/// A file of the older format with one tensor.
+/// A file of the legacy format with one tensor.
 fn older() -> Vec<u8> {
     let mut bytes =
         b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}X\r\0\0\0little_endian\x88s.".to_vec();
@@ -231,7 +231,7 @@ fn older() -> Vec<u8> {
     bytes
 }
 
-/// Reads everything that a damaged file still gives.
+/// Reads everything that can still be read from a damaged file.
 fn exhaust(bytes: &[u8]) {
     if let Ok(value) = opened(bytes) {
         for (_, value) in value.entries() {
@@ -241,7 +241,7 @@ fn exhaust(bytes: &[u8]) {
 }
 
 #[test]
-fn a_file_of_the_older_format_that_ends_early_is_refused() {
+fn a_truncated_file_of_the_legacy_format_is_refused() {
     let whole = older();
     assert_eq!(opened(&whole).unwrap().get("w").unwrap().as_tensor().unwrap().size(), [300]);
     for end in (0..whole.len()).step_by(37).chain([whole.len() - 1]) {

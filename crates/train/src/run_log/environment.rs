@@ -1,10 +1,10 @@
-//! What the machine is, for the head of a log.
+//! Describes the machine, for the head of a log.
 
 use torch_ext::cuda;
 
 use fnet_common::process;
 
-/// Lines of `name: value`: fnet, host, system, processors, memory, then what the caller knows.
+/// Lines of `name: value`: fnet, host, system, processors, memory, then the caller's entries.
 pub fn describe(more: &[(String, String)]) -> String {
     let system = rustix::system::uname();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
@@ -23,7 +23,7 @@ pub fn describe(more: &[(String, String)]) -> String {
     own.chain(more.iter().cloned()).map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join("\n")
 }
 
-/// The CUDA version of libtorch and the GPUs that this rank sees. A process on the CPU does not load CUDA to tell.
+/// The CUDA version of libtorch and the number of visible GPUs. A process on the CPU does not load CUDA for this.
 fn cuda() -> String {
     if !cuda::is_loaded() {
         return "not used".to_owned();
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_description_names_fnet_the_host_and_what_the_caller_adds() {
+    fn the_description_names_fnet_the_host_and_the_callers_entries() {
         let text = describe(&[("World size".into(), "2".into())]);
         assert!(text.starts_with("fnet: ") && text.contains("\nHost: ") && text.ends_with("\nWorld size: 2"), "{text}");
         assert!(text.contains("\nCUDA: not used\n"), "{text}");

@@ -1,6 +1,6 @@
-//! Numbers and lines in the form of the reference's TextLoggerHook.
+//! Formats numbers and lines like `TextLoggerHook` of MMDetection (MMCV).
 
-/// `1.019e-04`: three digits and an exponent of at least two.
+/// `1.019e-04`: three decimals and an exponent of at least two digits.
 pub(super) fn scientific(value: f64) -> String {
     let text = format!("{value:.3e}");
     match text.split_once('e') {
@@ -12,7 +12,7 @@ pub(super) fn scientific(value: f64) -> String {
     }
 }
 
-/// `0:02:05`, or `1 day, 0:02:05`: whole seconds as Python prints a time span.
+/// `0:02:05`, or `1 day, 0:02:05`: whole seconds as Python prints a `timedelta`.
 pub(super) fn duration(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.max(0.0) as u64 } else { 0 };
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -24,12 +24,12 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Rounds to five digits after the point, half to even, as the reference's JSON lines do.
+/// Rounds to five decimals, half to even, as in MMDetection's JSON lines.
 pub(super) fn rounded(value: f64) -> f64 {
     format!("{value:.5}").parse().unwrap_or(value)
 }
 
-/// Rounds to five significant digits: five after the point would turn the last rates of a schedule into 0.
+/// Rounds to five significant digits: five decimals would round the last rates of a schedule to 0.
 pub(super) fn rounded_rate(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_look_as_python_prints_them() {
+    fn numbers_are_formatted_as_in_python() {
         assert_eq!(scientific(1.019e-4), "1.019e-04");
         assert_eq!(scientific(0.0), "0.000e+00");
         assert_eq!(scientific(2e-120), "2.000e-120");

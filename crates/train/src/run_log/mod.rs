@@ -1,6 +1,6 @@
-//! The log of a training: text for people, JSON lines for programs, TensorBoard for curves.
+//! The training logs: text for people, JSON lines for programs, TensorBoard for curves.
 //!
-//! The training loop puts each number once into a [`Window`]; the three writers of a [`RunLog`] pull the means.
+//! The training loop puts each number once into a [`Window`]; the three writers of a [`RunLog`] read the means.
 
 mod environment;
 mod format;

@@ -1,4 +1,4 @@
-//! The logs of a work folder: text, JSON lines and TensorBoard, with the reference's names and forms.
+//! The logs of a work folder: text, JSON lines and TensorBoard, with the names and formats of MMDetection.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -15,19 +15,19 @@ use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
 use super::window::{TrainStep, Window, ends_epoch};
 
-/// Steps between lines that name the config, as in the reference.
+/// Steps between lines that name the config, as in MMDetection.
 const NAME_INTERVAL: u64 = 1000;
 
-/// What stays the same for a whole run.
+/// The constants of a run.
 #[derive(Debug)]
 pub struct RunInfo<'a> {
     /// Name of the config.
     pub name: &'a str,
     /// The resolved config.
     pub config: &'a config::Config,
-    /// More about the machine than the log finds out by itself, as (name, value).
+    /// Additional entries about the machine, as (name, value).
     pub environment: Vec<(String, String)>,
-    /// Updates done before this run: 0, or those of the checkpoint that it goes on from.
+    /// Updates before this run: 0, or those of the checkpoint that it resumes from.
     pub start_step: u64,
     /// Updates of the whole training.
     pub total_steps: u64,
@@ -35,13 +35,13 @@ pub struct RunInfo<'a> {
 
 /// The logs of a run. Only rank 0 has one.
 ///
-/// Once made, it neither fails nor waits: a full disk is told once, and training goes on.
+/// After [`RunLog::create`], it neither fails nor blocks: a full disk is reported once, and training continues.
 pub struct RunLog {
     name: String,
     total_steps: u64,
     start_step: u64,
     seconds: f64,
-    /// Of the newest update; evaluations repeat it as the reference does.
+    /// Of the latest update; evaluations repeat it, as in MMDetection.
     momentum: Option<f64>,
     json: (Outlet, PathBuf),
     tensorboard: Option<TensorBoard>,
@@ -59,10 +59,10 @@ impl RunLog {
         std::fs::create_dir_all(work_dir).map_err(|error| refuse(work_dir, error))?;
         let config = info.config.to_toml()?;
         let config_path = work_dir.join("config.toml");
-        // A job that goes on is not held up by a full disk.
-        let goes_on = info.start_step > 0;
+        // A full disk does not stop a job that resumes.
+        let is_resumed = info.start_step > 0;
         match atomic::write(&config_path, config.len() as u64, |file| file.write_all(config.as_bytes())) {
-            Err(error) if goes_on => log::warn!("{error}"),
+            Err(error) if is_resumed => log::warn!("{error}"),
             written => written?,
         }
 
@@ -70,16 +70,16 @@ impl RunLog {
         logger::attach(&work_dir.join(format!("{timestamp}.log")))?;
         let json_path = work_dir.join(format!("{timestamp}.log.json"));
         let json = OpenOptions::new().create(true).append(true).open(&json_path);
-        // Without a key `epoch`, so that the reference's tools pass over it.
+        // Without a key `epoch`, so that MMDetection's tools skip it.
         let missing = |count: u64| Some(format!("{}\n", json!({ "mode": "missing", "count": count })).into_bytes());
         let json = json.and_then(|file| logger::outlet_to(file, &json_path, Box::new(missing)));
         let json = json.map_err(|error| refuse(&json_path, error))?;
         let folder = work_dir.join("tensorboard");
-        let resumed_at = goes_on.then_some(info.start_step + 1);
+        let resumed_at = is_resumed.then_some(info.start_step + 1);
         let tensorboard = match info.config.log.tensorboard {
             true => match TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error)) {
-                Err(error) if goes_on => {
-                    log::warn!("{error}; training goes on without TensorBoard");
+                Err(error) if is_resumed => {
+                    log::warn!("{error}; training continues without TensorBoard");
                     None
                 }
                 created => Some(created?),
@@ -106,8 +106,8 @@ impl RunLog {
         Ok(log)
     }
 
-    /// Ends a step that took so many seconds, with a line if `window` has one. Losses and `acc` are there by the
-    /// reference's names; `time` and `data_time` are the seconds of the step and of its wait for data.
+    /// Ends a step that took `seconds`, and writes a line if `window` has one. Losses and `acc` have MMDetection's names;
+    /// `time` and `data_time` are the seconds of the step and of its wait for data.
     pub fn step(&mut self, window: &Window, seconds: f64) {
         self.seconds += seconds;
         let Some(at) = window.at() else { return };
@@ -120,12 +120,12 @@ impl RunLog {
         }
     }
 
-    /// Writes the line of the step that the job goes on after, if it is in no log of the work folder: the rank that was to
-    /// write it was lost before it did.
+    /// Writes the line of the last step before the job resumed, if no log of the work folder has it because rank 0 was lost
+    /// before writing it.
     pub fn make_up(&mut self, window: &Window) {
         let Some(at) = window.line() else { return };
         self.momentum = Some(at.momentum);
-        // What this log has said is read too.
+        // This log's own lines are read, too.
         self.json.0.flush(FLUSH_TIMEOUT);
         let folder = self.json.1.parent().unwrap_or(Path::new("."));
         if !has_line(folder, at) {
@@ -170,11 +170,11 @@ impl RunLog {
         }
     }
 
-    /// Counts and names the images that all ranks left out of the set `set` ("train" or "val") in epoch `epoch`, as
-    /// `data.on_error` allows. The JSON line has no key `epoch`: the reference's tools pass over it then.
+    /// Logs the images of the set `set` ("train" or "val") that all ranks skipped in epoch `epoch`, as `data.on_error` allows.
+    /// The JSON line has no key `epoch`, so that MMDetection's tools skip it.
     pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
         log::warn!(
-            "{} of the {set} set could not be read in epoch {epoch} and were left out:\n{}",
+            "{} of the {set} set could not be read in epoch {epoch} and were skipped:\n{}",
             match images.len() {
                 1 => "1 image".into(),
                 count => format!("{count} images"),
@@ -187,7 +187,7 @@ impl RunLog {
         }));
     }
 
-    /// Adds an image to TensorBoard; `png` is encoded already, `size` is its width and height.
+    /// Adds a PNG image of `size` (width, height) to TensorBoard.
     pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
         if let Some(board) = &mut self.tensorboard {
             board.image(tag, step, size, png);
@@ -200,7 +200,7 @@ impl RunLog {
         &self.json.1
     }
 
-    /// Seconds that training will still take, by the mean of this run's updates.
+    /// Estimated remaining seconds, by the mean of this run's updates.
     pub fn remaining_seconds(&self, step: u64) -> f64 {
         let done = step.saturating_sub(self.start_step).max(1);
         self.seconds / done as f64 * self.total_steps.saturating_sub(step) as f64
@@ -265,7 +265,7 @@ fn has_line(folder: &Path, at: &TrainStep) -> bool {
     texts.into_iter().any(|text| text.lines().any(is_line))
 }
 
-/// The results with the reference's lines for tables: `bbox_mAP_copypaste` behind the six numbers of a kind.
+/// The results with MMDetection's rows for tables: `bbox_mAP_copypaste` after the six numbers of a kind.
 fn with_copypaste(results: &[(String, f64)]) -> Vec<(String, Value)> {
     let mut out = Vec::new();
     let value = |wanted: &String| results.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);

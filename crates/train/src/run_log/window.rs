@@ -1,16 +1,16 @@
-//! What a line of the log sums up: each number is put once, and the line shows the means since the one before.
+//! The values of a log line: each number is put once, and the line shows the means since the previous line.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-/// One update of the weights, as the log sees it.
+/// One update of the weights, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TrainStep {
     /// Epoch, from 1.
     pub epoch: usize,
     /// Update within the epoch, from 1.
     pub iter: usize,
-    /// Updates of an epoch.
+    /// Updates per epoch.
     pub iters_per_epoch: usize,
     /// Update since the start of training, from 1.
     pub step: u64,
@@ -18,40 +18,40 @@ pub struct TrainStep {
     pub lr: f64,
     /// Momentum, or the decay of AdamW's first moment.
     pub momentum: f64,
-    /// Greatest memory of the GPU in use so far, in MB; `None` on the CPU.
+    /// Maximum GPU memory in use so far, in MB; `None` on the CPU.
     pub memory: Option<u64>,
 }
 
-/// Sums and counts since the last line, in the order in which the names first came. Every rank keeps one, and
-/// checkpoints hold it, so that the lines of a job that goes on are those of one that never stopped.
+/// Sums and counts since the last line, in the order in which the names first appeared. Every rank has one, and checkpoints
+/// store it, so that a resumed job logs the same lines as one that never stopped.
 ///
-/// Between two steps it still holds the line that the last one may have ended with.
+/// Between two steps it still holds the line of the last step, if there is one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Window {
-    /// The sums by their bits, for they may not be finite.
+    /// The sums are stored as bits because they may not be finite.
     #[serde(with = "bits")]
     sums: IndexMap<String, (f64, u64)>,
     /// Steps between lines.
     interval: usize,
     /// The epoch has a line already.
     logged_in_epoch: bool,
-    /// The step that has ended last.
+    /// The last step.
     at: Option<TrainStep>,
 }
 
 impl Window {
-    /// An empty one, for a line every `interval` steps of an epoch.
+    /// An empty window, for a line every `interval` steps of an epoch.
     pub fn new(interval: usize) -> Self {
         Self { interval: interval.max(1), ..Self::default() }
     }
 
-    /// The same after a restart, if it ended with step `step` of the job, for a line every `interval` steps.
+    /// The window after a restart, for a line every `interval` steps; `None` unless it ended with step `step` of the job.
     pub fn resumed(mut self, step: u64, interval: usize) -> Option<Self> {
         self.interval = interval.max(1);
         self.at.is_some_and(|at| at.step == step).then_some(self)
     }
 
-    /// Begins a step: what a line has shown, or an epoch has left over, is forgotten; the order of the names stays.
+    /// Begins a step: resets the sums after a line or at the end of an epoch. The order of the names stays.
     pub fn begin(&mut self) {
         let Some(at) = self.at.take() else { return };
         let (shown, over) = (shows(&at, self.interval, self.logged_in_epoch), ends_epoch(&at));
@@ -77,13 +77,13 @@ impl Window {
         self.at = Some(at);
     }
 
-    /// The step that has ended.
+    /// The step that ended last.
     pub fn at(&self) -> Option<&TrainStep> {
         self.at.as_ref()
     }
 
-    /// The step if it ends with a line: every `interval` steps of an epoch. The steps behind the last full interval of
-    /// an epoch are left out as in the reference, unless the epoch would then have no line at all.
+    /// The step if it ends with a line: every `interval` steps of an epoch. As in MMDetection, the steps after the last full
+    /// interval of an epoch have no line, unless the epoch would then have none at all.
     pub fn line(&self) -> Option<&TrainStep> {
         self.at.as_ref().filter(|at| shows(at, self.interval, self.logged_in_epoch))
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn means_are_of_the_values_since_the_last_line_and_the_order_stays() {
+    fn means_cover_the_values_since_the_last_line_and_keep_their_order() {
         let mut window = Window::new(2);
         step(&mut window, 1, &[("b", 1.0), ("a", 10.0)]);
         assert!(window.line().is_none());
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_without_a_full_interval_has_one_line_and_others_none_for_the_rest() {
+    fn the_rest_of_an_epoch_has_a_line_only_if_the_epoch_has_no_other() {
         let lines = |interval| {
             let mut window = Window::new(interval);
             let iters = (1..=10).map(|n| (n - 1) % 5 + 1);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_stored_goes_on_as_if_it_had_not_been_even_with_values_that_are_not_finite() {
+    fn a_restored_window_continues_unchanged_even_with_values_that_are_not_finite() {
         let mut window = Window::new(2);
         let third = 1.0 / 3.0;
         step(&mut window, 1, &[("a", third), ("b", f64::NAN), ("c", f64::INFINITY)]);

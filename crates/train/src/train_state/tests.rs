@@ -1,4 +1,4 @@
-//! The training step in each type: what it changes, and what an overflow leaves as it was.
+//! The training step with each numeric type: what it changes, and what stays unchanged after an overflow.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ const HEIGHT: usize = 64;
 const WIDTH: usize = 96;
 const LEARNING_RATE: f64 = 0.01;
 /// A loss scale at which every gradient overflows float16.
-const TOO_MUCH: f64 = 1e30;
+const OVERFLOWING_SCALE: f64 = 1e30;
 
-/// A small detector whose losses take all proposals in, so that nothing is drawn.
+/// A small detector whose losses use all proposals, so that nothing is sampled at random.
 fn config(amp: Amp) -> Config {
     let mut config = Config::default();
     let model = &mut config.model;
@@ -31,7 +31,7 @@ fn config(amp: Amp) -> Config {
     config
 }
 
-/// Two images with an object each.
+/// Two images with one object each.
 fn batch() -> Batch {
     let target = |label: i64, [x1, y1, x2, y2]: [usize; 4]| {
         let (width, height) = (x2 - x1, y2 - y1);
@@ -101,7 +101,7 @@ fn state(train_state: &TrainState<'_>) -> HashMap<String, Tensor> {
     weights.chain(optimizer).chain(averages).collect()
 }
 
-/// One update by plain gradient descent: how the weights moved.
+/// One update with plain gradient descent. Returns the change of the weights.
 fn update(amp: Amp, grad_clip: f64) -> (Tensor, StepOutcome) {
     let mut config = config(amp);
     (config.optimizer.kind, config.optimizer.momentum, config.optimizer.weight_decay) = (OptimizerKind::Sgd, 0.0, 0.0);
@@ -126,7 +126,7 @@ fn length(tensor: &Tensor) -> f64 {
 }
 
 #[test]
-fn narrow_types_step_as_float32_does_and_gradients_are_unscaled_before_they_are_clipped() {
+fn float16_and_bfloat16_steps_are_close_to_float32_and_gradients_are_unscaled_before_clipping() {
     let (exact, full) = update(Amp::Off, 1e9);
     let norm = full.grad_norm.unwrap();
     assert_eq!(full.loss_scale, None);
@@ -144,22 +144,22 @@ fn narrow_types_step_as_float32_does_and_gradients_are_unscaled_before_they_are_
 }
 
 #[test]
-fn an_overflow_leaves_weights_optimizer_and_average_as_they_were_and_halves_the_scale() {
+fn an_overflow_changes_no_weights_optimizer_state_or_average_and_halves_the_scale() {
     let mut config = config(Amp::Fp16);
-    (config.train.loss_scale, config.train.ema, config.optimizer.grad_clip) = (TOO_MUCH, 0.9, 1.0);
+    (config.train.loss_scale, config.train.ema, config.optimizer.grad_clip) = (OVERFLOWING_SCALE, 0.9, 1.0);
     let communicator = Communicator::alone(Device::Cpu);
     let mut train_state = TrainState::new(&config, &communicator).unwrap();
     let before = state(&train_state);
     let outcome = one_step(&mut train_state, &communicator).unwrap();
     assert_eq!(outcome.skipped, Some(Skip::Overflow));
     assert!(outcome.report.not_finite.is_empty() && outcome.report.total().is_finite());
-    assert_eq!((outcome.loss_scale, outcome.grad_norm), (Some(TOO_MUCH), None));
+    assert_eq!((outcome.loss_scale, outcome.grad_norm), (Some(OVERFLOWING_SCALE), None));
     let scale = train_state.loss_scale.as_ref().unwrap();
-    assert_eq!((scale.scale(), scale.skipped()), (TOO_MUCH / 2.0, 1));
+    assert_eq!((scale.scale(), scale.skipped()), (OVERFLOWING_SCALE / 2.0, 1));
     assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
     assert_eq!(train_state.ema.as_ref().unwrap().updates(), 0);
-    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
-    // The images were seen, as in PyTorch.
+    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "gradients are cleared");
+    // The forward pass still updates the running statistics, as in PyTorch.
     let seen = train_state.parameters.get("backbone.norm0.num_batches_tracked").unwrap();
     assert_eq!(i64::try_from(seen).unwrap(), 1);
 
@@ -172,13 +172,13 @@ fn an_overflow_leaves_weights_optimizer_and_average_as_they_were_and_halves_the_
 }
 
 #[test]
-fn an_overflow_in_any_micro_step_leaves_out_the_whole_update() {
+fn an_overflow_in_any_micro_step_skips_the_whole_update() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
     let before = state(&train_state);
-    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
     let first = take(&mut train_state, &communicator, index(false, 2)).unwrap();
-    assert_eq!(first.skipped, None, "only an update can be left out");
+    assert_eq!(first.skipped, None, "only an update can be skipped");
     train_state.loss_scale = Some(LossScale::new(1024.0));
     assert_eq!(take(&mut train_state, &communicator, index(true, 2)).unwrap().skipped, Some(Skip::Overflow));
     assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
@@ -186,18 +186,18 @@ fn an_overflow_in_any_micro_step_leaves_out_the_whole_update() {
 }
 
 #[test]
-fn gradients_that_overflow_unscaled_end_the_training() {
+fn gradients_that_overflow_unscaled_stop_training() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
-    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
     take(&mut train_state, &communicator, index(false, 2)).unwrap();
     train_state.loss_scale = Some(LossScale::new(1.0));
     let error = take(&mut train_state, &communicator, index(true, 2)).unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Usage);
-    assert!(error.to_string().contains("at a loss scale of 1 too"), "{error}");
+    assert!(error.to_string().contains("even at a loss scale of 1"), "{error}");
 }
 
-/// A train state whose objectness is beyond float16, and so not finite there.
+/// A train state whose objectness exceeds float16, and so is not finite there.
 fn beyond_float16<'a>(config: &Config, communicator: &'a Communicator) -> TrainState<'a> {
     let train_state = TrainState::new(config, communicator).unwrap();
     let bias = train_state.parameters.get("rpn_head.rpn_cls.bias").unwrap().shallow_clone();
@@ -206,7 +206,7 @@ fn beyond_float16<'a>(config: &Config, communicator: &'a Communicator) -> TrainS
 }
 
 #[test]
-fn a_loss_that_is_not_finite_is_no_matter_of_the_scale() {
+fn losses_that_are_not_finite_do_not_change_the_loss_scale() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Fp16);
     let error = one_step(&mut beyond_float16(&config, &communicator), &communicator).unwrap_err().to_string();
@@ -225,8 +225,8 @@ fn a_loss_that_is_not_finite_is_no_matter_of_the_scale() {
     assert_eq!(one_step(&mut beyond_float16(&config, &communicator), &communicator).unwrap().skipped, None);
 }
 
-/// Weights, optimizer, average, statistics and loss scale after the update of a group of micro-steps, of which those in
-/// `bad` have an image that is not finite.
+/// Weights, optimizer, average, statistics and loss scale after an update of several micro-steps. Those in `bad` have an
+/// image that is not finite.
 fn group(
     train_state: &mut TrainState<'_>,
     communicator: &Communicator,
@@ -236,7 +236,7 @@ fn group(
     for step in 0..micro_steps {
         let batch = batch();
         if bad.contains(&step) {
-            let Images::Values(values) = &batch.images else { panic!("the batch is of values") };
+            let Images::Values(values) = &batch.images else { panic!("the batch has pixel values") };
             let _ = values.get(0).fill_(f64::NAN);
         }
         let index = StepIndex { step, step_in_epoch: step, ..index(step + 1 == micro_steps, micro_steps) };
@@ -246,7 +246,7 @@ fn group(
         assert_eq!(outcome.bad.is_some(), bad.contains(&step));
         assert_eq!(outcome.skipped, (index.updates && !bad.is_empty()).then_some(Skip::NotFinite));
     }
-    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "no gradient is left to add to");
+    assert!(train_state.trained().iter().all(|(_, tensor)| !tensor.grad().defined()), "gradients are cleared");
     let mut all = state(train_state);
     all.extend(train_state.parameters.buffers().map(|(name, buffer)| (name.to_owned(), buffer.copy())));
     all.extend(
@@ -257,13 +257,13 @@ fn group(
 }
 
 #[test]
-fn a_micro_step_that_is_not_finite_leaves_the_whole_update_out_wherever_it_is() {
+fn any_micro_step_that_is_not_finite_skips_the_whole_update() {
     let communicator = Communicator::alone(Device::Cpu);
     for amp in [Amp::Off, Amp::Fp16] {
         let mut config = config(amp);
         (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
         let mut train_state = TrainState::new(&config, &communicator).unwrap();
-        // From the initial state, and from one with moments.
+        // From the initial state, and from one with optimizer state.
         for _ in 0..2 {
             let before = group(&mut train_state, &communicator, 1, &[]);
             let scale = train_state.loss_scale.clone();
@@ -282,7 +282,7 @@ fn a_micro_step_that_is_not_finite_leaves_the_whole_update_out_wherever_it_is() 
 }
 
 #[test]
-fn the_update_after_one_that_was_left_out_is_as_if_that_had_not_been() {
+fn a_skipped_update_does_not_affect_the_next_one() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Off);
     (config.train.on_nan, config.train.ema) = (OnNan::Skip, 0.9);
@@ -304,7 +304,7 @@ fn of_one_rank() -> CheckpointMeta {
 }
 
 #[test]
-fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
+fn the_state_of_the_last_update_is_captured_whatever_happened_since() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Fp16);
     config.train.ema = 0.9;
@@ -330,7 +330,7 @@ fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
     };
     check(&train_state, "nothing");
 
-    // A step that was broken off before its update.
+    // A step that was aborted before its update.
     train_state.forward(&batch(), index(true, 1), &communicator).unwrap();
     train_state.loss_scale.as_mut().unwrap().update(false).unwrap();
     check(&train_state, "a step");
@@ -345,7 +345,7 @@ fn the_state_of_the_last_update_is_captured_whatever_has_been_done_since() {
 }
 
 #[test]
-fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
+fn an_inconsistent_checkpoint_is_an_error_that_names_the_part() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut config = config(Amp::Off);
     config.train.ema = 0.9;
@@ -366,7 +366,7 @@ fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
         let name = name.to_owned();
         Box::new(move |checkpoint| drop(checkpoint.tensors.shift_remove(&name).unwrap()))
     };
-    // One value would be copied to each place.
+    // A scalar would be broadcast to all values.
     let scalar = |name: &str| -> Damage<'_> {
         let name = name.to_owned();
         Box::new(move |checkpoint| drop(checkpoint.tensors.insert(name.clone(), Tensor::from(7.0f32))))
@@ -390,17 +390,17 @@ fn a_checkpoint_whose_parts_do_not_fit_is_refused_by_name() {
     }
     resumed.restore(&sound(), 1).unwrap();
     assert_eq!(resumed.ema.as_ref().unwrap().updates(), 1);
-    // Another rank wrote it alone: this one goes on with rank 0's statistics.
+    // Another rank wrote an emergency checkpoint: this rank continues with rank 0's statistics.
     let mut alone = sound();
     alone.tensors.retain(|name, _| !name.starts_with("rank1."));
     resumed.restore(&alone, 1).unwrap();
 }
 
 #[test]
-fn a_checkpoint_holds_the_scale_and_other_types_pass_over_it() {
+fn a_checkpoint_has_the_loss_scale_and_other_types_ignore_it() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
-    train_state.loss_scale = Some(LossScale::new(TOO_MUCH));
+    train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
     one_step(&mut train_state, &communicator).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let saved = |train_state: &TrainState<'_>, name: &str| {

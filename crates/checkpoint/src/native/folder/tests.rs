@@ -33,7 +33,7 @@ fn damage(path: &Path) {
 }
 
 #[test]
-fn the_newest_is_the_one_with_the_highest_step_whatever_the_names_and_times_say() {
+fn the_newest_checkpoint_has_the_highest_step_regardless_of_names_and_times() {
     let (_directory, folder) = folder_with(&[9, 100, 20]);
     sample(30).save(folder.epoch(200)).unwrap();
     let (path, meta) = folder.latest().unwrap().found.unwrap();
@@ -41,7 +41,7 @@ fn the_newest_is_the_one_with_the_highest_step_whatever_the_names_and_times_say(
 }
 
 #[test]
-fn damaged_checkpoints_are_passed_over_with_the_reason() {
+fn damaged_checkpoints_are_skipped_with_a_reason() {
     let (_directory, folder) = folder_with(&[1, 2, 3, 4]);
     damage(&folder.iter(4));
     let data = fs::read(folder.iter(3)).unwrap();
@@ -63,7 +63,7 @@ fn a_best_checkpoint_is_used_when_nothing_newer_is_left() {
 }
 
 #[test]
-fn a_new_best_takes_the_place_of_the_former() {
+fn a_new_best_checkpoint_replaces_the_previous_one() {
     let (_directory, folder) = folder_with(&[1, 2]);
     folder.keep_best(&folder.iter(1), "bbox_mAP").unwrap();
     let best = folder.keep_best(&folder.iter(2), "bbox_mAP").unwrap();
@@ -71,7 +71,7 @@ fn a_new_best_takes_the_place_of_the_former() {
 }
 
 #[test]
-fn an_empty_or_missing_folder_holds_none() {
+fn an_empty_or_missing_folder_has_no_checkpoint() {
     let (directory, folder) = folder_with(&[]);
     assert!(folder.latest().unwrap().found.is_none());
     assert!(latest(&[directory.path().join("missing")]).unwrap().found.is_none());
@@ -93,7 +93,7 @@ fn the_latest_pointer_works_as_a_link_and_as_a_file() {
 }
 
 #[test]
-fn a_pointer_file_cannot_lead_out_of_its_folder() {
+fn a_pointer_file_cannot_point_outside_its_folder() {
     let (_directory, folder) = folder_with(&[1]);
     let pointer = folder.path.join(LATEST);
     for name in ["../secret", "/etc/passwd", "", "latest.ckpt", ".."] {
@@ -103,7 +103,7 @@ fn a_pointer_file_cannot_lead_out_of_its_folder() {
 }
 
 #[test]
-fn old_checkpoints_go_and_damaged_ones_do_not_push_out_good_ones() {
+fn old_checkpoints_are_removed_and_damaged_ones_do_not_replace_good_ones() {
     let (_directory, folder) = folder_with(&[1, 2, 3, 4]);
     let best = folder.keep_best(&folder.iter(1), "bbox_mAP").unwrap();
     let data = fs::read(folder.iter(4)).unwrap();
@@ -114,15 +114,15 @@ fn old_checkpoints_go_and_damaged_ones_do_not_push_out_good_ones() {
 }
 
 #[test]
-fn what_latest_names_is_never_removed() {
+fn the_target_of_latest_is_never_removed() {
     let (_directory, folder) = folder_with(&[1, 2, 3]);
     folder.publish_latest(&folder.iter(1)).unwrap();
     assert_eq!(folder.keep_last(1).unwrap(), [folder.iter(2)]);
 }
 
 #[test]
-fn the_newest_is_the_one_that_is_further_even_if_its_steps_were_counted_anew() {
-    // Two ranks wrote the end of epoch 2 as step 200; four went on, whose epochs have 50 steps.
+fn the_newest_checkpoint_is_the_one_furthest_in_its_epochs_even_if_steps_were_recounted() {
+    // Two ranks wrote the end of epoch 2 as step 200; then four ranks continued with 50 steps per epoch.
     let directory = tempfile::tempdir().unwrap();
     let folder = CheckpointFolder::create(directory.path()).unwrap();
     for (step, epoch, step_in_epoch) in [(200, 2, 0), (110, 2, 10)] {
@@ -135,7 +135,7 @@ fn the_newest_is_the_one_that_is_further_even_if_its_steps_were_counted_anew() {
 }
 
 #[test]
-fn what_a_job_goes_back_behind_is_set_aside_and_not_gone_on_from() {
+fn checkpoints_after_the_one_that_a_job_goes_back_to_are_renamed_and_not_resumed_from() {
     let directory = tempfile::tempdir().unwrap();
     let folder = CheckpointFolder::create(directory.path()).unwrap();
     let progress = |epoch, step_in_epoch, step| TrainProgress { epoch, step_in_epoch, step };
@@ -145,7 +145,7 @@ fn what_a_job_goes_back_behind_is_set_aside_and_not_gone_on_from() {
         checkpoint.save(folder.iter(place.step)).unwrap();
     }
     folder.keep_best(&folder.iter(400), "bbox_mAP").unwrap();
-    // The steps of the place may have been counted anew.
+    // The steps may have been recounted.
     let aside = set_aside_later(&[directory.path()], progress(3, 0, 150)).unwrap();
     assert_eq!(aside, [folder.best("bbox_mAP"), folder.iter(310), folder.iter(400)]);
     assert!(directory.path().join("iter_400.ckpt.superseded").is_file());

@@ -35,11 +35,11 @@ fn writer(folders: &[&Path]) -> Writer {
 }
 
 #[test]
-fn what_is_handed_over_is_durable_once_waited_for() {
+fn queued_checkpoints_are_durable_after_finish() {
     let folder = tempfile::tempdir().unwrap();
     let saved = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&saved);
-    let on_saved = Box::new(move |_: &Path, step| told.lock().unwrap().push(step as usize));
+    let reported = Arc::clone(&saved);
+    let on_saved = Box::new(move |_: &Path, step| reported.lock().unwrap().push(step as usize));
     let writer = Writer::start(vec![CheckpointFolder::shared(folder.path())], on_saved).unwrap();
     for step in 1..=3 {
         writer.save(save(step));
@@ -53,7 +53,7 @@ fn what_is_handed_over_is_durable_once_waited_for() {
 }
 
 #[test]
-fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
+fn transient_checkpoints_are_removed_when_a_later_regular_one_exists() {
     let folder = tempfile::tempdir().unwrap();
     let writer = writer(&[folder.path()]);
     for step in [4, 5] {
@@ -61,7 +61,7 @@ fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
         writer.save(Save { snapshot, replaces_transient: false, ..save(step) });
         writer.finish(TIMEOUT, &|| {}).unwrap();
     }
-    assert!(folder.path().join("iter_4.ckpt").is_file(), "no regular one has come after it");
+    assert!(folder.path().join("iter_4.ckpt").is_file(), "no later regular one exists");
     writer.save(save(6));
     writer.finish(TIMEOUT, &|| {}).unwrap();
     let left = latest(&[folder.path()]).unwrap();
@@ -70,7 +70,7 @@ fn what_only_a_broken_job_has_written_goes_when_a_later_one_is_there() {
 }
 
 #[test]
-fn a_folder_that_takes_nothing_is_waited_for_and_the_newest_checkpoint_wins() {
+fn a_failing_folder_is_retried_and_the_newest_checkpoint_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("drive/job");
     let writer = writer(&[&gone]);
@@ -85,7 +85,7 @@ fn a_folder_that_takes_nothing_is_waited_for_and_the_newest_checkpoint_wins() {
 }
 
 #[test]
-fn another_folder_is_taken_where_one_is_given() {
+fn a_fallback_folder_is_used_if_given() {
     let folder = tempfile::tempdir().unwrap();
     let (gone, other) = (folder.path().join("drive/job"), folder.path().join("other"));
     let writer = writer(&[&gone, &other]);
@@ -98,8 +98,8 @@ fn another_folder_is_taken_where_one_is_given() {
 }
 
 #[test]
-fn the_best_one_that_is_being_written_stays_the_best_when_a_later_one_gives_way() {
-    // Nothing takes the tasks out: the writer is busy with epoch_6.
+fn the_best_checkpoint_that_is_being_written_is_kept_when_a_later_one_is_dropped() {
+    // No thread takes tasks from the queue: the writer is busy with epoch_6.
     let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
     let writer = Writer { shared };
     writer.keep_best("epoch_6.ckpt".into(), "bbox_mAP".into());
@@ -120,7 +120,7 @@ fn the_best_one_that_is_being_written_stays_the_best_when_a_later_one_gives_way(
 }
 
 #[test]
-fn those_of_a_broken_job_do_not_push_out_regular_ones() {
+fn transient_checkpoints_do_not_replace_regular_ones() {
     let folder = tempfile::tempdir().unwrap();
     let writer = writer(&[folder.path()]);
     for (step, transient) in [(1, false), (2, false), (3, true), (4, false)] {

@@ -36,7 +36,7 @@ fn lines(log: &RunLog) -> Vec<Value> {
 }
 
 #[test]
-fn lines_hold_the_means_of_an_interval_under_the_references_keys_in_its_order() {
+fn lines_hold_the_means_of_an_interval_with_the_keys_and_order_of_mmdetection() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
     let mut window = Window::new(2);
@@ -49,7 +49,7 @@ fn lines_hold_the_means_of_an_interval_under_the_references_keys_in_its_order() 
     epoch(&mut log, &mut window, 2);
     outlet::flush_all();
     let text = std::fs::read_to_string(log.json_path()).unwrap();
-    assert!(text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"), "nothing of the former epoch is in the mean");
+    assert!(text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"), "values of the previous epoch are not in the mean");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn the_remaining_time_counts_only_the_updates_of_this_run() {
 }
 
 #[test]
-fn memory_is_named_where_there_is_a_gpu() {
+fn memory_is_logged_with_a_gpu() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 1, 0);
     let mut window = Window::new(1);
@@ -85,7 +85,7 @@ fn memory_is_named_where_there_is_a_gpu() {
 }
 
 #[test]
-fn an_evaluation_has_the_references_names_and_rows_for_tables() {
+fn an_evaluation_has_the_names_and_table_rows_of_mmdetection() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
     let results: Vec<(String, f64)> =
@@ -97,7 +97,7 @@ fn an_evaluation_has_the_references_names_and_rows_for_tables() {
 }
 
 #[test]
-fn tensorboard_shows_the_references_tags_at_its_steps() {
+fn tensorboard_has_the_tags_and_steps_of_mmdetection() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
     let mut window = Window::new(2);
@@ -114,7 +114,7 @@ fn tensorboard_shows_the_references_tags_at_its_steps() {
 }
 
 #[test]
-fn the_resolved_config_lies_beside_the_logs() {
+fn the_resolved_config_is_written_beside_the_logs() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), 2, 0);
     let text = std::fs::read_to_string(folder.path().join("config.toml")).unwrap();
@@ -122,7 +122,7 @@ fn the_resolved_config_lies_beside_the_logs() {
 }
 
 #[test]
-fn a_line_that_nobody_wrote_is_made_up_for_once() {
+fn a_line_that_no_log_has_is_written_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut window = Window::new(2);
     let mut first = run(folder.path(), 2, 0);
@@ -136,7 +136,7 @@ fn a_line_that_nobody_wrote_is_made_up_for_once() {
     }
     let train = |log: &RunLog| lines(log).into_iter().filter(|line| line["mode"] == "train").count();
     assert_eq!(train(&first), 1);
-    // The names of logs are of the second in which they begin.
+    // Logs are named after the second in which they start.
     let second = folder.path().join("20000101_000000.log.json");
     std::fs::rename(first.json_path(), second).unwrap();
     let mut log = run(folder.path(), 2, 4);

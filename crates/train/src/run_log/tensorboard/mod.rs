@@ -16,7 +16,7 @@ use proto::{Content, Event, Summary, Value, What};
 use fnet_common::logger;
 use fnet_protocol::outlet::Outlet;
 
-/// Writes one event file in a folder that `tensorboard --logdir` reads, without waiting for the disk.
+/// Writes an event file in a folder for `tensorboard --logdir`, without blocking on the disk.
 pub struct TensorBoard {
     /// Records up to the next [`TensorBoard::flush`].
     buffer: Vec<u8>,
@@ -25,9 +25,9 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts a new event file in `folder`, which is made if it is not there.
+    /// Starts a new event file in `folder`, which is created if it does not exist.
     ///
-    /// With `resumed_at`, TensorBoard drops what earlier files of the folder say from this step on.
+    /// With `resumed_at`, TensorBoard discards events of earlier files from this step on.
     ///
     /// # Errors
     /// When the folder or the file cannot be written.
@@ -45,9 +45,9 @@ impl TensorBoard {
                 other => break (other?, path),
             }
         };
-        // Points of a curve that are missing leave a gap in it.
+        // Missing points leave a gap in the curve.
         let missing = |count: u64| {
-            log::warn!("{count} groups of events are missing in TensorBoard: the disk did not take them in time");
+            log::warn!("{count} groups of events are missing in TensorBoard: the disk was too slow");
             None
         };
         let file = logger::outlet_to(file, &path, Box::new(missing))?;
@@ -98,7 +98,7 @@ impl TensorBoard {
         self.summary(step, Value { tag: tag.into(), metadata: None, content: Some(Content::Image(image)) });
     }
 
-    /// Has everything so far written together, so that a running TensorBoard sees it.
+    /// Writes everything so far, so that a running TensorBoard shows it.
     pub fn flush(&mut self) {
         self.file.push(std::mem::take(&mut self.buffer));
     }

@@ -1,5 +1,5 @@
-//! The protocol buffer messages of TensorBoard's event files, as far as they are written here.
-//! Field numbers are those of tensorflow/core/util/event.proto and tensorflow/core/framework/summary.proto.
+//! The protocol buffer messages of TensorBoard's event files that fnet writes. The field numbers are those of
+//! tensorflow/core/util/event.proto and tensorflow/core/framework/summary.proto.
 
 use prost::{Message, Oneof};
 
@@ -26,7 +26,7 @@ pub(super) enum What {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SessionLog {
-    /// 1 is the start of a session: what older files say of this step and later ones no longer holds.
+    /// 1 is the start of a session: events of older files from this step on are discarded.
     #[prost(int32, tag = "1")]
     pub status: i32,
 }

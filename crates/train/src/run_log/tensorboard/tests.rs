@@ -14,14 +14,14 @@ fn a_record_is_framed_by_its_length_and_two_checksums() {
 }
 
 #[test]
-fn two_writers_that_start_in_the_same_second_have_two_files() {
+fn two_writers_that_start_in_the_same_second_use_two_files() {
     let folder = tempfile::tempdir().unwrap();
     let first = TensorBoard::create(folder.path(), None).unwrap();
     let second = TensorBoard::create(folder.path(), None).unwrap();
     assert_ne!(first.path(), second.path());
 }
 
-/// A script that prints what TensorBoard's own reader finds in a folder.
+/// A script that prints what TensorBoard's reader finds in a folder.
 const READ_BACK: &str = r#"
 import sys, json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -34,7 +34,7 @@ print(json.dumps({
 }))
 "#;
 
-/// What TensorBoard itself reads from a folder; `None`, with a visible line, where the package is not installed.
+/// What TensorBoard reads from a folder. `None`, with a SKIPPED line, if the package is not installed.
 pub(in crate::run_log) fn read_back(folder: &Path) -> Option<serde_json::Value> {
     outlet::flush_all();
     let python = fnet_test_support::python()?;
@@ -49,7 +49,7 @@ pub(in crate::run_log) fn read_back(folder: &Path) -> Option<serde_json::Value> 
 }
 
 #[test]
-fn tensorboard_reads_scalars_texts_and_images_back() {
+fn tensorboard_reads_scalars_texts_and_images() {
     let folder = tempfile::tempdir().unwrap();
     let mut png = Vec::new();
     let image = image::RgbImage::from_pixel(4, 3, image::Rgb([200, 10, 10]));
@@ -62,13 +62,13 @@ fn tensorboard_reads_scalars_texts_and_images_back() {
     writer.text("val/bbox_mAP_copypaste", 11, "0.1 é");
     writer.image("val/image", 11, (4, 3), png);
     writer.flush();
-    // A job that goes on from step 7 takes back what was written for step 10.
+    // A job that resumes from step 7 discards what was written for step 10.
     let mut resumed = TensorBoard::create(folder.path(), Some(7)).unwrap();
     resumed.scalar("train/loss", 8, 3.0);
     resumed.flush();
     let Some(read) = read_back(folder.path()) else { return };
     assert_eq!(read["scalars"], serde_json::json!({"train/loss": [[0, 0.0], [5, 1.5], [8, 3.0]]}));
-    assert_eq!(read["images"], serde_json::json!({"val/image": []}), "taken back as well");
+    assert_eq!(read["images"], serde_json::json!({"val/image": []}), "discarded as well");
 
     let folder = tempfile::tempdir().unwrap();
     let mut writer = TensorBoard::create(folder.path(), None).unwrap();
