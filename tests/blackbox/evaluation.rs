@@ -56,7 +56,7 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
 
     let wrong =
         scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --set evaluation.proposal_nums=[5,5]");
-    wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "rising"]);
+    wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "ascending"]);
     scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --eval proposal_fast").expect(2, &["proposal"]);
 }
 
