@@ -60,7 +60,9 @@ impl Config {
     /// Like [`load`]. `base` is an error, because there is no folder that it could be relative to. Field names of older
     /// checkpoints are accepted.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
-        let no_classes = |_: &Path| Err(Error::usage("data.classes = \"auto\" needs a training annotation file; list the class names"));
+        let no_classes = |_: &Path| {
+            Err(Error::usage("data.classes = \"auto\" needs a training annotation file; list the class names"))
+        };
         Ok(Resolved::from_toml(text, origin, &[], &no_classes)?.config)
     }
 }
