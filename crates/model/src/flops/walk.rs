@@ -1,4 +1,4 @@
-//! The layers of a model with the shapes of their results, in the order of the reference's module tree.
+//! The layers of a model with the shapes of their results, in the order of MMDetection's module tree.
 
 use fnet_config::{self as config, Activation};
 
@@ -22,7 +22,7 @@ impl Map {
         self.channels * self.pixels()
     }
 
-    /// The map that a convolution without padding makes of this one, or one that keeps the size if `stride` is 1.
+    /// The output of a convolution without padding, or with the same size if `stride` is 1.
     fn convolved(self, channels: u64, stride: u64) -> Self {
         Self { channels, height: self.height / stride, width: self.width / stride }
     }
@@ -45,7 +45,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// A convolution of `count` maps at once; returns the map that it makes.
+    /// Adds a convolution of `count` maps. Returns the output map.
     fn conv(&mut self, name: &str, count: u64, input: Map, output: Map, kernel: u64, bias: bool) -> Map {
         let weights = kernel * kernel * input.channels * output.channels;
         let macs = count * weights * output.pixels();
@@ -64,13 +64,13 @@ impl Walk {
         output
     }
 
-    /// BatchNorm of one map.
+    /// Adds a BatchNorm of one map.
     fn norm(&mut self, name: &str, map: Map) {
         let shape = vec![1, map.channels, map.height, map.width];
         self.simple(name, LayerKind::BatchNorm2d, 2 * map.values(), 2 * map.channels, shape);
     }
 
-    /// A layer without multiply-adds.
+    /// Adds a layer without multiply-adds.
     fn simple(&mut self, name: &str, kind: LayerKind, flops: u64, params: u64, shape: Vec<u64>) {
         let (macs, activations, outputs) = (0, 0, vec![shape]);
         self.push(Layer { name: name.to_owned(), kind, flops, macs, params, activations, outputs });
@@ -93,7 +93,7 @@ impl Walk {
         });
     }
 
-    /// Adds a layer, or another call of one that is there; its parameters count once.
+    /// Adds a layer, or another call of an existing one. Its parameters are counted once.
     fn push(&mut self, layer: Layer) {
         match self.layers.iter_mut().find(|known| known.name == layer.name) {
             Some(known) => {
