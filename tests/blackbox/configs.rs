@@ -1,4 +1,4 @@
-//! Every config in `configs/` loads, and those of the family have the published values.
+//! Every config in `configs/` loads, and the FasterNet sizes have the published values.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ fn every_config_loads_and_can_train() {
 }
 
 #[test]
-fn the_family_has_the_published_widths_depths_and_rates() {
+fn all_sizes_have_the_published_widths_depths_and_rates() {
     use Activation::{Gelu, Relu};
     let table = [
         ("t0", 40, [1, 2, 8, 2], Gelu, 0.0, 2e-4),
@@ -49,15 +49,14 @@ fn the_family_has_the_published_widths_depths_and_rates() {
         (backbone.embed_dim, backbone.depths, backbone.activation) = (embed_dim, depths, activation);
         (backbone.drop_path_rate, backbone.partial_conv) = (drop_path_rate, PartialConv::SplitCat);
         expected.optimizer.lr = lr;
-        // The bases say what the defaults say, so that the recipe can be read in the files; a changed default would
-        // show here.
+        // The bases repeat the defaults, so that the files show the whole recipe. A changed default fails this test.
         expected.data.root = config(&format!("mask_rcnn_fasternet_{size}_fpn_1x_coco")).data.root;
         assert_eq!(config(&format!("mask_rcnn_fasternet_{size}_fpn_1x_coco")), expected, "{size}");
     }
 }
 
 #[test]
-fn the_1x_recipe_is_the_references() {
+fn the_1x_schedule_matches_mmdetection() {
     let config = config("mask_rcnn_fasternet_s_fpn_1x_coco");
     assert_eq!((config.data.samples_per_gpu, config.train.epochs), (2, 12));
     assert_eq!(config.optimizer.betas, [0.9, 0.999]);

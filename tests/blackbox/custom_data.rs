@@ -1,4 +1,4 @@
-//! docs/custom-data.md: its commands do what the page says.
+//! The commands in docs/custom-data.md do what the page says.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::outputs::{files, object};
 use crate::support::{Scene, finish, worker_program};
 
-/// The blocks of shell commands of a page.
+/// The shell command blocks of a page.
 fn blocks(page: &str) -> Vec<String> {
     let parts = page.split("\n```sh\n").skip(1);
     parts.map(|part| part.split_once("\n```").expect("an open block").0.to_owned()).collect()
@@ -24,24 +24,24 @@ fn copy_configs(to: &Path) {
 }
 
 #[test]
-fn the_page_on_custom_data_runs_as_it_stands() {
+fn the_commands_of_the_custom_data_page_run() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/custom-data.md")).unwrap();
     let blocks = blocks(&page);
     let scene = Scene::new();
     copy_configs(&scene.path("configs"));
     let programs = worker_program().parent().unwrap().to_owned();
     let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let mut told = String::new();
+    let mut output = String::new();
     for block in &blocks {
         let mut command = scene.command(Path::new("bash"), "-euo pipefail -c");
         command.arg(block).env("PATH", &search);
         let ended = finish(command);
         ended.expect(0, &[]);
         scene.assert_nothing_left();
-        told += &format!("{}\n{}\n", ended.stdout, ended.stderr);
+        output += &format!("{}\n{}\n", ended.stdout, ended.stderr);
     }
     for text in ["\"shapes\", \"ring\", \"crescent\"", "num_classes = 9", "category-unused"] {
-        assert!(told.contains(text), "nothing said {text:?}:\n{told}");
+        assert!(output.contains(text), "{text:?} was not printed:\n{output}");
     }
     let work = scene.path("work_dirs/shapes");
     assert_eq!(files(&work.join("browsed"), ".jpg").len(), 8);
@@ -51,6 +51,6 @@ fn the_page_on_custom_data_runs_as_it_stands() {
     let metrics = object(&work.join("valid.json"));
     assert_eq!(metrics["classwise"]["segm"]["shapes"], -1.0, "nothing to find");
     assert_eq!(metrics["classwise"]["segm"].as_object().unwrap().len(), 9);
-    assert!(metrics["bbox_mAP_50"].as_f64().unwrap() > 0.01, "it has learnt nothing: {metrics:?}");
+    assert!(metrics["bbox_mAP_50"].as_f64().unwrap() > 0.01, "it has learned nothing: {metrics:?}");
     assert!(object(&work.join("test.json"))["bbox_mAP"].as_f64().unwrap() >= 0.0);
 }

@@ -1,4 +1,4 @@
-//! `check-data`, and what training and testing say about data before they start.
+//! `check-data`, and the data checks at the start of training and testing.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::Scene;
 
-/// Damages a set in three ways: an image is gone, another is no image, and the sets share one.
+/// Damages a set in three ways: an image is missing, another is not an image, and the sets share one.
 fn damage(scene: &Scene) -> [String; 2] {
     let file = scene.path("data/annotations/instances_train.json");
     let set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -17,9 +17,9 @@ fn damage(scene: &Scene) -> [String; 2] {
 }
 
 #[test]
-fn check_data_is_content_with_sound_data() {
+fn check_data_reports_no_errors_for_valid_data() {
     let scene = Scene::new();
-    // A class of the eight has no object in the few images of the validation set, which is worth a note.
+    // One of the eight classes has no object in the small validation set, which gives a note.
     let lines = [
         ("check-data cfg.toml --split train", "No errors: training would start. 0 warnings"),
         ("check-data cfg.toml --decode", "No errors: training would start. 0 warnings"),
@@ -56,13 +56,13 @@ fn check_data_names_every_file_and_code() {
     for finding in findings {
         assert!(["code", "severity", "file", "image", "message", "remedy"].iter().all(|key| finding[key].is_string()));
     }
-    // The validation set alone is sound.
+    // The validation set alone is valid.
     scene.launch("check-data cfg.toml --split val").expect(0, &["No errors", "0 warnings"]);
     scene.launch("check-data cfg.toml --set data.on_error=skip").expect(0, &["image-left-out", "2 warnings"]);
 }
 
 #[test]
-fn tiff_files_of_any_arrangement_are_decoded_or_named() {
+fn tiff_files_of_any_layout_are_decoded_or_named() {
     let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_train.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -71,7 +71,7 @@ fn tiff_files_of_any_arrangement_are_decoded_or_named() {
     fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 1)).unwrap();
     scene.launch("check-data cfg.toml --decode --split train").expect(0, &["image-extension", &name, "0 warnings"]);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
-    // Of floating-point numbers: nothing decodes that, and the file is named wherever it is read.
+    // Floating-point samples are not supported, and every command names the file.
     fs::write(scene.path("data/train").join(&name), tiled_planes(width, height, 3)).unwrap();
     let named = ["image-unreadable", "data.train", &name, "magick", "1 error:"];
     scene.launch("check-data cfg.toml --decode --split train").expect(3, &named);
@@ -79,14 +79,13 @@ fn tiff_files_of_any_arrangement_are_decoded_or_named() {
     scene.launch(&format!("{train} stopped --set train.epochs=1")).expect(3, &[&name, "magick"]);
     scene.launch(&format!("{train} skipped --set train.epochs=1 data.on_error=skip")).expect(0, &[&name]);
     scene.launch("browse cfg.toml --out browsed --max 99").expect(3, &[&name, "magick"]);
-    // A line break in a name stays on its line.
+    // A line break in a name is escaped.
     set["images"][0]["file_name"] = "a\nb.jpg".into();
     fs::write(&file, set.to_string()).unwrap();
     scene.launch("check-data cfg.toml").expect(3, &["image-missing", "a\\nb.jpg"]);
 }
 
-/// A TIFF with three planes in tiles of 16x16 values of 8 bits, or of 32 bits where they are floating-point numbers
-/// (`format` 3).
+/// A TIFF with three planes in tiles of 16x16 values of 8 bits, or of 32 bits for floating-point numbers (`format` 3).
 fn tiled_planes(width: u32, height: u32, format: u16) -> Vec<u8> {
     let bytes = if format == 3 { 4 } else { 1 };
     let count = width.div_ceil(16) * height.div_ceil(16) * 3;
@@ -122,7 +121,7 @@ fn tiled_planes(width: u32, height: u32, format: u16) -> Vec<u8> {
 }
 
 #[test]
-fn automatic_classes_are_checked_as_others_are() {
+fn automatic_classes_are_checked_like_explicit_ones() {
     let scene = Scene::with_own_images();
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let config = config.replace("num_classes = 8\n", "").replace("[data]\n", "[data]\nclasses = \"auto\"\n");
@@ -143,7 +142,7 @@ fn automatic_classes_are_checked_as_others_are() {
             assert!(!ended.stderr.contains("class-unknown"), "{}", ended.stderr);
         }
     }
-    // What is wrong with the list itself is listed as any other finding.
+    // Problems of the list itself are reported like any others.
     let mut broken = read(&train);
     let categories = broken["categories"].as_array_mut().unwrap();
     categories.iter_mut().take(5).for_each(|category| _ = category.as_object_mut().unwrap().remove("name"));
@@ -156,7 +155,7 @@ fn automatic_classes_are_checked_as_others_are() {
 }
 
 #[test]
-fn listed_sizes_that_decide_the_metrics_are_told_with_them() {
+fn wrong_listed_sizes_are_noted_with_the_metrics() {
     let scene = Scene::with_own_images();
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let file = scene.path("data/annotations/instances_val.json");
@@ -165,18 +164,18 @@ fn listed_sizes_that_decide_the_metrics_are_told_with_them() {
         image["height"] = (image["height"].as_u64().unwrap() + 1).into();
     }
     for annotation in set["annotations"].as_array_mut().unwrap() {
-        // Run lengths name their size themselves.
+        // Run lengths contain their size.
         annotation["segmentation"] = serde_json::json!([[4, 5, 24, 5, 24, 15]]);
     }
     fs::write(&file, set.to_string()).unwrap();
-    let told = ["image-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
-    scene.one("test work_dirs/cfg/epoch_1.ckpt").expect(0, &told);
-    scene.one("train cfg.toml --work-dir other --set train.epochs=1").expect(0, &told);
+    let expected = ["image-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
+    scene.one("test work_dirs/cfg/epoch_1.ckpt").expect(0, &expected);
+    scene.one("train cfg.toml --work-dir other --set train.epochs=1").expect(0, &expected);
     scene.launch("check-data cfg.toml").expect(0, &["image-size-differs", "no mask of the image can match"]);
 }
 
 #[test]
-fn training_stops_before_it_starts_when_data_is_wrong() {
+fn training_does_not_start_with_invalid_data() {
     let scene = Scene::with_own_images();
     let [missing, _] = damage(&scene);
     let train = "--device cpu --nproc 2 train cfg.toml";
@@ -185,20 +184,20 @@ fn training_stops_before_it_starts_when_data_is_wrong() {
 }
 
 #[test]
-fn classes_of_the_sets_must_agree() {
+fn the_sets_must_have_the_same_classes() {
     let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     set["categories"].as_array_mut().unwrap().swap(0, 1);
     fs::write(&file, set.to_string()).unwrap();
-    scene.launch("check-data cfg.toml").expect(3, &["split-categories", "as label 0, where that has"]);
+    scene.launch("check-data cfg.toml").expect(3, &["split-categories", "as label 0 instead of"]);
     scene.launch("--device cpu --nproc 1 train cfg.toml").expect(3, &["split-categories"]);
-    // Where it is not evaluated on, the validation set does not matter.
+    // Without evaluation, the validation set does not matter.
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
 }
 
 #[test]
-fn a_validation_set_of_boxes_alone_is_evaluated_by_boxes_alone() {
+fn a_validation_set_without_masks_can_be_evaluated_with_boxes() {
     let scene = Scene::with_own_images();
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -206,7 +205,7 @@ fn a_validation_set_of_boxes_alone_is_evaluated_by_boxes_alone() {
         annotation.as_object_mut().unwrap().remove("segmentation");
     }
     fs::write(&file, set.to_string()).unwrap();
-    let remedy = "evaluate boxes alone: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
+    let remedy = "evaluate only boxes: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
     let boxes = "--set evaluation.metrics=[\"bbox\"] train.epochs=1";
     scene.launch("check-data cfg.toml").expect(3, &["mask-needed", remedy]);
     scene.launch(&format!("check-data cfg.toml {boxes}")).expect(0, &["mask-missing-evaluated"]);
@@ -220,6 +219,6 @@ fn a_validation_set_of_boxes_alone_is_evaluated_by_boxes_alone() {
     scene.launch(&format!("{test} --eval bbox --metrics m.json")).expect(0, &["mask-missing-evaluated"]);
     let metrics: Value = serde_json::from_slice(&fs::read(scene.path("m.json")).unwrap()).unwrap();
     assert!(metrics["bbox_mAP"].is_number() && metrics["segm_mAP"].is_null());
-    // What is only written down needs no masks either.
+    // Writing results needs no masks either.
     scene.launch(&format!("{test} --format-only --out results.json")).expect(0, &[]);
 }

@@ -1,6 +1,5 @@
-//! The generated set tells a good model from a bad one: what the demonstration's weights find loses much of its mask AP
-//! when its labels, its masks' shapes or their directions are wrong. FNET_DEMO_DIR is the folder that `make demo`
-//! trained in.
+//! The generated set distinguishes good models from bad ones: the demo's detections lose much of their mask AP if their
+//! labels, mask shapes or mask directions are wrong. FNET_DEMO_DIR is the work folder of `make demo`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +9,7 @@ use hotcoco::params::IouType;
 use hotcoco::{Annotation, COCO, COCOeval, mask};
 use serde_json::{Value, json};
 
-/// Least share of mask AP that a corruption must take away.
+/// Minimum fraction of mask AP that a corruption must cost.
 const LOSS: f64 = 0.4;
 
 /// A detection whose mask has been decoded.
@@ -20,7 +19,7 @@ struct Detection {
     category: u64,
     score: f64,
     size: [u32; 2],
-    /// Down the columns.
+    /// Column-major.
     pixels: Vec<u8>,
 }
 
@@ -38,7 +37,7 @@ impl Detection {
         }
     }
 
-    /// Columns `left..right` and rows `top..bottom` that the mask reaches; `None` for an empty mask.
+    /// Columns `left..right` and rows `top..bottom` of the mask. `None` for an empty mask.
     fn bounds(&self) -> Option<[usize; 4]> {
         let rle = mask::encode(&self.pixels, self.size[0], self.size[1]).unwrap();
         let [x, y, width, height] = mask::to_bbox(&rle).map(|edge| edge as usize);
@@ -88,7 +87,7 @@ fn mask_ap(ground_truth: &Arc<COCO>, detections: &[Detection]) -> f64 {
     evaluation.stats().unwrap()[0]
 }
 
-/// What the weights find in the validation images, through the program as a user calls it.
+/// The detections in the validation images, from the command that a user would run.
 fn detect(checkpoint: &Path) -> Vec<Detection> {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_fnet-worker"))
@@ -111,10 +110,10 @@ fn detect(checkpoint: &Path) -> Vec<Detection> {
 }
 
 #[test]
-fn wrong_labels_boxes_for_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap() {
+fn wrong_labels_box_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap() {
     let Some(folder) = std::env::var_os("FNET_DEMO_DIR").map(PathBuf::from) else {
         eprintln!(
-            "SKIPPED wrong_labels_boxes_for_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap: FNET_DEMO_DIR is \
+            "SKIPPED wrong_labels_box_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap: FNET_DEMO_DIR is \
              unset (run `make demo`, then set it to work_dirs/demo)"
         );
         return;
@@ -139,8 +138,8 @@ fn wrong_labels_boxes_for_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_
     let mirrored = corrupted(&Detection::mirrored);
     println!("mask AP {sound:.3}; labels shifted {shifted:.3}, boxes for masks {boxes:.3}, mirrored {mirrored:.3}");
 
-    assert!(sound > 0.2, "the demonstration's weights have a mask AP of only {sound:.3}");
+    assert!(sound > 0.2, "the demo's weights have a mask AP of only {sound:.3}");
     for (name, value) in [("labels shifted", shifted), ("boxes for masks", boxes), ("mirrored masks", mirrored)] {
-        assert!(value <= (1.0 - LOSS) * sound, "{name}: mask AP {value:.3} of {sound:.3} is left");
+        assert!(value <= (1.0 - LOSS) * sound, "{name}: mask AP is still {value:.3} of {sound:.3}");
     }
 }

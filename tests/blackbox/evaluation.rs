@@ -36,7 +36,7 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
         "test work_dirs/cfg/latest.ckpt --eval bbox proposal --metrics metrics.json --set evaluation.classwise=true \
          evaluation.iou_thrs=[0.1,0.5] evaluation.proposal_nums=[3,50] evaluation.metric_items=[\"mAP_50\",\"AR@3\",\"AR_l@50\"]",
     );
-    told.expect(0, &["AP with 50 detections an image", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
+    told.expect(0, &["AP uses maxDets=50", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
     let metrics = object(&scene.path("metrics.json"));
     let names: Vec<&String> = metrics.keys().collect();
     assert_eq!(names, ["bbox_mAP_50", "bbox_AR@3", "bbox_AR_l@50", "mAP_50", "AR@3", "AR_l@50", "classwise"]);
@@ -44,7 +44,7 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
     assert!(metrics["classwise"].get("proposal").is_none(), "classes do not count for proposals");
 
     let told = scene.one("test work_dirs/cfg/latest.ckpt --eval proposal --metrics recall.json");
-    told.expect(0, &["recall whatever the class"]);
+    told.expect(0, &["class-agnostic recall"]);
     let names: Vec<String> = object(&scene.path("recall.json")).keys().cloned().collect();
     assert_eq!(names, ["AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]);
 
@@ -56,7 +56,7 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
 
     let wrong =
         scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --set evaluation.proposal_nums=[5,5]");
-    wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "rising"]);
+    wrong.expect(2, &["evaluation.proposal_nums is [5, 5]", "ascending"]);
     scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --eval proposal_fast").expect(2, &["proposal"]);
 }
 

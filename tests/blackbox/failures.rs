@@ -1,4 +1,4 @@
-//! What people do wrong, and what they are told.
+//! Mistakes of users and the resulting messages.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::support::{Scene, finish, launcher, until};
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
 
 #[test]
-fn a_folder_with_checkpoints_is_not_trained_into_again_without_being_told() {
+fn a_folder_with_checkpoints_is_not_overwritten() {
     let scene = Scene::new();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
     let before = fs::read(scene.path("work_dirs/cfg/latest.ckpt")).unwrap();
@@ -21,13 +21,13 @@ fn a_folder_with_checkpoints_is_not_trained_into_again_without_being_told() {
         ],
     );
     assert_eq!(fs::read(scene.path("work_dirs/cfg/latest.ckpt")).unwrap(), before);
-    // Both lines work as they are printed.
+    // Both printed commands work.
     scene.launch("--device cpu --nproc 2 train --resume cfg.toml").expect(0, &[]);
     scene.launch("--device cpu --nproc 2 train --work-dir=work_dirs/cfg_2 cfg.toml").expect(0, &[]);
 }
 
 #[test]
-fn a_folder_is_not_trained_into_by_two_jobs_at_once() {
+fn two_jobs_cannot_use_one_folder() {
     let scene = Scene::new();
     let mut first = scene.start(&format!("{TRAIN} --no-validate --set train.epochs=2000 checkpoint.interval=2000"));
     let folder = scene.path("work_dirs/cfg");
@@ -43,9 +43,9 @@ fn a_folder_is_not_trained_into_by_two_jobs_at_once() {
 }
 
 #[test]
-fn without_a_gpu_the_line_to_run_on_the_cpu_is_printed() {
+fn without_a_gpu_the_command_for_the_cpu_is_printed() {
     if fs::exists("/dev/nvidia0").unwrap() {
-        println!("SKIPPED without_a_gpu_the_line_to_run_on_the_cpu_is_printed: this machine has a GPU");
+        println!("SKIPPED without_a_gpu_the_command_for_the_cpu_is_printed: this machine has a GPU");
         return;
     }
     let scene = Scene::new();
@@ -57,7 +57,7 @@ fn without_a_gpu_the_line_to_run_on_the_cpu_is_printed() {
 }
 
 #[test]
-fn an_unknown_field_is_refused_with_file_line_and_the_nearest_name() {
+fn an_unknown_field_is_reported_with_file_line_and_a_similar_name() {
     let scene = Scene::new();
     let text = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     fs::write(scene.path("cfg.toml"), text.replace("embed_dim", "embed_dims")).unwrap();
@@ -70,7 +70,7 @@ fn an_unknown_field_is_refused_with_file_line_and_the_nearest_name() {
 }
 
 #[test]
-fn a_missing_annotation_file_and_a_missing_folder_of_images_are_named() {
+fn a_missing_annotation_file_and_a_missing_image_folder_are_named() {
     let scene = Scene::new();
     scene
         .launch(&format!("{TRAIN} --set data.train.ann_file=annotations/none.json"))
@@ -82,7 +82,7 @@ fn a_missing_annotation_file_and_a_missing_folder_of_images_are_named() {
 }
 
 #[test]
-fn a_wrong_number_of_classes_says_both_numbers_and_the_remedy() {
+fn a_wrong_number_of_classes_is_reported_with_both_numbers_and_the_remedy() {
     let scene = Scene::new();
     scene
         .launch(&format!("{TRAIN} --set model.num_classes=5"))
@@ -90,7 +90,7 @@ fn a_wrong_number_of_classes_says_both_numbers_and_the_remedy() {
 }
 
 #[test]
-fn a_damaged_or_foreign_checkpoint_is_refused_by_name() {
+fn a_damaged_or_invalid_checkpoint_is_an_error_that_names_it() {
     let scene = Scene::new();
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let path = scene.path("work_dirs/cfg/epoch_1.ckpt");
@@ -109,7 +109,7 @@ fn a_damaged_or_foreign_checkpoint_is_refused_by_name() {
 }
 
 #[test]
-fn resume_without_a_checkpoint_says_so() {
+fn resume_without_a_checkpoint_is_an_error() {
     let scene = Scene::new();
     let ended = scene.launch(&format!("{TRAIN} --resume"));
     assert!([2, 3].contains(&ended.code), "{ended:?}");
@@ -118,7 +118,7 @@ fn resume_without_a_checkpoint_says_so() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_ends_the_job_with_its_name_and_the_remedy() {
+fn a_loss_that_is_not_finite_stops_the_job_with_a_remedy() {
     let scene = Scene::new();
     let diverging = "optimizer.lr=1e38 schedule.warmup_iters=0 optimizer.kind=sgd";
     scene
@@ -127,9 +127,9 @@ fn a_loss_that_is_not_finite_ends_the_job_with_its_name_and_the_remedy() {
 }
 
 #[test]
-fn with_skip_a_step_that_is_not_finite_leaves_no_trace() {
+fn with_skip_a_step_that_is_not_finite_has_no_effect() {
     let scene = Scene::new();
-    // The first update throws the weights so far out that no later loss is finite.
+    // After the first update, no later loss is finite.
     let ended = scene.two(
         "train cfg.toml --no-validate --set train.epochs=1 optimizer.lr=1e30 schedule.warmup_iters=0 train.on_nan=skip",
     );
@@ -144,7 +144,7 @@ fn with_skip_a_step_that_is_not_finite_leaves_no_trace() {
 }
 
 #[test]
-fn a_mistake_in_what_is_given_is_told_as_it_stands_before_anything_is_made() {
+fn usage_errors_are_printed_plainly_before_anything_is_created() {
     let scene = Scene::new();
     let text = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     fs::write(scene.path("field.toml"), text.replace("embed_dim", "embed_dims")).unwrap();
@@ -175,7 +175,7 @@ fn a_mistake_in_what_is_given_is_told_as_it_stands_before_anything_is_made() {
         }
         assert!(!scene.path("work_dirs").exists(), "{line}");
     }
-    // What only a worker can find is told in the same way.
+    // Errors that only a worker can detect are printed in the same way.
     for (line, code, words) in [
         ("train cfg.toml --set data.train.ann_file=none.json", 3, "none.json"),
         ("train cfg.toml --set model.pretrained=results.json", 3, "results.json: this is a JSON file"),
@@ -190,7 +190,7 @@ fn a_mistake_in_what_is_given_is_told_as_it_stands_before_anything_is_made() {
 }
 
 #[test]
-fn quiet_leaves_the_results_and_the_errors() {
+fn quiet_prints_only_results_and_errors() {
     let scene = Scene::new();
     let ended = scene.one("-q train cfg.toml --set train.epochs=1");
     let told: Vec<&str> = ended.stderr.lines().collect();
@@ -199,16 +199,16 @@ fn quiet_leaves_the_results_and_the_errors() {
         assert!(line.contains(words), "{line}");
     }
     let ended = scene.one("-q test work_dirs/cfg/latest.ckpt");
-    assert!(ended.stderr.contains("objects over 96x96"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("objects larger than 96x96"), "{}", ended.stderr);
     scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["contains checkpoints"]);
 }
 
 #[test]
-fn a_hang_is_found_while_nobody_reads_what_is_printed() {
+fn a_hang_is_detected_while_nobody_reads_the_output() {
     let scene = Scene::new();
     let (unread, writer) = std::io::pipe().unwrap();
     let mut filling = writer.try_clone().unwrap();
-    // Fills the pipe and waits for room.
+    // Fills the pipe and blocks.
     std::thread::spawn(move || std::io::Write::write_all(&mut filling, &vec![b'-'; 4 << 20]));
     let fault = "--fault sleep:rank=0,phase=forward,step=2";
     let line = format!("--max-restarts 0 --grace 2 --step-timeout 2 {TRAIN} --no-validate {fault}");

@@ -1,4 +1,4 @@
-//! Images that cannot be read in the middle of a job, and the speed of reading those that can.
+//! Unreadable images during a job, and the speed of the input pipeline.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn damage_an_image(scene: &Scene, split: &str, bytes: &[u8]) -> String {
     name
 }
 
-/// Set, epoch and count of the JSON lines that say what was left out; each must name `image`.
+/// Set, epoch and count of the JSON lines about skipped images. Each must name `image`.
 fn left_out(scene: &Scene, work_dir: &str, image: &str) -> Vec<(String, u64, u64)> {
     let facts = |line: &Object| {
         assert!(line["images"][0].as_str().unwrap().contains(image), "{line:?}");
@@ -29,15 +29,15 @@ fn left_out(scene: &Scene, work_dir: &str, image: &str) -> Vec<(String, u64, u64
 }
 
 #[test]
-fn an_image_that_cannot_be_read_ends_the_job_on_all_ranks_and_is_named() {
+fn an_unreadable_image_stops_the_job_on_all_ranks_and_is_named() {
     let scene = Scene::with_own_images();
-    // It is in the share of one of the two ranks; the other waits for the gradients.
+    // Only one of the two ranks reads it; the other waits for the gradients.
     let name = damage_an_image(&scene, "train", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
     scene.launch("--device cpu --nproc 2 train cfg.toml --no-validate").expect(3, &[&name, "git lfs pull"]);
 }
 
 #[test]
-fn with_skip_an_image_that_cannot_be_read_is_replaced_counted_and_named() {
+fn with_skip_an_unreadable_image_is_replaced_counted_and_named() {
     let scene = Scene::with_own_images();
     let name = damage_an_image(&scene, "train", b"this is no JPEG");
     let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --no-validate --set data.on_error=skip");
@@ -45,7 +45,7 @@ fn with_skip_an_image_that_cannot_be_read_is_replaced_counted_and_named() {
     assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * 8, "another image takes its place");
     let twice = [("train".to_owned(), 1, 1), ("train".to_owned(), 2, 1)];
     assert_eq!(left_out(&scene, "work_dirs/cfg", &name), twice);
-    // With two workers, either may meet it; rank 0 tells of both.
+    // With two workers, either may read it. Rank 0 reports for both.
     let two = "--device cpu --nproc 2 train cfg.toml --no-validate --work-dir two --set data.on_error=skip";
     let ended = scene.launch(two);
     ended.expect(0, &["1 image of the train set could not be read in epoch 1", &name]);
@@ -53,7 +53,7 @@ fn with_skip_an_image_that_cannot_be_read_is_replaced_counted_and_named() {
 }
 
 #[test]
-fn an_image_that_cannot_be_read_at_evaluation_ends_it_or_is_counted_and_named() {
+fn an_unreadable_image_at_evaluation_stops_the_job_or_is_counted_and_named() {
     let scene = Scene::with_own_images();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
     let name = damage_an_image(&scene, "val", b"");
@@ -62,7 +62,7 @@ fn an_image_that_cannot_be_read_at_evaluation_ends_it_or_is_counted_and_named() 
     scene
         .two(&format!("test {checkpoint} --set data.on_error=skip"))
         .expect(0, &["1 image could not be read", &name, "the file is empty"]);
-    // The same within training.
+    // The same during training.
     let train = "--device cpu --nproc 2 train cfg.toml --set train.epochs=1 --work-dir";
     scene.launch(&format!("{train} stopped")).expect(3, &[&name]);
     scene

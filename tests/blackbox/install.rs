@@ -8,7 +8,7 @@ fn installed_programs_run_from_any_folder_without_a_library_path() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     if !root.join("target/release/fnet-launch").exists() || !root.join("target/release/fnet-worker").exists() {
         eprintln!(
-            "SKIPPED installed_programs_run_from_any_folder_without_a_library_path: target/release holds no programs \
+            "SKIPPED installed_programs_run_from_any_folder_without_a_library_path: target/release has no programs \
              (run `make setup`)"
         );
         return;
@@ -32,7 +32,7 @@ fn installed_programs_run_from_any_folder_without_a_library_path() {
 }
 
 #[test]
-fn a_missing_folder_and_one_that_cannot_be_made_are_refused_with_a_remedy() {
+fn a_missing_prefix_and_a_folder_that_cannot_be_created_are_errors_with_a_remedy() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh");
     let missing = Command::new(&script).output().unwrap();
     let text = String::from_utf8_lossy(&missing.stderr).into_owned();

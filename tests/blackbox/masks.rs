@@ -1,4 +1,4 @@
-//! Masks of annotations against pycocotools, to the pixel.
+//! Compares masks of annotations with pycocotools, pixel by pixel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use fnet_common::random::Generator;
 use fnet_data::{Segmentation, rasterize};
 
-/// What pycocotools makes of polygons: `frPyObjects`, then `merge`, as the reference's `_poly2mask` has it.
+/// Rasterizes polygons with pycocotools: `frPyObjects`, then `merge`, like MMDetection's `_poly2mask`.
 const SCRIPT: &str = r#"
 import json, sys
 from pycocotools import mask
@@ -22,14 +22,14 @@ for case in json.load(open(sys.argv[1])):
 json.dump(out, sys.stdout)
 "#;
 
-/// The Python that set-up made, if it has pycocotools; else says that `test` is skipped.
+/// The Python of `make setup`, if it has pycocotools. Otherwise prints that `test` is skipped.
 fn python(test: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let works = |path: &Path| Command::new(path).args(["-c", "import pycocotools.mask"]).status();
     if path.is_file() && works(&path).is_ok_and(|status| status.success()) {
         return Some(path);
     }
-    println!("SKIPPED {test}: {} with pycocotools is not there", path.display());
+    println!("SKIPPED {test}: there is no {} with pycocotools", path.display());
     None
 }
 
@@ -43,7 +43,7 @@ fn polygon(random: &mut Generator, height: usize, width: usize) -> Vec<f64> {
         .flat_map(|i| {
             let turn = i as f64 / points as f64 * std::f64::consts::TAU;
             let [x, y] = match kind {
-                // Anywhere, and far outside.
+                // Anywhere, also far outside.
                 0 => [unit() * w, unit() * h],
                 1 => [(unit() * 3.0 - 1.0) * w, (unit() * 3.0 - 1.0) * h],
                 // Round, smaller than a pixel, a line, on the borders.
@@ -55,15 +55,15 @@ fn polygon(random: &mut Generator, height: usize, width: usize) -> Vec<f64> {
                 6 => [(unit() * w).floor(), (unit() * h).floor()],
                 _ => [(unit() * w).floor() + 0.5, (unit() * h * 2.0).floor() / 2.0],
             };
-            // As annotation files have them.
+            // Rounded as in annotation files.
             [(x * 100.0).round() / 100.0, (y * 100.0).round() / 100.0]
         })
         .collect()
 }
 
 #[test]
-fn polygons_are_rasterized_as_pycocotools_does() {
-    let Some(python) = python("polygons_are_rasterized_as_pycocotools_does") else { return };
+fn polygons_are_rasterized_as_in_pycocotools() {
+    let Some(python) = python("polygons_are_rasterized_as_in_pycocotools") else { return };
     let mut random = Generator::from_seed(11);
     let cases: Vec<([usize; 2], Vec<Vec<f64>>)> = (0..3000)
         .map(|i| {
@@ -91,13 +91,13 @@ fn polygons_are_rasterized_as_pycocotools_does() {
         assert_eq!(mask.pixels.iter().map(|&pixel| u64::from(pixel)).sum::<u64>(), pixels, "{size:?} {text}");
         filled += u64::from(pixels > 0);
     }
-    assert!(filled > 2000, "{filled} masks have pixels");
+    assert!(filled > 2000, "only {filled} masks have pixels");
 }
 
 #[test]
-fn the_polygons_of_the_mask_api_s_tests_have_their_pixels() {
+fn polygons_of_the_mask_api_tests_have_the_expected_pixels() {
     let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        println!("SKIPPED the_polygons_of_the_mask_api_s_tests_have_their_pixels: FNET_TEST_DATA is unset");
+        println!("SKIPPED polygons_of_the_mask_api_tests_have_the_expected_pixels: FNET_TEST_DATA is unset");
         return;
     };
     let path = Path::new(&root).join("data/eval_refs/mask_api/expected.json");

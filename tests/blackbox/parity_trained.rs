@@ -1,5 +1,5 @@
-//! The reference's trained detector through the real programs: on real images, the detections, masks and metrics of
-//! `fnet-launch test` are the reference's, image by image, and a training that it began goes on with its very state.
+//! MMDetection's trained detector in the real programs: on real images, the detections, masks and metrics of
+//! `fnet-launch test` match MMDetection's, and a training that MMDetection started continues with the same state.
 //!
 //! The numbers come from `reference/trained_tiny` and the images from `data/coco_mini`, below `FNET_TEST_DATA`.
 
@@ -17,7 +17,7 @@ use report::Comparison;
 
 use crate::slots;
 
-/// The folder of test data, or `None` with a visible line that `test` is skipped.
+/// The folder of test data. If there is none, prints that `test` is skipped.
 fn test_data(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("FNET_TEST_DATA").map(PathBuf::from);
     if folder.is_none() {
@@ -30,10 +30,10 @@ fn in_repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// `fnet-launch` in `folder` with the mini set as its data; it must succeed.
+/// Runs `fnet-launch` in `folder` with the mini set. It must succeed.
 fn launch(folder: &Path, data: &Path, arguments: &[&str]) -> Output {
     let program = Path::new(env!("CARGO_BIN_EXE_fnet-worker")).with_file_name("fnet-launch");
-    assert!(program.is_file(), "{} is not there: run `cargo build --release --workspace` first", program.display());
+    assert!(program.is_file(), "{} does not exist: run `cargo build --release --workspace` first", program.display());
     let mut command = Command::new(program);
     command.current_dir(folder).args(arguments).env("FNET_DATA_ROOT", data.join("data/coco_mini"));
     command.env("OMP_NUM_THREADS", "1");
@@ -91,7 +91,7 @@ fn overlap(a: &[f64; 4], b: &[f64; 4]) -> f64 {
     shared / (a[2] * a[3] + b[2] * b[3] - shared)
 }
 
-/// Pixels that are in one of two masks only.
+/// Number of pixels in only one of two masks.
 fn pixels_apart(a: &Found, b: &Found) -> f64 {
     assert_eq!(a.size, b.size);
     let [a, b] = [a, b].map(|found| rle_from_string(&found.counts, found.size.0, found.size.1).unwrap());
@@ -99,33 +99,33 @@ fn pixels_apart(a: &Found, b: &Found) -> f64 {
     (area(&a) + area(&b) - 2 * shared) as f64
 }
 
-/// Matches one to one by image, class and greatest overlap, and compares what matches on the images of `only`, or on all.
-fn compare(ours: &Path, theirs: &Path, only: Option<&HashSet<i64>>, comparison: &Comparison<'_>) {
-    let (mut ours, mut theirs) = (detections(ours), detections(theirs));
-    theirs.retain(|(image, _), _| only.is_none_or(|only| only.contains(image)));
+/// Matches detections by image, class and maximum overlap, and compares them on the images of `only`, or on all.
+fn compare(own: &Path, expected: &Path, only: Option<&HashSet<i64>>, comparison: &Comparison<'_>) {
+    let (mut own, mut expected) = (detections(own), detections(expected));
+    expected.retain(|(image, _), _| only.is_none_or(|only| only.contains(image)));
     let count = |found: &HashMap<_, Vec<Found>>| found.values().map(Vec::len).sum::<usize>();
-    let total = count(&ours).max(count(&theirs));
+    let total = count(&own).max(count(&expected));
     assert!(total > 0);
     let (mut matched, mut identical) = (0, 0);
     let (mut score, mut box_side, mut apart) = (0.0_f64, 0.0_f64, 0.0_f64);
-    for (key, expected) in &theirs {
-        let mut left = ours.remove(key).unwrap_or_default();
-        for theirs in expected {
-            let by_overlap = |(index, found): (usize, &Found)| (overlap(&found.bbox, &theirs.bbox), index);
+    for (key, listed) in &expected {
+        let mut left = own.remove(key).unwrap_or_default();
+        for expected in listed {
+            let by_overlap = |(index, found): (usize, &Found)| (overlap(&found.bbox, &expected.bbox), index);
             let best = left.iter().enumerate().map(by_overlap).max_by(|a, b| a.0.total_cmp(&b.0));
             let Some((_, index)) = best.filter(|&(overlap, _)| overlap > 0.95) else { continue };
-            let ours = left.swap_remove(index);
+            let own = left.swap_remove(index);
             matched += 1;
-            score = score.max((ours.score - theirs.score).abs());
+            score = score.max((own.score - expected.score).abs());
             for corner in 0..2 {
-                let (a, b) = (ours.bbox[corner], theirs.bbox[corner]);
+                let (a, b) = (own.bbox[corner], expected.bbox[corner]);
                 let far = |found: &Found| found.bbox[corner] + found.bbox[corner + 2];
-                box_side = box_side.max((a - b).abs()).max((far(&ours) - far(theirs)).abs());
+                box_side = box_side.max((a - b).abs()).max((far(&own) - far(expected)).abs());
             }
-            if ours.counts == theirs.counts {
+            if own.counts == expected.counts {
                 identical += 1;
             } else {
-                apart = apart.max(pixels_apart(&ours, theirs));
+                apart = apart.max(pixels_apart(&own, expected));
             }
         }
     }
@@ -138,20 +138,20 @@ fn compare(ours: &Path, theirs: &Path, only: Option<&HashSet<i64>>, comparison: 
     comparison.at_most("mask pixels that differ", apart, 10.0);
 }
 
-/// The reference's unrounded metrics, with its `maxDets`.
-fn compare_metrics(ours: &Value, theirs: &Value, comparison: &Comparison<'_>) {
+/// Compares with MMDetection's unrounded metrics, with its `maxDets`.
+fn compare_metrics(own: &Value, expected: &Value, comparison: &Comparison<'_>) {
     let mut worst = 0.0_f64;
     for kind in ["bbox", "segm"] {
         for name in ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"] {
-            let expected = theirs["full"][kind]["maxDets_100_300_1000"][name].as_f64().unwrap();
-            let found = ours[format!("{kind}_{name}")].as_f64().unwrap_or_else(|| panic!("{kind}_{name} in {ours}"));
+            let expected = expected["full"][kind]["maxDets_100_300_1000"][name].as_f64().unwrap();
+            let found = own[format!("{kind}_{name}")].as_f64().unwrap_or_else(|| panic!("{kind}_{name} in {own}"));
             worst = worst.max((found - expected).abs());
         }
     }
     comparison.at_most("AP", worst, 1e-6);
 }
 
-/// Writes the first `count` images of an annotation file, with their objects, to `to`; returns their ids.
+/// Writes the first `count` images of an annotation file, with their objects, to `to`. Returns their ids.
 fn write_first_images(from: &Path, count: usize, to: &Path) -> HashSet<i64> {
     let mut set = json(from);
     let images = set["images"].as_array_mut().unwrap();
@@ -163,8 +163,8 @@ fn write_first_images(from: &Path, count: usize, to: &Path) -> HashSet<i64> {
     ids
 }
 
-/// Runs `test` on the reference's checkpoint and compares with its results of the same case: on all images with the
-/// metrics, or on the first ones of the validation set.
+/// Runs `test` on MMDetection's checkpoint and compares with its results of the same case: on all images including
+/// metrics, or on the first images of the validation set.
 fn evaluate(test: &str, case: &str, first: Option<usize>, set: &[&str]) {
     let Some(data) = test_data(test) else { return };
     let _slots = slots::take(1);
@@ -220,19 +220,19 @@ fn parity_trained_tiny_on_other_images_in_full_size() {
 
 const SAME_STATE: &str = r#"
 import sys, torch
-theirs, ours = (torch.load(path) for path in sys.argv[1:])
+expected, own = (torch.load(path) for path in sys.argv[1:])
 def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-assert list(ours) == list(theirs) == ['meta', 'state_dict', 'optimizer']
-assert list(ours['state_dict']) == list(theirs['state_dict']) and len(ours['state_dict']) == 126
-assert all(same(ours['state_dict'][name], tensor) for name, tensor in theirs['state_dict'].items())
-assert ours['optimizer']['param_groups'] == theirs['optimizer']['param_groups']
-assert list(ours['optimizer']['state']) == list(theirs['optimizer']['state']) == list(range(87))
-for index, state in theirs['optimizer']['state'].items():
+assert list(own) == list(expected) == ['meta', 'state_dict', 'optimizer']
+assert list(own['state_dict']) == list(expected['state_dict']) and len(own['state_dict']) == 126
+assert all(same(own['state_dict'][name], tensor) for name, tensor in expected['state_dict'].items())
+assert own['optimizer']['param_groups'] == expected['optimizer']['param_groups']
+assert list(own['optimizer']['state']) == list(expected['optimizer']['state']) == list(range(87))
+for index, state in expected['optimizer']['state'].items():
     assert list(state) == ['step', 'exp_avg', 'exp_avg_sq']
-    assert all(same(ours['optimizer']['state'][index][name], value) for name, value in state.items())
+    assert all(same(own['optimizer']['state'][index][name], value) for name, value in state.items())
 for name in ('CLASSES', 'epoch', 'iter'):
-    assert ours['meta'][name] == theirs['meta'][name], name
+    assert own['meta'][name] == expected['meta'][name], name
 "#;
 
 #[test]
@@ -241,7 +241,7 @@ fn parity_trained_tiny_goes_through_a_training_job_and_back_unchanged() {
     let Some(data) = test_data(test) else { return };
     let python = in_repository(".venv/bin/python");
     if !python.is_file() {
-        println!("SKIPPED {test}: {} is not there", python.display());
+        println!("SKIPPED {test}: {} does not exist", python.display());
         return;
     }
     let _slots = slots::take(2);

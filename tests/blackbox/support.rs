@@ -1,4 +1,4 @@
-//! Starts the real programs in a folder of their own, and tells what became of them.
+//! Runs the real programs in a temporary folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use fnet_protocol::env;
 use crate::messages::{assert_fit, assert_logs_fit};
 use crate::slots::{self, Slots};
 
-/// Longer than any job here takes on a busy machine.
+/// Longer than any job here on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 /// Images of the training set.
-const PICTURES: u32 = 48;
-/// Variable that marks the processes of a scene.
+const IMAGES: u32 = 48;
+/// Environment variable that marks the processes of a scene.
 const MARK: &str = "FNET_TEST_SCENE";
-/// Slots of a test whose jobs have two workers that compute.
+/// Slots of a test with jobs of two computing workers.
 const TWO_WORKERS: usize = 2;
 
-/// The smallest detector, and the generated images.
+/// The config of a minimal detector on generated images.
 const CONFIG: &str = r#"
 [model]
 num_classes = 8
@@ -64,13 +64,13 @@ epochs = 2
 interval = 1
 "#;
 
-/// A folder with a config `cfg.toml`, in which the programs run.
+/// A folder with a config `cfg.toml` in which the programs run.
 pub struct Scene {
     folder: tempfile::TempDir,
     _slots: Option<Slots>,
 }
 
-/// A program that runs.
+/// A running program.
 pub struct Running {
     child: Child,
     stderr: PathBuf,
@@ -81,14 +81,14 @@ pub struct Running {
 pub struct Ended {
     /// Its exit code.
     pub code: i32,
-    /// What it printed for programs.
+    /// Its stdout.
     pub stdout: String,
-    /// What it printed for people.
+    /// Its stderr.
     pub stderr: String,
 }
 
 impl Ended {
-    /// Fails with all that was printed unless the code is `code` and stderr holds every one of `texts`.
+    /// Fails unless the exit code is `code` and stderr contains all of `texts`.
     pub fn expect(&self, code: i32, texts: &[&str]) -> &Self {
         let missing: Vec<_> = texts.iter().filter(|text| !self.stderr.contains(**text)).collect();
         let lines: Vec<&str> = self.stderr.lines().collect();
@@ -99,22 +99,22 @@ impl Ended {
 }
 
 impl Scene {
-    /// For jobs of about two workers that compute.
+    /// A scene for jobs of about two computing workers.
     pub fn new() -> Self {
         Self::of(TWO_WORKERS)
     }
 
-    /// For jobs of so many workers that compute; 1 for those that mostly wait for a deadline.
+    /// A scene for jobs of this number of computing workers; 1 for jobs that mostly wait for a deadline.
     pub fn of(workers: usize) -> Self {
         Self::on(&shared_images(), Some(slots::take(workers)))
     }
 
-    /// A scene with a copy of some images that a test may damage, in `data/`.
+    /// A scene with a copy of some images in `data/` that a test may damage.
     pub fn with_own_images() -> Self {
         Self::with_images(8, 4)
     }
 
-    /// A scene with so many images of its own to train on and to evaluate on, in `data/`.
+    /// A scene with its own training and validation images in `data/`.
     pub fn with_images(images: u32, val_images: u32) -> Self {
         let scene = Self::on(Path::new("data"), Some(slots::take(TWO_WORKERS)));
         let data = scene.path("data");
@@ -123,7 +123,7 @@ impl Scene {
         scene
     }
 
-    /// Another scene of the same test, whose programs run beside this one's.
+    /// Another scene of the same test, for programs that run at the same time.
     pub fn beside(&self) -> Self {
         Self::on(&shared_images(), None)
     }
@@ -168,29 +168,29 @@ impl Scene {
         command
     }
 
-    /// Runs `fnet-launch` to its end; nothing may be left running.
+    /// Runs `fnet-launch` to its end. No process may be left running.
     pub fn launch(&self, line: &str) -> Ended {
         let ended = finish(self.command(&launcher(), line));
         self.assert_nothing_left();
         ended
     }
 
-    /// Runs `fnet-launch` on two workers; it must succeed.
+    /// Runs `fnet-launch` with two workers. It must succeed.
     pub fn two(&self, line: &str) -> Ended {
         let ended = self.launch(&format!("--device cpu --nproc 2 {line}"));
         ended.expect(0, &[]);
         ended
     }
 
-    /// Runs `fnet-launch` on one worker; it must succeed.
+    /// Runs `fnet-launch` with one worker. It must succeed.
     pub fn one(&self, line: &str) -> Ended {
         let ended = self.launch(&format!("--device cpu --nproc 1 {line}"));
         ended.expect(0, &[]);
         ended
     }
 
-    /// Runs a script with the Python that has PyTorch, in this folder, and returns what it printed; `None` with a
-    /// visible line that `test` is skipped if set-up made no such Python.
+    /// Runs a Python script with PyTorch in this folder and returns its output. If there is no such Python, prints that
+    /// `test` is skipped.
     pub fn python(&self, test: &str, script: &str) -> Option<String> {
         let mut command = self.command(&python_tool("python", test)?, "-c");
         command.arg(script);
@@ -204,7 +204,7 @@ impl Scene {
         Running::start(self.command(&launcher(), line), self.path("stderr.txt"))
     }
 
-    /// Processes of this scene that live, with their environments.
+    /// The live processes of this scene, with their environments.
     fn processes(&self) -> Vec<(u32, String)> {
         let mark = format!("{MARK}={}", self.folder.path().display());
         let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
@@ -221,22 +221,22 @@ impl Scene {
         self.process_with(env::RANK, rank)
     }
 
-    /// A process that has a number in its environment.
+    /// The process with this number in its environment.
     pub fn process_with(&self, variable: &str, rank: usize) -> u32 {
-        self.find_process(variable, rank).unwrap_or_else(|| panic!("rank {rank} does not run"))
+        self.find_process(variable, rank).unwrap_or_else(|| panic!("rank {rank} is not running"))
     }
 
-    /// A process that has a number in its environment, if one lives.
+    /// The live process with this number in its environment, if any.
     pub fn find_process(&self, variable: &str, number: usize) -> Option<u32> {
         let mark = format!("{variable}={number}");
         let found = self.processes().into_iter().find(|(_, environment)| environment.lines().any(|line| line == mark));
         found.map(|(process, _)| process)
     }
 
-    /// SIGKILL to everything that was started here.
+    /// Sends SIGKILL to all processes of this scene.
     pub fn kill_all(&self) {
         for (process, _) in self.processes() {
-            // It may have ended meanwhile.
+            // It may have ended in the meantime.
             let _ = Command::new("kill").args(["-KILL", &process.to_string()]).stderr(Stdio::null()).status();
         }
     }
@@ -248,9 +248,9 @@ impl Scene {
         fs::write(&path, config + text).unwrap();
     }
 
-    /// Fails if a process lives that was started here.
+    /// Fails if a process of this scene is alive.
     pub fn assert_nothing_left(&self) {
-        // A killed process whose parent is gone takes a moment to vanish.
+        // A killed process without a parent takes a moment to disappear.
         let deadline = Instant::now() + Duration::from_secs(2);
         while !self.processes().is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
@@ -276,7 +276,7 @@ impl Running {
         Self { child, stderr }
     }
 
-    /// What it has told people so far.
+    /// Its stderr so far.
     pub fn told(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap()
     }
@@ -285,7 +285,7 @@ impl Running {
         signal(self.child.id(), name);
     }
 
-    /// Whether it has not ended.
+    /// Whether it is still running.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -295,7 +295,7 @@ impl Running {
         self.wait_for(TIMEOUT)
     }
 
-    /// Waits for the end, which comes within `patience`.
+    /// Waits for the end, at most `patience`.
     pub fn wait_for(mut self, patience: Duration) -> Ended {
         let mut status = None;
         within(patience, "the launcher ends", || {
@@ -309,7 +309,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A test that failed meanwhile; the launcher takes its workers along.
+        // The test has failed. Stop the launcher, which stops its workers.
         if matches!(self.child.try_wait(), Ok(None)) {
             signal(self.child.id(), "TERM");
             let _ = self.child.wait();
@@ -355,30 +355,30 @@ fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The worker, which Cargo has built for these tests.
+/// The worker, which Cargo builds for these tests.
 pub fn worker_program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_fnet-worker"))
 }
 
-/// The launcher, which is another package's and must have been built before.
+/// The launcher, which belongs to another package and must already be built.
 pub fn launcher() -> PathBuf {
     let path = worker_program().with_file_name("fnet-launch");
-    assert!(path.is_file(), "{} is not there: run `cargo build --release --workspace` first", path.display());
+    assert!(path.is_file(), "{} does not exist: run `cargo build --release --workspace` first", path.display());
     path
 }
 
-/// A program of the Python environment that set-up made, if it is there; else says that `test` is skipped.
+/// A program of the Python environment from `make setup`. If it does not exist, prints that `test` is skipped.
 pub fn python_tool(name: &str, test: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin").join(name);
     if !path.is_file() {
-        println!("SKIPPED {test}: {} is not there", path.display());
+        println!("SKIPPED {test}: {} does not exist", path.display());
         return None;
     }
     Some(path)
 }
 
-/// Steps of an epoch with one image per worker: portrait and landscape images form groups, and each is filled up
-/// until all workers have as many.
+/// Steps per epoch with one image per worker. Portrait and landscape images form groups, and each is filled up so that
+/// all workers have the same number.
 pub fn steps(workers: usize) -> usize {
     let text = fs::read_to_string(shared_images().join("annotations/instances_train.json")).unwrap();
     let set: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -391,10 +391,10 @@ fn options() -> fnet_synth::Options {
     fnet_synth::Options { sides: 96..=128, objects: 1..=3, empty: 0.0, seed: 3, ..fnet_synth::Options::default() }
 }
 
-/// Images that no test changes, made once and kept between runs.
+/// Generated images that no test changes, kept between runs.
 pub fn shared_images() -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-images-{}", fnet_synth::FORMAT_VERSION));
-    let options = fnet_synth::Options { out: out.clone(), images: PICTURES, val_images: 8, ..options() };
+    let options = fnet_synth::Options { out: out.clone(), images: IMAGES, val_images: 8, ..options() };
     static MADE: Mutex<bool> = Mutex::new(false);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     if !*made {

@@ -1,4 +1,4 @@
-//! Comparisons of tensors, which may be stored in part.
+//! Comparisons of tensors, which may be stored partially.
 
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -6,11 +6,11 @@ use tch::{Kind, Tensor};
 use super::fixtures::skip;
 use super::report::Comparison;
 
-/// The bound of a stage that is fed the reference's input: of the greatest value of its output.
+/// The bound of a stage with MMDetection's input, relative to the maximum of its output.
 pub(super) const STAGE: f64 = 1e-4;
 
 impl Comparison<'_> {
-    /// Greatest difference over the greatest expected value, of what is stored of `expected`.
+    /// Compares the stored part of `expected`: the maximum difference relative to the maximum expected value.
     #[track_caller]
     pub(super) fn tensor(&self, what: &str, actual: &Tensor, expected: &Tensor, bound: f64) {
         self.at_most(
@@ -20,7 +20,7 @@ impl Comparison<'_> {
         );
     }
 
-    /// Number of differing values; none may differ.
+    /// Checks that no value differs.
     #[track_caller]
     pub(super) fn equal<T: PartialEq>(&self, what: &str, actual: &[T], expected: &[T]) {
         assert_eq!(actual.len(), expected.len(), "{what}: number of values");
@@ -28,12 +28,14 @@ impl Comparison<'_> {
         self.at_most(&format!("{what}, differing values"), differing as f64, 0.0);
     }
 
-    /// Shape, length, sum of absolute values and extremes of a whole tensor, of which the reference may keep a part
-    /// only; the extremes relative to the greatest value.
+    /// Compares shape, length, sum of absolute values and extremes of a full tensor, which may be stored partially. The
+    /// extremes are relative to the maximum.
     #[track_caller]
     pub(super) fn statistics(&self, what: &str, actual: &Tensor, expected: &Value) {
         if expected.is_null() {
-            return skip(&format!("the part about statistics of the whole ({what}), which the fixtures do not hold"));
+            return skip(&format!(
+                "the comparison of statistics of the full tensor ({what}), which are not in the fixtures"
+            ));
         }
         let number = |key: &str| expected[key].as_f64().unwrap_or_else(|| panic!("{what}: no statistic {key}"));
         let shape: Vec<i64> = serde_json::from_value(expected["shape"].clone()).unwrap();
@@ -47,7 +49,7 @@ impl Comparison<'_> {
             ("min", values.min(), greatest),
         ] {
             let off = (scalar(&actual) - number(name)).abs() / scale.max(f64::MIN_POSITIVE);
-            self.at_most(&format!("{what}, statistics of the whole, relative"), off, STAGE);
+            self.at_most(&format!("{what}, statistics of the full tensor, relative"), off, STAGE);
         }
     }
 }
@@ -74,20 +76,20 @@ pub(super) fn rows_of_four(tensor: &Tensor) -> Vec<[f32; 4]> {
     floats(tensor).as_chunks().0.to_vec()
 }
 
-/// Steps that the fixtures are made with: all, channels, channels of RoI features, mask RoIs.
+/// Strides that the fixtures use: all, channels, channels of RoI features, mask RoIs.
 const STEPS: [usize; 4] = [1, 4, 16, 6];
 
-/// Which of `whole` are kept if `kept` are: every n-th from the first. A usual n goes before another that fits.
+/// The indices of `kept` stored values out of `whole`: every n-th from the first. A usual n takes precedence.
 pub(super) fn kept(what: &str, whole: i64, kept: i64) -> Vec<i64> {
     let every = |step: usize| (0..whole).step_by(step);
     let step = STEPS.into_iter().chain(1..=whole.max(1) as usize).find(|&step| every(step).count() as i64 == kept);
     every(step.unwrap_or_else(|| panic!("{what}: {kept} of {whole} are stored, which is not every n-th"))).collect()
 }
 
-/// Every n-th of `actual` along each axis, as many as `expected` has.
+/// Every n-th value of `actual` along each axis, as many as `expected` has.
 pub(super) fn stored_part(what: &str, actual: &Tensor, expected: &Tensor) -> Tensor {
     let (own, stored) = (actual.size(), expected.size());
-    assert_eq!(own.len(), stored.len(), "{what} has shape {own:?}, the reference's {stored:?}");
+    assert_eq!(own.len(), stored.len(), "{what} has shape {own:?}, MMDetection's {stored:?}");
     let mut part = actual.shallow_clone();
     for (axis, (&own, &stored)) in own.iter().zip(&stored).enumerate() {
         if own != stored {
@@ -97,7 +99,7 @@ pub(super) fn stored_part(what: &str, actual: &Tensor, expected: &Tensor) -> Ten
     part
 }
 
-/// Greatest difference over the greatest expected value; 0 of nothing.
+/// Maximum difference relative to the maximum expected value; 0 for empty tensors.
 fn difference(what: &str, actual: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(actual.size(), expected.size(), "{what}: shape");
     if expected.numel() == 0 {

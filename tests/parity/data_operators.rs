@@ -1,5 +1,5 @@
-//! Stage "operators", the part of data and schedule: resizing, masks from polygons to targets and back into the
-//! image, orders of images, random permutations, learning rates.
+//! Stage "operators" for data and schedule: resizing, masks from polygons to targets and back into the image, orders of
+//! images, random permutations, learning rates.
 
 use hotcoco::types::Rle;
 use serde::de::DeserializeOwned;
@@ -47,7 +47,7 @@ fn parity_operators_resizing() {
     }
 }
 
-/// The sums are those of the tiny model's first image.
+/// Compares sums of the tiny model's first image.
 #[test]
 fn parity_operators_resizing_of_a_photograph() {
     let Some(operators) = Operators::open() else { return };
@@ -56,7 +56,7 @@ fn parity_operators_resizing_of_a_photograph() {
     for name in ["resize.320x240", "resize.777x611"] {
         let [new_height, new_width]: [usize; 2] = fact(&operators.facts[name]["hw"]);
         let resized = Bilinear::new((height as usize, width as usize), (new_height, new_width)).apply(&pixels);
-        // The reference counts blue first.
+        // MMDetection's first channel is blue.
         let sum = |channel: usize| resized.iter().skip(2 - channel).step_by(3).map(|&v| usize::from(v)).sum::<usize>();
         let expected: Vec<usize> = fact(&operators.facts[name]["sum"]);
         operators.compare(NAME).equal("sums of resized pixels", &[sum(0), sum(1), sum(2)], &expected);
@@ -92,7 +92,7 @@ fn parity_operators_sizes_of_resized_images() {
     }
 }
 
-/// The masks that the facts list as polygons.
+/// The masks of the polygons in the facts.
 fn polygons(facts: &Value) -> Vec<Rle> {
     let [height, width]: [usize; 2] = fact(&facts["mask_hw"]);
     let list = facts["mask_polygons"].as_array().unwrap().iter();
@@ -147,7 +147,7 @@ fn parity_operators_pasted_masks() {
         let (height, width) = (expected.size()[1] as usize, expected.size()[2] as usize);
         let pasted = paste_all(Probabilities { values: &values, side: 28 }, &boxes, (height, width), 0.5).unwrap();
         let pixels: Vec<u8> = pasted.iter().flat_map(hotcoco::mask::decode).collect();
-        // Run lengths go down the columns.
+        // Run lengths are column-major.
         compare.equal("pixels of pasted masks", &pixels, &bytes(&expected.transpose(1, 2)));
     }
 }
@@ -195,7 +195,7 @@ fn parity_operators_learning_rates() {
     for (name, expected) in operators.facts["lr_1x"].as_object().unwrap() {
         let (epoch, step) = name.strip_prefix("epoch").and_then(|name| name.split_once("_iter")).unwrap();
         let (epoch, step): (usize, usize) = (epoch.parse().unwrap(), step.parse().unwrap());
-        // Of the 7330 steps of an epoch.
+        // An epoch has 7330 steps.
         check(fnet_train::learning_rate(&schedule, 2e-4, epoch, epoch * 7330 + step), expected.as_f64().unwrap());
     }
     let schedule = Schedule { steps: vec![2, 3], ..schedule };

@@ -16,10 +16,10 @@ use super::heads::Heads;
 use super::image_files::ImageFiles;
 use super::report::Comparison;
 
-/// Scores of pixels from which on they belong to a mask.
+/// Minimum score of mask pixels.
 const MASK_THRESHOLD: f64 = 0.5;
 
-/// The reference's detections of one image, in its order.
+/// MMDetection's detections of one image, in its order.
 fn stored_result(meta: &ImageMeta, expected: &Value) -> ImageResult {
     let number = |value: &Value| value.as_f64().unwrap() as f32;
     let detection = |entry: &Value| Detection {
@@ -44,7 +44,7 @@ fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f64 {
     shared / (area(&a) + area(&b) - shared).max(f64::MIN_POSITIVE)
 }
 
-/// Pairs of (own, the reference's) detections of one image with one label and an IoU above .95.
+/// Pairs of fnet's and MMDetection's detections of one image with the same label and an IoU above .95.
 fn pairs<'r>(own: &'r ImageResult, expected: &'r ImageResult) -> Vec<(&'r Detection, &'r Detection)> {
     let mut free: Vec<&Detection> = own.detections.iter().collect();
     let mut found = Vec::new();
@@ -58,14 +58,14 @@ fn pairs<'r>(own: &'r ImageResult, expected: &'r ImageResult) -> Vec<(&'r Detect
     found
 }
 
-/// Pixels that belong to one of two masks only.
+/// Number of pixels in only one of two masks.
 fn pixels_apart(size: (u32, u32), a: &str, b: &str) -> usize {
     let [a, b] = [a, b].map(|counts| mask::decode(&mask::rle_from_string(counts, size.0, size.1).unwrap()));
     assert_eq!(a.len(), b.len());
     a.iter().zip(&b).filter(|(a, b)| a != b).count()
 }
 
-/// Run lengths of pairs: most are identical, and the others nearly.
+/// Compares run lengths of pairs: most must be identical, the others nearly.
 fn check_masks<'r>(compare: &Comparison<'_>, pairs: impl Iterator<Item = ((u32, u32), &'r str, &'r str)>) {
     let (mut count, mut equal, mut apart) = (0, 0, 0);
     for (size, own, expected) in pairs {
@@ -74,14 +74,14 @@ fn check_masks<'r>(compare: &Comparison<'_>, pairs: impl Iterator<Item = ((u32, 
         apart = apart.max(if own == expected { 0 } else { pixels_apart(size, own, expected) });
     }
     compare.at_least("share of identical RLEs", share(equal, count), 0.9);
-    compare.at_most("masks, differing pixels of the worst", apart as f64, 10.0);
+    compare.at_most("masks, differing pixels of the worst mask", apart as f64, 10.0);
 }
 
 fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
-/// Boxes, labels and scores, as far as rounding lets them be compared: by what they lie on.
+/// Compares boxes, labels and scores, matched by overlap because rounding may change the order.
 fn check_boxes(compare: &Comparison<'_>, own: &[ImageResult], expected: &[ImageResult]) {
     assert_eq!(own.len(), expected.len(), "number of images");
     let (mut matched, mut most, mut score, mut corner) = (0, 0, 0.0_f64, 0.0_f64);
@@ -96,11 +96,11 @@ fn check_boxes(compare: &Comparison<'_>, own: &[ImageResult], expected: &[ImageR
         }
     }
     compare.at_least("share of detections matched", share(matched, most), 0.995);
-    compare.at_most("scores, greatest difference", score, 2e-4);
-    compare.at_most("boxes, greatest difference in pixels", corner, 0.02);
+    compare.at_most("scores, maximum difference", score, 2e-4);
+    compare.at_most("boxes, maximum difference in pixels", corner, 0.02);
 }
 
-/// Everything that is said of detections on images.
+/// Compares detections completely.
 fn check_results(compare: &Comparison<'_>, own: &[ImageResult], expected: &[ImageResult]) {
     check_boxes(compare, own, expected);
     let all = own.iter().zip(expected).flat_map(|(own, expected)| {
@@ -110,7 +110,7 @@ fn check_results(compare: &Comparison<'_>, own: &[ImageResult], expected: &[Imag
     check_masks(compare, all);
 }
 
-/// The reference keeps boxes in the network's frame too; those are of an image that was not scaled.
+/// The metadata of an image that was not scaled, for MMDetection's boxes in the network's frame.
 fn without_scale(meta: &ImageMeta) -> ImageMeta {
     ImageMeta { scale_factor: [1.0; 4], ..meta.clone() }
 }
@@ -142,7 +142,7 @@ fn parity_final_boxes() {
             check_boxes(&compare, &[own], &[expected]);
         }
     }
-    assert_eq!(start, rois.size()[0], "the RoIs are those of the proposals");
+    assert_eq!(start, rois.size()[0], "the number of RoIs equals the number of proposals");
 }
 
 /// Detections without masks.
@@ -164,7 +164,7 @@ fn parity_pasted_masks() {
     let (mut own, mut wanted, mut first) = (Vec::new(), Vec::new(), 0);
     for (image, meta) in metas.iter().enumerate() {
         let count = labels[image].size()[0];
-        // Places of the kept rows among the masks, and among the image's detections.
+        // Indices of the kept rows among the masks, and among the image's detections.
         let of_image = rows.iter().zip(0_i64..).filter(|(row, _)| (first..first + count).contains(*row));
         let (places, masks): (Vec<i64>, Vec<i64>) = of_image.map(|(row, place)| (row - first, place)).unzip();
         first += count;
@@ -207,7 +207,7 @@ fn parity_end_to_end_batch() {
     check_results(&fixtures.compare("end to end"), &own, &expected);
 }
 
-/// From the files of the images, each with its own padding, to run lengths.
+/// From image files, each with its own padding, to run lengths.
 #[test]
 fn parity_end_to_end_single_images() {
     let Some(fixtures) = Fixtures::open() else { return };

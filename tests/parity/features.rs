@@ -1,4 +1,4 @@
-//! Stages "backbone", "FPN" and "RPN": from the images to what the heads read.
+//! Stages "backbone", "FPN" and "RPN": from the images to the inputs of the heads.
 
 use tch::Tensor;
 
@@ -10,7 +10,7 @@ use super::fixtures::{Fixtures, Tensors};
 use super::inputs::{LEVELS, backbone, features, levels, maps};
 use super::report::Comparison;
 
-/// The RPN's answers against the stored ones of all levels.
+/// Compares the RPN's outputs with the stored ones of all levels.
 pub(super) fn check_rpn(compare: &Comparison<'_>, actual: &RpnOutput, stored: &Tensors) {
     assert_eq!((actual.logits.len(), actual.anchors.levels.len()), (LEVELS, LEVELS));
     for (level, &size) in actual.anchors.levels.iter().enumerate() {
@@ -20,7 +20,7 @@ pub(super) fn check_rpn(compare: &Comparison<'_>, actual: &RpnOutput, stored: &T
     }
 }
 
-/// Levels against what is stored of them, and against the statistics of the whole.
+/// Compares levels with their stored parts and with statistics of the full tensors.
 fn check_levels(fixtures: &Fixtures, stage: &'static str, name: &str, what: &str, actual: &[Tensor]) {
     let (expected, compare) = (fixtures.tensors("eval_batch"), fixtures.compare(stage));
     for (level, actual) in actual.iter().enumerate() {
@@ -57,7 +57,7 @@ fn parity_backbone_of_single_images() {
     }
 }
 
-/// The two forms of the partial convolution do the same arithmetic.
+/// Both implementations of the partial convolution compute the same values.
 #[test]
 fn parity_backbone_slicing_equals_split_cat_to_the_last_bit() {
     let Some(fixtures) = Fixtures::open() else { return };
@@ -71,12 +71,12 @@ fn parity_backbone_slicing_equals_split_cat_to_the_last_bit() {
     for (actual, expected) in backbone(&slicing, &images).iter().zip(backbone(&split_cat, &images)) {
         assert_eq!(actual.size(), expected.size());
         let differing = super::compare::scalar(&actual.ne_tensor(&expected).sum(tch::Kind::Double));
-        fixtures.compare("backbone").at_most("slicing against split_cat, differing values", differing, 0.0);
+        fixtures.compare("backbone").at_most("slicing vs. split_cat, differing values", differing, 0.0);
     }
     assert_eq!(images, given, "the images were changed");
 }
 
-/// BatchNorm folded into the convolutions, in both forms of the partial convolution.
+/// BatchNorm fused into the convolutions, with both implementations of the partial convolution.
 #[test]
 fn parity_backbone_with_fused_norms() {
     let Some(fixtures) = Fixtures::open() else { return };
@@ -91,7 +91,7 @@ fn parity_backbone_with_fused_norms() {
         fused.fuse_conv_bn().unwrap();
         let actual = backbone(&fused, &images);
         for (actual, expected) in actual.iter().zip(&expected) {
-            fixtures.compare("backbone").tensor("fused norms against plain", actual, expected, 1e-5);
+            fixtures.compare("backbone").tensor("fused vs. unfused norms", actual, expected, 1e-5);
         }
         check_levels(&fixtures, "backbone", "backbone", "4 levels, fused norms", &actual);
         assert!(parameters.iter().zip(&before).all(|((_, _, now), before)| now == before), "parameters were changed");

@@ -1,4 +1,4 @@
-//! Finds and reads the reference's numbers.
+//! Finds and reads MMDetection's numbers.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -19,19 +19,19 @@ use super::report::Comparison;
 const FIXTURES: &str = "FNET_PARITY_FIXTURES";
 const TEST_DATA: &str = "FNET_TEST_DATA";
 
-/// One model of the reference: architecture, weights, and the inputs and outputs of every stage.
+/// One model of MMDetection: architecture, weights, and the inputs and outputs of every stage.
 pub(super) struct Fixtures {
     folder: PathBuf,
     name: String,
     pub(super) meta: Value,
 }
 
-/// Says that this test, or a part of it, is skipped, past the harness's capture.
+/// Prints that this test, or a part of it, is skipped. The line is not captured by the test harness.
 pub(super) fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let line = format!("SKIPPED {}: {reason}\n", test.rsplit("::").next().unwrap_or(test));
-    // In one piece, among the lines of other tests; a closed stderr is no fault of the numbers.
+    // Write the line in one piece, because other tests print too. A closed stderr must not fail the test.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
@@ -39,7 +39,8 @@ fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// A file or folder of the reference below FNET_TEST_DATA; says that the test is skipped where that is unset.
+/// A file or folder with MMDetection's numbers below FNET_TEST_DATA. If the variable is unset, prints that the test is
+/// skipped.
 pub(super) fn reference(name: &str) -> Option<PathBuf> {
     let Some(root) = variable(TEST_DATA) else {
         skip(&format!("{TEST_DATA} is unset"));
@@ -50,7 +51,7 @@ pub(super) fn reference(name: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Inputs and outputs of the operators: below FNET_TEST_DATA, or beside the folder of FNET_PARITY_FIXTURES.
+/// Inputs and outputs of the operators: below FNET_TEST_DATA, or next to the folder of FNET_PARITY_FIXTURES.
 pub(super) struct Operators {
     pub(super) tensors: Tensors,
     pub(super) facts: Value,
@@ -62,7 +63,7 @@ impl Operators {
         let folders = [variable(TEST_DATA).map(|root| root.join("reference")), beside()];
         let folders = folders.into_iter().flatten().map(|folder| folder.join("fixtures_ops"));
         let Some(folder) = folders.into_iter().find(|folder| folder.is_dir()) else {
-            skip(&format!("there is no fixtures_ops below {TEST_DATA} or beside {FIXTURES}"));
+            skip(&format!("there is no fixtures_ops below {TEST_DATA} or next to {FIXTURES}"));
             return None;
         };
         let facts = read_json(&required(&folder, "ops.json"));
@@ -82,7 +83,7 @@ fn required(folder: &Path, name: &str) -> PathBuf {
 
 fn read_json(path: &Path) -> Value {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
-    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{} is not valid JSON: {error}", path.display()))
 }
 
 /// Named tensors of one file.
@@ -94,7 +95,7 @@ pub(super) struct Tensors {
 impl Tensors {
     pub(super) fn read(path: &Path) -> Self {
         let read = Tensor::read_safetensors(path);
-        let map = read.unwrap_or_else(|error| panic!("{} is no safetensors file: {error}", path.display()));
+        let map = read.unwrap_or_else(|error| panic!("{} is not a safetensors file: {error}", path.display()));
         Self { path: path.to_owned(), map: map.into_iter().collect() }
     }
 
@@ -102,17 +103,17 @@ impl Tensors {
         self.map.get(name)
     }
 
-    /// The tensor called `name`; says that a part of the test is skipped if it is not stored.
+    /// The tensor called `name`. If it is not stored, prints that a part of the test is skipped.
     pub(super) fn optional(&self, name: &str) -> Option<&Tensor> {
         if self.find(name).is_none() {
-            skip(&format!("the part about {name}, which {} does not hold", self.path.display()));
+            skip(&format!("the comparison of {name}, which is not in {}", self.path.display()));
         }
         self.find(name)
     }
 
     pub(super) fn get(&self, name: &str) -> Tensor {
         let found = self.find(name);
-        found.unwrap_or_else(|| panic!("{} holds no tensor {name}", self.path.display())).shallow_clone()
+        found.unwrap_or_else(|| panic!("{} has no tensor {name}", self.path.display())).shallow_clone()
     }
 
     /// `name.0`, `name.1`, ...
@@ -130,11 +131,11 @@ impl Tensors {
 }
 
 impl Fixtures {
-    /// The folder that FNET_PARITY_FIXTURES names, else the tiny model's below FNET_TEST_DATA.
+    /// The folder FNET_PARITY_FIXTURES, or else the tiny model's folder below FNET_TEST_DATA.
     pub(super) fn open() -> Option<Self> {
         let folder = match variable(FIXTURES) {
             Some(folder) => {
-                assert!(folder.is_dir(), "{FIXTURES} is {}, which is no folder", folder.display());
+                assert!(folder.is_dir(), "{FIXTURES} is {}, which is not a folder", folder.display());
                 folder
             }
             None => reference("fixtures_tiny")?,
@@ -148,7 +149,7 @@ impl Fixtures {
         Comparison::new(stage, &self.name)
     }
 
-    /// A file of the folder that need not be there; says that the test is skipped if it is not.
+    /// An optional file of the folder. If it does not exist, prints that the test is skipped.
     pub(super) fn optional(&self, name: &str) -> Option<PathBuf> {
         let path = self.folder.join(name);
         if path.is_file() {
@@ -170,8 +171,8 @@ impl Fixtures {
         read_json(&required(&self.folder, &format!("{name}.json")))
     }
 
-    /// The architecture; what `arch` does not say is as in the reference's detection configs. No branch is dropped,
-    /// whatever the rate: so were the numbers made.
+    /// The architecture. Fields that are not in `arch` are as in MMDetection's configs. No branch is dropped, as in the
+    /// run that produced the numbers.
     pub(super) fn config(&self) -> config::Model {
         let arch = &self.meta["arch"];
         assert!(arch.is_object(), "{}: meta.json has no arch", self.folder.display());
@@ -197,13 +198,13 @@ impl Fixtures {
         model.backbone.activation = match arch.get("act_layer").and_then(Value::as_str) {
             None | Some("RELU") => Activation::Relu,
             Some("GELU") => Activation::Gelu,
-            Some(other) => panic!("arch.act_layer of meta.json is {other:?}: RELU or GELU is expected"),
+            Some(other) => panic!("arch.act_layer of meta.json is {other:?}; expected RELU or GELU"),
         };
         model.backbone.drop_path_rate = 0.0;
         model
     }
 
-    /// The model with the reference's weights: `ckpt.safetensors`, else `ckpt.pth`.
+    /// The model with MMDetection's weights: `ckpt.safetensors`, or else `ckpt.pth`.
     pub(super) fn model(&self) -> (MaskRcnn, Parameters) {
         self.model_of(&self.config())
     }
@@ -220,7 +221,7 @@ impl Fixtures {
         (model, parameters)
     }
 
-    /// Geometry of the images; `key` is `img_metas` or `single_img_metas`.
+    /// Geometry of the images. `key` is `img_metas` or `single_img_metas`.
     pub(super) fn metas(&self, key: &str) -> Vec<ImageMeta> {
         let metas = self.meta[key].as_array().unwrap_or_else(|| panic!("meta.json has no list {key}"));
         metas.iter().map(|meta| image_meta(if meta.is_array() { &meta[0] } else { meta })).collect()
@@ -235,7 +236,7 @@ impl Fixtures {
     }
 }
 
-/// Loads every tensor of the model from `path`, which holds nothing else.
+/// Loads every tensor of the model from `path`, which must contain no others.
 pub(super) fn load_all(path: &Path, parameters: &Parameters) {
     let summary = Weights::open(path).and_then(|weights| weights.load_detector(parameters, Need::All));
     let summary = summary.unwrap_or_else(|error| panic!("{error}"));
@@ -263,7 +264,7 @@ fn target(data: &Tensors, image: usize) -> Target {
 
 fn image_meta(meta: &Value) -> ImageMeta {
     let size = |key: &str| {
-        let value = |axis: usize| meta[key][axis].as_u64().unwrap_or_else(|| panic!("an image's {key} is no size"));
+        let value = |axis: usize| meta[key][axis].as_u64().unwrap_or_else(|| panic!("an image's {key} is not a size"));
         (value(0) as usize, value(1) as usize)
     };
     ImageMeta {

@@ -8,7 +8,7 @@ use super::compare::{STAGE, integers, kept};
 use super::fixtures::{Fixtures, Tensors};
 use super::inputs::{backbone, levels, stored_or};
 
-/// What the heads are fed in the evaluation of the batch.
+/// The inputs of the heads in the evaluation of the batch.
 pub(super) struct Heads {
     pub(super) fixtures: Fixtures,
     pub(super) model: MaskRcnn,
@@ -26,7 +26,7 @@ impl Heads {
         Some(Self { fixtures, model, stored, levels, _parameters: parameters })
     }
 
-    /// The RoIs of which features and logits of masks are stored: all of `mask_rois`, or every n-th.
+    /// The RoIs with stored mask features and logits: all of `mask_rois`, or every n-th.
     fn mask_rois(&self) -> Tensor {
         let (rois, stored) = (self.stored.get("mask_rois"), self.stored.get("mask_feats"));
         rois.index_select(0, &Tensor::from_slice(&kept("mask_feats", rois.size()[0], stored.size()[0])))

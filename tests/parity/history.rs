@@ -1,9 +1,9 @@
-//! Stage "five steps": training goes on as the reference's does, as far as rounding allows.
+//! Stage "five steps": training continues as in MMDetection, as far as rounding allows.
 //!
-//! Rounding noise grows by orders of magnitude with every step: one proposal that changes its rank changes what the box
-//! head learns from. So the distance to the reference is held against the distance of the reference from itself, after
-//! its input was disturbed by 1e-7 and 1e-6, and the same growth is shown between two runs of fnet that differ in the
-//! number of threads alone.
+//! Rounding noise grows by orders of magnitude with every step, because one proposal that changes its rank changes the
+//! samples of the box head. The distance to MMDetection is therefore compared with MMDetection's own noise: the
+//! distance between runs with inputs perturbed by 1e-7 and 1e-6. Two runs of fnet that differ only in the number of
+//! threads show the same growth.
 
 use serde_json::Value;
 use tch::Tensor;
@@ -38,20 +38,19 @@ fn train(fixtures: &Fixtures, steps: usize, rate: f64, threads: i32) -> History 
     (0..steps as u64).map(step).collect()
 }
 
-/// Greatest relative difference of the values of one step.
+/// Maximum relative difference of the values of one step.
 fn apart(own: &[(&str, f64)], expected: impl Fn(&str) -> f64) -> f64 {
     let off = |&(name, value): &(&str, f64)| (value - expected(name)).abs() / expected(name).abs().max(1e-9);
     own.iter().map(off).fold(0.0, f64::max)
 }
 
-/// The least bounds of the second step and of those after it: a flip of two proposals may come at any time.
+/// The minimum bounds of the second step and of later steps, because two proposals may change places at any time.
 const LEAST: [f64; 2] = [0.02, 0.2];
-/// The greatest bound: no step is so noisy that its losses say nothing.
+/// The maximum bound.
 const MOST: f64 = 0.5;
 
-/// The bound of each step. The first has no history, and is exact if it starts from the same proposals. For the others
-/// it follows from the reference's own noise, the greatest so far, with a factor for the few samples of it that there
-/// are.
+/// The bound of each step. The first step has no history and is exact if it starts from the same proposals. The other
+/// bounds are MMDetection's own noise, the maximum so far, times a factor because there are few samples of it.
 fn bounds(meta: &Value, steps: usize, same_proposals: bool) -> Vec<f64> {
     let runs = meta["stability_train_first_max_rel_logvar_diff_per_step"].as_object();
     let mut greatest = 0.0_f64;
@@ -83,10 +82,10 @@ fn parity_five_steps() {
         let reference = |name: &str| expected[step][name].as_f64().unwrap();
         for own in [&one, &two] {
             let off = apart(&own[step], reference);
-            compare.at_most(&format!("step {number}, values against the reference, relative"), off, bound);
+            compare.at_most(&format!("step {number}, values vs. MMDetection, relative"), off, bound);
         }
         let other = |name: &str| two[step].iter().find(|(known, _)| *known == name).unwrap().1;
         let off = apart(&one[step], other);
-        compare.at_most(&format!("step {number}, values of 1 against 2 threads, relative"), off, bound);
+        compare.at_most(&format!("step {number}, values of 1 vs. 2 threads, relative"), off, bound);
     }
 }

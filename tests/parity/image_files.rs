@@ -1,4 +1,4 @@
-//! The fixtures' images as files with an annotation file, as the data path reads them.
+//! The fixtures' images as files with an annotation file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use fnet_data::{Batch, Dataset, Loader, Split, TestOptions, TrainOptions};
 
 use super::fixtures::{Fixtures, Tensors};
 
-/// Images on the disk. Where the fixtures hold the files themselves (`data/images`, `data/instances.json`), these are
-/// taken; else the decoded pixels are written as PNG, with the annotations' boxes.
+/// Images on disk. If the fixtures contain the files (`data/images`, `data/instances.json`), these are used. Otherwise
+/// the decoded pixels are written as PNG, with the boxes as annotations.
 pub(super) struct ImageFiles {
     config: config::Data,
     dataset: Arc<Dataset>,
-    /// Places of the fixtures' images in the data set.
+    /// Indices of the fixtures' images in the data set.
     indices: Vec<usize>,
-    /// Whether the annotations are the reference's own, with its masks.
+    /// Whether the annotations are the original ones, with masks.
     pub(super) annotated: bool,
     _made: Option<TempDir>,
 }
@@ -52,7 +52,7 @@ impl ImageFiles {
         Loader::train(Arc::clone(&self.dataset), &config, &self.indices, &options).unwrap().next().unwrap().unwrap()
     }
 
-    /// Each image alone, as at evaluation.
+    /// Each image separately, as at evaluation.
     pub(super) fn singles(&self) -> Vec<Batch> {
         let options = TestOptions::default();
         let loader = Loader::test(Arc::clone(&self.dataset), &self.config, &self.indices, &options).unwrap();
@@ -82,15 +82,15 @@ fn config(fixtures: &Fixtures, root: &Path) -> config::Data {
     config
 }
 
-/// The bounds `[long side, short side]` that the images were resized to fit: together they touch both.
+/// The scale `[long side, short side]` of the resized images. Together they touch both bounds.
 fn scale(fixtures: &Fixtures) -> [usize; 2] {
     let sizes: Vec<_> = fixtures.metas("img_metas").iter().map(|meta| meta.image_size).collect();
     let greatest = |side: fn(&(usize, usize)) -> usize| sizes.iter().map(side).max().unwrap_or(1);
     [greatest(|size| size.0.max(size.1)), greatest(|size| size.0.min(size.1))]
 }
 
-/// Writes the decoded pixels as lossless images, and the boxes that the reference read as their annotations. The
-/// masks are rectangles: the fixtures keep them resized only.
+/// Writes the decoded pixels as lossless images, with MMDetection's boxes as annotations. The masks are rectangles,
+/// because the fixtures have only resized masks.
 fn write(fixtures: &Fixtures, names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let data = fixtures.tensors("data");

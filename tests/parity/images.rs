@@ -27,10 +27,12 @@ fn check_geometry(compare: &Comparison<'_>, actual: &[ImageMeta], expected: &[Im
     compare.equal("sizes and scale factors", &facts(actual), &facts(expected));
 }
 
-/// `prefix` is that of the stored objects.
+/// `prefix` is the prefix of the stored objects.
 fn check_objects(compare: &Comparison<'_>, files: &ImageFiles, batch: &Batch, data: &Tensors, prefix: &str) {
     if !files.annotated {
-        skip("the part about masks: the fixtures hold no data/instances.json; fixtures_ops has masks from polygons on");
+        skip(
+            "the comparison of masks: the fixtures have no data/instances.json; fixtures_ops has masks from polygons on",
+        );
     }
     for (image, target) in batch.targets.iter().enumerate() {
         let boxes = Tensor::from_slice(target.boxes.as_flattened()).reshape([-1, 4]);
@@ -49,7 +51,7 @@ fn parity_image_decoding() {
     let Some(fixtures) = Fixtures::open() else { return };
     let files = ImageFiles::open(&fixtures);
     if !files.annotated {
-        return skip("the fixtures hold no data/images");
+        return skip("the fixtures have no data/images");
     }
     let data = fixtures.tensors("data");
     for (image, path) in files.paths().iter().enumerate() {

@@ -1,15 +1,16 @@
-//! The parity suite: the same weights and inputs go into fnet as went into the reference, and every stage's outputs are
-//! compared with the reference's. docs/parity.md has the stages, their bounds, what was measured, and how to run it.
+//! The parity suite: fnet gets the same weights and inputs as [MMDetection
+//! 2.25](https://github.com/open-mmlab/mmdetection/tree/v2.25.0), and the outputs of every stage are compared.
+//! docs/parity.md describes the stages, their bounds, the measurements, and how to run the suite.
 //!
-//! A stage is fed what the reference stored as its input, so that a fault shows in the stage that has it; where the
-//! reference kept a part of a tensor only, the stage is fed what fnet's stage before gives. The numbers come from the
-//! folder that `FNET_PARITY_FIXTURES` names, else from `reference/fixtures_tiny` below `FNET_TEST_DATA`, and nothing here
-//! depends on which model, images or number of objects they are of.
+//! The input of a stage is MMDetection's stored tensor, so that an error shows in the stage that has it. If only a part
+//! of the tensor is stored, the input is the output of fnet's previous stage. The numbers come from the folder
+//! `FNET_PARITY_FIXTURES`, or else from `reference/fixtures_tiny` below `FNET_TEST_DATA`. The tests do not depend on
+//! the model, the images or the number of objects.
 //!
 //! Every test's name begins with `parity_`: `cargo test --release --workspace parity` runs the suite, and the end-to-end
 //! comparisons of the black-box tests with it.
 
-// clippy.toml lets functions marked as tests do these; their helpers are the same.
+// clippy.toml allows these in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod compare;

@@ -1,4 +1,4 @@
-//! Stage "operators", the network's part: anchors, assignment, sampling, box coding, suppression, RoIAlign.
+//! Stage "operators" for the network: anchors, assignment, sampling, box coding, NMS, RoIAlign.
 
 use tch::{Device, Kind, Tensor};
 
@@ -14,7 +14,7 @@ use super::compare::{STAGE, floats, integers};
 use super::fixtures::Operators;
 
 const NAME: &str = "operators";
-/// Pixels of the image for each of the feature map that RoIAlign reads.
+/// Stride of the feature map that RoIAlign reads.
 const ROI_STRIDE: usize = 8;
 
 #[test]
@@ -76,7 +76,7 @@ fn parity_operators_sampling() {
         let count = positive.len() + negative.len();
         let positive_fraction = positive.len() as f64 / count as f64;
         let actual = sample(&assigned, &Sampler { count, positive_fraction, add_ground_truth }, &mut First);
-        // The stored choice was random: its numbers and its kinds are the rule's.
+        // The stored choice was random, so compare only its sizes and kinds.
         compare.equal(
             "sizes of samples",
             &[actual.positive.len(), actual.negative.len()],
@@ -101,7 +101,7 @@ fn parity_operators_box_coding() {
             pairs.flat_map(|(roi, object)| encode(roi, object, &stds.map(|std: f64| std as f32))).collect();
         let encoded = Tensor::from_slice(&encoded).reshape([-1, 4]);
         compare.tensor("encoded boxes", &encoded, &stored.get(&format!("coder.encode.{name}")), STAGE);
-        // The clipped boxes touch the right and the lower border of their image.
+        // The clipped boxes touch the right and the bottom border of their image.
         let clipped = stored.get(&format!("coder.decode.{name}"));
         let corners = clipped.reshape([-1, 2, 2]).amax([0, 1], false).repeat([2]).reshape([1, 1, 4]);
         for (limits, expected) in [(None, stored.get(&format!("coder.decode_noclip.{name}"))), (Some(corners), clipped)]
@@ -123,11 +123,11 @@ fn parity_operators_suppression() {
     }
     for (name, split) in [("nms.batched_0.7.keep", i64::MAX), ("nms.batched_split.keep", 0)] {
         let actual = integers(&batched_nms_with(&boxes, &scores, &groups, 0.7, split).unwrap());
-        compare.equal("boxes of groups kept", &actual, &stored.integers(name));
+        compare.equal("boxes kept per group", &actual, &stored.integers(name));
     }
 }
 
-/// Of scores `[rows, classes + 1]` those above .05, row by row, then the suppression inside of each class.
+/// Selects scores above .05 of `[rows, classes + 1]` row by row, then applies NMS per class.
 #[test]
 fn parity_operators_suppression_of_classes() {
     let Some(operators) = Operators::open() else { return };

@@ -1,8 +1,8 @@
-//! Stage "mixed precision": bfloat16 and float16 against the reference's float32 numbers, with bounds of their own.
+//! Stage "mixed precision": bfloat16 and float16 vs. MMDetection's float32 numbers, with separate bounds.
 //!
-//! Bfloat16 keeps 8 significant bits and float16 keeps 11. A value comes out right to about its last bits; a gradient,
-//! which sums many terms of either sign, is off by a share of its length. On the CPU float16 is slow, so it is compared
-//! on small models only.
+//! Bfloat16 has 8 significant bits and float16 has 11. A value is correct to about its last bits. A gradient, which
+//! sums many terms of both signs, has an error proportional to its length. Float16 is slow on the CPU, so it is
+//! compared only for small models.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,26 +24,26 @@ use super::report::Comparison;
 use super::samples;
 use super::training::{adamw_step, check_distances, check_norms, is_canceled, optimizer};
 
-/// Weights of the largest model that is compared in float16 on the CPU.
+/// Maximum number of weights of a model that is compared in float16 on the CPU.
 const SMALL: usize = 5_000_000;
 
-/// How far a type may lie from float32; about twice what was measured for the small model.
+/// Bounds of the difference from float32: about twice the measured values of the small model.
 struct Bounds {
     amp: Amp,
     name: &'static str,
-    /// Values of maps and deltas of boxes, over the greatest.
+    /// Values of maps and box deltas, relative to the maximum.
     values: f64,
     /// Scores and mask probabilities.
     probabilities: f64,
     /// Each loss, relative.
     losses: f64,
-    /// Each parameter's gradient, over its length.
+    /// Each parameter's gradient, relative to its length.
     gradients: f64,
-    /// Length of the whole gradient, relative.
+    /// Length of the full gradient, relative.
     total: f64,
-    /// Each running statistic, over the greatest of its layer.
+    /// Each running statistic, relative to the maximum of its layer.
     statistics: f64,
-    /// One less the cosine between the whole update and the reference's.
+    /// 1 - cosine of the angle between the full update and MMDetection's.
     update: f64,
 }
 
@@ -72,7 +72,7 @@ const FP16: Bounds = Bounds {
 };
 
 impl Bounds {
-    /// The bounds of a model: errors of rounding add up over its blocks.
+    /// The bounds of a model. Rounding errors accumulate over its blocks.
     fn of(&self, config: &config::Model) -> Self {
         let blocks = config.backbone.depths.iter().sum::<usize>();
         let factor = (blocks as f64 / 5.0).max(1.0).sqrt();
@@ -92,7 +92,7 @@ impl Bounds {
         format!("{}: {what}", self.name)
     }
 
-    /// Whether the fixtures' model is too large for this type on the CPU; says so.
+    /// Whether the fixtures' model is too large for this type on the CPU. Prints it if so.
     fn is_too_slow(&self, parameters: &Parameters) -> bool {
         let slow = self.amp == Amp::Fp16 && parameters.count() > SMALL;
         if slow {
@@ -102,7 +102,7 @@ impl Bounds {
     }
 }
 
-/// Losses with the stored samples, and their unscaled gradients in the parameters.
+/// Computes the losses with the stored samples, and their unscaled gradients in the parameters.
 fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp) -> Losses {
     let tensors: Vec<Tensor> = parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect();
     let before: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.copy()).collect();
@@ -113,7 +113,7 @@ fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp
         if !torch_ext::optim::unscale(&tensors, scale).unwrap() {
             return losses;
         }
-        // A step whose gradients overflow is left out in training, and the factor is halved.
+        // As in training, a step with overflowing gradients is skipped and the scale is halved.
         torch_ext::optim::clear_gradients(&tensors).unwrap();
         parameters.buffers().zip(&before).for_each(|((_, buffer), before)| buffer.shallow_clone().copy_(before));
         scale /= 2.0;
@@ -127,7 +127,7 @@ fn forward(fixtures: &Fixtures, model: &MaskRcnn, amp: Amp) -> Losses {
     let images = batch.images.values(Device::Cpu).unwrap();
     let features = model.backbone.forward(&images, Statistics::Batch, None).unwrap();
     let levels = model.neck.forward(&features).unwrap();
-    // As in training the head runs without gradient first, which must not spoil the kept casts of its parameters.
+    // As in training, the head first runs without gradient, which must not affect the cached casts of its parameters.
     let rpn = tch::no_grad(|| model.rpn.forward(&levels)).unwrap();
     let anchors = samples::anchors(model, &rpn.anchors, &batch, &stored);
     let rois = samples::rois(&stored, batch.metas.len(), fixtures.config().num_classes as i64);
@@ -141,7 +141,7 @@ fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expe
         assert_eq!(actual.kind(), Kind::Float, "{name}");
         let (off, expected) = (scalar(actual) - expected[name].as_f64().unwrap(), expected[name].as_f64().unwrap());
         if name == "acc" {
-            // A few of the proposals may change sides.
+            // A few proposals may change their class.
             compare.at_most(&bounds.what("accuracy, percent"), off.abs(), 0.5);
         } else {
             compare.at_most(&bounds.what("losses, relative"), off.abs() / expected.max(1e-3), bounds.losses);
@@ -149,7 +149,7 @@ fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expe
     }
 }
 
-/// The gradients, each as a whole if the reference keeps them, else by its length.
+/// Compares each gradient, or only its length if gradients are not stored.
 fn check_gradients(compare: &Comparison<'_>, bounds: &Bounds, parameters: &Parameters, fixtures: &Fixtures) {
     let json = fixtures.json("train_first");
     check_norms(compare, &bounds.what("gradients, L2 norm"), parameters, &json, (bounds.gradients, bounds.total));
@@ -163,7 +163,8 @@ fn check_statistics(compare: &Comparison<'_>, bounds: &Bounds, parameters: &Para
     }
 }
 
-/// One AdamW update against that of `exact`'s gradients: each parameter's length, and the direction of the whole.
+/// Compares one AdamW update with that of `exact`'s gradients: the length per parameter, and the direction of the full
+/// update.
 fn check_update(compare: &Comparison<'_>, bounds: &Bounds, models: [&Parameters; 2], stored: &Value) {
     let rate = optimizer(stored).1;
     let updates = models.map(|parameters| adamw_step(parameters, stored));
@@ -174,13 +175,13 @@ fn check_update(compare: &Comparison<'_>, bounds: &Bounds, models: [&Parameters;
         if !is_canceled(name) {
             let expected = stored["param_delta_l2"][name].as_f64().unwrap();
             let off = (length(&own) - expected).abs() / expected.max(rate);
-            compare.at_most(&bounds.what("AdamW step, length of every parameter's, relative"), off, bounds.total);
+            compare.at_most(&bounds.what("AdamW step, length per parameter, relative"), off, bounds.total);
         }
         product += scalar(&(&own * &exact).sum(Kind::Double));
         squares = [squares[0] + length(&own).powi(2), squares[1] + length(&exact).powi(2)];
     }
     let cosine = product / (squares[0] * squares[1]).sqrt();
-    compare.at_most(&bounds.what("AdamW step, one less the cosine of the whole"), 1.0 - cosine, bounds.update);
+    compare.at_most(&bounds.what("AdamW step, 1 - cosine of the full update"), 1.0 - cosine, bounds.update);
 }
 
 fn check_step(bounds: &Bounds) {
@@ -212,7 +213,7 @@ fn most_apart(actual: &Tensor, expected: &Tensor) -> f64 {
     scalar(&(actual - expected).abs().max())
 }
 
-/// Backbone, pyramid and proposal head from the images, and box head at the stored RoIs.
+/// Compares backbone, pyramid and RPN head from the images, and the box head at the stored RoIs.
 fn check_stages(compare: &Comparison<'_>, bounds: &Bounds, model: &MaskRcnn, images: &Tensor, stored: &Tensors) {
     let features = model.backbone.forward(images, Statistics::Running, None).unwrap();
     let levels = model.neck.forward(&features).unwrap();
@@ -220,13 +221,13 @@ fn check_stages(compare: &Comparison<'_>, bounds: &Bounds, model: &MaskRcnn, ima
     for (name, maps) in [("backbone", &features), ("fpn", &levels)] {
         for (level, map) in maps.iter().enumerate() {
             let expected = stored.get(&format!("{name}.{level}"));
-            compare.tensor(&bounds.what(&format!("{name}, every level")), map, &expected, bounds.values);
+            compare.tensor(&bounds.what(&format!("{name}, per level")), map, &expected, bounds.values);
         }
     }
     for (level, &size) in rpn.anchors.levels.iter().enumerate() {
         for (name, answers) in [("rpn_cls", &rpn.logits), ("rpn_reg", &rpn.deltas)] {
             let (own, expected) = (maps(&answers[level], size), stored.get(&format!("{name}.{level}")));
-            compare.tensor(&bounds.what(&format!("{name}, every level")), &own, &expected, bounds.values);
+            compare.tensor(&bounds.what(&format!("{name}, per level")), &own, &expected, bounds.values);
         }
     }
     let head = &model.roi_head;
@@ -279,7 +280,7 @@ fn parity_fp16_inference_stage_by_stage() {
     check_inference(&FP16);
 }
 
-/// Average precision of boxes and masks of the reference's trained detector on its 16 images; `None` without data.
+/// Average precision of boxes and masks of MMDetection's trained detector on its 16 images. `None` without data.
 fn average_precision(amp: &str) -> Option<[f64; 2]> {
     let weights = reference("trained_tiny/ckpt.pth")?;
     let data = reference("../data/coco_mini")?;
@@ -299,7 +300,7 @@ fn average_precision(amp: &str) -> Option<[f64; 2]> {
 
 #[test]
 fn parity_average_precision_of_a_trained_detector_in_narrow_types() {
-    // What the reference's evaluation of these weights gave, in float32.
+    // MMDetection's results for these weights, in float32.
     let expected = [("boxes", 0.8034), ("masks", 0.7024)];
     for (amp, bound) in [("bf16", 0.03), ("fp16", 0.01)] {
         let Some(actual) = average_precision(amp) else { return };

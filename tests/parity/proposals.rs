@@ -1,7 +1,7 @@
-//! Stage "proposals": from the RPN's stored outputs to the boxes that the heads look at.
+//! Stage "proposals": from the RPN's stored outputs to the boxes for the heads.
 //!
-//! The reference sorts by score without a rule for equal ones; their order depends on the processor that it ran on.
-//! Where that shows, proposals are compared as a set: the order of a few, and what they suppress, is chance.
+//! MMDetection's sort by score is not stable, so the order of equal scores depends on the processor. If there are equal
+//! scores, proposals are compared as a set, because the order of a few, and what they suppress, is random.
 
 use tch::Tensor;
 
@@ -14,7 +14,7 @@ use super::fixtures::{Fixtures, Tensors, skip};
 use super::inputs::rpn_output;
 use super::report::Comparison;
 
-/// Share of the proposals that are the reference's, where equal scores may stand in any order.
+/// Minimum fraction of proposals that equal MMDetection's if equal scores may be in any order.
 const SHARE: f64 = 0.99;
 
 /// Whether two of the best `count` scores of a level of `image` are equal.
@@ -27,7 +27,7 @@ fn has_equal_scores(output: &RpnOutput, image: i64, count: usize) -> bool {
     })
 }
 
-/// Whether every row of one is at its place in the other, to the bound of a stage.
+/// Whether all rows are equal, in order, within the bound of a stage.
 fn in_order(actual: &Tensor, expected: &Tensor) -> bool {
     let most = |tensor: &Tensor| scalar(&tensor.abs().max());
     actual.size() == expected.size()
@@ -37,14 +37,14 @@ fn in_order(actual: &Tensor, expected: &Tensor) -> bool {
         })
 }
 
-/// Share of the rows of `expected` that are among those of `actual`.
+/// Fraction of the rows of `expected` that are in `actual`.
 fn share_found(actual: &Tensor, expected: &Tensor) -> f64 {
     let apart = (expected.unsqueeze(1) - actual.unsqueeze(0)).abs().amax([2], false);
     let found = apart.amin([1], false).le(STAGE * scalar(&expected.abs().max()));
     scalar(&found.sum(tch::Kind::Double)) / expected.size()[0].max(1) as f64
 }
 
-/// The proposals of every image, made from the RPN outputs in `stored`.
+/// Compares the proposals of every image, computed from the RPN outputs in `stored`.
 fn check(compare: &Comparison<'_>, name: &str, model: &MaskRcnn, stored: &Tensors, metas: &[ImageMeta], pre: usize) {
     let Some(output) = rpn_output(model, stored) else { return };
     let proposals = model.rpn.proposals(&output, metas, pre).unwrap();
@@ -52,8 +52,8 @@ fn check(compare: &Comparison<'_>, name: &str, model: &MaskRcnn, stored: &Tensor
     for (image, actual) in (0..).zip(&proposals) {
         let expected = stored.get(&format!("{name}.{image}"));
         if !in_order(actual, &expected) && has_equal_scores(&output, image, pre) {
-            skip(&format!("the order of {name}.{image}: it depends on how the reference sorted equal scores"));
-            let what = format!("{name} with equal scores, share that is the reference's");
+            skip(&format!("the order of {name}.{image}, which depends on how MMDetection sorted equal scores"));
+            let what = format!("{name} with equal scores, share equal to MMDetection's");
             compare.at_least(&what, share_found(actual, &expected), SHARE);
             continue;
         }
@@ -63,7 +63,8 @@ fn check(compare: &Comparison<'_>, name: &str, model: &MaskRcnn, stored: &Tensor
     }
 }
 
-/// Whether the proposals in `stored` follow from its RPN outputs; not so if equal scores were sorted in another order.
+/// Whether the proposals in `stored` follow from its RPN outputs. They do not if equal scores were sorted in another
+/// order.
 pub(super) fn are_defined(model: &MaskRcnn, stored: &Tensors, metas: &[ImageMeta]) -> bool {
     let Some(output) = rpn_output(model, stored) else { return true };
     let proposals = model.rpn.proposals(&output, metas, model.train_nms_pre).unwrap();

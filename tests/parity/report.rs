@@ -1,11 +1,12 @@
-//! Comparisons of the parity suite, and where they leave what they measured.
+//! Comparisons of the parity suite, and the record of their measurements.
 //!
-//! With `FNET_PARITY_REPORT=FOLDER` in the environment, every comparison appends a line to `FOLDER/rows.tsv`, whether it
-//! holds or not. Its fields, between tabs: place of the stage in [`STAGES`], stage, what was compared, reference, `<=` or
-//! `>=`, bound, measured value, test. `scripts/parity.sh` makes the table of `docs/parity.md` of them: one row for lines
-//! that differ in the measured value alone, with the worst of them.
+//! With `FNET_PARITY_REPORT=FOLDER` in the environment, every comparison appends a line to `FOLDER/rows.tsv`, whether
+//! it holds or not. The tab-separated fields are: index of the stage in [`STAGES`], stage, what was compared,
+//! reference, `<=` or `>=`, bound, measured value, test. `scripts/parity.sh` writes the table in
+//! `docs/tables/parity.md` from them. Lines that differ only in the measured value become one row with the worst value.
 //!
-//! The file needs nothing but the standard library, so that an integration test can use it too:
+//! The file needs only the standard library, so that other integration tests can use it, such as
+//! `tests/blackbox/parity_trained.rs`:
 //!
 //! ```ignore
 //! #[path = "../parity/report.rs"]
@@ -40,7 +41,7 @@ pub const STAGES: [&str; 19] = [
     "end to end",
 ];
 
-/// One stage against one reference: compares measured values with bounds.
+/// One stage and one reference: compares measured values with bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Comparison<'a> {
     stage: &'a str,
@@ -48,19 +49,19 @@ pub struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// `stage` is one of [`STAGES`], `reference` names the folder of the reference's numbers.
+    /// `stage` is one of [`STAGES`], `reference` is the name of the folder with MMDetection's numbers.
     ///
     /// # Panics
     /// If the stage is not known.
     pub fn new(stage: &'a str, reference: &'a str) -> Self {
-        assert!(STAGES.contains(&stage), "{stage:?} is none of the stages of the parity suite");
+        assert!(STAGES.contains(&stage), "{stage:?} is not a stage of the parity suite");
         Self { stage, reference }
     }
 
-    /// Records `measured`, then fails unless it is at most `bound`. `what` ends with the unit, if there is one.
+    /// Records `measured`, then fails unless it is at most `bound`. `what` ends with the unit, if any.
     ///
     /// # Panics
-    /// If it is greater or not a number.
+    /// If it is larger or not a number.
     #[track_caller]
     pub fn at_most(&self, what: &str, measured: f64, bound: f64) {
         self.record(what, "<=", measured, bound);
@@ -86,7 +87,7 @@ impl<'a> Comparison<'a> {
         let Self { stage, reference } = self;
         let line = format!("{order}\t{stage}\t{what}\t{reference}\t{relation}\t{bound:e}\t{measured:e}\t{test}\n");
         let path = std::path::Path::new(&folder).join("rows.tsv");
-        // A short line is appended in one piece, so that tests of several threads and processes may write at once.
+        // A short line is appended atomically, so that several threads and processes can write.
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
         assert!(written.is_ok(), "cannot write {}: {written:?}", path.display());

@@ -1,4 +1,4 @@
-//! The reference's choice of anchors and RoIs: as the model's own types, and compared with the model's own choice.
+//! MMDetection's choice of anchors and RoIs, converted to the model's types and compared with the model's choice.
 
 use tch::Tensor;
 
@@ -29,7 +29,7 @@ impl Choice for Even {
 /// The choices of `torch.randperm` after `torch.manual_seed`.
 pub(super) struct Torch {
     generator: Generator,
-    /// Of each draw, how many numbers were permuted, and the first five.
+    /// For each draw, how many numbers were permuted, and the first five.
     pub(super) calls: Vec<(usize, Vec<usize>)>,
 }
 
@@ -47,7 +47,7 @@ impl Choice for Torch {
     }
 }
 
-/// Indices among all anchors; the reference counts among the valid ones of an image.
+/// Indices among all anchors. MMDetection's are among the valid anchors of an image.
 fn chosen(model: &MaskRcnn, anchors: &Anchors, batch: &Batch, stored: &Tensors, image: usize) -> Sampled {
     let valid = model.rpn.valid(anchors, batch.metas[image].padded_size);
     let of = |sign: &str| {
@@ -88,7 +88,7 @@ pub(super) fn rois(stored: &Tensors, images: usize, classes: i64) -> RoiSample {
     }
 }
 
-/// The RoIs `[image, x1, y1, x2, y2]` that stored indices among objects and proposals choose.
+/// The RoIs `[image, x1, y1, x2, y2]` at the stored indices into objects and proposals.
 pub(super) fn chosen_rois(proposals: &[Tensor], batch: &Batch, stored: &Tensors) -> Vec<[f32; 5]> {
     let mut rois = Vec::new();
     for (image, (proposals, target)) in proposals.iter().zip(&batch.targets).enumerate() {
@@ -108,7 +108,7 @@ fn rows(deltas: &[[f32; 4]]) -> Tensor {
     Tensor::from_slice(deltas.as_flattened()).reshape([-1, 4])
 }
 
-/// Which anchors were chosen.
+/// Compares the chosen anchors.
 pub(super) fn check_chosen_anchors(
     compare: &Comparison<'_>,
     model: &MaskRcnn,
@@ -125,7 +125,7 @@ pub(super) fn check_chosen_anchors(
     }
 }
 
-/// Which anchors were chosen, and what they should become.
+/// Compares the chosen anchors and their targets.
 pub(super) fn check_anchors(
     compare: &Comparison<'_>,
     model: &MaskRcnn,
@@ -138,7 +138,7 @@ pub(super) fn check_anchors(
     let expected = anchors(model, all, batch, stored);
     for (image, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         compare.tensor("deltas to the assigned objects", &rows(&actual.deltas), &rows(&expected.deltas), STAGE);
-        // The stored rows were picked from the targets of all anchors by indices among the valid ones.
+        // The stored rows were selected from the targets of all anchors by indices among the valid ones.
         let mut targets = vec![[0.0; 4]; all.boxes.len()];
         for (&anchor, &delta) in actual.sampled.positive.iter().zip(&actual.deltas) {
             targets[anchor] = delta;
@@ -149,7 +149,7 @@ pub(super) fn check_anchors(
     }
 }
 
-/// Which object each proposal was assigned to.
+/// Compares the assignment of proposals to objects.
 pub(super) fn check_assignment(
     compare: &Comparison<'_>,
     config: &config::Model,
@@ -169,11 +169,11 @@ pub(super) fn check_assignment(
             most.iter_mut().zip(&row).for_each(|(most, &overlap)| *most = f32::max(*most, overlap));
         }
         let expected = stored.get(&format!("rcnn.max_overlaps.{image}"));
-        compare.tensor("greatest IoU of proposals", &Tensor::from_slice(&most), &expected, STAGE);
+        compare.tensor("maximum IoU of proposals", &Tensor::from_slice(&most), &expected, STAGE);
     }
 }
 
-/// Which RoIs were chosen, and what they should become.
+/// Compares the chosen RoIs and their targets.
 pub(super) fn check_rois(compare: &Comparison<'_>, actual: &RoiSample, expected: &RoiSample) {
     compare.equal("RoIs", &actual.rois, &expected.rois);
     compare.equal("labels of RoIs", &actual.labels, &expected.labels);
@@ -182,7 +182,7 @@ pub(super) fn check_rois(compare: &Comparison<'_>, actual: &RoiSample, expected:
     compare.tensor("RoI deltas", &rows(&actual.deltas), &rows(&expected.deltas), STAGE);
 }
 
-/// Objectness and box loss of each pyramid level: the losses of its anchors alone, divided by the number of all.
+/// Objectness and box loss of each pyramid level: the losses of its anchors, divided by the number of all anchors.
 pub(super) fn losses_by_level(
     model: &MaskRcnn,
     levels: &[Tensor],

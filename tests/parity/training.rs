@@ -1,6 +1,6 @@
-//! Training mode, stage by stage: features by the batch's statistics, sampling and targets, losses, gradients, one step
-//! of AdamW. Proposals and sampled indices are the reference's, so that rounding does not change what is compared; the
-//! first step of `train_first` is also walked from end to end.
+//! Training mode, stage by stage: features with batch statistics, sampling and targets, losses, gradients, one step of
+//! AdamW. Proposals and sampled indices are MMDetection's, so that rounding does not change them. The first step of
+//! `train_first` is also compared end to end.
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -22,12 +22,12 @@ use super::proposals;
 use super::report::Comparison;
 use super::samples::{self, Even, Torch};
 
-/// The two sets of numbers, each with its way of choosing.
+/// The two sets of numbers with their choices.
 fn sets() -> [(&'static str, Box<dyn Choice>); 2] {
     [("train_first", Box::new(First)), ("train_even", Box::new(Even))]
 }
 
-/// One model in the middle of a step: the pyramid and the RPN's outputs are there.
+/// A model in the middle of a step, with the outputs of the pyramid and the RPN.
 struct Step {
     fixtures: Fixtures,
     model: MaskRcnn,
@@ -63,21 +63,21 @@ impl Step {
         Losses::new(rpn, roi, rois).unwrap()
     }
 
-    /// The gradients of the losses with the stored choice of `name`.
+    /// Computes the gradients of the losses with the stored choice of `name`.
     fn backward(&self, name: &str) {
         let (anchors, rois) = self.stored_samples(&self.fixtures.tensors(name));
         self.losses(&anchors, &rois).total().unwrap().backward();
     }
 }
 
-/// The bound of losses that follow from the same proposals and samples, and that of others.
+/// The bound of losses with the same proposals and samples, and the bound with others.
 const LOSSES: f64 = 1e-5;
 const LOSSES_OF_OTHER_PROPOSALS: f64 = 0.02;
 
 /// Relative difference of each loss, of their total and of the accuracy.
 fn differences(losses: &Losses, expected: &Value) -> Vec<f64> {
     let difference = |(name, actual): (&str, f64)| {
-        let expected = expected[name].as_f64().unwrap_or_else(|| panic!("there is no {name} among the stored losses"));
+        let expected = expected[name].as_f64().unwrap_or_else(|| panic!("the stored losses have no {name}"));
         (actual - expected).abs() / if expected == 0.0 { 1.0 } else { expected.abs() }
     };
     losses.to_host().unwrap().into_iter().map(difference).collect()
@@ -89,12 +89,13 @@ fn check_losses(compare: &Comparison<'_>, what: &str, losses: &Losses, expected:
     }
 }
 
-/// The norm of each parameter's gradient, to a thousandth; a norm that cancels to nothing, to a millionth of the whole.
+/// Compares the norm of each parameter's gradient, to a thousandth. A norm that cancels is compared to a millionth of
+/// the total.
 pub(super) fn check_gradients(compare: &Comparison<'_>, what: &str, parameters: &Parameters, expected: &Value) {
     check_norms(compare, what, parameters, expected, (1e-3, 1e-3));
 }
 
-/// The same with bounds for each parameter and for all together.
+/// The same with bounds per parameter and for the total.
 pub(super) fn check_norms(
     compare: &Comparison<'_>,
     what: &str,
@@ -109,13 +110,13 @@ pub(super) fn check_norms(
         assert!(gradient.defined(), "{name} has no gradient");
         let stored = expected["grad_l2"][name].as_f64().unwrap_or_else(|| panic!("grad_l2 lacks {name}"));
         let actual = length(&gradient);
-        compare.at_most(&format!("{what}, of every parameter, relative"), off(actual, stored, all), each);
+        compare.at_most(&format!("{what}, per parameter, relative"), off(actual, stored, all), each);
         squares += actual * actual;
     }
-    compare.at_most(&format!("{what}, of all, relative"), (squares.sqrt() / all - 1.0).abs(), together);
+    compare.at_most(&format!("{what}, total, relative"), (squares.sqrt() / all - 1.0).abs(), together);
 }
 
-/// How far each parameter's gradient lies from the stored one, over that one's length, where the fixtures hold it whole.
+/// Compares each parameter's gradient with the stored one, relative to its length, if the fixtures have it.
 pub(super) fn check_distances(
     compare: &Comparison<'_>,
     what: &str,
@@ -132,7 +133,7 @@ pub(super) fn check_distances(
         let (gradient, expected) = (tensor.grad(), stored.get(name));
         assert_eq!(gradient.kind(), Kind::Float, "{name}");
         let off = length(&(gradient - &expected)) / length(&expected).max(1e-3 * all);
-        compare.at_most(&format!("{what}, distance of every parameter, relative"), off, bound);
+        compare.at_most(&format!("{what}, distance per parameter, relative"), off, bound);
     }
 }
 
@@ -143,7 +144,7 @@ pub(super) struct Updated {
     pub(super) after: Tensor,
 }
 
-/// Makes one update of AdamW by the gradients of the parameters, with the settings of a stored step.
+/// Makes one AdamW update with the gradients of the parameters and the settings of a stored step.
 pub(super) fn adamw_step(parameters: &Parameters, stored: &Value) -> Vec<Updated> {
     let (config, rate) = optimizer(stored);
     let trained: Vec<(String, Tensor)> =
@@ -154,7 +155,8 @@ pub(super) fn adamw_step(parameters: &Parameters, stored: &Value) -> Vec<Updated
     trained.into_iter().zip(before).map(updated).collect()
 }
 
-/// Difference of two lengths over the second, or over a thousandth of `all`, if that is more: below, it is noise.
+/// Difference of two lengths relative to the second, or to a thousandth of `all` if that is larger, because smaller
+/// values are noise.
 fn off(actual: f64, expected: f64, all: f64) -> f64 {
     (actual - expected).abs() / expected.max(1e-3 * all)
 }
@@ -243,9 +245,9 @@ fn parity_training_losses() {
         for (level, (cls, bbox)) in samples::losses_by_level(&step.model, &step.levels, &step.rpn, &anchors) {
             for (key, actual) in [("loss_rpn_cls", cls), ("loss_rpn_bbox", bbox)] {
                 let expected = stored["losses"][key][level].as_f64().unwrap();
-                // A level's share of the loss is compared with the whole.
+                // The difference of one level is relative to the total loss.
                 let off = (actual - expected).abs() / stored["log_vars"][key].as_f64().unwrap().max(f64::MIN_POSITIVE);
-                compare.at_most("RPN losses of every level, relative to their sum", off, LOSSES);
+                compare.at_most("RPN losses per level, relative to their sum", off, LOSSES);
             }
         }
     }
@@ -261,20 +263,20 @@ fn parity_training_gradients() {
     }
 }
 
-/// Biases of norms that a later norm takes away again. Their true gradient is 0, and AdamW makes a step of full length
-/// of the noise that is left.
+/// Biases of norms that a later norm cancels. Their true gradient is 0, and AdamW makes a full step from the remaining
+/// noise.
 pub(super) fn is_canceled(name: &str) -> bool {
     name == "backbone.patch_embed.norm.bias"
         || [1, 3, 5].iter().any(|stage| name == format!("backbone.stages.{stage}.norm.bias"))
 }
 
-/// AdamW as the reference ran it.
+/// AdamW with MMDetection's settings.
 pub(super) fn optimizer(stored: &Value) -> (config::Optimizer, f64) {
     let number = |value: &Value| value.as_f64().unwrap();
     let (stored, group) = (&stored["optimizer"], config::Optimizer::default());
     let betas = [number(&stored["betas"][0]), number(&stored["betas"][1])];
     let stored_group = (betas, number(&stored["eps"]), number(&stored["weight_decay"]));
-    assert_eq!((group.betas, group.eps, group.weight_decay), stored_group, "the defaults are the reference's");
+    assert_eq!((group.betas, group.eps, group.weight_decay), stored_group, "the defaults are MMDetection's");
     (group, number(&stored["lr"]))
 }
 
@@ -293,13 +295,14 @@ fn parity_training_adamw_step() {
             let change = &after - &before;
             let lengths = [(value("param_l2_after"), length(&after)), (value("param_delta_l2"), length(&change))];
             if is_canceled(&parameter) {
-                // A difference of two rates in every value is one of twice the root of their number in the length.
+                // A difference of two learning rates in every value corresponds to twice the root of their number in
+                // the length.
                 let each = rate * (before.numel() as f64).sqrt();
                 let off = lengths.map(|(expected, actual)| (actual - expected).abs() / each);
                 compare.at_most("canceled biases, by length, in learning rates", off[0], 2.0);
                 compare.at_most("change of canceled biases, by length, in learning rates", off[1], 2.0);
-                let greatest = scalar(&change.abs().max()) / rate;
-                compare.at_most("change of canceled biases, greatest, in learning rates", greatest, 2.0);
+                let largest = scalar(&change.abs().max()) / rate;
+                compare.at_most("change of canceled biases, maximum, in learning rates", largest, 2.0);
             } else {
                 let off = lengths.map(|(expected, actual)| (actual - expected).abs() / expected.max(f64::MIN_POSITIVE));
                 compare.at_most("parameters, length, relative", off[0], STAGE);
@@ -309,7 +312,7 @@ fn parity_training_adamw_step() {
     }
 }
 
-/// The draws of the unmodified sampler, and the losses that follow from them. Its step saw the same proposals as
+/// Compares the draws of the unmodified sampler and the resulting losses. Its step had the same proposals as
 /// `train_first`.
 #[test]
 fn parity_training_random_samples() {
@@ -326,14 +329,14 @@ fn parity_training_random_samples() {
     samples::check_chosen_anchors(&compare, model, &step.rpn.anchors, batch, &anchors, &stored);
     let proposals = step.fixtures.tensors("train_first").series("proposals", batch.metas.len());
     let rois = model.roi_head.sample(&proposals, &batch.targets, &mut choice).unwrap();
-    compare.equal("drawn RoIs", &rois.rois, &samples::chosen_rois(&proposals, batch, &stored));
+    compare.equal("sampled RoIs", &rois.rois, &samples::chosen_rois(&proposals, batch, &stored));
     let calls: Vec<(usize, Vec<usize>)> = serde_json::from_value(facts["randperm_calls_n_and_first5"].clone()).unwrap();
-    compare.equal("draws", &choice.calls, &calls);
+    compare.equal("random draws", &choice.calls, &calls);
     let losses = step.losses(&anchors, &rois);
     check_losses(&step.fixtures.compare("losses"), "train_rand42", &losses, &facts["log_vars"], LOSSES);
 }
 
-/// Nothing is injected: the model makes its own proposals and chooses among them as `train_first` does.
+/// Nothing is injected: the model computes its own proposals and chooses samples like `train_first`.
 #[test]
 fn parity_training_end_to_end() {
     let Some(fixtures) = Fixtures::open() else { return };
@@ -343,7 +346,7 @@ fn parity_training_end_to_end() {
     let compare = fixtures.compare("losses");
     let close = differences(&losses, &json["log_vars"]).iter().all(|&difference| difference <= LOSSES);
     if !close && !proposals::are_defined(&model, &stored, &fixtures.metas("img_metas")) {
-        skip("the strict bounds: the proposals depend on how the reference sorted equal scores");
+        skip("the strict bounds, because the proposals depend on how MMDetection sorted equal scores");
         let what = "train_first, end to end with other proposals";
         return check_losses(&compare, what, &losses, &json["log_vars"], LOSSES_OF_OTHER_PROPOSALS);
     }

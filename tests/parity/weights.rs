@@ -1,4 +1,4 @@
-//! Weights of the reference: both formats of its checkpoints, ImageNet backbones, names and shapes of the family.
+//! MMDetection's weights: both checkpoint formats, ImageNet backbones, names and shapes of all FasterNet sizes.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use fnet_model::{MaskRcnn, Parameters, Role};
 
 use super::fixtures::{Fixtures, load_all, reference, skip};
 
-/// What a classification checkpoint has beside the backbone.
+/// The tensors of a classification checkpoint that are not in the backbone.
 const DROPPED: [&str; 3] = ["avgpool_pre_head.1.weight", "head.weight", "head.bias"];
 
 #[test]
@@ -29,7 +29,7 @@ fn parity_weights_of_both_formats_are_equal() {
     }
 }
 
-/// Names of the output norms, which classification lacks.
+/// Names of the output norms, which classification checkpoints lack.
 fn is_output_norm(name: &str) -> bool {
     [0, 2, 4, 6].iter().any(|stage| name.starts_with(&format!("backbone.norm{stage}.")))
 }
@@ -48,8 +48,8 @@ fn classification(fixtures: &Fixtures) -> Option<PathBuf> {
     found
 }
 
-/// Bare, below `model` and below `state_dict`: each gives the backbone all but its output norms, which keep their
-/// initial values, and the classifier is left out.
+/// Loads a checkpoint as a bare dictionary, below `model` and below `state_dict`. Each loads all of the backbone except
+/// the output norms, which keep their initial values, and ignores the classifier.
 #[test]
 fn parity_weights_of_an_imagenet_backbone() {
     let Some(fixtures) = Fixtures::open() else { return };
@@ -94,7 +94,7 @@ fn check_backbone(config: &config::Model, weights: &Weights) {
     }
 }
 
-/// Saves the dictionary of `path` below `key` with PyTorch; `false` where there is none.
+/// Saves the dictionary of `path` below `key` with PyTorch. Returns `false` without PyTorch.
 fn nest(path: &Path, key: &str, nested: &Path) -> bool {
     let script = format!("import torch; torch.save({{{key:?}: torch.load({path:?})}}, {nested:?})");
     fnet_test_support::run_python(Path::new("."), &script)

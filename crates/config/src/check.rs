@@ -1,4 +1,4 @@
-//! Checks of a whole config: what the schema says of each field, then combinations that the structs know of.
+//! Checks of a whole config: first each field against its schema, then combinations of fields.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use fnet_common::{Error, Result};
 use super::tree::{self, Origin};
 use super::{Config, Resolved, fields, load};
 
-/// One fault of a config.
+/// An error in a config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
     /// Dotted path of the field.
@@ -16,7 +16,7 @@ pub struct Problem {
     pub value: String,
     /// What was expected.
     pub expected: String,
-    /// What to do; may be empty if that is plain from what was expected.
+    /// What to do. Empty if `expected` already says it.
     pub remedy: String,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    /// A value that does not fit the schema of its field.
+    /// A value that does not match the schema of its field.
     pub(super) fn unfit(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Self {
         let likeness = |word: &str| strsim::jaro_winkler(word, value.as_str().unwrap_or_default());
         let words = fields::choices(schema).into_iter().map(|(word, _)| word);
@@ -42,12 +42,12 @@ impl Problem {
     }
 }
 
-/// Collects the faults of a section; the structs of the schema report to it.
+/// Collects the errors that the structs of the schema report.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Reports a fault of `field` unless `holds`.
+    /// Reports an error in `field` unless `holds`.
     pub fn require(&mut self, holds: bool, field: &str, value: impl fmt::Debug, expected: &str, remedy: &str) {
         if !holds {
             self.0.push(Problem {
@@ -61,10 +61,10 @@ impl Problems {
 }
 
 impl Config {
-    /// All faults of the config: ranges of fields, then combinations.
+    /// All errors in the config: ranges of fields, then combinations.
     pub fn problems(&self) -> Result<Vec<Problem>> {
         let table = toml::Table::try_from(self).map_err(|error| {
-            Error::usage(format!("the config cannot be written as TOML: {error} (whole numbers go to 2^63 - 1)"))
+            Error::usage(format!("the config cannot be written as TOML: {error} (integers are limited to 2^63 - 1)"))
         })?;
         let mut problems = Problems::default();
         tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
@@ -79,18 +79,18 @@ impl Config {
         Ok(problems.0)
     }
 
-    /// Checks the config after a change in code, for example by a flag of the command line.
+    /// Checks the config after a change in code, for example by a command-line option.
     ///
     /// # Errors
-    /// A usage error that lists every fault.
+    /// A usage error that lists every problem.
     pub fn validate(&self) -> Result<()> {
         refuse(self.problems()?, |_| None)
     }
 
-    /// Checks what only matters to a job that trains.
+    /// Checks what matters only for training.
     ///
     /// # Errors
-    /// A usage error that lists every fault.
+    /// A usage error that lists every problem.
     pub fn validate_for_training(&self) -> Result<()> {
         let mut problems = Problems::default();
         self.check_training(&mut problems);
@@ -99,7 +99,7 @@ impl Config {
 }
 
 impl Resolved {
-    /// As [`Config::validate`], and each fault says where the value came from.
+    /// Like [`Config::validate`], but each problem says where the value came from.
     pub(super) fn validate(&self) -> Result<()> {
         refuse(self.config.problems()?, |field| self.origins.get(field))
     }
@@ -111,7 +111,7 @@ fn refuse<'a>(problems: Vec<Problem>, origin: impl Fn(&str) -> Option<&'a Origin
     }
     let line = |problem: Problem| match origin(&problem.field) {
         Some(origin @ (Origin::File { .. } | Origin::Set(_))) => format!("{}: {problem}", origin.exact()),
-        Some(origin) => format!("{problem} (its value is the {origin})"),
+        Some(origin) => format!("{problem} (the value is the {origin})"),
         None => problem.to_string(),
     };
     Err(Error::usage(problems.into_iter().map(line).collect::<Vec<_>>().join("\n")))

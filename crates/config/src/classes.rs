@@ -1,4 +1,4 @@
-//! `data.classes = "auto"`: the names and the number of the classes out of the training annotation file.
+//! `data.classes = "auto"`: class names and class count from the training annotation file.
 
 use std::path::Path;
 
@@ -7,18 +7,18 @@ use fnet_common::{Context, Error, Result};
 
 use super::tree::{Node, Origin, Table, Value, insert};
 
-/// Reads the names of the classes of an annotation file.
+/// Reads the class names of an annotation file.
 pub type ReadClasses<'r> = &'r dyn Fn(&Path) -> Result<Vec<String>>;
 
 const CLASSES: &str = "data.classes";
 const COUNT: &str = "model.num_classes";
 
-/// Puts the names of the training set's categories in the place of "auto", and their number into `model.num_classes`
-/// unless a config says it. What is stored with a checkpoint thus holds the names. Returns whether there was "auto". Unless
-/// the classes are needed, they are empty where the annotation file does not say them.
+/// Replaces "auto" with the category names of the training set, and sets `model.num_classes` to their number unless a
+/// config sets it. A checkpoint therefore stores the names. Returns whether `data.classes` was "auto". If the
+/// annotation file cannot be read and the classes are not needed, the list is left empty.
 ///
 /// # Errors
-/// A data error if the annotation file cannot be read; a usage error if a config says another number.
+/// A data error if the annotation file cannot be read; a usage error if a config sets another number.
 pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_classes: bool) -> Result<bool> {
     let Some((toml::Value::String(word), origin)) = find(all, CLASSES) else { return Ok(false) };
     if word != "auto" {

@@ -1,4 +1,4 @@
-//! What two configs of one job differ in.
+//! Differences between two configs of one job.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use fnet_common::{Error, Result};
 use super::Config;
 use super::tree::{self, Origin};
 
-/// Fields that change nothing about the weights that a training ends with; of a section, all of its fields.
+/// Fields that do not affect the trained weights. A trailing dot names a whole section.
 const WITHOUT_EFFECT: [&str; 8] = [
     "log.",
     "checkpoint.",
@@ -20,8 +20,8 @@ const WITHOUT_EFFECT: [&str; 8] = [
 ];
 
 impl Config {
-    /// The fields in which `self`, the config that a job began with, differs from `now`, in so far as they matter to the
-    /// weights: `optimizer.lr = 0.1 (was 0.2)`.
+    /// The fields that affect the weights and differ between `self`, the config that a job started with, and `now`:
+    /// `optimizer.lr = 0.1 (was 0.2)`.
     ///
     /// # Errors
     /// A usage error if a number does not fit TOML.
@@ -34,7 +34,7 @@ impl Config {
             })
         };
         let changed = now.iter().filter(|(path, value)| matters(path) && before.get(*path) != Some(value));
-        let absent = "not there".to_owned();
+        let absent = "not set".to_owned();
         Ok(changed
             .map(|(path, value)| format!("{path} = {value} (was {})", before.get(path).unwrap_or(&absent)))
             .collect())
@@ -58,7 +58,7 @@ mod tests {
     use crate::Interval;
 
     #[test]
-    fn what_matters_is_named_field_by_field_with_both_values() {
+    fn fields_that_affect_the_weights_are_listed_with_both_values() {
         let before = Config::default();
         let mut now = before.clone();
         now.optimizer.lr = 0.5;
@@ -67,8 +67,8 @@ mod tests {
         now.checkpoint.interval = Interval::Steps(10);
         now.data.workers_per_gpu += 1;
         now.train.epochs += 1;
-        let told = before.differences(&now).unwrap();
-        assert_eq!(told, ["optimizer.lr = 0.5 (was 0.0002)", "schedule.steps = [3] (was [8, 11])"]);
+        let listed = before.differences(&now).unwrap();
+        assert_eq!(listed, ["optimizer.lr = 0.5 (was 0.0002)", "schedule.steps = [3] (was [8, 11])"]);
         assert!(before.differences(&before).unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The list of all config fields, read from the schema of the structs: path, type, bounds and meaning.
+//! The list of all config fields, from the schema of the structs: path, type, bounds and meaning.
 
 use std::sync::OnceLock;
 
@@ -11,13 +11,13 @@ use super::{Config, Interval};
 /// A field or a section of the config.
 #[derive(Debug, Clone)]
 pub(super) struct Field {
-    /// What it means: the documentation of the struct's field.
+    /// The doc comment of the struct's field.
     pub description: String,
-    /// The JSON schema of a value, without references; `None` for a section.
+    /// The JSON schema of a value, with references resolved. `None` for a section.
     pub schema: Option<Json>,
 }
 
-/// Every section and field by its dotted path, in the order of the structs.
+/// Every section and field by dotted path, in declaration order.
 pub(super) fn all() -> &'static IndexMap<String, Field> {
     static FIELDS: OnceLock<IndexMap<String, Field>> = OnceLock::new();
     FIELDS.get_or_init(|| {
@@ -45,7 +45,7 @@ fn collect(section: &Json, definitions: &Json, prefix: &str, out: &mut IndexMap<
     }
 }
 
-/// The schema with references replaced by what they name; keys beside a reference win.
+/// The schema with references resolved. Keys next to a reference take precedence.
 fn inlined(schema: &Json, definitions: &Json) -> Json {
     let Some(object) = schema.as_object() else { return schema.clone() };
     let target = object.get("$ref").and_then(Json::as_str).and_then(|name| name.rsplit('/').next());
@@ -63,7 +63,7 @@ fn inlined(schema: &Json, definitions: &Json) -> Json {
     Json::Object(out)
 }
 
-/// The values that an enumeration allows, with their meaning; empty for other types.
+/// The values that an enum allows, with their meanings. Empty for other types.
 pub(super) fn choices(schema: &Json) -> Vec<(String, String)> {
     if let Some(values) = schema.get("enum").and_then(Json::as_array) {
         return values.iter().filter_map(Json::as_str).map(|value| (value.to_owned(), String::new())).collect();
@@ -78,12 +78,12 @@ pub(super) fn choices(schema: &Json) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The word that may stand for a list.
+/// The word that is allowed in place of a list.
 fn word(schema: &Json) -> Option<&str> {
     schema.get("word").and_then(Json::as_str)
 }
 
-/// What a value of this schema has to be, in words.
+/// Describes in words which values the schema allows.
 pub(super) fn expectation(schema: &Json) -> String {
     let choices = choices(schema);
     if !choices.is_empty() {
@@ -123,7 +123,7 @@ fn bounds(schema: &Json) -> String {
     let parts: Vec<String> = [
         bound("minimum", "of at least"),
         bound("exclusiveMinimum", "above"),
-        bound("maximum", "of at most"),
+        bound("maximum", "at most"),
         bound("exclusiveMaximum", "below"),
     ]
     .into_iter()
@@ -132,14 +132,14 @@ fn bounds(schema: &Json) -> String {
     if parts.is_empty() { String::new() } else { format!(" {}", parts.join(" and ")) }
 }
 
-/// The units that a text may name: `, or as text "N steps"`.
+/// The units that a string value may use: `, or as text "N steps"`.
 fn units(schema: &Json) -> String {
     let units = schema.get("units").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
     let named: Vec<String> = units.iter().filter_map(Json::as_str).map(|unit| format!("\"N {unit}\"")).collect();
     if named.is_empty() { String::new() } else { format!(", or as text {}", named.join(", ")) }
 }
 
-/// Whether a value fits its schema: type, range, length and allowed words.
+/// Whether a value matches its schema: type, range, length and allowed words.
 pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
     let choices = choices(schema);
     if !choices.is_empty() {
@@ -173,9 +173,9 @@ fn in_range(number: f64, schema: &Json) -> bool {
         && holds("exclusiveMaximum", |a, b| a < b)
 }
 
-/// The known path that an unknown one was probably meant to be.
+/// The known path that is most similar to an unknown one.
 ///
-/// First the fields of the same section by spelling, then any field of the same name elsewhere.
+/// Looks first for a similar name in the same section, then for the same name in other sections.
 pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let siblings = all().keys().filter(|path| parent(path) == section);
@@ -195,7 +195,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
         .map(String::as_str)
 }
 
-/// The names of the fields directly inside a section.
+/// The names of the direct fields of a section.
 pub(super) fn names_in(section: &str) -> Vec<&'static str> {
     all().keys().filter(|path| parent(path) == section).map(|path| last(path)).collect()
 }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_held_against_type_range_length_and_words() {
+    fn values_are_checked_against_type_range_length_and_words() {
         let float = |x| toml::Value::Float(x);
         assert!(fits(&toml::Value::Integer(1), schema("optimizer.lr")), "a whole number is a number");
         assert!(!fits(&float(f64::NAN), schema("optimizer.lr")));

@@ -20,12 +20,12 @@ pub use reference::markdown_reference;
 pub use schema::*;
 pub use tree::Origin;
 
-/// A config with all its values, and where each came from.
+/// A config with the origin of each value.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     /// The values.
     pub config: Config,
-    /// Name of the config: its file's name without `.toml`. The default work folder is named after it.
+    /// Name of the config: its file name without `.toml`. The default work folder has this name.
     pub name: String,
     /// Where each field's value came from, by dotted path.
     pub origins: BTreeMap<String, Origin>,

@@ -1,4 +1,4 @@
-//! Reading a config: bases, the file itself, the environment, then overrides, each layer checked where it stands.
+//! Reads a config: bases, the file itself, the environment, then overrides. Each layer is checked separately.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,27 +14,27 @@ use super::classes::{self, ReadClasses};
 use super::tree::{self, Node, Origin, Table, Value};
 use super::{Config, Resolved, fields};
 
-/// The environment variable that replaces `data.root` of the files.
+/// The environment variable that overrides `data.root` of config files.
 pub const DATA_ROOT_VARIABLE: &str = "FNET_DATA_ROOT";
 
-/// Short names that stand for a field, as users of MMDetection know them.
+/// Short field names, as in MMDetection.
 const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
 
-/// What `train.amp` was called in the config inside older checkpoints, where "off" was "fp32".
+/// The name of `train.amp` in configs of older checkpoints, where "off" was "fp32".
 const FORMER_AMP: &str = "train.precision";
 
-/// Reads a config file with everything it inherits, then FNET_DATA_ROOT, then `key=value` overrides. `read_classes` is asked
-/// if `data.classes` is "auto".
+/// Reads a config file with its bases, then applies FNET_DATA_ROOT and `key=value` overrides. Calls `read_classes` if
+/// `data.classes` is "auto".
 ///
 /// # Errors
-/// Usage errors that name file, line and column (or the override), the field, what was expected, and the nearest
-/// right name of an unknown field. All faults of one layer are listed together.
+/// Usage errors that name file, line and column (or the override), the field, what was expected, and for an unknown
+/// field the most similar name. All errors of one layer are listed together.
 pub fn load(path: impl AsRef<Path>, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Resolved> {
     load_file(path.as_ref(), overrides, read_classes, true)
 }
 
-/// As [`load`], for a check of the data: if `data.classes = "auto"` cannot be resolved, the classes are left empty. What
-/// is wrong with the annotation file is for the check to say.
+/// Like [`load`], for `check-data`: if `data.classes = "auto"` cannot be resolved, the classes are left empty. The data
+/// check then reports what is wrong with the annotation file.
 ///
 /// # Errors
 /// As [`load`].
@@ -54,19 +54,21 @@ fn load_file(
 }
 
 impl Config {
-    /// Reads a config from text, for example from the metadata of a checkpoint; `origin` is the name errors carry.
+    /// Reads a config from text, for example from the metadata of a checkpoint. Errors refer to it as `origin`.
     ///
     /// # Errors
-    /// As [`load`]; `base` is refused, for there is no folder that it could be relative to. Names that fields had in older
-    /// checkpoints are understood.
+    /// Like [`load`]. `base` is an error, because there is no folder that it could be relative to. Field names of older
+    /// checkpoints are accepted.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
-        let no_classes = |_: &Path| Err(Error::usage("a config without a data set names its classes"));
+        let no_classes = |_: &Path| {
+            Err(Error::usage("data.classes = \"auto\" needs a training annotation file; list the class names"))
+        };
         Ok(Resolved::from_toml(text, origin, &[], &no_classes)?.config)
     }
 }
 
 impl Resolved {
-    /// Reads a config from text and lays the environment and overrides on it, as [`load`] does with a file.
+    /// Reads a config from text and applies the environment and overrides, like [`load`].
     ///
     /// # Errors
     /// As [`Config::from_toml`].
@@ -100,21 +102,21 @@ fn resolve(
     let mut origins = BTreeMap::new();
     tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
     let mut config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
-        .map_err(|error| Error::bug(format!("a config that passed its checks was refused: {error}")))?;
+        .map_err(|error| Error::bug(format!("a config that passed its checks was rejected: {error}")))?;
     config.data.classes_are_auto = classes_are_auto;
     let resolved = Resolved { config, name, origins };
     resolved.validate()?;
     Ok(resolved)
 }
 
-/// The tree of all defaults: every field is there, so that a part of a section can be set alone.
+/// The tree of all defaults. It holds every field, so that a config can set part of a section.
 pub(super) fn defaults() -> Result<Table> {
     let table = toml::Table::try_from(Config::default())
         .map_err(|error| Error::bug(format!("the default config cannot be written as TOML: {error}")))?;
     Ok(tree::from_value(table, &Origin::Default))
 }
 
-/// Reads a file and its bases; `chain` holds the files that are being read, outermost first.
+/// Reads a file and its bases. `chain` holds the files that are being read, outermost first.
 fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     let shown = path.display().to_string();
     if let Some(why) = file_kind::not_a_config(path) {
@@ -125,7 +127,7 @@ fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if chain.iter().any(|(open, _)| *open == identity) {
         let names: Vec<&str> = chain.iter().map(|(_, name)| name.as_str()).chain([shown.as_str()]).collect();
-        return Err(Error::usage(format!("configs inherit from each other in a circle: {}", names.join(" -> "))));
+        return Err(Error::usage(format!("circular base configs: {}", names.join(" -> "))));
     }
     let mut own = tree::parse(&text, &shown)?;
     let bases = take_bases(&mut own)?;
@@ -157,7 +159,7 @@ fn take_bases(table: &mut Table) -> Result<Vec<(String, Origin)>> {
     Ok(names.into_iter().map(|name| (name, origin.clone())).collect())
 }
 
-/// ` (did you mean ...?)` with the file of the same folder whose name is nearest.
+/// ` (did you mean ...?)` with the most similar file name in the same folder.
 fn similar_file(path: &Path) -> String {
     let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return String::new() };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -173,7 +175,7 @@ fn similar_file(path: &Path) -> String {
 
 /// Parses `key=value` into a tree.
 ///
-/// The value is TOML; a value for a text field may be bare, and so may any word that is not TOML.
+/// The value is TOML. Strings for text fields and words that are not valid TOML need no quotes.
 fn parse_override(text: &str) -> Result<Table> {
     let example = "expected key=value, for example optimizer.lr=0.01";
     let (key, value) =
@@ -201,17 +203,17 @@ fn override_value(key: &str, value: &str, origin: &Origin) -> Result<Value> {
         Ok(mut table) if table.len() == 1 => match table.remove("value") {
             Some(toml::Value::Table(inner)) => Ok(Value::Table(tree::from_value(inner, origin))),
             Some(other) => Ok(Value::Leaf(other)),
-            None => Err(Error::bug("an override lost its value")),
+            None => Err(Error::bug("an override has no value")),
         },
         _ if quoted || value.is_empty() || value.starts_with(['[', '{']) => Err(Error::usage(format!(
             "{origin}: the value is not valid TOML; strings in a list need quotes, and the shell needs quotes around \
-             the whole, for example --set 'data.classes=[\"cat\", \"dog\"]'"
+                 the whole argument, for example --set 'data.classes=[\"cat\", \"dog\"]'"
         ))),
         _ => Ok(Value::Leaf(toml::Value::String(value.to_owned()))),
     }
 }
 
-/// Resolves aliases, then holds a layer against the schema: unknown fields, wrong types, values out of range.
+/// Resolves aliases, then checks a layer against the schema: unknown fields, wrong types, values out of range.
 fn checked(mut layer: Table) -> Result<Table> {
     for (alias, field) in ALIASES {
         if let Some(node) = take(&mut layer, alias) {
@@ -272,7 +274,7 @@ fn suggestion(path: &str, section: &str) -> String {
     }
 }
 
-/// A value as an error shows it, cut if long.
+/// A value as errors show it, truncated if long.
 pub(super) fn shown(value: &toml::Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 80 { text } else { format!("{}...", text.chars().take(80).collect::<String>()) }

@@ -1,4 +1,4 @@
-//! docs/config.md: the reference of all fields, made from the structs.
+//! docs/config.md: the reference of all fields, generated from the structs.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ use super::{fields, load, tree};
 
 const INTRODUCTION: &str = "# Configuration
 
-This page is made from the structs in `crates/config/src/schema`. After a change there, run
-`FNET_UPDATE_DOCS=1 cargo test --release --workspace --lib the_reference_of_all_fields` to write it anew.
+This page is generated from the structs in `crates/config/src/schema`. After a change there, run
+`FNET_UPDATE_DOCS=1 cargo test --release --workspace --lib the_reference_of_all_fields` to update it.
 
-A config is a TOML file. It may inherit from others, given relative to its own folder:
+A config is a TOML file. It may inherit from other config files, with paths relative to its own folder:
 
 ```toml
 base = [\"_base_/mask_rcnn_fasternet_fpn.toml\", \"_base_/coco_instance.toml\", \"_base_/schedule_1x.toml\"]
@@ -20,21 +20,21 @@ base = [\"_base_/mask_rcnn_fasternet_fpn.toml\", \"_base_/coco_instance.toml\", 
 lr = 1e-4
 ```
 
-Later bases win over earlier ones, the file wins over its bases. Tables are merged field by field; lists are replaced
-as a whole. Then the environment variable FNET_DATA_ROOT, if set, replaces `data.root`, and last come overrides from
-the command line, `--set key=value`:
+Later bases override earlier ones, and the file overrides its bases. Tables are merged field by field; lists are
+replaced as a whole. If the environment variable FNET_DATA_ROOT is set, it overrides `data.root`. Overrides from the
+command line are applied last, `--set key=value`:
 
     --set optimizer.lr=0.01 data.train.ann_file=a.json 'data.classes=[\"cat\", \"dog\"]'
 
-Values are TOML; text may stand without quotes. `model.pretrained` is short for `model.backbone.pretrained`.
+Values are TOML; strings need no quotes. `model.pretrained` is short for `model.backbone.pretrained`.
 `fnet-launch print-config CONFIG` prints every value and where it came from. Unknown fields, wrong types and values out
-of range are refused with file, line and the nearest right name.
+of range are errors that name the file, the line and, for unknown fields, the most similar name.
 ";
 
 /// The reference of every section and field, as Markdown.
 ///
 /// # Errors
-/// A bug, if the defaults cannot be written as TOML.
+/// An internal error if the defaults cannot be written as TOML.
 pub fn markdown_reference() -> Result<String> {
     let mut defaults = std::collections::HashMap::new();
     tree::each_leaf(&load::defaults()?, "", &mut |path, value, _| {
@@ -66,7 +66,7 @@ pub fn markdown_reference() -> Result<String> {
     Ok(out)
 }
 
-/// The meaning of each word that an enumeration allows.
+/// The meaning of each value of an enum.
 fn meanings(schema: &serde_json::Value) -> String {
     let choices = fields::choices(schema);
     let described = choices.iter().filter(|(_, meaning)| !meaning.is_empty());

@@ -1,4 +1,4 @@
-//! Writing a config as TOML, plain or with where each value came from.
+//! Writes a config as TOML, optionally with the origin of each value.
 
 use std::fmt::Write as _;
 
@@ -8,20 +8,20 @@ use super::tree::{self, Origin};
 use super::{Config, Resolved, fields};
 
 impl Config {
-    /// The whole config as TOML, every field written out, in the order of the documentation.
+    /// The whole config as TOML: every field, in the order of the documentation.
     ///
     /// # Errors
-    /// A usage error if a number does not fit TOML (whole numbers go to 2^63 - 1).
+    /// A usage error if an integer exceeds 2^63 - 1.
     pub fn to_toml(&self) -> Result<String> {
         render(self, |_| None)
     }
 }
 
 impl Resolved {
-    /// The config as TOML with a comment behind each value that says where it came from.
+    /// The config as TOML with a comment after each value that names its origin.
     ///
     /// # Errors
-    /// As [`Config::to_toml`].
+    /// Same as [`Config::to_toml`].
     pub fn to_annotated_toml(&self) -> Result<String> {
         render(&self.config, |path| self.origins.get(path).map(Origin::to_string))
     }
@@ -39,7 +39,7 @@ fn render(config: &Config, note: impl Fn(&str) -> Option<String>) -> Result<Stri
     Ok(out)
 }
 
-/// Writes the values of a section, then its inner sections: TOML wants them in this order.
+/// Writes the values of a section, then its subsections, the order that TOML requires.
 fn section(
     prefix: &str,
     values: &std::collections::HashMap<String, String>,
@@ -73,20 +73,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_survives_being_written_and_read() {
+    fn a_config_round_trips_through_toml() {
         let mut config = Config::default();
         config.optimizer.eps = 1e-8;
         config.data.classes = vec!["quote \" and é".into(), "b".into()];
         config.model.num_classes = 2;
         let text = config.to_toml().unwrap();
         let read = Config::from_toml(&text, "checkpoint").unwrap();
-        // FNET_DATA_ROOT, where it is set, wins over the text.
+        // If FNET_DATA_ROOT is set, it overrides the text.
         config.data.root = std::env::var(crate::DATA_ROOT_VARIABLE).unwrap_or(config.data.root);
         assert_eq!(read, config);
     }
 
     #[test]
-    fn each_value_says_where_it_came_from() {
+    fn each_value_is_annotated_with_its_origin() {
         let sets = ["train.epochs=3".to_owned()];
         let resolved = Resolved::from_toml("[optimizer]\nlr = 0.1\n", "a.toml", &sets, &|_| unreachable!()).unwrap();
         let text = resolved.to_annotated_toml().unwrap();

@@ -1,4 +1,4 @@
-//! A config before it is typed: a tree of TOML values that know where they came from.
+//! An untyped config: a tree of TOML values with their origins.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// The place with its column, as compilers print it.
+    /// The position with its column, as compilers print it.
     pub(super) fn exact(&self) -> String {
         match self {
             Self::File { file, line, column } => format!("{file}:{line}:{column}"),
@@ -49,14 +49,14 @@ impl Origin {
     }
 }
 
-/// A value and where its key stands.
+/// A value and the position of its key.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub value: Value,
     pub origin: Origin,
 }
 
-/// A table, or anything else; arrays are leaves because they are replaced as a whole.
+/// A table or a leaf. Arrays are leaves because they are replaced as a whole.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     Table(Table),
@@ -65,7 +65,7 @@ pub(super) enum Value {
 
 pub(super) type Table = IndexMap<String, Node>;
 
-/// Puts a value at a dotted path, making the tables on the way.
+/// Inserts a value at a dotted path and creates missing tables.
 pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origin) {
     match path.split_once('.') {
         None => drop(table.insert(path.to_owned(), Node { value, origin: origin.clone() })),
@@ -82,7 +82,7 @@ pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origi
     }
 }
 
-/// Parses a TOML document; `file` is the name that errors and origins carry.
+/// Parses a TOML document. Errors and origins refer to it as `file`.
 pub(super) fn parse(text: &str, file: &str) -> Result<Table> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let document = Document::parse(text).map_err(|error| {
@@ -115,7 +115,7 @@ fn table(source: &dyn TableLike, place: &dyn Fn(Option<usize>) -> Origin) -> Res
 fn leaf(item: &Item, origin: &Origin) -> Result<toml::Value> {
     let refuse = |what: &str| {
         Error::usage(format!(
-            "{}: {what} has no meaning in a config; expected numbers, strings, booleans, lists of these, or tables",
+            "{}: {what} is not allowed in a config; expected numbers, strings, booleans, lists of these, or tables",
             origin.exact()
         ))
     };
@@ -145,7 +145,7 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// The tree of a value that is known to be a table, all of it from `origin`.
+/// The tree of a table in which every value has the origin `origin`.
 pub(super) fn from_value(table: toml::Table, origin: &Origin) -> Table {
     let node = |value| match value {
         toml::Value::Table(inner) => Value::Table(from_value(inner, origin)),
@@ -154,7 +154,7 @@ pub(super) fn from_value(table: toml::Table, origin: &Origin) -> Table {
     table.into_iter().map(|(name, value)| (name, Node { value: node(value), origin: origin.clone() })).collect()
 }
 
-/// Lays `over` on `under`: tables are merged key by key at every depth, everything else is replaced.
+/// Merges `over` into `under`: tables are merged recursively, everything else is replaced.
 pub(super) fn merge(under: &mut Table, over: Table) {
     for (name, node) in over {
         match (under.get_mut(&name), node) {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_know_their_line_and_column() {
+    fn keys_have_a_line_and_a_column() {
         let tree = parse("# note\n[optimizer]\nlr = 1e-3 # é\n  \"é\" = 1\n", "a.toml").unwrap();
         let Value::Table(optimizer) = &tree["optimizer"].value else { panic!("not a table") };
         assert_eq!(optimizer["lr"].origin.exact(), "a.toml:3:1");
@@ -224,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_parsed_or_refused_without_a_panic(text in "\\PC{0,80}(\n\\PC{0,20})?") {
+        fn no_text_panics(text in "\\PC{0,80}(\n\\PC{0,20})?") {
             let _ = parse(&text, "any.toml");
         }
     }

@@ -1,46 +1,46 @@
-//! What the data path hands to the model: images, their geometry, and the objects to learn.
+//! Batches for the model: images, their geometry and target objects.
 
 use std::sync::Arc;
 
 use super::Images;
 
-/// How one image was changed on its way into the model. Sizes are (height, width) in pixels.
+/// The geometry of one preprocessed image. Sizes are (height, width) in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageMeta {
     /// The `id` of the image in the annotation file.
     pub image_id: i64,
-    /// Its file name as the annotation file gives it.
+    /// Its file name in the annotation file.
     pub file_name: String,
     /// Size of the decoded image, after the EXIF rotation.
     pub original_size: (usize, usize),
-    /// Size after resizing, before padding: boxes are clipped to it.
+    /// Size after resizing, before padding. Boxes are clipped to it.
     pub image_size: (usize, usize),
-    /// Size after this image's own padding to the divisor: anchors beyond it are invalid.
+    /// Size after padding this image to the divisor. Anchors beyond it are invalid.
     pub padded_size: (usize, usize),
-    /// Resized over original width and height, as `[w, h, w, h]` in float32: the reference's `scale_factor`.
+    /// Ratio of resized to original size, as `[w, h, w, h]` in float32: MMDetection's `scale_factor`.
     pub scale_factor: [f32; 4],
-    /// Whether it was mirrored left to right.
+    /// Whether it was flipped horizontally.
     pub flipped: bool,
 }
 
-/// The mask of one instance in the frame of the resized and padded image: only the window that holds pixels is stored.
+/// The mask of one instance in the resized and padded image. Only the window with foreground pixels is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceMask {
-    /// (height, width) of the full bitmap that the window is a part of.
+    /// (height, width) of the full bitmap.
     pub frame: (usize, usize),
     /// Left edge of the window in pixels.
     pub x: usize,
-    /// Upper edge of the window in pixels.
+    /// Top edge of the window in pixels.
     pub y: usize,
     /// Width of the window in pixels.
     pub width: usize,
     /// Height of the window in pixels.
     pub height: usize,
-    /// Row-major 0 or 1 of the window, `width * height` values.
+    /// Pixels of the window: `width * height` values of 0 or 1, row-major.
     pub pixels: Arc<[u8]>,
 }
 
-/// The objects of one image, in the frame of the resized and padded image.
+/// The objects of one image, in coordinates of the resized and padded image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Target {
     /// Boxes as `[x1, y1, x2, y2]` in pixels.
@@ -51,10 +51,10 @@ pub struct Target {
     pub masks: Vec<InstanceMask>,
 }
 
-/// One step's input of one rank.
+/// The input of one step on one rank.
 #[derive(Debug)]
 pub struct Batch {
-    /// In frames of one size.
+    /// The images, all padded to one size.
     pub images: Images,
     /// One per image.
     pub metas: Vec<ImageMeta>,

@@ -1,4 +1,4 @@
-//! How an epoch is dealt out when the number of ranks, or the batch of each, changes in the middle of it.
+//! Distributes an epoch over the ranks when their number or batch size changes within the epoch.
 
 use std::collections::HashSet;
 
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use super::samplers::train_indices;
 
-/// A part of an epoch that was trained by so many ranks.
+/// A part of an epoch with a constant number of ranks and batch size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardSegment {
     /// Number of ranks.
     pub world_size: usize,
-    /// Images of each rank in a step.
+    /// Images per rank and step.
     pub samples_per_gpu: usize,
-    /// Micro-steps of an update.
+    /// Micro-steps per update.
     pub accumulate: usize,
-    /// Steps done.
+    /// Completed steps.
     pub steps: usize,
 }
 
-/// The images of every rank from the end of `segments` to the end of the epoch, `samples_per_gpu` after `samples_per_gpu`
-/// of one aspect group each; all lists have the same length. Without segments: [`train_indices`].
+/// The images of every rank from the end of `segments` to the end of the epoch, in chunks of `samples_per_gpu` images
+/// of one aspect group. All lists have the same length. Without segments, the result equals [`train_indices`].
 ///
-/// Every image that the segments have not seen comes once, in the order in which the last leg would have come to it; each
+/// Every image that the segments have not seen occurs once, in the order that the last segment would have used. Each
 /// group is filled up by repeating its start, as at the start of an epoch.
 ///
 /// # Panics
@@ -44,28 +44,28 @@ pub fn rest_of_epoch(
     let order = by_step(&planned, last.samples_per_gpu);
     let (seen, rest) = order.split_at(order.len().min(last.steps * last.world_size * last.samples_per_gpu));
     let mut seen: HashSet<usize> = seen.iter().copied().collect();
-    // What fills up a group was seen before, in this leg or an earlier one.
+    // Images that fill up a group were seen before, in this segment or an earlier one.
     let planned: HashSet<usize> = order.iter().copied().collect();
     seen.extend((0..flags.len()).filter(|index| !planned.contains(index)));
     let unseen: Vec<usize> = rest.iter().copied().filter(|&index| seen.insert(index)).collect();
     deal(&unseen, flags, world_size, samples_per_gpu)
 }
 
-/// All images, step after step and within each rank after rank.
+/// All images, ordered by step, then by rank.
 fn by_step(lists: &[Vec<usize>], samples_per_gpu: usize) -> Vec<usize> {
     let steps = lists.first().map_or(0, |list| list.len() / samples_per_gpu);
     let chunk = |step: usize, list: &'_ Vec<usize>| list[step * samples_per_gpu..(step + 1) * samples_per_gpu].to_vec();
     (0..steps).flat_map(|step| lists.iter().flat_map(move |list| chunk(step, list))).collect()
 }
 
-/// Deals images out in chunks of one group, in the order of their first images.
+/// Distributes images in chunks of one group, in the order of their first images.
 fn deal(images: &[usize], flags: &[u8], world_size: usize, samples_per_gpu: usize) -> Vec<Vec<usize>> {
     let mut chunks: Vec<(usize, Vec<usize>)> = Vec::new();
     for group in [0, 1] {
         let members: Vec<(usize, usize)> =
             images.iter().copied().enumerate().filter(|&(_, index)| flags[index] == group).collect();
         let filled = members.len().next_multiple_of(samples_per_gpu * world_size);
-        // What is repeated comes last.
+        // Repeated images come last.
         let placed = (0..filled).map(|at| match members.get(at) {
             Some(&(place, index)) => (place, index),
             None => (images.len() + at, members[at % members.len()].1),
@@ -88,10 +88,10 @@ mod tests {
 
     use super::*;
 
-    /// Number of ranks, images of each, and how much of the rest is trained.
+    /// Number of ranks, images per rank, and the fraction of the rest that is trained.
     type Change = (usize, usize, f64);
 
-    /// What is trained, image by image, through all changes; with each list checked.
+    /// The trained images through all changes. Checks each list.
     fn trained(flags: &[u8], changes: &[Change]) -> Vec<usize> {
         let (mut segments, mut seen) = (Vec::new(), Vec::new());
         for (number, &(world_size, samples_per_gpu, share)) in changes.iter().enumerate() {
@@ -111,14 +111,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_ranks_change_to_every_image_of_the_epoch_is_seen(
+        fn every_image_of_the_epoch_is_seen_after_any_changes(
             flags in prop::collection::vec(0u8..2, 1..60),
             changes in prop::collection::vec((1usize..6, 1usize..4, 0.0..1.0), 1..4),
         ) {
             let seen = trained(&flags, &changes);
             let unique: HashSet<usize> = seen.iter().copied().collect();
             prop_assert_eq!(unique.len(), flags.len());
-            // A leg repeats at most what fills up each of the two groups.
+            // A segment repeats at most what fills up each of the two groups.
             let filling: usize = changes.iter().map(|&(communicator, samples, _)| 2 * (communicator * samples - 1)).sum();
             prop_assert!(seen.len() <= flags.len() + filling);
         }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn half_the_ranks_go_on_in_the_same_order() {
+    fn half_the_ranks_continue_in_the_same_order() {
         let flags = vec![0; 16];
         let segment = ShardSegment { world_size: 4, samples_per_gpu: 1, accumulate: 1, steps: 2 };
         let whole = by_step(&rest_of_epoch(&flags, 0, 0, &[], 4, 1), 1);

@@ -1,4 +1,4 @@
-//! The images of a batch: bytes until they are where the model is.
+//! The images of a batch: bytes until they are on the model's device.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use fnet_config::Pipeline;
 
 use super::normalize::Normalization;
 
-/// The images of a batch, as the model gets them.
+/// The images of a batch.
 #[derive(Debug)]
 pub enum Images {
-    /// As they were decoded and resized: a quarter of the memory, and of what travels to a device.
+    /// Decoded and resized bytes: a quarter of the memory and of the transfer to a device.
     Pixels(Arc<Pixels>),
     /// `[images, 3, height, width]`, float32, normalized RGB, zero-padded.
     Values(Tensor),
 }
 
-/// 8-bit RGB images in frames of one size.
+/// 8-bit RGB images, padded to frames of one size.
 #[derive(Debug)]
 pub struct Pixels {
     /// Height and width of the frames.
     frame: (usize, usize),
-    /// Height and width of each image, which fills the upper left of its frame.
+    /// Height and width of each image, which is in the upper left corner of its frame.
     sizes: Vec<(usize, usize)>,
     normalization: Normalization,
-    /// Frame after frame, each row by row, then the constants of the normalization.
+    /// The frames, row-major, then the constants of the normalization.
     bytes: Vec<u8>,
 }
 
@@ -46,10 +46,10 @@ impl From<Pixels> for Images {
 }
 
 impl Images {
-    /// Number, and height and width of the frames.
+    /// Number of images, and height and width of the frames.
     ///
     /// # Errors
-    /// If there are values of another number of dimensions.
+    /// If the values do not have 4 dimensions.
     pub fn size(&self) -> Result<(usize, (usize, usize))> {
         match self {
             Self::Pixels(pixels) => Ok((pixels.sizes.len(), pixels.frame)),
@@ -60,11 +60,11 @@ impl Images {
         }
     }
 
-    /// `[images, 3, height, width]` on `device`, channels-last in memory: `(value - mean) / std` in float32, as the reference
-    /// computes it, and 0 in the padding. The host does not wait for the device.
+    /// `[images, 3, height, width]` on `device`, channels-last: `(value - mean) / std` in float32, computed as in
+    /// MMDetection, and 0 in the padding. The host does not wait for the device.
     ///
     /// # Errors
-    /// For lack of memory.
+    /// If there is not enough memory.
     pub fn values(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Pixels(pixels) if device == Device::Cpu => pixels.on_host(),
@@ -73,7 +73,7 @@ impl Images {
         }
     }
 
-    /// The same images once more, without a copy.
+    /// Another reference to the same images, without a copy.
     #[must_use]
     pub fn share(&self) -> Self {
         match self {
@@ -84,7 +84,7 @@ impl Images {
 }
 
 impl Pixels {
-    /// Black images of `sizes` in frames that hold the largest of them, `frame`.
+    /// Black images of `sizes` in frames of size `frame`.
     pub fn black(frame: (usize, usize), sizes: Vec<(usize, usize)>, pipeline: &Pipeline) -> Self {
         let normalization = Normalization::new(pipeline);
         let pixels = sizes.len() * frame.0 * frame.1 * 3;
@@ -96,7 +96,7 @@ impl Pixels {
         Self { frame, sizes, normalization, bytes }
     }
 
-    /// The frames, each row by row.
+    /// The frames, row-major.
     pub fn frames_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let frame = self.frame_bytes();
         self.bytes.chunks_exact_mut(frame.max(1)).take(self.sizes.len())
@@ -135,7 +135,7 @@ impl Pixels {
         Ok(images.f_permute([0, 3, 1, 2])?)
     }
 
-    /// The same bits by libtorch's operators, on the device of `bytes`.
+    /// The same bits, computed with libtorch's operators on the device of `bytes`.
     fn by_operators(&self, bytes: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let constants =
@@ -158,14 +158,14 @@ impl Pixels {
     }
 }
 
-/// Asks for large pages for the `bytes` of a fresh tensor: its memory is often new to the process, and thousands of
-/// small pages would be cleared and mapped one by one. The system may refuse; nothing changes then.
+/// Requests huge pages for the `bytes` of a new tensor, because mapping and clearing thousands of small pages is slow.
+/// The OS may ignore the request.
 fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
     const PAGE: usize = 2 << 20;
     let start = tensor.data_ptr() as usize;
     let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
     if first < end {
-        // SAFETY: the range lies within the tensor's own memory, and this advice leaves its content alone.
+        // SAFETY: the range is within the tensor's memory, and this advice does not change its content.
         unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operators_of_a_device_give_the_bits_of_the_host() {
+    fn device_operators_give_the_same_bits_as_the_host() {
         let pipeline = Pipeline::default();
         for (frame, sizes) in [
             ((7, 9), vec![(7, 9), (5, 9), (7, 4), (3, 2)]),
@@ -184,7 +184,7 @@ mod tests {
             ((32, 32), Vec::new()),
         ] {
             let mut pixels = Pixels::black(frame, sizes.clone(), &pipeline);
-            // In the padding, too, where nothing may come of it.
+            // Also in the padding, which must have no effect.
             for (seed, bytes) in pixels.frames_mut().enumerate() {
                 bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 31 + i / 256 + 7 * seed) as u8);
             }

@@ -1,4 +1,4 @@
-//! The config of a job: as [`fnet_config`] reads it, with the classes of the training set in the place of "auto".
+//! Loads the config of a job with [`fnet_config`], with the classes of the training set in place of "auto".
 
 use std::path::Path;
 
@@ -7,26 +7,26 @@ use fnet_config::Resolved;
 
 use crate::coco::category_names;
 
-/// Reads a config file, as [`fnet_config::load`] does.
+/// Reads a config file, like [`fnet_config::load`].
 ///
 /// # Errors
-/// As [`fnet_config::load`], and those of [`category_names`].
+/// Those of [`fnet_config::load`] and [`category_names`].
 pub fn load_config(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
     fnet_config::load(path, overrides, &category_names)
 }
 
-/// Reads a config file for a check of its data, as [`fnet_config::load_for_check`] does.
+/// Reads a config file for a check of its data, like [`fnet_config::load_for_check`].
 ///
 /// # Errors
-/// As [`fnet_config::load`].
+/// Same as [`fnet_config::load`].
 pub fn load_config_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
     fnet_config::load_for_check(path, overrides, &category_names)
 }
 
-/// Reads a config from text, as [`Resolved::from_toml`] does.
+/// Reads a config from text, like [`Resolved::from_toml`].
 ///
 /// # Errors
-/// As [`load_config`].
+/// Same as [`load_config`].
 pub fn parse_config(text: &str, origin: &str, overrides: &[String]) -> Result<Resolved> {
     Resolved::from_toml(text, origin, overrides, &category_names)
 }
@@ -42,7 +42,7 @@ mod tests {
     use crate::{Code, Dataset, Split, check_classes};
     use fnet_test_support::fixture;
 
-    /// A folder with an annotation file of these categories, and a config of this text beside it.
+    /// Loads a config from a folder that also has an annotation file with these categories.
     fn loaded(categories: &str, text: &str, sets: &[&str]) -> Result<Resolved> {
         let folder = tempfile::tempdir().unwrap();
         fs::write(
@@ -60,7 +60,7 @@ mod tests {
     const TWO: &str = "[{\"id\": 7, \"name\": \"bolt\"}, {\"id\": 3, \"name\": \"гайка\"}]";
 
     #[test]
-    fn names_and_number_come_from_the_training_set_and_are_stored_resolved() {
+    fn class_names_and_number_come_from_the_training_set_and_are_stored() {
         let resolved = loaded(TWO, "data.classes = \"auto\"", &[]).unwrap();
         let config = &resolved.config;
         assert_eq!(
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_agrees_is_fine_and_another_is_refused_with_both_places() {
+    fn a_matching_number_is_accepted_and_another_is_an_error_with_both_positions() {
         assert!(loaded(TWO, "model.num_classes = 2", &["data.classes=auto"]).is_ok());
         let error = loaded(TWO, "data.classes = \"auto\"\nmodel.num_classes = 80", &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
@@ -86,14 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn categories_of_equal_names_are_classes_of_their_own() {
+    fn categories_with_equal_names_are_separate_classes() {
         let resolved =
             loaded("[{\"id\": 0, \"name\": \"a\"}, {\"id\": 1, \"name\": \"a\"}]", "", &["data.classes=auto"]);
         assert_eq!(resolved.unwrap().config.model.num_classes, 2);
     }
 
     #[test]
-    fn an_export_of_roboflow_keeps_its_unused_category_as_a_class() {
+    fn a_roboflow_export_keeps_its_unused_category_as_a_class() {
         let Some(root) = fixture("") else {
             return;
         };
@@ -115,13 +115,13 @@ mod tests {
                 check_classes(&config, &[&dataset]).unwrap();
                 assert!(dataset.diagnostics().count(Code::CategoryUnused) > 0, "{set}");
                 let labels = (0..dataset.len()).flat_map(|index| dataset.objects(index).labels.iter().copied());
-                assert!(labels.into_iter().all(|label| label > 0), "{set}: a label is the place in the list");
+                assert!(labels.into_iter().all(|label| label > 0), "{set}: a label is the index in the list");
             }
         }
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_an_error_of_the_data_and_another_word_is_refused() {
+    fn an_unreadable_file_is_a_data_error_and_another_word_is_a_usage_error() {
         let error = loaded("3", "", &["data.classes=auto"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Data);
         assert!(

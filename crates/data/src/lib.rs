@@ -1,7 +1,7 @@
 //! From annotation files and images to batches.
 //!
-//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] say which images a rank sees and in
-//! which order, and [`Loader`] turns them into batches on threads of its own: decode, resize, flip, normalize, pad.
+//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] select the images of a rank and their
+//! order, and [`Loader`] makes batches on background threads: decode, resize, flip, normalize, pad.
 
 mod batch;
 mod check;

@@ -1,4 +1,4 @@
-//! Masks of instances: from polygons or run lengths to the window of the resized image, and to training targets.
+//! Instance masks: from polygons or run lengths to windows of the resized image, and to training targets.
 
 use std::sync::Arc;
 
@@ -8,34 +8,34 @@ use super::batch::InstanceMask;
 use super::coco::Segmentation;
 use super::resize::nearest;
 
-/// The mask of `segmentation` in the frame of an image of `size` (height, width), neither resized nor mirrored.
+/// The mask of `segmentation` in an image of `size` (height, width), neither resized nor flipped.
 ///
 /// # Errors
-/// Says what is wrong with the segmentation, without the place it comes from.
+/// A message about the segmentation, without its location.
 pub fn rasterize(segmentation: &Segmentation, size: (usize, usize)) -> Result<InstanceMask, String> {
     Ok(instance_mask(&segmentation.to_rle(size)?, size, false, size))
 }
 
-/// The mask `rle` resized to `resized` (height, width) by nearest neighbor, mirrored if `flip`, in the frame `padded`
-/// (height, width), zero beyond the mask: the reference's `rescale`, `flip` and `pad` of a bitmap. Only the window that
-/// holds pixels is made.
+/// The mask `rle` resized to `resized` (height, width) by nearest neighbor, flipped if `flip`, and zero-padded to
+/// `padded` (height, width), like `rescale`, `flip` and `pad` of MMDetection's `BitmapMasks`. Only the window with
+/// foreground pixels is computed.
 pub fn instance_mask(rle: &Rle, resized: (usize, usize), flip: bool, padded: (usize, usize)) -> InstanceMask {
     MaskPlan::new((rle.h as usize, rle.w as usize), resized, flip, padded).mask(rle)
 }
 
-/// What becomes of the masks of one image; all sizes are (height, width).
+/// A plan for the masks of one image. All sizes are (height, width).
 pub(super) struct MaskPlan {
     size: (usize, usize),
     resized: (usize, usize),
     flip: bool,
     padded: (usize, usize),
-    /// Rows `row_start[y0]..row_start[y1]` of the result take rows `y0..y1`; columns likewise.
+    /// Rows `row_start[y0]..row_start[y1]` of the result come from rows `y0..y1`, and likewise for columns.
     row_start: Vec<usize>,
     column_start: Vec<usize>,
 }
 
 impl MaskPlan {
-    /// For masks of images of `size`; the rest as in [`instance_mask`].
+    /// A plan for masks of images of `size`. The other arguments are as in [`instance_mask`].
     pub fn new(size: (usize, usize), resized: (usize, usize), flip: bool, padded: (usize, usize)) -> Self {
         let row_start = first_destinations(size.0, resized.0);
         let column_start = first_destinations(size.1, resized.1);
@@ -62,7 +62,7 @@ impl MaskPlan {
                 let x0 = self.column_start[span.column] - columns.start;
                 let x1 = self.column_start[span.column + 1] - columns.start;
                 let (x0, x1) = if self.flip { (width - x1, width - x0) } else { (x0, x1) };
-                // Where a column enters the mask or leaves it.
+                // Marks where a column enters or leaves the mask.
                 for y in [y0, y1].into_iter().filter(|&y| y < height) {
                     pixels[y * width + x0..y * width + x1].iter_mut().for_each(|pixel| *pixel ^= 1);
                 }
@@ -74,7 +74,7 @@ impl MaskPlan {
     }
 }
 
-/// From marks where columns change to pixels: each row changes what the row above has.
+/// Converts marks of changes to pixels: each row toggles the row above.
 fn fill_down(pixels: &mut [u8], width: usize) {
     let mut rest = pixels;
     while rest.len() >= 2 * width {
@@ -92,7 +92,7 @@ struct ColumnSpan {
     end: usize,
 }
 
-/// The foreground of column-major runs, column by column; runs beyond the frame are left out.
+/// The foreground of column-major runs, column by column, without runs beyond the frame.
 fn column_spans(counts: &[u32], height: usize, width: usize) -> Vec<ColumnSpan> {
     let mut spans = Vec::new();
     let end_of_frame = height * width;
@@ -113,7 +113,7 @@ fn column_spans(counts: &[u32], height: usize, width: usize) -> Vec<ColumnSpan> 
     spans
 }
 
-/// For each source position, and one past the last, the first destination position that takes it or a later one.
+/// For each source position, and one past the last, the first destination position that uses it or a later one.
 fn first_destinations(source: usize, target: usize) -> Vec<usize> {
     let taken = nearest(source, target);
     let mut starts = vec![target; source + 1];
@@ -128,16 +128,16 @@ fn first_destinations(source: usize, target: usize) -> Vec<usize> {
 
 /// Training targets of the mask head: mask `i` inside box `i`, `size * size` values of 0 or 1 each, row-major.
 ///
-/// The box, `[x1, y1, x2, y2]` in pixels of the padded image, is clipped to the mask's frame; the bitmap is pooled by
-/// RoIAlign (half-pixel aligned, as many samples per bin as it has pixels, average) and set where the average is at
-/// least 0.5, as in the reference's `BitmapMasks.crop_and_resize`.
+/// The box, `[x1, y1, x2, y2]` in pixels of the padded image, is clipped to the mask's frame. The bitmap is pooled by
+/// RoIAlign (half-pixel aligned, as many samples per bin as it has pixels, average). A value is 1 if the average is at
+/// least 0.5, as in MMDetection's `BitmapMasks.crop_and_resize`.
 ///
 /// # Panics
-/// If there are not as many masks as boxes.
+/// If the numbers of masks and boxes differ.
 pub fn mask_targets(masks: &[&InstanceMask], boxes: &[[f32; 4]], size: usize) -> Vec<u8> {
     assert_eq!(masks.len(), boxes.len(), "one mask per box");
     let mut targets = vec![0; masks.len() * size * size];
-    // Many boxes share a mask, and so the sums of its pixels.
+    // Many boxes share a mask and its pixel sums.
     let mut order: Vec<usize> = (0..masks.len()).collect();
     order.sort_by_key(|&i| masks[i].pixels.as_ptr());
     for group in order.chunk_by(|&a, &b| masks[a] == masks[b]) {
@@ -190,7 +190,7 @@ fn mask_target(sums: &AreaTable<'_>, [x1, y1, x2, y2]: [f32; 4], size: usize, ta
     }
 }
 
-/// The sum of the samples of one bin, in the order of the reference's kernel: averages near 0.5 must not differ.
+/// The sum of the samples of one bin, in the order of MMDetection's kernel, so that averages near 0.5 do not differ.
 fn bin_sum(mask: &InstanceMask, rows: &[Sample], columns: &[Sample]) -> f32 {
     let pixel = |y: usize, x: usize| {
         let (row, column) = (y.wrapping_sub(mask.y), x.wrapping_sub(mask.x));
@@ -208,8 +208,7 @@ fn bin_sum(mask: &InstanceMask, rows: &[Sample], columns: &[Sample]) -> f32 {
     sum
 }
 
-/// Sums of the pixels above and to the left of every corner of a mask's window: most bins lie wholly inside or outside
-/// the mask and need no samples.
+/// Summed-area table of a mask's window. Most bins are completely inside or outside the mask and need no samples.
 struct AreaTable<'m> {
     mask: &'m InstanceMask,
     sums: Vec<u32>,
@@ -230,8 +229,8 @@ impl<'m> AreaTable<'m> {
         Self { mask, sums }
     }
 
-    /// Whether the bin of these samples is set, if all pixels that they touch are equal; the average is then 0, or 1
-    /// but for rounding.
+    /// Whether the bin of these samples is set, if all pixels that they touch are equal. The average is then 0, or 1 up
+    /// to rounding.
     fn uniform(&self, rows: &[Sample], columns: &[Sample]) -> Option<bool> {
         let (Some(y), Some(x)) = (extent(rows), extent(columns)) else { return Some(false) };
         let window = |limits: [usize; 2], start: usize, length: usize| {

@@ -1,11 +1,11 @@
-//! `(value - mean) / std` of 8-bit pixels, in float32 as the reference computes it.
+//! `(value - mean) / std` of 8-bit pixels, in float32, computed as in MMDetection.
 
 use fnet_config::Pipeline;
 
-/// Values of one round of the loop: as many pixels as fill whole registers.
+/// Values per loop iteration: as many pixels as fill whole registers.
 const ROUND: usize = 24;
 
-/// Mean and standard deviation of each value of a round: red, green, blue, red, ...
+/// Mean and standard deviation of each value of an iteration: red, green, blue, red, ...
 #[derive(Debug, Clone)]
 pub(super) struct Normalization {
     mean: [f32; ROUND],

@@ -1,13 +1,13 @@
-//! Which images a rank sees, and in which order: pure functions, equal to the reference's samplers.
+//! Selects the images of a rank and their order: pure functions, equal to MMDetection's samplers.
 
 use fnet_common::random::Generator;
 
-/// The images of `rank` in `epoch`, `samples_per_gpu` after `samples_per_gpu` of one aspect group each
+/// The images of `rank` in `epoch`, in chunks of `samples_per_gpu` images of one aspect group
 /// (`DistributedGroupSampler`).
 ///
-/// `flags` holds each image's group, 0 or 1. Every group is shuffled and filled up, by repeating its start, to a
-/// multiple of `samples_per_gpu * world_size`; the chunks are shuffled, and each rank takes a contiguous part. All ranks
-/// get lists of equal length.
+/// `flags` contains each image's group, 0 or 1. Every group is shuffled and filled up to a multiple of `samples_per_gpu
+/// * world_size` by repeating its start. The chunks are shuffled, and each rank takes a contiguous part. All lists have
+/// the same length.
 ///
 /// # Panics
 /// If `rank` is not below `world_size` or `samples_per_gpu` is 0.
@@ -42,7 +42,7 @@ pub fn train_indices(
         .collect()
 }
 
-/// Steps of one epoch on every rank: the length of [`train_indices`] over `samples_per_gpu`.
+/// Steps per epoch on every rank: the length of [`train_indices`] divided by `samples_per_gpu`.
 ///
 /// # Panics
 /// If `world_size` or `samples_per_gpu` is 0.
@@ -52,8 +52,8 @@ pub fn train_batches_per_epoch(flags: &[u8], world_size: usize, samples_per_gpu:
     [zeros, ones].iter().map(|count| count.div_ceil(samples_per_gpu * world_size)).sum()
 }
 
-/// The images of `rank` by the reference's rule for evaluation (`DistributedSampler` without shuffling): every rank
-/// gets equally many, the first ones a second time where they do not divide.
+/// The images of `rank` by MMDetection's rule for evaluation (`DistributedSampler` without shuffling): every rank gets
+/// the same number, and the first images are repeated if necessary.
 ///
 /// # Panics
 /// If `rank` is not below `world_size`.
@@ -79,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_image_is_seen_and_every_step_is_of_one_group(
+        fn every_image_is_seen_and_every_step_has_one_group(
             flags in prop::collection::vec(0u8..2, 1..60), communicator in 1usize..6, samples in 1usize..4, epoch in 0u64..5
         ) {
             let lists: Vec<_> = (0..communicator).map(|r| train_indices(&flags, epoch, 7, r, communicator, samples)).collect();
@@ -89,7 +89,7 @@ mod tests {
                 prop_assert!(chunk.iter().all(|&i| flags[i] == flags[chunk[0]]));
             }
             let mut seen: Vec<usize> = lists.concat();
-            // No image is repeated before every other of its group was taken.
+            // No image is repeated before every other image of its group was used.
             for group in [0, 1] {
                 let counts: Vec<usize> = (0..flags.len()).filter(|&i| flags[i] == group)
                     .map(|i| seen.iter().filter(|&&s| s == i).count()).collect();
@@ -103,7 +103,7 @@ mod tests {
         }
 
         #[test]
-        fn evaluation_takes_every_image_once(count in 0usize..100, communicator in 1usize..9) {
+        fn evaluation_uses_every_image_once(count in 0usize..100, communicator in 1usize..9) {
             let mut seen: Vec<usize> = (0..communicator).flat_map(|r| evaluation_indices(count, r, communicator)).collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..count).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Geometry of an image on its way into the model: resize, flip, pad, and the same for its boxes and masks.
+//! Geometric preprocessing of images, boxes and masks: resize, flip, pad.
 
 use fnet_common::Result;
 use fnet_common::random::{Generator, Purpose};
@@ -8,17 +8,17 @@ use super::batch::Target;
 use super::coco::{Objects, Record, Segmentation};
 use super::masks::MaskPlan;
 
-/// What is done to one image.
+/// The augmentation of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Augmentation {
-    /// Bounds of the resized image, `[long side, short side]` in pixels.
+    /// Maximum size of the resized image, `[long side, short side]` in pixels.
     pub scale: [usize; 2],
-    /// Whether it is mirrored left to right.
+    /// Whether it is flipped horizontally.
     pub flip: bool,
 }
 
 impl Augmentation {
-    /// Draws what is done to `sample` in `epoch`: a function of the seed and these two alone.
+    /// Draws the augmentation of `sample` in `epoch`. It depends only on these and the seed.
     pub fn draw(pipeline: &Pipeline, seed: u64, epoch: u64, sample: usize) -> Self {
         let mut random = Generator::derived(seed, Purpose::Augmentation, &[epoch, sample as u64]);
         let between = |random: &mut Generator, a: usize, b: usize| {
@@ -28,7 +28,7 @@ impl Augmentation {
         let scale = match (pipeline.scales.as_slice(), pipeline.scale_mode) {
             ([], _) => pipeline.test_scale,
             ([only], _) => *only,
-            // The long and the short side are drawn apart, as MMDetection does.
+            // The long and the short side are drawn separately, as in MMDetection.
             ([first, second, ..], ScaleMode::Range) => {
                 let long = |scale: &[usize; 2]| scale[0].max(scale[1]);
                 let short = |scale: &[usize; 2]| scale[0].min(scale[1]);
@@ -40,14 +40,14 @@ impl Augmentation {
         Self { scale, flip: random.uniform() < pipeline.flip_probability }
     }
 
-    /// What is done at evaluation: one scale, no flip.
+    /// The preprocessing at evaluation: one scale, no flip.
     pub fn test(pipeline: &Pipeline) -> Self {
         Self { scale: pipeline.test_scale, flip: false }
     }
 }
 
 /// The size, (height, width), of an image of `size` resized to fit `scale` with its aspect ratio kept
-/// (`mmcv.rescale_size`). At least 1 pixel, where the reference would end up with none and fail.
+/// (`mmcv.rescale_size`). At least 1 pixel, where MMDetection would compute 0 and fail.
 pub fn rescaled_size(size: (usize, usize), scale: [usize; 2]) -> (usize, usize) {
     let (long, short) = (scale[0].max(scale[1]) as f64, scale[0].min(scale[1]) as f64);
     let (height, width) = (size.0 as f64, size.1 as f64);
@@ -56,18 +56,18 @@ pub fn rescaled_size(size: (usize, usize), scale: [usize; 2]) -> (usize, usize) 
     (side(height), side(width))
 }
 
-/// Sizes, (height, width), and factors of one image.
+/// Sizes, (height, width), and scale factors of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Geometry {
-    /// Of the decoded image.
+    /// Size of the decoded image.
     pub original: (usize, usize),
-    /// After resizing.
+    /// Size after resizing.
     pub resized: (usize, usize),
-    /// After padding to the divisor.
+    /// Size after padding to the divisor.
     pub padded: (usize, usize),
-    /// `[w, h, w, h]`: resized over original, in float32.
+    /// Ratio of resized to original size, `[w, h, w, h]` in float32.
     pub scale_factor: [f32; 4],
-    /// What is done to it.
+    /// The augmentation of the image.
     pub augmentation: Augmentation,
 }
 
@@ -81,7 +81,7 @@ impl Geometry {
         Self { original, resized, padded: (pad(resized.0), pad(resized.1)), scale_factor: [w, h, w, h], augmentation }
     }
 
-    /// A box of the original image in the new frame: scaled, clipped to the resized image, mirrored.
+    /// Maps a box of the original image: scaled, clipped to the resized image, flipped.
     pub fn map_box(&self, [x1, y1, x2, y2]: [f32; 4]) -> [f32; 4] {
         let (height, width) = (self.resized.0 as f32, self.resized.1 as f32);
         let [sx, sy, ..] = self.scale_factor;
@@ -90,7 +90,7 @@ impl Geometry {
         if self.augmentation.flip { [width - x2, y1, width - x1, y2] } else { [x1, y1, x2, y2] }
     }
 
-    /// The objects of an image in the new frame, without their masks.
+    /// Maps the objects of an image, without their masks.
     pub(super) fn map_boxes(&self, objects: &Objects<'_>) -> Target {
         Target {
             boxes: objects.boxes.iter().map(|&object| self.map_box(object)).collect(),
@@ -99,10 +99,10 @@ impl Geometry {
         }
     }
 
-    /// The objects of `record` in the new frame.
+    /// Maps the objects of `record`.
     ///
-    /// Masks are drawn at the size that the annotation file gives, then resized, as the reference does. Objects whose
-    /// mask has no pixel are left out, which the reference trains on.
+    /// Masks are drawn at the listed image size, then resized, as in MMDetection. Objects with an empty mask are left
+    /// out; MMDetection trains on them.
     ///
     /// # Errors
     /// Data errors that name the annotation.
@@ -124,7 +124,7 @@ impl Geometry {
         let plan = MaskPlan::new(listed, resized, self.augmentation.flip, self.padded);
         let mask = |(segmentation, id): (&Segmentation, &i64)| {
             let rle = segmentation.to_rle(listed).map_err(|message| {
-                wrong(format!("annotation {id}: segmentation: {message}; mend or remove the annotation"))
+                wrong(format!("annotation {id}: segmentation: {message}; fix or remove the annotation"))
             })?;
             Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
         };
@@ -132,7 +132,7 @@ impl Geometry {
         let masks: Vec<Option<_>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
         let Target { boxes, labels, .. } = self.map_boxes(objects);
         let mut target = Target::default();
-        // There is nothing to learn from an empty mask, and its box would say that there is.
+        // An object with an empty mask but a box would be a contradictory target.
         for ((mask, bounds), label) in masks.into_iter().zip(boxes).zip(labels) {
             let Some(mask) = mask else { continue };
             target.masks.push(mask);
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_augmentation_depends_on_epoch_and_sample_only() {
+    fn an_augmentation_depends_only_on_epoch_and_sample() {
         let pipeline = Pipeline { scales: vec![[1333, 640], [1333, 800]], ..Pipeline::default() };
         let draw = |epoch, sample| Augmentation::draw(&pipeline, 3, epoch, sample);
         assert_eq!(draw(1, 2), draw(1, 2));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_scales_draws_both_sides_inside_it() {
+    fn a_range_of_scales_draws_both_sides_within_the_range() {
         let pipeline =
             Pipeline { scales: vec![[1333, 640], [1000, 800]], scale_mode: ScaleMode::Range, ..Pipeline::default() };
         let sizes: Vec<_> = (0..100).map(|sample| Augmentation::draw(&pipeline, 0, 0, sample).scale).collect();
@@ -201,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mirrored_box_lies_inside_and_keeps_its_size(
+        fn a_flipped_box_is_inside_and_keeps_its_size(
             h in 1usize..2000, w in 1usize..2000, x in -50f32..2000.0, y in -50f32..2000.0, bw in 1f32..900.0, bh in 1f32..900.0
         ) {
             let geometry = |flip| Geometry::new((h, w), Augmentation { scale: [1333, 800], flip }, 32);

@@ -1,4 +1,4 @@
-//! Running the detector over a data set, on one rank or on many.
+//! Runs the detector on a data set, on one or more ranks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use super::metrics::{GroundTruth, Metrics};
 use super::paste::{Probabilities, paste_all};
 use super::results::ImageResult;
 
-/// What an evaluation needs of the ranks of a job.
+/// The communication that an evaluation needs.
 pub trait Ranks {
     /// Number of this rank.
     fn rank(&self) -> usize;
     /// Number of ranks.
     fn world_size(&self) -> usize;
-    /// Gives every rank the bytes of all, in the order of the ranks.
+    /// Gathers the bytes of all ranks on every rank, in rank order.
     ///
     /// # Errors
     /// A rank was lost.
@@ -64,38 +64,38 @@ impl Ranks for Alone {
     }
 }
 
-/// One image is done on this rank.
+/// One finished image on this rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Done<'a> {
-    /// Images done on this rank, this one among them.
+    /// Images done on this rank, including this one.
     pub done: usize,
     /// Images of this rank.
     pub total: usize,
-    /// Number of the image in the data set.
+    /// Index of the image in the data set.
     pub index: usize,
-    /// What was found in it.
+    /// The detections of the image.
     pub result: &'a ImageResult,
 }
 
 /// Called after every image.
 pub type OnImage<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
 
-/// How work that all ranks do together ends on one of them.
+/// The result of collective work on one rank.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome<T> {
     /// This is rank 0, which has the result.
     Here(T),
     /// Rank 0 has the result.
     Elsewhere,
-    /// Some rank was asked to stop; all have stopped.
+    /// A rank was asked to stop, so all have stopped.
     Stopped(StopReason),
 }
 
 impl<T> Outcome<T> {
-    /// Goes on with the result, where it is.
+    /// Continues with the result on rank 0.
     ///
     /// # Errors
-    /// What `next` gives.
+    /// The error of `next`.
     pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
         Ok(match self {
             Outcome::Here(result) => Outcome::Here(next(result)?),
@@ -110,23 +110,23 @@ impl<T> Outcome<T> {
 pub struct Found {
     /// One per image that could be read, in the order of the data set.
     pub results: Vec<ImageResult>,
-    /// Images that could not be read, where the config says to go on.
+    /// Images that could not be read, if the config skips them.
     pub skipped: Vec<String>,
 }
 
-/// What an evaluation gives.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
     /// The numbers.
     pub metrics: Metrics,
-    /// What they come from.
+    /// The detections.
     pub found: Found,
 }
 
-/// Runs the detector over `dataset`, each image on one rank, and compares with the annotations; the outcome is on
-/// rank 0. A request to stop is heeded after each image.
+/// Runs the detector on `dataset`, each image on one rank, and compares with the annotations. The result is on rank 0.
+/// Stop requests are checked after each image.
 ///
-/// The ranks must call this together and hold the same weights and running statistics.
+/// All ranks must call this, with the same weights and running statistics.
 ///
 /// # Errors
 /// An image or the annotation file cannot be read, a rank was lost, or memory ran out.
@@ -143,7 +143,7 @@ pub fn evaluate(
         let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
         if let Some(first) = found.skipped.first() {
             metrics.notes.push(format!(
-                "{} could not be read and count as without detections; the first: {first}",
+                "{} could not be read and were evaluated without detections; the first: {first}",
                 count(found.skipped.len(), "image")
             ));
         }
@@ -152,8 +152,8 @@ pub fn evaluate(
     })
 }
 
-/// What to say where the annotation file lists another size than images have: pycocotools takes no mask of one size for a
-/// match of a mask of another.
+/// A note if the annotation file lists other sizes than the images have, because pycocotools never matches masks of
+/// different sizes.
 fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> Option<String> {
     let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
     let differs = |result: &&ImageResult| {
@@ -164,11 +164,11 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
     let other: Vec<_> = results.iter().filter_map(|result| differs(&result)).collect();
     let (image, (width, height)) = other.first()?;
     let effect = match kinds.contains(&Metric::Segm) {
-        true => "no mask in such an image can match, so that the mask AP counts all of its objects as not found",
-        false => "its boxes may be those of another size",
+        true => "no mask in such an image can match, so the mask AP counts all of its objects as not found",
+        false => "its boxes may refer to the listed size",
     };
     Some(format!(
-        "image-size-differs: data.{}: {} of {} {} another size than {} lists, the first {} ({}x{}, listed as {}x{}): \
+        "image-size-differs: data.{}: {} of {} {} a different size than listed in {}, the first {} ({}x{}, listed as {}x{}): \
          {effect}; correct width and height in the annotation file (`fnet-launch check-data` lists all)",
         dataset.split().name(),
         other.len(),
@@ -183,12 +183,12 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
     ))
 }
 
-/// Runs the detector over `dataset`, each image on one rank; the outcome is on rank 0.
+/// Runs the detector on `dataset`, each image on one rank. The result is on rank 0.
 ///
-/// Masks become run lengths image by image, so memory grows only by those.
+/// Masks are encoded as run lengths image by image to save memory.
 ///
 /// # Errors
-/// As [`evaluate`].
+/// Same as [`evaluate`].
 pub fn detect_all(
     model: &MaskRcnn,
     dataset: &Arc<Dataset>,
@@ -216,7 +216,7 @@ pub fn detect_all(
     gather(share, &places, ranks)
 }
 
-/// Detects the objects of one batch, in the type of `evaluation.amp`.
+/// Detects the objects of one batch with the type of `evaluation.amp`.
 ///
 /// # Errors
 /// If libtorch fails (memory), or an image is too large for run lengths.
@@ -229,13 +229,13 @@ pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<Im
     batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, threshold)).collect()
 }
 
-/// Turns what the model found in one image into results: masks pasted and encoded.
+/// Converts the detections of one image to results: pastes and encodes the masks.
 pub fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
     let boxes: Vec<[f32; 4]> = floats(&found.boxes)?.as_chunks().0.to_vec();
     let labels = Vec::<i64>::try_from(&found.labels.f_to_device(Device::Cpu)?)?;
     let side = found.masks.size().last().map_or(0, |&side| side as usize);
     let probabilities = floats(&found.masks)?;
-    // The reference scales each box to the network's image and back before pasting; the rounding is part of it.
+    // MMDetection scales each box to the network's input size and back before pasting, which affects rounding.
     let back_and_forth =
         |bounds: [f32; 4]| std::array::from_fn(|i| bounds[i] * meta.scale_factor[i] / meta.scale_factor[i]);
     let windows: Vec<[f32; 4]> = boxes.iter().map(|&bounds| back_and_forth(bounds)).collect();
@@ -250,21 +250,21 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::<f32>::try_from(flat)?)
 }
 
-/// What one rank sends to the others.
+/// The results that one rank sends to the others.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Share {
-    /// What was found in its images.
+    /// The detections in its images.
     pub results: Vec<ImageResult>,
     /// Images that could not be read, and why.
     pub skipped: Vec<String>,
 }
 
-/// Puts the shares of all ranks into the order of `places` (number of an image by its id) on rank 0.
+/// Combines the shares of all ranks on rank 0, in the order of `places` (image id -> index).
 ///
-/// What is sent begins with a byte that says whether the rank was asked to stop.
+/// The message begins with a byte that says whether the rank was asked to stop.
 ///
 /// # Errors
-/// A lost rank; an image that has no place.
+/// A lost rank, or an image that is not in `places`.
 pub fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Outcome<Found>> {
     let mut found = Found { results: Vec::new(), skipped: Vec::new() };
     let stopped = stop_byte(stop::requested());
@@ -307,7 +307,7 @@ fn pack(share: &Share, stopped: u8) -> Result<Vec<u8>> {
     postcard::to_extend(share, vec![stopped]).map_err(|error| Error::bug(format!("packing results: {error}")))
 }
 
-/// Ctrl-C is what a person did, so it is the greater.
+/// Ctrl-C has priority, because a person pressed it.
 fn stop_byte(reason: Option<StopReason>) -> u8 {
     match reason {
         None => 0,
@@ -333,7 +333,7 @@ mod tests {
     use super::*;
     use crate::results::Detection;
 
-    /// Ranks whose shares are already there.
+    /// Ranks with prepared shares.
     struct Prepared {
         rank: usize,
         shares: Vec<Vec<u8>>,
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_no_mask_can_match_are_told_with_the_metrics() {
+    fn sizes_that_no_mask_can_match_are_noted_with_the_metrics() {
         let small = fnet_test_support::SmallSet::new(&[(64, 48), (64, 48), (64, 48)]);
         let dataset = Dataset::open(&small.config, fnet_data::Split::Val).unwrap();
         let of = |image_id, height| ImageResult { image_id, height, width: 64, detections: Vec::new() };
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_ranks_gives_the_order_of_the_data_set() {
+    fn results_are_in_data_set_order_for_any_number_of_ranks() {
         let ids: Vec<i64> = (0..21).map(|i| (i * 8) % 21 + 100).collect();
         let places: HashMap<i64, usize> = ids.iter().zip(0..).map(|(&id, index)| (id, index)).collect();
         for world_size in [1, 2, 4, 8, 30] {
@@ -404,14 +404,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_rank_that_are_no_results_are_an_error_that_names_it() {
+    fn invalid_bytes_from_a_rank_are_an_error_that_names_it() {
         let shares = vec![pack(&share_of(&[]), 0).unwrap(), [[0].as_slice(), &[0xff; 9]].concat()];
         let error = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap_err();
         assert!(error.to_string().contains("rank 1"), "{error}");
     }
 
     #[test]
-    fn a_rank_that_was_asked_to_stop_stops_all() {
+    fn a_stop_request_on_one_rank_stops_all() {
         let shares = vec![pack(&share_of(&[]), 0).unwrap(), pack(&share_of(&[]), 1).unwrap()];
         let stopped = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap();
         assert_eq!(stopped, Outcome::Stopped(StopReason::Terminated));
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_model_found_becomes_results_in_the_frame_of_the_original_image() {
+    fn results_are_in_coordinates_of_the_original_image() {
         let meta = ImageMeta {
             image_id: 5,
             file_name: "a.jpg".into(),

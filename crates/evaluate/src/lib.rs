@@ -1,4 +1,4 @@
-//! Inference over a data set, COCO metrics, painted images.
+//! Inference on data sets, COCO metrics, and drawing of detections.
 
 pub mod inference;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! Detections of images: how they are kept, sent between ranks and written as COCO results.
+//! Detections of images, their exchange between ranks, and COCO results files.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub struct Detection {
     pub counts: String,
 }
 
-/// The detections of one image, by class, then by falling score: the reference's order.
+/// The detections of one image, ordered by class, then by falling score, as in MMDetection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageResult {
     /// The `id` of the image in the annotation file.
@@ -38,7 +38,7 @@ pub struct ImageResult {
 }
 
 impl ImageResult {
-    /// Puts what the model found, in order of falling score, into the reference's order.
+    /// Sorts detections in order of falling score into MMDetection's order.
     ///
     /// `masks` are in the frame of the whole image of `size` (height, width).
     pub fn new(
@@ -76,20 +76,20 @@ impl ImageResult {
     ///
     /// # Errors
     ///
-    /// Its run lengths do not fit the image.
+    /// Its run lengths do not match the image.
     pub fn mask(&self, detection: &Detection) -> Result<Rle> {
         hotcoco::mask::rle_from_string(&detection.counts, self.height, self.width)
             .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
     }
 }
 
-/// `[x, y, width, height]` as the reference computes it: each float32 widened first, then subtracted.
+/// `[x, y, width, height]`, computed as in MMDetection: each float32 is widened, then subtracted.
 pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
     let [x1, y1, x2, y2] = bbox.map(f64::from);
     [x1, y1, x2 - x1, y2 - y1]
 }
 
-/// How ids are written in results: as the annotation file writes them.
+/// The ids in results, written as in the annotation file.
 pub struct WrittenIds<'i> {
     /// The id of an image.
     pub image: &'i dyn Fn(i64) -> Value,
@@ -97,9 +97,9 @@ pub struct WrittenIds<'i> {
     pub categories: Vec<Value>,
 }
 
-/// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks; returns the two paths.
+/// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks. Returns the two paths.
 ///
-/// `ids` are those to write. The order of the images is that of `results`.
+/// The order of the images is that of `results`.
 pub fn write_files(results: &[ImageResult], ids: &WrittenIds<'_>, prefix: &Path) -> Result<[PathBuf; 2]> {
     let named = |suffix: &str| {
         let mut name = prefix.as_os_str().to_owned();
@@ -139,8 +139,8 @@ fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out
 pub(crate) fn category_id<T>(category_ids: &[T], label: u32) -> Result<&T> {
     category_ids.get(label as usize).ok_or_else(|| {
         Error::data(format!(
-            "the model found class number {label}, but the data set has {}: give the config that the model was \
-             trained with, and an annotation file of the same classes",
+            "the model detected class number {label}, but the data set has {}: use the config that the model was \
+             trained with, and an annotation file with the same classes",
             count(category_ids.len(), "class")
         ))
     })
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn files_hold_one_entry_per_detection_with_widened_floats() {
+    fn files_have_one_entry_per_detection_with_widened_floats() {
         let folder = tempfile::tempdir().unwrap();
         let prefix = folder.path().join("deep/results");
         let paths = write_files(&example(), &ids(&[10, 20]), &prefix).unwrap();
@@ -190,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn no_detections_make_an_empty_list() {
+    fn no_detections_give_an_empty_list() {
         let folder = tempfile::tempdir().unwrap();
         let paths = write_files(&example()[1..], &ids(&[10, 20]), &folder.path().join("r")).unwrap();
         assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "[]\n");
     }
 
     #[test]
-    fn a_class_that_the_data_set_lacks_is_an_error_of_the_data() {
+    fn a_class_that_is_not_in_the_data_set_is_a_data_error() {
         let folder = tempfile::tempdir().unwrap();
         let error = write_files(&example(), &ids(&[10]), &folder.path().join("r")).unwrap_err();
         assert_eq!(error.kind(), fnet_common::ErrorKind::Data);

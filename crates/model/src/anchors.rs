@@ -9,7 +9,7 @@ use super::boxes::BoxColumns;
 /// Height and width of a feature map.
 pub type Size = (usize, usize);
 
-/// Makes the anchors of every pyramid level.
+/// Generates the anchors of every pyramid level.
 #[derive(Debug)]
 pub struct AnchorGenerator {
     strides: Vec<usize>,
@@ -18,18 +18,18 @@ pub struct AnchorGenerator {
 }
 
 impl AnchorGenerator {
-    /// Anchors of side `stride * scale`, stretched to each ratio of height over width at equal area.
+    /// Anchors of side `stride * scale`, stretched to each aspect ratio (height / width) with equal area.
     pub fn new(rpn: &config::Rpn) -> Self {
         let base = rpn.anchor_strides.iter().map(|&stride| base_anchors(stride, rpn)).collect();
         Self { strides: rpn.anchor_strides.clone(), base }
     }
 
-    /// Number of anchors at each place.
+    /// Number of anchors per position.
     pub fn per_place(&self) -> usize {
         self.base.first().map_or(0, Vec::len)
     }
 
-    /// All anchors: level by level, row by row, place by place.
+    /// All anchors, by level, row and position.
     pub fn boxes(&self, levels: &[Size]) -> Vec<[f32; 4]> {
         let count: usize = levels.iter().map(|size| size.0 * size.1).sum();
         let mut boxes = Vec::with_capacity(count * self.per_place());
@@ -45,8 +45,8 @@ impl AnchorGenerator {
         boxes
     }
 
-    /// Indices into [`AnchorGenerator::boxes`] of the anchors whose place lies in an image of `padded` pixels (height,
-    /// width); the rest of the batch's frame belongs to larger images.
+    /// Indices into [`AnchorGenerator::boxes`] of the anchors with a position in an image of `padded` pixels (height,
+    /// width). The rest of the batch's frame belongs to larger images.
     pub fn valid(&self, levels: &[Size], padded: Size) -> Vec<u32> {
         let mut indices = Vec::new();
         let mut start = 0;
@@ -88,7 +88,7 @@ pub struct Anchors {
     pub columns: BoxColumns,
 }
 
-/// The latest sets of anchors: batches of one training come in few sizes.
+/// A cache of anchors, because batches come in few sizes.
 #[derive(Debug, Default)]
 pub struct AnchorCache {
     sets: Vec<Arc<Anchors>>,
@@ -97,7 +97,7 @@ pub struct AnchorCache {
 impl AnchorCache {
     const CAPACITY: usize = 4;
 
-    /// The anchors for `levels`, made if they are not among the latest.
+    /// The anchors for `levels`, from the cache or newly generated.
     pub fn get(&mut self, generator: &AnchorGenerator, levels: &[Size]) -> Arc<Anchors> {
         if let Some(place) = self.sets.iter().position(|set| set.levels == levels) {
             let set = self.sets.remove(place);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn anchors_of_one_place_have_equal_area_and_the_three_ratios() {
+    fn anchors_of_one_position_have_equal_area_and_the_three_ratios() {
         let boxes = generator().boxes(&[(1, 2)]);
         assert_eq!(boxes.len(), 6);
         for (one, ratio) in boxes.iter().zip([0.5, 1.0, 2.0]) {
@@ -132,7 +132,7 @@ mod tests {
             assert!((width * height - 32.0 * 32.0).abs() < 0.1 && (height / width - ratio).abs() < 1e-5, "{one:?}");
             assert_eq!(one[0] + one[2], 0.0);
         }
-        assert_eq!(boxes[4], [-12.0, -16.0, 20.0, 16.0], "the square anchor of the second place, 4 pixels right");
+        assert_eq!(boxes[4], [-12.0, -16.0, 20.0, 16.0], "the square anchor of the second position, 4 pixels right");
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_keeps_the_latest_sets_and_returns_the_same_anchors() {
+    fn the_cache_keeps_the_latest_sets() {
         let (generator, mut cache) = (generator(), AnchorCache::default());
         let first = cache.get(&generator, &[(2, 3)]);
         assert!(Arc::ptr_eq(&first, &cache.get(&generator, &[(2, 3)])));

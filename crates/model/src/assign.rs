@@ -1,25 +1,25 @@
-//! Which boxes count as which object: the reference's MaxIoUAssigner.
+//! Assigns boxes to objects, like MMDetection's MaxIoUAssigner.
 
 use fnet_config as config;
 
 use super::boxes::BoxColumns;
 
-/// What a box stands for.
+/// The assignment of a box.
 pub type Assigned = i32;
 
-/// Neither object nor background: takes no part in the loss.
+/// Neither object nor background: not part of the loss.
 pub const IGNORED: Assigned = -1;
-/// Background. Greater values are an object's index plus one.
+/// Background. Larger values are an object's index plus one.
 pub const BACKGROUND: Assigned = 0;
 
 /// Assigns each of `boxes` to one of `objects`, to the background, or to neither, by these rules in order:
 ///
-/// 1. background if its greatest IoU is below `negative_iou`;
-/// 2. the object of its greatest IoU (the first of equals) if that is at least `positive_iou`;
-/// 3. with `match_low_quality`, every box that attains an object's greatest IoU exactly gets that object, if the IoU is
-///    at least `min_positive_iou`; later objects win.
+/// 1. background if its maximum IoU is below `negative_iou`;
+/// 2. the object with its maximum IoU (the first of equals) if that is at least `positive_iou`;
+/// 3. with `match_low_quality`, every box that attains an object's maximum IoU exactly is assigned to that object, if
+///    the IoU is at least `min_positive_iou`; later objects win.
 ///
-/// Comparisons are made in float32, as the reference's are. Without objects everything is background.
+/// Comparisons are in float32, as in MMDetection. Without objects everything is background.
 pub fn assign(boxes: &BoxColumns, objects: &[[f32; 4]], rule: &config::Assigner) -> Vec<Assigned> {
     if objects.is_empty() {
         return vec![BACKGROUND; boxes.len()];
@@ -37,7 +37,7 @@ pub fn assign(boxes: &BoxColumns, objects: &[[f32; 4]], rule: &config::Assigner)
             *best = if better { overlap } else { *best };
             *best_object = if better { number } else { *best_object };
         }
-        // In eight lanes, so that the loop uses vector instructions.
+        // Eight lanes, so that the compiler vectorizes the loop.
         let lanes = row.chunks_exact(8);
         let rest = lanes.remainder();
         for chunk in lanes {
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_are_positive_ignored_or_background_by_their_greatest_overlap() {
+    fn boxes_are_positive_ignored_or_background_by_their_maximum_overlap() {
         let boxes =
             columns(&[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 2.0], [50.0, 0.0, 60.0, 9.0]]);
         let objects = [[0.0, 0.0, 10.0, 10.0]];

@@ -1,4 +1,4 @@
-//! Boxes as `[x1, y1, x2, y2]` in pixels: overlap, and their coding relative to anchors and proposals.
+//! Boxes as `[x1, y1, x2, y2]` in pixels: overlap, and encoding relative to anchors and proposals.
 
 use tch::Tensor;
 
@@ -6,12 +6,12 @@ use fnet_common::Result;
 
 use super::ops;
 
-/// Greatest absolute logarithm of a size ratio that decoding accepts: `|ln(16 / 1000)|`.
+/// Maximum absolute logarithm of a size ratio in decoding: `|ln(16 / 1000)|`.
 const MAX_LOG_RATIO: f64 = 4.135_166_556_742_356;
-/// Least union of two boxes, against division by zero.
+/// Minimum union of two boxes, against division by zero.
 const LEAST_UNION: f32 = 1e-6;
 
-/// Boxes stored by coordinate, with their areas, so that loops over them use vector instructions.
+/// Boxes stored by coordinate, with their areas, so that the compiler vectorizes loops.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BoxColumns {
     x1: Vec<f32>,
@@ -32,7 +32,7 @@ impl BoxColumns {
         self.x1.is_empty()
     }
 
-    /// Writes the IoU of `other` with every box to `out`, in float32 and in the reference's order of operations.
+    /// Writes the IoU of `other` with every box to `out`, in float32 and in MMDetection's order of operations.
     pub fn overlaps(&self, other: &[f32; 4], out: &mut Vec<f32>) {
         let [gx1, gy1, gx2, gy2] = *other;
         let object_area = area(other);
@@ -66,7 +66,7 @@ fn area(one: &[f32; 4]) -> f32 {
     (one[2] - one[0]) * (one[3] - one[1])
 }
 
-// `f32::min` and `f32::max` treat NaN in a way that keeps loops from using vector instructions.
+// The NaN handling of `f32::min` and `f32::max` prevents vectorization.
 fn smaller(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
@@ -75,7 +75,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The deltas `[dx, dy, dw, dh]`, divided by `stds`, that lead from `source` to `target` (Girshick et al., 2014).
+/// The deltas `[dx, dy, dw, dh]` from `source` to `target`, divided by `stds` (Girshick et al., 2014).
 pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4] {
     let center = |one: &[f32; 4], axis: usize| (one[axis] + one[axis + 2]) * 0.5;
     let size = |one: &[f32; 4], axis: usize| one[axis + 2] - one[axis];
@@ -84,8 +84,8 @@ pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4]
     [shift(0), shift(1), growth(0), growth(1)]
 }
 
-/// The boxes that `deltas` lead to from `sources`; both `[.., 4]`. `stds` multiplies the deltas if given; `limits`, a
-/// tensor `[.., 4]` of width, height, width, height, clips the result to the image.
+/// Applies `deltas` to `sources`; both are `[.., 4]`. If given, `stds` multiplies the deltas, and `limits`, a tensor
+/// `[.., 4]` of width, height, width, height, clips the result to the image.
 ///
 /// # Errors
 /// If libtorch fails.
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlap_is_the_shared_area_over_the_joint_area() {
+    fn overlap_is_intersection_over_union() {
         let boxes: BoxColumns =
             [[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [20.0, 20.0, 30.0, 30.0]].iter().collect();
         let mut row = Vec::new();

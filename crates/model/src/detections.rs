@@ -1,4 +1,4 @@
-//! What the model found in one image.
+//! The detections of one image.
 
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +28,7 @@ impl Detections {
         self.len() == 0
     }
 
-    /// Nothing found, with masks of `mask_size` pixels.
+    /// No detections, with masks of `mask_size` pixels.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -43,7 +43,7 @@ impl Detections {
         })
     }
 
-    /// The order of the reference's result files: by class, inside a class best first.
+    /// The order of MMDetection's result files: by class, then best first.
     ///
     /// # Errors
     /// If libtorch fails.

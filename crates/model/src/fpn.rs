@@ -9,7 +9,7 @@ use super::Parameters;
 use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
 
-/// Brings the backbone's outputs to one width, adds each coarser level to the next finer one, and smooths them.
+/// Projects the backbone's outputs to one width, adds each coarser level to the next finer one, and smooths them.
 #[derive(Debug)]
 pub struct Fpn {
     laterals: Vec<Conv2d>,
@@ -22,7 +22,7 @@ impl Fpn {
     pub fn new(parameters: &mut Parameters, prefix: &str, inputs: &[i64], config: &Neck) -> Result<Self> {
         if config.num_outs < inputs.len() {
             return Err(Error::usage(format!(
-                "model.neck.num_outs is {}: at least {} are expected, one for each output of the backbone",
+                "model.neck.num_outs is {}; expected at least {}, one for each output of the backbone",
                 config.num_outs,
                 inputs.len()
             )));
@@ -51,7 +51,7 @@ impl Fpn {
         sizes
     }
 
-    /// The levels from fine to coarse; those beyond the inputs take every second value of the level before.
+    /// The levels from fine to coarse. Levels beyond the inputs subsample the previous level by 2.
     pub fn forward(&self, features: &[Tensor]) -> Result<Vec<Tensor>> {
         let mut merged =
             features.iter().zip(&self.laterals).map(|(x, conv)| conv.forward(x)).collect::<Result<Vec<_>>>()?;

@@ -1,11 +1,11 @@
-//! Initial values: the reference's rules for every kind of layer.
+//! Initial values of every kind of layer, like in MMDetection.
 
 use fnet_common::random::{Generator, Purpose};
 
-/// How the values of one tensor are drawn.
+/// The initialization of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// All equal.
+    /// A constant.
     Constant(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
@@ -14,7 +14,7 @@ pub enum Init {
 }
 
 impl Init {
-    /// Truncated normal with deviation 0.02 cut at ±2: at a hundred deviations the cut never bites.
+    /// MMDetection's truncated normal with standard deviation 0.02, truncated at ±2 and thus never.
     pub const BACKBONE: Self = Self::Normal(0.02);
 
     /// Xavier's uniform rule (Glorot and Bengio, 2010) with gain 1.
@@ -22,12 +22,12 @@ impl Init {
         Self::Uniform((6.0 / (fan_in + fan_out) as f64).sqrt())
     }
 
-    /// Kaiming's normal rule (He et al., 2015) for layers before a rectified linear unit, by the outgoing connections.
+    /// Kaiming's normal rule (He et al., 2015) for layers before a ReLU, with fan-out mode.
     pub fn kaiming_normal(fan_out: i64) -> Self {
         Self::Normal((2.0 / fan_out as f64).sqrt())
     }
 
-    /// Whether a tensor of zeros already has these values.
+    /// Whether all values are zero.
     pub fn is_zero(self) -> bool {
         self == Self::Constant(0.0)
     }

@@ -1,4 +1,4 @@
-//! The layers that the model is made of. Weights of convolutions lie channels-last in memory.
+//! The layers of the model. Convolution weights are channels-last in memory.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,22 +8,22 @@ use fnet_config::Activation;
 use super::Parameters;
 use super::init::Init;
 
-/// Added to a variance before its root is taken.
+/// Added to the variance before the square root.
 const EPSILON: f64 = 1e-5;
 /// Weight of the newest batch in the running statistics.
 const MOMENTUM: f64 = 0.1;
 
-/// The sum of a tensor over all ranks, differentiable: its gradient is the sum of the ranks' gradients.
+/// Sums a tensor over all ranks. Differentiable: the gradient is the sum of the ranks' gradients.
 pub type SumOverRanks = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send>;
 
-/// Which mean and variance BatchNorm normalizes by.
+/// The mean and variance that BatchNorm uses.
 #[derive(Clone, Copy)]
 pub enum Statistics<'a> {
-    /// The running ones: inference.
+    /// Running statistics, for inference.
     Running,
-    /// Those of this rank's batch; the running ones follow them.
+    /// Statistics of this rank's batch, which also update the running statistics.
     Batch,
-    /// Those of all ranks' batches together.
+    /// Statistics over the batches of all ranks.
     Synchronized(&'a SumOverRanks),
 }
 
@@ -45,7 +45,7 @@ pub struct ConvShape {
     pub outputs: i64,
     /// Side of the kernel.
     pub kernel: i64,
-    /// Pixels from one window to the next.
+    /// Stride in pixels.
     pub stride: i64,
     /// Zeros around the input, in pixels on each side.
     pub padding: i64,
@@ -59,42 +59,41 @@ impl ConvShape {
         Self { inputs, outputs, kernel, stride: 1, padding: kernel / 2, bias }
     }
 
-    /// Windows side by side, without bias: patch embedding and merging.
+    /// Non-overlapping patches without bias: patch embedding and merging.
     pub fn patches(inputs: i64, outputs: i64, side: i64) -> Self {
         Self { inputs, outputs, kernel: side, stride: side, padding: 0, bias: false }
     }
 
-    /// Connections into one output.
+    /// Inputs of one output value.
     pub fn fan_in(&self) -> i64 {
         self.inputs * self.kernel * self.kernel
     }
 
-    /// Connections out of one input.
+    /// Outputs of one input value.
     pub fn fan_out(&self) -> i64 {
         self.outputs * self.kernel * self.kernel
     }
 }
 
 impl Conv2d {
-    /// The kernel for windows that are already cut out, each row by row with the channels last:
-    /// `[outputs, kernel * kernel * inputs]`.
+    /// The kernel for extracted channels-last windows: `[outputs, kernel * kernel * inputs]`.
     pub fn window_weight(&self) -> Result<Tensor> {
         let (outputs, inputs, height, width) = self.weight.size4()?;
         // The permutation gives the gradient the kernel's strides.
         Ok(self.weight.f_permute([0, 2, 3, 1])?.f_reshape([outputs, height * width * inputs])?)
     }
 
-    /// The convolution at such windows, `[n, kernel * kernel * inputs]` to `[n, outputs]`.
+    /// The convolution of extracted windows, `[n, kernel * kernel * inputs]` to `[n, outputs]`.
     pub fn at_windows(&self, windows: &Tensor) -> Result<Tensor> {
         Ok(windows.f_linear(&self.window_weight()?, self.bias.as_ref())?)
     }
 
-    /// What is added to each output, if anything.
+    /// The bias, if any.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
 
-    /// Its kernel, for those who convolve a part of the channels.
+    /// The kernel.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
@@ -135,7 +134,7 @@ impl Linear {
         Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
 
-    /// The layer and a rectifier: in one call on a GPU, in two on the CPU, as it always was.
+    /// The layer and a ReLU: in one call on a GPU, in two calls on the CPU.
     pub fn forward_rectified(&self, x: &Tensor) -> Result<Tensor> {
         if x.device() == Device::Cpu {
             return Ok(self.forward(x)?.f_relu_()?);
@@ -163,21 +162,21 @@ impl BatchNorm2d {
             running_mean: parameters.buffer(format!("{name}.running_mean"), &shape, Kind::Float, zero)?,
             running_var: parameters.buffer(format!("{name}.running_var"), &shape, Kind::Float, one)?,
         };
-        // Whoever owns several norms counts for all of them: [`Parameters::join_counters`].
+        // The owner of several norms counts batches for all of them: [`Parameters::join_counters`].
         let _ = parameters.buffer(format!("{name}.num_batches_tracked"), &[], Kind::Int64, zero)?;
         Ok(norm)
     }
 
-    /// The norm of `x` by the running statistics or those of the batch.
+    /// Normalizes `x` with the given statistics.
     pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor> {
         self.forward_activated(x, statistics, None)
     }
 
-    /// The norm and an activation after it, in one pass where there is a kernel for both.
+    /// The norm followed by an activation, in one pass if there is a fused kernel.
     fn forward_activated(&self, x: &Tensor, statistics: Statistics, activation: Option<Activation>) -> Result<Tensor> {
         match statistics {
             Statistics::Running => activate(activation, self.forward_libtorch(x, false)?),
-            Statistics::Synchronized(sum) => activate(activation, self.forward_synchronised(x, sum)?),
+            Statistics::Synchronized(sum) => activate(activation, self.forward_synchronized(x, sum)?),
             Statistics::Batch => {
                 if x.device() != Device::Cpu || x.kind() != Kind::Float {
                     return activate(activation, self.forward_libtorch(x, true)?);
@@ -213,9 +212,9 @@ impl BatchNorm2d {
         )?)
     }
 
-    /// One reduction of `2 c + 1` values: sums, sums of squares and the count. They are taken around the running mean,
-    /// which all ranks share, so that the variance does not cancel in float32.
-    fn forward_synchronised(&self, x: &Tensor, sum: &SumOverRanks) -> Result<Tensor> {
+    /// Uses one reduction of `2 c + 1` values: sums, sums of squares and the count. They are relative to the running
+    /// mean, which is equal on all ranks, to avoid cancellation in float32.
+    fn forward_synchronized(&self, x: &Tensor, sum: &SumOverRanks) -> Result<Tensor> {
         let (n, channels, height, width) = x.size4()?;
         let values = x.f_to_kind(Kind::Float)?;
         let center = self.running_mean.f_detach()?;
@@ -236,7 +235,7 @@ impl BatchNorm2d {
         Ok(scaled.f_add(&offset.f_reshape([1, channels, 1, 1])?)?.f_to_kind(x.kind())?)
     }
 
-    /// Moves the running statistics towards a batch's; the variance is corrected for the lost degree of freedom.
+    /// Updates the running statistics with those of a batch, with the unbiased variance.
     fn follow(&self, mean: &Tensor, variance: &Tensor, count: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let unbiased = variance.f_mul(count)?.f_div(&count.f_sub_scalar(1.0)?.f_clamp_min(1.0)?)?;
@@ -247,7 +246,7 @@ impl BatchNorm2d {
     }
 }
 
-/// A convolution followed by batch normalization, or, once fused, a convolution that does both.
+/// A convolution followed by batch normalization, or after fusion a single convolution.
 #[derive(Debug)]
 pub struct ConvNorm {
     conv: Conv2d,
@@ -268,7 +267,7 @@ impl ConvNorm {
         self.forward_activated(x, statistics, None)
     }
 
-    /// The same with an activation at the end.
+    /// Convolution, norm and activation.
     pub fn forward_activated(
         &self,
         x: &Tensor,
@@ -279,11 +278,11 @@ impl ConvNorm {
         match (&self.norm, statistics) {
             (Some(norm), _) => norm.forward_activated(&x, statistics, activation),
             (None, Statistics::Running) => activate(activation, x),
-            (None, _) => Err(Error::bug("a model whose BatchNorm was fused into its convolutions cannot be trained")),
+            (None, _) => Err(Error::bug("a model with BatchNorm fused into its convolutions cannot be trained")),
         }
     }
 
-    /// Puts the running statistics into new convolution weights; the named parameters stay as they are.
+    /// Fuses the running statistics into new convolution weights. The named parameters do not change.
     pub fn fuse(&mut self) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let Some(norm) = self.norm.take() else { return Ok(()) };
@@ -298,7 +297,7 @@ impl ConvNorm {
     }
 }
 
-/// Applies the activation, if any, in place where it can.
+/// Applies the activation, if any, in place if possible.
 fn activate(activation: Option<Activation>, mut x: Tensor) -> Result<Tensor> {
     match activation {
         Some(Activation::Relu) => Ok(x.f_relu_()?),

@@ -1,11 +1,12 @@
 //! Mask R-CNN with a backbone (FasterNet) and a feature pyramid.
 //!
-//! [`MaskRcnn`] is the way in: [`MaskRcnn::forward_train`] gives the losses of a batch and [`MaskRcnn::predict`] the
-//! [`Detections`] of images. Its tensors are in [`Parameters`], under the reference's names. The numerical rules are
-//! MMDetection 2.25's, and the parts follow the way of a batch: backbone, pyramid (`fpn`), region proposals (`rpn`,
-//! [`anchors`], [`assign`], [`sample`]), RoI features, box head and mask head.
+//! [`MaskRcnn`] is the entry point: [`MaskRcnn::forward_train`] computes the losses of a batch and
+//! [`MaskRcnn::predict`] the [`Detections`] of images. Its tensors are in [`Parameters`], under MMDetection's names.
+//! The numerical rules are those of [MMDetection 2.25](https://github.com/open-mmlab/mmdetection/tree/v2.25.0). The
+//! modules in the order of processing: backbone, pyramid (`fpn`), region proposals (`rpn`, [`anchors`], [`assign`],
+//! [`sample`]), RoI features, box head and mask head.
 //!
-//! Tensors are channels-last in memory throughout. Losses are computed in float32, whatever autocast does before.
+//! All tensors are channels-last in memory. Losses are always computed in float32.
 
 pub mod anchors;
 pub mod assign;

@@ -1,4 +1,4 @@
-//! The mask head (He et al., 2017): a mask of the own class for every RoI.
+//! The mask head (He et al., 2017): predicts a mask for the class of every RoI.
 
 use tch::{Device, Tensor};
 use torch_ext::block::linear_relu;
@@ -11,7 +11,7 @@ use super::init::Init;
 use super::layers::{Conv2d, ConvShape};
 use super::losses::{Loss, mean_binary_cross_entropy};
 
-/// 3x3 convolutions, a doubling transposed convolution, and one logit per class and pixel.
+/// 3x3 convolutions, a transposed convolution that doubles the size, and one logit per class and pixel.
 #[derive(Debug)]
 pub struct MaskHead {
     convs: Vec<Conv2d>,
@@ -34,7 +34,7 @@ impl MaskHead {
             convs.push(Conv2d::new(parameters, &format!("{prefix}.convs.{index}.conv"), shape, init)?);
             channels = width;
         }
-        // The reference counts a transposed convolution's outgoing connections by its first axis, the inputs.
+        // MMDetection computes the fan-out of a transposed convolution from its first axis, the inputs.
         let init = Init::kaiming_normal(channels * 4);
         let mut add = |name: &str, shape: &[i64], init| parameters.parameter(format!("{prefix}.{name}"), shape, init);
         let zero = Init::Constant(0.0);
@@ -49,27 +49,27 @@ impl MaskHead {
 
     /// Logits `[k, 2 s, 2 s]` of the masks of RoI features `[k, c, s, s]`, each of the class in `labels` (`[k]`).
     ///
-    /// The reference computes all classes and keeps one; here only that one is computed. The transposed convolution has
-    /// kernel 2 and stride 2, so that it maps every pixel to four on its own: it is a matrix product, as is the logit
-    /// after it, and the pixels are put in place at the end, when there is one value of each.
+    /// MMDetection computes all classes and selects one; this computes only the selected class. The transposed
+    /// convolution has kernel 2 and stride 2, so it maps every pixel to four independently. It is therefore a matrix
+    /// product, like the logit layer, and the pixels are reordered at the end, when each has one value.
     pub fn forward(&self, features: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let logits = self.logits(features, labels, features.device() != Device::Cpu)?;
         let (rois, height, _, width, _) = logits.size5()?;
         Ok(logits.f_reshape([rois, 2 * height, 2 * width])?)
     }
 
-    /// The loss of the masks that [`MaskHead::forward`] would give, against `targets` `[k, 2 s, 2 s]`.
+    /// The loss of the masks of [`MaskHead::forward`] for `targets` `[k, 2 s, 2 s]`.
     pub fn loss_of(&self, features: &Tensor, labels: &Tensor, targets: &Tensor) -> Result<Loss> {
         if features.device() == Device::Cpu {
             return mean_binary_cross_entropy(&self.forward(features, labels)?, targets);
         }
-        // Pixel by pixel where they lie: no copy puts them in order.
+        // The loss does not depend on the pixel order, so the pixels are not reordered.
         let logits = self.logits(features, labels, true)?;
         mean_binary_cross_entropy(&logits, &targets.f_reshape(&logits.size()[..])?)
     }
 
-    /// Logits `[k, s, 2, s, 2]`: rows, rows in a window, columns, columns in a window. In `few_calls` for a GPU; else as the
-    /// CPU always did, for its sums would round in another way.
+    /// Logits `[k, s, 2, s, 2]`: rows, rows in a window, columns, columns in a window. `few_calls` is the fast path for
+    /// GPUs. The CPU path keeps its order of operations, because another order rounds differently.
     fn logits(&self, features: &Tensor, labels: &Tensor, few_calls: bool) -> Result<Tensor> {
         let mut x = features.shallow_clone();
         for conv in &self.convs {
@@ -77,7 +77,7 @@ impl MaskHead {
         }
         let (rois, channels, height, width) = x.size4()?;
         let pixels = x.f_permute([0, 2, 3, 1])?.f_reshape([rois * height * width, channels])?;
-        // Rows of the product's right side are the inputs, columns (row in the window, column in the window, output).
+        // In the right factor, rows are inputs and columns are (row in the window, column in the window, output).
         let outputs = self.upsample_weight.size4()?.1;
         let weight = self.upsample_weight.f_permute([0, 2, 3, 1])?.f_reshape([channels, 4 * outputs])?;
         let bias = self.upsample_bias.f_repeat([4])?;
@@ -104,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    /// The layers as the reference has them: all classes, then one is kept.
+    /// The layers as in MMDetection: computes all classes, then selects one.
     fn all_classes(head: &MaskHead, features: &Tensor, labels: &Tensor) -> Tensor {
         let mut x = features.shallow_clone();
         for conv in &head.convs {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn own_class_logits_and_gradients_equal_those_picked_from_all_classes() {
+    fn logits_and_gradients_equal_those_selected_from_all_classes() {
         let mut parameters = Parameters::new();
         let mut model = config::Model { num_classes: 3, ..Default::default() };
         (model.roi_head.mask_convs, model.roi_head.mask_channels) = (1, 6);
@@ -141,7 +141,7 @@ mod tests {
             let actual = logits.reshape([4, 6, 6]);
             assert!(actual.allclose(&expected, 1e-5, 1e-5, false));
             assert!(few_calls || actual == head.forward(&features, &labels).unwrap());
-            // The loss does not ask in which order the pixels lie.
+            // The loss does not depend on the order of the pixels.
             let targets = expected.gt(0.0).to_kind(Kind::Float);
             let loss = mean_binary_cross_entropy(&logits, &targets.reshape([4, 3, 2, 3, 2])).unwrap().value;
             let plain = mean_binary_cross_entropy(&expected, &targets).unwrap().value;
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rois_the_loss_is_zero_and_reaches_every_parameter() {
+    fn without_rois_the_loss_is_zero_and_every_parameter_has_a_gradient() {
         let mut parameters = Parameters::new();
         let head = MaskHead::new(&mut parameters, "m", 4, &config::Model::default()).unwrap();
         let features = Tensor::zeros([0, 4, 14, 14], (Kind::Float, Device::Cpu));

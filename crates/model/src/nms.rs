@@ -1,4 +1,4 @@
-//! Suppression of boxes that overlap a better one, group by group: the reference's `batched_nms`.
+//! Non-maximum suppression per group, like MMCV's `batched_nms`.
 
 use tch::{Kind, Tensor};
 
@@ -6,15 +6,15 @@ use fnet_common::Result;
 
 use super::ops;
 
-/// From this many boxes on the groups are suppressed one after the other, as the reference does: with all groups in one
-/// pass, the offsets cost float32 precision in the same way, but the time grows with the square of the number.
+/// From this number of boxes, groups are processed one after the other, as in MMCV, because the time of a single pass
+/// grows with the square of the number. Both ways use the same offsets and round alike.
 pub const SPLIT_THRESHOLD: i64 = 10_000;
 
-/// Indices of the kept of `boxes` (`[n, 4]`, float32, on the CPU), best first. Boxes suppress each other only within a group;
-/// `groups` (`[n]`, int64, from 0) tells the groups apart.
+/// Indices of the kept boxes of `boxes` (`[n, 4]`, float32, on the CPU), best first. Boxes suppress each other only
+/// within a group of `groups` (`[n]`, int64, from 0).
 ///
-/// Every group is moved away from the others by an offset made of the greatest coordinate, in float32: overlaps are
-/// computed on the moved boxes, so that they round as the reference's do.
+/// Groups are separated by offsets that are multiples of the maximum coordinate, in float32. Overlaps are computed on
+/// the shifted boxes, so that they round as in MMCV.
 ///
 /// # Errors
 /// If libtorch fails.
@@ -22,7 +22,7 @@ pub fn batched_nms(boxes: &Tensor, scores: &Tensor, groups: &Tensor, iou: f64) -
     batched_nms_with(boxes, scores, groups, iou, SPLIT_THRESHOLD)
 }
 
-/// As [`batched_nms`], with another threshold than [`SPLIT_THRESHOLD`].
+/// Like [`batched_nms`], with a custom threshold instead of [`SPLIT_THRESHOLD`].
 ///
 /// # Errors
 /// If libtorch fails.
@@ -51,7 +51,7 @@ pub fn batched_nms_with(
             kept.push(members.f_index_select(0, &best)?);
         }
     }
-    // Ascending first: equal scores then keep the order of the input.
+    // Sort the indices first, so that equal scores keep the order of the input.
     let (kept, _) = Tensor::f_cat(&kept, 0)?.f_sort(0, false)?;
     let (_, order) = scores.f_index_select(0, &kept)?.f_sort_stable(true, 0, true)?;
     Ok(kept.f_index_select(0, &order)?)
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_suppress_worse_ones_of_their_group_only() {
+    fn boxes_suppress_only_worse_ones_of_their_group() {
         let scores = Tensor::from_slice(&[0.1f32, 0.9, 0.5, 0.3]);
         let groups = Tensor::from_slice(&[0i64, 0, 1, 0]);
         for threshold in [SPLIT_THRESHOLD, 0] {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_suppress_keeps_nothing() {
+    fn no_boxes_give_no_indices() {
         let empty = Tensor::zeros([0, 4], (Kind::Float, tch::Device::Cpu));
         let none = Tensor::zeros([0], (Kind::Int64, tch::Device::Cpu));
         let kept = batched_nms(&empty, &none.to_kind(Kind::Float), &none, 0.5).unwrap();

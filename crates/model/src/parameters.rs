@@ -1,4 +1,4 @@
-//! The model's tensors by name: parameters that are trained and buffers that are not, in the order of the reference's
+//! The model's tensors by name: parameters (trained) and buffers (not trained), in the order of MMDetection's
 //! `state_dict`.
 
 use std::borrow::Borrow;
@@ -12,12 +12,12 @@ use fnet_common::{Context, Error, Result};
 
 use super::init::{Init, stream_of};
 
-/// What a tensor of the model is for.
+/// The role of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Trained by the optimizer.
     Parameter,
-    /// Kept and saved, but changed by the forward pass only: BatchNorm's running statistics.
+    /// Saved, but changed only by the forward pass: BatchNorm's running statistics.
     Buffer,
 }
 
@@ -28,8 +28,8 @@ struct Entry {
     init: Init,
 }
 
-/// Ordered names and tensors of a model. The modules hold aliases of the same storage, so that writing to a tensor in
-/// place (as the optimizer and [`Parameters::load`] do) changes the model.
+/// Ordered names and tensors of a model. The modules share their storage, so writing to a tensor in place (as the
+/// optimizer and [`Parameters::load`] do) changes the model.
 #[derive(Debug)]
 pub struct Parameters {
     entries: IndexMap<String, Entry>,
@@ -43,7 +43,7 @@ impl Default for Parameters {
 }
 
 impl Parameters {
-    /// No tensors yet; [`super::MaskRcnn::new`] fills them in.
+    /// Creates an empty collection. [`super::MaskRcnn::new`] adds the tensors.
     pub fn new() -> Self {
         Self { entries: IndexMap::new(), device: Device::Cpu }
     }
@@ -58,7 +58,7 @@ impl Parameters {
         self.entries.len()
     }
 
-    /// Whether no model was built yet.
+    /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -73,7 +73,7 @@ impl Parameters {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry.role, &entry.tensor))
     }
 
-    /// Name and tensor of what the optimizer trains, in order: the index here is the index in the optimizer's state.
+    /// Names and tensors of the parameters, in order. The index is the index in the optimizer's state.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.of_role(Role::Parameter)
     }
@@ -87,15 +87,15 @@ impl Parameters {
         self.iter().filter(move |entry| entry.1 == role).map(|(name, _, tensor)| (name, tensor))
     }
 
-    /// Number of trained values.
+    /// Number of trainable values.
     pub fn count(&self) -> usize {
         self.trainable().map(|(_, tensor)| tensor.numel()).sum()
     }
 
-    /// Copies the tensors of `source` into those of equal name and shape; the others stay as they are.
+    /// Copies the tensors of `source` to the tensors with the same name and shape. The others do not change.
     ///
     /// # Errors
-    /// If a value cannot be copied; names and shapes that do not fit are told in the report, not here.
+    /// If a value cannot be copied. Names and shapes that do not match are in the report instead.
     pub fn load<N: AsRef<str>, T: Borrow<Tensor>>(
         &self,
         source: impl IntoIterator<Item = (N, T)>,
@@ -103,11 +103,11 @@ impl Parameters {
         self.load_below("", source)
     }
 
-    /// Like [`Parameters::load`] for a part of the model: `prefix` (such as `backbone.`) is put before each name of
-    /// `source`, and only names below it count as missing.
+    /// Like [`Parameters::load`] for a part of the model: prepends `prefix` (such as `backbone.`) to each name of
+    /// `source`. Only names with this prefix count as missing.
     ///
     /// # Errors
-    /// As [`Parameters::load`].
+    /// Same as [`Parameters::load`].
     pub fn load_below<N: AsRef<str>, T: Borrow<Tensor>>(
         &self,
         prefix: &str,
@@ -136,18 +136,18 @@ impl Parameters {
         Ok(report)
     }
 
-    /// Starts a new model on `device`, forgetting what was there.
+    /// Starts a new model on `device` and removes all tensors.
     pub fn reset(&mut self, device: Device) {
         self.entries.clear();
         self.device = device;
     }
 
-    /// Adds a trained tensor and returns an alias of it; [`Parameters::initialize`] gives it its values.
+    /// Adds a parameter and returns an alias of it. [`Parameters::initialize`] sets its values.
     pub fn parameter(&mut self, name: String, shape: &[i64], init: Init) -> Result<Tensor> {
         let options = (Kind::Float, self.device);
         let tensor = match *shape {
-            // Channels last also where a side of 1 leaves the order open: the gradient of a convolution has these strides, and
-            // libtorch compares all of them.
+            // Use channels-last strides even if a side of 1 makes the order ambiguous, because the gradient of a
+            // convolution has these strides and libtorch compares all of them.
             [_, inputs, height, width] => {
                 let strides = [height * width * inputs, 1, width * inputs, inputs];
                 Tensor::f_empty_strided(shape, &strides[..], options)?.f_zero_()?
@@ -158,14 +158,14 @@ impl Parameters {
         self.add(name, tensor, Role::Parameter, init)
     }
 
-    /// Adds a buffer and returns an alias of it; [`Parameters::initialize`] gives it its values.
+    /// Adds a buffer and returns an alias of it. [`Parameters::initialize`] sets its values.
     pub fn buffer(&mut self, name: String, shape: &[i64], kind: Kind, init: Init) -> Result<Tensor> {
         let tensor = Tensor::f_zeros(shape, (kind, self.device))?;
         self.add(name, tensor, Role::Buffer, init)
     }
 
-    /// Makes the counters of batches whose names begin with `prefix` parts of one tensor, which is returned: so they are
-    /// counted up in one call.
+    /// Replaces the batch counters with the prefix `prefix` by views of one tensor and returns it, so that one call
+    /// increments all of them.
     pub fn join_counters(&mut self, prefix: &str) -> Result<Tensor> {
         let counters = self.entries.iter_mut().filter(|(name, _)| name.starts_with(prefix) && is_counter(name));
         let counters: Vec<&mut Tensor> = counters.map(|(_, entry)| &mut entry.tensor).collect();
@@ -182,12 +182,12 @@ impl Parameters {
         let alias = tensor.shallow_clone();
         match self.entries.insert(name, Entry { tensor, role, init }) {
             None => Ok(alias),
-            Some(_) => Err(Error::bug("two tensors of the model have one name")),
+            Some(_) => Err(Error::bug("two tensors of the model have the same name")),
         }
     }
 
-    /// Draws the initial value of every tensor. Each has a stream of its own, made of `seed` and its name, so that the
-    /// values depend on neither the order nor the number of ranks.
+    /// Sets the initial values of every tensor. Each has its own random stream from `seed` and its name, so the values
+    /// do not depend on the order or the number of ranks.
     pub fn initialize(&self, seed: u64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let jobs: Vec<(usize, &str, Init, usize)> = self
@@ -197,7 +197,7 @@ impl Parameters {
             .filter(|(_, (_, entry))| !entry.init.is_zero())
             .map(|(index, (name, entry))| (index, name.as_str(), entry.init, entry.tensor.numel()))
             .collect();
-        // In portions, so that not all of a large model's values lie in memory twice.
+        // In portions, so that not all values of a large model are in memory twice.
         for portion in jobs.chunks(32) {
             let values: Vec<(usize, Vec<f32>)> = portion
                 .par_iter()
@@ -213,12 +213,12 @@ impl Parameters {
     }
 }
 
-/// Whether a missing `name` is no loss: counters of batches, which older checkpoints lack.
+/// Whether `name` is a batch counter, which older checkpoints lack.
 fn is_counter(name: &str) -> bool {
     name.ends_with(".num_batches_tracked")
 }
 
-/// A tensor whose stored shape is not the model's.
+/// A tensor with a different shape than in the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShapeConflict {
     /// Name of the tensor.
@@ -229,36 +229,36 @@ pub struct ShapeConflict {
     pub found: Vec<i64>,
 }
 
-/// What became of each name in a load.
+/// The result of loading tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Copied.
     pub loaded: Vec<String>,
-    /// In the model only; kept as they were. Batch counters are not listed.
+    /// Only in the model; unchanged. Batch counters are not listed.
     pub missing: Vec<String>,
-    /// In the source only; ignored.
+    /// Only in the source; ignored.
     pub unexpected: Vec<String>,
-    /// In both with different shapes; kept as they were.
+    /// In both with different shapes; unchanged.
     pub conflicts: Vec<ShapeConflict>,
 }
 
 impl LoadReport {
-    /// Whether every tensor of the model was loaded and nothing was left over.
+    /// Whether every tensor of the model was loaded and no other tensor was found.
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.conflicts.is_empty()
     }
 
-    /// An error unless every tensor of the model was loaded and nothing was left over.
+    /// Returns an error unless every tensor of the model was loaded and no other tensor was found.
     ///
     /// # Errors
-    /// A data error that names the first tensors that do not fit.
+    /// A data error that names the first tensors that do not match.
     pub fn require_complete(&self) -> Result<()> {
         if self.is_complete() {
             return Ok(());
         }
         Err(Error::data(format!(
-            "the weights are of another model and do not fit that of the config: {self}; give the config that they were \
-             trained with (compare model.num_classes and [model.backbone])"
+            "the weights do not match the model in the config: {self}; use the config that they were trained with \
+             (compare model.num_classes and [model.backbone])"
         )))
     }
 }
@@ -274,7 +274,7 @@ impl fmt::Display for LoadReport {
         if let Some(first) = self.conflicts.first() {
             write!(
                 f,
-                ", {} of another shape (first: {} is {:?}, the model's {:?})",
+                ", {} with another shape (first: {} is {:?}, in the model {:?})",
                 self.conflicts.len(),
                 first.name,
                 first.found,
@@ -285,7 +285,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// The first few names, so that a wrong prefix does not fill the screen.
+/// The first few names.
 fn abridge(names: &[String]) -> String {
     let shown = names.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > 4 { format!("{shown}, ...") } else { shown }
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_says_what_was_loaded_missing_left_over_and_of_another_shape() {
+    fn the_load_report_lists_loaded_missing_unexpected_and_conflicting_names() {
         let parameters = small();
         let report = parameters
             .load_below("a.", [("weight", Tensor::ones([3, 2], (Kind::Float, Device::Cpu))), ("x", Tensor::from(1.0))])
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn initial_values_depend_on_seed_and_name_alone() {
+    fn initial_values_depend_only_on_seed_and_name() {
         let mut other = Parameters::new();
         let _ = other.parameter("before".into(), &[7], Init::Normal(1.0)).unwrap();
         let _ = other.parameter("a.weight".into(), &[2, 3], Init::Normal(0.02)).unwrap();
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn two_tensors_of_one_name_are_refused() {
+    fn two_tensors_with_the_same_name_are_an_error() {
         assert!(small().parameter("a.bias".into(), &[2], Init::Constant(0.0)).is_err());
     }
 }

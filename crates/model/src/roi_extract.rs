@@ -1,4 +1,4 @@
-//! Features of regions of interest: which pyramid level each RoI is read from, and the reading.
+//! RoI features: assigns each RoI to a pyramid level and extracts its features.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
@@ -9,41 +9,41 @@ use fnet_common::{Error, Result};
 use super::ops;
 use super::pack::{Pack, Sent, Table};
 
-/// Reads RoI features from the pyramid.
+/// Extracts RoI features from the pyramid.
 #[derive(Debug)]
 pub struct RoiExtractor {
     finest_scale: f64,
-    /// Strides of the levels that RoIs are read from.
+    /// Strides of the levels with RoIs.
     strides: Vec<usize>,
     /// Side of the features.
     size: usize,
 }
 
-/// RoIs whose levels are known, on their way to the device of the levels.
+/// RoIs with assigned levels, to be sent to the device.
 #[derive(Debug)]
 pub enum PlacedRois {
-    /// On the CPU, in the caller's order, with the level of each.
+    /// For the CPU: in the caller's order, with the level of each.
     Mixed {
         /// Image index and box.
         rois: Table,
         /// Index of the level.
         levels: Table,
     },
-    /// Level by level: the operator for CUDA reads one level at a time.
+    /// Sorted by level, because the CUDA operator reads one level at a time.
     ByLevel {
         /// Image index and box, in the caller's order.
         rois: Table,
-        /// Place in the caller's order of each row by level.
+        /// Index in the caller's order of each sorted row.
         order: Table,
-        /// Row by level of each place in the caller's order.
+        /// Sorted row of each index in the caller's order.
         back: Table,
-        /// RoIs of each level.
+        /// Number of RoIs of each level.
         counts: Vec<i64>,
     },
 }
 
 impl RoiExtractor {
-    /// `size` is the side of the features, `strides` are those of the levels that RoIs are read from.
+    /// `size` is the side of the features, `strides` are the strides of the levels with RoIs.
     pub fn new(finest_scale: f64, strides: &[usize], size: usize) -> Self {
         Self { finest_scale, strides: strides.to_vec(), size }
     }
@@ -57,8 +57,8 @@ impl RoiExtractor {
         self.read(levels, &placed, &pack.send(device)?)
     }
 
-    /// Adds to `pack` what [`RoiExtractor::read`] needs of the RoIs on `device`. The host knows them, so that their levels
-    /// cost no wait for the device.
+    /// Adds the data to `pack` that [`RoiExtractor::read`] needs on `device`. The levels are assigned on the host,
+    /// without waiting for the device.
     pub fn place(&self, rois: &[[f32; 5]], device: Device, pack: &mut Pack) -> Result<PlacedRois> {
         let count = rois.len() as i64;
         let all = Tensor::f_from_slice(rois.as_flattened())?.f_reshape([count, 5])?;
@@ -84,7 +84,7 @@ impl RoiExtractor {
         })
     }
 
-    /// Features of RoIs that were placed and sent, in the order in which they were placed.
+    /// Features of placed RoIs, in the caller's order.
     pub fn read(&self, levels: &[Tensor], placed: &PlacedRois, sent: &Sent) -> Result<Tensor> {
         let count = self.strides.len().min(levels.len());
         let (levels, strides) = (&levels[..count], &self.strides[..count]);
@@ -100,8 +100,8 @@ impl RoiExtractor {
         }
     }
 
-    /// The level of each RoI: the finest up to twice `finest_scale` (square root of the area), one coarser for each
-    /// doubling (Lin et al., 2017).
+    /// The level of each RoI: the finest level up to twice `finest_scale` (square root of the area), one level coarser
+    /// for each doubling (Lin et al., 2017).
     pub fn assign_levels(&self, rois: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let extent = rois.f_narrow(1, 3, 2)?.f_sub(&rois.f_narrow(1, 1, 2)?)?;
@@ -111,7 +111,7 @@ impl RoiExtractor {
     }
 }
 
-/// Refuses what the operator for CUDA would take for an address or a number of samples.
+/// Checks the RoIs, because the CUDA operator computes addresses and sample counts from them.
 fn check(rois: &[[f32; 5]]) -> Result<()> {
     const LARGEST: f32 = 1e6;
     let wrong =
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn rois_placed_for_a_gpu_lie_level_by_level_and_know_the_way_back() {
+    fn rois_for_a_gpu_are_sorted_by_level_and_can_be_reordered() {
         let extractor = RoiExtractor::new(56.0, &[4, 8, 16, 32], 7);
         let rois = [300.0f32, 10.0, 120.0, 20.0, 500.0].map(|side| [1.0, 5.0, 6.0, 5.0 + side, 6.0 + side]);
         let mut pack = Pack::default();

@@ -1,17 +1,17 @@
-//! Which of the assigned boxes enter the loss: the reference's RandomSampler.
+//! Samples assigned boxes for the loss, like MMDetection's RandomSampler.
 
 use fnet_common::random::{Generator, Purpose};
 use fnet_config as config;
 
 use super::assign::{Assigned, BACKGROUND};
 
-/// Chooses some of many.
+/// Chooses random indices.
 pub trait Choice {
-    /// `count` different numbers below `of`; `count` is less than `of`.
+    /// Returns `count` different numbers below `of`. `count` is less than `of`.
     fn choose(&mut self, count: usize, of: usize) -> Vec<usize>;
 }
 
-/// The first `count`: for tests and benchmarks that need the same boxes each time.
+/// Chooses the first `count`, for tests and benchmarks that need deterministic boxes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct First;
 
@@ -21,13 +21,13 @@ impl Choice for First {
     }
 }
 
-/// A uniform choice without repetition.
+/// A uniform choice without replacement.
 #[derive(Debug, Clone)]
 pub struct Uniform(pub Generator);
 
 impl Choice for Uniform {
     fn choose(&mut self, count: usize, of: usize) -> Vec<usize> {
-        // The beginning of a Fisher-Yates shuffle.
+        // A partial Fisher-Yates shuffle.
         let mut list: Vec<u32> = (0..of as u32).collect();
         for place in 0..count {
             let other = place + self.0.below(of - place);
@@ -41,7 +41,7 @@ impl Choice for Uniform {
 pub struct StepRandom {
     /// Chooses anchors and proposals.
     pub choice: Box<dyn Choice + Send>,
-    /// Draws which branches are dropped.
+    /// Draws the branches to drop.
     pub drop_path: Generator,
 }
 
@@ -55,7 +55,7 @@ impl StepRandom {
         }
     }
 
-    /// The same with another way of choosing.
+    /// Replaces the choice.
     #[must_use]
     pub fn with_choice(self, choice: impl Choice + Send + 'static) -> Self {
         Self { choice: Box::new(choice), ..self }
@@ -65,13 +65,13 @@ impl StepRandom {
 /// Indices of chosen boxes, each list ascending.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sampled {
-    /// Boxes that stand for an object.
+    /// Positive boxes.
     pub positive: Vec<usize>,
-    /// Boxes that stand for the background.
+    /// Background boxes.
     pub negative: Vec<usize>,
 }
 
-/// Chooses at most `count * positive_fraction` positives, and negatives up to `count` in all.
+/// Samples at most `count * positive_fraction` positives, and negatives up to a total of `count`.
 pub fn sample(assigned: &[Assigned], rule: &config::Sampler, choice: &mut dyn Choice) -> Sampled {
     let gallery = |wanted: fn(Assigned) -> bool| -> Vec<usize> {
         assigned.iter().enumerate().filter(|(_, object)| wanted(**object)).map(|(index, _)| index).collect()
@@ -83,7 +83,7 @@ pub fn sample(assigned: &[Assigned], rule: &config::Sampler, choice: &mut dyn Ch
     Sampled { positive, negative }
 }
 
-/// At most `count` of `gallery`, ascending; nothing is drawn if all may stay.
+/// At most `count` of `gallery`, ascending. Draws no random numbers if all fit.
 fn reduce(gallery: Vec<usize>, count: usize, choice: &mut dyn Choice) -> Vec<usize> {
     if gallery.len() <= count {
         return gallery;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn unused_room_for_positives_is_filled_with_negatives() {
+    fn missing_positives_are_replaced_by_negatives() {
         let assigned = [0, 2, -1, 0, 0, 1, 0];
         let sampled = sample(&assigned, &rule(5, 0.5), &mut First);
         assert_eq!(sampled, Sampled { positive: vec![1, 5], negative: vec![0, 3, 4] });
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_depend_on_seed_rank_and_step_alone() {
+    fn choices_depend_only_on_seed_rank_and_step() {
         let draw = |rank, step| StepRandom::new(5, rank, step).choice.choose(5, 1000);
         assert_eq!(draw(1, 2), draw(1, 2));
         assert_ne!(draw(1, 2), draw(2, 2));
@@ -134,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn samples_are_ascending_within_their_limits_and_of_the_right_kind(
+        fn samples_are_ascending_within_limits_and_correctly_labeled(
             assigned in prop::collection::vec(-1..3i32, 0..200),
             count in 0usize..64,
             fraction in 0.0..=1.0f64,

@@ -1,6 +1,6 @@
-//! From a mask to polygons: components, their outlines, holes.
+//! Converts masks to polygons: components, outlines, holes.
 
-/// A binary image, row by row, that lies somewhere in a larger one.
+/// A binary mask, row-major, at a position in a larger image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mask {
     /// Column of the first pixel in the larger image.
@@ -29,7 +29,7 @@ impl Mask {
             && self.inside[y as usize * self.width + x as usize]
     }
 
-    /// The pixels outside the mask that cannot be reached from its frame without crossing it.
+    /// The pixels outside the mask that cannot be reached from the border of its frame without crossing the mask.
     pub(crate) fn holes(&self) -> Self {
         let (width, height) = (self.width + 2, self.height + 2);
         let mut reached = vec![false; width * height];
@@ -55,7 +55,7 @@ impl Mask {
         Self { inside, ..*self }
     }
 
-    /// The parts of the mask whose pixels touch by their sides, largest first.
+    /// The 4-connected components of the mask, largest first.
     pub(crate) fn components(&self) -> Vec<Self> {
         let mut seen = vec![false; self.inside.len()];
         let mut parts = Vec::new();
@@ -94,14 +94,14 @@ impl Mask {
         parts
     }
 
-    /// The outline of a mask of one component, through the middles of its border's pixel edges, clockwise, in
-    /// coordinates of the larger image; holes are not followed. Empty for an empty mask.
+    /// The outline of a mask of one component, clockwise through the midpoints of its border's pixel edges, in
+    /// coordinates of the larger image. Holes are ignored. Empty for an empty mask.
     pub(crate) fn outline(&self) -> Vec<(f64, f64)> {
         let Some(start) = self.inside.iter().position(|&inside| inside) else { return Vec::new() };
         let start = ((start % self.width) as isize, (start / self.width) as isize);
-        // East, south, west, north: the mask is always on the right hand.
+        // East, south, west, north. The mask is always on the right.
         const STEPS: [(isize, isize); 4] = [(1, 0), (0, 1), (-1, 0), (0, -1)];
-        // The pixel ahead on the left hand and the one ahead on the right hand, from the corner that was reached.
+        // The left and the right pixel ahead of the current corner.
         const AHEAD: [[(isize, isize); 2]; 4] =
             [[(0, -1), (0, 0)], [(0, 0), (-1, 0)], [(-1, 0), (-1, -1)], [(-1, -1), (0, -1)]];
         let ((mut x, mut y), mut direction) = (start, 0);
@@ -123,8 +123,8 @@ impl Mask {
     }
 }
 
-/// Leaves out points of a closed polygon that lie within `tolerance` of the line through the ones kept (Douglas and
-/// Peucker, 1973).
+/// Removes points of a closed polygon within `tolerance` of the line through the remaining points (Douglas and Peucker,
+/// 1973).
 pub(crate) fn simplify(points: &[(f64, f64)], tolerance: f64) -> Vec<(f64, f64)> {
     if points.len() < 4 {
         return points.to_vec();
@@ -156,7 +156,7 @@ fn squared_distance(a: (f64, f64), b: (f64, f64)) -> f64 {
     (a.0 - b.0).powi(2) + (a.1 - b.1).powi(2)
 }
 
-/// Distance of `point` from the line through `a` and `b`, or from `a` where they coincide.
+/// Distance of `point` from the line through `a` and `b`, or from `a` if they coincide.
 fn line_distance(a: (f64, f64), b: (f64, f64), point: (f64, f64)) -> f64 {
     let length = squared_distance(a, b).sqrt();
     if length == 0.0 {
@@ -192,19 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn a_single_pixel_has_a_diamond_for_an_outline() {
+    fn the_outline_of_a_single_pixel_is_a_diamond() {
         let points = mask(&["#"]).outline();
         assert_eq!(points, [(10.5, 20.0), (11.0, 20.5), (10.5, 21.0), (10.0, 20.5)]);
     }
 
     #[test]
-    fn pixels_that_touch_by_a_corner_are_two_components() {
+    fn pixels_that_touch_at_a_corner_are_two_components() {
         let parts = mask(&["##.", "##.", "..#"]).components();
         assert_eq!(parts.iter().map(Mask::area).collect::<Vec<_>>(), [4, 1]);
     }
 
     #[test]
-    fn a_hole_is_found_and_a_bay_that_opens_at_a_corner_is_none() {
+    fn a_bay_that_opens_at_a_corner_is_not_a_hole() {
         assert_eq!(mask(&["####", "#..#", "####"]).holes().area(), 2);
         assert_eq!(mask(&["###.", "#.#.", "##.."]).holes().area(), 0);
     }
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_outline_encloses_its_component_to_an_eighth_of_a_pixel_per_corner(
+        fn an_outline_encloses_its_component_up_to_an_eighth_of_a_pixel_per_corner(
             bits in prop::collection::vec(any::<bool>(), 8 * 7)
         ) {
             let whole = Mask { left: 0, top: 0, width: 8, height: 7, inside: bits };

@@ -1,11 +1,11 @@
-//! What can go wrong while a data set is made.
+//! Errors of data set generation.
 
 use std::path::PathBuf;
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a data set was not made.
+/// Why a data set was not generated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An option is out of its range.
@@ -13,30 +13,30 @@ pub enum Error {
     Option {
         /// Name of the option as in [`Options`](crate::Options).
         option: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What would be right.
+        /// The expected value.
         expected: &'static str,
     },
-    /// The output folder holds files that are not a generated set.
-    #[error("{} is not empty and holds no generated set (no {manifest} in it); choose another folder for --out", .folder.display())]
+    /// The output folder contains files that are not a generated set.
+    #[error("{} is not empty and contains no generated set (no {manifest} in it); choose another folder for --out", .folder.display())]
     Foreign {
         /// The output folder.
         folder: PathBuf,
         /// Name of the file that marks a generated set.
         manifest: &'static str,
     },
-    /// The output folder holds a set that was made with other options.
-    #[error("{} holds a set made with other options ({found}; asked for: {wanted}); remove it or choose another folder for --out", .folder.display())]
+    /// The output folder contains a set that was generated with other options.
+    #[error("{} contains a set generated with other options ({found}; requested: {wanted}); remove it or choose another folder for --out", .folder.display())]
     Different {
         /// The output folder.
         folder: PathBuf,
         /// The options of the set in the folder.
         found: String,
-        /// The options asked for.
+        /// The requested options.
         wanted: String,
     },
-    /// The mark of a generated set cannot be understood.
+    /// The manifest of a generated set is invalid.
     #[error("{}: {reason}; remove the folder or choose another one for --out", .path.display())]
     Manifest {
         /// The file.
@@ -44,14 +44,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The operating system refused.
-    #[error("cannot {action} {}: {source}; check that the folder is writable and the disk has room", .path.display())]
+    /// An error of the operating system.
+    #[error("cannot {action} {}: {source}; check that the folder is writable and the disk has free space", .path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the OS.
         source: std::io::Error,
     },
     /// An image could not be encoded.
@@ -63,7 +63,7 @@ pub enum Error {
         reason: String,
     },
     /// A mask could not be converted.
-    #[error("cannot make the annotations of image {image}: {reason}")]
+    #[error("cannot create the annotations of image {image}: {reason}")]
     Mask {
         /// Number of the image.
         image: u64,
@@ -73,7 +73,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err` on an operation of the file system.
+    /// For `map_err` on a file system operation.
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_path_buf(), source }
     }

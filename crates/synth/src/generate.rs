@@ -1,4 +1,4 @@
-//! Making a whole data set.
+//! Generates a whole data set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,19 +16,19 @@ use crate::records::{self, AnnotationRecord, ImageRecord, Owner};
 use crate::scene;
 use crate::writer::AnnotationFile;
 
-/// How far the work has come.
+/// Progress of the generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Images done.
     pub done: u64,
-    /// Images in all; in a set of annotations only, images that are only described.
+    /// Total images, including images that are only described in an annotations-only set.
     pub total: u64,
 }
 
-/// What lies in the output folder.
+/// A summary of the output folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Whether the folder held the same set already, and nothing was written.
+    /// Whether the folder already contained the same set and nothing was written.
     #[serde(skip)]
     pub reused: bool,
     /// The annotation files, relative to the output folder.
@@ -41,31 +41,31 @@ pub struct Summary {
     pub annotations: u64,
     /// Crowd regions.
     pub crowds: u64,
-    /// Seconds that making the set took.
+    /// Generation time in seconds.
     pub seconds: f64,
 }
 
-/// Marks a folder as a generated set, and says which.
+/// Marks a folder as a generated set and stores its options.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
     options: Options,
-    /// Absent while the set is incomplete.
+    /// `None` while the set is incomplete.
     summary: Option<Summary>,
 }
 
 /// Name of the manifest in the output folder.
 const MANIFEST: &str = "synth.json";
-/// Images whose annotations are held in memory at a time.
+/// Number of images whose annotations are in memory at the same time.
 const CHUNK: u64 = 512;
-/// Number of the first training, validation and test image: apart from each other, within 31 bits. The numbers of the
-/// validation images do not depend on how many training images there are, so sets with equal seeds share them.
+/// Numbers of the first training, validation and test image, within 31 bits. The numbers of validation images do not
+/// depend on the number of training images, so sets with equal seeds have the same validation images.
 const FIRST_IMAGES: [u64; 3] = [1, 1_000_000_001, 1_500_000_001];
-/// Mean number of annotations of an image in a set of annotations only; COCO has 7.3.
+/// Mean number of annotations per image in an annotations-only set. COCO has 7.3.
 const ANNOTATIONS_PER_IMAGE: u64 = 7;
 
-/// Makes the data set that `options` describe in `options.out`, with its files where [`Options::layout`] has them. `progress` is called from several
-/// threads, not always in order. A folder that holds the same set already is left as it is.
+/// Generates the data set of `options` in `options.out`, with the layout [`Options::layout`]. `progress` is called from
+/// several threads, not always in order. A folder that already contains the same set does not change.
 ///
 /// # Errors
 /// Options out of range; a folder with other contents; a disk that is full or not writable.
@@ -92,7 +92,7 @@ pub fn generate(options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Resu
         let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         progress(Progress { done, total });
     };
-    // Roboflow has no crowds: an image shows none rather than unnamed objects.
+    // Roboflow has no crowd regions, so images must not have unannotated crowds.
     let drawn =
         Options { crowds: if options.layout == Layout::Roboflow { 0.0 } else { options.crowds }, ..options.clone() };
     let outlines = if options.annotations_only.is_some() { library(options.seed) } else { Vec::new() };
@@ -104,7 +104,7 @@ pub fn generate(options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Resu
     Ok(summary)
 }
 
-/// Looks at the output folder: the summary of a finished set, or nothing if the set is to be made.
+/// Checks the output folder. Returns the summary of a finished set, or `None` if the set must be generated.
 fn prepare(options: &Options) -> Result<Option<Summary>> {
     let folder = &options.out;
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -126,7 +126,7 @@ fn prepare(options: &Options) -> Result<Option<Summary>> {
         && Options { out: folder.clone(), ..manifest.options.clone() } == *options;
     match manifest.summary {
         Some(summary) if same => Ok(Some(Summary { reused: true, ..summary })),
-        // Nothing is lost by starting anew on what an interrupted run left of the same set.
+        // An interrupted run of the same set is simply repeated.
         None if same => Ok(None),
         _ => Err(Error::Different {
             folder: folder.clone(),
@@ -136,7 +136,7 @@ fn prepare(options: &Options) -> Result<Option<Summary>> {
     }
 }
 
-/// Options in one line, for an error.
+/// The options in one line, for errors.
 fn tell(options: &Options, format: u32) -> String {
     let text = serde_json::to_string(options).unwrap_or_else(|_| format!("{options:?}"));
     format!("format {format}, {text}")
@@ -188,7 +188,7 @@ fn write_split(
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     }
     let mut file = AnnotationFile::create(&path, options)?;
-    // What is taken off the numbers of images and annotations.
+    // The offset that is subtracted from image numbers, and the next annotation id.
     let (less, mut next_id) = if layout.ids_begin_anew() { (split.first, 0) } else { (0, summary.annotations + 1) };
     for image in split.first..split.first + split.images {
         let (width, height) = scene::size(options, image);
@@ -229,7 +229,7 @@ fn write_split(
     Ok(())
 }
 
-/// Draws and writes one image, and describes what can be seen in it.
+/// Draws and writes one image, and annotates the visible objects.
 fn write_image(options: &Options, image: u64, folder: &Path) -> Result<Vec<AnnotationRecord>> {
     let scene = scene::draw(options, image);
     let path = folder.join(options.layout.file_name(image, options.seed));
@@ -251,7 +251,7 @@ fn write_image(options: &Options, image: u64, folder: &Path) -> Result<Vec<Annot
     scene.visible.iter().filter_map(|seen| describe(seen).transpose()).collect()
 }
 
-/// Describes objects of an image that is not drawn.
+/// Annotates objects of an image that is not drawn.
 fn invent(
     options: &Options,
     image: u64,

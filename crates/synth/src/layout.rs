@@ -1,4 +1,4 @@
-//! Where the files of a set lie, and how images, annotations and classes are numbered in them.
+//! The file layout of a set, and the numbering of images, annotations and classes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::random::Random;
 use crate::shape::Class;
 
-/// How the files of a set are laid out.
+/// The file layout of a set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// As COCO has it: `annotations/instances_train.json`, `annotations/instances_val.json`, and images in `train/`
-    /// and `val/`.
+    /// COCO's layout: `annotations/instances_train.json`, `annotations/instances_val.json`, and images in `train/` and
+    /// `val/`.
     #[default]
     Coco,
-    /// As Roboflow exports it: `_annotations.coco.json` beside the images of each of `train/`, `valid/` and `test/`;
+    /// Roboflow's export layout: `_annotations.coco.json` next to the images in each of `train/`, `valid/` and `test/`;
     /// ids from 0; category 0 is the name of the project, which no annotation uses; no crowd regions.
     Roboflow,
 }
@@ -24,12 +24,12 @@ pub enum Layout {
 const PROJECT: &str = "shapes";
 
 impl Layout {
-    /// Whether it is COCO's.
+    /// Whether it is COCO's layout.
     pub(crate) fn is_coco(&self) -> bool {
         *self == Self::Coco
     }
 
-    /// Names of the folders of the training, the validation and, if there is one, the test images.
+    /// Folders of the training, validation and, if any, test images.
     pub(crate) fn folders(self) -> &'static [&'static str] {
         match self {
             Self::Coco => &["train", "val"],

@@ -1,15 +1,15 @@
 //! Generator of synthetic COCO data sets.
 //!
 //! [`generate()`] draws textured scenes with overlapping objects of several classes and writes them as JPEG images with
-//! COCO annotation files: visible masks as polygons (of several parts where an object is cut in two), run-length codes
-//! where a mask has holes, crowd regions, images without objects, portrait and landscape. Every image is a
-//! function of the seed and its number alone, so a set is the same on any number of threads.
+//! COCO annotation files. They contain polygons of visible masks (with several parts if an object is cut in two), RLE
+//! for masks with holes, crowd regions, images without objects, and portrait and landscape images. Every image depends
+//! only on the seed and its number, so a set is the same for any number of threads.
 //!
-//! The objects are made to tell a good model from a bad one: a mask fills its box poorly, and differs from its mirror
-//! image ([`shape`]), so neither a box nor a mirrored mask passes for the right one; some classes differ in texture or
-//! color only, so labels must be learnt too.
+//! The objects are designed to distinguish good models from bad ones. A mask covers little of its box and differs from
+//! its mirror image ([`shape`]), so neither a box nor a mirrored mask is a good prediction. Some classes differ only in
+//! texture or color.
 //!
-//! With [`Options::annotations_only`] it writes an annotation file of any size without images, in bounded memory.
+//! [`Options::annotations_only`] writes an annotation file of any size without images, in bounded memory.
 
 mod contour;
 mod error;
@@ -30,5 +30,5 @@ pub use generate::{Progress, Summary, generate};
 pub use layout::Layout;
 pub use options::Options;
 
-/// Version of the drawing rules: sets made with different versions differ, even for equal options.
+/// Version of the drawing rules. Sets of different versions differ, even with equal options.
 pub const FORMAT_VERSION: u32 = 1;

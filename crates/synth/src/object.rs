@@ -1,4 +1,4 @@
-//! One object: where it lies and how its surface looks.
+//! One object: its pose and its surface.
 
 use crate::paint::{Color, Noise, blend, hsv};
 use crate::random::Random;
@@ -17,7 +17,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// An object in a random telling pose whose box has `length` pixels on its longer side, at the image's corner.
+    /// An object in a random suitable pose at the image's corner. The longer side of its box has `length` pixels.
     pub(crate) fn new(class: Class, length: f32, random: &mut Random) -> Self {
         let (pose, extent) = telling_pose(class, random);
         let [left, top, right, bottom] = extent.bounds;
@@ -59,7 +59,7 @@ impl Object {
 #[derive(Debug, Clone, Copy)]
 enum Pattern {
     Plain,
-    /// Stripes across the object's length: the mark of one class.
+    /// Stripes across the object's length, specific to one class.
     Bands,
     Speckles,
     Fade,
@@ -93,7 +93,7 @@ impl Surface {
         let value = random.between(0.6, 1.0);
         let base = hsv(hue, random.between(0.6, 0.95), value);
         let second = match pattern {
-            // Bands differ from the base in brightness, so they show in any color and light.
+            // Bands differ from the base in brightness, so that they are visible in any color and light.
             Pattern::Bands if random.chance(0.5) => base.map(|c| c * 0.3),
             Pattern::Bands => blend(base, [1.0; 3], 0.75),
             _ => hsv(hue + random.between(-0.04, 0.04), 0.8, value * random.between(0.65, 0.8)),

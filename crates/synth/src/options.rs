@@ -1,4 +1,4 @@
-//! What is to be generated.
+//! Options of the generator.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -8,44 +8,44 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 
-/// Smallest side of an image that objects with learnable masks fit into.
+/// Minimum side of an image, so that objects are large enough for learnable masks.
 const MIN_SIDE: u32 = 64;
-/// Greatest side that a JPEG file can have is 65,535; masks of this size still fit 32-bit run lengths.
+/// Maximum side of an image. JPEG allows 65,535, but the masks must fit 32-bit run lengths.
 const MAX_SIDE: u32 = 16_384;
-/// More objects than this find no room.
+/// Maximum number of objects per image; more would not fit.
 const MAX_OBJECTS: u32 = 64;
 
-/// Annotation and image numbers stay within 31 bits.
+/// Keeps annotation and image numbers within 31 bits.
 const MAX_ANNOTATIONS: u64 = 1_000_000_000;
-/// Image numbers stay within 31 bits.
+/// Keeps image numbers within 31 bits.
 const MAX_IMAGES: u32 = 100_000_000;
 
-/// What is to be generated; the defaults are the demonstration's set.
+/// Options of the generator. The defaults are those of the demo.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// The folder to write to: new, empty, or one that holds the same set.
+    /// The output folder: new, empty, or with the same set.
     #[serde(skip)]
     pub out: PathBuf,
-    /// Where the files lie and how they are numbered.
+    /// File layout and numbering.
     #[serde(default, skip_serializing_if = "Layout::is_coco")]
     pub layout: Layout,
     /// Training images.
     pub images: u32,
-    /// Validation images, and as many test images in a layout that has them.
+    /// Number of validation images, and of test images if the layout has them.
     pub val_images: u32,
-    /// Everything drawn is a function of this seed and the image's number.
+    /// Seed. Images depend only on it and the image number.
     pub seed: u64,
     /// Sides of the images in pixels.
     pub sides: RangeInclusive<u32>,
-    /// Objects tried in each image; fewer remain where there is no room.
+    /// Maximum number of objects per image. Objects that do not fit are left out.
     pub objects: RangeInclusive<u32>,
-    /// Share of images without any object, 0 to 1.
+    /// Fraction of images without objects, 0 to 1.
     pub empty: f64,
-    /// Share of images with a crowd region, 0 to 1.
+    /// Fraction of images with a crowd region, 0 to 1.
     pub crowds: f64,
-    /// Write this many annotations to the training set's annotation file and no images; `images` and `val_images`
-    /// are then ignored.
+    /// Write only an annotation file of the training set with this many annotations, without images. `images` and
+    /// `val_images` are ignored.
     pub annotations_only: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Refuses options that no image can be drawn with.
+    /// Checks the options.
     pub fn check(&self) -> Result<()> {
         let wrong = |option, value: String, expected| -> Result<()> { Err(Error::Option { option, value, expected }) };
         if let Some(annotations) = self.annotations_only

@@ -1,4 +1,4 @@
-//! Ready-made outlines of posed shapes, for annotations without images.
+//! Precomputed outlines of posed shapes, for annotations without images.
 
 use crate::contour::{Mask, simplify};
 use crate::random::Random;
@@ -9,7 +9,7 @@ const POSES: usize = 24;
 /// Pixels of the longer side of the grid that outlines are traced on.
 const GRID: usize = 96;
 
-/// A polygon with coordinates 0 to 1 of its object's box.
+/// A polygon with coordinates from 0 to 1, relative to the object's box.
 type Polygon = Vec<(f64, f64)>;
 
 /// A posed shape's parts and holes.
@@ -41,7 +41,7 @@ impl Outline {
     }
 }
 
-/// Outlines of every class in many poses, as a function of the seed.
+/// Outlines of every class in many poses, determined by the seed.
 pub(crate) fn library(seed: u64) -> Vec<Outline> {
     let mut random = Random::new(seed, &[u64::MAX]);
     Class::ALL.iter().flat_map(|&class| (0..POSES).map(move |_| class)).map(|class| trace(class, &mut random)).collect()

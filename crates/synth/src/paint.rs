@@ -13,7 +13,7 @@ pub(crate) fn hsv(hue: f32, saturation: f32, value: f32) -> Color {
     })
 }
 
-/// The color between two.
+/// Interpolates between two colors.
 pub(crate) fn blend(from: Color, to: Color, share: f32) -> Color {
     std::array::from_fn(|i| (to[i] - from[i]).mul_add(share, from[i]))
 }
@@ -120,7 +120,7 @@ impl Background {
     }
 }
 
-/// Light that falls over the whole image from one side, with darker corners.
+/// Light from one side of the image, with darker corners.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Light {
     slope: (f32, f32),

@@ -1,4 +1,4 @@
-//! Random numbers as a function of coordinates, so that images do not depend on each other or on threads.
+//! Random numbers as a function of coordinates, so that images are independent of each other and of threads.
 
 /// A stream of random numbers (SplitMix64: Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Random {
         uniform < share
     }
 
-    /// Nearly normal with mean 0 and standard deviation 1: the sum of four uniform 16-bit numbers.
+    /// Approximately normal with mean 0 and standard deviation 1: the sum of four uniform 16-bit numbers.
     pub(crate) fn normal(&mut self) -> f32 {
         let bits = self.bits();
         let sum: u64 = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum();
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_have_the_promised_range_mean_and_deviation() {
+    fn draws_have_the_documented_range_mean_and_deviation() {
         let mut random = Random::new(7, &[]);
         let n = 20_000;
         let units: Vec<f32> = (0..n).map(|_| random.unit()).collect();

@@ -19,15 +19,15 @@ pub(crate) struct ImageRecord {
     pub(crate) license: u32,
 }
 
-/// A mask in one of COCO's three spellings.
+/// A mask in one of COCO's three formats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Segmentation {
     /// Polygons `[x, y, x, y, ...]` whose union is the mask.
     Polygons(Vec<Vec<f64>>),
-    /// Run lengths down the columns as a string; COCO's tools write masks so.
+    /// Column-major run lengths as a string, the format of COCO's tools.
     Text { size: [u32; 2], counts: String },
-    /// The same as numbers; COCO's crowd regions are written so.
+    /// Run lengths as numbers, the format of COCO's crowd regions.
     Numbers { size: [u32; 2], counts: Vec<u32> },
 }
 
@@ -44,17 +44,17 @@ pub(crate) struct AnnotationRecord {
     pub(crate) id: u64,
 }
 
-/// Distance in pixels by which a polygon may miss the outline it stands for.
+/// Maximum distance in pixels between a polygon and its outline.
 const TOLERANCE: f64 = 0.6;
-/// Parts and holes of fewer pixels than this are left out of polygons, as annotators do.
+/// Parts and holes of fewer pixels than this are left out of polygons, as by human annotators.
 const SMALLEST_PART: usize = 6;
 
-/// Rounds to hundredths of a pixel, as COCO's files do.
+/// Rounds to hundredths of a pixel, as in COCO's files.
 pub(crate) fn hundredths(x: f64) -> f64 {
     (x * 100.0).round() / 100.0
 }
 
-/// Where a mask belongs.
+/// The owner of a mask.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owner {
     /// Number of the image.
@@ -63,14 +63,14 @@ pub(crate) struct Owner {
     pub(crate) size: (u32, u32),
     /// The object's class.
     pub(crate) class: Class,
-    /// Whether it is a region of many objects that nobody told apart.
+    /// Whether it is a crowd region.
     pub(crate) crowd: bool,
-    /// How its class is numbered.
+    /// The layout, which determines category ids.
     pub(crate) layout: Layout,
 }
 
-/// Describes a visible mask: polygons, or run lengths for a crowd or a mask with holes. Area and box are those of the
-/// segmentation as pycocotools rasterizes it. `None` for a mask that vanishes in this.
+/// Describes a visible mask with polygons, or with run lengths for a crowd or a mask with holes. Area and box are those
+/// of the segmentation as rasterized by pycocotools. `None` if the rasterized mask is empty.
 pub(crate) fn describe(mask: &Mask, owner: Owner) -> Result<Option<AnnotationRecord>> {
     if owner.crowd {
         return Ok(finish(Spelling::Numbers(exact(mask, owner)?), owner));
@@ -89,13 +89,13 @@ pub(crate) fn describe(mask: &Mask, owner: Owner) -> Result<Option<AnnotationRec
     describe_polygons(polygons, owner)
 }
 
-/// Describes polygons in pixels; `None` where they cover no pixel.
+/// Describes polygons in pixels. `None` if they cover no pixel.
 pub(crate) fn describe_polygons(polygons: Vec<Vec<f64>>, owner: Owner) -> Result<Option<AnnotationRecord>> {
     let rle = rasterize(&polygons, owner)?;
     Ok(finish(Spelling::Polygons(polygons, rle), owner))
 }
 
-/// Describes the pixels that lie in exactly one of two sets of polygons: a shape and its holes.
+/// Describes the pixels in exactly one of two sets of polygons: a shape and its holes.
 pub(crate) fn describe_difference(
     outer: &[Vec<f64>],
     holes: &[Vec<f64>],
@@ -105,7 +105,7 @@ pub(crate) fn describe_difference(
     Ok(finish(if owner.crowd { Spelling::Numbers(rle) } else { Spelling::Text(rle) }, owner))
 }
 
-/// A mask and how it will be written.
+/// A mask and its output format.
 enum Spelling {
     Polygons(Vec<Vec<f64>>, Rle),
     Text(Rle),
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn polygons_cover_what_is_seen_of_the_objects_of_a_scene() {
+    fn polygons_cover_the_visible_parts_of_objects() {
         let options = crate::Options::default();
         let mut checked = 0;
         for image in 1..30 {
@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_exclusive_union_of_run_lengths_is_that_of_their_pixels(
+        fn the_exclusive_union_of_run_lengths_matches_pixels(
             pixels in prop::collection::vec((0u8..2, 0u8..2), 6 * 5)
         ) {
             let (a, b): (Vec<u8>, Vec<u8>) = pixels.into_iter().unzip();

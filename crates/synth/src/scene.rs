@@ -1,4 +1,4 @@
-//! One image: what is in it, its pixels, and the part of each object that can be seen.
+//! One image: its objects, its pixels, and the visible part of each object.
 
 use crate::contour::Mask;
 use crate::object::{Object, Surface};
@@ -7,7 +7,7 @@ use crate::paint::{Background, Color, Light, blend};
 use crate::random::Random;
 use crate::shape::Class;
 
-/// What each stream of random numbers of an image is for.
+/// Purposes of the random streams of an image.
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
     Size,
@@ -16,7 +16,7 @@ enum Purpose {
     Grain,
 }
 
-/// The random numbers of image `image` for one purpose.
+/// The random stream of image `image` for one purpose.
 fn stream(seed: u64, image: u64, purpose: Purpose) -> Random {
     Random::new(seed, &[image, purpose as u64])
 }
@@ -27,7 +27,7 @@ pub(crate) fn size(options: &Options, image: u64) -> (u32, u32) {
     (random.within(&options.sides), random.within(&options.sides))
 }
 
-/// An object or crowd as it can be seen.
+/// The visible part of an object or crowd.
 #[derive(Debug, Clone)]
 pub(crate) struct Visible {
     pub(crate) class: Class,
@@ -66,35 +66,35 @@ pub(crate) fn draw(options: &Options, image: u64) -> Scene {
     Scene { width: canvas.width, height: canvas.height, pixels, visible }
 }
 
-/// Longer side of an object over the image's shorter side.
+/// Ratio of an object's longer side to the image's shorter side.
 const OBJECT_SIZE: (f32, f32) = (0.2, 0.62);
 /// The same for the members of a crowd.
 const MEMBER_SIZE: (f32, f32) = (0.08, 0.12);
-/// Places that are tried for an object before it is left out.
+/// Number of positions to try before an object is left out.
 const TRIES: usize = 16;
-/// An object that would hide more than this share of another one is put elsewhere.
+/// Maximum fraction of an object that another object may hide.
 const MAX_HIDDEN: f32 = 0.4;
-/// Boxes that overlap by more than this IoU would suppress each other at inference.
+/// Maximum IoU of two boxes, so that NMS does not suppress one of them.
 const MAX_BOX_IOU: f32 = 0.35;
 
-/// Something drawn, in the order of drawing.
+/// A drawn object or crowd.
 #[derive(Debug, Clone)]
 struct Thing {
     class: Class,
     crowd: bool,
     bounds: [f32; 4],
-    /// Pixels when it was drawn.
+    /// Number of pixels when it was drawn.
     full: usize,
-    /// Pixels that nothing has been drawn over yet.
+    /// Number of pixels that are still visible.
     seen: usize,
 }
 
-/// An image in the making.
+/// An image being drawn.
 struct Canvas {
     width: usize,
     height: usize,
     colors: Vec<Color>,
-    /// For each pixel 0, or the number of the thing seen there, from 1.
+    /// For each pixel 0, or the number of the visible object or crowd, from 1.
     owners: Vec<u16>,
     things: Vec<Thing>,
 }
@@ -122,7 +122,7 @@ impl Canvas {
         Self { width, height, colors, owners: vec![0; width * height], things: Vec::new() }
     }
 
-    /// Puts an object of a random class and size where it hides little of the others.
+    /// Adds an object of a random class and size at a position where it hides little of the others.
     fn add_object(&mut self, random: &mut Random) {
         let class = Class::ALL[random.below(Class::ALL.len())];
         let (small, large) = OBJECT_SIZE;
@@ -132,7 +132,7 @@ impl Canvas {
         let surface = Surface::new(class, random);
         let (half_width, half_height) = (object.size().0 / 2.0, object.size().1 / 2.0);
         for _ in 0..TRIES {
-            // Up to a tenth of the object may lie outside the image.
+            // Up to a tenth of the object may be outside the image.
             let x = random.between(0.8 * half_width, self.width as f32 - 0.8 * half_width);
             let y = random.between(0.8 * half_height, self.height as f32 - 0.8 * half_height);
             let placed = object.centered(x, y);
@@ -145,7 +145,7 @@ impl Canvas {
         }
     }
 
-    /// Puts many small objects of one class close together as one thing.
+    /// Adds a crowd: many small objects of one class close together.
     fn add_crowd(&mut self, random: &mut Random) {
         let class = Class::ALL[random.below(Class::ALL.len())];
         let side = self.width.min(self.height) as f32;
@@ -163,7 +163,7 @@ impl Canvas {
         }
     }
 
-    /// Measures an object at every pixel of its box and a margin for its shadow.
+    /// Computes an object's distances at every pixel of its box and a margin for its shadow.
     fn stamp(&self, object: &Object) -> Stamp {
         const MARGIN: f32 = 4.0;
         let [left, top, right, bottom] = object.bounds();
@@ -175,8 +175,8 @@ impl Canvas {
         Stamp { left: x0, top: y0, width: x1 - x0, distances }
     }
 
-    /// Whether an object may be drawn: enough of it and of all others stays in sight, and no box is hard to tell
-    /// from its own.
+    /// Whether an object may be drawn: enough of it and of all others stays visible, and its box does not overlap
+    /// another box too much.
     fn admits(&self, object: &Object, stamp: &Stamp) -> bool {
         let bounds = object.bounds();
         if self.things.iter().any(|thing| box_iou(&thing.bounds, &bounds) > MAX_BOX_IOU) {
@@ -194,7 +194,7 @@ impl Canvas {
             .all(|(thing, &hidden)| thing.seen.saturating_sub(hidden) as f32 >= (1.0 - MAX_HIDDEN) * thing.full as f32)
     }
 
-    /// Draws an object as a part of the newest thing.
+    /// Draws an object as a part of the newest object or crowd.
     fn draw(&mut self, object: &Object, surface: &Surface, stamp: &Stamp) {
         const SHADOW: f32 = 3.0;
         let number = self.things.len();
@@ -223,7 +223,7 @@ impl Canvas {
         }
     }
 
-    /// The visible mask of every thing of which something is left to see.
+    /// The visible masks of all objects and crowds that are not completely hidden.
     fn visible(&self) -> Vec<Visible> {
         let mut boxes = vec![(usize::MAX, usize::MAX, 0, 0); self.things.len()];
         for (place, &owner) in self.owners.iter().enumerate() {
@@ -249,7 +249,7 @@ impl Canvas {
             .collect()
     }
 
-    /// The pixels under a light, with a camera's noise.
+    /// Applies light and camera noise to the pixels.
     fn develop(&self, light: Light, mut random: Random) -> Vec<u8> {
         let grain = random.between(1.5, 7.0);
         let mut pixels = Vec::with_capacity(3 * self.colors.len());

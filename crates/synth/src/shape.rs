@@ -1,7 +1,8 @@
 //! The classes of objects and their shapes.
 //!
 //! A shape is a signed distance function in its own frame: negative inside, in units of roughly half the object's
-//! length. All are slanted and lopsided, so that they cover little of their boxes and differ from their mirror images.
+//! length. All shapes are slanted and asymmetric, so that they cover little of their boxes and differ from their mirror
+//! images.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ impl Class {
         }
     }
 
-    /// Category id in the annotation file: ids have gaps, as COCO's have, so an id cannot pass for a label.
+    /// Category id in the annotation file. Ids have gaps, as in COCO, so that they differ from labels.
     pub fn category_id(self) -> u32 {
         match self {
             Self::Ring => 1,
@@ -90,7 +91,7 @@ fn rectangle(u: f32, v: f32, a: f32, b: f32) -> f32 {
     x.max(0.0).hypot(y.max(0.0)) + x.max(y).min(0.0)
 }
 
-/// Distance to the hull of a disc of radius `r` at the origin and one of radius `tip`, `length` away along -v.
+/// Distance to the hull of a disc of radius `r` at the origin and a disc of radius `tip` at distance `length` along -v.
 fn uneven_capsule(u: f32, v: f32, r: f32, tip: f32, length: f32) -> f32 {
     let (x, y) = (u.abs(), -v);
     let sine = (r - tip) / length;
@@ -105,7 +106,7 @@ fn uneven_capsule(u: f32, v: f32, r: f32, tip: f32, length: f32) -> f32 {
     }
 }
 
-/// How a shape lies in the plane.
+/// The pose of a shape in the plane.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Pose {
     /// Cosine of the rotation.
@@ -128,12 +129,12 @@ impl Pose {
     }
 }
 
-/// What a posed shape looks like from outside.
+/// Measurements of a posed shape.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Extent {
     /// Left, top, right, bottom in the shape's units.
     pub(crate) bounds: [f32; 4],
-    /// Share of the box that the shape covers.
+    /// Fraction of the box that the shape covers.
     pub(crate) fill: f32,
     /// Intersection over union of the shape and its left-to-right mirror image within the box.
     pub(crate) mirror_iou: f32,
@@ -141,7 +142,7 @@ pub(crate) struct Extent {
 
 /// Samples on each axis when a shape is measured.
 const SAMPLES: usize = 56;
-/// No shape reaches further from its origin than this.
+/// Maximum distance of a shape's points from its origin.
 pub(crate) const REACH: f32 = 1.25;
 
 /// Measures a posed shape on a coarse grid.
@@ -177,12 +178,12 @@ pub(crate) fn measure(class: Class, pose: Pose) -> Extent {
     }
 }
 
-/// Greatest share of its box that an object may cover.
+/// Maximum fraction of its box that an object may cover.
 pub(crate) const MAX_FILL: f32 = 0.58;
-/// Greatest IoU of an object with its mirror image.
+/// Maximum IoU of an object with its mirror image.
 pub(crate) const MAX_MIRROR_IOU: f32 = 0.45;
 
-/// A random pose in which neither the box nor the mirror image passes for the mask.
+/// A random pose in which both the box and the mirror image differ clearly from the mask.
 pub(crate) fn telling_pose(class: Class, random: &mut crate::random::Random) -> (Pose, Extent) {
     let mut best: Option<(f32, Pose, Extent)> = None;
     for _ in 0..24 {
@@ -211,7 +212,7 @@ mod tests {
     use crate::random::Random;
 
     #[test]
-    fn every_class_has_poses_that_fill_their_box_poorly_and_differ_from_their_mirror_image() {
+    fn every_class_has_poses_that_cover_little_of_their_box_and_differ_from_their_mirror_image() {
         for class in Class::ALL {
             let mut random = Random::new(3, &[]);
             let mut good = 0;

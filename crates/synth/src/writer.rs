@@ -1,4 +1,4 @@
-//! A COCO annotation file written entry by entry.
+//! Writes a COCO annotation file entry by entry.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -10,8 +10,8 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::options::Options;
 
-/// An annotation file in the making: first all images, then all annotations. It appears under its name when it is
-/// finished.
+/// An annotation file being written: first all images, then all annotations. It gets its final name when it is
+/// complete.
 pub(crate) struct AnnotationFile {
     path: PathBuf,
     temporary: PathBuf,
@@ -20,7 +20,7 @@ pub(crate) struct AnnotationFile {
 }
 
 impl AnnotationFile {
-    /// Starts a file with its head.
+    /// Creates the file and writes its header.
     pub(crate) fn create(path: &Path, options: &Options) -> Result<Self> {
         let temporary = path.with_extension("json.part");
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -43,20 +43,20 @@ impl AnnotationFile {
         Ok(started)
     }
 
-    /// Adds an entry to the list that is open.
+    /// Adds an entry to the open list.
     pub(crate) fn entry(&mut self, record: &impl Serialize) -> Result<()> {
         self.raw(if self.first { b"\n" } else { b",\n" })?;
         self.first = false;
         self.json(record)
     }
 
-    /// Closes the list of images and opens that of annotations.
+    /// Closes the list of images and opens the list of annotations.
     pub(crate) fn annotations(&mut self) -> Result<()> {
         self.first = true;
         self.raw(b"],\n\"annotations\":[")
     }
 
-    /// Ends the file and gives it its name.
+    /// Completes the file and renames it to its final name.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.raw(b"]}\n")?;
         let Self { path, temporary, out, .. } = self;

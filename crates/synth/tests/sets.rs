@@ -1,4 +1,4 @@
-//! Whole data sets, as a user would make them.
+//! Generates whole data sets like a user.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
 
@@ -24,7 +24,7 @@ fn read(out: &Path, split: &str) -> Value {
     serde_json::from_slice(&fs::read(out.join(format!("annotations/instances_{split}.json"))).unwrap()).unwrap()
 }
 
-/// Every file below a folder with its bytes.
+/// Every file below a folder and its content.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut open = vec![folder.to_path_buf()];
@@ -62,7 +62,7 @@ fn image_sizes(set: &Value) -> BTreeMap<u64, (u32, u32)> {
 }
 
 #[test]
-fn a_set_is_the_same_on_one_thread_and_on_three_and_differs_for_another_seed() {
+fn a_set_depends_on_the_seed_but_not_on_the_number_of_threads() {
     let sets: Vec<BTreeMap<PathBuf, Vec<u8>>> = [(1, 5), (3, 5), (3, 6)]
         .map(|(threads, seed)| {
             let folder = tempfile::tempdir().unwrap();
@@ -72,18 +72,18 @@ fn a_set_is_the_same_on_one_thread_and_on_three_and_differs_for_another_seed() {
             contents(folder.path())
                 .into_iter()
                 .map(|(path, bytes)| (path.strip_prefix(folder.path()).unwrap().to_path_buf(), bytes))
-                // The manifest holds the time that was taken.
+                // The manifest contains the generation time.
                 .filter(|(path, _)| !path.ends_with("synth.json"))
                 .collect()
         })
         .into();
     assert_eq!(sets[0].len(), 18);
-    assert!(sets[0] == sets[1], "one thread and three threads made different sets");
-    assert!(sets[1] != sets[2], "two seeds made the same set");
+    assert!(sets[0] == sets[1], "one thread and three threads generated different sets");
+    assert!(sets[1] != sets[2], "two seeds generated the same set");
 }
 
 #[test]
-fn a_set_holds_everything_it_promises_and_its_annotations_agree_with_their_masks() {
+fn a_set_has_all_kinds_of_images_and_masks_and_its_annotations_match_its_masks() {
     let folder = tempfile::tempdir().unwrap();
     let summary = make(&options(folder.path()));
     assert_eq!((summary.images, summary.reused), (80, false));
@@ -142,7 +142,7 @@ fn a_set_holds_everything_it_promises_and_its_annotations_agree_with_their_masks
 }
 
 #[test]
-fn a_set_in_roboflows_layout_has_its_folders_ids_and_unused_category() {
+fn the_roboflow_layout_has_its_folders_ids_and_unused_category() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { layout: Layout::Roboflow, images: 12, val_images: 6, ..options(folder.path()) };
     let summary = make(&options);
@@ -173,7 +173,7 @@ fn a_set_in_roboflows_layout_has_its_folders_ids_and_unused_category() {
 }
 
 #[test]
-fn a_finished_set_is_kept_an_interrupted_one_made_anew_and_another_one_refused() {
+fn a_finished_set_is_kept_an_interrupted_one_is_repeated_and_another_one_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { images: 3, val_images: 1, ..options(folder.path()) };
     let first = make(&options);
@@ -197,7 +197,7 @@ fn a_finished_set_is_kept_an_interrupted_one_made_anew_and_another_one_refused()
 }
 
 #[test]
-fn a_folder_with_other_files_is_refused_and_left_alone() {
+fn a_folder_with_other_files_is_an_error_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("thesis.txt"), "precious").unwrap();
     let error = generate(&options(folder.path()), &|_| ()).unwrap_err();
@@ -206,7 +206,7 @@ fn a_folder_with_other_files_is_refused_and_left_alone() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_by_name() {
+fn options_out_of_range_are_errors_that_name_the_option() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = [
         ("images", Options { images: 0, val_images: 0, ..options(folder.path()) }),
@@ -222,7 +222,7 @@ fn options_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn a_set_of_annotations_only_has_exactly_as_many_as_asked_for_and_they_agree_with_their_masks() {
+fn an_annotations_only_set_has_the_requested_number_and_matches_its_masks() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { annotations_only: Some(5003), ..options(folder.path()) };
     let summary = make(&options);

@@ -261,7 +261,12 @@ impl<'a> TrainState<'a> {
     }
 
     fn last_good_with(&self, own: Tensor, first: Tensor) -> Result<LastGoodState> {
-        Ok(LastGoodState { own, first, loss_scale: self.loss_scale.clone(), reached: ecord_event(self.parameters.device())? })
+        Ok(LastGoodState {
+            own,
+            first,
+            loss_scale: self.loss_scale.clone(),
+            reached: ecord_event(self.parameters.device())?,
+        })
     }
 
     /// Before an evaluation: loads rank 0's buffers of the last update on every rank, so that all evaluate with the same

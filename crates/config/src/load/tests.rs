@@ -15,9 +15,9 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-/// For configs that name their classes.
+/// For configs with a list of class names.
 fn no_classes(_: &Path) -> Result<Vec<String>> {
-    panic!("nobody asks for the classes of a data set")
+    panic!("the class names of a data set are not needed")
 }
 
 fn sets(texts: &[&str]) -> Vec<String> {
@@ -35,7 +35,7 @@ fn message(result: Result<Resolved>) -> String {
 }
 
 #[test]
-fn later_bases_win_over_earlier_ones_and_the_file_over_both() {
+fn later_bases_override_earlier_ones_and_the_file_overrides_both() {
     let dir = folder(&[
         ("base/a.toml", "[optimizer]\nlr = 1.0\nmomentum = 0.1\neps = 1e-3\n"),
         ("base/b.toml", "optimizer.lr = 2.0\noptimizer.momentum = 0.2\n"),
@@ -50,7 +50,7 @@ fn later_bases_win_over_earlier_ones_and_the_file_over_both() {
 }
 
 #[test]
-fn a_base_that_two_bases_share_is_no_circle() {
+fn two_bases_may_share_a_base() {
     let dir = folder(&[
         ("root.toml", "train.epochs = 5"),
         ("a.toml", "base = \"root.toml\""),
@@ -61,23 +61,23 @@ fn a_base_that_two_bases_share_is_no_circle() {
 }
 
 #[test]
-fn a_circle_is_refused_with_its_chain() {
+fn circular_bases_are_an_error_that_shows_the_chain() {
     let dir = folder(&[("a.toml", "base = [\"b.toml\"]"), ("b.toml", "base = [\"a.toml\"]")]);
     let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
-    let chain = text.split("in a circle: ").nth(1).unwrap();
+    let chain = text.split("circular base configs: ").nth(1).unwrap();
     let names: Vec<&str> = chain.split(" -> ").map(|path| path.rsplit('/').next().unwrap()).collect();
     assert_eq!(names, ["a.toml", "b.toml", "a.toml"]);
 }
 
 #[test]
-fn a_missing_base_names_who_asked_for_it_and_a_similar_file() {
+fn a_missing_base_is_reported_with_its_referrer_and_a_similar_file() {
     let dir = folder(&[("schedule_1x.toml", ""), ("a.toml", "\nbase = [\"schedul_1x.toml\"]")]);
     let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
     assert!(text.contains("a.toml:2") && text.contains("did you mean") && text.contains("schedule_1x.toml"), "{text}");
 }
 
 #[test]
-fn unknown_fields_are_refused_with_place_and_nearest_name_all_at_once() {
+fn all_unknown_fields_are_reported_with_position_and_similar_name() {
     let dir =
         folder(&[("a.toml", "[optimizer]\nlr = 1.0\nweigth_decay = 0.1\n[model.backbone]\ndepth = [1, 1, 1, 1]\n")]);
     let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
@@ -88,7 +88,7 @@ fn unknown_fields_are_refused_with_place_and_nearest_name_all_at_once() {
 }
 
 #[test]
-fn wrong_types_and_ranges_name_place_value_and_what_was_expected() {
+fn wrong_types_and_ranges_are_reported_with_position_value_and_expectation() {
     let dir =
         folder(&[("a.toml", "data.samples_per_gpu = 0\n[optimizer]\nlr = \"fast\"\nkind = \"adam\"\nbetas = [0.9]\n")]);
     let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
@@ -103,7 +103,7 @@ fn wrong_types_and_ranges_name_place_value_and_what_was_expected() {
 }
 
 #[test]
-fn a_table_where_a_value_belongs_and_the_reverse_are_refused() {
+fn a_table_in_place_of_a_value_and_the_reverse_are_errors() {
     assert!(
         message(Resolved::from_toml("model = 3", "x", &[], &no_classes))
             .contains("x:1:1: model is 3; expected a table")
@@ -123,7 +123,7 @@ fn part_of_a_nested_section_can_be_set_alone() {
 }
 
 #[test]
-fn override_values_are_toml_and_text_may_be_bare() {
+fn override_values_are_toml_and_strings_need_no_quotes() {
     assert_eq!(set("optimizer.lr=1e-3").unwrap().config.optimizer.lr, 1e-3);
     assert_eq!(set("data.train.ann_file=a b=c.json").unwrap().config.data.train.ann_file, "a b=c.json");
     assert_eq!(set("data.root=2017").unwrap().config.data.root, "2017");
@@ -142,7 +142,7 @@ fn fields_of_older_checkpoints_are_read_under_their_new_names() {
     }
     assert!(
         message(set("train.precision=bf16")).contains("unknown field `train.precision`"),
-        "elsewhere it is unknown"
+        "only configs of checkpoints may use the old name"
     );
 }
 
@@ -154,14 +154,14 @@ fn the_alias_for_pretrained_weights_takes_effect() {
 }
 
 #[test]
-fn later_overrides_win_and_say_where_they_came_from() {
+fn later_overrides_win_and_are_the_origin() {
     let resolved = Resolved::from_toml("", "x", &sets(&["train.epochs=2", "train.epochs=3"]), &no_classes).unwrap();
     assert_eq!(resolved.config.train.epochs, 3);
     assert_eq!(resolved.origins["train.epochs"].to_string(), "--set train.epochs=3");
 }
 
 #[test]
-fn faulty_overrides_are_refused_with_an_example() {
+fn invalid_overrides_are_reported_with_an_example() {
     assert!(message(set("optimizer.lr")).contains("expected key=value"));
     assert!(message(set("=3")).contains("the key is empty"));
     assert!(message(set("data.classes=[cat, dog]")).contains("strings in a list need quotes"));
@@ -171,7 +171,7 @@ fn faulty_overrides_are_refused_with_an_example() {
 }
 
 #[test]
-fn combinations_are_checked_with_the_place_of_the_value() {
+fn invalid_combinations_are_reported_with_the_position_of_the_value() {
     let text = message(Resolved::from_toml("[model.neck]\nnum_outs = 4\n", "x", &[], &no_classes));
     assert!(text.contains("model.rpn.anchor_strides is [4, 8, 16, 32, 64]; expected [4, 8, 16, 32]"), "{text}");
     let text = message(Resolved::from_toml("\ndata.classes = [\"a\", \"b\"]", "x", &[], &no_classes));
@@ -180,11 +180,11 @@ fn combinations_are_checked_with_the_place_of_the_value() {
     assert!(message(set("data.pipeline.scale_mode=range")).contains("two scales"));
     assert!(message(set("data.pipeline.scales=[[800, 1333]]")).contains("long side first"));
     assert!(message(set("model.rpn.assigner.negative_iou=0.9")).contains("at most model.rpn.assigner.positive_iou"));
-    assert!(message(set("schedule.steps=[11, 8]")).contains("rising order"));
+    assert!(message(set("schedule.steps=[11, 8]")).contains("ascending order"));
     assert!(message(set("evaluation.metrics=[]")).contains("at least one metric"));
-    assert!(message(set("evaluation.iou_thrs=[0.75, 0.5]")).contains("rising numbers"));
+    assert!(message(set("evaluation.iou_thrs=[0.75, 0.5]")).contains("ascending numbers"));
     assert!(message(set("evaluation.iou_thrs=[0.5, 1.5]")).contains("at most 1"));
-    assert!(message(set("evaluation.proposal_nums=[100, 100]")).contains("rising numbers"));
+    assert!(message(set("evaluation.proposal_nums=[100, 100]")).contains("ascending numbers"));
     assert!(message(set("evaluation.proposal_nums=[]")).contains("not empty"));
     assert!(message(set("evaluation.metric_items=[\"AR@10\"]")).contains("AR@100, AR@300, AR@1000, AR_s@1000"));
     assert!(message(set("model.backbone.n_div=3")).contains("a multiple of model.backbone.n_div"));
@@ -198,7 +198,7 @@ fn slicing_is_for_inference_only() {
 }
 
 #[test]
-fn a_config_out_of_a_checkpoint_cannot_inherit() {
+fn a_config_from_a_checkpoint_cannot_have_bases() {
     assert!(
         message(Resolved::from_toml("base = [\"a.toml\"]", "c.ckpt", &[], &no_classes))
             .contains("unknown field `base`")
@@ -215,7 +215,7 @@ fn the_learning_rate_scales_with_the_effective_batch() {
 
 proptest::proptest! {
     #[test]
-    fn any_override_is_taken_or_refused_without_a_panic(text in "[a-z.=\\[\\]{}\"' 0-9]{0,30}") {
+    fn no_override_panics(text in "[a-z.=\\[\\]{}\"' 0-9]{0,30}") {
         let _ = set(&text);
     }
 }

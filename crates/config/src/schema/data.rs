@@ -1,4 +1,4 @@
-//! `[data]`: data sets and how their images are prepared.
+//! `[data]`: data sets and image preprocessing.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,29 +9,29 @@ use crate::check::Problems;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Folder that relative paths of the sets start from. The environment variable FNET_DATA_ROOT wins over config
-    /// files, `--set data.root=...` over both.
+    /// Folder that dataset paths are relative to. The environment variable FNET_DATA_ROOT overrides config files;
+    /// `--set data.root=...` overrides both.
     pub root: String,
-    /// Images of one step on one GPU.
+    /// Batch size of each GPU (rank).
     #[schemars(range(min = 1))]
     pub samples_per_gpu: usize,
     /// Loader threads of each rank; 0 to load in the training thread.
     pub workers_per_gpu: usize,
     /// Class names, in the order of the annotation files' categories; empty for all categories. `"auto"` takes the
-    /// names from the training annotation file, and with them `model.num_classes`, which then need not be set.
+    /// names from the training annotation file and sets `model.num_classes` to their number.
     #[schemars(extend("word" = "auto"))]
     pub classes: Vec<String>,
-    /// Whether a config says `"auto"` for them, so that both sets must have the same.
+    /// Whether a config sets the classes to `"auto"`. Both sets must then have the same classes.
     #[serde(skip)]
     #[schemars(skip)]
     pub classes_are_auto: bool,
-    /// The set to train on.
+    /// The training set.
     pub train: Dataset,
-    /// The set to evaluate on.
+    /// The validation set.
     pub val: Dataset,
-    /// How images are prepared.
+    /// Image preprocessing and augmentation.
     pub pipeline: Pipeline,
-    /// What to do when an image cannot be read in the middle of a run.
+    /// What to do when an image cannot be read during a run.
     pub on_error: OnError,
 }
 
@@ -66,7 +66,7 @@ impl Data {
             count == 0 || count == num_classes,
             "data.classes",
             &self.classes,
-            &format!("{num_classes} names, as model.num_classes says, or none"),
+            &format!("{num_classes} names (model.num_classes), or none"),
             &format!("set model.num_classes to {count}, or correct the list"),
         );
         self.pipeline.check(problems);
@@ -81,24 +81,24 @@ pub struct Dataset {
     pub ann_file: String,
     /// The folder of the images, relative to `data.root`.
     pub img_prefix: String,
-    /// Leave out images without an object of a wanted class, and those under 32 pixels.
+    /// Skip images without an object of a selected class, and images smaller than 32 pixels.
     pub filter_empty: bool,
 }
 
-/// How images are prepared; the defaults are the reference's 1x recipe.
+/// Image preprocessing and augmentation. The defaults are MMDetection's 1x schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pipeline {
-    /// Bounds of the resized image in pixels, `[long side, short side]`. More than one: one is chosen for each
-    /// sample, or, with `scale_mode = "range"`, a size between the first two.
+    /// Maximum size of the resized image in pixels, `[long side, short side]`. With several scales, one is chosen for
+    /// each sample, or with `scale_mode = "range"` a size between the first two.
     #[schemars(length(min = 1), inner(inner(range(min = 1))))]
     pub scales: Vec<[usize; 2]>,
     /// How one of several `scales` is chosen in training.
     pub scale_mode: ScaleMode,
-    /// Bounds at evaluation.
+    /// Maximum size at evaluation.
     #[schemars(inner(range(min = 1)))]
     pub test_scale: [usize; 2],
-    /// Probability of mirroring a training image left to right.
+    /// Probability of flipping a training image horizontally.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub flip_probability: f64,
     /// Mean of each channel, RGB, 0 to 255.
@@ -137,7 +137,7 @@ impl Pipeline {
             "data.pipeline.scales",
             &self.scales,
             "two scales, the bounds of the range, because data.pipeline.scale_mode is \"range\"",
-            "give the smallest and the greatest scale, or set scale_mode to \"value\"",
+            "give the smallest and the largest scale, or set scale_mode to \"value\"",
         );
     }
 }
@@ -156,9 +156,9 @@ pub enum ScaleMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// End the job with the name of the file.
+    /// Stop the job and report the file name.
     Stop,
-    /// Take another image of the same orientation in training, leave it out at evaluation. Each is named in the log,
-    /// and counted at the end of the epoch.
+    /// In training, use another image of the same orientation; at evaluation, skip the image. Each one is logged, and
+    /// the epoch summary counts them.
     Skip,
 }

@@ -14,26 +14,26 @@ use crate::check::Problems;
 pub struct Evaluation {
     /// Epochs between evaluations; 0 for none.
     pub interval: usize,
-    /// What is measured in training.
+    /// Metrics that are computed during training.
     pub metrics: Vec<Metric>,
-    /// Add the average precision of each class: a table in the log, and `classwise` in files of metrics.
+    /// Add the average precision of each class: a table in the log, and `classwise` in metrics files.
     pub classwise: bool,
-    /// IoU from which on a detection counts as right, one list for all averages; empty for COCO's ten, .50 to .95.
-    /// `mAP_50` and `mAP_75` are undefined (-1) without 0.5 and 0.75 in it.
+    /// IoU thresholds of a correct detection, used for all averages; empty for COCO's ten, .50 to .95. `mAP_50` and
+    /// `mAP_75` are undefined (-1) unless the list has 0.5 and 0.75.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1})))]
     pub iou_thrs: Vec<f64>,
-    /// Greatest numbers of detections of an image that count (`maxDets` of pycocotools), rising. There is a recall
-    /// `AR@N` for each. `mAP` counts 100 detections, as pycocotools does, or the greatest number here if 100 is not
-    /// among them; all other numbers count the greatest.
+    /// Maximum numbers of detections per image (`maxDets` of pycocotools), ascending. Each gives a recall `AR@N`. `mAP`
+    /// uses 100, as pycocotools does, or the largest number here if 100 is not in the list. All other metrics use the
+    /// largest.
     #[schemars(length(min = 1), inner(range(min = 1)))]
     pub proposal_nums: Vec<usize>,
-    /// Which numbers have a name in logs and files of metrics: of `mAP`, `mAP_50`, `mAP_75`, `mAP_s`, `mAP_m`,
-    /// `mAP_l`, `AR@N` (N of `proposal_nums`), `AR_s@N`, `AR_m@N`, `AR_l@N` (the greatest N). Empty for the six of
-    /// precision, or for `proposal` all of recall.
+    /// Metrics that logs and metrics files contain: of `mAP`, `mAP_50`, `mAP_75`, `mAP_s`, `mAP_m`, `mAP_l`, `AR@N` (N
+    /// of `proposal_nums`), `AR_s@N`, `AR_m@N`, `AR_l@N` (the largest N). Empty for the six precision metrics, or for
+    /// `proposal` all recall metrics.
     pub metric_items: Vec<String>,
     /// Automatic mixed precision at inference: in the evaluations of training, `test`, `predict` and `benchmark infer`.
-    /// Float32 by default, however the model was trained, so that a metric depends on the weights alone; the reference
-    /// evaluates in float16 where its config says `fp16`.
+    /// The default is float32 regardless of `train.amp`, so that metrics depend only on the weights. MMDetection
+    /// evaluates in float16 if its config has `fp16`.
     pub amp: Amp,
 }
 
@@ -51,7 +51,7 @@ impl Default for Evaluation {
     }
 }
 
-/// The items of precision.
+/// The precision metrics.
 const PRECISION: [&str; 6] = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"];
 
 impl Evaluation {
@@ -64,7 +64,7 @@ impl Evaluation {
             "evaluation.metrics",
             &self.metrics,
             "each metric once",
-            "remove the double one",
+            "remove the duplicate",
         );
         problems.require(
             self.interval == 0 || !self.metrics.is_empty(),
@@ -73,19 +73,19 @@ impl Evaluation {
             "at least one metric, because evaluation.interval is not 0",
             "name bbox or segm, or set evaluation.interval to 0",
         );
-        let rising = "rising numbers, each once";
+        let ascending = "ascending numbers without duplicates";
         problems.require(
             self.iou_thrs.is_sorted_by(|a, b| a < b),
             "evaluation.iou_thrs",
             &self.iou_thrs,
-            rising,
+            ascending,
             "sort them",
         );
         problems.require(
             self.proposal_nums.is_sorted_by(|a, b| a < b),
             "evaluation.proposal_nums",
             &self.proposal_nums,
-            rising,
+            ascending,
             "sort them",
         );
         let known = self.items();
@@ -99,24 +99,24 @@ impl Evaluation {
         );
     }
 
-    /// The greatest number of detections of an image that count.
+    /// The maximum number of detections per image.
     pub fn most_detections(&self) -> usize {
         self.proposal_nums.iter().copied().max().unwrap_or(100)
     }
 
-    /// Names of the recalls: one for each of `proposal_nums`, then of small, medium and large objects.
+    /// Names of the recall metrics: one for each of `proposal_nums`, then for small, medium and large objects.
     pub fn recall_items(&self) -> Vec<String> {
         let most = self.most_detections();
         let by_size = ["s", "m", "l"].map(|size| format!("AR_{size}@{most}"));
         self.proposal_nums.iter().map(|number| format!("AR@{number}")).chain(by_size).collect()
     }
 
-    /// Names of all numbers of an evaluation: precision, then recall, as the reference calls them.
+    /// Names of all metrics: precision, then recall, as in MMDetection.
     pub fn items(&self) -> Vec<String> {
         PRECISION.map(String::from).into_iter().chain(self.recall_items()).collect()
     }
 
-    /// The items that have a name in logs and files for one kind of comparison.
+    /// The metrics that logs and files contain for one kind of evaluation.
     pub fn chosen_items(&self, kind: Metric) -> Vec<String> {
         match kind {
             _ if !self.metric_items.is_empty() => self.metric_items.clone(),
@@ -125,7 +125,7 @@ impl Evaluation {
         }
     }
 
-    /// The names of these items: `bbox_mAP`, `segm_mAP_50`, `AR@100`.
+    /// The full names of these metrics: `bbox_mAP`, `segm_mAP_50`, `AR@100`.
     pub fn names(&self, kind: Metric) -> Vec<String> {
         self.chosen_items(kind).iter().map(|item| kind.name_of(item)).collect()
     }
@@ -139,7 +139,7 @@ pub enum Metric {
     Bbox,
     /// Masks.
     Segm,
-    /// Boxes whatever their classes: how many objects are found at all. As in the reference, the boxes are those of the
+    /// Boxes regardless of class: how many objects are found at all. As in MMDetection, the boxes are those of the
     /// final detections.
     Proposal,
 }
@@ -164,7 +164,7 @@ impl Metric {
         }
     }
 
-    /// The name of one of its numbers; those of `proposal` have no prefix, as in the reference.
+    /// The full name of a metric. Those of `proposal` have no prefix, as in MMDetection.
     pub fn name_of(self, item: &str) -> String {
         match self {
             Self::Bbox | Self::Segm => format!("{}_{item}", self.prefix()),
@@ -172,7 +172,7 @@ impl Metric {
         }
     }
 
-    /// The names of the six numbers of precision in the reference's order: `bbox_mAP`, `bbox_mAP_50`, and so on.
+    /// The names of the six precision metrics in MMDetection's order: `bbox_mAP`, `bbox_mAP_50`, and so on.
     pub fn names(self) -> [String; 6] {
         PRECISION.map(|item| self.name_of(item))
     }

@@ -14,18 +14,18 @@ pub enum Interval {
     Epochs(usize),
     /// Steps of the job.
     Steps(usize),
-    /// Minutes of the clock since the last checkpoint.
+    /// Minutes since the last checkpoint.
     Minutes(usize),
 }
 
-/// The words for the units, in the order of the variants.
+/// The names of the units, in the order of the variants.
 const UNITS: [&str; 3] = ["epochs", "steps", "minutes"];
 
 impl FromStr for Interval {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no interval; expected for example \"2000 steps\" or \"30 minutes\"");
+        let wrong = || format!("{text:?} is not an interval; expected for example \"2000 steps\" or \"30 minutes\"");
         let (count, unit) = text.trim().split_once(' ').ok_or_else(wrong)?;
         let count = count.parse().ok().filter(|&count| count > 0).ok_or_else(wrong)?;
         match unit.trim() {

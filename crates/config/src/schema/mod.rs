@@ -1,4 +1,4 @@
-//! Every configuration field: its type, default, unit and meaning. The documentation is made from these definitions.
+//! Every configuration field: its type, default, unit and meaning. docs/config.md is generated from these definitions.
 
 mod data;
 mod evaluation;
@@ -23,15 +23,15 @@ use super::check::Problems;
 pub struct Config {
     /// The detector.
     pub model: Model,
-    /// Data sets and how their images are prepared.
+    /// Data sets and image preprocessing.
     pub data: Data,
     /// The optimizer.
     pub optimizer: Optimizer,
-    /// The learning rate over time.
+    /// The learning rate schedule.
     pub schedule: Schedule,
     /// The training loop.
     pub train: Train,
-    /// When checkpoints are written and which are kept.
+    /// When checkpoints are saved and which are kept.
     pub checkpoint: CheckpointPolicy,
     /// When and how the model is evaluated.
     pub evaluation: Evaluation,
@@ -40,7 +40,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks combinations of fields; the range of each field stands in its schema attribute.
+    /// Checks combinations of fields. Ranges of single fields are schema attributes.
     pub(super) fn check(&self, problems: &mut Problems) {
         self.model.check(problems);
         self.data.check(self.model.num_classes, problems);
@@ -49,12 +49,12 @@ impl Config {
         self.evaluation.check(problems);
     }
 
-    /// Checks what only matters to a job that trains.
+    /// Checks what matters only for training.
     pub(super) fn check_training(&self, problems: &mut Problems) {
         self.model.backbone.check_training(problems);
     }
 
-    /// Images that one update of the weights sees, over all ranks and accumulated micro-steps.
+    /// Images per update of the weights, over all ranks and accumulated micro-steps.
     pub fn effective_batch(&self, world_size: usize) -> usize {
         self.data.samples_per_gpu * world_size * self.train.accumulate
     }

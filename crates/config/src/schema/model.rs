@@ -12,7 +12,7 @@ pub struct Model {
     /// Number of object classes, without background.
     #[schemars(range(min = 1))]
     pub num_classes: usize,
-    /// Batch statistics over all ranks instead of each rank's own images.
+    /// Synchronize BatchNorm statistics across ranks (SyncBatchNorm).
     pub sync_bn: bool,
     /// The backbone.
     pub backbone: Backbone,
@@ -46,7 +46,7 @@ impl Model {
             "model.rpn.anchor_strides",
             &self.rpn.anchor_strides,
             &format!("{strides:?}, the strides of the {} levels of model.neck.num_outs", self.neck.num_outs),
-            "make the two agree",
+            "change one of the two",
         );
         self.rpn.assigner.check("model.rpn.assigner", problems);
         self.roi_head.assigner.check("model.roi_head.assigner", problems);
@@ -65,18 +65,18 @@ pub struct Backbone {
     /// Blocks in each of the four stages.
     #[schemars(inner(range(min = 1)))]
     pub depths: [usize; 4],
-    /// Hidden over outer channels of a block's two 1x1 convolutions.
+    /// Expansion ratio of the two 1x1 convolutions of a block.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub mlp_ratio: f64,
-    /// One in this many channels is convolved by the partial convolution.
+    /// The partial convolution processes 1/`n_div` of the channels.
     #[schemars(range(min = 1))]
     pub n_div: usize,
     /// Activation between the two 1x1 convolutions.
     pub activation: Activation,
-    /// Greatest probability of dropping a block's branch (stochastic depth); it grows linearly from 0 over the blocks.
+    /// Maximum drop path rate (stochastic depth). The rate increases linearly from 0 over the blocks.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub drop_path_rate: f64,
-    /// How the partial convolution treats the channels that it leaves alone; the results are equal.
+    /// Implementation of the partial convolution. Results are the same.
     pub partial_conv: PartialConv,
     /// File with pretrained weights (an ImageNet FasterNet `.pth`, or `.safetensors`); empty to start from scratch.
     pub pretrained: String,
@@ -105,14 +105,14 @@ impl Backbone {
             "model.backbone.embed_dim",
             self.embed_dim,
             &format!("a multiple of model.backbone.n_div, which is {}", self.n_div),
-            "choose a width that n_div divides",
+            "choose an embed_dim that n_div divides",
         );
         problems.require(
             self.embed_dim as f64 * self.mlp_ratio >= 1.0,
             "model.backbone.mlp_ratio",
             self.mlp_ratio,
             "at least one hidden channel in the first stage",
-            "the family uses 2",
+            "FasterNet uses 2",
         );
     }
 
@@ -137,13 +137,13 @@ pub enum Activation {
     Gelu,
 }
 
-/// How a partial convolution is carried out.
+/// The implementation of a partial convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartialConv {
-    /// Split the channels, convolve the first part, concatenate: for training and inference.
+    /// Split the channels, convolve the first part and concatenate. For training and inference.
     SplitCat,
-    /// Write the convolved part over a copy of itself inside the input: for inference, without gradient.
+    /// Overwrite the first channels of the input in place. For inference only.
     Slicing,
 }
 
@@ -154,7 +154,7 @@ pub struct Neck {
     /// Channels of every level.
     #[schemars(range(min = 1))]
     pub out_channels: usize,
-    /// Number of levels; those beyond the backbone's four are made by subsampling the last.
+    /// Number of levels. Levels beyond the backbone's four subsample the last one.
     #[schemars(range(min = 4))]
     pub num_outs: usize,
 }
@@ -165,17 +165,17 @@ impl Default for Neck {
     }
 }
 
-/// Which boxes count as an object and which as background (the reference's MaxIoUAssigner).
+/// Which boxes are positive and which are negative (MMDetection's MaxIoUAssigner).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Assigner {
-    /// A box is positive from this IoU with an object on.
+    /// A box is positive if its IoU with an object is at least this.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub positive_iou: f64,
-    /// A box is negative below this greatest IoU.
+    /// A box is negative if its maximum IoU is below this.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub negative_iou: f64,
-    /// The best boxes of an object are positive from this IoU on, if `match_low_quality` is set.
+    /// The best boxes of an object are positive if their IoU is at least this and `match_low_quality` is set.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_positive_iou: f64,
     /// Whether the best boxes of an object are positive even below `positive_iou`.
@@ -189,22 +189,22 @@ impl Assigner {
             &format!("{path}.negative_iou"),
             self.negative_iou,
             &format!("at most {path}.positive_iou, which is {}", self.positive_iou),
-            "a box cannot be background and object at once",
+            "a box cannot be both positive and negative",
         );
     }
 }
 
-/// How many boxes of an image enter the loss (the reference's RandomSampler).
+/// How many boxes of an image are sampled for the loss (MMDetection's RandomSampler).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sampler {
-    /// Boxes chosen in each image.
+    /// Boxes sampled per image.
     #[schemars(range(min = 1))]
     pub count: usize,
-    /// Greatest share of positives among them.
+    /// Maximum fraction of positive boxes.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub positive_fraction: f64,
-    /// Whether the objects themselves are added to the boxes before choosing.
+    /// Whether ground-truth boxes are added before sampling.
     pub add_ground_truth: bool,
 }
 
@@ -215,32 +215,32 @@ pub struct Rpn {
     /// Channels of the shared 3x3 convolution.
     #[schemars(range(min = 1))]
     pub feat_channels: usize,
-    /// Side of the square anchor in units of the level's stride.
+    /// Side of the square anchor, in multiples of the level's stride.
     #[schemars(length(min = 1), extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
     pub anchor_scales: Vec<f64>,
-    /// Height over width of the anchors.
+    /// Aspect ratios (height / width) of the anchors.
     #[schemars(length(min = 1), extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
     pub anchor_ratios: Vec<f64>,
     /// Stride of each level in pixels.
     #[schemars(length(min = 1), inner(range(min = 1)))]
     pub anchor_strides: Vec<usize>,
-    /// Positive and negative anchors.
+    /// Assignment of anchors to objects.
     pub assigner: Assigner,
-    /// Anchors that enter the loss.
+    /// Sampling of anchors for the loss.
     pub sampler: Sampler,
-    /// Best anchors of each level that are kept before suppression, at inference.
+    /// Top-scoring anchors per level before NMS, at inference.
     #[schemars(range(min = 1))]
     pub nms_pre: usize,
-    /// The same in training.
+    /// Top-scoring anchors per level before NMS, in training.
     #[schemars(range(min = 1))]
     pub train_nms_pre: usize,
-    /// Proposals kept for each image.
+    /// Maximum number of proposals per image.
     #[schemars(range(min = 1))]
     pub max_per_image: usize,
-    /// Proposals that overlap a better one by more than this IoU are dropped.
+    /// IoU threshold of NMS.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub nms_iou: f64,
-    /// Proposals must be wider and higher than this many pixels.
+    /// Proposals must be wider and higher than this, in pixels.
     #[schemars(range(min = 0.0))]
     pub min_box_size: f64,
 }
@@ -267,23 +267,23 @@ impl Default for Rpn {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoiHead {
-    /// Positive and negative proposals.
+    /// Assignment of proposals to objects.
     pub assigner: Assigner,
-    /// Proposals that enter the loss.
+    /// Sampling of proposals for the loss.
     pub sampler: Sampler,
-    /// A proposal of this size in pixels (square root of its area) or smaller goes to the finest level.
+    /// Proposals up to this size in pixels (square root of the area) use the finest level.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub finest_scale: f64,
-    /// Side of the box head's RoI features.
+    /// Output size of RoIAlign for the box head.
     #[schemars(range(min = 1))]
     pub bbox_roi_size: usize,
     /// Width of the box head's two shared fully connected layers.
     #[schemars(range(min = 1))]
     pub bbox_fc_channels: usize,
-    /// Standard deviations that the box head's deltas are normalized by.
+    /// Standard deviations that normalize the box head's deltas.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
     pub bbox_target_stds: [f64; 4],
-    /// Side of the mask head's RoI features; the masks have twice this side.
+    /// Output size of RoIAlign for the mask head. Masks are twice as large.
     #[schemars(range(min = 1))]
     pub mask_roi_size: usize,
     /// Number of 3x3 convolutions of the mask head.
@@ -292,16 +292,16 @@ pub struct RoiHead {
     /// Channels of the mask head.
     #[schemars(range(min = 1))]
     pub mask_channels: usize,
-    /// Detections need a score above this.
+    /// Score threshold of detections.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub score_threshold: f64,
-    /// Detections of one class that overlap a better one by more than this IoU are dropped.
+    /// IoU threshold of NMS, per class.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub nms_iou: f64,
-    /// Detections kept for each image.
+    /// Maximum number of detections per image.
     #[schemars(range(min = 1))]
     pub max_per_image: usize,
-    /// A pixel belongs to the mask from this probability on.
+    /// Probability from which a pixel belongs to the mask.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mask_threshold: f64,
 }

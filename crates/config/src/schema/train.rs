@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::{Evaluation, Interval};
 use crate::check::Problems;
 
-/// The optimizer; one group holds all parameters, so weight decay acts on norms and biases too.
+/// The optimizer. All parameters are in one group, so weight decay also applies to norms and biases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optimizer {
-    /// Which one.
+    /// Which optimizer.
     pub kind: OptimizerKind,
-    /// Learning rate for 16 images a step (see `--auto-scale-lr` for other batches).
+    /// Learning rate for 16 images per step. For other batch sizes see `--auto-scale-lr`.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
-    /// Decay of AdamW's two moments.
+    /// AdamW's betas: decay rates of the two moments.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1})))]
     pub betas: [f64; 2],
     /// Added to AdamW's denominator.
@@ -26,13 +26,13 @@ pub struct Optimizer {
     /// Momentum of SGD.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub momentum: f64,
-    /// Weight decay; decoupled with AdamW.
+    /// Weight decay, decoupled with AdamW.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
-    /// Greatest L2 norm of the whole gradient; 0 for no clipping.
+    /// Maximum L2 norm of the gradients; 0 for no clipping.
     #[schemars(range(min = 0.0))]
     pub grad_clip: f64,
-    /// Images per step that `lr` was chosen for; `--auto-scale-lr` multiplies by the actual number over this.
+    /// Images per step that `lr` is for. `--auto-scale-lr` multiplies `lr` by the actual number divided by this.
     #[schemars(range(min = 1))]
     pub base_batch_size: usize,
 }
@@ -53,8 +53,8 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
-    /// The learning rate for `effective_batch` images per update: `lr` times the batch over `base_batch_size`, the
-    /// linear rule of Goyal et al., 2017, as the reference's `auto_scale_lr`.
+    /// The learning rate for `effective_batch` images per update: `lr * effective_batch / base_batch_size`, the linear
+    /// scaling rule of Goyal et al., 2017, like MMDetection's `auto_scale_lr`.
     pub fn auto_scale_lr(&self, effective_batch: usize) -> f64 {
         self.lr * (effective_batch as f64 / self.base_batch_size as f64)
     }
@@ -70,18 +70,18 @@ pub enum OptimizerKind {
     Sgd,
 }
 
-/// The learning rate over time: linear warm-up, then steps.
+/// The learning rate schedule: linear warm-up, then steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
-    /// Steps of linear warm-up; 0 for none.
+    /// Linear warm-up steps; 0 for none.
     pub warmup_iters: usize,
-    /// Share of the learning rate at the first step of the warm-up.
+    /// Fraction of the learning rate at the first warm-up step.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub warmup_ratio: f64,
-    /// Epochs (finished ones) after which the learning rate is multiplied by `gamma`.
+    /// Completed epochs after which the learning rate is multiplied by `gamma`.
     pub steps: Vec<usize>,
-    /// Factor at each step.
+    /// Factor of the learning rate at each of `steps`.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma: f64,
 }
@@ -98,7 +98,7 @@ impl Schedule {
             self.steps.windows(2).all(|pair| pair[0] < pair[1]),
             "schedule.steps",
             &self.steps,
-            "epochs in rising order, each once",
+            "epochs in ascending order without duplicates",
             "sort the list",
         );
     }
@@ -108,25 +108,27 @@ impl Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
-    /// Passes over the training set.
+    /// Number of epochs.
     #[schemars(range(min = 1))]
     pub epochs: usize,
-    /// Seed of everything random; up to 2^63 - 1.
+    /// Random seed, up to 2^63 - 1.
     pub seed: u64,
-    /// Use deterministic algorithms where they are slower. The backward pass of RoIAlign on a GPU has none: there the last
-    /// bits of gradients may differ between runs.
+    /// Use deterministic algorithms even where they are slower. The backward pass of RoIAlign on a GPU has none, so the
+    /// last bits of gradients may differ between runs.
     pub deterministic: bool,
-    /// Automatic mixed precision in training: the type of convolutions and matrix products. Weights, gradients, optimizer
-    /// state, BatchNorm's statistics, losses, scores and boxes are float32 with each. See `evaluation.amp` for the rest.
+    /// Automatic mixed precision in training: the type of convolutions and matrix products. Weights, gradients,
+    /// optimizer state, BatchNorm statistics, losses, scores and boxes are always float32. `evaluation.amp` sets the
+    /// type at inference.
     pub amp: Amp,
-    /// Factor of the loss that float16 training begins with. It halves when a gradient overflows, and the update is left
-    /// out; it doubles after 2000 updates without that. Checkpoints hold it.
+    /// Initial loss scale of float16 training. When a gradient overflows, the update is skipped and the scale is
+    /// halved. After 2000 updates without overflow it is doubled. Checkpoints store it.
     #[schemars(range(min = 1.0, max = 1e38))]
     pub loss_scale: f64,
-    /// Micro-steps whose gradients are averaged into one update.
+    /// Gradient accumulation steps.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
-    /// Decay of an exponential moving average of the weights, which is then evaluated and saved beside them; 0 for none.
+    /// Decay of the exponential moving average of the weights, which is evaluated and saved in addition to them; 0 for
+    /// none.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub ema: f64,
     /// What to do when a loss is not finite.
@@ -152,11 +154,11 @@ impl Default for Train {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Amp {
-    /// Float32, as everything else.
+    /// Float32.
     Off,
-    /// Bfloat16: float32's range with 8 significant bits.
+    /// Bfloat16: the range of float32 with 8 significant bits.
     Bf16,
-    /// Float16: 11 significant bits and a small range, for which training scales the loss.
+    /// Float16: 11 significant bits and a small range, so that training scales the loss.
     Fp16,
 }
 
@@ -164,25 +166,26 @@ pub enum Amp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNan {
-    /// End the job and say which loss, rank, step and images.
+    /// Stop the job and report the loss, rank, step and images.
     Stop,
-    /// Leave out the update that the step belongs to, with all of its micro-steps, and say so.
+    /// Skip the update, with all of its micro-steps, and log it.
     Skip,
 }
 
-/// When checkpoints are written and which are kept.
+/// When checkpoints are saved and which are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointPolicy {
-    /// Time between checkpoints: epochs, or with another unit as text. There is one at the end of the job in any case, and
-    /// where an evaluation may find the best one. One that a stop or a failure has made goes when a later one is there.
+    /// Time between checkpoints: epochs, or a string with another unit. A checkpoint is always saved at the end of the
+    /// job and where an evaluation may find the best one. A checkpoint from a stop or a failure is deleted once a later
+    /// one exists.
     pub interval: Interval,
-    /// Newest checkpoints that are kept; 0 for all.
+    /// Number of newest checkpoints to keep; 0 for all.
     pub keep_last: usize,
     /// Metric whose best checkpoint is kept as `best_<metric>.ckpt`; empty for none.
     pub save_best: String,
-    /// Folders, in this order, for checkpoints that the work folder does not take: its disk is full, read-only or gone.
-    /// Each job writes to a folder of its own in there, and `--resume` looks there too.
+    /// Folders, in this order, for checkpoints that cannot be written to the work folder because its disk is full,
+    /// read-only or gone. Each job uses a separate subfolder, and `--resume` looks there too.
     pub fallback: Vec<PathBuf>,
 }
 
@@ -202,15 +205,15 @@ impl CheckpointPolicy {
             names.contains(&self.save_best),
             "checkpoint.save_best",
             &self.save_best,
-            &format!("empty, or one of {}, which evaluation.metrics gives", names.join(", ")),
-            "name a measured metric, for example bbox_mAP",
+            &format!("empty, or one of {} (from evaluation.metrics)", names.join(", ")),
+            "choose one of these metrics, for example bbox_mAP",
         );
         problems.require(
             evaluation.interval > 0,
             "checkpoint.save_best",
             &self.save_best,
             "empty, because evaluation.interval is 0",
-            "set evaluation.interval to 1 or more to have a best checkpoint",
+            "set evaluation.interval to 1 or more",
         );
     }
 }
@@ -219,7 +222,7 @@ impl CheckpointPolicy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// Steps between lines of the log; each line holds the averages since the last.
+    /// Steps between log lines. Each line contains the averages since the previous one.
     #[schemars(range(min = 1))]
     pub interval: usize,
     /// Write TensorBoard files.

@@ -1,4 +1,4 @@
-//! What the image files of a set say, against its annotation file.
+//! Compares the image files of a set with its annotation file.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +14,7 @@ use crate::decode::{DecodedImage, ImageHeader};
 use crate::diagnostics::{Code, Diagnostics, Location};
 use crate::transform::{Augmentation, Geometry, rescaled_size};
 
-/// Images that one thread takes at a time.
+/// Images per task of a thread.
 const CHUNK: usize = 16;
 
 /// Reads the header of every image that exists, or decodes it, in parallel. Diagnostics are in the order of the set.
@@ -45,7 +45,7 @@ pub(super) fn check(
 fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, diagnostics: &mut Diagnostics) {
     let path = dataset.image_path(index);
     if !path.exists() {
-        // Reported with the other files that are missing.
+        // Reported with the other missing files.
         return;
     }
     let image = dataset.image(index);
@@ -74,19 +74,19 @@ fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: boo
     }
 }
 
-/// Whether the annotations fit the size of the image.
+/// Checks that the annotations match the size of the image.
 fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
     let image = dataset.image(index);
     let (listed, upright) = ((image.height, image.width), (header.height, header.width));
     let rotated = header.orientation > 1;
     if listed == upright {
-        return rotated.then(|| (Code::ImageRotated, "turned upright as its EXIF orientation says".into()));
+        return rotated.then(|| (Code::ImageRotated, "rotated upright according to its EXIF orientation".into()));
     }
     let stored =
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
     let effect = match dataset.split() {
         Split::Train => "",
-        Split::Val => ", so that no mask of it can match in evaluation",
+        Split::Val => ", so none of its masks can match in evaluation",
     };
     let message = format!(
         "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",

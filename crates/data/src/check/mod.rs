@@ -1,4 +1,4 @@
-//! Checks of whole data sets, before training and by `check-data`.
+//! Checks of whole data sets, before a job and for `check-data`.
 
 mod images;
 mod splits;
@@ -14,22 +14,22 @@ use super::diagnostics::{Code, Diagnostics, Severity};
 /// How thorough a check is.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope {
-    /// Diagnostics of each code to keep.
+    /// Number of diagnostics to keep per code.
     pub keep: usize,
     /// Read the header of every image.
     pub headers: bool,
-    /// Decode every image; `headers` is then implied.
+    /// Decode every image; implies `headers`.
     pub decode: bool,
 }
 
 impl Scope {
-    /// What is checked before every job: annotations, masks, and that the files exist; no image is opened.
+    /// The checks before every job: annotations, masks and the existence of image files. No image is opened.
     pub fn quick() -> Self {
         Self { keep: Diagnostics::KEPT_AT_START, headers: false, decode: false }
     }
 }
 
-/// What was checked of one set.
+/// The result for one set.
 #[derive(Debug)]
 pub struct Checked {
     /// Which set.
@@ -38,8 +38,8 @@ pub struct Checked {
     pub dataset: Option<Dataset>,
 }
 
-/// Checks the sets `splits` of `config`, each by itself and against the other and the model, for training with the
-/// metrics of the config. `progress` hears of images done and in all.
+/// Checks the sets `splits` of `config`, separately and against each other and the model, for training with the metrics
+/// of the config. Calls `progress` with the number of images done and the total.
 pub fn check(
     config: &Config,
     splits: &[Split],
@@ -60,28 +60,28 @@ pub fn check(
     (sets, diagnostics)
 }
 
-/// The checks before a job that evaluates `metrics`: those of [`Scope::quick`], on sets that are open.
+/// The checks before a job that evaluates `metrics`: those of [`Scope::quick`], on open sets. Returns messages for the
+/// log.
 ///
 /// # Errors
-/// A data error with what [`Diagnostics::lines`] says of the errors; the rest is what the log should say.
+/// A data error with the [`Diagnostics::lines`] of the errors.
 pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) -> Result<Vec<String>> {
     let diagnostics = check_sets(config, sets, metrics, Scope::quick(), &|_, _, _| {});
     diagnostics.refuse_errors()?;
     Ok(diagnostics.lines(Severity::Warning))
 }
 
-/// Checks that sets that are open have the classes of the model, and the same ones; every rank can afford it.
+/// Checks that open sets have the classes of the model and equal classes. It is cheap enough for every rank.
 ///
 /// # Errors
-/// A data error with what [`Diagnostics::lines`] says of the errors.
+/// A data error with the [`Diagnostics::lines`] of the errors.
 pub fn check_classes(config: &Config, sets: &[&Dataset]) -> Result<()> {
     let mut diagnostics = Diagnostics::default();
     splits::check_classes(config, sets, &mut diagnostics);
     diagnostics.refuse_errors()
 }
 
-/// Checks sets that are open: their masks and images, and how they fit together. What [`Dataset::diagnostics`] holds is
-/// not repeated.
+/// Checks open sets: masks, images, and consistency between the sets. Does not repeat [`Dataset::diagnostics`].
 fn check_sets(
     config: &Config,
     sets: &[&Dataset],

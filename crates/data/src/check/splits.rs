@@ -1,4 +1,4 @@
-//! How the sets fit together and to the model.
+//! Checks that the sets are consistent with each other and with the model.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use fnet_config::Config;
 use crate::coco::{Dataset, Split, data_root};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// Compares the classes of the sets with the model and with each other, and looks for images that are in both.
+/// Compares the classes of the sets with the model and with each other, and finds images that are in both sets.
 pub(super) fn check(config: &Config, sets: &[&Dataset], diagnostics: &mut Diagnostics) {
     check_classes(config, sets, diagnostics);
     if let (Some(train), Some(val)) = (of(sets, Split::Train), of(sets, Split::Val)) {
@@ -27,7 +27,7 @@ fn of<'d>(sets: &[&'d Dataset], split: Split) -> Option<&'d Dataset> {
 pub(super) fn check_classes(config: &Config, sets: &[&Dataset], diagnostics: &mut Diagnostics) {
     for dataset in sets {
         let (found, expected) = (dataset.categories().len(), config.model.num_classes);
-        // "auto" takes the number from the training set, and the other set is compared with that below.
+        // With "auto", the training set defines the number. The other set is compared with it below.
         if found != expected && !config.data.classes_are_auto {
             let mut own = diagnostics.none().of(dataset.split().name());
             own.add(Code::ClassCount, dataset.annotation_file(), Location::file, || {
@@ -52,7 +52,7 @@ fn names(dataset: &Dataset) -> Vec<String> {
     dataset.categories().iter().map(|category| category.name.clone()).collect()
 }
 
-/// Labels are places in the list of classes, so both sets must have the same names in the same order.
+/// Labels are indices into the list of classes, so both sets must have the same names in the same order.
 fn compare(trained: &[String], val: &Dataset, training_file: &Path, diagnostics: &mut Diagnostics) -> bool {
     let tested = names(val);
     if trained != tested {
@@ -70,12 +70,12 @@ fn categories(train: &Dataset, val: &Dataset, diagnostics: &mut Diagnostics) {
     for (trained, tested) in pairs.filter(|(trained, tested)| trained.id != tested.id) {
         let place = || Location::category(tested.id);
         diagnostics.add(Code::SplitCategoryIds, val.annotation_file(), place, || {
-            format!("{:?} has the id {}, and {} in the training set", tested.name, tested.id, trained.id)
+            format!("{:?} has the id {} here and {} in the training set", tested.name, tested.id, trained.id)
         });
     }
 }
 
-/// What one list of class names has that the other lacks, or where their orders part.
+/// Describes missing and extra class names, or the first difference in order.
 fn difference(trained: &[String], tested: &[String], training_file: &str) -> String {
     let missing = |from: &[String], list: &[String]| {
         text::list(list.iter().filter(|name| !from.contains(name)).map(|name| quoted(name)), 5)
@@ -91,13 +91,13 @@ fn difference(trained: &[String], tested: &[String], training_file: &str) -> Str
     if parts.is_empty() {
         let place = trained.iter().zip(tested).position(|(a, b)| a != b).unwrap_or(trained.len().min(tested.len()));
         let name = |list: &[String]| list.get(place).map_or("nothing".into(), |name| format!("{name:?}"));
-        parts.push(format!("has {} as label {place}, where that has {}", name(tested), name(trained)));
+        parts.push(format!("has {} as label {place} instead of {}", name(tested), name(trained)));
     }
     format!("compared with {training_file}, this set {}", parts.join(" and "))
 }
 
 fn images(train: &Dataset, val: &Dataset, diagnostics: &mut Diagnostics) {
-    // A set that is trained and tested on whole is meant so.
+    // Training and testing on one whole set is intended.
     if train.folder() != val.folder() || train.annotation_file() == val.annotation_file() {
         return;
     }
@@ -107,7 +107,7 @@ fn images(train: &Dataset, val: &Dataset, diagnostics: &mut Diagnostics) {
         if trained.contains(image.file_name) {
             let place = || Location::image(image.id);
             diagnostics.add(Code::SplitSharedImages, val.annotation_file(), place, || {
-                format!("{:?} is trained on too", image.file_name)
+                format!("{:?} is also in the training set", image.file_name)
             });
         }
     }

@@ -3,8 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use fnet_test_support::{SmallSet, fixture};
 
-/// Checks both sets of a small data set and returns how often each code was found but for unused categories, with the
-/// diagnostics.
+/// Checks both sets of a small data set. Returns the count of each code except unused categories, and the diagnostics.
 fn found(small: &SmallSet, classes: usize, decode: bool) -> (Vec<(Code, usize)>, Diagnostics) {
     let mut config = Config { data: small.config.clone(), ..Config::default() };
     config.model.num_classes = classes;
@@ -14,7 +13,7 @@ fn found(small: &SmallSet, classes: usize, decode: bool) -> (Vec<(Code, usize)>,
     (counts, diagnostics)
 }
 
-/// The annotation file of `small`, to be changed.
+/// The annotation file of `small` as JSON.
 fn annotations(small: &SmallSet) -> Value {
     serde_json::from_slice(&std::fs::read(small.folder.path().join("a.json")).unwrap()).unwrap()
 }
@@ -26,18 +25,18 @@ fn write_val(small: &mut SmallSet, file: &Value) {
 }
 
 #[test]
-fn a_sound_set_has_no_findings() {
+fn a_valid_set_has_no_diagnostics() {
     let small = SmallSet::new(&[(64, 48), (48, 64)]);
     let (counts, diagnostics) = found(&small, 1, true);
     assert!(counts.is_empty(), "{:?}", diagnostics.kept());
 }
 
 #[test]
-fn images_are_compared_with_what_is_listed() {
+fn images_are_compared_with_the_annotation_file() {
     let small = SmallSet::new(&[(64, 48), (64, 48), (64, 48), (64, 48)]);
     let path = |name: &str| small.folder.path().join(name);
     let mut file = annotations(&small);
-    // A little off, swapped, a JPEG by another name, and cut off.
+    // A wrong height, swapped sides, a JPEG named PNG, and a truncated file.
     file["images"][0]["height"] = json!(47);
     (file["images"][1]["width"], file["images"][1]["height"]) = (json!(48), json!(64));
     small.write(&file);
@@ -56,7 +55,7 @@ fn images_are_compared_with_what_is_listed() {
 }
 
 #[test]
-fn files_that_are_absent_stop_unless_they_are_to_be_left_out() {
+fn missing_files_are_errors_unless_they_are_skipped() {
     let mut small = SmallSet::new(&[(64, 48), (64, 48)]);
     std::fs::remove_file(small.folder.path().join("1.png")).unwrap();
     assert_eq!(found(&small, 1, true).0, [(Code::ImageMissing, 2)]);
@@ -91,7 +90,7 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
     write_val(&mut small, &with_categories(json!([cup, box_])));
     let (counts, diagnostics) = found(&small, 2, false);
     assert_eq!(counts, [(Code::SplitCategories, 1), (Code::SplitSharedImages, 1)]);
-    let text = "has \"cup\" as label 0, where that has \"box\"";
+    let text = "has \"cup\" as label 0 instead of \"box\"";
     assert!(diagnostics.kept().iter().any(|diagnostic| diagnostic.message.contains(text)), "{:?}", diagnostics.kept());
 
     let others = json!([{"id": 1, "name": "box"}, {"id": 8, "name": "cup"}]);
@@ -108,7 +107,7 @@ fn the_sets_are_compared_with_each_other_and_the_model() {
 }
 
 #[test]
-fn automatic_and_explicit_classes_go_the_same_way() {
+fn automatic_and_explicit_classes_are_checked_the_same_way() {
     let mut small = SmallSet::new(&[(64, 48), (64, 48)]);
     let file = annotations(&small);
     let with = |names: [&str; 2], more: Option<&str>| {
@@ -138,19 +137,19 @@ fn automatic_and_explicit_classes_go_the_same_way() {
             let (count, lines, alone) = all(&small.config);
             assert!(count == 1 && lines.contains(expected) && lines.contains("data.val: "), "{lines}");
             assert!(!lines.contains("class-unknown"), "{lines}");
-            // The set alone is compared with the classes that were found.
+            // A single set is compared with the classes that were found.
             let refused = alone.unwrap().is_err_and(|error| error.to_string().contains("split-categories"));
             assert_eq!(refused, is_auto && !small.config.classes.is_empty(), "{val}");
         }
     }
-    // Names that a config says itself are all that is wanted, and what is left out of the metrics is said.
+    // Explicit names select classes. A warning names the annotations that the metrics leave out.
     (small.config.classes_are_auto, small.config.classes) = (false, vec!["red".into(), "blue".into()]);
     let (count, lines, _) = all(&small.config);
     assert!(count == 0 && lines.contains("annotation-other-class-evaluated: data.val"), "{lines}");
 }
 
 #[test]
-fn masks_are_needed_where_they_are_evaluated() {
+fn masks_are_required_when_they_are_evaluated() {
     let mut small = SmallSet::new(&[(64, 48)]);
     let mut file = annotations(&small);
     file["annotations"][0]["segmentation"] = json!([]);
@@ -169,9 +168,9 @@ fn masks_are_needed_where_they_are_evaluated() {
     }
 }
 
-/// The outcome for whole data sets with quirks: the codes about images, in training and validation together.
+/// The image codes of whole data sets with quirks.
 #[test]
-fn real_odd_images_have_the_codes_that_fit() {
+fn real_unusual_images_have_the_expected_codes() {
     let Some(root) = fixture("") else { return };
     let of = |folder: &str, file: &str, images: &str, split: Split| {
         let mut config = Config::default();

@@ -1,5 +1,4 @@
-//! Entries of `annotations`, reduced to what training needs, by the rules of the reference's
-//! `CocoDataset._parse_ann_info`.
+//! Entries of `annotations`, reduced to what training needs. Follows MMDetection's `CocoDataset._parse_ann_info`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,30 +10,30 @@ use super::segmentation::Segmentation;
 use super::values::{RawId, Written, bbox, flag, float, id, shown};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// Where the JSON text of a value stands in the file, in bytes.
+/// Position of a JSON value in the file, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Span {
     pub offset: u64,
-    /// 0 where there is no value.
+    /// 0 if there is no value.
     pub length: u32,
 }
 
-/// A label that stands for no class.
+/// The label of annotations without a selected class.
 pub(super) const FOREIGN: u16 = u16::MAX;
-/// The size of an image that neither the file nor the image tells; an error says so.
+/// The size of an image whose size is unknown. An error is reported for it.
 pub(super) const UNKNOWN_SIZE: [u32; 2] = [0, 0];
-/// A place that stands for no image.
+/// The index of annotations without an image.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
-/// What of an annotation is kept.
+/// The stored part of an annotation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
-    /// Place of its image in the list of images, or [`NOWHERE`].
+    /// Index of its image, or [`NOWHERE`].
     pub image: u32,
     /// Its class, or [`FOREIGN`].
     pub label: u16,
     pub fate: Fate,
-    /// Whether `id` is the file's; else it is the number of the annotation in the list, from 1.
+    /// Whether `id` comes from the file. Otherwise it is the position in the list, from 1.
     pub has_id: bool,
     /// `[x1, y1, x2, y2]`.
     pub bbox: [f32; 4],
@@ -42,22 +41,22 @@ pub(super) struct Row {
     pub mask: Span,
 }
 
-/// What becomes of an annotation, apart from its image.
+/// How an annotation is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It is trained on.
     Trained,
     /// Its image is not in the list.
     NoImage,
-    /// Its class is not wanted, or not in the list.
+    /// Its class is not selected or not in the list.
     OtherClass,
-    /// Its key `ignore` says so.
+    /// Its key `ignore` is set.
     Ignored,
     /// It is a region of many objects.
     Crowd,
-    /// Its box or area says that there is nothing to see.
+    /// Its box or area is empty.
     Unfit,
-    /// It cannot be used; a diagnostic says why.
+    /// It cannot be used. A diagnostic says why.
     Broken,
 }
 
@@ -73,19 +72,19 @@ impl Row {
     };
 }
 
-/// What annotations are read against.
+/// What is needed to interpret annotations.
 pub(super) struct Context<'c> {
     pub path: &'c Path,
     pub split: Split,
-    /// Image id -> place in the list.
+    /// Image id -> index.
     pub images: &'c HashMap<RawKey, u32>,
     /// `[width, height]` of every image.
     pub sizes: &'c [[u32; 2]],
-    /// Category id -> label, of all categories of the file; [`FOREIGN`] for those that are not wanted.
+    /// Category id -> label, for all categories of the file. [`FOREIGN`] for categories that are not selected.
     pub labels: &'c HashMap<RawKey, u16>,
 }
 
-/// An id by which entries find each other: `7` and `"7"` are the same.
+/// An id as a lookup key: `7` and `"7"` are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum RawKey {
     Number(i64),
@@ -102,13 +101,13 @@ impl From<&RawId> for RawKey {
 }
 
 impl RawId {
-    /// Whether it is a string, which the reference does not accept.
+    /// Whether it is a string, which MMDetection does not accept.
     pub fn is_text(&self) -> bool {
         !matches!(self, Self::Number(Written { as_text: false, .. }))
     }
 }
 
-/// The members of an annotation, as they are written.
+/// The members of an annotation, as written in the file.
 #[derive(Default)]
 pub(super) struct Raw<'t> {
     pub id: Option<RawId>,
@@ -118,9 +117,9 @@ pub(super) struct Raw<'t> {
     pub area: Option<Written<f64>>,
     pub crowd: Option<bool>,
     pub ignore: bool,
-    /// The text of the mask and where in the element it starts; `None` where it is absent, null or empty.
+    /// The text of the mask and its offset in the element. `None` if it is absent, null or empty.
     pub mask: Option<(&'t [u8], usize)>,
-    /// The text of a mask that is null or empty.
+    /// The text of a null or empty mask.
     pub empty_mask: Option<&'t [u8]>,
 }
 
@@ -128,7 +127,7 @@ impl<'t> Raw<'t> {
     /// Reads an element.
     ///
     /// # Errors
-    /// The id, as far as it is known, and what is wrong.
+    /// The id, if known, and a message.
     pub fn read(text: &'t [u8]) -> Result<Self, (Option<RawId>, String)> {
         let mut raw = Self::default();
         let mut wrong = None;
@@ -162,13 +161,13 @@ impl<'t> Raw<'t> {
     }
 }
 
-/// Whether a mask is null, or a list, object or string without content.
+/// Whether a mask is null, or an empty list, object or string.
 fn is_empty(value: &[u8]) -> bool {
     let content = |b: &u8| !b.is_ascii_whitespace() && !matches!(b, b'[' | b']' | b'{' | b'}' | b'"');
     value == b"null" || !value.iter().any(content)
 }
 
-/// What is missing where there is no mask.
+/// Describes why there is no mask.
 pub(super) fn no_mask(raw: &Raw) -> String {
     match raw.empty_mask {
         Some(text) => format!("segmentation is {}", shown(text)),
@@ -176,8 +175,8 @@ pub(super) fn no_mask(raw: &Raw) -> String {
     }
 }
 
-/// Reads the annotation `text` that starts at `offset` of the file and is number `row` of the list. If it cannot be used
-/// there is a diagnostic.
+/// Reads the annotation `text`, which starts at `offset` of the file and has index `row` in the list. Adds a diagnostic
+/// if it cannot be used.
 pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, diagnostics: &mut Diagnostics) -> Row {
     match Raw::read(text) {
         Ok(raw) => row_of(&raw, offset, row, context, diagnostics).unwrap_or(Row::BROKEN),
@@ -189,7 +188,7 @@ pub(super) fn row(text: &[u8], offset: u64, row: usize, context: &Context, diagn
     }
 }
 
-/// As [`row`], of an annotation that is parsed; `None` if it cannot be used.
+/// Like [`row`], for a parsed annotation. `None` if it cannot be used.
 pub(super) fn row_of(
     raw: &Raw,
     offset: u64,
@@ -232,7 +231,7 @@ impl Reader<'_> {
         self.diagnostics.add(code, self.context.path, self.place, message);
     }
 
-    /// The id, or the number of the annotation in the list.
+    /// The id, or the position in the list.
     fn id(&mut self) -> i64 {
         let raw = self.raw;
         for (name, id) in [("id", &raw.id), ("image_id", &raw.image), ("category_id", &raw.category)] {
@@ -249,13 +248,13 @@ impl Reader<'_> {
             Some(RawId::Name(_)) => self.row as i64 + 1,
             None => {
                 let row = self.row;
-                self.add(Code::AnnotationIdMissing, || format!("number {} of the list has no id", row + 1));
+                self.add(Code::AnnotationIdMissing, || format!("entry {} of the list has no id", row + 1));
                 self.row as i64 + 1
             }
         }
     }
 
-    /// The place of its image, or [`NOWHERE`]; `None` if there is no id to look for.
+    /// The index of its image, or [`NOWHERE`]. `None` without an image id.
     fn image(&mut self) -> Option<u32> {
         let Some(id) = &self.raw.image else {
             self.add(Code::AnnotationImageMissing, || "no image_id".into());
@@ -268,7 +267,7 @@ impl Reader<'_> {
         Some(place.unwrap_or(NOWHERE))
     }
 
-    /// The class, or [`FOREIGN`]; `None` if it could be any.
+    /// The class, or [`FOREIGN`]. `None` if it is ambiguous.
     fn label(&mut self) -> Option<u16> {
         let Some(id) = &self.raw.category else {
             let mut labels = self.context.labels.values();
@@ -292,14 +291,14 @@ impl Reader<'_> {
                     Split::Train => Code::AnnotationOtherClass,
                     Split::Val => Code::AnnotationOtherClassEvaluated,
                 };
-                self.add(code, || format!("data.classes does not name category {}", shown_id(Some(id), 0)));
+                self.add(code, || format!("category {} is not in data.classes", shown_id(Some(id), 0)));
             }
             Some(_) => {}
         }
         Some(label.unwrap_or(FOREIGN))
     }
 
-    /// Its box, and what becomes of it; `None` if it cannot be used. What belongs to no image or class is passed over.
+    /// Its box and how it is used. `None` if it cannot be used. Annotations without an image or class are not checked.
     fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], Fate)> {
         let raw = self.raw;
         let passed_over = match () {
@@ -340,7 +339,7 @@ impl Reader<'_> {
         Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], fate))
     }
 
-    /// Its box `[x, y, width, height]`, if need be around the mask.
+    /// Its box `[x, y, width, height]`, computed from the mask if necessary.
     fn bbox(&mut self, size: [u32; 2]) -> Option<[f64; 4]> {
         let raw = self.raw;
         match (raw.bbox, raw.mask) {
@@ -352,7 +351,7 @@ impl Reader<'_> {
             }
             (None, Some((mask, _))) => match Segmentation::parse(mask).and_then(|mask| mask.bounds(size)) {
                 Ok(Some(bounds)) => {
-                    self.add(Code::BoxFromMask, || format!("no bbox; its mask has {bounds:?}"));
+                    self.add(Code::BoxFromMask, || format!("no bbox; its mask has the bounds {bounds:?}"));
                     Some(bounds)
                 }
                 Ok(None) => {
@@ -371,7 +370,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the reference trains on a box in an image of `size` (width, height).
+    /// Whether MMDetection trains on a box in an image of `size` (width, height).
     fn fits(&mut self, sides: [f64; 4], [width, height]: [u32; 2]) -> bool {
         let [x, y, w, h] = sides;
         let shown = move || format!("bbox {sides:?} in {width}x{height} pixels");
@@ -382,7 +381,7 @@ impl Reader<'_> {
             };
             self.add(code, shown);
         }
-        // As Python's min and max have it, NaN gives 0.
+        // As with Python's min and max, NaN gives 0.
         let overlap = |start: f64, length: f64, limit: u32| {
             let (end, limit) = (start + length, f64::from(limit));
             let end = if limit < end { limit } else { end };

@@ -1,4 +1,4 @@
-//! Hostile annotation files: whatever stands in them, reading ends, and a set without errors can be used to its end.
+//! Malicious annotation files. Reading always terminates, and a set without errors can be used completely.
 
 use std::cell::RefCell;
 
@@ -14,7 +14,7 @@ thread_local! {
     static SMALL: RefCell<Option<SmallSet>> = const { RefCell::new(None) };
 }
 
-/// A sound file with masks of every kind.
+/// A valid file with masks of every kind.
 fn sound() -> Value {
     let runs = [197, 10, 38, 10, 2817];
     let string = rle_to_string(&Rle { h: 48, w: 64, counts: runs.to_vec() });
@@ -49,7 +49,7 @@ fn read(text: &[u8]) {
         for split in [Split::Train, Split::Val] {
             let (set, mut diagnostics) = Dataset::inspect(&small.config, split, 2);
             let Some(set) = set else {
-                assert!(diagnostics.refuse_errors().is_err(), "no set, and no error that says why");
+                assert!(diagnostics.refuse_errors().is_err(), "no set and no error");
                 continue;
             };
             set.check_masks(&mut diagnostics);
@@ -81,7 +81,7 @@ fn use_all(set: &Dataset, split: Split) {
     }
 }
 
-/// Values that do not belong where they are put, and some that may.
+/// Mostly invalid values.
 fn odd_value() -> impl Strategy<Value = Value> {
     const TEXTS: &[&str] =
         &["", "7", "007", "-1", "a", "\u{0}", "@NaN", "@Infinity", "@-Infinity", "@1e999", "@-0", "../x", "@1e40"];
@@ -128,7 +128,7 @@ proptest! {
         for (index, value, is_copy) in swaps {
             let mut all = Vec::new();
             pointers(&file, "", &mut all);
-            // What stands elsewhere in the file, or something odd.
+            // A value from elsewhere in the file, or an unusual one.
             let value = if is_copy { file.pointer(&all[index.index(all.len()) / 2]).unwrap().clone() } else { value };
             *file.pointer_mut(&all[index.index(all.len())]).unwrap() = value;
         }
@@ -158,7 +158,7 @@ proptest! {
 }
 
 #[test]
-fn the_file_that_is_damaged_is_sound() {
+fn the_undamaged_file_is_valid() {
     let small = SmallSet::new(&[(64, 48), (64, 48)]);
     small.write(&sound());
     for split in [Split::Train, Split::Val] {

@@ -13,12 +13,12 @@ use super::truth::listed_sizes;
 use super::values::shown;
 use crate::diagnostics::{Code, Diagnostics, Location, Severity};
 
-/// A box and its mask may be this far apart, in pixels, and in parts of the box's side.
+/// Tolerance between a box and its mask, in pixels and as a fraction of the box's side.
 const APART: (f64, f64) = (2.0, 0.05);
 
 impl Dataset {
-    /// Reads every mask that is trained on, or in the validation set every mask of a wanted class, and reports those that
-    /// are malformed or odd, and a training set whose masks are all empty. The annotation file is read again, in parallel.
+    /// Reads every mask that is trained on, or in the validation set every mask of a selected class. Reports malformed
+    /// and unusual masks, and a training set whose masks are all empty. The annotation file is read again, in parallel.
     pub fn check_masks(&self, diagnostics: &mut Diagnostics) {
         let mut found = diagnostics.none();
         let mut known = diagnostics.none();
@@ -47,16 +47,16 @@ impl Dataset {
         }
         if self.split == Split::Train && empty > 0 && empty == masks && found.number_of(Severity::Error) == 0 {
             found.add(Code::FileNothing, &self.path, Location::file, || {
-                format!("{}, and all their masks are empty", count(masks, "object"))
+                format!("{}, all with empty masks", count(masks, "object"))
             });
         }
-        // What concerns the file was reported when it was opened.
+        // These were reported when the file was opened.
         [Code::FileKeyRepeated, Code::FileNotUtf8].into_iter().for_each(|code| found.remove(code));
         diagnostics.append(found);
     }
 }
 
-/// Reports what is odd about the mask of an annotation, and returns whether it has a pixel.
+/// Reports problems with the mask of an annotation, and returns whether it has a pixel.
 fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: &mut Diagnostics) -> bool {
     let place = || {
         let image = raw.image.as_ref();
@@ -64,7 +64,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
     };
     let mut add = |code, message: String| diagnostics.add(code, context.path, place, || message);
     let Some((text, _)) = raw.mask else {
-        // In a training set that was reported when it was opened.
+        // For a training set, this was reported when it was opened.
         if context.split == Split::Val {
             add(Code::MaskMissingEvaluated, no_mask(raw));
         }
@@ -94,7 +94,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
     };
     let Some([x, y, w, h]) = bounds.filter(|_| !is_empty(&segmentation, size)) else {
         let [width, height] = size;
-        add(Code::MaskEmpty, format!("no pixel of {width}x{height} is set by {}", shown(text)));
+        add(Code::MaskEmpty, format!("no pixel of {width}x{height} is covered by {}", shown(text)));
         return false;
     };
     let [width, height] = size.map(f64::from);
@@ -103,7 +103,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
     }
     if let Some(bbox) = raw.bbox {
         let [bx, by, bw, bh] = bbox.value;
-        // A box around a mask that reaches out of the image may end at the border.
+        // A box around a mask that extends beyond the image may end at the border.
         let inside =
             |start: f64, length: f64, limit: f64| [start.clamp(0.0, limit), (start + length).clamp(0.0, limit)];
         let pairs =
@@ -113,14 +113,14 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
             mask.iter().zip(own).any(|(a, b)| (a - b).abs() > tolerance)
         });
         if apart {
-            add(Code::MaskBoxDiffers, format!("bbox {:?}, and the mask spans {:?}", bbox.value, [x, y, w, h]));
+            add(Code::MaskBoxDiffers, format!("bbox is {:?}, but the mask spans {:?}", bbox.value, [x, y, w, h]));
         }
     }
     true
 }
 
-/// Whether no pixel is set. Polygons are only drawn where they may miss every pixel: as they are thin, or as they lie at
-/// the border of the image or outside.
+/// Whether no pixel is set. Polygons are drawn only if they may miss every pixel because they are thin, or lie at the
+/// border of the image or outside.
 fn is_empty(segmentation: &Segmentation, [width, height]: [u32; 2]) -> bool {
     let (right, bottom) = (f64::from(width), f64::from(height));
     let is_inside = |point: &[f64]| (0.0..=right).contains(&point[0]) && (0.0..=bottom).contains(&point[1]);

@@ -1,4 +1,4 @@
-//! The classes of an annotation file alone, for configs that take them from it.
+//! Reads only the classes of an annotation file, for `data.classes = "auto"`.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use super::open::read_header;
 use super::source::AnnotationSource;
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// The names of the categories of an annotation file, in its order: one for each id, whether it has annotations or not,
-/// as the reference counts them.
+/// The category names of an annotation file, in its order: one for each id, with or without annotations, like in
+/// MMDetection.
 ///
 /// # Errors
 /// A data error if the file cannot be read, or has no categories.
@@ -28,7 +28,7 @@ pub fn category_names(path: &Path) -> Result<Vec<String>> {
             header
         }
         Err(error) => {
-            let message = || format!("data.train.ann_file names it: {error}");
+            let message = || format!("set by data.train.ann_file: {error}");
             diagnostics.add(Code::FileUnreadable, path, Location::file, message);
             None
         }
@@ -36,8 +36,9 @@ pub fn category_names(path: &Path) -> Result<Vec<String>> {
     let names = header.map(|header| header.categories.into_iter().map(|category| category.name).collect());
     match names {
         Some(names) => Ok(names),
-        None => Err(diagnostics.refuse_errors().err().unwrap_or_else(|| {
-            fnet_common::Error::bug(format!("{}: no header, and no finding that says why", path.display()))
-        })),
+        None => Err(diagnostics
+            .refuse_errors()
+            .err()
+            .unwrap_or_else(|| fnet_common::Error::bug(format!("{}: no header and no diagnostic", path.display())))),
     }
 }

@@ -1,4 +1,4 @@
-//! Every code about annotation files, classes, images, annotations, boxes and masks: the smallest file that has it.
+//! A minimal file for every code about annotation files, classes, images, annotations, boxes and masks.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use super::{Dataset, Split};
 use crate::diagnostics::Code::{self, *};
 use fnet_test_support::SmallSet;
 
-/// One change of the sound file: a JSON pointer, and the new value; `None` removes it.
+/// One change of the valid file: a JSON pointer and the new value. `None` removes it.
 type Change = (&'static str, Option<Value>);
 
-/// Two images with one sound object each.
+/// Two images with one valid object each.
 fn sound() -> (SmallSet, Value) {
     let small = SmallSet::new(&[(64, 48), (64, 48)]);
     let text = std::fs::read(small.folder.path().join("a.json")).unwrap();
@@ -29,7 +29,7 @@ fn change(file: &mut Value, (pointer, value): &Change) {
     }
 }
 
-/// The codes that a set has, the gravest first.
+/// The codes of a set, most severe first.
 fn codes(small: &SmallSet, split: Split) -> Vec<Code> {
     let (set, mut diagnostics) = Dataset::inspect(&small.config, split, 1);
     if let Some(set) = set {
@@ -46,7 +46,7 @@ fn cut(pointer: &'static str) -> Vec<Change> {
     vec![(pointer, None)]
 }
 
-/// Changes of the file, and the codes of the training set.
+/// Changes of the file and the resulting codes of the training set.
 fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
     let bbox = |value: Value| set("/annotations/1/bbox", value);
     let mask = |value: Value| set("/annotations/1/segmentation", value);
@@ -132,7 +132,7 @@ fn cases_of_training() -> Vec<(Vec<Change>, Vec<Code>)> {
     ]
 }
 
-/// Changes whose codes differ in the validation set.
+/// Changes with other codes in the validation set.
 fn cases_of_validation() -> Vec<(Vec<Change>, Vec<Code>)> {
     vec![
         (vec![], vec![]),
@@ -152,7 +152,7 @@ fn cases_of_validation() -> Vec<(Vec<Change>, Vec<Code>)> {
     ]
 }
 
-/// Whole texts, and the code that each has.
+/// Whole file contents and their codes.
 fn cases_of_text(sound: &str) -> Vec<(Vec<u8>, Code)> {
     let bytes = |text: &str| text.as_bytes().to_vec();
     vec![
@@ -167,7 +167,7 @@ fn cases_of_text(sound: &str) -> Vec<(Vec<u8>, Code)> {
 }
 
 #[test]
-fn every_code_is_found_where_it_should_be() {
+fn every_code_is_found_where_expected() {
     let mut seen = BTreeSet::new();
     let mut wrong = Vec::new();
     let mut compare = |what: String, found: Vec<Code>, expected: &[Code]| {
@@ -214,7 +214,7 @@ fn every_code_is_found_where_it_should_be() {
     compare("files".into(), codes(&small, Split::Train), &[FileUnreadable, FileFolderMissing]);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
-    // Image files and the sets together are the checks' own; so is what depends on the metrics.
+    // Codes about image files, both sets and metrics are tested with the checks.
     let place = |code: Code| Code::ALL.iter().position(|other| *other == code).unwrap();
     let of_files = place(ImageMissing)..=place(ImageExtension);
     let elsewhere = |code: &Code| {
@@ -225,7 +225,7 @@ fn every_code_is_found_where_it_should_be() {
 }
 
 #[test]
-fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
+fn counts_match_the_file_and_nothing_is_reported_twice() {
     let (mut small, file) = sound();
     small.config.train.filter_empty = true;
     let inspect = |file: &Value| {
@@ -233,7 +233,7 @@ fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
         let (set, diagnostics) = Dataset::inspect(&small.config, Split::Train, 9);
         (set.map(|set| (set.listed().images, set.listed().annotations, set.object_count())), diagnostics)
     };
-    // Entries that cannot be used count, and are the only diagnostics.
+    // Invalid entries are counted, and hide other diagnostics.
     let mut broken = file.clone();
     (broken["images"][0], broken["annotations"][1]["bbox"]) = (json!(7), json!("x"));
     broken["annotations"].as_array_mut().unwrap().push(json!(null));
@@ -241,14 +241,18 @@ fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
     assert_eq!(counts, Some((2, 3, 0)));
     let found = [(ImageMalformed, 1), (AnnotationMalformed, 2), (AnnotationImageUnknown, 1)];
     assert_eq!(diagnostics.counts(), found, "{:?}", diagnostics.kept());
-    // What became of each annotation where nothing is left.
+    // The message says why each annotation is not used.
     let mut nothing = file.clone();
     nothing["annotations"][0]["image_id"] = json!(7);
     nothing["annotations"][1]["area"] = json!(0);
     let (_, diagnostics) = inspect(&nothing);
     let text = diagnostics.kept().iter().find(|diagnostic| diagnostic.code == FileNothing).unwrap().to_string();
-    let parts =
-        ["data.train: ", "2 images and 2 annotations", "1 of images that are not in the list", "1 with a box or area"];
+    let parts = [
+        "data.train: ",
+        "2 images and 2 annotations",
+        "1 of images that are not in the list",
+        "1 with an empty box or area",
+    ];
     assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     let mut small_image = file.clone();
     small_image["annotations"][0]["iscrowd"] = json!(1);
@@ -268,14 +272,14 @@ fn counts_are_those_of_the_file_and_nothing_is_said_twice() {
     let (_, diagnostics) = inspect(&crowds);
     let text = diagnostics.kept()[0].to_string();
     assert!(text.contains("2 of 2 annotations") && text.contains("set iscrowd to 0"), "{text}");
-    // A list of categories none of which can be used is not empty.
+    // A list of invalid categories is not empty.
     let mut categories = file;
     categories["categories"] = json!([{"id": 7}, "box"]);
     assert_eq!(inspect(&categories).1.counts(), [(CategoryMalformed, 2)]);
 }
 
 #[test]
-fn a_file_without_lists_says_which_are_missing() {
+fn missing_lists_are_named() {
     let (small, _) = sound();
     small.write(&json!({}));
     for (split, lists) in [(Split::Train, 3), (Split::Val, 2)] {
@@ -318,13 +322,13 @@ fn other_kinds_of_coco_files_are_named() {
             assert!(error.unwrap_err().to_string().contains(name));
         }
     }
-    // One annotation without a box among others is no other format.
+    // One annotation without a box does not make it another format.
     small.write(&elements(json!([labels, file["annotations"][0]]), true));
     assert_eq!(codes(&small, Split::Train)[0], BoxMissing);
 }
 
 #[test]
-fn a_pipe_is_refused_and_not_waited_for() {
+fn a_pipe_is_an_error_and_does_not_block() {
     let (mut small, _) = sound();
     let pipe = small.folder.path().join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();

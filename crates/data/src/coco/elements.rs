@@ -6,44 +6,45 @@ use std::ops::Range;
 use super::json::{Scan, string};
 use super::source::{AnnotationSource, Pieces};
 
-/// A chunk is handed on when it has this many bytes.
+/// A chunk is passed on when it has this many bytes.
 const CHUNK: usize = 1 << 18;
-/// No element of an annotation file is longer; what seems so has lost its end.
+/// The maximum length of an element. A longer one has no end.
 const LONGEST: usize = 64 << 20;
 
 /// Some elements of one list.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    /// Where `bytes` starts in the text.
+    /// Offset of `bytes` in the text.
     pub offset: u64,
     pub bytes: Vec<u8>,
-    /// Where in `bytes` the elements are.
+    /// Ranges of the elements in `bytes`.
     pub elements: Vec<Range<usize>>,
 }
 
 impl Chunk {
-    /// Each element and where it starts in the text.
+    /// Each element with its offset in the text.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
         self.elements.iter().map(|range| (&self.bytes[range.clone()], self.offset + range.start as u64))
     }
 }
 
-/// What is told of the members of the outermost object.
+/// Receives the members of the outermost object.
 pub(super) trait Sink {
-    /// A member starts, whose value has this first byte. Whether its elements are wanted, if it is a list.
+    /// A member whose value starts with byte `first`. Returns whether to pass its elements to [`Self::chunk`], if it is
+    /// a list.
     fn key(&mut self, key: &str, first: u8) -> bool;
-    /// Elements of the member that was named last, in the order of the text.
+    /// Elements of the last member, in the order of the text.
     fn chunk(&mut self, chunk: Chunk);
 }
 
-/// Why a text could not be read to its end.
+/// Why a text could not be read completely.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// It is no JSON here.
+    /// Invalid JSON at this offset.
     NotJson { offset: u64, what: &'static str },
     /// It ends too early.
     CutOff { offset: u64 },
-    /// It is not an object; its first byte, `None` for an empty text.
+    /// Not an object. Holds the first byte, or `None` for an empty text.
     NoObject { first: Option<u8> },
     /// It cannot be read.
     Unreadable(io::Error),
@@ -55,7 +56,7 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// Walks over the outermost object of the text. Memory is bounded by the chunks that `sink` keeps.
+/// Reads the outermost object of the text. Memory is bounded by the chunks that `sink` keeps.
 pub(super) fn walk(source: &AnnotationSource, sink: &mut dyn Sink) -> Result<(), Broken> {
     let pieces = source.reader(source.start);
     let mut walker = Walker { pieces, buffer: Vec::new(), base: source.start, at: 0 };
@@ -71,7 +72,7 @@ pub(super) fn walk(source: &AnnotationSource, sink: &mut dyn Sink) -> Result<(),
             Some(b',') if !first => walker.at += 1,
             Some(_) if first => {}
             None => return Err(walker.cut_off()),
-            Some(_) => return Err(walker.no_json("a comma or the end of the object is expected")),
+            Some(_) => return Err(walker.no_json("expected a comma or the end of the object")),
         }
         first = false;
         walker.member(sink)?;
@@ -86,7 +87,7 @@ pub(super) fn walk(source: &AnnotationSource, sink: &mut dyn Sink) -> Result<(),
 struct Walker<'s> {
     pieces: Pieces<'s>,
     buffer: Vec<u8>,
-    /// Where `buffer` starts in the text.
+    /// Offset of `buffer` in the text.
     base: u64,
     /// The next byte in `buffer`.
     at: usize,
@@ -105,7 +106,7 @@ impl Walker<'_> {
         Broken::CutOff { offset: self.base + self.buffer.len() as u64 }
     }
 
-    /// Drops what lies behind.
+    /// Drops the bytes before `at`.
     fn forget(&mut self) {
         if self.at > CHUNK || self.at == self.buffer.len() {
             self.buffer.drain(..self.at);
@@ -135,12 +136,12 @@ impl Walker<'_> {
         }
     }
 
-    /// Passes over the value that starts here and returns where in the buffer it is.
+    /// Skips the value that starts here and returns its range in the buffer.
     fn value(&mut self) -> Result<Range<usize>, Broken> {
         let start = self.at;
         match self.peek()? {
             None => return Err(self.cut_off()),
-            Some(b',' | b']' | b'}' | b':') => return Err(self.no_json("a value is expected")),
+            Some(b',' | b']' | b'}' | b':') => return Err(self.no_json("expected a value")),
             Some(first) => {
                 let mut scan = Scan::start(first);
                 self.at += 1;
@@ -152,7 +153,7 @@ impl Walker<'_> {
                     self.at = self.buffer.len();
                     if self.at - start > LONGEST {
                         self.at = start;
-                        return Err(self.no_json("a value of more than 64 MB, or one whose end is lost"));
+                        return Err(self.no_json("a value of more than 64 MB, or without an end"));
                     }
                     if !self.pieces.append_to(&mut self.buffer)? {
                         if scan == Scan::Plain {
@@ -166,10 +167,10 @@ impl Walker<'_> {
         Ok(start..self.at)
     }
 
-    /// Passes over the value that starts here, whatever its length.
+    /// Skips the value that starts here, of any length.
     fn skip(&mut self, first: u8) -> Result<(), Broken> {
         if matches!(first, b',' | b']' | b'}' | b':') {
-            return Err(self.no_json("a value is expected"));
+            return Err(self.no_json("expected a value"));
         }
         let mut scan = Scan::start(first);
         self.at += 1;
@@ -190,14 +191,14 @@ impl Walker<'_> {
         match self.peek()? {
             Some(b'"') => {}
             None => return Err(self.cut_off()),
-            Some(_) => return Err(self.no_json("a key in quotes is expected")),
+            Some(_) => return Err(self.no_json("expected a key in quotes")),
         }
         let range = self.value()?;
         let key = string(&self.buffer[range]).map(std::borrow::Cow::into_owned).map_err(|what| self.no_json(what))?;
         match self.peek()? {
             Some(b':') => self.at += 1,
             None => return Err(self.cut_off()),
-            Some(_) => return Err(self.no_json("a colon is expected")),
+            Some(_) => return Err(self.no_json("expected a colon")),
         }
         let Some(first) = self.peek()? else { return Err(self.cut_off()) };
         if sink.key(&key, first) && first == b'[' { self.list(sink) } else { self.skip(first) }
@@ -221,7 +222,7 @@ impl Walker<'_> {
                 }
                 Some(_) if first => {}
                 None => return Err(self.cut_off()),
-                Some(_) => return Err(self.no_json("a comma or the end of the list is expected")),
+                Some(_) => return Err(self.no_json("expected a comma or the end of the list")),
             }
             first = false;
             elements.push(self.value()?);
@@ -234,7 +235,7 @@ impl Walker<'_> {
         Ok(())
     }
 
-    /// What lies behind, as a chunk.
+    /// The bytes before `at`, as a chunk.
     fn take(&mut self, elements: Vec<Range<usize>>) -> Chunk {
         let rest = self.buffer.split_off(self.at);
         let bytes = std::mem::replace(&mut self.buffer, rest);
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_are_wanted_come_element_by_element() {
+    fn selected_lists_are_passed_on_element_by_element() {
         let found =
             collect(" {\"a\": {\"x\": [\"}\"]}, \"list\" : [1 , {\"b\": [2]},\n\"c\"], \"list2\":[], \"b\":[1]} \n");
         let expected = [("a", vec![]), ("list", vec!["1", "{\"b\": [2]}", "\"c\""]), ("list2", vec![]), ("b", vec![])];
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_text_is_said_to_be_so() {
+    fn invalid_text_is_an_error() {
         let cut_off = [
             "{\"list\": [1,",
             "{\"list\": [{\"a\": 1",
@@ -329,7 +330,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_walked_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn reading_any_bytes_terminates(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let text = [b"{\"list\": ".as_slice(), &bytes].concat();
             let _ = walk(&AnnotationSource::memory(text), &mut Collected::default());
             let _ = walk(&AnnotationSource::memory(bytes), &mut Collected::default());

@@ -1,4 +1,4 @@
-//! Other formats that are given for COCO annotations, told by what they look like.
+//! Recognizes third-party formats that are used instead of COCO annotations.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use super::lists;
 use super::source::AnnotationSource;
 use crate::diagnostics::Diagnostics;
 
-/// As much of a text as is looked at.
+/// Length of the inspected start of a text.
 const HEAD: usize = 1 << 16;
 
-/// The format of a JSON object with these keys that is not COCO instances; `None` if nothing is known of it.
+/// The format of a JSON object with these keys that is not COCO instances. `None` if unknown.
 pub(super) fn of_keys(keys: &[(String, u8)], source: &AnnotationSource) -> Option<&'static str> {
     let has = |name: &str| keys.iter().any(|(key, _)| key == name);
     if has("shapes") && (has("imagePath") || has("imageData")) {
@@ -22,7 +22,7 @@ pub(super) fn of_keys(keys: &[(String, u8)], source: &AnnotationSource) -> Optio
     if has("annotation") && !has("annotations") {
         let head = head(source);
         if contains(&head, "\"bndbox\"") || contains(&head, "\"folder\"") {
-            return Some("Pascal VOC turned into JSON, one image; convert the annotations to COCO instances");
+            return Some("Pascal VOC converted to JSON, one image; convert the annotations to COCO instances");
         }
     }
     if has("videos") && !has("images") {
@@ -63,7 +63,7 @@ fn is_image_name(key: &str) -> bool {
     ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif"].contains(&ending.as_str())
 }
 
-/// The kind of COCO file that this is, if it is another one than instances: told by all its annotations.
+/// The kind of a COCO file that is not instances, according to all its annotations.
 pub(super) fn of_annotations(source: &AnnotationSource, path: &Path) -> Option<&'static str> {
     let kind = |list: &str, text: &[u8], _: u64, _: usize, _: &mut Diagnostics| match list {
         "annotations" => Some(annotation(text)),
@@ -78,7 +78,7 @@ pub(super) fn of_annotations(source: &AnnotationSource, path: &Path) -> Option<&
     let has_mask = |element: &Element| matches!(element, Element::Annotation { has_mask: true, .. });
     if of_videos && !elements.iter().any(has_mask) {
         return Some(
-            "CocoVID, objects that are tracked in videos by boxes alone; add masks, or convert it to COCO instances",
+            "CocoVID, objects that are tracked in videos with boxes only; add masks, or convert it to COCO instances",
         );
     }
     let mut kinds = elements.iter().filter_map(|element| match element {
@@ -88,19 +88,19 @@ pub(super) fn of_annotations(source: &AnnotationSource, path: &Path) -> Option<&
     match kinds.next() {
         Some(first) => first.filter(|_| kinds.all(|kind| kind == first)),
         None if elements.contains(&Element::Image) && !elements.contains(&Element::Category) => {
-            Some("a list of images alone (COCO image info), without categories and annotations")
+            Some("only a list of images (COCO image info), without categories and annotations")
         }
         None => None,
     }
 }
 
-/// What stands in a list of a COCO file.
+/// An element of a list in a COCO file.
 #[derive(PartialEq)]
 enum Element {
     Image,
     Category,
     Annotation {
-        /// What the file is if all annotations are like this one.
+        /// The kind of the file if all annotations are like this one.
         kind: Option<&'static str>,
         has_mask: bool,
     },
@@ -114,16 +114,16 @@ fn annotation(text: &[u8]) -> Element {
         () if walked.is_err() => None,
         () if has("bbox") || has("segmentation") => None,
         () if has("segments_info") => Some("COCO panoptic segmentation; convert it to COCO instances"),
-        () if has("caption") => Some("COCO captions; give the file of instances"),
+        () if has("caption") => Some("COCO captions; use the instances file"),
         () if has("category_id") && !has("area") => {
-            Some("classes of whole images, without boxes and masks; give the file of instances")
+            Some("classes of whole images, without boxes and masks; use the instances file")
         }
         () => None,
     };
     Element::Annotation { kind, has_mask: has("segmentation") }
 }
 
-/// The format of a text that is no JSON object; `None` if nothing is known of it.
+/// The format of a text that is not a JSON object. `None` if unknown.
 pub(super) fn of_text(source: &AnnotationSource) -> Option<&'static str> {
     let head = head(source);
     let start = head.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(head.len());
@@ -133,9 +133,9 @@ pub(super) fn of_text(source: &AnnotationSource) -> Option<&'static str> {
         [b'[', ..] => Some(if has("\"bbox_mode\"") {
             "dataset dicts of Detectron2; convert them with detectron2.data.datasets.convert_to_coco_json"
         } else if has("\"score\"") && has("\"image_id\"") {
-            "COCO results (detections), not annotations; give the annotation file"
+            "COCO results (detections), not annotations; use the annotation file"
         } else if has("\"completions\"") || (has("\"annotations\"") && has("\"data\"")) || has("\"from_name\"") {
-            "tasks of Label Studio; export them as COCO there"
+            "Label Studio tasks; export them as COCO there"
         } else {
             "a list, not an object with images, annotations and categories"
         }),
@@ -143,17 +143,17 @@ pub(super) fn of_text(source: &AnnotationSource) -> Option<&'static str> {
             if has("<bndbox") || has("<folder") {
                 "Pascal VOC XML; convert the annotations to COCO instances"
             } else {
-                "XML of CVAT; export the task as COCO there"
+                "CVAT XML; export the task as COCO there"
             }
         } else {
             "XML or HTML, perhaps the error page of a download; download it again"
         }),
         [b'P', b'K', 3, 4, ..] => Some("a ZIP archive; unpack it"),
         [0x1f, 0x8b, ..] => Some("compressed with gzip; unpack it with gunzip"),
-        [0, 5, 0x16, 7, ..] => Some("AppleDouble metadata of macOS; give the file without `._` before its name"),
+        [0, 5, 0x16, 7, ..] => Some("AppleDouble metadata of macOS; use the file without the prefix `._`"),
         [0x80, 2..=5, ..] => Some("a Python pickle; save the annotations as COCO JSON"),
         _ if text.starts_with(b"version https://git-lfs") => Some("a Git LFS pointer; run `git lfs pull`"),
-        _ if is_yolo(text) => Some("labels of YOLO, one line per object; convert the folder to COCO instances"),
+        _ if is_yolo(text) => Some("YOLO labels, one line per object; convert the folder to COCO instances"),
         _ if text.starts_with(b"filename,") || text.starts_with(b"image_id,") || text.starts_with(b"image,") => {
             Some("a CSV table; convert it to COCO instances")
         }
@@ -174,7 +174,7 @@ fn is_yolo(text: &[u8]) -> bool {
 
 fn head(source: &AnnotationSource) -> Vec<u8> {
     let mut head = Vec::new();
-    // What cannot be read was reported.
+    // Read errors were already reported.
     let _ = source.reader(source.start).append_to(&mut head);
     head.truncate(HEAD);
     head

@@ -1,4 +1,4 @@
-//! From the names of an annotation file to image files, also where other systems have spelled them in their way.
+//! Finds image files by the names in an annotation file, including names in the spelling of other systems.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -13,21 +13,21 @@ use fnet_common::text::{list, quoted};
 use super::Dataset;
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// What a name in the annotation file stands for.
+/// The file that a name in the annotation file refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     /// The file of that name.
     Named(PathBuf),
-    /// The only file that can be meant, and how its name differs.
+    /// The only possible file, and how its name differs.
     Meant(PathBuf, &'static str),
-    /// No file has the name, and more than one can be meant.
+    /// No file has the name, and several files are possible.
     Unclear { named: PathBuf, others: Vec<String> },
     /// There is none.
     Missing(PathBuf),
 }
 
 impl Found {
-    /// The file to open; where it is unclear or missing, the one that the annotation file names.
+    /// The file to open. If it is unclear or missing, the path from the annotation file.
     pub fn into_path(self) -> PathBuf {
         match self {
             Self::Named(path) | Self::Meant(path, _) | Self::Unclear { named: path, .. } | Self::Missing(path) => path,
@@ -35,7 +35,7 @@ impl Found {
     }
 }
 
-/// The names in folders of images, each folder read once, when it is needed.
+/// The file names in image folders. Each folder is read once, on first use.
 #[derive(Debug, Default)]
 pub(super) struct Folders {
     known: Mutex<HashMap<PathBuf, Arc<Listing>>>,
@@ -44,13 +44,13 @@ pub(super) struct Folders {
 #[derive(Debug)]
 struct Listing {
     names: HashSet<OsString>,
-    /// Names by their folded form.
+    /// Folded form -> names.
     folded: OnceLock<HashMap<String, Vec<OsString>>>,
 }
 
 impl Listing {
     fn of(folder: &Path) -> Self {
-        // Neither folders and pipes nor links that lead to no file are images.
+        // Folders, pipes and dangling links are not images.
         let is_file = |entry: &DirEntry| match entry.file_type() {
             Ok(kind) if kind.is_symlink() => entry.path().is_file(),
             kind => kind.is_ok_and(|kind| kind.is_file()),
@@ -60,7 +60,7 @@ impl Listing {
         Self { names, folded: OnceLock::new() }
     }
 
-    /// Names that differ from `name` by case or Unicode form alone.
+    /// Names that differ from `name` only by case or Unicode form.
     fn like(&self, name: &str) -> &[OsString] {
         let folded = self.folded.get_or_init(|| {
             let mut folded: HashMap<String, Vec<OsString>> = HashMap::with_capacity(self.names.len());
@@ -74,13 +74,13 @@ impl Listing {
     }
 }
 
-/// The same for names that differ by case or by the Unicode form of their accents.
+/// A key that ignores case and the Unicode form of accents.
 fn fold(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase().nfc().collect()
 }
 
 impl Folders {
-    /// The file that `name` stands for in `folder`.
+    /// The file that `name` refers to in `folder`.
     pub fn find(&self, folder: &Path, name: &str) -> Found {
         let named = folder.join(name);
         if named.is_file() {
@@ -88,7 +88,7 @@ impl Folders {
         }
         let slashes = name.replace('\\', "/");
         let spellings = [
-            (slashes.clone(), "with slashes for backslashes"),
+            (slashes.clone(), "with slashes instead of backslashes"),
             (percent_decoded(&slashes), "with its percent signs decoded"),
         ];
         for (spelling, how) in &spellings {
@@ -103,7 +103,7 @@ impl Folders {
             let listing = self.listing(parent);
             match listing.like(&file.to_string_lossy()) {
                 [] => {}
-                [only] => return Found::Meant(parent.join(only), "by another case or Unicode form"),
+                [only] => return Found::Meant(parent.join(only), "which differs in case or Unicode form"),
                 several => {
                     let others = several.iter().map(|name| name.to_string_lossy().into_owned()).collect();
                     return Found::Unclear { named, others };
@@ -113,7 +113,7 @@ impl Folders {
         Found::Missing(named)
     }
 
-    /// Whether there is a file `name` in `folder`; reads the folder rather than ask for each file.
+    /// Whether there is a file `name` in `folder`. Reads the folder once instead of querying each file.
     fn has(&self, folder: &Path, name: &str) -> bool {
         let path = folder.join(name);
         match (path.parent(), path.file_name()) {
@@ -128,7 +128,7 @@ impl Folders {
     }
 }
 
-/// The name with `%20` and the like decoded; as it is where that gives no text.
+/// Decodes percent codes such as `%20`. Returns the name unchanged if the result is not text.
 fn percent_decoded(name: &str) -> String {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();
@@ -158,7 +158,7 @@ fn hexadecimal(digit: u8) -> Option<u8> {
 impl Dataset {
     /// Checks that every image has a file.
     pub fn check_files(&self, diagnostics: &mut Diagnostics) {
-        // A name with a folder of its own still has to be looked for in that folder, not in the set's.
+        // A name with a folder part is looked up in that folder.
         for index in 0..self.len() {
             let image = self.image(index);
             if self.folders.has(&self.folder, image.file_name) {
@@ -168,18 +168,18 @@ impl Dataset {
             match self.folders.find(&self.folder, image.file_name) {
                 Found::Named(_) => {}
                 Found::Meant(path, how) => diagnostics.add(Code::ImageNameMeant, &self.path, place, || {
-                    format!("no file {:?}; {} is taken, {how}", image.file_name, path.display())
+                    format!("no file {:?}; using {}, {how}", image.file_name, path.display())
                 }),
                 Found::Unclear { named, others } => diagnostics.add(Code::ImageNameUnclear, &named, place, || {
                     format!(
-                        "no such file, and several can be meant: {}",
+                        "no such file, but several similar ones: {}",
                         list(others.iter().map(|name| quoted(name)), 4)
                     )
                 }),
                 Found::Missing(path) => diagnostics.add(Code::ImageMissing, &path, place, || {
                     let what = match path.parent() {
                         Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
-                        _ if path.is_symlink() => "the link leads to no file".into(),
+                        _ if path.is_symlink() => "dangling link".into(),
                         _ if path.exists() => "it is not a regular file".into(),
                         _ => "no such file".into(),
                     };
@@ -193,14 +193,14 @@ impl Dataset {
     }
 }
 
-/// The most folders in a folder that are searched for a missing file.
+/// Maximum number of subfolders that are searched for a missing file.
 const SEARCHED_FOLDERS: usize = 100;
 
 impl Dataset {
-    /// Where a file that is missing may be: in a folder that another `img_prefix` names, or by another name.
+    /// Suggests where a missing file may be: in another folder, or under another name.
     fn offer(&self, name: &str) -> Option<String> {
         let name = name.replace('\\', "/");
-        // Label Studio serves files by such an address.
+        // Label Studio serves files under such URLs.
         let name = name.split_once("?d=").map_or(name.as_str(), |(_, path)| path);
         let name = percent_decoded(name);
         let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
@@ -210,31 +210,31 @@ impl Dataset {
             inner if inner.as_os_str().is_empty() => ".".to_owned(),
             inner => inner.display().to_string(),
         };
-        // The name holds the folder already.
+        // The name already contains the folder.
         let above = self.folder.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root)).take(4);
         for folder in above.chain([self.root.as_path()]) {
             if folder.join(&relative).is_file() {
-                return Some(format!("file_name already holds a folder of {field}: set it to {:?}", prefix(folder)));
+                return Some(format!("file_name already contains a folder of {field}: set it to {:?}", prefix(folder)));
             }
         }
-        // A folder is missing between the two.
+        // A folder between the two is missing.
         for folder in [&self.folder, &self.root].into_iter().flat_map(|folder| subfolders(folder)) {
             if folder.join(&relative).is_file() {
-                return Some(format!("it lies in {}: set {field} to {:?}", folder.display(), prefix(&folder)));
+                return Some(format!("it is in {}: set {field} to {:?}", folder.display(), prefix(&folder)));
             }
         }
-        // The folders in the name are those of another machine.
+        // The folders in the name are from another machine.
         for start in 1..parts.len() {
             let rest = parts[start..].join("/");
             if self.folder.join(&rest).is_file() {
-                return Some(format!("{} lies there: correct file_name", quoted(&rest)));
+                return Some(format!("{} exists there: correct file_name", quoted(&rest)));
             }
         }
         let base = parts.last()?;
-        // Label Studio puts eight letters before the names of uploaded files.
+        // Label Studio prefixes the names of uploaded files with eight letters.
         let uploaded = base.split_once('-').filter(|(mark, _)| mark.len() == 8).map(|(_, rest)| rest);
         if let Some(rest) = uploaded.filter(|rest| self.folder.join(rest).is_file()) {
-            return Some(format!("{} lies there: correct file_name", quoted(rest)));
+            return Some(format!("{} exists there: correct file_name", quoted(rest)));
         }
         for folder in subfolders(&self.folder).into_iter().chain(subfolders(&self.root)) {
             let path = folder.join(base);
@@ -252,11 +252,11 @@ impl Dataset {
             .map(|name| quoted(&name.to_string_lossy()))
             .collect();
         like.sort_unstable();
-        (!like.is_empty()).then(|| format!("by another ending there is {}: correct file_name", list(like, 3)))
+        (!like.is_empty()).then(|| format!("with another extension there is {}: correct file_name", list(like, 3)))
     }
 }
 
-/// The folders in a folder, in order, not too many.
+/// The first subfolders of a folder, sorted.
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
@@ -272,23 +272,27 @@ mod tests {
     use fnet_test_support::SmallSet;
 
     #[test]
-    fn a_file_that_is_missing_is_looked_for() {
+    fn suggestions_for_a_missing_file() {
         let mut small = SmallSet::new(&[(64, 48)]);
         let at = |name: &str| small.folder.path().join(name);
         std::fs::create_dir_all(at("images/deep")).unwrap();
         std::fs::rename(at("0.png"), at("images/deep/0.png")).unwrap();
         let text = std::fs::read_to_string(at("a.json")).unwrap();
         for (img_prefix, name, expected) in [
-            ("images", "images/deep/0.png", Some("already holds a folder of data.train.img_prefix: set it to \".\"")),
+            (
+                "images",
+                "images/deep/0.png",
+                Some("already contains a folder of data.train.img_prefix: set it to \".\""),
+            ),
             ("images/deep", "deep/0.png", Some("set it to \"images\"")),
             ("images", "0.png", Some("set data.train.img_prefix to \"images/deep\"")),
             (".", "deep/0.png", Some("set data.train.img_prefix to \"images\"")),
-            ("images/deep", "C:\\\\data\\\\0.png", Some("\"0.png\" lies there")),
-            ("images/deep", "/data/upload/3/0.png", Some("\"0.png\" lies there")),
-            ("images/deep", "/data/upload/3/1a2b3c4d-0.png", Some("\"0.png\" lies there")),
-            ("images/deep", "/data/local-files/?d=sets%2F0.png", Some("\"0.png\" lies there")),
-            ("images/deep", "0", Some("by another ending there is \"0.png\"")),
-            ("images/deep", "0.jpg", Some("by another ending there is \"0.png\"")),
+            ("images/deep", "C:\\\\data\\\\0.png", Some("\"0.png\" exists there")),
+            ("images/deep", "/data/upload/3/0.png", Some("\"0.png\" exists there")),
+            ("images/deep", "/data/upload/3/1a2b3c4d-0.png", Some("\"0.png\" exists there")),
+            ("images/deep", "/data/local-files/?d=sets%2F0.png", Some("\"0.png\" exists there")),
+            ("images/deep", "0", Some("with another extension there is \"0.png\"")),
+            ("images/deep", "0.jpg", Some("with another extension there is \"0.png\"")),
             ("images/deep", "1.png", None),
         ] {
             std::fs::write(small.folder.path().join("a.json"), text.replace("0.png", name)).unwrap();
@@ -314,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_other_systems_find_the_one_file_that_is_meant() {
+    fn names_from_other_systems_match_the_only_similar_file() {
         let folder =
             folder_with(&["sub/a.JPG", "b c.png", "caf\u{e9}.jpg", "100%25.jpg", "d.jpg", "D.jpg", "e%20.jpg"]);
         let folders = Folders::default();
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn links_to_nothing_and_folders_are_no_images() {
+    fn dangling_links_and_folders_are_not_images() {
         let folder = folder_with(&["a.jpg", "folder.jpg/x"]);
         let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
         link("a.jpg", "sound.jpg");
@@ -351,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn percent_signs_that_are_no_code_stay() {
+    fn invalid_percent_codes_are_kept() {
         for (name, decoded) in [("a%20b", "a b"), ("50%", "50%"), ("%zz", "%zz"), ("%ff", "%ff"), ("%00", "%00")] {
             assert_eq!(percent_decoded(name), decoded);
         }

@@ -1,4 +1,4 @@
-//! The images and categories of an annotation file, and the labels that follow from them.
+//! The images and categories of an annotation file, and the labels derived from them.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,27 +12,27 @@ use super::values::RawId;
 use super::{Category, Split, lists};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// What the annotation file says of images and categories.
+/// The images and categories of an annotation file.
 pub(super) struct Header {
     pub images: Vec<RawImage>,
-    /// Entries of the list of images, those among them that cannot be used.
+    /// Number of entries in the list of images, including invalid ones.
     pub listed_images: usize,
-    /// Image id -> place in `images`.
+    /// Image id -> index in `images`.
     pub places: HashMap<RawKey, u32>,
-    /// The wanted categories; a label is a place in this list.
+    /// The selected categories. A label is an index into this list.
     pub categories: Vec<Category>,
-    /// Category id -> label, of all categories of the file.
+    /// Category id -> label, for all categories of the file.
     pub labels: HashMap<RawKey, u16>,
-    /// Ids that are no numbers; id `i64::MIN + i` stands for entry `i`.
+    /// Ids that are not numbers. The id `i64::MIN + i` represents entry `i`.
     pub names: Vec<String>,
-    /// Whether ids are strings in the file: of images, of categories.
+    /// Whether the ids of images and of categories are strings in the file.
     pub ids_are_text: [bool; 2],
     /// Whether there is a list of annotations.
     pub has_annotations: bool,
 }
 
 impl Header {
-    /// What annotations are read against; `sizes` are those of the images.
+    /// The context for reading annotations. `sizes` are the image sizes.
     pub fn context<'c>(&'c self, path: &'c Path, split: Split, sizes: &'c [[u32; 2]]) -> Context<'c> {
         Context { path, split, images: &self.places, sizes, labels: &self.labels }
     }
@@ -41,21 +41,21 @@ impl Header {
 enum Entry {
     Image(RawImage),
     Category(RawCategory),
-    /// A diagnostic says what is wrong with it.
+    /// An invalid entry. A diagnostic says why.
     Broken,
 }
 
 /// Why there is no header.
 pub(super) enum NoHeader {
-    /// The text cannot be read to its end.
+    /// The text cannot be read completely.
     Broken(super::elements::Broken),
-    /// The text is a JSON object, but lists are missing; what its keys are.
+    /// The text is a JSON object, but lists are missing. Holds its keys.
     KeysMissing(Vec<(String, u8)>),
     /// Diagnostics say what is wrong.
     Reported,
 }
 
-/// Reads the header. `classes` are the wanted names; empty for all.
+/// Reads the header. `classes` are the selected names; empty for all.
 pub(super) fn read(
     source: &AnnotationSource,
     path: &Path,
@@ -70,7 +70,7 @@ pub(super) fn read(
         entry.or(Some(Entry::Broken))
     };
     let (mut images, mut raw_categories) = (Vec::new(), Vec::new());
-    // Of images and of categories.
+    // Images, categories.
     let mut broken = [0; 2];
     let mut take = |list: &str, entry: Option<Entry>| {
         let is_image = list == "images";
@@ -103,7 +103,7 @@ pub(super) fn read(
     Ok(Header { images, listed_images, places, categories, labels, names, ids_are_text: texts, has_annotations })
 }
 
-/// The number that stands for an id.
+/// The number that represents an id.
 pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
     match id {
         RawId::Number(number) => number.value,
@@ -114,7 +114,7 @@ pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
     }
 }
 
-/// The images without those whose id comes again; the last entry takes the place of the first, as in pycocotools.
+/// The images without repeated ids. The last entry replaces the first, as in pycocotools.
 fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> (Vec<RawImage>, HashMap<RawKey, u32>) {
     let mut places: HashMap<RawKey, u32> = HashMap::with_capacity(images.len());
     let mut kept: Vec<RawImage> = Vec::with_capacity(images.len());
@@ -125,13 +125,14 @@ fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> 
             diagnostics.add(Code::ImageIdText, path, place, || format!("the id of {:?} is a string", image.file_name));
         }
         if image.size_as_text {
-            diagnostics
-                .add(Code::ImageSizeText, path, place, || format!("the size of {:?} is in strings", image.file_name));
+            diagnostics.add(Code::ImageSizeText, path, place, || {
+                format!("the size of {:?} is given as strings", image.file_name)
+            });
         }
         if let Some(&place_before) = places.get(&RawKey::from(&image.id)) {
             let before = &mut kept[place_before as usize];
             diagnostics.add(Code::ImageIdRepeated, path, place, || {
-                format!("the id stands for {:?} and for {:?}", before.file_name, image.file_name)
+                format!("the id belongs to both {:?} and {:?}", before.file_name, image.file_name)
             });
             *before = image;
             continue;
@@ -142,7 +143,7 @@ fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> 
         {
             diagnostics.add(Code::ImageNameRepeated, path, place, || {
                 format!(
-                    "{:?} is the file of image {} too",
+                    "{:?} is also the file of image {}",
                     image.file_name,
                     shown_id(Some(&kept[other as usize].id), 0)
                 )
@@ -161,7 +162,7 @@ fn hash(text: &str) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(text)
 }
 
-/// The categories whose names are in `classes`, or all, in the order of the file, and the labels of all.
+/// The categories that `classes` selects, in the order of the file, and the label of every category.
 fn wanted(
     raw: &[RawCategory],
     classes: &[String],
@@ -178,7 +179,7 @@ fn wanted(
             .map(|category| &category.name)
             .max_by(|a, b| strsim::jaro_winkler(a, class).total_cmp(&strsim::jaro_winkler(b, class)));
         diagnostics.add(Code::ClassUnknown, path, Location::file, || match nearest {
-            Some(nearest) => format!("no category is named {class:?}; the nearest is {nearest:?}"),
+            Some(nearest) => format!("no category is named {class:?}; the most similar is {nearest:?}"),
             None => format!("no category is named {class:?}"),
         });
     }
@@ -190,14 +191,14 @@ fn wanted(
         let place = || Location::category(shown_id(Some(&category.id), row));
         let key = RawKey::from(&category.id);
         match seen.get(&key) {
-            // A list that was written several times over says nothing new.
+            // The list was written several times.
             Some(&known) if known == category.name => {
-                diagnostics.add(Code::CategoryRepeated, path, place, || format!("{known:?} stands in the list again"));
+                diagnostics.add(Code::CategoryRepeated, path, place, || format!("{known:?} is in the list again"));
                 continue;
             }
             Some(&known) => {
                 diagnostics.add(Code::CategoryConflict, path, place, || {
-                    format!("it is both {known:?} and {:?}", category.name)
+                    format!("the id belongs to both {known:?} and {:?}", category.name)
                 });
                 continue;
             }
@@ -209,7 +210,7 @@ fn wanted(
         }
         if is_wanted && !taken.insert(&category.name) {
             diagnostics.add(Code::CategoryNameRepeated, path, place, || {
-                format!("another category is {:?} too", category.name)
+                format!("another category is also {:?}", category.name)
             });
         }
         seen.insert(key.clone(), &category.name);
@@ -218,7 +219,7 @@ fn wanted(
             categories.push(Category { id: number(&category.id, names), name: category.name.clone() });
         } else {
             if is_wanted {
-                diagnostics.add(Code::CategoryMany, path, place, || "one more than there can be".into());
+                diagnostics.add(Code::CategoryMany, path, place, || "too many categories".into());
             }
             labels.insert(key, FOREIGN);
         }

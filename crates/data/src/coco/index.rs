@@ -1,4 +1,4 @@
-//! From images and annotations to the images and objects that are used, by the reference's rules.
+//! Selects the images and objects that are used, by MMDetection's rules.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::source::AnnotationSource;
 use super::{IdNames, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// Images narrower or lower than this are not trained on.
+/// Images with a side below this are not trained on.
 const MIN_SIDE: u32 = 32;
 
 /// Columns with one entry per image.
@@ -21,10 +21,10 @@ pub(super) struct Images {
     pub ids: Vec<i64>,
     /// `[width, height]`.
     pub sizes: Vec<[u32; 2]>,
-    /// All file names, one after the other.
+    /// All file names, concatenated.
     pub names: String,
     pub name_ends: Vec<u32>,
-    /// Where the objects of an image start; one entry more than images.
+    /// Start of the objects of each image; one entry more than images.
     pub first_object: Vec<u32>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct ObjectColumns {
     pub labels: Vec<u16>,
     pub ids: Vec<i64>,
     pub mask_offsets: Vec<u64>,
-    /// 0 where there is no mask.
+    /// 0 if there is no mask.
     pub mask_lengths: Vec<u32>,
 }
 
@@ -64,8 +64,7 @@ impl ObjectColumns {
         self.mask_lengths[place] = self.mask_lengths[other];
     }
 
-    /// The entries that `order` names, in that order. The columns are made one after the other, so that little memory is
-    /// needed at once.
+    /// The entries listed in `order`, in that order. Columns are processed one after the other to save memory.
     fn in_order(self, order: &[u32]) -> Self {
         fn column<T: Copy>(column: Vec<T>, order: &[u32]) -> Vec<T> {
             order.iter().map(|&index| column[index as usize]).collect()
@@ -90,11 +89,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Few annotations have less text than this, in bytes.
+    /// Typical minimum length of an annotation, in bytes.
     const SHORT: u64 = 128;
 
-    /// Room for the annotations of a text of `length` bytes. What is not filled takes no memory, only addresses; growing
-    /// by and by would leave holes.
+    /// Reserves capacity for the annotations of a text of `length` bytes. Unused capacity takes address space but no
+    /// memory; growing step by step would fragment memory.
     pub fn for_text(length: u64) -> Self {
         let mut rows = Self::default();
         let room = usize::try_from(length / Self::SHORT).unwrap_or(0);
@@ -129,8 +128,8 @@ pub(super) struct Index {
     pub id_names: IdNames,
 }
 
-/// Applies the rules. `sizes` are those of the images, `filter_empty` that of the config. Where annotations cannot be used,
-/// the diagnostics are about these alone: what seems to be without objects may have some.
+/// Applies the rules. `sizes` are the image sizes, `filter_empty` is from the config. If some annotations cannot be
+/// used, only these are reported, because images and classes may have objects that were not read.
 pub(super) fn build(
     header: Header,
     sizes: &[[u32; 2]],
@@ -150,17 +149,18 @@ pub(super) fn build(
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
     for (place, image) in header.images.iter().enumerate() {
-        // Of all images, so that names stand for the same numbers when the ground truth is read.
+        // For all images, so that names map to the same numbers when the ground truth is read.
         let id = number(&image.id, &mut names);
         let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
-            // Crowds and boxes that are not trained on count here, as they do in the reference.
+            // As in MMDetection, crowds and boxes that are not trained on count here.
             let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
             let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Location::image(shown_id(Some(&image.id), place));
             if !has_wanted && is_whole {
-                diagnostics
-                    .add(Code::ImageEmpty, path, place_of, || format!("{:?} has no wanted object", image.file_name));
+                diagnostics.add(Code::ImageEmpty, path, place_of, || {
+                    format!("{:?} has no object of a selected class", image.file_name)
+                });
             } else if has_wanted && is_small {
                 let [width, height] = sizes[place];
                 diagnostics
@@ -180,7 +180,7 @@ pub(super) fn build(
     if is_whole {
         crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), diagnostics);
     }
-    // What is no longer needed makes room for the new columns.
+    // Frees memory for the new columns.
     let Rows { objects, .. } = rows;
     drop((order, starts, header.images, header.places, header.labels));
     give_back_memory();
@@ -189,7 +189,7 @@ pub(super) fn build(
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
 }
 
-/// Reports crowds, and a training set without an object, with what became of its annotations.
+/// Reports crowds, and a training set without objects together with the reasons.
 fn crowds_and_nothing(
     listed_images: usize,
     rows: &Rows,
@@ -203,17 +203,20 @@ fn crowds_and_nothing(
     let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
     let mut add = |code, message: String| diagnostics.add(code, path, Location::file, || message);
     if crowds > 0 && !only_crowds {
-        add(Code::AnnotationCrowd, format!("{crowds} of {all} say \"iscrowd\": 1"));
+        add(Code::AnnotationCrowd, format!("{crowds} of {all} have \"iscrowd\": 1"));
     }
     match split {
         Split::Val if only_crowds => {
             add(
                 Code::AnnotationCrowdAllEvaluated,
-                format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"),
+                format!("{crowds} of {all} (all of the selected classes) have \"iscrowd\": 1"),
             );
         }
         Split::Train if only_crowds => {
-            add(Code::AnnotationCrowdAll, format!("{crowds} of {all}, all of the wanted classes, say \"iscrowd\": 1"));
+            add(
+                Code::AnnotationCrowdAll,
+                format!("{crowds} of {all} (all of the selected classes) have \"iscrowd\": 1"),
+            );
         }
         Split::Train if nothing => {
             let reasons = [
@@ -221,8 +224,8 @@ fn crowds_and_nothing(
                 (of(Fate::OtherClass), "of other classes"),
                 (of(Fate::Ignored), "with \"ignore\": 1"),
                 (crowds, "crowds"),
-                (of(Fate::Unfit), "with a box or area that has nothing in it"),
-                (of(Fate::Trained), "in images under 32 pixels"),
+                (of(Fate::Unfit), "with an empty box or area"),
+                (of(Fate::Trained), "in images smaller than 32 pixels"),
             ];
             let reasons: Vec<String> = reasons
                 .iter()
@@ -231,13 +234,13 @@ fn crowds_and_nothing(
                 .collect();
             let reasons = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
             let images = count(listed_images, "image");
-            add(Code::FileNothing, format!("{images} and {all}, and nothing to train on{reasons}"));
+            add(Code::FileNothing, format!("{images} and {all}, but nothing to train on{reasons}"));
         }
         _ => {}
     }
 }
 
-/// Reports objects that stand twice: of one image and class, with equal boxes and equal texts of their masks.
+/// Reports duplicate objects: the same image, class, box and mask text.
 fn double_objects(
     header: &Header,
     rows: &Rows,
@@ -258,7 +261,7 @@ fn double_objects(
             let objects = &rows.objects;
             let key = (objects.labels[row], objects.boxes[row].map(f32::to_bits), objects.mask_lengths[row]);
             match seen.get(&key) {
-                // Of one id, which is reported as such.
+                // Repeated ids are reported separately.
                 Some(&other) if rows.has_id[row] && rows.has_id[other] && objects.ids[row] == objects.ids[other] => {}
                 Some(&other) if text(row) == text(other) => {
                     let image = shown_id(Some(&header.images[image].id), image);
@@ -274,17 +277,17 @@ fn double_objects(
     }
 }
 
-/// Gives freed memory back to the system: ranks of one node that read a large file at the same time would otherwise each
-/// hold on to what the pieces of its text took.
+/// Returns freed memory to the OS. Otherwise each rank on a node that reads a large file keeps the memory of its
+/// chunks.
 pub(super) fn give_back_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call has no preconditions; it only returns free pages of the allocator to the system.
+    // SAFETY: the call has no preconditions; it only returns free pages of the allocator to the OS.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// The rows of each image in the order of the file, and where those of each image start.
+/// The rows of each image in the order of the file, and the start of each image's rows.
 fn by_image(rows: &Rows, image_count: usize) -> (Vec<u32>, Vec<u32>) {
     let mut starts = vec![0u32; image_count + 1];
     let known = || rows.images.iter().enumerate().filter(|(_, image)| **image != NOWHERE);
@@ -304,7 +307,7 @@ fn by_image(rows: &Rows, image_count: usize) -> (Vec<u32>, Vec<u32>) {
     (order, starts)
 }
 
-/// The reference looks annotations up by id, so of several with one id the last stands for all.
+/// MMDetection looks up annotations by id, so the last one with an id replaces all others.
 fn last_of_equal_ids(rows: &mut Rows, path: &Path, diagnostics: &mut Diagnostics) {
     let own_id = |rows: &Rows, index: usize| rows.has_id[index].then(|| rows.objects.ids[index]);
     let mut ids: Vec<i64> = (0..rows.len()).filter_map(|index| own_id(rows, index)).collect();
@@ -321,7 +324,7 @@ fn last_of_equal_ids(rows: &mut Rows, path: &Path, diagnostics: &mut Diagnostics
                 Code::AnnotationIdRepeated,
                 path,
                 || Location::annotation(id),
-                || format!("number {} of the list has this id too", index + 1),
+                || format!("entry {} of the list also has this id", index + 1),
             );
         }
     }

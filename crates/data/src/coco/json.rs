@@ -1,32 +1,32 @@
-//! A lenient walk over JSON text: members and items as slices of the text, nothing decoded that is not asked for.
+//! A lenient, lazy JSON reader: members and items are slices of the text.
 //!
-//! Annotation files hold hundreds of megabytes of polygon points that are only needed image by image; skipping them
-//! costs a search for brackets. Numbers may be `NaN` and `Infinity`, as Python's reader has them.
+//! Annotation files contain hundreds of megabytes of polygon points that are needed only image by image. Skipping them
+//! only searches for brackets. Numbers may be `NaN` and `Infinity`, as in Python.
 
 use std::borrow::Cow;
 
 use memchr::{memchr2, memchr3};
 
-/// A place where the text is no JSON, in bytes from its start, and what is wrong there.
+/// The byte offset of invalid JSON and a description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Syntax {
     pub at: usize,
     pub what: &'static str,
 }
 
-/// Finds the end of a value, also of one whose text arrives in pieces.
+/// Finds the end of a value, even if its text arrives in pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scan {
     /// A number or word.
     Plain,
-    /// A string; whether the last byte was a backslash that stands for the next one.
+    /// A string. `escaped` says whether the last byte was an escaping backslash.
     Text { escaped: bool },
-    /// An object or list that `open` and `close` delimit, `depth` deep, perhaps in a string.
+    /// An object or list with the delimiters `open` and `close`, at nesting level `depth`, perhaps inside a string.
     Nested { open: u8, close: u8, depth: u32, text: Option<bool> },
 }
 
 impl Scan {
-    /// The scan of a value that starts with `first`, to go on after that byte.
+    /// Starts the scan of a value after its first byte, `first`.
     pub fn start(first: u8) -> Self {
         match first {
             b'"' => Self::Text { escaped: false },
@@ -36,7 +36,7 @@ impl Scan {
         }
     }
 
-    /// Goes on over `bytes`; the number of them that belong to the value if it ends there.
+    /// Scans `bytes`. Returns how many of them belong to the value if it ends there.
     pub fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Plain => bytes.iter().position(|&b| ends_plain(b)),
@@ -90,7 +90,7 @@ fn end_of_text(bytes: &[u8], mut at: usize, escaped: &mut bool) -> Option<usize>
     }
 }
 
-/// Index of the first byte from `at` on that is not white space.
+/// Index of the first byte from `at` that is not white space.
 fn skip_space(bytes: &[u8], at: usize) -> usize {
     bytes[at..].iter().position(|b| !b.is_ascii_whitespace()).map_or(bytes.len(), |length| at + length)
 }
@@ -100,7 +100,7 @@ fn value_end(bytes: &[u8], at: usize) -> Result<usize, Syntax> {
     let wrong = |what| Syntax { at, what };
     match bytes.get(at) {
         None => Err(wrong("a value is missing")),
-        Some(b',' | b']' | b'}' | b':') => Err(wrong("a value is expected")),
+        Some(b',' | b']' | b'}' | b':') => Err(wrong("expected a value")),
         Some(&first) => {
             let mut scan = Scan::start(first);
             match scan.advance(&bytes[at + 1..]) {
@@ -112,12 +112,12 @@ fn value_end(bytes: &[u8], at: usize) -> Result<usize, Syntax> {
     }
 }
 
-/// Hands the members of the object `text` to `take`: key, value, and where the value starts in `text`.
+/// Calls `take` with the key, value and value offset of each member of the object `text`.
 ///
 /// # Errors
-/// Where the text is no object.
+/// If the text is not an object.
 pub(super) fn members<'t>(text: &'t [u8], mut take: impl FnMut(&str, &'t [u8], usize)) -> Result<(), Syntax> {
-    let mut at = open(text, b'{', "an object is expected")?;
+    let mut at = open(text, b'{', "expected an object")?;
     let mut first = true;
     loop {
         at = skip_space(text, at);
@@ -125,17 +125,17 @@ pub(super) fn members<'t>(text: &'t [u8], mut take: impl FnMut(&str, &'t [u8], u
             Some(b'}') => return closed(text, at),
             Some(b',') if !first => at = skip_space(text, at + 1),
             Some(_) if first => {}
-            _ => return Err(Syntax { at, what: "a comma or the end of the object is expected" }),
+            _ => return Err(Syntax { at, what: "expected a comma or the end of the object" }),
         }
         first = false;
         if text.get(at) != Some(&b'"') {
-            return Err(Syntax { at, what: "a key in quotes is expected" });
+            return Err(Syntax { at, what: "expected a key in quotes" });
         }
         let end = value_end(text, at)?;
-        let key = string(&text[at..end]).map_err(|_| Syntax { at, what: "a key that is no text" })?;
+        let key = string(&text[at..end]).map_err(|_| Syntax { at, what: "a key that is not a valid string" })?;
         at = skip_space(text, end);
         if text.get(at) != Some(&b':') {
-            return Err(Syntax { at, what: "a colon is expected" });
+            return Err(Syntax { at, what: "expected a colon" });
         }
         at = skip_space(text, at + 1);
         let end = value_end(text, at)?;
@@ -144,12 +144,12 @@ pub(super) fn members<'t>(text: &'t [u8], mut take: impl FnMut(&str, &'t [u8], u
     }
 }
 
-/// Hands the items of the list `text` to `take`.
+/// Calls `take` with each item of the list `text`.
 ///
 /// # Errors
-/// Where the text is no list.
+/// If the text is not a list.
 pub(super) fn items<'t>(text: &'t [u8], mut take: impl FnMut(&'t [u8])) -> Result<(), Syntax> {
-    let mut at = open(text, b'[', "a list is expected")?;
+    let mut at = open(text, b'[', "expected a list")?;
     let mut first = true;
     loop {
         at = skip_space(text, at);
@@ -158,7 +158,7 @@ pub(super) fn items<'t>(text: &'t [u8], mut take: impl FnMut(&'t [u8])) -> Resul
             Some(b']') => return closed(text, at),
             Some(b',') if !first => at = skip_space(text, at + 1),
             Some(_) if first => {}
-            _ => return Err(Syntax { at, what: "a comma or the end of the list is expected" }),
+            _ => return Err(Syntax { at, what: "expected a comma or the end of the list" }),
         }
         first = false;
         let end = value_end(text, at)?;
@@ -184,7 +184,7 @@ fn closed(text: &[u8], at: usize) -> Result<(), Syntax> {
 pub(super) fn string(text: &[u8]) -> Result<Cow<'_, str>, &'static str> {
     let inner = match text {
         [b'"', inner @ .., b'"'] => inner,
-        _ => return Err("a text in quotes is expected"),
+        _ => return Err("expected a string in quotes"),
     };
     if memchr2(b'\\', b'"', inner).is_none() {
         return std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| "it is not UTF-8");
@@ -192,11 +192,11 @@ pub(super) fn string(text: &[u8]) -> Result<Cow<'_, str>, &'static str> {
     if std::str::from_utf8(inner).is_err() {
         return Err("it is not UTF-8");
     }
-    // Half a surrogate pair, which Python accepts, names no file.
-    serde_json::from_slice::<String>(text).map(Cow::Owned).map_err(|_| "its escapes are wrong")
+    // Unpaired surrogates, which Python accepts, are not valid in file names.
+    serde_json::from_slice::<String>(text).map(Cow::Owned).map_err(|_| "it has invalid escapes")
 }
 
-/// The number of a plain value: JSON's, `NaN`, `Infinity` or `-Infinity`; `None` for anything else.
+/// The number of a plain value: a JSON number, `NaN`, `Infinity` or `-Infinity`. `None` for anything else.
 pub(super) fn number(text: &[u8]) -> Option<f64> {
     match text {
         b"NaN" => Some(f64::NAN),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused_at_its_place() {
+    fn invalid_json_is_an_error_with_its_position() {
         for (text, at) in
             [("{\"a\" 1}", 5), ("{\"a\":}", 5), ("{\"a\":1 \"b\":2}", 7), ("{a:1}", 1), ("[1]", 0), ("{} x", 3)]
         {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_pythons() {
+    fn numbers_are_read_as_in_python() {
         assert_eq!(number(b"-1.5e3"), Some(-1500.0));
         assert!(number(b"NaN").unwrap().is_nan());
         for wrong in ["nan", "inf", "+1", ".5", "1,", "", "true", "\"1\"", "1x"] {
@@ -257,7 +257,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_walked_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn reading_any_bytes_terminates(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = members(&bytes, |_, _, _| {});
             let _ = items(&bytes, |_| {});
         }

@@ -8,14 +8,15 @@ use super::elements::{Broken, Chunk, Sink, walk};
 use super::source::AnnotationSource;
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// What becomes of an element: the name of its list, its text, where that starts in the file, its number in the list.
+/// Parses an element. Takes the name of its list, its text, the offset of the text in the file, and its index in the
+/// list.
 pub(super) type Parse<'p, T> = dyn Fn(&str, &[u8], u64, usize, &mut Diagnostics) -> Option<T> + Sync + 'p;
 
-/// Takes what was made of the elements, in the order of the file: the name of the list and a value, or `None` when a
-/// list begins. One that begins again replaces the earlier one, as in Python's reader.
+/// Receives the parsed elements in the order of the file: the name of the list and a value, or `None` when a list
+/// begins. A repeated list replaces the earlier one, as in Python.
 pub(super) type Take<'t, T> = dyn FnMut(&str, Option<T>) + 't;
 
-/// Reads the lists that `wanted` names by `parse`, which may run on several elements at once. Returns the keys of the
+/// Reads the lists in `wanted` with `parse`, which may run on several elements at once. Returns the keys of the
 /// outermost object with the first byte of their values.
 pub(super) fn read<T: Send>(
     source: &AnnotationSource,
@@ -49,10 +50,10 @@ struct Reader<'r, T> {
     parse: &'r Parse<'r, T>,
     take: &'r mut Take<'r, T>,
     diagnostics: &'r mut Diagnostics,
-    /// Chunks of the present list that are not parsed yet, with the row of their first element.
+    /// Chunks of the current list that are not parsed yet, with the row of their first element.
     waiting: Vec<(usize, Chunk)>,
     rows: usize,
-    /// The list whose elements come now.
+    /// The current list.
     list: Option<String>,
     keys: Vec<(String, u8)>,
 }
@@ -64,7 +65,7 @@ impl<T: Send> Sink for Reader<'_, T> {
             self.keys.retain(|(known, _)| known != key);
             if self.wanted.contains(&key) {
                 self.diagnostics
-                    .add(Code::FileKeyRepeated, self.path, Location::file, || format!("the list {key:?} again"));
+                    .add(Code::FileKeyRepeated, self.path, Location::file, || format!("the list {key:?} is repeated"));
             }
         }
         self.keys.push((key.to_owned(), first));
@@ -88,7 +89,7 @@ impl<T: Send> Sink for Reader<'_, T> {
 }
 
 impl<T: Send> Reader<'_, T> {
-    /// Parses the chunks that wait.
+    /// Parses the waiting chunks.
     fn flush(&mut self) {
         let Some(name) = &self.list else { return };
         let (source, path, parse) = (self.source, self.path, self.parse);
@@ -112,7 +113,7 @@ impl<T: Send> Reader<'_, T> {
     }
 }
 
-/// Reports text that is not UTF-8; where it is used, its entry is reported too.
+/// Reports text that is not UTF-8. If it is used, its entry is reported as well.
 fn not_utf8(chunk: &Chunk, source: &AnnotationSource, path: &Path, diagnostics: &mut Diagnostics) {
     if let Err(error) = std::str::from_utf8(&chunk.bytes) {
         let offset = chunk.offset + error.valid_up_to() as u64;

@@ -1,7 +1,8 @@
-//! COCO data sets: which images and objects there are, by the reference's rules.
+//! COCO data sets: images and objects, by the rules of [MMDetection
+//! 2.25](https://github.com/open-mmlab/mmdetection/tree/v2.25.0).
 //!
-//! What is kept in memory is a few dozen bytes per object; masks are read from the annotation file when an image is
-//! loaded, so that ranks of one node share them through the page cache.
+//! Only a few dozen bytes per object are kept in memory. Masks are read from the annotation file when an image is
+//! loaded, so that the ranks of a node share them through the page cache.
 
 mod annotations;
 mod check;
@@ -38,7 +39,7 @@ use fnet_protocol::cli::SplitName;
 
 use super::diagnostics::Diagnostics;
 
-/// Which of the configured sets.
+/// One of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// `data.train`: every object needs a mask.
@@ -66,7 +67,7 @@ impl Split {
     }
 }
 
-/// One class; its label is its place in [`Dataset::categories`].
+/// One class. Its label is its index in [`Dataset::categories`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Category {
     /// The `id` in the annotation file.
@@ -75,7 +76,7 @@ pub struct Category {
     pub name: String,
 }
 
-/// What the annotation file says about one image.
+/// The entry of one image in the annotation file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo<'d> {
     /// The `id` in the annotation file.
@@ -88,14 +89,14 @@ pub struct ImageInfo<'d> {
     pub height: usize,
 }
 
-/// The objects of one image that are trained on, as slices of equal length; crowds are not among them.
+/// The objects of one image that are trained on, without crowds, as slices of equal length.
 #[derive(Debug, Clone, Copy)]
 pub struct Objects<'d> {
     /// `[x1, y1, x2, y2]` in pixels of the original image.
     pub boxes: &'d [[f32; 4]],
-    /// Place of the class in [`Dataset::categories`].
+    /// Index of the class in [`Dataset::categories`].
     pub labels: &'d [u16],
-    /// The `id` of each annotation; where the file has none, its place in the list, from 1.
+    /// The `id` of each annotation, or without one its position in the list, from 1.
     pub ids: &'d [i64],
     mask_offsets: &'d [u64],
     mask_lengths: &'d [u32],
@@ -109,10 +110,10 @@ pub struct Dataset {
     split: Split,
     path: PathBuf,
     folder: PathBuf,
-    /// What `data.root` says.
+    /// The value of `data.root`.
     root: PathBuf,
     source: AnnotationSource,
-    /// The wanted classes; empty for all.
+    /// The selected classes; empty for all.
     classes: Vec<String>,
     categories: Vec<Category>,
     listed: Listed,
@@ -123,7 +124,7 @@ pub struct Dataset {
     diagnostics: Diagnostics,
 }
 
-/// How many entries the lists of an annotation file have.
+/// The number of entries in the lists of an annotation file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed {
     /// In `images`.
@@ -132,12 +133,12 @@ pub struct Listed {
     pub annotations: usize,
 }
 
-/// How ids are written that are strings in the file.
+/// The original spelling of ids that are strings in the file.
 #[derive(Debug, Default)]
 struct IdNames {
-    /// Id `i64::MIN + i` stands for name `i`.
+    /// The id `i64::MIN + i` represents name `i`.
     names: Vec<String>,
-    /// Whether ids are strings: of images, of categories.
+    /// Whether the ids of images and of categories are strings.
     are_text: [bool; 2],
 }
 
@@ -152,7 +153,7 @@ impl IdNames {
     }
 }
 
-/// The folder that relative paths of the sets start from; loading the config has put FNET_DATA_ROOT into it.
+/// The folder that dataset paths are relative to. FNET_DATA_ROOT is already applied.
 pub fn data_root(config: &config::Data) -> PathBuf {
     PathBuf::from(&config.root)
 }
@@ -188,12 +189,12 @@ impl Dataset {
         &self.categories
     }
 
-    /// What is odd about the annotation file, as far as it was found when it was opened.
+    /// The problems of the annotation file that were found when it was opened.
     pub fn diagnostics(&self) -> &Diagnostics {
         &self.diagnostics
     }
 
-    /// How many images and annotations the file has, used or not.
+    /// The number of images and annotations in the file, used or not.
     pub fn listed(&self) -> Listed {
         self.listed
     }
@@ -211,7 +212,7 @@ impl Dataset {
         Record { dataset: self, image: self.image(index), objects: self.objects(index) }
     }
 
-    /// What the annotation file says about image `index`.
+    /// The entry of image `index` in the annotation file.
     ///
     /// # Panics
     /// If `index` is not below [`Self::len`], like a slice.
@@ -232,7 +233,7 @@ impl Dataset {
         &self.images.ids
     }
 
-    /// The file of image `index`; where there is none of this name, the one that is meant, if only one can be.
+    /// The file of image `index`. If no file has this name, the only similar one, if there is exactly one.
     ///
     /// # Panics
     /// As [`Self::image`].
@@ -240,7 +241,7 @@ impl Dataset {
         self.record(index).path()
     }
 
-    /// 1 for an image wider than high, else 0: images of one step have equal flags.
+    /// 1 for an image wider than high, otherwise 0. Images of one step have equal flags.
     pub fn aspect_flags(&self) -> Vec<u8> {
         self.images.sizes.iter().map(|&[width, height]| u8::from(width > height)).collect()
     }
@@ -260,12 +261,12 @@ impl Dataset {
         }
     }
 
-    /// An id of an image as the annotation file writes it: a number or a string.
+    /// An image id as written in the annotation file: a number or a string.
     pub fn written_image_id(&self, id: i64) -> Value {
         self.id_names.written(id, self.id_names.are_text[0])
     }
 
-    /// An id of a category as the annotation file writes it: a number or a string.
+    /// A category id as written in the annotation file: a number or a string.
     pub fn written_category_id(&self, id: i64) -> Value {
         self.id_names.written(id, self.id_names.are_text[1])
     }

@@ -1,4 +1,4 @@
-//! Opening a data set: reads the annotation file, and reports all that is wrong with it at once.
+//! Opens a data set: reads the annotation file and reports all of its problems at once.
 
 use std::path::Path;
 
@@ -30,14 +30,14 @@ impl Dataset {
             Some(dataset) if diagnostics.number_of(Severity::Error) == 0 => Ok(Self { diagnostics, ..dataset }),
             _ => {
                 diagnostics.refuse_errors()?;
-                Err(fnet_common::Error::bug("a data set that cannot be opened without a finding that says why"))
+                Err(fnet_common::Error::bug("a data set cannot be opened, but there is no diagnostic"))
             }
         }
     }
 
-    /// Opens the set `split` of `config` and reports what is wrong or odd, the first `keep` diagnostics of each code in
-    /// full. There is a set, of what could be used, if its lists could be read at all; with errors among the diagnostics
-    /// it is only good for further checks.
+    /// Opens the set `split` of `config` and reports its problems, the first `keep` diagnostics of each code in full.
+    /// Returns a set of the valid entries if its lists could be read. With errors among the diagnostics, use it only
+    /// for further checks.
     pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Diagnostics) {
         let mut diagnostics = Diagnostics::keeping(keep).of(split.name());
         let dataset = read(config, split, &mut diagnostics);
@@ -54,14 +54,14 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
     let (path, folder) = (root.join(&set.ann_file), root.join(&set.img_prefix));
     if !folder.is_dir() {
         diagnostics.add(Code::FileFolderMissing, &folder, Location::file, || {
-            format!("data.{}.img_prefix names it", split.name())
+            format!("set by data.{}.img_prefix", split.name())
         });
     }
     let source = match AnnotationSource::open(&path) {
         Ok(source) => source,
         Err(error) => {
             diagnostics.add(Code::FileUnreadable, &path, Location::file, || {
-                format!("data.{}.ann_file names it: {error}", split.name())
+                format!("set by data.{}.ann_file: {error}", split.name())
             });
             return None;
         }
@@ -71,7 +71,7 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
     }
     let folders = Folders::default();
     let mut found = diagnostics.none();
-    // The classes of the training set are those of the model; that the other set has the same is checked afterwards.
+    // The training set defines the classes of the model. The other set is compared with it later.
     let classes: &[String] = if config.classes_are_auto { &[] } else { &config.classes };
     let contents = read_header(&source, &path, split, classes, &mut found).and_then(|header| {
         index::give_back_memory();
@@ -85,7 +85,7 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
     if found.number_of(Severity::Error) > 0
         && let Some(format) = external::of_annotations(&source, &path)
     {
-        // What its entries lack as instances says nothing new.
+        // Diagnostics of single entries would be redundant.
         diagnostics.add(Code::FileOtherFormat, &path, Location::file, || format.into());
         return None;
     }
@@ -110,7 +110,7 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
     })
 }
 
-/// Reads images and categories, or reports why that cannot be done.
+/// Reads images and categories, or reports why they cannot be read.
 pub(super) fn read_header(
     source: &AnnotationSource,
     path: &Path,
@@ -146,7 +146,7 @@ pub(super) fn read_header(
     None
 }
 
-/// Reports a text that could not be read to its end.
+/// Reports a text that could not be read completely.
 pub(super) fn report_broken(broken: Broken, source: &AnnotationSource, path: &Path, diagnostics: &mut Diagnostics) {
     let line = |offset| move || Location::line(source.line(offset));
     match broken {
@@ -158,19 +158,18 @@ pub(super) fn report_broken(broken: Broken, source: &AnnotationSource, path: &Pa
             diagnostics.add(Code::FileCutOff, path, line(offset), || format!("it ends after {offset} bytes"));
         }
         Broken::NoObject { first: None } => {
-            diagnostics.add(Code::FileEmpty, path, Location::file, || "there is nothing in it".into());
+            diagnostics.add(Code::FileEmpty, path, Location::file, || "the file is empty".into());
         }
         Broken::NoObject { .. } => {
-            let format = external::of_text(source).unwrap_or(
-                "neither an object with images, annotations and categories, nor any other format that is known here",
-            );
+            let format = external::of_text(source)
+                .unwrap_or("neither an object with images, annotations and categories, nor another known format");
             diagnostics.add(Code::FileOtherFormat, path, Location::file, || format.into());
         }
         Broken::Unreadable(error) => diagnostics.add(Code::FileUnreadable, path, Location::file, || error.to_string()),
     }
 }
 
-/// The size of every image; those that the file does not give are read from the images.
+/// The size of every image. Sizes that are missing in the annotation file are read from the image files.
 fn sizes(
     images: &[RawImage],
     path: &Path,

@@ -6,23 +6,23 @@ use fnet_common::{Error, Result};
 
 use super::{Dataset, ImageInfo, Objects, Segmentation};
 
-/// One image of a data set with its objects, from [`Dataset::record`]: fetched once and passed on.
+/// One image of a data set with its objects, from [`Dataset::record`].
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'d> {
     pub(super) dataset: &'d Dataset,
-    /// What the annotation file says about the image.
+    /// The entry of the image in the annotation file.
     pub image: ImageInfo<'d>,
     /// Its objects that are trained on.
     pub objects: Objects<'d>,
 }
 
 impl Record<'_> {
-    /// The file of the image; where there is none of this name, the one that is meant, if only one can be.
+    /// The file of the image. If no file has this name, the only similar one, if there is exactly one.
     pub fn path(&self) -> PathBuf {
         self.dataset.folders.find(&self.dataset.folder, self.image.file_name).into_path()
     }
 
-    /// The set and the image, as errors name them.
+    /// The set and the image, for error messages.
     pub fn place(&self) -> String {
         format!("{} (image {})", self.dataset.split().name(), self.image.id)
     }
@@ -32,7 +32,7 @@ impl Record<'_> {
         Error::data(format!("{}: {message}", self.dataset.path.display()))
     }
 
-    /// The masks of the objects, read from the annotation file.
+    /// Reads the masks of the objects from the annotation file.
     ///
     /// # Errors
     /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
@@ -50,9 +50,7 @@ impl Record<'_> {
             text.resize(length as usize, 0);
             self.dataset.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
             segmentations.push(Segmentation::parse(&text).map_err(|message| {
-                self.annotation_error(format!(
-                    "annotation {id}: segmentation: {message}; mend or remove the annotation"
-                ))
+                self.annotation_error(format!("annotation {id}: segmentation: {message}; fix or remove the annotation"))
             })?);
         }
         Ok(segmentations)

@@ -1,4 +1,4 @@
-//! Entries of `images` and `categories` as they are written.
+//! Reads entries of `images` and `categories`.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::diagnostics::{Code, Diagnostics, Location};
 pub(super) struct RawImage {
     pub id: RawId,
     pub file_name: String,
-    /// `[width, height]` in pixels, or what is wrong with them.
+    /// `[width, height]` in pixels, or an error message.
     pub size: Result<[u32; 2], Box<str>>,
     /// Whether a side was written as a string.
     pub size_as_text: bool,
@@ -24,7 +24,7 @@ pub(super) struct RawCategory {
     pub name: String,
 }
 
-/// The id for messages; for an entry without one, its number in the list, from 1.
+/// The id for messages. For an entry without one: `#` and its position in the list, from 1.
 pub(super) fn shown_id(id: Option<&RawId>, row: usize) -> String {
     match id {
         Some(RawId::Number(number)) => number.value.to_string(),
@@ -33,15 +33,15 @@ pub(super) fn shown_id(id: Option<&RawId>, row: usize) -> String {
     }
 }
 
-/// What a syntax error in an element says.
+/// The message of a syntax error in an element.
 pub(super) fn syntax_message(error: &Syntax) -> String {
-    format!("{} at its byte {}", error.what, error.at + 1)
+    format!("{} at byte {}", error.what, error.at + 1)
 }
 
-/// Reads the id and the text under `name_key` of an entry; other members go to `other`.
+/// Reads the id and the string `name_key` of an entry. Passes other members to `other`.
 ///
 /// # Errors
-/// The id, as far as it is known, and what is wrong.
+/// The id, if known, and a message.
 fn named<'t>(
     text: &'t [u8],
     name_key: &str,
@@ -69,7 +69,7 @@ fn named<'t>(
     }
 }
 
-/// Reads an entry of `images`; `None`, with a diagnostic, if it cannot be used.
+/// Reads an entry of `images`. Returns `None` and adds a diagnostic if it cannot be used.
 pub(super) fn image(text: &[u8], row: usize, path: &Path, diagnostics: &mut Diagnostics) -> Option<RawImage> {
     let (mut width, mut height) = (Err("no width".to_owned()), Err("no height".to_owned()));
     let read = named(text, "file_name", |key, value| match key {
@@ -78,7 +78,7 @@ pub(super) fn image(text: &[u8], row: usize, path: &Path, diagnostics: &mut Diag
         _ => {}
     });
     let read = read.and_then(|(id, name)| match name.is_empty() || name.contains('\0') {
-        true => Err((Some(id), "file_name names no file".into())),
+        true => Err((Some(id), "file_name has no file name".into())),
         false => Ok((id, name)),
     });
     let (id, file_name) = match read {
@@ -107,7 +107,7 @@ fn side(text: &[u8]) -> Result<Written<u32>, String> {
     }
 }
 
-/// Reads an entry of `categories`; `None`, with a diagnostic, if it cannot be used.
+/// Reads an entry of `categories`. Returns `None` and adds a diagnostic if it cannot be used.
 pub(super) fn category(text: &[u8], row: usize, path: &Path, diagnostics: &mut Diagnostics) -> Option<RawCategory> {
     match named(text, "name", |_, _| {}) {
         Ok((id, name)) => Some(RawCategory { id, name }),

@@ -1,5 +1,5 @@
-//! Real and odd annotation files against numbers that the reference gives for them: pycocotools, and MMDetection's rules
-//! for what is trained on.
+//! Compares real and unusual annotation files with numbers from pycocotools and from MMDetection's rules for training
+//! objects.
 
 use super::*;
 use fnet_test_support::fixture;
@@ -11,7 +11,7 @@ type Val = (usize, usize, f64);
 /// Annotations, the sum of their areas, crowds.
 type Truth = (usize, f64, usize);
 
-/// What of a set is compared; `None` where the reference crashes.
+/// The compared numbers of a set. `None` if MMDetection crashes.
 struct Expected {
     /// Below `data/` of the test data.
     file: &'static str,
@@ -25,7 +25,7 @@ const fn row(file: &'static str, train: Option<Train>, val: Option<Val>, truth: 
     Expected { file, train, val, truth }
 }
 
-/// The sound set, in whatever way it is written.
+/// The numbers of the valid set, in any spelling.
 const SOUND: (Option<Train>, Option<Val>, Option<Truth>) =
     (Some((5, 12, 4037.1, 198_217)), Some((5, 12, 4037.1)), Some((12, 198_221.6, 0)));
 
@@ -192,7 +192,7 @@ const TABLE: &[Expected] = &[
     ),
 ];
 
-/// Files that say the same as the sound one; the reference crashes on the last three or loses their objects.
+/// Files equivalent to the valid one. MMDetection crashes on the last three or loses their objects.
 const AS_SOUND: &[&str] = &[
     "derived/00_reference/annotations.json",
     "derived/mask_kinds/polygons.json",
@@ -229,7 +229,7 @@ fn mask_pixels(dataset: &Dataset) -> u64 {
     (0..dataset.len()).map(of).sum()
 }
 
-/// The table's sums have one decimal.
+/// Sums in the table have one decimal.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 0.051 + 1e-7 * b.abs()
 }
@@ -258,7 +258,7 @@ fn compare(root: &Path, expected: &Expected) {
 }
 
 #[test]
-fn real_odd_sets_are_read_as_the_reference_reads_them() {
+fn real_unusual_sets_are_read_as_in_mmdetection() {
     let Some(root) = fixture("") else { return };
     TABLE.iter().for_each(|expected| compare(&root, expected));
     let (train, val, truth) = SOUND;

@@ -1,4 +1,4 @@
-//! The mask of an annotation as the file gives it.
+//! The mask of an annotation, as stored in the file.
 
 use hotcoco::mask::{check_counts, fr_polys, merge, rle_from_string, to_bbox};
 use hotcoco::types::Rle;
@@ -7,35 +7,35 @@ use super::json::{items, members, string};
 use super::values::{Written, float, integer, is_whole, shown};
 use crate::diagnostics::Code;
 
-/// Polygons or run lengths.
+/// Polygons or RLE.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Segmentation {
     /// Each polygon is `[x, y, x, y, ...]` in pixels; the mask is their union.
     Polygons(Vec<Vec<f64>>),
-    /// Run lengths in column-major order, as COCO has them for crowds.
+    /// Run lengths in column-major order, COCO's format for crowds.
     RunLengths(Rle),
 }
 
-/// Drawing goes along the outline, so time and memory are bounded by its length. No image has one of so many pixels.
+/// Maximum outline length in pixels. Drawing follows the outline, so its length bounds time and memory.
 const LONGEST_OUTLINE: f64 = 4_194_304.0;
 
-/// Takes what is odd about a mask.
+/// Receives the problems of a mask.
 type Note<'n> = dyn FnMut(Code, String) + 'n;
 
 impl Segmentation {
-    /// Reads the JSON of a `segmentation` value. A polygon of fewer than three points, four numbers among them,
-    /// encloses nothing and is left out; an odd last number is passed over, as pycocotools does.
+    /// Reads the JSON of a `segmentation` value. A polygon of fewer than three points is left out. An odd last number
+    /// is ignored, as in pycocotools.
     ///
     /// # Errors
-    /// Says what is wrong with the text, without the place it comes from.
+    /// A message about the text, without its location.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         Self::parse_noting(json, &mut |_, _| {})
     }
 
-    /// As [`Self::parse`]; tells `note` what was repaired or left out.
+    /// Like [`Self::parse`]. Reports to `note` what was repaired or left out.
     ///
     /// # Errors
-    /// As [`Self::parse`].
+    /// Same as [`Self::parse`].
     pub(super) fn parse_noting(json: &[u8], note: &mut Note) -> Result<Self, String> {
         let start = json.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(json.len());
         match json.get(start) {
@@ -50,8 +50,8 @@ impl Segmentation {
         matches!(self, Self::Polygons(polygons) if polygons.is_empty())
     }
 
-    /// Why pycocotools refuses to draw a mask of which nothing is left, as it looks at the first polygon alone; `None`
-    /// where it draws an empty one.
+    /// Why pycocotools raises an exception for a mask without polygons; it checks only the first polygon. `None` if it
+    /// draws an empty mask.
     pub(super) fn refusal(json: &[u8]) -> Option<String> {
         let mut parts = Vec::new();
         if items(json, |part| parts.push(part)).is_err() {
@@ -71,10 +71,11 @@ impl Segmentation {
         Some(format!("{}: {what}", shown(json)))
     }
 
-    /// The mask in a frame of `(height, width)` pixels, as pycocotools rasterizes it; run lengths must have that frame.
+    /// The mask in a frame of `(height, width)` pixels, rasterized as in pycocotools. Run lengths must have the size of
+    /// the frame.
     ///
     /// # Errors
-    /// Says what is wrong, without the place it comes from.
+    /// A message without the location.
     pub fn to_rle(&self, (height, width): (usize, usize)) -> Result<Rle, String> {
         let side = |value: usize| u32::try_from(value).map_err(|_| format!("a side of {value} pixels"));
         let (height, width) = (side(height)?, side(width)?);
@@ -84,11 +85,11 @@ impl Segmentation {
         }
     }
 
-    /// The box `[x, y, width, height]` around the mask in an image of `size` (width, height): around the points of
-    /// polygons, around the pixels of run lengths. `None` for an empty mask.
+    /// The bounding box `[x, y, width, height]` of the mask in an image of `size` (width, height): of the points of
+    /// polygons, of the pixels of run lengths. `None` for an empty mask.
     ///
     /// # Errors
-    /// As [`Self::to_rle`].
+    /// Same as [`Self::to_rle`].
     pub(super) fn bounds(&self, size: [u32; 2]) -> Result<Option<[f64; 4]>, String> {
         if u64::from(size[0]) * u64::from(size[1]) > u64::from(u32::MAX) {
             return Err(format!("no mask can be drawn in {}x{} pixels", size[0], size[1]));
@@ -110,13 +111,13 @@ impl Segmentation {
     }
 }
 
-/// The number of items of a list.
+/// The number of items in a list.
 fn length(json: &[u8]) -> Option<usize> {
     let mut count = 0;
     items(json, |_| count += 1).ok().map(|()| count)
 }
 
-/// Refuses run lengths of another frame than the image's `size` (width, height).
+/// Checks that run lengths have the image's `size` (width, height).
 fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
     if (rle.h, rle.w) == (height, width) {
         return Ok(());
@@ -130,17 +131,17 @@ fn fits(rle: &Rle, [width, height]: [u32; 2]) -> Result<(), String> {
 fn expected(json: &[u8]) -> String {
     let text = json.trim_ascii();
     let what = match string(text) {
-        Ok(text) if text.starts_with("b'") || text.starts_with("b\"") => "the text of Python's bytes b'...'",
+        Ok(text) if text.starts_with("b'") || text.starts_with("b\"") => "the string form of Python bytes b'...'",
         Ok(text) if text.starts_with("data:image") || is_base64(&text) => {
             "base64, perhaps of a PNG or of compressed data"
         }
-        Ok(_) => "a text",
+        Ok(_) => "a string",
         Err(_) if contains_key(text, "x") && contains_key(text, "y") => "points with x and y",
         Err(_) => "",
     };
     if !what.is_empty() {
         return format!(
-            "{}: {what}; expected is [[x, y, x, y, ...]] or {{\"size\": [h, w], \"counts\": ...}}",
+            "{}: {what}; expected [[x, y, x, y, ...]] or {{\"size\": [h, w], \"counts\": ...}}",
             shown(json)
         );
     }
@@ -150,7 +151,7 @@ fn expected(json: &[u8]) -> String {
     )
 }
 
-/// Whether a text is so long and of such letters that it is nothing but base64.
+/// Whether a text is base64, judging by its length and characters.
 fn is_base64(text: &str) -> bool {
     let end = text.trim_end_matches('=');
     end.len() >= 12 && end.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
@@ -160,7 +161,7 @@ fn contains_key(text: &[u8], key: &str) -> bool {
     memchr::memmem::find(text, format!("\"{key}\"").as_bytes()).is_some()
 }
 
-/// A list of polygons or run lengths, or one polygon without its enclosing list.
+/// Reads a list of polygons or run lengths, or one polygon without its enclosing list.
 fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
     let mut parts = Vec::new();
     items(json, |item| parts.push(item)).map_err(|error| format!("{}: {}", shown(json), error.what))?;
@@ -191,7 +192,7 @@ fn list(json: &[u8], note: &mut Note) -> Result<Segmentation, String> {
     }
 }
 
-/// The mask of polygons that can be drawn.
+/// The mask of the polygons that can be drawn.
 fn drawn(polygons: Vec<Vec<f64>>, note: &mut Note) -> Result<Segmentation, String> {
     drawable(&polygons)?;
     Ok(Segmentation::Polygons(enclosing(polygons, note)))
@@ -199,12 +200,12 @@ fn drawn(polygons: Vec<Vec<f64>>, note: &mut Note) -> Result<Segmentation, Strin
 
 fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
     let mut nested = None;
-    // What is no list is reported below.
+    // Values that are not lists are reported below.
     let _ = items(json, |item| nested = nested.or((item.first() == Some(&b'[')).then(|| length(item).unwrap_or(0))));
     if let Some(numbers) = nested {
         let what = match numbers {
             2 => "a polygon of points [x, y]",
-            _ => "polygons in one list too many",
+            _ => "polygons with an extra enclosing list",
         };
         return Err(format!("{}: {what}; write [[x, y, x, y, ...]]", shown(json)));
     }
@@ -212,8 +213,8 @@ fn polygon(json: &[u8], note: &mut Note) -> Result<Vec<f64>, String> {
     numbers(json, finite, ["the polygon ", "in a polygon is not a finite number"], note)
 }
 
-/// The numbers of a list, each as `read` has it. The words are what comes before the list in a note of strings in it, and
-/// after an item that is no such number.
+/// Reads the numbers of a list with `read`. The two words are for messages: before a list that has strings, and after
+/// an item that is not such a number.
 fn numbers<T>(
     json: &[u8],
     read: impl Fn(&[u8]) -> Option<Written<T>>,
@@ -239,7 +240,7 @@ fn numbers<T>(
     wrong.map_or(Ok(numbers), Err)
 }
 
-/// Refuses polygons whose outlines together are longer than [`LONGEST_OUTLINE`].
+/// Checks that the total outline is at most [`LONGEST_OUTLINE`].
 fn drawable(polygons: &[Vec<f64>]) -> Result<(), String> {
     let outline = |polygon: &Vec<f64>| -> f64 {
         let points = || polygon.chunks_exact(2);
@@ -253,7 +254,7 @@ fn drawable(polygons: &[Vec<f64>]) -> Result<(), String> {
     Err(format!("polygons with an outline of {length:.0} pixels, expected at most {LONGEST_OUTLINE:.0}"))
 }
 
-/// The polygons that enclose something.
+/// The polygons with at least three points.
 fn enclosing(mut polygons: Vec<Vec<f64>>, note: &mut Note) -> Vec<Vec<f64>> {
     polygons.retain(|polygon| {
         if polygon.len() < 6 {
@@ -279,20 +280,23 @@ fn run_lengths(json: &[u8], note: &mut Note) -> Result<Rle, String> {
     let (Some(size), Some(counts)) = (size, counts) else { return Err(expected(json)) };
     let sides = whole_numbers(size, note)?;
     let &[height, width] = sides.as_slice() else {
-        return Err(format!("a size {}, expected [height, width]", shown(size)));
+        return Err(format!("size {}, expected [height, width]", shown(size)));
     };
     let rle = if counts.first() == Some(&b'"') {
         let text = string(counts)?;
         if text.starts_with("b'") || text.starts_with("b\"") {
             return Err(format!(
-                "counts {} is the text of Python's bytes; write counts.decode(\"ascii\")",
+                "counts {} is the string form of Python bytes; write counts.decode(\"ascii\")",
                 shown(counts)
             ));
         }
         if let Some(odd) = text.chars().find(|c| !('0'..='o').contains(c)) {
-            let what =
-                if is_base64(&text) { "it is perhaps base64, to be decoded first" } else { "export the mask again" };
-            return Err(format!("counts {} has {odd:?}, which run lengths never have; {what}", shown(counts)));
+            let what = if is_base64(&text) {
+                "it may be base64, which must be decoded first"
+            } else {
+                "export the mask again"
+            };
+            return Err(format!("counts {} has the invalid character {odd:?}; {what}", shown(counts)));
         }
         rle_from_string(&text, height, width).map_err(|error| error.to_string())?
     } else {
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn pycocotools_refuses_by_the_first_polygon() {
+    fn pycocotools_checks_only_the_first_polygon() {
         for (text, refused) in [
             ("[]", Some("no polygon")),
             ("[[]]", Some("fewer than three")),
@@ -361,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_is_noted() {
+    fn repairs_are_reported() {
         let noted = |text: &str| {
             let mut codes = Vec::new();
             Segmentation::parse_noting(text.as_bytes(), &mut |code, _| codes.push(code)).unwrap();
@@ -383,19 +387,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_describe_the_problem() {
         for (text, expected) in [
             ("{\"size\": [2, 2], \"counts\": [1, 9]}", "4"),
             ("{\"size\": [2, 2]}", "polygons"),
             ("[[1, 2, NaN, 4, 5, 6]]", "NaN"),
             ("[[1, 2], 3]", "polygons"),
             ("[1, 2, 3", "the end of the list"),
-            ("\"abc\"", "a text"),
-            ("\"b'abc'\"", "Python's bytes"),
+            ("\"abc\"", "a string"),
+            ("\"b'abc'\"", "Python bytes"),
             ("\"iVBORw0KGgoAAAANSUhEUg==\"", "base64"),
             ("[{\"x\": 1, \"y\": 2}]", "points with x and y"),
             ("[[[1, 1], [5, 1], [5, 4]]]", "points [x, y]"),
-            ("[[[1, 1, 5, 1, 5, 4]]]", "one list too many"),
+            ("[[[1, 1, 5, 1, 5, 4]]]", "extra enclosing list"),
             ("{\"size\": [2, 2], \"counts\": \"b'13'\"}", "counts.decode"),
             ("{\"size\": [2, 2], \"counts\": \"eJyLNlAAAQ+zwx==\"}", "base64"),
             ("{\"size\": [2, 2], \"counts\": [9223372036854775808]}", "too large"),

@@ -1,4 +1,4 @@
-//! The text of an annotation file, read piece by piece.
+//! Reads the text of an annotation file in pieces.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,16 +6,16 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const BLOCK: usize = 1 << 18;
 
-/// The text of an annotation file in UTF-8; offsets are bytes from its start.
+/// The text of an annotation file in UTF-8. Offsets are in bytes.
 #[derive(Debug)]
 pub(super) struct AnnotationSource {
     text: Text,
-    /// Where the text starts, after a byte-order mark.
+    /// Offset of the text after a byte-order mark.
     pub start: u64,
-    /// What the file was instead of UTF-8 without a byte-order mark.
+    /// The original encoding, if it is not UTF-8 without a byte-order mark.
     pub repaired: Option<&'static str>,
 }
 
@@ -25,7 +25,7 @@ enum Text {
     Memory(Vec<u8>),
 }
 
-/// Tells whether the file is still the one that was opened.
+/// Detects whether the file was changed after it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     length: u64,
@@ -39,7 +39,7 @@ impl Stamp {
     }
 }
 
-/// Encodings other than UTF-8 that the first bytes give away. Without a mark, JSON starts with an ASCII character.
+/// Detects encodings other than UTF-8 by the first bytes. Without a mark, JSON starts with an ASCII character.
 fn wide_encoding(head: &[u8]) -> Option<(&'static str, usize)> {
     match head {
         [0xff, 0xfe, 0, 0, ..] => Some(("UTF-32", 4)),
@@ -55,7 +55,8 @@ fn wide_encoding(head: &[u8]) -> Option<(&'static str, usize)> {
 }
 
 fn decode_wide(bytes: &[u8], encoding: &str) -> io::Result<Vec<u8>> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidData, format!("it starts as {encoding} but is none"));
+    let invalid =
+        || io::Error::new(io::ErrorKind::InvalidData, format!("it starts like {encoding} but is not valid {encoding}"));
     let big = encoding.ends_with("(big-endian)");
     let text: Option<String> = if encoding.starts_with("UTF-16") {
         let units = bytes.chunks_exact(2).map(|pair| {
@@ -74,12 +75,12 @@ fn decode_wide(bytes: &[u8], encoding: &str) -> io::Result<Vec<u8>> {
 }
 
 impl AnnotationSource {
-    /// Opens the file at `path`. Text in UTF-16 or UTF-32 is turned into UTF-8 in memory.
+    /// Opens the file at `path`. Text in UTF-16 or UTF-32 is converted to UTF-8 in memory.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // Before it is opened: to open a pipe may wait for ever.
+        // Check before opening, because opening a pipe may block forever.
         let metadata = std::fs::metadata(path)?;
         if !metadata.is_file() {
             let kind = if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" };
@@ -103,13 +104,13 @@ impl AnnotationSource {
         })
     }
 
-    /// A text that is in memory already.
+    /// A text in memory.
     #[cfg(test)]
     pub fn memory(text: Vec<u8>) -> Self {
         Self { text: Text::Memory(text), start: 0, repaired: None }
     }
 
-    /// Bytes of the text.
+    /// Length of the text in bytes.
     pub fn length(&self) -> u64 {
         match &self.text {
             Text::File { stamp, .. } => stamp.length,
@@ -117,12 +118,12 @@ impl AnnotationSource {
         }
     }
 
-    /// Reads the text from `offset` on, in the order of the file.
+    /// Reads the text sequentially from `offset`.
     pub fn reader(&self, offset: u64) -> Pieces<'_> {
         Pieces { source: self, offset }
     }
 
-    /// Fills `buffer` from `offset` on.
+    /// Fills `buffer` from `offset`.
     ///
     /// # Errors
     /// If the file cannot be read, or was changed since it was opened.
@@ -130,7 +131,7 @@ impl AnnotationSource {
         match &self.text {
             Text::File { file, stamp } => {
                 if Stamp::of(file)? != *stamp {
-                    return Err(io::Error::other("it was changed after it was opened; start again"));
+                    return Err(io::Error::other("it was changed after it was opened; restart the job"));
                 }
                 file.read_exact_at(buffer, offset)
             }
@@ -173,15 +174,15 @@ impl AnnotationSource {
     }
 }
 
-/// The text of a [`AnnotationSource`] in pieces.
+/// The text of an [`AnnotationSource`] in pieces.
 pub(super) struct Pieces<'s> {
     source: &'s AnnotationSource,
-    /// Where the next piece starts.
+    /// Offset of the next piece.
     offset: u64,
 }
 
 impl Pieces<'_> {
-    /// Appends the next bytes to `buffer`; `false` at the end of the text.
+    /// Appends the next bytes to `buffer`. Returns `false` at the end of the text.
     ///
     /// # Errors
     /// If the file cannot be read.

@@ -12,7 +12,7 @@ fn image(id: i64) -> Value {
     json!({"id": id, "file_name": format!("{id}.png"), "width": 64, "height": 48})
 }
 
-/// A sound annotation of category 7.
+/// A valid annotation of category 7.
 fn annotation(id: i64, image_id: i64) -> Value {
     json!({"id": id, "image_id": image_id, "category_id": 7, "bbox": [4, 5, 20, 10], "area": 200, "iscrowd": 0,
            "segmentation": [[4, 5, 24, 5, 24, 15, 4, 15]]})
@@ -38,7 +38,7 @@ fn open(images: &[Value], annotations: &[Value], split: Split, classes: &[&str])
 }
 
 #[test]
-fn objects_are_kept_by_the_references_rules() {
+fn objects_are_kept_as_in_mmdetection() {
     let dropped = [
         with(annotation(2, 1), "iscrowd", json!(1)),
         with(annotation(3, 1), "ignore", json!(true)),
@@ -58,14 +58,14 @@ fn objects_are_kept_by_the_references_rules() {
 }
 
 #[test]
-fn training_leaves_out_small_images_and_those_without_a_wanted_object() {
+fn training_skips_small_images_and_images_without_a_selected_object() {
     let mut small = image(2);
     small["width"] = json!(31);
     let crowd = with(annotation(3, 3), "iscrowd", json!(1));
     let images = [image(1), small, image(3), image(4), image(5)];
     let annotations = [annotation(1, 5), annotation(2, 2), crowd, with(annotation(4, 4), "category_id", json!(3))];
     let train = open(&images, &annotations, Split::Train, &["box"]).unwrap();
-    // An image with nothing but a crowd stays, with nothing to learn.
+    // An image with only a crowd stays, without targets.
     assert_eq!(train.image_ids(), [3, 5]);
     assert!(train.objects(0).boxes.is_empty());
     assert_eq!(train.image(1), ImageInfo { id: 5, file_name: "5.png", width: 64, height: 48 });
@@ -86,7 +86,7 @@ fn labels_follow_the_order_of_the_file() {
 }
 
 #[test]
-fn of_annotations_with_one_id_the_last_stands_for_all() {
+fn the_last_of_several_annotations_with_one_id_is_used() {
     let second = with(annotation(1, 1), "bbox", json!([1, 1, 5, 5]));
     let set = open(&[image(1)], &[annotation(1, 1), second, annotation(2, 1)], Split::Train, &[]).unwrap();
     assert_eq!(set.objects(0).boxes[..2], [[1.0, 1.0, 6.0, 6.0]; 2]);
@@ -94,13 +94,13 @@ fn of_annotations_with_one_id_the_last_stands_for_all() {
 }
 
 #[test]
-fn what_has_one_meaning_is_repaired_with_a_warning() {
+fn unambiguous_errors_are_repaired_with_a_warning() {
     let text_ids = with(with(annotation(1, 1), "image_id", json!("1")), "category_id", json!("7"));
     let bare = without(without(without(annotation(2, 1), "area"), "iscrowd"), "id");
     let bare = with(bare, "bbox", json!([2, 2, 5, 5]));
     let orphan = annotation(3, 77);
     let set = open(&[image(1)], &[text_ids, bare, orphan], Split::Train, &[]).unwrap();
-    assert_eq!(set.objects(0).ids, [1, 2], "without an id it is the place in the list, from 1");
+    assert_eq!(set.objects(0).ids, [1, 2], "without an id it is the position in the list, from 1");
     use Code::{AnnotationAreaMissing, AnnotationCrowdMissing, AnnotationIdMissing, AnnotationIdText};
     let expected = [
         (AnnotationIdMissing, 1),
@@ -114,7 +114,7 @@ fn what_has_one_meaning_is_repaired_with_a_warning() {
 }
 
 #[test]
-fn errors_name_what_is_wrong_and_the_remedy() {
+fn errors_name_the_problem_and_the_remedy() {
     let images = [image(1)];
     let cases: [(Result<Dataset>, &str); 6] = [
         (
@@ -122,7 +122,7 @@ fn errors_name_what_is_wrong_and_the_remedy() {
             "annotation 8: no bbox",
         ),
         (open(&images, &[with(annotation(8, 1), "segmentation", json!([]))], Split::Train, &[]), "segmentation is []"),
-        (open(&images, &[annotation(1, 1)], Split::Train, &["boxx"]), "the nearest is \"box\""),
+        (open(&images, &[annotation(1, 1)], Split::Train, &["boxx"]), "the most similar is \"box\""),
         (open(&images, &[], Split::Train, &[]), "nothing to train on"),
         (open(&[without(image(4), "width")], &[], Split::Val, &[]), "image 4: no width"),
         (open(&[json!({"id": 4})], &[], Split::Val, &[]), "image 4: no file_name"),
@@ -150,7 +150,7 @@ fn a_file_that_changes_while_it_is_in_use_is_an_error() {
 }
 
 #[test]
-fn pipes_are_refused_rather_than_waited_for() {
+fn pipes_are_errors_and_do_not_block() {
     let small = SmallSet::new(&[]);
     let pipe = |name: &str| {
         let path = small.folder.path().join(name);
@@ -169,7 +169,7 @@ fn pipes_are_refused_rather_than_waited_for() {
 }
 
 #[test]
-fn names_for_ids_stand_for_the_same_images_in_the_ground_truth() {
+fn string_ids_refer_to_the_same_images_in_the_ground_truth() {
     let mut small = SmallSet::new(&[]);
     let named = |id: &str| with(image(1), "id", json!(id));
     let annotations = [with(annotation(1, 0), "image_id", json!("b")), with(annotation(2, 0), "image_id", json!("c"))];
@@ -184,7 +184,7 @@ fn names_for_ids_stand_for_the_same_images_in_the_ground_truth() {
 }
 
 #[test]
-fn real_annotations_are_read_like_a_naive_reader_does() {
+fn real_annotations_are_read_as_by_a_naive_reader() {
     let Some(root) = fixture("") else { return };
     let root = root.join("data/coco_mini");
     let config = config::Data { root: root.display().to_string(), ..Default::default() };

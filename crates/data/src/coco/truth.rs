@@ -1,4 +1,4 @@
-//! The ground truth of a set for metrics: all its annotations, with the repairs of the reader.
+//! The ground truth of a set for metrics: all annotations, with the same repairs.
 
 use std::collections::HashMap;
 
@@ -14,24 +14,24 @@ use super::segmentation::Segmentation;
 use super::{Dataset, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
-/// One annotation of a wanted class.
+/// One annotation of a selected class.
 #[derive(Debug, Clone)]
 pub struct TrueObject {
-    /// Id of its image, as [`Dataset::image_ids`] has it.
+    /// Id of its image, as in [`Dataset::image_ids`].
     pub image_id: i64,
-    /// Its class: a place in [`Dataset::categories`].
+    /// Its class: an index into [`Dataset::categories`].
     pub label: usize,
     /// `[x, y, width, height]` in pixels.
     pub bbox: [f64; 4],
-    /// In pixels; decides in which range of sizes the object counts.
+    /// Area in pixels, which determines the size range (small, medium or large).
     pub area: f64,
-    /// Whether it is a region of many objects, which no detection has to find.
+    /// Whether it is a crowd region.
     pub is_crowd: bool,
-    /// Run lengths in the frame of the image; `None` if it has no mask.
+    /// Run lengths in the frame of the image. `None` without a mask.
     pub mask: Option<Mask>,
 }
 
-/// The sizes of the images of a header: as listed, else as the set has read them from the images.
+/// The image sizes: from the annotation file, or else as the set has read them from the image files.
 pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> {
     let mut by_name: HashMap<&str, [u32; 2]> = HashMap::new();
     if header.images.iter().any(|image| image.size.is_err()) {
@@ -45,11 +45,11 @@ pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> 
 }
 
 impl Dataset {
-    /// All annotations of wanted classes, crowds and small ones among them, as pycocotools sees them: in the order of the
-    /// file, the last of equal ids in place of all.
+    /// All annotations of selected classes, including crowds and small objects, as in pycocotools: in the order of the
+    /// file, the last one of equal ids in place of all.
     ///
     /// # Errors
-    /// A data error with what is wrong in the annotation file.
+    /// A data error that describes the problem in the annotation file.
     pub fn true_objects(&self) -> Result<Vec<TrueObject>> {
         let mut diagnostics = Diagnostics::default();
         let header = read_header(&self.source, &self.path, self.split, &self.classes, &mut diagnostics);
@@ -104,7 +104,7 @@ fn object(
     context: &Context,
     diagnostics: &mut Diagnostics,
 ) -> Option<Identified> {
-    // What is malformed was reported when the set was opened.
+    // Malformed annotations were reported when the set was opened.
     let raw = Raw::read(text).ok()?;
     let image = *context.images.get(&RawKey::from(raw.image.as_ref()?))?;
     let label = match &raw.category {
@@ -118,7 +118,7 @@ fn object(
         diagnostics.add(Code::MaskMalformed, context.path, || Location::annotation(id), || message);
     };
     let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
-        // What pycocotools refuses to draw is no mask; where masks are evaluated it was an error.
+        // Without a mask if pycocotools raises an exception. When masks are evaluated, this was already an error.
         Ok(mask) => mask.filter(|(mask, text)| !mask.is_nothing() || Segmentation::refusal(text).is_none()),
         Err(message) => {
             wrong(message);

@@ -1,27 +1,27 @@
-//! JSON values as annotation files have them: the same number may be written as a number, a string or a truth value.
+//! Reads JSON values of annotation files. A number may be written as a number, a string or a boolean.
 
 use fnet_common::text::printable;
 
 use super::json::{items, number, string};
 
-/// 2^53: above it a float no longer tells neighboring integers apart.
+/// 2^53. Larger integers are not exact as floats.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Numbers below this one stand for ids that are names.
+/// Numbers below this represent ids that are names.
 const LEAST_ID: i64 = i64::MIN / 2;
 
-/// A value, and whether it was written as a string, which the reference does not accept.
+/// A value, and whether it was written as a string, which MMDetection does not accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Written<T> {
     pub value: T,
     pub as_text: bool,
 }
 
-/// An id as it is written: a whole number, perhaps in quotes, or a name.
+/// An id as written in the file: a whole number, perhaps in quotes, or a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RawId {
     Number(Written<i64>),
-    /// A string that is no number.
+    /// A string that is not a number.
     Name(String),
 }
 
@@ -42,7 +42,7 @@ pub(super) fn integer(text: &[u8]) -> Result<Written<i64>, String> {
     Ok(Written { value: float as i64, as_text: false })
 }
 
-/// Whether text is a whole number of any size, perhaps in quotes.
+/// Whether the text is a whole number of any size, perhaps in quotes.
 pub(super) fn is_whole(text: &[u8]) -> bool {
     let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text).trim_ascii();
     let digits = text.strip_prefix(b"-").unwrap_or(text);
@@ -50,13 +50,14 @@ pub(super) fn is_whole(text: &[u8]) -> bool {
     !digits.is_empty() && (digits.iter().all(u8::is_ascii_digit) || is_float())
 }
 
-/// Reads an id; any string is a name that is not written as a number would be: "007" and "7" may be two things.
+/// Reads an id. A string that is not the canonical form of a number is a name, because "007" and "7" may be different
+/// ids.
 pub(super) fn id(text: &[u8]) -> Result<RawId, String> {
     match integer(text) {
-        Ok(number) if number.value < LEAST_ID => Err(format!("{} is too far below 0", shown(text))),
+        Ok(number) if number.value < LEAST_ID => Err(format!("{} is too small", shown(text))),
         Ok(number) if !number.as_text || string(text)? == number.value.to_string() => Ok(RawId::Number(number)),
         Ok(_) | Err(_) if text.first() == Some(&b'"') => Ok(RawId::Name(string(text)?.into_owned())),
-        Ok(_) => Err(format!("{} is no id", shown(text))),
+        Ok(_) => Err(format!("{} is not an id", shown(text))),
         Err(message) => Err(message),
     }
 }
@@ -72,8 +73,8 @@ pub(super) fn float(text: &[u8]) -> Result<Written<f64>, String> {
     number(text).map(|value| Written { value, as_text: false }).ok_or_else(wrong)
 }
 
-/// Reads a flag: 0, 1, any other number as Python's truth value has it, `true`, `false`, or null for false. A string is
-/// refused: people mean the number in it, Python takes "0" for true.
+/// Reads a flag: a number (nonzero is true), `true`, `false`, or null for false. A string is an error, because its
+/// meaning is ambiguous: in Python, "0" is true.
 pub(super) fn flag(text: &[u8]) -> Result<bool, String> {
     match text {
         b"true" => return Ok(true),
@@ -83,7 +84,7 @@ pub(super) fn flag(text: &[u8]) -> Result<bool, String> {
     number(text).map(|value| value != 0.0).ok_or_else(|| format!("{} is neither 0 nor 1", shown(text)))
 }
 
-/// Reads a box `[x, y, width, height]`; `None` for null or an empty list.
+/// Reads a box `[x, y, width, height]`. `None` for null or an empty list.
 pub(super) fn bbox(text: &[u8]) -> Result<Option<Written<[f64; 4]>>, String> {
     if text == b"null" {
         return Ok(None);
@@ -110,7 +111,7 @@ pub(super) fn bbox(text: &[u8]) -> Result<Option<Written<[f64; 4]>>, String> {
     }
 }
 
-/// A text for a message: its start, on one line.
+/// The start of a text, on one line, for messages.
 pub(super) fn shown(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(160)]);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_is_a_truth_value_in_any_spelling() {
+    fn flags_are_read_in_every_spelling() {
         let table = [("0", false), ("1", true), ("true", true), ("false", false), ("null", false), ("2", true)];
         for (text, value) in table.into_iter().chain([("0.0", false), ("NaN", true)]) {
             assert_eq!(flag(text.as_bytes()), Ok(value), "{text}");

@@ -1,4 +1,4 @@
-//! Odd annotation files as people have them: what is found in each, and what the oddities may not change.
+//! Unusual annotation files from real tools: their diagnostics, and invariants of the data.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::*;
 use fnet_test_support::fixture;
 
-/// What is found in each file of `derived` and `wild`, in training and in validation.
+/// The diagnostics of each file in `derived` and `wild`, in training and in validation.
 const EXPECTED: &str = include_str!("wild.txt");
 
-/// A set whose annotation file is `file`, with the images that lie beside it.
+/// A set with the annotation file `file` and the images next to it.
 fn config(file: &Path) -> config::Data {
     let folder = file.parent().unwrap();
     let images = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
@@ -22,7 +22,7 @@ fn config(file: &Path) -> config::Data {
     config
 }
 
-/// The annotation files below a folder, in the order of their names.
+/// The annotation files below a folder, sorted by name.
 fn json_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -37,7 +37,7 @@ fn json_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// How often each code is found, the gravest first.
+/// The count of each code, most severe first.
 fn found(config: &config::Data, split: Split) -> String {
     let (set, mut diagnostics) = Dataset::inspect(config, split, 1);
     if let Some(set) = &set {
@@ -46,12 +46,12 @@ fn found(config: &config::Data, split: Split) -> String {
     }
     let counts: Vec<_> = diagnostics.counts().into_iter().map(|(code, count)| format!("{code} {count}")).collect();
     if diagnostics.refuse_errors().is_ok() {
-        assert_usable(&set.expect("a set, as nothing is wrong with it"), split);
+        assert_usable(&set.expect("a set without errors"), split);
     }
     if counts.is_empty() { "nothing".into() } else { counts.join(", ") }
 }
 
-/// Every object of the set can be had.
+/// Checks that every object of the set can be loaded.
 fn assert_usable(set: &Dataset, split: Split) {
     for index in 0..set.len() {
         let image = set.image(index);
@@ -64,9 +64,9 @@ fn assert_usable(set: &Dataset, split: Split) {
     }
 }
 
-/// `FNET_UPDATE_WILD` set: writes down what is found, to be read and judged.
+/// With `FNET_UPDATE_WILD` set, updates wild.txt for review.
 #[test]
-fn odd_files_have_the_findings_that_are_written_down() {
+fn unusual_files_have_the_recorded_diagnostics() {
     let Some(root) = fixture("") else { return };
     let root = root.join("data");
     let mut actual = String::new();
@@ -103,7 +103,7 @@ fn objects(config: &config::Data, split: Split) -> Vec<(String, [f32; 4], u16, V
     found
 }
 
-/// The ground truth of a set, each with the name of its image in place of its image id.
+/// The ground truth of a set, with image names instead of image ids.
 fn truth(config: &config::Data) -> Vec<String> {
     let set = Dataset::open(config, Split::Val).unwrap();
     let name = |id: i64| set.image(set.image_ids().iter().position(|&own| own == id).unwrap()).file_name;
@@ -114,7 +114,7 @@ fn truth(config: &config::Data) -> Vec<String> {
         .collect()
 }
 
-/// The same set in several spellings; the first is the one to compare with.
+/// Checks that several spellings of a set are equal to the first.
 fn assert_equal_sets(folder: &Path, files: &[&str]) {
     let config = |file: &str| config(&folder.join(file));
     let [train, val] = [Split::Train, Split::Val].map(|split| objects(&config(files[0]), split));
@@ -128,13 +128,13 @@ fn assert_equal_sets(folder: &Path, files: &[&str]) {
 }
 
 #[test]
-fn masks_of_every_kind_are_the_same_masks() {
+fn masks_of_every_kind_are_equal() {
     let Some(root) = fixture("") else { return };
     assert_equal_sets(&root.join("data/derived/mask_kinds"), &["polygons.json", "rle_list.json", "rle_str.json"]);
 }
 
 #[test]
-fn ids_in_any_spelling_give_the_same_set_and_are_written_as_they_were() {
+fn ids_in_any_spelling_give_the_same_set_and_keep_their_spelling() {
     let Some(root) = fixture("") else {
         return;
     };
@@ -154,7 +154,7 @@ fn ids_in_any_spelling_give_the_same_set_and_are_written_as_they_were() {
 }
 
 #[test]
-fn both_spellings_of_unicode_names_are_the_same_images() {
+fn both_spellings_of_unicode_names_give_the_same_images() {
     let Some(root) = fixture("") else { return };
     let files = ["annotations.json", "annotations_raw_utf8_bom_crlf.json"];
     assert_equal_sets(&root.join("data/derived/unicode_names"), &files);

@@ -1,4 +1,4 @@
-//! What the first bytes of an image file tell.
+//! Reads the header of image files.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -9,20 +9,20 @@ use image::{ImageDecoder, ImageFormat};
 
 use super::{check_size, jpeg, jpeg2000, no_image, other, regular, tiff};
 
-/// Read first. The header of most files ends within it; a JPEG may have a long EXIF block with a preview.
+/// Size of the first read. It covers most headers, but a JPEG may have a long EXIF block with a preview.
 const START: usize = 64 << 10;
 
 /// The format of an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One that the crate `image` knows.
+    /// A format of the crate `image`.
     Known(ImageFormat),
     /// A JPEG 2000 file or codestream.
     Jpeg2000,
 }
 
 impl Format {
-    /// Its name for people and programs.
+    /// Its MIME type.
     pub fn mime_type(self) -> &'static str {
         match self {
             Self::Known(format) => format.to_mime_type(),
@@ -30,7 +30,7 @@ impl Format {
         }
     }
 
-    /// Endings of the names of its files.
+    /// File extensions of the format.
     fn endings(self) -> Vec<&'static str> {
         match self {
             Self::Known(format) => {
@@ -42,14 +42,14 @@ impl Format {
     }
 }
 
-/// What an image file says about itself before its pixels.
+/// The header of an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageHeader {
-    /// Told by the content.
+    /// The format, detected from the content.
     pub format: Format,
-    /// Pixels, after the EXIF rotation: the width of the decoded image.
+    /// Width in pixels, after the EXIF rotation.
     pub width: usize,
-    /// Pixels, after the EXIF rotation.
+    /// Height in pixels, after the EXIF rotation.
     pub height: usize,
     /// The EXIF orientation that the decoder applies, 1 (upright) to 8.
     pub orientation: u8,
@@ -63,7 +63,7 @@ impl ImageHeader {
         Self { format, width, height, orientation }
     }
 
-    /// Whether the ending of `path` is one that files of this format have. A file without one has none that is wrong.
+    /// Whether the extension of `path` matches the format. A file without an extension matches.
     pub fn fits_name(&self, path: &Path) -> bool {
         let Some(ending) = path.extension() else { return true };
         let ending = ending.to_string_lossy().to_ascii_lowercase();
@@ -74,7 +74,7 @@ impl ImageHeader {
 /// Reads the header of the file at `path`.
 ///
 /// # Errors
-/// Says what is wrong with the file, without its name.
+/// A message without the file name.
 pub(super) fn read(path: &Path) -> Result<ImageHeader, String> {
     let wrong = |error: std::io::Error| error.to_string();
     regular(path).map_err(wrong)?;
@@ -88,7 +88,7 @@ pub(super) fn read(path: &Path) -> Result<ImageHeader, String> {
         let header = match jpeg::header(&bytes) {
             Ok(jpeg) if !jpeg.damaged => jpeg,
             found if bytes.len() < START => found?,
-            // It goes on beyond what was read.
+            // The header continues beyond the first read.
             _ => {
                 file.read_to_end(&mut bytes).map_err(wrong)?;
                 jpeg::header(&bytes)?
@@ -127,7 +127,7 @@ mod tests {
     use crate::DecodedImage;
 
     #[test]
-    fn the_header_says_what_decoding_gives() {
+    fn the_header_matches_the_decoded_image() {
         let Some(root) = fixture("") else { return };
         let list = include_str!("../../tests/fixtures/opencv_pixels.json");
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
@@ -145,14 +145,14 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_read_where_it_is_long_and_where_the_pixels_are_missing() {
+    fn long_headers_and_headers_without_pixels_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jpg");
         let image = DynamicImage::from(ImageBuffer::from_pixel(40, 30, Rgb([1u8, 2, 3])));
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
         let bytes = bytes.into_inner();
-        // Two comments of the greatest length before everything else.
+        // Starts with two comments of the maximum length.
         let comment = [&[0xff, 0xfe, 0xff, 0xff], vec![b'x'; 0xfffd].as_slice()].concat();
         let long = [&bytes[..2], &comment, &comment, &bytes[2..]].concat();
         for content in [&long[..], &bytes[..bytes.len() - 20]] {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_fits_or_does_not() {
+    fn extensions_match_the_format() {
         let header = ImageHeader::new(Format::Known(ImageFormat::Jpeg), (4, 3), Orientation::Rotate90);
         assert_eq!((header.width, header.height, header.orientation), (3, 4, 6));
         for (name, fits) in [("a.jpg", true), ("a.JPEG", true), ("a.png", false), ("a", true), ("a.b.jpe", true)] {

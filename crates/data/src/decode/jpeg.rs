@@ -1,5 +1,5 @@
-//! JPEG by libjpeg-turbo's decoder (as packed in the `mozjpeg-sys` crate), which OpenCV uses too: exact integer IDCT and
-//! smooth chroma upsampling.
+//! Decodes JPEG with libjpeg-turbo's decoder (from the `mozjpeg-sys` crate), like OpenCV: exact integer IDCT and smooth
+//! chroma upsampling.
 
 use std::any::Any;
 use std::ffi::{CStr, c_int};
@@ -10,47 +10,47 @@ use image::metadata::Orientation;
 use mozjpeg_sys as sys;
 
 unsafe extern "C" {
-    /// Of the library's SIMD layer, or of what stands in for it where the library was built without one.
+    /// From the library's SIMD layer, or its stub if the library was built without SIMD.
     safe fn jsimd_can_idct_islow() -> c_int;
 }
 
-/// Whether the library was built with its vector instructions and this machine has them. They give the same pixels.
+/// Whether the library uses SIMD on this machine. The pixels are the same.
 pub(super) fn has_simd() -> bool {
     jsimd_can_idct_islow() != 0
 }
 
-/// What a JPEG file holds, before its EXIF rotation.
+/// A decoded JPEG file, before its EXIF rotation.
 pub(super) struct Jpeg {
     pub width: usize,
     pub height: usize,
     /// Red, green, blue.
     pub rgb: Vec<u8>,
     pub orientation: Orientation,
-    /// The first complaint of the decoder about damaged data that it went on after.
+    /// The decoder's first warning about damaged data.
     pub warning: Option<String>,
 }
 
 const EXIF_MARKER: c_int = 0xe1;
 const EXIF_HEADER: &[u8] = b"Exif\0\0";
 
-/// Whether the content starts as a JPEG file does.
+/// Whether the content starts like a JPEG file.
 pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// What the markers before the pixels say.
+/// The markers before the pixels.
 pub(super) struct Header {
     pub width: u32,
     pub height: u32,
     pub orientation: Orientation,
-    /// Whether the decoder complained; the end of the content is one reason.
+    /// Whether the decoder gave a warning, for example because the content is truncated.
     pub damaged: bool,
 }
 
 /// Reads the markers of a JPEG file, up to the first pixels.
 ///
 /// # Errors
-/// Says what is wrong with the content and how to mend it.
+/// A message with the problem and the remedy.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     guarded(|| {
         let mut decoder = Decoder::new(bytes);
@@ -64,10 +64,10 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     })
 }
 
-/// Decodes a JPEG file. `check` is asked about width and height before memory is taken.
+/// Decodes a JPEG file. Calls `check` with width and height before allocating memory.
 ///
 /// # Errors
-/// What `check` says, or what is wrong with the content and how to mend it.
+/// The error of `check`, or a message with the problem and the remedy.
 pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), String>) -> Result<Jpeg, String> {
     guarded(|| {
         let mut decoder = Decoder::new(bytes);
@@ -84,7 +84,7 @@ fn broken(message: String) -> String {
     format!("cannot be decoded: {message}; replace the file")
 }
 
-/// Runs the library and turns what [`fatal`] throws into an error.
+/// Runs the library and converts a panic of [`fatal`] to an error.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| match payload.downcast::<Fatal>() {
         Ok(fatal) => Err(broken(fatal.0)),
@@ -92,10 +92,10 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// The payload that carries a fatal message of the library up through its C frames.
+/// Panic payload with a fatal message of the library.
 struct Fatal(String);
 
-/// What the callbacks leave for the owner of the decoder.
+/// Results of the callbacks.
 #[derive(Default)]
 struct Notes {
     warning: Option<String>,
@@ -128,7 +128,7 @@ impl<'b> Decoder<'b> {
             errors.emit_message = Some(note);
             info.common.err = &raw mut *errors;
             sys::jpeg_create_decompress(&raw mut *info);
-            // Creating the decoder keeps `err` and `client_data` alone.
+            // Creating the decoder leaves `err` and `client_data` unchanged.
             info.common.client_data = (&raw mut *notes).cast();
             sys::jpeg_mem_src(&mut info, bytes.as_ptr(), bytes.len() as _);
             sys::jpeg_save_markers(&mut info, EXIF_MARKER, 0xffff);
@@ -139,10 +139,10 @@ impl<'b> Decoder<'b> {
     fn read_header(&mut self) -> Result<(), String> {
         // SAFETY: the decoder was created and given its source in `new`.
         let state = unsafe { sys::jpeg_read_header(&mut self.info, 1) };
-        if state == 1 { Ok(()) } else { Err("no image in the file".into()) }
+        if state == 1 { Ok(()) } else { Err("there is no image in the file".into()) }
     }
 
-    /// The rotation that the first EXIF block asks for.
+    /// The rotation from the first EXIF block.
     fn orientation(&self) -> Orientation {
         let mut marker = self.info.marker_list;
         while !marker.is_null() {
@@ -181,7 +181,7 @@ impl<'b> Decoder<'b> {
             let mut rows = [row.as_mut_ptr()];
             // SAFETY: decompression was started; one row of `output_width * channels` bytes is written, which `row` has.
             if unsafe { sys::jpeg_read_scanlines(&mut self.info, rows.as_mut_ptr(), 1) } != 1 {
-                return Err("the decoder gave no row".into());
+                return Err("the decoder returned no row".into());
             }
         }
         Ok(if channels == 4 { cmyk_to_rgb(&pixels) } else { pixels })
@@ -199,17 +199,17 @@ impl Drop for Decoder<'_> {
     }
 }
 
-/// OpenCV's conversion of the inverted values that Adobe writes.
+/// OpenCV's conversion of Adobe's inverted CMYK.
 fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
     let mix = |ink: u8, key: u8| (i32::from(key) - (((255 - i32::from(ink)) * i32::from(key)) >> 8)) as u8;
     cmyk.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]].map(|ink| mix(ink, p[3]))).collect()
 }
 
-/// The message of the library's current code, without its parameters.
+/// The message of the library's current error code, without its parameters.
 fn message(errors: &sys::jpeg_error_mgr) -> String {
     let code = errors.msg_code;
     if errors.jpeg_message_table.is_null() || !(0..=errors.last_jpeg_message).contains(&code) {
-        return format!("code {code} of the JPEG decoder");
+        return format!("JPEG decoder error code {code}");
     }
     // SAFETY: the table has an entry, a string constant of the library, for each code up to `last_jpeg_message`.
     let text = unsafe { CStr::from_ptr((*errors.jpeg_message_table.add(code as usize)).cast()) };
@@ -217,7 +217,7 @@ fn message(errors: &sys::jpeg_error_mgr) -> String {
     text.split('%').next().unwrap_or_default().trim_end_matches([' ', ':', '=', '(']).into()
 }
 
-/// The library's fatal errors: unwinds to [`decode`], past the panic hook.
+/// Callback for fatal errors: unwinds to [`decode`] without calling the panic hook.
 unsafe extern "C-unwind" fn fatal(info: &mut sys::jpeg_common_struct) {
     // SAFETY: `err` points to the error manager of the decoder that calls.
     let text = message(unsafe { &*info.err });
@@ -225,7 +225,7 @@ unsafe extern "C-unwind" fn fatal(info: &mut sys::jpeg_common_struct) {
     resume_unwind(payload);
 }
 
-/// The library's warnings (level -1) and traces.
+/// Callback for warnings (level -1) and traces.
 unsafe extern "C-unwind" fn note(info: &mut sys::jpeg_common_struct, level: c_int) {
     if level >= 0 || info.client_data.is_null() {
         return;

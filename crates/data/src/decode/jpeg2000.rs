@@ -1,4 +1,4 @@
-//! JPEG 2000, by the crate `hayro-jpeg2000`.
+//! Decodes JPEG 2000 with the crate `hayro-jpeg2000`.
 
 use hayro_jpeg2000::{ColorSpace, DecodeSettings, Image};
 use image::metadata::Orientation;
@@ -6,7 +6,7 @@ use image::metadata::Orientation;
 use super::other::Decoded;
 use super::{CONVERT, check_size};
 
-/// Whether the content starts as a JPEG 2000 file or codestream does.
+/// Whether the content starts like a JPEG 2000 file or codestream.
 pub(super) fn is_jpeg2000(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\0\0\0\x0cjP  ") || bytes.starts_with(&[0xff, 0x4f, 0xff, 0x51])
 }
@@ -24,7 +24,7 @@ fn broken(error: impl std::fmt::Display) -> String {
 /// Width and height.
 ///
 /// # Errors
-/// Says what is wrong with the content and how to mend it.
+/// A message with the problem and the remedy.
 pub(super) fn header(bytes: &[u8]) -> Result<(u32, u32), String> {
     let image = open(bytes)?;
     Ok((image.width(), image.height()))
@@ -33,7 +33,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<(u32, u32), String> {
 /// Decodes the content of a file.
 ///
 /// # Errors
-/// As [`header`].
+/// Same as [`header`].
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     let image = open(bytes)?;
     let colors = usize::from(image.color_space().num_channels());
@@ -64,7 +64,7 @@ mod tests {
     const FILE: &[u8] = include_bytes!("../../tests/fixtures/tiny.jp2");
 
     #[test]
-    fn a_lossless_file_gives_its_pixels() {
+    fn a_lossless_file_is_decoded_exactly() {
         let image = DecodedImage::decode(FILE).unwrap();
         let expected: Vec<u8> = (0..8u8).flat_map(|i| [i * 30, 255 - i * 20, i * 7]).collect();
         assert_eq!((image.width, image.height, image.rgb), (4, 2, expected));

@@ -1,5 +1,5 @@
-//! Image files to RGB pixels, as OpenCV's `IMREAD_COLOR` gives them: EXIF rotation applied, transparency dropped,
-//! 16-bit values cut to 8 bits.
+//! Decodes image files to RGB pixels like OpenCV's `IMREAD_COLOR`: EXIF rotation applied, transparency dropped, 16-bit
+//! values truncated to 8 bits.
 
 mod header;
 mod jpeg;
@@ -19,11 +19,11 @@ pub use header::ImageHeader;
 use fnet_common::text::printable;
 use fnet_common::{Error, Result};
 
-/// More pixels than this are refused: a small file can claim any size.
+/// Maximum number of pixels, because a small file can claim any size.
 const MAX_PIXELS: u64 = 1 << 28;
 
-/// The remedy where a format is not decoded.
-const CONVERT: &str = "convert it to PNG or JPEG, as by `magick FILE FILE.png`";
+/// The remedy for unsupported formats.
+const CONVERT: &str = "convert it to PNG or JPEG, for example with `magick FILE FILE.png`";
 
 /// A decoded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +34,12 @@ pub struct DecodedImage {
     pub height: usize,
     /// `width * height * 3` bytes, row-major: red, green, blue.
     pub rgb: Vec<u8>,
-    /// What the decoder found damaged but went on after, as OpenCV does: a JPEG that is cut off is gray from there.
+    /// A warning about damage that the decoder tolerated, like OpenCV: the missing part of a truncated JPEG is gray.
     pub warning: Option<String>,
 }
 
 impl DecodedImage {
-    /// Reads and decodes the file at `path`; the format is told by its content, not by its name.
+    /// Reads and decodes the file at `path`. The format is detected from the content, not from the name.
     ///
     /// # Errors
     /// Data errors that name the file and the remedy.
@@ -47,7 +47,7 @@ impl DecodedImage {
         Self::from_bytes(path, &Self::bytes(path)?)
     }
 
-    /// The content of the file at `path`.
+    /// Reads the file at `path`.
     pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
         let read = || {
             regular(path)?;
@@ -64,7 +64,7 @@ impl DecodedImage {
     /// Decodes the content of an image file.
     ///
     /// # Errors
-    /// Says what is wrong with the content and how to mend it.
+    /// A message with the problem and the remedy.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         contained(|| Self::decode_by_content(bytes))
     }
@@ -82,7 +82,7 @@ impl DecodedImage {
         rotate(other.width, other.height, other.rgb, other.orientation)
     }
 
-    /// Whether JPEG is decoded with vector instructions: about twice as fast, to the same pixels.
+    /// Whether JPEG is decoded with SIMD: about twice as fast, with the same pixels.
     pub fn jpeg_simd() -> bool {
         jpeg::has_simd()
     }
@@ -96,16 +96,16 @@ impl DecodedImage {
     }
 }
 
-/// Runs a decoder that others wrote: its panic says that the file cannot be decoded.
+/// Runs a third-party decoder. A panic becomes an error.
 fn contained<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let result = contain::run(decode).unwrap_or_else(|panic| {
-        Err(format!("cannot be decoded: the decoder gave up on it ({panic}); replace the file, or {CONVERT}"))
+        Err(format!("cannot be decoded: the decoder panicked ({panic}); replace the file, or {CONVERT}"))
     });
-    // Some decoders speak in paragraphs.
+    // Some decoders return messages of several lines.
     result.map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";"))
 }
 
-/// Refuses what is no regular file: to open a pipe would wait for its writer.
+/// Fails for anything but a regular file, because opening a pipe would block.
 fn regular(path: &Path) -> std::io::Result<()> {
     if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(std::io::Error::other("it is not a regular file")) }
 }
@@ -114,49 +114,49 @@ fn wrong(path: &Path, message: &str) -> Error {
     Error::data(format!("image {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
 }
 
-/// Names content that is no image but often stands in place of one.
+/// Recognizes content that is often found in place of an image.
 fn no_image(bytes: &[u8]) -> Option<&'static str> {
     if bytes.is_empty() {
         Some("the file is empty; copy or download it again")
     } else if bytes.starts_with(b"version https://git-lfs") {
-        Some("the file is a Git LFS pointer, not the decoded; run `git lfs pull`")
+        Some("the file is a Git LFS pointer, not the image; run `git lfs pull`")
     } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
-        Some("the file is AppleDouble metadata of macOS, not a decoded; delete it and leave it out of the annotations")
+        Some("the file is AppleDouble metadata of macOS, not an image; delete it and remove it from the annotations")
     } else if bytes.get(4..8) == Some(b"ftyp") {
         Some(match bytes.get(8..12) {
             Some(b"avif" | b"avis") => {
-                "the content is AVIF, which is not read; convert it to JPEG, as by `magick FILE FILE.jpg`"
+                "the content is AVIF, which is not supported; convert it to JPEG, for example with `magick FILE FILE.jpg`"
             }
             Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
-                "the content is HEIC (HEIF), which is not read; convert it to JPEG, as by `heif-convert FILE FILE.jpg`"
+                "the content is HEIC (HEIF), which is not supported; convert it to JPEG, for example with `heif-convert FILE FILE.jpg`"
             }
-            _ => "the content is a video (MP4 or QuickTime), not a decoded; take frames out of it, as by ffmpeg",
+            _ => "the content is a video (MP4 or QuickTime), not an image; extract frames, for example with ffmpeg",
         })
     } else if is_html(bytes) {
         Some("the content is HTML, perhaps the error page of a download; download the image again")
     } else if bytes.starts_with(b"%PDF") {
-        Some("the content is PDF, not a decoded; convert it to PNG, as by `pdftoppm -png FILE NAME`")
+        Some("the content is PDF, not an image; convert it to PNG, for example with `pdftoppm -png FILE NAME`")
     } else if bytes.starts_with(b"PK\x03\x04") {
-        Some("the content is a ZIP archive, not a decoded; unpack it")
+        Some("the content is a ZIP archive, not an image; unpack it")
     } else {
         None
     }
 }
 
-/// Whether content is a page of the web, or XML of a server that answers with an error.
+/// Whether content is a web page, or the XML error response of a server.
 fn is_html(bytes: &[u8]) -> bool {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let start = text[..text.len().min(16)].to_ascii_lowercase();
     ["<!doctype", "<html", "<head", "<body", "<?xml"].iter().any(|tag| start.starts_with(tag.as_bytes()))
 }
 
-/// An image of `width` by `height` pixels, turned upright.
+/// Rotates an image of `width` by `height` pixels upright.
 fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<DecodedImage, String> {
     if orientation == Orientation::NoTransforms {
         return Ok(DecodedImage { width, height, rgb, warning: None });
     }
     let image = RgbImage::from_raw(width as u32, height as u32, rgb);
-    let mut image = DynamicImage::from(image.ok_or("the decoder gave too few pixels")?);
+    let mut image = DynamicImage::from(image.ok_or("the decoder returned too few pixels")?);
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
     Ok(DecodedImage { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
@@ -167,7 +167,7 @@ fn check_size(width: u32, height: u32) -> Result<(), String> {
         return Err(format!("the image has {width}x{height} pixels; replace the file"));
     }
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(format!("{width}x{height} pixels are more than the {MAX_PIXELS} allowed; make the image smaller"));
+        return Err(format!("{width}x{height} pixels exceed the limit of {MAX_PIXELS}; make the image smaller"));
     }
     Ok(())
 }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_dropped_and_deep_values_are_cut() {
+    fn alpha_is_dropped_and_16_bit_values_are_truncated() {
         let rgba = ImageBuffer::from_pixel(2, 1, Rgba([10u8, 20, 30, 0]));
         let deep = ImageBuffer::from_pixel(1, 1, Luma([0x12ffu16]));
         let gray = ImageBuffer::from_pixel(1, 1, LumaA([7u8, 128]));
@@ -203,12 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_images_are_named() {
+    fn files_that_are_not_images_are_recognized() {
         for (bytes, expected) in [
             (&b""[..], "empty"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
             (b"\x00\x05\x16\x07\x00\x02", "AppleDouble"),
-            (b"hello world, not an image", "no known image format"),
+            (b"hello world, not an image", "not a known image format"),
             (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
             (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
             (b"\n <!DOCTYPE html><html>", "HTML"),
@@ -225,12 +225,12 @@ mod tests {
     #[test]
     fn a_decoder_that_panics_is_an_error_with_the_remedy() {
         let message = contained(|| Ok::<u8, String>(b""[std::hint::black_box(3)])).unwrap_err();
-        assert!(message.contains("gave up") && message.contains("index out of bounds"), "{message}");
+        assert!(message.contains("panicked") && message.contains("index out of bounds"), "{message}");
         assert!(message.contains("magick") && !message.contains('\n'), "{message}");
     }
 
     #[test]
-    fn simple_formats_of_netpbm_are_decoded() {
+    fn simple_netpbm_formats_are_decoded() {
         for (text, expected) in
             [(&b"P2 2 1 255 3 200"[..], vec![3, 3, 3, 200, 200, 200]), (b"P6 1 1 255 \x01\x02\x03", vec![1, 2, 3])]
         {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_are_opencvs() {
+    fn pixels_match_opencv() {
         let Some(root) = fixture("") else { return };
         let list = include_str!("../../tests/fixtures/opencv_pixels.json");
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
@@ -257,7 +257,7 @@ mod tests {
         assert!(different.is_empty(), "{}", different.join("\n"));
     }
 
-    /// Image files below `folder`, by name.
+    /// Image files below `folder`, sorted by name.
     fn images_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
         let endings = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -271,9 +271,9 @@ mod tests {
         }
     }
 
-    /// The checksum goes over width, height and checksum of the pixels of each image; "none" where there is none.
+    /// The checksum covers width, height and pixel checksum of each image, or "none" without an image.
     #[test]
-    fn pixels_of_whole_folders_are_opencvs() {
+    fn pixels_of_whole_folders_match_opencv() {
         let Some(root) = fixture("") else { return };
         let list = include_str!("../../tests/fixtures/opencv_pixels.json");
         let list: serde_json::Value = serde_json::from_str(list).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_off_png_is_an_error() {
+    fn a_truncated_png_is_an_error() {
         let bytes = encoded(ImageBuffer::from_pixel(64, 64, Rgb([1u8, 2, 3])).into(), ImageFormat::Png);
         assert!(DecodedImage::decode(&bytes[..bytes.len() / 2]).unwrap_err().contains("replace the file"));
     }

@@ -1,4 +1,4 @@
-//! Formats other than JPEG and JPEG 2000, by the crate `image`; some kinds of TIFF by [`super::tiff`].
+//! Decodes formats other than JPEG and JPEG 2000 with the crate `image`; some kinds of TIFF with [`super::tiff`].
 
 use std::io::{BufRead, Cursor, Seek};
 
@@ -7,7 +7,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 
 use super::{CONVERT, MAX_PIXELS, check_size, tiff};
 
-/// The formats that are decoded, JPEG among them.
+/// The supported formats, including JPEG.
 const FORMATS: [ImageFormat; 7] = [
     ImageFormat::Jpeg,
     ImageFormat::Png,
@@ -18,10 +18,10 @@ const FORMATS: [ImageFormat; 7] = [
     ImageFormat::Pnm,
 ];
 
-/// Room for what a decoder takes beside the pixels: strips, palettes, frames.
+/// Decoder memory in addition to the pixels: strips, palettes, frames.
 const WORKING_MEMORY: u64 = 64 << 20;
 
-/// What a file holds, before its EXIF rotation.
+/// A decoded file, before its EXIF rotation.
 pub(super) struct Decoded {
     pub width: usize,
     pub height: usize,
@@ -34,27 +34,27 @@ fn broken(error: ImageError) -> String {
     match error {
         ImageError::Unsupported(_) => format!("cannot be decoded: {error}; {CONVERT}"),
         ImageError::Limits(_) => {
-            format!("it takes more memory than an image of the {MAX_PIXELS} pixels allowed; make the image smaller")
+            format!("it needs more memory than an image of {MAX_PIXELS} pixels, the limit; make the image smaller")
         }
         _ => format!("cannot be decoded: {error}; replace the file"),
     }
 }
 
-/// Starts the decoder that `start`, the first bytes of the content, ask for; it has read the header only.
+/// Starts the decoder for `start`, the first bytes of the content. It has read only the header.
 ///
 /// # Errors
-/// Says what is wrong with the content and how to mend it.
+/// A message with the problem and the remedy.
 pub(super) fn open<'a, R: BufRead + Seek + 'a>(
     content: R,
     start: &[u8],
 ) -> Result<(ImageFormat, Box<dyn ImageDecoder + 'a>), String> {
     let guessed = image::guess_format(start).ok();
-    // BigTIFF is not guessed.
+    // The crate does not recognize BigTIFF.
     let Some(format) = guessed.or_else(|| tiff::is_tiff(start).then_some(ImageFormat::Tiff)) else {
-        return Err(format!("the content is of no known image format; {CONVERT}"));
+        return Err(format!("the content is not a known image format; {CONVERT}"));
     };
     if !FORMATS.contains(&format) {
-        return Err(format!("the content is {format:?}, which is not read; {CONVERT}"));
+        return Err(format!("the content is {format:?}, which is not supported; {CONVERT}"));
     }
     let mut reader = ImageReader::with_format(content, format);
     let mut limits = Limits::no_limits();
@@ -67,7 +67,7 @@ pub(super) fn open<'a, R: BufRead + Seek + 'a>(
 /// Decodes the content of a file.
 ///
 /// # Errors
-/// As [`open`].
+/// Same as [`open`].
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     if tiff::is_tiff(bytes)
         && let Some(decoded) = tiff::decode(bytes)?
@@ -85,7 +85,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     Ok(Decoded { width: width as usize, height: height as usize, rgb, orientation })
 }
 
-/// 16-bit channels lose their low byte, as libpng's `strip_16` does; alpha is dropped without blending.
+/// 16-bit channels lose their low byte, like libpng's `strip_16`. Alpha is dropped without blending.
 fn to_rgb(image: DynamicImage) -> Vec<u8> {
     let high = |value: &u16| (value >> 8) as u8;
     match image {

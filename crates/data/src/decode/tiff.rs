@@ -1,8 +1,8 @@
-//! TIFF files that the crate `image` decodes wrongly or not at all: palettes, YCbCr and CIELab colors, planes in tiles,
-//! bytes with their bits reversed, fax.
+//! Decodes TIFF files that the crate `image` decodes incorrectly or not at all: palettes, YCbCr and CIELab colors,
+//! tiled planes, reversed bits, fax.
 //!
-//! Each plane is written anew in memory, as a plain TIFF of samples without a meaning, which the crate `tiff` decodes.
-//! Here the samples become colors, as libtiff makes them for OpenCV.
+//! Each plane is rewritten in memory as a plain TIFF of samples without color information, which the crate `tiff`
+//! decodes. This module converts the samples to colors, like libtiff does for OpenCV.
 
 use std::io::{BufRead, Cursor, Seek};
 
@@ -16,9 +16,9 @@ use tiff::{ColorType, TiffError};
 use super::other::Decoded;
 use super::{CONVERT, MAX_PIXELS, check_size};
 
-/// Room for the longest list of strips or tiles.
+/// Memory for the longest list of strips or tiles.
 const LONGEST_TAG: usize = 64 << 20;
-/// More samples in a pixel than any image for people has.
+/// Maximum number of samples per pixel.
 const MOST_SAMPLES: u64 = 8;
 
 const FAX_RUNS: u64 = 2;
@@ -34,7 +34,7 @@ const CMYK: u64 = 5;
 const YCBCR: u64 = 6;
 const CIELAB: u64 = 8;
 
-/// Whether the content starts as a TIFF file does, BigTIFF among them.
+/// Whether the content starts like a TIFF or BigTIFF file.
 pub(super) fn is_tiff(bytes: &[u8]) -> bool {
     [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|start| bytes.starts_with(*start))
 }
@@ -43,7 +43,7 @@ fn broken(error: TiffError) -> String {
     match error {
         TiffError::UnsupportedError(_) => format!("cannot be decoded: {error}; {CONVERT}"),
         TiffError::LimitsExceeded => {
-            format!("it takes more memory than an image of the {MAX_PIXELS} pixels allowed; make the image smaller")
+            format!("it needs more memory than an image of {MAX_PIXELS} pixels, the limit; make the image smaller")
         }
         _ => format!("cannot be decoded: {error}; replace the file"),
     }
@@ -56,7 +56,7 @@ fn unsupported(what: impl std::fmt::Display) -> String {
 /// Width, height and orientation.
 ///
 /// # Errors
-/// Says what is wrong with the content and how to mend it.
+/// A message with the problem and the remedy.
 pub(super) fn header(content: impl BufRead + Seek) -> Result<((u32, u32), Orientation), String> {
     let mut decoder = Decoder::new(content).map_err(broken)?;
     let orientation = orientation(&mut decoder);
@@ -68,10 +68,10 @@ fn orientation(decoder: &mut Decoder<impl BufRead + Seek>) -> Orientation {
     value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Decodes the content of a file; `None` if the crate `image` does that well.
+/// Decodes the content of a file. `None` if the crate `image` can decode it.
 ///
 /// # Errors
-/// Says what is wrong with the content and how to mend it.
+/// A message with the problem and the remedy.
 pub(super) fn decode(bytes: &[u8]) -> Result<Option<Decoded>, String> {
     let limits = |most: usize| {
         let mut limits = Limits::default();
@@ -102,7 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Option<Decoded>, String> {
     Ok(Some(Decoded { width: width as usize, height: height as usize, rgb, orientation: orientation(&mut decoder) }))
 }
 
-/// How samples lie in the strips or tiles of a plane.
+/// Layout of samples in the strips or tiles of a plane.
 struct Layout {
     samples: u64,
     width: u64,
@@ -111,7 +111,7 @@ struct Layout {
     tile: Option<(u64, u64)>,
 }
 
-/// What the tags of the first image say.
+/// The tags of the first image.
 struct Directory {
     big_endian: bool,
     width: u64,
@@ -182,7 +182,7 @@ impl Directory {
         Ok(file)
     }
 
-    /// Whether the crate `image` does not decode it, or takes it for something else.
+    /// Whether the crate `image` cannot decode it correctly.
     fn is_special(&self) -> bool {
         let gray = [WHITE_IS_ZERO, BLACK_IS_ZERO].contains(&self.photometric);
         self.reversed
@@ -190,17 +190,17 @@ impl Directory {
             || [FAX_RUNS, FAX_3].contains(&self.compression)
             || (self.planar && (self.tile.is_some() || self.photometric == CMYK))
             || (self.bits == 16 && !gray)
-            // The crate takes the end of the data for a fault.
+            // The crate treats the end of the data as an error.
             || (self.compression == LZW && self.tile.is_some())
             || (gray && (self.samples > 1 || [2, 4].contains(&self.bits)))
     }
 
-    /// The chroma of several pixels stands in one place; the decoder of JPEG spreads it.
+    /// Whether several pixels share their chroma. The JPEG decoder upsamples it by itself.
     fn is_subsampled(&self) -> bool {
         self.photometric == YCBCR && self.compression != JPEG && self.subsampling != (1, 1)
     }
 
-    /// Samples that colors are made of; others are alpha.
+    /// Number of color samples; the others are alpha.
     fn wanted_samples(&self) -> usize {
         match self.photometric {
             WHITE_IS_ZERO | BLACK_IS_ZERO | PALETTE => 1,
@@ -210,11 +210,11 @@ impl Directory {
     }
 
     /// # Errors
-    /// Says what of the file is not decoded.
+    /// A message about the unsupported feature.
     fn check(&self) -> Result<(), String> {
         let photometrics = [WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB];
         if !photometrics.contains(&self.photometric) {
-            return Err(unsupported(format!("colors of the kind {}", self.photometric)));
+            return Err(unsupported(format!("color type {}", self.photometric)));
         }
         if ![1, 2, 4, 8, 16].contains(&self.bits)
             || (self.bits < 8 && self.samples > 1)
@@ -222,15 +222,15 @@ impl Directory {
         {
             return Err(unsupported(format!("{} samples of {} bits", self.samples, self.bits)));
         }
-        // Undefined counts as unsigned; a and b of CIELab are signed by themselves.
+        // Undefined counts as unsigned; a and b of CIELab are always signed.
         if ![1, 4].contains(&self.format) && self.photometric != CIELAB {
-            return Err(unsupported(format!("samples of the format {} in an unusual arrangement", self.format)));
+            return Err(unsupported(format!("samples of format {} in an unusual arrangement", self.format)));
         }
         if self.samples > MOST_SAMPLES || (self.samples as usize) < self.wanted_samples() {
             return Err(unsupported(format!("{} samples per pixel", self.samples)));
         }
         if [FAX_RUNS, FAX_3].contains(&self.compression) && (self.bits, self.samples) != (1, 1) {
-            return Err(unsupported("fax compression of more than black and white"));
+            return Err(unsupported("fax compression of an image that is not black and white"));
         }
         if self.compression == FAX_3 && self.fax_options & 1 == 1 {
             return Err(unsupported("two-dimensional fax compression of group 3"));
@@ -251,7 +251,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Whether strips and tiles hold whole groups of pixels that share their chroma.
+    /// Whether strips and tiles contain complete groups of pixels that share their chroma.
     fn is_even(&self) -> bool {
         let (horizontal, vertical) = self.subsampling;
         let sound = |value: u64| [1, 2, 4].contains(&value);
@@ -262,7 +262,7 @@ impl Directory {
         sound(horizontal) && sound(vertical) && even
     }
 
-    /// How the samples of a plane lie; those that share their chroma are taken for a row of single ones.
+    /// The layout of the samples of a plane. A group that shares its chroma is treated as a row of single samples.
     fn layout(&self) -> Layout {
         let samples = if self.planar { 1 } else { self.samples };
         let plain =
@@ -281,7 +281,7 @@ impl Directory {
         }
     }
 
-    /// The strips or tiles of each plane, as the crate can decode them.
+    /// The strips or tiles of each plane, in a form that the crate can decode.
     fn planes(&self, bytes: &[u8]) -> Result<Vec<Vec<Vec<u8>>>, String> {
         let layout = self.layout();
         let per_plane = self.chunks.len() / if self.planar { self.samples as usize } else { 1 };
@@ -289,7 +289,7 @@ impl Directory {
             let range = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
             let content = range.and_then(|(offset, length)| bytes.get(offset..offset.checked_add(length)?));
             let mut content = content.ok_or("cannot be decoded: it ends too early; replace the file")?.to_vec();
-            // Readers of JPEG data do not look at the order of bits.
+            // The bit order does not apply to JPEG data.
             if self.reversed && self.compression != JPEG {
                 content.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
             }
@@ -307,7 +307,7 @@ impl Directory {
         Ok(chunks.chunks(per_plane.max(1)).map(<[_]>::to_vec).collect())
     }
 
-    /// A TIFF of `chunks` whose samples have no meaning.
+    /// A TIFF of `chunks` without color information.
     fn view(&self, chunks: &[Vec<u8>]) -> Vec<u8> {
         let Layout { samples, width, height, rows, tile } = self.layout();
         let is_plain = [FAX_RUNS, FAX_3, LZW].contains(&self.compression);
@@ -321,7 +321,7 @@ impl Directory {
         }
         let lengths: Vec<u64> = chunks.iter().map(|chunk| chunk.len() as u64).collect();
         let tables = self.jpeg_tables.iter().map(|&byte| u64::from(byte)).collect::<Vec<_>>();
-        // Tag, bytes of a number, numbers; in the order of the tags.
+        // Tag, bytes per number, numbers; sorted by tag.
         let mut tags = vec![
             (256, 4, vec![width]),
             (257, 4, vec![height]),
@@ -347,17 +347,17 @@ impl Directory {
         out.bytes
     }
 
-    /// Puts the samples that the crate gave for `plane` where [`Self::to_rgb`] expects them, as 8 bits; those of fewer
-    /// bits as they are.
+    /// Stores the decoded samples of `plane` where [`Self::to_rgb`] expects them, as 8 bits. Samples of fewer bits are
+    /// not scaled.
     fn spread(&self, values: &DecodingResult, kind: ColorType, plane: usize, samples: &mut [u8]) -> Result<(), String> {
         let bytes: Vec<u8> = match values {
             DecodingResult::U8(values) => values.clone(),
-            // OpenCV cuts the low byte of gray values off; colors are rounded by libtiff.
+            // OpenCV truncates gray values; libtiff rounds colors.
             DecodingResult::U16(values) if self.wanted_samples() == 1 => {
                 values.iter().map(|value| (value >> 8) as u8).collect()
             }
             DecodingResult::U16(values) => values.iter().map(|&value| ((u32::from(value) + 128) / 257) as u8).collect(),
-            _ => return Err(unsupported(format!("samples of the kind {kind:?}"))),
+            _ => return Err(unsupported(format!("samples of type {kind:?}"))),
         };
         let (width, wanted) = (self.width as usize, self.wanted_samples());
         if self.is_subsampled() {
@@ -380,7 +380,7 @@ impl Directory {
         Ok(())
     }
 
-    /// From groups of pixels, each with its chroma behind it, to three samples for each pixel.
+    /// Converts groups of pixels, each followed by its chroma, to three samples per pixel.
     fn spread_chroma(&self, bytes: &[u8], samples: &mut [u8]) {
         let (horizontal, vertical) = (self.subsampling.0 as usize, self.subsampling.1 as usize);
         let (width, group) = (self.width as usize, horizontal * vertical + 2);
@@ -400,7 +400,7 @@ impl Directory {
         match self.photometric {
             PALETTE => {
                 let length = self.palette.len() / 3;
-                // Some writers fill the table with 8 bits.
+                // Some writers use only 8 bits in the palette.
                 let shift = if self.palette.iter().any(|&value| value > 255) { 8 } else { 0 };
                 let color = |index: u8, channel: usize| {
                     let place = usize::from(index).min(length.saturating_sub(1)) + channel * length;
@@ -425,17 +425,17 @@ impl Directory {
     }
 }
 
-/// Recommendation ITU-R BT.601 with the whole range, as JPEG has it.
+/// ITU-R BT.601 with full range, as in JPEG.
 fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let (y, cb, cr) = (f32::from(y), f32::from(cb) - 128.0, f32::from(cr) - 128.0);
     [y + 1.402 * cr, y - 0.344_136 * cb - 0.714_136 * cr, y + 1.772 * cb].map(|value| (value + 0.5) as u8)
 }
 
-/// libtiff's conversion: white of D50, a display of sRGB.
+/// libtiff's conversion: D50 white point, sRGB display.
 fn cielab_to_rgb([l, a, b]: [u8; 3]) -> [u8; 3] {
     const WHITE: [f32; 3] = [96.4250, 100.0, 82.4680];
     const DISPLAY: [[f32; 3]; 3] = [[3.2410, -1.5374, -0.4986], [-0.9692, 1.8760, 0.0416], [0.0556, -0.2040, 1.0570]];
-    /// Entries of the table of the display's brightness.
+    /// Entries of the display luminance table.
     const STEPS: f32 = 1500.0;
     let l = f32::from(l) * 100.0 / 255.0;
     let (a, b) = (f32::from(a as i8), f32::from(b as i8));
@@ -455,7 +455,7 @@ fn cielab_to_rgb([l, a, b]: [u8; 3]) -> [u8; 3] {
     })
 }
 
-/// Writes numbers in one order of bytes.
+/// Writes numbers in one byte order.
 struct Writer {
     big_endian: bool,
     bytes: Vec<u8>,
@@ -469,7 +469,7 @@ impl Writer {
         }
     }
 
-    /// Writes a directory of BigTIFF, and its place into the header.
+    /// Writes a BigTIFF directory, and its offset into the header.
     fn directory(&mut self, tags: &[(u64, usize, Vec<u64>)]) {
         let mut entries = Vec::new();
         for (tag, length, values) in tags {
@@ -501,7 +501,7 @@ impl Writer {
     }
 }
 
-/// Data of LZW as `length` bytes.
+/// Decodes LZW data to `length` bytes.
 fn lzw(bytes: &[u8], length: usize) -> Result<Vec<u8>, String> {
     let mut decoder = weezl::decode::Decoder::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
     let mut out = vec![0; length];
@@ -513,10 +513,14 @@ fn lzw(bytes: &[u8], length: usize) -> Result<Vec<u8>, String> {
             break;
         }
     }
-    if written == length { Ok(out) } else { Err("cannot be decoded: its LZW data breaks off; replace the file".into()) }
+    if written == length {
+        Ok(out)
+    } else {
+        Err("cannot be decoded: its LZW data is truncated; replace the file".into())
+    }
 }
 
-/// Bits of fax data; zeros follow its end.
+/// Bits of fax data, followed by zeros.
 struct FaxBits<'b> {
     bytes: &'b [u8],
     at: usize,
@@ -546,7 +550,8 @@ impl BitReader for FaxBits<'_> {
     }
 }
 
-/// One-dimensional fax data as rows of bits, white 0; `marked` where each row follows a mark, as in group 3.
+/// Decodes one-dimensional fax data to rows of bits, white is 0. With `marked`, each row follows an end-of-line mark,
+/// as in group 3.
 fn fax_rows(bytes: &[u8], width: usize, height: usize, marked: bool) -> Result<Vec<u8>, String> {
     let mut bits = FaxBits { bytes, at: 0 };
     let row_length = width.div_ceil(8);
@@ -564,7 +569,7 @@ fn fax_rows(bytes: &[u8], width: usize, height: usize, marked: bool) -> Result<V
         let (mut x, mut is_black) = (0, false);
         while x < width {
             let run = fax_run(&mut bits, is_black).ok_or_else(|| {
-                format!("cannot be decoded: its fax data breaks off in row {number}; replace the file")
+                format!("cannot be decoded: its fax data is truncated in row {number}; replace the file")
             })?;
             if is_black {
                 (x..width.min(x + run)).for_each(|x| row[x / 8] |= 0x80 >> (x % 8));
@@ -599,7 +604,7 @@ mod tests {
 
     type Tags = Vec<(u64, usize, Vec<u64>)>;
 
-    /// A BigTIFF of 4x2 pixels in one strip or tile per plane; `more` tags replace those of the same number.
+    /// A BigTIFF of 4x2 pixels in one strip or tile per plane. `more` tags replace those of the same number.
     fn file(big_endian: bool, chunks: &[&[u8]], more: &[(u64, usize, &[u64])]) -> Vec<u8> {
         let mut out = Writer { big_endian, bytes: Vec::new() };
         out.bytes.extend(if big_endian { b"MM\0+\0\x08\0\0" } else { b"II+\0\x08\0\0\0" });
@@ -636,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn every_order_of_bytes_and_bits_is_read() {
+    fn every_byte_and_bit_order_is_read() {
         let reversed = GRAY.map(u8::reverse_bits);
         for big_endian in [false, true] {
             assert_eq!(rgb(&file(big_endian, &[&GRAY], &[(262, 2, &[1])])), gray(GRAY));
@@ -646,8 +651,8 @@ mod tests {
     }
 
     #[test]
-    fn planes_of_tiles_are_put_together() {
-        // Tiles of 16x16, of which the image is the top left corner.
+    fn planes_of_tiles_are_combined() {
+        // Tiles of 16x16; the image is the top left corner.
         let plane = |add: u8| {
             let mut tile = vec![7u8; 256];
             for (y, row) in GRAY.chunks(4).enumerate() {
@@ -668,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn colors_are_what_libtiff_makes_of_them() {
+    fn colors_match_libtiff() {
         let table: Vec<u64> = (0..768).map(|i| (i % 256) * 257 / if i < 256 { 1 } else { 2 }).collect();
         let expected: Vec<_> = GRAY.iter().map(|&v| [v, v / 2, v / 2]).collect();
         assert_eq!(rgb(&file(false, &[&GRAY], &[(262, 2, &[3]), (320, 2, &table)])), expected);
@@ -683,7 +688,7 @@ mod tests {
             let tags: [(u64, usize, &[u64]); 3] = [(262, 2, &[kind]), (277, 2, &[3]), (530, 2, &[1, 1])];
             assert_eq!(rgb(&file(false, &[&three(color)], &tags)), vec![expected; 8], "{kind} {color:?}");
         }
-        // Four by two pixels share their chroma.
+        // Groups of four by two pixels share their chroma.
         let shared = [1, 2, 3, 4, 5, 6, 7, 8, 128, 128];
         let tags: [(u64, usize, &[u64]); 3] = [(262, 2, &[6]), (277, 2, &[3]), (530, 2, &[4, 2])];
         assert_eq!(rgb(&file(false, &[&shared], &tags)), gray([1, 2, 3, 4, 5, 6, 7, 8]));
@@ -713,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_decoded_is_named_with_the_remedy() {
+    fn unsupported_features_are_named_with_the_remedy() {
         let of = |tags: &[(u64, usize, &[u64])]| DecodedImage::decode(&file(false, &[&GRAY], tags)).unwrap_err();
         for (message, expected) in [
             (of(&[(262, 2, &[3]), (277, 2, &[9])]), "9 samples per pixel"),

@@ -1,28 +1,28 @@
-//! docs/data-codes.md: the table of all codes, made from their facts.
+//! docs/data-codes.md: the table of all codes, generated from their descriptions.
 
 use super::{Code, CodeDescription};
 
 const INTRODUCTION: &str = "\
-# What can be wrong with data, by code
+# Data diagnostics by code
 
-`fnet-launch check-data CONFIG` prints these codes, and so does every training and test when it starts (it checks all but
-the content of the image files). This page is made from the source; a test keeps it true.
+This page lists the diagnostics of `fnet-launch check-data CONFIG`. Training and testing run the same checks at startup,
+except for the content of image files. The page is generated from the source, and a test keeps it up to date.
 
-The rule behind every row: what the reference (MMDetection 2.25 with pycocotools and OpenCV) accepts is used exactly as
-the reference uses it, with a warning where it looks wrong. What the reference would crash on is repaired if only one
-meaning is possible, with a warning. What could mean two things is an error. One departure is deliberate: no object is
-trained on an empty mask.
+The rule behind every row: what [MMDetection 2.25](https://github.com/open-mmlab/mmdetection/tree/v2.25.0) (with
+pycocotools and OpenCV) accepts is used the same way, with a warning if it looks wrong. What MMDetection would crash on
+is repaired with a warning if only one meaning is possible. Anything ambiguous is an error. There is one deliberate
+difference: fnet does not train on objects with an empty mask.
 
-Of some masks nothing is left to draw. What counts is what pycocotools 2.0.11 does with it: where it raises an exception
-(`[]`, `[[]]`, a first polygon of one point or of four numbers), the object has no mask (`mask-missing`,
-`mask-missing-evaluated`, `mask-needed`); where it draws an empty mask (a polygon of five numbers, without area, or outside
-of the image), the object has an empty one (`mask-empty`), and is left out of training.
+An object has no mask (`mask-missing`, `mask-missing-evaluated`, `mask-needed`) if pycocotools 2.0.11 raises an exception
+for its segmentation: `[]`, `[[]]`, or a first polygon of one point or of four numbers. An object has an empty mask
+(`mask-empty`) and is left out of training if pycocotools draws a mask without pixels: a polygon of five numbers, without
+area, or outside of the image.
 
-An **error** stops training and testing with exit code 3 before they start. A **warning** looks wrong or was repaired; a
-**note** is worth knowing. Neither stops anything.
+An **error** stops training and testing with exit code 3 before they start. A **warning** means that something looks
+wrong or was repaired. A **note** is informational. Warnings and notes do not stop a job.
 ";
 
-/// The page as it should be.
+/// The expected page.
 fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     let mut group = "";
@@ -31,7 +31,7 @@ fn page() -> String {
         if heading(prefix) != group {
             group = heading(prefix);
             page += &format!(
-                "\n## {}\n\n| code | severity | found | done about it | the reference | remedy |\n{}\n",
+                "\n## {}\n\n| code | severity | found | action | MMDetection | remedy |\n{}\n",
                 group, "| --- | --- | --- | --- | --- | --- |"
             );
         }
@@ -50,12 +50,12 @@ fn heading(group: &str) -> &str {
         "box" => "Boxes",
         "mask" => "Masks",
         "split" => "Training and validation set together",
-        other => panic!("a heading for the codes that start with {other:?}"),
+        other => panic!("no heading for codes that start with {other:?}"),
     }
 }
 
 #[test]
-fn the_page_is_made_from_the_codes() {
+fn the_page_is_up_to_date() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/data-codes.md");
     let expected = page();
     if std::env::var_os("FNET_UPDATE_DOCS").is_some() {

@@ -1,8 +1,8 @@
-//! What is wrong or odd in a data set: each diagnostic has a code, a place and a remedy.
+//! Problems in a data set. Each diagnostic has a code, a location and a remedy.
 //!
-//! The rule behind every code: what the reference accepts is used as the reference uses it, with a warning where it
-//! looks wrong; what it would crash on is repaired if only one meaning is possible; anything else is an error.
-//! `docs/data-codes.md` is made from [`Code::description`].
+//! The rule: what MMDetection accepts is used the same way, with a warning if it looks wrong. What it would crash on is
+//! repaired if only one meaning is possible. Anything else is an error. `docs/data-codes.md` is generated from
+//! [`Code::description`].
 
 mod code;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use fnet_common::{Error, Result};
 
 pub use code::{Code, CodeDescription, Severity};
 
-/// Where in a file a diagnostic is. Ids are written as the file has them.
+/// Location of a diagnostic in a file. Ids are written as in the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Location {
     /// Line, from 1.
@@ -28,7 +28,7 @@ pub struct Location {
     /// Id of an image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Id of an annotation; where it has none, its place in the list, from 1, after `#`.
+    /// Id of an annotation. Without an id: `#` and its position in the list, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub annotation: Option<String>,
     /// Id of a category.
@@ -62,7 +62,7 @@ impl Location {
         Self { category: Some(id.to_string()), ..Self::default() }
     }
 
-    /// The same place, in the image with this id.
+    /// The same location, in the image with this id.
     #[must_use]
     pub fn of_image(mut self, id: impl fmt::Display) -> Self {
         self.image = Some(id.to_string());
@@ -82,18 +82,18 @@ impl fmt::Display for Location {
     }
 }
 
-/// One thing that is wrong or odd.
+/// One problem in a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What kind of thing.
+    /// The kind of problem.
     pub code: Code,
-    /// The set it is in, as the config names it.
+    /// The data set, as named in the config.
     pub set: Option<&'static str>,
-    /// The annotation file or image it is in.
+    /// The annotation file or image.
     pub file: PathBuf,
-    /// Where in the file.
+    /// The location in the file.
     pub place: Location,
-    /// What was found there, with the values.
+    /// What was found, with the values.
     pub message: String,
 }
 
@@ -133,18 +133,18 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Diagnostics as they are collected: all are counted, the first of each code are kept.
+/// A collection of diagnostics. All are counted; the first of each code are kept.
 #[derive(Debug, Clone)]
 pub struct Diagnostics {
     keep: usize,
-    /// The set that new diagnostics are in.
+    /// The set of new diagnostics.
     set: Option<&'static str>,
     counts: BTreeMap<Code, usize>,
     kept: Vec<Diagnostic>,
 }
 
 impl Default for Diagnostics {
-    /// Keeps what people read at the start of a job.
+    /// Keeps as many as the start of a job prints.
     fn default() -> Self {
         Self::keeping(Self::KEPT_AT_START)
     }
@@ -159,19 +159,19 @@ impl Diagnostics {
         Self { keep, set: None, counts: BTreeMap::new(), kept: Vec::new() }
     }
 
-    /// The same collection, whose new diagnostics are in `set` (`train` or `val`).
+    /// Sets the data set (`train` or `val`) of new diagnostics.
     #[must_use]
     pub fn of(mut self, set: &'static str) -> Self {
         self.set = Some(set);
         self
     }
 
-    /// An empty collection that keeps as many, of the same set.
+    /// An empty collection with the same limit and set.
     pub fn none(&self) -> Self {
         Self { set: self.set, ..Self::keeping(self.keep) }
     }
 
-    /// Adds a diagnostic; `place` and `message` are only asked for if the diagnostic is kept.
+    /// Adds a diagnostic. `place` and `message` are called only if the diagnostic is kept.
     pub fn add(&mut self, code: Code, file: &Path, place: impl FnOnce() -> Location, message: impl FnOnce() -> String) {
         let count = self.counts.entry(code).or_default();
         *count += 1;
@@ -208,7 +208,7 @@ impl Diagnostics {
         self.kept.retain(|diagnostic| diagnostic.code != code);
     }
 
-    /// Takes all diagnostics of the code `from` for diagnostics of `to`, which means something else for the job.
+    /// Changes the code of all diagnostics from `from` to `to`.
     pub fn rename(&mut self, from: Code, to: Code) {
         if let Some(count) = self.counts.remove(&from) {
             *self.counts.entry(to).or_default() += count;
@@ -224,14 +224,14 @@ impl Diagnostics {
         self.counts.get(&code).copied().unwrap_or(0)
     }
 
-    /// How often each code was found, the gravest first.
+    /// How often each code was found, most severe first.
     pub fn counts(&self) -> Vec<(Code, usize)> {
         let mut counts: Vec<_> = self.counts.iter().map(|(&code, &count)| (code, count)).collect();
         counts.sort_by_key(|&(code, _)| (std::cmp::Reverse(code.description().severity), code));
         counts
     }
 
-    /// The diagnostics that are kept, in the order in which they were made.
+    /// The diagnostics that are kept, in the order in which they were added.
     pub fn kept(&self) -> &[Diagnostic] {
         &self.kept
     }
@@ -246,14 +246,14 @@ impl Diagnostics {
         self.counts.iter().filter(|(code, _)| code.description().severity == severity).map(|(_, count)| count).sum()
     }
 
-    /// Stops if there is an error among the diagnostics.
+    /// Fails if there is an error among the diagnostics.
     ///
     /// # Errors
     /// A data error with a line for each code of that severity.
     pub fn refuse_errors(&self) -> Result<()> {
         match self.lines(Severity::Error) {
             lines if lines.is_empty() => Ok(()),
-            // Who prints the error puts the first word there.
+            // The caller that prints the error adds this prefix.
             lines => Err(Error::data(lines.join("\n").trim_start_matches("error: "))),
         }
     }
@@ -264,7 +264,7 @@ impl Diagnostics {
             let first = self.kept.iter().find(|diagnostic| diagnostic.code == code)?;
             let more = match count {
                 1 => String::new(),
-                _ => format!(" ({count} findings of this kind; `fnet-launch check-data` lists them)"),
+                _ => format!(" ({count} of this kind; `fnet-launch check-data` lists them)"),
             };
             Some(format!("{first}{more}"))
         };
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_counted_and_the_first_of_each_code_kept() {
+    fn all_are_counted_and_the_first_of_each_code_are_kept() {
         let diagnostics = found(&[Code::BoxOutside, Code::BoxOutside, Code::BoxMissing, Code::BoxOutside], 2);
         assert_eq!((diagnostics.count(Code::BoxOutside), diagnostics.count(Code::BoxMissing)), (3, 1));
         assert_eq!(diagnostics.kept().len(), 3);
@@ -300,9 +300,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_names_code_file_place_and_remedy() {
+    fn a_line_contains_code_file_location_and_remedy() {
         let line = &found(&[Code::BoxOutside, Code::BoxOutside], 1).lines(Severity::Warning)[0];
-        for part in ["box-outside", "a.json", "annotation 0", Code::BoxOutside.description().remedy, "2 findings"] {
+        for part in ["box-outside", "a.json", "annotation 0", Code::BoxOutside.description().remedy, "2 of this kind"] {
             assert!(line.contains(part), "{line}");
         }
     }

@@ -1,4 +1,4 @@
-//! Batches made ahead of time by threads of this process.
+//! Prepares batches ahead of time on threads of this process.
 
 mod prefetch;
 mod sample;
@@ -20,28 +20,28 @@ use super::batch::Batch;
 use super::coco::Dataset;
 use super::transform::Augmentation;
 
-/// Batches that are ready or in work ahead of the consumer, for each thread.
+/// Batches that are ready or in progress ahead of the consumer, per thread.
 const AHEAD: usize = 2;
-/// After so many unreadable images in a row, leaving them out is no remedy.
+/// After this many unreadable images in a row, the loader fails.
 const MAX_SKIPPED_IN_A_ROW: usize = 16;
 
-/// Where in the training a loader starts.
+/// Options of a training loader.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TrainOptions {
     /// Seed of the augmentations.
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: u64,
-    /// First batch of the epoch to hand out, from 0: the steps that were already done.
+    /// First batch of the epoch to return, from 0: the number of completed steps.
     pub first_batch: usize,
-    /// Leaves the masks of the targets empty, to measure what they cost.
+    /// Leaves the masks of the targets empty, to measure their cost.
     pub without_masks: bool,
 }
 
-/// What an evaluation loader hands out.
+/// Options of an evaluation loader.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TestOptions {
-    /// Whether targets are read too; else they are empty.
+    /// Whether targets are read; otherwise they are empty.
     pub with_targets: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Skipped {
     pub file: String,
     /// Its `id` in the annotation file.
     pub image_id: i64,
-    /// What is wrong with it.
+    /// Why it could not be read.
     pub reason: String,
 }
 
@@ -64,9 +64,9 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// Batches in the order of their indices, the same for any number of threads.
+/// Returns batches in the order of their indices, which are the same for any number of threads.
 ///
-/// Items are [`Batch`]es; after an error there is none. Dropping the loader stops its threads.
+/// Items are [`Batch`]es. After an error the iterator ends. Dropping the loader stops its threads.
 pub struct Loader {
     items: Prefetch<Made>,
     remaining: usize,
@@ -75,17 +75,17 @@ pub struct Loader {
     times: StageTimes,
 }
 
-/// One batch, and what there is to say about its images.
+/// One batch with the messages about its images.
 #[derive(Default)]
 struct Made {
-    /// `None` if every image was left out.
+    /// `None` if every image was skipped.
     batch: Option<Batch>,
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
     times: StageTimes,
 }
 
-/// What the threads share.
+/// The shared state of the threads.
 struct Work {
     dataset: Arc<Dataset>,
     pipeline: Pipeline,
@@ -98,14 +98,14 @@ struct Work {
 }
 
 impl Loader {
-    /// Augmented batches of `data.samples_per_gpu` images each, for the images `indices` of one epoch (see
-    /// [`train_indices`](super::train_indices)) from `options.first_batch` on.
+    /// Augmented batches of `data.samples_per_gpu` images, for the images `indices` of one epoch (see
+    /// [`train_indices`](super::train_indices)), starting at `options.first_batch`.
     ///
     /// With `data.on_error = "skip"`, an unreadable image is replaced by the next readable one of the same aspect
-    /// group, so that all ranks make equally many steps.
+    /// group, so that all ranks make the same number of steps.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If a thread cannot be started.
     pub fn train(
         dataset: Arc<Dataset>,
         config: &config::Data,
@@ -118,11 +118,11 @@ impl Loader {
         Self::start(dataset, config, batches, Some((options.seed, options.epoch)), wanted)
     }
 
-    /// Single images, each with its own padding, for evaluation. With `data.on_error = "skip"`, an unreadable one is
-    /// left out.
+    /// Single images, each with its own padding, for evaluation. With `data.on_error = "skip"`, unreadable images are
+    /// skipped.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If a thread cannot be started.
     pub fn test(
         dataset: Arc<Dataset>,
         config: &config::Data,
@@ -162,22 +162,22 @@ impl Loader {
         Ok(Self { items, remaining, skipped: Vec::new(), warnings: Vec::new(), times: StageTimes::default() })
     }
 
-    /// Batches that are still to come, those that may be left out among them.
+    /// The number of remaining batches, including those that may be skipped.
     pub fn remaining(&self) -> usize {
         self.remaining
     }
 
-    /// The images that were left out or replaced since the last call, in the order of the batches handed out.
+    /// The images that were skipped or replaced since the last call, in the order of the returned batches.
     pub fn take_skipped(&mut self) -> Vec<Skipped> {
         std::mem::take(&mut self.skipped)
     }
 
-    /// The damaged images that were used all the same since the last call, a sentence with the file's name each.
+    /// Warnings about damaged images that were used since the last call, each with the file name.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// What the threads spent on the batches handed out so far.
+    /// The time that the threads spent on the batches returned so far.
     pub fn times(&self) -> StageTimes {
         self.times
     }
@@ -233,7 +233,7 @@ impl Work {
         Ok(made)
     }
 
-    /// Image `index`, or what stands in for it; `None` if it is left out.
+    /// Image `index` or its replacement. `None` if it is skipped.
     fn sample(&self, index: usize, made: &mut Made) -> Result<Option<Sample>> {
         let mut candidates = self.stand_ins(index);
         let mut in_a_row = 0;
@@ -259,15 +259,15 @@ impl Work {
                 _ => {
                     return Err(Error::data(format!(
                         "{in_a_row} images in a row cannot be read, the last because of: {error}; check that the \
-                         folder of images is there and whole"
+                         image folder is complete"
                     )));
                 }
             };
         }
     }
 
-    /// The other images of the same aspect group in the order in which they stand in for `index`: a function of the
-    /// data set alone, so that every run and every rank agrees.
+    /// The replacements of `index`: the other images of the same aspect group. The order depends only on the data set,
+    /// so that it is the same on every run and rank.
     fn stand_ins(&self, index: usize) -> impl Iterator<Item = usize> {
         let count = self.dataset.len();
         (1..count).map(move |step| (index + step) % count).filter(move |&other| self.flags[other] == self.flags[index])

@@ -1,4 +1,4 @@
-//! Items made ahead of time by threads and handed out in order: a bounded queue that knows nothing about images.
+//! A generic bounded queue of items that threads make ahead of time and that are returned in order.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,13 +11,13 @@ use fnet_protocol::contain;
 
 /// How long the consumer waits for one item before it gives up.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long dropping waits for the threads; one that is stuck in the kernel is left behind.
+/// How long dropping waits for the threads. A thread that is stuck in the kernel is abandoned.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Makes item `i`; called on several threads at once, for each `i` once. Long work should look at the flag between its
-/// parts and end early, with any result, once it is set.
+/// Makes item `i`. Called once for each `i`, on several threads at once. Long work should check the flag regularly and
+/// return early, with any result, once it is set.
 pub(super) type Make<T> = dyn Fn(usize, &AtomicBool) -> Result<T> + Send + Sync;
-/// Says what making item `i` works on.
+/// Describes the work of making item `i`.
 pub(super) type Describe = dyn Fn(usize) -> String + Send + Sync;
 
 /// The items `0..count` in order.
@@ -31,7 +31,7 @@ struct Shared<T> {
     make: Box<Make<T>>,
     describe: Box<Describe>,
     count: usize,
-    /// How many items may be finished or in work ahead of the consumer.
+    /// Maximum number of items that are finished or in progress ahead of the consumer.
     capacity: usize,
     canceled: AtomicBool,
     state: Mutex<State<T>>,
@@ -46,11 +46,11 @@ struct State<T> {
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Starts `threads` threads that keep up to `ahead` items per thread ready; without threads, items are made when
-    /// they are asked for.
+    /// Starts `threads` threads that keep up to `ahead` items per thread ready. Without threads, items are made on
+    /// demand.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If a thread cannot be started.
     pub fn new(
         count: usize,
         threads: usize,
@@ -88,7 +88,7 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One thread's life.
+    /// The main function of a thread.
     fn work(&self) {
         fnet_common::process::use_all_cpus();
         let mut state = self.lock();
@@ -119,7 +119,7 @@ impl<T> Shared<T> {
 impl<T> Iterator for Prefetch<T> {
     type Item = Result<T>;
 
-    /// The next item; after an error there is none.
+    /// The next item. After an error the iterator ends.
     fn next(&mut self) -> Option<Result<T>> {
         if self.ended {
             return None;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn items_come_in_order_whatever_the_number_of_threads() {
+    fn items_come_in_order_with_any_number_of_threads() {
         for threads in [0, 1, 2, 5, 50] {
             let make = |i: usize, _: &AtomicBool| {
                 std::thread::sleep(Duration::from_micros((i as u64 * 7919) % 500));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_made_than_the_queue_holds() {
+    fn no_more_items_are_made_than_the_queue_holds() {
         let made = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&made);
         let mut items = numbers(

@@ -1,4 +1,4 @@
-//! One step's images and objects, from files to tensors.
+//! Loads the images and objects of one step, from files to tensors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,7 +14,7 @@ use crate::images::Pixels;
 use crate::resize::Bilinear;
 use crate::transform::{Augmentation, Geometry};
 
-/// One image that is read and knows what becomes of it.
+/// A loaded image with its geometry.
 pub(super) struct Sample {
     decoded: DecodedImage,
     geometry: Geometry,
@@ -31,7 +31,7 @@ pub fn load_image(dataset: &Dataset, index: usize) -> Result<DecodedImage> {
     DecodedImage::read(&record.path()).map_err(|error| error.context(record.place()))
 }
 
-/// What is read of the objects of an image.
+/// Which data of an image's objects are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     Nothing,
@@ -40,17 +40,17 @@ pub(super) enum Wanted {
 }
 
 impl Sample {
-    /// The file name as the annotation file gives it.
+    /// The file name in the annotation file.
     pub fn file_name(&self) -> &str {
         &self.meta.file_name
     }
 
-    /// What is damaged in the image although it was decoded.
+    /// A warning about damage in the decoded image.
     pub fn warning(&self) -> Option<&str> {
         self.decoded.warning.as_deref()
     }
 
-    /// Reads the image of `record` and what is `wanted` of its objects.
+    /// Reads the image of `record` and the `wanted` data of its objects.
     pub fn load(
         record: Record<'_>,
         augmentation: Augmentation,
@@ -91,7 +91,7 @@ impl Sample {
     }
 }
 
-/// An image outside of any data set as a batch of one without objects, prepared as at evaluation.
+/// A batch of one image without a data set and objects, preprocessed as at evaluation.
 pub fn single_image(decoded: DecodedImage, image_id: i64, file_name: &str, pipeline: &Pipeline) -> Batch {
     let augmentation = Augmentation::test(pipeline);
     let geometry = Geometry::new((decoded.height, decoded.width), augmentation, pipeline.size_divisor);
@@ -108,7 +108,7 @@ pub fn single_image(decoded: DecodedImage, image_id: i64, file_name: &str, pipel
     assemble(vec![sample], pipeline, &mut StageTimes::default())
 }
 
-/// Puts `samples` into one batch: resized, mirrored where asked, in frames that hold the largest of them.
+/// Combines `samples` to one batch: resized, flipped if requested, in frames of the size of the largest one.
 pub(super) fn assemble(samples: Vec<Sample>, pipeline: &Pipeline, times: &mut StageTimes) -> Batch {
     let height = samples.iter().map(|sample| sample.geometry.padded.0).max().unwrap_or(0);
     let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);

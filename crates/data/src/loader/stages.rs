@@ -1,25 +1,25 @@
-//! How long the parts of making a batch take.
+//! Measures the stages of making a batch.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-/// Time of the loader's threads by what they did, added up.
+/// Total time of the loader's threads per stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {
-    /// Reading the image's file.
+    /// Reading the image file.
     pub read: Duration,
-    /// Decoding it, and turning it upright.
+    /// Decoding and rotating it upright.
     pub decode: Duration,
-    /// Objects: their boxes, and their masks from the annotation file to windows of the resized image.
+    /// Boxes and masks of the objects, from the annotation file to windows of the resized image.
     pub masks: Duration,
-    /// Resizing, and mirroring.
+    /// Resizing and flipping.
     pub resize: Duration,
-    /// Rows of pixels into the memory of the batch, with its padding.
+    /// Copying rows of pixels into the batch, with padding.
     pub assemble: Duration,
 }
 
 impl StageTimes {
-    /// All together.
+    /// The sum of all stages.
     pub fn total(&self) -> Duration {
         self.read + self.decode + self.masks + self.resize + self.assemble
     }
@@ -35,7 +35,7 @@ impl AddAssign for StageTimes {
     }
 }
 
-/// Splits a run of work into stages.
+/// Measures consecutive stages.
 pub(super) struct Stopwatch(Instant);
 
 impl Stopwatch {

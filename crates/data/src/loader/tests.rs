@@ -62,7 +62,7 @@ fn a_batch_is_normalized_padded_and_channels_last() {
     // The blue channel is constant in each image.
     let expected = f64::from((80.0 - 103.53f32) / 57.375);
     assert!((images.double_value(&[1, 2, 5, 5]) - expected).abs() < 1e-6);
-    // Red grows to the right in the file, so to the left when mirrored.
+    // Red increases to the right in the file, so to the left when flipped.
     assert!(images.double_value(&[1, 0, 5, 5]) > images.double_value(&[1, 0, 5, 50]));
     let (target, factor) = (&batch.targets[1], batch.metas[1].scale_factor);
     assert_eq!(target.labels, [0]);
@@ -72,7 +72,7 @@ fn a_batch_is_normalized_padded_and_channels_last() {
 }
 
 #[test]
-fn evaluation_gives_single_images_with_their_own_padding() {
+fn evaluation_returns_single_images_with_their_own_padding() {
     let small = SmallSet::new(&SIZES);
     let set = Arc::new(Dataset::open(&small.config, Split::Val).unwrap());
     let load = |with_targets| {
@@ -133,7 +133,7 @@ fn skipping_gives_up_when_nothing_can_be_read() {
 }
 
 #[test]
-fn an_image_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
+fn an_image_with_the_wrong_listed_size_is_an_error_if_masks_do_not_fit() {
     let small = SmallSet::new(&[(80, 60)]);
     let set = Arc::new(Dataset::open(&small.config, Split::Train).unwrap());
     image::ImageBuffer::from_pixel(60, 80, image::Rgb([1u8, 2, 3])).save(small.folder.path().join("0.png")).unwrap();
@@ -143,7 +143,7 @@ fn an_image_of_another_size_than_listed_is_an_error_where_masks_do_not_fit() {
 }
 
 #[test]
-fn a_jpeg_that_is_cut_off_is_used_with_a_warning() {
+fn a_truncated_jpeg_is_used_with_a_warning() {
     let small = SmallSet::new(&[(80, 60)]);
     let path = small.folder.path().join("0.png");
     let mut bytes = std::io::Cursor::new(Vec::new());

@@ -15,7 +15,7 @@ fn bitmap(mask: &InstanceMask) -> Vec<u8> {
 }
 
 #[test]
-fn a_box_inside_its_mask_is_all_foreground_and_one_beside_it_all_background() {
+fn a_box_inside_its_mask_is_foreground_and_a_box_outside_is_background() {
     let mask = InstanceMask { frame: (64, 64), x: 10, y: 10, width: 20, height: 20, pixels: vec![1; 400].into() };
     let boxes = [[12.0, 12.0, 28.0, 28.0], [40.0, 40.0, 60.0, 60.0], [10.0, 10.0, 10.0, 10.0]];
     let targets = mask_targets(&[&mask, &mask, &mask], &boxes, 28);
@@ -23,7 +23,7 @@ fn a_box_inside_its_mask_is_all_foreground_and_one_beside_it_all_background() {
     assert!(targets[784..].iter().all(|&v| v == 0), "an empty box has no sample, so its average is 0");
 }
 
-/// RoIAlign of the whole bitmap, written from its definition without the window.
+/// RoIAlign of the whole bitmap, straight from the definition.
 fn pooled(mask: &InstanceMask, b: [f32; 4], size: usize) -> Vec<f32> {
     let full = bitmap(mask);
     let (h, w) = mask.frame;
@@ -83,7 +83,7 @@ proptest! {
                 prop_assert_eq!(full[y * frame.1 + x], expected, "{} {}", y, x);
             }
         }
-        // Where no row is lost, the window is tight.
+        // If no row is lost, the window is tight.
         if mask.width > 0 && new_h >= h && new_w >= w {
             let row = |y: usize| mask.pixels[y * mask.width..(y + 1) * mask.width].contains(&1);
             prop_assert!(row(0) && row(mask.height - 1));
@@ -100,7 +100,7 @@ proptest! {
         let object = [x, y, x + w, y + h];
         let targets = mask_targets(&[&mask], &[object], 7);
         for (target, average) in targets.iter().zip(pooled(&mask, object, 7)) {
-            // Where the average is within rounding of the threshold, either is right.
+            // Near the threshold, rounding may give either value.
             prop_assert!((average - 0.5).abs() < 1e-4 || *target == u8::from(average >= 0.5));
         }
     }

@@ -1,8 +1,8 @@
-//! The horizontal pass: every value of a row from two neighboring pixels of the source row.
+//! The horizontal pass: computes every value of a row from two neighboring pixels of the source row.
 
 use super::{Tap, simd};
 
-/// Values that one step of the vectorised pass makes.
+/// Values per step of the vectorized pass.
 pub(super) const STEP: usize = 16;
 /// Values of one load of [`STEP`]: four loads of 16 source bytes each.
 pub(super) const QUARTER: usize = 4;
@@ -14,25 +14,25 @@ pub(super) const LOAD: usize = 16;
 pub(super) struct Columns {
     /// First and second pixel of each column.
     taps: Vec<Tap>,
-    /// The same for the vectorised pass, where the machine and the sizes allow it.
+    /// The steps of the vectorized pass, if the machine and the sizes allow it.
     steps: Option<Vec<Step>>,
     source_bytes: usize,
 }
 
-/// What makes [`STEP`] values: four loads from the source row, the places of both neighbors in them, and their
+/// The inputs of [`STEP`] values: four loads from the source row, the positions of both neighbors in them, and their
 /// weights. Two registers of two loads each: register `r` makes the values of quarters `r` and `r + 2`, because packing
 /// two registers takes their lower halves first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
-    /// For each value the place of the first neighbor, a zero, that of the second, a zero: 16-bit numbers.
+    /// For each value the position of the first neighbor, a zero, that of the second, a zero: 16-bit numbers.
     pub places: [[u8; 2 * LOAD]; 2],
-    /// For each value both weights.
+    /// Both weights of each value.
     pub weights: [[[i16; 2]; 2 * QUARTER]; 2],
-    /// Where the load of each quarter starts.
+    /// Start of the load of each quarter.
     pub starts: [u32; 4],
 }
 
-/// A place that the shuffle fills with zero.
+/// An index that the shuffle fills with zero.
 const ZERO: u8 = 0x80;
 
 impl Columns {
@@ -43,7 +43,7 @@ impl Columns {
         Self { taps, steps, source_bytes }
     }
 
-    /// Values of a resized row with the rest of the last step, which is zero.
+    /// Values of a resized row, including the zeros that complete the last step.
     pub fn values(&self) -> usize {
         (self.taps.len() * 3).next_multiple_of(STEP)
     }
@@ -71,8 +71,8 @@ impl Columns {
     }
 }
 
-/// The steps of the vectorised pass; `None` if the neighbors of four values lie further apart than one load reaches,
-/// which happens when an image is made much smaller, or if a row is shorter than a load.
+/// The steps of the vectorized pass. `None` if the neighbors of four values are further apart than one load, which
+/// happens when an image is made much smaller, or if a row is shorter than a load.
 fn steps(taps: &[Tap], source_bytes: usize) -> Option<Vec<Step>> {
     let last_start = source_bytes.checked_sub(LOAD)?;
     let values = taps.len() * 3;
@@ -125,7 +125,7 @@ mod tests {
                 list.reverse();
             }
             let columns = Columns::new(list, width);
-            // Up to three times smaller, and rows of six pixels and more, the fast pass does it.
+            // The vectorized pass handles shrinking up to three times, and rows of at least six pixels.
             if simd::has_avx2() && width >= 6 && new_width * 3 >= width {
                 prop_assert!(columns.steps.is_some());
             }

@@ -1,7 +1,7 @@
-//! Bilinear resizing of RGB images, equal to OpenCV's `INTER_LINEAR` on 8-bit pixels bit for bit.
+//! Bilinear resizing of RGB images, bitwise equal to OpenCV's `INTER_LINEAR` on 8-bit pixels.
 //!
-//! OpenCV computes in fixed point: weights have 11 bits, the horizontal pass keeps all of them, the vertical pass
-//! drops 4 + 16 + 2 bits. Halving both sides exactly is an average of 2x2 pixels instead. Nothing is antialiased.
+//! OpenCV computes in fixed point: weights have 11 bits, the horizontal pass keeps all of them, the vertical pass drops
+//! 4 + 16 + 2 bits. Halving both sides exactly averages 2x2 pixels instead. There is no antialiasing.
 
 mod columns;
 mod simd;
@@ -10,7 +10,7 @@ use columns::Columns;
 
 /// One in 11-bit fixed point.
 const ONE: f32 = 2048.0;
-/// Rows that are handed out at once.
+/// Rows per band.
 const BAND: usize = 8;
 
 /// Two neighboring source positions and their weights for one destination position.
@@ -21,14 +21,14 @@ struct Tap {
     weights: [i16; 2],
 }
 
-/// Whether the fraction is dropped where the neighbor would lie outside: horizontally yes, vertically no.
+/// Whether the fraction is dropped if the neighbor is outside: horizontally yes, vertically no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Border {
     DropFraction,
     KeepFraction,
 }
 
-/// A plan for resizing images of one size to another; both are (height, width).
+/// A plan for resizing images of one size to another. Sizes are (height, width).
 #[derive(Debug)]
 pub struct Bilinear {
     source: (usize, usize),
@@ -50,7 +50,7 @@ impl Bilinear {
         Self::mirrored(source, target, false)
     }
 
-    /// A plan whose result is mirrored left to right if `flip`.
+    /// A plan that also flips the result horizontally if `flip`.
     pub fn mirrored(source: (usize, usize), target: (usize, usize), flip: bool) -> Self {
         let method = if source == target {
             Method::Copy
@@ -69,8 +69,8 @@ impl Bilinear {
         Self { source, target, flip, method }
     }
 
-    /// Resizes `rgb` (3 bytes per pixel, row-major) and hands some finished rows at a time to `take`, from the top,
-    /// with the number of the first.
+    /// Resizes `rgb` (3 bytes per pixel, row-major). Calls `take` with bands of finished rows from top to bottom, and
+    /// the index of the first row.
     ///
     /// # Panics
     /// If `rgb` is not of the source size.
@@ -108,7 +108,7 @@ impl Bilinear {
     /// Resizes `rgb` into a new image.
     ///
     /// # Panics
-    /// As [`Self::for_each_band`].
+    /// Same as [`Self::for_each_band`].
     pub fn apply(&self, rgb: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.target.0 * self.target.1 * 3);
         self.for_each_band(rgb, |_, band| out.extend_from_slice(band));
@@ -116,11 +116,11 @@ impl Bilinear {
     }
 }
 
-/// The two horizontally resized rows in use.
+/// The two current horizontally resized rows.
 struct HorizontalRows<'c> {
     columns: &'c Columns,
     rows: [Vec<i16>; 2],
-    /// The source row that each was made from.
+    /// The source row of each.
     sources: [usize; 2],
 }
 
@@ -130,7 +130,7 @@ impl<'c> HorizontalRows<'c> {
         Self { columns, rows: [row(), row()], sources: [usize::MAX; 2] }
     }
 
-    /// One row of the result from the two rows of the source, `row`, that `tap` names.
+    /// Computes one row of the result from the two source rows of `tap`.
     fn blend<'r>(&mut self, tap: &Tap, row: impl Fn(usize) -> &'r [u8], out: &mut [u8]) {
         if self.sources[0] != tap.first {
             if self.sources[1] == tap.first {
@@ -159,7 +159,7 @@ fn halve(upper: &[u8], lower: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Turns a row of RGB pixels around.
+/// Reverses a row of RGB pixels.
 fn mirror(row: &mut [u8]) {
     let (pixels, _) = row.as_chunks_mut::<3>();
     pixels.reverse();
@@ -187,8 +187,8 @@ fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
         .collect()
 }
 
-/// For each destination position the source position that nearest-neighbor resizing takes, as OpenCV's
-/// `INTER_NEAREST` has it: floored, not rounded.
+/// The source position of each destination position in nearest-neighbor resizing, like OpenCV's `INTER_NEAREST`:
+/// floored, not rounded.
 pub(super) fn nearest(source: usize, target: usize) -> Vec<usize> {
     let scale = 1.0 / (target as f64 / source as f64);
     (0..target).map(|d| ((d as f64 * scale).floor() as usize).min(source.saturating_sub(1))).collect()
@@ -206,14 +206,15 @@ mod tests {
         assert_eq!(Bilinear::new((2, 2), (1, 1)).apply(&rgb), [2, 12, 22]);
     }
 
-    /// An image of `height` by `width` pixels that OpenCV was given too: every value a function of its place.
+    /// An image of `height` by `width` pixels that was also resized with OpenCV. Every value is a function of its
+    /// position.
     fn noise(height: usize, width: usize) -> Vec<u8> {
         let value = |i: usize| (((i as u64 * 2_654_435_761) & 0xffff_ffff) >> 24) as u8 ^ (i / 97) as u8;
         (0..height * width * 3).map(value).collect()
     }
 
     #[test]
-    fn resized_images_are_opencvs() {
+    fn resized_images_match_opencv() {
         let list: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/fixtures/opencv_resize.json")).unwrap();
         let cases = &list["height, width, new height, new width, CRC-32"];
@@ -231,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mirrored_plan_turns_the_rows_around(
+        fn a_mirrored_plan_reverses_the_rows(
             h in 1usize..30, w in 1usize..60, new_h in 1usize..60, new_w in 1usize..120, same: bool, half: bool
         ) {
             let target = if same { (h, w) } else { (new_h, new_w) };
@@ -255,7 +256,7 @@ mod tests {
         }
 
         #[test]
-        fn a_plain_image_stays_plain(h in 1usize..40, w in 1usize..40, new_h in 1usize..80, new_w in 1usize..80, v in any::<u8>()) {
+        fn a_uniform_image_stays_uniform(h in 1usize..40, w in 1usize..40, new_h in 1usize..80, new_w in 1usize..80, v in any::<u8>()) {
             let resized = Bilinear::new((h, w), (new_h, new_w)).apply(&vec![v; h * w * 3]);
             prop_assert!(resized.iter().all(|&r| r == v), "{:?}", resized);
         }

@@ -1,10 +1,10 @@
-//! Loops over whole rows, in wide registers where the machine has them. Every function gives the same bits either way.
+//! Loops over whole rows, with AVX2 where available. The results are bitwise equal either way.
 
 use super::columns::Step;
 #[cfg(target_arch = "x86_64")]
 use super::columns::{LOAD, STEP};
 
-/// Whether the machine has 256-bit integer registers.
+/// Whether the machine has AVX2.
 pub(super) fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2");
@@ -42,12 +42,12 @@ fn blend_avx2(first: &[i16], second: &[i16], weights: [i16; 2], out: &mut [u8]) 
 /// If the machine lacks AVX2, `out` is not as long as the steps, or a step reaches beyond `row`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn columns(row: &[u8], steps: &[Step], out: &mut [i16]) {
-    assert!(has_avx2() && out.len() == steps.len() * STEP, "a plan for this machine and this row");
+    assert!(has_avx2() && out.len() == steps.len() * STEP, "the plan matches the machine and the row");
     // SAFETY: the machine has AVX2.
     unsafe { columns_avx2(row, steps, out) }
 }
 
-/// Never called: no plan has steps where the machine has no wide registers.
+/// Never called, because plans have no steps without AVX2.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn columns(_row: &[u8], steps: &[Step], _out: &mut [i16]) {
     debug_assert!(steps.is_empty());

@@ -1,4 +1,4 @@
-//! The mask operations that evaluation stands on, against numbers of pycocotools.
+//! Compares the mask operations with pycocotools.
 
 use hotcoco::Rle;
 use hotcoco::mask::{area, decode, encode, fr_bbox, fr_poly, iou, merge, rle_from_string, rle_to_string, to_bbox};
@@ -25,7 +25,7 @@ fn assert_near(actual: &[Vec<f64>], expected: &Value, what: &str) {
 }
 
 #[test]
-fn masks_are_drawn_encoded_merged_and_compared_as_pycocotools_does() {
+fn mask_operations_match_pycocotools() {
     let Some(path) = fixture("data/eval_refs/mask_api/expected.json") else { return };
     let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let boxes: Vec<Rle> = rows(&expected["bboxes_xywh"])
@@ -55,7 +55,7 @@ fn masks_are_drawn_encoded_merged_and_compared_as_pycocotools_does() {
 }
 
 #[test]
-fn odd_run_lengths_are_read_as_pycocotools_reads_them_and_wrong_ones_are_refused() {
+fn unusual_run_lengths_are_read_as_in_pycocotools_and_invalid_ones_are_errors() {
     let Some(path) = fixture("data/eval_refs/mask_api/expected.json") else { return };
     let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let side = |case: &Value, index: usize| case["size"][index].as_u64().unwrap() as u32;

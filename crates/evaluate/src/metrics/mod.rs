@@ -1,4 +1,5 @@
-//! COCO metrics: average precision and recall of boxes and masks, by hotcoco, with the reference's limits and names.
+//! COCO metrics: average precision and recall of boxes and masks, computed by hotcoco, with MMDetection's limits and
+//! names.
 
 #[cfg(test)]
 mod mask_tests;
@@ -21,7 +22,7 @@ use fnet_data::{Category, Dataset};
 
 use super::results::{ImageResult, category_id, xywh};
 
-/// What the detections are compared with: the objects of the annotation file, ready for evaluation.
+/// The ground truth: the objects of the annotation file, ready for evaluation.
 #[derive(Clone)]
 pub struct GroundTruth {
     coco: Arc<COCO>,
@@ -34,7 +35,7 @@ impl GroundTruth {
     ///
     /// # Errors
     ///
-    /// A data error with what is wrong in the annotation file.
+    /// A data error that describes the problem in the annotation file.
     pub fn of(dataset: &Dataset) -> Result<Self> {
         let categories = dataset.categories();
         let annotations = dataset.true_objects()?.into_iter().map(|object| hotcoco::Annotation {
@@ -70,11 +71,11 @@ impl GroundTruth {
         Ok(Self::new(truth, dataset.image_ids(), categories))
     }
 
-    /// Takes an annotation file in memory. `image_ids` are the images that count, `categories` the classes in the order
-    /// of the labels.
+    /// Creates the ground truth from an annotation file in memory. `image_ids` are the evaluated images, `categories`
+    /// the classes in the order of the labels.
     ///
-    /// Annotation ids are given anew from 1: the reference's evaluator takes the id 0 for "not matched", and an id
-    /// that occurs twice for one object.
+    /// Annotations are renumbered from 1, because pycocotools treats the id 0 as "not matched" and a repeated id as one
+    /// object.
     pub fn new(mut dataset: hotcoco::Dataset, image_ids: &[i64], categories: &[Category]) -> Self {
         for (id, annotation) in (1..).zip(&mut dataset.annotations) {
             annotation.id = id;
@@ -99,7 +100,7 @@ impl GroundTruth {
     }
 }
 
-/// An id as hotcoco takes it: negative ones become large, so that each stays its own.
+/// An id for hotcoco. Negative ids become large ones, so that ids stay unique.
 fn unsigned(id: i64) -> u64 {
     id as u64
 }
@@ -107,27 +108,27 @@ fn unsigned(id: i64) -> u64 {
 /// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metrics {
-    /// What was compared, and the outcome.
+    /// The scores of each metric.
     pub scores: IndexMap<Metric, Scores>,
-    /// Names of the classes in the order of the labels, each once.
+    /// Unique names of the classes, in the order of the labels.
     pub classes: Vec<String>,
-    /// Images looked at.
+    /// Number of images.
     pub images: usize,
-    /// Objects found in them.
+    /// Number of detections.
     pub detections: usize,
-    /// What a reader of the numbers should know.
+    /// Notes about the numbers.
     pub notes: Vec<String>,
-    /// How it was measured.
+    /// The settings of the evaluation.
     pub settings: Evaluation,
 }
 
 impl Metrics {
-    /// Compares detections with the ground truth by the thresholds and limits of `settings`; an image without an entry
-    /// counts as one without detections.
+    /// Compares detections with the ground truth, with the thresholds and limits of `settings`. An image without an
+    /// entry has no detections.
     ///
     /// # Errors
     ///
-    /// A label that the data set lacks, or masks of the annotation file that cannot be rasterized.
+    /// A label that is not in the data set, or a mask of the annotation file that cannot be rasterized.
     pub fn compute(
         ground_truth: &GroundTruth,
         results: &[ImageResult],
@@ -154,7 +155,7 @@ impl Metrics {
         if self.scores.values().any(|scores| scores.precision[0] < 0.0) {
             self.notes.push(
                 "The annotation file has no object to find in these images (crowd regions do not count): \
-                 precision and recall are undefined, given as -1."
+                 precision and recall are undefined and reported as -1."
                     .into(),
             );
         } else if self.detections == 0 {
@@ -162,7 +163,8 @@ impl Metrics {
         }
     }
 
-    /// The numbers of `evaluation.metric_items` by the reference's names (`bbox_mAP`, `segm_mAP_50`, ...), unrounded.
+    /// The numbers of `evaluation.metric_items` under MMDetection's names (`bbox_mAP`, `segm_mAP_50`, ...), not
+    /// rounded.
     pub fn named(&self) -> IndexMap<String, f64> {
         let mut named = IndexMap::new();
         let items = self.settings.items();
@@ -177,7 +179,8 @@ impl Metrics {
         named
     }
 
-    /// What `--metrics` writes: [`Metrics::named`], and with `evaluation.classwise` the classes under that name.
+    /// The content of the `--metrics` file: [`Metrics::named`], and with `evaluation.classwise` the classes under that
+    /// name.
     pub fn to_json(&self) -> Value {
         let mut object: Map<String, Value> =
             self.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
@@ -191,13 +194,12 @@ impl Metrics {
         Value::Object(object)
     }
 
-    /// The comparisons in which classes count.
+    /// The metrics that distinguish classes.
     fn with_classes(&self) -> impl Iterator<Item = (Metric, &Scores)> {
         self.scores.iter().map(|(&kind, scores)| (kind, scores)).filter(|(kind, _)| *kind != Metric::Proposal)
     }
 
-    /// The average precision and recall as a table for people; before it, with `evaluation.classwise`, one of the
-    /// classes.
+    /// A table of average precision and recall, after a table of the classes with `evaluation.classwise`.
     pub fn table(&self) -> String {
         match self.settings.classwise {
             true => format!("{}\n{}", table::by_class(self), table::summary(self)),
@@ -206,8 +208,7 @@ impl Metrics {
     }
 }
 
-/// Names of the classes; one that stands for several categories has its id behind it, so that a table by name keeps
-/// them all.
+/// Unique names of the classes. If several categories have the same name, their ids are appended.
 fn distinct_names(categories: &[Category]) -> Vec<String> {
     let is_double = |name: &String| categories.iter().filter(|category| category.name == *name).count() > 1;
     let named = |category: &Category| match is_double(&category.name) {
@@ -217,7 +218,7 @@ fn distinct_names(categories: &[Category]) -> Vec<String> {
     categories.iter().map(named).collect()
 }
 
-/// Detections as hotcoco takes them. Masks go without their boxes, so that sizes are those of the masks.
+/// Detections for hotcoco. Masks have no boxes, so that the areas are those of the masks.
 fn annotations(results: &[ImageResult], category_ids: &[i64], kind: Metric) -> Result<Vec<hotcoco::Annotation>> {
     let mut annotations = Vec::with_capacity(results.iter().map(|image| image.detections.len()).sum());
     for image in results {

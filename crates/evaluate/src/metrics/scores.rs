@@ -1,4 +1,4 @@
-//! One comparison of detections with the ground truth, and the means of what it gives.
+//! The scores of one metric.
 
 use std::sync::Arc;
 
@@ -10,32 +10,32 @@ use fnet_config::{Evaluation, Metric};
 
 use super::GroundTruth;
 
-/// The limit that `mAP` takes where it is among those of the config, as pycocotools has it.
+/// The limit of `mAP` if the config has it, as in pycocotools.
 const LIMIT_OF_FIRST: usize = 100;
-/// Places of the sizes in hotcoco's results: all, small, medium, large.
+/// Indices of the sizes in hotcoco's results: all, small, medium, large.
 const SIZES: [usize; 4] = [0, 1, 2, 3];
 
-/// The numbers of one comparison; -1 where there is nothing to find, or a threshold is not among those measured.
+/// The numbers of one metric. -1 if there is nothing to find or the threshold is not measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// Average precision over all IoU thresholds with 100 detections per image (or the greatest limit without it); at
-    /// IoU .50; at .75; of small, medium and large objects (borders at 32 and 96 pixels squared), with the greatest
-    /// limit of detections per image.
+    /// Average precision over all IoU thresholds with 100 detections per image (or the largest limit if 100 is not
+    /// among the limits); at IoU .50; at .75; of small, medium and large objects (borders at 32 and 96 pixels squared),
+    /// with the largest limit.
     pub precision: [f64; 6],
-    /// Average recall with each limit of detections per image; then of small, medium and large objects with the
-    /// greatest.
+    /// Average recall with each limit of detections per image; then of small, medium and large objects with the largest
+    /// limit.
     pub recall: Vec<f64>,
-    /// Average precision of each class in the order of the labels, with the greatest limit; empty for proposals, whose
-    /// classes do not count.
+    /// Average precision of each class in the order of the labels, with the largest limit. Empty for proposals, which
+    /// ignore classes.
     pub by_class: Vec<f64>,
 }
 
-/// Limit of detections per image of the average precision over all thresholds.
+/// The limit of detections per image for the average precision over all thresholds.
 pub fn limit_of_first(settings: &Evaluation) -> usize {
     if settings.proposal_nums.contains(&LIMIT_OF_FIRST) { LIMIT_OF_FIRST } else { settings.most_detections() }
 }
 
-/// Compares detections, as hotcoco takes them, with the ground truth.
+/// Compares detections with the ground truth.
 pub(super) fn compare(
     ground_truth: &GroundTruth,
     detections: Vec<hotcoco::Annotation>,
@@ -60,7 +60,7 @@ pub(super) fn compare(
     let thresholds = params.iou_thrs.clone();
     evaluation.evaluate().map_err(wrong)?;
     evaluation.accumulate();
-    let results = evaluation.accumulated().ok_or_else(|| Error::bug("an evaluation without results"))?;
+    let results = evaluation.accumulated().ok_or_else(|| Error::bug("hotcoco returned no results"))?;
     let means = Means { results, thresholds };
     means.scores(ground_truth, settings)
 }
@@ -76,7 +76,7 @@ impl Means<'_> {
         let shape = &self.results.shape;
         let limits = &settings.proposal_nums;
         if shape.a != SIZES.len() || shape.m != limits.len() || shape.t != self.thresholds.len() {
-            return Err(Error::bug(format!("an evaluation of shape {shape:?} for {settings:?}")));
+            return Err(Error::bug(format!("unexpected shape {shape:?} of an evaluation with {settings:?}")));
         }
         let last = limits.len() - 1;
         let first = limits.iter().position(|&limit| limit == limit_of_first(settings)).unwrap_or(last);
@@ -120,7 +120,7 @@ impl Means<'_> {
         }))
     }
 
-    /// In the order of the labels; hotcoco's order may be another.
+    /// In the order of the labels, which may differ from hotcoco's order.
     fn by_class(&self, ground_truth: &GroundTruth, thresholds: &[usize], limit: usize) -> Vec<f64> {
         let ids = &self.results.cat_ids;
         if ids.is_empty() {
@@ -134,7 +134,7 @@ impl Means<'_> {
     }
 }
 
-/// The mean of the values above -1, which marks what is undefined; -1 without any.
+/// The mean of the defined values (above -1), or -1 if there are none.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) =
         values.filter(|&value| value > -1.0).fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));

@@ -5,28 +5,28 @@ use fnet_config::Metric;
 
 use super::{Metrics, Scores, limit_of_first};
 
-/// Name and meaning of the rows of precision.
+/// Name and meaning of the precision rows.
 const PRECISION: [(&str, &str); 6] = [
-    ("AP", "average over the thresholds of IoU"),
+    ("AP", "average over the IoU thresholds"),
     ("AP50", "IoU .50"),
     ("AP75", "IoU .75"),
-    ("APs", "objects under 32x32 pixels"),
+    ("APs", "objects smaller than 32x32 pixels"),
     ("APm", "objects of 32x32 to 96x96"),
-    ("APl", "objects over 96x96"),
+    ("APl", "objects larger than 96x96"),
 ];
 
-/// The text of a number: `-` where it is undefined.
+/// Formats a number: `-` if it is undefined.
 fn value(number: f64) -> String {
     if number < 0.0 { "-".into() } else { format!("{number:.3}") }
 }
 
-/// A row of the summary: its name, what it means, and where its number is.
+/// A row of the summary: name, meaning, and a function that returns its number.
 type Row = (String, String, Box<dyn Fn(&Scores) -> f64>);
 
 fn rows(metrics: &Metrics) -> Vec<Row> {
     let limits = &metrics.settings.proposal_nums;
     let mut rows: Vec<Row> = Vec::new();
-    // Proposals have no classes, and so no precision that says anything.
+    // Precision is not meaningful for proposals, which have no classes.
     if metrics.with_classes().next().is_some() {
         let precision = (0..).zip(PRECISION);
         rows.extend(precision.map(|(index, (name, meaning))| -> Row {
@@ -34,7 +34,7 @@ fn rows(metrics: &Metrics) -> Vec<Row> {
         }));
     }
     for (index, limit) in limits.iter().enumerate() {
-        let meaning = if index == 0 { "recall with this many detections an image" } else { "" };
+        let meaning = if index == 0 { "recall with this many detections per image" } else { "" };
         rows.push((format!("AR@{limit}"), meaning.into(), Box::new(move |scores| scores.recall[index])));
     }
     for (offset, name) in ["ARs", "ARm", "ARl"].into_iter().enumerate() {
@@ -47,9 +47,9 @@ fn rows(metrics: &Metrics) -> Vec<Row> {
 pub(super) fn summary(metrics: &Metrics) -> String {
     let (first, most) = (limit_of_first(&metrics.settings), metrics.settings.most_detections());
     let limits = match metrics.with_classes().next() {
-        None => format!("recall whatever the class; ARs to ARl with {most} detections an image"),
-        Some(_) if first == most => format!("AP with {most} detections an image"),
-        Some(_) => format!("AP with {first} detections an image, the rows below it with {most}"),
+        None => format!("class-agnostic recall; ARs to ARl use maxDets={most}"),
+        Some(_) if first == most => format!("AP uses maxDets={most}"),
+        Some(_) => format!("AP uses maxDets={first}; the rows below use maxDets={most}"),
     };
     let mut lines =
         vec![format!("{}, {}; {limits}", count(metrics.images, "image"), count(metrics.detections, "detection"))];
@@ -74,7 +74,7 @@ pub(super) fn summary(metrics: &Metrics) -> String {
 }
 
 pub(super) fn by_class(metrics: &Metrics) -> String {
-    // Counted in characters: names of other scripts are then aligned as far as the terminal's font allows.
+    // The width is in characters, which aligns non-Latin names as far as the terminal's font allows.
     let width = metrics.classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("class".len());
     let line = |name: &str, cells: Vec<String>| {
         let padding = " ".repeat(width - name.chars().count());

@@ -7,7 +7,7 @@ use super::*;
 use crate::results::Detection;
 use fnet_test_support::fixture;
 
-/// COCO's own limits, where the reference has 100, 300 and 1000.
+/// COCO's limits; MMDetection uses 100, 300 and 1000.
 fn coco_limits() -> Evaluation {
     Evaluation { proposal_nums: vec![1, 10, 100], ..Evaluation::default() }
 }
@@ -48,7 +48,7 @@ const SHORT_NAMES: [&str; 12] =
     ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"];
 
 #[test]
-fn the_public_sets_give_the_numbers_of_pycocotools() {
+fn scores_of_public_sets_match_pycocotools() {
     let Some(root) = fixture("data/eval_refs") else { return };
     let coco = root.join("cocoapi_val2014_100");
     let truth = coco.join("instances_val2014_100.json");
@@ -78,14 +78,14 @@ fn the_public_sets_give_the_numbers_of_pycocotools() {
 }
 
 #[test]
-fn annotation_ids_from_zero_are_matched_like_any_other() {
+fn the_annotation_id_zero_is_matched_like_any_other() {
     let Some(root) = fixture("data/eval_refs/hotcoco_fixtures") else { return };
     let truth = ground_truth(&root.join("zero_gt.json"));
     let scores = compare(&truth, detections(&root.join("zero_dt.json"), Metric::Bbox), Metric::Bbox);
     assert_eq!((scores.precision[0], scores.precision[1], scores.recall[2]), (1.0, 1.0, 1.0));
 }
 
-/// Detections of a results file as the worker keeps them.
+/// Reads the detections of a results file.
 fn results_of(path: &Path, truth: &GroundTruth) -> Vec<ImageResult> {
     let entries = json_of(path);
     let mut results: Vec<ImageResult> = Vec::new();
@@ -110,7 +110,7 @@ fn results_of(path: &Path, truth: &GroundTruth) -> Vec<ImageResult> {
 }
 
 #[test]
-fn detections_of_the_reference_tool_have_its_metrics_and_are_written_as_it_writes_them() {
+fn metrics_and_results_files_of_mmdetections_detections_match() {
     let Some(folder) = fixture("reference/trained_tiny") else { return };
     let Some(annotations) = fixture("data/coco_mini/annotations") else { return };
     for (set, file) in [("a", "overfit16"), ("b", "val2017"), ("c", "val2017")] {
@@ -171,11 +171,11 @@ fn measured(truth: &GroundTruth, results: &[ImageResult], kinds: &[Metric], sett
 }
 
 #[test]
-fn any_limits_and_thresholds_give_the_numbers_of_pycocotools() {
+fn scores_match_pycocotools_with_any_limits_and_thresholds() {
     let Some(root) = fixture("data/eval_refs/cocoapi_val2014_100") else { return };
     let truth = ground_truth(&root.join("instances_val2014_100.json"));
     let files = ["instances_val2014_fakebbox100_results.json", "instances_val2014_fakesegm100_results.json"];
-    // What the tables of pycocotools 2.0.11 give for these maxDets, iouThrs, and useCats = 0 for proposals.
+    // Results of pycocotools 2.0.11 for these maxDets, iouThrs, and useCats = 0 for proposals.
     type Case<'a> = (Metric, &'a [usize], &'a [f64], [f64; 6], &'a [f64]);
     let cases: [Case<'_>; 4] = [
         (
@@ -266,7 +266,7 @@ fn the_ground_truth_itself_scores_one() {
 }
 
 #[test]
-fn annotations_of_a_public_set_score_one_against_themselves() {
+fn annotations_of_a_public_set_compared_with_themselves_score_one() {
     let Some(folder) = fixture("data/coco_mini/annotations") else { return };
     let truth = ground_truth(&folder.join("instances_val2017.json"));
     for kind in BOTH {
@@ -311,7 +311,7 @@ fn no_ground_truth_scores_minus_one_with_a_note() {
 }
 
 #[test]
-fn tables_line_up_and_show_undefined_numbers_as_a_dash() {
+fn tables_are_aligned_and_show_undefined_numbers_as_a_dash() {
     let truth = small_set(vec![square_at(1, 5.0, false), square_at(2, 40.0, false)]);
     let settings = Evaluation { classwise: true, ..Evaluation::default() };
     let table = measured(&truth, &[found(1, 5.0)], &BOTH, &settings).table();
@@ -324,7 +324,7 @@ fn tables_line_up_and_show_undefined_numbers_as_a_dash() {
 }
 
 #[test]
-fn odd_limits_have_rows_and_names_of_their_own() {
+fn custom_limits_have_their_own_rows_and_names() {
     let truth = small_set(vec![square_at(1, 5.0, false), square_at(1, 40.0, false)]);
     let settings = Evaluation {
         proposal_nums: vec![1, 7],
@@ -346,11 +346,11 @@ fn odd_limits_have_rows_and_names_of_their_own() {
     ] {
         assert!(table.contains(row), "{table}\nlacks {row}");
     }
-    assert!(table.contains("AP with 7 detections an image\n"), "{table}");
+    assert!(table.contains("AP uses maxDets=7\n"), "{table}");
 }
 
 #[test]
-fn classes_of_equal_names_are_kept_apart() {
+fn classes_with_equal_names_are_distinguished() {
     let names = |list: &[(i64, &str)]| {
         distinct_names(&list.iter().map(|&(id, name)| Category { id, name: name.into() }).collect::<Vec<_>>())
     };

@@ -14,25 +14,25 @@ pub struct ClassColor {
 impl ClassColor {
     /// The color of a class.
     ///
-    /// Hues advance by the golden angle, so that neighboring labels differ most and any number of them stay apart;
-    /// three lightnesses alternate. Computed in OKLCH (Ottosson, 2020), where equal numbers look equally bright.
+    /// Hues advance by the golden angle, so that the colors of neighboring labels differ clearly. Three lightnesses
+    /// alternate. Colors are computed in OKLCH (Ottosson, 2020), in which lightness is perceptually uniform.
     pub fn of_class(label: usize) -> Self {
         const GOLDEN_ANGLE: f64 = 137.507_764;
         let (lightness, chroma) = [(0.72, 0.17), (0.64, 0.20), (0.80, 0.15)][label % 3];
         let hue = (25.0 + GOLDEN_ANGLE * label as f64).to_radians();
-        // Less chroma until the color exists on a screen.
+        // Reduce chroma until the color is within sRGB.
         (0..20)
             .map(|step| from_oklch(lightness, chroma * (1.0 - f64::from(step) / 20.0), hue))
             .find_map(|linear| linear.iter().all(|value| (-1e-3..=1.001).contains(value)).then(|| encode(linear)))
             .unwrap_or(Self { red: 160, green: 160, blue: 160 })
     }
 
-    /// The neutral color of what belongs to no single object.
+    /// The neutral color of crowd regions.
     pub const fn neutral() -> Self {
         Self { red: 190, green: 190, blue: 190 }
     }
 
-    /// Black or white, whichever is read more easily on this color (WCAG's contrast ratio).
+    /// Black or white, whichever has the higher WCAG contrast ratio with this color.
     pub fn text(self) -> Self {
         let luminance = self.luminance();
         let (on_white, on_black) = (1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05);
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_hundred_classes_have_colors_of_their_own_that_text_can_be_read_on() {
+    fn the_first_hundred_classes_have_unique_colors_with_readable_text() {
         let colors: Vec<ClassColor> = (0..100).map(ClassColor::of_class).collect();
         for (index, color) in colors.iter().enumerate() {
             let (dark, light) =
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn neighboring_classes_are_far_apart() {
+    fn colors_of_neighboring_classes_differ_clearly() {
         for label in 0..100 {
             let (a, b) = (ClassColor::of_class(label), ClassColor::of_class(label + 1));
             let distance =

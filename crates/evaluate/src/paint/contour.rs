@@ -10,17 +10,17 @@ pub type Loop = Vec<(f32, f32)>;
 /// Empty pixels around the window, so that every line closes and the blur has neighbors.
 const MARGIN: usize = 2;
 
-/// Outlines of a mask, holes included (marching squares on the slightly blurred mask; plain, where the blur would wipe
-/// out everything). Empty for an empty mask.
+/// Outlines of a mask, including holes: marching squares on the slightly blurred mask, or without blur if it would
+/// erase the mask. Empty for an empty mask.
 pub fn outlines(mask: &Rle) -> Vec<Loop> {
     let Some(window) = Window::new(mask) else { return Vec::new() };
     let smooth = window.blurred().loops();
     if smooth.is_empty() { window.loops() } else { smooth }
 }
 
-/// The part of an image that holds a mask, with values from 0 (outside) to 16 (inside), row-major.
+/// The window of an image that contains a mask, with values from 0 (outside) to 16 (inside), row-major.
 struct Window {
-    /// Pixels of the image left of and above the window's first; may be negative by the margin.
+    /// Position of the window in the image; may be negative because of the margin.
     left: f32,
     top: f32,
     width: usize,
@@ -71,7 +71,7 @@ impl Window {
         Self { values, ..*self }
     }
 
-    /// Lines between the pixels under and from half on.
+    /// Closed lines between pixels below half and pixels of at least half.
     fn loops(&self) -> Vec<Loop> {
         let mut next = HashMap::new();
         let mut starts = Vec::new();
@@ -102,8 +102,8 @@ impl Window {
         self.values[y * self.width + x]
     }
 
-    /// Directed pieces of the line through the square between four pixels, the inside on their left as one sees it; each goes from
-    /// one edge of the square to another.
+    /// Directed segments of the line through the square between four pixels, with the inside on their left. Each goes
+    /// from one edge of the square to another.
     fn segments(&self, x: usize, y: usize) -> impl Iterator<Item = (Edge, Edge)> + use<> {
         let inside = |x, y| self.value(x, y) >= 8;
         let case = usize::from(inside(x, y))
@@ -134,7 +134,7 @@ impl Window {
         first.into_iter().chain(second)
     }
 
-    /// Where the line crosses an edge, by linear interpolation between its two pixels' centers.
+    /// The point where the line crosses an edge, interpolated linearly between the centers of its two pixels.
     fn crossing(&self, edge: Edge) -> (f32, f32) {
         let (x, y) = (edge.x, edge.y);
         let from = f32::from(self.value(x, y));
@@ -145,7 +145,7 @@ impl Window {
     }
 }
 
-/// The line from a pixel's center to the next one's, to the right or downwards.
+/// The edge from a pixel's center to the center of the next pixel, to the right or down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Edge {
     x: usize,
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Area by the shoelace formula; holes count against it.
+    /// Area by the shoelace formula, minus holes.
     fn area(loops: &[Loop]) -> f32 {
         let of_loop = |points: &Loop| -> f32 {
             let following = points.iter().cycle().skip(1);
@@ -178,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn a_disc_has_one_outline_around_its_area() {
+    fn a_disc_has_one_outline_with_its_area() {
         let loops = outlines(&disc(30.0, 0.0));
         assert_eq!(loops.len(), 1);
         assert!((area(&loops) / (std::f32::consts::PI * 900.0) - 1.0).abs() < 0.02, "{}", area(&loops));
     }
 
     #[test]
-    fn a_hole_has_an_outline_of_its_own() {
+    fn a_hole_has_its_own_outline() {
         let loops = outlines(&disc(30.0, 15.0));
         assert_eq!(loops.len(), 2);
         assert!((area(&loops) / (std::f32::consts::PI * 675.0) - 1.0).abs() < 0.02, "{}", area(&loops));

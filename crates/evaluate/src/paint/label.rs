@@ -1,4 +1,4 @@
-//! Names and scores on chips of their class's color, kept apart from each other as far as there is room.
+//! Labels (name and score) on chips in the color of the class. Chips do not overlap if there is enough space.
 
 use tiny_skia::{FillRule, PathBuilder, Rect, Transform};
 
@@ -6,10 +6,10 @@ use super::shape::ink;
 use super::text::{Fonts, Line};
 use super::{Canvas, Object};
 
-/// A chip goes no more lines than this away from its box to be free.
+/// Maximum distance of a chip from its box, in lines.
 const LINES_AWAY: usize = 3;
 
-/// A placed chip: `[left, top, right, bottom]` in pixels of the painted image.
+/// A placed chip: `[left, top, right, bottom]` in pixels of the drawn image.
 type Area = [f32; 4];
 
 pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
@@ -18,7 +18,7 @@ pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
     let padding = canvas.text * 0.25;
     let mut placed: Vec<Area> = Vec::with_capacity(objects.len());
     let mut chips: Vec<(Area, Line, &Object)> = Vec::with_capacity(objects.len());
-    // The most certain choose their place first.
+    // Place labels in order of falling score.
     let mut order: Vec<&Object> = objects.iter().copied().filter(|o| o.bbox.iter().all(|v| v.is_finite())).collect();
     order.sort_by(|a, b| b.score.unwrap_or(1.0).total_cmp(&a.score.unwrap_or(1.0)));
     for object in order {
@@ -39,10 +39,10 @@ pub(super) fn paint(canvas: &mut Canvas, fonts: &Fonts, objects: &[&Object]) {
     }
 }
 
-/// Name and score. A character that the fonts lack becomes a box; a name without any letter or digit that they have
-/// becomes the number of its class.
+/// Name and score. A character that is not in the fonts becomes a box. If no letter or digit of a name is in the fonts,
+/// the class number is used instead.
 fn caption(object: &Object, fonts: &Fonts) -> String {
-    // Joiners and selectors of emoji have no shape of their own.
+    // Emoji joiners and variation selectors have no glyph.
     let shown = object.name.chars().filter(|character| !matches!(character, '\u{200d}' | '\u{fe00}'..='\u{fe0f}'));
     let mut text = if object.name.chars().any(|character| character.is_alphanumeric() && fonts.has(character)) {
         shown.map(|character| if fonts.has(character) { character } else { '□' }).collect()
@@ -58,7 +58,8 @@ fn caption(object: &Object, fonts: &Fonts) -> String {
     text
 }
 
-/// The first free place at the box's corners or sides, then a few lines above or below it, else the least covered one.
+/// The first free position at the box's corners or sides, then a few lines above or below it, else the least covered
+/// one.
 fn place([x1, y1, x2, y2]: Area, (width, height): (f32, f32), size: (f32, f32), placed: &[Area]) -> Area {
     let near = [
         (x1, y1 - height),
@@ -139,18 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn names_beyond_the_fonts_fall_back_visibly() {
+    fn characters_that_are_not_in_the_fonts_have_a_visible_fallback() {
         let fonts = Fonts::load().unwrap();
-        let told = |name: &str| {
+        let captioned = |name: &str| {
             let object =
                 Object { label: 4, name: name.into(), score: Some(0.5), bbox: [0.0; 4], mask: None, crowd: false };
             caption(&object, &fonts)
         };
-        assert_eq!(told("дорожный знак"), "дорожный знак 0.50");
-        assert_eq!(told("汽车"), "class 4 0.50");
-        assert_eq!(told("bus 巴士"), "bus □□ 0.50");
-        assert_eq!(told("firefighter 👩\u{200d}🚒\u{fe0f}"), "firefighter □□ 0.50");
-        assert_eq!(told(" "), "class 4 0.50");
+        assert_eq!(captioned("дорожный знак"), "дорожный знак 0.50");
+        assert_eq!(captioned("汽车"), "class 4 0.50");
+        assert_eq!(captioned("bus 巴士"), "bus □□ 0.50");
+        assert_eq!(captioned("firefighter 👩\u{200d}🚒\u{fe0f}"), "firefighter □□ 0.50");
+        assert_eq!(captioned(" "), "class 4 0.50");
         assert!(fonts.has('□'));
     }
 

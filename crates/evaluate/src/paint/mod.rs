@@ -1,4 +1,4 @@
-//! Images with boxes, masks, names and scores painted over them.
+//! Draws boxes, masks, names and scores on images.
 
 mod color;
 mod contour;
@@ -21,10 +21,10 @@ use text::Fonts;
 
 use fnet_common::{Error, Result};
 
-/// One object to paint, in pixels of the image.
+/// One object to draw, in pixels of the image.
 #[derive(Debug, Clone)]
 pub struct Object {
-    /// Class, from 0: decides the color.
+    /// Class, from 0, which determines the color.
     pub label: usize,
     /// Name of the class.
     pub name: String,
@@ -34,25 +34,25 @@ pub struct Object {
     pub bbox: [f32; 4],
     /// Its mask, in the frame of the whole image.
     pub mask: Option<Rle>,
-    /// A region of many objects that are not told apart: painted gray, without a filling.
+    /// Whether it is a crowd region, which is drawn gray and not filled.
     pub crowd: bool,
 }
 
-/// Shortest and longest long side of a painted image in pixels: small images are enlarged until text fits,
-/// large ones reduced.
+/// Minimum and maximum long side of a drawn image in pixels. Small images are enlarged so that text fits, large ones
+/// are reduced.
 const LONG_SIDE: (f32, f32) = (720.0, 2400.0);
-/// A painted image is at least this wide and high, with empty space beside a narrow image.
+/// Minimum width and height of a drawn image. Narrow images are padded.
 const SHORT_SIDE: u32 = 160;
-/// Paints images; holds the fonts.
+/// Draws objects on images. Owns the fonts.
 pub struct Painter {
     fonts: Fonts,
 }
 
-/// An image in the making, and how its pixels relate to those of the original.
+/// An image being drawn, and its scale relative to the original.
 struct Canvas {
     pixmap: Pixmap,
     scale: f32,
-    /// Line width and text size grow with the image.
+    /// Line width; grows with the image, like the text size.
     line: f32,
     text: f32,
 }
@@ -62,42 +62,42 @@ impl Painter {
     ///
     /// # Errors
     ///
-    /// The fonts inside the program are damaged.
+    /// The built-in fonts are damaged.
     pub fn new() -> Result<Self> {
         Ok(Self { fonts: Fonts::load()? })
     }
 
-    /// Paints objects over an image.
+    /// Draws objects on an image.
     ///
     /// # Errors
     ///
-    /// The image has no pixels, or there is no memory for the painted one.
+    /// The image has no pixels, or there is not enough memory.
     pub fn paint(&self, image: &RgbImage, objects: &[Object]) -> Result<RgbImage> {
         Ok(to_image(&self.painted(image, objects)?.pixmap))
     }
 
-    /// Paints objects over an image, with a title above it.
+    /// Draws objects on an image, with a title above it.
     ///
     /// # Errors
     ///
-    /// As [`Painter::paint`].
+    /// Same as [`Painter::paint`].
     pub fn titled(&self, image: &RgbImage, objects: &[Object], title: &str) -> Result<RgbImage> {
         self.panels(image, &[(objects, title)])
     }
 
-    /// Paints the same image twice, ground truth left and prediction right, each with its title.
+    /// Draws the same image twice, ground truth left and prediction right, each with a title.
     ///
     /// # Errors
     ///
-    /// As [`Painter::paint`].
+    /// Same as [`Painter::paint`].
     pub fn compare(&self, image: &RgbImage, [truth, predicted]: [&[Object]; 2], titles: [&str; 2]) -> Result<RgbImage> {
         self.panels(image, &[(truth, titles[0]), (predicted, titles[1])])
     }
 
-    /// An image beside itself with other objects and titles.
+    /// Draws the same image side by side with different objects and titles.
     fn panels(&self, image: &RgbImage, wanted: &[(&[Object], &str)]) -> Result<RgbImage> {
         let panels = wanted.iter().map(|(objects, _)| self.painted(image, objects)).collect::<Result<Vec<_>>>()?;
-        let Some(first) = panels.first() else { return Err(Error::bug("no image to paint")) };
+        let Some(first) = panels.first() else { return Err(Error::bug("no image to draw")) };
         let (width, height) = (first.pixmap.width(), first.pixmap.height());
         let size = first.text * 1.15;
         let (above, below) = self.fonts.extent(size);
@@ -119,7 +119,7 @@ impl Painter {
 
     fn painted(&self, image: &RgbImage, objects: &[Object]) -> Result<Canvas> {
         let mut canvas = Canvas::new(image)?;
-        // Large objects first, so that small ones lie on top and stay visible.
+        // Large objects first, so that small ones stay visible on top.
         let mut order: Vec<&Object> = objects.iter().collect();
         order.sort_by(|a, b| area(b).total_cmp(&area(a)));
         for object in &order {
@@ -145,7 +145,7 @@ impl Canvas {
     fn new(image: &RgbImage) -> Result<Self> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
-            return Err(Error::data("an image without pixels cannot be painted"));
+            return Err(Error::data("cannot draw on an image without pixels"));
         }
         let long = width.max(height) as f32;
         let scale = long.clamp(LONG_SIDE.0, LONG_SIDE.1) / long;
@@ -165,7 +165,7 @@ impl Canvas {
 
 fn new_pixmap(width: u32, height: u32) -> Result<Pixmap> {
     Pixmap::new(width, height)
-        .ok_or_else(|| Error::data(format!("a painted image of {width} x {height} pixels is too large")))
+        .ok_or_else(|| Error::data(format!("a drawn image of {width} x {height} pixels is too large")))
 }
 
 fn draw_image(pixmap: &mut Pixmap, image: &RgbImage) {

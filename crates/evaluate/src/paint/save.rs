@@ -1,4 +1,4 @@
-//! Painted images as files.
+//! Saves drawn images.
 
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
@@ -10,12 +10,12 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use fnet_common::atomic;
 use fnet_common::{Error, Result};
 
-/// Where the painted copy of an image goes: its own name and sub-folders inside `folder`, never outside of it.
+/// The path of the drawn copy of an image: its name and subfolders inside `folder`, never outside of it.
 ///
-/// JPEG and PNG keep their names; other formats become JPEG with `.jpg` added.
+/// JPEG and PNG keep their names. Other formats are saved as JPEG with `.jpg` appended.
 pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
     let mut path = folder.to_path_buf();
-    // Annotation files made on Windows separate folders by backslashes.
+    // Annotation files from Windows may have backslashes.
     for component in Path::new(&file_name.replace('\\', "/")).components() {
         if let Component::Normal(name) = component {
             path.push(name);
@@ -32,7 +32,7 @@ pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
     name.into()
 }
 
-/// A name that no earlier image has: `cat.jpg`, `cat_2.jpg`, ...
+/// An unused name: `cat.jpg`, `cat_2.jpg`, ...
 pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
     let stem = wanted.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let ending = wanted.extension().unwrap_or_default().to_string_lossy().into_owned();
@@ -45,7 +45,7 @@ pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
     path
 }
 
-/// Writes an image as PNG, if its name says so, or JPEG. Folders are made as needed.
+/// Writes an image as PNG or JPEG, depending on the extension. Creates missing folders.
 ///
 /// # Errors
 ///
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn painted_images_keep_their_names_and_stay_in_their_folder() {
+    fn drawn_images_keep_their_names_and_stay_in_their_folder() {
         let place = |name: &str| painted_path(Path::new("out"), name).to_string_lossy().into_owned();
         assert_eq!(place("a/b.jpg"), "out/a/b.jpg");
         assert_eq!(place("a\\b.PNG"), "out/a/b.PNG");
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_one_name_do_not_overwrite_each_other() {
+    fn images_with_the_same_name_do_not_overwrite_each_other() {
         let mut taken = HashSet::new();
         let mut place = |name: &str| unused(painted_path(Path::new("out"), name), &mut taken);
         let names =
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn files_have_the_format_that_their_names_say() {
+    fn files_have_the_format_of_their_extension() {
         let folder = tempfile::tempdir().unwrap();
         let image = RgbImage::from_pixel(4, 3, image::Rgb([10, 200, 30]));
         for (name, format) in [("x/a.png", image::ImageFormat::Png), ("x/a.jpg", image::ImageFormat::Jpeg)] {

@@ -6,9 +6,9 @@ use super::color::ClassColor;
 use super::contour::outlines;
 use super::{Canvas, Object};
 
-/// Opacity of a mask's filling.
+/// Opacity of a filled mask.
 const FILLING: f32 = 0.38;
-/// Opacity of the dark line around every colored one, which keeps it visible on any background.
+/// Opacity of the dark line around each colored line, which keeps it visible on any background.
 const SHADOW: f32 = 0.45;
 
 pub(super) fn paint(canvas: &mut Canvas, object: &Object) {
@@ -54,7 +54,7 @@ fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
             let (x, y) = (x * scale, y * scale);
             match last {
                 None => builder.move_to(x, y),
-                // Points closer than this add nothing but work.
+                // Skip points that are very close to each other.
                 Some((px, py)) if f32::hypot(x - px, y - py) < 0.4 => continue,
                 Some(_) => builder.line_to(x, y),
             }
@@ -62,12 +62,12 @@ fn mask_path(loops: &[super::contour::Loop], scale: f32) -> Option<Path> {
         }
         builder.close();
     }
-    // A mask of a few pixels may be no more than a line here, which cannot be filled.
+    // A mask of a few pixels may become a line, which cannot be filled.
     builder.finish().filter(|path| path.bounds().width() > 0.0 && path.bounds().height() > 0.0)
 }
 
-/// The box, drawn inside the image even where it touches its border, and visible even where it has no extent. `None`
-/// where it is not finite.
+/// The path of a box, inside the image even if the box touches its border, and visible even if the box is empty. `None`
+/// if it is not finite.
 fn box_path([x1, y1, x2, y2]: [f32; 4], canvas: &Canvas) -> Option<Path> {
     let inset = canvas.line / 2.0;
     let place = |low: f32, high: f32, size: u32| {

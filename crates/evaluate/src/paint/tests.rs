@@ -11,7 +11,7 @@ fn object(label: usize, name: &str, bbox: [f32; 4], size: (u32, u32)) -> Object 
 }
 
 #[test]
-fn images_of_any_size_are_painted_at_a_size_that_text_fits_into() {
+fn images_of_any_size_are_drawn_large_enough_for_text() {
     let painter = Painter::new().unwrap();
     for (width, height) in [(1, 1), (40, 50), (640, 480), (3000, 20), (20, 3000), (3000, 2000)] {
         let decoded = RgbImage::from_pixel(width, height, Rgb([90, 90, 90]));
@@ -28,13 +28,13 @@ fn images_of_any_size_are_painted_at_a_size_that_text_fits_into() {
 }
 
 #[test]
-fn nothing_is_painted_where_there_are_no_objects() {
+fn an_image_without_objects_is_unchanged() {
     let decoded = RgbImage::from_fn(800, 600, |x, y| Rgb([x as u8, y as u8, 7]));
     assert_eq!(Painter::new().unwrap().paint(&decoded, &[]).unwrap(), decoded);
 }
 
 #[test]
-fn objects_beyond_the_image_or_without_numbers_do_no_harm() {
+fn objects_outside_the_image_or_with_nan_are_ignored() {
     let decoded = RgbImage::from_pixel(300, 200, Rgb([255, 255, 255]));
     let mut objects = vec![object(3, "far", [10.0, 10.0, 20.0, 20.0], (300, 200)); 4];
     objects[0].bbox = [-1e9, -1e9, 1e9, 1e9];
@@ -46,7 +46,7 @@ fn objects_beyond_the_image_or_without_numbers_do_no_harm() {
 }
 
 #[test]
-fn the_inside_of_a_mask_shines_through_and_the_outside_is_untouched() {
+fn masks_are_translucent_and_the_outside_is_unchanged() {
     let decoded = RgbImage::from_pixel(800, 600, Rgb([0, 0, 0]));
     let painted =
         Painter::new().unwrap().paint(&decoded, &[object(1, "dog", [200.0, 200.0, 600.0, 500.0], (800, 600))]).unwrap();
@@ -57,7 +57,7 @@ fn the_inside_of_a_mask_shines_through_and_the_outside_is_untouched() {
 }
 
 #[test]
-fn ground_truth_and_prediction_stand_beside_each_other() {
+fn ground_truth_and_prediction_are_side_by_side() {
     let decoded = RgbImage::from_pixel(720, 720, Rgb([9, 9, 9]));
     let painter = Painter::new().unwrap();
     let one = [object(0, "cat", [10.0, 10.0, 700.0, 700.0], (720, 720))];
@@ -68,14 +68,14 @@ fn ground_truth_and_prediction_stand_beside_each_other() {
     assert_eq!(both.get_pixel(both.width() - 360, below_the_title), &Rgb([9, 9, 9]));
     let wide = RgbImage::from_pixel(800, 300, Rgb([9, 9, 9]));
     let both = painter.compare(&wide, [&[], &[]], ["ground truth", "prediction"]).unwrap();
-    assert!(both.width() > 1600 && both.height() < 400, "beside each other whatever the shape");
+    assert!(both.width() > 1600 && both.height() < 400, "side by side for any shape");
     let alone = painter.titled(&wide, &[], "a.jpg").unwrap();
     assert!(alone.width() == 800 && alone.height() > 300);
 }
 
-/// Paints real images with their annotations into the folder that FNET_PAINT_DIR names, for a person to look at.
+/// Draws real images with their annotations into the folder FNET_PAINT_DIR, for visual inspection.
 #[test]
-fn real_images_are_painted_with_their_annotations() {
+fn real_images_are_drawn_with_their_annotations() {
     let Some(root) = fixture("data/coco_mini") else { return };
     let coco = hotcoco::COCO::new(&root.join("annotations/instances_val2017.json")).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Text with the fonts that come inside the program (Hack; Ubuntu Light for what Hack lacks).
+//! Draws text with the built-in fonts (Hack, and Ubuntu Light for characters that Hack lacks).
 
 use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 use epaint_default_fonts::{HACK_REGULAR, UBUNTU_LIGHT};
@@ -8,12 +8,12 @@ use fnet_common::{Error, Result};
 
 use super::color::ClassColor;
 
-/// The fonts, in the order in which a character is looked for.
+/// The fonts, in order of priority.
 pub struct Fonts {
     fonts: [FontRef<'static>; 2],
 }
 
-/// Text with the places of its glyphs, from the left end of its baseline.
+/// A line of text with the positions of its glyphs, relative to the left end of its baseline.
 pub struct Line {
     glyphs: Vec<(usize, Glyph)>,
     /// Width in pixels.
@@ -25,7 +25,7 @@ impl Fonts {
     ///
     /// # Errors
     ///
-    /// The fonts inside the program are damaged.
+    /// The built-in fonts are damaged.
     pub fn load() -> Result<Self> {
         let read = |bytes: &'static [u8]| {
             FontRef::try_from_slice(bytes).map_err(|error| Error::bug(format!("the built-in font: {error}")))
@@ -48,7 +48,7 @@ impl Fonts {
         (font.ascent(), -font.descent())
     }
 
-    /// Places a text of `size` pixels per line.
+    /// Lays out a text with a line height of `size` pixels.
     pub fn line(&self, text: &str, size: f32) -> Line {
         let scale = PxScale::from(size);
         let (mut glyphs, mut width) = (Vec::new(), 0.0);
@@ -69,7 +69,7 @@ impl Fonts {
         Line { glyphs, width }
     }
 
-    /// The text, cut with an ellipsis so that it is at most `width` pixels wide.
+    /// Lays out a text, truncated with an ellipsis to at most `width` pixels.
     pub fn fitted(&self, text: &str, size: f32, width: f32) -> Line {
         let whole = self.line(text, size);
         if whole.width <= width {
@@ -83,7 +83,7 @@ impl Fonts {
             .unwrap_or(Line { glyphs: Vec::new(), width: 0.0 })
     }
 
-    /// Draws a line; `(x, y)` is the left end of its baseline.
+    /// Draws a line. `(x, y)` is the left end of its baseline.
     pub fn draw(&self, pixmap: &mut Pixmap, line: &Line, (x, y): (f32, f32), color: ClassColor) {
         for (index, glyph) in &line.glyphs {
             let mut glyph = glyph.clone();
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latin_greek_and_cyrillic_can_be_drawn_and_other_scripts_are_known_to_be_missing() {
+    fn latin_greek_and_cyrillic_can_be_drawn_and_other_scripts_are_reported_missing() {
         let fonts = Fonts::load().unwrap();
         for text in ["traffic light", "café", "Ελλάδα", "машина 0.98", "…"] {
             assert!(text.chars().all(|character| fonts.has(character)), "{text}");
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_to_the_width() {
+    fn a_long_text_is_truncated_to_the_width() {
         let fonts = Fonts::load().unwrap();
         let whole = fonts.line("a very long name of a class", 16.0).width;
         let cut = fonts.fitted("a very long name of a class", 16.0, whole / 2.0).width;

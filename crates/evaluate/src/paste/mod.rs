@@ -1,10 +1,10 @@
-//! Pasting mask probabilities into the image, straight to a run-length code.
+//! Pastes mask probabilities into the image, directly as run lengths.
 //!
-//! The head gives each detection a small square of probabilities in the frame of its box. The reference samples it at
-//! the center of every pixel of the window `[floor(x1) - 1, ceil(x2) + 1]` (bilinear, zeros outside, corners not
-//! aligned) and keeps the pixels whose value reaches the threshold. Here the same arithmetic, in the same order and
-//! precision, feeds COCO's column-major run lengths directly: no bitmap of the image is ever made, and the parts of
-//! the window whose four neighboring probabilities agree are not sampled at all.
+//! The mask head predicts a small square of probabilities for each box. MMDetection samples it at the center of every
+//! pixel of the window `[floor(x1) - 1, ceil(x2) + 1]` (bilinear, zeros outside, corners not aligned) and keeps the
+//! pixels with a value of at least the threshold. This module uses the same arithmetic, in the same order and
+//! precision, but writes COCO's column-major run lengths directly. It creates no bitmap of the image, and does not
+//! sample parts of the window in which all four neighboring probabilities agree.
 
 #[cfg(test)]
 mod tests;
@@ -14,12 +14,12 @@ use rayon::prelude::*;
 
 use fnet_common::{Error, Result};
 
-/// Mask probabilities of the detections of one image: `count` squares of `side` x `side`, row-major, one after another.
+/// Mask probabilities of the detections of one image: `count` squares of `side` x `side`, row-major.
 #[derive(Debug, Clone, Copy)]
 pub struct Probabilities<'a> {
     /// `count * side * side` values.
     pub values: &'a [f32],
-    /// Side of each square in cells (28 in the reference).
+    /// Side of each square in cells (28 by default).
     pub side: usize,
 }
 
@@ -37,8 +37,8 @@ impl<'a> Probabilities<'a> {
 ///
 /// # Errors
 ///
-/// The number of probabilities does not fit the boxes, or the image has more pixels than run lengths can count
-/// (2^32 - 1).
+/// The number of probabilities does not match the boxes, or the image has more than 2^32 - 1 pixels, the limit of run
+/// lengths.
 pub fn paste_all(
     probabilities: Probabilities<'_>,
     boxes: &[[f32; 4]],
@@ -66,7 +66,7 @@ pub fn paste_all(
     Ok(boxes.par_iter().enumerate().map(paste_one).collect())
 }
 
-/// One mask; the sizes have been checked.
+/// Pastes one mask. The sizes have been checked.
 fn paste(square: &[f32], side: usize, bounds: [f32; 4], (height, width): (usize, usize), threshold: f32) -> Rle {
     let [x1, y1, x2, y2] = bounds;
     let columns = Axis::new(x1, x2, width, side);
@@ -95,7 +95,7 @@ fn paste(square: &[f32], side: usize, bounds: [f32; 4], (height, width): (usize,
     Rle { h: height as u32, w: width as u32, counts: runs.finish() }
 }
 
-/// The bilinear value, in the reference's order of operations. `corners` are north-west, north-east, south-west,
+/// The bilinear value, in MMDetection's order of operations. `corners` are north-west, north-east, south-west,
 /// south-east.
 #[inline]
 fn sample(corners: [f32; 4], column: &Sample, row: &Sample) -> f32 {
@@ -107,11 +107,11 @@ fn sample(corners: [f32; 4], column: &Sample, row: &Sample) -> f32 {
         + corners[3] * (north * west)
 }
 
-/// Where one pixel's center falls on an axis of the square of probabilities.
+/// Position of a pixel's center on one axis of the square of probabilities.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     /// Index of the pair of neighboring cells in the square with its border of zeros: 0 is outside the first cell.
-    /// `None` where both are outside.
+    /// `None` if both are outside.
     cell: Option<usize>,
     /// Distance from the first of the two cells: the weight of the second.
     far: f32,
@@ -137,9 +137,9 @@ struct Axis {
 }
 
 impl Axis {
-    /// The window of a box that reaches from `low` to `high` on an axis of `size` pixels.
+    /// The window of a box from `low` to `high` on an axis of `size` pixels.
     fn new(low: f32, high: f32, size: usize, side: usize) -> Self {
-        // A float saturates when it becomes an integer, and NaN becomes 0: a box far outside has an empty window.
+        // Casting a float to an integer saturates, and NaN becomes 0, so a box far outside has an empty window.
         let start = ((low.floor() - 1.0).max(0.0) as usize).min(size);
         let end = ((high.ceil() + 1.0).max(0.0) as usize).clamp(start, size);
         let samples: Vec<Sample> = (start..end).map(|pixel| Sample::at(pixel, low, high, side)).collect();
@@ -158,7 +158,7 @@ impl Sample {
     fn at(pixel: usize, low: f32, high: f32, side: usize) -> Self {
         let mut grid = (pixel as f32 + 0.5 - low) / (high - low) * 2.0 - 1.0;
         if grid.is_infinite() {
-            // The reference's rule for a box without extent.
+            // MMDetection's rule for an empty box.
             grid = 0.0;
         }
         let position = (grid + 1.0) * (side as f32 / 2.0) - 0.5;
@@ -169,14 +169,14 @@ impl Sample {
     }
 }
 
-/// The square with a border of zeros, and for each group of four neighbors whether they already decide.
+/// The square with a border of zeros, and for each group of four neighbors whether they agree.
 struct Cells {
     /// Cells on one side, border included.
     stride: usize,
     values: Vec<f32>,
     /// One per group of four neighbors, `(stride - 1)` squared.
     verdicts: Vec<Option<bool>>,
-    /// What a sample outside the square counts as.
+    /// Whether a sample outside the square is inside the mask.
     outside: bool,
 }
 
@@ -188,10 +188,10 @@ impl Cells {
             let at = (row + 1) * stride + 1;
             values[at..at + side].copy_from_slice(source);
         }
-        // A bilinear value lies between the four it is made of, but for rounding: a margin far above that keeps the
+        // Up to rounding, a bilinear value is between its four inputs. A margin far above the rounding error keeps the
         // shortcut exact. NaN fails both comparisons and is sampled.
-        let greatest = square.iter().fold(1.0_f32, |greatest, value| greatest.max(value.abs()));
-        let margin = 1e-5 * greatest.max(threshold.abs());
+        let largest = square.iter().fold(1.0_f32, |largest, value| largest.max(value.abs()));
+        let margin = 1e-5 * largest.max(threshold.abs());
         let mut cells = Self { stride, values, verdicts: Vec::new(), outside: 0.0 >= threshold };
         let groups = stride - 1;
         cells.verdicts = (0..groups * groups)
@@ -209,7 +209,7 @@ impl Cells {
         cells
     }
 
-    /// Whether all samples between these cells are inside, all outside, or `None`: they must be computed.
+    /// Whether all samples between these cells are inside or outside. `None` if they must be computed.
     #[inline]
     fn verdict(&self, column: Option<usize>, row: Option<usize>) -> Option<bool> {
         match (column, row) {
@@ -227,7 +227,7 @@ impl Cells {
     }
 }
 
-/// Run lengths in the making: alternately outside and inside, outside first.
+/// A builder of run lengths: alternately outside and inside, outside first.
 #[derive(Debug, Default)]
 struct Runs {
     counts: Vec<u32>,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The whole image, sampled pixel by pixel as the reference's rule is written down.
+/// The whole image, sampled pixel by pixel by MMDetection's rule.
 fn naive(square: &[f32], side: usize, [x1, y1, x2, y2]: [f32; 4], size: (usize, usize), threshold: f32) -> Vec<u8> {
     let (height, width) = size;
     let value = |row: f32, column: f32| {
@@ -78,14 +78,14 @@ fn a_full_mask_covers_its_box() {
 }
 
 #[test]
-fn an_image_too_large_for_run_lengths_is_refused() {
+fn an_image_too_large_for_run_lengths_is_an_error() {
     let probabilities = Probabilities { values: &[1.0; 4], side: 2 };
     let error = paste_all(probabilities, &[[0.0, 0.0, 9.0, 9.0]], (70_000, 70_000), 0.5).unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
 }
 
 #[test]
-fn a_hundred_masks_as_large_as_a_huge_image_are_a_few_runs_per_column() {
+fn a_hundred_masks_of_a_huge_image_have_a_few_runs_per_column() {
     let blob: Vec<f32> = (0..784)
         .map(|cell| {
             let (x, y) = ((cell % 28) as f32 - 13.5, (cell / 28) as f32 - 13.5);

@@ -22,9 +22,9 @@ pub const KIND: BackboneKind = BackboneKind {
     layers,
 };
 
-/// Side and stride of the patches that enter the first stage.
+/// Size and stride of the patch embedding.
 const PATCH: i64 = 4;
-/// Side and stride of the patches that are merged between stages.
+/// Size and stride of patch merging between stages.
 const MERGE: i64 = 2;
 
 /// Channels of each stage.
@@ -37,7 +37,7 @@ fn hidden_channels(config: &config::Backbone, channels: i64) -> i64 {
     (channels as f64 * config.mlp_ratio) as i64
 }
 
-/// Channels that the partial convolution of a block of `channels` convolves.
+/// Channels that the partial convolution of a block of `channels` processes.
 fn convolved_channels(config: &config::Backbone, channels: i64) -> i64 {
     channels / config.n_div as i64
 }
@@ -49,16 +49,16 @@ pub struct FasterNet {
     stages: Vec<Stage>,
     partial_conv: PartialConv,
     drop_rates: Vec<f64>,
-    /// How many batches each norm has seen.
+    /// Number of batches that each norm has seen.
     counters: Tensor,
 }
 
 #[derive(Debug)]
 struct Stage {
-    /// Halves the size and doubles the channels; none before the first stage.
+    /// Halves the size and doubles the channels. `None` before the first stage.
     merging: Option<ConvNorm>,
     blocks: Vec<Block>,
-    /// Normalizes what the pyramid gets; the next stage gets the values before it.
+    /// Normalizes the input of the pyramid. The next stage uses the values before normalization.
     norm: BatchNorm2d,
 }
 
@@ -95,7 +95,7 @@ impl FasterNet {
         Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters })
     }
 
-    /// For each block its factors `[n, 1, 1, 1]`, unless it drops nothing.
+    /// The factors `[n, 1, 1, 1]` of each block, or `None` if it drops nothing.
     fn masks(&self, factors: &Tensor) -> Result<Vec<Option<Tensor>>> {
         if factors.numel() == 0 {
             return Ok(Vec::new());
@@ -121,7 +121,7 @@ impl Backbone for FasterNet {
         }
         let mut x = self.patch_embed.forward(images, statistics)?;
         let masks = drop_path.map(|factors| self.masks(factors)).transpose()?.unwrap_or_default();
-        // Autograd keeps what it needs for the gradient, so then nothing may be written over.
+        // Values that autograd needs for the gradient must not be overwritten.
         let in_place = self.partial_conv == PartialConv::Slicing && masks.is_empty() && !x.requires_grad();
         let mut masks = masks.iter();
         let mut outputs = Vec::with_capacity(self.stages.len());
@@ -142,8 +142,8 @@ impl Backbone for FasterNet {
         Ok(outputs)
     }
 
-    /// For each block and each of `images` the factor of its branch: 0 if the image drops it, else one over the probability
-    /// of keeping it (Huang et al., 2016). Nothing where no block drops its branch.
+    /// For each block and each of `images`, the factor of its branch: 0 if it is dropped, otherwise one over the keep
+    /// probability (Huang et al., 2016). Empty if no block drops its branch.
     fn draw_factors(&self, generator: &mut Generator, images: usize) -> Vec<f32> {
         if self.drop_rates.iter().all(|&rate| rate == 0.0) {
             return Vec::new();
@@ -156,7 +156,7 @@ impl Backbone for FasterNet {
         factors
     }
 
-    /// Refuses the form of the partial convolution that cannot be trained.
+    /// Checks that the partial convolution can be trained.
     fn check_trainable(&self) -> Result<()> {
         match self.partial_conv {
             PartialConv::SplitCat => Ok(()),
@@ -177,7 +177,7 @@ impl Backbone for FasterNet {
     }
 }
 
-/// The probability of dropping each block's branch: from 0, linearly, to the configured rate.
+/// The drop path rate of each block, increasing linearly from 0 to the configured rate.
 fn drop_rates(config: &config::Backbone) -> Vec<f64> {
     let blocks = config.depths.iter().sum::<usize>();
     let last = blocks.saturating_sub(1).max(1) as f64;
@@ -248,7 +248,7 @@ struct Block {
     activation: Activation,
     reduce: Conv2d,
     partial: Conv2d,
-    /// Channels that the partial convolution convolves.
+    /// Channels that the partial convolution processes.
     convolved: i64,
 }
 
@@ -281,8 +281,8 @@ impl Block {
         }
     }
 
-    /// The same without gradient, in the memory of `x`: the convolved channels are written over a saved copy of
-    /// themselves, which the shortcut gets back.
+    /// Like `forward` without gradient, in the memory of `x`: overwrites the convolved channels, and restores a saved
+    /// copy for the shortcut.
     fn forward_in_place(&self, mut x: Tensor, statistics: Statistics) -> Result<Tensor> {
         let mut window = x.f_narrow(1, 0, self.convolved)?;
         let saved = window.f_detach_copy()?;

@@ -21,17 +21,17 @@ pub enum LayerKind {
 /// One layer, over all its calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Layer {
-    /// Name as in the reference's module tree.
+    /// Name as in MMDetection's module tree.
     pub name: String,
-    /// What it is.
+    /// The kind of layer.
     pub kind: LayerKind,
-    /// Operations by the reference's rule.
+    /// Operations by MMDetection's rule.
     pub flops: u64,
-    /// Multiplications with an addition, without biases, norms and activations.
+    /// Multiply-adds, without biases, norms and activations.
     pub macs: u64,
-    /// Trained values.
+    /// Trainable values.
     pub params: u64,
-    /// Values that a convolution or a fully connected layer puts out.
+    /// Output values of a convolution or a fully connected layer.
     pub activations: u64,
     /// Shape of the result of each call.
     pub outputs: Vec<Vec<u64>>,

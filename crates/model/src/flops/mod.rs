@@ -1,9 +1,10 @@
-//! `flops`: what a model costs per image, from its shapes alone. No weight is allocated and nothing is computed.
+//! `flops`: the cost of a model per image, computed from shapes. No weights are allocated.
 //!
-//! The reference's `get_flops.py` counts a multiplication with its addition as one operation, and by its own rules:
+//! MMDetection's `get_flops.py` counts a multiply-add as one operation, with these rules:
 //!
-//! - convolution: kernel area * inputs * outputs * places of the result, and one more per value of the result for a bias;
-//! - transposed convolution: the same with the places of its input;
+//! - convolution: kernel area * inputs * outputs * positions of the result, and one more per value of the result for a
+//!   bias;
+//! - transposed convolution: the same with the positions of its input;
 //! - fully connected layer: inputs * outputs, without the bias;
 //! - BatchNorm: two per value; ReLU: one per value; GELU and everything outside a counted layer (resampling, sums,
 //!   RoIAlign, suppression): nothing.
@@ -22,21 +23,21 @@ mod walk;
 
 pub use layers::{Layer, LayerKind, Layers, Map};
 
-/// RoIs that the reference's count sends through the box head.
+/// Number of RoIs in the box head.
 pub const BBOX_ROIS: u64 = 1000;
-/// RoIs that it sends through the mask head.
+/// Number of RoIs in the mask head.
 pub const MASK_ROIS: u64 = 100;
 
 /// Sums of one module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
-    /// Operations by the reference's rule.
+    /// Operations by MMDetection's rule.
     pub flops: u64,
-    /// Multiplications with an addition.
+    /// Multiply-adds.
     pub macs: u64,
-    /// Trained values.
+    /// Trainable values.
     pub params: u64,
-    /// Values that convolutions and fully connected layers put out.
+    /// Output values of convolutions and fully connected layers.
     pub activations: u64,
 }
 
@@ -49,36 +50,36 @@ impl Cost {
     }
 }
 
-/// What a model costs for one image.
+/// The cost of a model for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FlopsReport {
-    /// Operations by the reference's rule.
+    /// Operations by MMDetection's rule.
     pub flops: u64,
-    /// Multiplications with an addition.
+    /// Multiply-adds.
     pub macs: u64,
-    /// Trained values.
+    /// Trainable values.
     pub params: u64,
-    /// Values that convolutions and fully connected layers put out.
+    /// Output values of convolutions and fully connected layers.
     pub activations: u64,
     /// Height and width of the image.
     pub shape: [usize; 2],
     /// The same by module.
     pub per_module: indexmap::IndexMap<String, Cost>,
-    /// The same by layer, in the reference's order.
+    /// The same by layer, in MMDetection's order.
     pub layers: Vec<Layer>,
 }
 
-/// The modules that a report sums up, in order.
+/// The modules in the report, in order.
 const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"];
 
-/// Counts one image of `height` x `width` pixels; sides need not be multiples of 32.
+/// Counts one image of `height` x `width` pixels. Sides need not be multiples of 32.
 ///
 /// # Errors
-/// A usage error if the image is too small for the backbone, which shrinks it 32 times.
+/// A usage error if the image is too small for the backbone's total stride of 32.
 pub fn count(model: &config::Model, height: usize, width: usize) -> Result<FlopsReport> {
     if height < 32 || width < 32 {
         return Err(Error::usage(format!(
-            "--shape {height} {width}: at least 32 x 32 pixels are expected; --size-divisor 32 rounds them up"
+            "--shape {height} {width}: expected at least 32 x 32 pixels; --size-divisor 32 rounds the sides up"
         )));
     }
     let layers = walk::layers_of(model, height as u64, width as u64)?;
@@ -100,7 +101,7 @@ fn is_below(name: &str, module: &str) -> bool {
 }
 
 impl FlopsReport {
-    /// Operations as the paper seems to count them: its 258, 344 and 484 G for S, M and L are the reference's count
+    /// Operations as apparently counted by the paper: its 258, 344 and 484 G for S, M and L match MMDetection's count
     /// without the last two layers of the mask head.
     pub fn paper_flops(&self) -> u64 {
         let left_out = ["roi_head.mask_head.upsample", "roi_head.mask_head.conv_logits"];
@@ -108,7 +109,7 @@ impl FlopsReport {
     }
 }
 
-/// The table for people; the first lines are the reference's.
+/// The table. The first lines are in MMDetection's format.
 impl fmt::Display for FlopsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = "=".repeat(30);
@@ -131,14 +132,14 @@ impl fmt::Display for FlopsReport {
         }
         writeln!(
             f,
-            "FLOPs by the reference's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
-             RoIAlign, softmax and suppression do not. The box head sees {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
-             MACs: the multiply-adds of convolutions and fully connected layers alone, without biases.\n\
-             Activations: the values that these layers put out."
+            "FLOPs by MMDetection's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
+             RoIAlign, softmax and NMS do not. The box head processes {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
+             MACs: multiply-adds of convolutions and fully connected layers, without biases.\n\
+             Activations: the output values of these layers."
         )?;
         write!(
             f,
-            "The paper lists 258, 344 and 484 GFLOPs for S, M and L: those fit this count without the mask head's\n\
+            "The paper lists 258, 344 and 484 GFLOPs for S, M and L. They match this count without the mask head's\n\
              transposed convolution and class logits, which leaves {:.2} GFLOPs here.",
             giga(self.paper_flops())
         )

@@ -9,7 +9,7 @@ fn family(embed_dim: usize, depths: [usize; 4]) -> Model {
 }
 
 #[test]
-fn totals_of_s_m_and_l_are_the_references() {
+fn totals_of_s_m_and_l_match_mmdetection() {
     for (embed_dim, depths, flops, params, printed) in [
         (128, [1, 2, 13, 2], 265_259_083_700, 48_989_936, ["265.26 GFLOPs", "48.99 M", "leaves 258.49 GFLOPs"]),
         (144, [3, 4, 18, 3], 351_177_547_700, 71_228_448, ["351.18 GFLOPs", "71.23 M", "leaves 344.41 GFLOPs"]),
@@ -25,7 +25,7 @@ fn totals_of_s_m_and_l_are_the_references() {
 }
 
 #[test]
-fn modules_add_up_to_the_total_and_split_as_the_reference_does() {
+fn modules_add_up_to_the_total_as_in_mmdetection() {
     let report = count(&Model::default(), 1280, 800).unwrap();
     let flops: Vec<u64> = report.per_module.values().map(|cost| cost.flops).collect();
     assert_eq!(flops, [93_130_752_000, 54_110_720_000, 50_638_898_100, 14_306_304_000, 53_072_409_600]);
@@ -38,7 +38,7 @@ fn modules_add_up_to_the_total_and_split_as_the_reference_does() {
 }
 
 #[test]
-fn multiply_adds_leave_out_biases_norms_and_activations() {
+fn multiply_adds_exclude_biases_norms_and_activations() {
     let report = count(&Model::default(), 1280, 800).unwrap();
     let layer = |name: &str| report.layers.iter().find(|layer| layer.name == name).unwrap();
     let conv = layer("neck.lateral_convs.0.conv");
@@ -48,7 +48,7 @@ fn multiply_adds_leave_out_biases_norms_and_activations() {
     assert_eq!(layer("rpn_head.rpn_conv").outputs.len(), 5);
 }
 
-/// Places and trained values of a layer give its multiply-adds, whatever way they were counted.
+/// Derives the multiply-adds of each layer from its positions and trainable values.
 #[test]
 fn multiply_adds_and_activations_follow_from_parameters_and_shapes() {
     for (height, width) in [(1280, 800), (801, 1203), (33, 64)] {
@@ -60,7 +60,7 @@ fn multiply_adds_and_activations_follow_from_parameters_and_shapes() {
             let (macs, activations) = match layer.kind {
                 LayerKind::Conv2d if layer.flops == layer.macs => (layer.params * places, values),
                 LayerKind::Conv2d | LayerKind::Linear => ((layer.params - biases) * places, values),
-                // Each place of the result is made by one of the four windows of the kernel.
+                // Each output position uses one of the four kernel positions.
                 LayerKind::ConvTranspose2d => ((layer.params - biases) / 4 * places, values),
                 LayerKind::BatchNorm2d | LayerKind::Relu => (0, 0),
             };
@@ -70,7 +70,7 @@ fn multiply_adds_and_activations_follow_from_parameters_and_shapes() {
 }
 
 #[test]
-fn sides_that_are_no_multiples_of_32_are_counted_as_the_layers_round_them() {
+fn sides_that_are_not_multiples_of_32_are_rounded_like_the_layers() {
     let report = count(&Model::default(), 70, 45).unwrap();
     let outputs = |name: &str| report.layers.iter().find(|layer| layer.name == name).unwrap().outputs.clone();
     assert_eq!(outputs("backbone.patch_embed.proj"), [[1, 128, 17, 11]]);
@@ -81,7 +81,7 @@ fn sides_that_are_no_multiples_of_32_are_counted_as_the_layers_round_them() {
 }
 
 #[test]
-fn gelu_is_not_counted_and_small_images_are_refused() {
+fn gelu_is_not_counted_and_small_images_are_errors() {
     let mut model = Model::default();
     let relu = count(&model, 64, 96).unwrap();
     model.backbone.activation = config::Activation::Gelu;
@@ -91,9 +91,9 @@ fn gelu_is_not_counted_and_small_images_are_refused() {
 }
 
 #[test]
-fn parity_flops_of_every_layer_of_s_are_the_references() {
+fn parity_flops_of_every_layer_of_s() {
     let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        eprintln!("SKIPPED parity_flops_of_every_layer_of_s_are_the_references: FNET_TEST_DATA is unset");
+        eprintln!("SKIPPED parity_flops_of_every_layer_of_s: FNET_TEST_DATA is unset");
         return;
     };
     let path = std::path::Path::new(&root).join("reference/flops_split.json");

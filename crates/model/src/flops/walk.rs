@@ -1,4 +1,4 @@
-//! The layers of a model with the shapes of their results, in the order of the reference's module tree.
+//! The layers of a model with the shapes of their results, in the order of MMDetection's module tree.
 
 use fnet_common::Result;
 use fnet_config as config;

@@ -33,8 +33,8 @@ fn training_moves_the_running_statistics_by_a_tenth() {
 }
 
 #[test]
-fn synchronized_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
-    // The sum over two ranks that hold the same images doubles every value and the count.
+fn synchronized_statistics_of_two_ranks_with_equal_images_equal_those_of_one_rank() {
+    // The sum over two ranks with the same images doubles every value and the count.
     let mut parameters = Parameters::new();
     let norm = norm_with_statistics(&mut parameters, 3);
     let saved: Vec<(String, Tensor)> =
@@ -55,7 +55,7 @@ fn synchronized_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
     assert!(synchronized.1[0].allclose(&plain.1[0], 1e-3, 1e-3, false));
     assert!(synchronized.1[1].allclose(&plain.1[1], 1e-3, 1e-3, false));
     assert!(synchronized.2.allclose(&plain.2, 1e-5, 1e-6, false));
-    // The running variance follows the unbiased one: of 40 values per channel, and of 80.
+    // The running variance uses the unbiased variance: of 40 values per channel, and of 80.
     let before = 0.9 * &start;
     let plain = (plain.3 - &before) * 39.0 / 40.0;
     let synchronized = (synchronized.3 - &before) * 79.0 / 80.0;
@@ -63,7 +63,7 @@ fn synchronized_statistics_of_two_ranks_with_equal_images_are_those_of_one() {
 }
 
 #[test]
-fn a_fused_convolution_gives_what_convolution_and_norm_gave() {
+fn a_fused_convolution_equals_convolution_and_norm() {
     let mut parameters = Parameters::new();
     let shape = ConvShape::same(3, 4, 3, false);
     let conv = Conv2d::new(&mut parameters, "c", shape, Init::Normal(0.3)).unwrap();

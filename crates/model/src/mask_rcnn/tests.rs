@@ -1,4 +1,4 @@
-//! The model on batches that lack what a head needs. The reference's numbers are compared in `crate::parity`.
+//! The model on batches without input for a head. Numbers are compared with MMDetection in `tests/parity`.
 
 mod faults;
 

@@ -1,4 +1,4 @@
-//! The two forms of the partial convolution, and BatchNorm folded into convolutions.
+//! Tests of both partial convolution implementations and of BatchNorm fusion.
 
 use tch::{Device, Kind};
 use torch_ext::autocast;
@@ -7,7 +7,7 @@ use fnet_config::Amp;
 
 use super::*;
 
-/// A backbone with weights and statistics unlike those of the start.
+/// A backbone with random weights and statistics.
 fn backbone(config: &config::Backbone) -> FasterNet {
     let mut parameters = Parameters::new();
     let backbone = FasterNet::new(&mut parameters, "backbone", config).unwrap();
@@ -38,7 +38,7 @@ fn images(count: i64, height: i64, width: i64) -> Tensor {
 }
 
 #[test]
-fn slicing_equals_split_cat_to_the_last_bit_and_leaves_its_input_alone() {
+fn slicing_equals_split_cat_bitwise_and_does_not_change_its_input() {
     let kinds = [(Amp::Off, None), (Amp::Bf16, Some(Kind::BFloat16))];
     for (embed_dim, activation) in [(8, Activation::Relu), (40, Activation::Gelu), (96, Activation::Relu)] {
         for fused in [false, true] {
@@ -69,7 +69,7 @@ fn slicing_equals_split_cat_to_the_last_bit_and_leaves_its_input_alone() {
                         assert_eq!(slicing, split_cat, "{which}");
                     }
                 }
-                assert_eq!(images, given, "the input was written to");
+                assert_eq!(images, given, "the input was changed");
             }
         }
     }
@@ -91,7 +91,7 @@ fn every_norm_counts_the_batches_of_training() {
 }
 
 #[test]
-fn a_folded_backbone_gives_the_same_features() {
+fn a_fused_backbone_gives_the_same_features() {
     for (embed_dim, activation) in [(8, Activation::Relu), (40, Activation::Gelu)] {
         let mut backbone = backbone(&config(embed_dim, activation));
         let images = images(2, 64, 96);
@@ -103,13 +103,13 @@ fn a_folded_backbone_gives_the_same_features() {
         for (level, (after, before)) in after.iter().zip(&before).enumerate() {
             let most = |tensor: Tensor| f64::try_from(tensor.abs().max()).unwrap();
             let off = most(after - before) / most(before.shallow_clone());
-            assert!(off > 0.0 && off <= 1e-5, "output {level} is off by {off:e} of its greatest value");
+            assert!(off > 0.0 && off <= 1e-5, "output {level} differs by {off:e} of its maximum");
         }
     }
 }
 
 #[test]
-fn slicing_leaves_values_alone_that_a_gradient_needs() {
+fn slicing_does_not_overwrite_values_that_a_gradient_needs() {
     let mut backbone = backbone(&config(8, Activation::Relu));
     let images = images(1, 64, 64).set_requires_grad(true);
     let mut gradient = |partial_conv| {

@@ -1,6 +1,6 @@
-//! Batches that lack what a head needs. In the reference's field these end in hangs: a rank whose head got nothing
-//! contributes no gradient, and the others wait for it.
-//! <https://github.com/open-mmlab/mmdetection/pull/3713>, <https://github.com/open-mmlab/mmdetection/issues/2193>
+//! Batches without input for a head. In other frameworks these cause hangs: a rank without input for a head contributes
+//! no gradient, and the others wait for it. <https://github.com/open-mmlab/mmdetection/pull/3713>,
+//! <https://github.com/open-mmlab/mmdetection/issues/2193>
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn batch(targets: Vec<Target>) -> Batch {
     Batch { images: images.into(), metas: vec![meta(64, 96); targets.len()], targets }
 }
 
-/// Losses of one step, after every parameter was found to have a gradient of finite values.
+/// Losses of one step. Checks that every parameter has a finite gradient.
 fn step(config: &config::Model, batch: &Batch) -> Losses {
     let mut parameters = Parameters::new();
     let model = MaskRcnn::new(config, &mut parameters, Device::Cpu, 1).unwrap();
@@ -65,14 +65,14 @@ fn value(tensor: &Tensor) -> f64 {
 }
 
 #[test]
-fn an_image_without_objects_trains_beside_one_with_objects() {
+fn images_with_and_without_objects_can_be_trained_together() {
     let losses = step(&config(), &batch(vec![Target::default(), object(20, 10, 40)]));
     assert!(losses.positives > 0);
     assert!(losses.named().iter().filter(|(name, _)| *name != "acc").all(|(_, loss)| value(loss) > 0.0));
 }
 
 #[test]
-fn without_any_object_only_classification_has_a_loss_and_every_parameter_a_gradient() {
+fn without_objects_only_classification_has_a_loss_and_every_parameter_has_a_gradient() {
     let losses = step(&config(), &batch(vec![Target::default(), Target::default()]));
     assert_eq!(losses.positives, 0);
     assert!(losses.proposals > 0);
@@ -81,7 +81,7 @@ fn without_any_object_only_classification_has_a_loss_and_every_parameter_a_gradi
 }
 
 #[test]
-fn without_any_proposal_every_parameter_still_has_a_gradient() {
+fn without_proposals_every_parameter_still_has_a_gradient() {
     let mut config = config();
     config.rpn.min_box_size = 1e6;
     let losses = step(&config, &batch(vec![Target::default()]));
@@ -92,7 +92,7 @@ fn without_any_proposal_every_parameter_still_has_a_gradient() {
 }
 
 #[test]
-fn without_a_proposal_or_a_good_score_nothing_is_found() {
+fn without_proposals_or_good_scores_nothing_is_detected() {
     for (min_box_size, score_threshold) in [(1e6, 0.05), (0.0, 2.0)] {
         let mut config = config();
         (config.rpn.min_box_size, config.roi_head.score_threshold) = (min_box_size, score_threshold);
@@ -108,7 +108,7 @@ fn without_a_proposal_or_a_good_score_nothing_is_found() {
 }
 
 #[test]
-fn slicing_equals_split_cat_whatever_the_size_and_is_refused_in_training() {
+fn slicing_equals_split_cat_for_any_size_and_is_an_error_in_training() {
     for (activation, n_div) in [(Activation::Relu, 4), (Activation::Gelu, 1)] {
         let mut config = config();
         (config.backbone.activation, config.backbone.n_div) = (activation, n_div);
@@ -129,7 +129,7 @@ fn slicing_equals_split_cat_whatever_the_size_and_is_refused_in_training() {
 }
 
 #[test]
-fn dropped_branches_depend_on_seed_rank_and_step_alone() {
+fn dropped_branches_depend_only_on_seed_rank_and_step() {
     let config = config();
     let mut parameters = Parameters::new();
     let model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 1).unwrap();
@@ -141,7 +141,7 @@ fn dropped_branches_depend_on_seed_rank_and_step_alone() {
 }
 
 #[test]
-fn running_statistics_stay_as_they_are_without_batch_statistics() {
+fn running_statistics_do_not_change_without_batch_statistics() {
     let mut parameters = Parameters::new();
     let mut model = MaskRcnn::new(&config(), &mut parameters, Device::Cpu, 1).unwrap();
     model.set_batch_statistics(false);
@@ -151,7 +151,7 @@ fn running_statistics_stay_as_they_are_without_batch_statistics() {
 }
 
 #[test]
-fn configs_that_do_not_fit_together_are_refused_by_name() {
+fn inconsistent_configs_are_errors_that_name_the_field() {
     let refused = |change: fn(&mut config::Model)| {
         let mut config = config();
         change(&mut config);
@@ -164,7 +164,7 @@ fn configs_that_do_not_fit_together_are_refused_by_name() {
 }
 
 #[test]
-fn a_batch_whose_parts_differ_in_length_is_refused() {
+fn a_batch_with_parts_of_different_lengths_is_an_error() {
     let model = MaskRcnn::new(&config(), &mut Parameters::new(), Device::Cpu, 0).unwrap();
     let mut batch = batch(vec![Target::default()]);
     batch.metas.clear();
