@@ -73,6 +73,6 @@ impl BboxHead {
 /// What [`BboxHead::loss`] gives.
 pub(crate) struct BboxLosses {
     pub(crate) cls: Loss,
-    pub(crate) acc: Tensor,
+    pub(crate) acc: Loss,
     pub(crate) bbox: Loss,
 }
