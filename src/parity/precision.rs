@@ -108,7 +108,7 @@ fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp
     loop {
         let losses = forward(fixtures, model, amp);
         (losses.total().unwrap() * scale).backward();
-        if !torch_ext::optim::unscale(&tensors, scale).unwrap() {
+        if scalar(&torch_ext::optim::unscale(&tensors, scale).unwrap()) == 0.0 {
             return losses;
         }
         // A step whose gradients overflow is left out in training, and the factor is halved.

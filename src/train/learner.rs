@@ -309,19 +309,17 @@ impl<'a> Learner<'a> {
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was left
     /// out, if it was.
     fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
-        if let Some(loss_scale) = &mut self.loss_scale {
-            let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
-            loss_scale.update(!overflow)?;
-            if overflow {
+        let overflow =
+            self.loss_scale.as_ref().map(|scale| optim::unscale(&self.tensors, scale.scale())).transpose()?;
+        let norm = (self.grad_clip > 0.0).then(|| optim::clip_norm(&self.tensors, self.grad_clip)).transpose()?;
+        let [overflow, norm] = arrive([overflow, norm])?;
+        if let (Some(loss_scale), Some(overflow)) = (&mut self.loss_scale, overflow) {
+            loss_scale.update(overflow == 0.0)?;
+            if overflow != 0.0 {
                 self.clear_gradients()?;
                 return Ok((None, Some(Skip::Overflow)));
             }
         }
-        let norm = if self.grad_clip > 0.0 {
-            Some(cuda::to_host(&optim::clip_norm(&self.tensors, self.grad_clip)?)?.f_double_value(&[])?)
-        } else {
-            None
-        };
         self.torn = true;
         self.optimizer.step(learning_rate)?;
         self.clear_gradients()?;
@@ -362,6 +360,17 @@ impl<'a> Learner<'a> {
     pub fn clear_gradients(&mut self) -> Result<()> {
         Ok(optim::clear_gradients(&self.tensors)?)
     }
+}
+
+/// Values of a device on the host, with one wait for both.
+fn arrive(values: [Option<Tensor>; 2]) -> Result<[Option<f64>; 2]> {
+    let on_host = match values.each_ref() {
+        [Some(first), Some(second)] => cuda::to_host(&Tensor::f_stack(&[first, second], 0)?)?,
+        [Some(one), None] | [None, Some(one)] => cuda::to_host(one)?,
+        [None, None] => return Ok([None, None]),
+    };
+    let mut found = Vec::<f32>::try_from(on_host.f_reshape([-1])?)?.into_iter().map(f64::from);
+    Ok(values.map(|value| value.and_then(|_| found.next())))
 }
 
 /// The present end of what a GPU was given; the CPU has always done all.

@@ -53,8 +53,8 @@ impl Optimizer {
     /// If libtorch fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<()> {
         match &mut self.engine {
-            Engine::AdamW(adamw) => adamw.step(learning_rate, None)?,
-            Engine::Sgd(sgd) => sgd.step(learning_rate, None)?,
+            Engine::AdamW(adamw) => adamw.step(learning_rate)?,
+            Engine::Sgd(sgd) => sgd.step(learning_rate)?,
         }
         Ok(())
     }
