@@ -70,5 +70,5 @@ pub(super) fn rpn_output(model: &MaskRcnn, tensors: &Tensors) -> Option<RpnOutpu
         deltas.push(answers(&reg, 4));
         sizes.push((height as usize, width as usize));
     }
-    Some(RpnOutput { logits, deltas, anchors: model.rpn.anchors(&sizes).unwrap() })
+    Some(RpnOutput { logits, deltas, anchors: model.rpn.anchors(&sizes).unwrap(), joined: None })
 }

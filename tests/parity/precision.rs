@@ -110,7 +110,7 @@ fn step(fixtures: &Fixtures, model: &MaskRcnn, parameters: &Parameters, amp: Amp
     loop {
         let losses = forward(fixtures, model, amp);
         (losses.total().unwrap() * scale).backward();
-        if !torch_ext::optim::unscale(&tensors, scale).unwrap() {
+        if scalar(&torch_ext::optim::unscale(&tensors, scale).unwrap()) == 0.0 {
             return losses;
         }
         // As in training, a step with overflowing gradients is skipped and the scale is halved.
@@ -133,7 +133,7 @@ fn forward(fixtures: &Fixtures, model: &MaskRcnn, amp: Amp) -> Losses {
     let rois = samples::rois(&stored, batch.metas.len(), fixtures.config().num_classes as i64);
     let rpn_losses = model.rpn.loss(&levels, &rpn.anchors, &anchors).unwrap();
     let roi = model.roi_head.loss(&levels, &rois, &batch.targets).unwrap();
-    Losses::new(rpn_losses, roi, &rois).unwrap()
+    roi.with_rpn(rpn_losses, &rois).unwrap()
 }
 
 fn check_losses(compare: &Comparison<'_>, bounds: &Bounds, losses: &Losses, expected: &Value) {

@@ -60,7 +60,7 @@ impl Step {
     fn losses(&self, anchors: &[ImageSample], rois: &RoiSample) -> Losses {
         let rpn = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
         let roi = self.model.roi_head.loss(&self.levels, rois, &self.batch.targets).unwrap();
-        Losses::new(rpn, roi, rois).unwrap()
+        roi.with_rpn(rpn, rois).unwrap()
     }
 
     /// Computes the gradients of the losses with the stored choice of `name`.

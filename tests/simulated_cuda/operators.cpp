@@ -532,6 +532,22 @@ class Kernel final : public c10::OperatorKernel {
     if (known.waits) wait_for(last_of(stream));
   }
 
+  // Puts zeros in place of tensors.
+  static void put_zeros(torch::jit::Stack& arguments, bool (*which)(const Tensor&)) {
+    const auto zeros = [which](const Tensor& t) {
+      return t.defined() && which(t) ? at::empty_strided(t.sizes(), t.strides(), t.options()).zero_() : t;
+    };
+    for (c10::IValue& v : arguments) {
+      if (v.isTensor()) {
+        v = zeros(v.toTensor());
+      } else if (v.isTensorList()) {
+        c10::List<Tensor> list;
+        for (const Tensor& t : v.toTensorVector()) list.push_back(zeros(t));
+        v = std::move(list);
+      }
+    }
+  }
+
   // Runs a kernel on whatever its inputs hold now, for the shapes of its results.
   bool run_ahead(const c10::OperatorHandle& op, Device device, Aliases& aliases, torch::jit::Stack& host,
                  std::vector<std::pair<Tensor, Tensor>>& fresh) {
@@ -545,10 +561,19 @@ class Kernel final : public c10::OperatorKernel {
     for (size_t i = 0; i < known.writes.size(); ++i) {
       if (known.writes[i]) return false;
     }
+    const torch::jit::Stack given = host;
     try {
       call(op, known, host);
     } catch (const std::exception&) {
-      return false;
+      // What is there may be no index that a kernel can bear.
+      host = given;
+      put_zeros(host, [](const Tensor& t) { return at::isIntegralType(t.scalar_type(), /*includeBool=*/false); });
+      try {
+        call(op, known, host);
+      } catch (const std::exception&) {
+        host = given;
+        return false;
+      }
     }
     wrap(host, aliases, device.index(), fresh);
     // One result each, in the order in which they come again.
@@ -580,18 +605,9 @@ class Kernel final : public c10::OperatorKernel {
       if (found) host = place->second;
     }
     if (!found) {
-      // What is in memory may be no argument that a kernel can bear.
-      const auto zeros = [](const Tensor& t) { return t.defined() ? at::empty_strided(t.sizes(), t.strides(), t.options()).zero_() : t; };
-      for (c10::IValue& v : host) {
-        if (known.waits) continue;  // its shape depends on values, which are those of small results
-        if (v.isTensor()) {
-          v = zeros(v.toTensor());
-        } else if (v.isTensorList()) {
-          c10::List<Tensor> list;
-          for (const Tensor& t : v.toTensorVector()) list.push_back(zeros(t));
-          v = std::move(list);
-        }
-      }
+      // What is in memory may be no argument that a kernel can bear. Where the shape depends on values, they are those of
+      // small results.
+      if (!known.waits) put_zeros(host, [](const Tensor&) { return true; });
       call(op, known, host);
       host = keep_shapes(key, host);
     }

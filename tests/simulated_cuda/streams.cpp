@@ -33,7 +33,7 @@ struct Stream {
   uint64_t host_joined = 0;
   std::deque<Task> tasks;
   bool stalled = false;  // the moment that is_behind gives has been waited for in vain
-  int asked = 0;
+  int asked = 0, questions = 0;
 };
 
 struct Queues {
@@ -45,6 +45,7 @@ struct Queues {
   uint64_t host_knowledge = 1;
   size_t outstanding = 0;
   bool thread_runs = false;
+  bool polls = false;  // the host has asked again and again, and enqueued nothing since
 
   Queues() { streams.reserve(kMaxStreams); }
 };
@@ -88,7 +89,8 @@ void learn_from_host(Stream& s) {
 uint64_t issue(int stream, const Lock&) {
   Stream& s = queues().streams[stream];
   learn_from_host(s);
-  s.asked = 0;
+  s.asked = s.questions = 0;
+  queues().polls = false;
   return s.knows[stream] = ++s.issued;
 }
 
@@ -334,9 +336,17 @@ c10::StreamId next_stream(DeviceIndex device) {
 struct Event {
   Position position;
   Clock clock{};
-  int asked = 0;
+  int asked = 0, questions = 0;
   int64_t time = 0;
 };
+
+// Who asks the same again waits. All that is asked before anything else is enqueued is one wait.
+void ask(int& questions, bool known) {
+  auto& q = queues();
+  if (known || questions++ == 0 || q.polls) return;
+  q.polls = true;
+  count(Count::kWait, "polling");
+}
 
 // True from the second question on, as nothing on a GPU is done at once.
 bool answer(int& asked, bool known, const Clock& clock) {
@@ -379,7 +389,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     Lock lock(q.mutex);
     const int s = index_of(stream.id(), stream.device_index(), lock);
     learn_from_host(q.streams[s]);
-    e = {{s, q.streams[s].issued}, q.streams[s].knows, 0, c10::getTime()};
+    e = {{s, q.streams[s].issued}, q.streams[s].knows, 0, 0, c10::getTime()};
   }
   void block(void* event, const c10::Stream& stream) const override {
     check_usable();
@@ -398,6 +408,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& q = queues();
     auto& e = *static_cast<Event*>(event);
     Lock lock(q.mutex);
+    ask(e.questions, host_knows(e.position));
     if (q.streams[e.position.stream].done < e.position.number) return false;
     return answer(e.asked, host_knows(e.position), e.clock);
   }
@@ -407,6 +418,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& q = queues();
     Lock lock(q.mutex);
     const int s = index_of(stream.id(), stream.device_index(), lock);
+    ask(q.streams[s].questions, host_knows({s, q.streams[s].issued}));
     if (q.streams[s].done < q.streams[s].issued) return false;
     return answer(q.streams[s].asked, host_knows({s, q.streams[s].issued}), q.streams[s].knows);
   }

@@ -230,6 +230,35 @@ const std::map<std::string, std::function<void()>> bodies{
     {"touch", [] { const Tensor t = torch::ones({4}, gpu); std::cout << *t.const_data_ptr<float>(); }},
     {"changed", [] { Tensor h = torch::ones({99}).pin_memory(); const Tensor d = h.to(gpu, true); h.fill_(2); at::accelerator::synchronizeDevice(0); }},
     {"unwaited read", [] { const Tensor t = torch::ones({9}, gpu); const OnStream on(side_stream()); (void)(t + 1); }},
+    // Ends with the number of waits: one for both events, one for that behind the next kernel; a single question is none.
+    {"polled", [] {
+       Tensor t = torch::ones({9}, gpu);
+       c10::Event first(at::kCUDA), second(at::kCUDA), third(at::kCUDA), peeked(at::kCUDA);
+       const auto stream = guard().getStream(gpu);
+       const auto poll = [](c10::Event& event) { while (!event.query()) {} };
+       first.record(stream);
+       t.add_(1);
+       second.record(stream);
+       poll(first);
+       poll(second);
+       t.add_(1);
+       third.record(stream);
+       poll(third);
+       poll(third);
+       t.add_(1);
+       peeked.record(stream);
+       (void)peeked.query();
+       const std::string path = std::string(std::getenv("FNET_SIM_REPORT")) + "." + std::to_string(getpid());
+       std::ifstream report(path);
+       int waits = 0, number = 0;
+       std::string line, kind;
+       while (std::getline(report, line)) {
+         if (std::istringstream(line) >> number >> kind && kind == "wait") waits += number;
+       }
+       unlink(path.c_str());
+       unlink((path + ".steps").c_str());
+       _exit(waits);
+     }},
     {"unwaited write", [] {
        const auto side = side_stream();
        Tensor t = torch::ones({9}, gpu);
@@ -338,6 +367,8 @@ void processes() {
           c10::str(status, " ", told.substr(0, 400)));
   };
   ends("recorded", 0, {});
+  const std::string report = "/tmp/fnet-sim-report-" + std::to_string(getpid());
+  ends("polled", 2, {{"FNET_SIM_REPORT", report.c_str()}});
   ends("sticky", 7, {{"FNET_SIM_FAULT", "ecc@10"}});
   ends("sticky", 0, {{"FNET_SIM_FAULT", "ecc@10/3"}});
   ends("oom", 7, {{"FNET_SIM_FAULT", "oom@5"}});

@@ -76,8 +76,8 @@ impl BboxHead {
 pub struct BboxLosses {
     /// Cross entropy of the classes.
     pub cls: Loss,
-    /// Share of RoIs with the right class, in percent.
-    pub acc: Tensor,
+    /// Share of RoIs with the right class, in percent; not a loss.
+    pub acc: Loss,
     /// L1 of the deltas of the positives.
     pub bbox: Loss,
 }

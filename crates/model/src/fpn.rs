@@ -1,6 +1,6 @@
 //! The feature pyramid (Lin et al., 2017).
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use fnet_common::{Error, Result};
 use fnet_config::Neck;
@@ -56,10 +56,10 @@ impl Fpn {
         let mut merged =
             features.iter().zip(&self.laterals).map(|(x, conv)| conv.forward(x)).collect::<Result<Vec<_>>>()?;
         for level in (1..merged.len()).rev() {
-            let (_, _, height, width) = merged[level - 1].size4()?;
-            let upsampled = merged[level].f_upsample_nearest2d([height, width], None, None)?;
-            // A convolution does not need its output in the backward pass: adding in place saves a copy.
-            merged[level - 1] = merged[level - 1].f_add_(&upsampled)?;
+            merged[level - 1] = match merged[level].device() {
+                Device::Cpu => add_upsampled(merged[level - 1].shallow_clone(), &merged[level])?,
+                _ => add_doubled(merged[level - 1].shallow_clone(), &merged[level])?,
+            };
         }
         let mut levels =
             merged.iter().zip(&self.smoothers).map(|(x, conv)| conv.forward(x)).collect::<Result<Vec<_>>>()?;
@@ -67,5 +67,49 @@ impl Fpn {
             levels.push(last.f_max_pool2d([1, 1], [2, 2], [0, 0], [1, 1], false)?);
         }
         Ok(levels)
+    }
+}
+
+/// `fine` and `coarse` in its size, each value for its part of the places. Changes `fine`: a convolution does not need its
+/// output in the backward pass.
+fn add_upsampled(mut fine: Tensor, coarse: &Tensor) -> Result<Tensor> {
+    let (_, _, height, width) = fine.size4()?;
+    Ok(fine.f_add_(&coarse.f_upsample_nearest2d([height, width], None, None)?)?)
+}
+
+/// The same in one call, where the size doubles: each value is added to four.
+fn add_doubled(fine: Tensor, coarse: &Tensor) -> Result<Tensor> {
+    let (images, channels, height, width) = coarse.size4()?;
+    if fine.size4()? != (images, channels, 2 * height, 2 * width) {
+        return add_upsampled(fine, coarse);
+    }
+    let sum = fine
+        .f_reshape([images, channels, height, 2, width, 2])?
+        .f_add(&coarse.f_reshape([images, channels, height, 1, width, 1])?)?;
+    Ok(sum.f_reshape([images, channels, 2 * height, 2 * width])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn a_level_is_added_to_one_of_double_size_in_one_call() {
+        let random = |shape: [i64; 4]| {
+            let values = Tensor::randn(shape, (Kind::Float, Device::Cpu));
+            torch_ext::memory::channels_last(&values).unwrap().set_requires_grad(true)
+        };
+        for size in [[2, 3, 8, 12], [2, 3, 7, 11]] {
+            let (fine, coarse) = (random(size), random([2, 3, 4, 6]));
+            let gradients =
+                |sum: &Tensor| Tensor::run_backward(&[(sum * sum).sum(Kind::Float)], &[&fine, &coarse], false, false);
+            let (expected, found) =
+                (add_upsampled(&fine + 0.0, &coarse).unwrap(), add_doubled(&fine + 0.0, &coarse).unwrap());
+            assert_eq!(found, expected);
+            assert!(torch_ext::memory::is_channels_last(&found).unwrap());
+            assert!(gradients(&found).iter().zip(&gradients(&expected)).all(|(a, b)| a.allclose(b, 1e-6, 1e-6, false)));
+        }
     }
 }

@@ -5,11 +5,13 @@ use torch_ext::cuda::Download;
 
 use fnet_common::Result;
 
-use super::pack::Pack;
-use super::roi_head::{RoiLosses, RoiSample};
+use super::pack::{Pack, Table};
 
 /// Added to the divisor of a loss: float32's machine epsilon.
 const EPSILON: f64 = 1.1920929e-7;
+
+/// What the reference logs, in its order.
+const NAMES: [&str; 7] = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox", "loss_mask", "loss"];
 
 /// The losses of one step, each a scalar.
 #[derive(Debug)]
@@ -30,11 +32,11 @@ pub struct Losses {
     pub positives: usize,
     /// Proposals that entered the loss.
     pub proposals: usize,
-    /// Their sum, where it was made with them.
-    joined: Option<Tensor>,
+    /// Their sum, where it was made with them, and all values: accuracy, losses, sum.
+    joined: Option<(Tensor, Tensor)>,
 }
 
-/// A loss, as long as it stands alone.
+/// A loss (or the accuracy), as long as it stands alone.
 #[derive(Debug)]
 pub struct Loss {
     /// A scalar in float32.
@@ -44,16 +46,20 @@ pub struct Loss {
 }
 
 impl Losses {
-    /// The losses of the proposal head (objectness, boxes) and of the heads behind it, for the RoIs of `sample`.
-    pub fn new((rpn_cls, rpn_bbox): (Loss, Loss), roi: RoiLosses, sample: &RoiSample) -> Result<Self> {
-        let device = rpn_cls.value.device();
-        let all = [rpn_cls, rpn_bbox, roi.bbox.cls, roi.bbox.bbox, roi.mask];
-        let (values, joined) = match device {
-            Device::Cpu => (all.map(|loss| loss.value), None),
-            device => join(&all, device).map(|(values, total)| (values, Some(total)))?,
+    /// `losses` are those of the proposal head (objectness, boxes), the box head (classes, boxes) and the mask head, for
+    /// `proposals` RoIs, `positives` of them with an object.
+    pub fn new(losses: [Loss; 5], acc: Loss, positives: usize, proposals: usize) -> Result<Self> {
+        let device = acc.value.device();
+        let [rpn_cls, rpn_bbox, cls, bbox, mask] = losses;
+        let all = [acc, rpn_cls, rpn_bbox, cls, bbox, mask];
+        let joined = if device == Device::Cpu { None } else { Some(join(&all)?) };
+        let [acc, rpn_cls, rpn_bbox, cls, bbox, mask] = match &joined {
+            None => all.map(|loss| loss.value),
+            Some((_, values)) => {
+                let value = |place: i64| values.f_select(0, place);
+                [value(0)?, value(1)?, value(2)?, value(3)?, value(4)?, value(5)?]
+            }
         };
-        let [rpn_cls, rpn_bbox, cls, bbox, mask] = values;
-        let (acc, positives, proposals) = (roi.bbox.acc, sample.positives.len(), sample.rois.len());
         Ok(Self { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives, proposals, joined })
     }
 
@@ -62,7 +68,7 @@ impl Losses {
     /// # Errors
     /// If libtorch fails.
     pub fn total(&self) -> Result<Tensor> {
-        if let Some(total) = &self.joined {
+        if let Some((total, _)) = &self.joined {
             return Ok(total.shallow_clone());
         }
         let rpn = self.rpn_cls.f_add(&self.rpn_bbox)?;
@@ -82,22 +88,24 @@ impl Losses {
     /// # Errors
     /// If libtorch fails.
     pub fn send(&self, total: &Tensor) -> Result<SentLosses> {
+        if let Some((_, values)) = &self.joined {
+            return Ok(SentLosses { places: [1, 2, 3, 0, 4, 5, 6], values: Download::start(values)? });
+        }
         let named = self.named().into_iter().chain([("loss", total)]);
-        let (names, values): (Vec<_>, Vec<_>) =
-            named.map(|(name, tensor)| (name, tensor.detach().reshape([-1]))).unzip();
-        let values = Download::start(&Tensor::f_cat(&values, 0)?.f_to_kind(Kind::Double)?)?;
-        Ok(SentLosses { names, values })
+        let values: Vec<Tensor> = named.map(|(_, tensor)| tensor.detach().reshape([-1])).collect();
+        Ok(SentLosses { places: [0, 1, 2, 3, 4, 5, 6], values: Download::start(&Tensor::f_cat(&values, 0)?)? })
     }
 
     /// Names, as the reference logs them, and values, in its order.
     pub fn named(&self) -> [(&'static str, &Tensor); 6] {
+        let [rpn_cls, rpn_bbox, cls, acc, bbox, mask, _] = NAMES;
         [
-            ("loss_rpn_cls", &self.rpn_cls),
-            ("loss_rpn_bbox", &self.rpn_bbox),
-            ("loss_cls", &self.cls),
-            ("acc", &self.acc),
-            ("loss_bbox", &self.bbox),
-            ("loss_mask", &self.mask),
+            (rpn_cls, &self.rpn_cls),
+            (rpn_bbox, &self.rpn_bbox),
+            (cls, &self.cls),
+            (acc, &self.acc),
+            (bbox, &self.bbox),
+            (mask, &self.mask),
         ]
     }
 }
@@ -105,7 +113,8 @@ impl Losses {
 /// Losses on their way to the host.
 #[must_use]
 pub struct SentLosses {
-    names: Vec<&'static str>,
+    /// Where each value of [`NAMES`] is.
+    places: [usize; NAMES.len()],
     values: Download,
 }
 
@@ -115,34 +124,38 @@ impl SentLosses {
     /// # Errors
     /// If the device fails, or the job is broken off.
     pub fn arrive(self) -> Result<Vec<(&'static str, f64)>> {
-        let values = Vec::<f64>::try_from(&self.values.finish()?)?;
-        Ok(self.names.into_iter().zip(values).collect())
+        let values = Vec::<f32>::try_from(&self.values.finish()?)?;
+        Ok(NAMES.into_iter().zip(self.places).map(|(name, place)| (name, f64::from(values[place]))).collect())
     }
 }
 
-/// All losses divided in one call, and their sum.
-fn join(losses: &[Loss; 5], device: Device) -> Result<([Tensor; 5], Tensor)> {
-    let mut pack = Pack::default();
-    let divisors = losses.each_ref().map(|loss| loss.divisor.unwrap_or(1.0) as f32);
-    let divisors = pack.list(&divisors);
-    let divisors = pack.send(device)?.table(&divisors)?;
-    let sums = losses.iter().map(|loss| Ok(loss.value.f_reshape([1])?)).collect::<Result<Vec<_>>>()?;
-    let values = Tensor::f_cat(&sums, 0)?.f_div(&divisors)?;
-    let value = |place: i64| values.f_select(0, place);
-    Ok(([value(0)?, value(1)?, value(2)?, value(3)?, value(4)?], values.f_sum(Kind::Float)?))
+/// The sum of the losses, which are behind the accuracy, and all values with it.
+fn join(all: &[Loss; 6]) -> Result<(Tensor, Tensor)> {
+    let divisors = all.each_ref().map(|loss| loss.divisor.unwrap_or(1.0));
+    Ok(torch_ext::losses::join(&all.each_ref().map(|loss| &loss.value), &divisors, 1)?)
 }
 
-/// Binary cross-entropy of logits summed and divided by `count`; 0 without values.
+/// Adds to `pack` the targets of a binary cross-entropy on `device`, each 0 or 1: on a GPU as what a logit is multiplied by, -1
+/// for 1 and 1 for 0.
+pub fn binary_targets(targets: &[u8], shape: &[i64], device: Device, pack: &mut Pack) -> Table {
+    if device == Device::Cpu {
+        return pack.add(targets, shape);
+    }
+    let signs: Vec<i8> = targets.iter().map(|&target| if target == 0 { 1 } else { -1 }).collect();
+    pack.add(&signs, shape)
+}
+
+/// Binary cross-entropy of logits summed and divided by `count`; 0 without values. Targets are [`binary_targets`].
 pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
     divide(cross_entropy_of_logits(logits, targets, Reduction::Sum)?, count as f64 + EPSILON)
 }
 
-/// The mean of the binary cross-entropy of logits; without any 0, still in the graph.
+/// The mean of the binary cross-entropy of logits; without any 0, still in the graph. Targets are [`binary_targets`].
 pub fn mean_binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Loss> {
     if logits.numel() == 0 {
         return Ok(Loss { value: logits.f_sum(Kind::Float)?, divisor: None });
     }
-    if logits.device() == Device::Cpu {
+    if targets.kind() != Kind::Int8 {
         return Ok(Loss { value: cross_entropy_of_logits(logits, targets, Reduction::Mean)?, divisor: None });
     }
     divide(cross_entropy_of_logits(logits, targets, Reduction::Sum)?, logits.numel() as f64)
@@ -150,12 +163,28 @@ pub fn mean_binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Lo
 
 fn cross_entropy_of_logits(logits: &Tensor, targets: &Tensor, reduction: Reduction) -> Result<Tensor> {
     let (logits, none) = (logits.f_to_kind(Kind::Float)?, None::<&Tensor>);
-    Ok(logits.f_binary_cross_entropy_with_logits(targets, none, none, reduction)?)
+    if targets.kind() == Kind::Int8 {
+        // ln(1 + exp(-logit)) for a 1, ln(1 + exp(logit)) for a 0, in three calls and two of the backward pass.
+        return Ok(logits.f_mul(targets)?.f_softplus()?.f_sum(Kind::Float)?);
+    }
+    let targets = targets.f_to_kind(Kind::Float)?;
+    Ok(logits.f_binary_cross_entropy_with_logits(&targets, none, none, reduction)?)
 }
 
 /// Absolute difference summed and divided by `count`; 0 without values.
 pub fn l1(values: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
-    divide(values.f_to_kind(Kind::Float)?.f_l1_loss(targets, Reduction::Sum)?, count as f64 + EPSILON)
+    let values = values.f_to_kind(Kind::Float)?;
+    let sum = match values.device() {
+        Device::Cpu => values.f_l1_loss(targets, Reduction::Sum)?,
+        _ => l1_in_one_call(&values, targets)?,
+    };
+    divide(sum, count as f64 + EPSILON)
+}
+
+/// The smooth loss whose round part is narrower than any difference of boxes: the same values and gradients.
+fn l1_in_one_call(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    const ROUND: f64 = 1e-30;
+    Ok(values.f_smooth_l1_loss(targets, Reduction::Sum, ROUND)?)
 }
 
 /// Cross-entropy of class scores `[n, classes]` summed and divided by n; 0 without values.
@@ -167,14 +196,17 @@ pub fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
 }
 
 /// Share in percent of rows of `scores` whose greatest value stands at the label; 0 without rows.
-pub fn accuracy(scores: &Tensor, labels: &Tensor) -> Result<Tensor> {
+pub fn accuracy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
     let _guard = tch::no_grad_guard();
     let (rows, _) = scores.size2()?;
     if rows == 0 {
-        return Ok(Tensor::f_zeros([], (Kind::Float, scores.device()))?);
+        return Ok(Loss { value: Tensor::f_zeros([0; 0], (Kind::Float, scores.device()))?, divisor: None });
     }
-    let right = scores.f_argmax(1, false)?.f_eq_tensor(labels)?;
-    Ok(right.f_sum(Kind::Float)?.f_mul_scalar(100.0 / rows as f64)?)
+    let right = scores.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Float)?;
+    match right.device() {
+        Device::Cpu => Ok(Loss { value: right.f_mul_scalar(100.0 / rows as f64)?, divisor: None }),
+        _ => Ok(Loss { value: right, divisor: Some(rows as f64 / 100.0) }),
+    }
 }
 
 fn divide(sum: Tensor, divisor: f64) -> Result<Loss> {
@@ -192,27 +224,43 @@ mod tests {
         f64::try_from(loss.unwrap().value).unwrap()
     }
 
-    fn number(tensor: Result<Tensor>) -> f64 {
-        f64::try_from(tensor.unwrap()).unwrap()
+    #[test]
+    fn values_that_were_joined_arrive_under_their_names() {
+        let losses = [50.0f32, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let (total, all) = join(&losses.map(|sum| Loss { value: Tensor::from(sum), divisor: None })).unwrap();
+        let value = |place: i64| all.select(0, place);
+        let [acc, rpn_cls, rpn_bbox, cls, bbox, mask] = [0, 1, 2, 3, 4, 5].map(value);
+        let joined = Some((total.shallow_clone(), all.shallow_clone()));
+        let joined = Losses { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives: 0, proposals: 0, joined };
+        let names = joined.to_host().unwrap();
+        let alone = Losses { joined: None, ..joined };
+        assert_eq!(names, alone.to_host().unwrap());
+        assert_eq!((names[3], names[6]), (("acc", 50.0), ("loss", 15.0)));
     }
 
     #[test]
-    fn losses_divided_together_are_those_divided_one_by_one() {
-        let sums = [3.0f32, 0.0, -7.25, 1e-3, 511.0].map(|sum| Tensor::from(sum).set_requires_grad(true));
-        let divisors = [Some(512.0 + EPSILON), Some(1.0 + EPSILON), Some(3.0), None, Some(7.0)];
-        let mut place = 0..;
-        let losses = sums.each_ref().map(|sum| {
-            let divisor = divisors[place.next().unwrap()];
-            Loss { value: sum.shallow_clone(), divisor }
-        });
-        let (values, total) = join(&losses, Device::Cpu).unwrap();
-        let one_by_one: Vec<Tensor> =
-            sums.iter().zip(divisors).map(|(sum, divisor)| sum.f_div_scalar(divisor.unwrap_or(1.0)).unwrap()).collect();
-        assert!(values.iter().zip(&one_by_one).all(|(a, b)| a == b));
-        let sum = one_by_one.iter().sum::<Tensor>();
-        assert!((f64::try_from(&total).unwrap() - f64::try_from(&sum).unwrap()).abs() < 1e-5);
-        let gradients = |total: &Tensor| Tensor::run_backward(&[total], &sums.each_ref(), false, false);
-        assert_eq!(gradients(&total), gradients(&sum));
+    fn on_a_gpu_losses_and_gradients_are_the_same_in_fewer_calls() {
+        let leaf = |values: &Tensor| values.copy().set_requires_grad(true);
+        let gradient = |loss: &Tensor, leaf: &Tensor| Tensor::run_backward(&[loss], &[leaf], false, false).remove(0);
+        // From where a rectifier is all that is left of the logarithm to there on the other side.
+        let values = Tensor::linspace(-90.0, 90.0, 721, (Kind::Float, Device::Cpu));
+        let targets: Vec<u8> = (0..721).map(|i| u8::from(i % 3 == 0)).collect();
+        let (mut pack, shape) = (Pack::default(), [721]);
+        let [cpu, gpu] =
+            [Device::Cpu, Device::Cuda(0)].map(|device| binary_targets(&targets, &shape, device, &mut pack));
+        let sent = pack.send(Device::Cpu).unwrap();
+        let (a, b) = (leaf(&values), leaf(&values));
+        let plain = mean_binary_cross_entropy(&a, &sent.table(&cpu).unwrap()).unwrap().value;
+        let few = mean_binary_cross_entropy(&b, &sent.table(&gpu).unwrap()).unwrap().value;
+        assert!(few.allclose(&plain, 1e-6, 0.0, false));
+        assert!(gradient(&few, &b).allclose(&gradient(&plain, &a), 1e-6, 1e-9, false));
+
+        let targets = &values * 0.99 + 1.0;
+        let (plain, few) = (a.l1_loss(&targets, Reduction::Sum), l1_in_one_call(&b, &targets).unwrap());
+        assert_eq!(plain, few);
+        assert_eq!(gradient(&plain, &a), gradient(&few, &b));
+        let same = l1_in_one_call(&b, &values).unwrap();
+        assert_eq!(gradient(&same, &b), values.zeros_like());
     }
 
     #[test]
@@ -226,7 +274,7 @@ mod tests {
         let labels = Tensor::from_slice(&[1i64, 1]);
         let expected = (2.0f64.ln() + (1.0 + (-3.0f64).exp()).ln()) / 2.0;
         assert!((value(cross_entropy(&scores, &labels)) - expected).abs() < 1e-6);
-        assert_eq!(number(accuracy(&scores, &labels)), 50.0);
+        assert_eq!(value(accuracy(&scores, &labels)), 50.0);
     }
 
     #[test]
@@ -238,6 +286,6 @@ mod tests {
             assert!(loss.value.requires_grad());
             assert_eq!(value(Ok(loss)), 0.0);
         }
-        assert_eq!(number(accuracy(&empty, &labels)), 0.0);
+        assert_eq!(value(accuracy(&empty, &labels)), 0.0);
     }
 }

@@ -58,7 +58,8 @@ impl MaskHead {
         Ok(logits.f_reshape([rois, 2 * height, 2 * width])?)
     }
 
-    /// The loss of the masks of [`MaskHead::forward`] for `targets` `[k, 2 s, 2 s]`.
+    /// The loss of the masks that [`MaskHead::forward`] would give, against `targets` `[k, 2 s, 2 s]`
+    /// ([`super::losses::binary_targets`]).
     pub fn loss_of(&self, features: &Tensor, labels: &Tensor, targets: &Tensor) -> Result<Loss> {
         if features.device() == Device::Cpu {
             return mean_binary_cross_entropy(&self.forward(features, labels)?, targets);
@@ -80,10 +81,9 @@ impl MaskHead {
         // In the right factor, rows are inputs and columns are (row in the window, column in the window, output).
         let outputs = self.upsample_weight.size4()?.1;
         let weight = self.upsample_weight.f_permute([0, 2, 3, 1])?.f_reshape([channels, 4 * outputs])?;
-        let bias = self.upsample_bias.f_repeat([4])?;
         let upsampled = match few_calls {
-            true => linear_relu(&pixels, &weight.f_transpose(0, 1)?, &bias)?,
-            false => bias.f_addmm(&pixels, &weight)?.f_relu_()?,
+            true => linear_relu(&pixels, &weight.f_transpose(0, 1)?, &self.upsample_bias)?,
+            false => self.upsample_bias.f_repeat([4])?.f_addmm(&pixels, &weight)?.f_relu_()?,
         };
         let upsampled = upsampled.f_reshape([rois, height * width * 4, outputs])?;
         // The permutation gives the gradient the kernel's strides.

@@ -140,18 +140,19 @@ impl MaskRcnn {
 
         let levels = self.training_levels(&batch.images, &sent.table(&drop_path)?)?;
         // The loss computes the head anew where it needs gradients.
-        let rpn = tch::no_grad(|| self.rpn.forward(&levels))?;
+        let joined = self.rpn.joined_head()?;
+        let rpn = tch::no_grad(|| self.rpn.forward_by(&levels, joined.as_ref()))?;
         if rpn.anchors.levels != anchors.levels {
             let message = format!("levels of {:?} in place of {:?}", rpn.anchors.levels, anchors.levels);
             return Err(Error::bug(message));
         }
         let candidates = self.rpn.start_proposals(&rpn, self.train_nms_pre)?;
         // Before the wait for the candidates, so that the device has something to do meanwhile.
-        let rpn_losses = self.rpn.loss_by(&levels, &chosen, &sent)?;
+        let rpn_losses = self.rpn.loss_by(&levels, &chosen, joined.as_ref(), &sent)?;
         let proposals = self.rpn.finish_proposals(candidates, &batch.metas)?;
         let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
         let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;
-        Losses::new(rpn_losses, roi, &sample)
+        roi.with_rpn(rpn_losses, &sample)
     }
 
     /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels

@@ -26,6 +26,10 @@ impl Value for u8 {
     const KIND: Kind = Kind::Uint8;
 }
 
+impl Value for i8 {
+    const KIND: Kind = Kind::Int8;
+}
+
 /// Tables on the host, one after the other.
 #[derive(Debug, Default)]
 pub struct Pack {

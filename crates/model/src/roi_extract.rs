@@ -31,12 +31,10 @@ pub enum PlacedRois {
     },
     /// Sorted by level, because the CUDA operator reads one level at a time.
     ByLevel {
-        /// Image index and box, in the caller's order.
+        /// Image index and box, sorted by level.
         rois: Table,
-        /// Index in the caller's order of each sorted row.
-        order: Table,
-        /// Sorted row of each index in the caller's order.
-        back: Table,
+        /// Index in the caller's order of each sorted row, and the inverse; `None` if both orders are the same.
+        order: Option<[Table; 2]>,
         /// Number of RoIs of each level.
         counts: Vec<i64>,
     },
@@ -61,27 +59,32 @@ impl RoiExtractor {
     /// without waiting for the device.
     pub fn place(&self, rois: &[[f32; 5]], device: Device, pack: &mut Pack) -> Result<PlacedRois> {
         let count = rois.len() as i64;
-        let all = Tensor::f_from_slice(rois.as_flattened())?.f_reshape([count, 5])?;
-        let levels = Vec::<i64>::try_from(self.assign_levels(&all)?)?;
+        let levels = self.levels_of(rois)?;
         if device == Device::Cpu {
             let rois = pack.add(rois.as_flattened(), &[count, 5]);
             return Ok(PlacedRois::Mixed { rois, levels: pack.list(&levels) });
         }
         check(rois)?;
-        let mut order: Vec<usize> = (0..rois.len()).collect();
-        order.sort_by_key(|&roi| levels[roi]);
+        let order = sorted(&levels);
         let mut back = vec![0_i64; rois.len()];
         (0..).zip(&order).for_each(|(now, &then)| back[then] = now);
         let mut counts = vec![0; self.strides.len()];
         levels.iter().for_each(|&level| counts[level as usize] += 1);
         let sorted: Vec<f32> = order.iter().flat_map(|&roi| rois[roi]).collect();
         let order: Vec<i64> = order.into_iter().map(|roi| roi as i64).collect();
-        Ok(PlacedRois::ByLevel {
-            rois: pack.add(&sorted, &[count, 5]),
-            order: pack.list(&order),
-            back: pack.list(&back),
-            counts,
-        })
+        let rois = pack.add(&sorted, &[count, 5]);
+        let order = (!levels.is_sorted()).then(|| [pack.list(&order), pack.list(&back)]);
+        Ok(PlacedRois::ByLevel { rois, order, counts })
+    }
+
+    /// The RoIs by level, those of one level in the order given: what is placed in this order needs no other.
+    pub fn level_order(&self, rois: &[[f32; 5]]) -> Result<Vec<usize>> {
+        Ok(sorted(&self.levels_of(rois)?))
+    }
+
+    fn levels_of(&self, rois: &[[f32; 5]]) -> Result<Vec<i64>> {
+        let all = Tensor::f_from_slice(rois.as_flattened())?.f_reshape([rois.len() as i64, 5])?;
+        Ok(Vec::<i64>::try_from(self.assign_levels(&all)?)?)
     }
 
     /// Features of placed RoIs, in the caller's order.
@@ -92,9 +95,12 @@ impl RoiExtractor {
             PlacedRois::Mixed { rois, levels: of_rois } => {
                 ops::roi_align(levels, &sent.table(rois)?, &sent.table(of_rois)?, strides, self.size)
             }
-            PlacedRois::ByLevel { rois, order, back, counts } => {
-                let (rois, order, back) = (sent.table(rois)?, sent.table(order)?, sent.table(back)?);
-                let by_level = RoisByLevel { rois, order, back, counts: counts[..count].to_vec() };
+            PlacedRois::ByLevel { rois, order, counts } => {
+                let order = match order {
+                    Some([order, back]) => Some([sent.table(order)?, sent.table(back)?]),
+                    None => None,
+                };
+                let by_level = RoisByLevel { rois: sent.table(rois)?, order, counts: counts[..count].to_vec() };
                 ops::roi_align_by_level(levels, &by_level, strides, self.size)
             }
         }
@@ -111,7 +117,13 @@ impl RoiExtractor {
     }
 }
 
-/// Checks the RoIs, because the CUDA operator computes addresses and sample counts from them.
+fn sorted(levels: &[i64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..levels.len()).collect();
+    order.sort_by_key(|&roi| levels[roi]);
+    order
+}
+
+/// Refuses what the operator for CUDA would take for an address or a number of samples.
 fn check(rois: &[[f32; 5]]) -> Result<()> {
     const LARGEST: f32 = 1e6;
     let wrong =
@@ -143,13 +155,19 @@ mod tests {
         let rois = [300.0f32, 10.0, 120.0, 20.0, 500.0].map(|side| [1.0, 5.0, 6.0, 5.0 + side, 6.0 + side]);
         let mut pack = Pack::default();
         let placed = extractor.place(&rois, Device::Cuda(0), &mut pack).unwrap();
-        let PlacedRois::ByLevel { rois: sorted, order, back, counts } = &placed else { panic!("{placed:?}") };
+        let PlacedRois::ByLevel { rois: sorted, order: Some([order, back]), counts } = &placed else {
+            panic!("{placed:?}")
+        };
         let sent = pack.send(Device::Cpu).unwrap();
         let given = Tensor::from_slice(rois.as_flattened()).reshape([5, 5]);
         let (order, back) = (sent.table(order).unwrap(), sent.table(back).unwrap());
         assert_eq!(sent.table(sorted).unwrap(), given.index_select(0, &order));
         assert_eq!(sent.table(sorted).unwrap().index_select(0, &back), given);
         assert_eq!((counts, Vec::<i64>::try_from(order).unwrap()), (&vec![2, 1, 1, 1], vec![1, 3, 2, 0, 4]));
+        // Given in that order they need no way.
+        let in_order: Vec<[f32; 5]> = extractor.level_order(&rois).unwrap().into_iter().map(|roi| rois[roi]).collect();
+        let placed = extractor.place(&in_order, Device::Cuda(0), &mut Pack::default()).unwrap();
+        assert!(matches!(placed, PlacedRois::ByLevel { order: None, .. }), "{placed:?}");
         let diverged = [[0.0, f32::NAN, 0.0, 4.0, 4.0]];
         let error = extractor.place(&diverged, Device::Cuda(0), &mut Pack::default()).unwrap_err();
         assert!(error.to_string().contains("RoI 0"), "{error}");

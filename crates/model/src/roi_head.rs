@@ -1,5 +1,7 @@
 //! The heads behind the proposals: sampling, classes, boxes and masks (Ren et al., 2015; He et al., 2017).
 
+use std::collections::HashMap;
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::Download;
 use torch_ext::levels::twice;
@@ -13,7 +15,7 @@ use super::assign::assign;
 use super::bbox_head::{BboxHead, BboxLosses};
 use super::boxes::{decode, encode};
 use super::detections::Detections;
-use super::losses::Loss;
+use super::losses::{self, Loss, Losses};
 use super::mask_head::MaskHead;
 use super::nms::batched_nms;
 use super::ops;
@@ -40,7 +42,7 @@ pub struct RoiHead {
 }
 
 /// The RoIs of a batch that enter the losses, and what they should become.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct RoiSample {
     /// Image index and box, per image the positives first.
     pub rois: Vec<[f32; 5]>,
@@ -54,12 +56,40 @@ pub struct RoiSample {
     pub deltas: Vec<[f32; 4]>,
 }
 
+impl RoiSample {
+    /// The same with its RoIs in another order.
+    fn in_order(&self, order: &[usize]) -> Self {
+        let place_of: HashMap<usize, usize> =
+            self.positives.iter().enumerate().map(|(place, &row)| (row as usize, place)).collect();
+        let found: Vec<(i64, usize)> =
+            (0..).zip(order).filter_map(|(row, then)| Some((row, *place_of.get(then)?))).collect();
+        Self {
+            rois: order.iter().map(|&row| self.rois[row]).collect(),
+            labels: order.iter().map(|&row| self.labels[row]).collect(),
+            positives: found.iter().map(|&(row, _)| row).collect(),
+            objects: found.iter().map(|&(_, place)| self.objects[place]).collect(),
+            deltas: found.iter().map(|&(_, place)| self.deltas[place]).collect(),
+        }
+    }
+}
+
 /// Losses of both heads.
 pub struct RoiLosses {
     /// Those of the box head.
     pub bbox: BboxLosses,
     /// That of the mask head.
     pub mask: Loss,
+}
+
+impl RoiLosses {
+    /// All losses of a step: these of the RoIs of `sample`, and the two of the proposal head.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn with_rpn(self, (rpn_cls, rpn_bbox): (Loss, Loss), sample: &RoiSample) -> Result<Losses> {
+        let losses = [rpn_cls, rpn_bbox, self.bbox.cls, self.bbox.bbox, self.mask];
+        Losses::new(losses, self.bbox.acc, sample.positives.len(), sample.rois.len())
+    }
 }
 
 impl RoiHead {
@@ -126,6 +156,12 @@ impl RoiHead {
     /// The losses of both heads for the chosen RoIs.
     pub fn loss(&self, levels: &[Tensor], sample: &RoiSample, targets: &[Target]) -> Result<RoiLosses> {
         let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
+        // A GPU reads RoIs level by level: in that order from the start they need none of their own.
+        let sorted = match device {
+            Device::Cpu => None,
+            _ => Some(sample.in_order(&self.bbox_extractor.level_order(&sample.rois)?)),
+        };
+        let sample = sorted.as_ref().unwrap_or(sample);
         let positive_rois: Vec<[f32; 5]> = sample.positives.iter().map(|&row| sample.rois[row as usize]).collect();
         let positive_labels: Vec<i64> = sample.positives.iter().map(|&row| sample.labels[row as usize]).collect();
         let own = sample.positives.iter().zip(&positive_labels);
@@ -138,7 +174,8 @@ impl RoiHead {
         let deltas = pack.add(sample.deltas.as_flattened(), &[positives, 4]);
         let positive_rois = self.mask_extractor.place(&positive_rois, device, &mut pack)?;
         let positive_labels = pack.list(&positive_labels);
-        let masks = pack.add(&self.mask_targets(sample, targets), &[positives, side, side]);
+        let masks = self.mask_targets(sample, targets);
+        let masks = losses::binary_targets(&masks, &[positives, side, side], device, &mut pack);
         let sent = pack.send(device)?;
 
         // Where calls count, the gradients that both heads give the levels are added in one.
@@ -150,8 +187,7 @@ impl RoiHead {
         let bbox =
             self.bbox.loss(&scores, &predicted, &sent.table(&labels)?, &sent.table(&own)?, &sent.table(&deltas)?)?;
         let features = self.mask_extractor.read(of_masks, &positive_rois, &sent)?;
-        let masks = sent.table(&masks)?.f_to_kind(Kind::Float)?;
-        let mask = self.mask.loss_of(&features, &sent.table(&positive_labels)?, &masks)?;
+        let mask = self.mask.loss_of(&features, &sent.table(&positive_labels)?, &sent.table(&masks)?)?;
         Ok(RoiLosses { bbox, mask })
     }
 
@@ -248,4 +284,30 @@ pub struct Best {
 fn with_image(image: i64, boxes: &Tensor) -> Result<Tensor> {
     let column = Tensor::f_full([boxes.size2()?.0, 1], image, (Kind::Float, boxes.device()))?;
     Ok(Tensor::f_cat(&[&column, boxes], 1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_in_another_order_says_the_same_of_each_roi() {
+        let roi = |row: usize| [row as f32; 5];
+        let sample = RoiSample {
+            rois: (0..5).map(roi).collect(),
+            labels: vec![7, 2, 9, 9, 5],
+            positives: vec![0, 1, 4],
+            objects: vec![3, 0, 1],
+            deltas: vec![[0.0; 4], [1.0; 4], [4.0; 4]],
+        };
+        let expected = RoiSample {
+            rois: [4, 2, 0, 3, 1].map(roi).to_vec(),
+            labels: vec![5, 9, 7, 9, 2],
+            positives: vec![0, 2, 4],
+            objects: vec![1, 3, 0],
+            deltas: vec![[4.0; 4], [0.0; 4], [1.0; 4]],
+        };
+        assert_eq!(sample.in_order(&[4, 2, 0, 3, 1]), expected);
+        assert_eq!(expected.in_order(&[2, 4, 1, 3, 0]), sample);
+    }
 }

@@ -8,6 +8,7 @@ use chosen::{Chosen, ChosenTables};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::Download;
+use torch_ext::levels::rectify;
 use torch_ext::ops::nms_of_values;
 
 use fnet_common::{Error, Result};
@@ -47,6 +48,15 @@ pub struct RpnOutput {
     pub deltas: Vec<Tensor>,
     /// The anchors.
     pub anchors: Arc<Anchors>,
+    /// `[images, anchors]`: the logits of all levels, where they lie in one.
+    pub joined: Option<Tensor>,
+}
+
+/// Both answers of the head as one layer: a logit of each shape, then the four deltas of each.
+pub struct JoinedHead {
+    /// `[outputs, channels]`.
+    weight: Tensor,
+    bias: Option<Tensor>,
 }
 
 /// The anchors of one image that enter the loss.
@@ -101,6 +111,14 @@ impl Rpn {
 
     /// `levels`: `[n, c, h, w]` of each pyramid level.
     pub fn forward(&self, levels: &[Tensor]) -> Result<RpnOutput> {
+        self.forward_by(levels, self.joined_head()?.as_ref())
+    }
+
+    /// The same with the [`Rpn::joined_head`].
+    pub fn forward_by(&self, levels: &[Tensor], joined: Option<&JoinedHead>) -> Result<RpnOutput> {
+        if let Some(head) = joined {
+            return self.forward_joined(levels, head);
+        }
         let mut logits = Vec::with_capacity(levels.len());
         let mut deltas = Vec::with_capacity(levels.len());
         let mut sizes = Vec::with_capacity(levels.len());
@@ -114,7 +132,60 @@ impl Rpn {
             deltas.push(last(self.reg.forward(&hidden)?)?.f_reshape([images, anchors, 4])?);
             sizes.push((height as usize, width as usize));
         }
-        Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)? })
+        Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)?, joined: None })
+    }
+
+    /// Where time goes by calls, both answers in one layer; none on the CPU, whose sums would round in another way.
+    pub fn joined_head(&self) -> Result<Option<JoinedHead>> {
+        Ok(if self.cls.weight().device() == Device::Cpu { None } else { Some(self.join_head()?) })
+    }
+
+    fn join_head(&self) -> Result<JoinedHead> {
+        let weight = Tensor::f_cat(&[self.cls.window_weight()?, self.reg.window_weight()?], 0)?;
+        let bias = match (self.cls.bias(), self.reg.bias()) {
+            (Some(cls), Some(reg)) => Some(Tensor::f_cat(&[cls, reg], 0)?),
+            _ => None,
+        };
+        Ok(JoinedHead { weight, bias })
+    }
+
+    /// All levels rectified in one call, both answers by one convolution a level, and the answers of all levels in one tensor
+    /// each. Without gradient.
+    fn forward_joined(&self, levels: &[Tensor], head: &JoinedHead) -> Result<RpnOutput> {
+        let _guard = tch::no_grad_guard();
+        let hidden = levels.iter().map(|level| self.conv.forward(level)).collect::<Result<Vec<_>>>()?;
+        rectify(&hidden)?;
+        let (outputs, channels) = head.weight.size2()?;
+        let per_place = self.generator.per_place() as i64;
+        let (mut logits, mut deltas, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut layer: Option<(Tensor, Option<Tensor>)> = None;
+        for hidden in &hidden {
+            // Cast once under autocast, which would do it for each level.
+            let (weight, bias) = match &mut layer {
+                Some(layer) => layer,
+                none => {
+                    let weight = head.weight.f_reshape([outputs, channels, 1, 1])?.f_to_kind(hidden.kind())?;
+                    none.insert((weight, head.bias.as_ref().map(|bias| bias.f_to_kind(hidden.kind())).transpose()?))
+                }
+            };
+            let (images, _, height, width) = hidden.size4()?;
+            let answers = hidden.f_conv2d(weight, bias.as_ref(), [1, 1], [0, 0], [1, 1], 1)?;
+            let rows = answers.f_permute([0, 2, 3, 1])?.f_reshape([images, height * width, outputs])?;
+            logits.push(rows.f_narrow(2, 0, per_place)?);
+            deltas.push(rows.f_narrow(2, per_place, 4 * per_place)?);
+            sizes.push((height as usize, width as usize));
+        }
+        let (images, ..) = levels.first().map_or(Ok((0, 0, 0, 0)), Tensor::size4)?;
+        let all = |parts: &[Tensor]| Tensor::f_cat(parts, 1)?.f_to_kind(Kind::Float);
+        let logits = all(&logits)?.f_reshape([images, -1])?;
+        let deltas = all(&deltas)?.f_reshape([images, -1, 4])?;
+        let counts: Vec<i64> = sizes.iter().map(|&(height, width)| (height * width) as i64 * per_place).collect();
+        Ok(RpnOutput {
+            deltas: deltas.f_split_with_sizes(&counts[..], 1)?,
+            anchors: self.anchors(&sizes)?,
+            logits: logits.f_split_with_sizes(&counts[..], 1)?,
+            joined: Some(logits),
+        })
     }
 
     /// The anchors of levels of these sizes (height, width).
@@ -187,7 +258,7 @@ impl Rpn {
     pub fn loss(&self, levels: &[Tensor], anchors: &Anchors, samples: &[ImageSample]) -> Result<(Loss, Loss)> {
         let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
         let tables = self.tabulate(anchors, samples, device, &mut pack);
-        self.loss_by(levels, &tables, &pack.send(device)?)
+        self.loss_by(levels, &tables, self.joined_head()?.as_ref(), &pack.send(device)?)
     }
 
     /// Adds to `pack` what [`Rpn::loss_by`] needs to know of the chosen anchors.
@@ -198,14 +269,14 @@ impl Rpn {
             positive.extend(chosen.len()..chosen.len() + sampled.positive.len());
             let all = sampled.positive.iter().chain(&sampled.negative);
             chosen.extend(all.map(|&anchor| Chosen { image, anchor }));
-            objectness.extend(std::iter::repeat_n(1.0_f32, sampled.positive.len()));
-            objectness.extend(std::iter::repeat_n(0.0_f32, sampled.negative.len()));
+            objectness.extend(std::iter::repeat_n(1, sampled.positive.len()));
+            objectness.extend(std::iter::repeat_n(0, sampled.negative.len()));
             deltas.extend(image_deltas.iter().flatten().copied());
             count += sampled.positive.len().max(1) + sampled.negative.len().max(1);
         }
         LossTables {
             chosen: self.tabulate_chosen((samples.len(), &anchors.levels), &chosen, &positive, device, pack),
-            objectness: pack.list(&objectness),
+            objectness: losses::binary_targets(&objectness, &[objectness.len() as i64], device, pack),
             deltas: pack.add(&deltas, &[positive.len() as i64, 4]),
             count,
         }
@@ -213,8 +284,14 @@ impl Rpn {
 
     /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
     /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
-    pub fn loss_by(&self, levels: &[Tensor], tables: &LossTables, sent: &Sent) -> Result<(Loss, Loss)> {
-        let answers = self.at(levels, &tables.chosen, sent)?;
+    pub fn loss_by(
+        &self,
+        levels: &[Tensor],
+        tables: &LossTables,
+        joined: Option<&JoinedHead>,
+        sent: &Sent,
+    ) -> Result<(Loss, Loss)> {
+        let answers = self.at(levels, &tables.chosen, joined, sent)?;
         Ok((
             losses::binary_cross_entropy(&answers.logits, &sent.table(&tables.objectness)?, tables.count)?,
             losses::l1(&answers.deltas, &sent.table(&tables.deltas)?, tables.count)?,
@@ -293,7 +370,11 @@ impl Rpn {
 /// The best anchors of every level.
 fn candidates(output: &RpnOutput, nms_pre: usize, best_of_rows: BestOfRows) -> Result<Candidates> {
     let _guard = tch::no_grad_guard();
-    let scores = Tensor::f_cat(&output.logits, 1)?.f_to_kind(Kind::Float)?.f_sigmoid()?;
+    let logits = match &output.joined {
+        Some(logits) => logits.shallow_clone(),
+        None => Tensor::f_cat(&output.logits, 1)?,
+    };
+    let scores = logits.f_to_kind(Kind::Float)?.f_sigmoid()?;
     let (images, _) = scores.size2()?;
     let (mut parts, mut levels, mut start) = (Vec::new(), Vec::new(), 0);
     for (logits, deltas) in output.logits.iter().zip(&output.deltas) {
@@ -444,6 +525,7 @@ mod tests {
             logits: dense.logits.iter().map(strided).collect(),
             deltas: dense.deltas.iter().map(strided).collect(),
             anchors: Arc::clone(&dense.anchors),
+            joined: None,
         };
         let meta = ImageMeta {
             image_id: 1,
@@ -469,6 +551,25 @@ mod tests {
         let (cls, boxes) = rpn.loss(&levels, &dense.anchors, &samples).unwrap();
         let (strided_cls, strided_boxes) = rpn.loss(&levels.each_ref().map(strided), &dense.anchors, &samples).unwrap();
         assert_eq!((cls.value, boxes.value), (strided_cls.value, strided_boxes.value));
+    }
+
+    #[test]
+    fn the_head_in_fewer_calls_says_the_same() {
+        let config = config::Rpn { feat_channels: 8, anchor_strides: vec![4, 8], ..config::Rpn::default() };
+        let mut parameters = Parameters::new();
+        let rpn = Rpn::new(&mut parameters, "rpn_head", 6, &config).unwrap();
+        parameters.initialize(3).unwrap();
+        let levels = [(16, 24), (8, 12)].map(|(h, w)| {
+            torch_ext::memory::channels_last(&Tensor::randn([3, 6, h, w], (Kind::Float, Device::Cpu))).unwrap()
+        });
+        let expected = tch::no_grad(|| rpn.forward(&levels)).unwrap();
+        let found = rpn.forward_joined(&levels, &rpn.join_head().unwrap()).unwrap();
+        let close = |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).all(|(a, b)| a.allclose(b, 1e-5, 1e-7, false));
+        assert!(close(&found.logits, &expected.logits) && close(&found.deltas, &expected.deltas));
+        assert_eq!(found.joined.as_ref().unwrap(), &Tensor::cat(&found.logits, 1));
+        let alone = RpnOutput { joined: None, ..rpn.forward_joined(&levels, &rpn.join_head().unwrap()).unwrap() };
+        let rows = |output| candidates(output, 50, best_by_sort).unwrap().rows.finish().unwrap();
+        assert_eq!(rows(&found), rows(&alone));
     }
 
     /// The rule by tensors, all levels in one pass.

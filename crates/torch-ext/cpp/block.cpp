@@ -70,13 +70,15 @@ class AddScaled : public torch::autograd::Function<AddScaled> {
   }
 };
 
-// A linear layer and a rectifier, in one call.
+// A linear layer and a rectifier, in one call. A bias that is shorter than the output is repeated.
 class LinearRelu : public torch::autograd::Function<LinearRelu> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias) {
-    at::Tensor y = at::_addmm_activation(bias, x, weight.t(), 1, 1, /*use_gelu=*/false);
+    const int64_t times = weight.size(0) / std::max<int64_t>(bias.size(0), 1);
+    at::Tensor y = at::_addmm_activation(times > 1 ? bias.repeat(times) : bias, x, weight.t(), 1, 1, /*use_gelu=*/false);
     context->save_for_backward({x, weight, y});
+    context->saved_data["biases"] = bias.size(0);
     return y;
   }
 
@@ -86,7 +88,8 @@ class LinearRelu : public torch::autograd::Function<LinearRelu> {
     const at::Tensor grad = at::threshold_backward(grads[0], saved[2], 0);
     // In the order of the weight, which its gradient has to have.
     const at::Tensor by_weight = weight.is_contiguous() ? grad.t().mm(x) : x.t().mm(grad).t();
-    return {grad.mm(weight), by_weight, grad.sum(0)};
+    const int64_t biases = context->saved_data["biases"].toInt();
+    return {grad.mm(weight), by_weight, grad.reshape({-1, biases}).sum(0)};
   }
 };
 
@@ -130,10 +133,11 @@ extern "C" FnetError* fnet_add_scaled(TensorPtr x, TensorPtr branch, TensorPtr f
 extern "C" FnetError* fnet_linear_relu(TensorPtr x, TensorPtr weight, TensorPtr bias, TensorPtr* out) {
   return fnet::guarded([&] {
     if (x->dim() != 2 || weight->dim() != 2 || bias->dim() != 1 || x->size(1) != weight->size(1) ||
-        bias->size(0) != weight->size(0)) {
-      throw fnet::InvalidArgument("linear layer: expected values [n, in], a weight [out, in] and a bias [out]");
+        bias->size(0) == 0 || weight->size(0) % bias->size(0) != 0) {
+      throw fnet::InvalidArgument("linear layer: expected values [n, in], a weight [out, in] and a bias [out] or a part of it");
     }
+    const int64_t times = weight->size(0) / bias->size(0);
     *out = new at::Tensor(fnet::is_plain(*x) ? fnet::LinearRelu::apply(*x, *weight, *bias)
-                                             : at::linear(*x, *weight, *bias).relu_());
+                                             : at::linear(*x, *weight, times > 1 ? bias->repeat(times) : *bias).relu_());
   });
 }

@@ -10,6 +10,7 @@
 #include "error.cpp"
 #include "gloo.cpp"
 #include "levels.cpp"
+#include "losses.cpp"
 #include "memory.cpp"
 #include "nms.cpp"
 #include "optim.cpp"

@@ -13,7 +13,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/rsub.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
@@ -60,10 +59,6 @@ at::Tensor total_norm(const std::vector<at::Tensor>& tensors) {
   return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, 2)));
 }
 
-std::optional<at::Tensor> optional(TensorPtr tensor) {
-  return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor);
-}
-
 }  // namespace
 
 at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& grad) {
@@ -75,28 +70,21 @@ at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& grad) {
 
 }  // namespace fnet
 
-// `found_inf`: null, or a flag on the parameters' device; where it is 1, weights and states stay as they are.
 extern "C" FnetError* fnet_adamw_step(const TensorPtr* parameters, const TensorPtr* exp_avg,
                                       const TensorPtr* exp_avg_sq, const TensorPtr* steps, size_t count, double lr,
-                                      double beta1, double beta2, double weight_decay, double eps,
-                                      TensorPtr found_inf) {
+                                      double beta1, double beta2, double weight_decay, double eps) {
   return fnet::guarded([&] {
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {exp_avg, exp_avg_sq, steps});
     if (rows.parameters.empty()) return;
-    if (found_inf == nullptr) {
-      at::_foreach_add_(rows.states[2], 1);
-    } else {
-      at::_foreach_add_(rows.states[2], at::rsub(*found_inf, 1));
-    }
+    at::_foreach_add_(rows.states[2], 1);
     at::_fused_adamw_(rows.parameters, rows.grads, rows.states[0], rows.states[1], {}, rows.states[2], lr, beta1,
-                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, fnet::optional(found_inf));
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, /*found_inf=*/{});
   });
 }
 
 extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr* momentum_buffers, size_t count,
-                                    double lr, double momentum, double weight_decay, bool nesterov,
-                                    TensorPtr found_inf) {
+                                    double lr, double momentum, double weight_decay, bool nesterov) {
   return fnet::guarded([&] {
     at::NoGradGuard no_grad;
     auto rows = fnet::rows_with_gradient(parameters, count, {momentum_buffers});
@@ -105,8 +93,7 @@ extern "C" FnetError* fnet_sgd_step(const TensorPtr* parameters, const TensorPtr
     if (momentum == 0.0) rows.states[0].clear();
     // A buffer of zeros gives the gradient itself in the first step, since dampening is zero.
     at::_fused_sgd_(rows.parameters, rows.grads, rows.states[0], weight_decay, momentum, lr, /*dampening=*/0.0,
-                    nesterov, /*maximize=*/false, /*is_first_step=*/false, /*grad_scale=*/{},
-                    fnet::optional(found_inf));
+                    nesterov, /*maximize=*/false, /*is_first_step=*/false, /*grad_scale=*/{}, /*found_inf=*/{});
   });
 }
 
@@ -135,18 +122,15 @@ extern "C" FnetError* fnet_clip_grad_norm(const TensorPtr* parameters, size_t co
   });
 }
 
-extern "C" FnetError* fnet_unscale_gradients(const TensorPtr* parameters, size_t count, double inverse_scale,
-                                             bool* found_non_finite) {
+// `out` is 1 if a gradient is not finite, else 0, on the gradients' device.
+extern "C" FnetError* fnet_unscale_gradients(const TensorPtr* parameters, size_t count, double inverse_scale, TensorPtr* out) {
   return fnet::guarded([&] {
     at::NoGradGuard no_grad;
-    *found_non_finite = false;
     auto grads = fnet::defined_gradients(parameters, count);
-    if (grads.empty()) return;
-    const auto options = grads[0].options().dtype(at::kFloat);
+    const auto options = (grads.empty() ? at::TensorOptions() : grads[0].options()).dtype(at::kFloat);
     at::Tensor found = at::zeros({}, options);
-    const at::Tensor scale = at::full({}, inverse_scale, options);
-    at::_amp_foreach_non_finite_check_and_unscale_(grads, found, scale);
-    *found_non_finite = found.item<float>() != 0;
+    if (!grads.empty()) at::_amp_foreach_non_finite_check_and_unscale_(grads, found, at::full({}, inverse_scale, options));
+    *out = new at::Tensor(std::move(found));
   });
 }
 

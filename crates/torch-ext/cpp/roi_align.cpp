@@ -213,7 +213,8 @@ at::Tensor roi_align_by_level(const std::vector<at::Tensor>& levels, const RoisB
   const int64_t count = std::accumulate(by_level.counts.begin(), by_level.counts.end(), int64_t{0});
   const at::Tensor& rois = by_level.rois;
   if (by_level.counts.size() != levels.size() || rois.dim() != 2 || rois.size(1) != 5 || rois.size(0) != count ||
-      by_level.order.numel() != count || by_level.back.numel() != count) {
+      by_level.order.has_value() != by_level.back.has_value() ||
+      (by_level.order && (by_level.order->numel() != count || by_level.back->numel() != count))) {
     throw InvalidArgument("RoIAlign: expected rois [K, 5], the order of each, and how many of them each level has");
   }
   return roi_align_torchvision(levels, by_level, strides, bins);
@@ -230,12 +231,13 @@ extern "C" FnetError* fnet_roi_align(const TensorPtr* levels, size_t level_count
   });
 }
 
-// See fnet::RoisByLevel; `counts` has a number for each level.
+// See fnet::RoisByLevel; `counts` has a number for each level, `order` and `back` may be null.
 extern "C" FnetError* fnet_roi_align_by_level(const TensorPtr* levels, size_t level_count, TensorPtr rois,
                                               TensorPtr order, TensorPtr back, const int64_t* counts,
                                               const double* strides, size_t stride_count, int64_t bins, TensorPtr* out) {
   return fnet::guarded([&] {
-    const fnet::RoisByLevel by_level{*rois, *order, *back, std::vector<int64_t>(counts, counts + level_count)};
+    const auto optional = [](TensorPtr tensor) { return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor); };
+    const fnet::RoisByLevel by_level{*rois, optional(order), optional(back), std::vector<int64_t>(counts, counts + level_count)};
     *out = new at::Tensor(fnet::roi_align_by_level(fnet::to_vector(levels, level_count), by_level,
                                                    std::vector<double>(strides, strides + stride_count), bins));
   });

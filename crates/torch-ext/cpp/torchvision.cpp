@@ -28,7 +28,8 @@ using RoiAlignBackwardSchema = at::Tensor(const at::Tensor&, const at::Tensor&, 
 class RoiAlignByLevel : public torch::autograd::Function<RoiAlignByLevel> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, at::TensorList levels, const at::Tensor& rois,
-                            const at::Tensor& order, const at::Tensor& back, const std::vector<int64_t>& counts,
+                            const std::optional<at::Tensor>& order, const std::optional<at::Tensor>& back,
+                            const std::vector<int64_t>& counts,
                             const std::vector<double>& strides, int64_t bins) {
     static const auto op = find_operator("torchvision::roi_align").typed<RoiAlignSchema>();
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -40,13 +41,15 @@ class RoiAlignByLevel : public torch::autograd::Function<RoiAlignByLevel> {
       pooled.push_back(op.call(levels[i].to(at::kFloat), selected, 1.0 / strides[i], bins, bins, 0, true));
       shapes.insert(shapes.end(), levels[i].sizes().begin(), levels[i].sizes().end());
     }
-    context->save_for_backward({rois, order});
+    context->save_for_backward({rois, order.value_or(at::Tensor())});
     context->saved_data["shapes"] = shapes;
     context->saved_data["counts"] = counts;
     context->saved_data["strides"] = strides;
     context->saved_data["bins"] = bins;
     context->saved_data["kind"] = static_cast<int64_t>(levels[0].scalar_type());
-    return at::cat(pooled).index_select(0, back).to(levels[0].scalar_type());
+    at::Tensor all = at::cat(pooled);
+    if (back) all = all.index_select(0, *back);
+    return all.to(levels[0].scalar_type());
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -58,7 +61,8 @@ class RoiAlignByLevel : public torch::autograd::Function<RoiAlignByLevel> {
     const auto strides = data["strides"].toDoubleVector();
     const int64_t bins = data["bins"].toInt();
     const auto kind = static_cast<at::ScalarType>(data["kind"].toInt());
-    const at::Tensor sorted = grad_outputs[0].to(at::kFloat).index_select(0, saved[1]);
+    at::Tensor sorted = grad_outputs[0].to(at::kFloat);
+    if (saved[1].defined()) sorted = sorted.index_select(0, saved[1]);
     torch::autograd::variable_list grads;
     for (size_t i = 0, row = 0; i < counts.size(); row += counts[i++]) {
       // Also with no RoI: every level stays part of the graph.

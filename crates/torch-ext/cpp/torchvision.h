@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 namespace fnet {
@@ -10,7 +11,8 @@ namespace fnet {
 // RoIs by the level that they are read from: those of level 0 first, then those of level 1, and so on.
 struct RoisByLevel {
   at::Tensor rois;              // [K, 5] float32
-  at::Tensor order, back;       // [K] int64: where each was, and where each of the caller's order is now
+  // [K] int64: where each was, and where each of the caller's order is now; none if that order is this one.
+  std::optional<at::Tensor> order, back;
   std::vector<int64_t> counts;  // of each level
 };
 

@@ -50,8 +50,8 @@ pub fn add_scaled(x: &Tensor, branch: &Tensor, factors: &Tensor) -> Result<Tenso
     new_tensor(|out| unsafe { fnet_add_scaled(pointer(x), pointer(branch), pointer(factors), out) })
 }
 
-/// `relu(x weight^T + bias)` of `x` (`[n, in]`), `weight` (`[out, in]`) and `bias` (`[out]`). The gradient of the weight lies
-/// in memory as the weight does.
+/// `relu(x weight^T + bias)` of `x` (`[n, in]`), `weight` (`[out, in]`) and `bias` (`[out]`, or a part of it, which is
+/// repeated). The gradient of the weight lies in memory as the weight does.
 ///
 /// # Errors
 /// If the shapes do not fit, or memory runs out.
@@ -112,18 +112,20 @@ mod tests {
     fn a_rectified_linear_layer_gives_values_and_gradients_of_its_parts() {
         for rows in [5, 0] {
             let x = random(&[rows, 3], 1).set_requires_grad(true);
-            let bias = random(&[4], 3).set_requires_grad(true);
-            for weight in [random(&[4, 3], 2), random(&[3, 4], 2).transpose(0, 1)] {
-                let weight = weight.detach().set_requires_grad(true);
-                let run = |y: Tensor| {
-                    let loss = (&y * random(&[rows, 4], 4)).sum(Kind::Float);
-                    (y, Tensor::run_backward(&[loss], &[&x, &weight, &bias], false, false))
-                };
-                let (y, gradients) = run(linear_relu(&x, &weight, &bias).unwrap());
-                let (expected, plain) = run(x.linear(&weight, Some(&bias)).relu());
-                assert!(y.allclose(&expected, 1e-6, 1e-6, false));
-                assert!(gradients.iter().zip(&plain).all(|(a, b)| a.allclose(b, 1e-5, 1e-6, false)));
-                assert!(rows == 0 || gradients[1].stride() == weight.stride());
+            for biases in [4, 2] {
+                let bias = random(&[biases], 3).set_requires_grad(true);
+                for weight in [random(&[4, 3], 2), random(&[3, 4], 2).transpose(0, 1)] {
+                    let weight = weight.detach().set_requires_grad(true);
+                    let run = |y: Tensor| {
+                        let loss = (&y * random(&[rows, 4], 4)).sum(Kind::Float);
+                        (y, Tensor::run_backward(&[loss], &[&x, &weight, &bias], false, false))
+                    };
+                    let (y, gradients) = run(linear_relu(&x, &weight, &bias).unwrap());
+                    let (expected, plain) = run(x.linear(&weight, Some(&bias.repeat([4 / biases]))).relu());
+                    assert!(y.allclose(&expected, 1e-6, 1e-6, false));
+                    assert!(gradients.iter().zip(&plain).all(|(a, b)| a.allclose(b, 1e-5, 1e-6, false)));
+                    assert!(rows == 0 || gradients[1].stride() == weight.stride());
+                }
             }
         }
         let (x, bias) = (random(&[2, 3], 1), random(&[5], 1));

@@ -13,27 +13,54 @@ unsafe extern "C" {
         rows: *mut C_tensor,
         flat_rows: *mut C_tensor,
         counts: *const i64,
+        inside: *mut C_tensor,
         out: *mut *mut C_tensor,
     ) -> *mut RawError;
+    fn fnet_rectify(tensors: *const *mut C_tensor, count: usize) -> *mut RawError;
     fn fnet_twice(tensors: *const *mut C_tensor, count: usize, out: *mut *mut C_tensor) -> *mut RawError;
 }
 
-/// Rows `[k, c]` of `levels` (`[n, c, h, w]`), each a table of its places, image by image and row by row. `rows` (`[k]`,
-/// int64) are those of the first level, `counts[0]` of them, then those of the second, and so on; `flat_rows` are the same
-/// in one table of all levels. Differentiable in the levels.
+/// Which rows of which levels.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    /// `[k]` int64: rows of the first level, then those of the second, and so on.
+    pub rows: Tensor,
+    /// The same in one table of all levels, whose number of rows stands for a row outside.
+    pub flat_rows: Tensor,
+    /// How many each level has.
+    pub counts: &'a [i64],
+    /// `[k, 1]`: 1, or 0 for a row outside, which is read as zeros; none if all are inside.
+    pub inside: Option<Tensor>,
+}
+
+/// Rows `[k, c]` of `levels` (`[n, c, h, w]`), each a table of its places, image by image and row by row. Differentiable in the
+/// levels.
 ///
 /// # Errors
 /// If shapes and counts do not fit.
-pub fn gather_rows(levels: &[Tensor], rows: &Tensor, flat_rows: &Tensor, counts: &[i64]) -> Result<Tensor> {
+pub fn gather_rows(levels: &[Tensor], given: &Rows<'_>) -> Result<Tensor> {
+    let Rows { rows, flat_rows, counts, inside } = given;
     if counts.len() != levels.len() {
         let message = format!("rows of levels: {} levels and rows of {}", levels.len(), counts.len());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let levels = pointers(levels);
-    // SAFETY: all pointers are valid for the call, and there are as many counts as levels; `out` is written on success.
+    let inside = inside.as_ref().map_or(std::ptr::null_mut(), pointer);
+    // SAFETY: all pointers are valid for the call, the factors may be null, and there are as many counts as levels; `out` is
+    // written on success.
     new_tensor(|out| unsafe {
-        fnet_gather_rows(levels.as_ptr(), levels.len(), pointer(rows), pointer(flat_rows), counts.as_ptr(), out)
+        fnet_gather_rows(levels.as_ptr(), levels.len(), pointer(rows), pointer(flat_rows), counts.as_ptr(), inside, out)
     })
+}
+
+/// Rectifies all tensors in place, in one call.
+///
+/// # Errors
+/// If libtorch fails.
+pub fn rectify(tensors: &[Tensor]) -> Result<()> {
+    let tensors = pointers(tensors);
+    // SAFETY: the pointers are valid for the call.
+    check(unsafe { fnet_rectify(tensors.as_ptr(), tensors.len()) })
 }
 
 /// Two handles to each tensor, for two readers; the gradients of both are added in one call for all tensors.
@@ -70,19 +97,41 @@ mod tests {
         let levels = levels();
         // One row twice, and none of the second level.
         let (rows, counts) = ([39_i64, 0, 7, 7, 3, 1], [4, 0, 2]);
-        let flat: Vec<i64> = rows.iter().enumerate().map(|(i, row)| row + if i < 4 { 0 } else { 40 + 12 }).collect();
-        let found = gather_rows(&levels, &Tensor::from_slice(&rows), &Tensor::from_slice(&flat), &counts).unwrap();
         let tables = levels.each_ref().map(|level| level.permute([0, 2, 3, 1]).reshape([-1, 3]));
         let of = |level: usize, rows: &[i64]| tables[level].index_select(0, &Tensor::from_slice(rows));
-        let expected = Tensor::cat(&[of(0, &rows[..4]), of(1, &[]), of(2, &rows[4..])], 0);
-        assert_eq!(found, expected);
         let gradients = |rows: Tensor| {
-            let loss = (rows.square() * 3.0).sum(Kind::Float);
+            let loss = ((rows.square() + 1.0) * &rows * 3.0).sum(Kind::Float);
             Tensor::run_backward(&[loss], &levels.each_ref()[..], false, false)
         };
-        assert_eq!(gradients(found), gradients(expected));
-        let wrong = gather_rows(&levels, &Tensor::from_slice(&rows), &Tensor::from_slice(&flat), &[4, 0, 1]);
-        assert_eq!(wrong.unwrap_err().kind(), ErrorKind::Invalid);
+        for outside in [None, Some(2)] {
+            let flat = rows.iter().enumerate().map(|(i, row)| match i {
+                i if Some(i) == outside => 40 + 12 + 4,
+                i if i < 4 => *row,
+                _ => row + 40 + 12,
+            });
+            let inside: Vec<f32> = (0..6).map(|i| if Some(i) == outside { 0.0 } else { 1.0 }).collect();
+            let factors = Tensor::from_slice(&inside).reshape([6, 1]);
+            let given = |counts| Rows {
+                rows: Tensor::from_slice(&rows),
+                flat_rows: Tensor::from_slice(&flat.clone().collect::<Vec<i64>>()),
+                counts,
+                inside: outside.map(|_| factors.shallow_clone()),
+            };
+            let found = gather_rows(&levels, &given(&counts)).unwrap();
+            let expected = Tensor::cat(&[of(0, &rows[..4]), of(1, &[]), of(2, &rows[4..])], 0) * &factors;
+            assert_eq!(found, expected);
+            assert_eq!(gradients(found), gradients(expected));
+            let wrong = gather_rows(&levels, &given(&[4, 0, 1]));
+            assert_eq!(wrong.unwrap_err().kind(), ErrorKind::Invalid);
+        }
+    }
+
+    #[test]
+    fn all_tensors_are_rectified_as_one_by_one() {
+        let tensors = levels().map(|level| level.detach().copy());
+        let expected = tensors.each_ref().map(Tensor::relu);
+        rectify(&tensors).unwrap();
+        assert_eq!(tensors, expected);
     }
 
     #[test]

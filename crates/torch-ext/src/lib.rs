@@ -14,6 +14,7 @@ mod dl;
 mod error;
 mod ffi;
 pub mod levels;
+pub mod losses;
 pub mod memory;
 pub mod norm;
 pub mod ops;

@@ -90,10 +90,9 @@ pub fn roi_align(
 pub struct RoisByLevel {
     /// `[K, 5]` float32: those of the first level, then those of the second, and so on.
     pub rois: Tensor,
-    /// `[K]` int64: where each was in the caller's order.
-    pub order: Tensor,
-    /// `[K]` int64: where each of the caller's order is here.
-    pub back: Tensor,
+    /// Twice `[K]` int64: where each was in the caller's order, and where each of the caller's order is here; none if that
+    /// order is this one.
+    pub order: Option<[Tensor; 2]>,
     /// How many each level has.
     pub counts: Vec<i64>,
 }
@@ -115,15 +114,16 @@ pub fn roi_align_by_level(
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let levels = pointers(levels);
-    // SAFETY: all pointers are valid for the call with the lengths beside them, and there are as many counts as levels;
-    // `out` is written on success.
+    let place = |of: usize| by_level.order.as_ref().map_or(std::ptr::null_mut(), |order| pointer(&order[of]));
+    // SAFETY: all pointers are valid for the call with the lengths beside them, or null where C++ allows it, and there are as
+    // many counts as levels; `out` is written on success.
     new_tensor(|out| unsafe {
         fnet_roi_align_by_level(
             levels.as_ptr(),
             levels.len(),
             pointer(&by_level.rois),
-            pointer(&by_level.order),
-            pointer(&by_level.back),
+            place(0),
+            place(1),
             by_level.counts.as_ptr(),
             strides.as_ptr(),
             strides.len(),

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::{Error, ErrorKind, RawError, Result, check};
-use crate::ffi::{new_tensor, pointer, pointers};
+use crate::ffi::{new_tensor, pointers};
 
 unsafe extern "C" {
     fn fnet_adamw_step(
@@ -20,7 +20,6 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
-        found_inf: *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_sgd_step(
         parameters: *const *mut C_tensor,
@@ -30,7 +29,6 @@ unsafe extern "C" {
         momentum: f64,
         weight_decay: f64,
         nesterov: bool,
-        found_inf: *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_norm(tensors: *const *mut C_tensor, count: usize, out: *mut *mut C_tensor) -> *mut RawError;
     fn fnet_grad_norm(parameters: *const *mut C_tensor, count: usize, out: *mut *mut C_tensor) -> *mut RawError;
@@ -44,7 +42,7 @@ unsafe extern "C" {
         parameters: *const *mut C_tensor,
         count: usize,
         inverse_scale: f64,
-        found_non_finite: *mut bool,
+        out: *mut *mut C_tensor,
     ) -> *mut RawError;
     fn fnet_clear_gradients(parameters: *const *mut C_tensor, count: usize) -> *mut RawError;
 }
@@ -97,16 +95,15 @@ impl AdamW {
         })
     }
 
-    /// One step with learning rate `lr`. Where `found_inf` (float32, one value, on the parameters' device) is 1, weights and
-    /// state stay as they are, which costs no wait for the device; else it is 0.
+    /// One step with learning rate `lr`.
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn step(&mut self, lr: f64, found_inf: Option<&Tensor>) -> Result<()> {
+    pub fn step(&mut self, lr: f64) -> Result<()> {
         let AdamWOptions { betas, eps, weight_decay } = self.options;
         let (parameters, exp_avg) = (pointers(&self.parameters), pointers(&self.exp_avg));
         let (exp_avg_sq, steps) = (pointers(&self.exp_avg_sq), pointers(&self.steps));
-        // SAFETY: four arrays of `parameters.len()` valid pointers; a flag that is null or valid.
+        // SAFETY: four arrays of `parameters.len()` valid pointers.
         check(unsafe {
             fnet_adamw_step(
                 parameters.as_ptr(),
@@ -119,7 +116,6 @@ impl AdamW {
                 betas.1,
                 weight_decay,
                 eps,
-                found_inf.map_or(std::ptr::null_mut(), pointer),
             )
         })
     }
@@ -180,26 +176,16 @@ impl Sgd {
         })
     }
 
-    /// One step with learning rate `lr`. Where `found_inf` (float32, one value, on the parameters' device) is 1, weights and
-    /// state stay as they are, which costs no wait for the device; else it is 0.
+    /// One step with learning rate `lr`.
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn step(&mut self, lr: f64, found_inf: Option<&Tensor>) -> Result<()> {
+    pub fn step(&mut self, lr: f64) -> Result<()> {
         let SgdOptions { momentum, weight_decay, nesterov } = self.options;
         let (parameters, buffers) = (pointers(&self.parameters), pointers(&self.momentum_buffers));
-        // SAFETY: two arrays of `parameters.len()` valid pointers; a flag that is null or valid.
+        // SAFETY: two arrays of `parameters.len()` valid pointers.
         check(unsafe {
-            fnet_sgd_step(
-                parameters.as_ptr(),
-                buffers.as_ptr(),
-                parameters.len(),
-                lr,
-                momentum,
-                weight_decay,
-                nesterov,
-                found_inf.map_or(std::ptr::null_mut(), pointer),
-            )
+            fnet_sgd_step(parameters.as_ptr(), buffers.as_ptr(), parameters.len(), lr, momentum, weight_decay, nesterov)
         })
     }
 
@@ -253,16 +239,15 @@ pub fn clip_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
     new_tensor(|out| unsafe { fnet_clip_grad_norm(parameters.as_ptr(), parameters.len(), max_norm, out) })
 }
 
-/// Divides the parameters' gradients by the loss scale; returns whether one holds a value that is not finite.
+/// Divides the parameters' gradients by the loss scale; returns 1 if one holds a value that is not finite, else 0: float32, no
+/// dimension, on their device.
 ///
 /// # Errors
 /// If libtorch fails.
-pub fn unscale(parameters: &[Tensor], scale: f64) -> Result<bool> {
+pub fn unscale(parameters: &[Tensor], scale: f64) -> Result<Tensor> {
     let parameters = pointers(parameters);
-    let mut found = false;
-    // SAFETY: an array of `parameters.len()` valid pointers; `found` is valid for the call.
-    check(unsafe { fnet_unscale_gradients(parameters.as_ptr(), parameters.len(), scale.recip(), &raw mut found) })?;
-    Ok(found)
+    // SAFETY: an array of `parameters.len()` valid pointers; `out` is written on success.
+    new_tensor(|out| unsafe { fnet_unscale_gradients(parameters.as_ptr(), parameters.len(), scale.recip(), out) })
 }
 
 /// Drops the parameters' gradients, so that the next backward pass stores instead of adding.

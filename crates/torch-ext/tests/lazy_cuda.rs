@@ -44,7 +44,7 @@ fn body_on_the_cpu() {
     torch_ext::autograd::backward(&out.sum(Kind::Float)).unwrap();
     assert_eq!(ops::nms(&rois.narrow(1, 1, 4), &Tensor::from_slice(&[1.0f32]), 0.5).unwrap().size(), [1]);
     let options = optim::AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
-    optim::AdamW::new(&[level], options).unwrap().step(0.1, None).unwrap();
+    optim::AdamW::new(&[level], options).unwrap().step(0.1).unwrap();
     assert!(mapped("libtorch_cpu"));
     assert!(!mapped("libtorch_cuda"));
 }

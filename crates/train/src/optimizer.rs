@@ -47,8 +47,8 @@ impl Optimizer {
     /// Applies the parameters' gradients.
     pub fn step(&mut self, learning_rate: f64) -> Result<()> {
         match &mut self.engine {
-            Engine::AdamW(adamw) => adamw.step(learning_rate, None)?,
-            Engine::Sgd(sgd) => sgd.step(learning_rate, None)?,
+            Engine::AdamW(adamw) => adamw.step(learning_rate)?,
+            Engine::Sgd(sgd) => sgd.step(learning_rate)?,
         }
         Ok(())
     }

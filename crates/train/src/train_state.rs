@@ -53,6 +53,7 @@ pub struct StepOutcome {
     pub loss_scale: Option<f64>,
     /// Positive proposals of this rank.
     pub positives: usize,
+    /// Seconds of its parts.
     pub times: StepTimes,
 }
 
@@ -142,7 +143,7 @@ impl<'a> TrainState<'a> {
                 own: packed.shallow_clone(),
                 first: packed,
                 loss_scale: loss_scale.clone(),
-                reached: ecord_event(communicator.device())?,
+                reached: record_event(communicator.device())?,
             },
             downloader,
             loss_scale,
@@ -265,7 +266,7 @@ impl<'a> TrainState<'a> {
             own,
             first,
             loss_scale: self.loss_scale.clone(),
-            reached: ecord_event(self.parameters.device())?,
+            reached: record_event(self.parameters.device())?,
         })
     }
 
@@ -282,7 +283,7 @@ impl<'a> TrainState<'a> {
         let Some(ema) = &mut self.ema else { return Ok(()) };
         self.update_in_progress = true;
         ema.swap(&self.trained)?;
-        self.last_good.reached = ecord_event(self.parameters.device())?;
+        self.last_good.reached = record_event(self.parameters.device())?;
         self.update_in_progress = false;
         self.averaged = !self.averaged;
         Ok(())
@@ -309,19 +310,17 @@ impl<'a> TrainState<'a> {
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was skipped,
     /// if it was.
     fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
-        if let Some(loss_scale) = &mut self.loss_scale {
-            let overflow = optim::unscale(&self.tensors, loss_scale.scale())?;
-            loss_scale.update(!overflow)?;
-            if overflow {
+        let overflow =
+            self.loss_scale.as_ref().map(|scale| optim::unscale(&self.tensors, scale.scale())).transpose()?;
+        let norm = (self.grad_clip > 0.0).then(|| optim::clip_norm(&self.tensors, self.grad_clip)).transpose()?;
+        let [overflow, norm] = arrive([overflow, norm])?;
+        if let (Some(loss_scale), Some(overflow)) = (&mut self.loss_scale, overflow) {
+            loss_scale.update(overflow == 0.0)?;
+            if overflow != 0.0 {
                 self.clear_gradients()?;
                 return Ok((None, Some(Skip::Overflow)));
             }
         }
-        let norm = if self.grad_clip > 0.0 {
-            Some(cuda::to_host(&optim::clip_norm(&self.tensors, self.grad_clip)?)?.f_double_value(&[])?)
-        } else {
-            None
-        };
         self.update_in_progress = true;
         self.optimizer.step(learning_rate)?;
         self.clear_gradients()?;
@@ -361,8 +360,19 @@ impl<'a> TrainState<'a> {
     }
 }
 
+/// Values of a device on the host, with one wait for both.
+fn arrive(values: [Option<Tensor>; 2]) -> Result<[Option<f64>; 2]> {
+    let on_host = match values.each_ref() {
+        [Some(first), Some(second)] => cuda::to_host(&Tensor::f_stack(&[first, second], 0)?)?,
+        [Some(one), None] | [None, Some(one)] => cuda::to_host(one)?,
+        [None, None] => return Ok([None, None]),
+    };
+    let mut found = Vec::<f32>::try_from(on_host.f_reshape([-1])?)?.into_iter().map(f64::from);
+    Ok(values.map(|value| value.and_then(|_| found.next())))
+}
+
 /// The present end of what a GPU was given; the CPU has always done all.
-fn ecord_event(device: Device) -> Result<Option<Event>> {
+fn record_event(device: Device) -> Result<Option<Event>> {
     match device {
         Device::Cuda(index) => Ok(Some(Event::record(index)?)),
         _ => Ok(None),

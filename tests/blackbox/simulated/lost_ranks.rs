@@ -48,7 +48,6 @@ fn what_a_survivor_saves_beside_hung_collectives_is_the_state_after_the_last_upd
 
 /// The sums of synchronised BatchNorm stand before what the forward pass waits for.
 #[test]
-#[ignore = "with sums of statistics in it, the forward pass still waits by a function of CUDA"]
 fn a_survivor_comes_back_from_a_forward_pass_behind_sums_of_statistics() {
     let name = "a_survivor_comes_back_from_a_forward_pass_behind_sums_of_statistics";
     let Some(gpus) = small(name) else { return };

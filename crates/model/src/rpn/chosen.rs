@@ -6,13 +6,13 @@
 
 use tch::{Device, Tensor};
 use torch_ext::block::linear_relu;
-use torch_ext::levels::gather_rows;
+use torch_ext::levels::{Rows, gather_rows};
 
 use fnet_common::{Error, Result};
 
 use super::super::anchors::Size;
 use super::super::pack::{Pack, Sent, Table};
-use super::Rpn;
+use super::{JoinedHead, Rpn};
 
 /// An anchor of one image.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +55,7 @@ enum Way {
     Joined(OnePass),
 }
 
-/// Rows of each level's table, and of one table of all; how many of each level; what they are multiplied by, if anything; and
-/// the places of the logits and then of the deltas in a table of both.
+/// What [`Rows`] are made of, and the places of the logits and then of the deltas in a table of both.
 struct OnePass {
     rows: Table,
     flat_rows: Table,
@@ -117,13 +116,16 @@ impl Rpn {
             Way::ByLevel { levels: of_levels.map(tables).collect(), cells, delta_cells }
         } else {
             let (mut rows, mut flat_rows, mut counts, mut inside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let rows_of = |&(height, width): &Size| (images * height * width) as i64;
+            let outside: i64 = sizes.iter().map(rows_of).sum();
             let mut start = 0;
-            for (of_level, &(height, width)) in of_levels.zip(sizes) {
-                flat_rows.extend(of_level.rows.iter().map(|row| start + row));
+            for (of_level, size) in of_levels.zip(sizes) {
+                let flat = of_level.rows.iter().zip(&of_level.inside);
+                flat_rows.extend(flat.map(|(row, &inside)| if inside > 0.0 { start + row } else { outside }));
                 counts.push(of_level.rows.len() as i64);
                 rows.extend(of_level.rows);
                 inside.extend(of_level.inside);
-                start += (images * height * width) as i64;
+                start += rows_of(size);
             }
             // A row of answers: a logit of each shape, then the four deltas of each.
             let logit = |&[row, shape]: &[usize; 2]| (5 * row * per_place + shape) as i64;
@@ -143,7 +145,13 @@ impl Rpn {
     /// The head at the chosen anchors, in their order, differentiable in the levels and the head's parameters.
     ///
     /// Every level takes part, also one without a chosen anchor, so that its gradient is zero and not absent.
-    pub(super) fn at(&self, levels: &[Tensor], tables: &ChosenTables, sent: &Sent) -> Result<Answers> {
+    pub(super) fn at(
+        &self,
+        levels: &[Tensor],
+        tables: &ChosenTables,
+        joined: Option<&JoinedHead>,
+        sent: &Sent,
+    ) -> Result<Answers> {
         match &tables.way {
             Way::ByLevel { levels: of_levels, cells, delta_cells } => {
                 let of_level = |(level, tables): (&Tensor, &LevelTables)| self.hidden_at(level, tables, sent);
@@ -156,7 +164,13 @@ impl Rpn {
                     deltas: deltas.f_index_select(0, &sent.table(delta_cells)?)?,
                 })
             }
-            Way::Joined(pass) => self.at_once(levels, pass, (tables.chosen, tables.with_deltas), sent),
+            Way::Joined(pass) => {
+                let counts = (tables.chosen, tables.with_deltas);
+                match joined {
+                    Some(head) => self.at_once(levels, pass, counts, head, sent),
+                    None => self.at_once(levels, pass, counts, &self.join_head()?, sent),
+                }
+            }
         }
     }
 
@@ -166,23 +180,21 @@ impl Rpn {
         levels: &[Tensor],
         pass: &OnePass,
         (chosen, with_deltas): (usize, usize),
+        head: &JoinedHead,
         sent: &Sent,
     ) -> Result<Answers> {
-        let mut rows = gather_rows(levels, &sent.table(&pass.rows)?, &sent.table(&pass.flat_rows)?, &pass.counts)?;
-        if let Some(inside) = &pass.inside {
-            rows = rows.f_mul(&sent.table(inside)?.f_to_kind(rows.kind())?)?;
-        }
-        let windows = windows(&rows)?;
+        let rows = Rows {
+            rows: sent.table(&pass.rows)?,
+            flat_rows: sent.table(&pass.flat_rows)?,
+            counts: &pass.counts,
+            inside: pass.inside.as_ref().map(|inside| sent.table(inside)).transpose()?,
+        };
+        let windows = windows(&gather_rows(levels, &rows)?)?;
         let hidden = match self.conv.bias() {
             Some(bias) => linear_relu(&windows, &self.conv.window_weight()?, bias)?,
             None => self.conv.at_windows(&windows)?.f_relu()?,
         };
-        let weight = Tensor::f_cat(&[self.cls.window_weight()?, self.reg.window_weight()?], 0)?;
-        let bias = match (self.cls.bias(), self.reg.bias()) {
-            (Some(cls), Some(reg)) => Some(Tensor::f_cat(&[cls, reg], 0)?),
-            _ => None,
-        };
-        let answers = hidden.f_linear(&weight, bias.as_ref())?.f_reshape([-1])?;
+        let answers = hidden.f_linear(&head.weight, head.bias.as_ref())?.f_reshape([-1])?;
         let picked = answers.f_index_select(0, &sent.table(&pass.cells)?)?;
         let mut parts = picked.f_split_with_sizes([chosen as i64, 4 * with_deltas as i64], 0)?;
         let deltas = parts.pop().map(|deltas| deltas.f_reshape([with_deltas as i64, 4])).transpose()?;
@@ -298,7 +310,7 @@ mod tests {
             let mut pack = Pack::default();
             let tables = rpn.tabulate_chosen((2, &output.anchors.levels), &chosen, &with_deltas, device, &mut pack);
             let sent = pack.send(Device::Cpu).unwrap();
-            let answers = rpn.at(&levels, &tables, &sent).unwrap();
+            let answers = rpn.at(&levels, &tables, None, &sent).unwrap();
             close(&answers.logits, &logits);
             close(&answers.deltas, &deltas);
             let (actual, expected) = (gradients(&answers.logits, &answers.deltas), gradients(&logits, &deltas));
@@ -316,7 +328,8 @@ mod tests {
         for device in [Device::Cpu, Device::Cuda(0)] {
             let mut pack = Pack::default();
             let tables = rpn.tabulate_chosen((1, &anchors.levels), &[], &[], device, &mut pack);
-            let answers = rpn.at(std::slice::from_ref(&level), &tables, &pack.send(Device::Cpu).unwrap()).unwrap();
+            let sent = pack.send(Device::Cpu).unwrap();
+            let answers = rpn.at(std::slice::from_ref(&level), &tables, None, &sent).unwrap();
             (answers.logits.sum(Kind::Float) + answers.deltas.sum(Kind::Float)).backward();
         }
         for tensor in parameters.trainable().map(|(_, tensor)| tensor).chain([&level]) {
