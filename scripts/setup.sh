@@ -106,11 +106,11 @@ install_wheels() {
 }
 
 # Builds the packages that do not need libtorch during its download. The others fail and are built later.
-build_beside() {
+build_in_background() {
     [ ! -e .libtorch ] || return 0
     cargo build --release --workspace --keep-going >/dev/null 2>&1 &
-    beside=$!
-    trap 'kill "$beside" 2>/dev/null || true' EXIT
+    background=$!
+    trap 'kill "$background" 2>/dev/null || true' EXIT
 }
 
 link_libtorch() {
@@ -135,12 +135,12 @@ build() {
 check_tools
 check_assembler
 [ -d target/release ] || check_room "$BUILD_GB" "The build"
-beside=
-build_beside
+background=
+build_in_background
 install_wheels
 link_libtorch
 # Its exit status does not matter.
-[ -z "$beside" ] || wait "$beside" || true
+[ -z "$background" ] || wait "$background" || true
 trap - EXIT
 build
 say "ready: target/release/fnet-launch, target/release/fnet-worker"
