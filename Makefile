@@ -1,4 +1,4 @@
-# The commands of a checkout. Each prepares what it needs and skips what is there.
+# Commands for a checkout. Most of them run `setup` first, which skips existing parts.
 
 PREFIX ?= $(HOME)/.local
 SEED ?= 0
@@ -18,29 +18,29 @@ demo: setup ## train on synthetic images with two CPU workers and show the AP ta
 test: setup ## check formatting and lints, and run all tests
 	@scripts/test.sh
 
-sim: setup ## build simulated CUDA devices in target/sim, run their own tests and the black-box tests on them
+sim: setup ## build simulated CUDA devices in target/sim and run their tests and the black-box tests on them
 	@scripts/sim.sh --test
 	OMP_NUM_THREADS=1 cargo test --release --workspace --test blackbox -- simulated
 
-mutations: setup ## break the product on purpose, once per kind, and show which test on simulated devices notices
+mutations: setup ## inject bugs and show which test on simulated devices detects each
 	@scripts/sim_mutations.sh
 
-mpi: setup ## build the library for workers under mpirun; fetches Open MPI unless MPICC names one
+mpi: setup ## build the library for workers under mpirun; downloads Open MPI unless MPICC is set
 	@scripts/mpi.sh
 
-drill: faults chaos ## both of the following, and a job with 64 workers
+drill: faults chaos ## run faults, chaos, and a job with 64 workers
 	cargo test --release --workspace --test blackbox -- --ignored --exact drill::sixty_four_workers_train_ten_steps_and_stop_cleanly
 
 faults: setup ## inject every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
 	cargo test --release --workspace --test blackbox -- --ignored --exact drill::drill --nocapture
 
-chaos: setup ## disturb trainings FNET_CHAOS_EVENTS=200 times at random moments; takes 10 minutes
+chaos: setup ## run the chaos test with FNET_CHAOS_EVENTS=200 random disturbances; takes 10 minutes
 	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture
 
-fuzz: ## fuzz each reader of files, FNET_FUZZ_SECONDS=600 each; needs nightly Rust and cargo-fuzz
+fuzz: ## fuzz each file parser for FNET_FUZZ_SECONDS=600 seconds; needs nightly Rust and cargo-fuzz
 	for target in fuzz/fuzz_targets/*.rs; do scripts/fuzz.sh $$(basename $$target .rs) $${FNET_FUZZ_SECONDS:-600} || exit 1; done
 
-parity: setup ## compare every stage with MMDetection's numbers and write docs/tables/parity.md; needs FNET_TEST_DATA
+parity: setup ## compare every stage with MMDetection and write docs/tables/parity.md; needs FNET_TEST_DATA
 	@scripts/parity.sh
 
 install: setup ## install the programs into PREFIX/bin; PREFIX=~/.local

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# demo.sh [SEED]: makes images, trains a small Mask R-CNN on them with two workers on the CPU, evaluates it on
-# images that it has not seen, and paints what it finds. A second run goes on from where the first one ended.
+# demo.sh [SEED]: generates images, trains a small Mask R-CNN with two workers on the CPU, evaluates it on other images,
+# and draws the detections. A second run resumes the first.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
 seed=${1:-0}
 case $seed in
-'' | *[!0-9]*) die "the seed is \"$seed\", but must be a whole number" "Say for example: make demo SEED=1" ;;
+'' | *[!0-9]*) die "the seed is \"$seed\", but must be a whole number" "Example: make demo SEED=1" ;;
 esac
 data=data/synth-demo-$seed
 work=work_dirs/demo
@@ -17,20 +17,20 @@ started=$SECONDS
 # The epoch of the first checkpoint, see configs/demo.toml.
 EARLY=4
 
-# The demonstration has its own data, and one thread for each of its two workers.
+# The demo has its own data, and one thread for each of its two workers.
 unset FNET_DATA_ROOT
 export OMP_NUM_THREADS=1
 
-say "1 of 3: images"
+say "1 of 3: generating images"
 "$launch" synth --out "$data" --seed "$seed"
 
-# Paints one image by the first checkpoint, while the training goes on.
+# Draws detections of the first checkpoint on one image while training continues.
 paint_early() {
     local checkpoint=$work/epoch_$EARLY.ckpt image
     until [ -e "$checkpoint" ]; do sleep 0.5; done
     image=$(find "$data/val" -type f | sort | sed -n 1p)
     "$launch" -q --device cpu --nproc 1 predict "$checkpoint" "$image" --out "$work/early" 2>"$work/early.log" || return 0
-    say "after $((SECONDS - started)) s the model of epoch $EARLY painted $work/early/${image##*/}"
+    say "after $((SECONDS - started)) s: detections of epoch $EARLY are in $work/early/${image##*/}"
 }
 
 say "2 of 3: training with two workers on the CPU"
@@ -43,7 +43,7 @@ fi
 "$launch" --device cpu --nproc 2 train configs/demo.toml --work-dir "$work" --seed "$seed" \
     "${resume[@]}" --set "data.root=$data"
 
-say "3 of 3: evaluation on images that were not trained on"
+say "3 of 3: evaluating on images that were not used for training"
 "$launch" --device cpu --nproc 2 test "$work/latest.ckpt" --metrics "$work/metrics.json" --show-dir "$work/painted"
 
 cat >&2 <<EOF
@@ -53,5 +53,5 @@ done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s
    log           $(ls -t "$work"/*.log | head -n 1)
    TensorBoard   $work/tensorboard   (.venv/bin/tensorboard --logdir work_dirs)
    metrics       $work/metrics.json
-   painted       $work/painted
+   images        $work/painted
 EOF

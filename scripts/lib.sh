@@ -1,13 +1,13 @@
-# Shared by the scripts: messages, and the folder of the repository. Sourced, not run.
+# Shared by the scripts: messages, and the root of the repository. To be sourced.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Headline of a step.
+# Prints the headline of a step.
 say() {
     printf '== %s\n' "$*" >&2
 }
 
-# Ends with what is wrong and, on further lines, how to mend it.
+# Exits with an error message and, on further lines, how to fix it.
 die() {
     printf 'error: %s\n' "$1" >&2
     shift

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs the parity suite and writes what it measured to docs/tables/parity.md, or to the file given.
-# FNET_TEST_DATA or FNET_PARITY_FIXTURES names the folder with MMDetection's numbers; see docs/parity.md.
+# Runs the parity suite and writes its measurements to docs/tables/parity.md, or to the given file. FNET_TEST_DATA or
+# FNET_PARITY_FIXTURES is the folder with MMDetection's numbers; see docs/parity.md.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
 page=${1:-docs/tables/parity.md}
 if [ -z "${FNET_TEST_DATA:-}${FNET_PARITY_FIXTURES:-}" ]; then
-    die "neither FNET_TEST_DATA nor FNET_PARITY_FIXTURES is set" "Run: export FNET_TEST_DATA=FOLDER, the folder that has reference/ in it."
+    die "neither FNET_TEST_DATA nor FNET_PARITY_FIXTURES is set" "Run: export FNET_TEST_DATA=FOLDER, the folder that contains reference/."
 fi
 
 FNET_PARITY_REPORT=$(mktemp -d)
@@ -18,10 +18,10 @@ cargo build --release --workspace
 cargo test --release --workspace --no-fail-fast --test parity --test blackbox parity -- --include-ignored
 
 rows=$FNET_PARITY_REPORT/rows.tsv
-[ -s "$rows" ] || die "no test measured anything" "See the SKIPPED lines above."
+[ -s "$rows" ] || die "there are no measurements" "See the SKIPPED lines above."
 
-# Fields: order of the stage, stage, what, fixtures, relation, bound, measured, test. Of lines that differ only in the
-# measured value the worst is kept.
+# Fields: order of the stage, stage, what, fixtures, relation, bound, measured, test. Lines that differ only in the
+# measured value become one row with the worst value.
 table() {
     awk -F '\t' -v OFS='\t' '
         { key = $1 FS $2 FS $3 FS $4 FS $5 FS $6 FS $8; value = $7 + 0 }

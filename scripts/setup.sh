@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes everything ready in the checkout: .venv with the pinned wheels, .libtorch, the release build.
-# What is there already is left alone. FNET_PYTHON names the Python to use.
+# Prepares the checkout: .venv with the pinned wheels, .libtorch, the release build. Skips existing parts. FNET_PYTHON
+# is the Python to use.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-# Room for the wheels (5 GB, and as much again while they are unpacked) and the build (4 GB).
+# Disk space for the wheels (5 GB, twice that while unpacking) and the build (4 GB).
 WHEELS_GB=10
 BUILD_GB=4
 
-# True if the command is a Python of at least 3.11 whose venv module works.
+# True if the command is Python 3.11 or newer with a working venv module.
 python_fits() {
     command -v "$1" >/dev/null && "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
@@ -22,30 +22,30 @@ find_python() {
             return
         fi
     done
-    die "no Python of at least 3.11 with venv was found (tried ${FNET_PYTHON:+$FNET_PYTHON, }python3.11, python3, python3.12, python3.13)" \
+    die "Python 3.11 or newer with venv was not found (tried ${FNET_PYTHON:+$FNET_PYTHON, }python3.11, python3, python3.12, python3.13)" \
         "On Debian or Ubuntu: sudo apt install python3 python3-venv" \
-        "Or name one: make setup FNET_PYTHON=/path/to/python3.11"
+        "Or choose one: make setup FNET_PYTHON=/path/to/python3.11"
 }
 
 check_tools() {
     command -v cargo >/dev/null || die "cargo was not found" \
-        "Install Rust 1.88 or newer with rustup, and see that ~/.cargo/bin is in PATH."
+        "Install Rust 1.88 or newer with rustup, and add ~/.cargo/bin to PATH."
     local version
     version=$(rustc --version | awk '{print $2}')
     [ "$(printf '%s\n1.88.0\n' "${version%%-*}" | sort -V | head -n 1)" = 1.88.0 ] ||
-        die "rustc is $version, but at least 1.88 is needed" "Run: rustup update stable"
-    command -v g++ >/dev/null || die "g++ was not found; it compiles the C++ bridge" \
+        die "rustc is $version, but 1.88 or newer is required" "Run: rustup update stable"
+    command -v g++ >/dev/null || die "g++ was not found; the C++ bridge needs it" \
         "On Debian or Ubuntu: sudo apt install g++"
 }
 
-# The vector instructions of the JPEG decoder are assembled by nasm. They give the same pixels in half the time.
+# nasm assembles the SIMD code of the JPEG decoder, which takes half the time for the same pixels.
 check_assembler() {
     [ "$(uname -m)" != x86_64 ] || command -v nasm >/dev/null ||
-        say "nasm was not found, so JPEG will be decoded at half the speed" \
+        say "nasm was not found, so JPEG decoding takes twice as long" \
             "(on Debian or Ubuntu: sudo apt install nasm, then make setup again)"
 }
 
-# A decoder that was built before nasm was there is built anew.
+# Rebuilds a decoder that was built without nasm.
 rebuild_decoder() {
     local built
     built=$(find target/release/build -path '*/mozjpeg-sys-*/out' -type d 2>/dev/null || true)
@@ -58,11 +58,11 @@ rebuild_decoder() {
 check_room() {
     local free
     free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-    [ "$free" -ge "$1" ] || die "$2 needs $1 GB, but the disk of $ROOT has $free GB left" \
-        "Free some room, or clone onto a larger disk."
+    [ "$free" -ge "$1" ] || die "$2 needs $1 GB, but the disk of $ROOT has only $free GB free" \
+        "Free some disk space, or clone onto a larger disk."
 }
 
-# True if the environment holds every pinned package in its version.
+# True if the environment has all pinned packages and versions.
 wheels_are_there() {
     [ -x .venv/bin/python ] && .venv/bin/python - scripts/requirements.txt scripts/requirements-headers.txt <<'PYTHON'
 import sys
@@ -73,7 +73,7 @@ for path in sys.argv[1:]:
         name, _, wanted = line.strip().partition("==")
         if wanted:
             try:
-                # A local part such as +cpu names a build, not another release.
+                # A local part such as +cpu is a build variant, not another release.
                 found = version(name).split("+")[0]
             except PackageNotFoundError:
                 found = None
@@ -84,7 +84,7 @@ PYTHON
 
 install_wheels() {
     if wheels_are_there; then
-        say "wheels: there already (.venv)"
+        say "wheels: already installed (.venv)"
         return
     fi
     local python
@@ -94,34 +94,34 @@ install_wheels() {
         say "creating .venv with $("$python" --version)"
         "$python" -m venv .venv || die "$python -m venv .venv failed" "On Debian or Ubuntu: sudo apt install python3-venv"
     fi
-    say "installing libtorch and the tests' tools into .venv (about 5 GB, a minute or more)"
-    # Python compiles what is used, when it is used.
+    say "installing libtorch and test tools into .venv (about 5 GB, a minute or more)"
+    # Python compiles modules on first use.
     local pip=(.venv/bin/python -m pip install --no-input --disable-pip-version-check --no-compile)
     "${pip[@]}" -r scripts/requirements.txt ||
-        die "pip could not install scripts/requirements.txt; its last lines above say why" \
+        die "pip could not install scripts/requirements.txt; see its output above" \
             "Without a network: put the wheels into a folder and set PIP_FIND_LINKS=folder PIP_NO_INDEX=1."
     "${pip[@]}" --no-deps -r scripts/requirements-headers.txt ||
-        die "pip could not install scripts/requirements-headers.txt; its last lines above say why"
-    wheels_are_there || die ".venv does not hold the pinned versions after the installation" "Remove .venv and run again."
+        die "pip could not install scripts/requirements-headers.txt; see its output above"
+    wheels_are_there || die ".venv does not have the pinned versions after the installation" "Remove .venv and run this again."
 }
 
-# The packages that need no libtorch, while it is fetched; the others fail and are built later.
-build_beside() {
+# Builds the packages that do not need libtorch during its download. The others fail and are built later.
+build_in_background() {
     [ ! -e .libtorch ] || return 0
     cargo build --release --workspace --keep-going >/dev/null 2>&1 &
-    beside=$!
-    trap 'kill "$beside" 2>/dev/null || true' EXIT
+    background=$!
+    trap 'kill "$background" 2>/dev/null || true' EXIT
 }
 
 link_libtorch() {
     local packages
     packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     local wanted=$packages/torch
-    # Relative where it lies in the checkout, so the checkout can be moved.
+    # Use a relative link within the checkout, so that the checkout can be moved.
     [ -d ".venv/${packages##*/.venv/}/torch" ] && wanted=.venv/${packages##*/.venv/}/torch
-    [ -e "$wanted/lib/libtorch_cpu.so" ] || die "$wanted holds no libtorch" "Remove .venv and run again."
+    [ -e "$wanted/lib/libtorch_cpu.so" ] || die "$wanted has no libtorch" "Remove .venv and run this again."
     [ "$(readlink .libtorch || true)" = "$wanted" ] && return
-    [ -e .libtorch ] && [ ! -L .libtorch ] && die ".libtorch is no link" "Remove it; make setup links it to $wanted."
+    [ -e .libtorch ] && [ ! -L .libtorch ] && die ".libtorch is not a link" "Remove it; make setup links it to $wanted."
     ln -sfn "$wanted" .libtorch
     say ".libtorch -> $wanted"
 }
@@ -135,12 +135,12 @@ build() {
 check_tools
 check_assembler
 [ -d target/release ] || check_room "$BUILD_GB" "The build"
-beside=
-build_beside
+background=
+build_in_background
 install_wheels
 link_libtorch
-# Whether it came to its end does not matter.
-[ -z "$beside" ] || wait "$beside" || true
+# Its exit status does not matter.
+[ -z "$background" ] || wait "$background" || true
 trap - EXIT
 build
 say "ready: target/release/fnet-launch, target/release/fnet-worker"

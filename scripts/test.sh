@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Formatting, lints, documentation, then all tests: unit, integration and black-box. Needs what setup.sh makes.
-# FNET_TEST_DATA names a folder with data/ and reference/; FNET_DEMO_DIR one that demo.sh has trained in. Tests that
-# need them, or what `make mpi` builds, say SKIPPED where it is missing.
+# Checks formatting, lints and documentation, then runs all unit, integration and black-box tests. Run setup.sh first. FNET_TEST_DATA
+# is a folder with data/ and reference/, FNET_DEMO_DIR a work folder of demo.sh. Tests that need them, or the library of
+# `make mpi`, print SKIPPED if they are missing.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-# Jobs of the tests run side by side; each process keeps to one core.
+# Test jobs run in parallel, so each process uses one core.
 export OMP_NUM_THREADS=1
 
 say "formatting"
@@ -32,14 +32,13 @@ built=$(grep -c '^ *Executable' "$logs/build")
 say "simulated CUDA devices"
 scripts/sim.sh --test
 
-# The harness of stable Rust measures each test, but shows the times only with this. Not for the compiler: it would build
-# everything again.
+# Makes the test harness of stable Rust show the time of each test. Setting this for the compiler would rebuild
+# everything.
 runner=CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
 export "$runner=env RUSTC_BOOTSTRAP=1"
 
-# run NAME ARGUMENTS...: a part of the tests, with all of its output in a log. Captured output of a passed test is dropped
-# by the harness, so skipped tests are shown from the log; of a panic also the lines after the first, which say what was
-# wrong.
+# run NAME ARGUMENTS...: runs a part of the tests and logs all output. Prints test results, SKIPPED lines, and the first
+# lines of panics, because the harness hides the captured output of passed tests.
 run() {
     local name=$1
     shift
@@ -47,7 +46,7 @@ run() {
         awk '/panicked/ { more = 4 } more-- > 0 || /^test |^ +Running|^error|^warning|FAILED|^failures:|SKIPPED/'
 }
 
-# Two parts beside each other: the black-box tests, which wait for processes and deadlines, and all others.
+# Two parts in parallel: the black-box tests, which mostly wait for processes and deadlines, and all others.
 say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_DIR:-unset})"
 failed=0
 run others --lib --bins --test supervision --test parity --test memory --test hostile_weights --test sets --test carrier --test gloo \
@@ -57,14 +56,14 @@ run blackbox --test blackbox -- --test-threads 8 || failed=1
 wait $others || failed=1
 
 if [ "$failed" -ne 0 ]; then
-    say "the whole output of the failed run:"
+    say "output of the failed run:"
     cat "$logs"/*
     exit 1
 fi
 ran=$(cat "$logs"/{others,blackbox} | grep -c '^ *Running')
-[ "$ran" -eq "$built" ] || die "$ran test programs ran, but $built were built" "Name the new one in scripts/test.sh."
-say "the slowest tests, in seconds"
+[ "$ran" -eq "$built" ] || die "$ran test programs ran, but $built were built" "Add the new one to scripts/test.sh."
+say "slowest tests, in seconds"
 sed -nE 's/^test (.*) \.\.\. ok <([0-9.]+)s>$/\2 \1/p' "$logs"/{others,blackbox} | sort -rn | sed -n 1,30p
 skipped=$(cat "$logs"/* | grep -c 'SKIPPED' || true)
 passed=$(cat "$logs"/* | awk '/^test result/ { sum += $4 } END { print sum + 0 }')
-say "$passed tests passed, $skipped of them skipped for want of data"
+say "$passed tests passed, $skipped of them skipped because of missing data"

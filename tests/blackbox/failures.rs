@@ -193,8 +193,8 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
 fn quiet_prints_only_results_and_errors() {
     let scene = Scene::new();
     let ended = scene.one("-q train cfg.toml --set train.epochs=1");
-    let told: Vec<&str> = ended.stderr.lines().collect();
-    let [line] = told.as_slice() else { panic!("{told:?}") };
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
     for words in ["trained 1 epoch: bbox_mAP ", "segm_mAP ", "; work_dirs/cfg/latest.ckpt"] {
         assert!(line.contains(words), "{line}");
     }

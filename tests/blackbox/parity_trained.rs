@@ -181,9 +181,9 @@ fn evaluate(test: &str, case: &str, first: Option<usize>, set: &[&str]) {
     line.extend(["--config", config.to_str().unwrap(), "--out", "found.json", "--metrics", "metrics.json", "--set"]);
     line.extend(set);
     let output = launch(folder.path(), &data, &line);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("loaded 126 tensors from") && told.contains("new: 0; unused: 0"), "{told}");
-    assert!(!told.contains("Warning"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("loaded 126 tensors from") && stderr.contains("new: 0; unused: 0"), "{stderr}");
+    assert!(!stderr.contains("Warning"), "{stderr}");
     let comparison = Comparison::new("end to end", "trained_tiny");
     compare(&folder.path().join("found"), &reference.join(format!("results_{case}")), only.as_ref(), &comparison);
     if only.is_some() {
@@ -251,8 +251,8 @@ fn parity_trained_tiny_goes_through_a_training_job_and_back_unchanged() {
     let resume = format!("--resume={}", checkpoint.display());
     let job = ["--device", "cpu", "--nproc", "1", "train", config.to_str().unwrap(), "--no-validate", &resume];
     let output = launch(folder.path(), &data, &job);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("resumed epoch 160, iter 1440 with AdamW's state: loaded 126 tensors"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("resumed epoch 160, iter 1440 with AdamW's state: loaded 126 tensors"), "{stderr}");
     launch(folder.path(), &data, &["export", "work_dirs/tiny80/epoch_160.ckpt", "back.pth", "--with-optimizer"]);
     let mut compare = Command::new(python);
     let compared =

@@ -208,12 +208,12 @@ impl Scene {
     fn processes(&self) -> Vec<(u32, String)> {
         let mark = format!("{MARK}={}", self.folder.path().display());
         let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
-        let ours = |id: u32| {
+        let own_process = |id: u32| {
             let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
             let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
             environment.lines().any(|line| line == mark).then_some((id, environment))
         };
-        entries.filter_map(|name| name.parse().ok()).filter_map(ours).collect()
+        entries.filter_map(|name| name.parse().ok()).filter_map(own_process).collect()
     }
 
     /// The process of a rank.

@@ -41,12 +41,12 @@ impl Comparison<'_> {
         let shape: Vec<i64> = serde_json::from_value(expected["shape"].clone()).unwrap();
         assert_eq!(actual.size(), shape, "{what}: shape");
         let values = actual.to_kind(Kind::Double);
-        let greatest = number("max").abs().max(number("min").abs());
+        let maximum = number("max").abs().max(number("min").abs());
         for (name, actual, scale) in [
             ("l2", values.norm(), number("l2")),
             ("abs_sum", values.abs().sum(Kind::Double), number("abs_sum")),
-            ("max", values.max(), greatest),
-            ("min", values.min(), greatest),
+            ("max", values.max(), maximum),
+            ("min", values.min(), maximum),
         ] {
             let off = (scalar(&actual) - number(name)).abs() / scale.max(f64::MIN_POSITIVE);
             self.at_most(&format!("{what}, statistics of the full tensor, relative"), off, STAGE);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_relative_to_the_greatest_expected_value() {
+    fn a_difference_is_relative_to_the_maximum_expected_value() {
         let expected = counting(&[2, 3]);
         assert_eq!(difference("x", &(&expected + 0.5), &expected), 0.1);
         assert!(difference("x", &(&expected * f64::NAN), &expected).is_nan());

@@ -160,11 +160,11 @@ fn parity_operators_orders_of_images() {
     let cases = |name: &str| facts[name].as_array().filter(|cases| !cases.is_empty()).unwrap();
     for case in cases("sampler") {
         let number = |key: &str| case[key].as_u64().unwrap();
-        let (rank, communicator) = (number("rank") as usize, number("num_replicas") as usize);
+        let (rank, world_size) = (number("rank") as usize, number("num_replicas") as usize);
         let samples = number("samples_per_gpu") as usize;
-        let actual = train_indices(&flags, number("epoch"), number("seed"), rank, communicator, samples);
+        let actual = train_indices(&flags, number("epoch"), number("seed"), rank, world_size, samples);
         compare.equal("images of a training epoch", &actual, &fact::<Vec<usize>>(&case["indices"]));
-        assert_eq!(train_batches_per_epoch(&flags, communicator, samples) * samples, actual.len());
+        assert_eq!(train_batches_per_epoch(&flags, world_size, samples) * samples, actual.len());
     }
     for case in cases("dist_test_sampler") {
         let number = |key: &str| case[key].as_u64().unwrap() as usize;

@@ -53,14 +53,14 @@ const MOST: f64 = 0.5;
 /// bounds are MMDetection's own noise, the maximum so far, times a factor because there are few samples of it.
 fn bounds(meta: &Value, steps: usize, same_proposals: bool) -> Vec<f64> {
     let runs = meta["stability_train_first_max_rel_logvar_diff_per_step"].as_object();
-    let mut greatest = 0.0_f64;
+    let mut maximum = 0.0_f64;
     let mut bound = |step: usize| {
         if step == 0 {
             return if same_proposals { 1e-5 } else { LEAST[0] };
         }
         let stored = runs.into_iter().flatten().filter_map(|(_, run)| run[step].as_f64()).reduce(f64::max);
-        greatest = greatest.max(10.0 * stored.unwrap_or(1.0));
-        greatest.clamp(if step == 1 { LEAST[0] } else { LEAST[1] }, MOST)
+        maximum = maximum.max(10.0 * stored.unwrap_or(1.0));
+        maximum.clamp(if step == 1 { LEAST[0] } else { LEAST[1] }, MOST)
     };
     (0..steps).map(&mut bound).collect()
 }

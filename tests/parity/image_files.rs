@@ -85,8 +85,8 @@ fn config(fixtures: &Fixtures, root: &Path) -> config::Data {
 /// The scale `[long side, short side]` of the resized images. Together they touch both bounds.
 fn scale(fixtures: &Fixtures) -> [usize; 2] {
     let sizes: Vec<_> = fixtures.metas("img_metas").iter().map(|meta| meta.image_size).collect();
-    let greatest = |side: fn(&(usize, usize)) -> usize| sizes.iter().map(side).max().unwrap_or(1);
-    [greatest(|size| size.0.max(size.1)), greatest(|size| size.0.min(size.1))]
+    let maximum = |side: fn(&(usize, usize)) -> usize| sizes.iter().map(side).max().unwrap_or(1);
+    [maximum(|size| size.0.max(size.1)), maximum(|size| size.0.min(size.1))]
 }
 
 /// Writes the decoded pixels as lossless images, with MMDetection's boxes as annotations. The masks are rectangles,

@@ -119,7 +119,7 @@ mod tests {
             let unique: HashSet<usize> = seen.iter().copied().collect();
             prop_assert_eq!(unique.len(), flags.len());
             // A segment repeats at most what fills up each of the two groups.
-            let filling: usize = changes.iter().map(|&(communicator, samples, _)| 2 * (communicator * samples - 1)).sum();
+            let filling: usize = changes.iter().map(|&(world_size, samples, _)| 2 * (world_size * samples - 1)).sum();
             prop_assert!(seen.len() <= flags.len() + filling);
         }
     }

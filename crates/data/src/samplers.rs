@@ -80,11 +80,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_image_is_seen_and_every_step_has_one_group(
-            flags in prop::collection::vec(0u8..2, 1..60), communicator in 1usize..6, samples in 1usize..4, epoch in 0u64..5
+            flags in prop::collection::vec(0u8..2, 1..60), world_size in 1usize..6, samples in 1usize..4, epoch in 0u64..5
         ) {
-            let lists: Vec<_> = (0..communicator).map(|r| train_indices(&flags, epoch, 7, r, communicator, samples)).collect();
+            let lists: Vec<_> = (0..world_size).map(|r| train_indices(&flags, epoch, 7, r, world_size, samples)).collect();
             prop_assert!(lists.iter().all(|list| list.len() == lists[0].len() && list.len() % samples == 0));
-            prop_assert_eq!(lists[0].len() / samples, train_batches_per_epoch(&flags, communicator, samples));
+            prop_assert_eq!(lists[0].len() / samples, train_batches_per_epoch(&flags, world_size, samples));
             for chunk in lists.iter().flat_map(|list| list.chunks(samples)) {
                 prop_assert!(chunk.iter().all(|&i| flags[i] == flags[chunk[0]]));
             }
@@ -103,12 +103,12 @@ mod tests {
         }
 
         #[test]
-        fn evaluation_uses_every_image_once(count in 0usize..100, communicator in 1usize..9) {
-            let mut seen: Vec<usize> = (0..communicator).flat_map(|r| evaluation_indices(count, r, communicator)).collect();
+        fn evaluation_uses_every_image_once(count in 0usize..100, world_size in 1usize..9) {
+            let mut seen: Vec<usize> = (0..world_size).flat_map(|r| evaluation_indices(count, r, world_size)).collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..count).collect::<Vec<_>>());
-            let lengths: Vec<usize> = (0..communicator).map(|r| test_indices(count, r, communicator).len()).collect();
-            prop_assert!(lengths.iter().all(|&l| l == count.div_ceil(communicator)));
+            let lengths: Vec<usize> = (0..world_size).map(|r| test_indices(count, r, world_size).len()).collect();
+            prop_assert!(lengths.iter().all(|&l| l == count.div_ceil(world_size)));
         }
     }
 }

@@ -189,7 +189,8 @@ fn write_split(
     }
     let mut file = AnnotationFile::create(&path, options)?;
     // The offset that is subtracted from image numbers, and the next annotation id.
-    let (less, mut next_id) = if layout.ids_begin_anew() { (split.first, 0) } else { (0, summary.annotations + 1) };
+    let (less, mut next_id) =
+        if layout.ids_start_from_zero() { (split.first, 0) } else { (0, summary.annotations + 1) };
     for image in split.first..split.first + split.images {
         let (width, height) = scene::size(options, image);
         let file_name = layout.file_name(image, options.seed);

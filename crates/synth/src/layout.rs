@@ -58,7 +58,7 @@ impl Layout {
     }
 
     /// Whether the ids of images and annotations begin from 0 in each file.
-    pub(crate) fn ids_begin_anew(self) -> bool {
+    pub(crate) fn ids_start_from_zero(self) -> bool {
         self == Self::Roboflow
     }
 
