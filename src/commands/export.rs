@@ -157,5 +157,9 @@ fn fit(exported: &mut MmdetCheckpoint, config: &Path) -> Result<String> {
     let order: HashMap<&str, usize> = parameters.iter().map(|(name, ..)| name).zip(0..).collect();
     exported.state.retain(|name, _| order.contains_key(name.as_str()));
     exported.state.sort_by_cached_key(|name, _| order.get(name.as_str()).copied());
-    Ok(if unused.is_empty() { String::new() } else { format!("; dropped {} that the model does not have", unused.len()) })
+    Ok(if unused.is_empty() {
+        String::new()
+    } else {
+        format!("; dropped {} that the model does not have", unused.len())
+    })
 }

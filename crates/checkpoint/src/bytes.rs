@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use fnet_common::{Context, Error, Result};
 
-const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little-endian, so the machine must be, too");
+const _: () =
+    assert!(cfg!(target_endian = "little"), "safetensors files are little-endian, so the machine must be, too");
 
 const DTYPES: [(Kind, Dtype); 10] = [
     (Kind::Float, Dtype::F32),
@@ -33,7 +34,8 @@ pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
 /// The safetensors type of a tensor of a checkpoint.
 pub(crate) fn dtype(tensor: &Tensor, name: &str) -> Result<Dtype> {
     let kind = tensor.kind();
-    dtype_of(kind).ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot store")))
+    dtype_of(kind)
+        .ok_or_else(|| Error::bug(format!("tensor {name} has kind {kind:?}, which a checkpoint cannot store")))
 }
 
 /// The kind of a tensor of a checkpoint.

@@ -175,8 +175,8 @@ impl LazyTensor {
 
     /// A contiguous tensor of the whole `storage`.
     pub(super) fn contiguous(storage: Storage, kind: Kind, size: Vec<i64>) -> Result<Self> {
-        let stride = strides(&size)
-            .ok_or_else(|| Error::data(format!("a tensor of shape {size:?} has too many elements")))?;
+        let stride =
+            strides(&size).ok_or_else(|| Error::data(format!("a tensor of shape {size:?} has too many elements")))?;
         Self::new(storage, kind, 0, size, stride)
     }
 

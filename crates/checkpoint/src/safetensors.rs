@@ -66,9 +66,8 @@ fn meta(facts: Option<&HashMap<String, String>>) -> Meta {
     let ignore = |name: &str, error: serde_json::Error| {
         log::warn!("the metadata entry {name} of the weights is ignored: {error}");
     };
-    let count = |name: &str| {
-        fact(name).and_then(|text| serde_json::from_str(text).map_err(|error| ignore(name, error)).ok())
-    };
+    let count =
+        |name: &str| fact(name).and_then(|text| serde_json::from_str(text).map_err(|error| ignore(name, error)).ok());
     Meta {
         classes: fact("classes").map_or(Vec::new(), |text| {
             serde_json::from_str(text).unwrap_or_else(|error| {

@@ -64,7 +64,8 @@ impl Breaker {
         let breaker = Arc::new(Self::new(Box::new(host), Some(Box::new(device)), RESPONSE_TIMEOUT));
         let watched = Arc::downgrade(&breaker);
         let ask = move || aborter.cuda_error().map_err(|error| error.message().to_owned());
-        let spawned = thread::Builder::new().name("nccl-watch".into()).spawn(move || watch(&watched, WATCH_INTERVAL, ask));
+        let spawned =
+            thread::Builder::new().name("nccl-watch".into()).spawn(move || watch(&watched, WATCH_INTERVAL, ask));
         if let Err(error) = spawned {
             log::warn!("NCCL is not polled for errors because no thread could be started: {error}");
         }
@@ -137,7 +138,9 @@ impl Breaker {
     pub fn abort(self: &Arc<Self>) -> Result<()> {
         self.answer();
         // The abort has a deadline itself.
-        let waiting = self.changed.wait_timeout_while(self.lock(), ABORT_TIMEOUT + RESPONSE_TIMEOUT, |stage| stage.host.is_none());
+        let waiting = self
+            .changed
+            .wait_timeout_while(self.lock(), ABORT_TIMEOUT + RESPONSE_TIMEOUT, |stage| stage.host.is_none());
         let stage = waiting.unwrap_or_else(PoisonError::into_inner).0;
         stage.host.clone().unwrap_or_else(|| Err("the collectives did not end".into())).map_err(Error::distributed)
     }

@@ -77,7 +77,7 @@ pub fn estimate(
     let existing = folder.ancestors().find(|folder| folder.is_dir()).filter(|folder| !folder.as_os_str().is_empty());
     let existing = existing.unwrap_or(Path::new("."));
     let free = free_bytes(existing)
-    .map_err(|error| Error::environment(format!("reading the free space of {}: {error}", existing.display())))?;
+        .map_err(|error| Error::environment(format!("reading the free space of {}: {error}", existing.display())))?;
     let count = most_at_once(policy, schedule, progress);
     // With `keep_last`, existing checkpoints will be replaced.
     let reusable = if policy.keep_last > 0 { count_checkpoints(folder)?.min(count.saturating_sub(1)) } else { 0 };

@@ -111,7 +111,8 @@ impl TrainSchedule {
     /// A data error if the number of epochs is impossible.
     pub fn adopt(&self, epoch: u64, iter: u64) -> Result<(TrainProgress, Option<String>)> {
         let length = self.steps_per_epoch;
-        let finished = u32::try_from(epoch).map_err(|_| Error::data(format!("its meta says {epoch} finished epochs")))?;
+        let finished =
+            u32::try_from(epoch).map_err(|_| Error::data(format!("its meta says {epoch} finished epochs")))?;
         let progress = TrainProgress { epoch: finished as usize, step_in_epoch: 0, step: finished as usize * length };
         let note = if iter == progress.step as u64 {
             None
@@ -121,7 +122,10 @@ impl TrainSchedule {
                 "its epochs had {iterations} iterations and this job's have {length}, so iter {iter} becomes {step}"
             ))
         } else {
-            Some(format!("it was written within epoch {} (iter {iter}), which is trained again from its start", epoch + 1))
+            Some(format!(
+                "it was written within epoch {} (iter {iter}), which is trained again from its start",
+                epoch + 1
+            ))
         };
         Ok((progress, note))
     }

@@ -110,9 +110,7 @@ impl Reporter {
     /// A lost peer.
     pub fn gather_left_out(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
         let own = std::mem::take(&mut self.left_out).join("\n");
-        let all = communicator
-            .all_gather_bytes(own.as_bytes())
-            .context("gathering the names of skipped images")?;
+        let all = communicator.all_gather_bytes(own.as_bytes()).context("gathering the names of skipped images")?;
         // Groups are padded with repeated images, so an image may appear twice.
         let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
         let images: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();

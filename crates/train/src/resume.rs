@@ -182,7 +182,10 @@ fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<Stri
         }
     };
     (!differences.is_empty()).then(|| {
-        format!("this job continues with another config than the checkpoint was written with: {}", differences.join(", "))
+        format!(
+            "this job continues with another config than the checkpoint was written with: {}",
+            differences.join(", ")
+        )
     })
 }
 

@@ -205,9 +205,7 @@ impl TrainState<'_> {
         let is_partial = !report.loaded.is_empty() && lacking.is_some();
         if is_partial || !report.unexpected.is_empty() || !report.conflicts.is_empty() {
             let first = lacking.map_or(String::new(), |(name, _)| format!("; {prefix}{name} is missing"));
-            return Err(Error::data(format!(
-                "damaged: {prefix}* are not statistics of this model: {report}{first}"
-            )));
+            return Err(Error::data(format!("damaged: {prefix}* are not statistics of this model: {report}{first}")));
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ pub struct StepTimes {
     pub forward: f64,
     /// Backward pass, with the all-reduce of the gradients that overlaps it.
     pub backward: f64,
-    /// [`sync_step`], which waits for the slowest rank.
+    /// `sync_step`, which waits for the slowest rank.
     pub step_vote: f64,
     /// Update of the weights.
     pub optimizer: f64,
@@ -142,7 +142,7 @@ impl<'a> TrainState<'a> {
                 own: packed.shallow_clone(),
                 first: packed,
                 loss_scale: loss_scale.clone(),
-                reached: ecord_event(communicator.device())?,
+                reached: record_event(communicator.device())?,
             },
             downloader,
             loss_scale,
@@ -178,7 +178,7 @@ impl<'a> TrainState<'a> {
         self.synchronize = on;
     }
 
-    /// Forward pass, backward pass with all-reduce, [`sync_step`], update.
+    /// Forward pass, backward pass with all-reduce, `sync_step`, update.
     ///
     /// # Errors
     /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
@@ -261,7 +261,12 @@ impl<'a> TrainState<'a> {
     }
 
     fn last_good_with(&self, own: Tensor, first: Tensor) -> Result<LastGoodState> {
-        Ok(LastGoodState { own, first, loss_scale: self.loss_scale.clone(), reached: ecord_event(self.parameters.device())? })
+        Ok(LastGoodState {
+            own,
+            first,
+            loss_scale: self.loss_scale.clone(),
+            reached: record_event(self.parameters.device())?,
+        })
     }
 
     /// Before an evaluation: loads rank 0's buffers of the last update on every rank, so that all evaluate with the same
@@ -277,7 +282,7 @@ impl<'a> TrainState<'a> {
         let Some(ema) = &mut self.ema else { return Ok(()) };
         self.update_in_progress = true;
         ema.swap(&self.trained)?;
-        self.last_good.reached = ecord_event(self.parameters.device())?;
+        self.last_good.reached = record_event(self.parameters.device())?;
         self.update_in_progress = false;
         self.averaged = !self.averaged;
         Ok(())
@@ -357,7 +362,7 @@ impl<'a> TrainState<'a> {
 }
 
 /// The present end of what a GPU was given; the CPU has always done all.
-fn ecord_event(device: Device) -> Result<Option<Event>> {
+fn record_event(device: Device) -> Result<Option<Event>> {
     match device {
         Device::Cuda(index) => Ok(Some(Event::record(index)?)),
         _ => Ok(None),

@@ -202,7 +202,7 @@ impl Trainer<'_> {
     }
 
     /// Writes a checkpoint of the current position in the background. All ranks call this together. The next checkpoint that
-   /// is not `transient` replaces one that is.
+    /// is not `transient` replaces one that is.
     ///
     /// # Errors
     /// A lost peer, or lack of memory.

@@ -178,7 +178,10 @@ impl fmt::Display for Report {
             writeln!(f, "{name:>10} {ms:8.3} ms per image")?;
         }
         if !self.jpeg_simd {
-            writeln!(f, "JPEG is decoded without vector instructions; docs/performance.md explains how to enable them")?;
+            writeln!(
+                f,
+                "JPEG is decoded without vector instructions; docs/performance.md explains how to enable them"
+            )?;
         }
         write!(f, "peak memory {:.2} GiB", self.peak_memory_bytes as f64 / f64::from(1 << 30))
     }

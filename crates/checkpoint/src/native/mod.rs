@@ -177,9 +177,7 @@ impl CheckpointMeta {
             let within = self.progress.step_in_epoch;
             let steps = sharding.segments.iter().try_fold(0_usize, |all, segment| all.checked_add(segment.steps));
             if steps.is_none_or(|steps| steps > within) {
-                return Err(Error::data(format!(
-                    "dealt.legs has more steps than progress.step_in_epoch ({within})"
-                )));
+                return Err(Error::data(format!("dealt.legs has more steps than progress.step_in_epoch ({within})")));
             }
         }
         match counts.into_iter().find(|(_, value)| *value == 0) {

@@ -172,7 +172,8 @@ fn tensor(arena: &Arena, function: &str, arguments: &[Id]) -> Result<Option<Obje
     };
     let Some(kind) = kind else { return Ok(None) };
     let shape = natural(arena, offset).zip(arena.ints(size).zip(arena.ints(stride)));
-    let (offset, (size, stride)) = shape.ok_or_else(|| Error::data("the shape of a tensor is not a tuple of integers"))?;
+    let (offset, (size, stride)) =
+        shape.ok_or_else(|| Error::data("the shape of a tensor is not a tuple of integers"))?;
     LazyTensor::new((**storage).clone(), kind, offset, size, stride).map(|tensor| Some(Object::Tensor(tensor.into())))
 }
 

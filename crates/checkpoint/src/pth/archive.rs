@@ -32,7 +32,9 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
     if let Some(order) = entries.get(&format!("{root}byteorder")) {
         let order = order.storage(file)?.read(0, order.len.min(16))?;
         if order != b"little" {
-            return Err(Error::data("the tensors are stored as big-endian: save the file again on a little-endian machine"));
+            return Err(Error::data(
+                "the tensors are stored as big-endian: save the file again on a little-endian machine",
+            ));
         }
     }
     if pickle.len > MAX_PICKLE {
@@ -94,7 +96,10 @@ fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
         unpacked = unpacked.saturating_add(len_unpacked);
         let entry = Entry { start, compressed, len: len_unpacked, checksum: found.crc32(), method };
         if let Some(other) = entries.insert(name, entry) {
-            return Err(hostile(&format!("two entries have the same name (the second begins at byte {})", other.start)));
+            return Err(hostile(&format!(
+                "two entries have the same name (the second begins at byte {})",
+                other.start
+            )));
         }
     }
     if unpacked > len.saturating_mul(MAX_EXPANSION).saturating_add(SLACK) {

@@ -35,7 +35,9 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
         return Err(Error::data(format!("version {} of the legacy format, expected {VERSION}", describe(&version))));
     }
     if machine.get("little_endian").is_some_and(|little| little.as_int() == Some(0)) {
-        return Err(Error::data("the tensors are stored as big-endian: save the file again on a little-endian machine"));
+        return Err(Error::data(
+            "the tensors are stored as big-endian: save the file again on a little-endian machine",
+        ));
     }
     // The positions of the storages are only known after the object, so the object is read twice.
     let object = head.get(position..).unwrap_or_default();

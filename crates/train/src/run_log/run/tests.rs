@@ -49,7 +49,10 @@ fn lines_hold_the_means_of_an_interval_with_the_keys_and_order_of_mmdetection() 
     epoch(&mut log, &mut window, 2);
     outlet::flush_all();
     let text = std::fs::read_to_string(log.json_path()).unwrap();
-    assert!(text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"), "values of the previous epoch are not in the mean");
+    assert!(
+        text.lines().nth(3).unwrap().contains("\"loss_cls\":1.5"),
+        "values of the previous epoch are not in the mean"
+    );
 }
 
 #[test]
