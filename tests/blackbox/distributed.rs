@@ -330,7 +330,7 @@ fn body_overflow() {
         assert!(skipped && left == 0.5 && now == before, "{scales:?}: the update that the micro-step belongs to");
     }
     let (skipped, left, now) = step([sound; 2], true);
-    assert!(!skipped && left == 1.0 && now != before, "a sound step");
+    assert!(!skipped && left == 1.0 && now != before, "a step without overflow");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
     let all = communicator.all_gather_bytes(&bytes).unwrap();
     assert!(all.iter().all(|other| *other == bytes), "the ranks have different weights");
@@ -381,7 +381,7 @@ fn body_not_finite() {
         }
     }
     let (skipped, now, _) = group(3, None);
-    assert!(!skipped && now != weights, "a sound update");
+    assert!(!skipped && now != weights, "a finite update");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
     let all = communicator.all_gather_bytes(&bytes).unwrap();
     assert!(all.iter().all(|other| *other == bytes), "the ranks have different weights");

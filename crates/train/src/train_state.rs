@@ -361,7 +361,7 @@ impl<'a> TrainState<'a> {
     }
 }
 
-/// The present end of what a GPU was given; the CPU has always done all.
+/// Records an event after all work queued on a GPU; `None` on the CPU, which queues none.
 fn record_event(device: Device) -> Result<Option<Event>> {
     match device {
         Device::Cuda(index) => Ok(Some(Event::record(index)?)),
