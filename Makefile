@@ -29,10 +29,10 @@ mpi: setup ## build the library for workers under mpirun; downloads Open MPI unl
 	@scripts/mpi.sh
 
 drill: faults chaos ## run faults, chaos, and a job with 64 workers
-	cargo test --release --workspace --test blackbox -- --ignored --exact drill::sixty_four_workers_train_ten_steps_and_stop_cleanly
+	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::sixty_four_workers_train_ten_steps_and_stop_cleanly
 
-faults: setup ## inject every fault in every phase on every rank, FNET_DRILL_ROUNDS=20 times; takes more than an hour
-	cargo test --release --workspace --test blackbox -- --ignored --exact drill::drill --nocapture
+faults: setup ## inject every fault in every phase on every rank, FNET_FAULTS_ROUNDS=20 times; takes more than an hour
+	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::every_fault_in_every_phase_on_every_rank --nocapture
 
 chaos: setup ## run the chaos test with FNET_CHAOS_EVENTS=200 random disturbances; takes 10 minutes
 	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture

@@ -33,7 +33,7 @@ pub fn dry_run(command: &WorkerCommand, ranks: usize) -> Result<String> {
     let estimate = match command {
         WorkerCommand::Train(arguments) => fnet_train::forecast(arguments, ranks)?,
         WorkerCommand::Test(arguments) => test(arguments, ranks)?,
-        _ => return Err(Error::usage("--dry-run works only with train and test")),
+        _ => return Err(Error::usage("--dry-run supports train and test only")),
     };
     serde_json::to_string(&estimate).map_err(|error| Error::bug(error.to_string()))
 }

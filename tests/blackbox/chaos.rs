@@ -1,7 +1,7 @@
-//! A chaos drill: a training that is disturbed again and again at random moments. It must end with the weights that it would
-//! have had undisturbed, without a completed step lost, and leave nothing behind.
+//! Chaos test: training is disturbed repeatedly at random times. It must end with the same weights as without disturbance,
+//! lose no completed step, and leave nothing behind.
 //!
-//! A short one is part of the tests; `make chaos` disturbs 200 times and prints the table of docs/reliability.md.
+//! A short version is part of the tests; `make chaos` disturbs 200 times and prints the table of docs/reliability.md.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,13 +18,12 @@ use crate::outputs::{differences, files, of_mode, without_ranks};
 use crate::support::{Running, Scene, launcher, steps};
 
 const RANKS: usize = 3;
-/// Exit codes that a launcher may end a disturbed job with: a lost worker, one that hung, a disk that takes nothing. -1 is a
-/// signal's.
+/// Possible exit codes of the launcher of a disturbed job: a lost worker, a hung worker, a full disk. -1 means a signal.
 const DISTURBED: [i32; 4] = [4, 5, 6, -1];
-/// What the small disk of the work folder holds.
+/// Size of the small disk of the work folder.
 const DISK: &str = "size=24m";
-/// The longest time between two disturbances, in milliseconds.
-const LONGEST_PEACE: u64 = 2500;
+/// Maximum time between two disturbances, in milliseconds.
+const MAX_PAUSE: u64 = 2500;
 
 /// What happens to the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +38,7 @@ enum Disturbance {
     KillAll,
     /// The disk is full for a while.
     FullDisk,
-    /// The disk is full for a while, and meanwhile a rank is killed.
+    /// The disk is full for a while, and a rank is killed during that time.
     FullDiskAndKill,
     /// The newest checkpoint is damaged, then a rank is killed.
     DamageAndKill,
@@ -66,7 +65,7 @@ impl Disturbance {
         }
     }
 
-    /// Whether a rank lives on, with what it has completed.
+    /// Whether a rank survives with its completed steps.
     fn has_survivors(self) -> bool {
         !matches!(self, KillLauncher | KillAll | DamageAndKillAll)
     }
@@ -80,7 +79,7 @@ impl Disturbance {
     }
 }
 
-/// Random numbers without a history that matters.
+/// A simple random number generator.
 struct Dice(u64);
 
 impl Dice {
@@ -93,7 +92,7 @@ impl Dice {
     }
 }
 
-/// What was done, and how far the log was then.
+/// A disturbance, and the number of log lines at that time.
 struct Event {
     what: Disturbance,
     lines: usize,
@@ -101,8 +100,8 @@ struct Event {
 }
 
 impl Event {
-    /// Whether it may be why the log goes back at this line. A few steps may be logged between the look at the log and the
-    /// disturbance.
+    /// Whether it may be the reason why the log goes back at this line. A few steps may be logged between reading the log and
+    /// the disturbance.
     fn explains(&self, line: usize) -> bool {
         (self.lines..=self.lines + 3).contains(&line)
     }
@@ -116,7 +115,7 @@ struct Job<'a> {
     dice: Dice,
     events: Vec<Event>,
     disk: Option<Disk>,
-    /// Bytes of the log when the launcher was started last.
+    /// Bytes of the log at the last start of the launcher.
     log_at_start: u64,
 }
 
@@ -129,17 +128,17 @@ impl Job<'_> {
         line(&self.name, self.epochs, if resume { "--resume" } else { "" })
     }
 
-    /// Runs the job to its end, with at most `most` disturbances.
+    /// Runs the job until it finishes, with at most `most` disturbances.
     fn run(&mut self, most: usize) {
         loop {
-            let resume = self.places().any(|folder| !checkpoints(&folder).is_empty());
+            let resume = self.checkpoint_folders().any(|folder| !checkpoints(&folder).is_empty());
             let command = self.scene.command(&launcher(), &self.line(resume));
             self.log_at_start = log_bytes(&self.folder());
             let mut running = Running::start(command, self.scene.path("chaos.txt"));
             while self.events.len() < most && running.runs() {
-                let peace = Duration::from_millis(self.dice.roll(LONGEST_PEACE));
+                let pause = Duration::from_millis(self.dice.roll(MAX_PAUSE));
                 let from = Instant::now();
-                while from.elapsed() < peace && running.runs() {
+                while from.elapsed() < pause && running.runs() {
                     thread::sleep(Duration::from_millis(2));
                 }
                 if running.runs() {
@@ -156,8 +155,8 @@ impl Job<'_> {
         }
     }
 
-    /// Where its checkpoints may lie.
-    fn places(&self) -> impl Iterator<Item = PathBuf> {
+    /// The folders that may contain its checkpoints.
+    fn checkpoint_folders(&self) -> impl Iterator<Item = PathBuf> {
         let fallback = fs::read_dir(self.scene.path("fallback")).into_iter().flatten().flatten();
         let own = fallback.map(|entry| entry.path()).filter(|folder| folder.to_string_lossy().ends_with(&self.name));
         std::iter::once(self.folder()).chain(own)
@@ -199,12 +198,12 @@ impl Job<'_> {
         self.watch_recovery(running, at);
     }
 
-    /// Notes when the log grows again, unless the next disturbance is due before.
+    /// Records when the log grows again, unless the next disturbance is due earlier.
     fn watch_recovery(&mut self, running: &mut Running, since: Instant) {
         thread::sleep(Duration::from_millis(100));
         let before = log_bytes(&self.folder());
-        let patience = Duration::from_millis(500 + self.dice.roll(15_000));
-        while since.elapsed() < patience && running.runs() {
+        let timeout = Duration::from_millis(500 + self.dice.roll(15_000));
+        while since.elapsed() < timeout && running.runs() {
             if log_bytes(&self.folder()) > before {
                 let event = self.events.last_mut().unwrap();
                 event.recovered = Some(since.elapsed());
@@ -215,7 +214,7 @@ impl Job<'_> {
     }
 
     fn signal_rank(&self, rank: usize, name: &str) {
-        // In the middle of a restart there is none.
+        // During a restart there is no such process.
         if let Some(process) = self.scene.find_process(env::RANK, rank) {
             let _ = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status();
         }
@@ -226,22 +225,22 @@ impl Job<'_> {
         self.scene.kill_all();
     }
 
-    /// Whether the job can do without its newest checkpoint: the ranks have trained since the last start, so that the
-    /// survivors know its steps, and there is an older one in case that there are none.
+    /// Whether the job can lose its newest checkpoint: the ranks have trained since the last start, so the survivors have its
+    /// steps, and there is an older checkpoint in case nobody survives.
     fn may_damage(&self) -> bool {
         let has_recovered = self.events.last().is_none_or(|event| event.recovered.is_some());
-        let is_sound = |path: &PathBuf| native::verify(path).is_ok();
+        let is_valid = |path: &PathBuf| native::verify(path).is_ok();
         has_recovered
             && log_bytes(&self.folder()) > self.log_at_start
-            && self.places().flat_map(|folder| checkpoints(&folder)).filter(is_sound).nth(1).is_some()
+            && self.checkpoint_folders().flat_map(|folder| checkpoints(&folder)).filter(is_valid).nth(1).is_some()
     }
 
-    /// Cuts the newest checkpoint off, or flips a bit of it.
+    /// Truncates the newest checkpoint or flips one of its bits.
     fn damage_newest(&mut self) {
         let mut found = checkpoints(&self.folder());
-        found.sort_by_key(|path| fs::metadata(path).and_then(|facts| facts.modified()).ok());
+        found.sort_by_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
         let Some(newest) = found.last() else { return };
-        // It may be replaced meanwhile.
+        // It may have been replaced in the meantime.
         let Ok(mut bytes) = fs::read(newest) else { return };
         let place = self.dice.roll(bytes.len().max(1) as u64) as usize;
         if self.dice.roll(2) == 0 {
@@ -249,12 +248,12 @@ impl Job<'_> {
         } else if let Some(byte) = bytes.get_mut(place) {
             *byte ^= 1 << self.dice.roll(8);
         }
-        // In place, as a disk that fails does it.
+        // In place, as on a failing disk.
         let file = fs::OpenOptions::new().write(true).truncate(true).open(newest);
         let _ = file.and_then(|mut file| file.write_all(&bytes));
     }
 
-    /// Steps that were trained again though a rank had lived on, by the event before; and those of which none did.
+    /// Steps that were repeated although a rank survived, by the last event; and those after which no rank survived.
     fn repeated(&self) -> (BTreeMap<Disturbance, usize>, BTreeMap<Disturbance, usize>) {
         let number = |line: &crate::outputs::Object, name: &str| line[name].as_u64().unwrap() as usize;
         let trained: Vec<usize> = of_mode(&self.folder(), "train")
@@ -278,7 +277,7 @@ impl Job<'_> {
 
     fn assert_equal_to(&self, whole: &Path) {
         let last = format!("epoch_{}.ckpt", self.epochs);
-        let found = self.places().map(|folder| folder.join(&last)).find(|path| path.is_file()).unwrap();
+        let found = self.checkpoint_folders().map(|folder| folder.join(&last)).find(|path| path.is_file()).unwrap();
         let [a, b] = [found, whole.join(&last)].map(|path| without_ranks(&path));
         assert_eq!(differences(&a, &b), Vec::<String>::new(), "after {} disturbances", self.events.len());
     }
@@ -298,25 +297,25 @@ fn checkpoints(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn log_bytes(folder: &Path) -> u64 {
-    files(folder, ".log.json").iter().filter_map(|path| fs::metadata(path).ok()).map(|facts| facts.len()).sum()
+    files(folder, ".log.json").iter().filter_map(|path| fs::metadata(path).ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// A small file system in memory, unmounted at the end.
+/// A small file system in memory, unmounted on drop.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts one, if this process may.
+    /// Mounts a disk if this process is allowed to.
     fn mount(at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let status = Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(&at).status();
         if status.is_ok_and(|status| status.success()) {
             return Some(Self(at));
         }
-        println!("SKIPPED the disturbances of the disk: this process may not mount a file system");
+        println!("SKIPPED disk disturbances: this process may not mount a file system");
         None
     }
 
-    /// Fills it with a file, to be removed.
+    /// Fills it with a file, and returns the path of the file.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("ballast");
         let mut file = fs::File::create(&path).unwrap();
@@ -332,7 +331,7 @@ impl Drop for Disk {
     }
 }
 
-/// Disturbs trainings of `epochs` epochs so many times in all, and returns the table.
+/// Disturbs jobs of `epochs` epochs `total` times, and returns the table.
 fn disturb(total: usize, epochs: usize, seed: u64) -> String {
     println!("seed {seed}");
     let scene = Scene::new();
@@ -371,8 +370,8 @@ fn finish_undisturbed(scene: &Scene, epochs: usize) -> PathBuf {
 
 fn table(events: &[Event], lost: &BTreeMap<Disturbance, usize>, unavoidable: &BTreeMap<Disturbance, usize>) -> String {
     let mut text = String::from(
-        "| disturbance | times | completed steps lost | steps trained again, no rank having lived on | median s until the \
-         next step | greatest |\n| --- | --- | --- | --- | --- | --- |\n",
+        "| disturbance | times | completed steps lost | steps repeated after no rank survived | median s until the next \
+         step | max s |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for what in Disturbance::ALL {
         let of: Vec<&Event> = events.iter().filter(|event| event.what == what).collect();
@@ -402,7 +401,7 @@ fn seed() -> u64 {
 }
 
 #[test]
-fn a_training_disturbed_at_random_ends_with_the_same_weights() {
+fn training_disturbed_at_random_ends_with_the_same_weights() {
     println!("{}", disturb(8, 5, seed()));
 }
 

@@ -1,4 +1,4 @@
-//! The ranks of a job as real processes, started as fnet-launch and torchrun start them.
+//! The ranks of a job as real processes, started as by fnet-launch and torchrun.
 
 #[path = "../../crates/torch-ext/tests/ranks/processes.rs"]
 mod processes;
@@ -39,7 +39,7 @@ fn a_job_of_one_rank_needs_no_peers() {
 }
 
 #[test]
-fn collectives_of_the_world_give_the_right_values() {
+fn collectives_give_correct_values() {
     finish(start("distributed::body_collectives", 3));
 }
 
@@ -82,7 +82,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
         listener: Some(listener.into()),
     })
     .unwrap();
-    // A second attempt meets in the same store.
+    // A second attempt uses the same store.
     for attempt in ["0", "1"] {
         let children = (0..2).map(|rank| {
             let mut command = rank_command("distributed::body_collectives", rank, 2, port);
@@ -94,7 +94,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
 }
 
 #[test]
-fn a_rank_in_a_sum_of_statistics_is_seen_there_with_its_number_in_both_passes() {
+fn a_rank_in_a_sum_of_batch_norm_shows_it_on_its_status_page_in_both_passes() {
     finish(start("distributed::body_statistics", 2));
 }
 
@@ -104,7 +104,7 @@ fn body_statistics() {
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let (sum, page) = (communicator.differentiable_sum(), status::page());
     let begun = page.read().collective;
-    // Rank 1 comes to a sum once rank 0 is seen to wait in it; the files lie where no other run looks.
+    // Rank 1 enters a sum after rank 0 is seen waiting in it. The names of the files are unique to this run.
     let port = std::env::var(env::MASTER_PORT).unwrap();
     let seen = |number: u64| std::env::temp_dir().join(format!("fnet-statistics-{port}-{number}"));
     let until = |what: &dyn Fn() -> bool| {
@@ -142,7 +142,7 @@ fn body_statistics() {
     communicator.leave().unwrap();
 }
 
-/// A small convolutional net in evaluation mode: nothing in it depends on the other images of a batch.
+/// A small convolutional network in evaluation mode, in which nothing depends on the other images of a batch.
 fn net(seed: i64) -> Vec<Tensor> {
     let values = |shape: &[i64], seed: i64| {
         let count: i64 = shape.iter().product();
@@ -162,7 +162,7 @@ fn image(rank: usize) -> Tensor {
 }
 
 #[test]
-fn the_gradients_of_two_workers_are_the_mean_of_their_images_gradients() {
+fn the_gradients_of_two_workers_are_averaged() {
     finish(start("distributed::body_data_parallel", 2));
 }
 
@@ -178,7 +178,7 @@ fn body_data_parallel() {
         mean.iter_mut().zip(&single).for_each(|(sum, p)| *sum += p.grad() / 2.0);
     }
 
-    // Ranks start with different values; all get rank 0's, parameters and buffers.
+    // Ranks start with different parameters and buffers; all get rank 0's.
     let parameters = net(communicator.rank() as i64 * 10);
     let buffer = Tensor::full([3], communicator.rank() as f64 + 5.0, FLOAT);
     let parallel = DataParallel::new(&communicator, &parameters, &[buffer.shallow_clone()]).unwrap();
@@ -192,7 +192,7 @@ fn body_data_parallel() {
             assert!(difference < 1e-6, "relative difference {difference}");
         }
     }
-    // A pass that only accumulates adds to the mean what this rank found.
+    // A pass without synchronization adds this rank's gradients to the mean.
     parallel.backward(&loss(&parameters, &image(0)), false).unwrap();
     parallel.backward(&loss(&parameters, &image(communicator.rank())), true).unwrap();
     drop(parallel);
@@ -212,7 +212,7 @@ fn small_model() -> config::Model {
     config
 }
 
-/// The small detector with BatchNorm layers that normalize by their running statistics.
+/// The small detector; its BatchNorm layers use their running statistics.
 fn detector() -> (MaskRcnn, Parameters) {
     let mut parameters = Parameters::new();
     let mut model = MaskRcnn::new(&small_model(), &mut parameters, Device::Cpu, 5).unwrap();
@@ -220,7 +220,7 @@ fn detector() -> (MaskRcnn, Parameters) {
     (model, parameters)
 }
 
-/// Image `index` with two rectangular objects of its own.
+/// Image `index` with two rectangular objects.
 fn batch(index: usize) -> Batch {
     let size = (64, 96);
     let object = |x: usize, y: usize, width: usize, height: usize| {
@@ -242,13 +242,13 @@ fn batch(index: usize) -> Batch {
     Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
 }
 
-/// The loss of an image; the choice of anchors and proposals depends on the image alone.
+/// The loss of an image; the sampling of anchors and proposals depends only on the image.
 fn detector_loss(model: &MaskRcnn, index: usize) -> Tensor {
     model.forward_train(&batch(index), &mut StepRandom::new(0, index, 0)).unwrap().total().unwrap()
 }
 
 #[test]
-fn the_detectors_gradients_of_two_workers_are_the_mean_of_each_images_alone() {
+fn the_detectors_gradients_of_two_workers_are_averaged() {
     finish(start("distributed::body_detector_gradients", 2));
 }
 
@@ -286,11 +286,11 @@ fn body_detector_gradients() {
 }
 
 #[test]
-fn an_overflow_on_one_rank_leaves_out_the_update_on_all() {
+fn an_overflow_on_one_rank_skips_the_update_on_all() {
     finish(start("distributed::body_overflow", 2));
 }
 
-/// All weights, the optimizer's state and the average, as one row.
+/// All weights, the optimizer's state and the average, in one vector.
 fn state(train_state: &TrainState<'_>) -> Tensor {
     let averages = train_state.ema.iter().flat_map(|ema| ema.averages().values()).map(|average| average.reshape([-1]));
     let weights = train_state.trained().iter().map(|(_, tensor)| tensor.detach().reshape([-1]));
@@ -310,7 +310,7 @@ fn body_overflow() {
     let mut train_state = TrainState::new(&config, &communicator).unwrap();
     let before = state(&train_state);
     let rank = communicator.rank();
-    // With scales of their own the ranks overflow apart: the gradients of the other alone would be sound.
+    // The ranks have different scales, so only one of them overflows.
     let mut step = |scales: [f64; 2], updates: bool| {
         train_state.loss_scale = Some(LossScale::new(scales[rank]));
         let index = StepIndex { epoch: 0, step_in_epoch: 0, step: 0, micro_steps: 1, updates };
@@ -323,23 +323,23 @@ fn body_overflow() {
     for scales in [[too_much, sound], [sound, too_much]] {
         let (skipped, left, now) = step(scales, true);
         assert!(skipped && left == 0.5 && now == before, "{scales:?}: a step that overflows on one rank");
-        // An overflow in a micro-step reaches the other rank with the update that it belongs to.
+        // An overflow in a micro-step affects the other rank at the next update.
         let (skipped, left, now) = step(scales, false);
         assert!(!skipped && left == 1.0 && now == before, "{scales:?}: a micro-step");
         let (skipped, left, now) = step([sound; 2], true);
         assert!(skipped && left == 0.5 && now == before, "{scales:?}: the update that the micro-step belongs to");
     }
     let (skipped, left, now) = step([sound; 2], true);
-    assert!(!skipped && left == 1.0 && now != before, "a sound step");
+    assert!(!skipped && left == 1.0 && now != before, "a step without overflow");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
     let all = communicator.all_gather_bytes(&bytes).unwrap();
-    assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
+    assert!(all.iter().all(|other| *other == bytes), "the ranks have different weights");
     drop(train_state);
     communicator.leave().unwrap();
 }
 
 #[test]
-fn a_loss_that_is_not_finite_on_one_rank_leaves_out_the_whole_update_on_all() {
+fn a_loss_that_is_not_finite_on_one_rank_skips_the_update_on_all() {
     finish(start("distributed::body_not_finite", 2));
 }
 
@@ -356,7 +356,7 @@ fn body_not_finite() {
         for step in 0..micro_steps {
             let mut batch = batch(rank);
             if bad == Some((rank, step)) {
-                let Images::Values(values) = &mut batch.images else { panic!("the batch is of values") };
+                let Images::Values(values) = &mut batch.images else { panic!("the batch has pixel values") };
                 let _ = values.fill_(f64::NAN);
             }
             let index =
@@ -381,16 +381,16 @@ fn body_not_finite() {
         }
     }
     let (skipped, now, _) = group(3, None);
-    assert!(!skipped && now != weights, "a sound update");
+    assert!(!skipped && now != weights, "a finite update");
     let bytes: Vec<u8> = Vec::<f32>::try_from(&now).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
     let all = communicator.all_gather_bytes(&bytes).unwrap();
-    assert!(all.iter().all(|other| *other == bytes), "the ranks hold different weights");
+    assert!(all.iter().all(|other| *other == bytes), "the ranks have different weights");
     drop(train_state);
     communicator.leave().unwrap();
 }
 
 #[test]
-fn ranks_with_different_parameters_are_told_apart() {
+fn ranks_with_different_parameters_are_an_error() {
     finish(start("distributed::body_other_parameters", 2));
 }
 
@@ -432,7 +432,7 @@ fn body_killed() {
 }
 
 #[test]
-fn a_taken_port_and_an_absent_server_are_told_apart() {
+fn a_used_port_and_a_missing_server_are_different_errors() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     finish(vec![rank_command("distributed::body_taken_port", 0, 2, port).spawn().unwrap()]);
@@ -464,7 +464,7 @@ mod by_mpi {
 
     use super::*;
 
-    /// None, with a line that `body` is skipped, without the library or mpirun.
+    /// `None`, with a SKIPPED line, if the library or mpirun is missing.
     fn mpirun(body: &str, ranks: usize) -> Option<Output> {
         let library = Path::new(env!("CARGO_BIN_EXE_fnet-worker")).with_file_name("libfnet_mpi.so");
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/mpirun");
@@ -481,16 +481,16 @@ mod by_mpi {
         Some(command.output().unwrap())
     }
 
-    /// Fails unless the body passed on every rank.
+    /// Asserts that the body passes on every rank.
     fn passes(body: &str, ranks: usize) {
         let Some(output) = mpirun(body, ranks) else { return };
-        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let passed = told.matches("1 passed").count();
-        assert!(output.status.success() && passed == ranks, "{body} on {ranks} ranks: {told}{errors}");
+        let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let passed = printed.matches("1 passed").count();
+        assert!(output.status.success() && passed == ranks, "{body} on {ranks} ranks: {printed}{errors}");
     }
 
     #[test]
-    fn collectives_of_the_world_give_the_right_values() {
+    fn collectives_give_correct_values() {
         for ranks in [2, 3] {
             passes("distributed::by_mpi::body_collectives", ranks);
         }
@@ -505,7 +505,7 @@ mod by_mpi {
             (communicator.rank(), communicator.world_size())
         );
         check_collectives(&communicator);
-        // Uneven numbers, more than one message of MPI's, and types of other widths.
+        // Odd numbers, more than one MPI message, and types of other widths.
         let rank = communicator.rank() as i64;
         for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8] {
             for count in [1, 7, 1_000_003] {
@@ -529,7 +529,7 @@ mod by_mpi {
     }
 
     #[test]
-    fn training_in_parallel_gives_the_same_as_alone() {
+    fn parallel_training_equals_training_alone() {
         for body in [
             "distributed::body_data_parallel",
             "distributed::body_detector_gradients",
@@ -541,12 +541,12 @@ mod by_mpi {
     }
 
     #[test]
-    fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
+    fn a_missing_rank_is_an_error_with_operation_rank_and_deadline() {
         let Some(output) = mpirun("distributed::by_mpi::body_deadline", 2) else { return };
-        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(told.contains("the error is as it should be"), "{told}{errors}");
-        // The ranks ended without MPI_Finalize, and that must not look like a success.
-        assert!(!output.status.success(), "{told}{errors}");
+        let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(printed.contains("the error is correct"), "{printed}{errors}");
+        // The ranks ended without MPI_Finalize, which must not look like success.
+        assert!(!output.status.success(), "{printed}{errors}");
     }
 
     #[test]
@@ -567,9 +567,9 @@ mod by_mpi {
         let expected = "rank 0 of 2, all-reduce during training, epoch 1, step 7: MPI all-reduce number 2 (16 bytes) on \
                         rank 0 of 2 with a deadline of 0.5 s: not all other ranks took part in time";
         assert!(error.to_string().starts_with(expected), "{error}");
-        // The ranks are out of step: what comes later fails at once.
+        // The ranks are out of sync, so later operations fail immediately.
         assert!(communicator.barrier().is_err() && communicator.abort().is_ok());
-        println!("the error is as it should be");
+        println!("the error is correct");
         fnet_common::process::end(4);
     }
 }

@@ -1,4 +1,4 @@
-//! `--dry-run`: what a job would do, and that it then does that.
+//! `--dry-run`: what a job would do, and that it does the same.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +12,11 @@ fn report(text: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
+fn a_dry_run_predicts_the_training_and_writes_nothing() {
     let scene = Scene::new();
     let dry = scene.launch(&format!("{DRY} train cfg.toml --json"));
     dry.expect(0, &[]);
-    assert!(!scene.path("work_dirs").exists(), "nothing was begun");
+    assert!(!scene.path("work_dirs").exists(), "nothing was written");
     let report = report(&dry.stdout);
     assert_eq!(report["training"]["iterations_per_epoch"], steps(2));
     assert_eq!(report["training"]["iterations"], 2 * steps(2));
@@ -33,8 +33,8 @@ fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
     assert_eq!(trained.count(), 2 * steps(2), "each step has a line");
     // The tensors are counted to the byte, the header within a few KB.
     let written = fs::metadata(scene.path("work_dirs/cfg/epoch_1.ckpt")).unwrap().len();
-    let told = report["disk"]["checkpoint"].as_u64().unwrap();
-    assert!(told.abs_diff(written) < 24 << 10, "{told} told, {written} written");
+    let predicted = report["disk"]["checkpoint"].as_u64().unwrap();
+    assert!(predicted.abs_diff(written) < 24 << 10, "{predicted} predicted, {written} written");
     assert_eq!(report["disk"]["count"], 2);
     let resumed = scene.launch(&format!("{DRY} train cfg.toml --resume --set train.epochs=5 --json"));
     resumed.expect(0, &[]);
@@ -45,7 +45,7 @@ fn a_dry_run_tells_what_the_training_then_does_and_writes_nothing() {
 }
 
 #[test]
-fn what_training_would_refuse_is_refused_with_the_same_code() {
+fn errors_of_training_are_reported_with_the_same_exit_code() {
     let scene = Scene::new();
     scene.launch(&format!("{DRY} train cfg.toml --set optimizer.lrr=1")).expect(2, &["optimizer.lr"]);
     scene.launch(&format!("{DRY} train cfg.toml --set data.train.ann_file=none.json")).expect(3, &["none.json"]);
@@ -57,9 +57,9 @@ fn what_training_would_refuse_is_refused_with_the_same_code() {
 }
 
 #[test]
-fn a_job_that_will_fill_the_disk_is_told_so_beforehand() {
+fn a_job_that_would_fill_the_disk_is_an_error() {
     let scene = Scene::new();
-    // More checkpoints than any disk holds.
+    // More checkpoints than fit on any disk.
     let ended = scene.launch(&format!("{DRY} train cfg.toml --set train.epochs=1000000000000 schedule.steps=[]"));
     ended.expect(6, &["the checkpoints need", "checkpoint.keep_last", "work_dirs/cfg"]);
     scene
@@ -68,7 +68,7 @@ fn a_job_that_will_fill_the_disk_is_told_so_beforehand() {
 }
 
 #[test]
-fn all_reduces_are_measured_and_right() {
+fn all_reduces_are_measured_and_correct() {
     let scene = Scene::new();
     let ended = scene.launch("--device cpu --nproc 2 benchmark comm --max-bytes 64K --iters 3 --json");
     ended.expect(0, &[]);
@@ -87,7 +87,7 @@ fn all_reduces_are_measured_and_right() {
 }
 
 #[test]
-fn starts_are_measured() {
+fn start_up_is_measured() {
     let scene = Scene::new();
     let ended = scene.launch("--device cpu --nproc 2 benchmark launch --repeat 2 --json");
     ended.expect(0, &[]);
@@ -102,14 +102,14 @@ fn starts_are_measured() {
 }
 
 #[test]
-fn libtorch_asks_no_name_service_for_the_names_of_peers() {
+fn libtorch_does_not_look_up_names_of_peers() {
     let scene = Scene::new();
-    // The worker's own function comes before the C library's if it is among its dynamic symbols.
+    // The worker's function takes precedence over the C library's if it is a dynamic symbol.
     let mut command = scene.command(Path::new("nm"), "-D --defined-only");
     command.arg(worker_program());
     let symbols = finish(command);
     assert_eq!(symbols.code, 0, "{}", symbols.stderr);
-    assert!(symbols.stdout.lines().any(|line| line.ends_with(" T getnameinfo")), "not exported");
+    assert!(symbols.stdout.lines().any(|line| line.ends_with(" T getnameinfo")), "not a dynamic symbol");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn doctor_names_the_libraries() {
     for what in ["GPUs", "worker", "processors", "memory", "disk", "shared memory", "open files", "ports", "clock"] {
         assert!(!found(what).is_empty());
     }
-    let people = scene.launch("doctor");
-    people.expect(0, &["ok   worker", "ok   ports"]);
-    assert!(people.stdout.is_empty());
+    let text = scene.launch("doctor");
+    text.expect(0, &["ok   worker", "ok   ports"]);
+    assert!(text.stdout.is_empty());
 }

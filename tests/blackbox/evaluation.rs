@@ -1,4 +1,4 @@
-//! `test`: the same results on any number of workers, and the reference's options of evaluation.
+//! `test`: the same results on any number of workers, and MMDetection's evaluation options.
 
 use std::fs;
 
@@ -24,19 +24,19 @@ fn any_number_of_workers_writes_the_same_bytes() {
     let images: std::collections::BTreeSet<_> = found.iter().map(|entry| entry["image_id"].as_u64()).collect();
     assert!(found.len() > 100 && images.len() > 15, "{} objects in {} images prove little", found.len(), images.len());
     for workers in [2, 4, 8] {
-        assert!(files(workers) == alone, "{workers} workers wrote other bytes than one");
+        assert!(files(workers) == alone, "{workers} workers wrote different bytes than one");
     }
 }
 
 #[test]
-fn thresholds_limits_and_items_are_those_of_the_config() {
+fn thresholds_limits_and_items_come_from_the_config() {
     let scene = Scene::with_images(4, 4);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
-    let told = scene.one(
+    let ended = scene.one(
         "test work_dirs/cfg/latest.ckpt --eval bbox proposal --metrics metrics.json --set evaluation.classwise=true \
          evaluation.iou_thrs=[0.1,0.5] evaluation.proposal_nums=[3,50] evaluation.metric_items=[\"mAP_50\",\"AR@3\",\"AR_l@50\"]",
     );
-    told.expect(0, &["AP uses maxDets=50", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
+    ended.expect(0, &["AP uses maxDets=50", "AR@3 ", "AR@50 ", "class     bbox AP\nring "]);
     let metrics = object(&scene.path("metrics.json"));
     let names: Vec<&String> = metrics.keys().collect();
     assert_eq!(names, ["bbox_mAP_50", "bbox_AR@3", "bbox_AR_l@50", "mAP_50", "AR@3", "AR_l@50", "classwise"]);
@@ -44,13 +44,13 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
     assert!(metrics["classwise"].get("proposal").is_none(), "classes do not count for proposals");
 
     let told = scene.one("test work_dirs/cfg/latest.ckpt --eval proposal --metrics recall.json");
-    told.expect(0, &["class-agnostic recall"]);
+    ended.expect(0, &["class-agnostic recall"]);
     let names: Vec<String> = object(&scene.path("recall.json")).keys().cloned().collect();
     assert_eq!(names, ["AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]);
 
     let measured = "train cfg.toml --work-dir again --set train.epochs=1 evaluation.metrics=[\"proposal\",\"segm\"]";
-    let told = scene.one(&format!("{measured} checkpoint.save_best=AR@1000 evaluation.classwise=true"));
-    told.expect(0, &["class     segm AP", "AR@300: ", "segm_mAP_copypaste"]);
+    let ended = scene.one(&format!("{measured} checkpoint.save_best=AR@1000 evaluation.classwise=true"));
+    ended.expect(0, &["class     segm AP", "AR@300: ", "segm_mAP_copypaste"]);
     let recall = object(&scene.path("again/results/epoch_1.metrics.json"))["AR@1000"].as_f64().unwrap();
     assert_eq!(scene.path("again/best_AR@1000.ckpt").exists(), recall > 0.0, "{recall}");
 
@@ -61,7 +61,7 @@ fn thresholds_limits_and_items_are_those_of_the_config() {
 }
 
 #[test]
-fn browse_paints_what_the_model_gets() {
+fn browse_shows_the_images_that_the_model_gets() {
     let scene = Scene::with_images(6, 3);
     let size = |folder: &str, name: &str| image::image_dimensions(scene.path(folder).join(name)).unwrap();
     scene.launch("browse cfg.toml --out first --max 4").expect(0, &["4 of the 6 images of data.train with"]);
@@ -77,7 +77,7 @@ fn browse_paints_what_the_model_gets() {
     let bytes = |folder: &str, name: &str| fs::read(scene.path(folder).join(name)).unwrap();
     for name in names("first") {
         assert_eq!(bytes("first", &name), bytes("again", &name), "an epoch's augmentation is always the same");
-        assert_ne!(bytes("plain", &name), bytes("all", &name), "mirrored or not");
+        assert_ne!(bytes("plain", &name), bytes("all", &name), "flipped or not");
         assert_eq!(size("plain", &name), size("all", &name));
         let shown = bytes("first", &name);
         assert!(shown == bytes("all", &name) || shown == bytes("plain", &name), "{name}: one of the two");
@@ -88,7 +88,7 @@ fn browse_paints_what_the_model_gets() {
 }
 
 #[test]
-fn painted_images_of_any_name_stay_apart_and_in_their_folder() {
+fn output_images_of_any_name_are_unique_and_stay_in_their_folder() {
     let scene = Scene::with_images(4, 5);
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let file = scene.path("data/annotations/instances_val.json");
@@ -117,5 +117,5 @@ fn painted_images_of_any_name_stay_apart_and_in_their_folder() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["browsed", "predicted", "shown"], "nothing beside the folders");
+    assert_eq!(names, ["browsed", "predicted", "shown"], "nothing outside the folders");
 }

@@ -1,16 +1,16 @@
-//! A job that is stopped after any step, or loses a rank in it, and goes on is the job that never stopped.
+//! A job that is stopped after any step, or loses a rank in it, and resumes equals the job that never stopped.
 
 use crate::outputs::{differences, losses, of_mode, progress, tensors};
 use crate::support::Scene;
 
-/// Everything random or with a state of its own is on; the evaluation comes after each epoch, warm-up ends in the second.
+/// All settings with randomness or state are on; evaluation runs after each epoch, and warm-up ends in the second.
 const JOB: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 optimizer.grad_clip=5.0 \
     model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] \
     checkpoint.interval=2 log.tensorboard=false";
 
-/// Tries a break after every step of a job of `ranks` ranks on so many images, whose log has a line every `interval`
-/// steps: `fault` in the step, which ends the launcher with `code`, and a second launch that goes on.
-fn breaks_change_nothing(ranks: usize, images: u32, interval: usize, fault: &str, code: i32) {
+/// For every step of a job of `ranks` ranks on `images` images with a log line every `interval` steps: injects `fault`, which
+/// ends the launcher with `code`, and resumes with a second launch.
+fn interruptions_change_nothing(ranks: usize, images: u32, interval: usize, fault: &str, code: i32) {
     let scene = Scene::with_images(images, 4);
     let place = format!("--device cpu --nproc {ranks}");
     let job = format!("{JOB} log.interval={interval}");
@@ -23,7 +23,7 @@ fn breaks_change_nothing(ranks: usize, images: u32, interval: usize, fault: &str
         let folder = format!("step{step}");
         let broken = format!("{place} --max-restarts 0 {job} --work-dir {folder} --fault {fault},step={step}");
         scene.launch(&broken).expect(code, &[]);
-        // A rank that is lost in the first step leaves nothing to go on from.
+        // A rank that is lost in the first step leaves nothing to resume from.
         let resume = if scene.path(&format!("{folder}/latest.ckpt")).exists() { "--resume" } else { "" };
         scene.launch(&format!("{place} {job} --work-dir {folder} {resume}")).expect(0, &[]);
         let resumed = scene.path(&folder);
@@ -34,39 +34,39 @@ fn breaks_change_nothing(ranks: usize, images: u32, interval: usize, fault: &str
 }
 
 #[test]
-fn two_ranks_that_are_stopped_after_any_step() {
-    breaks_change_nothing(2, 4, 2, "term:rank=1,phase=forward", 75);
+fn two_ranks_are_stopped_after_any_step() {
+    interruptions_change_nothing(2, 4, 2, "term:rank=1,phase=forward", 75);
 }
 
 #[test]
-fn three_ranks_that_are_stopped_after_any_step() {
-    breaks_change_nothing(3, 6, 1, "term:rank=2,phase=backward", 75);
+fn three_ranks_are_stopped_after_any_step() {
+    interruptions_change_nothing(3, 6, 1, "term:rank=2,phase=backward", 75);
 }
 
 #[test]
-fn four_ranks_of_which_one_is_lost_in_any_step() {
-    breaks_change_nothing(4, 6, 1, "kill:rank=2,phase=backward", 4);
+fn one_of_four_ranks_is_lost_in_any_step() {
+    interruptions_change_nothing(4, 6, 1, "kill:rank=2,phase=backward", 4);
 }
 
-/// The first rank's state is the model's; no other one may need what only it had.
+/// Rank 0's state is the saved model; the others must not need what only rank 0 had.
 #[test]
 fn the_first_rank_is_lost_in_any_step() {
-    breaks_change_nothing(2, 4, 1, "kill:rank=0,phase=forward", 4);
+    interruptions_change_nothing(2, 4, 1, "kill:rank=0,phase=forward", 4);
 }
 
-/// What it was to write to the log is written when the job goes on.
+/// Rank 0's missing log line is written when the job resumes.
 #[test]
-fn the_first_rank_is_lost_when_the_others_have_completed_the_step() {
-    breaks_change_nothing(2, 4, 2, "kill:rank=0,phase=optimizer", 4);
-}
-
-#[test]
-fn one_rank_that_panics_in_any_step() {
-    breaks_change_nothing(1, 2, 1, "panic:rank=0,phase=backward", 1);
+fn the_first_rank_is_lost_after_the_others_have_completed_the_step() {
+    interruptions_change_nothing(2, 4, 2, "kill:rank=0,phase=optimizer", 4);
 }
 
 #[test]
-fn another_number_of_workers_goes_on_within_an_epoch_and_sees_each_image_once() {
+fn the_only_rank_panics_in_any_step() {
+    interruptions_change_nothing(1, 2, 1, "panic:rank=0,phase=backward", 1);
+}
+
+#[test]
+fn another_number_of_workers_resumes_within_an_epoch_and_sees_each_image_once() {
     let scene = Scene::with_images(16, 4);
     let job = "train cfg.toml --work-dir changed --set train.epochs=2 log.tensorboard=false";
     let on = |ranks: usize, rest: &str| scene.launch(&format!("--device cpu --nproc {ranks} {job} {rest}"));
@@ -75,7 +75,7 @@ fn another_number_of_workers_goes_on_within_an_epoch_and_sees_each_image_once() 
     ended.expect(75, &["4 workers with 4 images per update, and this job has 2 workers with 2", "train.accumulate=2"]);
     on(4, "--resume").expect(0, &["2 workers with 2 images per update, and this job has 4 workers with 4"]);
     let epoch_of = |number: u64| losses(&scene.path("changed")).iter().filter(|line| line["epoch"] == number).count();
-    // One step of 4, two of 2, and what is left, at least 8 images in groups of 4; then whole epochs of 4 ranks.
+    // One step of 4 ranks, two of 2 ranks, then the rest in steps of 4 ranks (at least 8 images); then whole epochs.
     assert!((5..=6).contains(&epoch_of(1)), "{}", epoch_of(1));
     assert!((4..=5).contains(&epoch_of(2)), "{}", epoch_of(2));
 }

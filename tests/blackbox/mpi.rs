@@ -1,4 +1,4 @@
-//! Jobs that the real mpirun starts, with the library that scripts/mpi.sh builds.
+//! Jobs started by the real mpirun, with the library that scripts/mpi.sh builds.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,8 +6,8 @@ use std::process::Command;
 use crate::outputs::{losses, tensors};
 use crate::support::{Running, Scene, finish, signal, until, worker_program};
 
-/// Whether there are mpirun and the library; else says that `test` is skipped.
-fn is_there(test: &str) -> bool {
+/// Whether mpirun and the library exist; otherwise prints that `test` is skipped.
+fn is_available(test: &str) -> bool {
     if mpirun_program().is_file() && worker_program().with_file_name("libfnet_mpi.so").is_file() {
         return true;
     }
@@ -19,27 +19,27 @@ fn mpirun_program() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/mpirun")
 }
 
-/// `mpirun` with two ranks of the worker, and the worker's arguments.
+/// `mpirun` with two ranks of the worker; `line` has the worker's arguments.
 fn mpirun(scene: &Scene, line: &str) -> Command {
     let worker = worker_program();
     let line = format!("--allow-run-as-root --oversubscribe --bind-to none -n 2 {} {line}", worker.display());
     let mut command = scene.command(&mpirun_program(), &line);
-    // A killed mpirun leaves its folder in TMPDIR.
+    // A killed mpirun leaves its folder in TMPDIR behind.
     command.env("CUDA_VISIBLE_DEVICES", "").env("TMPDIR", scene.path(""));
     command
 }
 
-/// A job of mpirun's that would train for long, once it has made some steps.
+/// Starts a long job with mpirun and waits until it has done some steps.
 fn start(scene: &Scene) -> Running {
     let command = mpirun(scene, "train cfg.toml --no-validate --set train.epochs=1000");
     let running = Running::start(command, scene.path("stderr.txt"));
-    until("some steps are made", || losses(&scene.path("work_dirs/cfg")).len() > 2);
+    until("some steps are done", || losses(&scene.path("work_dirs/cfg")).len() > 2);
     running
 }
 
 #[test]
 fn mpirun_starts_the_same_job() {
-    if !is_there("mpirun_starts_the_same_job") {
+    if !is_available("mpirun_starts_the_same_job") {
         return;
     }
     let scene = Scene::new();
@@ -51,10 +51,10 @@ fn mpirun_starts_the_same_job() {
     assert!(a == b, "the weights differ");
 }
 
-/// mpirun ends the others of a rank that is lost, and says which it was.
+/// mpirun ends the other ranks, and names the one that was lost.
 #[test]
 fn a_killed_rank_ends_the_job() {
-    if !is_there("a_killed_rank_ends_the_job") {
+    if !is_available("a_killed_rank_ends_the_job") {
         return;
     }
     let scene = Scene::new();
@@ -65,10 +65,10 @@ fn a_killed_rank_ends_the_job() {
     scene.assert_nothing_left();
 }
 
-/// slide2vec PR #131: the launcher is killed and the workers live on.
+/// slide2vec PR #131: the launcher is killed, but the workers continue.
 #[test]
 fn the_ranks_of_a_killed_mpirun_end() {
-    if !is_there("the_ranks_of_a_killed_mpirun_end") {
+    if !is_available("the_ranks_of_a_killed_mpirun_end") {
         return;
     }
     let scene = Scene::new();
@@ -79,8 +79,8 @@ fn the_ranks_of_a_killed_mpirun_end() {
 }
 
 #[test]
-fn a_signal_to_mpirun_saves_the_job_and_resuming_goes_on() {
-    if !is_there("a_signal_to_mpirun_saves_the_job_and_resuming_goes_on") {
+fn a_signal_to_mpirun_saves_the_job_which_can_be_resumed() {
+    if !is_available("a_signal_to_mpirun_saves_the_job_which_can_be_resumed") {
         return;
     }
     let scene = Scene::new();
@@ -92,15 +92,15 @@ fn a_signal_to_mpirun_saves_the_job_and_resuming_goes_on() {
     finish(resumed).expect(0, &["iter_"]);
 }
 
-// Without RANK in its environment every rank took itself for rank 0.
+// Without RANK in its environment, every rank assumed that it was rank 0.
 #[test]
-fn a_fire_drill_is_for_its_rank_alone() {
-    if !is_there("a_fire_drill_is_for_its_rank_alone") {
+fn a_fault_is_injected_only_on_its_rank() {
+    if !is_available("a_fault_is_injected_only_on_its_rank") {
         return;
     }
     let scene = Scene::new();
     let ended = finish(mpirun(&scene, "train cfg.toml --fault exit:rank=1,phase=data"));
-    ended.expect(17, &["fire drill: exit:rank=1,phase=data"]);
+    ended.expect(17, &["fault injection: exit:rank=1,phase=data"]);
     let ended =
         finish(mpirun(&scene, "train cfg.toml --work-dir b --no-validate --set train.epochs=1 --fault exit:rank=2"));
     ended.expect(0, &["Saved b/epoch_1.ckpt"]);
@@ -108,8 +108,8 @@ fn a_fire_drill_is_for_its_rank_alone() {
 }
 
 #[test]
-fn a_mistake_in_the_config_ends_mpirun_with_its_code() {
-    if !is_there("a_mistake_in_the_config_ends_mpirun_with_its_code") {
+fn a_config_error_ends_mpirun_with_its_exit_code() {
+    if !is_available("a_config_error_ends_mpirun_with_its_exit_code") {
         return;
     }
     let scene = Scene::new();

@@ -1,11 +1,11 @@
-//! Options that the reference's configs leave off: each has the effect that it promises.
+//! Options that are off in MMDetection's configs: each one has its documented effect.
 
 use std::collections::BTreeMap;
 
 use crate::outputs::{assert_same_metrics, differences, floats, losses, object, of_mode, series, tensors};
 use crate::support::{Scene, steps};
 
-/// One update in all: plain SGD with a constant learning rate.
+/// A single update of plain SGD with a constant learning rate.
 const ONE_UPDATE: &str = "train cfg.toml --no-validate --set train.epochs=1 optimizer.kind=sgd optimizer.momentum=0.0 \
     optimizer.weight_decay=0.0 schedule.warmup_iters=0 train.accumulate=1000";
 
@@ -37,7 +37,7 @@ fn grad_clip_bounds_the_gradient_and_its_norm_is_logged() {
     let free = run("free", "optimizer.lr=0.1 optimizer.grad_clip=1e9");
     let clipped = run("clipped", "optimizer.lr=0.1 optimizer.grad_clip=0.5");
     let norm = *of_mode(&scene.path("free"), "train").last().unwrap()["grad_norm"].as_f64().as_ref().unwrap();
-    assert!(norm > 0.6, "{norm}: nothing would be clipped");
+    assert!(norm > 0.6, "{norm}: too small to be clipped");
     let relative = |value: f64, expected: f64| (value / expected - 1.0).abs();
     // An update of plain SGD is the learning rate times the gradient.
     assert!(relative(distance(&free, &start), 0.1 * norm) < 1e-3, "{} {norm}", distance(&free, &start));
@@ -48,22 +48,22 @@ fn grad_clip_bounds_the_gradient_and_its_norm_is_logged() {
 }
 
 #[test]
-fn accumulated_steps_change_the_weights_only_at_their_last_one() {
+fn accumulated_steps_change_the_weights_only_at_the_last_one() {
     let scene = Scene::new();
     let run = |folder: &str, rest: &str| {
         let job = "train cfg.toml --no-validate --set train.epochs=1 schedule.warmup_iters=0";
         scene.two(&format!("{job} {rest} --work-dir {folder}"));
         series(&scene.path(folder), "loss")
     };
-    // The losses of training do not depend on running statistics, so with a rate of 0 they are the first weights'.
-    let still = run("still", "optimizer.lr=0.0");
+    // Training losses do not depend on running statistics, so with a rate of 0 they are those of the initial weights.
+    let constant = run("constant", "optimizer.lr=0.0");
     let single = run("single", "optimizer.lr=0.01");
     let double = run("double", "optimizer.lr=0.01 train.accumulate=2");
-    assert_eq!(single[0], still[0]);
-    assert_ne!(single[1], still[1]);
-    assert_eq!(double[..2], still[..2]);
-    assert_ne!(double[2], still[2]);
-    // The rest of an epoch that fills no group is an update too.
+    assert_eq!(single[0], constant[0]);
+    assert_ne!(single[1], constant[1]);
+    assert_eq!(double[..2], constant[..2]);
+    assert_ne!(double[2], constant[2]);
+    // The rest of an epoch, which may be shorter than a group, ends with an update, too.
     run("seven", "train.accumulate=7");
     for (folder, group) in [("single", 1), ("double", 2), ("seven", 7)] {
         let updates = steps(2).div_ceil(group) as f32;
@@ -79,7 +79,8 @@ fn accumulated_steps_change_the_weights_only_at_their_last_one() {
 #[test]
 fn accumulated_gradients_are_averaged() {
     let scene = Scene::new();
-    // One update in all, by the mean over the epoch. Twice the rate, twice the way; a sum in place of the mean would be longer than the mean of the norms.
+    // A single update with the mean over the epoch. Twice the rate moves the weights twice as far. A sum instead of the mean
+    // would be longer than the mean of the norms.
     let run = |folder: &str, rate: &str| {
         scene.one(&format!("{ONE_UPDATE} optimizer.lr={rate} optimizer.grad_clip=1e9 --work-dir {folder}"));
         latest(&scene, folder)
@@ -96,7 +97,7 @@ fn accumulated_gradients_are_averaged() {
 }
 
 #[test]
-fn a_moving_average_is_saved_and_evaluated_and_does_not_touch_training() {
+fn a_moving_average_is_saved_and_evaluated_and_does_not_affect_training() {
     let scene = Scene::new();
     scene.two("train cfg.toml --work-dir plain");
     scene.two("train cfg.toml --work-dir ema --set train.ema=0.99");
@@ -133,7 +134,7 @@ fn sync_bn_gives_all_ranks_the_same_statistics() {
 }
 
 #[test]
-fn several_scales_are_mixed_by_value_or_within_a_range() {
+fn several_scales_are_sampled_by_value_or_within_a_range() {
     let scene = Scene::new();
     let run = |folder: &str, scales: &str| {
         scene.one(&format!(
@@ -144,7 +145,7 @@ fn several_scales_are_mixed_by_value_or_within_a_range() {
     };
     let (small, large) = (run("small", "[[96,64]]"), run("large", "[[160,128]]"));
     let value = run("value", "[[96,64],[160,128]]");
-    // The weights stand still, so the loss of a step tells the size of its image.
+    // The weights do not change, so the loss of a step shows the size of its image.
     let from_small = value.iter().zip(&small).filter(|(a, b)| a == b).count();
     let from_large = value.iter().zip(&large).filter(|(a, b)| a == b).count();
     assert_eq!(from_small + from_large, value.len(), "each image has one of the two sizes");
@@ -152,7 +153,7 @@ fn several_scales_are_mixed_by_value_or_within_a_range() {
 
     let range = run("range", "[[96,64],[160,128]] data.pipeline.scale_mode=range");
     let between = range.iter().zip(small.iter().zip(&large)).filter(|(a, (b, c))| a != b && a != c).count();
-    assert!(between >= 24, "{between} of {} images have a size between", range.len());
+    assert!(between >= 24, "{between} of {} images have a size in between", range.len());
     assert_eq!(run("point", "[[96,64],[96,64]] data.pipeline.scale_mode=range"), small);
 }
 
@@ -168,7 +169,7 @@ fn auto_scale_lr_follows_the_number_of_images_per_update() {
 }
 
 #[test]
-fn sgd_trains_with_its_own_state() {
+fn sgd_trains_with_momentum_buffers() {
     let scene = Scene::new();
     scene.two("train cfg.toml --no-validate --work-dir sgd --set optimizer.kind=sgd optimizer.lr=0.01");
     scene.two("train cfg.toml --no-validate --work-dir adamw --set optimizer.lr=0.01");
@@ -179,11 +180,11 @@ fn sgd_trains_with_its_own_state() {
     assert_eq!(sgd[0], adamw[0]);
     assert_ne!(sgd[2..], adamw[2..]);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!(mean(&sgd[40..]) < 0.9 * mean(&sgd[..8]), "it learns: {sgd:?}");
+    assert!(mean(&sgd[40..]) < 0.9 * mean(&sgd[..8]), "the loss decreases: {sgd:?}");
 }
 
 #[test]
-fn bfloat16_stays_near_float32_and_is_evaluated_in_float32_unless_asked_for() {
+fn bfloat16_stays_close_to_float32_and_is_evaluated_in_float32_by_default() {
     let scene = Scene::new();
     let run = |amp: &str| {
         scene.two(&format!("train cfg.toml --set train.epochs=1 train.amp={amp} --work-dir {amp}"));
@@ -208,19 +209,19 @@ fn bfloat16_stays_near_float32_and_is_evaluated_in_float32_unless_asked_for() {
 }
 
 #[test]
-fn float16_leaves_out_steps_that_overflow_on_all_workers_and_resumes_with_its_scale() {
+fn float16_skips_overflowing_steps_on_all_workers_and_resumes_with_its_scale() {
     let scene = Scene::new();
     let job =
         "train cfg.toml --no-validate --work-dir fp16 --set train.amp=fp16 train.loss_scale=1e9 optimizer.lr=0.01";
     scene.two(&format!("{job} train.epochs=1"));
-    let left_out = |rank: usize| {
+    let count_skipped = |rank: usize| {
         let log = std::fs::read_to_string(scene.path(&format!("fp16/logs/rank_{rank}.log"))).unwrap();
         log.lines().filter(|line| line.contains("a gradient overflowed float16 at loss scale")).count()
     };
     let scales = series(&scene.path("fp16"), "loss_scale");
-    let skipped = left_out(0);
+    let skipped = count_skipped(0);
     assert!(skipped >= 10 && skipped < scales.len() - 2, "{skipped} of {scales:?}");
-    assert_eq!(left_out(1), skipped);
+    assert_eq!(count_skipped(1), skipped);
     assert_eq!(scales[..3], [1e9, 5e8, 2.5e8]);
     assert!(series(&scene.path("fp16"), "loss").iter().all(|loss| loss.is_finite()));
 
@@ -232,7 +233,7 @@ fn float16_leaves_out_steps_that_overflow_on_all_workers_and_resumes_with_its_sc
 }
 
 #[test]
-fn the_seed_decides_everything() {
+fn the_seed_determines_all_randomness() {
     let scene = Scene::new();
     let run = |folder: &str, seed: &str| {
         scene.two(&format!("train cfg.toml --no-validate --seed {seed} --work-dir {folder}"));

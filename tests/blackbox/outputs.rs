@@ -1,4 +1,4 @@
-//! Reads what a job leaves: checkpoints, JSON lines, metrics.
+//! Reads the outputs of a job: checkpoints, JSON lines, metrics.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,14 +17,14 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
-/// The same without the BatchNorm statistics of ranks other than 0: those of a lost rank are lost with it.
+/// [`tensors`] without the BatchNorm statistics of ranks other than 0, which are lost with their rank.
 pub fn without_ranks(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut tensors = tensors(checkpoint);
     tensors.retain(|name, _| !name.starts_with("rank"));
     tensors
 }
 
-/// Steps of the job that a checkpoint holds.
+/// The number of steps of a checkpoint's job.
 pub fn progress(checkpoint: &Path) -> usize {
     let bytes = fs::read(checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()));
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -32,18 +32,18 @@ pub fn progress(checkpoint: &Path) -> usize {
     meta["progress"]["step"].as_u64().unwrap() as usize
 }
 
-/// Names of the tensors that differ between two checkpoints, or are in one only.
+/// Names of the tensors that differ between two checkpoints, or are in only one of them.
 pub fn differences(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     names.into_iter().filter(|name| a.get(*name) != b.get(*name)).cloned().collect()
 }
 
-/// Float32 values of a tensor's bytes.
+/// The float32 values of a tensor's bytes.
 pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
 }
 
-/// Files in a folder whose names end with `ending`, sorted.
+/// The files of a folder with names that end with `ending`, sorted.
 pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -52,8 +52,7 @@ pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The objects of all JSON lines that a job and those that resumed it have written. A line that is being written is
-/// left out.
+/// The objects of all JSON lines of a job and of the jobs that resumed it, except an incomplete line.
 pub fn lines(work_dir: &Path) -> Vec<Object> {
     let texts = files(work_dir, ".log.json").into_iter().map(|path| fs::read_to_string(path).unwrap());
     texts.flat_map(|text| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()).collect()
@@ -64,7 +63,7 @@ pub fn of_mode(work_dir: &Path, mode: &str) -> Vec<Object> {
     lines(work_dir).into_iter().filter(|line| line.get("mode") == Some(&Value::from(mode))).collect()
 }
 
-/// The training lines without what differs between equal runs: times.
+/// The training lines without times, which differ between equal runs.
 pub fn losses(work_dir: &Path) -> Vec<Object> {
     let timeless = |mut line: Object| {
         line.retain(|name, _| !matches!(name.as_str(), "time" | "data_time"));
@@ -73,7 +72,7 @@ pub fn losses(work_dir: &Path) -> Vec<Object> {
     of_mode(work_dir, "train").into_iter().map(timeless).collect()
 }
 
-/// One number of each training line.
+/// A number of each training line.
 pub fn series(work_dir: &Path, name: &str) -> Vec<f64> {
     let number = |line: &Object| line.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("{name} in {line:?}"));
     of_mode(work_dir, "train").iter().map(number).collect()
@@ -85,7 +84,7 @@ pub fn object(path: &Path) -> Object {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Fails unless two files of metrics hold the same names and, to 1e-12, the same numbers.
+/// Asserts that two files of metrics have the same names and, within 1e-12, the same numbers.
 pub fn assert_same_metrics(a: &Path, b: &Path) {
     let (a, b) = (object(a), object(b));
     assert!(a.keys().eq(b.keys()), "{a:?} {b:?}");

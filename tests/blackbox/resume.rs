@@ -1,4 +1,4 @@
-//! Stops, losses of workers, and going on: nothing is lost and nothing differs.
+//! Stopped jobs and lost workers: resuming loses nothing and changes nothing.
 
 use std::fs;
 use std::path::Path;
@@ -10,11 +10,11 @@ use fnet_protocol::work_dir;
 use crate::outputs::{differences, files, losses, of_mode, tensors};
 use crate::support::{Ended, Scene, signal, steps, until};
 
-/// Everything random or with a state of its own is on.
+/// All settings with randomness or state are on.
 const JOB: &str = "train cfg.toml --set train.epochs=3 train.ema=0.9 optimizer.grad_clip=5.0 \
     model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1]";
 
-/// Asserts that the job in `resumed` went the way of the undisturbed one in `whole`, to the last bit.
+/// Asserts that the job in `resumed` equals the undisturbed one in `whole`, bit for bit.
 fn assert_equal(scene: &Scene, resumed: &str, whole: &str) {
     let (resumed, whole) = (scene.path(resumed), scene.path(whole));
     let (a, b) = (losses(&resumed), losses(&whole));
@@ -35,7 +35,7 @@ fn assert_equal(scene: &Scene, resumed: &str, whole: &str) {
     assert_eq!(evaluated(&resumed), evaluated(&whole));
 }
 
-/// Starts the job, waits for `ready`, sends a signal, and returns how it ended.
+/// Starts the job, waits for `ready`, sends a signal, and returns the result.
 fn stopped(scene: &Scene, folder: &str, name: &str, mut ready: impl FnMut(&Path) -> bool) -> Ended {
     let running = scene.start(&format!("--device cpu --nproc 2 {JOB} --work-dir {folder}"));
     let path = scene.path(folder);
@@ -46,7 +46,7 @@ fn stopped(scene: &Scene, folder: &str, name: &str, mut ready: impl FnMut(&Path)
     ended
 }
 
-/// As [`stopped`] by SIGINT in the middle of an epoch. On a busy machine the signal may come late, so this tries again.
+/// [`stopped`] by SIGINT within an epoch. On a busy machine the signal may be late, so this retries.
 fn interrupted_within_an_epoch(scene: &Scene) -> String {
     for attempt in 0..5 {
         let folder = format!("stopped{attempt}");
@@ -55,7 +55,7 @@ fn interrupted_within_an_epoch(scene: &Scene) -> String {
             return folder;
         }
     }
-    panic!("five jobs came to the end of the epoch before they were stopped");
+    panic!("five jobs reached the end of the epoch before they were stopped");
 }
 
 #[test]
@@ -75,20 +75,20 @@ fn ctrl_c_within_an_epoch_and_resume_change_nothing() {
 fn a_stop_at_the_end_of_an_epoch_and_resume_change_nothing() {
     let scene = Scene::new();
     scene.two(&format!("{JOB} --work-dir whole"));
-    // Stopped in the evaluation after the first epoch, or soon after it.
+    // Stopped during the evaluation of the first epoch, or soon after.
     let ended = stopped(&scene, "stopped", "INT", |path| path.join("epoch_1.ckpt").is_file());
     ended.expect(130, &[]);
     scene.two(&format!("{JOB} --work-dir stopped --resume"));
     assert_equal(&scene, "stopped", "whole");
 
-    // One job of an epoch, and another that goes on from its only checkpoint.
+    // A job of one epoch, and another that resumes from its only checkpoint.
     scene.two(&format!("{JOB} train.epochs=1 --work-dir short"));
     scene.two(&format!("{JOB} --work-dir short --resume=short/epoch_1.ckpt"));
     assert_equal(&scene, "short", "whole");
 }
 
 #[test]
-fn sigterm_saves_and_asks_to_be_resumed() {
+fn sigterm_saves_and_suggests_resume() {
     let scene = Scene::new();
     let ended = stopped(&scene, "stopped", "TERM", |path| losses(path).len() >= 3);
     ended.expect(75, &["--resume"]);
@@ -96,7 +96,7 @@ fn sigterm_saves_and_asks_to_be_resumed() {
 }
 
 #[test]
-fn sgd_goes_on_from_a_checkpoint_with_momentum_and_without() {
+fn sgd_resumes_with_and_without_momentum() {
     let scene = Scene::new();
     for momentum in ["0.9", "0.0"] {
         let job = format!("train cfg.toml --no-validate --set optimizer.kind=sgd optimizer.momentum={momentum}");
@@ -129,7 +129,7 @@ fn a_killed_worker_ends_the_job_and_is_named() {
         let folder = scene.path(&format!("killed{rank}"));
         until("some steps are done", || losses(&folder).len() >= 5);
         let worker = scene.worker(rank);
-        // As a writer leaves them that is killed between two system calls, or on a network drive.
+        // The state after a writer was killed between two system calls, or on a network drive.
         let half_written = [worker, 1].map(|process| {
             let prefix = work_dir::temporary_prefix("epoch_1.ckpt", &work_dir::Writer::of(process).unwrap());
             folder.join(format!("{prefix}a1b2c3{}", work_dir::TEMPORARY))
@@ -147,7 +147,7 @@ fn a_killed_worker_ends_the_job_and_is_named() {
 }
 
 #[test]
-fn a_killed_worker_is_replaced_from_the_newest_checkpoint_and_nothing_differs() {
+fn after_a_killed_worker_the_job_restarts_from_the_newest_checkpoint_without_changes() {
     let scene = Scene::new();
     let running = scene.start(&format!("--device cpu --nproc 2 --max-restarts 1 {JOB} --work-dir killed"));
     let folder = scene.path("killed");
@@ -162,7 +162,7 @@ fn a_killed_worker_is_replaced_from_the_newest_checkpoint_and_nothing_differs() 
 }
 
 #[test]
-fn an_evaluation_that_is_interrupted_ends_at_once() {
+fn an_interrupted_evaluation_ends_immediately() {
     let scene = Scene::new();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
     let slow = "--device cpu --nproc 2 test work_dirs/cfg/latest.ckpt --set data.pipeline.test_scale=[3000,2400]";
@@ -176,7 +176,7 @@ fn an_evaluation_that_is_interrupted_ends_at_once() {
 }
 
 #[test]
-fn a_job_whose_time_is_up_saves_and_asks_to_be_resumed() {
+fn a_job_at_its_time_limit_saves_and_suggests_resume() {
     let scene = Scene::new();
     let ended = scene.launch("--device cpu --nproc 2 --time-limit 4s train cfg.toml --set train.epochs=1000");
     ended.expect(75, &["the time limit of 4s is reached (--time-limit)", "run again with --resume"]);

@@ -1,4 +1,4 @@
-//! The main job: train, evaluate, look at what it left, use it.
+//! The main job: training, evaluation, its output files and their use.
 
 use std::fs;
 use std::path::Path;
@@ -20,10 +20,10 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn two_workers_train_and_leave_all_that_is_promised() {
+fn two_workers_train_and_write_all_documented_files() {
     let scene = Scene::new();
     let ended = scene.two("train cfg.toml --set optimizer.base_batch_size=2");
-    assert_eq!(ended.stdout, "", "what is for people goes to stderr");
+    assert_eq!(ended.stdout, "", "human-readable output goes to stderr");
     let last = format!("Epoch [2][{0}/{0}]\tlr: 1.000e-03, eta: 0:00:00, time: ", steps(2));
     ended.expect(0, &[&last]);
     assert!(!ended.stderr.to_lowercase().contains("warning"), "{}", ended.stderr);
@@ -47,7 +47,7 @@ fn two_workers_train_and_leave_all_that_is_promised() {
 }
 
 #[test]
-fn no_raw_message_of_a_library_reaches_people_or_logs() {
+fn no_raw_message_of_a_library_reaches_the_output_or_the_logs() {
     let scene = Scene::new();
     let line = "train cfg.toml --no-validate --set train.epochs=1 optimizer.base_batch_size=2";
     let ended = scene.two(line);
@@ -61,13 +61,13 @@ fn no_raw_message_of_a_library_reaches_people_or_logs() {
             assert!(!text.contains(raw), "{raw} in {name}:\n{text}");
         }
     }
-    // Who asks for them would find them, numbered; a training gives libtorch no reason for any.
+    // With --verbose, notes of libtorch would be shown, numbered; training must cause none.
     let ended = scene.two(&format!("--verbose {line} --work-dir verbose"));
     assert!(!ended.stderr.contains("of libtorch: "), "{}", ended.stderr);
 }
 
 #[test]
-fn json_lines_have_the_references_keys_in_its_order() {
+fn json_lines_have_the_keys_and_order_of_mmdetection() {
     let scene = Scene::new();
     scene.two("train cfg.toml");
     let folder = scene.path("work_dirs/cfg");
@@ -97,11 +97,11 @@ fn json_lines_have_the_references_keys_in_its_order() {
 }
 
 #[test]
-fn a_checkpoint_gives_the_metrics_that_training_measured_with_one_worker_and_with_two() {
+fn testing_a_checkpoint_with_one_or_two_workers_gives_the_metrics_of_training() {
     let scene = Scene::new();
     scene.two(
         "train cfg.toml --set train.epochs=8 evaluation.interval=4 checkpoint.interval=4 optimizer.lr=0.003 \
-        model.roi_head.mask_threshold=0.2",
+         model.roi_head.mask_threshold=0.2",
     );
     for epoch in [4, 8] {
         let measured = scene.path(&format!("work_dirs/cfg/results/epoch_{epoch}.metrics.json"));
@@ -124,7 +124,7 @@ fn a_checkpoint_gives_the_metrics_that_training_measured_with_one_worker_and_wit
 }
 
 #[test]
-fn predict_paints_peoples_own_images() {
+fn predict_draws_detections_on_the_users_images() {
     let scene = Scene::with_own_images();
     scene.one("train cfg.toml --no-validate --set train.epochs=1");
     let images = files(&scene.path("data/val"), ".jpg");
@@ -147,7 +147,7 @@ fn predict_paints_peoples_own_images() {
 }
 
 #[test]
-fn flops_and_print_config_speak_to_programs_on_stdout() {
+fn flops_and_print_config_write_to_stdout() {
     let scene = Scene::new();
     let ended = scene.launch("flops cfg.toml --json --shape 64 96");
     let counted: Value = serde_json::from_str(&ended.expect(0, &[]).stdout).unwrap();
@@ -169,28 +169,28 @@ fn flops_and_print_config_speak_to_programs_on_stdout() {
 }
 
 #[test]
-fn benchmark_infer_counts_as_the_reference_does() {
+fn benchmark_infer_counts_images_as_mmdetection_does() {
     let scene = Scene::new();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
     let job = "benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --log-interval 3 --fuse-conv-bn";
-    let told = scene.one(&format!("{job} --max-iter 7 --repeat-num 2 --set model.backbone.partial_conv=slicing"));
-    told.expect(
+    let ended = scene.one(&format!("{job} --max-iter 7 --repeat-num 2 --set model.backbone.partial_conv=slicing"));
+    ended.expect(
         0,
         &["Done image [6  / 7], fps: ", " img / s, times per image: ", "2 of the validation set", "Overall fps: ["],
     );
-    assert!(!told.stderr.contains("Done image [3"), "the warm-up is not told: {}", told.stderr);
+    assert!(!ended.stderr.contains("Done image [3"), "the warm-up is not reported: {}", ended.stderr);
 
     let report: Value = serde_json::from_str(&scene.one(&format!("{job} --json --max-iter 100")).stdout).unwrap();
-    assert_eq!(report["images"], 3, "of the 8 images of the validation set 5 are the warm-up");
+    assert_eq!(report["images"], 3, "5 of the 8 images of the validation set are the warm-up");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0 && report["fuse_conv_bn"] == true);
 }
 
-/// It would take half a gigabyte and twice the time to start.
+/// Loading it would take half a gigabyte and double the start-up time.
 #[test]
 fn a_worker_on_the_cpu_does_not_load_cuda() {
     let scene = Scene::new();
     let running = scene.start("--device cpu --nproc 2 train cfg.toml --no-validate --set train.epochs=1000");
-    until("some steps are made", || losses(&scene.path("work_dirs/cfg")).len() > 2);
+    until("some steps are done", || losses(&scene.path("work_dirs/cfg")).len() > 2);
     let maps = fs::read_to_string(format!("/proc/{}/maps", scene.worker(0))).unwrap();
     assert!(maps.contains("libtorch_cpu.so") && !maps.contains("libtorch_cuda.so"));
     running.signal("TERM");

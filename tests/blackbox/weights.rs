@@ -5,14 +5,14 @@ use std::fs;
 use crate::outputs::{Object, assert_same_metrics, differences, losses, series, tensors};
 use crate::support::{Scene, finish, steps, worker_program};
 
-/// A job of one worker and one epoch; its checkpoint is `ours/latest.ckpt`.
-const SHORT: &str = "train cfg.toml --no-validate --work-dir ours --set train.epochs=1";
+/// A job of one worker and one epoch; its checkpoint is `fnet/latest.ckpt`.
+const SHORT: &str = "train cfg.toml --no-validate --work-dir fnet --set train.epochs=1";
 
-/// A scene with a trained detector, `ours/latest.ckpt`, and the same as a PyTorch file, `ours.pth`.
+/// A scene with a trained detector, `fnet/latest.ckpt`, and the same as a PyTorch file, `fnet.pth`.
 fn trained() -> Scene {
     let scene = Scene::new();
     scene.one(SHORT);
-    scene.launch("export ours/latest.ckpt ours.pth --with-optimizer").expect(0, &[]);
+    scene.launch("export fnet/latest.ckpt fnet.pth --with-optimizer").expect(0, &[]);
     scene
 }
 
@@ -28,24 +28,24 @@ const COMPARE: &str = r#"
 import collections, json, torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-ours = load_file('ours/latest.ckpt')
-with safe_open('ours/latest.ckpt', 'pt') as file:
+fnet = load_file('fnet/latest.ckpt')
+with safe_open('fnet/latest.ckpt', 'pt') as file:
     entries = [entry['name'] for entry in json.loads(file.metadata()['fnet.tensors'])]
 names = [name.removeprefix('model.') for name in entries if name.startswith('model.')]
 # By default, torch.load refuses everything that could run code.
-whole = torch.load('ours.pth')
+whole = torch.load('fnet.pth')
 assert list(whole) == ['meta', 'state_dict', 'optimizer'], list(whole)
 state = whole['state_dict']
 assert type(state) is collections.OrderedDict and list(state) == names
 assert state._metadata['backbone.norm0'] == {'version': 2} and state._metadata['neck'] == {'version': 1}
 def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-assert all(same(state[name], ours['model.' + name]) for name in names)
+assert all(same(state[name], fnet['model.' + name]) for name in names)
 light = torch.load('light.pth')
 assert list(light) == ['meta', 'state_dict'] and all(same(light['state_dict'][name], state[name]) for name in names)
 assert type(whole['meta']['CLASSES']) is tuple and len(whole['meta']['CLASSES']) == 8
 assert whole['meta']['epoch'] == 1 and whole['meta']['iter'] == int(ITER)
-plain = load_file('ours.safetensors')
+plain = load_file('fnet.safetensors')
 assert set(plain) == set(names) and all(same(plain[name], state[name]) for name in names)
 
 torch.save(whole, 'again.pth')
@@ -60,12 +60,12 @@ assert group['betas'] == (0.9, 0.999) and group['eps'] == 1e-8 and group['weight
 assert group['initial_lr'] == 1e-3 and abs(group['lr'] - 1e-3) < 1e-15, group
 kept = whole['optimizer']['state']
 for index, name in enumerate(trained):
-    steps = float(ours['optimizer.step.' + name])
+    steps = float(fnet['optimizer.step.' + name])
     assert (index in kept) == (steps > 0), name
     if steps > 0:
-        assert same(kept[index]['step'], ours['optimizer.step.' + name])
-        assert same(kept[index]['exp_avg'], ours['optimizer.exp_avg.' + name])
-        assert same(kept[index]['exp_avg_sq'], ours['optimizer.exp_avg_sq.' + name])
+        assert same(kept[index]['step'], fnet['optimizer.step.' + name])
+        assert same(kept[index]['exp_avg'], fnet['optimizer.exp_avg.' + name])
+        assert same(kept[index]['exp_avg_sq'], fnet['optimizer.exp_avg_sq.' + name])
 for parameter in parameters:
     parameter.grad = torch.ones_like(parameter)
 optimizer.step()
@@ -77,8 +77,8 @@ print(len(names), len(kept))
 #[test]
 fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
     let scene = trained();
-    scene.launch("export ours/latest.ckpt light.pth").expect(0, &["wrote ", "light.pth"]);
-    scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &["ours.safetensors"]);
+    scene.launch("export fnet/latest.ckpt light.pth").expect(0, &["wrote ", "light.pth"]);
+    scene.launch("export fnet/latest.ckpt fnet.safetensors").expect(0, &["fnet.safetensors"]);
     let script = COMPARE.replace("ITER", &steps(1).to_string());
     let test = "an_export_has_every_tensor_and_torch_load_opens_it_by_default";
     let Some(printed) = scene.python(test, &script) else { return };
@@ -87,9 +87,9 @@ fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
 
     // Files that Python saved again, in both formats, are read back bit for bit.
     for name in ["again", "older"] {
-        scene.launch(&format!("export {name}.pth {name}_ours.pth --with-optimizer --config cfg.toml")).expect(0, &[]);
+        scene.launch(&format!("export {name}.pth {name}_fnet.pth --with-optimizer --config cfg.toml")).expect(0, &[]);
         let [a, b] =
-            ["ours.pth".to_owned(), format!("{name}_ours.pth")].map(|name| fs::read(scene.path(&name)).unwrap());
+            ["fnet.pth".to_owned(), format!("{name}_fnet.pth")].map(|name| fs::read(scene.path(&name)).unwrap());
         assert!(a == b, "{name}");
     }
 }
@@ -97,30 +97,30 @@ fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
 #[test]
 fn the_moving_average_is_exported_for_inference_and_the_weights_for_training() {
     let scene = Scene::new();
-    scene.one("train cfg.toml --no-validate --work-dir ours --set train.epochs=1 train.ema=0.9");
-    scene.launch("export ours/latest.ckpt used.safetensors").expect(0, &["moving average"]);
-    scene.launch("export ours/latest.ckpt trained.pth --with-optimizer").expect(0, &["as they are trained"]);
+    scene.one("train cfg.toml --no-validate --work-dir fnet --set train.epochs=1 train.ema=0.9");
+    scene.launch("export fnet/latest.ckpt used.safetensors").expect(0, &["moving average"]);
+    scene.launch("export fnet/latest.ckpt trained.pth --with-optimizer").expect(0, &["as they are trained"]);
     scene.launch("export trained.pth trained.safetensors").expect(0, &[]);
-    let ours = tensors(&scene.path("ours/latest.ckpt"));
+    let fnet = tensors(&scene.path("fnet/latest.ckpt"));
     let [used, trained] = ["used", "trained"].map(|name| tensors(&scene.path(&format!("{name}.safetensors"))));
     let name = "backbone.patch_embed.proj.weight";
-    assert_eq!(used[name], ours[&format!("ema.{name}")]);
-    assert_eq!(trained[name], ours[&format!("model.{name}")]);
+    assert_eq!(used[name], fnet[&format!("ema.{name}")]);
+    assert_eq!(trained[name], fnet[&format!("model.{name}")]);
     assert_ne!(used[name], trained[name]);
     let buffer = "backbone.patch_embed.norm.running_mean";
-    assert_eq!(used[buffer], ours[&format!("model.{buffer}")]);
+    assert_eq!(used[buffer], fnet[&format!("model.{buffer}")]);
 }
 
 #[test]
 fn impossible_exports_are_refused_before_anything_is_written() {
     let scene = Scene::new();
     scene.one(SHORT);
-    scene.launch("export ours/latest.ckpt out.onnx").expect(2, &["out.onnx", ".safetensors"]);
-    scene.launch("export ours/latest.ckpt out.safetensors --with-optimizer").expect(2, &["--with-optimizer"]);
+    scene.launch("export fnet/latest.ckpt out.onnx").expect(2, &["out.onnx", ".safetensors"]);
+    scene.launch("export fnet/latest.ckpt out.safetensors --with-optimizer").expect(2, &["--with-optimizer"]);
     scene.launch("export none.ckpt out.pth").expect(3, &["none.ckpt: no such file"]);
     fs::write(scene.path("text.pth"), "PK, but no archive").unwrap();
     scene.launch("export text.pth out.pth").expect(3, &["text.pth", "damaged or incomplete"]);
-    scene.launch("export ours/latest.ckpt light.pth").expect(0, &[]);
+    scene.launch("export fnet/latest.ckpt light.pth").expect(0, &[]);
     scene.launch("export light.pth out.pth --with-optimizer").expect(3, &["no optimizer state"]);
     scene.one("train cfg.toml --no-validate --work-dir sgd --set train.epochs=1 optimizer.kind=sgd");
     scene.launch("export sgd/latest.ckpt out.pth --with-optimizer").expect(3, &["no state of AdamW"]);
@@ -132,11 +132,11 @@ fn impossible_exports_are_refused_before_anything_is_written() {
 #[test]
 fn weights_give_the_same_detections_in_every_file_format() {
     let scene = trained();
-    scene.launch("export ours/latest.ckpt ours.safetensors").expect(0, &[]);
-    scene.one("test ours/latest.ckpt --out a.json --metrics a.metrics.json");
+    scene.launch("export fnet/latest.ckpt fnet.safetensors").expect(0, &[]);
+    scene.one("test fnet/latest.ckpt --out a.json --metrics a.metrics.json");
     let root = images(&scene);
-    scene.one(&format!("predict ours/latest.ckpt {root}/val --out painted_a"));
-    for (file, name) in [("ours.pth", "b"), ("ours.safetensors", "c")] {
+    scene.one(&format!("predict fnet/latest.ckpt {root}/val --out painted_a"));
+    for (file, name) in [("fnet.pth", "b"), ("fnet.safetensors", "c")] {
         let ended =
             scene.two(&format!("test {file} --config cfg.toml --out {name}.json --metrics {name}.metrics.json"));
         assert!(ended.stderr.contains(&format!("tensors from {file}; new: 0; unused: 0")), "{}", ended.stderr);
@@ -161,24 +161,24 @@ fn weights_give_the_same_detections_in_every_file_format() {
 #[test]
 fn a_file_without_a_config_is_an_error_that_shows_the_command_to_run() {
     let scene = trained();
-    let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml ours.pth";
-    scene.launch("--device cpu --nproc 2 test ours.pth").expect(2, &[line]);
-    scene.launch("predict ours.pth . --out painted").expect(2, &["predict --config=CONFIG.toml --out=painted"]);
-    let predict = format!("predict ours.pth {}/val --out painted", images(&scene));
-    for command in ["test ours.pth", &predict] {
+    let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml fnet.pth";
+    scene.launch("--device cpu --nproc 2 test fnet.pth").expect(2, &[line]);
+    scene.launch("predict fnet.pth . --out painted").expect(2, &["predict --config=CONFIG.toml --out=painted"]);
+    let predict = format!("predict fnet.pth {}/val --out painted", images(&scene));
+    for command in ["test fnet.pth", &predict] {
         let mut worker = scene.command(&worker_program(), command);
         worker.env("FNET_DEVICE", "cpu");
         finish(worker).expect(2, &["--config=CONFIG.toml"]);
     }
     assert!(!scene.path("painted").exists());
-    scene.launch("export ours.pth ours.safetensors").expect(0, &[]);
-    scene.launch("--device cpu --nproc 1 test ours.safetensors").expect(2, &["--config=CONFIG.toml"]);
+    scene.launch("export fnet.pth fnet.safetensors").expect(0, &[]);
+    scene.launch("--device cpu --nproc 1 test fnet.safetensors").expect(2, &["--config=CONFIG.toml"]);
 }
 
-/// Creates the files for the tests of loading from `ours.pth`.
+/// Creates the files for the tests of loading from `fnet.pth`.
 const VARIANTS: &str = r#"
 import collections, copy, torch
-whole = torch.load('ours.pth')
+whole = torch.load('fnet.pth')
 state = whole['state_dict']
 backbone = collections.OrderedDict(
     (name.removeprefix('backbone.'), tensor) for name, tensor in state.items()
@@ -195,7 +195,7 @@ for stage, depth in ((0, 1), (2, 2), (4, 8), (6, 2)):
     for block in range(depth):
         t0[f'stages.{stage}.blocks.{block}.mlp.0.weight'] = torch.zeros(1)
 torch.save(t0, 't0.pth')
-torch.save({'some.layer.weight': torch.zeros(3), 'a.b\x1b[2J': torch.zeros(1)}, 'foreign.pth')
+torch.save({'some.layer.weight': torch.zeros(3), 'a.b\x1b[2J': torch.zeros(1)}, 'third_party.pth')
 
 def changed(path, change):
     other = copy.deepcopy(whole)
@@ -219,7 +219,7 @@ def renamed(other):
     other['meta']['CLASSES'] = ('dog',) + other['meta']['CLASSES'][1:]
 changed('renamed.pth', renamed)
 changed('miscounted.pth', lambda other: other['meta'].update(CLASSES=('cat', 'dog')))
-changed('lacking.pth', lambda other: other['state_dict'].pop('neck.fpn_convs.0.conv.bias'))
+changed('incomplete.pth', lambda other: other['state_dict'].pop('neck.fpn_convs.0.conv.bias'))
 changed('no_optimizer.pth', lambda other: other.pop('optimizer'))
 changed('no_meta.pth', lambda other: other.pop('meta'))
 changed('half_batches.pth', lambda other: other['meta'].update(iter=2 * other['meta']['iter']))
@@ -233,13 +233,13 @@ fn a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded() {
     if scene.python(test, VARIANTS).is_none() {
         return;
     }
-    let ours = tensors(&scene.path("ours/latest.ckpt"));
+    let fnet = tensors(&scene.path("fnet/latest.ckpt"));
     // Of other files, only names below `backbone.` are used.
     for (index, (file, key, unused)) in [
         ("imagenet.pth", "model.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
         ("under_model.pth", "model.backbone.pretrained", "unused: 3 (avgpool_pre_head.1, head)"),
         ("parallel.pth", "model.backbone.pretrained", "unused: 0"),
-        ("ours/latest.ckpt", "model.backbone.pretrained", "unused: 0"),
+        ("fnet/latest.ckpt", "model.backbone.pretrained", "unused: 0"),
     ]
     .iter()
     .enumerate()
@@ -255,7 +255,7 @@ fn a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded() {
         let ended = scene.one(&format!("train cfg.toml --no-validate --work-dir run{index} {set}"));
         assert!(ended.stderr.contains(&format!("tensors from {target}; {new}; {unused}")), "{}", ended.stderr);
         let started = tensors(&scene.path(&format!("run{index}/latest.ckpt")));
-        let equal = |name: &str| started[name] == ours[name];
+        let equal = |name: &str| started[name] == fnet[name];
         assert!(
             equal("model.backbone.stages.4.blocks.0.mlp.0.weight") && equal("model.backbone.patch_embed.proj.weight")
         );
@@ -279,13 +279,13 @@ fn weights_of_another_model_are_refused_with_a_reason() {
     refused(&format!("train cfg.toml {s} --load-from=t0.pth --allow-partial"), &names);
     refused(&format!("test t0.pth --config cfg.toml {s}"), &names);
     refused("train cfg.toml --load-from=imagenet.pth", &["model.backbone.pretrained"]);
-    let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --load-from=foreign.pth");
+    let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --load-from=third_party.pth");
     ended.expect(3, &["only 0 of the model's", "some.layer.weight", "--allow-partial"]);
     assert!(!ended.stderr.contains('\x1b'), "a file must not control the terminal");
     refused("train cfg.toml --load-from=five.pth", &["5 classes", "model.num_classes is 8", "--allow-partial"]);
     refused("test five.pth --config cfg.toml", &["5 classes"]);
-    refused("test lacking.pth --config cfg.toml", &["neck.fpn_convs.0.conv.bias", "--allow-partial"]);
-    refused("benchmark infer cfg.toml lacking.pth --max-iter 6", &["neck.fpn_convs.0.conv.bias"]);
+    refused("test incomplete.pth --config cfg.toml", &["neck.fpn_convs.0.conv.bias", "--allow-partial"]);
+    refused("benchmark infer cfg.toml incomplete.pth --max-iter 6", &["neck.fpn_convs.0.conv.bias"]);
     refused("test miscounted.pth --config cfg.toml", &["names 2 classes"]);
     assert!(!scene.path("work_dirs/cfg/latest.ckpt").exists());
 }
@@ -299,12 +299,12 @@ fn allow_partial_loads_matching_weights() {
     let job = "train cfg.toml --no-validate --allow-partial --set train.epochs=1 optimizer.lr=0.0";
     let ended = scene.one(&format!("{job} --load-from=five.pth --work-dir five"));
     assert!(ended.stderr.contains("different shape: 6 (first: roi_head.bbox_head.fc_cls.weight"), "{}", ended.stderr);
-    let [ours, five] = ["ours", "five"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
-    let equal = |name: &str| ours[name] == five[name];
+    let [fnet, five] = ["fnet", "five"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
+    let equal = |name: &str| fnet[name] == five[name];
     assert!(equal("model.roi_head.bbox_head.shared_fcs.0.weight") && !equal("model.roi_head.bbox_head.fc_cls.weight"));
-    let ended = scene.one(&format!("{job} --load-from=foreign.pth --work-dir foreign"));
-    assert!(ended.stderr.contains("loaded 0 tensors from foreign.pth"), "{}", ended.stderr);
-    let ended = scene.one("test lacking.pth --config cfg.toml --allow-partial");
+    let ended = scene.one(&format!("{job} --load-from=third_party.pth --work-dir third_party"));
+    assert!(ended.stderr.contains("loaded 0 tensors from third_party.pth"), "{}", ended.stderr);
+    let ended = scene.one("test incomplete.pth --config cfg.toml --allow-partial");
     assert!(ended.stderr.contains("new: 1 (neck.fpn_convs.0.conv)"), "{}", ended.stderr);
     // Different class names are only reported.
     let ended = scene.one("test renamed.pth --config cfg.toml");
@@ -318,12 +318,12 @@ const LONG: &str = "train cfg.toml --no-validate --set schedule.steps=[1]";
 fn a_job_resumes_from_an_mmdetection_checkpoint_as_from_its_own() {
     let scene = Scene::new();
     scene.one(&format!("{LONG} --work-dir whole"));
-    scene.one(&format!("{LONG} train.epochs=1 --work-dir ours"));
-    scene.launch("export ours/latest.ckpt ours.pth --with-optimizer").expect(0, &[]);
-    let ended = scene.one(&format!("{LONG} --work-dir parts --resume ours.pth"));
+    scene.one(&format!("{LONG} train.epochs=1 --work-dir fnet"));
+    scene.launch("export fnet/latest.ckpt fnet.pth --with-optimizer").expect(0, &[]);
+    let ended = scene.one(&format!("{LONG} --work-dir parts --resume fnet.pth"));
     let expected = format!("resumed epoch 1, iter {} with AdamW's state: loaded", steps(1));
     assert!(
-        ended.stderr.contains(&expected) && ended.stderr.contains("from ours.pth; new: 0; unused: 0"),
+        ended.stderr.contains(&expected) && ended.stderr.contains("from fnet.pth; new: 0; unused: 0"),
         "{}",
         ended.stderr
     );
@@ -333,14 +333,14 @@ fn a_job_resumes_from_an_mmdetection_checkpoint_as_from_its_own() {
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 
     // The imported state is saved in the job's own folder at the start.
-    let [a, b] = ["ours", "parts"].map(|name| tensors(&scene.path(name).join("epoch_1.ckpt")));
+    let [a, b] = ["fnet", "parts"].map(|name| tensors(&scene.path(name).join("epoch_1.ckpt")));
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 }
 
 /// The same training state as MMDetection wrote it in data-parallel training with PyTorch 1.5 to 1.11.
 const OLDER: &str = r#"
 import collections, torch
-whole = torch.load('ours.pth')
+whole = torch.load('fnet.pth')
 for state in whole['optimizer']['state'].values():
     state['step'] = int(state['step'])
 (group,) = whole['optimizer']['param_groups']
@@ -363,21 +363,21 @@ fn a_checkpoint_of_an_older_pytorch_resumes_alike() {
         scene.one(&format!("{LONG} --work-dir by_{name} --resume={name}.pth"));
         tensors(&scene.path(&format!("by_{name}/latest.ckpt")))
     };
-    let differing = differences(&run("ours"), &run("older"));
+    let differing = differences(&run("fnet"), &run("older"));
     assert!(differing.iter().all(|name| name.ends_with("num_batches_tracked")), "{differing:?}");
 }
 
 #[test]
 fn every_rank_uses_the_running_statistics_of_the_file() {
     let scene = trained();
-    let ended = scene.two(&format!("{LONG} --work-dir two --resume=ours.pth"));
+    let ended = scene.two(&format!("{LONG} --work-dir two --resume=fnet.pth"));
     let expected = format!("its epochs had {} iterations and this job's have {}", steps(1), steps(2));
     assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
-    let [ours, two] = ["ours/latest.ckpt", "two/epoch_1.ckpt"].map(|name| tensors(&scene.path(name)));
+    let [fnet, two] = ["fnet/latest.ckpt", "two/epoch_1.ckpt"].map(|name| tensors(&scene.path(name)));
     let second: Vec<&String> = two.keys().filter(|name| name.starts_with("rank1.")).collect();
     assert!(second.len() >= 24, "{second:?}");
     for name in second {
-        assert_eq!(two[name], ours[&name.replace("rank1.", "model.")], "{name}");
+        assert_eq!(two[name], fnet[&name.replace("rank1.", "model.")], "{name}");
     }
     assert_eq!(series(&scene.path("two"), "epoch").first(), Some(&2.0));
 }
@@ -393,10 +393,10 @@ fn mmdetection_checkpoints_that_cannot_be_resumed_say_why() {
     };
     refused("no_optimizer.pth", "", &["no_optimizer.pth", "no optimizer state", "--load-from"]);
     refused("no_meta.pth", "", &["no epoch and iter", "--load-from"]);
-    refused("ours.pth", "optimizer.kind=sgd", &["state of AdamW", "--load-from"]);
-    refused("ours.pth", "model.backbone.embed_dim=16", &["embed_dim 8", "embed_dim 16"]);
-    refused("ours.pth", "model.roi_head.bbox_fc_channels=16", &["roi_head.bbox_head"]);
-    refused("lacking.pth", "", &["1 missing (neck.fpn_convs.0.conv.bias)"]);
+    refused("fnet.pth", "optimizer.kind=sgd", &["state of AdamW", "--load-from"]);
+    refused("fnet.pth", "model.backbone.embed_dim=16", &["embed_dim 8", "embed_dim 16"]);
+    refused("fnet.pth", "model.roi_head.bbox_fc_channels=16", &["roi_head.bbox_head"]);
+    refused("incomplete.pth", "", &["1 missing (neck.fpn_convs.0.conv.bias)"]);
     scene.launch(&format!("--device cpu --nproc 1 {LONG} --resume=none.pth")).expect(3, &["none.pth: no such file"]);
 
     let ended = scene.one(&format!("{LONG} --work-dir settings --resume=other_settings.pth"));

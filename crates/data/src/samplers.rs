@@ -5,8 +5,8 @@ use fnet_common::random::Generator;
 /// The images of `rank` in `epoch`, in chunks of `samples_per_gpu` images of one aspect group
 /// (`DistributedGroupSampler`).
 ///
-/// `flags` contains each image's group, 0 or 1. Every group is shuffled and filled up to a multiple of `samples_per_gpu
-/// * world_size` by repeating its start. The chunks are shuffled, and each rank takes a contiguous part. All lists have
+/// `flags` contains each image's group, 0 or 1. Every group is shuffled and filled up to a multiple of
+/// `samples_per_gpu * world_size` by repeating its start. The chunks are shuffled, and each rank takes a contiguous part. All lists have
 /// the same length.
 ///
 /// # Panics

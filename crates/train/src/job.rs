@@ -366,7 +366,8 @@ pub(super) fn scale_learning_rate(config: &mut Config, arguments: &Arguments, wo
     }
     (batch != optimizer.base_batch_size).then(|| {
         format!(
-            "optimizer.lr = {} was chosen for {} images per update, and this job has {batch}; --auto-scale-lr sets it to {scaled}",
+            "optimizer.lr = {} was chosen for {} images per update, and this job has {batch}; --auto-scale-lr sets it to \
+             {scaled}",
             optimizer.lr, optimizer.base_batch_size
         )
     })

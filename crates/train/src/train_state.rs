@@ -30,7 +30,7 @@ pub struct StepTimes {
     pub forward: f64,
     /// Backward pass, with the all-reduce of the gradients that overlaps it.
     pub backward: f64,
-    /// [`sync_step`], which waits for the slowest rank.
+    /// `sync_step`, which waits for the slowest rank.
     pub step_vote: f64,
     /// Update of the weights.
     pub optimizer: f64,
@@ -179,7 +179,7 @@ impl<'a> TrainState<'a> {
         self.synchronize = on;
     }
 
-    /// Forward pass, backward pass with all-reduce, [`sync_step`], update.
+    /// Forward pass, backward pass with all-reduce, `sync_step`, update.
     ///
     /// # Errors
     /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
@@ -371,7 +371,7 @@ fn arrive(values: [Option<Tensor>; 2]) -> Result<[Option<f64>; 2]> {
     Ok(values.map(|value| value.and_then(|_| found.next())))
 }
 
-/// The present end of what a GPU was given; the CPU has always done all.
+/// Records an event after all work queued on a GPU; `None` on the CPU, which queues none.
 fn record_event(device: Device) -> Result<Option<Event>> {
     match device {
         Device::Cuda(index) => Ok(Some(Event::record(index)?)),

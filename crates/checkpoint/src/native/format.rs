@@ -182,7 +182,8 @@ impl Opened {
         if version > VERSION {
             let writer = metadata.get(KEY_WRITER).map_or("unknown", String::as_str);
             return Err(Error::data(format!(
-                "format version {version} of fnet {writer}; this fnet reads versions up to {VERSION}: use a newer fnet; otherwise the file is damaged"
+                "format version {version} of fnet {writer}; this fnet reads versions up to {VERSION}: use a newer fnet, or the \
+                 file is damaged"
             )));
         }
         let tensors = self.header.tensors();

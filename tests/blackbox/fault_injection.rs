@@ -1,8 +1,8 @@
-//! Fire drills: workers that really fail, at a rank, step and phase; the launcher must name each by its cause, rank and
-//! exit code, and leave nothing behind.
+//! Fault injection: workers fail at a given rank, step and phase. The launcher must report the cause, rank and exit code, and
+//! leave nothing behind.
 //!
-//! Each fault once is part of the tests; `make faults` runs every fault in every phase on every rank, many times, and
-//! prints a table. With FNET_UPDATE_DOCS it writes the table to docs/tables/faults.md.
+//! The tests inject each fault once; `make faults` injects every fault in every phase on every rank, many times, and prints a
+//! table. With FNET_UPDATE_DOCS it writes the table to docs/tables/faults.md.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,10 +18,10 @@ use fnet_protocol::message::Phase;
 use crate::support::{Ended, Scene};
 
 const RANKS: usize = 3;
-/// Seconds without headway or sign of life after which a worker that hangs is found out.
+/// Seconds without progress or heartbeat after which a hung worker is detected.
 const DEADLINE: u32 = 8;
 
-/// One drill.
+/// One injected fault.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     kind: Kind,
@@ -44,10 +44,10 @@ impl Case {
         matches!(self.phase, Data | Forward | Backward | AllReduce | Optimizer)
     }
 
-    /// The exit code, and what the report must say.
+    /// The expected exit code and texts of the report.
     fn expected(&self) -> (i32, &'static [&'static str]) {
         match self.kind {
-            Kind::Panic => (1, &["panic in thread main", "fire drill"]),
+            Kind::Panic => (1, &["panic in thread main", "fault injection"]),
             Kind::Exit => (4, &["exited with code 17"]),
             Kind::Abort => (4, &["killed by SIGABRT"]),
             Kind::Kill => (4, &["killed by SIGKILL: by a user"]),
@@ -60,7 +60,7 @@ impl Case {
         }
     }
 
-    /// The deadline that the failing rank is to miss; the others stay long, for a busy machine is slow.
+    /// The deadline that the failing rank misses. The other deadlines stay long because a busy machine is slow.
     fn deadline(&self) -> Option<&'static str> {
         match (self.kind, self.phase) {
             (Kind::Stop, _) => Some("silence"),
@@ -81,7 +81,7 @@ impl Case {
         )
     }
 
-    /// Runs the drill. Returns the time from the fault to the end of the launcher.
+    /// Injects the fault. Returns the time from the fault to the exit of the launcher.
     fn run(&self, scene: &Scene) -> Result<Duration, String> {
         let ended = scene.launch(&self.line());
         let end = SystemTime::now();
@@ -90,22 +90,22 @@ impl Case {
         let missing: Vec<_> =
             texts.iter().copied().chain([headline.as_str()]).filter(|text| !ended.stderr.contains(text)).collect();
         if ended.code != code || !missing.is_empty() {
-            return Err(self.told(&ended, &format!("code {} for {code}, missing {missing:?}", ended.code)));
+            return Err(self.describe(&ended, &format!("code {} for {code}, missing {missing:?}", ended.code)));
         }
-        self.check_report(scene).map_err(|what| self.told(&ended, &what))?;
-        check_clean(scene).map_err(|what| self.told(&ended, &what))?;
-        // The last thing that the failing rank wrote is that it fails.
+        self.check_report(scene).map_err(|what| self.describe(&ended, &what))?;
+        check_clean(scene).map_err(|what| self.describe(&ended, &what))?;
+        // The last line that the failing rank wrote reports the fault.
         let log = fs::metadata(scene.path(&format!("work_dirs/cfg/logs/rank_{}.log", self.rank)));
-        let fault = log.and_then(|facts| facts.modified()).map_err(|error| error.to_string())?;
+        let fault = log.and_then(|metadata| metadata.modified()).map_err(|error| error.to_string())?;
         Ok(end.duration_since(fault).unwrap_or_default())
     }
 
-    fn told(&self, ended: &Ended, what: &str) -> String {
+    fn describe(&self, ended: &Ended, what: &str) -> String {
         let lines: Vec<&str> = ended.stderr.lines().collect();
         format!("{self:?}: {what}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
     }
 
-    /// `failure.json` says the same for programs.
+    /// Checks that `failure.json` reports the same failure.
     fn check_report(&self, scene: &Scene) -> Result<(), String> {
         let text = fs::read_to_string(scene.path("work_dirs/cfg/logs/failure.json")).map_err(|e| e.to_string())?;
         let report: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
@@ -113,11 +113,11 @@ impl Case {
             && report["exit_code"] == self.expected().0
             && report["phase"] == self.phase.wire()
             && (!self.is_in_step() || report["step"] == 2);
-        if same { Ok(()) } else { Err(format!("failure.json is of another failure: {text}")) }
+        if same { Ok(()) } else { Err(format!("failure.json reports another failure: {text}")) }
     }
 }
 
-/// No pipe, control group or half-written file is left; processes are looked for by the scene.
+/// Checks that no pipe, control group or partial file is left. The scene checks for processes.
 fn check_clean(scene: &Scene) -> Result<(), String> {
     let mut left: Vec<PathBuf> = Vec::new();
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -130,12 +130,12 @@ fn check_clean(scene: &Scene) -> Result<(), String> {
             name.starts_with("fnet-fault") || name.ends_with(".tmp")
         }));
     }
-    // The control groups of drills beside this one are not ours.
+    // Ignore the control groups of other tests that run at the same time.
     left.retain(|path| !path.starts_with("/sys") || owner_is_gone(path));
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
 }
 
-/// Whether the process that a control group is named after has ended, and was given a moment for it.
+/// Whether the process that a control group is named after has ended; waits a moment for it.
 fn owner_is_gone(group: &Path) -> bool {
     let name = group.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let process = name.rsplit('-').next().unwrap_or_default().to_owned();
@@ -149,20 +149,20 @@ fn owner_is_gone(group: &Path) -> bool {
     group.exists()
 }
 
-/// Whether this process may make control groups with a limit of memory, as a drill of memory needs.
+/// Whether this process may create control groups with a memory limit, which the out-of-memory fault needs.
 fn may_limit_memory() -> bool {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some((folder, limits)) = fault::control_group(&groups, Path::new("/sys/fs/cgroup"), std::process::id()) else {
         return false;
     };
-    let made = fs::create_dir(&folder).is_ok() && fs::write(folder.join(limits[0]), "1000000000").is_ok();
+    let is_created = fs::create_dir(&folder).is_ok() && fs::write(folder.join(limits[0]), "1000000000").is_ok();
     let _ = fs::remove_dir(&folder);
-    made
+    is_created
 }
 
 fn once(kind: Kind, phase: Phase, rank: usize) {
     if kind == Kind::OutOfMemory && !may_limit_memory() {
-        println!("SKIPPED drill of memory: this process may not make control groups with a limit of memory");
+        println!("SKIPPED the out-of-memory fault: this process may not create control groups with a memory limit");
         return;
     }
     let case = Case::new(kind, phase, rank);
@@ -173,53 +173,53 @@ fn once(kind: Kind, phase: Phase, rank: usize) {
 }
 
 #[test]
-fn a_panic_is_a_bug_with_its_place_and_stack() {
+fn a_panic_is_a_bug_with_its_location_and_stack() {
     once(Kind::Panic, Phase::Forward, 1);
 }
 
 #[test]
-fn a_code_that_is_not_fnets_is_told() {
+fn an_unknown_exit_code_is_reported() {
     once(Kind::Exit, Phase::Start, 2);
 }
 
 #[test]
-fn native_code_that_gives_up_is_a_lost_worker() {
+fn an_abort_in_native_code_is_a_lost_worker() {
     once(Kind::Abort, Phase::Evaluation, 0);
 }
 
-// https://github.com/huggingface/accelerate/pull/2830, and "exit -9" without a word of what it was.
+// https://github.com/huggingface/accelerate/pull/2830: only "exit -9", without an explanation.
 #[test]
-fn a_killed_worker_is_named_with_its_phase_and_step() {
+fn a_killed_worker_is_reported_with_its_phase_and_step() {
     once(Kind::Kill, Phase::AllReduce, 0);
 }
 
 #[test]
-fn the_memory_limit_of_a_control_group_is_told_from_a_kill() {
+fn the_memory_limit_of_a_control_group_is_distinguished_from_a_kill() {
     once(Kind::OutOfMemory, Phase::Backward, 1);
 }
 
 #[test]
-fn a_stopped_worker_is_told_from_one_that_sleeps() {
+fn a_stopped_worker_is_distinguished_from_a_sleeping_one() {
     once(Kind::Stop, Phase::Checkpoint, 1);
 }
 
 // https://github.com/pytorch/pytorch/issues/118369: which rank, where, why?
 #[test]
-fn a_worker_that_sleeps_is_named_not_those_that_wait_for_it() {
+fn a_sleeping_worker_is_reported_and_not_those_that_wait_for_it() {
     once(Kind::Sleep, Phase::Data, 2);
 }
 
 #[test]
-fn a_read_that_never_ends_is_told_with_its_file() {
+fn an_endless_read_is_reported_with_its_file() {
     once(Kind::Read, Phase::Optimizer, 1);
 }
 
 #[test]
-fn a_rank_in_another_collective_is_a_bug_of_that_rank() {
+fn a_rank_in_a_different_collective_is_reported_as_a_bug() {
     once(Kind::Collective, Phase::Forward, 1);
 }
 
-/// Trains ten steps on so many workers.
+/// Trains ten steps on `count` workers.
 fn many_workers(count: usize) {
     let scene = Scene::of(count);
     let steps = crate::support::steps(count);
@@ -242,7 +242,7 @@ fn sixty_four_workers_train_ten_steps_and_stop_cleanly() {
     many_workers(64);
 }
 
-/// What happened in all drills of one kind and phase.
+/// The results of all runs of one fault and phase.
 #[derive(Default)]
 struct Row {
     runs: usize,
@@ -256,18 +256,18 @@ fn variable(name: &str, default: usize) -> usize {
 
 #[test]
 #[ignore = "takes more than an hour; run by make drill"]
-fn drill() {
-    let rounds = variable("FNET_DRILL_ROUNDS", 20);
-    let jobs = variable("FNET_DRILL_JOBS", 4);
+fn every_fault_in_every_phase_on_every_rank() {
+    let rounds = variable("FNET_FAULTS_ROUNDS", 20);
+    let jobs = variable("FNET_FAULTS_JOBS", 4);
     let list = |name| std::env::var(name).unwrap_or_default();
-    let (only, only_phases) = (list("FNET_DRILL_ONLY"), list("FNET_DRILL_PHASES"));
+    let (only, only_phases) = (list("FNET_FAULTS_ONLY"), list("FNET_FAULTS_PHASES"));
     let is_among = |name: &str, list: &str| list.is_empty() || list.split(',').any(|one| one == name);
     let memory = may_limit_memory();
-    // A stop on request is no failure.
+    // A stop request is not a failure.
     let failures = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Terminate);
     let kinds = failures.filter(|kind| *kind != Kind::OutOfMemory || memory);
     let kinds: Vec<Kind> = kinds.filter(|kind| is_among(kind.name(), &only)).collect();
-    // Kinds are innermost: some wait for a deadline, others use the processor, so unlike ones fit beside each other.
+    // Kinds are innermost: some wait for a deadline and others use the CPU, so different kinds run well at the same time.
     let phases = Phase::KNOWN.into_iter().filter(|phase| is_among(phase.wire(), &only_phases));
     let places = phases.flat_map(|phase| (0..RANKS).map(move |rank| (phase, rank)));
     let cases: Vec<Case> = places
@@ -277,7 +277,7 @@ fn drill() {
     let total = cases.len() * rounds;
     let next = AtomicUsize::new(0);
     let rows: Mutex<BTreeMap<(usize, usize), Row>> = Mutex::default();
-    // The turn of this process; its drills run beside each other.
+    // Holds the slot of this process while its jobs run at the same time.
     let turn = Scene::new();
     thread::scope(|scope| {
         for _ in 0..jobs {
@@ -287,7 +287,7 @@ fn drill() {
                     if number >= total {
                         return;
                     }
-                    // Rounds are outermost, so that an end before time has seen every case.
+                    // Rounds are outermost, so that an aborted run has covered every case.
                     let case = cases[number % cases.len()];
                     let outcome = case.run(&turn.beside());
                     let mut rows = rows.lock().unwrap();
@@ -301,7 +301,7 @@ fn drill() {
                         }
                     }
                     if (number + 1).is_multiple_of(50) {
-                        eprintln!("{} of {total} drills", number + 1);
+                        eprintln!("{} of {total} runs", number + 1);
                     }
                 }
             });
@@ -316,7 +316,7 @@ fn drill() {
         fs::write(path, format!("{TABLE_HEAD}{table}")).unwrap();
     }
     let failures: usize = rows.values().map(|row| row.failures.len()).sum();
-    assert_eq!(failures, 0, "of {total} drills");
+    assert_eq!(failures, 0, "of {total} runs");
 }
 
 /// Row of a case in the table: fault, then phase.
@@ -325,7 +325,7 @@ fn place_of(case: Case) -> (usize, usize) {
     (kind, Phase::KNOWN.iter().position(|phase| *phase == case.phase).unwrap())
 }
 
-/// What stands above the table in docs/tables/faults.md.
+/// The text above the table in docs/tables/faults.md.
 const TABLE_HEAD: &str = "# Measured faults
 
 Written by `FNET_UPDATE_DOCS=1 make faults`. [reliability.md](../reliability.md#fault-injection) explains the faults and
