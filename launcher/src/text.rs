@@ -47,6 +47,15 @@ pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// `a`, `a and b`, `a, b and c`.
+pub fn list(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [rest @ .., last] => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
 /// `rank 3`, `ranks 0-2,5`, as lists of CPUs are written.
 pub fn ranks(numbers: &[usize]) -> String {
     let list: CpuList = numbers.iter().copied().collect();
@@ -93,6 +102,8 @@ mod tests {
         assert_eq!((clock(62.9), clock(3723.0), clock(f64::NAN)), ("1:02".into(), "1:02:03".into(), "0:00".into()));
         assert_eq!((bytes(10), bytes(1536)), ("10 B".into(), "1.5 KiB".into()));
         assert_eq!((ranks(&[3]), ranks(&[0, 1, 2, 5])), ("rank 3".into(), "ranks 0-2,5".into()));
+        let names = |count: usize| ["a", "b", "c"][..count].iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!([0, 1, 2, 3].map(|count| list(&names(count))), ["", "a", "a and b", "a, b and c"]);
         assert_eq!((count(1, "worker"), count(2, "worker")), ("1 worker".into(), "2 workers".into()));
     }
 }

@@ -43,7 +43,7 @@ fn thresholds_limits_and_items_come_from_the_config() {
     assert_eq!(metrics["classwise"]["bbox"].as_object().unwrap().len(), 8);
     assert!(metrics["classwise"].get("proposal").is_none(), "classes do not count for proposals");
 
-    let told = scene.one("test work_dirs/cfg/latest.ckpt --eval proposal --metrics recall.json");
+    let ended = scene.one("test work_dirs/cfg/latest.ckpt --eval proposal --metrics recall.json");
     ended.expect(0, &["class-agnostic recall"]);
     let names: Vec<String> = object(&scene.path("recall.json")).keys().cloned().collect();
     assert_eq!(names, ["AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]);

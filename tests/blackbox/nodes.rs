@@ -227,6 +227,27 @@ fn ctrl_c_on_one_node_saves_and_stops_both() {
     }
 }
 
+/// The step never ends, since one rank sleeps in it.
+#[test]
+fn a_step_that_outlasts_the_grace_period_costs_no_completed_step() {
+    let scene = Scene::of(1);
+    let line =
+        "--device cpu --nproc 2 --grace 8 train cfg.toml --no-validate --fault sleep:rank=1,phase=forward,step=4";
+    let running = scene.start(line);
+    let folder = scene.path("work_dirs/cfg");
+    until("three steps are done", || losses(&folder).len() >= 3);
+    running.signal("TERM");
+    let ended = running.wait();
+    ended.expect(
+        75,
+        &["half of --grace", "rank 0 saved the state after step 3", "stopped on request; run again with --resume"],
+    );
+    scene.assert_nothing_left();
+    scene.two("train cfg.toml --no-validate --resume --set train.epochs=1");
+    let steps: Vec<u64> = losses(&folder).iter().map(|line| line["iter"].as_u64().unwrap()).collect();
+    assert_eq!(steps[..4], [1, 2, 3, 4], "no step is trained twice");
+}
+
 #[test]
 fn configs_that_differ_are_named_field_by_field_on_both() {
     let Some(hosts) = Hosts::new("configs_that_differ_are_named_field_by_field_on_both") else { return };

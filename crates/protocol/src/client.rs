@@ -40,7 +40,7 @@ struct Shared {
     page: &'static StatusPage,
     /// Called when the working thread enters a phase.
     on_phase: OnceLock<Box<OnPhase>>,
-    /// Called when the launcher reports that another rank is lost.
+    /// Called when the launcher reports that another rank is lost, or asks to abort collectives.
     on_peer_lost: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -121,7 +121,8 @@ impl Client {
         let _ = self.shared.on_phase.set(Box::new(action));
     }
 
-    /// Sets the function to call, on another thread, when another rank is lost; later calls have no effect.
+    /// Sets the function to call, on another thread, when collectives must be aborted because another rank is lost or the
+    /// time to stop is running out; later calls have no effect.
     pub fn on_peer_lost(&self, action: impl Fn() + Send + Sync + 'static) {
         let _ = self.shared.on_peer_lost.set(Box::new(action));
     }
@@ -299,10 +300,9 @@ impl Shared {
                     Ok(ToWorker::Stop { reason }) => stop::request(reason),
                     Ok(ToWorker::PeerLost { rank }) => {
                         stop::set_lost_peer(rank);
-                        if let Some(action) = self.on_peer_lost.get() {
-                            action();
-                        }
+                        self.break_off();
                     }
+                    Ok(ToWorker::BreakOff) => self.break_off(),
                     Ok(ToWorker::EmergencyCheckpoint) => {
                         self.lock().emergency_checkpoint = true;
                         self.changed.notify_all();
@@ -311,6 +311,12 @@ impl Shared {
                     Ok(ToWorker::Unknown) | Err(_) => {}
                 },
             }
+        }
+    }
+
+    fn break_off(&self) {
+        if let Some(action) = self.on_peer_lost.get() {
+            action();
         }
     }
 

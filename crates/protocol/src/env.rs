@@ -52,6 +52,12 @@ pub const NODE_RANK: &str = "NODE_RANK";
 pub const PORT: &str = "PORT";
 /// Seconds until all nodes must have joined (default of `--join-timeout`).
 pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
+/// Number of nodes in the pods of Kubernetes' training operators; several are refused without `--nnodes`.
+pub const PET_NNODES: &str = "PET_NNODES";
+/// Number of nodes of a Slurm job; several are refused without `--nnodes`.
+pub const SLURM_NNODES: &str = "SLURM_NNODES";
+/// Number of tasks that srun has started.
+pub const SLURM_STEP_NUM_TASKS: &str = "SLURM_STEP_NUM_TASKS";
 /// Network interface of Gloo; set from `--iface` unless the user has set it.
 pub const GLOO_SOCKET_IFNAME: &str = "GLOO_SOCKET_IFNAME";
 /// Network interface of NCCL; set from `--iface` unless the user has set it.

@@ -366,6 +366,8 @@ pub enum ToWorker {
         /// The rank.
         rank: usize,
     },
+    /// Abort collectives although no rank is lost: the job must stop before this step can end.
+    BreakOff,
     /// Send the stack of the working thread; the worker hangs and is about to be killed.
     Stack,
     /// The reply to [`FromWorker::StateReady`]: write that state as an emergency checkpoint, and exit.

@@ -217,3 +217,65 @@ fn a_checkpoint_before_the_failure_kills_nobody() {
     assert_eq!(scene.attempt.saved_step, Some(5));
     assert_eq!(scene.end(), None);
 }
+
+#[test]
+fn a_step_longer_than_half_of_the_grace_period_is_given_up_and_the_last_completed_one_saved() {
+    let mut scene = Scene::new();
+    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    let broken_off = [0, 1, 2].map(|index| Action::Send(index, ToWorker::BreakOff));
+    assert_eq!(scene.tick_for(GRACE / 2.0), broken_off);
+    assert!(scene.said.iter().any(|action| matches!(action, Action::Say(text) if text.contains("half of --grace"))));
+    (0..2).for_each(|index| scene.lost_a_peer(index));
+    (0..2).for_each(|index| assert_eq!(scene.says(index, FromWorker::StateReady { step: 6 }), []));
+    // Rank 2 does not come back from its computation in time.
+    scene.heartbeat(2, Phase::Forward, 20.0);
+    assert_eq!(scene.tick_for(GRACE / 4.0 + 1.0), emergency(0));
+    assert_eq!(scene.says(0, saved(6)), [Action::Kill(1)]);
+    scene.ended(0, ProcessExit::Code(4));
+    scene.ended(1, ProcessExit::Signal(9));
+    assert_eq!(scene.tick_for(GRACE / 4.0), [Action::Kill(2)]);
+    scene.ended(2, ProcessExit::Signal(9));
+    assert_eq!(scene.end(), Some(AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true }));
+}
+
+#[test]
+fn workers_that_save_before_they_stop_are_not_broken_off() {
+    let mut scene = Scene::new();
+    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    (0..3).for_each(|index| scene.heartbeat(index, Phase::Checkpoint, 1.0));
+    assert_eq!(scene.tick_for(GRACE - 1.0), []);
+    // Nor is anything but a training, or one that has not begun.
+    for is_train in [false, true] {
+        let now = Instant::now();
+        let mut attempt = Attempt::new(&[0], is_train, Duration::from_secs(8), LIMITS, now);
+        attempt.on_stop(StopReason::Terminated, now);
+        assert!(matches!(attempt.on_tick(now + Duration::from_secs(5))[..], []));
+    }
+}
+
+#[test]
+fn a_state_that_another_node_has_saved_need_not_be_saved_again() {
+    let mut scene = Scene::new();
+    scene.ended(2, ProcessExit::Signal(9));
+    scene.says(0, FromWorker::StateReady { step: 7 });
+    assert_eq!(scene.attempt.on_peer_saved(6, scene.now), []);
+    assert_eq!(scene.attempt.on_peer_saved(7, scene.now), [], "rank 1 may have more");
+    assert_eq!(scene.says(1, FromWorker::StateReady { step: 6 }), [0, 1].map(Action::Kill));
+    assert_eq!((scene.attempt.saved_step, scene.attempt.emergency_step()), (Some(7), None));
+}
+
+#[test]
+fn a_writer_on_a_blocked_disk_is_released_by_the_file_of_another_node() {
+    let mut scene = Scene::new();
+    scene.ended(2, ProcessExit::Signal(9));
+    scene.says(0, FromWorker::StateReady { step: 7 });
+    assert_eq!(scene.says(1, FromWorker::StateReady { step: 7 }), emergency(0));
+    scene.heartbeat(0, Phase::Checkpoint, 50.0);
+    assert_eq!(scene.attempt.on_peer_saved(7, scene.now), [0, 1].map(Action::Kill));
+    let mut scene = Scene::new();
+    scene.ended(2, ProcessExit::Signal(9));
+    scene.says(0, FromWorker::StateReady { step: 8 });
+    assert_eq!(scene.says(1, FromWorker::StateReady { step: 7 }), emergency(0));
+    assert_eq!(scene.attempt.on_peer_saved(7, scene.now), [], "step 8 is nowhere else");
+    assert_eq!((scene.says(0, saved(8)), scene.attempt.saved_step), (vec![Action::Kill(1)], Some(8)));
+}

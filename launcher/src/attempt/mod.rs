@@ -72,6 +72,8 @@ enum Stage {
     /// The workers were asked to save and stop.
     Stopping {
         reason: StopReason,
+        /// When to abort the collectives of a step that takes too long; `None` once that is done.
+        break_off_at: Option<Instant>,
         kill_at: Instant,
         killed: bool,
     },
@@ -141,8 +143,10 @@ pub struct Attempt {
     remote: (Vec<RankStatus>, Instant),
     /// Whether the workers can write an emergency checkpoint.
     is_train: bool,
-    /// When the first worker failed.
-    failed_at: Option<Instant>,
+    /// Once a worker has failed or collectives were aborted: until when the others may report the state that they can save.
+    ready_by: Option<Instant>,
+    /// Completed steps of a state that another node has saved since then.
+    peer_saved: Option<u64>,
     /// The user was told what the launcher waits for.
     said_waiting: bool,
     /// The emergency checkpoint is on disk.
@@ -166,7 +170,8 @@ impl Attempt {
             limits,
             remote: (Vec::new(), now),
             is_train,
-            failed_at: None,
+            ready_by: None,
+            peer_saved: None,
             said_waiting: false,
             emergency_saved: false,
             saved_step: None,
@@ -178,6 +183,11 @@ impl Attempt {
         self.workers.iter().find(|worker| worker.evidence.failed_as == Some(0)).map(|worker| worker.evidence.rank)
     }
 
+    /// Completed steps in the emergency checkpoint of this node, once it is on disk.
+    pub fn emergency_step(&self) -> Option<u64> {
+        self.saved_step.filter(|&step| self.emergency_saved && self.peer_saved < Some(step))
+    }
+
     /// Why a stop was requested, if it was.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.stop
@@ -187,9 +197,10 @@ impl Attempt {
     pub fn next_tick(&self) -> Instant {
         let tick = self.last_tick + TICK;
         match self.stage {
-            Stage::Stopping { kill_at, killed: false, .. } | Stage::Failing { kill_at, killed: false } => {
-                kill_at.min(tick)
+            Stage::Stopping { break_off_at, kill_at, killed: false, .. } => {
+                break_off_at.unwrap_or(kill_at).min(kill_at).min(tick)
             }
+            Stage::Failing { kill_at, killed: false } => kill_at.min(tick),
             _ => tick,
         }
     }
@@ -216,7 +227,7 @@ impl Attempt {
         let all_done = evidence.iter().all(|one| one.exit == Some(ProcessExit::Code(exit::SUCCESS)));
         let end = match (cause::first(&evidence), self.stop) {
             (Some(_), Some(reason)) if failed().all(Worker::failed_by_stop) => {
-                AttemptEnd::Stopped { reason, saved: false }
+                AttemptEnd::Stopped { reason, saved: self.emergency_saved }
             }
             (Some(cause), _) => AttemptEnd::Failed {
                 cause: Box::new(cause),
@@ -257,8 +268,8 @@ impl Attempt {
 
     /// A rank of any node has failed, or its node is lost: the workers of this node are told once.
     pub fn on_peer_failed(&mut self, rank: usize, now: Instant) -> Vec<Action> {
-        let is_first = self.failed_at.is_none();
-        self.failed_at.get_or_insert(now);
+        let is_first = self.ready_by.is_none();
+        self.expect_states(now);
         match self.stage {
             Stage::Running => self.stage = Stage::Failing { kill_at: now + PEER_EXIT_GRACE, killed: false },
             // The grace period continues: another rank may be saving. But no rank may wait for this one.
@@ -267,6 +278,23 @@ impl Attempt {
         }
         let others = self.running().filter(|&index| self.workers[index].evidence.rank != rank);
         others.map(|index| Action::Send(index, ToWorker::PeerLost { rank })).collect()
+    }
+
+    /// From now on the workers may report the states that they can save: for the grace period, or, if they are about to be
+    /// killed, for half of the time until then.
+    fn expect_states(&mut self, now: Instant) {
+        let time = match self.stage {
+            Stage::Stopping { kill_at, .. } => kill_at.saturating_duration_since(now) / 2,
+            Stage::Running | Stage::Failing { .. } => self.grace,
+        };
+        self.ready_by.get_or_insert(now + time);
+    }
+
+    /// Another node has saved the state after this many completed steps since the job failed.
+    pub fn on_peer_saved(&mut self, step: u64, now: Instant) -> Vec<Action> {
+        self.peer_saved = self.peer_saved.max(Some(step));
+        self.saved_step = self.saved_step.max(Some(step));
+        self.choose_emergency_writer(now)
     }
 
     /// Something happened to worker `index`.
@@ -399,7 +427,8 @@ impl Attempt {
 
     fn begin_stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
         self.stop.get_or_insert(reason);
-        self.stage = Stage::Stopping { reason, kill_at: now + self.grace, killed: false };
+        let break_off_at = (self.is_train && self.was_ready).then(|| now + self.grace / 2);
+        self.stage = Stage::Stopping { reason, break_off_at, kill_at: now + self.grace, killed: false };
         let more = if reason == StopReason::Interrupted { "; Ctrl-C again stops at once" } else { "" };
         let text = format!("saving and stopping (at most {} s){more}", self.grace.as_secs_f64());
         let mut actions = vec![Action::Say(text)];
@@ -425,9 +454,10 @@ impl Attempt {
         self.last_tick = now;
         match self.stage {
             Stage::Running => self.find_hang(now),
-            Stage::Stopping { reason, kill_at, killed: false } if now >= kill_at => {
+            Stage::Stopping { reason, kill_at, killed: false, .. } if now >= kill_at => {
                 if self.running().any(|index| self.is_saving(&self.workers[index], now)) {
-                    self.stage = Stage::Stopping { reason, kill_at: now + self.grace.max(TICK), killed: false };
+                    let kill_at = now + self.grace.max(TICK);
+                    self.stage = Stage::Stopping { reason, break_off_at: None, kill_at, killed: false };
                     return vec![Action::Say("waiting for a checkpoint that is still being written".to_owned())];
                 }
                 let text = format!("not stopped within {} s (--grace): killing the workers", self.grace.as_secs_f64());
@@ -435,9 +465,30 @@ impl Attempt {
                 actions.extend(self.kill_all());
                 actions
             }
+            Stage::Stopping { reason, break_off_at: Some(at), kill_at, killed: false } if now >= at => {
+                self.stage = Stage::Stopping { reason, break_off_at: None, kill_at, killed: false };
+                self.break_off(now)
+            }
             Stage::Failing { kill_at, killed: false } if now >= kill_at => self.kill_idle(now),
             Stage::Stopping { .. } | Stage::Failing { .. } => self.choose_emergency_writer(now),
         }
+    }
+
+    /// Half of the grace period is over: unless the workers are saving, the step that they are in is given up, so that the
+    /// state before it can be saved.
+    fn break_off(&mut self, now: Instant) -> Vec<Action> {
+        let running: Vec<usize> = self.running().collect();
+        if self.ready_by.is_some() || running.iter().any(|&index| self.is_saving(&self.workers[index], now)) {
+            return Vec::new();
+        }
+        self.expect_states(now);
+        let text = format!(
+            "not stopped within {} s (half of --grace): giving up the current step, to save the last completed one",
+            self.grace.as_secs_f64() / 2.0
+        );
+        let mut actions = vec![Action::Say(text)];
+        actions.extend(running.into_iter().map(|index| Action::Send(index, ToWorker::BreakOff)));
+        actions
     }
 
     fn kill_all(&mut self) -> Vec<Action> {
@@ -500,9 +551,15 @@ impl Attempt {
     fn choose_emergency_writer(&mut self, now: Instant) -> Vec<Action> {
         let this = &*self;
         let running = || this.running().map(move |index| (index, &this.workers[index]));
-        let is_due =
-            this.failed_at.is_some() && !this.emergency_saved && !running().any(|(_, worker)| worker.is_chosen);
+        let is_due = this.ready_by.is_some() && !this.emergency_saved;
         if !is_due || running().any(|(_, worker)| this.may_become_ready(worker, now)) {
+            return Vec::new();
+        }
+        let highest = running().filter_map(|(_, worker)| worker.ready_step).max();
+        if highest.is_some() && highest <= this.peer_saved {
+            return self.release_workers(None, now);
+        }
+        if running().any(|(_, worker)| worker.is_chosen) {
             return Vec::new();
         }
         let ready = running()
@@ -516,7 +573,7 @@ impl Attempt {
     /// Whether a worker may soon report the state after its last completed step: it has finished its start-up and is alive.
     fn may_become_ready(&self, worker: &Worker, now: Instant) -> bool {
         // A worker that writes the last checkpoint of the job may take as long as that takes.
-        let in_time = self.failed_at.is_some_and(|at| now < at + self.grace) || self.is_saving(worker, now);
+        let in_time = self.ready_by.is_some_and(|end| now < end) || self.is_saving(worker, now);
         let is_alive = worker.last_message.is_some_and(|at| now.duration_since(at) < self.limits.silence);
         let was_ready = worker.status.as_ref().is_some_and(|(status, _)| status.phase.is_ready());
         let is_sound = worker.evidence.diagnosis.is_none() && !worker.evidence.killed_by_launcher;
@@ -569,12 +626,17 @@ impl Attempt {
         if !(worker.is_chosen && worker.ready_step.is_some_and(|ready| step >= ready)) {
             return Vec::new();
         }
+        self.release_workers(Some(index), now)
+    }
+
+    /// The last completed step is on disk: ends the workers that were waiting to save it, but not the one that has done so.
+    fn release_workers(&mut self, writer: Option<usize>, now: Instant) -> Vec<Action> {
         self.emergency_saved = true;
         if let Stage::Failing { killed: false, .. } = self.stage {
             self.stage = Stage::Failing { kill_at: now + PEER_EXIT_GRACE, killed: false };
         }
         let waiting =
-            self.running().filter(|&other| other != index && self.workers[other].ready_step.is_some()).collect();
+            self.running().filter(|&other| Some(other) != writer && self.workers[other].ready_step.is_some()).collect();
         self.kill(waiting)
     }
 }

@@ -34,7 +34,7 @@ pub fn run(launch: &Launch) -> Result<i32> {
             inputs::check_json(command)?;
             match repeated_launch(command) {
                 Some(benchmark) => benchmark::run(launch, &Plan::new(launch, command)?, benchmark),
-                None => supervisor::run(options, || Plan::new(launch, command)),
+                None => supervisor::run(launch, command),
             }
         }
         LaunchCommand::Synth(command) => synth::run(options, command).map(|()| exit::SUCCESS),

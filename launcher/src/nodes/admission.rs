@@ -114,6 +114,7 @@ mod tests {
             host: format!("host{node}"),
             job: "train cfg".into(),
             settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            failed: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! The nodes join, report that they are ready, start together, and end together: a failure, a request to stop or a lost
 //! node is passed on to all, and all receive the same result of the attempt. Each attempt begins when all nodes are ready.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::exit;
@@ -18,6 +19,10 @@ use crate::text;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of the messages about missing nodes.
 pub const REMINDER_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the nodes of a job that cannot start are told so: those that were started together have come by then.
+pub const EARLY_FAILURE_GRACE: Duration = Duration::from_secs(10);
+/// Time until nodes are told for which others they wait at the end of an attempt, and between two such messages.
+const END_REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 /// A gap between ticks that shows that the launcher itself was stopped.
 const STALL: Duration = Duration::from_secs(5);
 
@@ -110,6 +115,8 @@ pub struct Coordinator {
     began: Instant,
     last_reminder: Instant,
     last_tick: Instant,
+    /// The name of node 0's file in the work folder.
+    token: Option<String>,
     /// The port of the store, and whether to resume from the newest checkpoint.
     store: Option<(u16, bool)>,
     /// The address of node 0 that the first other node has reached.
@@ -117,6 +124,10 @@ pub struct Coordinator {
     failures: usize,
     /// Why the job has ended; nodes that join later are refused for this reason.
     refused: Option<(i32, String)>,
+    /// Nodes that have come in vain since.
+    told: BTreeSet<usize>,
+    /// Until when absent nodes are waited for, to tell them that the job cannot start.
+    tell_until: Instant,
 }
 
 impl Coordinator {
@@ -134,11 +145,32 @@ impl Coordinator {
             began: now,
             last_reminder: now,
             last_tick: now,
+            token: None,
             store: None,
             local_address: None,
             failures: 0,
             refused: None,
+            told: BTreeSet::new(),
+            tell_until: now + EARLY_FAILURE_GRACE.min(timeouts.join),
         }
+    }
+
+    /// The same with the name of node 0's file in the work folder, which all nodes must find.
+    pub fn with_token(self, token: Option<String>) -> Self {
+        Self { token, ..self }
+    }
+
+    /// The coordinator of a job that cannot start because of `error`, which it tells to all nodes.
+    pub fn of_failed(hello: Hello, error: (i32, String), timeouts: Timeouts, now: Instant) -> Self {
+        let mut coordinator = Self::new(hello, timeouts, now);
+        coordinator.end_all(error.0, error.1);
+        coordinator
+    }
+
+    /// Whether the job cannot start and absent nodes may still come and wait in vain for it.
+    pub fn has_untold_nodes(&self, now: Instant) -> bool {
+        let is_untold = |(number, node): (usize, &Option<Node>)| node.is_none() && !self.told.contains(&number);
+        self.refused.is_some() && now < self.tell_until && self.nodes.iter().enumerate().any(is_untold)
     }
 
     /// Something happened on a connection.
@@ -172,13 +204,23 @@ impl Coordinator {
             .filter(|node| node.connection != LOCAL)
             .map(|node| Present { hello: &node.hello, address: &node.address })
             .collect();
-        match admission::admit(&first.hello, &others, &hello, &address) {
+        let admission = admission::admit(&first.hello, &others, &hello, &address);
+        if !matches!(admission, Admission::OtherJob(_)) {
+            self.told.insert(hello.node);
+        }
+        match admission {
             Admission::OtherJob(text) => refuse(exit::USAGE, text),
             _ if self.refused.is_some() || self.is_complete() => {
                 let nodes = text::count(self.nodes.len(), "node");
                 let running = format!("the job at this port is already running with all its {nodes}");
                 let (code, text) = self.refused.clone().unwrap_or((exit::ENVIRONMENT, running));
                 refuse(code, text)
+            }
+            Admission::Conflict(_) | Admission::Welcome if let Some(failed) = &hello.failed => {
+                let text = format!("node {} ({}, {address}) failed: {}", hello.node, hello.host, failed.message);
+                let mut actions = refuse(failed.code, text.clone());
+                actions.extend(self.end_all(failed.code, text));
+                actions
             }
             Admission::Conflict(text) => {
                 let mut actions = refuse(exit::USAGE, text.clone());
@@ -195,7 +237,9 @@ impl Coordinator {
                 }
                 let more = if self.is_complete() { "all nodes have".to_owned() } else { self.missing() };
                 let text = format!("{name} has joined; {more}");
-                self.send_to_all(&ToNode::News { text })
+                let mut actions = vec![Action::Send(connection, ToNode::Welcome { token: self.token.clone() })];
+                actions.extend(self.send_to_all(&ToNode::News { text }));
+                actions
             }
         }
     }
@@ -229,12 +273,19 @@ impl Coordinator {
             ToCoordinator::Ended { attempt: of, result } if of == attempt && self.stage == Stage::Running => {
                 let name = node.name();
                 node.result.get_or_insert_with(|| result.on_node(&name));
+                if self.joined().filter(|node| node.result.is_some()).count() == 1 {
+                    self.last_reminder = now;
+                }
                 self.end_if_all_have()
+            }
+            ToCoordinator::Saved { attempt: of, step } if of == attempt && self.stage == Stage::Running => {
+                self.send_to_others(position, &ToNode::PeerSaved { step })
             }
             ToCoordinator::Stop(stop) => self.send_to_others(position, &ToNode::Stop(stop)),
             ToCoordinator::Broken { code, message } => self.lose(position, code, message),
             ToCoordinator::Hello(_)
             | ToCoordinator::Failing { .. }
+            | ToCoordinator::Saved { .. }
             | ToCoordinator::Ended { .. }
             | ToCoordinator::Unknown => Vec::new(),
         }
@@ -260,16 +311,33 @@ impl Coordinator {
             actions.extend(self.lose(position, exit::WORKER_LOST, reason));
             actions.extend(connection.map(Action::Close));
         }
+        actions.extend(self.remind_at_the_end(now));
         if self.stage == Stage::Waiting && self.attempt == 0 && !self.is_complete() {
             if now.duration_since(self.began) >= self.timeouts.join {
                 let (absent, seconds) = (self.absent(), self.timeouts.join.as_secs_f64());
                 let text = format!("{absent} did not join within {seconds} s (--join-timeout)");
                 actions.extend(self.end_all(exit::ENVIRONMENT, text));
+                self.tell_until = now;
             } else if now.duration_since(self.last_reminder) >= REMINDER_INTERVAL {
                 self.last_reminder = now;
                 actions.extend(self.send_to_all(&ToNode::News { text: self.missing() }));
             }
         }
+        actions
+    }
+
+    /// Tells the nodes whose workers have exited for which others they wait.
+    fn remind_at_the_end(&mut self, now: Instant) -> Vec<Action> {
+        let (ended, busy): (Vec<&Node>, Vec<&Node>) = self.joined().partition(|node| node.result.is_some());
+        let is_due = now.duration_since(self.last_reminder) >= END_REMINDER_INTERVAL;
+        if self.stage != Stage::Running || ended.is_empty() || !is_due {
+            return Vec::new();
+        }
+        let names: Vec<String> = busy.iter().map(|node| node.name()).collect();
+        let text = format!("waiting for the workers of {} to exit", text::list(&names));
+        let news = |node: &&Node| Action::Send(node.connection, ToNode::News { text: text.clone() });
+        let actions = ended.iter().filter(|node| !node.is_lost).map(news).collect();
+        self.last_reminder = now;
         actions
     }
 
@@ -355,7 +423,10 @@ impl Coordinator {
                 }
                 self.send_to_all(&ToNode::News { text: format!("{name} has left ({reason}); {}", self.missing()) })
             }
-            Stage::Waiting => self.end_all(code, format!("{name} is lost: {reason}")),
+            Stage::Waiting => {
+                let what = if code == exit::WORKER_LOST { "is lost" } else { "failed" };
+                self.end_all(code, format!("{name} {what}: {reason}"))
+            }
         }
     }
 

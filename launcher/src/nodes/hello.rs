@@ -6,8 +6,10 @@ use std::path::Path;
 
 use fnet_protocol::cli::{CommandLine, LaunchOptions};
 
-use super::message::{Hello, PROTOCOL};
+use super::message::{EarlyFailure, Hello, PROTOCOL};
+use crate::error::Error;
 use crate::plan::Plan;
+use crate::plan::rendezvous::Nodes;
 use crate::text;
 
 /// Config fields that may differ between machines.
@@ -15,23 +17,27 @@ const LOCAL_FIELDS: [&str; 1] = ["data.root"];
 
 /// The introduction of this node; `config` is the text of its resolved config.
 pub fn of(options: &LaunchOptions, plan: &Plan, config: &str) -> Hello {
+    let hello = empty(&plan.nodes, job(&plan.line, &plan.logs));
+    Hello { workers: plan.devices.workers(), settings: settings(options, plan, config), ..hello }
+}
+
+/// The introduction of a node that fails before it has joined, with its command and the folder of its logs.
+pub fn of_failed(nodes: &Nodes, line: &CommandLine, logs: &Path, error: &Error) -> Hello {
+    let failed = EarlyFailure { code: error.code, message: error.message().to_owned() };
+    Hello { failed: Some(failed), ..empty(nodes, job(line, logs)) }
+}
+
+fn empty(nodes: &Nodes, job: String) -> Hello {
     let uname = rustix::system::uname();
-    let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty());
-    Hello {
-        protocol: PROTOCOL,
-        node: plan.nodes.rank,
-        nodes: plan.nodes.count,
-        workers: plan.devices.workers(),
-        host: host.unwrap_or("unnamed").to_owned(),
-        job: job(plan),
-        settings: settings(options, plan, config),
-    }
+    let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("unnamed").to_owned();
+    let (node, count, settings) = (nodes.rank, nodes.count, BTreeMap::new());
+    Hello { protocol: PROTOCOL, node, nodes: count, workers: 1, host, job, settings, failed: None }
 }
 
 /// `train cfg`: the command and the name of the work folder, whose parent folders may differ.
-fn job(plan: &Plan) -> String {
-    let name = plan.line.name();
-    let folder = plan.logs.ancestors().nth(1).and_then(Path::file_name).unwrap_or_default();
+fn job(line: &CommandLine, logs: &Path) -> String {
+    let name = line.name();
+    let folder = logs.ancestors().nth(1).and_then(Path::file_name).unwrap_or_default();
     format!("{name} {}", folder.to_string_lossy()).chars().filter(|c| !c.is_control()).take(1000).collect()
 }
 

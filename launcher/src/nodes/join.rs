@@ -1,16 +1,18 @@
 //! How the nodes of a job come together.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::cli::{CommandLine, LaunchOptions, WorkerCommand};
 use tokio::sync::Notify;
 
-use super::coordinator::{Coordinator, REMINDER_INTERVAL, Timeouts};
+use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
 use super::link::{Closing, Cluster, Link, Sender};
 use super::listener::{self, Listener};
 use super::message::{Hello, ToNode};
+use super::token::{self, Token};
 use super::{hello, queue, wire};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
@@ -31,6 +33,7 @@ pub async fn join(
     options: &LaunchOptions,
     plan: &Plan,
     config: &str,
+    token: Option<Token>,
     console: &Console,
     signals: &mut Signals,
 ) -> Result<OrStop<Cluster>> {
@@ -38,31 +41,93 @@ pub async fn join(
         return Ok(Ok(Cluster::single()));
     }
     let hello = hello::of(options, plan, config);
-    let timeouts = Timeouts {
-        join: Duration::from_secs_f64(options.join_timeout),
-        silence: Duration::from_secs_f64(options.node_timeout),
+    let timeouts = timeouts(options);
+    if plan.nodes.rank == 0 {
+        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, token, console).await?)));
+    }
+    let connection = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
+        Ok(connection) => connection,
+        Err(reason) => return Ok(Err(reason)),
     };
-    let link = if plan.nodes.rank == 0 {
-        open(&plan.nodes, hello, timeouts, console).await?
-    } else {
-        match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
-            Ok(connection) => follow(plan.nodes.rank, connection, timeouts.silence),
-            Err(reason) => return Ok(Err(reason)),
+    let mut link = follow(plan.nodes.rank, connection, timeouts.silence);
+    let check = async {
+        match (link.welcome().await?, &plan.command) {
+            (Some(token), WorkerCommand::Train(train)) => token::find(train.folder(), token).await,
+            _ => Ok(()),
         }
     };
-    Ok(Ok(Cluster::over(link)))
+    match signals.unless_stopped(check).await {
+        Ok(Ok(())) => Ok(Ok(Cluster::over(link))),
+        Ok(Err(error)) => {
+            Cluster::over(link).leave(Some(&error)).await;
+            Err(error)
+        }
+        Err(reason) => Ok(Err(reason)),
+    }
+}
+
+fn timeouts(options: &LaunchOptions) -> Timeouts {
+    Timeouts {
+        join: Duration::from_secs_f64(options.join_timeout),
+        silence: Duration::from_secs_f64(options.node_timeout),
+    }
+}
+
+/// Tells the other nodes of a job why this one fails before it has joined: node 0 those that come to its port, the others
+/// node 0. They may be starting still, so this takes some seconds.
+pub async fn report_failure(
+    options: &LaunchOptions,
+    line: &CommandLine,
+    logs: &Path,
+    error: &Error,
+    console: &Console,
+) {
+    let nodes = match rendezvous::resolve(options, |name| std::env::var(name).ok()) {
+        Ok(nodes) if nodes.count > 1 => nodes,
+        _ => return,
+    };
+    let (port, timeouts) = (nodes.port.unwrap_or(0), timeouts(options));
+    let hello = hello::of_failed(&nodes, line, logs, error);
+    let grace = EARLY_FAILURE_GRACE.min(timeouts.join);
+    console.say(&format!("telling the other nodes, at most {} s", grace.as_secs_f64()));
+    if nodes.rank == 0 {
+        let reason = (error.code, format!("node 0 ({}) failed: {}", hello.host, error.message()));
+        let coordinator = Coordinator::of_failed(hello, reason, timeouts, Instant::now());
+        let opened = listener::listen(port).and_then(|socket| Listener::open(socket, coordinator, queue::channel().0));
+        if let Ok(listener) = opened {
+            listener.close().await;
+        }
+        return;
+    }
+    let tell = async {
+        loop {
+            if let Ok(mut connection) = dial::try_once(&nodes.address, port, &hello).await {
+                // With the answer, the message has arrived.
+                let _ = connection.reader.message::<ToNode>().await;
+                return;
+            }
+            tokio::time::sleep(REDIAL_INTERVAL).await;
+        }
+    };
+    let _ = tokio::time::timeout(grace, tell).await;
 }
 
 /// Node 0 opens the port.
-async fn open(nodes: &Nodes, hello: Hello, timeouts: Timeouts, console: &Console) -> Result<Link> {
+async fn open(
+    nodes: &Nodes,
+    hello: Hello,
+    timeouts: Timeouts,
+    token: Option<Token>,
+    console: &Console,
+) -> Result<Link> {
     let port = nodes.port.unwrap_or(0);
     let socket = listener::listen(port).map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
     warn_if_external(nodes, port, console).await;
     let (local, messages) = queue::channel();
-    let coordinator = Coordinator::new(hello, timeouts, Instant::now());
+    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_token(token.as_ref().map(Token::name));
     let listener = Listener::open(socket, coordinator, local).doing(|| format!("listening on port {port}"))?;
     let sender = Sender::Local(listener.events.clone());
-    Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)))
+    Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
 }
 
 async fn warn_if_external(nodes: &Nodes, port: u16, console: &Console) {

@@ -15,6 +15,7 @@ use super::listener::{self, Events, Listener};
 use super::merge_results::merge;
 use super::message::{StartAttempt, StopRequest, ToCoordinator, ToNode};
 use super::queue;
+use super::token::Token;
 use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 use crate::attempt::{Action, Attempt};
@@ -50,6 +51,9 @@ pub(super) struct Link {
     attempt: u32,
     sent_failure: bool,
     sent_stop: bool,
+    sent_saved: bool,
+    /// Node 0's file in the work folder, until all nodes have found it.
+    token: Option<Token>,
     lost: Option<Lost>,
     closing: Closing,
 }
@@ -147,9 +151,16 @@ impl Link {
             attempt: 0,
             sent_failure: false,
             sent_stop: false,
+            sent_saved: false,
+            token: None,
             lost: None,
             closing,
         }
+    }
+
+    /// The same with the file of node 0 in the work folder.
+    pub(super) fn with_token(self, token: Option<Token>) -> Self {
+        Self { token, ..self }
     }
 
     async fn next(&mut self) -> ToNode {
@@ -173,6 +184,22 @@ impl Link {
         self.lost = Some(Lost { reason, after_failure: self.sent_failure });
     }
 
+    /// Waits until node 0 has let this node join. Returns the name of node 0's file in the work folder.
+    pub(super) async fn welcome(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.next().await {
+                ToNode::Welcome { token } => return Ok(token),
+                ToNode::Refused { code, message } => return Err(Error::new(code, message)),
+                ToNode::Lost(reason) => return Err(self.lost_coordinator(&reason)),
+                _ => {}
+            }
+        }
+    }
+
+    fn lost_coordinator(&self, reason: &str) -> Error {
+        Error::new(exit::WORKER_LOST, format!("{} is lost: {reason}", self.coordinator))
+    }
+
     /// Waits until all nodes start.
     async fn start(&mut self, console: &Console, signals: &mut Signals) -> Result<OrStop<StartAttempt>> {
         loop {
@@ -191,9 +218,7 @@ impl Link {
                 ToNode::Stop(stop) => return Ok(Err(stop.reason)),
                 ToNode::News { text } => console.say(&text),
                 ToNode::Refused { code, message } => return Err(Error::new(code, message)),
-                ToNode::Lost(reason) => {
-                    return Err(Error::new(exit::WORKER_LOST, format!("{} is lost: {reason}", self.coordinator)));
-                }
+                ToNode::Lost(reason) => return Err(self.lost_coordinator(&reason)),
                 _ => {}
             }
         }
@@ -240,13 +265,15 @@ impl Cluster {
             _ => None,
         };
         let port = store.as_ref().map(port_of).transpose()?;
-        (link.attempt, link.sent_failure, link.sent_stop) = (number, false, false);
+        (link.attempt, link.sent_failure, link.sent_stop, link.sent_saved) = (number, false, false, false);
         link.send(ToCoordinator::Ready { attempt: number, port, resume }).await;
         let start = match link.start(console, signals).await? {
             Ok(start) => start,
             Err(reason) => return Ok(Err(reason)),
         };
         link.first_rank = start.first_rank;
+        // Nodes report that they are ready after they have found it.
+        link.token = None;
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
         let interface = match interfaces::of_scope(&address).filter(|_| nodes.interface.is_empty()) {
             Some(name) => rendezvous::interface(Some(&name), |key| std::env::var(key).ok()),
@@ -277,6 +304,7 @@ impl Cluster {
                 Vec::new()
             }
             ToNode::PeerFailed { rank } => attempt.on_peer_failed(rank, now),
+            ToNode::PeerSaved { step } => attempt.on_peer_saved(step, now),
             ToNode::Stop(stop) => {
                 link.sent_stop = true;
                 let mut actions = Vec::new();
@@ -293,7 +321,11 @@ impl Cluster {
                 link.set_lost(reason);
                 attempt.on_peer_failed(0, now)
             }
-            ToNode::Greeting { .. } | ToNode::Start(_) | ToNode::Ended { .. } | ToNode::Unknown => Vec::new(),
+            ToNode::Greeting { .. }
+            | ToNode::Welcome { .. }
+            | ToNode::Start(_)
+            | ToNode::Ended { .. }
+            | ToNode::Unknown => Vec::new(),
         }
     }
 
@@ -312,13 +344,17 @@ impl Cluster {
             link.sent_failure = true;
             link.send(ToCoordinator::Failing { attempt: link.attempt, rank }).await;
         }
+        if let Some(step) = attempt.emergency_step().filter(|_| !link.sent_saved) {
+            link.sent_saved = true;
+            link.send(ToCoordinator::Saved { attempt: link.attempt, step }).await;
+        }
         if let Some(reason) = attempt.stop_reason().filter(|_| !link.sent_stop) {
             link.send_stop(reason, false).await;
         }
     }
 
     /// Reports the result of this node, and waits for the result of all nodes.
-    pub async fn finish(&mut self, result: AttemptResult, signals: &mut Signals) -> AttemptResult {
+    pub async fn finish(&mut self, result: AttemptResult, console: &Console, signals: &mut Signals) -> AttemptResult {
         let Some(link) = &mut self.link else { return result };
         link.statuses.borrow_mut().0.clear();
         link.send(ToCoordinator::Ended { attempt: link.attempt, result: result.clone() }).await;
@@ -339,6 +375,7 @@ impl Cluster {
             match message {
                 ToNode::Ended { attempt, result } if attempt == link.attempt => return result,
                 ToNode::Lost(reason) | ToNode::Refused { message: reason, .. } => link.set_lost(reason),
+                ToNode::News { text } => console.say(&text),
                 _ => {}
             }
         }

@@ -76,7 +76,8 @@ impl Listener {
         Ok(Self { events, leave, task })
     }
 
-    /// Waits some seconds for the nodes to receive the last messages and leave.
+    /// Waits some seconds for the nodes to receive the last messages and leave, and, if the job cannot start, for absent nodes
+    /// to be told so.
     pub async fn close(self) {
         drop(self.leave);
         let _ = self.task.await;
@@ -154,7 +155,8 @@ async fn run(
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut deadline = None;
     loop {
-        let is_over = deadline.is_some() && writers.open.is_empty();
+        let is_untold = coordinator.has_untold_nodes(Instant::now());
+        let is_over = deadline.is_some() && writers.open.is_empty() && !is_untold;
         let end = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -164,7 +166,7 @@ async fn run(
         let actions = tokio::select! {
             biased;
             () = std::future::ready(()), if is_over => break,
-            () = end => break,
+            () = end, if !is_untold => break,
             // The writer of a connection arrives before its hello.
             Some(arrival) = arrivals.recv() => {
                 writers.open.insert(arrival.connection, arrival.writer);

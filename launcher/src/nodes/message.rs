@@ -12,9 +12,11 @@ use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 
 /// Version of these messages.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Maximum length of a line; a node of a thousand workers stays far below.
 pub const MAX_LINE: usize = 1 << 20;
+/// Maximum length of an error that a node reports in its introduction.
+const MAX_ERROR: usize = 1 << 16;
 /// Maximum number of workers of a node.
 const MAX_WORKERS: usize = 4096;
 
@@ -36,6 +38,18 @@ pub struct Hello {
     pub job: String,
     /// What must be equal on all nodes, with the names that users know.
     pub settings: BTreeMap<String, String>,
+    /// Why the node cannot take part: it only tells the others.
+    #[serde(default)]
+    pub failed: Option<EarlyFailure>,
+}
+
+/// Why a node fails before it has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlyFailure {
+    /// Exit code of the job.
+    pub code: i32,
+    /// What happened.
+    pub message: String,
 }
 
 impl Hello {
@@ -45,6 +59,7 @@ impl Hello {
         self.node < self.nodes
             && (1..=MAX_WORKERS).contains(&self.workers)
             && is_word(&self.host)
+            && self.failed.as_ref().is_none_or(|failed| failed.message.len() <= MAX_ERROR)
             && self.job.len() <= 4096
             && !self.job.chars().any(char::is_control)
     }
@@ -86,6 +101,13 @@ pub enum ToCoordinator {
         /// The result on this node.
         result: AttemptResult,
     },
+    /// The state after the last completed step is on disk since the job has failed.
+    Saved {
+        /// The attempt.
+        attempt: u32,
+        /// Completed steps.
+        step: u64,
+    },
     /// The node cannot continue.
     Broken {
         /// Exit code of the job.
@@ -108,6 +130,11 @@ pub enum ToNode {
         protocol: u32,
         /// Version of fnet.
         version: String,
+    },
+    /// The node has joined.
+    Welcome {
+        /// Name of a file that node 0 has written to the work folder, by which the others see that they share it.
+        token: Option<String>,
     },
     /// The job refuses this node, or ends.
     Refused {
@@ -132,6 +159,11 @@ pub enum ToNode {
     PeerFailed {
         /// Its rank.
         rank: usize,
+    },
+    /// Another node has saved the state after this many completed steps since the job has failed.
+    PeerSaved {
+        /// Completed steps.
+        step: u64,
     },
     /// The job shall stop.
     Stop(StopRequest),
@@ -184,7 +216,8 @@ mod tests {
 
     pub fn hello(node: usize) -> Hello {
         let settings = [("--device".to_owned(), "cpu".to_owned())].into();
-        Hello { protocol: PROTOCOL, node, nodes: 2, workers: 1, host: "a".into(), job: "train cfg".into(), settings }
+        let (host, job, failed) = ("a".into(), "train cfg".into(), None);
+        Hello { protocol: PROTOCOL, node, nodes: 2, workers: 1, host, job, settings, failed }
     }
 
     #[test]

@@ -18,7 +18,9 @@ mod listener;
 mod merge_results;
 mod message;
 mod queue;
+mod token;
 mod wire;
 
-pub use join::join;
+pub use join::{join, report_failure};
 pub use link::{AttemptStart, Cluster};
+pub use token::Token;

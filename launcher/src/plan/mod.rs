@@ -85,6 +85,9 @@ impl Plan {
             devices::refuse_slices_of_one_gpu(&devices, &found.gpus, &launch.line.words())?;
         }
         let checks = Checks::begin(&devices);
+        if !single {
+            rendezvous::refuse_solo(options, |name| var(name).ok())?;
+        }
         let nodes = if single {
             let one_node = LaunchOptions { nnodes: Some(1), node_rank: None, ..options.clone() };
             rendezvous::resolve(&one_node, |_| None)?
@@ -253,7 +256,7 @@ pub fn is_single(command: &WorkerCommand) -> bool {
 }
 
 /// The log folder of a command.
-fn logs(command: &WorkerCommand) -> PathBuf {
+pub fn logs(command: &WorkerCommand) -> PathBuf {
     match command {
         WorkerCommand::Train(train) => train.folder().join(LOGS),
         WorkerCommand::Test(test) => {

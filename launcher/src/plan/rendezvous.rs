@@ -45,8 +45,47 @@ impl Nodes {
     }
 }
 
-/// Combines options and environment. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored:
-/// no other node has to find the store, and variables left over from other programs do no harm.
+/// Refuses to run a job of one node where the environment says that several nodes were started, and neither `--nnodes` nor
+/// NNODES says how many the job has: each of them would train alone.
+///
+/// # Errors
+/// As said, with the options to give (exit code 2).
+pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
+    let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
+    if options.nnodes.is_some() || lookup(env::NNODES).is_some() {
+        return Ok(());
+    }
+    // PET_NNODES may be a range, MIN:MAX.
+    let number = |name: &str| lookup(name)?.rsplit(':').next()?.trim().parse::<usize>().ok();
+    let is_only_task = number(env::SLURM_STEP_NUM_TASKS) == Some(1);
+    let is_one_machine = number(env::WORLD_SIZE) == number(env::LOCAL_WORLD_SIZE);
+    for (name, is_fine, remedy) in [
+        (
+            env::PET_NNODES,
+            false,
+            "--nnodes N --node-rank \"$PET_NODE_RANK\" --master-addr \"$PET_MASTER_ADDR\" --master-port \"$PET_MASTER_PORT\"",
+        ),
+        (
+            env::SLURM_NNODES,
+            is_only_task,
+            "--nnodes N --node-rank \"$SLURM_NODEID\" --master-addr HOST in each task of `srun --ntasks-per-node=1`, as \
+             scripts/slurm/train.sh does",
+        ),
+        (env::WORLD_SIZE, is_one_machine, "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
+    ] {
+        if let Some(count @ 2..) = number(name).filter(|_| !is_fine) {
+            return Err(Error::usage(format!(
+                "{name}={}: {count} nodes, but --nnodes is not given, so each node would train alone. Give {remedy}; or \
+                 --nnodes 1 if this node shall work alone",
+                lookup(name).unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Combines options and environment. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
+/// and so is `--master-addr`: no other node has to find the store, and variables left over from other programs do no harm.
 ///
 /// # Errors
 /// Invalid values (exit code 2).
@@ -68,7 +107,11 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         if let Some(rank @ 1..) = options.node_rank {
             return Err(Error::usage(format!("--node-rank {rank} needs --nnodes {} or more", rank + 1)));
         }
-        let address = options.master_addr.as_deref().map_or_else(|| Ipv4Addr::LOCALHOST.to_string(), without_brackets);
+        let is_v6 = |address: &str| without_brackets(address).parse::<Ipv6Addr>().is_ok();
+        let address = match options.master_addr.as_deref().is_some_and(is_v6) {
+            true => Ipv6Addr::LOCALHOST.to_string(),
+            false => Ipv4Addr::LOCALHOST.to_string(),
+        };
         let port = options.master_port.filter(|&port| port != 0);
         return Ok(Nodes { count, rank: 0, address, port, ranks: None, interface });
     }
@@ -161,6 +204,46 @@ mod tests {
     }
 
     #[test]
+    fn the_workers_of_a_single_node_meet_on_its_own_address_whatever_is_given() {
+        for (given, expected) in [("n0", "127.0.0.1"), ("192.0.2.7", "127.0.0.1"), ("::1", "::1"), ("[fd00::7]", "::1")]
+        {
+            let nodes = with(&format!("--nnodes 1 --master-addr {given}"), &[]).unwrap();
+            assert_eq!(nodes.address, expected);
+            let listening = bind(&nodes).unwrap().local_addr().unwrap();
+            assert_eq!(listening.ip().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn several_nodes_without_a_number_of_nodes_are_refused_with_the_options_to_give() {
+        let refuse = |flags: &str, variables: &[(&str, &str)]| {
+            let line = format!("fnet-launch {flags} train cfg.toml");
+            let options = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().options;
+            let value =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            refuse_solo(&options, value)
+        };
+        for (name, value, remedy) in [
+            ("WORLD_SIZE", "2", "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
+            ("PET_NNODES", "4", "$PET_NODE_RANK"),
+            ("PET_NNODES", "1:2", "$PET_MASTER_ADDR"),
+            ("SLURM_NNODES", "8", "srun --ntasks-per-node=1"),
+        ] {
+            let error = refuse("", &[(name, value)]).unwrap_err();
+            assert_eq!(error.code, exit::USAGE);
+            let text = error.message();
+            assert!(text.starts_with(&format!("{name}={value}: ")) && text.contains(remedy), "{text}");
+            assert!(
+                refuse("--nnodes 1", &[(name, value)]).is_ok() && refuse("", &[(name, value), ("NNODES", "1")]).is_ok()
+            );
+            assert!(refuse("", &[(name, "1")]).is_ok() && refuse("", &[(name, "")]).is_ok());
+        }
+        // One launcher in an allocation of several nodes, and what a job of one machine has left behind.
+        assert!(refuse("", &[("SLURM_NNODES", "2"), ("SLURM_STEP_NUM_TASKS", "1")]).is_ok());
+        assert!(refuse("", &[("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "8")]).is_ok());
+    }
+
+    #[test]
     fn several_nodes_read_the_environment_and_options_win() {
         let variables = [("NNODES", "2"), ("NODE_RANK", "1"), ("MASTER_ADDR", "a"), ("PORT", "4000")];
         let nodes = with("", &variables).unwrap();
@@ -198,7 +281,7 @@ mod tests {
     #[test]
     fn brackets_around_an_address_are_removed() {
         for (given, expected) in [("[::1]", "::1"), ("::1", "::1"), ("fe80::1%eth0", "fe80::1%eth0"), ("n0", "n0")] {
-            assert_eq!(with(&format!("--master-addr {given}"), &[]).unwrap().address, expected);
+            assert_eq!(with(&format!("--nnodes 2 --master-addr {given}"), &[]).unwrap().address, expected);
             assert_eq!(with("--nnodes 2", &[("MASTER_ADDR", given)]).unwrap().address, expected);
         }
     }

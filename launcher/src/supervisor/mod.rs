@@ -12,10 +12,11 @@ mod streams;
 mod workdir_lock;
 mod workers;
 
+use std::fs::File;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::{LaunchOptions, WorkerCommand};
+use fnet_protocol::cli::{Launch, LaunchOptions, WorkerCommand};
 use fnet_protocol::message::StopReason;
 use fnet_protocol::{exit, work_dir};
 use tokio::sync::mpsc;
@@ -29,9 +30,10 @@ use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::{Attempt, Event};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
-use crate::nodes::{self, AttemptStart, Cluster};
-use crate::plan::Plan;
+use crate::nodes::{self, AttemptStart, Cluster, Token};
+use crate::plan::{self, Plan};
 use crate::signals::{Request, Signals};
+use crate::text;
 
 /// Time for logs and reports to reach a slow disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,8 +43,8 @@ const QUEUE: usize = 1024;
 /// Plans a job, runs it and returns the exit code.
 ///
 /// # Errors
-/// There is no plan, the config is wrong, or workers, logs or the port fail.
-pub fn run(options: &LaunchOptions, plan: impl FnOnce() -> Result<Plan>) -> Result<i32> {
+/// Signals cannot be handled, or the nodes do not meet.
+pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -52,13 +54,43 @@ pub fn run(options: &LaunchOptions, plan: impl FnOnce() -> Result<Plan>) -> Resu
         let _inside = runtime.enter();
         Signals::install().doing(|| "installing the signal handlers".to_owned())?
     };
-    let code = tokio::task::LocalSet::new().block_on(&runtime, supervise(options, plan()?, signals));
+    // Outside the event loop, because it waits for other programs.
+    let plan = Plan::new(launch, command);
+    let code = tokio::task::LocalSet::new().block_on(&runtime, supervise(launch, command, plan, signals));
     // A name lookup in progress must not delay the exit.
     runtime.shutdown_background();
     code
 }
 
-async fn supervise(options: &LaunchOptions, plan: Plan, mut signals: Signals) -> Result<i32> {
+/// What a job needs before it meets other nodes.
+struct Prepared {
+    plan: Plan,
+    /// The text of the resolved config.
+    config: String,
+    _lock: Option<File>,
+    /// With several nodes: node 0's file in the work folder.
+    token: Option<Token>,
+    reaper: Reaper,
+}
+
+async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
+    let plan = plan?;
+    let config = resolved_config::read(&plan).await?;
+    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
+    let lock = workdir_lock::lock(&plan, console)?;
+    let token = match &plan.command {
+        WorkerCommand::Train(train) if plan.nodes.count > 1 && plan.nodes.rank == 0 => {
+            Some(Token::create(&train.folder())?)
+        }
+        _ => None,
+    };
+    report::remove(&plan);
+    let reaper = Reaper::start().doing(|| "starting the reaper process".to_owned())?;
+    Ok(Prepared { plan, config, _lock: lock, token, reaper })
+}
+
+async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>, mut signals: Signals) -> Result<i32> {
+    let options = &launch.options;
     let console = Rc::new(Console::new(options));
     if let Some(limit) = options.time_limit {
         let console = Rc::clone(&console);
@@ -69,27 +101,36 @@ async fn supervise(options: &LaunchOptions, plan: Plan, mut signals: Signals) ->
         console.error("stopped on request before anything was started; run the same command again");
         Ok(reason.exit_code())
     };
-    let config = match signals.unless_stopped(resolved_config::read(&plan)).await {
-        Ok(config) => config?,
+    let Prepared { plan, config, _lock, token, reaper } = match signals.unless_stopped(prepare(plan, &console)).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(error)) => {
+            console.error(error.message());
+            if !plan::is_single(command) {
+                let (line, logs) = (&launch.line, plan::logs(command));
+                // A stop that is requested meanwhile ends this.
+                let _ = signals.unless_stopped(nodes::report_failure(options, line, &logs, &error, &console)).await;
+            }
+            return Ok(error.code);
+        }
         Err(reason) => return stopped(reason),
     };
-    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let _lock = workdir_lock::lock(&plan, &console)?;
-    report::remove(&plan);
-    let reaper = Reaper::start().doing(|| "starting the reaper process".to_owned())?;
     console.say(&plan.summary());
     if options.verbosity() > 0 {
         plan.binding.lines().iter().for_each(|line| console.say(line));
     }
-    let cluster = match nodes::join(options, &plan, &config, &console, &mut signals).await? {
+    let cluster = match nodes::join(options, &plan, &config, token, &console, &mut signals).await? {
         Ok(cluster) => cluster,
         Err(reason) => return stopped(reason),
     };
     let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster };
-    let code = supervisor.run().await;
+    let ended = supervisor.run().await;
+    if let Err(error) = &ended {
+        console.error(error.message());
+    }
     logs::flush(DISK_TIMEOUT);
-    supervisor.cluster.leave(code.as_ref().err()).await;
-    code
+    // A stop that is requested now ends the wait for the other nodes.
+    let _ = supervisor.signals.unless_stopped(supervisor.cluster.leave(ended.as_ref().err())).await;
+    Ok(ended.unwrap_or_else(|error| error.code))
 }
 
 /// A job in progress.
@@ -126,8 +167,9 @@ impl Supervisor<'_> {
             let is_plain = report::is_plain(cause, &self.plan);
             self.report(cause, budget.total(), is_plain).await;
             if !result.lost_nodes.is_empty() {
-                let lost = result.lost_nodes.join(" and ");
-                self.console.error(&format!("not restarted: {lost} is lost; start the job again on all nodes"));
+                let lost = text::list(&result.lost_nodes);
+                let are = if result.lost_nodes.len() == 1 { "is" } else { "are" };
+                self.console.error(&format!("not restarted: {lost} {are} lost; start the job again on all nodes"));
                 return Ok(cause.exit_code);
             }
             match budget.decide(self.plan.is_train(), &result, cause) {
@@ -206,7 +248,7 @@ impl Supervisor<'_> {
             }
             if let Some(result) = attempt.result(Instant::now()) {
                 self.remove_leftovers();
-                return Ok(self.cluster.finish(result, &mut self.signals).await);
+                return Ok(self.cluster.finish(result, &self.console, &mut self.signals).await);
             }
         }
     }

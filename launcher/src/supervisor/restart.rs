@@ -24,6 +24,8 @@ pub struct RestartBudget {
     total: u32,
     /// Completed steps in the newest checkpoint of all attempts.
     saved_step: Option<u64>,
+    /// Whether any worker of any attempt had finished its start-up.
+    was_ready: bool,
 }
 
 /// Whether to restart, and why.
@@ -44,7 +46,7 @@ impl RestartBudget {
     /// The full budget.
     pub fn new(options: &LaunchOptions) -> Self {
         let reset_after = Duration::from_secs_f64(options.refill_after);
-        Self { max: options.max_restarts, reset_after, used: 0, total: 0, saved_step: None }
+        Self { max: options.max_restarts, reset_after, used: 0, total: 0, saved_step: None, was_ready: false }
     }
 
     /// Number of restarts so far.
@@ -80,7 +82,8 @@ impl RestartBudget {
         if self.max == 0 {
             return give_up("--max-restarts is 0");
         }
-        if !result.was_ready {
+        self.was_ready |= result.was_ready;
+        if !self.was_ready {
             return give_up("no worker had finished its start-up, so a restart would most likely fail in the same way");
         }
         let is_reset = self.used > 0 && result.ran >= self.reset_after;
@@ -119,7 +122,7 @@ mod tests {
     const RESET: Duration = Duration::from_secs(1800);
 
     fn budget(used: u32, max: u32) -> RestartBudget {
-        RestartBudget { max, reset_after: RESET, used, total: used, saved_step: None }
+        RestartBudget { max, reset_after: RESET, used, total: used, saved_step: None, was_ready: false }
     }
 
     fn cause(exit_code: i32) -> Cause {
@@ -165,6 +168,8 @@ mod tests {
         }
         let not_ready = AttemptResult { was_ready: false, ..killed() };
         assert!(refused(budget(0, 3), true, &not_ready, exit::BUG).contains("start-up"));
+        let worked_before = RestartBudget { was_ready: true, ..budget(1, 3) };
+        assert_eq!(pause(worked_before, &not_ready), 1);
         assert!(refused(budget(0, 3), false, &killed(), exit::BUG).contains("train"));
         let stopped = AttemptResult { stop_requested: true, ..killed() };
         assert!(refused(budget(0, 3), true, &stopped, exit::BUG).contains("stop"));

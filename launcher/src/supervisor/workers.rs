@@ -116,9 +116,12 @@ impl<'a> Starter<'a> {
     pub fn start_all(&self, reaper: &mut Reaper) -> Result<Workers> {
         let mut workers = Workers(Vec::new());
         for (index, rank) in self.plan.ranks().into_iter().enumerate() {
-            let started =
-                self.start(index, rank).doing(|| format!("starting rank {rank} ({})", self.plan.program.display()));
-            let (spawned, control, status_page) = match started {
+            let open = || process::open_log(&self.plan.log(rank)).doing(|| self.opening(rank));
+            let started = open().and_then(|head| Ok((head, open()?, open()?))).and_then(|(head, stdout, stderr)| {
+                let doing = || format!("starting rank {rank} ({})", self.plan.program.display());
+                Ok((self.start(index, rank, head).doing(doing)?, (stdout, stderr)))
+            });
+            let ((spawned, control, status_page), logs) = match started {
                 Ok(started) => started,
                 Err(error) => {
                     for worker in &workers.0 {
@@ -131,17 +134,19 @@ impl<'a> Starter<'a> {
             reaper.add(spawned.handle.id());
             let (reading, writing) = control.into_split();
             workers.0.push(Worker { handle: spawned.handle.clone(), control: writing, status_page });
-            let open = || process::open_log(&self.plan.log(rank)).doing(|| format!("opening the log of rank {rank}"));
-            let (stdout, stderr) = (open()?, open()?);
-            self.watch(index, rank, spawned, reading, (stdout, stderr));
+            self.watch(index, rank, spawned, reading, logs);
         }
         Ok(workers)
     }
 
-    fn start(&self, index: usize, rank: usize) -> io::Result<(Spawned, UnixStream, OwnedFd)> {
+    fn opening(&self, rank: usize) -> String {
+        format!("opening the log {} (is the work folder still there?)", self.plan.log(rank).display())
+    }
+
+    fn start(&self, index: usize, rank: usize, log: File) -> io::Result<(Spawned, UnixStream, OwnedFd)> {
         let AttemptStart { number, port, .. } = *self.start;
-        // The log must neither block nor prevent the start.
-        let mut log = Log::new(process::open_log(&self.plan.log(rank))?);
+        // Its disk must not block the start.
+        let mut log = Log::new(log);
         let (control, their_control) = process::control_pair()?;
         let (status_page, their_page) = process::shared_page(status::BYTES)?;
         let mut variables = self.plan.variables(index, port, number);

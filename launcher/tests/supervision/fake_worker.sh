@@ -1,8 +1,9 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, fall, flood, environment, connect, cpus; beat
-# works with signs of life; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, relapse, fall, flood, environment, connect,
+# cpus; beat works with heartbeats; survive and blocked work until a peer is lost, and save their state, or never end with
+# that; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
 # first. "config=MISTAKE" is for the worker that is asked for the config: a signal, a code, blank, or wait.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
@@ -34,6 +35,11 @@ case $deed in
     mute=[0-9]*) exit "${deed#mute=}" ;;
     mute=*) kill "-${deed#mute=}" $$ ;;
 esac
+if [ "$deed" = relapse ] && [ "$FNET_RESTART_COUNT" = 1 ]; then
+    # Rank 1 is lost again before any rank has begun its work.
+    [ "$RANK" != 1 ] || kill -KILL $$
+    deed=absent
+fi
 [ "$deed" != absent ] || exec sleep 1000
 say "{\"type\":\"hello\",\"version\":1,\"rank\":$RANK,\"pid\":$$}"
 say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
@@ -49,13 +55,23 @@ work() {
     touch "ready_$RANK"
     while :; do
         read -r -t 0.2 -u "$FNET_CONTROL" message
+        [ "$deed" != saving ] || say '{"type":"heartbeat","phase":"checkpoint","epoch":1,"step":7,"idle_seconds":0.0}'
         [ "$deed" != beat ] || say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
         case $message in
             *'"interrupted"'*) touch "saved_$RANK"; exit 130 ;;
             *'"terminated"'*) touch "saved_$RANK"; exit 75 ;;
             *'"peer_lost"'*)
                 say '{"type":"failed","kind":"peer_lost","message":"connection closed by peer"}'
-                exit 4 ;;
+                case $deed in
+                    survive | blocked) say '{"type":"state_ready","step":7}' ;;
+                    *) exit 4 ;;
+                esac ;;
+            *'"emergency_checkpoint"'*)
+                if [ "$deed" = survive ]; then
+                    say '{"type":"saved","path":"work_dirs/cfg/iter_7.ckpt","step":7}'
+                    exit 4
+                fi
+                deed=saving ;;
         esac
     done
 }
@@ -90,7 +106,7 @@ case $deed in
         # The port lives as long as rank 0.
         while [ ! -e port_1 ]; do sleep 0.01; done
         exit 0 ;;
-    restart | fall)
+    restart | relapse | fall)
         # Rank 1 is lost, once or in every attempt, after a checkpoint was written.
         echo "$*" >> "arguments_$RANK"
         [ "$deed" = fall ] || [ "$FNET_RESTART_COUNT" = 0 ] || exit 0

@@ -170,6 +170,129 @@ fn what_differs_between_the_nodes_is_named_on_all_of_them() {
     }
 }
 
+/// Ways in which a node fails before it meets the others: what its folder lacks, the code, and a part of the message.
+const EARLY_FAILURES: [(&str, i32, &str); 3] = [
+    ("config", 2, "failed: config cfg.toml: no such file"),
+    ("folder", 6, "failed: reading work_dirs/cfg: Not a directory"),
+    ("read", 6, "failed: reading the config"),
+];
+
+/// Runs three nodes of which one fails before it meets the others, `late` of them after the others have waited a while.
+fn fail_early(failing: usize, lack: &str, late: &[usize]) -> Vec<Output> {
+    let (nodes, elsewhere) = (Nodes::new(), tempfile::tempdir().unwrap());
+    let folder = elsewhere.path();
+    match lack {
+        "config" => {}
+        "folder" => {
+            fs::write(folder.join("cfg.toml"), "").unwrap();
+            fs::write(folder.join("work_dirs"), "no folder").unwrap();
+        }
+        _ => fs::write(folder.join("cfg.toml"), "").unwrap(),
+    }
+    let command = |rank: usize| {
+        let deeds = if rank == failing && lack == "read" { "config=KILL" } else { "finish" };
+        let mut command = nodes.node(deeds, rank, 3, "train cfg.toml");
+        if rank == failing {
+            command.current_dir(folder);
+        }
+        command
+    };
+    let outputs = thread::scope(|scope| {
+        let running = [0, 1, 2].map(|rank| {
+            let command = command(rank);
+            let pause = Duration::from_secs(if late.contains(&rank) { 2 } else { 0 });
+            scope.spawn(move || {
+                thread::sleep(pause);
+                finish(command)
+            })
+        });
+        running.into_iter().map(|running| running.join().unwrap()).collect()
+    });
+    nodes.scene.assert_nothing_left();
+    outputs
+}
+
+#[test]
+fn a_node_that_fails_before_it_meets_the_others_tells_them_why_at_once() {
+    for (lack, expected, text) in EARLY_FAILURES {
+        // One of the others, and node 0; and one that waits for others to come.
+        let late: &[(usize, &[usize])] = if lack == "config" { &[(2, &[0]), (0, &[1, 2])] } else { &[] };
+        for &(failing, late) in [(1, &[][..]), (0, &[])].iter().chain(late) {
+            // The join timeout is longer than the tests wait.
+            let outputs = fail_early(failing, lack, late);
+            for (rank, output) in outputs.iter().enumerate() {
+                let text = if rank == failing { text.trim_start_matches("failed: ") } else { text };
+                expect(output, expected, &[text]);
+                let name = format!("node {failing} (");
+                assert!(rank == failing || stderr(output).contains(&name), "{}", stderr(output));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_work_folder_that_the_nodes_do_not_share_is_refused_before_the_start() {
+    let (nodes, elsewhere) = (Nodes::new(), tempfile::tempdir().unwrap());
+    fs::write(elsewhere.path().join("cfg.toml"), "").unwrap();
+    let mut second = nodes.node("finish", 1, 2, "train cfg.toml");
+    second.current_dir(elsewhere.path());
+    let outputs = nodes.run(vec![nodes.node("finish", 0, 2, "train cfg.toml"), second]);
+    for output in &outputs {
+        expect(output, 6, &["the work folder work_dirs/cfg of this node is not that of node 0", "--work-dir"]);
+    }
+    expect(&outputs[0], 6, &["node 1 ("]);
+    for folder in [nodes.scene.path("work_dirs/cfg"), elsewhere.path().join("work_dirs/cfg")] {
+        let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<String> = files.filter(|name| name.ends_with(".tmp")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_node_whose_disk_is_blocked_is_released_by_the_checkpoint_of_another() {
+    let nodes = Nodes::new();
+    let node = |rank: usize, workers: usize| {
+        let line = format!(
+            "--device cpu --nproc {workers} --nnodes 2 --node-rank {rank} --master-addr 127.0.0.1 --master-port {} \
+             --max-restarts 0 train cfg.toml",
+            nodes.port
+        );
+        nodes.scene.command("survive kill@1 blocked@2", &line)
+    };
+    for output in nodes.run(vec![node(0, 1), node(1, 2)]) {
+        expect(&output, 4, &["rank 1 failed: killed by SIGKILL", "on node 1 ("]);
+    }
+}
+
+#[test]
+fn several_lost_nodes_are_named_in_one_sentence() {
+    let nodes = Nodes::new();
+    let spawn = |rank| {
+        let mut command = nodes.node("deaf", rank, 3, "train cfg.toml");
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let [first, mut second, mut third] = [0, 1, 2].map(spawn);
+    for rank in 0..3 {
+        let ready = nodes.scene.path(&format!("ready_{rank}"));
+        until("all ranks work", Duration::from_secs(60), || ready.exists());
+    }
+    for lost in [&mut second, &mut third] {
+        lost.kill().unwrap();
+    }
+    for lost in [&mut second, &mut third] {
+        lost.wait().unwrap();
+    }
+    let output = first.wait_with_output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(code(&output), 4, "{told}");
+    let sentence = told.lines().find_map(|line| line.split_once("not restarted: ")).map(|(_, sentence)| sentence);
+    let sentence = sentence.unwrap_or_else(|| panic!("{told}"));
+    let in_order = |first, second| sentence.starts_with(first) && sentence.contains(second);
+    assert!(in_order("node 1 (", ") and node 2 (") || in_order("node 2 (", ") and node 1 ("), "{sentence}");
+    assert!(sentence.ends_with(") are lost; start the job again on all nodes"), "{sentence}");
+    nodes.scene.assert_nothing_left();
+}
+
 #[test]
 fn strangers_at_the_port_do_no_harm() {
     let nodes = Nodes::new();
@@ -181,7 +304,7 @@ fn strangers_at_the_port_do_no_harm() {
         until("node 0 listens", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
         });
-        let sound = r#"{"type":"hello","protocol":2,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
+        let sound = r#"{"type":"hello","protocol":3,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
         for words in [
             "GET / HTTP/1.1\r\n\r\n".to_owned(),
             "\n".to_owned(),
@@ -291,7 +414,7 @@ fn all_nodes_restart_together_from_the_newest_checkpoint() {
 fn an_interface_that_is_not_there_is_refused_with_those_that_are() {
     let nodes = Nodes::new();
     expect(
-        &finish(nodes.node("finish", 0, 2, "--iface eth77 test a.ckpt")),
+        &finish(nodes.node("finish", 0, 2, "--iface eth77 --join-timeout 1 test a.ckpt")),
         6,
         &["--iface eth77: no such network interface", "lo (127.0.0.1"],
     );

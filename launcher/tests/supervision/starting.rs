@@ -36,7 +36,7 @@ fn workers_find_their_place_in_the_environment_and_leaked_variables_do_no_harm()
     let scene = Scene::new();
     let mut command = scene.command("environment", TWO);
     command.env("PORT", "22").env("MASTER_PORT", "22").env("MASTER_ADDR", "gone.example").env("FNET_STORE_FD", "0");
-    command.env("RANK", "9").env("WORLD_SIZE", "99");
+    command.env("RANK", "9").env("WORLD_SIZE", "99").env("LOCAL_WORLD_SIZE", "99");
     let output = finish(command);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     for rank in 0..2 {
@@ -90,6 +90,35 @@ fn nodes_with_different_numbers_of_workers_meet_and_their_ranks_go_on() {
     }
     assert_ne!(variables[0]["MASTER_PORT"], port, "the store has a port of its own");
     scene.assert_nothing_left();
+}
+
+#[test]
+fn one_of_several_nodes_never_trains_alone_unless_told_to() {
+    for (name, value, remedy) in [
+        ("WORLD_SIZE", "2", "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
+        ("PET_NNODES", "2", "--node-rank \"$PET_NODE_RANK\" --master-addr \"$PET_MASTER_ADDR\""),
+        ("SLURM_NNODES", "2", "scripts/slurm/train.sh"),
+    ] {
+        let scene = Scene::new();
+        let mut command = scene.command("finish", TWO);
+        command.env(name, value);
+        let output = finish(command);
+        let told = stderr(&output);
+        assert!(code(&output) == 2 && told.contains(&format!("{name}=2: 2 nodes")) && told.contains(remedy), "{told}");
+        assert!(!scene.path("work_dirs").exists(), "nothing was begun");
+        let mut command = scene.command("finish", &format!("--nnodes 1 {TWO}"));
+        command.env(name, value);
+        assert_eq!(code(&finish(command)), 0);
+    }
+}
+
+#[test]
+fn the_workers_of_a_single_node_meet_whatever_address_is_given() {
+    for address in ["no-such-host.invalid", "192.0.2.7", "::1"] {
+        let scene = Scene::new();
+        let output = scene.run("connect", &format!("--nnodes 1 --master-addr {address} {TWO}"));
+        assert_eq!(code(&output), 0, "{address}: {}", stderr(&output));
+    }
 }
 
 #[test]

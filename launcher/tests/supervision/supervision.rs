@@ -151,7 +151,16 @@ fn what_a_finished_worker_leaves_behind_is_ended() {
 }
 
 #[test]
-fn a_stopped_worker_one_without_headway_and_one_that_never_connects_are_told_apart() {
+fn a_worker_lost_while_it_starts_again_uses_up_a_restart_and_the_job_goes_on() {
+    let scene = Scene::new();
+    let output = scene.run("relapse", "--device cpu --nproc 2 train cfg.toml");
+    let told = stderr(&output);
+    assert_eq!(code(&output), 0, "{told}");
+    assert!(told.contains("(restart 1 of 3)") && told.contains("(restart 2 of 3)"), "{told}");
+}
+
+#[test]
+fn a_stopped_worker_one_without_progress_and_one_that_never_connects_are_told_apart() {
     let one = "--device cpu --nproc 1 --max-restarts 0 train cfg.toml";
     for (deed, limit, expected) in [
         ("freeze", "--silence-timeout 1", "rank 0 failed: sent no heartbeat for "),

@@ -50,7 +50,17 @@ impl Scene {
             .env("SCENE", self.folder.path())
             .env_remove("OMP_NUM_THREADS")
             .stdin(Stdio::null());
-        for name in ["NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PORT", "QUICK"] {
+        for name in [
+            "NNODES",
+            "NODE_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "PORT",
+            "QUICK",
+            "WORLD_SIZE",
+            "PET_NNODES",
+            "SLURM_NNODES",
+        ] {
             command.env_remove(name);
         }
         command

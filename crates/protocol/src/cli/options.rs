@@ -30,7 +30,7 @@ pub struct LaunchOptions {
     /// Rank of this node, from 0 [env: NODE_RANK] [default: 0]
     #[arg(long, global = true, value_name = "R")]
     pub node_rank: Option<usize>,
-    /// Name or address of node 0 [env: MASTER_ADDR] [default: 127.0.0.1 with one node]
+    /// Name or address of node 0; not used with one node [env: MASTER_ADDR]
     #[arg(long, global = true, value_name = "A")]
     pub master_addr: Option<String>,
     /// Port on node 0 [env: MASTER_PORT, or PORT from 1024 on] [default: a free one; 29500 with several nodes]

@@ -17,6 +17,7 @@ pub fn hello(node: usize, workers: usize) -> Hello {
         host: format!("host{node}"),
         job: "train cfg".into(),
         settings: [("--device".to_owned(), "cpu".to_owned())].into(),
+        failed: None,
     }
 }
 
@@ -307,4 +308,61 @@ fn each_node_receives_the_workers_of_all_others() {
         let ages: Vec<Duration> = workers.iter().map(|worker| worker.age).collect();
         assert_eq!(ages, if connection == 2 { vec![] } else { vec![SECOND * 10] });
     }
+}
+
+#[test]
+fn a_node_that_fails_before_it_joins_ends_the_job_for_all_also_for_those_that_come_later() {
+    let mut scene = Scene::new();
+    scene.hello(1, hello(1, 1));
+    let failed = Some(crate::nodes::message::EarlyFailure { code: exit::DATA, message: "a.json: no such file".into() });
+    let actions = scene.hello(2, Hello { failed: failed.clone(), settings: [].into(), ..hello(2, 1) });
+    let refusals = refusals(&actions);
+    assert_eq!(
+        refusals.iter().map(|&(to, code, _)| (to, code)).collect::<Vec<_>>(),
+        [2, 0, 1].map(|to| (to, exit::DATA))
+    );
+    assert_eq!(refusals[1].2, "node 2 (host2, 10.0.0.3) failed: a.json: no such file");
+    assert!(!scene.coordinator.has_untold_nodes(scene.now), "all have come");
+
+    let mut scene = Scene::new();
+    scene.hello(1, Hello { failed: failed.clone(), ..hello(1, 1) });
+    assert!(scene.coordinator.has_untold_nodes(scene.now));
+    let actions = scene.hello(2, hello(2, 1));
+    assert!(matches!(sent(&actions)[..], [(2, ToNode::Refused { code: exit::DATA, .. })]), "{actions:?}");
+    assert!(!scene.coordinator.has_untold_nodes(scene.now));
+
+    // One of another job ends nothing, and a job that runs goes on.
+    let mut scene = Scene::new();
+    scene.hello(1, Hello { failed: failed.clone(), job: "train other".into(), ..hello(1, 1) });
+    assert!(scene.coordinator.refused.is_none());
+    let mut scene = Scene::running();
+    scene.hello(7, Hello { failed, ..hello(1, 1) });
+    assert!(scene.coordinator.refused.is_none());
+}
+
+#[test]
+fn a_node_0_that_fails_tells_all_the_others_for_a_while() {
+    let (mut scene, error) = (Scene::new(), (exit::USAGE, "config cfg.toml: no such file".to_owned()));
+    scene.coordinator = Coordinator::of_failed(hello(0, 1), error, TIMEOUTS, scene.now);
+    let actions = scene.hello(1, hello(1, 1));
+    assert_eq!(refusals(&actions), [(1, exit::USAGE, "config cfg.toml: no such file")]);
+    assert!(scene.coordinator.has_untold_nodes(scene.now), "node 2 has not come");
+    assert!(!scene.coordinator.has_untold_nodes(scene.now + EARLY_FAILURE_GRACE));
+    scene.hello(2, hello(2, 1));
+    assert!(!scene.coordinator.has_untold_nodes(scene.now));
+}
+
+#[test]
+fn a_saved_state_is_passed_on_and_nodes_hear_for_which_others_they_wait() {
+    let mut scene = Scene::running();
+    let actions = scene.say(1, ToCoordinator::Saved { attempt: 0, step: 7 });
+    assert_eq!(sent(&actions), [0, 2].map(|to| (to, &ToNode::PeerSaved { step: 7 })));
+    assert_eq!(scene.say(1, ToCoordinator::Saved { attempt: 9, step: 7 }), []);
+    scene.ended(1, failed(2, false));
+    scene.ended(0, failed(0, true));
+    assert_eq!(scene.pass(9, &[1, 2]), []);
+    let actions = scene.pass(1, &[1, 2]);
+    assert_eq!(news(&actions), ["waiting for the workers of node 2 (host2, 10.0.0.3) to exit"; 2]);
+    assert!(sent(&actions).iter().all(|(to, _)| [0, 1].contains(to)), "{actions:?}");
+    assert_eq!(scene.pass(9, &[1, 2]), []);
 }
