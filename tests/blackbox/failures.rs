@@ -105,7 +105,7 @@ fn a_damaged_or_invalid_checkpoint_is_an_error_that_names_it() {
     }
     scene
         .launch("--device cpu --nproc 1 train cfg.toml --resume --set model.neck.out_channels=8")
-        .expect(3, &["epoch_1.ckpt", "another model"]);
+        .expect(3, &["epoch_1.ckpt", "do not match the model"]);
 }
 
 #[test]

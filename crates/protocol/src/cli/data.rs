@@ -21,7 +21,7 @@ pub struct CheckData {
     /// Decode every image instead of its header only
     #[arg(long)]
     pub decode: bool,
-    /// Findings listed per kind; 0 for the table alone
+    /// Diagnostics listed per kind; 0 for the table alone
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub list: usize,
     /// Print every finding as JSON to stdout
