@@ -315,7 +315,7 @@ fn body_overflow() {
         train_state.loss_scale = Some(LossScale::new(scales[rank]));
         let index = StepIndex { epoch: 0, step_in_epoch: 0, step: 0, micro_steps: 1, updates };
         let outcome = train_state
-            .step(&batch(rank), index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
+            .train_step(&batch(rank), index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
             .unwrap();
         let left = train_state.loss_scale.as_ref().unwrap().scale() / scales[rank];
         (outcome.skipped.is_some(), left, state(&train_state))
@@ -362,7 +362,7 @@ fn body_not_finite() {
             let index =
                 StepIndex { epoch: 0, step_in_epoch: step, step, micro_steps, updates: step + 1 == micro_steps };
             skipped = train_state
-                .step(&batch, index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
+                .train_step(&batch, index, 0.01, StepVote::default(), &communicator, &Client::disconnected())
                 .unwrap()
                 .skipped
                 .is_some();

@@ -95,11 +95,16 @@ impl Saver {
 /// The folders of a job's checkpoints: its work folder, then the job's subfolder of each fallback folder.
 pub fn folders(work_dir: &Path, policy: &CheckpointPolicy) -> Vec<PathBuf> {
     let whole = std::path::absolute(work_dir).unwrap_or_else(|_| work_dir.to_path_buf());
-    // The name is unique for each work folder.
-    let own: Vec<String> = whole.iter().skip(1).map(|part| part.to_string_lossy().replace('_', "__")).collect();
-    let own = own.join("_");
+    let own = name_of(&whole);
     let fallbacks = policy.fallback.iter().map(|folder| folder.join(&own));
     std::iter::once(work_dir.to_path_buf()).chain(fallbacks).collect()
+}
+
+/// A name for an absolute path that no other path has: its parts with `_` between them, and `%5F` for a `_` of their own.
+fn name_of(path: &Path) -> String {
+    let parts: Vec<String> =
+        path.iter().skip(1).map(|part| part.to_string_lossy().replace('%', "%25").replace('_', "%5F")).collect();
+    parts.join("_")
 }
 
 /// Whether a checkpoint is due by the number of steps after the update that ended with the step at `index`; `before` is the
@@ -135,6 +140,14 @@ fn chosen<'m>(policy: &str, metrics: &'m IndexMap<String, f64>) -> Option<(&'m s
 mod tests {
     use super::*;
     use crate::progress::TrainSchedule;
+
+    #[test]
+    fn work_folders_never_share_a_name_in_a_fallback_folder() {
+        let paths = ["/a_/b", "/a/_b", "/a__b", "/a_b", "/a/b", "/a%5Fb", "/a%5F/b", "/a%255Fb"];
+        let names: std::collections::HashSet<String> = paths.iter().map(|path| name_of(Path::new(path))).collect();
+        assert_eq!(names.len(), paths.len(), "{names:?}");
+        assert_eq!(name_of(Path::new("/data/job-1")), "data_job-1");
+    }
 
     #[test]
     fn the_best_metric_is_the_named_or_first_one_and_must_exceed_all_previous_ones() {

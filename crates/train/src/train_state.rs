@@ -184,7 +184,7 @@ impl<'a> TrainState<'a> {
     /// # Errors
     /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
     /// scale; a lost peer; lack of memory.
-    pub fn step(
+    pub fn train_step(
         &mut self,
         batch: &Batch,
         index: StepIndex,

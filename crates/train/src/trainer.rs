@@ -131,7 +131,8 @@ impl Trainer<'_> {
         let data_seconds = started.elapsed().as_secs_f64();
         let learning_rate = self.learning_rate_at(index);
         let vote = StepVote { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
-        let outcome = self.train_state.step(&batch, index, learning_rate, vote, self.communicator, self.control)?;
+        let outcome =
+            self.train_state.train_step(&batch, index, learning_rate, vote, self.communicator, self.control)?;
         self.progress = self.schedule.after(index);
         let mut asked = (None, false);
         if index.updates {

@@ -197,7 +197,8 @@ impl Bench<'_> {
         let index =
             StepIndex { epoch: 0, step_in_epoch: self.step, step: STEP as usize, micro_steps: 1, updates: all_reduce };
         self.step += 1;
-        let outcome = self.train_state.step(batch, index, 0.0, StepVote::default(), self.communicator, self.control)?;
+        let outcome =
+            self.train_state.train_step(batch, index, 0.0, StepVote::default(), self.communicator, self.control)?;
         Ok((outcome.times, outcome.positives))
     }
 

@@ -65,7 +65,7 @@ fn index(updates: bool, micro_steps: usize) -> StepIndex {
 }
 
 fn take(train_state: &mut TrainState<'_>, communicator: &Communicator, index: StepIndex) -> Result<StepOutcome> {
-    train_state.step(&batch(), index, LEARNING_RATE, StepVote::default(), communicator, &Client::disconnected())
+    train_state.train_step(&batch(), index, LEARNING_RATE, StepVote::default(), communicator, &Client::disconnected())
 }
 
 fn one_step(train_state: &mut TrainState<'_>, communicator: &Communicator) -> Result<StepOutcome> {
@@ -242,7 +242,7 @@ fn group(
         let index = StepIndex { step, step_in_epoch: step, ..index(step + 1 == micro_steps, micro_steps) };
         let vote = StepVote::default();
         let outcome =
-            train_state.step(&batch, index, LEARNING_RATE, vote, communicator, &Client::disconnected()).unwrap();
+            train_state.train_step(&batch, index, LEARNING_RATE, vote, communicator, &Client::disconnected()).unwrap();
         assert_eq!(outcome.bad.is_some(), bad.contains(&step));
         assert_eq!(outcome.skipped, (index.updates && !bad.is_empty()).then_some(Skip::NotFinite));
     }
