@@ -47,6 +47,7 @@ mutation() {
         noticed=$(sed -n 's/^test simulated::\(.*\) \.\.\. FAILED$/`\1`/p' "$log" | paste -sd ' ')
         result=$(grep -v 'enqueued here' "$log" | grep -m 1 -oE 'simulated CUDA: .*' | cut -c 17-150 || true)
         [ -n "$result" ] || result=$(grep -m 1 -oE '(missing \["[^]]*|Expected all tensors[^!]*|operators of a step|waits of a step|view size is not compatible|did not end|must have same dtype)' "$log" || true)
+        [ -n "$result" ] || result=$(grep -m 1 -oE 'error: .{10,130}' "$log" || true)
         if [ -z "$noticed" ]; then
             result="unnoticed"
             failures=$((failures + 1))
@@ -57,39 +58,39 @@ mutation() {
     echo "${rows[-1]}"
 }
 
-mutation host_tensor "a tensor left on the CPU" crates/model/src/rpn.rs \
-    's{let limits = ops::upload\(&(Tensor::f_from_slice\(&limits\)\?\.f_reshape\(\[images, 1, 4\]\)\?), device\)\?;}{let limits = $1;}' \
+mutation host_tensor "a tensor left on the CPU" crates/model/src/pack.rs \
+    's{upload\(&self\.bytes, device, Lane}{upload(&self.bytes, Device::Cpu, Lane}' \
     simulated::main_job::two_gpus
-mutation strided_view "a view of a strided result" crates/model/src/rpn.rs \
-    's{&order\.f_reshape\(\[-1\]\)\?}{&order.f_view([-1])?}' \
-    simulated::main_job::narrow_types
-mutation early_read "a download that is read before its wait" crates/model/src/losses.rs \
-    's{f_to_kind\(Kind::Double\)\?\)\?;}{f_to_device_(tch::Device::Cpu, Kind::Double, true, false)?)?;}' \
+mutation strided_view "a view of a strided result" crates/model/src/mask_head.rs \
+    's{logits\.f_reshape\(\[rois, 2 \* height, 2 \* width\]\)}{logits.f_view([rois, 2 * height, 2 * width])}' \
+    simulated::main_job::ctrl_c
+mutation one_more_wait "one more wait in each step" crates/model/src/pack.rs \
+    's#Ok\(Sent \{ bytes#torch_ext::cuda::wait(device)?;\n        Ok(Sent { bytes#' \
+    simulated::budgets
+mutation missing_abort "collectives that nobody aborts when a peer is lost" crates/distributed/src/communicator.rs \
+    's{Box::new\(move \|\| breaker\.begin\(None\)\)}{Box::new(move || drop(Arc::clone(&breaker)))}' \
+    simulated::lost_ranks::a_survivor
+mutation skipped_collective "a rank that skips a collective" crates/distributed/src/communicator.rs \
+    's{(let started: Vec<Work<._>> = tensors\n\s*\.iter\(\))}{$1\n                .skip(usize::from(self.rank == 1 && tensors.len() > 3))}' \
     simulated::main_job::two_gpus
-mutation reused_buffer "a pinned buffer that is used again before its upload is done" crates/model/src/ops.rs \
-    's{Ok\(x\.f_to_device_\(device, x\.kind\(\), true, false\)\?\)}{let pinned = if device.is_cuda() { x.f_pin_memory(device)? } else { x.shallow_clone() };\n    let there = pinned.f_to_device_(device, x.kind(), true, false)?;\n    if device.is_cuda() { drop(pinned.shallow_clone().f_zero_()?); }\n    Ok(there)}' \
-    simulated::main_job
-mutation host_kernel "host code that touches device memory" crates/torch-ext/cpp/nms.cpp \
-    's{return b\.is_cpu\(\) \? nms_cpu}{return b.numel() >= 0 ? nms_cpu}' \
-    simulated::main_job
-mutation wrong_strides "gradients with other strides than their weights" crates/torch-ext/cpp/optim.cpp \
-    's{return grad\.strides\(\) == parameter\.strides\(\) \? grad : grad\.as_strided\(parameter\.sizes\(\), parameter\.strides\(\)\);}{return grad;}' \
-    simulated::main_job
+mutation early_read "a download that is read before its wait" crates/torch-ext/src/cuda/stream.rs \
+    's{copied\.wait\(\)\?;}{let _ = copied;}' \
+    simulated::main_job::two_gpus
+mutation host_kernel "host code that touches device memory" crates/torch-ext/src/cuda/stream.rs \
+    's{\(self\.staging\.data_ptr\(\)\.cast::<u8>\(\), host}{(tensor.data_ptr().cast::<u8>(), host}' \
+    simulated::main_job::four_gpus
+mutation wrong_strides "gradients in another order than their weights" crates/torch-ext/cpp/block.cpp \
+    's{weight\.is_contiguous\(\) \? grad\.t\(\)\.mm\(x\) : x\.t\(\)\.mm\(grad\)\.t\(\)}{grad.t().mm(x)}' \
+    simulated::budgets
+mutation reused_buffer "a pinned buffer that is used again before its upload is done" crates/torch-ext/cpp/transfer.cpp \
+    's{buffer\.copied\.record\(stream\);}{buffer.copied.record(stream);\n      std::memset(buffer.bytes.mutable_data_ptr(), 0, static_cast<size_t>(count));}' \
+    simulated::main_job::two_gpus
 mutation unwaited_sum "a sum over the ranks that its stream does not wait for" crates/torch-ext/cpp/process_group.cpp \
     's{group\.allreduce\(tensors\)->wait\(\);}{(void)group.allreduce(tensors);}' \
     simulated::main_job::a_job_with_every_setting
-mutation missing_abort "collectives that nobody aborts when a peer is lost" crates/distributed/src/world.rs \
-    's{Box::new\(move \|\| drop\(breaker\.abort\(\)\)\)}{Box::new(move || drop(Arc::clone(&breaker)))}' \
-    simulated::main_job::four_gpus
-mutation skipped_collective "a rank that skips a collective" crates/distributed/src/world.rs \
-    's{(let started: Vec<Work<._>> = tensors\n\s*\.iter\(\))}{$1\n                .skip(usize::from(self.rank == 1 && tensors.len() > 3))}' \
-    simulated::main_job::two_gpus
 mutation memory_as_bug "memory that runs out, taken for a bug" crates/torch-ext/cpp/error.cpp \
     's{make_error\(FnetErrorKind::kOutOfMemory, error\.what_without_backtrace\(\)\)}{make_error(fallback, "unknown")}' \
     simulated::faults::memory
-mutation one_more_wait "one more wait in each step" crates/model/src/ops.rs \
-    's{x\.kind\(\), true, false}{x.kind(), false, false}' \
-    simulated::budgets
 
 restore
 cargo build --release --workspace >"$log" 2>&1 || die "the product does not build after the mutations were taken back"

@@ -34,7 +34,11 @@ static inline void sim_item(const char* list, int index, char* out, size_t size)
 
 static inline int sim_driver_is(const char* state) { return strcmp(sim_text("FNET_SIM_DRIVER", "fine"), state) == 0; }
 
-static inline int sim_is_mig(void) { return atoi(sim_text("FNET_SIM_MIG", "0")) != 0; }
+// The number of slices that each card is cut into; 0 if it is not.
+static inline int sim_slices(void) { return atoi(sim_text("FNET_SIM_MIG", "0")); }
+static inline int sim_is_mig(void) { return sim_slices() > 0; }
+// The card that a GPU is a slice of, or is.
+static inline int sim_card(int gpu) { return sim_is_mig() ? gpu / sim_slices() : gpu; }
 
 static inline int sim_gpu_count(void) {
   const int count = atoi(sim_text("FNET_SIM_GPUS", "4"));

@@ -95,6 +95,7 @@ bool is_work_memory(const void* p) {
   return address >= memory().real && address < memory().real + kRange * SIM_MAX_GPUS;
 }
 int device_count() { return memory().count; }
+int card_of(DeviceIndex device) { return sim_card(memory().gpus[device]); }
 DeviceIndex current_device() { return device_of_thread; }
 
 // An exclusive card takes one process at a time.

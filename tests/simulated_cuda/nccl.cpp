@@ -95,6 +95,7 @@ class Communicator {
     TORCH_CHECK(mapped != MAP_FAILED, "NCCL: no shared memory");
     close(file);
     pages_ = static_cast<RankPage*>(mapped);
+    refuse_a_card_twice(store);
     // When all have opened it, nobody needs the name any more.
     if (store->add("opened", 1) == size) {
       const auto name = store->get("memory");
@@ -138,6 +139,20 @@ class Communicator {
   }
 
  private:
+  // As NCCL, which tells cards apart by host and bus.
+  void refuse_a_card_twice(const c10::intrusive_ptr<Store>& store) const {
+    const std::string own = std::string(sim_text("NCCL_HOSTID", "")) + "/" + std::to_string(sim::card_of(device_.index()));
+    store->set("card" + std::to_string(rank_), std::vector<uint8_t>(own.begin(), own.end()));
+    for (int r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      const auto other = store->get("card" + std::to_string(r));
+      if (std::string(other.begin(), other.end()) != own) continue;
+      C10_THROW_ERROR(DistBackendError, c10::str("NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version "
+                                                 "2.28.9\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU "
+                                                 "detected : rank ", rank_, " and rank ", r, " both on CUDA device ", sim::card_of(device_.index()), "000"));
+    }
+  }
+
   // Waits for `condition`; false if the collective is aborted.
   template <class Condition>
   bool until(const Condition& condition) {

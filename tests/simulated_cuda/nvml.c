@@ -17,7 +17,7 @@ int nvmlShutdown(void) { return SUCCESS; }
 const char* nvmlErrorString(int code) { return code == DRIVER_NOT_LOADED ? "Driver Not Loaded" : "Simulated"; }
 
 int nvmlDeviceGetCount_v2(unsigned* count) {
-  *count = (unsigned)sim_gpu_count();
+  *count = (unsigned)(sim_gpu_count() > 0 ? sim_card(sim_gpu_count() - 1) + 1 : 0);
   return SUCCESS;
 }
 int nvmlSystemGetDriverVersion(char* text, unsigned size) {
@@ -29,8 +29,9 @@ int nvmlSystemGetCudaDriverVersion_v2(int* version) {
   return SUCCESS;
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void** handle) {
-  if (index >= (unsigned)sim_gpu_count()) return INVALID_ARGUMENT;
-  *handle = (void*)(uintptr_t)(index + 1);
+  const unsigned first = index * (sim_is_mig() ? (unsigned)sim_slices() : 1);
+  if (first >= (unsigned)sim_gpu_count()) return INVALID_ARGUMENT;
+  *handle = (void*)(uintptr_t)(first + 1);
   return SUCCESS;
 }
 int nvmlDeviceGetName(void* handle, char* text, unsigned size) {

@@ -123,6 +123,7 @@ void pin(Block* block);
 void unpin(Block* block);
 bool is_pinned(const void* host);
 int device_count();
+int card_of(DeviceIndex device);
 DeviceIndex current_device();
 void use_device(DeviceIndex device);
 void check_device(DeviceIndex device, const char* what);

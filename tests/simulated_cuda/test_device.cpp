@@ -462,7 +462,8 @@ void ranks() {
     std::pair<int, std::string> ends[2];
     std::thread peers[2];
     for (int r = 0; r < 2; ++r) {
-      peers[r] = std::thread([&, r] { ends[r] = child(std::string("rank ") + mode, {{"RANK", r == 0 ? "0" : "1"}, {"FNET_SIM_NCCL", setting}, {"FNET_SIM_GRACE_MS", "50"}}); });
+      peers[r] = std::thread([&, r] { ends[r] = child(std::string("rank ") + mode, {{"RANK", r == 0 ? "0" : "1"}, {"FNET_SIM_NCCL", setting}, {"FNET_SIM_GRACE_MS", "50"},
+                                                                           {"CUDA_VISIBLE_DEVICES", r == 0 || std::string(mode) == "twice" ? "0" : "1"}}); });
     }
     for (auto& peer : peers) peer.join();
     unlink(path.c_str());
@@ -472,6 +473,7 @@ void ranks() {
   run("values", "", succeeds);
   run("unwaited", "", [](int status, const std::string& told) { return WIFSIGNALED(status) && told.find("nothing makes the one wait") != std::string::npos; });
   run("order", "", [](int, const std::string& told) { return told.find("collectives in different orders") != std::string::npos; });
+  run("twice", "", [](int status, const std::string& told) { return status != 0 && told.find("Duplicate GPU detected") != std::string::npos; });
   run("silent", "silent@1/1", succeeds);
   run("error", "error@1/0", succeeds);
 }

@@ -31,6 +31,8 @@ const LINK: &str = "A connection between GPUs failed: see nvidia-smi nvlink -e a
     (sudo nvidia-smi -r) or reboot, or do without the connection (NCCL_P2P_DISABLE=1)";
 const LOST: &str = "The driver does not say what happened; most likely the GPU fell off the bus: see whether nvidia-smi \
     still lists it and the Xid lines of dmesg, reboot, and train on other GPUs (--gpus) until then";
+const TWICE: &str = "Two ranks of the job are on one GPU, or on two MIG slices of one, which NCCL does not connect: give each \
+    rank a GPU of its own (CUDA_VISIBLE_DEVICES names each GPU once); --gpus 1 trains on one";
 const WATCHDOG: &str = "The GPU also drives a display, whose watchdog ends long kernels: train on another GPU (--gpus), or \
     stop the graphical session";
 const KERNEL: &str = "A kernel failed, and this process cannot use the GPU any more; a new process can. If it fails again \
@@ -187,6 +189,7 @@ const FAULTS: &[Fault] = &[
         MPS,
     ),
     cuda(999, "cudaErrorUnknown", "unknown error", ErrorKind::Environment, LOST),
+    library("Duplicate GPU detected", ErrorKind::Environment, TWICE),
     library("CUBLAS_STATUS_ARCH_MISMATCH", ErrorKind::Environment, NO_KERNEL),
     library("CUDNN_STATUS_ARCH_MISMATCH", ErrorKind::Environment, NO_KERNEL),
     library("CUBLAS_STATUS_EXECUTION_FAILED", ErrorKind::Device, KERNEL),
@@ -235,11 +238,15 @@ fn is_named(fault: &Fault, message: &str) -> bool {
     message.match_indices(name).map(follows).any(is_whole) || (!text.is_empty() && as_written())
 }
 
-/// The message without what libtorch says about debugging, and without the frames of C++.
+/// The message without what libtorch says about debugging, and without the frames of C++; of NCCL's its own words.
 fn without_advice(message: &str) -> &str {
     let advice = ["\nSearch for `", "\nCUDA kernel errors might be", "\nException raised from", "\nframe #"];
     let end = advice.iter().filter_map(|words| message.find(words)).min();
-    message[..end.unwrap_or(message.len())].trim_end()
+    let told = message[..end.unwrap_or(message.len())].trim_end();
+    match told.split_once("\nLast error:\n") {
+        Some((_, of_nccl)) if !of_nccl.is_empty() => of_nccl,
+        _ => told,
+    }
 }
 
 #[cfg(test)]
@@ -282,6 +289,15 @@ mod tests {
         for fault in FAULTS.iter().filter(|fault| fault.code == 0) {
             assert_eq!(classify(0, &format!("CUDA error: {}", fault.name)).unwrap().0, fault.kind);
         }
+    }
+
+    #[test]
+    fn a_gpu_that_is_taken_twice_is_told_in_nccls_own_words_with_the_remedy() {
+        let message = "NCCL error in: ProcessGroupNCCL.cpp:3690, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL \
+            version 2.28.9\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU \
+            detected : rank 1 and rank 0 both on CUDA device 1b000\nException raised from x at y.cpp:1";
+        let told = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000";
+        assert_eq!(classify(0, message), Some((ErrorKind::Environment, format!("{told}\n{TWICE}"))));
     }
 
     #[test]

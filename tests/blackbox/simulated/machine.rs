@@ -53,6 +53,13 @@ fn slices_and_exclusive_cards_are_told() {
     let Some(gpus) = Gpus::of("slices_and_exclusive_cards_are_told", || Scene::with_images(4, 2)) else { return };
     let slices = [("FNET_SIM_MIG", "1"), ("CUDA_VISIBLE_DEVICES", "MIG-a0b0c000,MIG-a1b1c101")];
     gpus.launch(&format!("--gpus 2 {TRAIN} --work-dir slices"), &slices).expect(0, &[]);
+    let of_one_card = [("FNET_SIM_MIG", "2"), slices[1]];
+    let ended = gpus.launch(&format!("--gpus 2 {TRAIN} --work-dir card"), &of_one_card);
+    ended.expect(6, &["MIG-a0b0c000 and MIG-a1b1c101 are MIG slices of one GPU", "To run on one slice"]);
+    // What the launcher does not see NCCL refuses.
+    let ended =
+        gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN} --work-dir twice"), &[("CUDA_VISIBLE_DEVICES", "0,0")]);
+    ended.expect(6, &["Duplicate GPU detected", "CUDA_VISIBLE_DEVICES names each GPU once"]);
     let twice = [("FNET_SIM_EXCLUSIVE", "1"), ("CUDA_VISIBLE_DEVICES", "0,0")];
     let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN} --work-dir exclusive"), &twice);
     assert!(ended.code != 0 && ended.stderr.contains("busy or unavailable"), "{}: {}", ended.code, ended.stderr);
