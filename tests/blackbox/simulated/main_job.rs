@@ -61,7 +61,7 @@ fn two_gpus_train_as_two_cpu_workers_do() {
 #[test]
 fn a_step_and_the_detections_of_a_gpu_are_those_of_the_cpu() {
     let name = "a_step_and_the_detections_of_a_gpu_are_those_of_the_cpu";
-    let Some(gpus) = Gpus::of(name, || Scene::with_pictures(2, 2)) else { return };
+    let Some(gpus) = Gpus::of(name, || Scene::with_images(2, 2)) else { return };
     let smallest = fs::read_to_string(gpus.path("cfg.toml")).unwrap();
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let base = configs.join("mask_rcnn_fasternet_t0_fpn_1x_coco.toml");
