@@ -266,7 +266,7 @@ impl Attempt {
         self.remote = (statuses, now);
     }
 
-    /// A rank of any node has failed, or its node is lost: the workers of this node are told once.
+    /// A rank of any node has failed, or its node is lost: reports it once to the workers of this node.
     pub fn on_peer_failed(&mut self, rank: usize, now: Instant) -> Vec<Action> {
         let is_first = self.ready_by.is_none();
         self.expect_states(now);

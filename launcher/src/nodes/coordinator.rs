@@ -19,9 +19,9 @@ use crate::text;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of the messages about missing nodes.
 pub const REMINDER_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the nodes of a job that cannot start are told so: those that were started together have come by then.
+/// How long a job that cannot start waits for nodes to report that to them: those that were started together join by then.
 pub const EARLY_FAILURE_GRACE: Duration = Duration::from_secs(10);
-/// Time until nodes are told for which others they wait at the end of an attempt, and between two such messages.
+/// Interval of the messages at the end of an attempt about nodes for which others wait.
 const END_REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 /// A gap between ticks that shows that the launcher itself was stopped.
 const STALL: Duration = Duration::from_secs(5);
@@ -124,9 +124,9 @@ pub struct Coordinator {
     failures: usize,
     /// Why the job has ended; nodes that join later are refused for this reason.
     refused: Option<(i32, String)>,
-    /// Nodes that have come in vain since.
+    /// Nodes that have received an answer.
     told: BTreeSet<usize>,
-    /// Until when absent nodes are waited for, to tell them that the job cannot start.
+    /// If the job cannot start: until when to wait for absent nodes to report that to them.
     tell_until: Instant,
 }
 
@@ -160,14 +160,14 @@ impl Coordinator {
         Self { token, ..self }
     }
 
-    /// The coordinator of a job that cannot start because of `error`, which it tells to all nodes.
+    /// The coordinator of a job that cannot start because of `error`, which it reports to all nodes.
     pub fn of_failed(hello: Hello, error: (i32, String), timeouts: Timeouts, now: Instant) -> Self {
         let mut coordinator = Self::new(hello, timeouts, now);
         coordinator.end_all(error.0, error.1);
         coordinator
     }
 
-    /// Whether the job cannot start and absent nodes may still come and wait in vain for it.
+    /// Whether the job cannot start and absent nodes, which would wait for it, may still join.
     pub fn has_untold_nodes(&self, now: Instant) -> bool {
         let is_untold = |(number, node): (usize, &Option<Node>)| node.is_none() && !self.told.contains(&number);
         self.refused.is_some() && now < self.tell_until && self.nodes.iter().enumerate().any(is_untold)

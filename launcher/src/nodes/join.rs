@@ -73,8 +73,8 @@ fn timeouts(options: &LaunchOptions) -> Timeouts {
     }
 }
 
-/// Tells the other nodes of a job why this one fails before it has joined: node 0 those that come to its port, the others
-/// node 0. They may be starting still, so this takes some seconds.
+/// Reports to the other nodes of a job why this one fails before it has joined: node 0 to those that connect to its port, the
+/// others to node 0. They may still be starting, so this takes some seconds.
 pub async fn report_failure(
     options: &LaunchOptions,
     line: &CommandLine,
@@ -89,7 +89,7 @@ pub async fn report_failure(
     let (port, timeouts) = (nodes.port.unwrap_or(0), timeouts(options));
     let hello = hello::of_failed(&nodes, line, logs, error);
     let grace = EARLY_FAILURE_GRACE.min(timeouts.join);
-    console.say(&format!("telling the other nodes, at most {} s", grace.as_secs_f64()));
+    console.say(&format!("reporting this to the other nodes (at most {} s)", grace.as_secs_f64()));
     if nodes.rank == 0 {
         let reason = (error.code, format!("node 0 ({}) failed: {}", hello.host, error.message()));
         let coordinator = Coordinator::of_failed(hello, reason, timeouts, Instant::now());

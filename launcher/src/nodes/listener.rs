@@ -77,7 +77,7 @@ impl Listener {
     }
 
     /// Waits some seconds for the nodes to receive the last messages and leave, and, if the job cannot start, for absent nodes
-    /// to be told so.
+    /// to join and receive the reason.
     pub async fn close(self) {
         drop(self.leave);
         let _ = self.task.await;

@@ -38,7 +38,7 @@ pub struct Hello {
     pub job: String,
     /// What must be equal on all nodes, with the names that users know.
     pub settings: BTreeMap<String, String>,
-    /// Why the node cannot take part: it only tells the others.
+    /// Why the node cannot take part: it only reports that.
     #[serde(default)]
     pub failed: Option<EarlyFailure>,
 }

@@ -122,7 +122,7 @@ fn usable(visible: Option<&str>, found: &[Gpu]) -> Result<Vec<String>> {
 /// Refuses workers on two slices of one GPU: NCCL connects GPUs, and refuses the same one twice.
 ///
 /// # Errors
-/// As said, with the line to run on one of them (exit code 6).
+/// The workers would share a GPU; the message has the line to run on one slice (exit code 6).
 pub fn refuse_slices_of_one_gpu(devices: &Devices, found: &[Gpu], command: &[OsString]) -> Result<()> {
     let Devices::Cuda(entries) = devices else { return Ok(()) };
     for (index, gpu) in found.iter().enumerate().filter(|(_, gpu)| gpu.slices.len() > 1) {

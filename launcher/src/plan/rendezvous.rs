@@ -49,7 +49,7 @@ impl Nodes {
 /// NNODES says how many the job has: each of them would train alone.
 ///
 /// # Errors
-/// As said, with the options to give (exit code 2).
+/// The number of nodes is missing; the message has the options to give (exit code 2).
 pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
     let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
     if options.nnodes.is_some() || lookup(env::NNODES).is_some() {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
-# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, relapse, fall, flood, environment, connect,
+# Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, relapse, fall, vanish, flood, environment, connect,
 # cpus; beat works with heartbeats; survive and blocked work until a peer is lost, and save their state, or never end with
 # that; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
 # first. "config=MISTAKE" is for the worker that is asked for the config: a signal, a code, blank, or wait.
@@ -96,6 +96,11 @@ case $deed in
         awk '/^Cpus_allowed_list/ { print $2 }' /proc/$$/status > "cpus_$RANK"
         ulimit -Sn > "files_$RANK"
         exit 0 ;;
+    vanish)
+        # The folder of the logs is gone when the job restarts.
+        mv work_dirs/cfg/logs work_dirs/cfg/gone
+        touch work_dirs/cfg/logs
+        kill -KILL $$ ;;
     environment) env > "environment_$RANK"; exit 0 ;;
     connect)
         # The store's port is open before any rank has done anything.

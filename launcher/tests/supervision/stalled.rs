@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{Scene, signal, until};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const NOISY: &str = "--device cpu --nproc 2 --max-restarts 0 --tee 1";
 
 /// The writing end of a pipe that is full, and stays so as long as the reading end lives.
@@ -35,7 +35,7 @@ fn start(scene: &Scene, deeds: &str, line: &str) -> Stalled {
 impl Stalled {
     fn expect(mut self, scene: &Scene, code: i32) {
         let mut status = None;
-        until("the launcher ends", PATIENCE, || {
+        until("the launcher ends", TIMEOUT, || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -61,7 +61,7 @@ fn a_request_to_stop_is_heard() {
     for (name, code) in [("TERM", 75), ("INT", 130)] {
         let scene = Scene::new();
         let stalled = start(&scene, "work", "train cfg.toml");
-        until("both ranks work", PATIENCE, || (0..2).all(|rank| scene.path(&format!("ready_{rank}")).exists()));
+        until("both ranks work", TIMEOUT, || (0..2).all(|rank| scene.path(&format!("ready_{rank}")).exists()));
         signal(stalled.child.id(), name);
         stalled.expect(&scene, code);
     }
@@ -90,7 +90,7 @@ fn a_reader_that_comes_back_is_told_what_it_missed() {
     command.env("NOISE", "400000");
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // More than the launcher keeps is printed before anybody reads.
-    until("all is printed", PATIENCE, || scene.path("noise_0").exists());
+    until("all is printed", TIMEOUT, || scene.path("noise_0").exists());
     let notice = " lines were dropped here because stderr was blocked";
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let told = lines.find(|line| line.as_ref().unwrap().contains(notice));

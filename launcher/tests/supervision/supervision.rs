@@ -151,6 +151,17 @@ fn what_a_finished_worker_leaves_behind_is_ended() {
 }
 
 #[test]
+fn a_log_that_cannot_be_opened_is_not_blamed_on_the_program() {
+    let scene = Scene::new();
+    let output = scene.run("vanish", "--device cpu --nproc 1 train cfg.toml");
+    let told = stderr(&output);
+    assert_eq!(code(&output), 6, "{told}");
+    let expected =
+        "fnet-launch: opening the log work_dirs/cfg/logs/rank_0.log (is the work folder still there?): Not a directory";
+    assert!(told.contains(expected) && !told.contains("starting rank"), "{told}");
+}
+
+#[test]
 fn a_worker_lost_while_it_starts_again_uses_up_a_restart_and_the_job_goes_on() {
     let scene = Scene::new();
     let output = scene.run("relapse", "--device cpu --nproc 2 train cfg.toml");

@@ -12,7 +12,7 @@ use crate::messages::{assert_fit, assert_logs_fit};
 pub const CHECKPOINT: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A folder of its own, in which the launcher runs; every process started there can be told by its environment.
 pub struct Scene {
@@ -78,7 +78,7 @@ impl Scene {
         let running = Running { child };
         for rank in 0..ranks {
             let file = self.path(&format!("ready_{rank}"));
-            until(&format!("rank {rank} works"), PATIENCE, || file.exists());
+            until(&format!("rank {rank} works"), TIMEOUT, || file.exists());
         }
         running
     }
@@ -134,7 +134,7 @@ impl Running {
 
     pub fn wait(mut self) -> ExitStatus {
         let mut status = None;
-        until("the launcher ends", PATIENCE, || {
+        until("the launcher ends", TIMEOUT, || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -148,13 +148,13 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.success());
 }
 
-/// Runs a command to its end, within [`PATIENCE`].
+/// Runs a command to its end, within [`TIMEOUT`].
 pub fn finish(mut command: Command) -> Output {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let id = child.id();
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(PATIENCE) {
+    match receiver.recv_timeout(TIMEOUT) {
         Ok(output) => {
             let output = output.unwrap();
             assert_fit(&format!("{command:?}"), &stderr(&output));
@@ -162,16 +162,16 @@ pub fn finish(mut command: Command) -> Output {
         }
         Err(_) => {
             let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
-            panic!("{command:?} did not end in {PATIENCE:?}");
+            panic!("{command:?} did not end in {TIMEOUT:?}");
         }
     }
 }
 
 /// Waits until `condition` holds.
-pub fn until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
+pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + timeout;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -157,7 +157,7 @@ impl Metric {
 /// `predict`
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(
-    after_help = "Example: fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out painted"
+    after_help = "Example: fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out drawn"
 )]
 pub struct Predict {
     /// Checkpoint of fnet, or MMDetection .pth (needs --config)
