@@ -78,6 +78,7 @@ class Communicator {
   Communicator(const c10::intrusive_ptr<Store>& store, int rank, int size, at::Device device)
       : rank_(rank), size_(size), device_(device), rules_(rules(rank)) {
     TORCH_CHECK(size <= kMaxRanks, "NCCL: more than ", kMaxRanks, " simulated ranks");
+    refuse_a_card_twice(store);
     const size_t bytes = sizeof(RankPage) * static_cast<size_t>(size);
     int file = -1;
     if (rank == 0) {
@@ -95,7 +96,6 @@ class Communicator {
     TORCH_CHECK(mapped != MAP_FAILED, "NCCL: no shared memory");
     close(file);
     pages_ = static_cast<RankPage*>(mapped);
-    refuse_a_card_twice(store);
     // When all have opened it, nobody needs the name any more.
     if (store->add("opened", 1) == size) {
       const auto name = store->get("memory");
