@@ -181,11 +181,11 @@ logged_steps() {
 }
 
 write_config() {
-    local size scales="[[256, 192]]" test_scale="[256, 192]" pictures=84 val=24 batch=2
+    local size scales="[[256, 192]]" test_scale="[256, 192]" images=84 val=24 batch=2
     if [ -n "$small" ]; then
-        scales="[[96, 64]]" test_scale="[96, 64]" pictures=42 val=8 batch=1
+        scales="[[96, 64]]" test_scale="[96, 64]" images=42 val=8 batch=1
     fi
-    launch data 60 synth --out "$work/data" --images "$pictures" --val-images "$val" --seed 5 || fail "synth: $(last_words data)"
+    launch data 60 synth --out "$work/data" --images "$images" --val-images "$val" --seed 5 || fail "synth: $(last_words data)"
     size=$(compare classes "$work/data/annotations/instances_train.json")
     # All proposals enter the losses, for a choice among them would differ by a hair's breadth in one score.
     cat >"$work/check.toml" <<CONFIG
@@ -345,16 +345,16 @@ check_speed() {
 
 check_speeds() {
     local config=$root/configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml model="FasterNet-S" batch=2 height=800 width=1344
-    local shape=(--shape 800 1280) steps=30 pictures=105 amp
+    local shape=(--shape 800 1280) steps=30 images=105 amp
     if [ -n "$small" ]; then
-        config=check.toml model="small model" batch=1 height=192 width=192 shape=(--shape 192 192) steps=1 pictures=6
+        config=check.toml model="small model" batch=1 height=192 width=192 shape=(--shape 192 192) steps=1 images=6
     fi
     for amp in off bf16 fp16; do
-        check_speed "benchmark train, $model, amp $amp, $batch pictures of ${height}x$width" benchmark train "$config" \
+        check_speed "benchmark train, $model, amp $amp, $batch images of ${height}x$width" benchmark train "$config" \
             --batch "$batch" --shape "$height" "$width" --iters "$steps" --set "train.amp=$amp"
     done
-    check_speed "benchmark infer, $model, float32, pictures of ${shape[1]}x${shape[2]}" benchmark infer "$config" \
-        "${shape[@]}" --max-iter "$pictures"
+    check_speed "benchmark infer, $model, float32, images of ${shape[1]}x${shape[2]}" benchmark infer "$config" \
+        "${shape[@]}" --max-iter "$images"
 }
 
 card() {

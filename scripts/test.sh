@@ -49,7 +49,7 @@ run() {
 # Two parts in parallel: the black-box tests, which mostly wait for processes and deadlines, and all others.
 say "tests (FNET_TEST_DATA ${FNET_TEST_DATA:-unset}, FNET_DEMO_DIR ${FNET_DEMO_DIR:-unset})"
 failed=0
-run others --lib --bins --test supervision --test parity --test memory --test hostile_weights --test sets --test carrier --test gloo \
+run others --lib --bins --test supervision --test parity --test memory --test hostile_weights --test sets --test byte_transport --test gloo \
     --test lazy_cuda -- &
 others=$!
 run blackbox --test blackbox -- --test-threads 8 || failed=1

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
-use torch_ext::distributed::Carrier;
+use torch_ext::distributed::ByteTransport;
 
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::env;
@@ -177,7 +177,7 @@ impl Mpi {
 }
 
 // SAFETY: the library's functions keep the promises of the trait.
-unsafe impl Carrier for Mpi {
+unsafe impl ByteTransport for Mpi {
     fn broadcast(&self, bytes: &mut [u8], root: usize, timeout: Duration) -> Result<(), String> {
         let root = i32::try_from(root).map_err(|_| format!("there is no rank {root}"))?;
         // SAFETY: the trait guarantees that the buffers are valid as long as the library may use them.

@@ -1,4 +1,4 @@
-// Batch normalisation in training on the CPU, for float32 in channels_last order, with an optional rectifier.
+// Batch normalization in training on the CPU, for float32 in channels_last order, with an optional rectifier.
 //
 // libtorch's own kernel adds a channel's values one after the other in float32 when they lie in channels_last order,
 // which costs a digit and a half; and it leaves the rectifier to passes of their own.
@@ -122,7 +122,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     auto* to = y.mutable_data_ptr<float>();
     tasks.run([&](int64_t, int64_t first, int64_t rows) {
       const int64_t start = first * tasks.channels;
-      normalise(from + start, rows, coefficients.view(), rectify, to + start);
+      normalize(from + start, rows, coefficients.view(), rectify, to + start);
     });
     context->save_for_backward({x, weight, bias, saved});
     context->saved_data["rectify"] = rectify;

@@ -1,4 +1,4 @@
-// Batch normalisation by the batch's own statistics, with an optional rectifier, on rows of channels.
+// Batch normalization by the batch's own statistics, with an optional rectifier, on rows of channels.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ void add_moments(const float* x, int64_t rows, int64_t channels, const float* or
                  double* squares);
 
 // y = x * scale + shift, cut at zero if `rectify`.
-void normalise(const float* x, int64_t rows, const Channels& channels, bool rectify, float* y);
+void normalize(const float* x, int64_t rows, const Channels& channels, bool rectify, float* y);
 
 // Adds the sums of the gradient g and of g * (x - mean) to `sums` and `products`; g is 0 where the rectifier cut.
 void add_gradients(const float* x, const float* grad, int64_t rows, const Channels& channels, const float* mean,

@@ -1,4 +1,4 @@
-// The arithmetic of batch normalisation on the CPU, free of libtorch.
+// The arithmetic of batch normalization on the CPU, free of libtorch.
 #include "batch_norm.h"
 
 #include <algorithm>
@@ -40,7 +40,7 @@ FNET_CLONES void add_moments(const float* __restrict x, int64_t rows, int64_t ch
   }
 }
 
-FNET_CLONES void normalise(const float* __restrict x, int64_t rows, const Channels& channels, bool rectify,
+FNET_CLONES void normalize(const float* __restrict x, int64_t rows, const Channels& channels, bool rectify,
                            float* __restrict y) {
   const float* __restrict scale = channels.scale;
   const float* __restrict shift = channels.shift;

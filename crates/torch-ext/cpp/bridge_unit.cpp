@@ -3,7 +3,7 @@
 #include "autograd.cpp"
 #include "batch_norm.cpp"
 #include "block.cpp"
-#include "carrier.cpp"
+#include "byte_transport.cpp"
 #include "context.cpp"
 #include "cuda.cpp"
 #include "diagnostics.cpp"

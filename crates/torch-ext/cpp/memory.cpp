@@ -1,4 +1,4 @@
-// Memory formats: the order in which a picture's values lie in memory.
+// Memory formats: the order in which an image's values lie in memory.
 #include "bridge.h"
 
 extern "C" FnetError* fnet_channels_last(TensorPtr tensor, TensorPtr* out) {

@@ -1,6 +1,6 @@
 //! What the errors of CUDA and its libraries mean for a job, and the remedy.
 
-use crate::error::ErrorKind;
+use crate::error_kind::ErrorKind;
 
 /// An error with a meaning of its own. Those that are absent are faults of the program.
 struct Fault {

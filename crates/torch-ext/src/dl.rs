@@ -15,7 +15,7 @@ impl Library {
         let failed = |why: &str| Error::new(ErrorKind::Environment, format!("cannot load {}: {why}", name.display()));
         let path = CString::new(name.as_os_str().as_bytes()).map_err(|_| failed("the name holds a NUL byte"))?;
         let scope = if global { libc::RTLD_GLOBAL } else { libc::RTLD_LOCAL };
-        // SAFETY: a valid C string. The libraries' initialisers are those of libtorch, CUDA and this crate.
+        // SAFETY: a valid C string. The libraries' initializers are those of libtorch, CUDA and this crate.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | scope) };
         if handle.is_null() { Err(failed(&last_error())) } else { Ok(Self(handle)) }
     }

@@ -12,15 +12,16 @@ pub mod diagnostics;
 pub mod distributed;
 mod dl;
 mod error;
+mod error_kind;
 mod ffi;
 pub mod levels;
 pub mod losses;
 pub mod memory;
+mod mkl_warmup;
 pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod random;
 pub mod transfer;
-mod vector_math;
 
 pub use error::{Error, ErrorKind, Result};

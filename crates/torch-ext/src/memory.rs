@@ -1,4 +1,4 @@
-//! Memory formats: the order in which a picture's values lie in memory.
+//! Memory formats: the order in which an image's values lie in memory.
 //!
 //! A tensor `[N, C, H, W]` is channels_last when the channels of one pixel lie side by side. Convolutions on the CPU
 //! and in half precision on CUDA are faster so. Shape and values do not change.

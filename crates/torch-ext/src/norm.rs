@@ -1,4 +1,4 @@
-//! Batch normalisation in training on the CPU.
+//! Batch normalization in training on the CPU.
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -20,7 +20,7 @@ unsafe extern "C" {
     ) -> *mut RawError;
 }
 
-/// The learned and the running values of a batch normalisation, `[C]` float32 on the CPU each.
+/// The learned and the running values of a batch normalization, `[C]` float32 on the CPU each.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNorm<'a> {
     /// Factor of each channel.

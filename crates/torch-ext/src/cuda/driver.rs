@@ -52,7 +52,7 @@ pub(super) fn probe(library: &Path, required: &str) -> Result<Driver> {
             cuda.0, cuda.1
         ));
     }
-    match initialise(&library)? {
+    match initialize(&library)? {
         0 => {}
         NO_DEVICE => return fail(no_device()),
         code => return fail(format!("the NVIDIA driver does not start (cuInit returned {code}): see `nvidia-smi`")),
@@ -102,7 +102,7 @@ fn missing(name: &CStr) -> Error {
     Error::new(ErrorKind::Environment, message)
 }
 
-fn initialise(library: &Library) -> Result<i32> {
+fn initialize(library: &Library) -> Result<i32> {
     let address = library.symbol(c"cuInit").ok_or_else(|| missing(c"cuInit"))?;
     // SAFETY: the driver's documented signature: CUresult cuInit(unsigned int flags), CUresult being an int.
     let function: unsafe extern "C" fn(u32) -> i32 = unsafe { std::mem::transmute(address) };

@@ -3,14 +3,14 @@
 //!
 //! Every failure of a peer, of the store or of a collective is an error of kind [`crate::ErrorKind::Collective`].
 
-mod carrier;
+mod byte_transport;
 mod connections;
 mod group;
 mod nccl;
 mod reducer;
 mod store;
 
-pub use carrier::Carrier;
+pub use byte_transport::ByteTransport;
 pub use group::{Aborter, GlooOptions, ProcessGroup, Reduction, Work};
 pub use reducer::{BucketSizes, Reducer};
 pub use store::{StoreOptions, TcpStore};

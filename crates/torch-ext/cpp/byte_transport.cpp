@@ -1,5 +1,5 @@
 // A process group whose bytes are moved by functions of Rust; arithmetic and order of summation are decided here.
-#include "carrier.h"
+#include "byte_transport.h"
 
 #include "bridge.h"
 #include "process_group.h"
@@ -36,7 +36,7 @@ at::Tensor combine(const at::Tensor& a, const at::Tensor& b, const c10d::ReduceO
     case c10d::ReduceOp::SUM: return at::add(a, b);
     case c10d::ReduceOp::MIN: return at::minimum(a, b);
     case c10d::ReduceOp::MAX: return at::maximum(a, b);
-    default: throw InvalidArgument("all-reduce by a carrier knows sum, minimum and maximum only");
+    default: throw InvalidArgument("all-reduce by a transport knows sum, minimum and maximum only");
   }
 }
 
@@ -45,7 +45,7 @@ uint8_t* bytes_of(const at::Tensor& tensor) { return static_cast<uint8_t*>(tenso
 // The values in the order of memory, as one row over the same memory.
 at::Tensor row_of(const at::Tensor& tensor) {
   if (!tensor.device().is_cpu()) {
-    throw InvalidArgument("a carrier moves tensors of the CPU only, and this one is on " + tensor.device().str());
+    throw InvalidArgument("a transport moves tensors of the CPU only, and this one is on " + tensor.device().str());
   }
   if (!tensor.is_non_overlapping_and_dense()) {
     throw InvalidArgument("a collective needs a tensor without gaps or overlaps in memory: make it contiguous");
@@ -59,16 +59,16 @@ class Call {
   Call(std::string what, std::chrono::milliseconds timeout)
       : what_(std::move(what)), timeout_(timeout), end_(Clock::now() + timeout) {}
 
-  // A buffer that the carrier may use until the call is over.
+  // A buffer that the transport may use until the call is over.
   void keep(const at::Tensor& tensor) { buffers_.push_back(tensor); }
 
-  // Time that is left, in milliseconds; 1 where there is none, which the carrier finds used up.
+  // Time that is left, in milliseconds; 1 where there is none, which the transport finds used up.
   int64_t left() const {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end_ - Clock::now()).count();
     return std::max<int64_t>(left, 1);
   }
 
-  // Throws what the carrier returned, if anything. The buffers are never freed then: bytes may still arrive.
+  // Throws what the transport returned, if anything. The buffers are never freed then: bytes may still arrive.
   void check(char* message) {
     if (message == nullptr) return;
     const std::string why(message);
@@ -86,12 +86,12 @@ class Call {
   std::vector<at::Tensor> buffers_;
 };
 
-class CarrierBackend : public c10d::Backend {
+class ByteTransportBackend : public c10d::Backend {
  public:
-  CarrierBackend(std::string name, const FnetCarrier& carrier, int rank, int size, std::chrono::milliseconds timeout)
-      : Backend(rank, size), name_(std::move(name)), carrier_(carrier), timeout_(timeout) {}
+  ByteTransportBackend(std::string name, const FnetByteTransport& transport, int rank, int size, std::chrono::milliseconds timeout)
+      : Backend(rank, size), name_(std::move(name)), transport_(transport), timeout_(timeout) {}
 
-  ~CarrierBackend() override { carrier_.free(carrier_.state); }
+  ~ByteTransportBackend() override { transport_.free(transport_.state); }
 
   const std::string getBackendName() const override { return name_; }
 
@@ -115,7 +115,7 @@ class CarrierBackend : public c10d::Backend {
     Call call = begin("broadcast", row.nbytes(), options.timeout);
     call.keep(tensors[0]);
     for_pieces(row, [&](const at::Tensor& piece) {
-      call.check(carrier_.broadcast(carrier_.state, bytes_of(piece), piece.nbytes(),
+      call.check(transport_.broadcast(transport_.state, bytes_of(piece), piece.nbytes(),
                                     static_cast<int32_t>(options.rootRank), call.left()));
     });
     return done(c10d::OpType::BROADCAST, tensors);
@@ -140,7 +140,7 @@ class CarrierBackend : public c10d::Backend {
     for_pieces(row, [&](const at::Tensor& piece) {
       const at::Tensor gathered = at::empty({getSize(), piece.numel()}, piece.options());
       call.keep(gathered);
-      call.check(carrier_.all_gather(carrier_.state, bytes_of(piece), piece.nbytes(), bytes_of(gathered), call.left()));
+      call.check(transport_.all_gather(transport_.state, bytes_of(piece), piece.nbytes(), bytes_of(gathered), call.left()));
       for (int rank = 0; rank < getSize(); ++rank) {
         targets[rank].narrow(0, start, piece.numel()).copy_(gathered[rank]);
       }
@@ -152,16 +152,16 @@ class CarrierBackend : public c10d::Backend {
 
   c10::intrusive_ptr<c10d::Work> barrier(const c10d::BarrierOptions& options) override {
     Call call = begin("barrier", 0, options.timeout);
-    call.check(carrier_.barrier(carrier_.state, call.left()));
+    call.check(transport_.barrier(transport_.state, call.left()));
     std::vector<at::Tensor> nothing;
     return done(c10d::OpType::BARRIER, nothing);
   }
 
-  void abort() override { carrier_.abort(carrier_.state); }
+  void abort() override { transport_.abort(transport_.state); }
 
   void shutdown() override {
     Call call = begin("shutdown", 0, timeout_);
-    call.check(carrier_.shutdown(carrier_.state));
+    call.check(transport_.shutdown(transport_.state));
   }
 
  private:
@@ -174,7 +174,7 @@ class CarrierBackend : public c10d::Backend {
 
   template <class T>
   static T& single(std::vector<T>& list) {
-    if (list.size() != 1) throw InvalidArgument("a carrier takes one tensor at a time");
+    if (list.size() != 1) throw InvalidArgument("a transport takes one tensor at a time");
     return list[0];
   }
 
@@ -195,11 +195,11 @@ class CarrierBackend : public c10d::Backend {
     call.keep(padded);
     call.keep(received);
     const size_t bytes = part * piece.element_size();
-    call.check(carrier_.all_to_all(carrier_.state, bytes_of(padded), bytes, bytes_of(received), call.left()));
+    call.check(transport_.all_to_all(transport_.state, bytes_of(padded), bytes, bytes_of(received), call.left()));
     at::Tensor sum = received[0];
     for (int rank = 1; rank < getSize(); ++rank) sum = combine(sum, received[rank], op);
     call.keep(sum);
-    call.check(carrier_.all_gather(carrier_.state, bytes_of(sum), bytes, bytes_of(padded), call.left()));
+    call.check(transport_.all_gather(transport_.state, bytes_of(sum), bytes, bytes_of(padded), call.left()));
     piece.copy_(padded.narrow(0, 0, count));
   }
 
@@ -209,7 +209,7 @@ class CarrierBackend : public c10d::Backend {
   }
 
   const std::string name_;
-  const FnetCarrier carrier_;
+  const FnetByteTransport transport_;
   std::atomic<std::chrono::milliseconds> timeout_;
   std::atomic<int64_t> number_{0};
 };
@@ -217,12 +217,12 @@ class CarrierBackend : public c10d::Backend {
 }  // namespace
 }  // namespace fnet
 
-// A group whose tensors of the CPU are moved by `carrier`, which it owns from here on, also if this fails.
-extern "C" FnetError* fnet_carrier_group_new(FnetStore* store, const char* name, const FnetCarrier* carrier, int rank,
+// A group whose tensors of the CPU are moved by `transport`, which it owns from here on, also if this fails.
+extern "C" FnetError* fnet_byte_transport_group_new(FnetStore* store, const char* name, const FnetByteTransport* transport, int rank,
                                              int size, int64_t timeout_ms, FnetGroup** out) {
   return fnet::guarded(
       [&] {
-        auto backend = c10::make_intrusive<fnet::CarrierBackend>(name, *carrier, rank, size,
+        auto backend = c10::make_intrusive<fnet::ByteTransportBackend>(name, *transport, rank, size,
                                                                  std::chrono::milliseconds(timeout_ms));
         auto group = c10::make_intrusive<c10d::ProcessGroup>(store->store, rank, size);
         group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);

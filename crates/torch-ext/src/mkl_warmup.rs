@@ -2,7 +2,7 @@
 //!
 //! libtorch computes `exp`, `sqrt` and others by MKL's vector library, which looks for the kernel of a function when it is
 //! first called. Of several threads that make this call together, one may be given a kernel of 11 bits for its share
-//! ([pytorch#188792](https://github.com/pytorch/pytorch/issues/188792)), and the boxes of a first picture or a first step
+//! ([pytorch#188792](https://github.com/pytorch/pytorch/issues/188792)), and the boxes of a first image or a first step
 //! of AdamW would differ from run to run. Every program with this crate makes the first calls while it is loaded, on one
 //! thread.
 
@@ -33,7 +33,7 @@ const FUNCTIONS: [Function; 16] = [
 ];
 
 /// Whether the first calls are made: always, unless libtorch failed while the program was loaded.
-static SETTLED: AtomicBool = AtomicBool::new(false);
+static WARMED_UP: AtomicBool = AtomicBool::new(false);
 
 fn call_each() -> Result<(), TchError> {
     for kind in [Kind::Float, Kind::Double] {
@@ -47,7 +47,7 @@ fn call_each() -> Result<(), TchError> {
 
 extern "C" fn settle() {
     // A function that fails here fails where it is needed too, and is told there.
-    SETTLED.store(call_each().is_ok(), Ordering::Relaxed);
+    WARMED_UP.store(call_each().is_ok(), Ordering::Relaxed);
 }
 
 // SAFETY: the section holds functions that are called once each before `main`. libtorch is loaded before the program that
@@ -62,6 +62,6 @@ mod tests {
 
     #[test]
     fn the_first_calls_are_made_before_the_program_begins() {
-        assert!(super::SETTLED.load(Ordering::Relaxed));
+        assert!(super::WARMED_UP.load(Ordering::Relaxed));
     }
 }

@@ -16,9 +16,9 @@ use crate::error::{RawError, Result, check};
 /// the rank and the deadline.
 ///
 /// # Safety
-/// The buffers of a call are valid until it returns, and for ever after one that failed: a carrier may give up on a
+/// The buffers of a call are valid until it returns, and for ever after one that failed: a transport may give up on a
 /// transfer that it cannot take back. After a call that succeeded it must not touch its buffers any more.
-pub unsafe trait Carrier: Send + Sync {
+pub unsafe trait ByteTransport: Send + Sync {
     /// Copies rank `root`'s bytes into those of every rank.
     ///
     /// # Errors
@@ -28,19 +28,19 @@ pub unsafe trait Carrier: Send + Sync {
     /// Collects every rank's `input` in the order of ranks; `output` is as long as all of them together.
     ///
     /// # Errors
-    /// As [`Carrier::broadcast`].
+    /// As [`ByteTransport::broadcast`].
     fn all_gather(&self, input: &[u8], output: &mut [u8], timeout: Duration) -> Result<(), String>;
 
     /// Sends part r of `input` to rank r; part r of `output` comes from rank r. There are as many parts as ranks.
     ///
     /// # Errors
-    /// As [`Carrier::broadcast`].
+    /// As [`ByteTransport::broadcast`].
     fn all_to_all(&self, input: &[u8], output: &mut [u8], timeout: Duration) -> Result<(), String>;
 
     /// Waits for all ranks.
     ///
     /// # Errors
-    /// As [`Carrier::broadcast`].
+    /// As [`ByteTransport::broadcast`].
     fn barrier(&self, timeout: Duration) -> Result<(), String>;
 
     /// Makes a call that waits in another thread, and every later one, fail soon.
@@ -49,13 +49,13 @@ pub unsafe trait Carrier: Send + Sync {
     /// Leaves the other ranks in good order.
     ///
     /// # Errors
-    /// As [`Carrier::broadcast`].
+    /// As [`ByteTransport::broadcast`].
     fn shutdown(&self) -> Result<(), String>;
 }
 
-/// A carrier as C++ calls it; the layout of `FnetCarrier` in cpp/carrier.h.
+/// A transport as C++ calls it; the layout of `FnetByteTransport` in cpp/byte_transport.h.
 #[repr(C)]
-struct RawCarrier {
+struct RawByteTransport {
     state: *mut c_void,
     broadcast: unsafe extern "C" fn(*mut c_void, *mut u8, usize, i32, i64) -> *mut c_char,
     all_gather: unsafe extern "C" fn(*mut c_void, *const u8, usize, *mut u8, i64) -> *mut c_char,
@@ -67,10 +67,10 @@ struct RawCarrier {
 }
 
 unsafe extern "C" {
-    fn fnet_carrier_group_new(
+    fn fnet_byte_transport_group_new(
         store: *mut RawStore,
         name: *const c_char,
-        carrier: *const RawCarrier,
+        transport: *const RawByteTransport,
         rank: i32,
         size: i32,
         timeout_ms: i64,
@@ -79,23 +79,23 @@ unsafe extern "C" {
 }
 
 impl ProcessGroup {
-    /// A group whose tensors on the CPU travel by `carrier`, called `name` in messages. Its collectives are done when
-    /// the call that starts them returns. An all-reduce adds up in the order of ranks, whatever the carrier does, so
+    /// A group whose tensors on the CPU travel by `transport`, called `name` in messages. Its collectives are done when
+    /// the call that starts them returns. An all-reduce adds up in the order of ranks, whatever the transport does, so
     /// equal inputs give equal bits. `timeout` is the deadline of collectives that are given none.
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn carried<C: Carrier + 'static>(
+    pub fn carried<C: ByteTransport + 'static>(
         store: &TcpStore,
         name: &str,
-        carrier: C,
+        transport: C,
         rank: usize,
         size: usize,
         timeout: Duration,
     ) -> Result<Self> {
         let name = c_string(name)?;
-        let state = Box::into_raw(Box::new(Seat { carrier, size }));
-        let table = RawCarrier {
+        let state = Box::into_raw(Box::new(Seat { transport, size }));
+        let table = RawByteTransport {
             state: state.cast(),
             broadcast: broadcast::<C>,
             all_gather: all_gather::<C>,
@@ -109,7 +109,7 @@ impl ProcessGroup {
         // SAFETY: valid for the call, which copies the table; the state passes to the group and is freed by it. The
         // functions of the table take the state of this very type.
         check(unsafe {
-            fnet_carrier_group_new(
+            fnet_byte_transport_group_new(
                 store.raw(),
                 name.as_ptr(),
                 &raw const table,
@@ -123,15 +123,15 @@ impl ProcessGroup {
     }
 }
 
-/// A carrier with the number of ranks, which gives the lengths of its buffers.
+/// A transport with the number of ranks, which gives the lengths of its buffers.
 struct Seat<C> {
-    carrier: C,
+    transport: C,
     size: usize,
 }
 
-/// Runs a call of the carrier; null or its message, allocated for C.
+/// Runs a call of the transport; null or its message, allocated for C.
 fn told(call: impl FnOnce() -> Result<(), String>) -> *mut c_char {
-    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the carrier panicked".to_owned()));
+    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the transport panicked".to_owned()));
     let Err(message) = result else { return std::ptr::null_mut() };
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
     // SAFETY: a valid C string; the copy is C's own, freed there.
@@ -143,13 +143,13 @@ fn duration(milliseconds: i64) -> Duration {
 }
 
 /// # Safety
-/// `state` is that of a living group with a carrier of this type.
+/// `state` is that of a living group with a transport of this type.
 unsafe fn seat<'a, C>(state: *mut c_void) -> &'a Seat<C> {
-    // SAFETY: as the caller promises; carriers are shared between threads.
+    // SAFETY: as the caller promises; byte transports are shared between threads.
     unsafe { &*state.cast::<Seat<C>>() }
 }
 
-unsafe extern "C" fn broadcast<C: Carrier>(
+unsafe extern "C" fn broadcast<C: ByteTransport>(
     state: *mut c_void,
     bytes: *mut u8,
     length: usize,
@@ -159,10 +159,10 @@ unsafe extern "C" fn broadcast<C: Carrier>(
     // SAFETY: C++ passes its state and a buffer of `length` bytes that nobody else touches during the call.
     let (seat, bytes) = unsafe { (seat::<C>(state), std::slice::from_raw_parts_mut(bytes, length)) };
     let root = usize::try_from(root).unwrap_or(usize::MAX);
-    told(|| seat.carrier.broadcast(bytes, root, duration(timeout_ms)))
+    told(|| seat.transport.broadcast(bytes, root, duration(timeout_ms)))
 }
 
-unsafe extern "C" fn all_gather<C: Carrier>(
+unsafe extern "C" fn all_gather<C: ByteTransport>(
     state: *mut c_void,
     input: *const u8,
     length: usize,
@@ -175,10 +175,10 @@ unsafe extern "C" fn all_gather<C: Carrier>(
         let output = std::slice::from_raw_parts_mut(output, length * seat.size);
         (seat, std::slice::from_raw_parts(input, length), output)
     };
-    told(|| seat.carrier.all_gather(input, output, duration(timeout_ms)))
+    told(|| seat.transport.all_gather(input, output, duration(timeout_ms)))
 }
 
-unsafe extern "C" fn all_to_all<C: Carrier>(
+unsafe extern "C" fn all_to_all<C: ByteTransport>(
     state: *mut c_void,
     input: *const u8,
     length: usize,
@@ -191,29 +191,29 @@ unsafe extern "C" fn all_to_all<C: Carrier>(
         let all = length * seat.size;
         (seat, std::slice::from_raw_parts(input, all), std::slice::from_raw_parts_mut(output, all))
     };
-    told(|| seat.carrier.all_to_all(input, output, duration(timeout_ms)))
+    told(|| seat.transport.all_to_all(input, output, duration(timeout_ms)))
 }
 
-unsafe extern "C" fn barrier<C: Carrier>(state: *mut c_void, timeout_ms: i64) -> *mut c_char {
+unsafe extern "C" fn barrier<C: ByteTransport>(state: *mut c_void, timeout_ms: i64) -> *mut c_char {
     // SAFETY: C++ passes its state.
     let seat = unsafe { seat::<C>(state) };
-    told(|| seat.carrier.barrier(duration(timeout_ms)))
+    told(|| seat.transport.barrier(duration(timeout_ms)))
 }
 
-unsafe extern "C" fn abort<C: Carrier>(state: *mut c_void) {
+unsafe extern "C" fn abort<C: ByteTransport>(state: *mut c_void) {
     // SAFETY: C++ passes its state.
     let seat = unsafe { seat::<C>(state) };
     // A panic must not cross into C++; there is nobody to tell.
-    let _ = catch_unwind(AssertUnwindSafe(|| seat.carrier.abort()));
+    let _ = catch_unwind(AssertUnwindSafe(|| seat.transport.abort()));
 }
 
-unsafe extern "C" fn shutdown<C: Carrier>(state: *mut c_void) -> *mut c_char {
+unsafe extern "C" fn shutdown<C: ByteTransport>(state: *mut c_void) -> *mut c_char {
     // SAFETY: C++ passes its state.
     let seat = unsafe { seat::<C>(state) };
-    told(|| seat.carrier.shutdown())
+    told(|| seat.transport.shutdown())
 }
 
-unsafe extern "C" fn free<C: Carrier>(state: *mut c_void) {
+unsafe extern "C" fn free<C: ByteTransport>(state: *mut c_void) {
     // SAFETY: called once, at the end of the group that owns the box.
     let seat = unsafe { Box::from_raw(state.cast::<Seat<C>>()) };
     let _ = catch_unwind(AssertUnwindSafe(move || drop(seat)));

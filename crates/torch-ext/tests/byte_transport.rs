@@ -1,4 +1,4 @@
-//! Process groups over a carrier of bytes, one that passes bytes through files.
+//! Process groups over a transport of bytes, one that passes bytes through files.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -15,7 +15,7 @@ use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, leave, loss, net, start, un
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
-use torch_ext::distributed::{BucketSizes, Carrier, ProcessGroup, Reducer, Reduction};
+use torch_ext::distributed::{BucketSizes, ByteTransport, ProcessGroup, Reducer, Reduction};
 
 /// Each rank brings a file to every round, whole from the moment it has its name, and reads those of the others.
 struct Files {
@@ -60,7 +60,7 @@ impl Files {
 }
 
 // SAFETY: no buffer is touched after a call returns.
-unsafe impl Carrier for Files {
+unsafe impl ByteTransport for Files {
     fn broadcast(&self, bytes: &mut [u8], root: usize, timeout: Duration) -> Result<(), String> {
         let all = self.exchange(bytes, timeout)?;
         bytes.copy_from_slice(&all[root]);
@@ -227,8 +227,8 @@ fn body_bits_of_gloo() {
                 assert_eq!(reduced(group, &value, how), reduced(gloo, &value, how), "{kind:?} {how:?}");
             }
         }
-        let [by_carrier, by_gloo] = [group, gloo].map(gradients);
-        assert_eq!(by_carrier, by_gloo);
+        let [by_transport, by_gloo] = [group, gloo].map(gradients);
+        assert_eq!(by_transport, by_gloo);
     });
 }
 

@@ -1,4 +1,4 @@
-// What moves bytes between ranks for a process group of CarrierBackend: functions of Rust.
+// What moves bytes between ranks for a process group of ByteTransportBackend: functions of Rust.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 // Every function that can fail returns null, or a message from malloc. Each moves `length` bytes per rank and waits
 // for them `timeout_ms` at most. After a failure the buffers may still be written to.
-struct FnetCarrier {
+struct FnetByteTransport {
   void* state;
   // Rank `root`'s bytes into those of every rank.
   char* (*broadcast)(void* state, uint8_t* bytes, size_t length, int32_t root, int64_t timeout_ms);
