@@ -91,6 +91,24 @@ mutation unwaited_sum "a sum over the ranks that its stream does not wait for" c
 mutation memory_as_bug "memory that runs out, taken for a bug" crates/torch-ext/cpp/error.cpp \
     's{make_error\(FnetErrorKind::kOutOfMemory, error\.what_without_backtrace\(\)\)}{make_error(fallback, "unknown")}' \
     simulated::faults::memory
+mutation wrong_device "a thread on a device that is not its rank's" crates/distributed/src/device.rs \
+    's{cuda::set_device\(index\)\?;}{let _ = index;}' \
+    simulated::main_job::two_gpus
+mutation unrecorded_use "memory that is freed while another stream uses it" crates/torch-ext/cpp/transfer.cpp \
+    's{target\.record_stream\(current\);}{}' \
+    simulated::main_job::two_gpus
+mutation missing_kernel "an operator without a kernel for GPUs" crates/model/src/rpn.rs \
+    's{rectify\(&hidden\)\?;}{rectify(&hidden)?;\n        drop(hidden[0].f_to_mkldnn(Kind::Float)?);}' \
+    simulated::main_job::two_gpus
+mutation undetermined "an operator that --deterministic refuses" crates/model/src/losses.rs \
+    's{(let sum = scores\.f_cross_entropy_loss)}{drop(scores.f_cumsum(0, Kind::Float)?);\n    $1}' \
+    simulated::main_job::deterministic
+mutation old_card "a card that the wheel has no kernels for" crates/torch-ext/src/cuda/driver.rs \
+    's{map\(\|index\| capability\(&library, index\)\)}{map(|_| None)}' \
+    simulated::machine
+mutation broken_card "a broken card, taken for a bug" crates/torch-ext/src/device_fault.rs \
+    's{(?<=\D)214(?=, "cudaErrorECC)}{9214}' \
+    simulated::faults::a_broken
 
 restore
 cargo build --release --workspace >"$log" 2>&1 || die "the product does not build after the mutations were taken back"
