@@ -19,7 +19,6 @@ pub mod memory;
 pub mod norm;
 pub mod ops;
 pub mod optim;
-pub mod random;
 pub mod transfer;
 mod vector_math;
 
