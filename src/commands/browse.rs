@@ -59,7 +59,7 @@ pub fn browse(
         let path = path.ok_or_else(|| Error::bug(format!("image {} is not in the set", meta.image_id)))?;
         let shown = to_paint(target, &names)?;
         let image = pixels(&batch, meta)?;
-        let painted = painter.titled(&image, &shown, &title(meta))?;
+        let painted = painter.panels(&image, &[(&shown, &title(meta))])?;
         save(&painted, path).with_context(|| format!("drawing {}", meta.file_name))?;
         (images, objects) = (images + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());

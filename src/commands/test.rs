@@ -155,8 +155,9 @@ impl<'a> Show<'a> {
         let paint = || {
             let image = into_image(load_image(self.dataset, index)?)?;
             let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
-            let titles = ["ground truth", &format!("prediction, scores from {}", self.least)];
-            save(&self.painter.compare(&image, [&truth, &found], titles)?, &self.paths[index])
+            let title = format!("prediction, scores from {}", self.least);
+            let panels = [(&truth[..], "ground truth"), (&found, &title)];
+            save(&self.painter.panels(&image, &panels)?, &self.paths[index])
         };
         paint().with_context(|| format!("drawing {file_name}"))
     }

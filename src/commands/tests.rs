@@ -46,7 +46,7 @@ fn mmdetection_checkpoint(folder: &Path) -> Option<std::path::PathBuf> {
     config.data.val.ann_file = "annotations/instances_overfit8.json".into();
     config.data.val.img_prefix = "train2017".into();
     config.data.pipeline.test_scale = [320, 240];
-    let tensors = fnet_checkpoint::native::read_safetensors(weights).unwrap();
+    let tensors = tch::Tensor::read_safetensors(weights).unwrap();
     let tensors = tensors.into_iter().map(|(name, tensor)| (format!("{MODEL}{name}"), tensor)).collect();
     let meta = CheckpointMeta {
         config: config.to_toml().unwrap(),

@@ -57,19 +57,6 @@ fn without_a_gpu_the_command_for_the_cpu_is_printed() {
 }
 
 #[test]
-fn an_unknown_field_is_reported_with_file_line_and_a_similar_name() {
-    let scene = Scene::new();
-    let text = fs::read_to_string(scene.path("cfg.toml")).unwrap();
-    fs::write(scene.path("cfg.toml"), text.replace("embed_dim", "embed_dims")).unwrap();
-    scene
-        .launch(TRAIN)
-        .expect(2, &["cfg.toml:5:", "model.backbone.embed_dims", "did you mean `model.backbone.embed_dim`?"]);
-    fs::write(scene.path("cfg.toml"), text).unwrap();
-    scene.launch(&format!("{TRAIN} --set optimiser.lr=1")).expect(2, &["--set", "optimizer"]);
-    scene.launch(&format!("{TRAIN} --set optimizer.lr=fast")).expect(2, &["optimizer.lr", "fast"]);
-}
-
-#[test]
 fn a_missing_annotation_file_and_a_missing_image_folder_are_named() {
     let scene = Scene::new();
     scene

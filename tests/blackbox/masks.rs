@@ -96,11 +96,7 @@ fn polygons_are_rasterized_as_in_pycocotools() {
 
 #[test]
 fn polygons_of_the_mask_api_tests_have_the_expected_pixels() {
-    let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        println!("SKIPPED polygons_of_the_mask_api_tests_have_the_expected_pixels: FNET_TEST_DATA is unset");
-        return;
-    };
-    let path = Path::new(&root).join("data/eval_refs/mask_api/expected.json");
+    let Some(path) = fnet_test_support::fixture("data/eval_refs/mask_api/expected.json") else { return };
     let expected: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let polygons: Vec<Vec<f64>> = serde_json::from_value(expected["polygons"].clone()).unwrap();
     for (i, polygon) in polygons.into_iter().enumerate() {

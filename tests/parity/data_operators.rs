@@ -10,7 +10,7 @@ use fnet_common::random::Generator;
 use fnet_config::{Pipeline, Schedule};
 use fnet_data::{
     Augmentation, Bilinear, DecodedImage, Geometry, InstanceMask, Segmentation, instance_mask, mask_targets,
-    single_image, test_indices, train_batches_per_epoch, train_indices,
+    single_image, train_batches_per_epoch, train_indices,
 };
 use fnet_evaluate::paste::{Probabilities, paste_all};
 
@@ -165,11 +165,6 @@ fn parity_operators_orders_of_images() {
         let actual = train_indices(&flags, number("epoch"), number("seed"), rank, world_size, samples);
         compare.equal("images of a training epoch", &actual, &fact::<Vec<usize>>(&case["indices"]));
         assert_eq!(train_batches_per_epoch(&flags, world_size, samples) * samples, actual.len());
-    }
-    for case in cases("dist_test_sampler") {
-        let number = |key: &str| case[key].as_u64().unwrap() as usize;
-        let actual = test_indices(flags.len(), number("rank"), number("num_replicas"));
-        compare.equal("images of an evaluation", &actual, &fact::<Vec<usize>>(&case["indices"]));
     }
 }
 

@@ -1,7 +1,6 @@
 //! Finds and reads MMDetection's numbers.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,8 @@ use fnet_checkpoint::{Need, Weights};
 use fnet_config::{self as config, Activation};
 use fnet_data::{Batch, ImageMeta, InstanceMask, Target};
 use fnet_model::{MaskRcnn, Parameters};
+use fnet_test_support::fixture;
+pub(super) use fnet_test_support::skip;
 
 use super::compare::{integers, rows_of_four};
 use super::report::Comparison;
@@ -26,15 +27,6 @@ pub(super) struct Fixtures {
     pub(super) meta: Value,
 }
 
-/// Prints that this test, or a part of it, is skipped. The line is not captured by the test harness.
-pub(super) fn skip(reason: &str) {
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let line = format!("SKIPPED {}: {reason}\n", test.rsplit("::").next().unwrap_or(test));
-    // Write the line in one piece, because other tests print too. A closed stderr must not fail the test.
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
-
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
@@ -42,13 +34,7 @@ fn variable(name: &str) -> Option<PathBuf> {
 /// A file or folder with MMDetection's numbers below FNET_TEST_DATA. If the variable is unset, prints that the test is
 /// skipped.
 pub(super) fn reference(name: &str) -> Option<PathBuf> {
-    let Some(root) = variable(TEST_DATA) else {
-        skip(&format!("{TEST_DATA} is unset"));
-        return None;
-    };
-    let path = root.join("reference").join(name);
-    assert!(path.exists(), "{TEST_DATA} is {}, but there is no {}", root.display(), path.display());
-    Some(path)
+    fixture(&format!("reference/{name}"))
 }
 
 /// Inputs and outputs of the operators: below FNET_TEST_DATA, or next to the folder of FNET_PARITY_FIXTURES.

@@ -28,7 +28,7 @@ fn train(fixtures: &Fixtures, steps: usize, rate: f64, threads: i32) -> History 
         parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
     let mut optimizer = Optimizer::new(&config::Optimizer::default(), &trained).unwrap();
     let step = |number| {
-        let mut random = StepRandom::new(0, 0, number).with_choice(First);
+        let mut random = StepRandom { choice: Box::new(First), ..StepRandom::new(0, 0, number) };
         let losses = model.forward_train(&batch, &mut random).unwrap();
         losses.total().unwrap().backward();
         optimizer.step(rate).unwrap();

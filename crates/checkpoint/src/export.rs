@@ -51,7 +51,7 @@ pub fn write(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
 ///
 /// # Errors
 /// If a tensor has an unsupported type, or the file cannot be written.
-pub fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
+pub(crate) fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     let mut pickler = Pickler::new();
     pickler.dict(|pickler| {
         pickler.text("meta");

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 pub use check::Problem;
 pub use classes::ReadClasses;
-pub use load::{DATA_ROOT_VARIABLE, load, load_for_check};
+pub use load::{load, load_for_check};
 pub use reference::markdown_reference;
 pub use schema::*;
 pub use tree::Origin;

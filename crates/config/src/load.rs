@@ -7,15 +7,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use fnet_common::{Context, Error, Result};
+use fnet_protocol::env::DATA_ROOT;
 use fnet_protocol::file_kind;
 
 use super::check::Problem;
 use super::classes::{self, ReadClasses};
 use super::tree::{self, Node, Origin, Table, Value};
 use super::{Config, Resolved, fields};
-
-/// The environment variable that overrides `data.root` of config files.
-pub const DATA_ROOT_VARIABLE: &str = "FNET_DATA_ROOT";
 
 /// Short field names, as in MMDetection.
 const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
@@ -87,9 +85,9 @@ fn resolve(
 ) -> Result<Resolved> {
     let mut all = defaults()?;
     tree::merge(&mut all, layer);
-    if let Some(root) = std::env::var_os(DATA_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
-        let root = root.into_string().map_err(|_| Error::usage(format!("{DATA_ROOT_VARIABLE} is not valid UTF-8")))?;
-        let origin = Origin::Environment(DATA_ROOT_VARIABLE);
+    if let Some(root) = std::env::var_os(DATA_ROOT).filter(|root| !root.is_empty()) {
+        let root = root.into_string().map_err(|_| Error::usage(format!("{DATA_ROOT} is not valid UTF-8")))?;
+        let origin = Origin::Environment(DATA_ROOT);
         tree::insert(&mut all, "data.root", Value::Leaf(toml::Value::String(root)), &origin);
     }
     let mut sets = Table::new();

@@ -81,7 +81,7 @@ mod tests {
         let text = config.to_toml().unwrap();
         let read = Config::from_toml(&text, "checkpoint").unwrap();
         // If FNET_DATA_ROOT is set, it overrides the text.
-        config.data.root = std::env::var(crate::DATA_ROOT_VARIABLE).unwrap_or(config.data.root);
+        config.data.root = std::env::var(fnet_protocol::env::DATA_ROOT).unwrap_or(config.data.root);
         assert_eq!(read, config);
     }
 

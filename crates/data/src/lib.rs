@@ -1,6 +1,6 @@
 //! From annotation files and images to batches.
 //!
-//! [`Dataset`] reads an annotation file, [`train_indices`] and [`test_indices`] select the images of a rank and their
+//! [`Dataset`] reads an annotation file, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
 //! order, and [`Loader`] makes batches on background threads: decode, resize, flip, normalize, pad.
 
 mod batch;
@@ -31,5 +31,5 @@ pub use job_config::{load_config, load_config_for_check, parse_config};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_image, single_image};
 pub use masks::{instance_mask, mask_targets, rasterize};
 pub use resize::Bilinear;
-pub use samplers::{evaluation_indices, test_indices, train_batches_per_epoch, train_indices};
+pub use samplers::{evaluation_indices, train_batches_per_epoch, train_indices};
 pub use transform::{Augmentation, Geometry, rescaled_size};

@@ -52,17 +52,6 @@ pub fn train_batches_per_epoch(flags: &[u8], world_size: usize, samples_per_gpu:
     [zeros, ones].iter().map(|count| count.div_ceil(samples_per_gpu * world_size)).sum()
 }
 
-/// The images of `rank` by MMDetection's rule for evaluation (`DistributedSampler` without shuffling): every rank gets
-/// the same number, and the first images are repeated if necessary.
-///
-/// # Panics
-/// If `rank` is not below `world_size`.
-pub fn test_indices(count: usize, rank: usize, world_size: usize) -> Vec<usize> {
-    assert!(rank < world_size, "rank {rank} of {world_size}");
-    let total = count.next_multiple_of(world_size);
-    (0..total).skip(rank).step_by(world_size).map(|i| i % count.max(1)).collect()
-}
-
 /// The images of `rank` for evaluation, each image on exactly one rank.
 ///
 /// # Panics
@@ -107,8 +96,6 @@ mod tests {
             let mut seen: Vec<usize> = (0..world_size).flat_map(|r| evaluation_indices(count, r, world_size)).collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..count).collect::<Vec<_>>());
-            let lengths: Vec<usize> = (0..world_size).map(|r| test_indices(count, r, world_size).len()).collect();
-            prop_assert!(lengths.iter().all(|&l| l == count.div_ceil(world_size)));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::boxes::BoxColumns;
 pub type Assigned = i32;
 
 /// Neither object nor background: not part of the loss.
-pub const IGNORED: Assigned = -1;
+pub(crate) const IGNORED: Assigned = -1;
 /// Background. Larger values are an object's index plus one.
 pub const BACKGROUND: Assigned = 0;
 

@@ -42,27 +42,4 @@ impl Detections {
             masks: zeros(&[0, side, side], Kind::Float)?,
         })
     }
-
-    /// The order of MMDetection's result files: by class, then best first.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn class_major(&self) -> Result<Vec<usize>> {
-        let labels = Vec::<i64>::try_from(&self.labels)?;
-        let mut order: Vec<usize> = (0..labels.len()).collect();
-        order.sort_by_key(|&index| labels[index]);
-        Ok(order)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn class_major_order_keeps_the_best_of_a_class_first() {
-        let found = Detections { labels: Tensor::from_slice(&[2i64, 0, 2, 1]), ..Detections::none(28).unwrap() };
-        assert_eq!(found.class_major().unwrap(), [1, 3, 0, 2]);
-        assert!(found.is_empty());
-    }
 }

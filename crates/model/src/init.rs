@@ -55,7 +55,7 @@ fn normal(count: usize, deviation: f64, generator: &mut Generator) -> Vec<f32> {
 }
 
 /// The generator of one tensor's initial values.
-pub fn stream_of(seed: u64, name: &str) -> Generator {
+pub(crate) fn stream_of(seed: u64, name: &str) -> Generator {
     // FNV-1a: a hash that never changes, unlike the standard library's.
     let hash = name
         .bytes()

@@ -137,7 +137,7 @@ fn join(all: &[Loss; 6]) -> Result<(Tensor, Tensor)> {
 
 /// Adds to `pack` the targets of a binary cross-entropy on `device`, each 0 or 1: on a GPU as what a logit is multiplied by, -1
 /// for 1 and 1 for 0.
-pub fn binary_targets(targets: &[u8], shape: &[i64], device: Device, pack: &mut Pack) -> Table {
+pub(crate) fn binary_targets(targets: &[u8], shape: &[i64], device: Device, pack: &mut Pack) -> Table {
     if device == Device::Cpu {
         return pack.add(targets, shape);
     }
@@ -146,12 +146,12 @@ pub fn binary_targets(targets: &[u8], shape: &[i64], device: Device, pack: &mut 
 }
 
 /// Binary cross-entropy of logits summed and divided by `count`; 0 without values. Targets are [`binary_targets`].
-pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
+pub(crate) fn binary_cross_entropy(logits: &Tensor, targets: &Tensor, count: usize) -> Result<Loss> {
     divide(cross_entropy_of_logits(logits, targets, Reduction::Sum)?, count as f64 + EPSILON)
 }
 
 /// The mean of the binary cross-entropy of logits; without any 0, still in the graph. Targets are [`binary_targets`].
-pub fn mean_binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Loss> {
+pub(crate) fn mean_binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Loss> {
     if logits.numel() == 0 {
         return Ok(Loss { value: logits.f_sum(Kind::Float)?, divisor: None });
     }
@@ -188,7 +188,7 @@ fn l1_in_one_call(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
 }
 
 /// Cross-entropy of class scores `[n, classes]` summed and divided by n; 0 without values.
-pub fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
+pub(crate) fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
     let count = scores.size2()?.0 as usize;
     let scores = scores.f_to_kind(Kind::Float)?;
     let sum = scores.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::Sum, -100, 0.0)?;

@@ -8,7 +8,7 @@ use super::ops;
 
 /// From this number of boxes, groups are processed one after the other, as in MMCV, because the time of a single pass
 /// grows with the square of the number. Both ways use the same offsets and round alike.
-pub const SPLIT_THRESHOLD: i64 = 10_000;
+pub(crate) const SPLIT_THRESHOLD: i64 = 10_000;
 
 /// Indices of the kept boxes of `boxes` (`[n, 4]`, float32, on the CPU), best first. Boxes suppress each other only
 /// within a group of `groups` (`[n]`, int64, from 0).

@@ -54,12 +54,6 @@ impl StepRandom {
             drop_path: Generator::derived(seed, Purpose::DropPath, &coordinates),
         }
     }
-
-    /// Replaces the choice.
-    #[must_use]
-    pub fn with_choice(self, choice: impl Choice + Send + 'static) -> Self {
-        Self { choice: Box::new(choice), ..self }
-    }
 }
 
 /// Indices of chosen boxes, each list ascending.

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// Whether this thread is in [`run`], so that a panic becomes an error.
-pub fn is_active() -> bool {
+pub(crate) fn is_active() -> bool {
     DEPTH.get() > 0
 }
 

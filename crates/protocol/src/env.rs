@@ -68,5 +68,3 @@ pub const WORKER: &str = "FNET_WORKER";
 pub const MPI_LIBRARY: &str = "FNET_MPI_LIBRARY";
 /// Base folder of relative data set paths, instead of `data/coco`.
 pub const DATA_ROOT: &str = "FNET_DATA_ROOT";
-/// Folder with `data/` and `reference/` for tests on real images.
-pub const TEST_DATA: &str = "FNET_TEST_DATA";

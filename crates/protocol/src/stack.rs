@@ -41,7 +41,7 @@ extern "C" fn on_signal(_signal: libc::c_int, _facts: *mut libc::siginfo_t, cont
 
 /// The stack of the main thread, innermost frame first, or why there is none. Meant for a process that is about to be
 /// killed: if the main thread is inside the dynamic loader, it may deadlock.
-pub fn of_main_thread() -> String {
+pub(crate) fn of_main_thread() -> String {
     let number = libc::SIGRTMIN() + 5;
     // SAFETY: all zeroes is a valid `sigaction` (no flags, empty mask).
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

@@ -179,7 +179,7 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
 }
 
 /// Name of the lock file in the work folder of a training.
-pub const LOCK: &str = ".fnet.lock";
+pub(crate) const LOCK: &str = ".fnet.lock";
 
 /// The result of locking a work folder.
 #[derive(Debug)]

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use fnet_synth::{Error, Layout, Options, Summary, generate};
 use hotcoco::mask as coco_mask;
@@ -238,36 +237,4 @@ fn an_annotations_only_set_has_the_requested_number_and_matches_its_masks() {
         assert!(coco_mask::area(&mask) > 0);
     }
     assert!(!folder.path().join("train").exists());
-}
-
-#[test]
-fn pycocotools_finds_the_same_areas_and_boxes() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/python");
-    let has_it = |python: &Path| {
-        Command::new(python).args(["-c", "import pycocotools"]).output().is_ok_and(|output| output.status.success())
-    };
-    if !has_it(&python) {
-        eprintln!("SKIPPED pycocotools_finds_the_same_areas_and_boxes: {} has no pycocotools", python.display());
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let summary = make(&options(folder.path()));
-    let script = r#"
-import sys
-from pycocotools import mask
-from pycocotools.coco import COCO
-count = 0
-for split in ("train", "val"):
-    coco = COCO(f"{sys.argv[1]}/annotations/instances_{split}.json")
-    for annotation in coco.anns.values():
-        rle = coco.annToRLE(annotation)
-        assert mask.area(rle) == annotation["area"], annotation
-        assert list(mask.toBbox(rle)) == annotation["bbox"], annotation
-        count += 1
-print("checked", count)
-"#;
-    let output = Command::new(python).args(["-c", script]).arg(folder.path()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains(&format!("checked {}", summary.annotations)), "{text}");
 }

@@ -10,14 +10,13 @@ at::DeviceType device_type(bool cuda) { return cuda ? at::kCUDA : at::kCPU; }
 }  // namespace
 
 // Enters a region; `was_enabled` and `previous_kind` take what fnet_autocast_leave must bring back.
-extern "C" FnetError* fnet_autocast_enter(bool cuda, bool enabled, int8_t kind, bool* was_enabled,
-                                          int8_t* previous_kind) {
+extern "C" FnetError* fnet_autocast_enter(bool cuda, int8_t kind, bool* was_enabled, int8_t* previous_kind) {
   return fnet::guarded([&] {
     const auto device = device_type(cuda);
     *was_enabled = at::autocast::is_autocast_enabled(device);
     *previous_kind = static_cast<int8_t>(at::autocast::get_autocast_dtype(device));
-    if (enabled) at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
-    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
+    at::autocast::set_autocast_enabled(device, true);
     at::autocast::increment_nesting();
   });
 }

@@ -15,7 +15,6 @@
 #include "nms.cpp"
 #include "optim.cpp"
 #include "process_group.cpp"
-#include "random.cpp"
 #include "reducer.cpp"
 #include "roi_align.cpp"
 #include "store.cpp"

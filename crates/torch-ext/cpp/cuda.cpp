@@ -69,14 +69,6 @@ extern "C" FnetError* fnet_cuda_memory(int device, FnetMemoryStatistics* out) {
   });
 }
 
-extern "C" FnetError* fnet_cuda_reset_peak(int device) {
-  return fnet::guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device)); });
-}
-
-extern "C" FnetError* fnet_cuda_empty_cache() {
-  return fnet::guarded([&] { at::accelerator::emptyCache(); });
-}
-
 // The present end of the current stream.
 extern "C" FnetError* fnet_event_record(int device, FnetEvent** out) {
   return fnet::guarded([&] { *out = record(at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device))); });

@@ -138,10 +138,6 @@ extern "C" FnetError* fnet_work_wait(FnetWork* work, int64_t timeout_ms) {
       fnet::kCollective);
 }
 
-extern "C" FnetError* fnet_work_is_completed(FnetWork* work, bool* out) {
-  return fnet::guarded([&] { *out = work->work->isCompleted(); }, fnet::kCollective);
-}
-
 extern "C" FnetError* fnet_work_free(FnetWork* work) {
   return fnet::guarded([&] { delete work; }, fnet::kCollective);
 }

@@ -7,13 +7,7 @@ use tch::{Device, Kind};
 use crate::error::{Error, ErrorKind, RawError, Result, check};
 
 unsafe extern "C" {
-    fn fnet_autocast_enter(
-        cuda: bool,
-        enabled: bool,
-        kind: i8,
-        was_enabled: *mut bool,
-        previous_kind: *mut i8,
-    ) -> *mut RawError;
+    fn fnet_autocast_enter(cuda: bool, kind: i8, was_enabled: *mut bool, previous_kind: *mut i8) -> *mut RawError;
     fn fnet_autocast_leave(cuda: bool, was_enabled: bool, previous_kind: i8) -> *mut RawError;
 }
 
@@ -42,18 +36,6 @@ impl Guard {
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
         };
-        Self::enter(device, true, number)
-    }
-
-    /// Begins a region without casts, as for losses inside a wider region.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn disabled(device: Device) -> Result<Self> {
-        Self::enter(device, false, 0)
-    }
-
-    fn enter(device: Device, enabled: bool, kind: i8) -> Result<Self> {
         let mut guard = Self {
             cuda: matches!(device, Device::Cuda(_)),
             was_enabled: false,
@@ -62,7 +44,7 @@ impl Guard {
         };
         // SAFETY: both out-pointers are valid for the call.
         let entered = check(unsafe {
-            fnet_autocast_enter(guard.cuda, enabled, kind, &raw mut guard.was_enabled, &raw mut guard.previous_kind)
+            fnet_autocast_enter(guard.cuda, number, &raw mut guard.was_enabled, &raw mut guard.previous_kind)
         });
         match entered {
             Ok(()) => Ok(guard),
@@ -101,8 +83,8 @@ mod tests {
             let _outer = Guard::new(Device::Cpu, Kind::BFloat16).unwrap();
             assert_eq!(kind_of_product(), Kind::BFloat16);
             {
-                let _inner = Guard::disabled(Device::Cpu).unwrap();
-                assert_eq!(kind_of_product(), Kind::Float);
+                let _inner = Guard::new(Device::Cpu, Kind::Half).unwrap();
+                assert_eq!(kind_of_product(), Kind::Half);
             }
             assert_eq!(kind_of_product(), Kind::BFloat16);
         }

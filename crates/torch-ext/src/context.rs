@@ -4,6 +4,7 @@ use crate::error::{RawError, Result, check};
 
 unsafe extern "C" {
     fn fnet_set_deterministic(on: bool) -> *mut RawError;
+    #[cfg(test)]
     fn fnet_is_deterministic() -> bool;
 }
 
@@ -19,7 +20,8 @@ pub fn set_deterministic(on: bool) -> Result<()> {
 }
 
 /// What [`set_deterministic`] was last told.
-pub fn is_deterministic() -> bool {
+#[cfg(test)]
+fn is_deterministic() -> bool {
     // SAFETY: no pointer is passed.
     unsafe { fnet_is_deterministic() }
 }

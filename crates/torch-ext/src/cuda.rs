@@ -22,8 +22,6 @@ unsafe extern "C" {
     fn fnet_cuda_device_count(out: *mut i32) -> *mut RawError;
     fn fnet_cuda_set_device(device: i32) -> *mut RawError;
     fn fnet_cuda_memory(device: i32, out: *mut MemoryStatistics) -> *mut RawError;
-    fn fnet_cuda_reset_peak(device: i32) -> *mut RawError;
-    fn fnet_cuda_empty_cache() -> *mut RawError;
 }
 
 /// The CUDA version that this build's libtorch is made for, as "13.0"; empty for a libtorch without CUDA.
@@ -35,11 +33,11 @@ pub const TORCH_CUDA_VERSION: &str = env!("FNET_TORCH_CUDA_VERSION");
 pub struct MemoryStatistics {
     /// In tensors now.
     pub allocated: i64,
-    /// The most in tensors since the start or [`reset_peak`].
+    /// The most in tensors since the start.
     pub allocated_peak: i64,
     /// Held by libtorch's allocator now, in tensors or ready for them.
     pub reserved: i64,
-    /// The most held since the start or [`reset_peak`].
+    /// The most held since the start.
     pub reserved_peak: i64,
 }
 
@@ -177,24 +175,6 @@ pub fn memory(device: usize) -> Result<MemoryStatistics> {
     // SAFETY: the pointer is valid for the call; the struct has the layout of FnetMemoryStatistics.
     check(unsafe { fnet_cuda_memory(number(device), &raw mut statistics) })?;
     Ok(statistics)
-}
-
-/// Starts the peaks of [`memory`] anew.
-///
-/// # Errors
-/// If the device is not there.
-pub fn reset_peak(device: usize) -> Result<()> {
-    // SAFETY: a plain value.
-    check(unsafe { fnet_cuda_reset_peak(number(device)) })
-}
-
-/// Gives memory that no tensor uses back to the driver.
-///
-/// # Errors
-/// If CUDA is not loaded.
-pub fn empty_cache() -> Result<()> {
-    // SAFETY: no arguments.
-    check(unsafe { fnet_cuda_empty_cache() })
 }
 
 fn number(device: usize) -> i32 {

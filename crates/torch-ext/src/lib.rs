@@ -21,7 +21,6 @@ mod mkl_warmup;
 pub mod norm;
 pub mod ops;
 pub mod optim;
-pub mod random;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

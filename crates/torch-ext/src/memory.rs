@@ -6,13 +6,11 @@
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::{RawError, Result, check};
+use crate::error::{RawError, Result};
 use crate::ffi::{new_tensor, pointer};
 
 unsafe extern "C" {
     fn fnet_channels_last(tensor: *mut C_tensor, out: *mut *mut C_tensor) -> *mut RawError;
-    fn fnet_is_channels_last(tensor: *mut C_tensor, out: *mut bool) -> *mut RawError;
-    fn fnet_make_channels_last(tensor: *mut C_tensor) -> *mut RawError;
 }
 
 /// The tensor `[N, C, H, W]` in channels_last order; the same tensor if it is already. Differentiable.
@@ -24,27 +22,6 @@ pub fn channels_last(tensor: &Tensor) -> Result<Tensor> {
     new_tensor(|out| unsafe { fnet_channels_last(pointer(tensor), out) })
 }
 
-/// Whether the tensor has four dimensions and lies in channels_last order.
-///
-/// # Errors
-/// If libtorch fails.
-pub fn is_channels_last(tensor: &Tensor) -> Result<bool> {
-    let mut answer = false;
-    // SAFETY: both pointers are valid for the call.
-    check(unsafe { fnet_is_channels_last(pointer(tensor), &raw mut answer) })?;
-    Ok(answer)
-}
-
-/// Puts the values of a parameter or buffer `[O, I, H, W]` into channels_last order in place: every handle to the
-/// tensor sees the new order, and gradients follow it. Tensors of other dimensions are left alone.
-///
-/// # Errors
-/// If memory runs out.
-pub fn make_channels_last(tensor: &Tensor) -> Result<()> {
-    // SAFETY: the pointer is valid for the call.
-    check(unsafe { fnet_make_channels_last(pointer(tensor)) })
-}
-
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
@@ -54,19 +31,9 @@ mod tests {
     #[test]
     fn channels_last_changes_the_order_but_not_the_values() {
         let plain = Tensor::arange(2 * 3 * 4 * 5, (Kind::Float, Device::Cpu)).reshape([2, 3, 4, 5]);
-        assert!(!is_channels_last(&plain).unwrap());
         let other = channels_last(&plain).unwrap();
-        assert!(is_channels_last(&other).unwrap());
         assert_eq!(other.stride(), [60, 1, 15, 3]);
         assert_eq!(other, plain);
-    }
-
-    #[test]
-    fn a_parameter_changes_for_every_handle_to_it() {
-        let weight = Tensor::zeros([4, 3, 2, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let handle = weight.shallow_clone();
-        make_channels_last(&weight).unwrap();
-        assert!(is_channels_last(&handle).unwrap() && weight.requires_grad());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, T
 ///
 /// # Errors
 /// As [`unpack`].
-pub fn put_back(parameters: &Parameters, packed: &Tensor) -> Result<()> {
+pub(crate) fn put_back(parameters: &Parameters, packed: &Tensor) -> Result<()> {
     let values = unpack(parameters, packed)?;
     let _guard = tch::no_grad_guard();
     for ((_, buffer), (_, value)) in parameters.buffers().zip(&values) {

@@ -24,7 +24,7 @@ pub struct Continued {
 ///
 /// # Errors
 /// A usage error if the config in an old checkpoint, which holds its batch size, cannot be read.
-pub fn go_on(
+pub(crate) fn go_on(
     meta: &CheckpointMeta,
     config: &Config,
     flags: &[u8],

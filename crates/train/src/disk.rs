@@ -20,7 +20,7 @@ const HEADER: u64 = 8 << 10;
 
 /// Bytes of one checkpoint: tensors exactly, the header approximately. The tensors are those after the first update:
 /// parameters and buffers, the optimizer's state, the moving average, and the buffers of each further rank.
-pub fn checkpoint_bytes(config: &Config, parameters: &Parameters, ranks: usize) -> u64 {
+pub(crate) fn checkpoint_bytes(config: &Config, parameters: &Parameters, ranks: usize) -> u64 {
     let mut total = HEADER;
     let mut add = |name: &str, bytes: u64| total += bytes + 2 * name.len() as u64 + HEADER_PER_TENSOR;
     for (name, role, tensor) in parameters.iter() {
@@ -49,7 +49,7 @@ pub fn bytes(tensor: &Tensor) -> u64 {
 
 /// The maximum number of checkpoints on the disk at the same time in the rest of a job, with the one being written. An
 /// interval in minutes counts as one checkpoint per epoch.
-pub fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, progress: TrainProgress) -> u64 {
+pub(crate) fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, progress: TrainProgress) -> u64 {
     let epochs = schedule.epochs.saturating_sub(progress.epoch);
     let written = match policy.interval {
         Interval::Epochs(interval) => epochs.div_ceil(interval),

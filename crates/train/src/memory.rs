@@ -26,7 +26,7 @@ const AT_A_TIME: u64 = 3;
 ///
 /// # Errors
 /// A usage error if the images are too small for the model.
-pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
+pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let batch = config.data.samples_per_gpu as u64;
     let shape = largest_shape(config.data.pipeline.scales.iter(), &config.data.pipeline);
     let sampler = &config.model.roi_head.sampler;

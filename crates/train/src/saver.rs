@@ -109,7 +109,7 @@ fn name_of(path: &Path) -> String {
 
 /// Whether a checkpoint is due by the number of steps after the update that ended with the step at `index`; `before` is the
 /// progress after the previous update.
-pub fn due_by_steps(interval: Interval, before: TrainProgress, index: StepIndex) -> bool {
+pub(crate) fn due_by_steps(interval: Interval, before: TrainProgress, index: StepIndex) -> bool {
     match interval {
         Interval::Steps(steps) => before.step / steps < (index.step + 1) / steps,
         _ => false,
@@ -117,7 +117,7 @@ pub fn due_by_steps(interval: Interval, before: TrainProgress, index: StepIndex)
 }
 
 /// Whether a checkpoint is due at the end of an epoch.
-pub fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool {
+pub(crate) fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool {
     let by_interval = matches!(interval, Interval::Epochs(interval) if finished.is_multiple_of(interval));
     by_interval || finished == epochs
 }

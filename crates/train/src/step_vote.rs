@@ -39,7 +39,11 @@ impl StepReport {
 ///
 /// It runs before the update of the same step, so a bad loss can still cancel the update. A GPU computes gradients in the
 /// meantime.
-pub fn sync_step(communicator: &Communicator, named: &[(&'static str, f64)], vote: StepVote) -> Result<StepReport> {
+pub(crate) fn sync_step(
+    communicator: &Communicator,
+    named: &[(&'static str, f64)],
+    vote: StepVote,
+) -> Result<StepReport> {
     let mut values: Vec<f64> = named.iter().map(|&(_, value)| value).collect();
     let flags = [vote.save, vote.stop == Some(StopReason::Interrupted), vote.stop == Some(StopReason::Terminated)];
     values.extend(flags.map(|flag| f64::from(u8::from(flag))));

@@ -116,7 +116,7 @@ impl Validation {
 
 /// The stored metrics of `epoch`. `None` if the evaluation did not finish, if they are older than the checkpoint and so of
 /// another run, or if they cannot be read; the job then evaluates again.
-pub fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
+pub(crate) fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> Option<IndexMap<String, f64>> {
     let path = metrics_file(work_dir, epoch);
     let modified = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if modified(&path)? < modified(checkpoint)? {

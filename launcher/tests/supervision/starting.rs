@@ -189,23 +189,6 @@ fn a_worker_that_is_missing_or_broken_says_so() {
 }
 
 #[test]
-fn a_folder_with_checkpoints_needs_a_decision() {
-    let scene = Scene::new();
-    fs::create_dir_all(scene.path("work_dirs/cfg")).unwrap();
-    fs::write(scene.path("work_dirs/cfg/epoch_3.ckpt"), "").unwrap();
-    let output = scene.run("finish", TWO);
-    let text = stderr(&output);
-    assert_eq!(code(&output), 2, "{text}");
-    assert!(text.contains("the newest is work_dirs/cfg/epoch_3.ckpt"), "{text}");
-    assert!(text.contains("\n  fnet-launch --device cpu --nproc 2 train --resume cfg.toml"), "{text}");
-    assert!(
-        text.contains("\n  fnet-launch --device cpu --nproc 2 train --work-dir=work_dirs/cfg_2 cfg.toml"),
-        "{text}"
-    );
-    assert_eq!(code(&scene.run("finish", "--device cpu --nproc 2 train cfg.toml --resume")), 0);
-}
-
-#[test]
 fn wrong_lines_are_refused_before_anything_starts() {
     let scene = Scene::new();
     for (line, expected) in [

@@ -205,11 +205,6 @@ impl Opened {
         Ok((meta, entries))
     }
 
-    /// Entries of a file without checksums, in the order of the file.
-    pub fn unchecked_entries(&self) -> Vec<Entry> {
-        self.header.offset_keys().into_iter().map(|name| Entry { name, crc32c: None }).collect()
-    }
-
     /// Reads all tensors, in the order of `entries`, and verifies their checksums.
     pub fn read_tensors(&mut self, entries: &[Entry]) -> Result<IndexMap<String, Tensor>> {
         let checksums = by_name(entries);

@@ -334,21 +334,6 @@ pub fn is_third_party(path: &Path) -> bool {
     is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
 }
 
-/// Reads any safetensors file, for example weights exported by another tool, in the order of the file.
-///
-/// # Errors
-/// A data error if it is missing, truncated, or not a safetensors file. Damage in a tensor is not detected because there are
-/// no checksums.
-pub fn read_safetensors(path: impl AsRef<Path>) -> Result<IndexMap<String, Tensor>> {
-    let path = path.as_ref();
-    let read = || -> Result<IndexMap<String, Tensor>> {
-        let mut file = format::open(path)?;
-        let entries = file.unchecked_entries();
-        file.read_tensors(&entries)
-    };
-    read().with_context(|| reading(path))
-}
-
 fn reading(path: &Path) -> String {
     format!("reading {}", PathBuf::from(path).display())
 }

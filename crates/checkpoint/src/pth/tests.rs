@@ -1,6 +1,5 @@
 use std::io::Write;
 
-use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -145,29 +144,13 @@ fn small() -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn a_repacked_archive_is_read_up_to_a_limit() {
+fn a_repacked_archive_is_read() {
     let (pickle, data) = small();
     let entries = [("x/data.pkl", pickle.as_slice()), ("x/data/0", &data)];
     let value = opened(&archive(&entries, CompressionMethod::Deflated));
     // The folder is gone, but the open file still has its data.
     let tensor = value.unwrap().get("w").unwrap().as_tensor().unwrap().load().unwrap();
     assert_eq!(tensor, Tensor::ones([300], (Kind::Float, Device::Cpu)));
-    let bomb = vec![0; 64 << 20];
-    let entries = [("x/data.pkl", pickle.as_slice()), ("x/data/0", &bomb)];
-    let error = opened(&archive(&entries, CompressionMethod::Deflated)).unwrap_err();
-    assert!(error.to_string().contains("hostile"), "{error}");
-}
-
-#[test]
-fn a_compressed_entry_that_is_larger_than_its_header_says_is_refused() {
-    let (pickle, data) = small();
-    let mut bytes = archive(&[("x/data.pkl", &pickle), ("x/data/0", &vec![0; 1 << 20])], CompressionMethod::Deflated);
-    // Only the size in the central directory is used.
-    let size = (1_u32 << 20).to_le_bytes();
-    let place = bytes.windows(4).rposition(|part| part == size).unwrap();
-    bytes[place..place + 4].copy_from_slice(&(data.len() as u32).to_le_bytes());
-    let error = opened(&bytes).unwrap().get("w").unwrap().as_tensor().unwrap().load().unwrap_err();
-    assert!(error.to_string().contains("does not contain"), "{error}");
 }
 
 #[test]
@@ -186,20 +169,6 @@ fn missing_short_or_damaged_storages_are_refused() {
     bytes[place] ^= 1;
     let error = opened(&bytes).unwrap().get("w").unwrap().as_tensor().unwrap().load().unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
-}
-
-#[test]
-fn entries_that_share_bytes_are_refused() {
-    let (pickle, data) = small();
-    let mut bytes =
-        archive(&[("x/data.pkl", &pickle), ("x/data/0", &data), ("x/data/1", &data)], CompressionMethod::Stored);
-    // Make the last directory record point to the local header of the previous entry.
-    let header = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).position(|part| part == name).unwrap() - 30;
-    let record = bytes.windows(8).rposition(|part| part == b"x/data/1").unwrap() - 46;
-    let first = header(&bytes, b"x/data/0") as u32;
-    bytes[record + 42..record + 46].copy_from_slice(&first.to_le_bytes());
-    let error = opened(&bytes).unwrap_err();
-    assert!(error.to_string().contains("hostile"), "{error}");
 }
 
 #[test]
@@ -231,59 +200,11 @@ fn older() -> Vec<u8> {
     bytes
 }
 
-/// Reads everything that can still be read from a damaged file.
-fn exhaust(bytes: &[u8]) {
-    if let Ok(value) = opened(bytes) {
-        for (_, value) in value.entries() {
-            let _ = value.as_tensor().map(|tensor| tensor.load());
-        }
-    }
-}
-
 #[test]
 fn a_truncated_file_of_the_legacy_format_is_refused() {
     let whole = older();
     assert_eq!(opened(&whole).unwrap().get("w").unwrap().as_tensor().unwrap().size(), [300]);
     for end in (0..whole.len()).step_by(37).chain([whole.len() - 1]) {
         assert!(opened(&whole[..end]).is_err(), "{end}");
-    }
-}
-
-fn samples() -> Vec<Vec<u8>> {
-    let (pickle, data) = small();
-    let entries = [("x/data.pkl", pickle.as_slice()), ("x/data/0", &data)];
-    vec![archive(&entries, CompressionMethod::Stored), archive(&entries, CompressionMethod::Deflated), older()]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
-
-    #[test]
-    fn damaged_files_never_panic(
-        which in 0_usize..3,
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-        end in prop::option::of(any::<prop::sample::Index>()),
-    ) {
-        let mut bytes = samples().swap_remove(which);
-        for (place, byte) in changes {
-            let place = place.index(bytes.len());
-            bytes[place] = byte;
-        }
-        if let Some(end) = end {
-            bytes.truncate(end.index(bytes.len()));
-        }
-        exhaust(&bytes);
-    }
-
-    #[test]
-    fn damaged_pickles_in_whole_archives_never_panic(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
-    ) {
-        let (mut pickle, data) = small();
-        for (place, byte) in changes {
-            let place = place.index(pickle.len());
-            pickle[place] = byte;
-        }
-        exhaust(&archive(&[("x/data.pkl", &pickle), ("x/data/0", &data)], CompressionMethod::Stored));
     }
 }

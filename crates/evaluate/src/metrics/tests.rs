@@ -266,30 +266,6 @@ fn the_ground_truth_itself_scores_one() {
 }
 
 #[test]
-fn annotations_of_a_public_set_compared_with_themselves_score_one() {
-    let Some(folder) = fixture("data/coco_mini/annotations") else { return };
-    let truth = ground_truth(&folder.join("instances_val2017.json"));
-    for kind in BOTH {
-        let of_truth = |annotation: &Annotation| {
-            let mut found = annotation.clone();
-            found.score = Some(0.9);
-            if kind == Metric::Segm {
-                let rle = truth.coco().ann_to_rle(annotation).unwrap();
-                found.segmentation = Some(Segmentation::CompressedRle {
-                    size: [rle.h, rle.w],
-                    counts: hotcoco::mask::rle_to_string(&rle),
-                });
-                found.bbox = None;
-            }
-            found
-        };
-        let objects = truth.coco().dataset.annotations.iter().filter(|annotation| !annotation.iscrowd);
-        let scores = scores::compare(&truth, objects.map(of_truth).collect(), kind, &Evaluation::default()).unwrap();
-        assert!(scores.precision.iter().chain(&scores.recall).all(|value| (value - 1.0).abs() < 1e-9), "{scores:?}");
-    }
-}
-
-#[test]
 fn no_detections_score_zero_with_a_note() {
     let truth = small_set(vec![square_at(1, 5.0, false)]);
     let empty = ImageResult { image_id: 1, height: 50, width: 100, detections: vec![] };

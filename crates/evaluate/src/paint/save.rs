@@ -5,10 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder, RgbImage};
+use image::{ImageFormat, RgbImage};
 
-use fnet_common::atomic;
-use fnet_common::{Error, Result};
+use fnet_common::{Error, Result, atomic};
 
 /// The path of the drawn copy of an image: its name and subfolders inside `folder`, never outside of it.
 ///
@@ -24,7 +23,7 @@ pub fn painted_path(folder: &Path, file_name: &str) -> PathBuf {
     if path == folder {
         path.push("image");
     }
-    if is_png(&path) || has_extension(&path, &["jpg", "jpeg"]) {
+    if matches!(ImageFormat::from_path(&path), Ok(ImageFormat::Jpeg | ImageFormat::Png)) {
         return path;
     }
     let mut name = path.into_os_string();
@@ -51,26 +50,13 @@ pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
 ///
 /// The file cannot be written.
 pub fn save(image: &RgbImage, path: &Path) -> Result<()> {
-    let failed = |error: image::ImageError| Error::environment(format!("cannot encode {}: {error}", path.display()));
-    let (width, height) = image.dimensions();
-    let mut bytes = Vec::new();
-    if is_png(path) {
-        PngEncoder::new(&mut bytes).write_image(image, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
-    } else {
-        JpegEncoder::new_with_quality(&mut bytes, 92).encode_image(image).map_err(failed)?;
-    }
     atomic::create(path, |out| {
-        out.write_all(&bytes).map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))
+        let written = match ImageFormat::from_path(path) {
+            Ok(ImageFormat::Png) => image.write_with_encoder(PngEncoder::new(out)),
+            _ => image.write_with_encoder(JpegEncoder::new_with_quality(out, 92)),
+        };
+        written.map_err(|error| Error::environment(format!("cannot write {}: {error}", path.display())))
     })
-}
-
-fn is_png(path: &Path) -> bool {
-    has_extension(path, &["png"])
-}
-
-fn has_extension(path: &Path, wanted: &[&str]) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| wanted.contains(&extension.as_str()))
 }
 
 #[cfg(test)]
@@ -103,7 +89,7 @@ mod tests {
     fn files_have_the_format_of_their_extension() {
         let folder = tempfile::tempdir().unwrap();
         let image = RgbImage::from_pixel(4, 3, image::Rgb([10, 200, 30]));
-        for (name, format) in [("x/a.png", image::ImageFormat::Png), ("x/a.jpg", image::ImageFormat::Jpeg)] {
+        for (name, format) in [("x/a.png", ImageFormat::Png), ("x/a.jpg", ImageFormat::Jpeg)] {
             let path = folder.path().join(name);
             save(&image, &path).unwrap();
             let bytes = std::fs::read(&path).unwrap();

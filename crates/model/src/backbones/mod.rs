@@ -18,7 +18,7 @@ use super::flops::{Layers, Map};
 use super::layers::Statistics;
 
 /// All kinds of backbones.
-pub const KINDS: &[BackboneKind] = &[fasternet::KIND];
+pub(crate) const KINDS: &[BackboneKind] = &[fasternet::KIND];
 
 /// A backbone with its tensors.
 pub trait Backbone: Debug + Send {

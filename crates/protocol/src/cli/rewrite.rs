@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 /// Rewrites `--set a=1 b=2` and `--eval bbox segm` as one option per value (`--set=a=1 --set=b=2`), so that clap takes the
 /// next word as a positional argument: values of `--set` contain a `=`, and `--eval` has a fixed list of values.
 /// `--resume` takes at most one value, whose name ends like a checkpoint's.
-pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+pub(crate) fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut written = Vec::new();
     // The option whose values may follow, and whether it still lacks its first one.
     let mut open: Option<(&'static str, bool)> = None;
@@ -39,7 +39,7 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
 }
 
 /// The only one of these options that may stand without a value.
-pub const RESUME: &str = "--resume";
+pub(crate) const RESUME: &str = "--resume";
 
 /// Leaves an option without a value for clap to report; `=` keeps it from taking the next argument.
 fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
@@ -59,7 +59,7 @@ fn option_of(argument: &OsStr) -> Option<&'static str> {
 }
 
 /// Whether an argument after `option` belongs to it.
-pub fn is_value(option: &str, text: &str) -> bool {
+pub(crate) fn is_value(option: &str, text: &str) -> bool {
     match option {
         // MMDetection has the last one; clap reports that it is not supported.
         "--eval" => matches!(text, "bbox" | "segm" | "proposal" | "proposal_fast"),

@@ -112,12 +112,6 @@ fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
 }
 
 #[test]
-fn commands_that_are_not_there_are_not_offered() {
-    let help = Launch::command().render_long_help().to_string();
-    assert!(!help.contains("report"));
-}
-
-#[test]
 fn a_pytorch_file_lacks_its_config() {
     let folder = tempfile::tempdir().unwrap();
     let [pytorch, ours] = ["a.pth", "b.ckpt"].map(|name| folder.path().join(name).display().to_string());

@@ -59,7 +59,6 @@ unsafe extern "C" {
     ) -> *mut RawError;
     fn fnet_group_barrier(group: *mut RawGroup, device: i32, timeout_ms: i64, out: *mut *mut RawWork) -> *mut RawError;
     fn fnet_work_wait(work: *mut RawWork, timeout_ms: i64) -> *mut RawError;
-    fn fnet_work_is_completed(work: *mut RawWork, out: *mut bool) -> *mut RawError;
     fn fnet_work_free(work: *mut RawWork) -> *mut RawError;
     fn fnet_group_all_reduce_sum(
         group: *mut RawGroup,
@@ -402,17 +401,6 @@ impl Work<'_> {
     pub fn wait_on_stream(self) -> Result<()> {
         // SAFETY: live handle; 0 is c10d's word for no deadline.
         check(unsafe { fnet_work_wait(self.raw, 0) })
-    }
-
-    /// Whether the collective has ended, well or not. [`Work::wait`] must still be called.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn is_completed(&self) -> Result<bool> {
-        let mut answer = false;
-        // SAFETY: live handle and out-pointer.
-        check(unsafe { fnet_work_is_completed(self.raw, &raw mut answer) })?;
-        Ok(answer)
     }
 }
 

@@ -172,20 +172,6 @@ fn an_overflow_changes_no_weights_optimizer_state_or_average_and_halves_the_scal
 }
 
 #[test]
-fn an_overflow_in_any_micro_step_skips_the_whole_update() {
-    let communicator = Communicator::alone(Device::Cpu);
-    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
-    let before = state(&train_state);
-    train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
-    let first = take(&mut train_state, &communicator, index(false, 2)).unwrap();
-    assert_eq!(first.skipped, None, "only an update can be skipped");
-    train_state.loss_scale = Some(LossScale::new(1024.0));
-    assert_eq!(take(&mut train_state, &communicator, index(true, 2)).unwrap().skipped, Some(Skip::Overflow));
-    assert!(state(&train_state).iter().all(|(name, tensor)| *tensor == before[name]));
-    assert_eq!(train_state.loss_scale.as_ref().unwrap().scale(), 512.0);
-}
-
-#[test]
 fn gradients_that_overflow_unscaled_stop_training() {
     let communicator = Communicator::alone(Device::Cpu);
     let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
