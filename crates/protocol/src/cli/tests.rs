@@ -117,6 +117,20 @@ fn auto_resume_may_stand_beside_what_a_first_start_needs() {
 }
 
 #[test]
+fn options_of_other_programs_lead_to_the_right_one() {
+    for (line, right) in [
+        ("train cfg.toml --epochs 24", "use --set train.epochs=12"),
+        ("train cfg.toml --batch_size=4", "use --set data.samples_per_gpu=2"),
+        ("--num-gpus 8 train cfg.toml", "use --gpus"),
+        ("train cfg.toml --resume-from a.pth", "use --resume"),
+    ] {
+        let error = refused(&format!("fnet-launch {line}"));
+        assert!(error.contains(right) && !error.contains("similar"), "{line}: {error}");
+    }
+    assert!(refused("fnet-launch train cfg.toml --work-dirs a").contains("'--work-dir'"), "the most similar option");
+}
+
+#[test]
 fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
     assert_eq!("8".parse(), Ok(Gpus::Count(8)));
     assert_eq!("3,".parse(), Ok(Gpus::Indices(vec![3])));
