@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::env::DATA_ROOT;
-use fnet_protocol::file_kind;
+use fnet_protocol::{file_kind, hints};
 
 use super::check::Problem;
 use super::classes::{self, ReadClasses};
@@ -248,14 +248,21 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
         let at = node.origin.exact();
         let field = fields::all().get(&path);
         match (field.map(|field| field.schema.as_ref()), &node.value) {
+            (None, Value::Table(inner)) if has_hint(inner, &path) => {
+                tree::each_leaf(inner, &path, &mut |path, _, origin| {
+                    let right = suggestion(path, "");
+                    problems.push(format!("{}: unknown field `{path}`; {right}", origin.exact()));
+                });
+            }
             (None, _) => problems.push(format!("{at}: unknown field `{path}`; {}", suggestion(&path, prefix))),
             (Some(None), Value::Table(inner)) => check_table(inner, &path, problems),
             (Some(None), Value::Leaf(leaf)) => {
                 problems.push(format!("{at}: {path} is {}; expected a table of fields", shown(leaf)));
             }
-            (Some(Some(schema)), Value::Table(_)) => {
-                problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema)));
-            }
+            (Some(Some(schema)), Value::Table(entries)) => match fields::entry_fields(schema) {
+                Some(fields) => check_entries(entries, &path, fields, &fields::expectation(schema), problems),
+                None => problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema))),
+            },
             (Some(Some(schema)), Value::Leaf(leaf)) if !fields::fits(leaf, schema) => {
                 problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
             }
@@ -264,7 +271,44 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
     }
 }
 
+/// Checks a table with names that the user chooses, each with a table of `fields`.
+fn check_entries(
+    entries: &Table,
+    path: &str,
+    fields: &serde_json::Map<String, serde_json::Value>,
+    expected: &str,
+    problems: &mut Vec<String>,
+) {
+    for (name, node) in entries {
+        let path = tree::join(path, name);
+        let Value::Table(values) = &node.value else {
+            problems.push(format!("{}: {path} is not a table; expected {expected}", node.origin.exact()));
+            continue;
+        };
+        for (name, node) in values {
+            let (path, at) = (tree::join(&path, name), node.origin.exact());
+            match (fields.get(name), &node.value) {
+                (Some(schema), Value::Leaf(leaf)) if fields::fits(leaf, schema) => {}
+                (Some(schema), Value::Leaf(leaf)) => {
+                    problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
+                }
+                _ => problems.push(format!("{at}: unknown field `{path}`; expected {expected}")),
+            }
+        }
+    }
+}
+
+/// Whether a table, which is unknown itself, has fields of another program.
+fn has_hint(table: &Table, path: &str) -> bool {
+    let mut found = false;
+    tree::each_leaf(table, path, &mut |path, ..| found |= hints::of_field(path).is_some());
+    found
+}
+
 fn suggestion(path: &str, section: &str) -> String {
+    if let Some(hint) = hints::of_field(path) {
+        return hint.text();
+    }
     match fields::nearest(path) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
         None if section.is_empty() => format!("the sections are {}", fields::names_in("").join(", ")),

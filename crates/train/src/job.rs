@@ -20,6 +20,7 @@ use fnet_protocol::work_dir::{self, LATEST, Lock};
 
 use super::bad_batch::BadBatches;
 use super::disk;
+use super::learning_rate::LearningRate;
 use super::progress::TrainSchedule;
 use super::reporter::Reporter;
 use super::resume::{ResumeSource, StartPoint};
@@ -44,7 +45,6 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     control.phase(Phase::Start);
     let mut train_state = TrainState::new(&resolved.config, &communicator)?;
     train_state.bad_batches = BadBatches::kept_in(work.path.join("nan"));
-    let epochs = data.schedule.epochs;
     let mut trainer = job.restore(&work, data, train_state)?;
     let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
         Ok(Ok(ending)) => ending,
@@ -60,7 +60,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
             resume_unwind(panic);
         }
     };
-    let best = trainer.best.take();
+    let (best, epochs) = (trainer.best.take(), trainer.progress.epoch);
     // From here on, the last checkpoint is on the disk.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
@@ -115,8 +115,7 @@ impl<'a> Job<'a> {
         let path = self.arguments.folder();
         let lock = lock_work_dir(&path, self.communicator, self.control)?;
         let checkpoint_folders = saver::folders(&path, &self.resolved.config.checkpoint);
-        let resume = self.arguments.resume.as_ref();
-        let source = ResumeSource::find(resume, &checkpoint_folders, self.communicator, self.control)?;
+        let source = ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
         if source.is_none() {
             refuse_leftover_checkpoints(&checkpoint_folders)?;
         }
@@ -169,7 +168,12 @@ impl<'a> Job<'a> {
         let mut trainer = Trainer {
             saver,
             evaluation_due: start.precedes_evaluation && validation.is_some(),
-            learning_rate: config.optimizer.lr,
+            learning_rate: LearningRate {
+                schedule: &config.schedule,
+                base: config.optimizer.lr,
+                epochs: schedule.epochs,
+                steps: schedule.total_steps(progress),
+            },
             config,
             communicator,
             control,
@@ -183,6 +187,7 @@ impl<'a> Job<'a> {
             updated: progress,
             saved: work.source.is_some().then_some(progress),
             best: start.best,
+            early_stop: start.early_stop,
         };
         if let (true, Some(source)) = (trainer.evaluation_due, &work.source) {
             trainer.evaluation_due = !trainer.was_evaluated(&work.path, &source.path)?;
@@ -208,7 +213,16 @@ impl<'a> Job<'a> {
         let (config, communicator) = (&self.resolved.config, self.communicator);
         let mut warnings = Vec::new();
         warnings.extend(disk_warning(config, train_state, &work.path, schedule, start, communicator)?);
-        if let Some(Resume::From(_)) = &self.arguments.resume {
+        let names: Vec<&str> = train_state.parameters.trainable().map(|(name, _)| name).collect();
+        warnings.extend(unused_keys(config, &names));
+        if work.source.is_none() && self.arguments.load_from.is_none() && freezes_random_weights(config) {
+            warnings.push(format!(
+                "model.frozen_stages is {}, which keeps random weights: give pretrained ones with \
+                 model.backbone.pretrained or --load-from, or set it to -1",
+                config.model.frozen_stages
+            ));
+        }
+        if let Some(Resume::From(_)) = self.arguments.resumes() {
             for path in set_aside_later(&work.checkpoint_folders, start.progress)? {
                 warnings.push(format!(
                     "{} is later than the checkpoint that the job resumes from: renamed to *.superseded",
@@ -271,6 +285,25 @@ fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client)
         true => claimed.and_then(|_| Err(Error::usage(work_dir::busy(work_dir)))),
         false => claimed,
     }
+}
+
+/// A warning for each key of `optimizer.paramwise.custom_keys` that is in no parameter's name.
+fn unused_keys(config: &Config, names: &[&str]) -> Vec<String> {
+    let keys = config.optimizer.paramwise.custom_keys.keys();
+    let unused = keys.filter(|key| !names.iter().any(|name| name.contains(key.as_str())));
+    let example = names.first().copied().unwrap_or_default();
+    unused
+        .map(|key| {
+            format!(
+                "optimizer.paramwise.custom_keys has the key {key:?}, which is in no parameter's name and has no effect; \
+                 a name is for example {example}"
+            )
+        })
+        .collect()
+}
+
+fn freezes_random_weights(config: &Config) -> bool {
+    config.model.frozen_stages >= 0 && config.model.backbone.pretrained.is_empty()
 }
 
 /// Whether the launcher restarted this job.
@@ -379,9 +412,7 @@ impl Trainer<'_> {
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
         let epoch = self.progress.epoch;
         let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
-        let policy = &self.config.checkpoint.save_best;
-        let best = metrics.as_ref().and_then(|metrics| saver::better(policy, metrics, epoch, self.best.as_ref()));
-        self.keep_if_best(best)?;
+        self.share(metrics.as_ref().map(|metrics| self.judge(metrics)).unwrap_or_default())?;
         self.communicator.any(metrics.is_some())
     }
 }

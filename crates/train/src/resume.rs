@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, TrainProgress, latest};
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, EarlyStopState, TrainProgress, latest};
 use fnet_checkpoint::{MmdetCheckpoint, ParameterGroup, Summary};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{self as config, Config};
@@ -17,6 +17,9 @@ use super::changed_ranks::{Continued, go_on};
 use super::progress::TrainSchedule;
 use super::train_state::TrainState;
 use crate::run_log::Window;
+
+/// What rank 0 tells the others if the job starts anew; no path of a file.
+const NOTHING: &str = "/";
 
 /// A checkpoint to resume from.
 pub struct ResumeSource {
@@ -37,6 +40,8 @@ pub struct StartPoint {
     pub segments: Vec<ShardSegment>,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// How long evaluations have not become better.
+    pub early_stop: Option<EarlyStopState>,
     /// The values for the next log line.
     pub window: Option<Window>,
     /// Nothing of the epoch before `progress` is left to train, but it was not ended.
@@ -53,27 +58,32 @@ impl ResumeSource {
     /// Loads the checkpoint that `resume` names. Rank 0 chooses it, and every rank reads it.
     ///
     /// # Errors
-    /// A data error if there is none, or it is damaged.
+    /// A data error if there is none to resume from, or it is damaged.
     pub fn find(
-        resume: Option<&Resume>,
+        resume: Option<Resume>,
         folders: &[PathBuf],
         communicator: &Communicator,
         control: &Client,
     ) -> Result<Option<Self>> {
         let path = match resume {
             None => return Ok(None),
-            Some(Resume::From(path)) => path.clone(),
-            Some(Resume::Newest) => {
+            Some(Resume::From(path)) => path,
+            Some(resume) => {
                 control.phase(Phase::Checkpoint);
-                let chosen = if communicator.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
-                let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
+                let chosen =
+                    if communicator.rank() == 0 { source(Some(resume), folders, control) } else { Ok(None) };
+                let name = match &chosen {
+                    Ok(Some(path)) => path.to_string_lossy().into_owned(),
+                    Ok(None) => NOTHING.to_owned(),
+                    Err(_) => String::new(),
+                };
                 let names = communicator.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
-                let name = names.first().map(Vec::as_slice).unwrap_or_default();
-                if name.is_empty() {
-                    return Err(Error::data("rank 0 found no checkpoint to resume from"));
+                match String::from_utf8_lossy(names.first().map(Vec::as_slice).unwrap_or_default()).as_ref() {
+                    "" => return Err(Error::data("rank 0 found no checkpoint to resume from")),
+                    NOTHING => return Ok(None),
+                    name => PathBuf::from(name),
                 }
-                PathBuf::from(String::from_utf8_lossy(name).into_owned())
             }
         };
         let kind = if is_pytorch_file(&path) {
@@ -134,6 +144,7 @@ impl ResumeSource {
             segments,
             epoch_is_over,
             best: meta.best.clone(),
+            early_stop: meta.state.early_stop.clone(),
             precedes_evaluation: meta.state.evaluation_due,
             window,
             notes,
@@ -201,7 +212,8 @@ pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
     })
 }
 
-/// A warning if the file's AdamW settings differ from the config's, which are used.
+/// A warning if the file's AdamW settings differ from the config's, which are used. With `optimizer.paramwise`, MMDetection
+/// writes a group for each parameter, whose rate and decay are products.
 fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Option<String> {
     let mut differences = Vec::new();
     for group in groups {
@@ -212,7 +224,8 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
             ("eps", group.eps, config.eps),
             ("weight_decay", group.weight_decay, config.weight_decay),
         ];
-        for (name, stored, current) in pairs {
+        let is_product = |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
+        for (name, stored, current) in pairs.into_iter().filter(|(name, ..)| !is_product(name)) {
             let text = format!("optimizer.{name} = {current} ({stored})");
             if stored != current && !differences.contains(&text) {
                 differences.push(text);
@@ -227,21 +240,37 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
     })
 }
 
-/// The newest intact checkpoint of the folders; reports the ones that were skipped.
+/// The checkpoint that a job resumes from: the given one, or the newest intact one of the folders. Reports the ones that were
+/// skipped.
 ///
 /// # Errors
-/// A data error if there is none.
-pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
+/// A data error if there is none. An automatic resume starts anew then, unless the folders have damaged checkpoints: a new
+/// start would replace them.
+pub fn source(resume: Option<Resume>, folders: &[PathBuf], control: &Client) -> Result<Option<PathBuf>> {
+    let otherwise = match resume {
+        None => return Ok(None),
+        Some(Resume::From(path)) => return Ok(Some(path)),
+        Some(Resume::Newest) => None,
+        Some(Resume::Auto(path)) => Some(path),
+    };
     let found = latest(folders)?;
     for skipped in &found.skipped {
         control.note(format!("{} is skipped: {}", skipped.path.display(), skipped.reason));
     }
-    found.found.map(|(path, _)| path).ok_or_else(|| {
-        Error::data(format!(
-            "{} has no checkpoint to resume from; name one with --resume=CKPT, or start without --resume",
-            folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", nor ")
-        ))
-    })
+    let all = || folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    match (found.found, otherwise) {
+        (Some((path, _)), _) => Ok(Some(path)),
+        (None, Some(path)) if found.skipped.is_empty() => Ok(path),
+        (None, Some(_)) => Err(Error::data(format!(
+            "no checkpoint of {} is intact; move them away to start anew, or name another with --resume=CKPT",
+            all().join(" and ")
+        ))),
+        (None, None) => Err(Error::data(format!(
+            "{} has no checkpoint to resume from; name one with --resume=CKPT, start without --resume, or take \
+             --auto-resume, which does what is possible",
+            all().join(", nor ")
+        ))),
+    }
 }
 
 #[cfg(test)]

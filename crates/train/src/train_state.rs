@@ -17,7 +17,8 @@ use fnet_protocol::message::Phase;
 
 use super::bad_batch::{self, BadBatches};
 use super::buffers;
-use super::optimizer::Optimizer;
+use super::learning_rate::Rate;
+use super::optimizer::{Optimizer, is_norm};
 use super::progress::StepIndex;
 use super::step_vote::{StepReport, StepVote, sync_step};
 use super::{Ema, LossScale};
@@ -124,9 +125,11 @@ impl<'a> TrainState<'a> {
             model.synchronize_batch_norm(communicator.differentiable_sum());
         }
         let trained: Vec<(String, Tensor)> =
-            parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+            parameters.trained().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let buffers: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
+        // The ranks agree on frozen parameters once, as on buffers; their gradients are not waited for.
+        let frozen = parameters.trainable().filter(|(name, _)| parameters.is_frozen(name));
+        let buffers: Vec<Tensor> = parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
         let parallel = DataParallel::new(communicator, &tensors, &buffers)?;
         let packed = buffers::pack(&parameters)?;
@@ -136,7 +139,9 @@ impl<'a> TrainState<'a> {
         };
         let loss_scale = (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale));
         Ok(Self {
-            optimizer: Optimizer::new(&config.optimizer, &trained)?,
+            optimizer: Optimizer::new(&config.optimizer, &trained, |name| {
+                is_norm(name, |name| parameters.get(name).is_some())
+            })?,
             parallel,
             bad_batches: BadBatches::default(),
             last_good: LastGoodState {
@@ -188,7 +193,7 @@ impl<'a> TrainState<'a> {
         &mut self,
         batch: &Batch,
         index: StepIndex,
-        learning_rate: f64,
+        learning_rate: impl Into<Rate>,
         vote: StepVote,
         communicator: &Communicator,
         control: &Client,
@@ -228,7 +233,7 @@ impl<'a> TrainState<'a> {
         let (grad_norm, skipped) = match (index.updates, self.spoiled) {
             (false, _) => (None, None),
             (true, true) => (None, Some(Skip::NotFinite)),
-            (true, false) => self.update(learning_rate)?,
+            (true, false) => self.update(learning_rate.into())?,
         };
         if let Some((own, first)) = exchanged {
             self.last_good = self.last_good_with(own, first)?;
@@ -309,7 +314,7 @@ impl<'a> TrainState<'a> {
 
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was skipped,
     /// if it was.
-    fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
+    fn update(&mut self, learning_rate: Rate) -> Result<(Option<f64>, Option<Skip>)> {
         let overflow =
             self.loss_scale.as_ref().map(|scale| optim::unscale(&self.tensors, scale.scale())).transpose()?;
         let norm = (self.grad_clip > 0.0).then(|| optim::clip_norm(&self.tensors, self.grad_clip)).transpose()?;

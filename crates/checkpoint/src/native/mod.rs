@@ -82,6 +82,12 @@ pub struct State {
     pub evaluation_due: bool,
     /// The checkpoint was written only because its job was stopped or aborted. The next regular checkpoint replaces it.
     pub transient: bool,
+    /// Steps of the whole job, as planned when the checkpoint was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_steps: Option<usize>,
+    /// How long the metric of `train.early_stop` has not become better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStopState>,
     /// Updates of the moving average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_updates: Option<u64>,
@@ -156,6 +162,15 @@ pub struct Best {
     pub value: f64,
     /// Finished epochs at that evaluation.
     pub epoch: usize,
+}
+
+/// How long a metric has not become better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopState {
+    /// The best evaluation by this metric.
+    pub best: Best,
+    /// Evaluations since then.
+    pub since: usize,
 }
 
 impl CheckpointMeta {

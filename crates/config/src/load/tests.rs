@@ -219,3 +219,53 @@ proptest::proptest! {
         let _ = set(&text);
     }
 }
+
+#[test]
+fn tables_with_names_of_the_user_are_read_merged_and_checked() {
+    let text = "[optimizer.paramwise.custom_keys]\nneck = { lr_mult = 2 }\n\"backbone.norm0\" = { decay_mult = 0.0 }\n";
+    let read = |sets_of: &[&str]| Resolved::from_toml(text, "a.toml", &sets(sets_of), &no_classes);
+    let set = ["optimizer.paramwise.custom_keys.neck.decay_mult=0.5"];
+    let keys = read(&set).unwrap().config.optimizer.paramwise.custom_keys;
+    let found: Vec<_> = keys.iter().map(|(key, of)| (key.as_str(), of.lr_mult, of.decay_mult)).collect();
+    assert_eq!(found, [("backbone.norm0", 1.0, 0.0), ("neck", 2.0, 0.5)]);
+
+    for (value, expected) in [
+        ("optimizer.paramwise.custom_keys.neck.lr_mult=-1", "neck.lr_mult is -1; expected a number of at least 0"),
+        ("optimizer.paramwise.custom_keys.neck.lr=1", "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected"),
+        ("optimizer.paramwise.custom_keys.neck=1", "neck is not a table; expected a table with a table of"),
+        ("optimizer.paramwise.custom_keys=1", "custom_keys is 1; expected a table with a table of"),
+    ] {
+        let error = message(read(&[value]));
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn names_of_other_programs_lead_to_fields_that_exist() {
+    for hint in hints::HINTS {
+        assert!(!fields::all().contains_key(hint.wrong), "{} is a field", hint.wrong);
+        let right = hint.right.strip_prefix("--set ").unwrap_or(hint.right);
+        let field = right.split('=').next().unwrap();
+        assert!(field.starts_with("--") || fields::all().contains_key(field), "{} is not a field", hint.right);
+        if right.contains('=') {
+            set(right).unwrap();
+        }
+        if !hint.wrong.starts_with("--") {
+            let error = message(set(&format!("{}=1", hint.wrong)));
+            assert!(error.contains(&hint.text()), "{error}");
+        }
+    }
+    for (field, wrong, right) in hints::WORDS {
+        set(&format!("{field}={right}")).unwrap();
+        assert!(message(set(&format!("{field}={wrong}"))).ends_with(&format!("use \"{right}\"")), "{field} {wrong}");
+    }
+}
+
+#[test]
+fn a_section_of_another_program_is_answered_field_by_field() {
+    let dir = folder(&[("a.toml", "[runner]\ntype = \"EpochBasedRunner\"\nmax_epochs = 12\n[zzz]\nb = 1\n")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    assert!(text.contains("a.toml:3:1: unknown field `runner.max_epochs`; use `train.epochs`"), "{text}");
+    assert!(text.contains("a.toml:2:1: unknown field `runner.type`;"), "{text}");
+    assert!(text.contains("unknown field `zzz`; the sections are model"), "{text}");
+}

@@ -1,5 +1,6 @@
 //! `[optimizer]`, `[schedule]`, `[train]`, `[checkpoint]` and `[log]`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Evaluation, Interval};
 use crate::check::Problems;
 
-/// The optimizer. All parameters are in one group, so weight decay also applies to norms and biases.
+/// The optimizer. Without `[optimizer.paramwise]` all parameters are in one group, so weight decay also applies to norms and
+/// biases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optimizer {
@@ -35,6 +37,10 @@ pub struct Optimizer {
     /// Images per step that `lr` is for. `--auto-scale-lr` multiplies `lr` by the actual number divided by this.
     #[schemars(range(min = 1))]
     pub base_batch_size: usize,
+    /// Multipliers of learning rate and weight decay for some parameters. The rule is that of MMCV's
+    /// `DefaultOptimizerConstructor`: the longest key of `custom_keys` that is part of a parameter's name decides, of equally
+    /// long ones the first in the alphabet. Parameters without such a key follow the three other fields.
+    pub paramwise: Paramwise,
 }
 
 impl Default for Optimizer {
@@ -48,6 +54,7 @@ impl Default for Optimizer {
             weight_decay: 1e-4,
             grad_clip: 0.0,
             base_batch_size: 16,
+            paramwise: Paramwise::default(),
         }
     }
 }
@@ -57,6 +64,70 @@ impl Optimizer {
     /// scaling rule of Goyal et al., 2017, like MMDetection's `auto_scale_lr`.
     pub fn auto_scale_lr(&self, effective_batch: usize) -> f64 {
         self.lr * (effective_batch as f64 / self.base_batch_size as f64)
+    }
+}
+
+/// Multipliers of learning rate and weight decay for some parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paramwise {
+    /// Multipliers of the parameters whose names contain a key, for example
+    /// `{ "backbone" = { lr_mult = 0.1 }, "backbone.norm" = { lr_mult = 0.1, decay_mult = 0.0 } }`. A multiplier that is not
+    /// given is 1.
+    pub custom_keys: BTreeMap<String, Multipliers>,
+    /// Multiplier of the weight decay of norms: their weights and biases.
+    #[schemars(range(min = 0.0))]
+    pub norm_decay_mult: f64,
+    /// Multiplier of the learning rate of biases, except for those of norms.
+    #[schemars(range(min = 0.0))]
+    pub bias_lr_mult: f64,
+    /// Multiplier of the weight decay of biases, except for those of norms.
+    #[schemars(range(min = 0.0))]
+    pub bias_decay_mult: f64,
+}
+
+impl Default for Paramwise {
+    fn default() -> Self {
+        Self { custom_keys: BTreeMap::new(), norm_decay_mult: 1.0, bias_lr_mult: 1.0, bias_decay_mult: 1.0 }
+    }
+}
+
+/// Multipliers of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Multipliers {
+    /// Of the learning rate.
+    #[schemars(range(min = 0.0))]
+    pub lr_mult: f64,
+    /// Of the weight decay.
+    #[schemars(range(min = 0.0))]
+    pub decay_mult: f64,
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self { lr_mult: 1.0, decay_mult: 1.0 }
+    }
+}
+
+impl Paramwise {
+    /// The multipliers of the parameter `name`, which may belong to a norm.
+    pub fn multipliers(&self, name: &str, is_norm: bool) -> Multipliers {
+        let length = |key: &str| key.chars().count();
+        let matching = self.custom_keys.iter().filter(|(key, _)| name.contains(key.as_str()));
+        let custom = matching.max_by(|(a, _), (b, _)| length(a).cmp(&length(b)).then(b.cmp(a)));
+        if let Some((_, multipliers)) = custom {
+            return *multipliers;
+        }
+        let is_bias = name.ends_with(".bias");
+        Multipliers {
+            lr_mult: if is_bias && !is_norm { self.bias_lr_mult } else { 1.0 },
+            decay_mult: match (is_norm, is_bias) {
+                (true, _) => self.norm_decay_mult,
+                (false, true) => self.bias_decay_mult,
+                (false, false) => 1.0,
+            },
+        }
     }
 }
 
@@ -70,26 +141,80 @@ pub enum OptimizerKind {
     Sgd,
 }
 
-/// The learning rate schedule: linear warm-up, then steps.
+/// The learning rate schedule: MMCV's step, cosine, polynomial and constant policies, after a warm-up. The rate is computed
+/// from `p`, the progress of the job: the number of finished epochs, or steps if `by_epoch` is false; and `n`, the number
+/// of all epochs or steps. `print-config CONFIG --schedule` shows the result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
-    /// Linear warm-up steps; 0 for none.
+    /// How the learning rate changes after the warm-up.
+    pub policy: Policy,
+    /// Change the learning rate at the end of epochs; false to change it at every step. `steps` are numbers of steps then.
+    pub by_epoch: bool,
+    /// Policy step: completed epochs (or steps) after which the learning rate is multiplied by `gamma`.
+    pub steps: Vec<usize>,
+    /// Policy step: factor of the learning rate at each of `steps`.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub gamma: f64,
+    /// Policies cosine and poly: the learning rate at the end. Policy step: the lowest learning rate.
+    #[schemars(range(min = 0.0))]
+    pub min_lr: f64,
+    /// Policy cosine: the learning rate at the end, as a fraction of `optimizer.lr`, in place of `min_lr`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_lr_ratio: f64,
+    /// Policy poly: the exponent; 1 for a straight line.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub power: f64,
+    /// How the learning rate grows during the warm-up.
+    pub warmup: Warmup,
+    /// Warm-up steps; 0 for none.
     pub warmup_iters: usize,
     /// Fraction of the learning rate at the first warm-up step.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub warmup_ratio: f64,
-    /// Completed epochs after which the learning rate is multiplied by `gamma`.
-    pub steps: Vec<usize>,
-    /// Factor of the learning rate at each of `steps`.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub gamma: f64,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { warmup_iters: 500, warmup_ratio: 0.001, steps: vec![8, 11], gamma: 0.1 }
+        Self {
+            policy: Policy::Step,
+            by_epoch: true,
+            steps: vec![8, 11],
+            gamma: 0.1,
+            min_lr: 0.0,
+            min_lr_ratio: 0.0,
+            power: 1.0,
+            warmup: Warmup::Linear,
+            warmup_iters: 500,
+            warmup_ratio: 0.001,
+        }
     }
+}
+
+/// How the learning rate changes after the warm-up, from `lr`, the learning rate of the optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// `max(lr * gamma^k, min_lr)`, where k of `steps` are at most p.
+    Step,
+    /// `end + (lr - end) * (1 + cos(pi * p / n)) / 2`, where end is `min_lr` or `lr * min_lr_ratio`.
+    Cosine,
+    /// `min_lr + (lr - min_lr) * (1 - p / n)^power`.
+    Poly,
+    /// `lr`.
+    Constant,
+}
+
+/// The factor of the learning rate at warm-up step i (from 0) of `warmup_iters`, with `r = warmup_ratio`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Warmup {
+    /// `1 - (1 - i / warmup_iters) * (1 - r)`.
+    Linear,
+    /// `r^(1 - i / warmup_iters)`.
+    Exp,
+    /// `r`.
+    Constant,
 }
 
 impl Schedule {
@@ -98,8 +223,22 @@ impl Schedule {
             self.steps.windows(2).all(|pair| pair[0] < pair[1]),
             "schedule.steps",
             &self.steps,
-            "epochs in ascending order without duplicates",
+            "numbers in ascending order without duplicates",
             "sort the list",
+        );
+        problems.require(
+            self.min_lr_ratio == 0.0 || self.policy == Policy::Cosine,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            "0, because schedule.policy is not \"cosine\"",
+            "set schedule.min_lr instead",
+        );
+        problems.require(
+            self.min_lr_ratio == 0.0 || self.min_lr == 0.0,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            &format!("0, because schedule.min_lr is {}", self.min_lr),
+            "set one of the two",
         );
     }
 }
@@ -133,6 +272,8 @@ pub struct Train {
     pub ema: f64,
     /// What to do when a loss is not finite.
     pub on_nan: OnNan,
+    /// When the job ends before its last epoch.
+    pub early_stop: EarlyStop,
 }
 
 impl Default for Train {
@@ -146,8 +287,54 @@ impl Default for Train {
             accumulate: 1,
             ema: 0.0,
             on_nan: OnNan::Stop,
+            early_stop: EarlyStop::default(),
         }
     }
+}
+
+impl Train {
+    pub(super) fn check(&self, evaluation: &Evaluation, problems: &mut Problems) {
+        check_metric("train.early_stop.metric", &self.early_stop.metric, evaluation, problems);
+    }
+}
+
+/// Ends the job when evaluations no longer get better.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EarlyStop {
+    /// Metric whose highest value is the best, for example `bbox_mAP`; empty to train all epochs.
+    pub metric: String,
+    /// Number of evaluations in a row without a new best value after which the job ends.
+    #[schemars(range(min = 1))]
+    pub patience: usize,
+}
+
+impl Default for EarlyStop {
+    fn default() -> Self {
+        Self { metric: String::new(), patience: 10 }
+    }
+}
+
+/// Refuses a metric that the evaluations of training do not give.
+fn check_metric(field: &str, metric: &str, evaluation: &Evaluation, problems: &mut Problems) {
+    if metric.is_empty() {
+        return;
+    }
+    let names: Vec<String> = evaluation.metrics.iter().flat_map(|&kind| evaluation.names(kind)).collect();
+    problems.require(
+        names.iter().any(|name| name == metric),
+        field,
+        metric,
+        &format!("empty, or one of {} (from evaluation.metrics)", names.join(", ")),
+        "choose one of these metrics, for example bbox_mAP",
+    );
+    problems.require(
+        evaluation.interval > 0,
+        field,
+        metric,
+        "empty, because evaluation.interval is 0",
+        "set evaluation.interval to 1 or more",
+    );
 }
 
 /// Automatic mixed precision: which type convolutions and matrix products compute in.
@@ -197,24 +384,7 @@ impl Default for CheckpointPolicy {
 
 impl CheckpointPolicy {
     pub(super) fn check(&self, evaluation: &Evaluation, problems: &mut Problems) {
-        if self.save_best.is_empty() {
-            return;
-        }
-        let names: Vec<String> = evaluation.metrics.iter().flat_map(|&kind| evaluation.names(kind)).collect();
-        problems.require(
-            names.contains(&self.save_best),
-            "checkpoint.save_best",
-            &self.save_best,
-            &format!("empty, or one of {} (from evaluation.metrics)", names.join(", ")),
-            "choose one of these metrics, for example bbox_mAP",
-        );
-        problems.require(
-            evaluation.interval > 0,
-            "checkpoint.save_best",
-            &self.save_best,
-            "empty, because evaluation.interval is 0",
-            "set evaluation.interval to 1 or more",
-        );
+        check_metric("checkpoint.save_best", &self.save_best, evaluation, problems);
     }
 }
 
@@ -232,5 +402,37 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { interval: 50, tensorboard: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rule of MMCV's `DefaultOptimizerConstructor.add_params`: `custom_keys` sorted by the alphabet, then by falling
+    /// length; the first that is part of the name decides alone.
+    #[test]
+    fn the_longest_key_in_a_name_decides_alone() {
+        let of = |lr_mult, decay_mult| Multipliers { lr_mult, decay_mult };
+        let paramwise = Paramwise {
+            custom_keys: [("backbone", of(0.1, 1.0)), ("norm0", of(0.5, 0.0)), ("norm2", of(3.0, 1.0)), ("orm2.", of(7.0, 1.0))]
+                .map(|(key, multipliers)| (key.to_owned(), multipliers))
+                .into(),
+            norm_decay_mult: 0.25,
+            bias_lr_mult: 2.0,
+            bias_decay_mult: 0.0,
+        };
+        for (name, is_norm, expected) in [
+            ("backbone.stages.0.blocks.0.mlp.0.weight", false, of(0.1, 1.0)),
+            ("backbone.norm0.bias", true, of(0.1, 1.0)),
+            ("neck.norm0.bias", true, of(0.5, 0.0)),
+            ("neck.norm2.bias", true, of(3.0, 1.0)),
+            ("neck.fpn_convs.0.conv.bias", false, of(2.0, 0.0)),
+            ("neck.fpn_convs.0.conv.weight", false, of(1.0, 1.0)),
+            ("neck.norm.weight", true, of(1.0, 0.25)),
+            ("neck.norm.bias", true, of(1.0, 0.25)),
+        ] {
+            assert_eq!(paramwise.multipliers(name, is_norm), expected, "{name}");
+        }
     }
 }

@@ -101,6 +101,36 @@ fn resume_takes_a_checkpoint_and_never_the_config() {
 }
 
 #[test]
+fn auto_resume_may_stand_beside_what_a_first_start_needs() {
+    let resumes = |line: &str| train(&format!("fnet-launch train {line}")).resumes();
+    for line in ["cfg.toml --auto-resume", "--resume=auto cfg.toml", "--resume auto cfg.toml", "cfg.toml --auto-resume --resume"]
+    {
+        assert_eq!(resumes(line), Some(Resume::Auto(None)), "{line}");
+    }
+    let first = Some(Resume::Auto(Some("a.pth".into())));
+    assert_eq!(resumes("cfg.toml --resume=a.pth --auto-resume"), first);
+    assert_eq!(resumes("--auto-resume --resume a.pth cfg.toml"), first);
+    assert_eq!(resumes("cfg.toml --resume=./auto"), Some(Resume::From("./auto".into())));
+    let both = train("fnet-launch train --resume=auto --load-from m.ckpt cfg.toml");
+    assert_eq!((both.resumes(), both.load_from), (Some(Resume::Auto(None)), Some("m.ckpt".into())));
+    assert!(refused("fnet-launch train --resume --load-from m.ckpt cfg.toml").contains("--load-from"));
+}
+
+#[test]
+fn options_of_other_programs_lead_to_the_right_one() {
+    for (line, right) in [
+        ("train cfg.toml --epochs 24", "use --set train.epochs=12"),
+        ("train cfg.toml --batch_size=4", "use --set data.samples_per_gpu=2"),
+        ("--num-gpus 8 train cfg.toml", "use --gpus"),
+        ("train cfg.toml --resume-from a.pth", "use --resume"),
+    ] {
+        let error = refused(&format!("fnet-launch {line}"));
+        assert!(error.contains(right) && !error.contains("similar"), "{line}: {error}");
+    }
+    assert!(refused("fnet-launch train cfg.toml --work-dirs a").contains("'--work-dir'"), "the most similar option");
+}
+
+#[test]
 fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
     assert_eq!("8".parse(), Ok(Gpus::Count(8)));
     assert_eq!("3,".parse(), Ok(Gpus::Indices(vec![3])));
@@ -169,9 +199,9 @@ fn a_benchmark_goes_on_after_the_warm_up() {
 }
 
 /// Commands with some of their options; those without a value in the table take any word.
-const COMMANDS: [(&str, &str); 10] = [
+const COMMANDS: [(&str, &str); 11] = [
     ("train", "work-dir resume seed=7 deterministic=flag fault=kill:rank=1 set"),
-    ("train", "load-from allow-partial=flag json=flag"),
+    ("train", "load-from allow-partial=flag json=flag auto-resume=flag"),
     ("test", "config eval=bbox eval=segm show-score-thr=0.5 metrics"),
     ("predict", "out config set"),
     ("flops", "shape=5 size-divisor=-1 json=flag"),
@@ -179,6 +209,7 @@ const COMMANDS: [(&str, &str); 10] = [
     ("benchmark infer", "fuse-conv-bn=flag max-iter=9 set"),
     ("benchmark data", "threads=3 no-masks=flag"),
     ("check-data", "split=val list=0 decode=flag"),
+    ("print-config", "schedule=flag world-size=9 set"),
     ("browse", "out epoch=3 no-augment=flag"),
 ];
 
