@@ -301,7 +301,7 @@ fn check_entries(
 /// Whether a table, which is unknown itself, has fields of another program.
 fn has_hint(table: &Table, path: &str) -> bool {
     let mut found = false;
-    tree::each_leaf(table, path, &mut |path, ..| found |= hints::of_field(path).is_some());
+    tree::each_leaf(table, path, &mut |path, _, _| found |= hints::of_field(path).is_some());
     found
 }
 

@@ -187,6 +187,18 @@ fn a_hanging_worker_is_named_and_the_attempt_ends() {
 }
 
 #[test]
+fn a_launcher_that_was_stopped_does_not_blame_the_workers() {
+    let mut scene = Scene::new();
+    scene.heartbeat(0, Phase::Forward, 1);
+    scene.heartbeat(1, Phase::Forward, 1);
+    scene.now += Duration::from_secs(3600);
+    assert_eq!(scene.attempt.on_tick(scene.now), []);
+    scene.heartbeat(0, Phase::Forward, 1);
+    scene.heartbeat(1, Phase::Forward, 1);
+    assert_eq!(scene.wait(50.0), []);
+}
+
+#[test]
 fn only_the_first_workers_progress_is_shown() {
     let mut scene = Scene::new();
     let message = || Event::Message(FromWorker::Progress(Progress::default()));
