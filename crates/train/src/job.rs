@@ -115,7 +115,8 @@ impl<'a> Job<'a> {
         let path = self.arguments.folder();
         let lock = lock_work_dir(&path, self.communicator, self.control)?;
         let checkpoint_folders = saver::folders(&path, &self.resolved.config.checkpoint);
-        let source = ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
+        let source =
+            ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
         if source.is_none() {
             refuse_leftover_checkpoints(&checkpoint_folders)?;
         }

@@ -171,8 +171,7 @@ mod tests {
         for (warmup, first, middle) in
             [(Warmup::Linear, 0.01, 0.505), (Warmup::Exp, 0.01, 0.1), (Warmup::Constant, 0.01, 0.01)]
         {
-            let schedule =
-                Schedule { warmup, warmup_iters: 10, warmup_ratio: 0.01, ..after_warmup(Policy::Constant) };
+            let schedule = Schedule { warmup, warmup_iters: 10, warmup_ratio: 0.01, ..after_warmup(Policy::Constant) };
             close(rate(&schedule, 2.0, 0, 0), 2.0 * first);
             close(rate(&schedule, 2.0, 0, 5), 2.0 * middle);
             assert_eq!(rate(&schedule, 2.0, 0, 10), 2.0);
@@ -208,8 +207,7 @@ mod tests {
 
     #[test]
     fn steps_may_be_counted_in_steps_and_end_at_the_lowest_rate() {
-        let schedule =
-            Schedule { by_epoch: false, steps: vec![100, 200], min_lr: 0.05, ..after_warmup(Policy::Step) };
+        let schedule = Schedule { by_epoch: false, steps: vec![100, 200], min_lr: 0.05, ..after_warmup(Policy::Step) };
         let found = [99, 100, 199, 200].map(|step| rate(&schedule, 1.0, 0, step));
         assert_eq!(found, [1.0, 0.1, 0.1, 0.05], "0.01 is below the lowest rate");
     }

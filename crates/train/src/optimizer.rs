@@ -176,7 +176,8 @@ mod tests {
     fn trained(kind: OptimizerKind) -> (Vec<(String, Tensor)>, Optimizer) {
         let weight = Tensor::from_slice(&[1.0f32, -2.0]).set_requires_grad(true);
         let parameters = vec![("weight".to_owned(), weight)];
-        let optimizer = Optimizer::new(&config::Optimizer { kind, ..Default::default() }, &parameters, |_| false).unwrap();
+        let optimizer =
+            Optimizer::new(&config::Optimizer { kind, ..Default::default() }, &parameters, |_| false).unwrap();
         (parameters, optimizer)
     }
 
@@ -237,12 +238,9 @@ mod tests {
         }
         optimizer.step(0.01).unwrap();
         let change = |(_, weight): &(String, Tensor)| 1.0 - f64::try_from(weight.detach().sum(Kind::Double)).unwrap();
-        for (parameter, expected) in parameters.iter().zip([
-            0.01 * (2.0 + 0.5),
-            0.02 * (2.0 + 1.5),
-            0.01 * 2.0,
-            0.1 * (2.0 + 1.0),
-        ]) {
+        for (parameter, expected) in
+            parameters.iter().zip([0.01 * (2.0 + 0.5), 0.02 * (2.0 + 1.5), 0.01 * 2.0, 0.1 * (2.0 + 1.0)])
+        {
             assert!((change(parameter) - expected).abs() < 1e-6, "{}: {}", parameter.0, change(parameter));
         }
     }

@@ -70,8 +70,7 @@ impl ResumeSource {
             Some(Resume::From(path)) => path,
             Some(resume) => {
                 control.phase(Phase::Checkpoint);
-                let chosen =
-                    if communicator.rank() == 0 { source(Some(resume), folders, control) } else { Ok(None) };
+                let chosen = if communicator.rank() == 0 { source(Some(resume), folders, control) } else { Ok(None) };
                 let name = match &chosen {
                     Ok(Some(path)) => path.to_string_lossy().into_owned(),
                     Ok(None) => NOTHING.to_owned(),
@@ -224,7 +223,8 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
             ("eps", group.eps, config.eps),
             ("weight_decay", group.weight_decay, config.weight_decay),
         ];
-        let is_product = |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
+        let is_product =
+            |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
         for (name, stored, current) in pairs.into_iter().filter(|(name, ..)| !is_product(name)) {
             let text = format!("optimizer.{name} = {current} ({stored})");
             if stored != current && !differences.contains(&text) {

@@ -196,6 +196,6 @@ mod tests {
     fn each_job_has_its_own_subfolder_in_a_fallback_folder() {
         let policy = CheckpointPolicy { fallback: vec!["/spare".into()], ..CheckpointPolicy::default() };
         let found = folders(Path::new("/home/a/work_dirs/cfg"), &policy);
-        assert_eq!(found, [Path::new("/home/a/work_dirs/cfg"), Path::new("/spare/home_a_work__dirs_cfg")]);
+        assert_eq!(found, [Path::new("/home/a/work_dirs/cfg"), Path::new("/spare/home_a_work%5Fdirs_cfg")]);
     }
 }

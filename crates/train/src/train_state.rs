@@ -129,7 +129,8 @@ impl<'a> TrainState<'a> {
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         // The ranks agree on frozen parameters once, as on buffers; their gradients are not waited for.
         let frozen = parameters.trainable().filter(|(name, _)| parameters.is_frozen(name));
-        let buffers: Vec<Tensor> = parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
+        let buffers: Vec<Tensor> =
+            parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
         let parallel = DataParallel::new(communicator, &tensors, &buffers)?;
         let packed = buffers::pack(&parameters)?;

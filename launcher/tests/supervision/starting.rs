@@ -259,9 +259,20 @@ fn signal_group(leader: u32, name: &str) {
     assert!(status.success());
 }
 
+/// Whether this program, and so what it starts, ignores SIGHUP.
+fn hang_up_is_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 != 0
+}
+
 #[test]
 fn a_signal_to_the_whole_group_while_the_config_is_read_is_a_request_to_stop() {
     for (name, code) in [("USR1", 75), ("TERM", 75), ("HUP", 75), ("INT", 130)] {
+        // The launcher lets a job go on for which nohup ignores SIGHUP, and so may these tests be run.
+        if name == "HUP" && hang_up_is_ignored() {
+            continue;
+        }
         let scene = Scene::new();
         let words = fs::File::create(scene.path("stderr.txt")).unwrap();
         let mut command = scene.command("config=wait", TWO);

@@ -231,7 +231,10 @@ fn tables_with_names_of_the_user_are_read_merged_and_checked() {
 
     for (value, expected) in [
         ("optimizer.paramwise.custom_keys.neck.lr_mult=-1", "neck.lr_mult is -1; expected a number of at least 0"),
-        ("optimizer.paramwise.custom_keys.neck.lr=1", "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected"),
+        (
+            "optimizer.paramwise.custom_keys.neck.lr=1",
+            "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected",
+        ),
         ("optimizer.paramwise.custom_keys.neck=1", "neck is not a table; expected a table with a table of"),
         ("optimizer.paramwise.custom_keys=1", "custom_keys is 1; expected a table with a table of"),
     ] {

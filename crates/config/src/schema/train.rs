@@ -415,9 +415,14 @@ mod tests {
     fn the_longest_key_in_a_name_decides_alone() {
         let of = |lr_mult, decay_mult| Multipliers { lr_mult, decay_mult };
         let paramwise = Paramwise {
-            custom_keys: [("backbone", of(0.1, 1.0)), ("norm0", of(0.5, 0.0)), ("norm2", of(3.0, 1.0)), ("orm2.", of(7.0, 1.0))]
-                .map(|(key, multipliers)| (key.to_owned(), multipliers))
-                .into(),
+            custom_keys: [
+                ("backbone", of(0.1, 1.0)),
+                ("norm0", of(0.5, 0.0)),
+                ("norm2", of(3.0, 1.0)),
+                ("orm2.", of(7.0, 1.0)),
+            ]
+            .map(|(key, multipliers)| (key.to_owned(), multipliers))
+            .into(),
             norm_decay_mult: 0.25,
             bias_lr_mult: 2.0,
             bias_decay_mult: 0.0,

@@ -112,7 +112,14 @@ impl FasterNet {
             stages.push(Stage { merging, blocks, norm });
         }
         let counters = parameters.join_counters(&format!("{prefix}."))?;
-        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters, frozen: None })
+        Ok(Self {
+            patch_embed,
+            stages,
+            partial_conv: config.partial_conv,
+            drop_rates: drop_rates(config),
+            counters,
+            frozen: None,
+        })
     }
 
     /// The factors `[n, 1, 1, 1]` of each block, or `None` if it drops nothing.

@@ -303,7 +303,7 @@ pub struct PrintConfig {
     #[arg(long)]
     pub schedule: bool,
     /// With --schedule: number of workers of the job
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "schedule", value_parser = parse_positive)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     pub world_size: usize,
     /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]

@@ -103,8 +103,12 @@ fn resume_takes_a_checkpoint_and_never_the_config() {
 #[test]
 fn auto_resume_may_stand_beside_what_a_first_start_needs() {
     let resumes = |line: &str| train(&format!("fnet-launch train {line}")).resumes();
-    for line in ["cfg.toml --auto-resume", "--resume=auto cfg.toml", "--resume auto cfg.toml", "cfg.toml --auto-resume --resume"]
-    {
+    for line in [
+        "cfg.toml --auto-resume",
+        "--resume=auto cfg.toml",
+        "--resume auto cfg.toml",
+        "cfg.toml --auto-resume --resume",
+    ] {
         assert_eq!(resumes(line), Some(Resume::Auto(None)), "{line}");
     }
     let first = Some(Resume::Auto(Some("a.pth".into())));

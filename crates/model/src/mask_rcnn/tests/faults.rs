@@ -163,8 +163,13 @@ fn frozen_stages_get_no_gradient_and_keep_their_statistics() {
         losses.total().unwrap().backward();
         // What the names say: `stages.0` are the blocks of stage 1, `stages.1` the merging before stage 2.
         let frozen = |name: &str| {
-            let parts = ["patch_embed.", "stages.0. norm0.", "stages.1. stages.2. norm2.", "stages.3. stages.4. norm4.",
-                "stages.5. stages.6. norm6."];
+            let parts = [
+                "patch_embed.",
+                "stages.0. norm0.",
+                "stages.1. stages.2. norm2.",
+                "stages.3. stages.4. norm4.",
+                "stages.5. stages.6. norm6.",
+            ];
             let of_parts = parts.iter().take((frozen_stages + 1) as usize).flat_map(|part| part.split(' '));
             of_parts.into_iter().any(|part| name.starts_with(&format!("backbone.{part}")))
         };
