@@ -291,7 +291,7 @@ fn frozen_stages_stay_as_they_are_and_may_be_trained_later() {
         assert_eq!(frozen.contains_key(&format!("optimizer.step.{name}")), !is_frozen(name) && !is_statistic, "{name}");
         changed += usize::from(now != &start[&format!("model.{name}")]);
     }
-    assert!(changed > 40, "{changed}");
+    assert!(changed > 30, "{changed}");
 
     let ended = scene.two(&format!("{job} train.epochs=3 --work-dir frozen --resume"));
     assert!(ended.stderr.contains("model.frozen_stages = -1 (was 1)"), "{}", ended.stderr);

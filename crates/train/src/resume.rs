@@ -78,7 +78,8 @@ impl ResumeSource {
                 };
                 let names = communicator.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
-                match String::from_utf8_lossy(names.first().map(Vec::as_slice).unwrap_or_default()).as_ref() {
+                let name = String::from_utf8_lossy(names.first().map(Vec::as_slice).unwrap_or_default());
+                match &*name {
                     "" => return Err(Error::data("rank 0 found no checkpoint to resume from")),
                     NOTHING => return Ok(None),
                     name => PathBuf::from(name),

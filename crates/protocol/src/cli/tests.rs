@@ -213,7 +213,7 @@ const COMMANDS: [(&str, &str); 11] = [
     ("benchmark infer", "fuse-conv-bn=flag max-iter=9 set"),
     ("benchmark data", "threads=3 no-masks=flag"),
     ("check-data", "split=val list=0 decode=flag"),
-    ("print-config", "schedule=flag world-size=9 set"),
+    ("print-config", "schedule=flag set"),
     ("browse", "out epoch=3 no-augment=flag"),
 ];
 

@@ -170,8 +170,8 @@ fn frozen_stages_get_no_gradient_and_keep_their_statistics() {
                 "stages.3. stages.4. norm4.",
                 "stages.5. stages.6. norm6.",
             ];
-            let of_parts = parts.iter().take((frozen_stages + 1) as usize).flat_map(|part| part.split(' '));
-            of_parts.into_iter().any(|part| name.starts_with(&format!("backbone.{part}")))
+            let mut of_parts = parts.iter().take((frozen_stages + 1) as usize).flat_map(|part| part.split(' '));
+            of_parts.any(|part| name.starts_with(&format!("backbone.{part}")))
         };
         for (name, tensor) in parameters.trainable() {
             assert_eq!(tensor.grad().defined(), !frozen(name), "{frozen_stages}: {name}");
