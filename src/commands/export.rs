@@ -12,6 +12,7 @@ use fnet_common::{Context, Error, Result};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::Export;
 use fnet_protocol::work_dir::is_pytorch_file;
+use fnet_train::LearningRate;
 
 /// Runs `export` and returns a message.
 ///
@@ -122,14 +123,16 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
     let config = checkpoint.meta.config(path)?;
     let progress = checkpoint.meta.progress;
     let optimizer = &config.optimizer;
+    let rates = LearningRate {
+        schedule: &config.schedule,
+        base: optimizer.lr,
+        epochs: config.train.epochs,
+        // The schedules of older checkpoints, which lack it, do not depend on it.
+        steps: checkpoint.meta.state.total_steps.unwrap_or(progress.step),
+    };
+    let rate = rates.last(progress.epoch, progress.step_in_epoch, progress.step);
     let group = ParameterGroup {
-        lr: fnet_train::last_learning_rate(
-            &config.schedule,
-            optimizer.lr,
-            progress.epoch,
-            progress.step_in_epoch,
-            progress.step,
-        ),
+        lr: rate.plain(),
         initial_lr: Some(optimizer.lr),
         betas: (optimizer.betas[0], optimizer.betas[1]),
         eps: optimizer.eps,

@@ -109,7 +109,11 @@ fn flops(arguments: &Flops) -> Result<i32> {
 }
 
 fn print_config(arguments: &PrintConfig) -> Result<i32> {
-    print(fnet_data::load_config(&arguments.config, &arguments.set)?.to_annotated_toml()?.trim_end())
+    let resolved = fnet_data::load_config(&arguments.config, &arguments.set)?;
+    if arguments.schedule {
+        return print(fnet_train::schedule_table(&resolved.config, arguments.world_size)?.trim_end());
+    }
+    print(resolved.to_annotated_toml()?.trim_end())
 }
 
 /// Writes to stdout. A closed pipe is not an error.

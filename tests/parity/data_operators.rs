@@ -13,6 +13,7 @@ use fnet_data::{
     single_image, test_indices, train_batches_per_epoch, train_indices,
 };
 use fnet_evaluate::paste::{Probabilities, paste_all};
+use fnet_train::LearningRate;
 
 use super::compare::{floats, rows_of_four};
 use super::fixtures::{Operators, Tensors};
@@ -191,16 +192,19 @@ fn parity_operators_learning_rates() {
     let check = |actual: f64, expected: f64| {
         compare.at_most("learning rates, relative", (actual / expected - 1.0).abs(), 1e-9);
     };
+    let rate = |schedule: &Schedule, epoch, step| {
+        LearningRate { schedule, base: 2e-4, epochs: 12, steps: 12 * 7330 }.at(epoch, step).plain()
+    };
     let schedule = Schedule::default();
     for (name, expected) in operators.facts["lr_1x"].as_object().unwrap() {
         let (epoch, step) = name.strip_prefix("epoch").and_then(|name| name.split_once("_iter")).unwrap();
         let (epoch, step): (usize, usize) = (epoch.parse().unwrap(), step.parse().unwrap());
         // An epoch has 7330 steps.
-        check(fnet_train::learning_rate(&schedule, 2e-4, epoch, epoch * 7330 + step), expected.as_f64().unwrap());
+        check(rate(&schedule, epoch, epoch * 7330 + step), expected.as_f64().unwrap());
     }
     let schedule = Schedule { steps: vec![2, 3], ..schedule };
     for row in fact::<Vec<[f64; 3]>>(&operators.facts["lr_warmup500_epochlen200_steps_2_3"]) {
         let (epoch, step) = (row[0] as usize, row[1] as usize);
-        check(fnet_train::learning_rate(&schedule, 2e-4, epoch, epoch * 200 + step), row[2]);
+        check(rate(&schedule, epoch, epoch * 200 + step), row[2]);
     }
 }

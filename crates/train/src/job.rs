@@ -20,6 +20,7 @@ use fnet_protocol::work_dir::{self, LATEST, Lock};
 
 use super::bad_batch::BadBatches;
 use super::disk;
+use super::learning_rate::LearningRate;
 use super::progress::TrainSchedule;
 use super::reporter::Reporter;
 use super::resume::{ResumeSource, StartPoint};
@@ -169,7 +170,12 @@ impl<'a> Job<'a> {
         let mut trainer = Trainer {
             saver,
             evaluation_due: start.precedes_evaluation && validation.is_some(),
-            learning_rate: config.optimizer.lr,
+            learning_rate: LearningRate {
+                schedule: &config.schedule,
+                base: config.optimizer.lr,
+                epochs: schedule.epochs,
+                steps: schedule.total_steps(progress),
+            },
             config,
             communicator,
             control,

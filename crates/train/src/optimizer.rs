@@ -10,6 +10,8 @@ use fnet_checkpoint::Moments;
 use fnet_common::{Error, Result};
 use fnet_config::{self as config, OptimizerKind};
 
+use super::learning_rate::Rate;
+
 /// AdamW or SGD over all parameters as one group.
 pub struct Optimizer {
     names: Vec<String>,
@@ -45,7 +47,8 @@ impl Optimizer {
     }
 
     /// Applies the parameters' gradients.
-    pub fn step(&mut self, learning_rate: f64) -> Result<()> {
+    pub fn step(&mut self, learning_rate: impl Into<Rate>) -> Result<()> {
+        let learning_rate = learning_rate.into().plain();
         match &mut self.engine {
             Engine::AdamW(adamw) => adamw.step(learning_rate)?,
             Engine::Sgd(sgd) => sgd.step(learning_rate)?,

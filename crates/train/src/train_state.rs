@@ -17,6 +17,7 @@ use fnet_protocol::message::Phase;
 
 use super::bad_batch::{self, BadBatches};
 use super::buffers;
+use super::learning_rate::Rate;
 use super::optimizer::Optimizer;
 use super::progress::StepIndex;
 use super::step_vote::{StepReport, StepVote, sync_step};
@@ -188,7 +189,7 @@ impl<'a> TrainState<'a> {
         &mut self,
         batch: &Batch,
         index: StepIndex,
-        learning_rate: f64,
+        learning_rate: impl Into<Rate>,
         vote: StepVote,
         communicator: &Communicator,
         control: &Client,
@@ -228,7 +229,7 @@ impl<'a> TrainState<'a> {
         let (grad_norm, skipped) = match (index.updates, self.spoiled) {
             (false, _) => (None, None),
             (true, true) => (None, Some(Skip::NotFinite)),
-            (true, false) => self.update(learning_rate)?,
+            (true, false) => self.update(learning_rate.into())?,
         };
         if let Some((own, first)) = exchanged {
             self.last_good = self.last_good_with(own, first)?;
@@ -309,7 +310,7 @@ impl<'a> TrainState<'a> {
 
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was skipped,
     /// if it was.
-    fn update(&mut self, learning_rate: f64) -> Result<(Option<f64>, Option<Skip>)> {
+    fn update(&mut self, learning_rate: Rate) -> Result<(Option<f64>, Option<Skip>)> {
         let overflow =
             self.loss_scale.as_ref().map(|scale| optim::unscale(&self.tensors, scale.scale())).transpose()?;
         let norm = (self.grad_clip > 0.0).then(|| optim::clip_norm(&self.tensors, self.grad_clip)).transpose()?;

@@ -12,7 +12,7 @@ use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
-use super::learning_rate;
+use super::learning_rate::{LearningRate, Rate};
 use super::progress::{StepIndex, TrainSchedule};
 use super::reporter::Reporter;
 use super::saver::{self, Saver};
@@ -48,7 +48,7 @@ pub struct Trainer<'a> {
     pub(super) schedule: TrainSchedule,
     /// How other ranks trained the first part of the epoch [`TrainSchedule::changed`].
     pub(super) segments: Vec<ShardSegment>,
-    pub(super) learning_rate: f64,
+    pub(super) learning_rate: LearningRate<'a>,
     /// The current position.
     pub(super) progress: TrainProgress,
     /// The position after the last update, which the weights belong to.
@@ -129,7 +129,7 @@ impl Trainer<'_> {
         let started = Instant::now();
         let batch = next_batch(loader, index)?;
         let data_seconds = started.elapsed().as_secs_f64();
-        let learning_rate = self.learning_rate_at(index);
+        let learning_rate = self.learning_rate.at(index.epoch, index.step);
         let vote = StepVote { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
         let outcome = self.train_state.step(&batch, index, learning_rate, vote, self.communicator, self.control)?;
         self.progress = self.schedule.after(index);
@@ -142,7 +142,7 @@ impl Trainer<'_> {
         }
         self.reporter.skipped(&loader.take_skipped());
         loader.take_warnings().iter().for_each(|warning| log::warn!("{warning}"));
-        self.reporter.step(index, &outcome, learning_rate, data_seconds, started.elapsed().as_secs_f64());
+        self.reporter.step(index, &outcome, learning_rate.plain(), data_seconds, started.elapsed().as_secs_f64());
         Ok(asked)
     }
 
@@ -167,14 +167,10 @@ impl Trainer<'_> {
         if self.schedule.steps_before(epoch) > 0 { &self.segments } else { &[] }
     }
 
-    fn learning_rate_at(&self, index: StepIndex) -> f64 {
-        learning_rate::learning_rate(&self.config.schedule, self.learning_rate, index.epoch, index.step)
-    }
-
     /// The learning rate of the last update of the finished epoch. A resumed job may not have done that update itself.
-    fn last_learning_rate(&self) -> f64 {
+    fn last_learning_rate(&self) -> Rate {
         let TrainProgress { epoch, step_in_epoch, step } = self.progress;
-        learning_rate::last_learning_rate(&self.config.schedule, self.learning_rate, epoch, step_in_epoch, step)
+        self.learning_rate.last(epoch, step_in_epoch, step)
     }
 
     /// Whether the model is evaluated after `epochs` epochs.
@@ -254,6 +250,7 @@ impl Trainer<'_> {
             state: State {
                 evaluation_due: self.evaluation_due,
                 transient,
+                total_steps: Some(self.learning_rate.steps),
                 log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
                 ..State::default()
             },
@@ -276,7 +273,7 @@ impl Trainer<'_> {
             let Measured { metrics, left_out } = *measured;
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
-            self.reporter.evaluated(self.progress, self.last_learning_rate(), &named, validation.image_count());
+            self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
             best = saver::better(&self.config.checkpoint.save_best, &named, epoch, self.best.as_ref());
         }

@@ -82,6 +82,9 @@ pub struct State {
     pub evaluation_due: bool,
     /// The checkpoint was written only because its job was stopped or aborted. The next regular checkpoint replaces it.
     pub transient: bool,
+    /// Steps of the whole job, as planned when the checkpoint was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_steps: Option<usize>,
     /// Updates of the moving average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_updates: Option<u64>,

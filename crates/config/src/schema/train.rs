@@ -70,26 +70,80 @@ pub enum OptimizerKind {
     Sgd,
 }
 
-/// The learning rate schedule: linear warm-up, then steps.
+/// The learning rate schedule: MMCV's step, cosine, polynomial and constant policies, after a warm-up. The rate is computed
+/// from `p`, the progress of the job: the number of finished epochs, or steps if `by_epoch` is false; and `n`, the number
+/// of all epochs or steps. `print-config CONFIG --schedule` shows the result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
-    /// Linear warm-up steps; 0 for none.
+    /// How the learning rate changes after the warm-up.
+    pub policy: Policy,
+    /// Change the learning rate at the end of epochs; false to change it at every step. `steps` are numbers of steps then.
+    pub by_epoch: bool,
+    /// Policy step: completed epochs (or steps) after which the learning rate is multiplied by `gamma`.
+    pub steps: Vec<usize>,
+    /// Policy step: factor of the learning rate at each of `steps`.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub gamma: f64,
+    /// Policies cosine and poly: the learning rate at the end. Policy step: the lowest learning rate.
+    #[schemars(range(min = 0.0))]
+    pub min_lr: f64,
+    /// Policy cosine: the learning rate at the end, as a fraction of `optimizer.lr`, in place of `min_lr`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_lr_ratio: f64,
+    /// Policy poly: the exponent; 1 for a straight line.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub power: f64,
+    /// How the learning rate grows during the warm-up.
+    pub warmup: Warmup,
+    /// Warm-up steps; 0 for none.
     pub warmup_iters: usize,
     /// Fraction of the learning rate at the first warm-up step.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub warmup_ratio: f64,
-    /// Completed epochs after which the learning rate is multiplied by `gamma`.
-    pub steps: Vec<usize>,
-    /// Factor of the learning rate at each of `steps`.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub gamma: f64,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { warmup_iters: 500, warmup_ratio: 0.001, steps: vec![8, 11], gamma: 0.1 }
+        Self {
+            policy: Policy::Step,
+            by_epoch: true,
+            steps: vec![8, 11],
+            gamma: 0.1,
+            min_lr: 0.0,
+            min_lr_ratio: 0.0,
+            power: 1.0,
+            warmup: Warmup::Linear,
+            warmup_iters: 500,
+            warmup_ratio: 0.001,
+        }
     }
+}
+
+/// How the learning rate changes after the warm-up, from `lr`, the learning rate of the optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// `max(lr * gamma^k, min_lr)`, where k of `steps` are at most p.
+    Step,
+    /// `end + (lr - end) * (1 + cos(pi * p / n)) / 2`, where end is `min_lr` or `lr * min_lr_ratio`.
+    Cosine,
+    /// `min_lr + (lr - min_lr) * (1 - p / n)^power`.
+    Poly,
+    /// `lr`.
+    Constant,
+}
+
+/// The factor of the learning rate at warm-up step i (from 0) of `warmup_iters`, with `r = warmup_ratio`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Warmup {
+    /// `1 - (1 - i / warmup_iters) * (1 - r)`.
+    Linear,
+    /// `r^(1 - i / warmup_iters)`.
+    Exp,
+    /// `r`.
+    Constant,
 }
 
 impl Schedule {
@@ -98,8 +152,22 @@ impl Schedule {
             self.steps.windows(2).all(|pair| pair[0] < pair[1]),
             "schedule.steps",
             &self.steps,
-            "epochs in ascending order without duplicates",
+            "numbers in ascending order without duplicates",
             "sort the list",
+        );
+        problems.require(
+            self.min_lr_ratio == 0.0 || self.policy == Policy::Cosine,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            "0, because schedule.policy is not \"cosine\"",
+            "set schedule.min_lr instead",
+        );
+        problems.require(
+            self.min_lr_ratio == 0.0 || self.min_lr == 0.0,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            &format!("0, because schedule.min_lr is {}", self.min_lr),
+            "set one of the two",
         );
     }
 }

@@ -278,10 +278,18 @@ pub struct Export {
 
 /// `print-config`
 #[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = "Example: fnet-launch print-config cfg.toml --set optimizer.lr=0.01")]
+#[command(after_help = "Examples:\n  \
+    fnet-launch print-config cfg.toml --set optimizer.lr=0.01\n  \
+    fnet-launch print-config cfg.toml --schedule --world-size 8")]
 pub struct PrintConfig {
     /// Config (TOML)
     pub config: PathBuf,
+    /// Print the learning rate over the job instead, as a table and a plot; reads the training set
+    #[arg(long)]
+    pub schedule: bool,
+    /// With --schedule: number of workers of the job
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "schedule", value_parser = parse_positive)]
+    pub world_size: usize,
     /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,

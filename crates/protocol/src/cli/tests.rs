@@ -175,7 +175,7 @@ fn a_benchmark_goes_on_after_the_warm_up() {
 }
 
 /// Commands with some of their options; those without a value in the table take any word.
-const COMMANDS: [(&str, &str); 10] = [
+const COMMANDS: [(&str, &str); 11] = [
     ("train", "work-dir resume seed=7 deterministic=flag fault=kill:rank=1 set"),
     ("train", "load-from allow-partial=flag json=flag"),
     ("test", "config eval=bbox eval=segm show-score-thr=0.5 metrics"),
@@ -185,6 +185,7 @@ const COMMANDS: [(&str, &str); 10] = [
     ("benchmark infer", "fuse-conv-bn=flag max-iter=9 set"),
     ("benchmark data", "threads=3 no-masks=flag"),
     ("check-data", "split=val list=0 decode=flag"),
+    ("print-config", "schedule=flag world-size=9 set"),
     ("browse", "out epoch=3 no-augment=flag"),
 ];
 
