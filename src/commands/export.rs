@@ -9,10 +9,11 @@ use tch::{Device, Tensor};
 use fnet_checkpoint::native::{Checkpoint, MODEL, OPTIMIZER};
 use fnet_checkpoint::{Meta, MmdetCheckpoint, Moments, OptimizerState, ParameterGroup, TrainedFile, Weights, export};
 use fnet_common::{Context, Error, Result};
+use fnet_config::{Multipliers, Paramwise};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::Export;
 use fnet_protocol::work_dir::is_pytorch_file;
-use fnet_train::LearningRate;
+use fnet_train::{LearningRate, is_norm};
 
 /// Runs `export` and returns a message.
 ///
@@ -101,13 +102,17 @@ fn from_native(checkpoint: &Checkpoint, path: &Path, with_optimizer: bool) -> Re
 /// AdamW's state, with the settings of the last update.
 fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
     let state = |kind: &str, name: &str| checkpoint.tensors.get(&format!("{OPTIMIZER}{kind}.{name}"));
-    let trained: Vec<&str> =
-        checkpoint.section(MODEL).map(|(name, _)| name).filter(|name| state("step", name).is_some()).collect();
-    if trained.is_empty() {
+    let has_state = |name: &str| state("step", name).is_some();
+    let config = checkpoint.meta.config(path)?;
+    // PyTorch counts frozen parameters, too.
+    let is_frozen = |name: &str| fnet_model::is_frozen(&config.model, name) && !is_buffer(name);
+    let names = checkpoint.section(MODEL).map(|(name, _)| name);
+    let trained: Vec<&str> = names.filter(|name| has_state(name) || is_frozen(name)).collect();
+    if !trained.iter().any(|name| has_state(name)) {
         return Err(Error::data("the checkpoint has no state of AdamW; omit --with-optimizer"));
     }
     let mut moments = IndexMap::new();
-    for (index, name) in trained.iter().enumerate() {
+    for (index, name) in trained.iter().enumerate().filter(|(_, name)| !is_frozen(name)) {
         let (Some(step), Some(exp_avg), Some(exp_avg_sq)) =
             (state("step", name), state("exp_avg", name), state("exp_avg_sq", name))
         else {
@@ -120,7 +125,6 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
             moments.insert(index, copy);
         }
     }
-    let config = checkpoint.meta.config(path)?;
     let progress = checkpoint.meta.progress;
     let optimizer = &config.optimizer;
     let rates = LearningRate {
@@ -131,15 +135,28 @@ fn optimizer(checkpoint: &Checkpoint, path: &Path) -> Result<OptimizerState> {
         steps: checkpoint.meta.state.total_steps.unwrap_or(progress.step),
     };
     let rate = rates.last(progress.epoch, progress.step_in_epoch, progress.step);
-    let group = ParameterGroup {
-        lr: rate.plain(),
-        initial_lr: Some(optimizer.lr),
+    let group = |Multipliers { lr_mult, decay_mult }: Multipliers, params| ParameterGroup {
+        lr: rate.of(lr_mult),
+        initial_lr: Some(optimizer.lr * lr_mult),
         betas: (optimizer.betas[0], optimizer.betas[1]),
         eps: optimizer.eps,
-        weight_decay: optimizer.weight_decay,
-        params: (0..trained.len()).collect(),
+        weight_decay: optimizer.weight_decay * decay_mult,
+        params,
     };
-    Ok(OptimizerState { groups: vec![group], moments })
+    let is_norm = |name: &str| is_norm(name, |name| checkpoint.tensors.contains_key(&format!("{MODEL}{name}")));
+    let groups = if optimizer.paramwise == Paramwise::default() {
+        vec![group(Multipliers::default(), (0..trained.len()).collect())]
+    } else {
+        // As MMCV's DefaultOptimizerConstructor does.
+        let multipliers = trained.iter().map(|name| optimizer.paramwise.multipliers(name, is_norm(name)));
+        multipliers.enumerate().map(|(index, of)| group(of, vec![index])).collect()
+    };
+    Ok(OptimizerState { groups, moments })
+}
+
+/// Whether a tensor of the model is no parameter.
+fn is_buffer(name: &str) -> bool {
+    ["running_mean", "running_var", "num_batches_tracked"].iter().any(|last| name.ends_with(last))
 }
 
 /// Checks that the weights fit the model of `config`, sorts them in its order, and drops those that it does not have. Returns

@@ -26,7 +26,7 @@ fn train(fixtures: &Fixtures, steps: usize, rate: f64, threads: i32) -> History 
     let batch = fixtures.batch();
     let trained: Vec<(String, Tensor)> =
         parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
-    let mut optimizer = Optimizer::new(&config::Optimizer::default(), &trained).unwrap();
+    let mut optimizer = Optimizer::new(&config::Optimizer::default(), &trained, |_| false).unwrap();
     let step = |number| {
         let mut random = StepRandom::new(0, 0, number).with_choice(First);
         let losses = model.forward_train(&batch, &mut random).unwrap();

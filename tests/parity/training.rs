@@ -150,7 +150,7 @@ pub(super) fn adamw_step(parameters: &Parameters, stored: &Value) -> Vec<Updated
     let trained: Vec<(String, Tensor)> =
         parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
     let before: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.detach_copy()).collect();
-    Optimizer::new(&config, &trained).unwrap().step(rate).unwrap();
+    Optimizer::new(&config, &trained, |_| false).unwrap().step(rate).unwrap();
     let updated = |((name, after), before): ((String, Tensor), Tensor)| Updated { name, before, after: after.detach() };
     trained.into_iter().zip(before).map(updated).collect()
 }

@@ -123,7 +123,7 @@ impl MmdetCheckpoint {
             }
             moments.insert(name, found);
         }
-        Ok(parameters.trainable().map(|(name, _)| moments.get(name).copied()).collect())
+        Ok(parameters.trained().map(|(name, _)| moments.get(name).copied()).collect())
     }
 
     /// Loads the weights into `parameters`. None may be missing; those that the model does not have are ignored and named

@@ -35,9 +35,11 @@ impl Config {
         };
         let changed = now.iter().filter(|(path, value)| matters(path) && before.get(*path) != Some(value));
         let absent = "not set".to_owned();
-        Ok(changed
-            .map(|(path, value)| format!("{path} = {value} (was {})", before.get(path).unwrap_or(&absent)))
-            .collect())
+        // Entries of tables with names that the user chooses may be gone.
+        let gone = before.iter().filter(|(path, _)| matters(path) && !now.contains_key(*path));
+        let lines = changed.map(|(path, value)| (path, value, before.get(path).unwrap_or(&absent)));
+        let lines = lines.chain(gone.map(|(path, value)| (path, &absent, value)));
+        Ok(lines.map(|(path, now, before)| format!("{path} = {now} (was {before})")).collect())
     }
 }
 
@@ -70,5 +72,14 @@ mod tests {
         let listed = before.differences(&now).unwrap();
         assert_eq!(listed, ["optimizer.lr = 0.5 (was 0.0002)", "schedule.steps = [3] (was [8, 11])"]);
         assert!(before.differences(&before).unwrap().is_empty());
+
+        let mut keyed = before.clone();
+        keyed.optimizer.paramwise.custom_keys.insert("neck".into(), crate::Multipliers::default());
+        let path = "optimizer.paramwise.custom_keys.neck";
+        let added = [("lr_mult", "1.0"), ("decay_mult", "1.0")];
+        let mut expected = added.map(|(name, value)| format!("{path}.{name} = {value} (was not set)"));
+        expected.sort();
+        assert_eq!(before.differences(&keyed).unwrap(), expected);
+        assert_eq!(keyed.differences(&before).unwrap()[0], format!("{path}.decay_mult = not set (was 1.0)"));
     }
 }

@@ -56,7 +56,7 @@ fn inlined(schema: &Json, definitions: &Json) -> Json {
     for (key, value) in object {
         match key.as_str() {
             "$ref" => {}
-            "items" => drop(out.insert(key.clone(), inlined(value, definitions))),
+            "items" | "additionalProperties" => drop(out.insert(key.clone(), inlined(value, definitions))),
             _ => drop(out.insert(key.clone(), value.clone())),
         }
     }
@@ -83,6 +83,11 @@ fn word(schema: &Json) -> Option<&str> {
     schema.get("word").and_then(Json::as_str)
 }
 
+/// The fields of each entry of a table with names that the user chooses.
+pub(super) fn entry_fields(schema: &Json) -> Option<&serde_json::Map<String, Json>> {
+    schema.get("additionalProperties")?.get("properties")?.as_object()
+}
+
 /// Describes in words which values the schema allows.
 pub(super) fn expectation(schema: &Json) -> String {
     let choices = choices(schema);
@@ -99,7 +104,13 @@ pub(super) fn expectation(schema: &Json) -> String {
             Some(word) => format!("{}, or \"{word}\"", list_expectation(schema)),
             None => list_expectation(schema),
         },
-        _ => "a value".into(),
+        _ => match entry_fields(schema) {
+            Some(fields) => {
+                let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+                format!("a table with a table of {} for each name", names.join(", "))
+            }
+            None => "a value".into(),
+        },
     }
 }
 

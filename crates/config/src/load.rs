@@ -255,13 +255,41 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
             (Some(None), Value::Leaf(leaf)) => {
                 problems.push(format!("{at}: {path} is {}; expected a table of fields", shown(leaf)));
             }
-            (Some(Some(schema)), Value::Table(_)) => {
-                problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema)));
-            }
+            (Some(Some(schema)), Value::Table(entries)) => match fields::entry_fields(schema) {
+                Some(fields) => check_entries(entries, &path, fields, &fields::expectation(schema), problems),
+                None => problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema))),
+            },
             (Some(Some(schema)), Value::Leaf(leaf)) if !fields::fits(leaf, schema) => {
                 problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
             }
             _ => {}
+        }
+    }
+}
+
+/// Checks a table with names that the user chooses, each with a table of `fields`.
+fn check_entries(
+    entries: &Table,
+    path: &str,
+    fields: &serde_json::Map<String, serde_json::Value>,
+    expected: &str,
+    problems: &mut Vec<String>,
+) {
+    for (name, node) in entries {
+        let path = tree::join(path, name);
+        let Value::Table(values) = &node.value else {
+            problems.push(format!("{}: {path} is not a table; expected {expected}", node.origin.exact()));
+            continue;
+        };
+        for (name, node) in values {
+            let (path, at) = (tree::join(&path, name), node.origin.exact());
+            match (fields.get(name), &node.value) {
+                (Some(schema), Value::Leaf(leaf)) if fields::fits(leaf, schema) => {}
+                (Some(schema), Value::Leaf(leaf)) => {
+                    problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
+                }
+                _ => problems.push(format!("{at}: unknown field `{path}`; expected {expected}")),
+            }
         }
     }
 }

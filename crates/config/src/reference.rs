@@ -56,7 +56,8 @@ pub fn markdown_reference() -> Result<String> {
             let field = &fields::all()[&leaf];
             let Some(schema) = &field.schema else { continue };
             let name = leaf.rsplit('.').next().unwrap_or(&leaf);
-            let default = defaults.get(&leaf).map_or("", String::as_str);
+            let otherwise = if fields::entry_fields(schema).is_some() { "{}" } else { "" };
+            let default = defaults.get(&leaf).map_or(otherwise, String::as_str);
             let meaning = [field.description.clone(), meanings(schema)].concat();
             let cells =
                 [fields::expectation(schema), format!("`{default}`"), meaning].map(|text| text.replace('|', "\\|"));

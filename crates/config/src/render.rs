@@ -23,7 +23,11 @@ impl Resolved {
     /// # Errors
     /// Same as [`Config::to_toml`].
     pub fn to_annotated_toml(&self) -> Result<String> {
-        render(&self.config, |path| self.origins.get(path).map(Origin::to_string))
+        let inside = |path: &str| {
+            let prefix = format!("{path}.");
+            self.origins.iter().find(|(path, _)| path.starts_with(&prefix)).map(|(_, origin)| origin)
+        };
+        render(&self.config, |path| self.origins.get(path).or_else(|| inside(path)).map(Origin::to_string))
     }
 }
 
@@ -31,6 +35,15 @@ fn render(config: &Config, note: impl Fn(&str) -> Option<String>) -> Result<Stri
     let table = toml::Table::try_from(config)
         .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
     let mut values = std::collections::HashMap::new();
+    for (path, field) in fields::all() {
+        if field.schema.as_ref().is_some_and(|schema| fields::entry_fields(schema).is_some()) {
+            let mut parts = path.split('.');
+            let first = parts.next().and_then(|part| table.get(part));
+            if let Some(value) = parts.try_fold(first, |value, part| Some(value?.get(part))).flatten() {
+                values.insert(path.clone(), value.to_string());
+            }
+        }
+    }
     tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
         values.insert(path.to_owned(), value.to_string());
     });
@@ -78,6 +91,8 @@ mod tests {
         config.optimizer.eps = 1e-8;
         config.data.classes = vec!["quote \" and é".into(), "b".into()];
         config.model.num_classes = 2;
+        let multipliers = crate::Multipliers { lr_mult: 0.1, decay_mult: 0.0 };
+        config.optimizer.paramwise.custom_keys.insert("backbone.norm\"0".into(), multipliers);
         let text = config.to_toml().unwrap();
         let read = Config::from_toml(&text, "checkpoint").unwrap();
         // If FNET_DATA_ROOT is set, it overrides the text.

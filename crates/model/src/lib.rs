@@ -33,6 +33,6 @@ pub mod sample;
 pub use detections::Detections;
 pub use layers::SumOverRanks;
 pub use losses::{Loss, Losses};
-pub use mask_rcnn::MaskRcnn;
+pub use mask_rcnn::{MaskRcnn, is_frozen};
 pub use parameters::{LoadReport, Parameters, Role, ShapeConflict};
 pub use sample::StepRandom;

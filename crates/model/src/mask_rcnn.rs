@@ -64,20 +64,25 @@ impl MaskRcnn {
         parameters.reset(device);
         let backbone = backbones::find(&config.backbone.kind)?;
         let channels = (backbone.channels)(&config.backbone);
-        Ok(Self {
+        let mut model = Self {
             backbone: (backbone.build)(parameters, "backbone", &config.backbone)?,
             neck: Fpn::new(parameters, "neck", &channels, &config.neck)?,
             rpn: Rpn::new(parameters, "rpn_head", config.neck.out_channels as i64, &config.rpn)?,
             roi_head: RoiHead::new(parameters, "roi_head", config)?,
             nms_pre: config.rpn.nms_pre,
             train_nms_pre: config.rpn.train_nms_pre,
-            batch_statistics: true,
+            batch_statistics: !config.norm_eval,
             sum_over_ranks: None,
             device,
-        })
+        };
+        if let Ok(stages) = usize::try_from(config.frozen_stages) {
+            parameters.freeze(|name| is_frozen(config, name))?;
+            model.backbone.freeze(stages)?;
+        }
+        Ok(model)
     }
 
-    /// Whether training normalizes by the batch (the default) or by the running statistics, which then stay as they
+    /// Whether training normalizes by the batch (the default, unless `model.norm_eval`) or by the running statistics, which then stay as they
     /// are.
     pub fn set_batch_statistics(&mut self, on: bool) {
         self.batch_statistics = on;
@@ -205,6 +210,13 @@ impl MaskRcnn {
         }
         Err(Error::bug(format!("a batch of {count} images came with {metas} metas and {targets} targets")))
     }
+}
+
+/// Whether `model.frozen_stages` excludes the tensor `name` from training.
+pub fn is_frozen(config: &config::Model, name: &str) -> bool {
+    let Ok(kind) = backbones::find(&config.backbone.kind) else { return false };
+    let stage = name.strip_prefix("backbone.").and_then(kind.stage_of);
+    stage.is_some_and(|stage| stage as i64 <= config.frozen_stages)
 }
 
 /// Refuses what would fail inside with a message that names no field.

@@ -26,6 +26,7 @@ struct Entry {
     tensor: Tensor,
     role: Role,
     init: Init,
+    is_frozen: bool,
 }
 
 /// Ordered names and tensors of a model. The modules share their storage, so writing to a tensor in place (as the
@@ -73,7 +74,28 @@ impl Parameters {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry.role, &entry.tensor))
     }
 
-    /// Names and tensors of the parameters, in order. The index is the index in the optimizer's state.
+    /// Names and tensors of the parameters that are trained, in order.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.trainable().filter(|(name, _)| !self.is_frozen(name))
+    }
+
+    /// Whether a parameter was excluded from training.
+    pub fn is_frozen(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.is_frozen)
+    }
+
+    /// Excludes from training the parameters for which `is_frozen` holds: they get no gradient.
+    pub fn freeze(&mut self, is_frozen: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, entry) in &mut self.entries {
+            if entry.role == Role::Parameter && is_frozen(name) {
+                let _ = entry.tensor.f_set_requires_grad(false)?;
+                entry.is_frozen = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names and tensors of all parameters, in order. The index is the index in the state of a PyTorch optimizer.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.of_role(Role::Parameter)
     }
@@ -180,7 +202,7 @@ impl Parameters {
 
     fn add(&mut self, name: String, tensor: Tensor, role: Role, init: Init) -> Result<Tensor> {
         let alias = tensor.shallow_clone();
-        match self.entries.insert(name, Entry { tensor, role, init }) {
+        match self.entries.insert(name, Entry { tensor, role, init, is_frozen: false }) {
             None => Ok(alias),
             Some(_) => Err(Error::bug("two tensors of the model have the same name")),
         }

@@ -95,14 +95,23 @@ impl AdamW {
         })
     }
 
-    /// One step with learning rate `lr`.
+    /// One step of all parameters with learning rate `lr`.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<()> {
-        let AdamWOptions { betas, eps, weight_decay } = self.options;
-        let (parameters, exp_avg) = (pointers(&self.parameters), pointers(&self.exp_avg));
-        let (exp_avg_sq, steps) = (pointers(&self.exp_avg_sq), pointers(&self.steps));
+        let all: Vec<usize> = (0..self.parameters.len()).collect();
+        self.step_group(&all, lr, self.options.weight_decay)
+    }
+
+    /// One step of the parameters at some indices, with a learning rate and weight decay of their own.
+    ///
+    /// # Errors
+    /// If libtorch fails, or there is no such parameter.
+    pub fn step_group(&mut self, members: &[usize], lr: f64, weight_decay: f64) -> Result<()> {
+        let AdamWOptions { betas, eps, .. } = self.options;
+        let (parameters, exp_avg) = (chosen(&self.parameters, members)?, chosen(&self.exp_avg, members)?);
+        let (exp_avg_sq, steps) = (chosen(&self.exp_avg_sq, members)?, chosen(&self.steps, members)?);
         // SAFETY: four arrays of `parameters.len()` valid pointers.
         check(unsafe {
             fnet_adamw_step(
@@ -176,13 +185,22 @@ impl Sgd {
         })
     }
 
-    /// One step with learning rate `lr`.
+    /// One step of all parameters with learning rate `lr`.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<()> {
-        let SgdOptions { momentum, weight_decay, nesterov } = self.options;
-        let (parameters, buffers) = (pointers(&self.parameters), pointers(&self.momentum_buffers));
+        let all: Vec<usize> = (0..self.parameters.len()).collect();
+        self.step_group(&all, lr, self.options.weight_decay)
+    }
+
+    /// One step of the parameters at some indices, with a learning rate and weight decay of their own.
+    ///
+    /// # Errors
+    /// If libtorch fails, or there is no such parameter.
+    pub fn step_group(&mut self, members: &[usize], lr: f64, weight_decay: f64) -> Result<()> {
+        let SgdOptions { momentum, nesterov, .. } = self.options;
+        let (parameters, buffers) = (chosen(&self.parameters, members)?, chosen(&self.momentum_buffers, members)?);
         // SAFETY: two arrays of `parameters.len()` valid pointers.
         check(unsafe {
             fnet_sgd_step(parameters.as_ptr(), buffers.as_ptr(), parameters.len(), lr, momentum, weight_decay, nesterov)
@@ -258,6 +276,16 @@ pub fn clear_gradients(parameters: &[Tensor]) -> Result<()> {
     let parameters = pointers(parameters);
     // SAFETY: an array of `parameters.len()` valid pointers.
     check(unsafe { fnet_clear_gradients(parameters.as_ptr(), parameters.len()) })
+}
+
+/// Pointers to the tensors at some indices.
+fn chosen(tensors: &[Tensor], members: &[usize]) -> Result<Vec<*mut C_tensor>> {
+    let all = pointers(tensors);
+    let one = |&index: &usize| {
+        let message = || format!("an optimizer of {} parameters has no parameter {index}", all.len());
+        all.get(index).copied().ok_or_else(|| Error::new(ErrorKind::Invalid, message()))
+    };
+    members.iter().map(one).collect()
 }
 
 fn zeros_like(parameters: &[Tensor]) -> Result<Vec<Tensor>> {

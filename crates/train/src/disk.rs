@@ -28,6 +28,8 @@ pub fn checkpoint_bytes(config: &Config, parameters: &Parameters, ranks: usize) 
         add(name, bytes);
         if role == Role::Buffer {
             (1..ranks).for_each(|_| add(name, bytes));
+        }
+        if role == Role::Buffer || parameters.is_frozen(name) {
             continue;
         }
         match config.optimizer.kind {

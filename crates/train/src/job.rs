@@ -214,6 +214,15 @@ impl<'a> Job<'a> {
         let (config, communicator) = (&self.resolved.config, self.communicator);
         let mut warnings = Vec::new();
         warnings.extend(disk_warning(config, train_state, &work.path, schedule, start, communicator)?);
+        let names: Vec<&str> = train_state.parameters.trainable().map(|(name, _)| name).collect();
+        warnings.extend(unused_keys(config, &names));
+        if work.source.is_none() && self.arguments.load_from.is_none() && freezes_random_weights(config) {
+            warnings.push(format!(
+                "model.frozen_stages is {}, which keeps random weights: give pretrained ones with \
+                 model.backbone.pretrained or --load-from, or set it to -1",
+                config.model.frozen_stages
+            ));
+        }
         if let Some(Resume::From(_)) = &self.arguments.resume {
             for path in set_aside_later(&work.checkpoint_folders, start.progress)? {
                 warnings.push(format!(
@@ -277,6 +286,25 @@ fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client)
         true => claimed.and_then(|_| Err(Error::usage(work_dir::busy(work_dir)))),
         false => claimed,
     }
+}
+
+/// A warning for each key of `optimizer.paramwise.custom_keys` that is in no parameter's name.
+fn unused_keys(config: &Config, names: &[&str]) -> Vec<String> {
+    let keys = config.optimizer.paramwise.custom_keys.keys();
+    let unused = keys.filter(|key| !names.iter().any(|name| name.contains(key.as_str())));
+    let example = names.first().copied().unwrap_or_default();
+    unused
+        .map(|key| {
+            format!(
+                "optimizer.paramwise.custom_keys has the key {key:?}, which is in no parameter's name and has no effect; \
+                 a name is for example {example}"
+            )
+        })
+        .collect()
+}
+
+fn freezes_random_weights(config: &Config) -> bool {
+    config.model.frozen_stages >= 0 && config.model.backbone.pretrained.is_empty()
 }
 
 /// Whether the launcher restarted this job.

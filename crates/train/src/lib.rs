@@ -34,7 +34,7 @@ pub use job::train;
 pub use learning_rate::{LearningRate, Rate};
 pub use loss_scale::LossScale;
 pub use memory::of_inference;
-pub use optimizer::Optimizer;
+pub use optimizer::{Optimizer, is_norm};
 pub use progress::{StepIndex, TrainSchedule};
 pub use schedule_table::schedule_table;
 pub use step_vote::StepVote;

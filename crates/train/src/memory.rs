@@ -39,7 +39,8 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
     let features = 2 * channels * (rois * square(head.bbox_roi_size) + positives * square(head.mask_roi_size));
     let values = outputs(&report, config.model.backbone.activation, batch, rois, positives) + features;
     let narrow = config.train.amp != Amp::Off;
-    let trained = total(parameters, Role::Parameter);
+    let weights = total(parameters, Role::Parameter);
+    let trained: u64 = parameters.trained().map(|(_, tensor)| bytes(tensor)).sum();
     let moments = match config.optimizer.kind {
         OptimizerKind::AdamW => 2,
         OptimizerKind::Sgd => u64::from(config.optimizer.momentum > 0.0),
@@ -49,11 +50,11 @@ pub fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEst
     Ok(MemoryEstimate {
         shape,
         batch: config.data.samples_per_gpu,
-        weights: trained + total(parameters, Role::Buffer),
+        weights: weights + total(parameters, Role::Buffer),
         gradients: trained,
         optimizer: trained * (moments + u64::from(config.train.ema > 0.0)),
         // Values in float16 or bfloat16 take half, and so does a copy of the weights.
-        activations: if narrow { values * VALUE / 2 + trained / 2 } else { values * VALUE },
+        activations: if narrow { values * VALUE / 2 + weights / 2 } else { values * VALUE },
         fixed: PROCESS + images,
         total: 0,
     }
@@ -155,6 +156,9 @@ mod tests {
             config.optimizer.momentum = 0.0;
         });
         assert_eq!(sgd.optimizer, 0);
+        let frozen = estimate(|config| config.model.frozen_stages = 4);
+        assert!(frozen.weights == adam.weights && frozen.gradients < adam.gradients);
+        assert_eq!(frozen.optimizer, 2 * frozen.gradients);
         assert_eq!(adam.total, adam.weights + adam.gradients + adam.optimizer + adam.activations + adam.fixed);
     }
 

@@ -201,7 +201,8 @@ pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
     })
 }
 
-/// A warning if the file's AdamW settings differ from the config's, which are used.
+/// A warning if the file's AdamW settings differ from the config's, which are used. With `optimizer.paramwise`, MMDetection
+/// writes a group for each parameter, whose rate and decay are products.
 fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Option<String> {
     let mut differences = Vec::new();
     for group in groups {
@@ -212,7 +213,8 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
             ("eps", group.eps, config.eps),
             ("weight_decay", group.weight_decay, config.weight_decay),
         ];
-        for (name, stored, current) in pairs {
+        let is_product = |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
+        for (name, stored, current) in pairs.into_iter().filter(|(name, ..)| !is_product(name)) {
             let text = format!("optimizer.{name} = {current} ({stored})");
             if stored != current && !differences.contains(&text) {
                 differences.push(text);

@@ -11,7 +11,7 @@ use fnet_checkpoint::{MmdetCheckpoint, Need, Weights};
 use fnet_common::{Error, Result};
 use fnet_config as config;
 use fnet_distributed::Communicator;
-use fnet_model::LoadReport;
+use fnet_model::{LoadReport, is_frozen};
 
 use super::buffers;
 use super::train_state::TrainState;
@@ -176,9 +176,12 @@ impl TrainState<'_> {
         if rank > 0 && rank < checkpoint.meta.world_size {
             self.restore_own_buffers(checkpoint, &rank_prefix(rank))?;
         }
-        self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")))?;
+        // Which parameters are frozen may have changed.
+        let before = checkpoint.meta.config(Path::new("the checkpoint")).ok();
+        let was_frozen = |name: &str| before.as_ref().is_some_and(|before| is_frozen(&before.model, name));
+        self.optimizer.restore(|name| checkpoint.tensors.get(&format!("{OPTIMIZER}{name}")), was_frozen)?;
         if let Some(ema) = &mut self.ema {
-            let averages = checkpoint.averages()?;
+            let mut averages = checkpoint.averages()?;
             if averages.is_empty() {
                 // The average starts with this run, from the stored weights.
                 ema.restart(&self.trained)?;
@@ -188,6 +191,10 @@ impl TrainState<'_> {
                         "damaged: it has a moving average of the weights, but fnet.meta has no state.ema_updates",
                     )
                 })?;
+                averages.retain(|name, _| !self.parameters.is_frozen(name));
+                for (name, weight) in self.trained.iter().filter(|(name, _)| was_frozen(name)) {
+                    averages.insert(name.clone(), weight.f_detach_copy()?);
+                }
                 ema.restore(updates, &averages)?;
             }
         }

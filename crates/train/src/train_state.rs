@@ -18,7 +18,7 @@ use fnet_protocol::message::Phase;
 use super::bad_batch::{self, BadBatches};
 use super::buffers;
 use super::learning_rate::Rate;
-use super::optimizer::Optimizer;
+use super::optimizer::{Optimizer, is_norm};
 use super::progress::StepIndex;
 use super::step_vote::{StepReport, StepVote, sync_step};
 use super::{Ema, LossScale};
@@ -125,9 +125,12 @@ impl<'a> TrainState<'a> {
             model.synchronize_batch_norm(communicator.differentiable_sum());
         }
         let trained: Vec<(String, Tensor)> =
-            parameters.trainable().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+            parameters.trained().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let buffers: Vec<Tensor> = parameters.buffers().map(|(_, buffer)| buffer.shallow_clone()).collect();
+        // The ranks agree on frozen parameters once, as on buffers; their gradients are not waited for.
+        let frozen = parameters.trainable().filter(|(name, _)| parameters.is_frozen(name));
+        let buffers: Vec<Tensor> =
+            parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
         let parallel = DataParallel::new(communicator, &tensors, &buffers)?;
         let packed = buffers::pack(&parameters)?;
@@ -137,7 +140,9 @@ impl<'a> TrainState<'a> {
         };
         let loss_scale = (config.train.amp == Amp::Fp16).then(|| LossScale::new(config.train.loss_scale));
         Ok(Self {
-            optimizer: Optimizer::new(&config.optimizer, &trained)?,
+            optimizer: Optimizer::new(&config.optimizer, &trained, |name| {
+                is_norm(name, |name| parameters.get(name).is_some())
+            })?,
             parallel,
             bad_batches: BadBatches::default(),
             last_good: LastGoodState {

@@ -219,3 +219,23 @@ proptest::proptest! {
         let _ = set(&text);
     }
 }
+
+#[test]
+fn tables_with_names_of_the_user_are_read_merged_and_checked() {
+    let text = "[optimizer.paramwise.custom_keys]\nneck = { lr_mult = 2 }\n\"backbone.norm0\" = { decay_mult = 0.0 }\n";
+    let read = |sets_of: &[&str]| Resolved::from_toml(text, "a.toml", &sets(sets_of), &no_classes);
+    let set = ["optimizer.paramwise.custom_keys.neck.decay_mult=0.5"];
+    let keys = read(&set).unwrap().config.optimizer.paramwise.custom_keys;
+    let found: Vec<_> = keys.iter().map(|(key, of)| (key.as_str(), of.lr_mult, of.decay_mult)).collect();
+    assert_eq!(found, [("backbone.norm0", 1.0, 0.0), ("neck", 2.0, 0.5)]);
+
+    for (value, expected) in [
+        ("optimizer.paramwise.custom_keys.neck.lr_mult=-1", "neck.lr_mult is -1; expected a number of at least 0"),
+        ("optimizer.paramwise.custom_keys.neck.lr=1", "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected"),
+        ("optimizer.paramwise.custom_keys.neck=1", "neck is not a table; expected a table with a table of"),
+        ("optimizer.paramwise.custom_keys=1", "custom_keys is 1; expected a table with a table of"),
+    ] {
+        let error = message(read(&[value]));
+        assert!(error.contains(expected), "{error}");
+    }
+}

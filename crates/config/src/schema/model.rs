@@ -14,6 +14,12 @@ pub struct Model {
     pub num_classes: usize,
     /// Synchronize BatchNorm statistics across ranks (SyncBatchNorm).
     pub sync_bn: bool,
+    /// Parts of the backbone that are not trained: -1 for none, 0 for the patch embedding, n for it and the first n stages
+    /// with their output norms. Their BatchNorm uses its running statistics, and no branch of theirs is dropped.
+    #[schemars(range(min = -1, max = 4))]
+    pub frozen_stages: i64,
+    /// Use the running statistics of the backbone's BatchNorm in training too; its weights and biases are trained.
+    pub norm_eval: bool,
     /// The backbone.
     pub backbone: Backbone,
     /// The feature pyramid.
@@ -29,6 +35,8 @@ impl Default for Model {
         Self {
             num_classes: 80,
             sync_bn: false,
+            frozen_stages: -1,
+            norm_eval: false,
             backbone: Backbone::default(),
             neck: Neck::default(),
             rpn: Rpn::default(),

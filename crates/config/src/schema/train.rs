@@ -1,5 +1,6 @@
 //! `[optimizer]`, `[schedule]`, `[train]`, `[checkpoint]` and `[log]`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Evaluation, Interval};
 use crate::check::Problems;
 
-/// The optimizer. All parameters are in one group, so weight decay also applies to norms and biases.
+/// The optimizer. Without `[optimizer.paramwise]` all parameters are in one group, so weight decay also applies to norms and
+/// biases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optimizer {
@@ -35,6 +37,10 @@ pub struct Optimizer {
     /// Images per step that `lr` is for. `--auto-scale-lr` multiplies `lr` by the actual number divided by this.
     #[schemars(range(min = 1))]
     pub base_batch_size: usize,
+    /// Multipliers of learning rate and weight decay for some parameters. The rule is that of MMCV's
+    /// `DefaultOptimizerConstructor`: the longest key of `custom_keys` that is part of a parameter's name decides, of equally
+    /// long ones the first in the alphabet. Parameters without such a key follow the three other fields.
+    pub paramwise: Paramwise,
 }
 
 impl Default for Optimizer {
@@ -48,6 +54,7 @@ impl Default for Optimizer {
             weight_decay: 1e-4,
             grad_clip: 0.0,
             base_batch_size: 16,
+            paramwise: Paramwise::default(),
         }
     }
 }
@@ -57,6 +64,70 @@ impl Optimizer {
     /// scaling rule of Goyal et al., 2017, like MMDetection's `auto_scale_lr`.
     pub fn auto_scale_lr(&self, effective_batch: usize) -> f64 {
         self.lr * (effective_batch as f64 / self.base_batch_size as f64)
+    }
+}
+
+/// Multipliers of learning rate and weight decay for some parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paramwise {
+    /// Multipliers of the parameters whose names contain a key, for example
+    /// `{ "backbone" = { lr_mult = 0.1 }, "backbone.norm" = { lr_mult = 0.1, decay_mult = 0.0 } }`. A multiplier that is not
+    /// given is 1.
+    pub custom_keys: BTreeMap<String, Multipliers>,
+    /// Multiplier of the weight decay of norms: their weights and biases.
+    #[schemars(range(min = 0.0))]
+    pub norm_decay_mult: f64,
+    /// Multiplier of the learning rate of biases, except for those of norms.
+    #[schemars(range(min = 0.0))]
+    pub bias_lr_mult: f64,
+    /// Multiplier of the weight decay of biases, except for those of norms.
+    #[schemars(range(min = 0.0))]
+    pub bias_decay_mult: f64,
+}
+
+impl Default for Paramwise {
+    fn default() -> Self {
+        Self { custom_keys: BTreeMap::new(), norm_decay_mult: 1.0, bias_lr_mult: 1.0, bias_decay_mult: 1.0 }
+    }
+}
+
+/// Multipliers of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Multipliers {
+    /// Of the learning rate.
+    #[schemars(range(min = 0.0))]
+    pub lr_mult: f64,
+    /// Of the weight decay.
+    #[schemars(range(min = 0.0))]
+    pub decay_mult: f64,
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self { lr_mult: 1.0, decay_mult: 1.0 }
+    }
+}
+
+impl Paramwise {
+    /// The multipliers of the parameter `name`, which may belong to a norm.
+    pub fn multipliers(&self, name: &str, is_norm: bool) -> Multipliers {
+        let length = |key: &str| key.chars().count();
+        let matching = self.custom_keys.iter().filter(|(key, _)| name.contains(key.as_str()));
+        let custom = matching.max_by(|(a, _), (b, _)| length(a).cmp(&length(b)).then(b.cmp(a)));
+        if let Some((_, multipliers)) = custom {
+            return *multipliers;
+        }
+        let is_bias = name.ends_with(".bias");
+        Multipliers {
+            lr_mult: if is_bias && !is_norm { self.bias_lr_mult } else { 1.0 },
+            decay_mult: match (is_norm, is_bias) {
+                (true, _) => self.norm_decay_mult,
+                (false, true) => self.bias_decay_mult,
+                (false, false) => 1.0,
+            },
+        }
     }
 }
 
@@ -300,5 +371,37 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { interval: 50, tensorboard: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rule of MMCV's `DefaultOptimizerConstructor.add_params`: `custom_keys` sorted by the alphabet, then by falling
+    /// length; the first that is part of the name decides alone.
+    #[test]
+    fn the_longest_key_in_a_name_decides_alone() {
+        let of = |lr_mult, decay_mult| Multipliers { lr_mult, decay_mult };
+        let paramwise = Paramwise {
+            custom_keys: [("backbone", of(0.1, 1.0)), ("norm0", of(0.5, 0.0)), ("norm2", of(3.0, 1.0)), ("orm2.", of(7.0, 1.0))]
+                .map(|(key, multipliers)| (key.to_owned(), multipliers))
+                .into(),
+            norm_decay_mult: 0.25,
+            bias_lr_mult: 2.0,
+            bias_decay_mult: 0.0,
+        };
+        for (name, is_norm, expected) in [
+            ("backbone.stages.0.blocks.0.mlp.0.weight", false, of(0.1, 1.0)),
+            ("backbone.norm0.bias", true, of(0.1, 1.0)),
+            ("neck.norm0.bias", true, of(0.5, 0.0)),
+            ("neck.norm2.bias", true, of(3.0, 1.0)),
+            ("neck.fpn_convs.0.conv.bias", false, of(2.0, 0.0)),
+            ("neck.fpn_convs.0.conv.weight", false, of(1.0, 1.0)),
+            ("neck.norm.weight", true, of(1.0, 0.25)),
+            ("neck.norm.bias", true, of(1.0, 0.25)),
+        ] {
+            assert_eq!(paramwise.multipliers(name, is_norm), expected, "{name}");
+        }
     }
 }

@@ -19,6 +19,7 @@ pub const KIND: BackboneKind = BackboneKind {
     check,
     channels: stage_channels,
     build: |parameters, prefix, config| Ok(Box::new(FasterNet::new(parameters, prefix, config)?)),
+    stage_of,
     layers,
 };
 
@@ -26,6 +27,16 @@ pub const KIND: BackboneKind = BackboneKind {
 const PATCH: i64 = 4;
 /// Size and stride of patch merging between stages.
 const MERGE: i64 = 2;
+
+/// `patch_embed` is 0; stage n is `stages.2n-3`, its patch merging, `stages.2n-2`, its blocks, and `norm2n-2`.
+fn stage_of(name: &str) -> Option<usize> {
+    let (module, rest) = name.split_once('.')?;
+    match module {
+        "patch_embed" => Some(0),
+        "stages" => rest.split('.').next()?.parse().ok().map(|index: usize| index.div_ceil(2) + 1),
+        norm => norm.strip_prefix("norm")?.parse().ok().map(|index: usize| index / 2 + 1),
+    }
+}
 
 /// Channels of each stage.
 fn stage_channels(config: &config::Backbone) -> [i64; 4] {
@@ -51,6 +62,15 @@ pub struct FasterNet {
     drop_rates: Vec<f64>,
     /// Number of batches that each norm has seen.
     counters: Tensor,
+    frozen: Option<Frozen>,
+}
+
+#[derive(Debug)]
+struct Frozen {
+    /// The last frozen stage; 0 for the patch embedding.
+    last: usize,
+    /// 1 for each counter of a norm that uses batch statistics, else 0.
+    counted: Tensor,
 }
 
 #[derive(Debug)]
@@ -92,7 +112,14 @@ impl FasterNet {
             stages.push(Stage { merging, blocks, norm });
         }
         let counters = parameters.join_counters(&format!("{prefix}."))?;
-        Ok(Self { patch_embed, stages, partial_conv: config.partial_conv, drop_rates: drop_rates(config), counters })
+        Ok(Self {
+            patch_embed,
+            stages,
+            partial_conv: config.partial_conv,
+            drop_rates: drop_rates(config),
+            counters,
+            frozen: None,
+        })
     }
 
     /// The factors `[n, 1, 1, 1]` of each block, or `None` if it drops nothing.
@@ -117,20 +144,27 @@ impl Backbone for FasterNet {
     /// The normalized outputs of the four stages.
     fn forward(&self, images: &Tensor, statistics: Statistics, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>> {
         if !matches!(statistics, Statistics::Running) {
-            let _ = self.counters.shallow_clone().f_add_scalar_(1)?;
+            let mut counters = self.counters.shallow_clone();
+            let _ = match &self.frozen {
+                None => counters.f_add_scalar_(1)?,
+                Some(frozen) => counters.f_add_(&frozen.counted)?,
+            };
         }
-        let mut x = self.patch_embed.forward(images, statistics)?;
+        let is_frozen = |stage: usize| self.frozen.as_ref().is_some_and(|frozen| stage <= frozen.last);
+        let statistics_of = |stage: usize| if is_frozen(stage) { Statistics::Running } else { statistics };
+        let mut x = self.patch_embed.forward(images, statistics_of(0))?;
         let masks = drop_path.map(|factors| self.masks(factors)).transpose()?.unwrap_or_default();
         // Values that autograd needs for the gradient must not be overwritten.
         let in_place = self.partial_conv == PartialConv::Slicing && masks.is_empty() && !x.requires_grad();
         let mut masks = masks.iter();
         let mut outputs = Vec::with_capacity(self.stages.len());
-        for stage in &self.stages {
+        for (number, stage) in (1..).zip(&self.stages) {
+            let statistics = statistics_of(number);
             if let Some(merging) = &stage.merging {
                 x = merging.forward(&x, statistics)?;
             }
             for block in &stage.blocks {
-                let mask = masks.next().and_then(Option::as_ref);
+                let mask = masks.next().and_then(Option::as_ref).filter(|_| !is_frozen(number));
                 x = if in_place {
                     block.forward_in_place(x, statistics)?
                 } else {
@@ -165,6 +199,19 @@ impl Backbone for FasterNet {
                  set it to \"split_cat\" (the results are equal)",
             )),
         }
+    }
+
+    fn freeze(&mut self, stages: usize) -> Result<()> {
+        // In the order of the counters: patch embedding, the stages, their output norms.
+        let mut owners = vec![0];
+        for (number, stage) in (1..).zip(&self.stages) {
+            owners.extend(vec![number; usize::from(stage.merging.is_some()) + stage.blocks.len()]);
+        }
+        owners.extend(1..=self.stages.len());
+        let counted: Vec<i64> = owners.into_iter().map(|owner| i64::from(owner > stages)).collect();
+        let counted = Tensor::f_from_slice(&counted)?.f_to_device(self.counters.device())?;
+        self.frozen = Some(Frozen { last: stages, counted });
+        Ok(())
     }
 
     fn fuse(&mut self) -> Result<()> {

@@ -45,6 +45,13 @@ pub trait Backbone: Debug + Send {
         Ok(())
     }
 
+    /// From now on, training leaves the patch embedding and the first `stages` stages as they are: their BatchNorm uses the
+    /// running statistics, and they drop no branch. Their parameters get no gradient.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn freeze(&mut self, stages: usize) -> Result<()>;
+
     /// Folds each BatchNorm that follows a convolution into it.
     ///
     /// # Errors
@@ -65,6 +72,9 @@ pub struct BackboneKind {
     pub channels: fn(&config::Backbone) -> [i64; 4],
     /// Builds it and adds its tensors to the parameters, below the prefix.
     pub build: fn(&mut Parameters, &str, &config::Backbone) -> Result<Box<dyn Backbone>>,
+    /// The part that a tensor belongs to, by its name without the prefix: 0 for the patch embedding, n for the n-th stage with
+    /// its output norm. `model.frozen_stages` freezes by it.
+    pub stage_of: fn(&str) -> Option<usize>,
     /// Adds its layers for an image, named as its tensors, and returns its outputs: FLOPs and memory are counted from them.
     pub layers: fn(&config::Backbone, Map, &mut Layers) -> Vec<Map>,
 }
@@ -91,6 +101,21 @@ mod tests {
         let error = find("resnet").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("\"resnet\"; expected \"fasternet\""), "{error}");
+    }
+
+    #[test]
+    fn every_tensor_of_every_kind_belongs_to_a_stage() {
+        for kind in KINDS {
+            let config = config::Backbone { kind: kind.name.into(), ..config::Backbone::default() };
+            let mut parameters = Parameters::new();
+            (kind.build)(&mut parameters, "backbone", &config).unwrap();
+            let mut seen = [0; 5];
+            for (name, ..) in parameters.iter() {
+                let stage = (kind.stage_of)(name.strip_prefix("backbone.").unwrap());
+                seen[stage.unwrap_or_else(|| panic!("{}: {name}", kind.name))] += 1;
+            }
+            assert!(seen.iter().all(|&count| count > 0), "{}: {seen:?}", kind.name);
+        }
     }
 
     #[test]

@@ -89,6 +89,39 @@ fn a_loaded_state_goes_on_to_the_same_bits() {
     assert_eq!(first, second);
 }
 
+/// PyTorch's parameter groups: each as an optimizer of its own.
+#[test]
+fn groups_step_as_optimizers_of_their_own() {
+    let f = fixture();
+    let (together, alone) = (parameters(&f), parameters(&f));
+    let decayed = AdamWOptions { weight_decay: 0.0, ..ADAMW };
+    let mut groups = AdamW::new(&together, ADAMW).unwrap();
+    let mut first = AdamW::new(&alone[..1], ADAMW).unwrap();
+    let mut rest = AdamW::new(&alone[1..], decayed).unwrap();
+    let sgd = SgdOptions { momentum: 0.9, weight_decay: 0.1, nesterov: false };
+    for step in 0..3 {
+        for parameters in [&together, &alone] {
+            set_gradients(&f, parameters, step);
+        }
+        groups.step_group(&[0], 0.01, 0.05).unwrap();
+        groups.step_group(&[1, 2], 0.003, 0.0).unwrap();
+        first.step(0.01).unwrap();
+        rest.step(0.003).unwrap();
+    }
+    assert_eq!(together, alone);
+    assert!(groups.step_group(&[3], 0.1, 0.0).unwrap_err().message().contains("no parameter 3"));
+
+    let (together, alone) = (parameters(&f), parameters(&f));
+    let mut groups = Sgd::new(&together, sgd).unwrap();
+    let mut rest = Sgd::new(&alone[1..], SgdOptions { weight_decay: 0.0, ..sgd }).unwrap();
+    for parameters in [&together, &alone] {
+        set_gradients(&f, parameters, 0);
+    }
+    groups.step_group(&[1, 2], 0.003, 0.0).unwrap();
+    rest.step(0.003).unwrap();
+    assert_eq!(together, alone);
+}
+
 #[test]
 fn a_state_of_another_shape_is_refused_by_name() {
     let f = fixture();

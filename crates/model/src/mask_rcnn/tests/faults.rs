@@ -150,6 +150,52 @@ fn running_statistics_do_not_change_without_batch_statistics() {
     assert!(parameters.buffers().zip(&before).all(|((_, now), before)| now == before));
 }
 
+/// MMDetection's `_freeze_stages`: parameters without gradient, and modules in evaluation mode.
+#[test]
+fn frozen_stages_get_no_gradient_and_keep_their_statistics() {
+    let targets = || batch(vec![object(8, 8, 32); 2]);
+    for frozen_stages in -1..=4 {
+        let config = config::Model { frozen_stages, ..config() };
+        let mut parameters = Parameters::new();
+        let model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 1).unwrap();
+        let before: Vec<Tensor> = parameters.buffers().map(|(_, tensor)| tensor.copy()).collect();
+        let losses = model.forward_train(&targets(), &mut StepRandom::new(0, 0, 0)).unwrap();
+        losses.total().unwrap().backward();
+        // What the names say: `stages.0` are the blocks of stage 1, `stages.1` the merging before stage 2.
+        let frozen = |name: &str| {
+            let parts = [
+                "patch_embed.",
+                "stages.0. norm0.",
+                "stages.1. stages.2. norm2.",
+                "stages.3. stages.4. norm4.",
+                "stages.5. stages.6. norm6.",
+            ];
+            let mut of_parts = parts.iter().take((frozen_stages + 1) as usize).flat_map(|part| part.split(' '));
+            of_parts.any(|part| name.starts_with(&format!("backbone.{part}")))
+        };
+        for (name, tensor) in parameters.trainable() {
+            assert_eq!(tensor.grad().defined(), !frozen(name), "{frozen_stages}: {name}");
+            assert_eq!(parameters.is_frozen(name), frozen(name), "{frozen_stages}: {name}");
+        }
+        assert_eq!(parameters.trained().count(), parameters.trainable().filter(|(name, _)| !frozen(name)).count());
+        for ((name, now), before) in parameters.buffers().zip(&before) {
+            assert_eq!(now == before, frozen(name), "{frozen_stages}: {name}");
+        }
+    }
+}
+
+#[test]
+fn norm_eval_trains_the_norms_without_their_statistics() {
+    let config = config::Model { norm_eval: true, ..config() };
+    let mut parameters = Parameters::new();
+    let model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 1).unwrap();
+    let before: Vec<Tensor> = parameters.buffers().map(|(_, tensor)| tensor.copy()).collect();
+    let losses = model.forward_train(&batch(vec![object(8, 8, 32)]), &mut StepRandom::new(0, 0, 0)).unwrap();
+    losses.total().unwrap().backward();
+    assert!(parameters.buffers().zip(&before).all(|((_, now), before)| now == before));
+    assert!(parameters.get("backbone.norm0.weight").unwrap().grad().defined());
+}
+
 #[test]
 fn inconsistent_configs_are_errors_that_name_the_field() {
     let refused = |change: fn(&mut config::Model)| {
