@@ -4,9 +4,9 @@
 #
 #   sbatch scripts/slurm/train.sh CONFIG [ARGUMENTS OF train]
 #   WORK_DIR=/data/runs/a sbatch --nodes=2 scripts/slurm/train.sh cfg.toml --load-from detector.ckpt
+#   sbatch --gpus-per-node=0 scripts/slurm/train.sh cfg.toml --device cpu --nproc 4
 #
 # WORK_DIR   where the job writes to, the same on every node (default: work_dirs/<name of the config>)
-# FALLBACK   the folders of checkpoint.fallback, with colons between them, if the config has any
 #
 # Submit it from a folder that all nodes see, with fnet-launch on PATH, and fit the lines below to the cluster. The exit
 # code is that of fnet-launch; only 75, stopped after saving, leads back into the queue.
@@ -34,44 +34,14 @@ config=$1
 shift
 name=${config##*/}
 work_dir=${WORK_DIR:-work_dirs/${name%.*}}
-work_dir=${work_dir%/}
 
-# Whether there is something to go on from: `--resume` without a checkpoint is an error, and so is a new start with one.
-# The job's folder in a fallback bears the whole path of the work folder, `_` written twice and `/` as `_`.
-case $work_dir in
-/*) whole=$work_dir ;;
-*) whole=$(pwd -P)/$work_dir ;;
-esac
-own=${whole#/}
-own=${own//_/__}
-own=${own//\//_}
-folders=("$work_dir")
-IFS=: read -ra fallbacks <<<"${FALLBACK:-}"
-for fallback in "${fallbacks[@]}"; do folders+=("$fallback/$own"); done
-shopt -s nullglob
-found=()
-for folder in "${folders[@]}"; do found+=("$folder"/epoch_*.ckpt "$folder"/iter_*.ckpt "$folder"/best_*.ckpt); done
-
-train=(train "$config" --work-dir "$work_dir")
-if [ ${#found[@]} -eq 0 ]; then
-    train+=("$@")
-else
-    train+=(--resume)
-    # What only the first start is given.
-    while [ $# -gt 0 ]; do
-        case $1 in
-        --load-from) [ $# -eq 1 ] || shift ;;
-        --resume)
-            case ${2:-} in *.ckpt | *.pth | *.pt) shift ;; esac
-            ;;
-        --load-from=* | --resume=*) ;;
-        *) train+=("$1") ;;
-        esac
-        shift
-    done
-fi
+# The arguments are also those of the first start, such as --load-from.
+train=(train "$config" --work-dir "$work_dir" --auto-resume "$@")
 
 place=(--gpus all)
+for argument in "$@"; do
+    case $argument in --gpus | --gpus=* | --device | --device=*) place=() ;; esac
+done
 nodes=${SLURM_JOB_NUM_NODES:-1}
 if [ "$nodes" -gt 1 ]; then
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

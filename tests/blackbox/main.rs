@@ -29,6 +29,7 @@ mod parity_trained;
 mod resume;
 mod simulated;
 mod slots;
+mod slurm;
 mod starters;
 mod support;
 mod train;

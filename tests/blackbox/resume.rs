@@ -182,3 +182,24 @@ fn a_job_at_its_time_limit_saves_and_suggests_resume() {
     ended.expect(75, &["the time limit of 4s is reached (--time-limit)", "run again with --resume"]);
     assert!(scene.path("work_dirs/cfg/latest.ckpt").exists());
 }
+
+#[test]
+fn auto_resume_starts_goes_on_and_refuses_to_replace_damaged_checkpoints() {
+    let scene = Scene::new();
+    scene.one("train cfg.toml --no-validate --work-dir first --set train.epochs=1");
+    let job = "train cfg.toml --no-validate --auto-resume --load-from first/latest.ckpt --set train.epochs=";
+    let started = scene.one(&format!("{job}1"));
+    assert!(started.stderr.contains("first/") && !started.stderr.contains("resumed"), "{}", started.stderr);
+    // What only the first start needs may be gone.
+    fs::remove_dir_all(scene.path("first")).unwrap();
+    let resumed = scene.one(&format!("{job}2"));
+    assert!(resumed.stderr.contains("resumed epoch 1"), "{}", resumed.stderr);
+    let planned = scene.launch(&format!("--device cpu --nproc 1 --dry-run {job}3 --json"));
+    let planned: serde_json::Value = serde_json::from_str(&planned.expect(0, &[]).stdout).unwrap();
+    assert_eq!(planned["training"]["epochs_done"], 2, "{planned}");
+
+    for path in files(&scene.path("work_dirs/cfg"), ".ckpt") {
+        fs::write(path, "damaged").unwrap();
+    }
+    scene.launch(&format!("--device cpu --nproc 1 {job}3")).expect(3, &["no checkpoint of work_dirs/cfg is intact"]);
+}

@@ -1,6 +1,6 @@
 //! The dry run of `train`: the steps of [`train`](super::train) that need neither other ranks nor a GPU.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::Device;
 
@@ -10,7 +10,7 @@ use fnet_common::{Context, Result};
 use fnet_config::Config;
 use fnet_data::{Dataset, Split};
 use fnet_model::{MaskRcnn, Parameters};
-use fnet_protocol::cli::{Resume, Train as Arguments};
+use fnet_protocol::cli::Train as Arguments;
 use fnet_protocol::client::Client;
 use fnet_protocol::estimate::{DatasetFacts, Estimate, TrainingFacts};
 use fnet_protocol::work_dir::is_pytorch_file;
@@ -38,7 +38,7 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     warnings.extend(job::data_warnings(config, &sets)?);
     let folders = saver::folders(&work_dir, &config.checkpoint);
     let flags = training_set.aspect_flags();
-    let progress = match source(arguments.resume.as_ref(), &folders)? {
+    let progress = match resume::source(arguments.resumes(), &folders, &Client::disconnected())? {
         None => TrainProgress::default(),
         Some(path) => {
             let (progress, more) = progress(&path, config, &flags, world_size, &mut schedule)
@@ -80,15 +80,6 @@ pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
         annotation_file: set.annotation_file().to_path_buf(),
         images: set.len(),
         classes: set.categories().len(),
-    }
-}
-
-/// The checkpoint that the job would resume from.
-fn source(resume: Option<&Resume>, folders: &[PathBuf]) -> Result<Option<PathBuf>> {
-    match resume {
-        None => Ok(None),
-        Some(Resume::From(path)) => Ok(Some(path.clone())),
-        Some(Resume::Newest) => resume::newest(folders, &Client::disconnected()).map(Some),
     }
 }
 

@@ -116,8 +116,7 @@ impl<'a> Job<'a> {
         let path = self.arguments.folder();
         let lock = lock_work_dir(&path, self.communicator, self.control)?;
         let checkpoint_folders = saver::folders(&path, &self.resolved.config.checkpoint);
-        let resume = self.arguments.resume.as_ref();
-        let source = ResumeSource::find(resume, &checkpoint_folders, self.communicator, self.control)?;
+        let source = ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
         if source.is_none() {
             refuse_leftover_checkpoints(&checkpoint_folders)?;
         }
@@ -223,7 +222,7 @@ impl<'a> Job<'a> {
                 config.model.frozen_stages
             ));
         }
-        if let Some(Resume::From(_)) = &self.arguments.resume {
+        if let Some(Resume::From(_)) = self.arguments.resumes() {
             for path in set_aside_later(&work.checkpoint_folders, start.progress)? {
                 warnings.push(format!(
                     "{} is later than the checkpoint that the job resumes from: renamed to *.superseded",

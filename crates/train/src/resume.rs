@@ -18,6 +18,9 @@ use super::progress::TrainSchedule;
 use super::train_state::TrainState;
 use crate::run_log::Window;
 
+/// What rank 0 tells the others if the job starts anew; no path of a file.
+const NOTHING: &str = "/";
+
 /// A checkpoint to resume from.
 pub struct ResumeSource {
     pub path: PathBuf,
@@ -53,27 +56,32 @@ impl ResumeSource {
     /// Loads the checkpoint that `resume` names. Rank 0 chooses it, and every rank reads it.
     ///
     /// # Errors
-    /// A data error if there is none, or it is damaged.
+    /// A data error if there is none to resume from, or it is damaged.
     pub fn find(
-        resume: Option<&Resume>,
+        resume: Option<Resume>,
         folders: &[PathBuf],
         communicator: &Communicator,
         control: &Client,
     ) -> Result<Option<Self>> {
         let path = match resume {
             None => return Ok(None),
-            Some(Resume::From(path)) => path.clone(),
-            Some(Resume::Newest) => {
+            Some(Resume::From(path)) => path,
+            Some(resume) => {
                 control.phase(Phase::Checkpoint);
-                let chosen = if communicator.rank() == 0 { newest(folders, control) } else { Ok(PathBuf::new()) };
-                let name = chosen.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned());
+                let chosen = if communicator.rank() == 0 { source(Some(resume), folders, control) } else { Ok(None) };
+                let name = match &chosen {
+                    Ok(Some(path)) => path.to_string_lossy().into_owned(),
+                    Ok(None) => NOTHING.to_owned(),
+                    Err(_) => String::new(),
+                };
                 let names = communicator.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
-                let name = names.first().map(Vec::as_slice).unwrap_or_default();
-                if name.is_empty() {
-                    return Err(Error::data("rank 0 found no checkpoint to resume from"));
+                let name = String::from_utf8_lossy(names.first().map(Vec::as_slice).unwrap_or_default());
+                match &*name {
+                    "" => return Err(Error::data("rank 0 found no checkpoint to resume from")),
+                    NOTHING => return Ok(None),
+                    name => PathBuf::from(name),
                 }
-                PathBuf::from(String::from_utf8_lossy(name).into_owned())
             }
         };
         let kind = if is_pytorch_file(&path) {
@@ -213,7 +221,8 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
             ("eps", group.eps, config.eps),
             ("weight_decay", group.weight_decay, config.weight_decay),
         ];
-        let is_product = |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
+        let is_product =
+            |name: &str| config.paramwise != config::Paramwise::default() && ["lr", "weight_decay"].contains(&name);
         for (name, stored, current) in pairs.into_iter().filter(|(name, ..)| !is_product(name)) {
             let text = format!("optimizer.{name} = {current} ({stored})");
             if stored != current && !differences.contains(&text) {
@@ -229,21 +238,37 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
     })
 }
 
-/// The newest intact checkpoint of the folders; reports the ones that were skipped.
+/// The checkpoint that a job resumes from: the given one, or the newest intact one of the folders. Reports the ones that were
+/// skipped.
 ///
 /// # Errors
-/// A data error if there is none.
-pub fn newest(folders: &[PathBuf], control: &Client) -> Result<PathBuf> {
+/// A data error if there is none. An automatic resume starts anew then, unless the folders have damaged checkpoints: a new
+/// start would replace them.
+pub fn source(resume: Option<Resume>, folders: &[PathBuf], control: &Client) -> Result<Option<PathBuf>> {
+    let otherwise = match resume {
+        None => return Ok(None),
+        Some(Resume::From(path)) => return Ok(Some(path)),
+        Some(Resume::Newest) => None,
+        Some(Resume::Auto(path)) => Some(path),
+    };
     let found = latest(folders)?;
     for skipped in &found.skipped {
         control.note(format!("{} is skipped: {}", skipped.path.display(), skipped.reason));
     }
-    found.found.map(|(path, _)| path).ok_or_else(|| {
-        Error::data(format!(
-            "{} has no checkpoint to resume from; name one with --resume=CKPT, or start without --resume",
-            folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", nor ")
-        ))
-    })
+    let all = || folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    match (found.found, otherwise) {
+        (Some((path, _)), _) => Ok(Some(path)),
+        (None, Some(path)) if found.skipped.is_empty() => Ok(path),
+        (None, Some(_)) => Err(Error::data(format!(
+            "no checkpoint of {} is intact; move them away to start anew, or name another with --resume=CKPT",
+            all().join(" and ")
+        ))),
+        (None, None) => Err(Error::data(format!(
+            "{} has no checkpoint to resume from; name one with --resume=CKPT, start without --resume, or take \
+             --auto-resume, which does what is possible",
+            all().join(", nor ")
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,10 @@ pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
     match command {
         WorkerCommand::Train(train) => {
             config(&train.config)?;
+            // What the first start began from may be gone when an automatic resume needs it no more.
+            if train.auto_resume {
+                return Ok(());
+            }
             if let Some(Resume::From(checkpoint)) = &train.resume {
                 weights(checkpoint)?;
             }
@@ -89,7 +93,7 @@ pub fn check_json(command: &WorkerCommand) -> Result<()> {
 
 /// Refuses to train into a folder with checkpoints without `--resume` (exit code 2); suggests two lines to run instead.
 pub fn check_overwrite(launch: &Launch, train: &Train, found: &[CheckpointFile]) -> Result<()> {
-    let Some(newest) = found.first().filter(|_| train.resume.is_none()) else { return Ok(()) };
+    let Some(newest) = found.first().filter(|_| train.resumes().is_none()) else { return Ok(()) };
     let folder = train.folder();
     let mut other = folder.clone().into_os_string();
     other.push("_2");

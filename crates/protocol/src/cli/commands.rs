@@ -20,6 +20,7 @@ pub(super) fn parse_override(text: &str) -> Result<String, String> {
 #[command(after_help = "Examples:\n  \
     fnet-launch --gpus 8 train configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml\n  \
     fnet-launch --gpus 8 train cfg.toml --resume --set optimizer.lr=1e-4 train.epochs=24\n  \
+    fnet-launch --gpus 8 train cfg.toml --auto-resume --load-from detector.ckpt\n  \
     fnet-launch --gpus 8 train cfg.toml --set model.backbone.pretrained=fasternet_s.pth\n  \
     fnet-launch --gpus 8 train cfg.toml --resume=mmdetection/epoch_6.pth")]
 pub struct Train {
@@ -31,6 +32,9 @@ pub struct Train {
     /// Resume from the newest checkpoint in the folder, or from CKPT (fnet or MMDetection .pth)
     #[arg(long, value_name = "CKPT", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_resume)]
     pub resume: Option<Resume>,
+    /// Resume from the newest checkpoint in the folder if it has one, else start as the other options say (also --resume=auto)
+    #[arg(long)]
+    pub auto_resume: bool,
     /// Start training from the weights of this checkpoint (fnet or MMDetection .pth)
     #[arg(long, value_name = "CKPT", conflicts_with = "resume")]
     pub load_from: Option<PathBuf>,
@@ -67,6 +71,8 @@ pub enum Resume {
     Newest,
     /// This checkpoint.
     From(PathBuf),
+    /// The newest checkpoint of the work folder if it has one, else the given checkpoint if there is one.
+    Auto(Option<PathBuf>),
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "clap expects a fallible function")]
@@ -119,6 +125,15 @@ pub struct Test {
 }
 
 impl Train {
+    /// What the job resumes from, as `--resume` and `--auto-resume` say together.
+    pub fn resumes(&self) -> Option<Resume> {
+        match (self.auto_resume, &self.resume) {
+            (false, resume) => resume.clone(),
+            (true, Some(Resume::From(path))) => Some(Resume::Auto(Some(path.clone()))),
+            (true, _) => Some(Resume::Auto(None)),
+        }
+    }
+
     /// The folder that the job writes to.
     pub fn folder(&self) -> PathBuf {
         work_dir::work_dir(&self.config, self.work_dir.as_deref())

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 /// Rewrites `--set a=1 b=2` and `--eval bbox segm` as one option per value (`--set=a=1 --set=b=2`), so that clap takes the
 /// next word as a positional argument: values of `--set` contain a `=`, and `--eval` has a fixed list of values.
-/// `--resume` takes at most one value, whose name ends like a checkpoint's.
+/// `--resume` takes at most one value, whose name ends like a checkpoint's; `--resume=auto` is `--auto-resume`.
 pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut written = Vec::new();
     // The option whose values may follow, and whether it still lacks its first one.
@@ -20,7 +20,9 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
         if let Some(option) = option_of(&argument) {
             close(&mut open, &mut written);
             open = Some((option, argument == option));
-            if argument != option {
+            if argument == AUTO {
+                written.push("--auto-resume".into());
+            } else if argument != option {
                 written.push(argument);
             }
         } else if let Some((option, lacks_value)) = open
@@ -40,6 +42,7 @@ pub fn one_value_each(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
 
 /// The only one of these options that may stand without a value.
 pub const RESUME: &str = "--resume";
+const AUTO: &str = "--resume=auto";
 
 /// Leaves an option without a value for clap to report; `=` keeps it from taking the next argument.
 fn close(open: &mut Option<(&'static str, bool)>, written: &mut Vec<OsString>) {
@@ -63,12 +66,16 @@ pub fn is_value(option: &str, text: &str) -> bool {
     match option {
         // MMDetection has the last one; clap reports that it is not supported.
         "--eval" => matches!(text, "bbox" | "segm" | "proposal" | "proposal_fast"),
+        RESUME if text == "auto" => true,
         RESUME => !text.starts_with('-') && [".ckpt", ".pth", ".pt"].iter().any(|ending| text.ends_with(ending)),
         _ => text.contains('=') && !text.starts_with('-'),
     }
 }
 
 fn joined(option: &str, value: &OsStr) -> OsString {
+    if option == RESUME && value == "auto" {
+        return "--auto-resume".into();
+    }
     let mut whole = OsString::from(option);
     whole.push("=");
     whole.push(value);

@@ -101,6 +101,22 @@ fn resume_takes_a_checkpoint_and_never_the_config() {
 }
 
 #[test]
+fn auto_resume_may_stand_beside_what_a_first_start_needs() {
+    let resumes = |line: &str| train(&format!("fnet-launch train {line}")).resumes();
+    for line in ["cfg.toml --auto-resume", "--resume=auto cfg.toml", "--resume auto cfg.toml", "cfg.toml --auto-resume --resume"]
+    {
+        assert_eq!(resumes(line), Some(Resume::Auto(None)), "{line}");
+    }
+    let first = Some(Resume::Auto(Some("a.pth".into())));
+    assert_eq!(resumes("cfg.toml --resume=a.pth --auto-resume"), first);
+    assert_eq!(resumes("--auto-resume --resume a.pth cfg.toml"), first);
+    assert_eq!(resumes("cfg.toml --resume=./auto"), Some(Resume::From("./auto".into())));
+    let both = train("fnet-launch train --resume=auto --load-from m.ckpt cfg.toml");
+    assert_eq!((both.resumes(), both.load_from), (Some(Resume::Auto(None)), Some("m.ckpt".into())));
+    assert!(refused("fnet-launch train --resume --load-from m.ckpt cfg.toml").contains("--load-from"));
+}
+
+#[test]
 fn a_number_of_gpus_is_a_count_and_a_comma_makes_a_list() {
     assert_eq!("8".parse(), Ok(Gpus::Count(8)));
     assert_eq!("3,".parse(), Ok(Gpus::Indices(vec![3])));
@@ -177,7 +193,7 @@ fn a_benchmark_goes_on_after_the_warm_up() {
 /// Commands with some of their options; those without a value in the table take any word.
 const COMMANDS: [(&str, &str); 11] = [
     ("train", "work-dir resume seed=7 deterministic=flag fault=kill:rank=1 set"),
-    ("train", "load-from allow-partial=flag json=flag"),
+    ("train", "load-from allow-partial=flag json=flag auto-resume=flag"),
     ("test", "config eval=bbox eval=segm show-score-thr=0.5 metrics"),
     ("predict", "out config set"),
     ("flops", "shape=5 size-divisor=-1 json=flag"),
