@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fnet_common::{Error, Result};
+use fnet_protocol::hints;
 
 use super::tree::{self, Origin};
 use super::{Config, Resolved, fields, load};
@@ -30,6 +31,8 @@ impl fmt::Display for Problem {
 impl Problem {
     /// A value that does not match the schema of its field.
     pub(super) fn unfit(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Self {
+        let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let other = hints::of_word(field, &word).map(|word| format!("use \"{word}\""));
         let likeness = |word: &str| strsim::jaro_winkler(word, value.as_str().unwrap_or_default());
         let words = fields::choices(schema).into_iter().map(|(word, _)| word);
         let nearest = words.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|word| likeness(word) >= 0.75);
@@ -37,7 +40,7 @@ impl Problem {
             field: field.into(),
             value: load::shown(value),
             expected: fields::expectation(schema),
-            remedy: nearest.map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default(),
+            remedy: other.or_else(|| nearest.map(|word| format!("did you mean \"{word}\"?"))).unwrap_or_default(),
         }
     }
 }

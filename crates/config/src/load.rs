@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use fnet_common::{Context, Error, Result};
-use fnet_protocol::file_kind;
+use fnet_protocol::{file_kind, hints};
 
 use super::check::Problem;
 use super::classes::{self, ReadClasses};
@@ -250,6 +250,12 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
         let at = node.origin.exact();
         let field = fields::all().get(&path);
         match (field.map(|field| field.schema.as_ref()), &node.value) {
+            (None, Value::Table(inner)) if has_hint(inner, &path) => {
+                tree::each_leaf(inner, &path, &mut |path, _, origin| {
+                    let right = suggestion(path, "");
+                    problems.push(format!("{}: unknown field `{path}`; {right}", origin.exact()));
+                });
+            }
             (None, _) => problems.push(format!("{at}: unknown field `{path}`; {}", suggestion(&path, prefix))),
             (Some(None), Value::Table(inner)) => check_table(inner, &path, problems),
             (Some(None), Value::Leaf(leaf)) => {
@@ -294,7 +300,17 @@ fn check_entries(
     }
 }
 
+/// Whether a table, which is unknown itself, has fields of another program.
+fn has_hint(table: &Table, path: &str) -> bool {
+    let mut found = false;
+    tree::each_leaf(table, path, &mut |path, _, _| found |= hints::of_field(path).is_some());
+    found
+}
+
 fn suggestion(path: &str, section: &str) -> String {
+    if let Some(hint) = hints::of_field(path) {
+        return hint.text();
+    }
     match fields::nearest(path) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
         None if section.is_empty() => format!("the sections are {}", fields::names_in("").join(", ")),

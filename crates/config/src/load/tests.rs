@@ -231,11 +231,44 @@ fn tables_with_names_of_the_user_are_read_merged_and_checked() {
 
     for (value, expected) in [
         ("optimizer.paramwise.custom_keys.neck.lr_mult=-1", "neck.lr_mult is -1; expected a number of at least 0"),
-        ("optimizer.paramwise.custom_keys.neck.lr=1", "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected"),
+        (
+            "optimizer.paramwise.custom_keys.neck.lr=1",
+            "unknown field `optimizer.paramwise.custom_keys.neck.lr`; expected",
+        ),
         ("optimizer.paramwise.custom_keys.neck=1", "neck is not a table; expected a table with a table of"),
         ("optimizer.paramwise.custom_keys=1", "custom_keys is 1; expected a table with a table of"),
     ] {
         let error = message(read(&[value]));
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn names_of_other_programs_lead_to_fields_that_exist() {
+    for hint in hints::HINTS {
+        assert!(!fields::all().contains_key(hint.wrong), "{} is a field", hint.wrong);
+        let right = hint.right.strip_prefix("--set ").unwrap_or(hint.right);
+        let field = right.split('=').next().unwrap();
+        assert!(field.starts_with("--") || fields::all().contains_key(field), "{} is not a field", hint.right);
+        if right.contains('=') {
+            set(right).unwrap();
+        }
+        if !hint.wrong.starts_with("--") {
+            let error = message(set(&format!("{}=1", hint.wrong)));
+            assert!(error.contains(&hint.text()), "{error}");
+        }
+    }
+    for (field, wrong, right) in hints::WORDS {
+        set(&format!("{field}={right}")).unwrap();
+        assert!(message(set(&format!("{field}={wrong}"))).ends_with(&format!("use \"{right}\"")), "{field} {wrong}");
+    }
+}
+
+#[test]
+fn a_section_of_another_program_is_answered_field_by_field() {
+    let dir = folder(&[("a.toml", "[runner]\ntype = \"EpochBasedRunner\"\nmax_epochs = 12\n[zzz]\nb = 1\n")]);
+    let text = message(load(dir.path().join("a.toml"), &[], &no_classes));
+    assert!(text.contains("a.toml:3:1: unknown field `runner.max_epochs`; use `train.epochs`"), "{text}");
+    assert!(text.contains("a.toml:2:1: unknown field `runner.type`;"), "{text}");
+    assert!(text.contains("unknown field `zzz`; the sections are model"), "{text}");
 }

@@ -13,8 +13,10 @@ mod rewrite;
 
 use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::hints;
 use crate::work_dir::is_pytorch_file;
 
 pub use benchmark::{
@@ -119,7 +121,7 @@ impl Launch {
     /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut program = Self::command();
-        let matches = program.try_get_matches_from_mut(rewrite::one_value_each(arguments))?;
+        let matches = program.try_get_matches_from_mut(rewrite::one_value_each(arguments)).map_err(hinted)?;
         let mut launch = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut program))?;
         launch.option_words = command_line::options_below(options::WHERE, &program, &matches);
         launch.option_words.retain(|word| word != "--dry-run");
@@ -139,8 +141,21 @@ impl Worker {
     /// # Errors
     /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(rewrite::one_value_each(arguments))
+        Self::try_parse_from(rewrite::one_value_each(arguments)).map_err(hinted)
     }
+}
+
+/// Names the right option where another program's is unknown, in place of the most similar one.
+fn hinted(mut error: clap::Error) -> clap::Error {
+    let hint = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) if error.kind() == ErrorKind::UnknownArgument => hints::of_option(option),
+        _ => None,
+    };
+    if let Some(hint) = hint {
+        error.remove(ContextKind::SuggestedArg);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.text().into()]));
+    }
+    error
 }
 
 impl WorkerCommand {

@@ -103,8 +103,12 @@ fn resume_takes_a_checkpoint_and_never_the_config() {
 #[test]
 fn auto_resume_may_stand_beside_what_a_first_start_needs() {
     let resumes = |line: &str| train(&format!("fnet-launch train {line}")).resumes();
-    for line in ["cfg.toml --auto-resume", "--resume=auto cfg.toml", "--resume auto cfg.toml", "cfg.toml --auto-resume --resume"]
-    {
+    for line in [
+        "cfg.toml --auto-resume",
+        "--resume=auto cfg.toml",
+        "--resume auto cfg.toml",
+        "cfg.toml --auto-resume --resume",
+    ] {
         assert_eq!(resumes(line), Some(Resume::Auto(None)), "{line}");
     }
     let first = Some(Resume::Auto(Some("a.pth".into())));
@@ -114,6 +118,20 @@ fn auto_resume_may_stand_beside_what_a_first_start_needs() {
     let both = train("fnet-launch train --resume=auto --load-from m.ckpt cfg.toml");
     assert_eq!((both.resumes(), both.load_from), (Some(Resume::Auto(None)), Some("m.ckpt".into())));
     assert!(refused("fnet-launch train --resume --load-from m.ckpt cfg.toml").contains("--load-from"));
+}
+
+#[test]
+fn options_of_other_programs_lead_to_the_right_one() {
+    for (line, right) in [
+        ("train cfg.toml --epochs 24", "use --set train.epochs=12"),
+        ("train cfg.toml --batch_size=4", "use --set data.samples_per_gpu=2"),
+        ("--num-gpus 8 train cfg.toml", "use --gpus"),
+        ("train cfg.toml --resume-from a.pth", "use --resume"),
+    ] {
+        let error = refused(&format!("fnet-launch {line}"));
+        assert!(error.contains(right) && !error.contains("similar"), "{line}: {error}");
+    }
+    assert!(refused("fnet-launch train cfg.toml --work-dirs a").contains("'--work-dir'"), "the most similar option");
 }
 
 #[test]
@@ -201,7 +219,7 @@ const COMMANDS: [(&str, &str); 11] = [
     ("benchmark infer", "fuse-conv-bn=flag max-iter=9 set"),
     ("benchmark data", "threads=3 no-masks=flag"),
     ("check-data", "split=val list=0 decode=flag"),
-    ("print-config", "schedule=flag world-size=9 set"),
+    ("print-config", "schedule=flag set"),
     ("browse", "out epoch=3 no-augment=flag"),
 ];
 
