@@ -166,6 +166,7 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
         ("train cfg.py", 2, "fnet-launch: config cfg.py: this is a Python file"),
         ("train cfg.toml --set optimiser.lr=1", 2, "fnet-launch: --set optimiser.lr=1: unknown field"),
         ("train cfg.toml --set optimizer.lr=fast", 2, "fnet-launch: --set optimizer.lr=fast"),
+        ("train cfg.toml --set runner.max_epochs=3", 2, "unknown field `runner.max_epochs`; use `train.epochs`"),
         ("test results.json", 3, "fnet-launch: checkpoint results.json: this is a JSON file, not a checkpoint"),
     ] {
         let ended = scene.launch(&format!("--device cpu --nproc 2 {line}"));

@@ -243,3 +243,112 @@ fn the_seed_determines_all_randomness() {
     assert_eq!(differences(&a, &b), Vec::<String>::new());
     assert!(distance(&a, &c) > 0.1);
 }
+
+#[test]
+fn each_parameter_is_updated_by_its_multiplier() {
+    let scene = Scene::new();
+    let run = |folder: &str, rest: &str| {
+        scene.two(&format!("{ONE_UPDATE} {rest} --work-dir {folder}"));
+        latest(&scene, folder)
+    };
+    let start = run("start", "optimizer.lr=0.0");
+    let plain = run("plain", "optimizer.lr=0.1");
+    let keys = "optimizer.paramwise.custom_keys.rpn_head.lr_mult=0.25 optimizer.paramwise.bias_lr_mult=2";
+    let grouped = run("grouped", &format!("optimizer.lr=0.1 {keys}"));
+    let change = |now: &Tensors, name: &str| -> f64 {
+        let pairs = floats(&now[name]).into_iter().zip(floats(&start[name]));
+        pairs.map(|(x, y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>().sqrt()
+    };
+    for (name, multiplier) in [
+        ("model.neck.fpn_convs.0.conv.weight", 1.0),
+        ("model.neck.fpn_convs.0.conv.bias", 2.0),
+        ("model.backbone.norm0.bias", 1.0),
+        ("model.rpn_head.rpn_conv.weight", 0.25),
+        ("model.rpn_head.rpn_conv.bias", 0.25),
+    ] {
+        let ratio = change(&grouped, name) / change(&plain, name);
+        assert!((ratio / multiplier - 1.0).abs() < 1e-3, "{name}: {ratio}");
+    }
+}
+
+#[test]
+fn frozen_stages_stay_as_they_are_and_may_be_trained_later() {
+    let scene = Scene::new();
+    let job = "train cfg.toml --no-validate --set train.ema=0.9 model.norm_eval=true";
+    let ended = scene.two(&format!("{job} optimizer.lr=0.0 train.epochs=1 --work-dir start"));
+    assert!(!ended.stderr.contains("random weights"), "{}", ended.stderr);
+    let start = latest(&scene, "start");
+    let ended = scene.two(&format!("{job} model.frozen_stages=1 --work-dir frozen"));
+    assert!(ended.stderr.contains("model.frozen_stages is 1, which keeps random weights"), "{}", ended.stderr);
+    let frozen = latest(&scene, "frozen");
+    let is_frozen = |name: &str| {
+        ["patch_embed", "stages.0", "norm0"].iter().any(|part| name.starts_with(&format!("backbone.{part}.")))
+    };
+    let mut changed = 0;
+    for (name, now) in frozen.iter().filter_map(|(name, now)| Some((name.strip_prefix("model.")?, now))) {
+        let is_statistic = name.contains("running_") || name.contains("num_batches");
+        assert!(!(is_frozen(name) || is_statistic) || now == &start[&format!("model.{name}")], "{name} changed");
+        assert_eq!(frozen.contains_key(&format!("optimizer.step.{name}")), !is_frozen(name) && !is_statistic, "{name}");
+        changed += usize::from(now != &start[&format!("model.{name}")]);
+    }
+    assert!(changed > 30, "{changed}");
+
+    let ended = scene.two(&format!("{job} train.epochs=3 --work-dir frozen --resume"));
+    assert!(ended.stderr.contains("model.frozen_stages = -1 (was 1)"), "{}", ended.stderr);
+    let later = latest(&scene, "frozen");
+    let updates = |name: &str| floats(&later[&format!("optimizer.step.{name}")])[0] as usize;
+    assert_eq!(updates("backbone.patch_embed.proj.weight"), steps(2));
+    assert_eq!(updates("neck.fpn_convs.0.conv.weight"), 3 * steps(2));
+    // And frozen again.
+    scene.two(&format!("{job} train.epochs=4 model.frozen_stages=4 --work-dir frozen --resume"));
+    assert_ne!(differences(&later, &latest(&scene, "frozen")), Vec::<String>::new());
+}
+
+#[test]
+fn the_learning_rate_follows_the_policy_and_print_config_shows_it() {
+    let scene = Scene::new();
+    let set = "schedule.policy=cosine schedule.by_epoch=false schedule.min_lr_ratio=0.1 schedule.warmup=constant \
+               schedule.warmup_iters=2 schedule.warmup_ratio=0.5";
+    scene.two(&format!("train cfg.toml --no-validate --set {set}"));
+    let (logged, all) = (series(&scene.path("work_dirs/cfg"), "lr"), 2 * steps(2));
+    let expected = |step: usize| {
+        let regular = 1e-3 * (0.1 + 0.9 * (1.0 + (std::f64::consts::PI * step as f64 / all as f64).cos()) / 2.0);
+        if step < 2 { 0.5 * regular } else { regular }
+    };
+    assert_eq!(logged.len(), all);
+    for (step, &rate) in logged.iter().enumerate() {
+        // Five significant digits.
+        assert!((rate / expected(step) - 1.0).abs() < 1e-4, "step {step}: {rate} for {}", expected(step));
+    }
+    let ended = scene.launch(&format!("print-config cfg.toml --schedule --world-size 2 --set {set}"));
+    let shown = &ended.expect(0, &[]).stdout;
+    let head = format!("Learning rate of 2 epochs of {} steps on 2 workers, 2 images per update", steps(2));
+    let last = format!("{all} {:>15.4e}", expected(all - 1));
+    assert!(shown.starts_with(&head) && shown.contains("5.0000e-4  warm-up") && shown.contains(&last), "{shown}");
+    scene.launch("print-config cfg.toml --set schedule.policy=CosineAnnealing").expect(2, &["use \"cosine\""]);
+    scene
+        .launch("print-config cfg.toml --set schedule.min_lr_ratio=0.1")
+        .expect(2, &["schedule.min_lr_ratio is 0.1; expected 0", "schedule.min_lr instead"]);
+}
+
+#[test]
+fn early_stopping_ends_the_job_and_a_longer_patience_goes_on() {
+    let scene = Scene::new();
+    // Nothing is learned, so no evaluation is better than the first, whatever its value.
+    let job = "train cfg.toml --set train.epochs=9 optimizer.lr=0.0 model.norm_eval=true checkpoint.interval=9 \
+               checkpoint.save_best=segm_mAP train.early_stop.metric=bbox_mAP train.early_stop.patience=";
+    let folder = scene.path("work_dirs/cfg");
+    let evaluations = || of_mode(&folder, "val").len();
+    let ended = scene.two(&format!("{job}2"));
+    assert!(ended.stderr.contains("Stopped after 3 of 9 epochs: 2 evaluations in a row"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("trained 3 epochs"), "{}", ended.stderr);
+    assert_eq!(evaluations(), 3);
+    assert!(folder.join("best_segm_mAP.ckpt").is_file() && folder.join("epoch_3.ckpt").is_file());
+    scene.two(&format!("{job}2 --resume"));
+    assert_eq!((evaluations(), series(&folder, "loss").len()), (3, 3 * steps(2)), "the job is over");
+    scene.two(&format!("{job}3 --resume"));
+    assert_eq!((evaluations(), series(&folder, "loss").len()), (4, 4 * steps(2)));
+    scene
+        .launch("print-config cfg.toml --set train.early_stop.metric=loss")
+        .expect(2, &["train.early_stop.metric is \"loss\"", "bbox_mAP"]);
+}

@@ -406,3 +406,36 @@ fn mmdetection_checkpoints_that_cannot_be_resumed_say_why() {
     let expected = format!("had {stored} iterations and this job's have {own}, so iter {stored} becomes {own}");
     assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
 }
+
+/// One group for each parameter, as MMCV writes them, with PyTorch's optimizer of such groups.
+const GROUPS: &str = r#"
+import torch
+whole = torch.load('groups.pth')
+state = whole['state_dict']
+names = [name for name in state if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked'))]
+groups = [{'params': [torch.nn.Parameter(state[name].clone())]} for name in names]
+optimizer = torch.optim.AdamW(groups, lr=1.0)
+optimizer.load_state_dict(whole['optimizer'])
+for name, group in zip(names, optimizer.param_groups):
+    factor = 0.5 if 'neck' in name else 1.0
+    decay = 0.0 if 'norm' in name or '.mlp.1.' in name else 1e-4
+    assert abs(group['initial_lr'] - factor * 1e-3) < 1e-12 and group['weight_decay'] == decay, (name, group)
+kept = {names[index] for index in whole['optimizer']['state']}
+assert kept == {name for name in names if not name.startswith('backbone.patch_embed')}, kept
+print(len(names))
+"#;
+
+#[test]
+fn multipliers_and_frozen_parameters_are_exported_as_mmdetection_writes_them() {
+    let scene = Scene::new();
+    let set = "model.frozen_stages=0 optimizer.paramwise.norm_decay_mult=0 \
+               optimizer.paramwise.custom_keys.neck.lr_mult=0.5";
+    scene.one(&format!("{SHORT} {set}"));
+    scene.launch("export fnet/latest.ckpt groups.pth --with-optimizer").expect(0, &[]);
+    let name = "multipliers_and_frozen_parameters_are_exported_as_mmdetection_writes_them";
+    if scene.python(name, GROUPS).is_none() {
+        return;
+    }
+    let ended = scene.one(&format!("{LONG} {set} --work-dir again --resume=groups.pth"));
+    assert!(!ended.stderr.contains("uses its own config"), "{}", ended.stderr);
+}

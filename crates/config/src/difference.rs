@@ -8,7 +8,7 @@ use super::Config;
 use super::tree::{self, Origin};
 
 /// Fields that do not affect the trained weights. A trailing dot names a whole section.
-const WITHOUT_EFFECT: [&str; 8] = [
+const WITHOUT_EFFECT: [&str; 9] = [
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -17,6 +17,7 @@ const WITHOUT_EFFECT: [&str; 8] = [
     "data.val.",
     "model.backbone.pretrained",
     "train.epochs",
+    "train.early_stop.",
 ];
 
 impl Config {

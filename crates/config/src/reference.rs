@@ -28,7 +28,8 @@ command line are applied last, `--set key=value`:
 
 Values are TOML; strings need no quotes. `model.pretrained` is short for `model.backbone.pretrained`.
 `fnet-launch print-config CONFIG` prints every value and where it came from. Unknown fields, wrong types and values out
-of range are errors that name the file, the line and, for unknown fields, the most similar name.
+of range are errors that name the file, the line and, for unknown fields, the right name: those of MMDetection, Detectron2
+and Ultralytics are known, for others it is the most similar one.
 ";
 
 /// The reference of every section and field, as Markdown.

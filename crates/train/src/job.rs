@@ -45,7 +45,6 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     control.phase(Phase::Start);
     let mut train_state = TrainState::new(&resolved.config, &communicator)?;
     train_state.bad_batches = BadBatches::kept_in(work.path.join("nan"));
-    let epochs = data.schedule.epochs;
     let mut trainer = job.restore(&work, data, train_state)?;
     let ending = match catch_unwind(AssertUnwindSafe(|| trainer.run())) {
         Ok(Ok(ending)) => ending,
@@ -61,7 +60,7 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
             resume_unwind(panic);
         }
     };
-    let best = trainer.best.take();
+    let (best, epochs) = (trainer.best.take(), trainer.progress.epoch);
     // From here on, the last checkpoint is on the disk.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
@@ -116,7 +115,8 @@ impl<'a> Job<'a> {
         let path = self.arguments.folder();
         let lock = lock_work_dir(&path, self.communicator, self.control)?;
         let checkpoint_folders = saver::folders(&path, &self.resolved.config.checkpoint);
-        let source = ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
+        let source =
+            ResumeSource::find(self.arguments.resumes(), &checkpoint_folders, self.communicator, self.control)?;
         if source.is_none() {
             refuse_leftover_checkpoints(&checkpoint_folders)?;
         }
@@ -188,6 +188,7 @@ impl<'a> Job<'a> {
             updated: progress,
             saved: work.source.is_some().then_some(progress),
             best: start.best,
+            early_stop: start.early_stop,
         };
         if let (true, Some(source)) = (trainer.evaluation_due, &work.source) {
             trainer.evaluation_due = !trainer.was_evaluated(&work.path, &source.path)?;
@@ -412,9 +413,7 @@ impl Trainer<'_> {
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
         let epoch = self.progress.epoch;
         let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
-        let policy = &self.config.checkpoint.save_best;
-        let best = metrics.as_ref().and_then(|metrics| saver::better(policy, metrics, epoch, self.best.as_ref()));
-        self.keep_if_best(best)?;
+        self.share(metrics.as_ref().map(|metrics| self.judge(metrics)).unwrap_or_default())?;
         self.communicator.any(metrics.is_some())
     }
 }

@@ -7,6 +7,7 @@ mod bad_batch;
 mod buffers;
 mod changed_ranks;
 mod disk;
+mod early_stop;
 mod ema;
 mod emergency_checkpoint;
 pub mod fault;

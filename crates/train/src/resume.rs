@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, TrainProgress, latest};
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, EarlyStopState, TrainProgress, latest};
 use fnet_checkpoint::{MmdetCheckpoint, ParameterGroup, Summary};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{self as config, Config};
@@ -40,6 +40,8 @@ pub struct StartPoint {
     pub segments: Vec<ShardSegment>,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// How long evaluations have not become better.
+    pub early_stop: Option<EarlyStopState>,
     /// The values for the next log line.
     pub window: Option<Window>,
     /// Nothing of the epoch before `progress` is left to train, but it was not ended.
@@ -142,6 +144,7 @@ impl ResumeSource {
             segments,
             epoch_is_over,
             best: meta.best.clone(),
+            early_stop: meta.state.early_stop.clone(),
             precedes_evaluation: meta.state.evaluation_due,
             window,
             notes,

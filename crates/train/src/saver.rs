@@ -117,11 +117,10 @@ pub fn due_by_epochs(interval: Interval, finished: usize, epochs: usize) -> bool
     by_interval || finished == epochs
 }
 
-/// The evaluation after `finished` epochs if it is better than `best`. As in MMDetection, a metric of 0 or less is never the
-/// best.
+/// The evaluation after `finished` epochs if it is better than `best`. The first one is, unless it is undefined (-1).
 pub fn better(policy: &str, metrics: &IndexMap<String, f64>, finished: usize, best: Option<&Best>) -> Option<Best> {
     let (name, value) = chosen(policy, metrics)?;
-    let is_better = value > best.map_or(0.0, |best| best.value);
+    let is_better = best.map_or(value >= 0.0, |best| value > best.value);
     is_better.then(|| Best { metric: name.to_owned(), value, epoch: finished })
 }
 
@@ -146,8 +145,12 @@ mod tests {
         let best = better("segm_mAP", &metrics, 3, None).unwrap();
         assert_eq!((best.metric.as_str(), best.value, best.epoch), ("segm_mAP", 0.2, 3));
         assert_eq!(better("segm_mAP", &metrics, 4, Some(&best)), None);
-        let none: IndexMap<String, f64> = [("segm_mAP".into(), 0.0)].into_iter().collect();
-        assert_eq!(better("segm_mAP", &none, 1, None), None);
+        let of = |value: f64| -> IndexMap<String, f64> { [("segm_mAP".into(), value)].into_iter().collect() };
+        let zero = better("segm_mAP", &of(0.0), 1, None).unwrap();
+        assert_eq!((zero.value, zero.epoch), (0.0, 1), "the first evaluation is the best so far");
+        assert_eq!(better("segm_mAP", &of(0.0), 2, Some(&zero)), None);
+        assert_eq!(better("segm_mAP", &of(-1.0), 1, None), None, "undefined");
+        assert_eq!(better("segm_mAP", &of(f64::NAN), 1, None), None);
     }
 
     #[test]

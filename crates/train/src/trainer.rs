@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fnet_checkpoint::native::{Best, CheckpointMeta, EpochSharding, State, TrainProgress};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use fnet_checkpoint::native::{Best, CheckpointMeta, EarlyStopState, EpochSharding, State, TrainProgress};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Interval, OnError};
 use fnet_data::{Batch, Dataset, Loader, ShardSegment, TrainOptions, rest_of_epoch, train_indices};
@@ -12,6 +15,7 @@ use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
+use super::early_stop;
 use super::learning_rate::{LearningRate, Rate};
 use super::progress::{StepIndex, TrainSchedule};
 use super::reporter::Reporter;
@@ -32,6 +36,14 @@ pub enum Ending {
     Finished,
     /// Stopped on request, after saving.
     Stopped(StopReason),
+}
+
+/// What an evaluation changes, on all ranks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Found {
+    /// The evaluation, if it is the best so far.
+    best: Option<Best>,
+    early_stop: Option<EarlyStopState>,
 }
 
 /// One rank's training job.
@@ -57,6 +69,8 @@ pub struct Trainer<'a> {
     pub(super) saved: Option<TrainProgress>,
     /// The best evaluation so far.
     pub(super) best: Option<Best>,
+    /// How long evaluations have not become better.
+    pub(super) early_stop: Option<EarlyStopState>,
     /// The position is the end of an epoch that is not evaluated yet.
     pub(super) evaluation_due: bool,
 }
@@ -92,12 +106,35 @@ impl Trainer<'_> {
             if self.progress.epoch >= self.schedule.epochs {
                 return Ok(Ending::Finished);
             }
+            if early_stop::is_over(&self.config.train.early_stop, self.early_stop.as_ref()) {
+                self.end_early()?;
+                return Ok(Ending::Finished);
+            }
             let (stopped, due) = self.train_epoch()?;
             self.save(stopped, due)?;
             if let Some(reason) = stopped {
                 return Ok(Ending::Stopped(reason));
             }
         }
+    }
+
+    /// Ends the job after an evaluation; the last checkpoint is that of its weights.
+    fn end_early(&mut self) -> Result<()> {
+        if let Some(EarlyStopState { best, since }) = &self.early_stop {
+            log::info!(
+                "Stopped after {} of {} epochs: {since} evaluations in a row did not exceed {} {:.4} of epoch {} \
+                 (train.early_stop)",
+                self.progress.epoch,
+                self.schedule.epochs,
+                best.metric,
+                best.value,
+                best.epoch
+            );
+        }
+        if self.saved != Some(self.progress) {
+            self.write_checkpoint(false)?;
+        }
+        Ok(())
     }
 
     /// Trains to the end of the current epoch or until a stop request. Returns that request, and whether a checkpoint is due
@@ -249,6 +286,7 @@ impl Trainer<'_> {
             best: self.best.clone(),
             state: State {
                 evaluation_due: self.evaluation_due,
+                early_stop: self.early_stop.clone(),
                 transient,
                 total_steps: Some(self.learning_rate.steps),
                 log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
@@ -268,25 +306,36 @@ impl Trainer<'_> {
             Validated::Stopped(reason) => return Ok(Some(reason)),
             Validated::Measured(measured) => measured,
         };
-        let mut best = None;
+        let mut found = Found::default();
         if let Some(measured) = measured {
             let Measured { metrics, left_out } = *measured;
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
             self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
-            best = saver::better(&self.config.checkpoint.save_best, &named, epoch, self.best.as_ref());
+            found = self.judge(&named);
         }
-        self.keep_if_best(best)?;
+        self.share(found)?;
         Ok(None)
+    }
+
+    /// What rank 0 finds about the metrics of the current position.
+    pub(super) fn judge(&self, metrics: &IndexMap<String, f64>) -> Found {
+        let (config, epoch) = (self.config, self.progress.epoch);
+        let before = self.early_stop.as_ref();
+        Found {
+            best: saver::better(&config.checkpoint.save_best, metrics, epoch, self.best.as_ref()),
+            early_stop: early_stop::after_evaluation(&config.train.early_stop, metrics, epoch, before),
+        }
     }
 
     /// Keeps the checkpoint of this position if rank 0 found that it is the best so far. All ranks call this together, so
     /// it also ends the evaluation on all of them.
-    pub(super) fn keep_if_best(&mut self, found: Option<Best>) -> Result<()> {
+    pub(super) fn share(&mut self, found: Found) -> Result<()> {
         let text = serde_json::to_vec(&found).map_err(bug)?;
         let text = self.communicator.broadcast_bytes(&text, 0).context("sharing the best evaluation")?;
-        let found: Option<Best> = serde_json::from_slice(&text).map_err(bug)?;
+        let Found { best: found, early_stop } = serde_json::from_slice(&text).map_err(bug)?;
+        self.early_stop = early_stop.or(self.early_stop.take());
         if let (Some(best), Some(saver)) = (&found, &self.saver) {
             log::info!("Best {} is {:.4} at {} epoch", best.metric, best.value, best.epoch);
             saver.keep_best(self.progress, &best.metric);

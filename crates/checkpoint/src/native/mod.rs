@@ -85,6 +85,9 @@ pub struct State {
     /// Steps of the whole job, as planned when the checkpoint was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_steps: Option<usize>,
+    /// How long the metric of `train.early_stop` has not become better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStopState>,
     /// Updates of the moving average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_updates: Option<u64>,
@@ -159,6 +162,15 @@ pub struct Best {
     pub value: f64,
     /// Finished epochs at that evaluation.
     pub epoch: usize,
+}
+
+/// How long a metric has not become better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopState {
+    /// The best evaluation by this metric.
+    pub best: Best,
+    /// Evaluations since then.
+    pub since: usize,
 }
 
 impl CheckpointMeta {

@@ -45,6 +45,7 @@ impl Config {
         self.model.check(problems);
         self.data.check(self.model.num_classes, problems);
         self.schedule.check(problems);
+        self.train.check(&self.evaluation, problems);
         self.checkpoint.check(&self.evaluation, problems);
         self.evaluation.check(problems);
     }

@@ -272,6 +272,8 @@ pub struct Train {
     pub ema: f64,
     /// What to do when a loss is not finite.
     pub on_nan: OnNan,
+    /// When the job ends before its last epoch.
+    pub early_stop: EarlyStop,
 }
 
 impl Default for Train {
@@ -285,8 +287,54 @@ impl Default for Train {
             accumulate: 1,
             ema: 0.0,
             on_nan: OnNan::Stop,
+            early_stop: EarlyStop::default(),
         }
     }
+}
+
+impl Train {
+    pub(super) fn check(&self, evaluation: &Evaluation, problems: &mut Problems) {
+        check_metric("train.early_stop.metric", &self.early_stop.metric, evaluation, problems);
+    }
+}
+
+/// Ends the job when evaluations no longer get better.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EarlyStop {
+    /// Metric whose highest value is the best, for example `bbox_mAP`; empty to train all epochs.
+    pub metric: String,
+    /// Number of evaluations in a row without a new best value after which the job ends.
+    #[schemars(range(min = 1))]
+    pub patience: usize,
+}
+
+impl Default for EarlyStop {
+    fn default() -> Self {
+        Self { metric: String::new(), patience: 10 }
+    }
+}
+
+/// Refuses a metric that the evaluations of training do not give.
+fn check_metric(field: &str, metric: &str, evaluation: &Evaluation, problems: &mut Problems) {
+    if metric.is_empty() {
+        return;
+    }
+    let names: Vec<String> = evaluation.metrics.iter().flat_map(|&kind| evaluation.names(kind)).collect();
+    problems.require(
+        names.iter().any(|name| name == metric),
+        field,
+        metric,
+        &format!("empty, or one of {} (from evaluation.metrics)", names.join(", ")),
+        "choose one of these metrics, for example bbox_mAP",
+    );
+    problems.require(
+        evaluation.interval > 0,
+        field,
+        metric,
+        "empty, because evaluation.interval is 0",
+        "set evaluation.interval to 1 or more",
+    );
 }
 
 /// Automatic mixed precision: which type convolutions and matrix products compute in.
@@ -336,24 +384,7 @@ impl Default for CheckpointPolicy {
 
 impl CheckpointPolicy {
     pub(super) fn check(&self, evaluation: &Evaluation, problems: &mut Problems) {
-        if self.save_best.is_empty() {
-            return;
-        }
-        let names: Vec<String> = evaluation.metrics.iter().flat_map(|&kind| evaluation.names(kind)).collect();
-        problems.require(
-            names.contains(&self.save_best),
-            "checkpoint.save_best",
-            &self.save_best,
-            &format!("empty, or one of {} (from evaluation.metrics)", names.join(", ")),
-            "choose one of these metrics, for example bbox_mAP",
-        );
-        problems.require(
-            evaluation.interval > 0,
-            "checkpoint.save_best",
-            &self.save_best,
-            "empty, because evaluation.interval is 0",
-            "set evaluation.interval to 1 or more",
-        );
+        check_metric("checkpoint.save_best", &self.save_best, evaluation, problems);
     }
 }
 
@@ -384,9 +415,14 @@ mod tests {
     fn the_longest_key_in_a_name_decides_alone() {
         let of = |lr_mult, decay_mult| Multipliers { lr_mult, decay_mult };
         let paramwise = Paramwise {
-            custom_keys: [("backbone", of(0.1, 1.0)), ("norm0", of(0.5, 0.0)), ("norm2", of(3.0, 1.0)), ("orm2.", of(7.0, 1.0))]
-                .map(|(key, multipliers)| (key.to_owned(), multipliers))
-                .into(),
+            custom_keys: [
+                ("backbone", of(0.1, 1.0)),
+                ("norm0", of(0.5, 0.0)),
+                ("norm2", of(3.0, 1.0)),
+                ("orm2.", of(7.0, 1.0)),
+            ]
+            .map(|(key, multipliers)| (key.to_owned(), multipliers))
+            .into(),
             norm_decay_mult: 0.25,
             bias_lr_mult: 2.0,
             bias_decay_mult: 0.0,
