@@ -110,6 +110,7 @@ fn flops(arguments: &Flops) -> Result<i32> {
 
 fn print_config(arguments: &PrintConfig) -> Result<i32> {
     let resolved = fnet_data::load_config(&arguments.config, &arguments.set)?;
+    fnet_model::backbones::find(&resolved.config.model.backbone.kind)?;
     if arguments.schedule {
         return print(fnet_train::schedule_table(&resolved.config, arguments.world_size)?.trim_end());
     }

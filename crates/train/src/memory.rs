@@ -6,7 +6,7 @@
 //! measurements on the CPU.
 
 use fnet_common::Result;
-use fnet_config::{Activation, Amp, Config, OptimizerKind, Pipeline};
+use fnet_config::{Amp, Config, OptimizerKind, Pipeline};
 use fnet_model::flops::{BBOX_ROIS, FlopsReport, MASK_ROIS, count};
 use fnet_model::{Parameters, Role};
 use fnet_protocol::estimate::MemoryEstimate;
@@ -37,7 +37,7 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
     let channels = config.model.neck.out_channels as u64;
     // RoI features and their gradients.
     let features = 2 * channels * (rois * square(head.bbox_roi_size) + positives * square(head.mask_roi_size));
-    let values = outputs(&report, config.model.backbone.activation, batch, rois, positives) + features;
+    let values = outputs(&report, batch, rois, positives) + features;
     let narrow = config.train.amp != Amp::Off;
     let weights = total(parameters, Role::Parameter);
     let trained: u64 = parameters.trained().map(|(_, tensor)| bytes(tensor)).sum();
@@ -90,9 +90,8 @@ pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEs
     .summed())
 }
 
-/// Number of output values of all layers for `batch` images and the given RoIs in the heads. GELU is not a layer of the
-/// report; its output has the size of the norm before it.
-fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, positives: u64) -> u64 {
+/// Number of output values of all layers for `batch` images and the given RoIs in the heads.
+fn outputs(report: &FlopsReport, batch: u64, rois: u64, positives: u64) -> u64 {
     let values = |layer: &fnet_model::flops::Layer| {
         let values: u64 = layer.outputs.iter().map(|output| output.iter().product::<u64>()).sum();
         if layer.name.starts_with("roi_head.bbox_head.") {
@@ -100,11 +99,10 @@ fn outputs(report: &FlopsReport, activation: Activation, batch: u64, rois: u64, 
         } else if layer.name.starts_with("roi_head.mask_head.") {
             values * positives / MASK_ROIS
         } else {
-            let gelu = activation == Activation::Gelu && layer.name.ends_with(".mlp.1");
-            values * batch * if gelu { 2 } else { 1 }
+            values * batch
         }
     };
-    report.layers.iter().map(values).sum()
+    report.layers.iter().map(values).sum::<u64>() + report.uncounted * batch
 }
 
 /// Height and width of the largest padded image, in landscape; portrait takes the same memory.

@@ -280,8 +280,11 @@ fn block_layers(name: &str, config: &config::Backbone, map: Map, layers: &mut La
     let hidden = hidden_channels(config, map.channels as i64) as u64;
     let hidden = layers.conv(&format!("{name}.mlp.0"), 1, map, map.convolved(hidden, 1), 1, false);
     layers.norm(&format!("{name}.mlp.1"), hidden);
-    if config.activation == Activation::Relu {
-        layers.relu(&format!("{name}.mlp.2"), vec![1, hidden.channels, hidden.height, hidden.width]);
+    match config.activation {
+        Activation::Relu => {
+            layers.relu(&format!("{name}.mlp.2"), vec![1, hidden.channels, hidden.height, hidden.width])
+        }
+        Activation::Gelu => layers.uncounted(hidden),
     }
     layers.conv(&format!("{name}.mlp.3"), 1, hidden, map, 1, false);
     let part = map.convolved(convolved_channels(config, map.channels as i64) as u64, 1);

@@ -32,7 +32,8 @@ pub trait Backbone: Debug + Send {
     /// Height and width of each output for images of this height and width.
     fn output_sizes(&self, image: (usize, usize)) -> Vec<(usize, usize)>;
 
-    /// The random factors of a training step of `images` images, for example those of stochastic depth.
+    /// The random factors of a training step of `images` images, for example those of stochastic depth. `forward` gets them in
+    /// this order as a one-dimensional tensor, which is empty if there are none; in inference it gets `None`.
     fn draw_factors(&self, _generator: &mut Generator, _images: usize) -> Vec<f32> {
         Vec::new()
     }
@@ -49,8 +50,10 @@ pub trait Backbone: Debug + Send {
     /// running statistics, and they drop no branch. Their parameters get no gradient.
     ///
     /// # Errors
-    /// If libtorch fails.
-    fn freeze(&mut self, stages: usize) -> Result<()>;
+    /// If libtorch fails. Unless a kind implements it, a usage error.
+    fn freeze(&mut self, _stages: usize) -> Result<()> {
+        Err(Error::usage("model.frozen_stages: this kind of backbone has no stages to freeze; set it to -1"))
+    }
 
     /// Folds each BatchNorm that follows a convolution into it.
     ///
@@ -93,14 +96,15 @@ pub fn find(name: &str) -> Result<&'static BackboneKind> {
 #[cfg(test)]
 mod tests {
     use fnet_common::ErrorKind;
+    use tch::{Device, Kind};
 
     use super::*;
 
     #[test]
     fn a_kind_that_nobody_wrote_is_refused_with_those_that_exist() {
-        let error = find("resnet").unwrap_err();
+        let error = find("no-such-kind").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains("\"resnet\"; expected \"fasternet\""), "{error}");
+        assert!(error.to_string().contains("\"no-such-kind\"; expected "), "{error}");
     }
 
     #[test]
@@ -124,16 +128,37 @@ mod tests {
             let config = config::Backbone { kind: kind.name.into(), ..config::Backbone::default() };
             let mut parameters = Parameters::new();
             let backbone = (kind.build)(&mut parameters, "backbone", &config).unwrap();
-            let image = Map { channels: 3, height: 64, width: 96 };
-            let mut layers = Layers::default();
-            let maps = (kind.layers)(&config, image, &mut layers);
-            let sizes: Vec<_> = maps.iter().map(|map| (map.height as usize, map.width as usize)).collect();
-            assert_eq!(sizes, backbone.output_sizes((64, 96)), "{}", kind.name);
-            let channels: Vec<_> = maps.iter().map(|map| map.channels as i64).collect();
-            assert_eq!(channels, (kind.channels)(&config), "{}", kind.name);
-            let counted: u64 = layers.into_vec().iter().map(|layer| layer.params).sum();
-            let built: usize = parameters.trainable().map(|(_, tensor)| tensor.numel()).sum();
-            assert_eq!(counted, built as u64, "{}: parameters that are counted and built", kind.name);
+            // Images are padded to multiples of 32.
+            for (height, width) in [(64, 96), (32, 32)] {
+                let images = Tensor::zeros([1, 3, height, width], (Kind::Float, Device::Cpu));
+                let outputs = tch::no_grad(|| backbone.forward(&images, Statistics::Running, None).unwrap());
+                let made: Vec<_> = outputs.iter().map(|output| output.size4().unwrap()).collect();
+                let image = Map { channels: 3, height: height as u64, width: width as u64 };
+                let mut layers = Layers::default();
+                let maps = (kind.layers)(&config, image, &mut layers);
+                let counted: Vec<_> =
+                    maps.iter().map(|map| (1, map.channels as i64, map.height as i64, map.width as i64)).collect();
+                assert_eq!(counted, made, "{}: outputs of layers() and forward()", kind.name);
+                let sizes: Vec<_> = backbone.output_sizes((height as usize, width as usize));
+                let sizes: Vec<_> = sizes.into_iter().map(|(height, width)| (height as i64, width as i64)).collect();
+                assert_eq!(sizes, made.iter().map(|size| (size.2, size.3)).collect::<Vec<_>>(), "{}", kind.name);
+                assert_eq!((kind.channels)(&config).to_vec(), made.iter().map(|size| size.1).collect::<Vec<_>>());
+                let mut counted: Vec<(String, u64)> =
+                    layers.into_vec().into_iter().map(|layer| (layer.name, layer.params)).collect();
+                counted.retain(|(_, params)| *params > 0);
+                counted.sort();
+                let mut built: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
+                for (name, tensor) in parameters.trainable() {
+                    let layer = name.rsplit_once('.').unwrap().0;
+                    *built.entry(layer.to_owned()).or_default() += tensor.numel() as u64;
+                }
+                assert_eq!(
+                    counted,
+                    built.into_iter().collect::<Vec<_>>(),
+                    "{}: layers and their parameters",
+                    kind.name
+                );
+            }
         }
     }
 }

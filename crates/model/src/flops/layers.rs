@@ -68,12 +68,25 @@ impl Map {
 
 /// Layers in the order of MMDetection's module tree.
 #[derive(Debug, Default)]
-pub struct Layers(Vec<Layer>);
+pub struct Layers {
+    layers: Vec<Layer>,
+    uncounted: u64,
+}
 
 impl Layers {
     /// All layers.
     pub fn into_vec(self) -> Vec<Layer> {
-        self.0
+        self.layers
+    }
+
+    /// Adds the output of what MMDetection does not count, such as GELU: it takes memory in training.
+    pub fn uncounted(&mut self, map: Map) {
+        self.uncounted += map.values();
+    }
+
+    /// Output values of what is not counted.
+    pub fn uncounted_values(&self) -> u64 {
+        self.uncounted
     }
 
     /// A convolution of `count` maps at once; returns the map that it makes.
@@ -128,14 +141,14 @@ impl Layers {
 
     /// Adds a layer, or another call of one that is there; its parameters count once.
     pub fn push(&mut self, layer: Layer) {
-        match self.0.iter_mut().find(|known| known.name == layer.name) {
+        match self.layers.iter_mut().find(|known| known.name == layer.name) {
             Some(known) => {
                 known.flops += layer.flops;
                 known.macs += layer.macs;
                 known.activations += layer.activations;
                 known.outputs.extend(layer.outputs);
             }
-            None => self.0.push(layer),
+            None => self.layers.push(layer),
         }
     }
 }

@@ -18,6 +18,8 @@ use serde::Serialize;
 use fnet_common::{Error, Result};
 use fnet_config as config;
 
+use crate::backbones;
+
 mod layers;
 mod walk;
 
@@ -67,6 +69,11 @@ pub struct FlopsReport {
     pub per_module: indexmap::IndexMap<String, Cost>,
     /// The same by layer, in MMDetection's order.
     pub layers: Vec<Layer>,
+    /// Output values of the backbone's parts that are not counted, such as GELU.
+    #[serde(skip)]
+    pub uncounted: u64,
+    #[serde(skip)]
+    backbone: String,
 }
 
 /// The modules in the report, in order.
@@ -83,6 +90,7 @@ pub fn count(model: &config::Model, height: usize, width: usize) -> Result<Flops
         )));
     }
     let layers = walk::layers_of(model, height as u64, width as u64)?;
+    let (uncounted, layers) = (layers.uncounted_values(), layers.into_vec());
     let mut total = Cost::default();
     let mut per_module: indexmap::IndexMap<String, Cost> =
         MODULES.iter().map(|module| ((*module).to_owned(), Cost::default())).collect();
@@ -93,7 +101,17 @@ pub fn count(model: &config::Model, height: usize, width: usize) -> Result<Flops
         }
     }
     let Cost { flops, macs, params, activations } = total;
-    Ok(FlopsReport { flops, macs, params, activations, shape: [height, width], per_module, layers })
+    Ok(FlopsReport {
+        flops,
+        macs,
+        params,
+        activations,
+        shape: [height, width],
+        per_module,
+        layers,
+        uncounted,
+        backbone: model.backbone.kind.clone(),
+    })
 }
 
 fn is_below(name: &str, module: &str) -> bool {
@@ -130,16 +148,19 @@ impl fmt::Display for FlopsReport {
                 mega(cost.activations)
             )?;
         }
-        writeln!(
+        write!(
             f,
             "FLOPs by MMDetection's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
              RoIAlign, softmax and NMS do not. The box head processes {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
              MACs: multiply-adds of convolutions and fully connected layers, without biases.\n\
              Activations: the output values of these layers."
         )?;
+        if self.backbone != backbones::fasternet::KIND.name {
+            return Ok(());
+        }
         write!(
             f,
-            "The paper lists 258, 344 and 484 GFLOPs for S, M and L. They match this count without the mask head's\n\
+            "\nThe paper lists 258, 344 and 484 GFLOPs for S, M and L. They match this count without the mask head's\n\
              transposed convolution and class logits, which leaves {:.2} GFLOPs here.",
             giga(self.paper_flops())
         )

@@ -8,7 +8,7 @@ use super::{BBOX_ROIS, MASK_ROIS};
 use crate::backbones;
 
 /// All layers for an image of `height` x `width` pixels.
-pub(super) fn layers_of(model: &config::Model, height: u64, width: u64) -> Result<Vec<Layer>> {
+pub(super) fn layers_of(model: &config::Model, height: u64, width: u64) -> Result<Layers> {
     let backbone = backbones::find(&model.backbone.kind)?;
     let mut layers = Layers::default();
     let features = (backbone.layers)(&model.backbone, Map { channels: 3, height, width }, &mut layers);
@@ -16,7 +16,7 @@ pub(super) fn layers_of(model: &config::Model, height: u64, width: u64) -> Resul
     rpn(&mut layers, &model.rpn, &levels);
     bbox_head(&mut layers, model);
     mask_head(&mut layers, model);
-    Ok(layers.into_vec())
+    Ok(layers)
 }
 
 fn neck(layers: &mut Layers, config: &config::Neck, features: &[Map]) -> Vec<Map> {
