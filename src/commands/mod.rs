@@ -3,6 +3,7 @@
 mod benchmark;
 mod browse;
 mod check_data;
+mod convert_config;
 mod detector;
 mod dry_run;
 mod export;
@@ -56,6 +57,9 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         WorkerCommand::Browse(arguments) => {
             let mut progress = |done: usize, total: usize| control.progress(progress_of(Phase::Data, done, total));
             browse::browse(arguments, &mut progress, &mut |text| control.note(text)).map(exit_code)
+        }
+        WorkerCommand::ConvertConfig(arguments) => {
+            convert_config::convert_config(arguments, |text| control.note(text), |text| print(text).map(|_| ()))
         }
         WorkerCommand::Export(arguments) => {
             control.note(export::export(arguments)?);

@@ -8,6 +8,7 @@
 
 mod chaos;
 mod configs;
+mod convert_config;
 mod custom_data;
 mod data;
 mod demo_weights;

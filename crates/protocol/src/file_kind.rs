@@ -159,11 +159,7 @@ pub fn not_a_config(path: &Path) -> Option<String> {
     let remedy = match kind {
         Empty | Text => return None,
         Folder => format!("give one of the configs in it, for example {}", path.join("NAME.toml").display()),
-        Python => {
-            "configs of MMDetection must be rewritten as TOML: configs/ contains those of FasterNet, and docs/migrating.md \
-                   lists the names of the fields"
-                .to_owned()
-        }
+        Python => convert_line(path),
         Json => {
             "a config names the annotation files (data.train.ann_file), and `fnet-launch check-data CONFIG` checks them"
                 .to_owned()
@@ -175,6 +171,37 @@ pub fn not_a_config(path: &Path) -> Option<String> {
         Yaml | Onnx | Other(_) | Unknown => "give a .toml file, such as those in configs/".to_owned(),
     };
     Some(format!("this is {}, not a config, which is a TOML file; {remedy}", kind.describe()))
+}
+
+/// Why a file is not a Python config, and what to do with it; `None` if it may be one.
+pub fn not_a_python_config(path: &Path) -> Option<String> {
+    let shown = path.display();
+    Some(match FileKind::of(path) {
+        Err(error) => format!("{error}; a Python config of MMDetection is expected"),
+        Ok(FileKind::Python | FileKind::Text | FileKind::Unknown)
+            if path.extension().is_none_or(|ending| ending != "toml") =>
+        {
+            return None;
+        }
+        Ok(FileKind::Text) => {
+            format!("this is a TOML file; to print all of its values: fnet-launch print-config {shown}")
+        }
+        Ok(kind) => format!("this is {}; a Python config of MMDetection is expected", kind.describe()),
+    })
+}
+
+/// The line that converts a Python config.
+fn convert_line(path: &Path) -> String {
+    let out = path.with_extension("toml");
+    let (config, out) = (shell_word(path), shell_word(Path::new(out.file_name().unwrap_or_default())));
+    format!("convert it first: fnet-launch convert-config {config} --out {out}")
+}
+
+/// A path as one word for a shell.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+,:=@%".contains(letter);
+    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// Why a file is not a checkpoint, and what to do with it; `None` if it may be one, or does not exist.
@@ -195,10 +222,10 @@ pub fn not_a_checkpoint(path: &Path) -> Option<String> {
         Text if path.extension().is_some_and(|ending| ending == "toml") => {
             format!("to train it: fnet-launch train {shown}")
         }
-        Python => {
-            "the checkpoint of an MMDetection config is a .pth file: fnet-launch test FILE.pth --config CONFIG.toml"
-                .to_owned()
-        }
+        Python => format!(
+            "{}, then test the .pth of MMDetection: fnet-launch test FILE.pth --config CONFIG.toml",
+            convert_line(path)
+        ),
         Image(_) => format!("images come after the checkpoint: fnet-launch predict CHECKPOINT {shown} --out FOLDER"),
         Onnx => "fnet does not read ONNX; give the checkpoint from which it was exported".to_owned(),
         Other(what) if what.contains("archive") => "unpack it first".to_owned(),
@@ -285,7 +312,7 @@ mod tests {
             (&checkpoint, "fnet-launch test"),
             (&json, "this is a JSON file"),
             (&image, "fnet-launch predict CHECKPOINT"),
-            (&python, "docs/migrating.md"),
+            (&python, "/cfg.py --out cfg.toml"),
             (&onnx, "this is an ONNX model"),
             (&archive, "this is a zip archive"),
             (&folder.path().to_path_buf(), "this is a folder"),
@@ -309,6 +336,18 @@ mod tests {
             assert!(text.starts_with("this is a") && text.contains(words), "{text}");
         }
         assert_eq!((not_a_config(&config), not_a_config(&empty)), (None, None));
+        let spaced = file("my cfg's.py", b"model = dict()");
+        assert!(not_a_config(&spaced).unwrap().contains("/my cfg'\\''s.py' --out 'my cfg'\\''s.toml'"));
+        for (path, words) in [
+            (&config, "fnet-launch print-config"),
+            (&checkpoint, "this is a checkpoint"),
+            (&folder.path().to_path_buf(), "this is a folder"),
+            (&folder.path().join("none.py"), "No such file"),
+        ] {
+            let text = not_a_python_config(path).unwrap();
+            assert!(text.contains(words), "{text}");
+        }
+        assert_eq!(not_a_python_config(&python), None);
         assert_eq!(not_a_checkpoint(&checkpoint), None);
         assert_eq!(not_a_checkpoint(&folder.path().join("none")), None, "its reader reports that");
     }

@@ -64,6 +64,10 @@ pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
         WorkerCommand::Browse(browse) => config(&browse.config),
         WorkerCommand::CheckData(check) => config(&check.config),
         WorkerCommand::PrintConfig(print) => config(&print.config),
+        WorkerCommand::ConvertConfig(convert) => match file_kind::not_a_python_config(&convert.config) {
+            None => Ok(()),
+            Some(why) => Err(Error::usage(format!("config {}: {why}", convert.config.display()))),
+        },
         WorkerCommand::Export(export) => {
             weights(&export.checkpoint)?;
             export.config.as_deref().map_or(Ok(()), config)

@@ -239,7 +239,8 @@ pub fn needs_no_rank(command: &WorkerCommand) -> bool {
         | WorkerCommand::CheckData(_)
         | WorkerCommand::PrintConfig(_)
         | WorkerCommand::Export(_)
-        | WorkerCommand::Browse(_) => true,
+        | WorkerCommand::Browse(_)
+        | WorkerCommand::ConvertConfig(_) => true,
         WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Data(_)),
         WorkerCommand::Train(_) | WorkerCommand::Test(_) | WorkerCommand::Predict(_) => false,
     }
@@ -276,6 +277,7 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
         WorkerCommand::Browse(browse) => browse.out.join(LOGS),
         WorkerCommand::CheckData(check) => work_dir::work_dir(&check.config, None).join(LOGS),
         WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
+        WorkerCommand::ConvertConfig(convert) => work_dir::work_dir(&convert.config, None).join(LOGS),
         WorkerCommand::Export(export) => {
             work_dir::work_dir_of_checkpoint(&export.checkpoint, export.config.as_deref()).join(LOGS)
         }

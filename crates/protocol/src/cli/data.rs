@@ -60,6 +60,21 @@ pub struct Browse {
     pub set: Vec<String>,
 }
 
+/// `convert-config`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch convert-config configs/mine/mask_rcnn_r50_fpn_1x_mine.py --out mine.toml\n  \
+    fnet-launch convert-config mine.py > mine.toml\n\n\
+    Reads configs of MMDetection 2 and 3 with their `_base_` files, without running Python. Lists what was carried over, what \
+    has no counterpart and what was assumed; docs/migrating.md says what is not supported.")]
+pub struct ConvertConfig {
+    /// Config of MMDetection (Python)
+    pub config: PathBuf,
+    /// File for the converted config [default: stdout]
+    #[arg(long, value_name = "FILE.toml")]
+    pub out: Option<PathBuf>,
+}
+
 /// One of a config's data sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {

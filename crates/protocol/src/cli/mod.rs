@@ -28,7 +28,7 @@ pub use commands::{
     Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
     Test, Train,
 };
-pub use data::{Browse, CheckData, SplitName};
+pub use data::{Browse, CheckData, ConvertConfig, SplitName};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
 
 /// `fnet-launch`: starts one worker per GPU (or `--nproc` workers on the CPU) and supervises them.
@@ -112,6 +112,8 @@ pub enum WorkerCommand {
     Export(Export),
     /// Visualize training images after augmentation, with their boxes, masks and class names.
     Browse(Browse),
+    /// Convert a Python config of MMDetection to TOML.
+    ConvertConfig(ConvertConfig),
 }
 
 impl Launch {

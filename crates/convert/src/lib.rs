@@ -1,0 +1,125 @@
+//! Converts the Python configs of MMDetection 2 and 3 to fnet's, without running Python.
+//!
+//! [`load`](load::load) evaluates a file with its bases to a tree of values, [`map`](map::map) carries these over by the rows
+//! of a table, and [`convert`] settles what needs several fields at once and checks the result.
+
+mod load;
+mod map;
+mod path;
+mod python;
+mod report;
+mod settle;
+mod table;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::path::Path;
+
+use fnet_common::{Error, Result};
+use fnet_config::Config;
+
+pub use report::Report;
+
+/// A converted config.
+#[derive(Debug)]
+pub struct Converted {
+    /// The config as TOML: what differs from fnet's defaults.
+    pub toml: String,
+    /// What became of each field.
+    pub report: Report,
+}
+
+/// Converts a config.
+///
+/// # Errors
+/// Usage errors: a file is no Python config, its bases are missing, its detector is another one, or its values do not fit
+/// together.
+pub fn convert(path: &Path) -> Result<Converted> {
+    let loaded = load::load(path)?;
+    settle::check_detector(&loaded.values)?;
+    let mut mapped = map::map(&loaded.values);
+    settle::settle(&loaded.values, &mut mapped);
+    let config = config_of(&mapped, path)?;
+    let text = short_toml(&config, path)?;
+    // What is written is what was checked.
+    let read = Config::from_toml(&text, "the converted config")?;
+    if without_root(read) != without_root(config.clone()) {
+        return Err(Error::bug("the converted config reads as another one"));
+    }
+    Ok(Converted { toml: text, report: Report::new(path, mapped, loaded.left_out, &config)? })
+}
+
+/// The environment may override it.
+fn without_root(mut config: Config) -> Config {
+    config.data.root.clear();
+    config
+}
+
+fn config_of(mapped: &map::Mapped, path: &Path) -> Result<Config> {
+    let mut table = toml::Table::new();
+    for (name, value) in mapped.values.iter().filter(|(name, _)| !name.starts_with('=')) {
+        insert(&mut table, name, value.clone());
+    }
+    let text =
+        toml::to_string(&table).map_err(|error| Error::bug(format!("the values are not valid TOML: {error}")))?;
+    let mut config = Config::from_toml(&text, CONVERTED).map_err(|error| refused(&error, mapped, path))?;
+    let root = mapped.values.get("data.root").and_then(toml::Value::as_str);
+    config.data.root = root.map_or_else(|| Config::default().data.root, str::to_owned);
+    Ok(config)
+}
+
+/// What messages about a config call the text that no user sees.
+const CONVERTED: &str = "converted";
+
+/// The problems in fnet's names, each with the field that it came from.
+fn refused(error: &Error, mapped: &map::Mapped, path: &Path) -> Error {
+    let text = error.to_string();
+    let problems = text.lines().map(|line| {
+        let hidden = line.strip_prefix(CONVERTED).filter(|rest| rest.starts_with(':'));
+        let problem = hidden.and_then(|rest| rest.split_once(": ")).map_or(line, |(_, problem)| problem);
+        let field = problem.split(' ').next().unwrap_or_default();
+        let from = mapped.carried.iter().find(|carried| carried.to == field);
+        format!("\n  {}{problem}", from.map(|carried| format!("{} -> ", carried.from)).unwrap_or_default())
+    });
+    Error::usage(format!(
+        "{}: these values do not fit fnet; correct them there and convert the file again:{}",
+        path.display(),
+        problems.collect::<String>()
+    ))
+}
+
+fn insert(table: &mut toml::Table, path: &str, value: toml::Value) {
+    match path.split_once('.') {
+        None => drop(table.insert(path.to_owned(), value)),
+        Some((head, rest)) => {
+            let inner = table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let toml::Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// The fields that differ from the defaults, with their sections. Both configs have the same lines, except for the values.
+fn short_toml(config: &Config, path: &Path) -> Result<String> {
+    let (all, defaults) = (config.to_toml()?, Config::default().to_toml()?);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut text = format!(
+        "# Converted from {} by fnet-launch convert-config. Fields that are not here have their defaults (docs/config.md).\n",
+        fnet_common::text::printable(&name)
+    );
+    let mut section = "";
+    for (line, default) in all.lines().zip(defaults.lines()) {
+        if line.starts_with('[') {
+            section = line;
+        } else if line != default {
+            if !section.is_empty() {
+                text.push_str(&format!("\n{section}\n"));
+                section = "";
+            }
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    Ok(text)
+}

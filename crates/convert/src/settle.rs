@@ -1,0 +1,243 @@
+//! What depends on several fields of a config at once.
+
+use toml::Value as Toml;
+
+use fnet_common::{Error, Result};
+
+use crate::map::{Mapped, first};
+use crate::path::type_of;
+use crate::value::{Dict, Value};
+
+/// Detectors that have what fnet trains: an RPN, then heads on regions.
+const DETECTORS: [&str; 3] = ["MaskRCNN", "FasterRCNN", "CascadeRCNN"];
+
+/// Refuses configs of other detectors.
+///
+/// # Errors
+/// A usage error with the place of the type.
+pub fn check_detector(values: &Dict) -> Result<()> {
+    let Some(model) = first(values, "model") else {
+        return match first(values, "data").or_else(|| first(values, "train_dataloader")) {
+            Some(_) => Ok(()),
+            None => Err(Error::usage(
+                "the file sets neither `model` nor `data` (or `train_dataloader`); expected a config of MMDetection for Mask \
+                 R-CNN or Faster R-CNN",
+            )),
+        };
+    };
+    let kind = type_of(&model.value);
+    if kind.as_deref().is_some_and(|kind| DETECTORS.contains(&kind)) {
+        return Ok(());
+    }
+    let place = model.value.get("type").map_or_else(|| model.place.clone(), |kind| kind.place);
+    let unknown = model.value.get("type").filter(|kind| matches!(kind.value, Value::Unknown(_)));
+    let found = match (&model.value, kind) {
+        (Value::Unknown(what), _) => format!("is {what}"),
+        (_, Some(kind)) => format!("has the type {kind}"),
+        (_, None) => match &unknown {
+            Some(kind) => format!("has a type that only Python knows: {}", kind.value.kind()),
+            None => "has no type".to_owned(),
+        },
+    };
+    let remedy = match (&model.value, unknown) {
+        (Value::Unknown(_), _) | (_, Some(_)) => {
+            "Where MMDetection is installed, write one file with all values and convert that: \
+             Config.fromfile('FILE.py').dump('flat.py')"
+        }
+        _ => {
+            "Convert such a config with your data set in it, for example with MMDetection's \
+             configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py as the base"
+        }
+    };
+    Err(Error::usage(format!(
+        "{place}: the model {found}; fnet trains Mask R-CNN, so a config with model.type {} is expected. {remedy}",
+        DETECTORS.join(", ")
+    )))
+}
+
+/// Settles data folders, classes, color order, epochs of repeated sets, and metrics.
+pub fn settle(values: &Dict, mapped: &mut Mapped) {
+    backbone(values, mapped);
+    masks(values, mapped);
+    colors(mapped);
+    folders(mapped);
+    classes(mapped);
+    repeat(mapped);
+    steps(mapped);
+    best(mapped);
+}
+
+fn whole(mapped: &Mapped, name: &str, otherwise: i64) -> i64 {
+    mapped.values.get(name).and_then(Toml::as_integer).unwrap_or(otherwise)
+}
+
+fn string(mapped: &Mapped, name: &str) -> Option<String> {
+    mapped.values.get(name).and_then(Toml::as_str).map(str::to_owned)
+}
+
+fn set(mapped: &mut Mapped, name: &str, value: impl Into<Toml>) {
+    mapped.values.insert(name.to_owned(), value.into());
+}
+
+fn backbone(values: &Dict, mapped: &mut Mapped) {
+    if !mapped.values.contains_key("model.backbone.embed_dim") {
+        let why = match first(values, "model.backbone") {
+            Some(backbone) => type_of(&backbone.value)
+                .map_or_else(|| "the backbone has no type".to_owned(), |kind| format!("the config's is {kind}")),
+            None => "the file has no model".to_owned(),
+        };
+        mapped.assumed.push(format!("model.backbone is FasterNet-S: {why}"));
+        if mapped.values.contains_key("=mean") {
+            mapped.assumed.push(
+                "data.pipeline.mean and std are the config's; weights of FasterNet were trained with fnet's defaults"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+fn masks(values: &Dict, mapped: &mut Mapped) {
+    let has = |pattern| first(values, pattern).is_some_and(|item| !matches!(item.value, Value::None));
+    if has("model") && !has("model.roi_head.mask_head") {
+        mapped
+            .without
+            .push("a model without mask_head: fnet trains masks too, so every object needs a segmentation".to_owned());
+    }
+}
+
+/// Images are RGB; means and deviations in the order BGR are reversed.
+fn colors(mapped: &mut Mapped) {
+    let is_bgr = mapped.values.get("=to_rgb").and_then(Toml::as_bool) == Some(false);
+    for (from, to) in [("=mean", "data.pipeline.mean"), ("=std", "data.pipeline.std")] {
+        let Some(Toml::Array(mut numbers)) = mapped.values.shift_remove(from) else { continue };
+        if is_bgr {
+            numbers.reverse();
+        }
+        set(mapped, to, numbers);
+        mapped.carried.iter_mut().filter(|carried| carried.to == from).for_each(|carried| carried.to = to.to_owned());
+    }
+    if is_bgr {
+        mapped.without.push(
+            "to_rgb = False (images as BGR): images are RGB; the mean and std of each channel are kept, in the order RGB".to_owned(),
+        );
+    }
+}
+
+const PATHS: [(&str, &str); 4] = [
+    ("data.train.ann_file", "=train.root"),
+    ("data.train.img_prefix", "=train.root"),
+    ("data.val.ann_file", "=val.root"),
+    ("data.val.img_prefix", "=val.root"),
+];
+
+/// Paths become relative to `data.root`: the config's `data_root` if all are below it, else their common folder.
+fn folders(mapped: &mut Mapped) {
+    let joined = |mapped: &Mapped, name: &str, root: &str| {
+        let path = string(mapped, name)?;
+        Some(match string(mapped, root) {
+            Some(root) if !path.starts_with('/') && !root.is_empty() => {
+                format!("{}/{path}", root.trim_end_matches('/'))
+            }
+            _ => path,
+        })
+    };
+    let full: Vec<(&str, String)> =
+        PATHS.iter().filter_map(|(name, root)| Some((*name, joined(mapped, name, root)?))).collect();
+    if full.is_empty() {
+        return;
+    }
+    let parts = |path: &str| -> Vec<String> { path.trim_end_matches('/').split('/').map(str::to_owned).collect() };
+    let is_below = |root: &[String]| full.iter().all(|(_, path)| parts(path).starts_with(root));
+    let root = string(mapped, "=root").map(|root| parts(&root)).filter(|root| is_below(root)).unwrap_or_else(|| {
+        let folders = full.iter().map(|(name, path)| {
+            let mut parts = parts(path);
+            // The file itself is no folder.
+            if name.ends_with("ann_file") {
+                parts.pop();
+            }
+            parts
+        });
+        let common =
+            |a: Vec<String>, b: Vec<String>| a.into_iter().zip(b).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+        folders.reduce(common).unwrap_or_default()
+    });
+    let shown = match root.as_slice() {
+        [] => ".".to_owned(),
+        [top] if top.is_empty() => "/".to_owned(),
+        root => root.join("/"),
+    };
+    for (name, path) in full {
+        let parts = parts(&path);
+        let rest = if parts.starts_with(&root) { parts[root.len()..].join("/") } else { path };
+        set(mapped, name, rest);
+    }
+    mapped.assumed.push(format!("data.root = {shown:?}, the folder that the paths have in common"));
+    set(mapped, "data.root", shown);
+}
+
+/// There are as many classes as names.
+fn classes(mapped: &mut Mapped) {
+    let Some(names) = mapped.values.get("data.classes").and_then(Toml::as_array).map(Vec::len) else {
+        if mapped.values.contains_key("data.train.ann_file") {
+            mapped
+                .assumed
+                .push("data.classes: the categories of the annotation files, as the config names none".to_owned());
+        }
+        return;
+    };
+    let (names, count) = (names as i64, whole(mapped, "model.num_classes", 80));
+    if names != count {
+        mapped.assumed.push(format!(
+            "model.num_classes = {names}, the number of data.classes; the config has num_classes = {count}"
+        ));
+        set(mapped, "model.num_classes", names);
+    }
+}
+
+/// A set that is repeated in an epoch: as many more epochs.
+fn repeat(mapped: &mut Mapped) {
+    let times = whole(mapped, "=repeat", 1);
+    if times < 2 {
+        return;
+    }
+    let epochs = whole(mapped, "train.epochs", 12);
+    set(mapped, "train.epochs", epochs.saturating_mul(times));
+    let more = |value: &Toml| {
+        value.as_integer().map_or_else(|| value.clone(), |number| Toml::Integer(number.saturating_mul(times)))
+    };
+    let steps = match mapped.values.get("schedule.steps") {
+        Some(Toml::Array(steps)) => Toml::Array(steps.iter().map(more).collect()),
+        Some(every) => more(every),
+        None => Toml::Array([8, 11].map(|step: i64| Toml::Integer(step.saturating_mul(times))).into()),
+    };
+    set(mapped, "schedule.steps", steps);
+    for name in ["evaluation.interval", "checkpoint.interval"] {
+        let interval = mapped.values.get(name).map_or(Toml::Integer(times), more);
+        set(mapped, name, interval);
+    }
+    mapped.assumed.push(format!(
+        "{times} epochs for one of the config, whose set is repeated {times} times: train.epochs, schedule.steps, \
+         evaluation.interval and checkpoint.interval are multiplied"
+    ));
+}
+
+/// `step=N` is a step after every N epochs.
+fn steps(mapped: &mut Mapped) {
+    let Some(every) = mapped.values.get("schedule.steps").and_then(Toml::as_integer) else { return };
+    let epochs = whole(mapped, "train.epochs", 12);
+    let steps =
+        (1..=10_000).map(|count: i64| every.saturating_mul(count)).take_while(|step| *step < epochs && every > 0);
+    let steps: Vec<Toml> = steps.map(Toml::Integer).collect();
+    set(mapped, "schedule.steps", steps);
+}
+
+/// `auto` is the mean AP of the first metric.
+fn best(mapped: &mut Mapped) {
+    if string(mapped, "checkpoint.save_best").as_deref() != Some("auto") {
+        return;
+    }
+    let metrics = mapped.values.get("evaluation.metrics").and_then(Toml::as_array);
+    let kind = metrics.and_then(|metrics| metrics.first()).and_then(Toml::as_str).unwrap_or("bbox").to_owned();
+    mapped.assumed.push(format!("checkpoint.save_best = \"{kind}_mAP\", the first metric, for 'auto'"));
+    set(mapped, "checkpoint.save_best", format!("{kind}_mAP"));
+}

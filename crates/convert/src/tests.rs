@@ -1,0 +1,287 @@
+//! Conversions of whole configs.
+
+use std::fs;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::value::{Item, Place, Value};
+
+/// A value without a place.
+pub fn item(value: Value) -> Item {
+    Item { value, place: Place { file: "a.py".into(), line: 1, column: 1 } }
+}
+
+/// A folder with config files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+fn converted(files: &[(&str, &str)]) -> Converted {
+    let folder = folder(files);
+    convert(&folder.path().join(files[0].0)).unwrap()
+}
+
+fn error(files: &[(&str, &str)]) -> String {
+    let folder = folder(files);
+    let error = convert(&folder.path().join(files[0].0)).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    error.to_string()
+}
+
+fn config(converted: &Converted) -> Config {
+    let mut config = Config::from_toml(&converted.toml, "converted").unwrap();
+    // FNET_DATA_ROOT may override it.
+    config.data.root.clear();
+    config
+}
+
+/// In the style of MMDetection 2: variables, a repeated set, a nested test pipeline.
+const TWO: &str = "
+dataset_type = 'CocoDataset'
+data_root = 'data/shapes/'
+classes = ('square', 'disk')
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 2.0, 3.0], to_rgb=False)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', img_scale=[(1333, 640), (1333, 800)], multiscale_mode='value', keep_ratio=True),
+    dict(type='RandomFlip', flip_ratio=0.25),
+    dict(type='Normalize', **img_norm_cfg),
+    dict(type='Pad', size_divisor=64),
+    dict(type='PhotoMetricDistortion', hue_delta=9),
+    dict(type='Collect', keys=['img']),
+]
+data = dict(
+    samples_per_gpu=2 * 2,
+    workers_per_gpu=3,
+    train=dict(type='RepeatDataset', times=2, dataset=dict(
+        type=dataset_type, classes=classes, ann_file=data_root + 'train.json', img_prefix=data_root + 'images/',
+        pipeline=train_pipeline)),
+    val=dict(type=dataset_type, classes=classes, ann_file=data_root + 'val.json', img_prefix=data_root + 'images/',
+        pipeline=[dict(type='MultiScaleFlipAug', img_scale=(1000, 600), flip=False, transforms=[
+            dict(type='Resize', keep_ratio=True)])]))
+evaluation = dict(interval=1, metric=['bbox', 'segm'], save_best='auto')
+model = dict(
+    type='MaskRCNN',
+    backbone=dict(type='ResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    neck=dict(type='FPN', in_channels=[256, 512], out_channels=128, num_outs=5),
+    rpn_head=dict(type='RPNHead', loss_bbox=dict(type='SmoothL1Loss', beta=1.0)),
+    roi_head=dict(bbox_head=dict(num_classes=80), mask_head=dict(num_classes=80)),
+    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
+    test_cfg=dict(rcnn=dict(score_thr=0.1, nms=dict(type='soft_nms', iou_threshold=0.6))))
+optimizer = dict(type='SGD', lr=0.02 / 8, weight_decay=0.0001)
+optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
+lr_config = dict(policy='step', warmup=None, step=[8, 11])
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+checkpoint_config = dict(interval=2, max_keep_ckpts=3)
+fp16 = dict(loss_scale=512.)
+load_from = 'checkpoints/a.pth'
+my_note = 1
+";
+
+#[test]
+fn a_config_of_mmdetection_2_is_carried_over() {
+    let converted = converted(&[("cfg.py", TWO)]);
+    let config = config(&converted);
+    assert_eq!((config.data.samples_per_gpu, config.data.workers_per_gpu), (4, 3));
+    assert_eq!(config.data.classes, ["square", "disk"]);
+    assert_eq!(config.model.num_classes, 2, "the number of names");
+    assert_eq!((config.data.train.ann_file.as_str(), config.data.train.img_prefix.as_str()), ("train.json", "images"));
+    assert!(converted.toml.contains("root = \"data/shapes\"\n"), "{}", converted.toml);
+    let pipeline = &config.data.pipeline;
+    assert_eq!((pipeline.scales.as_slice(), pipeline.test_scale), ([[1333, 640], [1333, 800]].as_slice(), [1000, 600]));
+    assert_eq!((pipeline.mean, pipeline.std), ([123.675, 116.28, 103.53], [3.0, 2.0, 1.0]), "in the order RGB");
+    assert_eq!((pipeline.flip_probability, pipeline.size_divisor), (0.25, 64));
+    assert_eq!((config.optimizer.kind, config.optimizer.lr), (fnet_config::OptimizerKind::Sgd, 0.0025));
+    assert_eq!((config.optimizer.momentum, config.optimizer.grad_clip), (0.0, 35.0), "SGD has no momentum by default");
+    assert_eq!((config.schedule.warmup_iters, config.schedule.steps), (0, vec![16, 22]));
+    assert_eq!((config.train.epochs, config.evaluation.interval), (24, 2), "each epoch counts twice");
+    assert_eq!((config.train.amp, config.evaluation.amp), (fnet_config::Amp::Fp16, fnet_config::Amp::Fp16));
+    assert_eq!((config.train.loss_scale, config.checkpoint.keep_last), (512.0, 3));
+    assert_eq!(config.checkpoint.save_best, "bbox_mAP");
+    assert!(config.model.sync_bn);
+    assert_eq!(config.model.neck.out_channels, 128);
+    assert_eq!((config.model.roi_head.sampler.count, config.model.roi_head.nms_iou), (128, 0.6));
+
+    let report = converted.report.to_string();
+    for words in [
+        "data.train.dataset.pipeline[PhotoMetricDistortion]: training images are resized and flipped, nothing else",
+        "model.rpn_head.loss_bbox.type = 'SmoothL1Loss': the RPN has",
+        "model.test_cfg.rcnn.nms.type = 'soft_nms': overlapping boxes are removed (nms)",
+        "load_from = 'checkpoints/a.pth': give the file to the command",
+        "images are RGB",
+        "the config has num_classes = 80",
+        "model.backbone is FasterNet-S: the config's is ResNet",
+        "optimizer.momentum = 0.0, as the config has no optimizer[SGD].momentum",
+        "data.samples_per_gpu = 4 -> data.samples_per_gpu = 4",
+        "my_note",
+    ] {
+        assert!(report.contains(words), "{words} is missing:\n{report}");
+    }
+    assert!(!report.contains("LoadImageFromFile") && !report.contains("in_channels"), "{report}");
+    assert!(converted.report.not_evaluated.is_empty(), "{report}");
+}
+
+/// In the style of MMDetection 3: bases, loaders, schedulers in a list, an assignment into a base.
+const THREE: [(&str, &str); 4] = [
+    (
+        "mine/cfg.py",
+        "_base_ = ['../base/model.py', '../base/data.py', '../base/run.py']
+metainfo = {'classes': ('square', ), 'palette': [(1, 2, 3)]}
+model = dict(roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
+train_dataloader = dict(batch_size=8, dataset=dict(metainfo=metainfo, data_root='/data/x/', ann_file='a/t.json'))
+val_dataloader = dict(dataset=dict(metainfo=metainfo, data_root='/data/x/', ann_file='a/v.json'))
+_base_.default_hooks.checkpoint.interval = 4
+optim_wrapper = dict(_delete_=True, type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2,
+    optimizer=dict(type='AdamW', lr=0.0002, weight_decay=0.05), paramwise_cfg=dict(norm_decay_mult=0.))
+train_cfg = dict(max_epochs={{_base_.epochs}} * 2)
+",
+    ),
+    (
+        "base/model.py",
+        "model = dict(
+    type='mmdet.MaskRCNN',
+    data_preprocessor=dict(type='DetDataPreprocessor', mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], bgr_to_rgb=True,
+        pad_mask=True, pad_size_divisor=32),
+    backbone=dict(type='fasternet_t1', depth=50, init_cfg=dict(checkpoint='t1.pth')),
+    roi_head=dict(bbox_head=dict(num_classes=80), mask_head=dict(num_classes=80)))
+",
+    ),
+    (
+        "base/data.py",
+        "train_dataloader = dict(batch_size=2, num_workers=2, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CocoDataset', data_prefix=dict(img='train/'), pipeline=[
+        dict(type='RandomResize', scale=[(1333, 640), (1333, 800)], keep_ratio=True),
+        dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]))
+val_dataloader = dict(batch_size=1, dataset=dict(type='CocoDataset', test_mode=True, data_prefix=dict(img='val/'),
+    pipeline=[dict(type='Resize', scale=(1333, 800), keep_ratio=True)]))
+val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
+",
+    ),
+    (
+        "base/run.py",
+        "epochs = 10
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=5)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', T_max=20),
+]
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='coco/segm_mAP'), logger=dict(interval=7))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
+",
+    ),
+];
+
+#[test]
+fn a_config_of_mmdetection_3_with_bases_is_carried_over() {
+    let converted = converted(&THREE);
+    let config = config(&converted);
+    assert_eq!((config.data.samples_per_gpu, config.data.classes.as_slice()), (8, ["square".to_owned()].as_slice()));
+    assert!(converted.toml.contains("root = \"/data/x\"\n"), "{}", converted.toml);
+    assert_eq!((config.data.val.ann_file.as_str(), config.data.val.img_prefix.as_str()), ("a/v.json", "val"));
+    assert!(!config.data.train.filter_empty, "MMDetection 3 keeps empty images unless it is told not to");
+    assert_eq!((config.model.backbone.embed_dim, config.model.backbone.pretrained.as_str()), (64, "t1.pth"));
+    assert_eq!(config.data.pipeline.scale_mode, fnet_config::ScaleMode::Range);
+    assert_eq!(config.data.pipeline.mean, [1.0, 2.0, 3.0]);
+    assert_eq!((config.optimizer.weight_decay, config.train.accumulate), (0.05, 2));
+    assert_eq!((config.train.amp, config.evaluation.amp), (fnet_config::Amp::Bf16, fnet_config::Amp::Off));
+    assert_eq!((config.train.epochs, config.evaluation.interval), (20, 5));
+    assert_eq!(config.checkpoint.interval, fnet_config::Interval::Epochs(4), "the assignment into the base");
+    assert_eq!((config.checkpoint.save_best.as_str(), config.log.interval), ("segm_mAP", 7));
+    assert_eq!((config.schedule.warmup_iters, config.schedule.warmup_ratio), (100, 0.01));
+    assert_eq!(config.schedule.steps, Vec::<usize>::new());
+    let report = converted.report.to_string();
+    for words in ["param_scheduler[CosineAnnealingLR]: the learning rate is constant", "optim_wrapper.paramwise_cfg"] {
+        assert!(report.contains(words), "{words} is missing:\n{report}");
+    }
+}
+
+#[test]
+fn what_python_would_have_to_evaluate_is_listed_and_left_out() {
+    let text = TWO.replace("lr=0.02 / 8", "lr=rate()").replace("'images/'", "'images/' + name");
+    let converted = converted(&[("cfg.py", &text)]);
+    assert_eq!(config(&converted).optimizer.lr, Config::default().optimizer.lr);
+    let report = converted.report.to_string();
+    for words in ["optimizer.lr is `rate()`, a function call", "img_prefix is `name`, a name that", "Config.fromfile("]
+    {
+        assert!(report.contains(words), "{words} is missing:\n{report}");
+    }
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_with_place_and_remedy() {
+    let base = ("b.py", "model = dict(backbone=dict(depth=50))\nlr_config = None\n");
+    for (files, words) in [
+        (vec![("a.py", "model = dict(type='DETR')")], vec!["a.py:1:19", "DETR", "MaskRCNN"]),
+        (vec![("a.py", "x = 1")], vec!["neither `model` nor `data`"]),
+        (vec![("a.py", "model = dict(type='MaskRCNN')\nmodel.update(a=1)")], vec!["a.py:2:1", "function call"]),
+        (vec![("a.py", "m = dict(type='MaskRCNN')\nmodel = m\nm.update(a=1)")], vec!["type that only Python knows"]),
+        (vec![("a.py", "model = build()")], vec!["a.py:1:9", "`build()`, a function call"]),
+        (vec![("a.py", "_base_ = 'none.py'")], vec!["a.py:1:10", "none.py does not exist", "configs/"]),
+        (vec![("a.py", "_base_ = 'mmdet::b.py'")], vec!["a.py:1:10", "installed package"]),
+        (vec![("a.py", "_base_ = 'a.py'")], vec!["base of itself"]),
+        (vec![("a.py", "_base_ = ['b.py', 'c.py']"), base, ("c.py", "model = 1")], vec!["two bases set `model`"]),
+        (vec![("a.py", "_base_ = 'b.py'\nlr_config = dict(step=[1])"), base], vec!["a.py:2:13", "`_delete_=True`"]),
+        (vec![("a.py", "_base_ = 'b.py'"), ("b.py", "a = = 1")], vec!["base 'b.py' of", "b.py:1:"]),
+        (
+            vec![("a.py", "model = dict(type='MaskRCNN', test_cfg=dict(rcnn=dict(score_thr=2)))")],
+            vec![
+                "a.py: these values",
+                "model.test_cfg.rcnn.score_thr = 2 -> model.roi_head.score_threshold",
+                "at most 1",
+            ],
+        ),
+    ] {
+        let error = error(&files);
+        for words in words {
+            assert!(error.contains(words), "{words} is missing: {error}");
+        }
+    }
+    let folder = folder(&[]);
+    let path = folder.path().join("a.py");
+    fs::write(&path, b"a = '\xff'\n").unwrap();
+    assert!(convert(&path).unwrap_err().to_string().contains("byte 6 is not UTF-8"));
+    assert!(convert(&PathBuf::from("/dev/null")).unwrap_err().to_string().contains("regular file"));
+}
+
+#[test]
+fn a_deleted_dict_of_a_base_is_replaced() {
+    let base = ("b.py", "model = dict(type='MaskRCNN')\noptimizer = dict(type='SGD', lr=0.02, momentum=0.8)\n");
+    let converted =
+        converted(&[("a.py", "_base_ = './b.py'\noptimizer = dict(_delete_=True, type='AdamW', lr=1)\n"), base]);
+    let config = config(&converted);
+    assert_eq!((config.optimizer.lr, config.optimizer.momentum), (1.0, Config::default().optimizer.momentum));
+    assert_eq!(config.optimizer.weight_decay, 0.01, "AdamW's default in PyTorch");
+}
+
+proptest! {
+    /// Any bytes give a result or an error.
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.py");
+        fs::write(&path, bytes).unwrap();
+        let _ = convert(&path);
+    }
+
+    /// A config with some bytes replaced, which is often still one.
+    #[test]
+    fn no_damaged_config_panics(places in prop::collection::vec((0..TWO.len(), any::<u8>()), 0..6)) {
+        let mut bytes = TWO.as_bytes().to_vec();
+        for (place, byte) in places {
+            bytes[place] = byte;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.py");
+        fs::write(&path, bytes).unwrap();
+        let _ = convert(&path);
+    }
+}
