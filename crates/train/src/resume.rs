@@ -28,8 +28,8 @@ pub struct ResumeSource {
 }
 
 enum Kind {
-    Native(Checkpoint),
-    Mmdet(MmdetCheckpoint),
+    Native(Box<Checkpoint>),
+    Mmdet(Box<MmdetCheckpoint>),
 }
 
 /// Where a job starts.
@@ -87,9 +87,9 @@ impl ResumeSource {
             }
         };
         let kind = if is_pytorch_file(&path) {
-            Kind::Mmdet(MmdetCheckpoint::open(&path)?)
+            Kind::Mmdet(Box::new(MmdetCheckpoint::open(&path)?))
         } else {
-            Kind::Native(Checkpoint::load(&path)?)
+            Kind::Native(Box::new(Checkpoint::load(&path)?))
         };
         Ok(Some(Self { path, kind }))
     }
