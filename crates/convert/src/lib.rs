@@ -19,7 +19,7 @@ use std::path::Path;
 use fnet_common::{Error, Result};
 use fnet_config::Config;
 
-pub use report::Report;
+pub use report::ConversionReport;
 
 /// A converted config.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Converted {
     /// The config as TOML: what differs from fnet's defaults.
     pub toml: String,
     /// What became of each field.
-    pub report: Report,
+    pub report: ConversionReport,
 }
 
 /// Converts a config.
@@ -47,7 +47,7 @@ pub fn convert(path: &Path) -> Result<Converted> {
     if without_root(read) != without_root(config.clone()) {
         return Err(Error::bug("the converted config reads as another one"));
     }
-    Ok(Converted { toml: text, report: Report::new(path, mapped, loaded.left_out, &config)? })
+    Ok(Converted { toml: text, report: ConversionReport::new(path, mapped, loaded.left_out, &config)? })
 }
 
 /// The environment may override it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use fnet_common::{Context, Error, Result};
 
 use crate::python;
-use crate::value::{self, Dict, Place};
+use crate::value::{self, Dict, SourceLocation};
 
 /// The largest file that is read. The longest of the reference's configs has 100 KB.
 const LARGEST: u64 = 1 << 20;
@@ -67,7 +67,7 @@ fn with_bases(path: &Path, chain: &mut Vec<PathBuf>) -> Result<Loaded> {
     Ok(Loaded { values, left_out: below.left_out })
 }
 
-fn base_file(path: &Path, name: &str, place: &Place) -> Result<PathBuf> {
+fn base_file(path: &Path, name: &str, place: &SourceLocation) -> Result<PathBuf> {
     let file = path.parent().unwrap_or(Path::new("")).join(name);
     if name.contains("::") {
         return Err(Error::usage(format!(

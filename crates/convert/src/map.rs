@@ -8,7 +8,7 @@ use toml::Value as Toml;
 use crate::path::{Found, find, type_of};
 use crate::python::shortened;
 use crate::table::{ALIASES, Convert, READ, Rule, TABLE};
-use crate::value::{Dict, Item, Place, Value};
+use crate::value::{Dict, Item, SourceLocation, Value};
 
 /// A field that was carried over.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct Mapped {
 
 /// Maps the values of a config.
 pub fn map(values: &Dict) -> Mapped {
-    let place = Place { file: "".into(), line: 0, column: 0 };
+    let place = SourceLocation { file: "".into(), line: 0, column: 0 };
     let root =
         Found { path: Vec::new(), shown: String::new(), item: Item { value: Value::dict(values.clone()), place } };
     let mut mapper = Mapper { root, done: HashSet::new(), out: Mapped::default() };
@@ -51,7 +51,7 @@ pub fn map(values: &Dict) -> Mapped {
 
 /// Finds the first value that fits a pattern with aliases.
 pub fn first(values: &Dict, pattern: &str) -> Option<Item> {
-    let place = Place { file: "".into(), line: 0, column: 0 };
+    let place = SourceLocation { file: "".into(), line: 0, column: 0 };
     let item = Item { value: Value::dict(values.clone()), place };
     let root = Found { path: Vec::new(), shown: String::new(), item };
     expanded(pattern).iter().find_map(|pattern| find(&root, pattern).into_iter().next()).map(|found| found.item)

@@ -9,7 +9,7 @@ use tree_sitter::{Node, Parser};
 
 use fnet_common::{Error, Result};
 
-use crate::value::{DEEPEST, Dict, Item, Place, Value};
+use crate::value::{DEEPEST, Dict, Item, SourceLocation, Value};
 
 /// Items of lists and dicts, and bytes of strings, that may be copied: a few lines could make endless ones.
 const MOST_COPIED: usize = 1_000_000;
@@ -35,7 +35,7 @@ pub struct Evaluated {
 ///
 /// # Errors
 /// A usage error if the text is not Python, or `_base_` is not a list of strings.
-pub fn bases(text: &str, file: &Path) -> Result<Vec<(String, Place)>> {
+pub fn bases(text: &str, file: &Path) -> Result<Vec<(String, SourceLocation)>> {
     let evaluated = evaluate(text, file, None)?;
     let Some(item) = evaluated.variables.get(BASE) else { return Ok(Vec::new()) };
     let items = match &item.value {
@@ -161,11 +161,11 @@ impl<'a> Evaluator<'a> {
         self.text.get(node.byte_range()).unwrap_or_default()
     }
 
-    fn place(&self, node: Node<'_>) -> Place {
+    fn place(&self, node: Node<'_>) -> SourceLocation {
         let start = node.start_byte();
         let line_start = self.text.get(..start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
         let column = self.text.get(line_start..start).map_or(0, |before| before.chars().count()) + 1;
-        Place { file: self.file.clone(), line: node.start_position().row + 1, column }
+        SourceLocation { file: self.file.clone(), line: node.start_position().row + 1, column }
     }
 
     fn item(&self, node: Node<'_>, value: Value) -> Item {
@@ -233,7 +233,7 @@ impl<'a> Evaluator<'a> {
     fn delete(&mut self, node: Node<'_>) -> bool {
         let targets = children(node);
         let targets = targets.iter().flat_map(|target| match target.kind() {
-            "expression_list" | "tuple" => children(*target),
+            "expression_list" | "tuple" | "parenthesized_expression" => children(*target),
             _ => vec![*target],
         });
         let mut all = true;

@@ -11,7 +11,7 @@ use crate::python;
 
 /// What became of each field of a config.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct ConversionReport {
     /// Fields that were carried over and differ from fnet's defaults: `theirs -> ours`.
     pub carried: Vec<String>,
     /// Fields that have fnet's default.
@@ -28,7 +28,7 @@ pub struct Report {
     dump: String,
 }
 
-impl Report {
+impl ConversionReport {
     pub(crate) fn new(path: &Path, mapped: Mapped, left_out: Vec<String>, config: &Config) -> Result<Self> {
         let tree = |config: &Config| {
             toml::Value::try_from(config).map_err(|error| Error::bug(format!("the config is not valid TOML: {error}")))
@@ -64,7 +64,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ConversionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lists = [
             ("carried over", &self.carried),

@@ -187,9 +187,9 @@ fn classes(mapped: &mut Mapped) {
     };
     let (names, count) = (names as i64, whole(mapped, "model.num_classes", 80));
     if names != count {
-        mapped.assumed.push(format!(
-            "model.num_classes = {names}, the number of data.classes; the config has num_classes = {count}"
-        ));
+        let given = mapped.values.contains_key("model.num_classes");
+        let given = if given { format!("; the config has num_classes = {count}") } else { String::new() };
+        mapped.assumed.push(format!("model.num_classes = {names}, the number of data.classes{given}"));
         set(mapped, "model.num_classes", names);
     }
 }

@@ -40,63 +40,16 @@ pub const ALIASES: [(&str, &[&str]); 8] = [
 ];
 
 /// Variables that MMDetection reads. Others only help to build these.
+#[rustfmt::skip]
 pub const READ: [&str; 56] = [
-    "model",
-    "train_cfg",
-    "test_cfg",
-    "val_cfg",
-    "data",
-    "train_dataloader",
-    "val_dataloader",
-    "test_dataloader",
-    "val_evaluator",
-    "test_evaluator",
-    "evaluation",
-    "optimizer",
-    "optimizer_config",
-    "optim_wrapper",
-    "lr_config",
-    "param_scheduler",
-    "momentum_config",
-    "runner",
-    "total_epochs",
-    "checkpoint_config",
-    "log_config",
-    "default_hooks",
-    "custom_hooks",
-    "custom_imports",
-    "fp16",
-    "load_from",
-    "resume_from",
-    "resume",
-    "auto_resume",
-    "auto_scale_lr",
-    "seed",
-    "randomness",
-    "workflow",
-    "dist_params",
-    "log_level",
-    "log_processor",
-    "opencv_num_threads",
-    "mp_start_method",
-    "env_cfg",
-    "default_scope",
-    "visualizer",
-    "vis_backends",
-    "work_dir",
-    "cudnn_benchmark",
-    "find_unused_parameters",
-    "launcher",
-    "gpu_ids",
-    "device",
-    "device_ids",
-    "data_preprocessor",
-    "backend_args",
-    "file_client_args",
-    "tta_model",
-    "tta_pipeline",
-    "deterministic",
-    "cfg_name",
+    "model", "train_cfg", "test_cfg", "val_cfg", "data", "train_dataloader", "val_dataloader", "test_dataloader",
+    "val_evaluator", "test_evaluator", "evaluation", "optimizer", "optimizer_config", "optim_wrapper", "lr_config",
+    "param_scheduler", "momentum_config", "runner", "total_epochs", "checkpoint_config", "log_config",
+    "default_hooks", "custom_hooks", "custom_imports", "fp16", "load_from", "resume_from", "resume", "auto_resume",
+    "auto_scale_lr", "seed", "randomness", "workflow", "dist_params", "log_level", "log_processor",
+    "opencv_num_threads", "mp_start_method", "env_cfg", "default_scope", "visualizer", "vis_backends", "work_dir",
+    "cudnn_benchmark", "find_unused_parameters", "launcher", "gpu_ids", "device", "device_ids", "data_preprocessor",
+    "backend_args", "file_client_args", "tta_model", "tta_pipeline", "deterministic", "cfg_name",
 ];
 
 /// Types of data sets that rows of their own tell about, and the one that fnet reads.
@@ -114,6 +67,7 @@ const GROUP: &str = "all parameters have the same learning rate and weight decay
 
 /// One row for each field of MMDetection, in the order in which they are looked for. A row for a dict or list takes what the
 /// rows above it left.
+#[rustfmt::skip] // One line for each row.
 pub const TABLE: &[(&str, Rule)] = &[
     // The detector.
     ("model.type", Follows),
@@ -136,10 +90,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     // FasterNet's code takes and ignores the fields of other backbones that a base brings along.
     ("model.backbone[fasternet*]", Follows),
     ("model.backbone", No("the backbone is FasterNet-S; another size is chosen by [model.backbone], as in configs/")),
-    (
-        "model.pretrained",
-        No("weights of another backbone do not fit; set model.backbone.pretrained to a FasterNet file"),
-    ),
+    ("model.pretrained", No("weights of another backbone do not fit; set model.backbone.pretrained to a FasterNet file")),
     ("model.data_preprocessor.mean", To("=mean", numbers)),
     ("model.data_preprocessor.std", To("=std", numbers)),
     ("model.data_preprocessor.bgr_to_rgb", To("=to_rgb", flag)),
@@ -294,10 +245,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.filter_empty_gt", To("data.train.filter_empty", flag)),
     ("$train.filter_cfg.filter_empty_gt", To("data.train.filter_empty", flag)),
     ("$train.filter_cfg", Missing("train_dataloader.dataset", "data.train.filter_empty", "false")),
-    (
-        "$train.filter_cfg.min_size",
-        Always(&["32"], "images smaller than 32 pixels are skipped with data.train.filter_empty"),
-    ),
+    ("$train.filter_cfg.min_size", Always(&["32"], "images smaller than 32 pixels are skipped with data.train.filter_empty")),
     ("$val.filter_empty_gt", To("data.val.filter_empty", flag)),
     ("$val.test_mode", Follows),
     ("$train.test_mode", Follows),
@@ -331,10 +279,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("train_dataloader.drop_last", Always(&["False"], "the last batch of an epoch is filled up")),
     ("train_dataloader.sampler.type", Always(&["'DefaultSampler'"], "images are shuffled (DefaultSampler)")),
     ("train_dataloader.sampler.shuffle", Always(&["True"], "images are shuffled")),
-    (
-        "train_dataloader.batch_sampler.type",
-        Always(&["'AspectRatioBatchSampler'"], "a batch has images of one orientation"),
-    ),
+    ("train_dataloader.batch_sampler.type", Always(&["'AspectRatioBatchSampler'"], "a batch has images of one orientation")),
     ("val_dataloader.sampler", Follows),
     // Preprocessing of training images.
     ("$train.pipeline[Resize&multiscale_mode!=value].img_scale", To("", scale_range)),
@@ -352,10 +297,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.pipeline[RandomFlip].flip_ratio", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip].prob", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip]", Missing("$train.pipeline", "data.pipeline.flip_probability", "0.0")),
-    (
-        "$train.pipeline[RandomFlip].direction",
-        Always(&["'horizontal'", "['horizontal']"], "images are flipped horizontally only"),
-    ),
+    ("$train.pipeline[RandomFlip].direction", Always(&["'horizontal'", "['horizontal']"], "images are flipped horizontally only")),
     ("$train.pipeline[Normalize].mean", To("=mean", numbers)),
     ("$train.pipeline[Normalize].std", To("=std", numbers)),
     ("$train.pipeline[Normalize].to_rgb", To("=to_rgb", flag)),

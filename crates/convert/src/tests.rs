@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::value::{Item, Place, Value};
+use crate::value::{Item, SourceLocation, Value};
 
 /// A value without a place.
 pub fn item(value: Value) -> Item {
-    Item { value, place: Place { file: "a.py".into(), line: 1, column: 1 } }
+    Item { value, place: SourceLocation { file: "a.py".into(), line: 1, column: 1 } }
 }
 
 /// A folder with config files.

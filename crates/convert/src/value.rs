@@ -18,7 +18,7 @@ const MOST: usize = 200_000;
 
 /// A place in a file, line and column from 1.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct SourceLocation {
     /// The file, as the user named it.
     pub file: Rc<str>,
     /// Line.
@@ -27,7 +27,7 @@ pub struct Place {
     pub column: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)
     }
@@ -39,7 +39,7 @@ pub struct Item {
     /// The value.
     pub value: Value,
     /// Where it was written.
-    pub place: Place,
+    pub place: SourceLocation,
 }
 
 /// The values of a dict by their keys.
