@@ -703,9 +703,11 @@ fn names(node: Node<'_>) -> Vec<Node<'_>> {
     loop {
         let here = cursor.node();
         // `a.b` and `f(a=1)`: `b` and the first `a` are not variables.
-        let is_variable = !matches!(cursor.field_name(), Some("attribute"))
-            && !(cursor.field_name() == Some("name")
-                && here.parent().is_some_and(|parent| parent.kind() == "keyword_argument"));
+        let is_variable = match cursor.field_name() {
+            Some("attribute") => false,
+            Some("name") => here.parent().is_none_or(|parent| parent.kind() != "keyword_argument"),
+            _ => true,
+        };
         if here.kind() == "identifier" && is_variable {
             found.push(here);
         }
