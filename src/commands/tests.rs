@@ -106,7 +106,10 @@ fn weights_that_do_not_fit_the_config_are_a_data_error() {
     let (outcome, _, _) = run_test(&[checkpoint.to_str().unwrap(), "--set", "model.roi_head.bbox_fc_channels=64"]);
     let error = outcome.unwrap_err();
     assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
-    assert!(error.to_string().contains("do not match") && error.to_string().contains("first: roi_head.bbox_head."), "{error}");
+    assert!(
+        error.to_string().contains("do not match") && error.to_string().contains("first: roi_head.bbox_head."),
+        "{error}"
+    );
 }
 
 #[test]
