@@ -187,7 +187,7 @@ fn a_config_of_mmdetection_3_with_bases_is_carried_over() {
     assert_eq!((config.data.samples_per_gpu, config.data.classes.as_slice()), (8, ["square".to_owned()].as_slice()));
     assert!(converted.toml.contains("root = \"/data/x\"\n"), "{}", converted.toml);
     assert_eq!((config.data.val.ann_file.as_str(), config.data.val.img_prefix.as_str()), ("a/v.json", "val"));
-    assert!(!config.data.train.filter_empty, "MMDetection 3 keeps empty images unless it is told not to");
+    assert!(!config.data.train.filter_empty, "MMDetection 3 keeps empty images unless a config says otherwise");
     assert_eq!((config.model.backbone.embed_dim, config.model.backbone.pretrained.as_str()), (64, "t1.pth"));
     assert_eq!(config.data.pipeline.scale_mode, fnet_config::ScaleMode::Range);
     assert_eq!(config.data.pipeline.mean, [1.0, 2.0, 3.0]);

@@ -195,7 +195,7 @@ pub(crate) fn cross_entropy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
     divide(sum, count.max(1) as f64 + EPSILON)
 }
 
-/// Share in percent of rows of `scores` whose greatest value stands at the label; 0 without rows.
+/// Share in percent of rows of `scores` whose maximum is at the label; 0 without rows.
 pub fn accuracy(scores: &Tensor, labels: &Tensor) -> Result<Loss> {
     let _guard = tch::no_grad_guard();
     let (rows, _) = scores.size2()?;
