@@ -6,7 +6,7 @@ use fnet_common::{Error, Result, atomic};
 use fnet_protocol::cli::ConvertConfig;
 use fnet_protocol::exit;
 
-/// Runs `convert-config`: tells by `say` what became of each field, and writes the config to a file, or without one prints it.
+/// Runs `convert-config`: reports through `say` what became of each field, and writes the config to a file, or without one prints it.
 ///
 /// # Errors
 /// If the config cannot be converted, or the file exists or cannot be written.

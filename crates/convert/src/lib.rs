@@ -57,12 +57,8 @@ fn without_root(mut config: Config) -> Config {
 }
 
 fn config_of(mapped: &map::Mapped, path: &Path) -> Result<Config> {
-    let mut table = toml::Table::new();
-    for (name, value) in mapped.values.iter().filter(|(name, _)| !name.starts_with('=')) {
-        insert(&mut table, name, value.clone());
-    }
-    let text =
-        toml::to_string(&table).map_err(|error| Error::bug(format!("the values are not valid TOML: {error}")))?;
+    let fields = mapped.values.iter().filter(|(name, _)| !name.starts_with('='));
+    let text: String = fields.map(|(name, value)| format!("{name} = {value}\n")).collect();
     let mut config = Config::from_toml(&text, CONVERTED).map_err(|error| refused(&error, mapped, path))?;
     let root = mapped.values.get("data.root").and_then(toml::Value::as_str);
     config.data.root = root.map_or_else(|| Config::default().data.root, str::to_owned);
@@ -87,18 +83,6 @@ fn refused(error: &Error, mapped: &map::Mapped, path: &Path) -> Error {
         path.display(),
         problems.collect::<String>()
     ))
-}
-
-fn insert(table: &mut toml::Table, path: &str, value: toml::Value) {
-    match path.split_once('.') {
-        None => drop(table.insert(path.to_owned(), value)),
-        Some((head, rest)) => {
-            let inner = table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            if let toml::Value::Table(inner) = inner {
-                insert(inner, rest, value);
-            }
-        }
-    }
 }
 
 /// The fields that differ from the defaults, with their sections. Both configs have the same lines, except for the values.

@@ -7,7 +7,7 @@ use fnet_common::{Context, Error, Result};
 use crate::python;
 use crate::value::{self, Dict, SourceLocation};
 
-/// The largest file that is read. The longest of the reference's configs has 100 KB.
+/// The largest file that is read. The longest config of MMDetection has 100 KB.
 const LARGEST: u64 = 1 << 20;
 
 /// The values of a config with those of its bases.

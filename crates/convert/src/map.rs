@@ -38,10 +38,7 @@ pub struct Mapped {
 
 /// Maps the values of a config.
 pub fn map(values: &Dict) -> Mapped {
-    let place = SourceLocation { file: "".into(), line: 0, column: 0 };
-    let root =
-        Found { path: Vec::new(), shown: String::new(), item: Item { value: Value::dict(values.clone()), place } };
-    let mut mapper = Mapper { root, done: HashSet::new(), out: Mapped::default() };
+    let mut mapper = Mapper { root: root(values), done: HashSet::new(), out: Mapped::default() };
     for (pattern, rule) in TABLE {
         mapper.apply(pattern, rule);
     }
@@ -51,10 +48,14 @@ pub fn map(values: &Dict) -> Mapped {
 
 /// Finds the first value that fits a pattern with aliases.
 pub fn first(values: &Dict, pattern: &str) -> Option<Item> {
-    let place = SourceLocation { file: "".into(), line: 0, column: 0 };
-    let item = Item { value: Value::dict(values.clone()), place };
-    let root = Found { path: Vec::new(), shown: String::new(), item };
+    let root = root(values);
     expanded(pattern).iter().find_map(|pattern| find(&root, pattern).into_iter().next()).map(|found| found.item)
+}
+
+/// The whole config.
+fn root(values: &Dict) -> Found {
+    let place = SourceLocation { file: "".into(), line: 0, column: 0 };
+    Found { path: Vec::new(), shown: String::new(), item: Item { value: Value::dict(values.clone()), place } }
 }
 
 struct Mapper {

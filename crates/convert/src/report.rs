@@ -12,7 +12,7 @@ use crate::python;
 /// What became of each field of a config.
 #[derive(Debug, Default)]
 pub struct ConversionReport {
-    /// Fields that were carried over and differ from fnet's defaults: `theirs -> ours`.
+    /// Fields that were carried over and differ from fnet's defaults: `MMDetection's -> fnet's`.
     pub carried: Vec<String>,
     /// Fields that have fnet's default.
     pub unchanged: Vec<String>,
@@ -34,9 +34,6 @@ impl ConversionReport {
             toml::Value::try_from(config).map_err(|error| Error::bug(format!("the config is not valid TOML: {error}")))
         };
         let (values, defaults) = (tree(config)?, tree(&Config::default())?);
-        let of = |tree: &toml::Value, name: &str| {
-            name.split('.').try_fold(tree.clone(), |tree, part| tree.get(part).cloned())
-        };
         let mut report = Self {
             without: mapped.without,
             assumed: mapped.assumed,
@@ -48,8 +45,8 @@ impl ConversionReport {
         report.not_evaluated.extend(left_out);
         let mut unchanged = Vec::new();
         for carried in mapped.carried.iter().filter(|carried| !carried.to.starts_with('=')) {
-            let (to, value) = (&carried.to, of(&values, &carried.to));
-            if value == of(&defaults, to) {
+            let (to, value) = (&carried.to, field(&values, &carried.to));
+            if value == field(&defaults, to) {
                 unchanged.push(carried.from.clone());
             } else {
                 let value = value.map(|value| python::shortened(&value.to_string())).unwrap_or_default();
@@ -62,6 +59,11 @@ impl ConversionReport {
         report.unchanged = unchanged;
         Ok(report)
     }
+}
+
+/// The value at a dotted path.
+fn field<'t>(tree: &'t toml::Value, path: &str) -> Option<&'t toml::Value> {
+    path.split('.').try_fold(tree, |tree, part| tree.get(part))
 }
 
 impl fmt::Display for ConversionReport {

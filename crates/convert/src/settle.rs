@@ -3,6 +3,7 @@
 use toml::Value as Toml;
 
 use fnet_common::{Error, Result};
+use fnet_config::Config;
 
 use crate::map::{Mapped, first};
 use crate::path::type_of;
@@ -67,8 +68,12 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     best(mapped);
 }
 
-fn whole(mapped: &Mapped, name: &str, otherwise: i64) -> i64 {
-    mapped.values.get(name).and_then(Toml::as_integer).unwrap_or(otherwise)
+fn whole(mapped: &Mapped, name: &str, otherwise: usize) -> i64 {
+    mapped.values.get(name).and_then(Toml::as_integer).unwrap_or(otherwise as i64)
+}
+
+fn epochs(mapped: &Mapped) -> i64 {
+    whole(mapped, "train.epochs", Config::default().train.epochs)
 }
 
 fn string(mapped: &Mapped, name: &str) -> Option<String> {
@@ -185,7 +190,7 @@ fn classes(mapped: &mut Mapped) {
         }
         return;
     };
-    let (names, count) = (names as i64, whole(mapped, "model.num_classes", 80));
+    let (names, count) = (names as i64, whole(mapped, "model.num_classes", Config::default().model.num_classes));
     if names != count {
         let given = mapped.values.contains_key("model.num_classes");
         let given = if given { format!("; the config has num_classes = {count}") } else { String::new() };
@@ -200,7 +205,7 @@ fn repeat(mapped: &mut Mapped) {
     if times < 2 {
         return;
     }
-    let epochs = whole(mapped, "train.epochs", 12);
+    let epochs = epochs(mapped);
     set(mapped, "train.epochs", epochs.saturating_mul(times));
     let more = |value: &Toml| {
         value.as_integer().map_or_else(|| value.clone(), |number| Toml::Integer(number.saturating_mul(times)))
@@ -208,7 +213,10 @@ fn repeat(mapped: &mut Mapped) {
     let steps = match mapped.values.get("schedule.steps") {
         Some(Toml::Array(steps)) => Toml::Array(steps.iter().map(more).collect()),
         Some(every) => more(every),
-        None => Toml::Array([8, 11].map(|step: i64| Toml::Integer(step.saturating_mul(times))).into()),
+        None => {
+            let steps = Config::default().schedule.steps;
+            Toml::Array(steps.into_iter().map(|step| Toml::Integer((step as i64).saturating_mul(times))).collect())
+        }
     };
     set(mapped, "schedule.steps", steps);
     for name in ["evaluation.interval", "checkpoint.interval"] {
@@ -224,7 +232,7 @@ fn repeat(mapped: &mut Mapped) {
 /// `step=N` is a step after every N epochs.
 fn steps(mapped: &mut Mapped) {
     let Some(every) = mapped.values.get("schedule.steps").and_then(Toml::as_integer) else { return };
-    let epochs = whole(mapped, "train.epochs", 12);
+    let epochs = epochs(mapped);
     let steps =
         (1..=10_000).map(|count: i64| every.saturating_mul(count)).take_while(|step| *step < epochs && every > 0);
     let steps: Vec<Toml> = steps.map(Toml::Integer).collect();

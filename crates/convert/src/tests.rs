@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use fnet_test_support::folder;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,17 +12,6 @@ use crate::value::{Item, SourceLocation, Value};
 /// A value without a place.
 pub fn item(value: Value) -> Item {
     Item { value, place: SourceLocation { file: "a.py".into(), line: 1, column: 1 } }
-}
-
-/// A folder with config files.
-fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    folder
 }
 
 fn converted(files: &[(&str, &str)]) -> Converted {

@@ -11,7 +11,7 @@ use fnet_common::{Error, Result};
 
 /// The key that replaces a dict of a base instead of merging with it.
 const DELETE: &str = "_delete_";
-/// Dicts and lists may be nested this deep. The reference's configs reach 12.
+/// Dicts and lists may be nested this deep. MMDetection's configs reach 12.
 pub const DEEPEST: usize = 64;
 /// Values of one config, dicts and lists counted every time that they are used.
 const MOST: usize = 200_000;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use small_set::SmallSet;
+use tempfile::TempDir;
 
 /// A file or folder of the test data. `None`, with a SKIPPED line, if FNET_TEST_DATA is unset. The empty path is the whole
 /// folder.
@@ -24,6 +25,20 @@ pub fn fixture(path: &str) -> Option<PathBuf> {
     let path = Path::new(&root).join(path);
     assert!(path.exists(), "{} is missing from FNET_TEST_DATA", path.display());
     Some(path)
+}
+
+/// A temporary folder with these files, by their paths in it.
+///
+/// # Panics
+/// If the disk fails.
+pub fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    folder
 }
 
 /// Prints that the running test, or a part of it, is skipped. The line is not captured by the test harness.

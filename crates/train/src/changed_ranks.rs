@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fnet_checkpoint::native::{CheckpointMeta, EpochSharding, TrainProgress};
-use fnet_common::Result;
+use fnet_common::{Result, text};
 use fnet_config::Config;
 use fnet_data::{ShardSegment, rest_of_epoch};
 
@@ -99,13 +99,9 @@ fn other_batch(then: usize, sharding: &EpochSharding, config: &Config, now: usiz
     Some(format!(
         "the checkpoint was written by {} with {before} images per update, and this job has {} with {after}; optimizer.lr \
          is {lr}: {keeps}--auto-scale-lr scales the rate to the batch",
-        workers(then),
-        workers(now)
+        text::count(then, "worker"),
+        text::count(now, "worker")
     ))
-}
-
-fn workers(count: usize) -> String {
-    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
 }
 
 #[cfg(test)]

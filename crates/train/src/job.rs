@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use fnet_checkpoint::Need;
 use fnet_checkpoint::native::{Best, TrainProgress, set_aside_later};
+use fnet_common::text::count;
 use fnet_common::{Error, Result};
 use fnet_config::{Config, Resolved};
 use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
@@ -256,8 +257,7 @@ fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
     let mut parts: Vec<String> = metrics.iter().filter(|(name, _)| name.ends_with("_mAP")).map(value).collect();
     parts.extend(best.map(|best| format!("best {} {:.4} after epoch {}", best.metric, best.value, best.epoch)));
     let numbers = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
-    let plural = if epochs == 1 { "" } else { "s" };
-    format!("trained {epochs} epoch{plural}{numbers}; {}", latest.display())
+    format!("trained {}{numbers}; {}", count(epochs, "epoch"), latest.display())
 }
 
 /// Locks the work folder on rank 0 until the result is dropped, unless the launcher has locked it. All ranks call this

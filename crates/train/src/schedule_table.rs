@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use fnet_common::Result;
+use fnet_common::text::count;
 use fnet_config::{Config, Policy};
 use fnet_data::{Dataset, Split};
 
@@ -23,7 +24,7 @@ const PLOT: (usize, usize) = (64, 10);
 pub fn schedule_table(config: &Config, world_size: usize) -> Result<String> {
     let schedule = job::schedule(config, &Dataset::open(&config.data, Split::Train)?, world_size)?;
     let (epochs, steps) = (schedule.epochs, schedule.steps_per_epoch);
-    let workers = if world_size == 1 { "1 worker".to_owned() } else { format!("{world_size} workers") };
+    let workers = count(world_size, "worker");
     let batch = config.effective_batch(world_size);
     Ok(format!(
         "Learning rate of {epochs} epochs of {steps} steps on {workers}, {batch} images per update:\n\n{}",

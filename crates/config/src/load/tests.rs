@@ -1,19 +1,7 @@
-use std::fs;
-
-use tempfile::TempDir;
+use fnet_test_support::folder;
 
 use super::*;
 use crate::Amp;
-
-fn folder(files: &[(&str, &str)]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    folder
-}
 
 /// For configs with a list of class names.
 fn no_classes(_: &Path) -> Result<Vec<String>> {

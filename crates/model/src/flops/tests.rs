@@ -92,11 +92,7 @@ fn gelu_is_not_counted_and_small_images_are_errors() {
 
 #[test]
 fn parity_flops_of_every_layer_of_s() {
-    let Some(root) = std::env::var_os("FNET_TEST_DATA") else {
-        eprintln!("SKIPPED parity_flops_of_every_layer_of_s: FNET_TEST_DATA is unset");
-        return;
-    };
-    let path = std::path::Path::new(&root).join("reference/flops_split.json");
+    let Some(path) = fnet_test_support::fixture("reference/flops_split.json") else { return };
     let split: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     for (key, model) in [("s", Model::default()), ("m", family(144, [3, 4, 18, 3])), ("l", family(192, [3, 4, 18, 3]))]
     {
