@@ -5,6 +5,7 @@
 #include "block.cpp"
 #include "byte_transport.cpp"
 #include "context.cpp"
+#include "convolution.cpp"
 #include "cuda.cpp"
 #include "diagnostics.cpp"
 #include "error.cpp"

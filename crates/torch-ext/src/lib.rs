@@ -6,6 +6,8 @@ pub mod autocast;
 pub mod autograd;
 pub mod block;
 pub mod context;
+#[cfg(test)]
+mod convolution;
 pub mod cuda;
 mod device_fault;
 pub mod diagnostics;
