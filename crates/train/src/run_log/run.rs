@@ -35,7 +35,8 @@ pub struct RunInfo<'a> {
 
 /// The logs of a run. Only rank 0 has one.
 ///
-/// After [`RunLog::create`], it neither fails nor blocks: a full disk is reported once, and training continues.
+/// After [`RunLog::create`], it never fails: a full disk is reported once, and training continues. Nothing but an evaluation
+/// waits for the disk, for a second if it takes nothing.
 pub struct RunLog {
     name: String,
     total_steps: u64,
@@ -133,7 +134,8 @@ impl RunLog {
         }
     }
 
-    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of images.
+    /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of images. The JSON line is in
+    /// its file then.
     pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &[(String, f64)]) {
         let entries = with_copypaste(results);
         let shown = entries.iter().map(|(name, value)| match value {
@@ -152,6 +154,8 @@ impl RunLog {
             line.insert(name.clone(), value);
         }
         self.line(&Value::Object(line));
+        // A resumed job evaluates no epoch twice, so that the results would be lost with a rank 0 that is killed now.
+        self.json.0.flush(FLUSH_TIMEOUT);
 
         let momentum = self.momentum;
         if let Some(board) = &mut self.tensorboard {

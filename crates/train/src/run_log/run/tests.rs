@@ -55,6 +55,18 @@ fn lines_hold_the_means_of_an_interval_with_the_keys_and_order_of_mmdetection() 
     );
 }
 
+/// A rank 0 that is killed after its evaluation must not take the results with it.
+#[test]
+fn an_evaluation_is_in_its_file_when_the_next_epoch_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = run(folder.path(), 2, 0);
+    for epoch in 1..=20 {
+        log.evaluation(epoch, 5, 3, 1e-4, &[("bbox_mAP".into(), 0.5)]);
+        let text = std::fs::read_to_string(log.json_path()).unwrap();
+        assert!(text.lines().count() == 1 + epoch && text.ends_with('\n'), "{text}");
+    }
+}
+
 #[test]
 fn an_epoch_shorter_than_the_interval_has_one_line() {
     let folder = tempfile::tempdir().unwrap();
