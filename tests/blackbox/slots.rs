@@ -18,10 +18,10 @@ struct State {
 /// Some of the slots, until it is dropped.
 pub struct Slots(usize);
 
-/// Takes `count` slots, or all of them if there are fewer, once so many are free. There are two for each core, since
+/// Takes `count` slots, or all of them if there are fewer, once so many are free. There are three for each core, since
 /// even a job that computes waits for the disk and for its slowest rank.
 pub fn take(count: usize) -> Slots {
-    let all = 2 * available_parallelism().map_or(2, usize::from);
+    let all = 3 * available_parallelism().map_or(2, usize::from);
     let count = count.min(all);
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     let ticket = state.next;
