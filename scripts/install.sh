@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# install.sh PREFIX: installs programs in PREFIX/bin, libraries in PREFIX/lib/fnet, configs in PREFIX/share/fnet.
+# install.sh PREFIX: installs programs in PREFIX/bin, libraries in PREFIX/lib/fnet, configs in PREFIX/share/fnet,
+# manual pages and completions of shells in PREFIX/share.
 # libtorch (5 GB) is not copied. The programs use the one in this checkout's .venv, which must stay.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
@@ -16,6 +17,13 @@ install -m 755 "$built/fnet-launch" "$built/fnet-worker" "$prefix/bin/"
 # Libraries that are loaded on demand.
 find "$built" -maxdepth 1 -name 'libfnet_*.so' -exec install -m 755 -t "$prefix/lib/fnet" {} +
 cp -R "$ROOT/configs" "$prefix/share/fnet/"
+
+(cd / && env -u LD_LIBRARY_PATH "$prefix/bin/fnet-launch" man "$prefix/share/man/man1")
+for shell in bash/bash-completion/completions/fnet-launch zsh/zsh/site-functions/_fnet-launch fish/fish/vendor_completions.d/fnet-launch.fish; do
+    script=$prefix/share/${shell#*/}
+    mkdir -p "${script%/*}"
+    "$prefix/bin/fnet-launch" completions "${shell%%/*}" >"$script"
+done
 
 # Test the programs from another folder and without the caller's library path.
 version=$(cd / && env -u LD_LIBRARY_PATH "$prefix/bin/fnet-launch" --version)

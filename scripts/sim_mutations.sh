@@ -93,7 +93,7 @@ mutation memory_as_bug "memory that runs out, taken for a bug" crates/torch-ext/
     simulated::faults::memory
 mutation wrong_device "a thread on a device that is not its rank's" crates/distributed/src/device.rs \
     's{cuda::set_device\(index\)\?;}{let _ = index;}' \
-    simulated::main_job::two_gpus
+    simulated::machine::ranks
 mutation unrecorded_use "memory that is freed while another stream uses it" crates/torch-ext/cpp/transfer.cpp \
     's{target\.record_stream\(current\);}{}' \
     simulated::main_job::two_gpus

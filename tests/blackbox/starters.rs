@@ -12,11 +12,16 @@ use serde_json::Value;
 use crate::outputs::{files, losses, tensors};
 use crate::support::{Running, Scene, finish, python_tool, steps, until, worker_program};
 
+/// A port of this machine that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 #[test]
 fn torchrun_starts_the_same_job() {
     let Some(torchrun) = python_tool("torchrun", "torchrun_starts_the_same_job") else { return };
     let scene = Scene::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let worker = worker_program();
     let line = format!(
         "--no-python --nproc-per-node 2 --master-port {port} {} train cfg.toml --work-dir by_torchrun --set train.epochs=1",

@@ -1,17 +1,14 @@
 //! The commands of the command line.
 
 mod benchmark;
+mod documents;
 mod dry_run;
 mod synth;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use clap::CommandFactory;
-use clap_complete::Shell;
-use fnet_protocol::cli::{
-    Benchmark, BenchmarkCommand, BenchmarkLaunch, Completions, Launch, LaunchCommand, ShellName, WorkerCommand,
-};
+use fnet_protocol::cli::{Benchmark, BenchmarkCommand, BenchmarkLaunch, Launch, LaunchCommand, WorkerCommand};
 use fnet_protocol::{env, exit};
 
 use crate::error::{Error, Result};
@@ -40,9 +37,10 @@ pub fn run(launch: &Launch) -> Result<i32> {
         LaunchCommand::Synth(command) => synth::run(options, command).map(|()| exit::SUCCESS),
         LaunchCommand::Doctor(command) => doctor::run(options, command, plan::find_worker()),
         LaunchCommand::Completions(command) => {
-            completions(command);
+            documents::completions(command);
             Ok(exit::SUCCESS)
         }
+        LaunchCommand::Man(command) => documents::manual(command).map(|()| exit::SUCCESS),
     }
 }
 
@@ -76,15 +74,4 @@ fn become_worker(launch: &Launch) -> Error {
     worker.env(env::DEVICE, "cpu").env(env::VERBOSITY, launch.options.verbosity().to_string());
     let error = worker.exec();
     Error::environment(format!("starting {}: {error}", program.display()))
-}
-
-fn completions(command: &Completions) {
-    let shell = match command.shell {
-        ShellName::Bash => Shell::Bash,
-        ShellName::Elvish => Shell::Elvish,
-        ShellName::Fish => Shell::Fish,
-        ShellName::Powershell => Shell::PowerShell,
-        ShellName::Zsh => Shell::Zsh,
-    };
-    clap_complete::generate(shell, &mut Launch::command(), "fnet-launch", &mut std::io::stdout());
 }

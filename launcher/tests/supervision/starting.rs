@@ -242,6 +242,62 @@ fn help_completions_and_synthetic_sets_need_no_worker() {
     assert_eq!(code(&output), 2, "another set is there: {}", stderr(&output));
 }
 
+/// What a real bash offers after `words`, the last of which is being typed.
+fn bash_offers(scene: &Scene, words: &[&str]) -> String {
+    let script = scene.run("", "completions bash");
+    fs::write(scene.path("completions.bash"), script.stdout).unwrap();
+    let [.., previous, last] = words else { panic!("{words:?}") };
+    let line = format!(
+        "source completions.bash; COMP_WORDS=({}); COMP_CWORD={}; _fnet__launch fnet-launch '{last}' '{previous}'; echo \"${{COMPREPLY[*]}}\"",
+        words.join(" "),
+        words.len() - 1,
+    );
+    let output = Command::new("bash").args(["-c", &line]).current_dir(scene.path(".")).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn bash_completes_commands_and_their_options() {
+    let scene = Scene::new();
+    assert!(bash_offers(&scene, &["fnet-launch", "tr"]).contains("train"));
+    assert!(bash_offers(&scene, &["fnet-launch", "train", "--re"]).contains("--resume"));
+    assert!(bash_offers(&scene, &["fnet-launch", "check-data", "--de"]).contains("--decode"));
+    assert!(bash_offers(&scene, &["fnet-launch", "benchmark", "train", "--sh"]).contains("--shape"));
+}
+
+#[test]
+fn documents_may_be_read_in_part() {
+    let scene = Scene::new();
+    for line in ["completions bash", "completions zsh", "--help"] {
+        let mut command = scene.command("", line);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(code(&output) == 0 && output.stderr.is_empty(), "{line}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page_and_help_that_is_short() {
+    let scene = Scene::new();
+    assert_eq!(code(&scene.run("", "man pages")), 0);
+    let page = |name: &str| fs::read_to_string(scene.path("pages").join(name)).unwrap();
+    assert!(page("fnet-launch-train.1").contains("work\\-dir") && page("fnet-launch.1").contains("max\\-restarts"));
+    assert!(!page("fnet-launch-train.1").contains("max\\-restarts"));
+    let stdout = |line: &str| String::from_utf8(scene.run("", line).stdout).unwrap();
+    let help = stdout("train --help");
+    assert!(
+        help.contains("--resume") && help.contains("fnet-launch --help") && !help.contains("--max-restarts"),
+        "{help}"
+    );
+    assert_eq!(stdout("help train"), help);
+    assert!(stdout("--help").contains("--max-restarts"));
+    fs::write(scene.path("file"), "").unwrap();
+    let output = scene.run("", "man file");
+    assert!(code(&output) == 6 && stderr(&output).contains("file"), "{}", stderr(&output));
+}
+
 #[test]
 fn doctor_names_what_is_wrong_and_the_remedy() {
     let scene = Scene::new();

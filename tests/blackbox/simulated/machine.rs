@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::Gpus;
-use crate::support::Scene;
+use crate::outputs::{differences, tensors};
+use crate::starters::free_port;
+use crate::support::{Scene, python_tool};
 
 fn idle(test: &str) -> Option<Gpus> {
     Gpus::of(test, || Scene::of(1))
@@ -63,4 +65,19 @@ fn slices_and_exclusive_cards_are_told() {
     let twice = [("FNET_SIM_EXCLUSIVE", "1"), ("CUDA_VISIBLE_DEVICES", "0,0")];
     let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {TRAIN} --work-dir exclusive"), &twice);
     assert!(ended.code != 0 && ended.stderr.contains("busy or unavailable"), "{}: {}", ended.code, ended.stderr);
+}
+
+/// torchrun leaves all cards visible to each rank, and fnet-launch one.
+#[test]
+fn ranks_that_see_all_cards_use_their_own() {
+    let test = "ranks_that_see_all_cards_use_their_own";
+    let Some(torchrun) = python_tool("torchrun", test) else { return };
+    let Some(gpus) = Gpus::of(test, || Scene::with_images(4, 2)) else { return };
+    let worker = gpus.program("fnet-worker");
+    let port = free_port();
+    let line = format!("--no-python --nproc-per-node 2 --master-port {port} {} {TRAIN}", worker.display());
+    gpus.run(&torchrun, &format!("{line} --work-dir all"), &[("FNET_DEVICE", "cuda")]).expect(0, &[]);
+    gpus.launch(&format!("--gpus 2 {TRAIN} --work-dir one"), &[]).expect(0, &[]);
+    let [all, one] = ["all", "one"].map(|name| tensors(&gpus.path(name).join("latest.ckpt")));
+    assert_eq!(differences(&all, &one), Vec::<String>::new());
 }

@@ -41,8 +41,13 @@ impl Gpus {
         Some(Self { scene: scene(), folder })
     }
 
-    fn command(&self, line: &str, settings: Settings<'_>) -> Command {
-        let mut command = self.scene.command(&self.folder.join("bin/fnet-launch"), line);
+    /// A program of the product on the simulated machine.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
+    }
+
+    fn command(&self, program: &Path, line: &str, settings: Settings<'_>) -> Command {
+        let mut command = self.scene.command(program, line);
         let [driver, libraries] = ["driver", "torch/lib"].map(|name| self.folder.join(name).display().to_string());
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("LD_LIBRARY_PATH", format!("{libraries}:{driver}")).env("PATH", format!("{driver}:{path}"));
@@ -52,7 +57,12 @@ impl Gpus {
 
     /// Runs `fnet-launch` to its end; nothing may be left running, and no rule of the devices broken.
     pub fn launch(&self, line: &str, settings: Settings<'_>) -> Ended {
-        let ended = finish(self.command(line, settings));
+        self.run(&self.program("fnet-launch"), line, settings)
+    }
+
+    /// Runs `program`, as [`Self::launch`] does.
+    pub fn run(&self, program: &Path, line: &str, settings: Settings<'_>) -> Ended {
+        let ended = finish(self.command(program, line, settings));
         self.scene.assert_nothing_left();
         self.assert_sound(&ended);
         ended
@@ -60,7 +70,7 @@ impl Gpus {
 
     /// Starts `fnet-launch`.
     pub fn start(&self, line: &str, settings: Settings<'_>) -> Running {
-        Running::start(self.command(line, settings), self.scene.path("stderr.txt"))
+        Running::start(self.command(&self.program("fnet-launch"), line, settings), self.scene.path("stderr.txt"))
     }
 
     /// Fails if a process broke a rule of the devices.

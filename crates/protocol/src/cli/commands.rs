@@ -362,6 +362,15 @@ pub struct Completions {
     pub shell: ShellName,
 }
 
+/// `man`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Example: fnet-launch man ~/.local/share/man/man1")]
+pub struct Man {
+    /// Folder of the pages; made if it is missing
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
 /// A shell with completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[expect(missing_docs, reason = "names of shells")]

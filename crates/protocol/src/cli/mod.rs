@@ -25,8 +25,8 @@ pub use benchmark::{
 pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
-    Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
-    Test, Train,
+    Completions, Doctor, Export, Flops, Man, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth,
+    SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig, SplitName};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
@@ -61,7 +61,6 @@ pub struct Launch {
 
 /// The commands of `fnet-launch`.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
-#[command(disable_help_subcommand = true)]
 pub enum LaunchCommand {
     /// Commands that workers run.
     #[command(flatten)]
@@ -72,6 +71,8 @@ pub enum LaunchCommand {
     Doctor(Doctor),
     /// Print a shell completion script for fnet-launch.
     Completions(Completions),
+    /// Write the manual pages of fnet-launch and its commands.
+    Man(Man),
 }
 
 /// `fnet-worker`: one rank of a job; started by `fnet-launch`, torchrun, mpirun or srun.
@@ -92,7 +93,6 @@ pub struct Worker {
 
 /// The commands of `fnet-worker`.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
-#[command(disable_help_subcommand = true)]
 pub enum WorkerCommand {
     /// Train a model, and evaluate it after each epoch.
     Train(Train),
@@ -116,19 +116,50 @@ pub enum WorkerCommand {
     ConvertConfig(ConvertConfig),
 }
 
+/// Where the help of a command leads.
+const SHARED_OPTIONS: &str =
+    "Where to run (--gpus, --device, --nproc, --nnodes, --dry-run, ...) and how to supervise:\n  fnet-launch --help";
+
+/// Whether a command is among the words, so that its help is asked for.
+fn names_command(program: &clap::Command, words: &[OsString]) -> bool {
+    words
+        .iter()
+        .skip(1)
+        .any(|word| program.get_subcommands().any(|command| command.get_name() != "help" && word == command.get_name()))
+}
+
 impl Launch {
     /// Parses the command line, the program's name first.
     ///
     /// # Errors
     /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let arguments = rewrite::one_value_each(arguments);
         let mut program = Self::command();
-        let matches = program.try_get_matches_from_mut(rewrite::one_value_each(arguments)).map_err(hinted)?;
+        let matches = match program.try_get_matches_from_mut(&arguments) {
+            Err(error) if error.kind() == ErrorKind::DisplayHelp && names_command(&program, &arguments) => {
+                Self::command_with_short_help().try_get_matches_from(&arguments)
+            }
+            matches => matches,
+        };
+        let matches = matches.map_err(hinted)?;
         let mut launch = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut program))?;
         launch.option_words = command_line::options_below(options::WHERE, &program, &matches);
         launch.option_words.retain(|word| word != "--dry-run");
         launch.line = CommandLine::of(&program, &matches);
         Ok(launch)
+    }
+
+    /// The commands without the options that all of them share, which the program's own help lists.
+    pub fn command_with_short_help() -> clap::Command {
+        Self::command()
+            .mut_args(|option| if option.is_global_set() { option.hide(true) } else { option })
+            .mut_subcommands(|command| {
+                let help = command.get_after_help().map(ToString::to_string);
+                command.after_help(
+                    [help.as_deref(), Some(SHARED_OPTIONS)].into_iter().flatten().collect::<Vec<_>>().join("\n\n"),
+                )
+            })
     }
 
     /// A line for users to run: this program with the same options about where to run, and a command.
