@@ -46,7 +46,7 @@ mutation() {
         "$tests" "$filter" --test-threads 4 >"$log" 2>&1 || true
         noticed=$(sed -n 's/^test simulated::\(.*\) \.\.\. FAILED$/`\1`/p' "$log" | paste -sd ' ')
         result=$(grep -v 'enqueued here' "$log" | grep -m 1 -oE 'simulated CUDA: .*' | cut -c 17-150 || true)
-        [ -n "$result" ] || result=$(grep -m 1 -oE '(missing \["[^]]*|Expected all tensors[^!]*|operators of a step|waits of a step|view size is not compatible|did not end|must have same dtype)' "$log" || true)
+        [ -n "$result" ] || result=$(grep -m 1 -oE '(missing \["[^]]*|Expected all tensors[^!]*|operators of a step|waits of a step|view size is not compatible|did not end|must have same dtype|[a-z_]+ does not have a deterministic implementation)' "$log" || true)
         [ -n "$result" ] || result=$(grep -m 1 -oE 'error: .{10,130}' "$log" || true)
         if [ -z "$noticed" ]; then
             result="unnoticed"
@@ -100,7 +100,7 @@ mutation unrecorded_use "memory that is freed while another stream uses it" crat
 mutation missing_kernel "an operator without a kernel for GPUs" crates/model/src/rpn.rs \
     's{rectify\(&hidden\)\?;}{rectify(&hidden)?;\n        drop(hidden[0].f_to_mkldnn(Kind::Float)?);}' \
     simulated::main_job::two_gpus
-mutation undetermined "an operator that --deterministic refuses" crates/model/src/losses.rs \
+mutation undetermined "an operator without a deterministic form" crates/model/src/losses.rs \
     's{(let sum = scores\.f_cross_entropy_loss)}{drop(scores.f_cumsum(0, Kind::Float)?);\n    $1}' \
     simulated::main_job::deterministic
 mutation old_card "a card that the wheel has no kernels for" crates/torch-ext/src/cuda/driver.rs \
