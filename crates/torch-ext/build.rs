@@ -145,6 +145,8 @@ fn bridge(torch: &Path, opt_level: u32) -> cc::Build {
         .flag("-fvisibility=hidden")
         .flag_if_supported("-Wno-psabi")
         .flag("-Wno-unused-parameter")
+        // As libtorch was built: some of its classes have more members otherwise.
+        .define("NDEBUG", None)
         .include("cpp")
         .include("cpp/gloo_declarations");
     for folder in [torch.join("include"), torch.join("include/torch/csrc/api/include")] {

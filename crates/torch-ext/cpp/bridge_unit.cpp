@@ -16,6 +16,7 @@
 #include "nms.cpp"
 #include "optim.cpp"
 #include "process_group.cpp"
+#include "profile.cpp"
 #include "reducer.cpp"
 #include "roi_align.cpp"
 #include "store.cpp"

@@ -23,6 +23,7 @@ mod mkl_warmup;
 pub mod norm;
 pub mod ops;
 pub mod optim;
+pub mod profile;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

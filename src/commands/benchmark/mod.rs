@@ -4,6 +4,7 @@ mod comm;
 mod data;
 mod infer;
 mod launch;
+mod profile;
 mod simulated;
 mod summary;
 mod synthetic;

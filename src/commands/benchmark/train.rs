@@ -18,6 +18,7 @@ use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 
+use super::profile::Profile;
 use super::summary::Summary;
 use super::{publish, simulated, synthetic};
 
@@ -59,6 +60,9 @@ struct Report {
     peak_memory_bytes: u64,
     /// Seconds from the start of worker 0's process to the end of its first step.
     start_to_first_step_seconds: Option<f64>,
+    /// One more step, by operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
 }
 
 /// Medians of the parts of a step in milliseconds.
@@ -89,6 +93,11 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let count = arguments.batch.unwrap_or(config.data.samples_per_gpu);
 
     let communicator = Communicator::from_environment()?;
+    if arguments.profile && communicator.device().is_cuda() {
+        return Err(Error::usage(
+            "--profile measures operators on the CPU; add --device cpu, or run the worker under NVIDIA's nsys for a GPU",
+        ));
+    }
     let mut bench =
         Bench { train_state: TrainState::new(&config, &communicator)?, communicator: &communicator, control, step: 0 };
     let (batch, first_step) = bench.warm_up(count, size, config.model.num_classes)?;
@@ -114,6 +123,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     // On the CPU, each part is finished when it returns.
     let (times, data) =
         if communicator.device().is_cuda() { bench.split(&batch, arguments.iters)? } else { (times, Vec::new()) };
+    let profile = arguments.profile.then(|| Profile::of(|| bench.step(&batch, true).map(drop))).transpose()?;
     let alone = if communicator.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
     if communicator.rank() == 0 {
         let ms = Summary::of_seconds(steps.iter().copied());
@@ -133,6 +143,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
             counts_per_step,
             peak_memory_bytes,
             start_to_first_step_seconds: first_step,
+            profile,
         };
         publish(&report, &report.to_string(), arguments.json)?;
     }
@@ -282,6 +293,9 @@ impl fmt::Display for Report {
         write!(f, "peak memory {:>9.1} MiB", self.peak_memory_bytes as f64 / (1 << 20) as f64)?;
         if let Some(seconds) = self.start_to_first_step_seconds {
             write!(f, "\nfirst step  {seconds:>9.2} s after the start of the process")?;
+        }
+        if let Some(profile) = &self.profile {
+            write!(f, "\n{}", profile.table())?;
         }
         Ok(())
     }

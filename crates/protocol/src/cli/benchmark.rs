@@ -100,6 +100,9 @@ pub struct BenchmarkTrain {
     /// Steps to measure
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = parse_positive)]
     pub iters: usize,
+    /// Also list the operators that take the time, beside what the machine can do (CPU only)
+    #[arg(long)]
+    pub profile: bool,
     /// Print JSON to stdout
     #[arg(long)]
     pub json: bool,
