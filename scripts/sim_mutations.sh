@@ -92,7 +92,7 @@ mutation memory_as_bug "memory that runs out, taken for a bug" crates/torch-ext/
     's{make_error\(FnetErrorKind::kOutOfMemory, error\.what_without_backtrace\(\)\)}{make_error(fallback, "unknown")}' \
     simulated::faults::memory
 mutation wrong_device "a thread on a device that is not its rank's" crates/distributed/src/device.rs \
-    's{cuda::set_device\(index\)\?;}{let _ = index;}' \
+    's{cuda::set_device\(index\)\?;}{cuda::set_device(0)?;}' \
     simulated::machine::ranks
 mutation unrecorded_use "memory that is freed while another stream uses it" crates/torch-ext/cpp/transfer.cpp \
     's{target\.record_stream\(current\);}{}' \
