@@ -8,10 +8,14 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
 
 namespace fnet {
 namespace {
@@ -70,6 +74,20 @@ class AddScaled : public torch::autograd::Function<AddScaled> {
   }
 };
 
+// a b. On the CPU a wide result is computed in parts, whose share of b stays in the caches.
+at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  constexpr int64_t kColumns = 1792;
+  const int64_t columns = b.size(1);
+  if (columns <= 2 * kColumns || a.is_cuda()) return a.mm(b);
+  at::Tensor result = at::empty({a.size(0), columns}, a.options());
+  for (int64_t first = 0; first < columns; first += kColumns) {
+    const int64_t count = std::min(kColumns, columns - first);
+    at::Tensor part = result.narrow(1, first, count);
+    at::mm_out(part, a, b.narrow(1, first, count));
+  }
+  return result;
+}
+
 // A linear layer and a rectifier, in one call. A bias that is shorter than the output is repeated.
 class LinearRelu : public torch::autograd::Function<LinearRelu> {
  public:
@@ -87,9 +105,9 @@ class LinearRelu : public torch::autograd::Function<LinearRelu> {
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor grad = at::threshold_backward(grads[0], saved[2], 0);
     // In the order of the weight, which its gradient has to have.
-    const at::Tensor by_weight = weight.is_contiguous() ? grad.t().mm(x) : x.t().mm(grad).t();
+    const at::Tensor by_weight = weight.is_contiguous() ? product(grad.t(), x) : product(x.t(), grad).t();
     const int64_t biases = context->saved_data["biases"].toInt();
-    return {grad.mm(weight), by_weight, grad.reshape({-1, biases}).sum(0)};
+    return {product(grad, weight), by_weight, grad.reshape({-1, biases}).sum(0)};
   }
 };
 

@@ -128,6 +128,15 @@ mod tests {
                 }
             }
         }
+        // An input and a weight so wide that their gradients are computed in parts.
+        let [x, weight] = [random(&[3, 4000], 1), random(&[2, 4000], 2)].map(|tensor| tensor.set_requires_grad(true));
+        let bias = random(&[2], 3);
+        let gradients = |y: Tensor| {
+            Tensor::run_backward(&[(y * random(&[3, 2], 4)).sum(Kind::Float)], &[&x, &weight], false, false)
+        };
+        let found = gradients(linear_relu(&x, &weight, &bias).unwrap());
+        let expected = gradients(x.linear(&weight, Some(&bias)).relu());
+        assert!(found.iter().zip(&expected).all(|(a, b)| a.allclose(b, 1e-5, 1e-6, false)));
         let (x, bias) = (random(&[2, 3], 1), random(&[5], 1));
         assert_eq!(linear_relu(&x, &random(&[4, 3], 1), &bias).unwrap_err().kind(), ErrorKind::Invalid);
     }
