@@ -59,7 +59,8 @@ pub fn browse(
         let path = path.ok_or_else(|| Error::bug(format!("image {} is not in the set", meta.image_id)))?;
         let shown = to_paint(target, &names)?;
         let image = pixels(&batch, meta)?;
-        let painted = painter.panels(&image, &[(&shown, &title(meta))])?;
+        let title = title(meta, split == Split::Train && !config.data.pipeline.train.is_empty());
+        let painted = painter.panels(&image, &[(&shown, &title)])?;
         save(&painted, path).with_context(|| format!("drawing {}", meta.file_name))?;
         (images, objects) = (images + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());
@@ -78,11 +79,13 @@ pub fn browse(
     Ok(Outcome::Here(()))
 }
 
-/// The transform of an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height.
-fn title(meta: &ImageMeta) -> String {
+/// The transform of an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height. The augmentations of
+/// data.pipeline.train do more than to resize.
+fn title(meta: &ImageMeta, augmented: bool) -> String {
     let size = |(height, width): (usize, usize)| format!("{width}x{height}");
+    let became = if augmented { "augmented" } else { "resized" };
     let mirrored = if meta.flipped { ", mirrored" } else { "" };
-    format!("{} resized to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
+    format!("{} {became} to {}{mirrored}: {}", size(meta.original_size), size(meta.image_size), meta.file_name)
 }
 
 /// The image of a batch of one, with dark padding.
@@ -157,7 +160,7 @@ mod tests {
         let image = super::pixels(&batch, &meta).unwrap();
         let expected = [Rgb(rgb[0]), Rgb(rgb[1]), PADDING, PADDING];
         assert_eq!(image.pixels().copied().collect::<Vec<_>>(), expected);
-        assert_eq!(title(&meta), "2x1 resized to 2x1, mirrored: a.jpg");
+        assert_eq!(title(&meta, false), "2x1 resized to 2x1, mirrored: a.jpg");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use fnet_common::{Error, Result};
 use fnet_protocol::hints;
 
+use super::fields::Expected;
 use super::tree::{self, Origin};
 use super::{Config, Resolved, fields, load};
 
@@ -45,6 +46,35 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// The problems of a value that does not match the schema of its field; in a list of tables, one for each entry that
+    /// is wrong.
+    pub(super) fn all_of(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Vec<Self> {
+        let kinds = fields::kinds(schema);
+        let (false, Some(items)) = (kinds.is_empty(), value.as_array()) else {
+            return vec![Self::unfit(field, value, schema)];
+        };
+        let problem = |misfit: fields::Misfit<'_>| {
+            let path = format!("{field}{}", misfit.path);
+            match misfit.expected {
+                Expected::Schema(schema) => Self::unfit(&path, &misfit.value, schema),
+                Expected::Words { what, words, found } => {
+                    let likeness = |word: &str| strsim::jaro_winkler(word, &found);
+                    let nearest = words.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+                    let nearest = nearest.filter(|word| likeness(word) >= 0.75);
+                    Self {
+                        field: path,
+                        value: load::shown(&misfit.value),
+                        expected: format!("{what} \"{}\"", words.join("\", \"")),
+                        remedy: nearest.map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default(),
+                    }
+                }
+            }
+        };
+        fields::misfits(items, &kinds).into_iter().map(problem).collect()
+    }
+}
+
 /// Collects the errors that the structs of the schema report.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
@@ -73,7 +103,7 @@ impl Config {
         tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
             let schema = fields::all().get(path).and_then(|field| field.schema.as_ref());
             if let Some(schema) = schema.filter(|schema| !fields::fits(value, schema)) {
-                problems.0.push(Problem::unfit(path, value, schema));
+                problems.0.extend(Problem::all_of(path, value, schema));
             }
         });
         if problems.0.is_empty() {
@@ -104,7 +134,9 @@ impl Config {
 impl Resolved {
     /// Like [`Config::validate`], but each problem says where the value came from.
     pub(super) fn validate(&self) -> Result<()> {
-        refuse(self.config.problems()?, |field| self.origins.get(field))
+        // An entry of a list has the origin of the list.
+        let field_of = |path: &str| path.split('[').next().and_then(|field| self.origins.get(field));
+        refuse(self.config.problems()?, field_of)
     }
 }
 

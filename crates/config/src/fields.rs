@@ -57,6 +57,17 @@ fn inlined(schema: &Json, definitions: &Json) -> Json {
         match key.as_str() {
             "$ref" => {}
             "items" | "additionalProperties" => drop(out.insert(key.clone(), inlined(value, definitions))),
+            "oneOf" => {
+                let variants = value.as_array().into_iter().flatten().map(|variant| inlined(variant, definitions));
+                out.insert(key.clone(), Json::Array(variants.collect()));
+            }
+            // The fields of a variant of an enum stand in its definition, its tag beside the reference.
+            "properties" => {
+                let mut all = out.get(key).and_then(Json::as_object).cloned().unwrap_or_default();
+                let own = value.as_object().into_iter().flatten();
+                all.extend(own.map(|(name, property)| (name.clone(), inlined(property, definitions))));
+                out.insert(key.clone(), Json::Object(all));
+            }
             _ => drop(out.insert(key.clone(), value.clone())),
         }
     }
@@ -76,6 +87,30 @@ pub(super) fn choices(schema: &Json) -> Vec<(String, String)> {
             Some((variant.get("const")?.as_str()?.to_owned(), meaning))
         })
         .collect()
+}
+
+/// A kind of the tables in a list.
+pub(super) struct Kind<'s> {
+    /// The value of its field `kind`.
+    pub name: &'s str,
+    /// What it does.
+    pub description: String,
+    /// Its other fields with their schemas.
+    pub fields: Vec<(&'s str, &'s Json)>,
+}
+
+/// The kinds that a list of tables allows. Empty for other lists.
+pub(super) fn kinds(schema: &Json) -> Vec<Kind<'_>> {
+    let variants = schema.get("items").and_then(|items| items.get("oneOf")).and_then(Json::as_array);
+    variants.into_iter().flatten().filter_map(kind_of).collect()
+}
+
+fn kind_of(variant: &Json) -> Option<Kind<'_>> {
+    let properties = variant.get("properties")?.as_object()?;
+    let name = properties.get("kind")?.get("const")?.as_str()?;
+    let description = variant.get("description").and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
+    let fields = properties.iter().filter(|(name, _)| *name != "kind");
+    Some(Kind { name, description, fields: fields.map(|(name, schema)| (name.as_str(), schema)).collect() })
 }
 
 /// The word that is allowed in place of a list.
@@ -115,6 +150,10 @@ pub(super) fn expectation(schema: &Json) -> String {
 }
 
 fn list_expectation(schema: &Json) -> String {
+    let kinds: Vec<String> = kinds(schema).iter().map(|kind| format!("\"{}\"", kind.name)).collect();
+    if !kinds.is_empty() {
+        return format!("a list of tables whose `kind` is one of {}", kinds.join(", "));
+    }
     let item = schema.get("items").map(expectation).unwrap_or_default();
     let item = item.strip_prefix("a ").unwrap_or(&item);
     let plural = |one: &str| item.strip_prefix(one).map(|rest| format!("{one}s{rest}"));
@@ -168,10 +207,64 @@ pub(super) fn fits(value: &toml::Value, schema: &Json) -> bool {
         (Some("array"), toml::Value::Array(items)) => {
             let limit = |key, otherwise| schema.get(key).and_then(Json::as_u64).unwrap_or(otherwise);
             (limit("minItems", 0)..=limit("maxItems", u64::MAX)).contains(&(items.len() as u64))
-                && schema.get("items").is_none_or(|of| items.iter().all(|item| fits(item, of)))
+                && match kinds(schema).as_slice() {
+                    [] => schema.get("items").is_none_or(|of| items.iter().all(|item| fits(item, of))),
+                    kinds => misfits(items, kinds).is_empty(),
+                }
         }
         _ => false,
     }
+}
+
+/// A value inside a list of tables that does not fit.
+pub(super) struct Misfit<'s> {
+    /// Its place in the list: `[2].size`.
+    pub path: String,
+    pub value: toml::Value,
+    pub expected: Expected<'s>,
+}
+
+/// What was expected in place of a value.
+pub(super) enum Expected<'s> {
+    /// A value of this schema.
+    Schema(&'s Json),
+    /// One of the `words`, described as `what`.
+    Words { what: String, words: Vec<&'s str>, found: String },
+}
+
+/// What does not fit in a list of tables of these `kinds`.
+pub(super) fn misfits<'s>(items: &[toml::Value], kinds: &[Kind<'s>]) -> Vec<Misfit<'s>> {
+    let mut misfits = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let table = item.as_table();
+        let name = table.and_then(|table| table.get("kind"));
+        let Some(kind) = kinds.iter().find(|kind| name.and_then(toml::Value::as_str) == Some(kind.name)) else {
+            let words: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
+            misfits.push(Misfit {
+                path: if name.is_some() { format!("[{index}].kind") } else { format!("[{index}]") },
+                value: name.unwrap_or(item).clone(),
+                expected: Expected::Words {
+                    what: if name.is_some() { "one of" } else { "a table whose `kind` is one of" }.to_owned(),
+                    words,
+                    found: name.and_then(toml::Value::as_str).unwrap_or_default().to_owned(),
+                },
+            });
+            continue;
+        };
+        for (name, value) in table.into_iter().flatten().filter(|(name, _)| *name != "kind") {
+            let expected = match kind.fields.iter().find(|(field, _)| field == name) {
+                Some((_, schema)) if fits(value, schema) => continue,
+                Some((_, schema)) => Expected::Schema(schema),
+                None => Expected::Words {
+                    what: format!("a field of the kind \"{}\", one of", kind.name),
+                    words: kind.fields.iter().map(|(name, _)| *name).collect(),
+                    found: name.clone(),
+                },
+            };
+            misfits.push(Misfit { path: format!("[{index}].{name}"), value: value.clone(), expected });
+        }
+    }
+    misfits
 }
 
 fn in_range(number: f64, schema: &Json) -> bool {

@@ -15,6 +15,10 @@ use super::classes::{self, ReadClasses};
 use super::tree::{self, Node, Origin, Table, Value};
 use super::{Config, Resolved, fields};
 
+/// The list of augmentations, and the fields that it replaces.
+const AUGMENTATIONS: &str = "data.pipeline.train";
+const REPLACED: [&str; 3] = ["data.pipeline.scales", "data.pipeline.scale_mode", "data.pipeline.flip_probability"];
+
 /// Short field names, as in MMDetection.
 const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
 
@@ -94,7 +98,7 @@ fn resolve(
     for text in overrides {
         tree::merge(&mut sets, parse_override(text)?);
     }
-    tree::merge(&mut all, checked(sets)?);
+    put_over(&mut all, checked(sets)?);
     let classes_are_auto = resolve_classes(&mut all)?;
 
     let mut origins = BTreeMap::new();
@@ -134,10 +138,10 @@ fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     for (base, origin) in bases {
         let file = path.parent().unwrap_or(Path::new("")).join(&base);
         let layer = read_file(&file, chain);
-        tree::merge(&mut merged, layer.with_context(|| format!("base \"{base}\" of {origin}"))?);
+        put_over(&mut merged, layer.with_context(|| format!("base \"{base}\" of {origin}"))?);
     }
     chain.pop();
-    tree::merge(&mut merged, checked(own)?);
+    put_over(&mut merged, checked(own)?);
     Ok(merged)
 }
 
@@ -232,6 +236,16 @@ fn rename_former(layer: &mut Table) {
     tree::insert(layer, "train.amp", value, &origin);
 }
 
+/// Merges the later layer `over` into `under`. A list of augmentations replaces the fields of earlier layers that say the
+/// same.
+fn put_over(under: &mut Table, over: Table) {
+    let list = take(&mut over.clone(), AUGMENTATIONS).map(|node| node.value);
+    if matches!(&list, Some(Value::Leaf(toml::Value::Array(list))) if !list.is_empty()) {
+        REPLACED.iter().for_each(|field| drop(take(under, field)));
+    }
+    tree::merge(under, over);
+}
+
 fn take(table: &mut Table, path: &str) -> Option<Node> {
     match path.split_once('.') {
         None => table.shift_remove(path),
@@ -264,7 +278,8 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
                 None => problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema))),
             },
             (Some(Some(schema)), Value::Leaf(leaf)) if !fields::fits(leaf, schema) => {
-                problems.push(format!("{at}: {}", Problem::unfit(&path, leaf, schema)));
+                let all = Problem::all_of(&path, leaf, schema);
+                problems.extend(all.iter().map(|problem| format!("{at}: {problem}")));
             }
             _ => {}
         }

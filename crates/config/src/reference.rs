@@ -64,6 +64,20 @@ pub fn markdown_reference() -> Result<String> {
                 [fields::expectation(schema), format!("`{default}`"), meaning].map(|text| text.replace('|', "\\|"));
             let _ = writeln!(out, "| `{name}` | {} |", cells.join(" | "));
         }
+        let lists = fields::names_in(path).into_iter().map(|name| tree::join(path, name));
+        for (list, schema) in lists.filter_map(|list| Some((list.clone(), fields::all()[&list].schema.as_ref()?))) {
+            for kind in fields::kinds(schema) {
+                let _ = write!(out, "\n### `{list}`: `kind = \"{}\"`\n\n{}\n", kind.name, kind.description);
+                out.push_str("\n| field | value | default | meaning |\n| --- | --- | --- | --- |\n");
+                for (name, schema) in kind.fields {
+                    let default = schema.get("default").map(ToString::to_string).unwrap_or_default();
+                    let meaning = schema.get("description").and_then(serde_json::Value::as_str).unwrap_or_default();
+                    let meaning = [meaning.replace('\n', " "), meanings(schema)].concat();
+                    let cells = [fields::expectation(schema), format!("`{default}`"), meaning];
+                    let _ = writeln!(out, "| `{name}` | {} |", cells.map(|text| text.replace('|', "\\|")).join(" | "));
+                }
+            }
+        }
     }
     Ok(out)
 }

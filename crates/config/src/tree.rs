@@ -113,14 +113,18 @@ fn table(source: &dyn TableLike, place: &dyn Fn(Option<usize>) -> Origin) -> Res
 }
 
 fn leaf(item: &Item, origin: &Origin) -> Result<toml::Value> {
-    let refuse = |what: &str| {
+    let value = match item {
+        Item::ArrayOfTables(tables) => {
+            tables.iter().map(|table| scalars(table)).collect::<Option<_>>().map(toml::Value::Array)
+        }
+        item => item.as_value().and_then(scalar),
+    };
+    value.ok_or_else(|| {
         Error::usage(format!(
-            "{}: {what} is not allowed in a config; expected numbers, strings, booleans, lists of these, or tables",
+            "{}: a date or a time is not allowed in a config; expected numbers, strings, booleans, lists of these, or tables",
             origin.exact()
         ))
-    };
-    let value = item.as_value().ok_or_else(|| refuse("a list of tables"))?;
-    scalar(value).ok_or_else(|| refuse("a date, a time or a table inside a list"))
+    })
 }
 
 fn scalar(value: &Parsed) -> Option<toml::Value> {
@@ -130,8 +134,22 @@ fn scalar(value: &Parsed) -> Option<toml::Value> {
         Parsed::Float(number) => toml::Value::Float(*number.value()),
         Parsed::Boolean(flag) => toml::Value::Boolean(*flag.value()),
         Parsed::Array(items) => toml::Value::Array(items.iter().map(scalar).collect::<Option<_>>()?),
-        Parsed::Datetime(_) | Parsed::InlineTable(_) => return None,
+        Parsed::InlineTable(entries) => scalars(entries)?,
+        Parsed::Datetime(_) => return None,
     })
+}
+
+/// A table inside a list.
+fn scalars(entries: &dyn TableLike) -> Option<toml::Value> {
+    let value = |item: &Item| match item.as_table_like() {
+        Some(inner) => scalars(inner),
+        None => item.as_value().and_then(scalar),
+    };
+    entries
+        .iter()
+        .map(|(name, item)| Some((name.to_owned(), value(item)?)))
+        .collect::<Option<_>>()
+        .map(toml::Value::Table)
 }
 
 /// Line and column (in characters), both from 1, of a byte offset.

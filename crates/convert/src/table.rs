@@ -60,6 +60,8 @@ const ONE_HEAD: &str = "the box head is two shared fully connected layers with s
 const RPN: &str = "the RPN has one 3x3 convolution with sigmoid and L1 losses of weight 1, and plain anchors";
 const MASKS: &str = "the mask head is FCNMaskHead with a loss of weight 1";
 const RESIZE: &str = "images keep their aspect ratio; sizes are those of data.pipeline.scales";
+const AUGMENTATIONS: &str =
+    "resizing and horizontal flips alone are converted; data.pipeline.train lists what else there is";
 const SCHEDULE: &str = "the learning rate is constant after warm-up, except for schedule.steps in epochs";
 const LOGS: &str = "text, JSON and TensorBoard files in the work folder";
 const LOADER: &str = "each loader thread decodes and augments; it needs no settings";
@@ -287,17 +289,17 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.pipeline[Resize].scale", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scales", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scale", To("data.pipeline.scales", scales)),
-    ("$train.pipeline[RandomResize].ratio_range", No("sizes are fixed; several are data.pipeline.scales")),
+    ("$train.pipeline[RandomResize].ratio_range", No(AUGMENTATIONS)),
     ("$train.pipeline[RandomResize].scale", To("", scale_range)),
     ("$train.pipeline[Resize].multiscale_mode", Always(&["'value'", "'range'"], RESIZE)),
-    ("$train.pipeline[Resize].ratio_range", No("sizes are fixed; several are data.pipeline.scales")),
+    ("$train.pipeline[Resize].ratio_range", No(AUGMENTATIONS)),
     ("$train.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomChoiceResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomFlip].flip_ratio", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip].prob", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip]", Missing("$train.pipeline", "data.pipeline.flip_probability", "0.0")),
-    ("$train.pipeline[RandomFlip].direction", Always(&["'horizontal'", "['horizontal']"], "images are flipped horizontally only")),
+    ("$train.pipeline[RandomFlip].direction", Always(&["'horizontal'", "['horizontal']"], AUGMENTATIONS)),
     ("$train.pipeline[Normalize].mean", To("=mean", numbers)),
     ("$train.pipeline[Normalize].std", To("=std", numbers)),
     ("$train.pipeline[Normalize].to_rgb", To("=to_rgb", flag)),
@@ -311,7 +313,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.pipeline[Collect]", Follows),
     ("$train.pipeline[ImageToTensor]", Follows),
     ("$train.pipeline[FilterAnnotations]", No("objects with a width or height below 1 pixel are left out")),
-    ("$train.pipeline[*]", No("training images are resized and flipped, nothing else")),
+    ("$train.pipeline[*]", No(AUGMENTATIONS)),
     // Preprocessing of validation images.
     ("$val.pipeline[MultiScaleFlipAug].img_scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].scale", To("data.pipeline.test_scale", scale)),

@@ -103,7 +103,7 @@ fn a_config_of_mmdetection_2_is_carried_over() {
 
     let report = converted.report.to_string();
     for words in [
-        "data.train.dataset.pipeline[PhotoMetricDistortion]: training images are resized and flipped, nothing else",
+        "data.train.dataset.pipeline[PhotoMetricDistortion]: resizing and horizontal flips alone are converted",
         "model.rpn_head.loss_bbox.type = 'SmoothL1Loss': the RPN has",
         "model.test_cfg.rcnn.nms.type = 'soft_nms': overlapping boxes are removed (nms)",
         "load_from = 'checkpoints/a.pth': give the file to the command",

@@ -1,5 +1,6 @@
 //! The images of a batch: bytes until they are on the model's device.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -21,7 +22,7 @@ pub enum Images {
     Values(Tensor),
 }
 
-/// 8-bit RGB images, padded to frames of one size.
+/// RGB images of bytes, or of floats after augmentations that make such, padded to frames of one size.
 #[derive(Debug)]
 pub struct Pixels {
     /// Height and width of the frames.
@@ -29,6 +30,8 @@ pub struct Pixels {
     /// Height and width of each image, which is in the upper left corner of its frame.
     sizes: Vec<(usize, usize)>,
     normalization: Normalization,
+    /// Whether the values are float32.
+    floats: bool,
     /// The frames, row-major, then the constants of the normalization.
     bytes: Vec<u8>,
 }
@@ -86,29 +89,48 @@ impl Images {
 impl Pixels {
     /// Black images of `sizes` in frames of size `frame`.
     pub fn black(frame: (usize, usize), sizes: Vec<(usize, usize)>, pipeline: &Pipeline) -> Self {
+        Self::black_of(frame, sizes, pipeline, false)
+    }
+
+    /// Black images whose values are float32 if `floats`.
+    pub(super) fn black_of(
+        frame: (usize, usize),
+        sizes: Vec<(usize, usize)>,
+        pipeline: &Pipeline,
+        floats: bool,
+    ) -> Self {
         let normalization = Normalization::new(pipeline);
-        let pixels = sizes.len() * frame.0 * frame.1 * 3;
+        let pixels = sizes.len() * frame.0 * frame.1 * 3 * if floats { size_of::<f32>() } else { 1 };
         let mut bytes = vec![0; pixels.next_multiple_of(size_of::<f32>()) + 6 * size_of::<f32>()];
         let constants = normalization.mean().into_iter().chain(normalization.std());
         for (place, value) in bytes.rchunks_exact_mut(size_of::<f32>()).take(6).zip(constants.rev()) {
             place.copy_from_slice(&value.to_ne_bytes());
         }
-        Self { frame, sizes, normalization, bytes }
+        Self { frame, sizes, normalization, floats, bytes }
     }
 
-    /// The frames, row-major.
+    /// The bytes of the frames, row-major.
     pub fn frames_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let frame = self.frame_bytes();
         self.bytes.chunks_exact_mut(frame.max(1)).take(self.sizes.len())
     }
 
-    /// The rows of frame `index`, if there is one.
-    pub fn frame(&self, index: usize) -> Option<&[u8]> {
-        self.bytes.chunks_exact(self.frame_bytes().max(1)).take(self.sizes.len()).nth(index)
+    /// The rows of frame `index`, if there is one. Floats are rounded, and clipped to 0 to 255.
+    pub fn frame(&self, index: usize) -> Option<Cow<'_, [u8]>> {
+        let bytes = self.bytes.chunks_exact(self.frame_bytes().max(1)).take(self.sizes.len()).nth(index)?;
+        if !self.floats {
+            return Some(Cow::Borrowed(bytes));
+        }
+        let (values, _) = bytes.as_chunks();
+        Some(values.iter().map(|&value| f32::from_ne_bytes(value).round() as u8).collect())
     }
 
     fn frame_bytes(&self) -> usize {
-        self.frame.0 * self.frame.1 * 3
+        self.frame.0 * self.frame.1 * 3 * self.value_bytes()
+    }
+
+    fn value_bytes(&self) -> usize {
+        if self.floats { size_of::<f32>() } else { 1 }
     }
 
     fn shape(&self) -> [i64; 4] {
@@ -124,11 +146,16 @@ impl Pixels {
             // SAFETY: `images` is a fresh contiguous float32 tensor of this length on the CPU, alive and seen by nobody else
             // while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
             let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), rows * row_length) };
-            let rows = values.par_chunks_exact_mut(row_length).zip(self.bytes.par_chunks_exact(row_length));
+            let bytes = self.bytes.par_chunks_exact(row_length * self.value_bytes());
+            let rows = values.par_chunks_exact_mut(row_length).zip(bytes);
             rows.enumerate().with_min_len(8).for_each(|(row, (values, bytes))| {
                 let (height, width) = self.sizes[row / self.frame.0];
                 let used = if row % self.frame.0 < height { 3 * width } else { 0 };
-                self.normalization.row(&bytes[..used], &mut values[..used]);
+                if self.floats {
+                    self.normalization.row_of_floats(bytes, &mut values[..used]);
+                } else {
+                    self.normalization.row(&bytes[..used], &mut values[..used]);
+                }
                 values[used..].fill(0.0);
             });
         }
@@ -141,8 +168,9 @@ impl Pixels {
         let constants =
             bytes.f_narrow(0, (self.bytes.len() - 6 * size_of::<f32>()) as i64, 6 * size_of::<f32>() as i64)?;
         let constants = constants.f_view_dtype(Kind::Float)?;
-        let pixels =
-            bytes.f_narrow(0, 0, (self.sizes.len() * self.frame_bytes()) as i64)?.f_reshape(&self.shape()[..])?;
+        let pixels = bytes.f_narrow(0, 0, (self.sizes.len() * self.frame_bytes()) as i64)?;
+        let pixels = if self.floats { pixels.f_view_dtype(Kind::Float)? } else { pixels };
+        let pixels = pixels.f_reshape(&self.shape()[..])?;
         let mut values = pixels.f_sub(&constants.f_narrow(0, 0, 3)?)?.f_div_(&constants.f_narrow(0, 3, 3)?)?;
         for (image, &(height, width)) in (0..).zip(&self.sizes) {
             let frame = values.f_select(0, image)?;
@@ -173,6 +201,28 @@ fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn floats_are_normalized_as_bytes_are_and_shown_as_bytes() {
+        let pipeline = Pipeline::default();
+        let sizes = vec![(3, 5), (2, 4)];
+        let mut bytes = Pixels::black((3, 6), sizes.clone(), &pipeline);
+        let mut floats = Pixels::black_of((3, 6), sizes, &pipeline, true);
+        for (bytes, floats) in bytes.frames_mut().zip(floats.frames_mut()) {
+            for (i, (byte, float)) in bytes.iter_mut().zip(floats.as_chunks_mut::<4>().0).enumerate() {
+                *byte = (i * 37) as u8;
+                *float = f32::from(*byte).to_ne_bytes();
+            }
+        }
+        let values = |pixels: &Pixels| Vec::<f32>::try_from(pixels.on_host().unwrap().reshape([-1])).unwrap();
+        assert_eq!(values(&floats), values(&bytes));
+        let uploaded = floats.by_operators(&Tensor::from_slice(&floats.bytes)).unwrap();
+        assert_eq!(Vec::<f32>::try_from(uploaded.reshape([-1])).unwrap(), values(&bytes));
+        assert_eq!(floats.frame(1), bytes.frame(1));
+        floats.frames_mut().next().unwrap()[..8]
+            .copy_from_slice([(-3.5f32).to_ne_bytes(), 300f32.to_ne_bytes()].as_flattened());
+        assert_eq!(floats.frame(0).unwrap()[..2], [0, 255]);
+    }
 
     #[test]
     fn device_operators_give_the_same_bits_as_the_host() {

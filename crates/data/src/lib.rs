@@ -1,8 +1,9 @@
 //! From annotation files and images to batches.
 //!
 //! [`Dataset`] reads an annotation file, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
-//! order, and [`Loader`] makes batches on background threads: decode, resize, flip, normalize, pad.
+//! order, and [`Loader`] makes batches on background threads: decode, augment (resize, flip, ...), normalize, pad.
 
+mod augment;
 mod batch;
 mod check;
 mod coco;

@@ -114,7 +114,7 @@ fn column_spans(counts: &[u32], height: usize, width: usize) -> Vec<ColumnSpan> 
 }
 
 /// For each source position, and one past the last, the first destination position that uses it or a later one.
-fn first_destinations(source: usize, target: usize) -> Vec<usize> {
+pub(super) fn first_destinations(source: usize, target: usize) -> Vec<usize> {
     let taken = nearest(source, target);
     let mut starts = vec![target; source + 1];
     for (destination, &position) in taken.iter().enumerate().rev() {

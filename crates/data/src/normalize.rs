@@ -28,6 +28,14 @@ impl Normalization {
         std::array::from_fn(|channel| self.std[channel])
     }
 
+    /// Writes a row of RGB pixels that are float32 already, as the first of `bytes`.
+    pub fn row_of_floats(&self, bytes: &[u8], out: &mut [f32]) {
+        let (values, _) = bytes.as_chunks::<{ size_of::<f32>() }>();
+        for (pixel, out) in values.as_chunks::<3>().0.iter().zip(out.as_chunks_mut::<3>().0) {
+            *out = std::array::from_fn(|c| (f32::from_ne_bytes(pixel[c]) - self.mean[c]) / self.std[c]);
+        }
+    }
+
     /// Writes a row of RGB pixels as floats.
     pub fn row(&self, rgb: &[u8], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]

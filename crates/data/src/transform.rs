@@ -4,7 +4,7 @@ use fnet_common::Result;
 use fnet_common::random::{Generator, Purpose};
 use fnet_config::{Pipeline, ScaleMode};
 
-use super::batch::Target;
+use super::batch::{InstanceMask, Target};
 use super::coco::{Objects, Record, Segmentation};
 use super::masks::MaskPlan;
 
@@ -21,28 +21,33 @@ impl Augmentation {
     /// Draws the augmentation of `sample` in `epoch`. It depends only on these and the seed.
     pub fn draw(pipeline: &Pipeline, seed: u64, epoch: u64, sample: usize) -> Self {
         let mut random = Generator::derived(seed, Purpose::Augmentation, &[epoch, sample as u64]);
-        let between = |random: &mut Generator, a: usize, b: usize| {
-            let (low, high) = (a.min(b), a.max(b));
-            low + random.below(high - low + 1)
-        };
-        let scale = match (pipeline.scales.as_slice(), pipeline.scale_mode) {
-            ([], _) => pipeline.test_scale,
-            ([only], _) => *only,
-            // The long and the short side are drawn separately, as in MMDetection.
-            ([first, second, ..], ScaleMode::Range) => {
-                let long = |scale: &[usize; 2]| scale[0].max(scale[1]);
-                let short = |scale: &[usize; 2]| scale[0].min(scale[1]);
-                let long = between(&mut random, long(first), long(second));
-                [long, between(&mut random, short(first), short(second))]
-            }
-            (scales, ScaleMode::Value) => scales[random.below(scales.len())],
-        };
+        let scale = drawn_scale(&pipeline.scales, pipeline.scale_mode, &mut random).unwrap_or(pipeline.test_scale);
         Self { scale, flip: random.uniform() < pipeline.flip_probability }
     }
 
     /// The preprocessing at evaluation: one scale, no flip.
     pub fn test(pipeline: &Pipeline) -> Self {
         Self { scale: pipeline.test_scale, flip: false }
+    }
+}
+
+/// One of `scales`, or with [`ScaleMode::Range`] a scale between the first two. A single scale needs no random number; `None`
+/// without scales.
+pub(super) fn drawn_scale(scales: &[[usize; 2]], mode: ScaleMode, random: &mut Generator) -> Option<[usize; 2]> {
+    let between = |random: &mut Generator, a: usize, b: usize| {
+        let (low, high) = (a.min(b), a.max(b));
+        low + random.below(high - low + 1)
+    };
+    match (scales, mode) {
+        (&[] | &[_], _) => scales.first().copied(),
+        // The long and the short side are drawn separately, as in MMDetection.
+        ([first, second, ..], ScaleMode::Range) => {
+            let long = |scale: &[usize; 2]| scale[0].max(scale[1]);
+            let short = |scale: &[usize; 2]| scale[0].min(scale[1]);
+            let long = between(random, long(first), long(second));
+            Some([long, between(random, short(first), short(second))])
+        }
+        (scales, ScaleMode::Value) => Some(scales[random.below(scales.len())]),
     }
 }
 
@@ -107,11 +112,16 @@ impl Geometry {
     /// # Errors
     /// Data errors that name the annotation.
     pub fn map_objects(&self, record: &Record<'_>) -> Result<Target> {
+        Ok(with_pixels(self.map_boxes(&record.objects), self.map_masks(record)?))
+    }
+
+    /// The mask of each object of `record`; `None` for an empty one.
+    pub(super) fn map_masks(&self, record: &Record<'_>) -> Result<Vec<Option<InstanceMask>>> {
         let Record { image, objects, .. } = record;
         let listed = (image.height, image.width);
         let resized = rescaled_size(listed, self.augmentation.scale);
         if objects.boxes.is_empty() {
-            return Ok(Target::default());
+            return Ok(Vec::new());
         }
         let wrong = |message: String| record.annotation_error(format!("image {}: {message}", image.id));
         if resized.0 > self.padded.0 || resized.1 > self.padded.1 {
@@ -128,19 +138,20 @@ impl Geometry {
             })?;
             Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
         };
-        let segmentations = record.segmentations()?;
-        let masks: Vec<Option<_>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
-        let Target { boxes, labels, .. } = self.map_boxes(objects);
-        let mut target = Target::default();
-        // An object with an empty mask but a box would be a contradictory target.
-        for ((mask, bounds), label) in masks.into_iter().zip(boxes).zip(labels) {
-            let Some(mask) = mask else { continue };
-            target.masks.push(mask);
-            target.boxes.push(bounds);
-            target.labels.push(label);
-        }
-        Ok(target)
+        record.segmentations()?.iter().zip(objects.ids).map(mask).collect()
     }
+}
+
+/// The objects with a mask. An object with an empty mask but a box would be a contradictory target.
+pub(super) fn with_pixels(objects: Target, masks: Vec<Option<InstanceMask>>) -> Target {
+    let mut target = Target::default();
+    for ((mask, bounds), label) in masks.into_iter().zip(objects.boxes).zip(objects.labels) {
+        let Some(mask) = mask else { continue };
+        target.masks.push(mask);
+        target.boxes.push(bounds);
+        target.labels.push(label);
+    }
+    target
 }
 
 #[cfg(test)]

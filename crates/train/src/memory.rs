@@ -28,7 +28,7 @@ const AT_A_TIME: u64 = 3;
 /// A usage error if the images are too small for the model.
 pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let batch = config.data.samples_per_gpu as u64;
-    let shape = largest_shape(config.data.pipeline.scales.iter(), &config.data.pipeline);
+    let shape = largest_shape(&config.data.pipeline.largest_training_images(), &config.data.pipeline);
     let sampler = &config.model.roi_head.sampler;
     let rois = batch * sampler.count as u64;
     let positives = (rois as f64 * sampler.positive_fraction).ceil() as u64;
@@ -66,7 +66,8 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
 /// # Errors
 /// A usage error if the images are too small for the model.
 pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
-    let shape = largest_shape(std::iter::once(&config.data.pipeline.test_scale), &config.data.pipeline);
+    let [long, short] = config.data.pipeline.test_scale;
+    let shape = largest_shape(&[[short, long]], &config.data.pipeline);
     let report = count(&config.model, shape[0], shape[1])?;
     let size = |outputs: &[Vec<u64>]| outputs.iter().map(|output| output.iter().product::<u64>()).max().unwrap_or(0);
     let largest = report.layers.iter().map(|layer| size(&layer.outputs)).max().unwrap_or(0);
@@ -105,11 +106,12 @@ fn outputs(report: &FlopsReport, batch: u64, rois: u64, positives: u64) -> u64 {
     report.layers.iter().map(values).sum::<u64>() + report.uncounted * batch
 }
 
-/// Height and width of the largest padded image, in landscape; portrait takes the same memory.
-fn largest_shape<'a>(scales: impl Iterator<Item = &'a [usize; 2]>, pipeline: &Pipeline) -> [usize; 2] {
+/// The padded size of the image that takes the most pixels, of images of `sizes` [height, width]; of a portrait and a landscape
+/// image, the latter.
+fn largest_shape(sizes: &[[usize; 2]], pipeline: &Pipeline) -> [usize; 2] {
     let padded = |side: usize| side.next_multiple_of(pipeline.size_divisor).next_multiple_of(32);
-    let shape = |scale: &[usize; 2]| [padded(scale[1]), padded(scale[0])];
-    scales.map(shape).max_by_key(|[height, width]| height * width).unwrap_or([32, 32])
+    let shapes = sizes.iter().map(|size| size.map(padded));
+    shapes.max_by_key(|&[height, width]| (height * width, width)).unwrap_or([32, 32])
 }
 
 /// Bytes of one preprocessed image.
@@ -172,6 +174,17 @@ mod tests {
         });
         assert_eq!(several.shape, [1216, 1600]);
         assert!(several.activations > one.activations);
+        let list = |text: &str| {
+            let toml = format!("data.samples_per_gpu = 1\ndata.pipeline.train = [{text}]");
+            let pipeline = Config::from_toml(&toml, "test").unwrap().data.pipeline;
+            estimate(|config| config.data.pipeline = pipeline.clone()).shape
+        };
+        let jitter = "{kind = \"resize\", scales = [[1000, 1000]], ratio_range = [0.1, 2.0]}";
+        assert_eq!(list(jitter), [2016, 2016]);
+        assert_eq!(list("{kind = \"resize\", scales = [[640, 480], [1600, 1200]]}, {kind = \"flip\"}"), [1216, 1600]);
+        let crop = "{kind = \"random_crop\", crop_type = \"absolute_range\", crop_size = [300, 900]}";
+        assert_eq!(list(&format!("{jitter}, {crop}")), [928, 928]);
+        assert_eq!(list(&format!("{jitter}, {crop}, {{kind = \"pad\", size = [1000, 1024]}}")), [1024, 1024]);
         let narrow = estimate(|config| {
             config.data.samples_per_gpu = 1;
             config.train.amp = Amp::Bf16;

@@ -260,3 +260,114 @@ fn a_section_of_another_program_is_answered_field_by_field() {
     assert!(text.contains("a.toml:2:1: unknown field `runner.type`;"), "{text}");
     assert!(text.contains("unknown field `zzz`; the sections are model"), "{text}");
 }
+
+fn train_list(list: &str) -> Result<Resolved> {
+    set(&format!("data.pipeline.train=[{list}]"))
+}
+
+#[test]
+fn augmentations_are_read_from_both_kinds_of_lists_and_survive_a_checkpoint() {
+    let text = "data.pipeline.train = [{kind = \"flip\", directions = [\"diagonal\"]}, {kind = \"resize\"}]";
+    let inline = Resolved::from_toml(text, "x", &[], &no_classes).unwrap().config;
+    let text = "[[data.pipeline.train]]\nkind = \"flip\"\ndirections = [\"diagonal\"]\n[[data.pipeline.train]]\nkind = \"resize\"";
+    assert_eq!(Resolved::from_toml(text, "x", &[], &no_classes).unwrap().config, inline);
+    let kinds = "{kind=\"resize\"}, {kind=\"random_crop\", crop_type=\"absolute_range\", crop_size=[384, 600]}, \
+        {kind=\"color_jitter\"}, {kind=\"pad\", size=[600, 600]}, {kind=\"copy_paste\", selected=false}, {kind=\"flip\"}";
+    let config = train_list(kinds).unwrap().config;
+    assert_eq!(config.data.pipeline.train.len(), 6);
+    let mut read = Config::from_toml(&config.to_toml().unwrap(), "a.ckpt").unwrap();
+    read.data.root.clone_from(&config.data.root);
+    assert_eq!(read, config);
+    assert_eq!(Config::default().differences(&config).unwrap().len(), 1);
+}
+
+#[test]
+fn wrong_augmentations_are_reported_with_their_place_in_the_list() {
+    for (list, expected) in [
+        ("1", "train[0] is 1; expected a table whose `kind` is one of \"resize\", \"flip\""),
+        ("{size = [3, 3]}", "train[0] is { size = [3, 3] }; expected a table whose `kind` is one of"),
+        ("{kind = \"flip\"}, {kind = \"crop\"}", "train[1].kind is \"crop\"; expected one of"),
+        ("{kind = \"random_crp\"}", "did you mean \"random_crop\"?"),
+        (
+            "{kind = \"flip\", probability = 0.5}",
+            "train[0].probability is 0.5; expected a field of the kind \"flip\", one of",
+        ),
+        ("{kind = \"flip\", probability = 0.5}", "did you mean \"probabilities\"?"),
+        (
+            "{kind = \"flip\", probabilities = [2.0]}",
+            "train[0].probabilities is [2.0]; expected a list, not empty, of numbers of at least 0",
+        ),
+        ("{kind = \"flip\", directions = [\"left\"]}", "one of \"horizontal\", \"vertical\", \"diagonal\""),
+        (
+            "{kind = \"pad\", size = [0, 9]}",
+            "train[0].size is [0, 9]; expected a list of 2 whole numbers of at least 1",
+        ),
+        (
+            "{kind = \"resize\"}, {kind = \"flip\", probabilities = [0.5, 0.2]}",
+            "train[1].probabilities is [0.5, 0.2]; expected 1 numbers",
+        ),
+        (
+            "{kind = \"resize\"}, {kind = \"flip\", probabilities = [0.5, 0.6], directions = [\"vertical\", \"diagonal\"]}",
+            "a sum of at most 1",
+        ),
+        (
+            "{kind = \"resize\", ratio_range = [2.0, 0.1]}",
+            "train[0].ratio_range is [2.0, 0.1]; expected the smaller number first",
+        ),
+        ("{kind = \"resize\", scales = [[9, 9], [8, 8]], ratio_range = [0.1, 2.0]}", "one scale, because ratio_range"),
+        ("{kind = \"resize\", scales = [[800, 1333]]}", "long side first"),
+        ("{kind = \"resize\", scale_mode = \"range\"}", "two scales"),
+        ("{kind = \"random_crop\", crop_size = [0.5, 0.5]}", "set crop_type to \"relative\""),
+        (
+            "{kind = \"resize\"}, {kind = \"random_crop\", crop_type = \"relative\", crop_size = [500, 500]}",
+            "set crop_type to \"absolute\"",
+        ),
+        ("{kind = \"random_crop\", crop_type = \"absolute_range\", crop_size = [900, 300]}", "smaller number first"),
+        ("{kind = \"color_jitter\", contrast_range = [1.5, 0.5]}, {kind = \"resize\"}", "smaller number first"),
+        ("{kind = \"flip\"}", "train is [\"flip\"]; expected an augmentation that limits the size of images"),
+        (
+            "{kind = \"resize\"}, {kind = \"pad\", size = [800, 1333]}",
+            "expected at least [1333, 1333], the largest image",
+        ),
+        ("{kind = \"pad\"}", "nothing before limits their size"),
+        (
+            "{kind = \"resize\"}, {kind = \"copy_paste\"}",
+            "train[1] is \"copy_paste\"; expected images of one size before it; put { kind = \"pad\"",
+        ),
+        (
+            "{kind = \"resize\"}, {kind = \"pad\", size = [1333, 1333]}, {kind = \"copy_paste\"}, {kind = \"copy_paste\"}",
+            "expected one `copy_paste` in the list",
+        ),
+    ] {
+        let error = message(train_list(list));
+        assert!(error.contains(expected) && error.contains("data.pipeline.train"), "{list}: {error}");
+    }
+    let text = message(Resolved::from_toml("data.classes = [{a = 1}]", "x", &[], &no_classes));
+    assert!(text.contains("x:1:6: data.classes is [{ a = 1 }]; expected a list of strings"), "{text}");
+}
+
+#[test]
+fn a_list_of_augmentations_replaces_the_fields_of_earlier_layers_and_contradicts_later_ones() {
+    let list = "[[data.pipeline.train]]\nkind = \"resize\"\n";
+    let dir = folder(&[
+        (
+            "base.toml",
+            "[data.pipeline]\nscales = [[96, 64], [128, 96]]\nscale_mode = \"range\"\nflip_probability = 0.25\n",
+        ),
+        ("job.toml", &format!("base = \"base.toml\"\n{list}")),
+        ("same.toml", &format!("data.pipeline.scales = [[96, 64]]\n{list}scales = [[96, 64]]")),
+        ("other.toml", &format!("data.pipeline.scales = [[96, 64]]\n{list}")),
+    ]);
+    let read = |name: &str, sets_of: &[&str]| load(dir.path().join(name), &sets(sets_of), &no_classes);
+    let pipeline = read("job.toml", &[]).unwrap().config.data.pipeline;
+    assert_eq!((pipeline.train.len(), pipeline.scales, pipeline.flip_probability), (1, vec![[1333, 800]], 0.5));
+    assert!(read("same.toml", &[]).is_ok());
+    assert!(read("base.toml", &["data.pipeline.train=[{kind=\"resize\"}]"]).is_ok());
+    assert_eq!(read("base.toml", &["data.pipeline.train=[]"]).unwrap().config.data.pipeline.scales.len(), 2);
+    let error = message(read("other.toml", &[]));
+    let expected = "data.pipeline.scales is [[96, 64]]; expected no value beside data.pipeline.train, which replaces it; \
+                    remove it, and put its value into the entry of kind \"resize\"";
+    assert!(error.contains("other.toml:1:15") && error.contains(expected), "{error}");
+    let error = message(read("job.toml", &["data.pipeline.flip_probability=0.1"]));
+    assert!(error.contains("--set data.pipeline.flip_probability=0.1: ") && error.contains("kind \"flip\""), "{error}");
+}

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::augment::{self, Augmentation};
 use crate::check::Problems;
 
 /// Data sets and the input pipeline.
@@ -101,6 +102,10 @@ pub struct Pipeline {
     /// Probability of flipping a training image horizontally.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub flip_probability: f64,
+    /// Augmentations of training images in their order: tables with a `kind` and its fields, listed below. A list that is
+    /// not empty replaces `scales`, `scale_mode` and `flip_probability`. Without it, images are resized and flipped as
+    /// these fields say.
+    pub train: Vec<Augmentation>,
     /// Mean of each channel, RGB, 0 to 255.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, RGB, 0 to 255.
@@ -118,6 +123,7 @@ impl Default for Pipeline {
             scale_mode: ScaleMode::Value,
             test_scale: [1333, 800],
             flip_probability: 0.5,
+            train: Vec::new(),
             mean: [123.675, 116.28, 103.53],
             std: [58.395, 57.12, 57.375],
             size_divisor: 32,
@@ -130,16 +136,66 @@ impl Pipeline {
         let long_first = |scale: &[usize; 2]| scale[0] >= scale[1];
         let order = "the long side first, then the short side";
         let swap = "swap the two numbers";
-        problems.require(self.scales.iter().all(long_first), "data.pipeline.scales", &self.scales, order, swap);
         problems.require(long_first(&self.test_scale), "data.pipeline.test_scale", self.test_scale, order, swap);
-        problems.require(
-            self.scale_mode == ScaleMode::Value || self.scales.len() == 2,
-            "data.pipeline.scales",
-            &self.scales,
-            "two scales, the bounds of the range, because data.pipeline.scale_mode is \"range\"",
-            "give the smallest and the largest scale, or set scale_mode to \"value\"",
-        );
+        check_scales(&self.scales, self.scale_mode, true, "data.pipeline", problems);
+        self.check_replaced(problems);
+        augment::check(&self.train, "data.pipeline.train", problems);
     }
+
+    /// Fields that the list of augmentations replaces must not say something else.
+    fn check_replaced(&self, problems: &mut Problems) {
+        let default = Self::default();
+        let resized = self.train.iter().any(|augmentation| {
+            matches!(augmentation, Augmentation::Resize(resize)
+                if resize.scales == self.scales && resize.scale_mode == self.scale_mode)
+        });
+        let flipped = self.train.iter().any(|augmentation| {
+            matches!(augmentation, Augmentation::Flip(flip)
+                if flip.directions == [augment::Direction::Horizontal] && flip.probabilities == [self.flip_probability])
+        });
+        let unused = "no value beside data.pipeline.train, which replaces it";
+        let mut require = |holds: bool, name: &str, value: &dyn std::fmt::Debug, kind: &str| {
+            let remedy = format!("remove it, and put its value into the entry of kind \"{kind}\"");
+            problems.require(self.train.is_empty() || holds, &format!("data.pipeline.{name}"), value, unused, &remedy);
+        };
+        require(resized || self.scales == default.scales, "scales", &self.scales, "resize");
+        require(resized || self.scale_mode == default.scale_mode, "scale_mode", &self.scale_mode, "resize");
+        let flipped = flipped || self.flip_probability == default.flip_probability;
+        require(flipped, "flip_probability", &self.flip_probability, "flip");
+    }
+
+    /// The largest training images, `[height, width]`, of different shapes, before they are padded to `size_divisor`.
+    pub fn largest_training_images(&self) -> Vec<[usize; 2]> {
+        match self.train.as_slice() {
+            [] => self.scales.iter().map(|&[long, short]| [short, long]).collect(),
+            list => augment::largest(list),
+        }
+    }
+}
+
+/// Checks the scales of `section`.
+pub(super) fn check_scales(
+    scales: &[[usize; 2]],
+    mode: ScaleMode,
+    keep_ratio: bool,
+    section: &str,
+    problems: &mut Problems,
+) {
+    let field = format!("{section}.scales");
+    problems.require(
+        !keep_ratio || scales.iter().all(|scale| scale[0] >= scale[1]),
+        &field,
+        scales,
+        "the long side first, then the short side",
+        "swap the two numbers",
+    );
+    problems.require(
+        mode == ScaleMode::Value || scales.len() == 2,
+        &field,
+        scales,
+        &format!("two scales, the bounds of the range, because {section}.scale_mode is \"range\""),
+        "give the smallest and the largest scale, or set scale_mode to \"value\"",
+    );
 }
 
 /// How the size of a training image is chosen.

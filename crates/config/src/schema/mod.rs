@@ -1,5 +1,6 @@
 //! Every configuration field: its type, default, unit and meaning. docs/config.md is generated from these definitions.
 
+pub mod augment;
 mod data;
 mod evaluation;
 mod interval;

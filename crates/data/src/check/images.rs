@@ -94,10 +94,13 @@ fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeli
     );
     let unusable = dataset.split() == Split::Train
         && !dataset.objects(index).boxes.is_empty()
-        && pipeline.scales.iter().any(|&scale| {
-            let padded = Geometry::new(upright, Augmentation { scale, flip: false }, pipeline.size_divisor).padded;
-            let masks = rescaled_size(listed, scale);
-            masks.0 > padded.0 || masks.1 > padded.1
-        });
+        && match pipeline.train.as_slice() {
+            [] => pipeline.scales.iter().any(|&scale| {
+                let padded = Geometry::new(upright, Augmentation { scale, flip: false }, pipeline.size_divisor).padded;
+                let masks = rescaled_size(listed, scale);
+                masks.0 > padded.0 || masks.1 > padded.1
+            }),
+            _ => true,
+        };
     Some((if unusable { Code::ImageSizeUnusable } else { Code::ImageSizeDiffers }, message))
 }

@@ -33,8 +33,9 @@ fn a_valid_set_has_no_diagnostics() {
 
 #[test]
 fn images_are_compared_with_the_annotation_file() {
-    let small = SmallSet::new(&[(64, 48), (64, 48), (64, 48), (64, 48)]);
-    let path = |name: &str| small.folder.path().join(name);
+    let mut small = SmallSet::new(&[(64, 48), (64, 48), (64, 48), (64, 48)]);
+    let folder = small.folder.path().to_owned();
+    let path = |name: &str| folder.join(name);
     let mut file = annotations(&small);
     // A wrong height, swapped sides, a JPEG named PNG, and a truncated file.
     file["images"][0]["height"] = json!(47);
@@ -52,6 +53,10 @@ fn images_are_compared_with_the_annotation_file() {
     assert_eq!(swapped.place.image.as_deref(), Some("101"));
     let (counts, diagnostics) = found(&small, 1, true);
     assert!(counts.contains(&(Code::ImageUnreadable, 2)), "{:?}", diagnostics.kept());
+    // The augmentations of a list need masks of the image's size.
+    small.config.pipeline.train = vec![fnet_config::augment::Augmentation::Resize(Default::default())];
+    let (counts, _) = found(&small, 1, false);
+    assert_eq!(counts[..2], [(Code::ImageSizeUnusable, 2), (Code::ImageSizeDiffers, 2)]);
 }
 
 #[test]

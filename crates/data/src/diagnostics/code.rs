@@ -201,7 +201,7 @@ codes! {
         "boxes are used as they are; masks are drawn at the listed size, then resized like the image; in evaluation no mask of the image can match", "the same",
         "correct width and height in the annotation file, or replace the image";
     ImageSizeUnusable = "image-size-unusable", Error,
-        "the listed width and height differ so much from the image that its resized masks do not fit into it",
+        "the listed width and height differ so much from the image that its resized masks do not fit into it; with data.pipeline.train, that they differ at all",
         "stops", "crashes when the image is loaded",
         "correct width and height in the annotation file; if the annotations were made without the EXIF rotation, remove it from the image";
     ImageRotated = "image-rotated", Note,

@@ -1,5 +1,6 @@
 //! Prepares batches ahead of time on threads of this process.
 
+mod augmented;
 mod prefetch;
 mod sample;
 mod stages;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use sample::{load_image, single_image};
 pub use stages::StageTimes;
 
+use augmented::Augmented;
 use prefetch::Prefetch;
 use sample::{Sample, Wanted, assemble};
 
@@ -275,6 +277,10 @@ impl Work {
 
     fn load(&self, index: usize, times: &mut StageTimes) -> Result<Sample> {
         let augmentation = match self.training {
+            Some((seed, epoch)) if !self.pipeline.train.is_empty() => {
+                let Self { dataset, pipeline, flags, wanted, .. } = self;
+                return Augmented { dataset, pipeline, flags, wanted: *wanted, times }.load(index, seed, epoch);
+            }
             Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
             None => Augmentation::test(&self.pipeline),
         };

@@ -1,6 +1,7 @@
 //! Loads the images and objects of one step, from files to tensors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use fnet_common::{Error, Result};
 use fnet_config::Pipeline;
@@ -16,10 +17,12 @@ use crate::transform::{Augmentation, Geometry};
 
 /// A loaded image with its geometry.
 pub(super) struct Sample {
-    decoded: DecodedImage,
-    geometry: Geometry,
-    meta: ImageMeta,
-    target: Target,
+    pub decoded: DecodedImage,
+    /// The pixels as floats, in place of those of `decoded`, already of the size of the result.
+    pub floats: Option<Vec<f32>>,
+    pub geometry: Geometry,
+    pub meta: ImageMeta,
+    pub target: Target,
 }
 
 /// Decodes image `index` of `dataset`.
@@ -58,15 +61,9 @@ impl Sample {
         wanted: Wanted,
         times: &mut StageTimes,
     ) -> Result<Self> {
-        let path = record.path();
         let load = || {
+            let decoded = read(&record, times)?;
             let mut watch = Stopwatch::start();
-            let _work = activity::begin(format!("reading {}", path.display()));
-            let named = |error: Error| error.context(record.place());
-            let bytes = DecodedImage::bytes(&path).map_err(named)?;
-            watch.lap(&mut times.read);
-            let decoded = DecodedImage::from_bytes(&path, &bytes).map_err(named)?;
-            watch.lap(&mut times.decode);
             let geometry = Geometry::new((decoded.height, decoded.width), augmentation, divisor);
             let target = match wanted {
                 Wanted::Nothing => Target::default(),
@@ -83,12 +80,30 @@ impl Sample {
                 scale_factor: geometry.scale_factor,
                 flipped: augmentation.flip,
             };
-            Ok(Self { decoded, geometry, meta, target })
+            Ok(Self { decoded, floats: None, geometry, meta, target })
         };
-        catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
-            Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
-        })
+        contained(&record.path(), load)
     }
+}
+
+/// Reads and decodes the image of `record`.
+pub(super) fn read(record: &Record<'_>, times: &mut StageTimes) -> Result<DecodedImage> {
+    let path = record.path();
+    let mut watch = Stopwatch::start();
+    let named = |error: Error| error.context(record.place());
+    let bytes = DecodedImage::bytes(&path).map_err(named)?;
+    watch.lap(&mut times.read);
+    let decoded = DecodedImage::from_bytes(&path, &bytes).map_err(named)?;
+    watch.lap(&mut times.decode);
+    Ok(decoded)
+}
+
+/// Runs `load`, which reads the image at `path`. A panic becomes an error.
+pub(super) fn contained<T>(path: &Path, load: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _work = activity::begin(format!("reading {}", path.display()));
+    catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
+        Err(Error::bug(format!("loading {} panicked: {}", path.display(), contain::text(&*panic))))
+    })
 }
 
 /// A batch of one image without a data set and objects, preprocessed as at evaluation.
@@ -104,7 +119,7 @@ pub fn single_image(decoded: DecodedImage, image_id: i64, file_name: &str, pipel
         scale_factor: geometry.scale_factor,
         flipped: augmentation.flip,
     };
-    let sample = Sample { decoded, geometry, meta, target: Target::default() };
+    let sample = Sample { decoded, floats: None, geometry, meta, target: Target::default() };
     assemble(vec![sample], pipeline, &mut StageTimes::default())
 }
 
@@ -114,13 +129,30 @@ pub(super) fn assemble(samples: Vec<Sample>, pipeline: &Pipeline, times: &mut St
     let width = samples.iter().map(|sample| sample.geometry.padded.1).max().unwrap_or(0);
     let sizes = samples.iter().map(|sample| sample.geometry.resized).collect();
     let mut watch = Stopwatch::start();
-    let mut pixels = Pixels::black((height, width), sizes, pipeline);
+    // All samples of a loader pass the same augmentations.
+    let floats = samples.iter().any(|sample| sample.floats.is_some());
+    let mut pixels = Pixels::black_of((height, width), sizes, pipeline, floats);
     watch.lap(&mut times.assemble);
     for (sample, frame) in samples.iter().zip(pixels.frames_mut()) {
-        write_image(sample, 3 * width, frame, times);
+        match &sample.floats {
+            Some(floats) => {
+                write_floats(floats, sample.geometry.resized.1, width, frame);
+                watch.lap(&mut times.assemble);
+            }
+            None => write_image(sample, 3 * width, frame, times),
+        }
     }
     let (metas, targets) = samples.into_iter().map(|sample| (sample.meta, sample.target)).unzip();
     Batch { images: pixels.into(), metas, targets }
+}
+
+/// Copies an image of `own` pixels in a row into a frame of rows of `width` pixels.
+fn write_floats(floats: &[f32], own: usize, width: usize, frame: &mut [u8]) {
+    let rows = floats.chunks_exact((own * 3).max(1)).zip(frame.chunks_exact_mut(width * 3 * size_of::<f32>()));
+    for (row, out) in rows {
+        let (out, _) = out.as_chunks_mut::<{ size_of::<f32>() }>();
+        out.iter_mut().zip(row).for_each(|(out, value)| *out = value.to_ne_bytes());
+    }
 }
 
 fn write_image(sample: &Sample, row_length: usize, frame: &mut [u8], times: &mut StageTimes) {

@@ -12,7 +12,7 @@ pub struct StageTimes {
     pub decode: Duration,
     /// Boxes and masks of the objects, from the annotation file to windows of the resized image.
     pub masks: Duration,
-    /// Resizing and flipping.
+    /// Resizing, flipping and all of data.pipeline.train, also of boxes and masks there.
     pub resize: Duration,
     /// Copying rows of pixels into the batch, with padding.
     pub assemble: Duration,

@@ -157,3 +157,126 @@ fn a_truncated_jpeg_is_used_with_a_warning() {
     assert!(warnings.len() == 1 && warnings[0].contains("0.png: Premature end"), "{warnings:?}");
     assert!(loader.take_warnings().is_empty());
 }
+
+/// A list with every kind, for images of at most 96 pixels.
+const ALL_KINDS: &str = r#"[
+    {kind = "resize", scales = [[96, 64]], ratio_range = [0.4, 1.5]},
+    {kind = "flip", probabilities = [0.3, 0.2, 0.2], directions = ["horizontal", "vertical", "diagonal"]},
+    {kind = "random_crop", crop_type = "absolute_range", crop_size = [30, 90], allow_negative_crop = true, recompute_bbox = true},
+    {kind = "color_jitter"},
+    {kind = "pad", size = [96, 90]},
+    {kind = "copy_paste", mask_occluded_thr = 20},
+]"#;
+
+/// Sets the augmentations of a data set.
+fn augment(small: &mut SmallSet, list: &str) {
+    let text = format!("data.pipeline.train = {}", list.replace('\n', " "));
+    small.config.pipeline.train = config::Config::from_toml(&text, "test").unwrap().data.pipeline.train;
+}
+
+fn equal(a: &[Batch], b: &[Batch]) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| values(a) == values(b) && (&a.metas, &a.targets) == (&b.metas, &b.targets))
+}
+
+#[test]
+fn a_list_that_says_the_same_as_the_fields_makes_the_same_batches() {
+    let mut small = SmallSet::new(&SIZES);
+    small.config.pipeline.scales = vec![[96, 64], [128, 90], [40, 30]];
+    let options = TrainOptions { seed: 5, epoch: 3, ..TrainOptions::default() };
+    for (mode, count) in [(config::ScaleMode::Value, 3), (config::ScaleMode::Range, 2)] {
+        small.config.pipeline.scales.truncate(count);
+        (small.config.pipeline.scale_mode, small.config.pipeline.train) = (mode, Vec::new());
+        let fields: Vec<_> = train(&small, &indices(3), &options).map(Result::unwrap).collect();
+        let scales = format!("{:?}", small.config.pipeline.scales);
+        let mode = format!("{mode:?}").to_lowercase();
+        let list = format!("[{{kind = \"resize\", scales = {scales}, scale_mode = \"{mode}\"}}, {{kind = \"flip\"}}]");
+        augment(&mut small, &list);
+        let listed: Vec<_> = train(&small, &indices(3), &options).map(Result::unwrap).collect();
+        assert!(equal(&fields, &listed));
+    }
+}
+
+#[test]
+fn augmented_batches_depend_only_on_seed_epoch_and_image() {
+    let mut small = SmallSet::new(&SIZES);
+    augment(&mut small, ALL_KINDS);
+    let run = |small: &SmallSet, indices: &[usize], seed, epoch, first_batch| {
+        let options = TrainOptions { seed, epoch, first_batch, ..TrainOptions::default() };
+        train(small, indices, &options).map(Result::unwrap).collect::<Vec<_>>()
+    };
+    small.config.samples_per_gpu = 1;
+    small.config.workers_per_gpu = 0;
+    let order = [0, 1, 2, 3, 4];
+    let whole = run(&small, &order, 5, 3, 0);
+    for workers in [1, 3] {
+        small.config.workers_per_gpu = workers;
+        assert!(equal(&whole, &run(&small, &order, 5, 3, 0)));
+        assert!(equal(&whole[2..], &run(&small, &order, 5, 3, 2)), "a resume starts at any batch");
+    }
+    // Another rank, or another number of them, gets the images in another order.
+    let reversed = run(&small, &[4, 3, 2, 1, 0], 5, 3, 0);
+    assert!(equal(&whole, &reversed.into_iter().rev().collect::<Vec<_>>()));
+    assert!(!equal(&whole, &run(&small, &order, 5, 4, 0)) && !equal(&whole, &run(&small, &order, 6, 3, 0)));
+    for batch in &whole {
+        assert_eq!((batch.metas[0].image_size, batch.metas[0].padded_size), ((96, 90), (96, 96)));
+        let target = &batch.targets[0];
+        assert!(target.boxes.len() == target.masks.len() && target.labels.len() == target.masks.len());
+        assert!(target.masks.iter().all(|mask| mask.frame == (96, 96)));
+    }
+    let options = TrainOptions { seed: 5, epoch: 3, without_masks: true, ..TrainOptions::default() };
+    for (with, without) in whole.iter().zip(train(&small, &order, &options).map(Result::unwrap)) {
+        assert_eq!(with.targets[0].boxes, without.targets[0].boxes);
+        assert!(without.targets[0].masks.is_empty() && values(with) == values(&without));
+    }
+}
+
+#[test]
+fn a_crop_without_objects_is_replaced_by_another_image_of_the_group() {
+    let mut small = SmallSet::new(&SIZES);
+    small.config.samples_per_gpu = 1;
+    // The object covers a part of the upper left corner, so many crops of 20 pixels miss it.
+    augment(&mut small, r#"[{kind = "random_crop", crop_size = [20, 20]}]"#);
+    let run = |small: &SmallSet, epoch| {
+        let options = TrainOptions { epoch, ..TrainOptions::default() };
+        train(small, &[0, 1, 2, 3, 4], &options).map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let mut replaced = 0;
+    for epoch in 0..5 {
+        let batches = run(&small, epoch);
+        assert!(equal(&batches, &run(&small, epoch)));
+        assert!(batches.iter().all(|batch| !batch.targets[0].boxes.is_empty()));
+        for (index, batch) in batches.iter().enumerate() {
+            let used = usize::try_from(batch.metas[0].image_id - 100).unwrap();
+            let landscape = |index: usize| SIZES[index].0 > SIZES[index].1;
+            assert_eq!(landscape(used), landscape(index));
+            replaced += usize::from(used != index);
+        }
+    }
+    assert!(replaced > 3, "{replaced}");
+    augment(&mut small, r#"[{kind = "random_crop", crop_size = [20, 20], allow_negative_crop = true}]"#);
+    let empty = (0..5).flat_map(|epoch| run(&small, epoch)).filter(|batch| batch.targets[0].boxes.is_empty()).count();
+    assert!(empty > 3, "{empty}");
+
+    augment(&mut small, r#"[{kind = "random_crop", crop_size = [1, 1]}]"#);
+    small.write(&serde_json::json!({
+        "images": [{"id": 100, "file_name": "0.png", "width": 80, "height": 60}],
+        "annotations": [{
+            "id": 1, "image_id": 100, "category_id": 7, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0,
+            "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]
+        }],
+        "categories": [{"id": 7, "name": "box"}]
+    }));
+    let error = train(&small, &[0], &TrainOptions::default()).next().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().contains("0.png") && error.to_string().contains("allow_negative_crop = true"), "{error}");
+}
+
+#[test]
+fn objects_of_an_image_of_another_size_than_listed_cannot_be_cut_out() {
+    let mut small = SmallSet::new(&[(80, 60)]);
+    augment(&mut small, r#"[{kind = "resize", scales = [[96, 64]]}]"#);
+    image::ImageBuffer::from_pixel(82, 60, image::Rgb([1u8, 2, 3])).save(small.folder.path().join("0.png")).unwrap();
+    let message = train(&small, &[0], &TrainOptions::default()).next().unwrap().unwrap_err().to_string();
+    assert!(message.contains("listed as 80x60") && message.contains("82x60 pixels"), "{message}");
+}

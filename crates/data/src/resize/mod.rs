@@ -4,9 +4,13 @@
 //! 4 + 16 + 2 bits. Halving both sides exactly averages 2x2 pixels instead. There is no antialiasing.
 
 mod columns;
+mod floats;
 mod simd;
 
+use std::ops::Range;
+
 use columns::Columns;
+pub(crate) use floats::resize_floats;
 
 /// One in 11-bit fixed point.
 const ONE: f32 = 2048.0;
@@ -32,7 +36,10 @@ enum Border {
 #[derive(Debug)]
 pub struct Bilinear {
     source: (usize, usize),
+    /// Size of the result.
     target: (usize, usize),
+    /// First row and column of the source, where the method does not know them.
+    origin: (usize, usize),
     flip: bool,
     method: Method,
 }
@@ -52,21 +59,30 @@ impl Bilinear {
 
     /// A plan that also flips the result horizontally if `flip`.
     pub fn mirrored(source: (usize, usize), target: (usize, usize), flip: bool) -> Self {
-        let method = if source == target {
-            Method::Copy
+        Self::part(source, target, 0..target.0, 0..target.1, flip)
+    }
+
+    /// A plan for these rows and columns of the image that is resized to `target`; the rest is not computed.
+    pub fn part(
+        source: (usize, usize),
+        target: (usize, usize),
+        rows: Range<usize>,
+        columns: Range<usize>,
+        flip: bool,
+    ) -> Self {
+        let (origin, method) = if source == target {
+            ((rows.start, columns.start), Method::Copy)
         } else if source == (target.0 * 2, target.1 * 2) {
-            Method::Halve
+            ((rows.start * 2, columns.start * 2), Method::Halve)
         } else {
-            let mut columns = taps(source.1, target.1, Border::DropFraction);
+            let mut taken = taps(source.1, target.1, Border::DropFraction)[columns.clone()].to_vec();
             if flip {
-                columns.reverse();
+                taken.reverse();
             }
-            Method::Interpolate {
-                columns: Columns::new(columns, source.1),
-                rows: taps(source.0, target.0, Border::KeepFraction),
-            }
+            let rows = taps(source.0, target.0, Border::KeepFraction)[rows.clone()].to_vec();
+            ((0, 0), Method::Interpolate { columns: Columns::new(taken, source.1), rows })
         };
-        Self { source, target, flip, method }
+        Self { source, target: (rows.len(), columns.len()), origin, flip, method }
     }
 
     /// Resizes `rgb` (3 bytes per pixel, row-major). Calls `take` with bands of finished rows from top to bottom, and
@@ -77,8 +93,9 @@ impl Bilinear {
     pub fn for_each_band(&self, rgb: &[u8], mut take: impl FnMut(usize, &[u8])) {
         let (source_stride, stride) = (self.source.1 * 3, self.target.1 * 3);
         assert_eq!(rgb.len(), self.source.0 * source_stride, "the image has the size that the plan was made for");
-        let row = |y: usize| &rgb[y * source_stride..(y + 1) * source_stride];
-        if matches!(self.method, Method::Copy) && !self.flip {
+        let (top, left) = self.origin;
+        let row = |y: usize| &rgb[(top + y) * source_stride + left * 3..(top + y + 1) * source_stride];
+        if matches!(self.method, Method::Copy) && !self.flip && self.target == self.source {
             for (i, band) in rgb.chunks(stride * BAND).enumerate() {
                 take(i * BAND, band);
             }
@@ -95,7 +112,7 @@ impl Bilinear {
                 match (&self.method, &mut horizontal) {
                     (Method::Interpolate { rows, .. }, Some(horizontal)) => horizontal.blend(&rows[y], row, out),
                     (Method::Halve, _) => halve(row(y * 2), row(y * 2 + 1), out),
-                    _ => out.copy_from_slice(row(y)),
+                    _ => out.copy_from_slice(&row(y)[..stride]),
                 }
                 if self.flip && horizontal.is_none() {
                     mirror(out);
@@ -165,25 +182,26 @@ fn mirror(row: &mut [u8]) {
     pixels.reverse();
 }
 
-fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
+/// For each destination position the source position before it, the one after it, and the distance from the first.
+fn positions(source: usize, target: usize, border: Border) -> impl Iterator<Item = ([usize; 2], f32)> {
     // OpenCV takes the reciprocal of the inverse, which is not always the quotient.
     let scale = 1.0 / (target as f64 / source as f64);
     let last = source.saturating_sub(1) as i64;
-    (0..target)
-        .map(|d| {
-            let position = ((d as f64 + 0.5) * scale - 0.5) as f32;
-            let floor = position.floor();
-            let (mut start, mut fraction) = (floor as i64, position - floor);
-            if border == Border::DropFraction && (start < 0 || start >= last) {
-                (start, fraction) = (start.clamp(0, last), 0.0);
-            }
-            let weight = |w: f32| (w * ONE).round_ties_even() as i16;
-            Tap {
-                first: start.clamp(0, last) as usize,
-                second: (start + 1).clamp(0, last) as usize,
-                weights: [weight(1.0 - fraction), weight(fraction)],
-            }
-        })
+    (0..target).map(move |d| {
+        let position = ((d as f64 + 0.5) * scale - 0.5) as f32;
+        let floor = position.floor();
+        let (mut start, mut fraction) = (floor as i64, position - floor);
+        if border == Border::DropFraction && (start < 0 || start >= last) {
+            (start, fraction) = (start.clamp(0, last), 0.0);
+        }
+        ([start, start + 1].map(|at| at.clamp(0, last) as usize), fraction)
+    })
+}
+
+fn taps(source: usize, target: usize, border: Border) -> Vec<Tap> {
+    let weight = |w: f32| (w * ONE).round_ties_even() as i16;
+    positions(source, target, border)
+        .map(|([first, second], fraction)| Tap { first, second, weights: [weight(1.0 - fraction), weight(fraction)] })
         .collect()
 }
 
@@ -241,6 +259,43 @@ mod tests {
             let mut plain = Bilinear::new(source, target).apply(&rgb);
             plain.chunks_exact_mut(target.1 * 3).for_each(mirror);
             prop_assert_eq!(Bilinear::mirrored(source, target, true).apply(&rgb), plain);
+        }
+
+        #[test]
+        fn a_part_equals_the_part_of_the_whole(
+            h in 1usize..30, w in 1usize..40, new_h in 1usize..60, new_w in 1usize..80, how in 0..3, flip: bool, corner: [u16; 4]
+        ) {
+            let source = match how { 0 => (new_h, new_w), 1 => (new_h * 2, new_w * 2), _ => (h, w) };
+            let range = |a: u16, b: u16, side: usize| {
+                let (a, b) = (usize::from(a) % side, usize::from(b) % side);
+                a.min(b)..a.max(b) + 1
+            };
+            let (rows, columns) = (range(corner[0], corner[1], new_h), range(corner[2], corner[3], new_w));
+            let rgb = noise(source.0, source.1);
+            let whole = Bilinear::new(source, (new_h, new_w)).apply(&rgb);
+            let mut expected = Vec::new();
+            for y in rows.clone() {
+                let mut row = whole[(y * new_w + columns.start) * 3..(y * new_w + columns.end) * 3].to_vec();
+                if flip {
+                    mirror(&mut row);
+                }
+                expected.extend(row);
+            }
+            prop_assert_eq!(Bilinear::part(source, (new_h, new_w), rows, columns, flip).apply(&rgb), expected);
+        }
+
+        #[test]
+        fn floats_are_resized_as_bytes_up_to_rounding(
+            h in 1usize..20, w in 1usize..20, new_h in 1usize..30, new_w in 1usize..30, half: bool, top in 0usize..29, left in 0usize..29
+        ) {
+            let source = if half { (new_h * 2, new_w * 2) } else { (h, w) };
+            let (rows, columns) = (top.min(new_h - 1)..new_h, left.min(new_w - 1)..new_w);
+            let rgb = noise(source.0, source.1);
+            let values: Vec<f32> = rgb.iter().map(|&value| f32::from(value)).collect();
+            let bytes = Bilinear::part(source, (new_h, new_w), rows.clone(), columns.clone(), false).apply(&rgb);
+            let floats = resize_floats(&values, source, (new_h, new_w), rows, columns);
+            prop_assert_eq!(bytes.len(), floats.len());
+            prop_assert!(bytes.iter().zip(floats).all(|(&byte, float)| (f32::from(byte) - float).abs() <= 1.0));
         }
 
         #[test]
