@@ -321,7 +321,8 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$val.pipeline[MultiScaleFlipAug].img_scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].img_scale", To("data.pipeline.test_scale", scale)),
-    ("$val.pipeline[MultiScaleFlipAug].flip", Always(&["False"], "each image is evaluated once, as it is")),
+    ("$val.pipeline[MultiScaleFlipAug].flip", To("evaluation.tta", flip)),
+    ("$val.pipeline[MultiScaleFlipAug].flip_direction", Always(&["'horizontal'"], "images are mirrored horizontally")),
     ("$val.pipeline[MultiScaleFlipAug].transforms[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline", Follows),
@@ -476,7 +477,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("workflow", Always(&["[['train', 1]]"], "an epoch of training is followed by an evaluation")),
     ("data.train_dataloader", No(LOADER)),
     ("train_dataloader.dataset", Follows),
-    ("tta_model", No("each image is evaluated once, as it is")),
+    ("tta_model", No("give --tta to `test` or `predict`: each image is evaluated with its mirror image, at one size")),
     ("tta_pipeline", Follows),
     ("dist_params", Follows),
     ("log_level", Follows),
@@ -518,6 +519,13 @@ fn number(value: &Value) -> Result<Toml, &'static str> {
 fn flag(value: &Value) -> Result<Toml, &'static str> {
     match value {
         Value::Bool(flag) => Ok(Toml::Boolean(*flag)),
+        _ => Err("True or False"),
+    }
+}
+
+fn flip(value: &Value) -> Result<Toml, &'static str> {
+    match value {
+        Value::Bool(flip) => Ok(Toml::String(if *flip { "flip" } else { "off" }.to_owned())),
         _ => Err("True or False"),
     }
 }

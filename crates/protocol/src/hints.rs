@@ -251,6 +251,7 @@ pub const HINTS: &[Hint] = &[
     to("--amp", "--set train.amp=bf16"),
     to("--fp16", "--set train.amp=fp16"),
     to("--half", "--set evaluation.amp=fp16"),
+    to("--augment", "--tta"),
     noted("--patience", "--set train.early_stop.patience=10", "with train.early_stop.metric"),
     to("--accumulate", "--set train.accumulate=2"),
     to("--save-period", "--set checkpoint.interval=1"),

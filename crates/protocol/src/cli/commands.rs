@@ -111,6 +111,9 @@ pub struct Test {
     #[arg(long)]
     pub fuse_conv_bn: bool,
     /// Write the metrics as JSON
+    /// Test-time augmentation: evaluate each image together with its mirror image (--set evaluation.tta=flip)
+    #[arg(long, alias = "aug-test")]
+    pub tta: bool,
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
     /// Continue if tensors of the model are missing from the checkpoint or have other shapes there
@@ -201,6 +204,9 @@ pub struct Predict {
 /// Height and width in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
+    /// Test-time augmentation: use each image together with its mirror image (--set evaluation.tta=flip)
+    #[arg(long, alias = "aug-test")]
+    pub tta: bool,
     /// Height.
     pub height: usize,
     /// Width.
