@@ -25,8 +25,8 @@ pub use benchmark::{
 pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
-    Completions, Doctor, Export, Flops, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth, SynthLayout,
-    Test, Train,
+    Completions, Doctor, Export, Flops, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName, Synth,
+    SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig, SplitName};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
