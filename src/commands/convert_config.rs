@@ -62,7 +62,7 @@ mod tests {
     /// The learning rates of a job with the schedule of a Python config, and the report of its conversion.
     fn converted(schedule: &str) -> (Vec<f64>, String) {
         let python = format!(
-            "model = dict(type='MaskRCNN')\noptimizer = dict(type='SGD', lr={BASE})\n\
+            "model = dict(type='MaskRCNN', roi_head=dict(mask_head=dict(type='FCNMaskHead')))\noptimizer = dict(type='SGD', lr={BASE})\n\
              runner = dict(type='EpochBasedRunner', max_epochs={EPOCHS})\n{schedule}\n"
         );
         let folder = fnet_test_support::folder(&[("a.py", &python)]);

@@ -191,7 +191,11 @@ fn in_range(number: f64, schema: &Json) -> bool {
 pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let siblings = all().keys().filter(|path| parent(path) == section);
-    let by_spelling = |path: &&String| strsim::jaro_winkler(last(path), name);
+    let letters = |name: &str| name.replace('_', "");
+    let by_spelling = |path: &&String| match letters(last(path)) == letters(name) {
+        true => 1.0,
+        false => strsim::jaro_winkler(last(path), name),
+    };
     let sibling = siblings.max_by(|a, b| by_spelling(a).total_cmp(&by_spelling(b)));
     if let Some(path) = sibling.filter(|path| by_spelling(path) >= 0.85) {
         return Some(path);
