@@ -88,8 +88,10 @@ fn run(arguments: &Worker) -> i32 {
         Ok(Err(error)) => error,
         Err(payload) => Error::from_panic(payload.as_ref()),
     };
-    outlet::stderr(format!("error: {error}\n"));
-    control.failed(error.failure());
+    // The launcher prints it, and writes it to the log of the rank.
+    if !control.failed(error.failure()) {
+        outlet::stderr(format!("error: {error}\n"));
+    }
     error.exit_code()
 }
 

@@ -6,7 +6,7 @@ use tch::Device;
 
 use fnet_checkpoint::{Need, TrainedFile};
 use fnet_common::{Error, Result};
-use fnet_config::Config;
+use fnet_config::{Config, Tta};
 use fnet_evaluate::inference::Ranks;
 use fnet_evaluate::paint::Object;
 use fnet_evaluate::results::{Detection, ImageResult};
@@ -44,6 +44,8 @@ pub struct Wanted<'a> {
     pub config: Option<&'a Path>,
     pub overrides: &'a [String],
     pub allow_partial: bool,
+    /// Whether `evaluation.tta` is on whatever the config says.
+    pub tta: bool,
 }
 
 impl<'a> Wanted<'a> {
@@ -54,6 +56,7 @@ impl<'a> Wanted<'a> {
             config: arguments.config.as_deref(),
             overrides: &arguments.set,
             allow_partial: arguments.allow_partial,
+            tta: arguments.tta,
         }
     }
 }
@@ -74,7 +77,7 @@ pub fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
 pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let path = wanted.checkpoint;
     let file = TrainedFile::open(path)?;
-    let config = match (wanted.config, file.config()) {
+    let mut config = match (wanted.config, file.config()) {
         (Some(config), _) => fnet_data::load_config(config, wanted.overrides)?.config,
         (None, Some(stored)) => {
             fnet_data::parse_config(stored, &format!("config inside {}", path.display()), wanted.overrides)?.config
@@ -86,6 +89,9 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
             )));
         }
     };
+    if wanted.tta {
+        config.evaluation.tta = Tta::Flip;
+    }
     config.validate()?;
     let mut parameters = Parameters::new();
     let model = MaskRcnn::new(&config.model, &mut parameters, device, 0)?;

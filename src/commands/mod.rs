@@ -42,7 +42,15 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
             on_ranks(control, Phase::Evaluation, |host| test::test(arguments, host).map(exit_code))
         }
         WorkerCommand::Predict(arguments) => {
-            on_ranks(control, Phase::Evaluation, |host| predict::predict(arguments, host).map(exit_code))
+            let mut unreadable = Ok(());
+            let code = on_ranks(control, Phase::Evaluation, |host| {
+                let outcome = predict::predict(arguments, host)?.and_then(|images| {
+                    unreadable = images;
+                    Ok(())
+                })?;
+                Ok(exit_code(outcome))
+            })?;
+            unreadable.map(|()| code)
         }
         WorkerCommand::Benchmark(arguments) => match &arguments.what {
             BenchmarkCommand::Train(arguments) => benchmark::benchmark_train(arguments, control),

@@ -131,9 +131,10 @@ fn predict_draws_detections_and_writes_results_with_file_names() {
         progress: &mut |done, total| calls.push((done, total)),
         say: &mut |text| said.push(text.to_owned()),
     };
-    predict(&arguments, &mut host).unwrap();
+    assert!(matches!(predict(&arguments, &mut host).unwrap(), Outcome::Here(Ok(()))));
     assert_eq!(calls, [(1, 2), (2, 2)]);
-    assert!(said[0].contains("in 2 images"), "{said:?}");
+    assert!(said[0].contains("painted in 2 of 2 images"), "{said:?}");
+    assert!(said[1].contains("category ids are those of"), "{said:?}");
     let results: Vec<serde_json::Value> =
         serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     assert!(!results.is_empty());

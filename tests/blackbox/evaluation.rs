@@ -61,6 +61,36 @@ fn thresholds_limits_and_items_come_from_the_config() {
 }
 
 #[test]
+fn test_time_augmentation_is_an_option_and_a_field_and_does_not_depend_on_workers() {
+    let scene = Scene::with_images(8, 5);
+    scene.one("train cfg.toml --no-validate --set train.epochs=2 optimizer.lr=0.003");
+    let test = |name: &str, workers: usize, options: &str| {
+        scene
+            .launch(&format!(
+                "--device cpu --nproc {workers} test work_dirs/cfg/latest.ckpt --format-only --out {name}.json {options}"
+            ))
+            .expect(0, &[]);
+        fs::read(scene.path(&format!("{name}.segm.json"))).unwrap()
+    };
+    let (plain, option) = (test("plain", 1, ""), test("option", 1, "--tta"));
+    assert_ne!(plain, option);
+    assert!(test("field", 2, "--set evaluation.tta=flip") == option, "the field, on two workers");
+    assert!(test("alias", 1, "--aug-test") == option);
+    scene.one("predict work_dirs/cfg/latest.ckpt data/val --out predicted --tta");
+    let read = |path: &str| -> Vec<serde_json::Value> {
+        serde_json::from_slice(&fs::read(scene.path(path)).unwrap()).unwrap()
+    };
+    let (predicted, tested) = (read("predicted/results.json"), read("option.segm.json"));
+    let scores = |entries: &[serde_json::Value]| {
+        let mut scores: Vec<String> = entries.iter().map(|entry| entry["score"].to_string()).collect();
+        scores.sort();
+        scores
+    };
+    assert_eq!(scores(&predicted), scores(&tested));
+    scene.launch("--device cpu --nproc 1 test work_dirs/cfg/latest.ckpt --augment").expect(2, &["use --tta"]);
+}
+
+#[test]
 fn browse_shows_the_images_that_the_model_gets() {
     let scene = Scene::with_images(6, 3);
     let size = |folder: &str, name: &str| image::image_dimensions(scene.path(folder).join(name)).unwrap();

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::outputs::{floats, losses, tensors};
-use crate::support::{Scene, finish, launcher, until};
+use crate::outputs::{files, floats, losses, tensors};
+use crate::support::{Scene, finish, launcher, until, worker_program};
 
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
 
@@ -163,7 +163,7 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
         }
         assert!(!scene.path("work_dirs").exists(), "{line}");
     }
-    // Errors that only a worker can detect are printed in the same way.
+    // Errors that only a worker can detect are printed in the same way: once, by the launcher.
     for (line, code, words) in [
         ("train cfg.toml --set data.train.ann_file=none.json", 3, "none.json"),
         ("train cfg.toml --set model.pretrained=results.json", 3, "results.json: this is a JSON file"),
@@ -171,9 +171,14 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
     ] {
         let ended = scene.launch(&format!("--device cpu --nproc 2 {line}"));
         ended.expect(code, &[words]);
-        for noise in ["last lines", "full log", "after it", "not restarted"] {
+        for noise in ["last lines", "full log", "after it", "not restarted", "error: "] {
             assert!(!ended.stderr.contains(noise), "{line}: {}", ended.stderr);
         }
+        let mut logs = files(&scene.path("work_dirs/cfg/logs"), ".log").into_iter();
+        assert!(logs.any(|log| fs::read_to_string(log).unwrap().contains("error: ")), "{line}: the log has it too");
+        let mut alone = scene.command(&worker_program(), line);
+        alone.env(fnet_protocol::env::DEVICE, "cpu");
+        finish(alone).expect(code, &["error: ", words]);
     }
 }
 

@@ -28,6 +28,7 @@ mod nodes;
 mod options;
 mod outputs;
 mod parity_trained;
+mod predict;
 mod resume;
 mod simulated;
 mod slots;

@@ -279,11 +279,16 @@ fn in_range(number: f64, schema: &Json) -> bool {
 
 /// The known path that is most similar to an unknown one.
 ///
-/// Looks first for a similar name in the same section, then for the same name in other sections.
+/// Looks first for a similar name in the same section, then for the same name in other sections, and for a path that is
+/// similar as a whole only if there is no such section.
 pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let siblings = all().keys().filter(|path| parent(path) == section);
-    let by_spelling = |path: &&String| strsim::jaro_winkler(last(path), name);
+    let letters = |name: &str| name.replace('_', "");
+    let by_spelling = |path: &&String| match letters(last(path)) == letters(name) {
+        true => 1.0,
+        false => strsim::jaro_winkler(last(path), name),
+    };
     let sibling = siblings.max_by(|a, b| by_spelling(a).total_cmp(&by_spelling(b)));
     if let Some(path) = sibling.filter(|path| by_spelling(path) >= 0.85) {
         return Some(path);
@@ -293,6 +298,9 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     elsewhere
         .or(sibling.filter(|path| by_spelling(path) >= 0.7))
         .or_else(|| {
+            if all().contains_key(section) {
+                return None;
+            }
             let best = all().keys().max_by(|a, b| whole(a).total_cmp(&whole(b)));
             best.filter(|path| whole(path) >= 0.85)
         })
@@ -346,6 +354,8 @@ mod tests {
         assert_eq!(nearest("optimiser"), Some("optimizer"));
         assert_eq!(nearest("train.samples_per_gpu"), Some("data.samples_per_gpu"));
         assert_eq!(nearest("zzz"), None);
+        assert_eq!(nearest("model.backbone.x"), None, "its own section is no answer");
+        assert_eq!(nearest("model.backbon.depths"), Some("model.backbone.depths"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod map;
 mod path;
 mod python;
 mod report;
+mod schedule;
 mod settle;
 mod table;
 #[cfg(test)]

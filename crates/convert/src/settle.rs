@@ -7,6 +7,7 @@ use fnet_config::Config;
 
 use crate::map::{Mapped, first};
 use crate::path::type_of;
+use crate::schedule;
 use crate::value::{Dict, Value};
 
 /// Detectors that have what fnet trains: an RPN, then heads on regions.
@@ -63,9 +64,11 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     colors(mapped);
     folders(mapped);
     classes(mapped);
+    schedule::settle(values, mapped);
     repeat(mapped);
     steps(mapped);
     best(mapped);
+    early_stop(values, mapped);
 }
 
 fn whole(mapped: &Mapped, name: &str, otherwise: usize) -> i64 {
@@ -85,6 +88,15 @@ fn set(mapped: &mut Mapped, name: &str, value: impl Into<Toml>) {
 }
 
 fn backbone(values: &Dict, mapped: &mut Mapped) {
+    let is_set = |field: &str| {
+        let found = first(values, &format!("model.backbone[fasternet*].{field}"));
+        found.is_some_and(|item| matches!(item.value, Value::Int(0..) | Value::Bool(true)))
+    };
+    for field in ["frozen_stages", "norm_eval"].into_iter().filter(|field| is_set(field)) {
+        mapped
+            .assumed
+            .push(format!("model.{field} has its default, because FasterNet's code ignores model.backbone.{field}"));
+    }
     if !mapped.values.contains_key("model.backbone.embed_dim") {
         let why = match first(values, "model.backbone") {
             Some(backbone) => type_of(&backbone.value)
@@ -210,7 +222,16 @@ fn repeat(mapped: &mut Mapped) {
     let more = |value: &Toml| {
         value.as_integer().map_or_else(|| value.clone(), |number| Toml::Integer(number.saturating_mul(times)))
     };
+    let in_epochs =
+        |mapped: &Mapped, name: &str, default: bool| mapped.values.get(name).and_then(Toml::as_bool).unwrap_or(default);
+    if in_epochs(mapped, "schedule.warmup_by_epoch", false) {
+        let warmup = mapped.values.get("schedule.warmup_iters").map(more);
+        warmup.into_iter().for_each(|warmup| set(mapped, "schedule.warmup_iters", warmup));
+    }
     let steps = match mapped.values.get("schedule.steps") {
+        steps if !in_epochs(mapped, "schedule.by_epoch", true) => {
+            steps.cloned().unwrap_or_else(|| Toml::Array(Vec::new()))
+        }
         Some(Toml::Array(steps)) => Toml::Array(steps.iter().map(more).collect()),
         Some(every) => more(every),
         None => {
@@ -232,6 +253,10 @@ fn repeat(mapped: &mut Mapped) {
 /// `step=N` is a step after every N epochs.
 fn steps(mapped: &mut Mapped) {
     let Some(every) = mapped.values.get("schedule.steps").and_then(Toml::as_integer) else { return };
+    if mapped.values.get("schedule.by_epoch").and_then(Toml::as_bool) == Some(false) {
+        mapped.without.push(format!("a change after every {every} steps: list the steps in schedule.steps"));
+        return set(mapped, "schedule.steps", Vec::<i64>::new());
+    }
     let epochs = epochs(mapped);
     let steps =
         (1..=10_000).map(|count: i64| every.saturating_mul(count)).take_while(|step| *step < epochs && every > 0);
@@ -248,4 +273,15 @@ fn best(mapped: &mut Mapped) {
     let kind = metrics.and_then(|metrics| metrics.first()).and_then(Toml::as_str).unwrap_or("bbox").to_owned();
     mapped.assumed.push(format!("checkpoint.save_best = \"{kind}_mAP\", the first metric, for 'auto'"));
     set(mapped, "checkpoint.save_best", format!("{kind}_mAP"));
+}
+
+/// MMEngine's hook demands more than a higher value unless a config says otherwise.
+fn early_stop(values: &Dict, mapped: &mut Mapped) {
+    let hook = first(values, "custom_hooks[EarlyStoppingHook]");
+    if hook.is_some_and(|hook| hook.value.get("min_delta").is_none()) {
+        mapped.without.push(
+            "custom_hooks[EarlyStoppingHook].min_delta = 0.1, its default: any higher value of the metric counts"
+                .to_owned(),
+        );
+    }
 }

@@ -2,7 +2,8 @@
 
 use toml::Value as Toml;
 
-use crate::value::Value;
+use crate::schedule;
+use crate::value::{Item, Value};
 
 /// Converts a value; the error says what was expected.
 pub type Convert = fn(&Value) -> Result<Toml, &'static str>;
@@ -28,11 +29,12 @@ pub enum Rule {
 use Rule::{Always, As, Follows, Missing, No, To};
 
 /// Names in patterns that stand for several places, those of MMDetection 2 first.
-pub const ALIASES: [(&str, &[&str]); 8] = [
+pub const ALIASES: [(&str, &[&str]); 9] = [
     ("$train", &["data.train", "train_dataloader.dataset"]),
     ("$val", &["data.val", "val_dataloader.dataset"]),
     ("$test", &["data.test", "test_dataloader.dataset"]),
     ("$optimizer", &["optimizer", "optim_wrapper.optimizer"]),
+    ("$paramwise", &["optimizer.paramwise_cfg", "optim_wrapper.paramwise_cfg"]),
     ("$evaluation", &["evaluation", "val_evaluator[CocoMetric]"]),
     ("$checkpoint", &["checkpoint_config", "default_hooks.checkpoint"]),
     ("$traincfg", &["model.train_cfg", "train_cfg"]),
@@ -62,10 +64,11 @@ const MASKS: &str = "the mask head is FCNMaskHead with a loss of weight 1";
 const RESIZE: &str = "images keep their aspect ratio; sizes are those of data.pipeline.scales";
 const AUGMENTATIONS: &str =
     "resizing and horizontal flips alone are converted; data.pipeline.train lists what else there is";
-const SCHEDULE: &str = "the learning rate is constant after warm-up, except for schedule.steps in epochs";
+const SCHEDULE: &str = "the schedule is a warm-up and one of the policies step, cosine, poly and constant";
 const LOGS: &str = "text, JSON and TensorBoard files in the work folder";
 const LOADER: &str = "each loader thread decodes and augments; it needs no settings";
-const GROUP: &str = "all parameters have the same learning rate and weight decay";
+const GROUP: &str = "learning rate and weight decay of some parameters follow from optimizer.paramwise alone";
+const STOP: &str = "a job stops early after train.early_stop.patience evaluations without a higher value";
 
 /// One row for each field of MMDetection, in the order in which they are looked for. A row for a dict or list takes what the
 /// rows above it left.
@@ -91,6 +94,8 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("model.backbone[fasternet*].norm_layer", Always(&["'BN'"], "norms are BatchNorm")),
     // FasterNet's code takes and ignores the fields of other backbones that a base brings along.
     ("model.backbone[fasternet*]", Follows),
+    ("model.backbone.frozen_stages", Always(&["-1"], "all is trained; with FasterNet's weights, set model.frozen_stages")),
+    ("model.backbone.norm_eval", Always(&["False"], "norms use the batch; with FasterNet's weights, set model.norm_eval")),
     ("model.backbone", No("the backbone is FasterNet-S; another size is chosen by [model.backbone], as in configs/")),
     ("model.pretrained", No("weights of another backbone do not fit; set model.backbone.pretrained to a FasterNet file")),
     ("model.data_preprocessor.mean", To("=mean", numbers)),
@@ -318,7 +323,8 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$val.pipeline[MultiScaleFlipAug].img_scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].img_scale", To("data.pipeline.test_scale", scale)),
-    ("$val.pipeline[MultiScaleFlipAug].flip", Always(&["False"], "each image is evaluated once, as it is")),
+    ("$val.pipeline[MultiScaleFlipAug].flip", To("evaluation.tta", flip)),
+    ("$val.pipeline[MultiScaleFlipAug].flip_direction", Always(&["'horizontal'"], "images are mirrored horizontally")),
     ("$val.pipeline[MultiScaleFlipAug].transforms[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline", Follows),
@@ -339,10 +345,17 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$optimizer[SGD].momentum", Missing("$optimizer[SGD]", "optimizer.momentum", "0.0")),
     ("$optimizer.nesterov", No("the momentum of SGD is plain")),
     ("$optimizer.amsgrad", No("AdamW is plain")),
-    ("$optimizer.paramwise_cfg", No(GROUP)),
-    ("$optimizer.constructor", No(GROUP)),
-    ("optim_wrapper.paramwise_cfg", No(GROUP)),
-    ("optim_wrapper.constructor", No(GROUP)),
+    ("$paramwise.custom_keys", To("", custom_keys)),
+    ("$paramwise.norm_decay_mult", To("optimizer.paramwise.norm_decay_mult", number)),
+    ("$paramwise.bias_lr_mult", To("optimizer.paramwise.bias_lr_mult", number)),
+    ("$paramwise.bias_decay_mult", To("optimizer.paramwise.bias_decay_mult", number)),
+    // For layers that these models do not have.
+    ("$paramwise.dwconv_decay_mult", Follows),
+    ("$paramwise.dcn_offset_lr_mult", Follows),
+    ("$paramwise.bypass_duplicate", Follows),
+    ("$paramwise", No(GROUP)),
+    ("optimizer.constructor", Always(&["'DefaultOptimizerConstructor'"], GROUP)),
+    ("optim_wrapper.constructor", Always(&["'DefaultOptimWrapperConstructor'"], GROUP)),
     ("optimizer_config.grad_clip.max_norm", To("optimizer.grad_clip", number)),
     ("optim_wrapper.clip_grad.max_norm", To("optimizer.grad_clip", number)),
     ("optimizer_config.grad_clip.norm_type", Always(&["2", "2.0"], "gradients are clipped by their L2 norm")),
@@ -365,29 +378,28 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("auto_scale_lr.base_batch_size", To("optimizer.base_batch_size", whole)),
     ("auto_scale_lr.enable", No("give --auto-scale-lr to `train`")),
     // The schedule.
-    ("lr_config.warmup", Always(&["'linear'"], "warm-up is linear")),
+    ("lr_config.warmup", To("schedule.warmup", schedule::warmup)),
     ("lr_config.warmup", Missing("lr_config", "schedule.warmup_iters", "0")),
     ("lr_config.warmup_iters", To("schedule.warmup_iters", whole)),
     ("lr_config.warmup_ratio", To("schedule.warmup_ratio", number)),
     ("lr_config.warmup_ratio", Missing("lr_config.warmup", "schedule.warmup_ratio", "0.1")),
-    ("lr_config.warmup_by_epoch", No("warm-up is counted in steps")),
-    ("lr_config[step&by_epoch!=False].step", To("schedule.steps", whole_or_list)),
-    ("lr_config[step&by_epoch!=False].gamma", To("schedule.gamma", number)),
-    ("lr_config[step&by_epoch!=False].policy", Follows),
-    ("lr_config.by_epoch", Always(&["True"], SCHEDULE)),
-    ("lr_config[fixed].policy", To("schedule.steps", none)),
-    ("lr_config[step&by_epoch!=False]", Missing("lr_config", "schedule.steps", "[]")),
+    ("lr_config.warmup_by_epoch", To("schedule.warmup_by_epoch", flag)),
+    ("lr_config.by_epoch", To("schedule.by_epoch", flag)),
+    ("lr_config.policy", To("schedule.policy", schedule::policy)),
+    ("lr_config[step*].step", To("schedule.steps", whole_or_list)),
+    ("lr_config[step*].gamma", To("schedule.gamma", number)),
+    ("lr_config[step*].min_lr", To("schedule.min_lr", number)),
+    ("lr_config[cosineannealing*].min_lr", To("schedule.min_lr", number)),
+    ("lr_config[cosineannealing*].min_lr_ratio", To("schedule.min_lr_ratio", number)),
+    ("lr_config[poly*].min_lr", To("schedule.min_lr", number)),
+    ("lr_config[poly*].power", To("schedule.power", number)),
     ("lr_config", No(SCHEDULE)),
-    ("lr_config.policy", No(SCHEDULE)),
-    ("param_scheduler[LinearLR&by_epoch=False].start_factor", To("schedule.warmup_ratio", number)),
-    ("param_scheduler[LinearLR&by_epoch=False].end", To("schedule.warmup_iters", whole)),
-    ("param_scheduler[LinearLR&by_epoch=False].begin", Always(&["0"], "warm-up starts with the training")),
-    ("param_scheduler[LinearLR&by_epoch=False]", Missing("param_scheduler", "schedule.warmup_iters", "0")),
-    ("param_scheduler[LinearLR&by_epoch=False]", Follows),
-    ("param_scheduler[MultiStepLR&by_epoch!=False].milestones", To("schedule.steps", numbers)),
-    ("param_scheduler[MultiStepLR&by_epoch!=False].gamma", To("schedule.gamma", number)),
-    ("param_scheduler[MultiStepLR&by_epoch!=False]", Missing("param_scheduler", "schedule.steps", "[]")),
-    ("param_scheduler[MultiStepLR&by_epoch!=False]", Follows),
+    ("param_scheduler[LinearLR]", To("", schedule::linear)),
+    ("param_scheduler[ConstantLR]", To("", schedule::constant)),
+    ("param_scheduler[MultiStepLR]", To("", schedule::multi_step)),
+    ("param_scheduler[StepLR]", To("", schedule::every)),
+    ("param_scheduler[CosineAnnealingLR]", To("", schedule::cosine)),
+    ("param_scheduler[PolyLR]", To("", schedule::poly)),
     ("param_scheduler[*]", No(SCHEDULE)),
     ("momentum_config", No("momentum is constant")),
     ("runner.max_epochs", To("train.epochs", whole)),
@@ -413,7 +425,13 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("custom_hooks[EMAHook].type", Follows),
     ("custom_hooks[NumClassCheckHook]", Follows),
     ("custom_hooks[CheckInvalidLossHook]", Follows),
-    ("custom_hooks[EarlyStoppingHook]", No("a training runs for train.epochs epochs")),
+    ("custom_hooks[EarlyStoppingHook].monitor", To("train.early_stop.metric", metric)),
+    ("custom_hooks[EarlyStoppingHook].patience", To("train.early_stop.patience", whole)),
+    ("custom_hooks[EarlyStoppingHook].patience", Missing("custom_hooks[EarlyStoppingHook]", "train.early_stop.patience", "5")),
+    ("custom_hooks[EarlyStoppingHook].rule", Always(&["'greater'"], STOP)),
+    ("custom_hooks[EarlyStoppingHook].min_delta", Always(&["0", "0.0"], STOP)),
+    ("custom_hooks[EarlyStoppingHook].stopping_threshold", No(STOP)),
+    ("custom_hooks[EarlyStoppingHook]", Follows),
     ("custom_hooks[*]", No("there are no hooks")),
     ("custom_imports", No("no Python is loaded")),
     // Evaluation, checkpoints and logs.
@@ -461,7 +479,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("workflow", Always(&["[['train', 1]]"], "an epoch of training is followed by an evaluation")),
     ("data.train_dataloader", No(LOADER)),
     ("train_dataloader.dataset", Follows),
-    ("tta_model", No("each image is evaluated once, as it is")),
+    ("tta_model", No("give --tta to `test` or `predict`: each image is evaluated with its mirror image, at one size")),
     ("tta_pipeline", Follows),
     ("dist_params", Follows),
     ("log_level", Follows),
@@ -503,6 +521,13 @@ fn number(value: &Value) -> Result<Toml, &'static str> {
 fn flag(value: &Value) -> Result<Toml, &'static str> {
     match value {
         Value::Bool(flag) => Ok(Toml::Boolean(*flag)),
+        _ => Err("True or False"),
+    }
+}
+
+fn flip(value: &Value) -> Result<Toml, &'static str> {
+    match value {
+        Value::Bool(flip) => Ok(Toml::String(if *flip { "flip" } else { "off" }.to_owned())),
         _ => Err("True or False"),
     }
 }
@@ -552,10 +577,6 @@ fn whole_or_list(value: &Value) -> Result<Toml, &'static str> {
     whole(value).or_else(|_| numbers(value))
 }
 
-fn none(_: &Value) -> Result<Toml, &'static str> {
-    Ok(Toml::Array(Vec::new()))
-}
-
 fn sync_bn(value: &Value) -> Result<Toml, &'static str> {
     match value.as_text() {
         Some("BN") => Ok(Toml::Boolean(false)),
@@ -584,7 +605,23 @@ fn variant(value: &Value) -> Result<Toml, &'static str> {
     ]))
 }
 
-fn fields<const N: usize>(fields: [(&str, Toml); N]) -> Toml {
+/// Multipliers by a part of a parameter's name.
+fn custom_keys(value: &Value) -> Result<Toml, &'static str> {
+    const EXPECTED: &str = "a dict of dict(lr_mult=..., decay_mult=...)";
+    let Value::Dict(keys) = value else { return Err(EXPECTED) };
+    let multipliers = |value: &Value| {
+        let Value::Dict(multipliers) = value else { return Err(EXPECTED) };
+        let multipliers = multipliers.borrow();
+        let known = multipliers.keys().all(|name| name == "lr_mult" || name == "decay_mult");
+        let entry = |(name, item): (&String, &Item)| Ok((name.clone(), number(&item.value)?));
+        if known { multipliers.iter().map(entry).collect::<Result<_, _>>().map(Toml::Table) } else { Err(EXPECTED) }
+    };
+    let keys = keys.borrow();
+    let keys = keys.iter().map(|(key, item)| multipliers(&item.value).map(|value| (key.clone(), value)));
+    Ok(fields([("optimizer.paramwise.custom_keys", Toml::Table(keys.collect::<Result<_, _>>()?))]))
+}
+
+pub fn fields<const N: usize>(fields: [(&str, Toml); N]) -> Toml {
     Toml::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 

@@ -131,7 +131,9 @@ train_dataloader = dict(batch_size=8, dataset=dict(metainfo=metainfo, data_root=
 val_dataloader = dict(dataset=dict(metainfo=metainfo, data_root='/data/x/', ann_file='a/v.json'))
 _base_.default_hooks.checkpoint.interval = 4
 optim_wrapper = dict(_delete_=True, type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2,
-    optimizer=dict(type='AdamW', lr=0.0002, weight_decay=0.05), paramwise_cfg=dict(norm_decay_mult=0.))
+    optimizer=dict(type='AdamW', lr=0.0002, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0., custom_keys={'backbone': dict(lr_mult=0.1), 'norm0': dict(decay_mult=0)}))
+custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/segm_mAP', patience=3)]
 train_cfg = dict(max_epochs={{_base_.epochs}} * 2)
 ",
     ),
@@ -186,11 +188,53 @@ fn a_config_of_mmdetection_3_with_bases_is_carried_over() {
     assert_eq!((config.train.epochs, config.evaluation.interval), (20, 5));
     assert_eq!(config.checkpoint.interval, fnet_config::Interval::Epochs(4), "the assignment into the base");
     assert_eq!((config.checkpoint.save_best.as_str(), config.log.interval), ("segm_mAP", 7));
-    assert_eq!((config.schedule.warmup_iters, config.schedule.warmup_ratio), (100, 0.01));
-    assert_eq!(config.schedule.steps, Vec::<usize>::new());
+    assert_eq!((config.schedule.warmup_iters, config.schedule.warmup_ratio), (99, 0.01));
+    assert_eq!((config.schedule.policy, config.schedule.by_epoch), (fnet_config::Policy::Cosine, true));
+    assert_eq!((config.train.early_stop.metric.as_str(), config.train.early_stop.patience), ("segm_mAP", 3));
     let report = converted.report.to_string();
-    for words in ["param_scheduler[CosineAnnealingLR]: the learning rate is constant", "optim_wrapper.paramwise_cfg"] {
+    for words in ["param_scheduler[CosineAnnealingLR] -> schedule.policy", "[EarlyStoppingHook].min_delta = 0.1"] {
         assert!(report.contains(words), "{words} is missing:\n{report}");
+    }
+    assert!(!report.contains("paramwise_cfg: "), "{report}");
+}
+
+/// The rule of `DefaultOptimizerConstructor`, on the names that both detectors have.
+#[test]
+fn multipliers_of_parameters_are_those_of_the_config() {
+    let paramwise = &config(&converted(&THREE)).optimizer.paramwise;
+    for (name, is_norm, expected) in [
+        ("backbone.stages.0.blocks.0.mlp.0.weight", false, (0.1, 1.0)),
+        ("backbone.norm0.weight", true, (0.1, 1.0)),
+        ("neck.norm0.weight", true, (1.0, 0.0)),
+        ("neck.other.weight", true, (1.0, 0.0)),
+        ("neck.fpn_convs.0.conv.bias", false, (1.0, 1.0)),
+    ] {
+        let found = paramwise.multipliers(name, is_norm);
+        assert_eq!((found.lr_mult, found.decay_mult), expected, "{name}");
+    }
+    let wrong =
+        TWO.replace("weight_decay=0.0001)", "paramwise_cfg=dict(custom_keys=dict(a=dict(lr=1)), num_layers=6))");
+    let converted = converted(&[("cfg.py", &wrong)]);
+    assert!(config(&converted).optimizer.paramwise.custom_keys.is_empty());
+    let report = converted.report.to_string();
+    for words in ["optimizer.paramwise_cfg.custom_keys = dict(a=dict(lr=1)) (", "paramwise_cfg = dict("] {
+        assert!(report.contains(words), "{words} is missing:\n{report}");
+    }
+}
+
+/// FasterNet's code takes and ignores them; a backbone in whose place FasterNet starts without weights must not be frozen.
+#[test]
+fn frozen_stages_and_norms_stay_as_they_are_and_are_named() {
+    for (backbone, words) in [
+        ("type='fasternet_s'", "model.frozen_stages has its default, because FasterNet's code ignores"),
+        ("type='ResNet', depth=50", "model.backbone.frozen_stages = 1: all is trained; with FasterNet's weights, set"),
+    ] {
+        let text = format!("model = dict(type='MaskRCNN', backbone=dict({backbone}, frozen_stages=1, norm_eval=True))");
+        let converted = converted(&[("cfg.py", &text)]);
+        let config = config(&converted);
+        assert_eq!((config.model.frozen_stages, config.model.norm_eval), (-1, false));
+        let report = converted.report.to_string();
+        assert!(report.contains(words) && report.contains("norm_eval"), "{report}");
     }
 }
 

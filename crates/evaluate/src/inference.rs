@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use fnet_common::text::{count, quoted};
 use fnet_common::{Context, Error, Result};
-use fnet_config::{Config, Metric};
+use fnet_config::{Config, Metric, Tta};
 use fnet_data::{Batch, Dataset, ImageMeta, Loader, TestOptions, evaluation_indices};
 use fnet_distributed::Communicator;
 use fnet_model::{Detections, MaskRcnn};
@@ -216,17 +216,25 @@ pub fn detect_all(
     gather(share, &places, ranks)
 }
 
-/// Detects the objects of one batch with the type of `evaluation.amp`.
+/// Detects the objects of one batch with the type of `evaluation.amp` and the views of `evaluation.tta`.
 ///
 /// # Errors
 /// If libtorch fails (memory), or an image is too large for run lengths.
 pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<ImageResult>> {
     let found = {
         let _autocast = model.autocast(config.evaluation.amp)?;
-        model.predict(&batch.images, &batch.metas)?
+        match config.evaluation.tta {
+            Tta::Off => model.predict(&batch.images, &batch.metas)?,
+            Tta::Flip => model.predict_with_flip(&batch.images, &batch.metas)?,
+        }
     };
     let threshold = config.model.roi_head.mask_threshold;
-    batch.metas.iter().zip(&found).map(|(meta, found)| encode(meta, found, threshold)).collect()
+    let encoded = batch.metas.iter().zip(&found).map(|(meta, found)| match config.evaluation.tta {
+        Tta::Off => encode(meta, found, threshold),
+        // Boxes of several views are those of the original image from the start.
+        Tta::Flip => encode(&ImageMeta { scale_factor: [1.0; 4], ..meta.clone() }, found, threshold),
+    });
+    encoded.collect()
 }
 
 /// Converts the detections of one image to results: pastes and encodes the masks.

@@ -29,6 +29,7 @@ pub mod roi_extract;
 pub mod roi_head;
 pub mod rpn;
 pub mod sample;
+mod tta;
 
 pub use detections::Detections;
 pub use layers::SumOverRanks;
@@ -36,3 +37,4 @@ pub use losses::{Loss, Losses};
 pub use mask_rcnn::{MaskRcnn, is_frozen};
 pub use parameters::{LoadReport, Parameters, Role, ShapeConflict};
 pub use sample::StepRandom;
+pub use tta::View;

@@ -193,13 +193,23 @@ impl MaskRcnn {
     /// A bug if there is not one meta per image, else if libtorch fails (memory).
     pub fn predict(&self, images: &Images, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
-        self.check_batch(images, metas.len(), None)?;
-        let images = images.values(self.device)?;
-        let features = self.backbone.forward(&images, Statistics::Running, None)?;
-        let levels = self.neck.forward(&features)?;
+        let levels = self.levels(images, metas.len())?;
         let rpn = self.rpn.forward(&levels)?;
         let proposals = self.rpn.proposals(&rpn, metas, self.nms_pre)?;
         self.roi_head.predict(&levels, &proposals, metas)
+    }
+
+    /// The pyramid's levels at inference.
+    pub(super) fn levels(&self, images: &Images, metas: usize) -> Result<Vec<Tensor>> {
+        self.check_batch(images, metas, None)?;
+        let images = images.values(self.device)?;
+        let features = self.backbone.forward(&images, Statistics::Running, None)?;
+        self.neck.forward(&features)
+    }
+
+    /// Where its tensors are.
+    pub(super) fn device(&self) -> Device {
+        self.device
     }
 
     fn check_batch(&self, images: &Images, metas: usize, targets: Option<&[Target]>) -> Result<()> {

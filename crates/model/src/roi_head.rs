@@ -22,6 +22,7 @@ use super::ops;
 use super::pack::Pack;
 use super::roi_extract::RoiExtractor;
 use super::sample::{Choice, sample};
+use super::tta::to_view;
 
 /// The pyramid levels that RoIs are read from.
 const ROI_LEVELS: usize = 4;
@@ -204,6 +205,16 @@ impl RoiHead {
     /// Detections of every image, from its proposals (`[k, 5]` on the host). On CUDA this waits for the device where scores
     /// and deltas come to the host, which decides on them, and where the masks do.
     pub fn predict(&self, levels: &[Tensor], proposals: &[Tensor], metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+        let answers = self.answers(levels, proposals)?;
+        let kept = answers.iter().zip(metas);
+        let kept = kept.map(|(of, meta)| self.best_of_image(&of.rois, &of.scores, &of.deltas, meta));
+        let kept = kept.collect::<Result<Vec<_>>>()?;
+        let masks = self.mask_probabilities(levels, &kept, metas)?;
+        self.with_masks(kept, &masks)
+    }
+
+    /// What the box head says of the proposals of every image (`[k, 4 or 5]`).
+    pub(super) fn answers(&self, levels: &[Tensor], proposals: &[Tensor]) -> Result<Vec<Answers>> {
         let counts = proposals.iter().map(|boxes| Ok(boxes.size2()?.0)).collect::<Result<Vec<_>>>()?;
         let rois = (0_i64..)
             .zip(proposals)
@@ -216,11 +227,8 @@ impl RoiHead {
         let scores = scores.finish()?.f_split_with_sizes(&counts[..], 0)?;
         let deltas = deltas.finish()?.f_split_with_sizes(&counts[..], 0)?;
         let rois = rois.f_split_with_sizes(&counts[..], 0)?;
-        let mut kept = Vec::with_capacity(metas.len());
-        for (image, meta) in metas.iter().enumerate() {
-            kept.push(self.best_of_image(&rois[image], &scores[image], &deltas[image], meta)?);
-        }
-        self.add_masks(levels, kept, metas)
+        let answers = rois.into_iter().zip(scores).zip(deltas);
+        Ok(answers.map(|((rois, scores), deltas)| Answers { rois, scores, deltas }).collect())
     }
 
     /// Boxes in the original image, scores and labels of one image, best first; all on the host.
@@ -238,7 +246,34 @@ impl RoiHead {
         let limits = Tensor::f_from_slice(&[width, height, width, height])?;
         let boxes = decode(&sources, &deltas, Some(&self.config.bbox_target_stds), Some(&limits))?;
         let boxes = boxes.f_div(&Tensor::f_from_slice(&meta.scale_factor)?)?;
-        let kept = batched_nms(&boxes, &scores, &labels, self.config.nms_iou)?;
+        self.best(&boxes, &scores, &labels)
+    }
+
+    /// The boxes (`[k, classes, 4]`) of every class that the proposals of one image become, in pixels of the network's image.
+    pub(super) fn boxes_of_all_classes(&self, answers: &Answers, meta: &ImageMeta) -> Result<Tensor> {
+        let (count, _) = answers.deltas.size2()?;
+        let deltas = answers.deltas.f_reshape([count, self.classes as i64, 4])?;
+        let (height, width) = (meta.image_size.0 as f32, meta.image_size.1 as f32);
+        let limits = Tensor::f_from_slice(&[width, height, width, height])?;
+        let sources = answers.rois.f_narrow(1, 1, 4)?.f_unsqueeze(1)?;
+        decode(&sources, &deltas, Some(&self.config.bbox_target_stds), Some(&limits))
+    }
+
+    /// [`RoiHead::best_of_image`] of boxes (`[k, classes, 4]`) in the original image and scores (`[k, classes + 1]`).
+    pub(super) fn best_of_all_classes(&self, boxes: &Tensor, scores: &Tensor) -> Result<Best> {
+        let classes = self.classes as i64;
+        let found = scores.f_narrow(1, 0, classes)?.f_gt(self.config.score_threshold)?.f_nonzero()?;
+        let (rows, labels) = (found.f_select(1, 0)?, found.f_select(1, 1)?);
+        let own = |of: &Tensor, columns: i64| {
+            let places = rows.f_mul_scalar(columns)?.f_add(&labels)?;
+            of.f_flatten(0, 1)?.f_index_select(0, &places)
+        };
+        self.best(&own(boxes, classes)?, &own(scores, classes + 1)?, &labels)
+    }
+
+    /// The best boxes that do not overlap a better one of their class, best first.
+    fn best(&self, boxes: &Tensor, scores: &Tensor, labels: &Tensor) -> Result<Best> {
+        let kept = batched_nms(boxes, scores, labels, self.config.nms_iou)?;
         let kept = kept.f_narrow(0, 0, kept.size1()?.min(self.config.max_per_image as i64))?;
         Ok(Best {
             boxes: boxes.f_index_select(0, &kept)?,
@@ -247,17 +282,23 @@ impl RoiHead {
         })
     }
 
-    fn add_masks(&self, levels: &[Tensor], kept: Vec<Best>, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
+    /// `[k, s, s]` on the host: the mask probabilities of the detections of all images, one image after the other, in the
+    /// images that `metas` describe.
+    pub(super) fn mask_probabilities(&self, levels: &[Tensor], kept: &[Best], metas: &[ImageMeta]) -> Result<Tensor> {
         let device = levels.first().map_or(Device::Cpu, Tensor::device);
         let mut rois = Vec::with_capacity(kept.len());
         for (image, (best, meta)) in (0_i64..).zip(kept.iter().zip(metas)) {
-            rois.push(with_image(image, &best.boxes.f_mul(&Tensor::f_from_slice(&meta.scale_factor)?)?)?);
+            rois.push(with_image(image, &to_view(&best.boxes, meta)?)?);
         }
         let labels: Vec<&Tensor> = kept.iter().map(|best| &best.labels).collect();
         let labels = ops::upload(&Tensor::f_cat(&labels, 0)?, device)?;
         let features = self.mask_extractor.forward(levels, &Tensor::f_cat(&rois, 0)?)?;
         let logits = self.mask.forward(&features, &labels)?;
-        let masks = Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?;
+        Ok(Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?)
+    }
+
+    /// Each image's detections with their part of `masks`.
+    pub(super) fn with_masks(&self, kept: Vec<Best>, masks: &Tensor) -> Result<Vec<Detections>> {
         let mut start = 0;
         kept.into_iter()
             .map(|Best { boxes, scores, labels }| {
@@ -268,6 +309,16 @@ impl RoiHead {
             })
             .collect()
     }
+}
+
+/// What the box head says of the proposals of one image, on the host.
+pub(super) struct Answers {
+    /// `[k, 5]`: image index and box.
+    pub rois: Tensor,
+    /// `[k, classes + 1]`: probabilities, background last.
+    pub scores: Tensor,
+    /// `[k, 4 * classes]`.
+    pub deltas: Tensor,
 }
 
 /// Detections without masks.

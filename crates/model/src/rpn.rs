@@ -34,7 +34,7 @@ pub struct Rpn {
     conv: Conv2d,
     cls: Conv2d,
     reg: Conv2d,
-    config: config::Rpn,
+    pub(super) config: config::Rpn,
     generator: AnchorGenerator,
     cache: Mutex<AnchorCache>,
 }

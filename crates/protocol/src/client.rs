@@ -172,11 +172,11 @@ impl Client {
         queue.emergency_checkpoint
     }
 
-    /// Reports why this worker is about to exit, and waits until that is sent (2 seconds at most).
-    pub fn failed(&self, failure: Failure) {
+    /// Reports why this worker is about to exit, and waits until that is sent (2 seconds at most); `false` if it is not.
+    pub fn failed(&self, failure: Failure) -> bool {
         let at = Some(self.shared.page.read());
         self.shared.push(FromWorker::Failed(Failure { at, ..failure }));
-        self.flush(LAST_MESSAGE_TIMEOUT);
+        self.flush(LAST_MESSAGE_TIMEOUT) && self.is_connected()
     }
 
     /// Reports that the work is finished, and waits until that is sent (2 seconds at most).

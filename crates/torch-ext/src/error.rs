@@ -37,8 +37,11 @@ impl Error {
             return Self { kind, message };
         }
         // Gloo's exceptions are declared in no installed header; their messages carry the path of the source.
-        let is_collective = ["gloo/", "NCCL"].iter().any(|words| message.contains(words));
-        Self::new(if is_collective { ErrorKind::Collective } else { kind }, message)
+        if message.contains("gloo/") {
+            let in_words = in_words_of_gloo(message);
+            return Self::new(ErrorKind::Collective, in_words.unwrap_or_else(|| message.to_owned()));
+        }
+        Self::new(if message.contains("NCCL") { ErrorKind::Collective } else { kind }, message)
     }
 
     /// What it is about.
@@ -56,6 +59,20 @@ impl Error {
     pub fn context(self, what: &str) -> Self {
         Self { kind: self.kind, message: format!("{what}: {}", self.message) }
     }
+}
+
+/// A message of Gloo, such as `[/src/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4321`, without the
+/// place in its source, and a closed connection in words.
+fn in_words_of_gloo(message: &str) -> Option<String> {
+    let (before, after) = message.split_once("gloo/")?;
+    let (before, after) = (&before[..before.rfind('[')?], after[after.find(']')? + 1..].trim_start());
+    let is_closed = ["closed by peer", "reset by peer", "Broken pipe"].iter().any(|words| after.contains(words));
+    let Some(address) = after.find('[').map(|at| &after[at..]).filter(|_| is_closed) else {
+        return Some(format!("{before}{after}")).filter(|text| !text.is_empty());
+    };
+    let length = address.find("]:").map_or(address.len(), |at| at + 2);
+    let port = address[length..].find(|letter: char| !letter.is_ascii_digit()).unwrap_or(address.len() - length);
+    Some(format!("{before}the rank at {} has closed its connection: it is lost or has left", &address[..length + port]))
 }
 
 impl From<tch::TchError> for Error {
@@ -104,4 +121,29 @@ pub(crate) fn check(error: *mut RawError) -> Result<()> {
         _ => ErrorKind::Torch,
     };
     Err(Error::classified(kind, code, &message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_of_gloo_that_was_closed_is_said_in_words() {
+        let closed = "the rank at [127.0.0.1]:4321 has closed its connection: it is lost or has left";
+        for (raw, words) in [
+            ("[/src/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4321", closed.to_owned()),
+            (
+                "x: [/a/gloo/gloo/pair.cc:1] Read error [127.0.0.1]:4321: Connection reset by peer",
+                format!("x: {closed}"),
+            ),
+            ("[/src/gloo/buffer.cc:9] Timed out waiting 10ms for recv", "Timed out waiting 10ms for recv".to_owned()),
+        ] {
+            let error = Error::from_text(raw);
+            assert_eq!((error.kind(), error.message()), (ErrorKind::Collective, words.as_str()));
+        }
+        for raw in ["gloo/", "[gloo/]", "[gloo/] Broken pipe [", "[gloo/] Broken pipe [é]:9é"] {
+            let error = Error::from_text(raw);
+            assert!(error.kind() == ErrorKind::Collective && !error.message().is_empty(), "{raw}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use fnet_config::{Policy, Schedule, Warmup};
 ///
 /// During the warm-up it is multiplied by a factor that depends on the step `i` of `w` and the ratio `r`:
 /// `1 - (1 - i / w) * (1 - r)` (linear), `r^(1 - i / w)` (exp) or `r` (constant). The warm-up may span several epochs and
-/// uses each epoch's regular rate.
+/// uses each epoch's regular rate. With `warmup_by_epoch`, `w` is `warmup_iters` times the steps of an epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningRate<'a> {
     /// The config's schedule.
@@ -65,7 +65,7 @@ impl LearningRate<'_> {
         let (progress, all) = if schedule.by_epoch { (epoch, self.epochs) } else { (step, self.steps) };
         // A job that was resumed with fewer epochs may be beyond its end.
         let fraction = (progress as f64 / all.max(1) as f64).min(1.0);
-        let mut rate = Rate { warmup: warmup(schedule, step), ..Rate::from(self.base) };
+        let mut rate = Rate { warmup: self.warmup(step), ..Rate::from(self.base) };
         match schedule.policy {
             Policy::Step => {
                 let passed = schedule.steps.iter().filter(|&&at| at <= progress).count();
@@ -85,24 +85,31 @@ impl LearningRate<'_> {
         rate
     }
 
+    /// Steps of the warm-up.
+    pub fn warmup_steps(&self) -> usize {
+        let unit = if self.schedule.warmup_by_epoch { self.steps / self.epochs.max(1) } else { 1 };
+        self.schedule.warmup_iters.saturating_mul(unit)
+    }
+
+    /// The factor of the warm-up.
+    fn warmup(&self, step: usize) -> f64 {
+        let steps = self.warmup_steps();
+        if step >= steps {
+            return 1.0;
+        }
+        let (left, ratio) = (1.0 - step as f64 / steps as f64, self.schedule.warmup_ratio);
+        match self.schedule.warmup {
+            Warmup::Linear => 1.0 - left * (1.0 - ratio),
+            Warmup::Exp => ratio.powf(left),
+            Warmup::Constant => ratio,
+        }
+    }
+
     /// The rate of the last update before a position: `epoch` finished epochs, `step_in_epoch` finished steps of the next
     /// epoch, `step` finished steps in total.
     pub fn last(&self, epoch: usize, step_in_epoch: usize, step: usize) -> Rate {
         let epoch = if step_in_epoch > 0 { epoch } else { epoch.saturating_sub(1) };
         self.at(epoch, step.saturating_sub(1))
-    }
-}
-
-/// The factor of the warm-up.
-fn warmup(schedule: &Schedule, step: usize) -> f64 {
-    if step >= schedule.warmup_iters {
-        return 1.0;
-    }
-    let (left, ratio) = (1.0 - step as f64 / schedule.warmup_iters as f64, schedule.warmup_ratio);
-    match schedule.warmup {
-        Warmup::Linear => 1.0 - left * (1.0 - ratio),
-        Warmup::Exp => ratio.powf(left),
-        Warmup::Constant => ratio,
     }
 }
 
@@ -176,6 +183,17 @@ mod tests {
             close(rate(&schedule, 2.0, 0, 5), 2.0 * middle);
             assert_eq!(rate(&schedule, 2.0, 0, 10), 2.0);
         }
+    }
+
+    /// MMCV multiplies the epochs of a warm-up by the length of an epoch, here 7330.
+    #[test]
+    fn a_warm_up_may_be_counted_in_epochs() {
+        let schedule =
+            Schedule { warmup_iters: 2, warmup_by_epoch: true, warmup_ratio: 0.1, ..after_warmup(Policy::Constant) };
+        close(rate(&schedule, 1.0, 0, 0), 0.1);
+        close(rate(&schedule, 1.0, 1, 7330), 0.55);
+        close(rate(&schedule, 1.0, 1, 2 * 7330 - 1), 1.0 - 0.9 / (2.0 * 7330.0));
+        assert_eq!(rate(&schedule, 1.0, 2, 2 * 7330), 1.0);
     }
 
     /// By epoch, cos(pi p / 12): 1 at 0, 0.5 at 4, 0 at 6, -0.8660254037844386 at 10; by step at a quarter 0.7071067811865476.

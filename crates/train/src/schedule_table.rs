@@ -41,13 +41,13 @@ fn render(config: &Config, schedule: &TrainSchedule) -> String {
 
     let mut out = format!("{:>8} {:>10} {:>15}\n", "epoch", "step", "learning rate");
     let mut last = None;
-    for step in rows(config, schedule.epochs, length) {
+    for step in rows(&rates, length) {
         let now = rate(step);
         if last == Some(now) && step + 1 != total {
             continue;
         }
         last = Some(now);
-        let note = if step < config.schedule.warmup_iters { "  warm-up" } else { "" };
+        let note = if step < rates.warmup_steps() { "  warm-up" } else { "" };
         let _ = writeln!(out, "{:>8} {:>10} {now:>15.4e}{note}", step / length + 1, step + 1);
     }
 
@@ -71,9 +71,9 @@ fn render(config: &Config, schedule: &TrainSchedule) -> String {
 }
 
 /// The steps of the table, from 0: points of the warm-up, starts of epochs, changes of the policy, and the last step.
-fn rows(config: &Config, epochs: usize, length: usize) -> Vec<usize> {
-    let (schedule, total) = (&config.schedule, epochs * length);
-    let mut rows: Vec<usize> = (0..=4).map(|quarter| schedule.warmup_iters * quarter / 4).collect();
+fn rows(rates: &LearningRate<'_>, length: usize) -> Vec<usize> {
+    let (schedule, epochs, total, warmup) = (rates.schedule, rates.epochs, rates.steps, rates.warmup_steps());
+    let mut rows: Vec<usize> = (0..=4).map(|quarter| warmup.saturating_mul(quarter) / 4).collect();
     rows.extend((0..epochs).step_by(epochs.div_ceil(EPOCHS)).map(|epoch| epoch * length));
     if schedule.policy == Policy::Step {
         let unit = if schedule.by_epoch { length } else { 1 };

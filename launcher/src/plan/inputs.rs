@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, Resume, Train, WorkerCommand};
+use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, Predict, Resume, Train, WorkerCommand};
 use fnet_protocol::work_dir::CheckpointFile;
 use fnet_protocol::{exit, file_kind};
 
@@ -48,7 +48,9 @@ pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
         }
         WorkerCommand::Predict(predict) => {
             weights(&predict.checkpoint)?;
-            predict.images.iter().try_for_each(|path| data("image or folder", path))?;
+            let mut named = predict.images.iter().filter(|path| !Predict::is_pattern(path));
+            named.try_for_each(|path| data("image or folder", path))?;
+            predict.list.as_deref().map_or(Ok(()), |list| data("list", list))?;
             predict.config.as_deref().map_or(Ok(()), config)
         }
         WorkerCommand::Benchmark(benchmark) => match &benchmark.what {

@@ -1,5 +1,6 @@
 //! The running workers of this node: started, watched and controlled for one attempt.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::message::FromWorker;
 use fnet_protocol::{env, message, status};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -177,6 +179,7 @@ impl<'a> Starter<'a> {
         let Spawned { waiter, stdout, stderr, handle } = spawned;
         let shown = Shown::new(self.options, index, rank, self.console);
         let tail = Tail::default();
+        let (reason, end_of_log) = (Rc::new(RefCell::new(None)), logs.1.try_clone().ok());
         let mut readers: Vec<JoinHandle<()>> = Vec::new();
         if let Ok(stdout) = tokio::process::ChildStdout::from_std(stdout) {
             let shown = shown.clone();
@@ -189,7 +192,11 @@ impl<'a> Starter<'a> {
             readers.push(tokio::task::spawn_local(copy));
         }
         let (messages, group, kills) = (self.events.clone(), handle.clone(), Rc::clone(&self.oom_kills));
+        let reported = Rc::clone(&reason);
         readers.push(tokio::task::spawn_local(streams::messages(control, async move |message| {
+            if let FromWorker::Failed(failure) = &message {
+                *reported.borrow_mut() = Some(failure.message.clone());
+            }
             // The receiver is gone only when the attempt is over.
             let _ = messages.send((index, Event::Message(message))).await;
         })));
@@ -203,6 +210,9 @@ impl<'a> Starter<'a> {
                 if tokio::time::timeout_at(deadline, &mut *reader).await.is_err() {
                     reader.abort();
                 }
+            }
+            if let (Some(reason), Some(log)) = (reason.borrow().as_ref(), end_of_log) {
+                Log::new(log).write(format!("error: {reason}\n").as_bytes());
             }
             let tail = tail.borrow().iter().cloned().collect();
             WorkerExit { exit, tail, out_of_memory }

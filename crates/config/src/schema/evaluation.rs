@@ -35,6 +35,20 @@ pub struct Evaluation {
     /// The default is float32 regardless of `train.amp`, so that metrics depend only on the weights. MMDetection
     /// evaluates in float16 if its config has `fp16`.
     pub amp: Amp,
+    /// Test-time augmentation in the evaluations of training, `test`, `predict` and `benchmark infer`. `test` and `predict`
+    /// also have the option `--tta`.
+    pub tta: Tta,
+}
+
+/// Test-time augmentation: what each image is evaluated with besides itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Tta {
+    /// Nothing.
+    Off,
+    /// Its mirror image. Proposals of both are joined, boxes, scores and masks are averaged (`aug_test` of MMDetection
+    /// 2.25), which takes twice the time.
+    Flip,
 }
 
 impl Default for Evaluation {
@@ -47,6 +61,7 @@ impl Default for Evaluation {
             proposal_nums: vec![100, 300, 1000],
             metric_items: Vec::new(),
             amp: Amp::Off,
+            tta: Tta::Off,
         }
     }
 }

@@ -167,8 +167,10 @@ pub struct Schedule {
     pub power: f64,
     /// How the learning rate grows during the warm-up.
     pub warmup: Warmup,
-    /// Warm-up steps; 0 for none.
+    /// Warm-up steps, or epochs if `warmup_by_epoch` is true; 0 for none.
     pub warmup_iters: usize,
+    /// Count `warmup_iters` in epochs. The learning rate still grows at every step.
+    pub warmup_by_epoch: bool,
     /// Fraction of the learning rate at the first warm-up step.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub warmup_ratio: f64,
@@ -186,6 +188,7 @@ impl Default for Schedule {
             power: 1.0,
             warmup: Warmup::Linear,
             warmup_iters: 500,
+            warmup_by_epoch: false,
             warmup_ratio: 0.001,
         }
     }
@@ -205,13 +208,13 @@ pub enum Policy {
     Constant,
 }
 
-/// The factor of the learning rate at warm-up step i (from 0) of `warmup_iters`, with `r = warmup_ratio`.
+/// The factor of the learning rate at warm-up step i (from 0) of w, with `r = warmup_ratio`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Warmup {
-    /// `1 - (1 - i / warmup_iters) * (1 - r)`.
+    /// `1 - (1 - i / w) * (1 - r)`.
     Linear,
-    /// `r^(1 - i / warmup_iters)`.
+    /// `r^(1 - i / w)`.
     Exp,
     /// `r`.
     Constant,

@@ -1,6 +1,7 @@
 //! The commands and their options.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -110,6 +111,9 @@ pub struct Test {
     /// Fold BatchNorm into the convolutions first
     #[arg(long)]
     pub fuse_conv_bn: bool,
+    /// Test-time augmentation: evaluate each image together with its mirror image (--set evaluation.tta=flip)
+    #[arg(long, alias = "aug-test")]
+    pub tta: bool,
     /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
@@ -170,32 +174,69 @@ impl Metric {
 }
 
 /// `predict`
-#[derive(Debug, Clone, PartialEq, Args)]
-#[command(
-    after_help = "Example: fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out drawn"
-)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch --device cpu --nproc 1 predict work_dirs/demo/latest.ckpt holiday/ cat.jpg --out drawn\n  \
+    fnet-launch --gpus 1 predict detector.ckpt 'photos/**/*.jpg' --out found --no-images --format csv\n  \
+    fnet-launch --gpus 1 predict detector.ckpt --list images.txt --out drawn --tta")]
 pub struct Predict {
     /// Checkpoint of fnet, or MMDetection .pth (needs --config)
     #[arg(value_name = "CKPT")]
     pub checkpoint: PathBuf,
-    /// Images or folders of images
-    #[arg(value_name = "IMAGE_OR_DIR", required = true)]
+    /// Images, folders of images, or patterns ('photos/**/*.jpg', quoted)
+    #[arg(value_name = "IMAGE_OR_DIR", required_unless_present = "list")]
     pub images: Vec<PathBuf>,
-    /// Folder for the drawn images and results.json
+    /// File with the path of an image on each line, relative to the current folder
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// Folder for the drawn images and results.json or results.csv
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Format of the objects, which contain those below --score-thr
+    #[arg(long, value_name = "FORMAT", default_value = "coco")]
+    pub format: PredictFormat,
+    /// Do not draw images
+    #[arg(long)]
+    pub no_images: bool,
     /// Config [default: the one in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
     /// Score threshold for drawing
     #[arg(long, value_name = "SCORE", default_value_t = 0.3)]
     pub score_thr: f64,
+    /// Test-time augmentation: use each image together with its mirror image (--set evaluation.tta=flip)
+    #[arg(long, alias = "aug-test")]
+    pub tta: bool,
     /// Continue if tensors of the model are missing from the checkpoint or have other shapes there
     #[arg(long)]
     pub allow_partial: bool,
     /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
+}
+
+impl Predict {
+    /// Whether an input is a pattern: there is no such file, and it has a wildcard.
+    pub fn is_pattern(input: &Path) -> bool {
+        Self::has_wildcard(input.as_os_str()) && !input.exists()
+    }
+
+    /// Whether a path or a part of it has a wildcard.
+    pub fn has_wildcard(text: &OsStr) -> bool {
+        text.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
+    }
+}
+
+/// Format of the objects that `predict` writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum PredictFormat {
+    /// results.json: COCO results, with masks
+    #[default]
+    Coco,
+    /// results.json: one object for each image, with masks, sizes and names
+    Json,
+    /// results.csv: one line for each object, without masks
+    Csv,
 }
 
 /// Height and width in pixels.

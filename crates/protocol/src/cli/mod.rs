@@ -25,7 +25,7 @@ pub use benchmark::{
 pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
-    Completions, Doctor, Export, Flops, Man, Metric, Predict, PrintConfig, Resume, Shape, ShellName, Synth,
+    Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName, Synth,
     SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig, SplitName};
