@@ -28,6 +28,7 @@ mod options;
 mod outputs;
 mod parity_trained;
 mod resume;
+mod sets;
 mod simulated;
 mod slots;
 mod slurm;

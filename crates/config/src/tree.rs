@@ -115,12 +115,13 @@ fn table(source: &dyn TableLike, place: &dyn Fn(Option<usize>) -> Origin) -> Res
 fn leaf(item: &Item, origin: &Origin) -> Result<toml::Value> {
     let refuse = |what: &str| {
         Error::usage(format!(
-            "{}: {what} is not allowed in a config; expected numbers, strings, booleans, lists of these, or tables",
+            "{}: {what} is not allowed in a config; expected numbers, strings, booleans, tables, or lists of these",
             origin.exact()
         ))
     };
-    let value = item.as_value().ok_or_else(|| refuse("a list of tables"))?;
-    scalar(value).ok_or_else(|| refuse("a date, a time or a table inside a list"))
+    let array = || item.as_array_of_tables().map(|tables| Parsed::Array(tables.clone().into_array()));
+    let value = item.as_value().cloned().or_else(array).ok_or_else(|| refuse("an empty value"))?;
+    scalar(&value).ok_or_else(|| refuse("a date or a time"))
 }
 
 fn scalar(value: &Parsed) -> Option<toml::Value> {
@@ -130,7 +131,11 @@ fn scalar(value: &Parsed) -> Option<toml::Value> {
         Parsed::Float(number) => toml::Value::Float(*number.value()),
         Parsed::Boolean(flag) => toml::Value::Boolean(*flag.value()),
         Parsed::Array(items) => toml::Value::Array(items.iter().map(scalar).collect::<Option<_>>()?),
-        Parsed::Datetime(_) | Parsed::InlineTable(_) => return None,
+        Parsed::InlineTable(fields) => {
+            let field = |(name, value): (&str, &Parsed)| Some((name.to_owned(), scalar(value)?));
+            toml::Value::Table(fields.iter().map(field).collect::<Option<_>>()?)
+        }
+        Parsed::Datetime(_) => return None,
     })
 }
 
