@@ -62,8 +62,8 @@ fn ranks(file: &str, number: usize) -> Result<String, String> {
 fn open(file: &str) -> Result<String, String> {
     let path = std::path::absolute(file).map_err(|error| error.to_string())?;
     let mut config = config::Data { root: "/".into(), ..config::Data::default() };
-    config.train.ann_file = path.display().to_string();
-    config.train.img_prefix = path.parent().unwrap_or(Path::new("/")).display().to_string();
+    config.train[0].ann_file = path.display().to_string();
+    config.train[0].img_prefix = path.parent().unwrap_or(Path::new("/")).display().to_string();
     let before = memory("VmRSS:")?;
     let start = Instant::now();
     let dataset = Dataset::open(&config, Split::Train).map_err(|error| error.to_string())?;

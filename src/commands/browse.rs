@@ -37,18 +37,19 @@ pub fn browse(
     let split = Split::from(arguments.split);
     let dataset = Arc::new(Dataset::open(&config.data, split)?);
     dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| say(warning));
-    let indices: Vec<usize> = (0..arguments.max.min(dataset.len())).collect();
+    let images = dataset.first_samples();
+    let indices = &images[..arguments.max.min(images.len())];
     let mut loader = if split == Split::Train && !arguments.no_augment {
         let options = TrainOptions { seed: config.train.seed, epoch: arguments.epoch - 1, ..TrainOptions::default() };
-        Loader::train(Arc::clone(&dataset), &config.data, &indices, &options)?
+        Loader::train(Arc::clone(&dataset), &config.data, indices, &options)?
     } else {
-        Loader::test(Arc::clone(&dataset), &config.data, &indices, &TestOptions { with_targets: true })?
+        Loader::test(Arc::clone(&dataset), &config.data, indices, &TestOptions { with_targets: true })?
     };
     let paths = painted_paths(&dataset, &arguments.out);
-    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let places: HashMap<i64, usize> = dataset.image_ids().into_iter().zip(0..).collect();
     let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
     let painter = Painter::new()?;
-    let (mut images, mut objects) = (0, 0);
+    let (mut drawn, mut objects) = (0, 0);
     while let Some(batch) = loader.next() {
         if let Some(reason) = stop::requested() {
             return Ok(Outcome::Stopped(reason));
@@ -62,7 +63,7 @@ pub fn browse(
         let title = title(meta, split == Split::Train && !config.data.pipeline.train.is_empty());
         let painted = painter.panels(&image, &[(&shown, &title)])?;
         save(&painted, path).with_context(|| format!("drawing {}", meta.file_name))?;
-        (images, objects) = (images + 1, objects + shown.len());
+        (drawn, objects) = (drawn + 1, objects + shown.len());
         progress(indices.len() - loader.remaining(), indices.len());
     }
     loader.take_warnings().iter().for_each(|warning| say(warning));
@@ -70,8 +71,8 @@ pub fn browse(
         say(&format!("skipped: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
     say(&format!(
-        "{images} of the {} of data.{} with {} are in {}",
-        count(dataset.len(), "image"),
+        "{drawn} of the {} of data.{} with {} are in {}",
+        count(images.len(), "image"),
         split.name(),
         count(objects, "object"),
         arguments.out.display()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use fnet_common::text::{count, printable};
 use fnet_common::{Error, Result};
-use fnet_data::{Checked, Diagnostic, Diagnostics, Scope, Severity, Split, check};
+use fnet_data::{Checked, CocoDataset, Diagnostic, Diagnostics, Scope, Severity, Split, check};
 use fnet_protocol::cli::{CheckData, SplitName};
 use fnet_protocol::exit;
 
@@ -21,7 +21,9 @@ pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>)
     let splits = match arguments.split {
         Some(SplitName::Train) => vec![Split::Train],
         Some(SplitName::Val) => vec![Split::Val],
-        None => vec![Split::Train, Split::Val],
+        Some(SplitName::Test) => vec![Split::Test],
+        None if config.data.test.ann_file.is_empty() => vec![Split::Train, Split::Val],
+        None => vec![Split::Train, Split::Val, Split::Test],
     };
     let keep = if arguments.json { usize::MAX } else { arguments.list.max(1) };
     let scope = Scope { keep, headers: true, decode: arguments.decode };
@@ -87,9 +89,7 @@ fn text(sets: &[Checked], diagnostics: &Diagnostics, listed: usize) -> String {
     for row in table(diagnostics) {
         line(row);
     }
-    for set in sets {
-        line(summary(set));
-    }
+    sets.iter().flat_map(summary).for_each(&mut line);
     let [errors, warnings, notes] =
         [Severity::Error, Severity::Warning, Severity::Note].map(|severity| diagnostics.number_of(severity));
     line(match (errors, warnings + notes) {
@@ -123,40 +123,40 @@ fn table(diagnostics: &Diagnostics) -> Vec<String> {
     aligned.chain([String::new()]).collect()
 }
 
-fn summary(set: &Checked) -> String {
-    let name = set.split.name();
-    match &set.dataset {
-        None => format!("data.{name}: not usable"),
-        Some(dataset) => format!(
-            "data.{name}: {}: {} of {}, {} of {} and {} are used",
-            printable(&dataset.annotation_file().to_string_lossy()),
-            dataset.len(),
-            count(dataset.listed().images, "image"),
-            dataset.object_count(),
-            count(dataset.listed().annotations, "annotation"),
-            count(dataset.categories().len(), "class")
-        ),
-    }
+/// A line for each annotation file of a set.
+fn summary(set: &Checked) -> Vec<String> {
+    let Some(dataset) = &set.dataset else { return vec![format!("data.{}: not usable", set.split.name())] };
+    let line = |(part, samples): (&CocoDataset, usize)| {
+        let name = if dataset.is_validation_part() { "data.val" } else { part.field() };
+        let epoch = if samples == part.len() { String::new() } else { format!("; {samples} images per epoch") };
+        format!(
+            "{name}: {}: {} of {}, {} of {} and {} are used{epoch}",
+            printable(&part.annotation_file().to_string_lossy()),
+            part.len(),
+            count(part.listed().images, "image"),
+            part.object_count(),
+            count(part.listed().annotations, "annotation"),
+            count(part.categories().len(), "class")
+        )
+    };
+    dataset.parts().map(line).collect()
 }
 
 /// The report as JSON.
 fn to_json(sets: &[Checked], diagnostics: &Diagnostics) -> Value {
-    let sets: Vec<Value> = sets
-        .iter()
-        .map(|set| {
-            let mut value = json!({"set": set.split.name(), "usable": set.dataset.is_some()});
-            if let Some(dataset) = &set.dataset {
-                value["annotation_file"] = json!(dataset.annotation_file());
-                value["images"] = json!(dataset.len());
-                value["objects"] = json!(dataset.object_count());
-                value["listed_images"] = json!(dataset.listed().images);
-                value["listed_annotations"] = json!(dataset.listed().annotations);
-                let names: Vec<&str> = dataset.categories().iter().map(|category| category.name.as_str()).collect();
-                value["classes"] = json!(names);
-            }
-            value
+    let part = |(part, samples): (&CocoDataset, usize)| {
+        let names: Vec<&str> = part.categories().iter().map(|category| category.name.as_str()).collect();
+        json!({
+            "set": part.split().name(), "usable": true, "annotation_file": part.annotation_file(), "images": part.len(),
+            "images_per_epoch": samples, "objects": part.object_count(), "listed_images": part.listed().images,
+            "listed_annotations": part.listed().annotations, "classes": names,
         })
-        .collect();
+    };
+    let set = |set: &Checked| match &set.dataset {
+        Some(dataset) => dataset.parts().map(part).collect(),
+        None => vec![json!({"set": set.split.name(), "usable": false})],
+    };
+    let sets: Vec<Value> = sets.iter().flat_map(set).collect();
     let counts: serde_json::Map<String, Value> =
         diagnostics.counts().into_iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
     json!({

@@ -34,6 +34,8 @@ pub struct Trained {
     pub config: Config,
     /// Class names in the order of the labels.
     pub classes: Vec<String>,
+    /// See [`TrainedFile::validation_part`].
+    pub validation_part: Option<String>,
     /// The load report of third-party weights.
     pub load_report: Option<String>,
 }
@@ -99,7 +101,8 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let is_reported = wanted.allow_partial || matches!(file, TrainedFile::ThirdParty(_));
     let classes = if file.classes().is_empty() { &config.data.classes } else { file.classes() };
     let load_report = is_reported.then(|| summary.to_string());
-    Ok(Trained { classes: classes.to_vec(), model, parameters, config, load_report })
+    let validation_part = file.validation_part().map(str::to_owned);
+    Ok(Trained { classes: classes.to_vec(), model, parameters, config, validation_part, load_report })
 }
 
 /// The detections with a score of at least `least`, for drawing.

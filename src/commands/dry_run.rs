@@ -41,20 +41,21 @@ pub fn dry_run(command: &WorkerCommand, ranks: usize) -> Result<String> {
 fn test(arguments: &Test, ranks: usize) -> Result<Estimate> {
     let trained = build(&Wanted::of_test(arguments), Device::Cpu)?;
     let config = &trained.config;
-    let dataset = Dataset::open(&config.data, Split::Val)?;
+    let dataset = Dataset::open(&config.data, Split::from(arguments.split))?.without_repetitions();
     check_classes(config, &[&dataset])?;
     let kinds: Vec<config::Metric> = match arguments.format_only {
         true => Vec::new(),
         false => arguments.metrics_to_measure().into_iter().map(config::Metric::from).collect(),
     };
     let mut warnings = dataset.diagnostics().lines(Severity::Warning);
+    warnings.extend(dataset.other_validation_part(trained.validation_part.as_deref()));
     warnings.extend(check_before_job(config, &[&dataset], &kinds)?);
     let name = |path: &Path| path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     Ok(Estimate {
         config: name(arguments.config.as_deref().unwrap_or(&arguments.checkpoint)),
         work_dir: work_dir_of_checkpoint(&arguments.checkpoint, arguments.config.as_deref()),
         world_size: ranks,
-        datasets: vec![fnet_train::facts(&dataset, "val")],
+        datasets: fnet_train::facts(&dataset),
         training: None,
         parameters: trained.parameters.count() as u64,
         memory: fnet_train::of_inference(config, &trained.parameters)?,

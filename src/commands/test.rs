@@ -1,4 +1,4 @@
-//! `test`: evaluates a checkpoint on `data.val`.
+//! `test`: evaluates a checkpoint on `data.val` or another set.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,8 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
     }
-    let dataset = Arc::new(Dataset::open(&trained.config.data, Split::Val)?);
+    let dataset = Dataset::open(&trained.config.data, Split::from(arguments.split))?;
+    let dataset = Arc::new(dataset.without_repetitions());
     check_classes(&trained.config, &[&dataset])?;
     if !arguments.allow_partial {
         check_class_names(&trained.classes, &dataset)?;
@@ -37,6 +38,8 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     let first = host.ranks.rank() == 0;
     if first {
         dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| (host.say)(warning));
+        let other = dataset.other_validation_part(trained.validation_part.as_deref());
+        other.iter().for_each(|warning| (host.say)(&format!("Warning: {warning}")));
         check_before_job(&trained.config, &[&dataset], &kinds)?.iter().for_each(|warning| (host.say)(warning));
         if let Some(text) = other_names(&trained.classes, &dataset) {
             (host.say)(&text);
@@ -78,6 +81,12 @@ fn finish(
         for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
             (host.say)(&format!("detections written to {}", path.display()));
         }
+        if dataset.is_renumbered() {
+            (host.say)(&format!(
+                "image_id in the detections is the number of the image, from 1, because ids of {} are not unique",
+                dataset.annotation_files()
+            ));
+        }
     }
     if let Some(folder) = &arguments.show_dir {
         (host.say)(&format!("images with detections are in {}", folder.display()));
@@ -118,7 +127,7 @@ fn check_class_names(trained: &[String], dataset: &Dataset) -> Result<()> {
         "the checkpoint names {} classes, but {} has {found}: give an annotation file with the classes that it was trained \
          for, or use --allow-partial",
         trained.len(),
-        dataset.annotation_file().display()
+        dataset.annotation_files()
     )))
 }
 
@@ -130,7 +139,7 @@ fn other_names(trained: &[String], dataset: &Dataset) -> Option<String> {
         "Warning: the model was trained for other classes: number {label} was {trained:?}, but is {:?} in {}. The metrics \
          are meaningful only if the classes are the same, in the same order",
         found.name,
-        dataset.annotation_file().display()
+        dataset.annotation_files()
     ))
 }
 
@@ -163,14 +172,15 @@ impl<'a> Show<'a> {
     }
 
     fn truth(&self, index: usize) -> Result<Vec<Object>> {
-        let (image, objects) = (self.dataset.image(index), self.dataset.objects(index));
+        let record = self.dataset.record(index);
+        let (image, objects) = (record.image, record.objects);
         let mut painted = Vec::with_capacity(objects.boxes.len());
-        for (place, segmentation) in self.dataset.record(index).segmentations()?.iter().enumerate() {
+        for (place, segmentation) in record.segmentations()?.iter().enumerate() {
             let label = usize::from(objects.labels[place]);
             // Such a mask may still be evaluated; only its box is drawn.
             let mask = segmentation.to_rle((image.height, image.width));
             if let Err(message) = &mask {
-                let (file, id) = (self.dataset.annotation_file().display(), objects.ids[place]);
+                let (file, id) = (record.annotation_file().display(), objects.ids[place]);
                 log::warn!("{file}: annotation {id} is drawn without its mask: segmentation: {message}");
             }
             painted.push(Object {

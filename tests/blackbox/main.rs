@@ -30,6 +30,7 @@ mod outputs;
 mod parity_trained;
 mod predict;
 mod resume;
+mod sets;
 mod simulated;
 mod slots;
 mod slurm;

@@ -37,7 +37,7 @@ impl ImageFiles {
         let dataset = Arc::new(Dataset::open(&config, Split::Train).unwrap());
         let place = |name: &&str| {
             let found = (0..dataset.len()).find(|&index| dataset.image(index).file_name == *name);
-            found.unwrap_or_else(|| panic!("{} has no image {name}", dataset.annotation_file().display()))
+            found.unwrap_or_else(|| panic!("{} has no image {name}", dataset.annotation_files()))
         };
         let indices = names.iter().map(place).collect();
         Self { config, dataset, indices, annotated, _made: made }
@@ -74,9 +74,9 @@ impl ImageFiles {
 fn config(fixtures: &Fixtures, root: &Path) -> config::Data {
     let mut config = config::Data { root: root.display().to_string(), workers_per_gpu: 0, ..Default::default() };
     config.classes = serde_json::from_value(fixtures.meta["classes"].clone()).unwrap();
-    config.train.ann_file = "instances.json".into();
-    config.train.img_prefix = "images".into();
-    config.train.filter_empty = false;
+    config.train[0].ann_file = "instances.json".into();
+    config.train[0].img_prefix = "images".into();
+    config.train[0].filter_empty = false;
     let scale = scale(fixtures);
     (config.pipeline.scales, config.pipeline.test_scale) = (vec![scale], scale);
     config

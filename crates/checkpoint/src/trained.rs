@@ -46,6 +46,14 @@ impl TrainedFile {
         }
     }
 
+    /// Identifies the images that `data.val.fraction` took from the training set, if it did.
+    pub fn validation_part(&self) -> Option<&str> {
+        match self {
+            Self::Fnet(_, checkpoint) => checkpoint.meta.state.validation_part.as_deref(),
+            Self::ThirdParty(_) => None,
+        }
+    }
+
     /// Loads the model; the moving average of the weights, if there is one.
     ///
     /// # Errors

@@ -100,10 +100,19 @@ impl Config {
             Error::usage(format!("the config cannot be written as TOML: {error} (integers are limited to 2^63 - 1)"))
         })?;
         let mut problems = Problems::default();
-        tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
+        let mut check = |path: &str, value: &toml::Value| {
             let schema = fields::all().get(path).and_then(|field| field.schema.as_ref());
             if let Some(schema) = schema.filter(|schema| !fields::fits(value, schema)) {
                 problems.0.extend(Problem::all_of(path, value, schema));
+            }
+        };
+        tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| match fields::all()
+            .get(path)
+            .and_then(|field| field.tables(value))
+        {
+            None => check(path, value),
+            Some(tables) => {
+                tables.into_iter().flatten().for_each(|(name, value)| check(&tree::join(path, name), value))
             }
         });
         if problems.0.is_empty() {
@@ -136,7 +145,20 @@ impl Resolved {
     pub(super) fn validate(&self) -> Result<()> {
         // An entry of a list has the origin of the list.
         let field_of = |path: &str| path.split('[').next().and_then(|field| self.origins.get(field));
-        refuse(self.config.problems()?, field_of)
+        refuse(self.config.problems()?, field_of)?;
+        let (part, file) = ("data.val.fraction", "data.val.ann_file");
+        match (self.origins.get(part), self.origins.get(file)) {
+            (Some(part_origin), Some(origin @ Origin::Set(_)))
+                if self.config.data.val_is_fraction() && !matches!(part_origin, Origin::Set(_)) =>
+            {
+                Err(Error::usage(format!(
+                    "{origin}: {file} has no effect, because {part} is {} ({part_origin}): set {part}=0 too, or evaluate \
+                     the file as data.test.ann_file with `test --split test`",
+                    self.config.data.val.fraction
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -26,7 +26,10 @@ pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_clas
     }
     let origin = origin.clone();
     let text = |path: &str| find(all, path).and_then(|(value, _)| value.as_str()).unwrap_or_default().to_owned();
-    let file = Path::new(&text("data.root")).join(text("data.train.ann_file"));
+    // The first of several sets; the others are compared with it when they are opened.
+    let first = find(all, "data.train").and_then(|(sets, _)| sets.get(0)?.get("ann_file")?.as_str());
+    let file = first.map_or_else(|| text("data.train.ann_file"), str::to_owned);
+    let file = Path::new(&text("data.root")).join(file);
     let names = read_classes(&file);
     if names.is_err() && !needs_classes {
         insert(all, CLASSES, Value::Leaf(toml::Value::Array(Vec::new())), &origin);

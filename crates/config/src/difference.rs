@@ -8,13 +8,16 @@ use super::Config;
 use super::tree::{self, Origin};
 
 /// Fields that do not affect the trained weights. A trailing dot names a whole section.
-const WITHOUT_EFFECT: [&str; 9] = [
+const WITHOUT_EFFECT: [&str; 12] = [
     "log.",
     "checkpoint.",
     "evaluation.",
     "data.root",
     "data.workers_per_gpu",
-    "data.val.",
+    "data.val.ann_file",
+    "data.val.img_prefix",
+    "data.val.filter_empty",
+    "data.test.",
     "model.backbone.pretrained",
     "train.epochs",
     "train.early_stop.",

@@ -15,6 +15,16 @@ pub(super) struct Field {
     pub description: String,
     /// The JSON schema of a value, with references resolved. `None` for a section.
     pub schema: Option<Json>,
+    /// Whether a list of tables may stand in place of the section.
+    pub several: bool,
+}
+
+impl Field {
+    /// The tables of a list that stands in place of the section.
+    pub fn tables<'v>(&self, value: &'v toml::Value) -> Option<Vec<&'v toml::Table>> {
+        let items = value.as_array().filter(|items| self.several && !items.is_empty())?;
+        items.iter().map(toml::Value::as_table).collect()
+    }
 }
 
 /// Every section and field by dotted path, in declaration order.
@@ -37,10 +47,11 @@ fn collect(section: &Json, definitions: &Json, prefix: &str, out: &mut IndexMap<
         let description = property.get("description").or_else(|| schema.get("description"));
         let description = description.and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
         if schema.get("properties").is_some() {
-            out.insert(path.clone(), Field { description, schema: None });
+            let several = property.get("several").is_some();
+            out.insert(path.clone(), Field { description, schema: None, several });
             collect(&schema, definitions, &path, out);
         } else {
-            out.insert(path, Field { description, schema: Some(schema) });
+            out.insert(path, Field { description, schema: Some(schema), several: false });
         }
     }
 }

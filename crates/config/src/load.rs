@@ -270,9 +270,15 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
             }
             (None, _) => problems.push(format!("{at}: unknown field `{path}`; {}", suggestion(&path, prefix))),
             (Some(None), Value::Table(inner)) => check_table(inner, &path, problems),
-            (Some(None), Value::Leaf(leaf)) => {
-                problems.push(format!("{at}: {path} is {}; expected a table of fields", shown(leaf)));
-            }
+            (Some(None), Value::Leaf(leaf)) => match field.and_then(|field| field.tables(leaf)) {
+                Some(tables) => tables.into_iter().for_each(|table| {
+                    check_table(&tree::from_value(table.clone(), &node.origin), &path, problems);
+                }),
+                None => {
+                    let list = if field.is_some_and(|field| field.several) { ", or a list of such tables" } else { "" };
+                    problems.push(format!("{at}: {path} is {}; expected a table of fields{list}", shown(leaf)));
+                }
+            },
             (Some(Some(schema)), Value::Table(entries)) => match fields::entry_fields(schema) {
                 Some(fields) => check_entries(entries, &path, fields, &fields::expectation(schema), problems),
                 None => problems.push(format!("{at}: {path} is a table; expected {}", fields::expectation(schema))),

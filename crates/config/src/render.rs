@@ -62,7 +62,8 @@ fn section(
     let children: Vec<(String, bool)> = fields::names_in(prefix)
         .into_iter()
         .map(|name| tree::join(prefix, name))
-        .map(|path| (path.clone(), fields::all()[&path].schema.is_some()))
+        // A list of tables is written as a value in place of its section.
+        .map(|path| (path.clone(), fields::all()[&path].schema.is_some() || values.contains_key(&path)))
         .collect();
     if !prefix.is_empty() && children.iter().any(|(_, leaf)| *leaf) {
         let gap = if out.is_empty() { "" } else { "\n" };
@@ -98,6 +99,21 @@ mod tests {
         // If FNET_DATA_ROOT is set, it overrides the text.
         config.data.root = std::env::var(fnet_protocol::env::DATA_ROOT).unwrap_or(config.data.root);
         assert_eq!(read, config);
+    }
+
+    #[test]
+    fn a_list_of_sets_round_trips_and_each_set_has_its_defaults() {
+        let text = "[[data.train]]\nann_file = \"a.json\"\n[[data.train]]\nann_file = \"b.json\"\nrepeat = 3\n";
+        let config = Config::from_toml(text, "a.toml").unwrap();
+        assert_eq!(config.data.train.iter().map(|set| set.repeat).collect::<Vec<_>>(), [1, 3]);
+        assert!(config.data.train.iter().all(|set| set.filter_empty && set.img_prefix.is_empty()));
+        let read = Config::from_toml(&config.to_toml().unwrap(), "checkpoint").unwrap();
+        assert_eq!(read.data.train, config.data.train);
+        let inline = "data.train = [{ann_file = \"a.json\"}, {ann_file = \"b.json\", repeat = 3}]";
+        assert_eq!(Config::from_toml(inline, "a.toml").unwrap().data.train, config.data.train);
+        // A list of one is the table.
+        let one = Config::from_toml("[[data.train]]\nann_file = \"a.json\"\n", "a.toml").unwrap();
+        assert!(one.to_toml().unwrap().contains("[data.train]\nann_file = \"a.json\"\n"));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn check_detector(values: &Dict) -> Result<()> {
     )))
 }
 
-/// Settles data folders, classes, color order, epochs of repeated sets, and metrics.
+/// Settles data folders, classes, color order, and metrics.
 pub fn settle(values: &Dict, mapped: &mut Mapped) {
     backbone(values, mapped);
     masks(values, mapped);
@@ -65,7 +65,6 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     folders(mapped);
     classes(mapped);
     schedule::settle(values, mapped);
-    repeat(mapped);
     steps(mapped);
     best(mapped);
     early_stop(values, mapped);
@@ -209,45 +208,6 @@ fn classes(mapped: &mut Mapped) {
         mapped.assumed.push(format!("model.num_classes = {names}, the number of data.classes{given}"));
         set(mapped, "model.num_classes", names);
     }
-}
-
-/// A set that is repeated in an epoch: as many more epochs.
-fn repeat(mapped: &mut Mapped) {
-    let times = whole(mapped, "=repeat", 1);
-    if times < 2 {
-        return;
-    }
-    let epochs = epochs(mapped);
-    set(mapped, "train.epochs", epochs.saturating_mul(times));
-    let more = |value: &Toml| {
-        value.as_integer().map_or_else(|| value.clone(), |number| Toml::Integer(number.saturating_mul(times)))
-    };
-    let in_epochs =
-        |mapped: &Mapped, name: &str, default: bool| mapped.values.get(name).and_then(Toml::as_bool).unwrap_or(default);
-    if in_epochs(mapped, "schedule.warmup_by_epoch", false) {
-        let warmup = mapped.values.get("schedule.warmup_iters").map(more);
-        warmup.into_iter().for_each(|warmup| set(mapped, "schedule.warmup_iters", warmup));
-    }
-    let steps = match mapped.values.get("schedule.steps") {
-        steps if !in_epochs(mapped, "schedule.by_epoch", true) => {
-            steps.cloned().unwrap_or_else(|| Toml::Array(Vec::new()))
-        }
-        Some(Toml::Array(steps)) => Toml::Array(steps.iter().map(more).collect()),
-        Some(every) => more(every),
-        None => {
-            let steps = Config::default().schedule.steps;
-            Toml::Array(steps.into_iter().map(|step| Toml::Integer((step as i64).saturating_mul(times))).collect())
-        }
-    };
-    set(mapped, "schedule.steps", steps);
-    for name in ["evaluation.interval", "checkpoint.interval"] {
-        let interval = mapped.values.get(name).map_or(Toml::Integer(times), more);
-        set(mapped, name, interval);
-    }
-    mapped.assumed.push(format!(
-        "{times} epochs for one of the config, whose set is repeated {times} times: train.epochs, schedule.steps, \
-         evaluation.interval and checkpoint.interval are multiplied"
-    ));
 }
 
 /// `step=N` is a step after every N epochs.

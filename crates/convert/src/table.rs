@@ -225,8 +225,8 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$testcfg.rcnn.nms", No("overlapping boxes are removed by their IoU")),
     // Data sets.
     ("data_root", To("=root", text)),
-    ("$train[RepeatDataset].times", To("=repeat", whole)),
-    ("$train[ClassBalancedDataset].oversample_thr", No("every image is used once in an epoch")),
+    ("$train[RepeatDataset].times", To("data.train.repeat", whole)),
+    ("$train[ClassBalancedDataset].oversample_thr", To("data.train.class_balanced", number)),
     ("$train.data_root", To("=train.root", text)),
     ("$train.ann_file", To("data.train.ann_file", first_text)),
     ("$train.img_prefix", To("data.train.img_prefix", first_text)),
@@ -261,7 +261,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$val.type", Always(&WRAPPERS, "files are read as COCO")),
     ("$train.backend_args", Follows),
     ("$val.backend_args", Follows),
-    ("$test.ann_file", As("$val.ann_file", "data.val is evaluated; name this file there for `test` on it")),
+    ("$test.ann_file", As("$val.ann_file", "data.val is evaluated; name this file in data.test for `test --split test`")),
     ("$test", Follows),
     // Batches and loaders.
     ("data.samples_per_gpu", To("data.samples_per_gpu", whole)),
@@ -328,9 +328,9 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$val.pipeline[MultiScaleFlipAug].transforms[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$val.pipeline", Follows),
-    ("data.train[#]", No("the first data set is trained on; merge the annotation files to train on all")),
+    ("data.train[#]", No("the first data set is trained on; data.train takes a list of sets")),
     ("$train.dataset", No("the first data set is trained on, as it is")),
-    ("$train.datasets", No("the first data set is trained on; merge the annotation files to train on all")),
+    ("$train.datasets", No("the first data set is trained on; data.train takes a list of sets")),
     // The optimizer.
     ("$optimizer[AdamW].type", To("optimizer.kind", lower_case)),
     ("$optimizer[SGD].type", To("optimizer.kind", lower_case)),

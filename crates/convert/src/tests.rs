@@ -84,7 +84,10 @@ fn a_config_of_mmdetection_2_is_carried_over() {
     assert_eq!((config.data.samples_per_gpu, config.data.workers_per_gpu), (4, 3));
     assert_eq!(config.data.classes, ["square", "disk"]);
     assert_eq!(config.model.num_classes, 2, "the number of names");
-    assert_eq!((config.data.train.ann_file.as_str(), config.data.train.img_prefix.as_str()), ("train.json", "images"));
+    assert_eq!(
+        (config.data.train[0].ann_file.as_str(), config.data.train[0].img_prefix.as_str()),
+        ("train.json", "images")
+    );
     assert!(converted.toml.contains("root = \"data/shapes\"\n"), "{}", converted.toml);
     let pipeline = &config.data.pipeline;
     assert_eq!((pipeline.scales.as_slice(), pipeline.test_scale), ([[1333, 640], [1333, 800]].as_slice(), [1000, 600]));
@@ -92,8 +95,8 @@ fn a_config_of_mmdetection_2_is_carried_over() {
     assert_eq!((pipeline.flip_probability, pipeline.size_divisor), (0.25, 64));
     assert_eq!((config.optimizer.kind, config.optimizer.lr), (fnet_config::OptimizerKind::Sgd, 0.0025));
     assert_eq!((config.optimizer.momentum, config.optimizer.grad_clip), (0.0, 35.0), "SGD has no momentum by default");
-    assert_eq!((config.schedule.warmup_iters, config.schedule.steps), (0, vec![16, 22]));
-    assert_eq!((config.train.epochs, config.evaluation.interval), (24, 2), "each epoch counts twice");
+    assert_eq!((config.schedule.warmup_iters, config.schedule.steps), (0, vec![8, 11]));
+    assert_eq!((config.train.epochs, config.data.train[0].repeat), (12, 2));
     assert_eq!((config.train.amp, config.evaluation.amp), (fnet_config::Amp::Fp16, fnet_config::Amp::Fp16));
     assert_eq!((config.train.loss_scale, config.checkpoint.keep_last), (512.0, 3));
     assert_eq!(config.checkpoint.save_best, "bbox_mAP");
@@ -179,7 +182,7 @@ fn a_config_of_mmdetection_3_with_bases_is_carried_over() {
     assert_eq!((config.data.samples_per_gpu, config.data.classes.as_slice()), (8, ["square".to_owned()].as_slice()));
     assert!(converted.toml.contains("root = \"/data/x\"\n"), "{}", converted.toml);
     assert_eq!((config.data.val.ann_file.as_str(), config.data.val.img_prefix.as_str()), ("a/v.json", "val"));
-    assert!(!config.data.train.filter_empty, "MMDetection 3 keeps empty images unless a config says otherwise");
+    assert!(!config.data.train[0].filter_empty, "MMDetection 3 keeps empty images unless a config says otherwise");
     assert_eq!((config.model.backbone.embed_dim, config.model.backbone.pretrained.as_str()), (64, "t1.pth"));
     assert_eq!(config.data.pipeline.scale_mode, fnet_config::ScaleMode::Range);
     assert_eq!(config.data.pipeline.mean, [1.0, 2.0, 3.0]);

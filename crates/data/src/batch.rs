@@ -7,9 +7,9 @@ use super::Images;
 /// The geometry of one preprocessed image. Sizes are (height, width) in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageMeta {
-    /// The `id` of the image in the annotation file.
+    /// The `id` of the image in the annotation file, or another number of [`crate::Dataset::image_id`].
     pub image_id: i64,
-    /// Its file name in the annotation file.
+    /// Its file name in the annotation file; of several files, with the id in which of them.
     pub file_name: String,
     /// Size of the decoded image, after the EXIF rotation.
     pub original_size: (usize, usize),

@@ -1,12 +1,14 @@
 //! From annotation files and images to batches.
 //!
-//! [`Dataset`] reads an annotation file, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
+//! [`Dataset`] reads the annotation files of a set, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
 //! order, and [`Loader`] makes batches on background threads: decode, augment (resize, flip, ...), normalize, pad.
 
 mod augment;
 mod batch;
 mod check;
+mod class_balance;
 mod coco;
+mod dataset;
 mod decode;
 mod diagnostics;
 mod epoch;
@@ -17,13 +19,16 @@ mod masks;
 mod normalize;
 mod resize;
 mod samplers;
+mod split;
 mod transform;
 
 pub use batch::{Batch, ImageMeta, InstanceMask, Target};
 pub use check::{Checked, Scope, check, check_before_job, check_classes};
 pub use coco::{
-    Category, Dataset, ImageInfo, Listed, Objects, Record, Segmentation, Split, TrueObject, category_names, data_root,
+    Category, CocoDataset, ImageInfo, Listed, Objects, Record, Segmentation, Split, TrueObject, category_names,
+    data_root,
 };
+pub use dataset::Dataset;
 pub use decode::{DecodedImage, ImageHeader};
 pub use diagnostics::{Code, CodeDescription, Diagnostic, Diagnostics, Location, Severity};
 pub use epoch::{ShardSegment, rest_of_epoch};

@@ -155,14 +155,15 @@ pub fn evaluate(
 /// A note if the annotation file lists other sizes than the images have, because pycocotools never matches masks of
 /// different sizes.
 fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> Option<String> {
-    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let places: HashMap<i64, usize> = dataset.image_ids().into_iter().zip(0..).collect();
     let differs = |result: &&ImageResult| {
-        let image = dataset.image(*places.get(&result.image_id)?);
+        let image = dataset.record(*places.get(&result.image_id)?);
+        let (file, image) = (image.annotation_file(), image.image);
         let is_other = (image.width, image.height) != (result.width as usize, result.height as usize);
-        is_other.then_some((image, (result.width, result.height)))
+        is_other.then_some((file, image, (result.width, result.height)))
     };
     let other: Vec<_> = results.iter().filter_map(|result| differs(&result)).collect();
-    let (image, (width, height)) = other.first()?;
+    let (file, image, (width, height)) = other.first()?;
     let effect = match kinds.contains(&Metric::Segm) {
         true => "no mask in such an image can match, so the mask AP counts all of its objects as not found",
         false => "its boxes may refer to the listed size",
@@ -174,7 +175,7 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
         other.len(),
         count(results.len(), "image"),
         if other.len() == 1 { "has" } else { "have" },
-        dataset.annotation_file().display(),
+        file.display(),
         quoted(image.file_name),
         width,
         height,
@@ -198,7 +199,7 @@ pub fn detect_all(
 ) -> Result<Outcome<Found>> {
     let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
     let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
-    let places: HashMap<i64, usize> = dataset.image_ids().iter().zip(0..).map(|(&id, index)| (id, index)).collect();
+    let places: HashMap<i64, usize> = dataset.image_ids().into_iter().zip(0..).collect();
     let mut share = Share::default();
     while let (None, Some(batch)) = (stop::requested(), loader.next()) {
         let batch = batch?;

@@ -27,7 +27,7 @@ pub struct Detection {
 /// The detections of one image, ordered by class, then by falling score, as in MMDetection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageResult {
-    /// The `id` of the image in the annotation file.
+    /// The [`image_id`](fnet_data::Dataset::image_id) of the image.
     pub image_id: i64,
     /// Height of the original image in pixels.
     pub height: u32,

@@ -29,15 +29,17 @@ pub struct Estimate {
     pub warnings: Vec<String>,
 }
 
-/// A data set after filtering.
+/// One annotation file of a data set, after filtering.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DatasetFacts {
-    /// `train` or `val`.
+    /// `train`, `val` or `test`.
     pub split: String,
     /// The annotation file.
     pub annotation_file: PathBuf,
     /// Number of images used.
     pub images: usize,
+    /// The same with repetitions.
+    pub images_per_epoch: usize,
     /// Number of classes.
     pub classes: usize,
 }

@@ -47,6 +47,7 @@ const fn noted(wrong: &'static str, right: &'static str, note: &'static str) -> 
 
 const KINDS: &str = "\"adamw\" or \"sgd\"";
 const EPOCHS: &str = "a job is counted in epochs";
+const SETS: &str = "a table, or a list of tables; each may have repeat and class_balanced";
 const EACH: &str = "images of one worker, not of all";
 const SCALES: &str = "a list of [longer side, shorter side]";
 const AMP: &str = "\"off\", \"bf16\" or \"fp16\"";
@@ -85,10 +86,16 @@ pub const HINTS: &[Hint] = &[
     to("data.num_workers", "data.workers_per_gpu"),
     to("data.train.filter_empty_gt", "data.train.filter_empty"),
     to("data.val.filter_empty_gt", "data.val.filter_empty"),
+    to("data.test.filter_empty_gt", "data.test.filter_empty"),
+    to("data.train.times", "data.train.repeat"),
+    to("data.train.oversample_thr", "data.train.class_balanced"),
+    noted("data.train.dataset", "data.train", SETS),
+    noted("data.train.datasets", "data.train", SETS),
     to("data_root", "data.root"),
     to("data.data_root", "data.root"),
     to("data.train.data_root", "data.root"),
     to("data.val.data_root", "data.root"),
+    to("data.test.data_root", "data.root"),
     to("data.train.classes", "data.classes"),
     to("data.val.classes", "data.classes"),
     to("data.train.pipeline", "data.pipeline"),
@@ -149,6 +156,10 @@ pub const HINTS: &[Hint] = &[
     to("train_cfg.val_interval", "evaluation.interval"),
     noted("train_dataloader.batch_size", "data.samples_per_gpu", EACH),
     to("train_dataloader.num_workers", "data.workers_per_gpu"),
+    to("train_dataloader.dataset.times", "data.train.repeat"),
+    to("train_dataloader.dataset.oversample_thr", "data.train.class_balanced"),
+    noted("train_dataloader.dataset.datasets", "data.train", SETS),
+    to("test_dataloader.dataset.ann_file", "data.test.ann_file"),
     to("metainfo.classes", "data.classes"),
     to("val_evaluator.metric", "evaluation.metrics"),
     to("default_hooks.checkpoint.interval", "checkpoint.interval"),
@@ -177,6 +188,8 @@ pub const HINTS: &[Hint] = &[
     to("SOLVER.CHECKPOINT_PERIOD", "checkpoint.interval"),
     noted("SOLVER.AMP.ENABLED", "train.amp", AMP),
     to("DATALOADER.NUM_WORKERS", "data.workers_per_gpu"),
+    to("DATALOADER.REPEAT_THRESHOLD", "data.train.class_balanced"),
+    to("DATALOADER.SAMPLER_TRAIN", "data.train.class_balanced"),
     to("DATASETS.TRAIN", "data.train.ann_file"),
     to("DATASETS.TEST", "data.val.ann_file"),
     noted("INPUT.MIN_SIZE_TRAIN", "data.pipeline.scales", SCALES),
@@ -216,6 +229,9 @@ pub const HINTS: &[Hint] = &[
     to("nbs", "optimizer.base_batch_size"),
     to("nc", "model.num_classes"),
     to("names", "data.classes"),
+    to("path", "data.root"),
+    to("val", "data.val.ann_file"),
+    to("test", "data.test.ann_file"),
     to("freeze", "model.frozen_stages"),
     noted("amp", "train.amp", AMP),
     to("seed", "train.seed"),
@@ -258,6 +274,8 @@ pub const HINTS: &[Hint] = &[
     to("--eval-interval", "--set evaluation.interval=1"),
     to("--data", "--set data.root=data/coco"),
     to("--data-root", "--set data.root=data/coco"),
+    noted("--val-split", "--set data.val.fraction=0.1", "the part of the training images to validate on"),
+    noted("--val-fraction", "--set data.val.fraction=0.1", "the part of the training images to validate on"),
     to("--noval", "--no-validate"),
     to("--no-val", "--no-validate"),
     to("--resume-from", "--resume"),

@@ -34,10 +34,8 @@ impl SmallSet {
             fnet_config::Data { root: folder.path().display().to_string(), workers_per_gpu: 2, ..Default::default() };
         config.pipeline.scales = vec![[96, 64]];
         config.pipeline.test_scale = [96, 64];
-        for set in [&mut config.train, &mut config.val] {
-            set.ann_file = "a.json".into();
-            set.img_prefix = ".".into();
-        }
+        (config.train[0].ann_file, config.train[0].img_prefix) = ("a.json".into(), ".".into());
+        (config.val.ann_file, config.val.img_prefix) = ("a.json".into(), ".".into());
         let small = Self { folder, config };
         small.write(&file);
         small

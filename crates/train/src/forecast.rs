@@ -8,7 +8,7 @@ use fnet_checkpoint::MmdetCheckpoint;
 use fnet_checkpoint::native::{CheckpointMeta, TrainProgress};
 use fnet_common::{Context, Result};
 use fnet_config::Config;
-use fnet_data::{Dataset, Split};
+use fnet_data::{CocoDataset, Dataset, Split};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::Train as Arguments;
 use fnet_protocol::client::Client;
@@ -51,11 +51,10 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let mut parameters = Parameters::new();
     MaskRcnn::new(&config.model, &mut parameters, Device::Cpu, config.train.seed).context("building the model")?;
     let checkpoint = disk::checkpoint_bytes(config, &parameters, world_size);
-    let names = ["train", "val"];
     Ok(Estimate {
         config: resolved.name.clone(),
         world_size,
-        datasets: sets.iter().zip(names).map(|(set, name)| facts(set, name)).collect(),
+        datasets: sets.iter().flat_map(|set| facts(set)).collect(),
         training: Some(TrainingFacts {
             epochs: schedule.epochs,
             iterations_per_epoch: schedule.steps_per_epoch,
@@ -73,14 +72,16 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     })
 }
 
-/// The summary of a data set.
-pub fn facts(set: &Dataset, split: &str) -> DatasetFacts {
-    DatasetFacts {
-        split: split.to_owned(),
-        annotation_file: set.annotation_file().to_path_buf(),
-        images: set.len(),
-        classes: set.categories().len(),
-    }
+/// The summary of each annotation file of a set.
+pub fn facts(set: &Dataset) -> Vec<DatasetFacts> {
+    let of_part = |(part, samples): (&CocoDataset, usize)| DatasetFacts {
+        split: set.split().name().to_owned(),
+        annotation_file: part.annotation_file().to_path_buf(),
+        images: part.len(),
+        images_per_epoch: samples,
+        classes: part.categories().len(),
+    };
+    set.parts().map(of_part).collect()
 }
 
 /// Where the job would resume, and its warnings.

@@ -428,7 +428,7 @@ pub(super) fn schedule(config: &Config, training_set: &Dataset, world_size: usiz
     if steps_per_epoch == 0 {
         return Err(Error::data(format!(
             "{} has no image to train on: an image needs an object of a class in use and at least 32 pixels on each side",
-            training_set.annotation_file().display()
+            training_set.annotation_files()
         )));
     }
     Ok(TrainSchedule::new(config.train.epochs, steps_per_epoch, config.train.accumulate))

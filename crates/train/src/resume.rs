@@ -135,6 +135,7 @@ impl ResumeSource {
             notes.push(format!("loss scale {}, {} updates skipped so far", scale.scale(), scale.skipped()));
         }
         warnings.extend(other_config(meta, config, &self.path));
+        warnings.extend(training_set.other_validation_part(meta.state.validation_part.as_deref()));
         let window = log_window(meta).unwrap_or_else(|warning| {
             warnings.push(warning);
             None

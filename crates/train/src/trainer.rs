@@ -290,6 +290,7 @@ impl Trainer<'_> {
                 early_stop: self.early_stop.clone(),
                 transient,
                 total_steps: Some(self.learning_rate.steps),
+                validation_part: self.training_set.validation_part().map(str::to_owned),
                 log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
                 ..State::default()
             },

@@ -207,7 +207,11 @@ fn describe(report: &DryRunReport, memory: Memory) -> String {
         line("", format!("rank {}: {}, {cpus}{node}", worker.rank, worker.device));
     }
     for set in &estimate.datasets {
-        let text = format!("{} images, {} classes, {}", set.images, set.classes, set.annotation_file.display());
+        let epoch = match set.images_per_epoch {
+            images if images == set.images => String::new(),
+            images => format!(" ({images} per epoch)"),
+        };
+        let text = format!("{} images{epoch}, {} classes, {}", set.images, set.classes, set.annotation_file.display());
         line(&set.split, text);
     }
     if let Some(training) = &estimate.training {

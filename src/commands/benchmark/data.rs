@@ -68,7 +68,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
     let flags = dataset.aspect_flags();
     let epoch = |number: u64| train_indices(&flags, number, config.train.seed, 0, 1, batch);
     if epoch(0).is_empty() {
-        let path = dataset.annotation_file().display();
+        let path = dataset.annotation_files();
         return Err(Error::data(format!("{path} has no image to train on; set data.train.ann_file to another file")));
     }
     let open = |number: u64| {

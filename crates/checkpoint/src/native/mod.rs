@@ -94,6 +94,9 @@ pub struct State {
     /// The loss scale of float16 training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScaleState>,
+    /// Identifies the images that `data.val.fraction` took from the training set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_part: Option<String>,
     /// The values for the next log line. If they cannot be read, the job continues with a warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_window: Option<serde_json::Value>,

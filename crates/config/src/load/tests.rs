@@ -113,7 +113,7 @@ fn part_of_a_nested_section_can_be_set_alone() {
 #[test]
 fn override_values_are_toml_and_strings_need_no_quotes() {
     assert_eq!(set("optimizer.lr=1e-3").unwrap().config.optimizer.lr, 1e-3);
-    assert_eq!(set("data.train.ann_file=a b=c.json").unwrap().config.data.train.ann_file, "a b=c.json");
+    assert_eq!(set("data.train.ann_file=a b=c.json").unwrap().config.data.train[0].ann_file, "a b=c.json");
     assert_eq!(set("data.root=2017").unwrap().config.data.root, "2017");
     assert_eq!(set("data.root=\"2017\"").unwrap().config.data.root, "2017");
     assert_eq!(set("train.amp=bf16").unwrap().config.train.amp, Amp::Bf16);

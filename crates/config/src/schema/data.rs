@@ -26,10 +26,15 @@ pub struct Data {
     #[serde(skip)]
     #[schemars(skip)]
     pub classes_are_auto: bool,
-    /// The training set.
-    pub train: Dataset,
+    /// The training set. A list of such tables trains on several: an epoch has the images of the first set, then those
+    /// of the second, and so on.
+    #[serde(with = "one_or_several")]
+    #[schemars(with = "TrainSet", extend("several" = true))]
+    pub train: Vec<TrainSet>,
     /// The validation set.
-    pub val: Dataset,
+    pub val: ValSet,
+    /// The set of `test --split test`. Without `ann_file` it is `data.val`.
+    pub test: TestSet,
     /// Image preprocessing and augmentation.
     pub pipeline: Pipeline,
     /// What to do when an image cannot be read during a run.
@@ -44,16 +49,17 @@ impl Default for Data {
             workers_per_gpu: 2,
             classes: Vec::new(),
             classes_are_auto: false,
-            train: Dataset {
+            train: vec![TrainSet {
                 ann_file: "annotations/instances_train2017.json".into(),
                 img_prefix: "train2017".into(),
-                filter_empty: true,
-            },
-            val: Dataset {
+                ..TrainSet::default()
+            }],
+            val: ValSet {
                 ann_file: "annotations/instances_val2017.json".into(),
                 img_prefix: "val2017".into(),
-                filter_empty: false,
+                ..ValSet::default()
             },
+            test: TestSet::default(),
             pipeline: Pipeline::default(),
             on_error: OnError::Stop,
         }
@@ -71,19 +77,107 @@ impl Data {
             &format!("set model.num_classes to {count}, or correct the list"),
         );
         self.pipeline.check(problems);
+        problems.require(
+            self.train.iter().all(|set| !set.ann_file.is_empty()),
+            "data.train.ann_file",
+            "",
+            "an annotation file",
+            "to change one of several sets, give the whole list data.train",
+        );
+    }
+
+    /// The name of training set `index` in the config: `data.train`, or one of several, `data.train[1]`.
+    pub fn train_field(&self, index: usize) -> String {
+        if self.train.len() == 1 { "data.train".into() } else { format!("data.train[{index}]") }
+    }
+
+    /// Whether `data.val` is a part of the training images.
+    pub fn val_is_fraction(&self) -> bool {
+        self.val.fraction > 0.0
     }
 }
 
-/// One COCO data set.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// A training set in COCO format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Dataset {
+pub struct TrainSet {
     /// The annotation file, relative to `data.root`.
     pub ann_file: String,
     /// The folder of the images, relative to `data.root`.
     pub img_prefix: String,
     /// Skip images without an object of a selected class, and images smaller than 32 pixels.
     pub filter_empty: bool,
+    /// Each image is used this many times per epoch, each time with its own augmentation, as with RepeatDataset.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub repeat: usize,
+    /// Repeats the images of rare classes, as ClassBalancedDataset does: a class in less than this fraction of the images is
+    /// used `ceil(sqrt(class_balanced / fraction))` times per epoch, and each image as often as its rarest class. 0 to
+    /// disable.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub class_balanced: f64,
+}
+
+impl Default for TrainSet {
+    fn default() -> Self {
+        Self { ann_file: String::new(), img_prefix: String::new(), filter_empty: true, repeat: 1, class_balanced: 0.0 }
+    }
+}
+
+/// The validation set: a COCO file of its own, or a part of the training images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ValSet {
+    /// The annotation file, relative to `data.root`.
+    pub ann_file: String,
+    /// The folder of the images, relative to `data.root`.
+    pub img_prefix: String,
+    /// Skip images without an object of a selected class, and images smaller than 32 pixels.
+    pub filter_empty: bool,
+    /// Validates on this fraction of the images of `data.train`, with or without objects, in place of `ann_file`; the
+    /// training set loses them. Classes are distributed evenly. 0 to disable.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
+    pub fraction: f64,
+    /// Selects the images of `fraction`: equal files, classes, fractions and seeds give equal parts.
+    pub seed: u64,
+}
+
+/// A set in COCO format that is only evaluated.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TestSet {
+    /// The annotation file, relative to `data.root`.
+    pub ann_file: String,
+    /// The folder of the images, relative to `data.root`.
+    pub img_prefix: String,
+    /// Skip images without an object of a selected class, and images smaller than 32 pixels.
+    pub filter_empty: bool,
+}
+
+/// A table, or a list of tables.
+mod one_or_several {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::TrainSet;
+
+    pub fn serialize<S: Serializer>(sets: &[TrainSet], serializer: S) -> Result<S::Ok, S::Error> {
+        match sets {
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TrainSet>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Given {
+            One(TrainSet),
+            Several(Vec<TrainSet>),
+        }
+        Ok(match Given::deserialize(deserializer)? {
+            Given::One(set) => vec![set],
+            Given::Several(sets) => sets,
+        })
+    }
 }
 
 /// Image preprocessing and augmentation. The defaults are MMDetection's 1x schedule.

@@ -9,7 +9,7 @@ use fnet_common::text::printable;
 use fnet_config::Pipeline;
 
 use super::Scope;
-use crate::coco::{Dataset, Split};
+use crate::coco::{CocoDataset, Split};
 use crate::decode::{DecodedImage, ImageHeader};
 use crate::diagnostics::{Code, Diagnostics, Location};
 use crate::transform::{Augmentation, Geometry, rescaled_size};
@@ -19,7 +19,7 @@ const CHUNK: usize = 16;
 
 /// Reads the header of every image that exists, or decodes it, in parallel. Diagnostics are in the order of the set.
 pub(super) fn check(
-    dataset: &Dataset,
+    dataset: &CocoDataset,
     pipeline: &Pipeline,
     scope: Scope,
     progress: &(dyn Fn(usize) + Sync),
@@ -42,7 +42,7 @@ pub(super) fn check(
     diagnostics
 }
 
-fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: bool, diagnostics: &mut Diagnostics) {
+fn check_image(dataset: &CocoDataset, index: usize, pipeline: &Pipeline, decode: bool, diagnostics: &mut Diagnostics) {
     let path = dataset.image_path(index);
     if !path.exists() {
         // Reported with the other missing files.
@@ -75,7 +75,7 @@ fn check_image(dataset: &Dataset, index: usize, pipeline: &Pipeline, decode: boo
 }
 
 /// Checks that the annotations match the size of the image.
-fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
+fn size(dataset: &CocoDataset, index: usize, header: &ImageHeader, pipeline: &Pipeline) -> Option<(Code, String)> {
     let image = dataset.image(index);
     let (listed, upright) = ((image.height, image.width), (header.height, header.width));
     let rotated = header.orientation > 1;
@@ -86,7 +86,7 @@ fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeli
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
     let effect = match dataset.split() {
         Split::Train => "",
-        Split::Val => ", so none of its masks can match in evaluation",
+        Split::Val | Split::Test => ", so none of its masks can match in evaluation",
     };
     let message = format!(
         "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",

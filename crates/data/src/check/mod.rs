@@ -8,7 +8,8 @@ mod tests;
 use fnet_common::Result;
 use fnet_config::{Config, Metric, OnError};
 
-use super::coco::{Dataset, Split};
+use super::coco::Split;
+use super::dataset::Dataset;
 use super::diagnostics::{Code, Diagnostics, Severity};
 
 /// How thorough a check is.
@@ -50,7 +51,12 @@ pub fn check(
     let sets: Vec<Checked> = splits
         .iter()
         .map(|&split| {
-            let (dataset, found) = Dataset::inspect(&config.data, split, scope.keep);
+            let (dataset, mut found) = Dataset::inspect(&config.data, split, scope.keep);
+            if split == Split::Val && config.data.val_is_fraction() {
+                // Its files are those of the training set, which has reported what is in both.
+                let known = diagnostics.counts().into_iter().map(|(code, _)| code);
+                known.for_each(|code| found.remove(code));
+            }
             diagnostics.append(found);
             Checked { split, dataset }
         })
@@ -94,9 +100,9 @@ fn check_sets(
         let mut own = Diagnostics::keeping(scope.keep).of(dataset.split().name());
         dataset.check_masks(&mut own);
         dataset.check_files(&mut own);
-        if scope.headers || scope.decode {
-            let report = |done| progress(dataset.split(), done, dataset.len());
-            own.append(images::check(dataset, &config.data.pipeline, scope, &report));
+        for (part, _) in dataset.parts().filter(|_| scope.headers || scope.decode) {
+            let report = |done| progress(part.split(), done, part.len());
+            own.append(images::check(part, &config.data.pipeline, scope, &report));
         }
         diagnostics.append(own);
     }

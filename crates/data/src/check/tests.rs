@@ -180,8 +180,12 @@ fn real_unusual_images_have_the_expected_codes() {
     let of = |folder: &str, file: &str, images: &str, split: Split| {
         let mut config = Config::default();
         config.data.root = root.join("data").join(folder).display().to_string();
-        for set in [&mut config.data.train, &mut config.data.val] {
-            (set.ann_file, set.img_prefix) = (file.into(), images.into());
+        let data = &mut config.data;
+        let (train, val) = (&mut data.train[0], &mut data.val);
+        for (ann_file, img_prefix) in
+            [(&mut train.ann_file, &mut train.img_prefix), (&mut val.ann_file, &mut val.img_prefix)]
+        {
+            (*ann_file, *img_prefix) = (file.into(), images.into());
         }
         let scope = Scope { keep: 100, headers: true, decode: true };
         let (_, diagnostics) = check(&config, &[split], scope, &|_, _, _| {});

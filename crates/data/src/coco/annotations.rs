@@ -289,7 +289,7 @@ impl Reader<'_> {
             Some(FOREIGN) => {
                 let code = match self.context.split {
                     Split::Train => Code::AnnotationOtherClass,
-                    Split::Val => Code::AnnotationOtherClassEvaluated,
+                    Split::Val | Split::Test => Code::AnnotationOtherClassEvaluated,
                 };
                 self.add(code, || format!("category {} is not in data.classes", shown_id(Some(id), 0)));
             }
@@ -377,7 +377,7 @@ impl Reader<'_> {
         if !sides.iter().all(|side| side.is_finite()) {
             let code = match self.context.split {
                 Split::Train => Code::BoxNotFinite,
-                Split::Val => Code::BoxNotFiniteEvaluated,
+                Split::Val | Split::Test => Code::BoxNotFiniteEvaluated,
             };
             self.add(code, shown);
         }

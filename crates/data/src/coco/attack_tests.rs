@@ -7,7 +7,8 @@ use hotcoco::types::Rle;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Dataset, Split};
+use super::Split;
+use crate::Dataset;
 use fnet_test_support::SmallSet;
 
 thread_local! {

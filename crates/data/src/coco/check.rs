@@ -2,7 +2,7 @@
 
 use fnet_common::text::count;
 
-use super::Dataset;
+use super::CocoDataset;
 use super::Split;
 use super::annotations::{self, Context, FOREIGN, Fate, Raw, UNKNOWN_SIZE, no_mask};
 use super::lists;
@@ -16,7 +16,7 @@ use crate::diagnostics::{Code, Diagnostics, Location, Severity};
 /// Tolerance between a box and its mask, in pixels and as a fraction of the box's side.
 const APART: (f64, f64) = (2.0, 0.05);
 
-impl Dataset {
+impl CocoDataset {
     /// Reads every mask that is trained on, or in the validation set every mask of a selected class. Reports malformed
     /// and unusual masks, and a training set whose masks are all empty. The annotation file is read again, in parallel.
     pub fn check_masks(&self, diagnostics: &mut Diagnostics) {
@@ -29,7 +29,8 @@ impl Dataset {
             let raw = Raw::read(text).ok()?;
             let used = annotations::row_of(&raw, offset, row, &context, &mut diagnostics.none())?;
             let size = *sizes.get(used.image as usize)?;
-            if size == UNKNOWN_SIZE
+            if self.side.as_ref().is_some_and(|side| side.get(used.image as usize) != Some(&true))
+                || size == UNKNOWN_SIZE
                 || used.label == FOREIGN
                 || (self.split == Split::Train && used.fate != Fate::Trained)
             {
@@ -65,7 +66,7 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
     let mut add = |code, message: String| diagnostics.add(code, context.path, place, || message);
     let Some((text, _)) = raw.mask else {
         // For a training set, this was reported when it was opened.
-        if context.split == Split::Val {
+        if context.split != Split::Train {
             add(Code::MaskMissingEvaluated, no_mask(raw));
         }
         return false;

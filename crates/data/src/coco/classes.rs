@@ -1,13 +1,14 @@
-//! Reads only the classes of an annotation file, for `data.classes = "auto"`.
+//! The classes of annotation files: reads them for `data.classes = "auto"`, and compares those of two sets.
 
 use std::path::Path;
 
 use fnet_common::Result;
+use fnet_common::text::{self, quoted};
 
-use super::Split;
 use super::external;
 use super::open::read_header;
 use super::source::AnnotationSource;
+use super::{CocoDataset, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// The category names of an annotation file, in its order: one for each id, with or without annotations, like in
@@ -41,4 +42,48 @@ pub fn category_names(path: &Path) -> Result<Vec<String>> {
             .err()
             .unwrap_or_else(|| fnet_common::Error::bug(format!("{}: no header and no diagnostic", path.display())))),
     }
+}
+
+impl CocoDataset {
+    /// The names of the classes, in the order of the labels.
+    pub(crate) fn class_names(&self) -> Vec<String> {
+        self.categories.iter().map(|category| category.name.clone()).collect()
+    }
+}
+
+/// Labels are indices into the list of classes, so all sets must have the same names in the same order. Compares those of
+/// `set` with the classes `trained` of `training_file`, and returns whether they are the same.
+pub(crate) fn compare_classes(
+    trained: &[String],
+    training_file: &Path,
+    set: &CocoDataset,
+    diagnostics: &mut Diagnostics,
+) -> bool {
+    let found = set.class_names();
+    if trained != found {
+        let message = || difference(trained, &found, &training_file.display().to_string());
+        diagnostics.add(Code::SplitCategories, &set.path, Location::file, message);
+    }
+    trained == found
+}
+
+/// Describes missing and extra class names, or the first difference in order.
+fn difference(trained: &[String], tested: &[String], training_file: &str) -> String {
+    let missing = |from: &[String], list: &[String]| {
+        text::list(list.iter().filter(|name| !from.contains(name)).map(|name| quoted(name)), 5)
+    };
+    let (lacks, adds) = (missing(tested, trained), missing(trained, tested));
+    let mut parts = Vec::new();
+    if !lacks.is_empty() {
+        parts.push(format!("lacks {lacks}"));
+    }
+    if !adds.is_empty() {
+        parts.push(format!("adds {adds}"));
+    }
+    if parts.is_empty() {
+        let place = trained.iter().zip(tested).position(|(a, b)| a != b).unwrap_or(trained.len().min(tested.len()));
+        let name = |list: &[String]| list.get(place).map_or("nothing".into(), |name| format!("{name:?}"));
+        parts.push(format!("has {} as label {place} instead of {}", name(tested), name(trained)));
+    }
+    format!("compared with {training_file}, this set {}", parts.join(" and "))
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{Dataset, Split};
+use super::Split;
+use crate::Dataset;
 use crate::diagnostics::Code::{self, *};
 use fnet_test_support::SmallSet;
 

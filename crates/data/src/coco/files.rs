@@ -10,7 +10,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use fnet_common::text::{list, quoted};
 
-use super::Dataset;
+use super::CocoDataset;
 use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// The file that a name in the annotation file refers to.
@@ -155,7 +155,7 @@ fn hexadecimal(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
-impl Dataset {
+impl CocoDataset {
     /// Checks that every image has a file.
     pub fn check_files(&self, diagnostics: &mut Diagnostics) {
         // A name with a folder part is looked up in that folder.
@@ -196,7 +196,7 @@ impl Dataset {
 /// Maximum number of subfolders that are searched for a missing file.
 const SEARCHED_FOLDERS: usize = 100;
 
-impl Dataset {
+impl CocoDataset {
     /// Suggests where a missing file may be: in another folder, or under another name.
     fn offer(&self, name: &str) -> Option<String> {
         let name = name.replace('\\', "/");
@@ -205,7 +205,7 @@ impl Dataset {
         let name = percent_decoded(name);
         let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         let relative = parts.join("/");
-        let field = format!("data.{}.img_prefix", self.split.name());
+        let field = format!("{}.img_prefix", self.field);
         let prefix = |folder: &Path| match folder.strip_prefix(&self.root).unwrap_or(folder) {
             inner if inner.as_os_str().is_empty() => ".".to_owned(),
             inner => inner.display().to_string(),
@@ -268,7 +268,7 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coco::Split;
+    use crate::{Dataset, Split};
     use fnet_test_support::SmallSet;
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
             ("images/deep", "1.png", None),
         ] {
             std::fs::write(small.folder.path().join("a.json"), text.replace("0.png", name)).unwrap();
-            small.config.train.img_prefix = img_prefix.into();
+            small.config.train[0].img_prefix = img_prefix.into();
             let mut diagnostics = Diagnostics::default();
             Dataset::open(&small.config, Split::Train).unwrap().check_files(&mut diagnostics);
             let diagnostic = &diagnostics.kept()[0];

@@ -26,6 +26,8 @@ pub(super) struct Images {
     pub name_ends: Vec<u32>,
     /// Start of the objects of each image; one entry more than images.
     pub first_object: Vec<u32>,
+    /// See [`Selection::keeps_classes`].
+    pub classes: Vec<Vec<u16>>,
 }
 
 /// Columns with one entry per object.
@@ -119,6 +121,33 @@ impl Rows {
     fn number_of(&self, fate: Fate) -> usize {
         self.fates.iter().filter(|&&own| own == fate).count()
     }
+
+    /// The selected classes of the annotations of each image whose fate is `wanted`, sorted.
+    pub fn classes(&self, image_count: usize, wanted: impl Fn(Fate) -> bool) -> Vec<Vec<u16>> {
+        let mut classes = vec![Vec::new(); image_count];
+        for ((&image, &fate), &label) in self.images.iter().zip(&self.fates).zip(&self.objects.labels) {
+            if image != NOWHERE && label != FOREIGN && wanted(fate) {
+                classes[image as usize].push(label);
+            }
+        }
+        for own in &mut classes {
+            own.sort_unstable();
+            own.dedup();
+        }
+        classes
+    }
+}
+
+/// Which images of a file are used.
+pub(super) struct Selection<'s> {
+    pub path: &'s Path,
+    pub split: Split,
+    /// From the config.
+    pub filter_empty: bool,
+    /// Whether the classes of the annotations of each image are kept, crowds too.
+    pub keeps_classes: bool,
+    /// The images of the file that belong to the set, if it has only a part of them.
+    pub side: Option<&'s [bool]>,
 }
 
 /// The images and objects that are used.
@@ -128,16 +157,17 @@ pub(super) struct Index {
     pub id_names: IdNames,
 }
 
-/// Applies the rules. `sizes` are the image sizes, `filter_empty` is from the config. If some annotations cannot be
-/// used, only these are reported, because images and classes may have objects that were not read.
+/// Applies the rules. `sizes` are the image sizes. If some annotations cannot be used, only these are reported, because
+/// images and classes may have objects that were not read.
 pub(super) fn build(
     header: Header,
     sizes: &[[u32; 2]],
     mut rows: Rows,
-    (path, split, filter_empty): (&Path, Split, bool),
+    selection: &Selection<'_>,
     source: &AnnotationSource,
     diagnostics: &mut Diagnostics,
 ) -> Index {
+    let &Selection { path, split, filter_empty, keeps_classes, side } = selection;
     last_of_equal_ids(&mut rows, path, diagnostics);
     let is_whole = rows.number_of(Fate::Broken) == 0;
     if is_whole {
@@ -145,12 +175,16 @@ pub(super) fn build(
     }
     let (order, starts) = by_image(&rows, header.images.len());
     double_objects(&header, &rows, (&order, &starts), source, path, diagnostics);
+    let mut classes = if keeps_classes { rows.classes(header.images.len(), |_| true) } else { Vec::new() };
     let mut names = header.names;
     let mut images = Images { first_object: vec![0], ..Images::default() };
     let mut used = Vec::with_capacity(order.len());
     for (place, image) in header.images.iter().enumerate() {
         // For all images, so that names map to the same numbers when the ground truth is read.
         let id = number(&image.id, &mut names);
+        if side.is_some_and(|side| !side[place]) {
+            continue;
+        }
         let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
             // As in MMDetection, crowds and boxes that are not trained on count here.
@@ -176,6 +210,9 @@ pub(super) fn build(
         images.names.push_str(&image.file_name);
         images.name_ends.push(images.names.len() as u32);
         images.first_object.push(used.len() as u32);
+        if keeps_classes {
+            images.classes.push(std::mem::take(&mut classes[place]));
+        }
     }
     if is_whole {
         crowds_and_nothing(header.listed_images, &rows, used.is_empty(), (path, split), diagnostics);
@@ -206,7 +243,7 @@ fn crowds_and_nothing(
         add(Code::AnnotationCrowd, format!("{crowds} of {all} have \"iscrowd\": 1"));
     }
     match split {
-        Split::Val if only_crowds => {
+        Split::Val | Split::Test if only_crowds => {
             add(
                 Code::AnnotationCrowdAllEvaluated,
                 format!("{crowds} of {all} (all of the selected classes) have \"iscrowd\": 1"),

@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use classes::category_names;
+pub(crate) use classes::compare_classes;
+pub(crate) use open::{Opening, SetFiles};
 pub use record::Record;
 pub use segmentation::Segmentation;
 pub use truth::TrueObject;
@@ -37,8 +39,6 @@ use source::AnnotationSource;
 use fnet_config as config;
 use fnet_protocol::cli::SplitName;
 
-use super::diagnostics::Diagnostics;
-
 /// One of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
@@ -46,6 +46,8 @@ pub enum Split {
     Train,
     /// `data.val`.
     Val,
+    /// `data.test`.
+    Test,
 }
 
 impl From<SplitName> for Split {
@@ -53,6 +55,7 @@ impl From<SplitName> for Split {
         match name {
             SplitName::Train => Self::Train,
             SplitName::Val => Self::Val,
+            SplitName::Test => Self::Test,
         }
     }
 }
@@ -63,11 +66,12 @@ impl Split {
         match self {
             Self::Train => "train",
             Self::Val => "val",
+            Self::Test => "test",
         }
     }
 }
 
-/// One class. Its label is its index in [`Dataset::categories`].
+/// One class. Its label is its index in [`crate::Dataset::categories`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Category {
     /// The `id` in the annotation file.
@@ -94,7 +98,7 @@ pub struct ImageInfo<'d> {
 pub struct Objects<'d> {
     /// `[x1, y1, x2, y2]` in pixels of the original image.
     pub boxes: &'d [[f32; 4]],
-    /// Index of the class in [`Dataset::categories`].
+    /// Index of the class in [`crate::Dataset::categories`].
     pub labels: &'d [u16],
     /// The `id` of each annotation, or without one its position in the list, from 1.
     pub ids: &'d [i64],
@@ -102,12 +106,14 @@ pub struct Objects<'d> {
     mask_lengths: &'d [u32],
 }
 
-/// The images and objects of one annotation file.
+/// The images and objects of one annotation file. [`crate::Dataset`] opens it.
 ///
 /// Images are numbered `0..len()` in the file's order after filtering.
 #[derive(Debug)]
-pub struct Dataset {
+pub struct CocoDataset {
     split: Split,
+    /// Its name in the config.
+    field: String,
     path: PathBuf,
     folder: PathBuf,
     /// The value of `data.root`.
@@ -117,11 +123,12 @@ pub struct Dataset {
     classes: Vec<String>,
     categories: Vec<Category>,
     listed: Listed,
+    /// The images of the file that belong to this set, if it has only a part of them.
+    side: Option<Vec<bool>>,
     images: index::Images,
     objects: index::ObjectColumns,
     id_names: IdNames,
     folders: Folders,
-    diagnostics: Diagnostics,
 }
 
 /// The number of entries in the lists of an annotation file.
@@ -158,7 +165,7 @@ pub fn data_root(config: &config::Data) -> PathBuf {
     PathBuf::from(&config.root)
 }
 
-impl Dataset {
+impl CocoDataset {
     /// Number of images.
     pub fn len(&self) -> usize {
         self.images.ids.len()
@@ -174,7 +181,12 @@ impl Dataset {
         self.split
     }
 
-    /// The annotation file, for evaluation.
+    /// Its name in the config: `data.val`, or one of several training sets, `data.train[1]`.
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+
+    /// The annotation file.
     pub fn annotation_file(&self) -> &Path {
         &self.path
     }
@@ -187,11 +199,6 @@ impl Dataset {
     /// The classes in the order of the labels, which is the order of the annotation file.
     pub fn categories(&self) -> &[Category] {
         &self.categories
-    }
-
-    /// The problems of the annotation file that were found when it was opened.
-    pub fn diagnostics(&self) -> &Diagnostics {
-        &self.diagnostics
     }
 
     /// The number of images and annotations in the file, used or not.
@@ -233,17 +240,22 @@ impl Dataset {
         &self.images.ids
     }
 
+    /// Whether the ids of images are strings in the file.
+    pub(crate) fn image_ids_are_text(&self) -> bool {
+        self.id_names.are_text[0]
+    }
+
+    /// The classes of the annotations of every image, crowds too, if [`SetFiles::keeps_classes`].
+    pub(crate) fn classes_of(&self) -> &[Vec<u16>] {
+        &self.images.classes
+    }
+
     /// The file of image `index`. If no file has this name, the only similar one, if there is exactly one.
     ///
     /// # Panics
     /// As [`Self::image`].
     pub fn image_path(&self, index: usize) -> PathBuf {
         self.record(index).path()
-    }
-
-    /// 1 for an image wider than high, otherwise 0. Images of one step have equal flags.
-    pub fn aspect_flags(&self) -> Vec<u8> {
-        self.images.sizes.iter().map(|&[width, height]| u8::from(width > height)).collect()
     }
 
     /// The objects of image `index`.

@@ -1,113 +1,150 @@
 //! Opens a data set: reads the annotation file and reports all of its problems at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use fnet_common::Result;
 use fnet_common::text::{list, quoted};
 use fnet_config as config;
 
-use super::annotations::{self, Row, UNKNOWN_SIZE};
+use super::annotations::{self, Fate, Row, UNKNOWN_SIZE};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
 use super::index::Rows;
 use super::records::{RawImage, shown_id};
 use super::source::AnnotationSource;
-use super::{Dataset, Listed, Split, data_root, external, index, lists};
+use super::{CocoDataset, Listed, Split, data_root, external, index, lists};
 use crate::decode::{DecodedImage, ImageHeader};
 use crate::diagnostics::{Code, Diagnostics, Location, Severity};
 
-impl Dataset {
-    /// Opens the set `split` of `config`: reads the annotation file and checks that the folder of images exists.
-    ///
-    /// # Errors
-    /// A data error with the first diagnostic of each kind that makes the set unusable.
-    pub fn open(config: &config::Data, split: Split) -> Result<Self> {
-        let (dataset, diagnostics) = Self::inspect(config, split, Diagnostics::KEPT_AT_START);
-        match dataset {
-            Some(dataset) if diagnostics.number_of(Severity::Error) == 0 => Ok(Self { diagnostics, ..dataset }),
-            _ => {
-                diagnostics.refuse_errors()?;
-                Err(fnet_common::Error::bug("a data set cannot be opened, but there is no diagnostic"))
-            }
+/// The files of one set, as a config names them.
+#[derive(Debug)]
+pub(crate) struct SetFiles<'c> {
+    /// Relative to `data.root`, as the folder.
+    pub ann_file: &'c str,
+    pub img_prefix: &'c str,
+    pub filter_empty: bool,
+    /// Whether the classes of each image are kept, for [`CocoDataset::classes_of`].
+    pub keeps_classes: bool,
+    /// The name of the set in the config: `data.val`, `data.train[1]`.
+    pub field: String,
+}
+
+/// A set whose annotation file is read, before its images are selected.
+pub(crate) struct Opening<'c> {
+    set: SetFiles<'c>,
+    split: Split,
+    root: PathBuf,
+    path: PathBuf,
+    folder: PathBuf,
+    source: AnnotationSource,
+    folders: Folders,
+    classes: Vec<String>,
+    header: Header,
+    sizes: Vec<[u32; 2]>,
+    rows: Rows,
+    found: Diagnostics,
+}
+
+impl<'c> Opening<'c> {
+    /// Reads the annotation file of `set` and checks that the folder of images exists. `None` if its lists cannot be read.
+    pub fn read(config: &config::Data, split: Split, set: SetFiles<'c>, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let root = data_root(config);
+        let (path, folder) = (root.join(set.ann_file), root.join(set.img_prefix));
+        if !folder.is_dir() {
+            diagnostics
+                .add(Code::FileFolderMissing, &folder, Location::file, || format!("set by {}.img_prefix", set.field));
         }
+        let source = match AnnotationSource::open(&path) {
+            Ok(source) => source,
+            Err(error) => {
+                diagnostics.add(Code::FileUnreadable, &path, Location::file, || {
+                    format!("set by {}.ann_file: {error}", set.field)
+                });
+                return None;
+            }
+        };
+        if let Some(encoding) = source.repaired {
+            diagnostics.add(Code::FileEncoding, &path, Location::file, || format!("the file is {encoding}"));
+        }
+        let folders = Folders::default();
+        let mut found = diagnostics.none();
+        // The first training set defines the classes of the model. The other sets are compared with it later.
+        let classes = if config.classes_are_auto { Vec::new() } else { config.classes.clone() };
+        let contents = read_header(&source, &path, split, &classes, &mut found).and_then(|header| {
+            index::give_back_memory();
+            let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
+            let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
+            Some((header, sizes, rows))
+        });
+        let Some((header, sizes, rows)) = contents else {
+            report(found, &source, &path, diagnostics);
+            return None;
+        };
+        Some(Self { set, split, root, path, folder, source, folders, classes, header, sizes, rows, found })
     }
 
-    /// Opens the set `split` of `config` and reports its problems, the first `keep` diagnostics of each code in full.
-    /// Returns a set of the valid entries if its lists could be read. With errors among the diagnostics, use it only
-    /// for further checks.
-    pub fn inspect(config: &config::Data, split: Split, keep: usize) -> (Option<Self>, Diagnostics) {
-        let mut diagnostics = Diagnostics::keeping(keep).of(split.name());
-        let dataset = read(config, split, &mut diagnostics);
-        (dataset, diagnostics)
+    /// The file name of every image of the file.
+    pub fn file_names(&self) -> impl Iterator<Item = &str> {
+        self.header.images.iter().map(|image| &*image.file_name)
+    }
+
+    /// The classes of the objects of every image of the file, without crowds.
+    pub fn classes(&self) -> Vec<Vec<u16>> {
+        self.rows.classes(self.header.images.len(), |fate| fate == Fate::Trained)
+    }
+
+    /// Selects the images that are used: those of the mask `side` over the images of the file, if it is given. `None` if the
+    /// file has another format.
+    pub fn finish(self, side: Option<Vec<bool>>, diagnostics: &mut Diagnostics) -> Option<CocoDataset> {
+        let Self { set, split, root, path, folder, source, folders, classes, header, sizes, rows, mut found } = self;
+        let (categories, listed) =
+            (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
+        let options = index::Selection {
+            path: &path,
+            split,
+            filter_empty: set.filter_empty,
+            keeps_classes: set.keeps_classes,
+            side: side.as_deref(),
+        };
+        let index::Index { images, objects, id_names } =
+            index::build(header, &sizes, rows, &options, &source, &mut found);
+        if !report(found, &source, &path, diagnostics) {
+            return None;
+        }
+        let field = set.field;
+        Some(CocoDataset {
+            split,
+            field,
+            path,
+            folder,
+            root,
+            source,
+            classes,
+            categories,
+            listed,
+            side,
+            images,
+            objects,
+            id_names,
+            folders,
+        })
     }
 }
 
-fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> Option<Dataset> {
-    let root = data_root(config);
-    let set = match split {
-        Split::Train => &config.train,
-        Split::Val => &config.val,
+/// Adds what was found in a file. If that are errors and the file has another format, adds only the format, because
+/// diagnostics of single entries would be redundant, and returns false.
+fn report(found: Diagnostics, source: &AnnotationSource, path: &Path, diagnostics: &mut Diagnostics) -> bool {
+    let format = match found.number_of(Severity::Error) {
+        0 => None,
+        _ => external::of_annotations(source, path),
     };
-    let (path, folder) = (root.join(&set.ann_file), root.join(&set.img_prefix));
-    if !folder.is_dir() {
-        diagnostics.add(Code::FileFolderMissing, &folder, Location::file, || {
-            format!("set by data.{}.img_prefix", split.name())
-        });
+    match format {
+        Some(format) => diagnostics.add(Code::FileOtherFormat, path, Location::file, || format.into()),
+        None => diagnostics.append(found),
     }
-    let source = match AnnotationSource::open(&path) {
-        Ok(source) => source,
-        Err(error) => {
-            diagnostics.add(Code::FileUnreadable, &path, Location::file, || {
-                format!("set by data.{}.ann_file: {error}", split.name())
-            });
-            return None;
-        }
-    };
-    if let Some(encoding) = source.repaired {
-        diagnostics.add(Code::FileEncoding, &path, Location::file, || format!("the file is {encoding}"));
-    }
-    let folders = Folders::default();
-    let mut found = diagnostics.none();
-    // The training set defines the classes of the model. The other set is compared with it later.
-    let classes: &[String] = if config.classes_are_auto { &[] } else { &config.classes };
-    let contents = read_header(&source, &path, split, classes, &mut found).and_then(|header| {
-        index::give_back_memory();
-        let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
-        let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
-        let (categories, listed) =
-            (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
-        let options = (&*path, split, set.filter_empty);
-        Some((categories, listed, index::build(header, &sizes, rows, options, &source, &mut found)))
-    });
-    if found.number_of(Severity::Error) > 0
-        && let Some(format) = external::of_annotations(&source, &path)
-    {
-        // Diagnostics of single entries would be redundant.
-        diagnostics.add(Code::FileOtherFormat, &path, Location::file, || format.into());
-        return None;
-    }
-    diagnostics.append(found);
-    let (categories, listed, index::Index { images, objects, id_names }) = contents?;
-    let classes = classes.to_vec();
-    let diagnostics = diagnostics.none();
-    Some(Dataset {
-        split,
-        path,
-        folder,
-        root,
-        source,
-        classes,
-        categories,
-        listed,
-        images,
-        objects,
-        id_names,
-        folders,
-        diagnostics,
-    })
+    format.is_none()
 }
 
 /// Reads images and categories, or reports why they cannot be read.
@@ -120,7 +157,7 @@ pub(super) fn read_header(
 ) -> Option<Header> {
     let lists = ["images", "categories", "annotations"];
     let (keys, missing) = match header::read(source, path, classes, diagnostics) {
-        Ok(header) if header.has_annotations || split == Split::Val => return Some(header),
+        Ok(header) if header.has_annotations || split != Split::Train => return Some(header),
         Ok(_) => (Vec::new(), vec!["annotations"]),
         Err(NoHeader::Reported) => return None,
         Err(NoHeader::Broken(broken)) => {

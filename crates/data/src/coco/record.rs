@@ -1,30 +1,36 @@
 //! One image of a data set with its objects.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fnet_common::{Error, Result};
 
-use super::{Dataset, ImageInfo, Objects, Segmentation};
+use super::{CocoDataset, ImageInfo, Objects, Segmentation};
 
-/// One image of a data set with its objects, from [`Dataset::record`].
+/// One image of a data set with its objects, from [`crate::Dataset::record`].
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'d> {
-    pub(super) dataset: &'d Dataset,
+    pub(super) dataset: &'d CocoDataset,
     /// The entry of the image in the annotation file.
     pub image: ImageInfo<'d>,
     /// Its objects that are trained on.
     pub objects: Objects<'d>,
 }
 
-impl Record<'_> {
+impl<'d> Record<'d> {
     /// The file of the image. If no file has this name, the only similar one, if there is exactly one.
     pub fn path(&self) -> PathBuf {
         self.dataset.folders.find(&self.dataset.folder, self.image.file_name).into_path()
     }
 
+    /// The annotation file of the image.
+    pub fn annotation_file(&self) -> &'d Path {
+        &self.dataset.path
+    }
+
     /// The set and the image, for error messages.
     pub fn place(&self) -> String {
-        format!("{} (image {})", self.dataset.split().name(), self.image.id)
+        let id = self.dataset.written_image_id(self.image.id);
+        format!("{} (image {id} of {})", self.dataset.split().name(), self.dataset.path.display())
     }
 
     /// An error that names the annotation file.

@@ -2,6 +2,7 @@
 //! objects.
 
 use super::*;
+use crate::Dataset;
 use fnet_test_support::fixture;
 
 /// Images, boxes, the sum of their right sides in float32, pixels of all masks.

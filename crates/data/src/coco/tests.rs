@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use fnet_common::Result;
 
 use super::*;
+use crate::Dataset;
 use crate::diagnostics::{Code, Severity};
 use fnet_test_support::{SmallSet, fixture};
 

@@ -11,15 +11,15 @@ use super::header::{Header, number};
 use super::lists;
 use super::open::{read_header, report_broken};
 use super::segmentation::Segmentation;
-use super::{Dataset, Split};
+use super::{CocoDataset, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// One annotation of a selected class.
 #[derive(Debug, Clone)]
 pub struct TrueObject {
-    /// Id of its image, as in [`Dataset::image_ids`].
+    /// Id of its image, as in [`crate::Dataset::image_ids`].
     pub image_id: i64,
-    /// Its class: an index into [`Dataset::categories`].
+    /// Its class: an index into [`crate::Dataset::categories`].
     pub label: usize,
     /// `[x, y, width, height]` in pixels.
     pub bbox: [f64; 4],
@@ -32,7 +32,7 @@ pub struct TrueObject {
 }
 
 /// The image sizes: from the annotation file, or else as the set has read them from the image files.
-pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> {
+pub(super) fn listed_sizes(header: &Header, dataset: &CocoDataset) -> Vec<[u32; 2]> {
     let mut by_name: HashMap<&str, [u32; 2]> = HashMap::new();
     if header.images.iter().any(|image| image.size.is_err()) {
         by_name.extend((0..dataset.len()).map(|index| {
@@ -44,9 +44,9 @@ pub(super) fn listed_sizes(header: &Header, dataset: &Dataset) -> Vec<[u32; 2]> 
     header.images.iter().map(|image| image.size.clone().unwrap_or_else(|_| size(&image.file_name))).collect()
 }
 
-impl Dataset {
+impl CocoDataset {
     /// All annotations of selected classes, including crowds and small objects, as in pycocotools: in the order of the
-    /// file, the last one of equal ids in place of all.
+    /// file, the last one of equal ids in place of all. A part of a file has those of its images.
     ///
     /// # Errors
     /// A data error that describes the problem in the annotation file.
@@ -59,8 +59,9 @@ impl Dataset {
             let mut names = header.names.clone();
             let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
             let context = header.context(&self.path, Split::Val, &sizes);
+            let side = self.side.as_deref();
             let parse = |_: &str, text: &[u8], _: u64, row: usize, diagnostics: &mut Diagnostics| {
-                object(text, row, &ids, &context, diagnostics)
+                object(text, row, (&ids, side), &context, diagnostics)
             };
             let mut read = Vec::new();
             let mut take = |_: &str, object: Option<Identified>| match object {
@@ -100,13 +101,16 @@ fn last_of_equal_ids(objects: Vec<Identified>) -> Vec<TrueObject> {
 fn object(
     text: &[u8],
     row: usize,
-    ids: &[i64],
+    (ids, side): (&[i64], Option<&[bool]>),
     context: &Context,
     diagnostics: &mut Diagnostics,
 ) -> Option<Identified> {
     // Malformed annotations were reported when the set was opened.
     let raw = Raw::read(text).ok()?;
     let image = *context.images.get(&RawKey::from(raw.image.as_ref()?))?;
+    if side.is_some_and(|side| side.get(image as usize) != Some(&true)) {
+        return None;
+    }
     let label = match &raw.category {
         Some(id) => context.labels.get(&RawKey::from(id)).copied(),
         None => context.labels.values().next().copied(),

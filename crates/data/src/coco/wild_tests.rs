@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::Dataset;
 use fnet_test_support::fixture;
 
 /// The diagnostics of each file in `derived` and `wild`, in training and in validation.

@@ -341,7 +341,7 @@ codes! {
         "check which of the two is correct";
     // Both sets.
     SplitCategories = "split-categories", Error,
-        "the training and validation sets have different classes, or a different order of classes",
+        "two sets have different classes, or a different order of classes",
         "stops", "continues; labels mean different classes in the two sets",
         "export both sets with the same list of categories, or list the common ones in data.classes";
     SplitCategoryIds = "split-category-ids", Warning,
@@ -349,7 +349,7 @@ codes! {
         "labels follow the order of the classes; results use the ids of the validation set", "the same",
         "export both sets with the same list of categories";
     SplitSharedImages = "split-shared-images", Warning,
-        "an image of the validation set is also in the training set", "used in both", "the same",
+        "an image of the validation or test set is also in the training set", "used in both", "the same",
         "remove it from one of the sets, otherwise the metrics are too high";
 }
 

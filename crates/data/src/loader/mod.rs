@@ -19,7 +19,7 @@ use fnet_common::{Error, ErrorKind, Result};
 use fnet_config::{self as config, OnError, Pipeline};
 
 use super::batch::Batch;
-use super::coco::Dataset;
+use super::dataset::Dataset;
 use super::transform::Augmentation;
 
 /// Batches that are ready or in progress ahead of the consumer, per thread.
@@ -255,7 +255,7 @@ impl Work {
             if self.training.is_none() {
                 return Ok(None);
             }
-            let next = candidates.next();
+            let next = candidates.find(|&next| !self.dataset.is_same_image(next, candidate));
             candidate = match next {
                 Some(next) if in_a_row < MAX_SKIPPED_IN_A_ROW => next,
                 _ => {
@@ -268,7 +268,7 @@ impl Work {
         }
     }
 
-    /// The replacements of `index`: the other images of the same aspect group. The order depends only on the data set,
+    /// The replacements of `index`: the other samples of the same aspect group. The order depends only on the data set,
     /// so that it is the same on every run and rank.
     fn stand_ins(&self, index: usize) -> impl Iterator<Item = usize> {
         let count = self.dataset.len();
@@ -284,7 +284,10 @@ impl Work {
             Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
             None => Augmentation::test(&self.pipeline),
         };
-        Sample::load(self.dataset.record(index), augmentation, self.pipeline.size_divisor, self.wanted, times)
+        let record = self.dataset.record(index);
+        let mut sample = Sample::load(record, augmentation, self.pipeline.size_divisor, self.wanted, times)?;
+        sample.identify(self.dataset.image_id(index), self.dataset.image_name(index));
+        Ok(sample)
     }
 }
 

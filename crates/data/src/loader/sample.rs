@@ -9,7 +9,8 @@ use fnet_protocol::{activity, contain};
 
 use super::stages::{StageTimes, Stopwatch};
 use crate::batch::{Batch, ImageMeta, Target};
-use crate::coco::{Dataset, Record};
+use crate::coco::Record;
+use crate::dataset::Dataset;
 use crate::decode::DecodedImage;
 use crate::images::Pixels;
 use crate::resize::Bilinear;
@@ -43,9 +44,14 @@ pub(super) enum Wanted {
 }
 
 impl Sample {
-    /// The file name in the annotation file.
+    /// See [`ImageMeta::file_name`].
     pub fn file_name(&self) -> &str {
         &self.meta.file_name
+    }
+
+    /// Sets the number and the name that identify the image in its set.
+    pub fn identify(&mut self, image_id: i64, name: String) {
+        (self.meta.image_id, self.meta.file_name) = (image_id, name);
     }
 
     /// A warning about damage in the decoded image.

@@ -50,7 +50,7 @@ impl GroundTruth {
         let images = (0..dataset.len()).map(|index| {
             let image = dataset.image(index);
             hotcoco::Image {
-                id: unsigned(image.id),
+                id: unsigned(dataset.image_id(index)),
                 file_name: image.file_name.to_owned(),
                 width: image.width as u32,
                 height: image.height as u32,
@@ -68,7 +68,7 @@ impl GroundTruth {
             categories: named.collect(),
             ..Default::default()
         };
-        Ok(Self::new(truth, dataset.image_ids(), categories))
+        Ok(Self::new(truth, &dataset.image_ids(), categories))
     }
 
     /// Creates the ground truth from an annotation file in memory. `image_ids` are the evaluated images, `categories`

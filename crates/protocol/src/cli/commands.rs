@@ -93,6 +93,9 @@ pub struct Test {
     /// Config [default: the one in the checkpoint]
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<PathBuf>,
+    /// The split: data.train, data.val or data.test of the config
+    #[arg(long, value_name = "SPLIT", default_value = "val")]
+    pub split: SplitName,
     /// Metrics; accepts several [default: bbox segm]
     #[arg(long, value_name = "METRIC", conflicts_with = "format_only")]
     pub eval: Vec<Metric>,
@@ -148,6 +151,28 @@ impl Test {
     /// The metrics of `--eval`; by default boxes and masks.
     pub fn metrics_to_measure(&self) -> Vec<Metric> {
         if self.eval.is_empty() { vec![Metric::Bbox, Metric::Segm] } else { self.eval.clone() }
+    }
+}
+
+/// One of a config's data sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// data.train
+    Train,
+    /// data.val
+    Val,
+    /// data.test, or without it data.val
+    Test,
+}
+
+impl SplitName {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            SplitName::Train => "train",
+            SplitName::Val => "val",
+            SplitName::Test => "test",
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::commands::{parse_override, parse_positive};
+use super::commands::{SplitName, parse_override, parse_positive};
 
 /// `check-data`
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -15,7 +15,7 @@ use super::commands::{parse_override, parse_positive};
 pub struct CheckData {
     /// Config (TOML)
     pub config: PathBuf,
-    /// Check one split alone [default: both, and against each other]
+    /// Check one split alone [default: all, and against each other]
     #[arg(long, value_name = "SPLIT")]
     pub split: Option<SplitName>,
     /// Decode every image instead of its header only
@@ -43,7 +43,7 @@ pub struct Browse {
     /// Folder for the drawn images
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The split: data.train or data.val of the config
+    /// The split: data.train, data.val or data.test of the config
     #[arg(long, value_name = "SPLIT", default_value = "train")]
     pub split: SplitName,
     /// Maximum number of images, from the start of the split
@@ -73,23 +73,4 @@ pub struct ConvertConfig {
     /// File for the converted config [default: stdout]
     #[arg(long, value_name = "FILE.toml")]
     pub out: Option<PathBuf>,
-}
-
-/// One of a config's data sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SplitName {
-    /// data.train
-    Train,
-    /// data.val
-    Val,
-}
-
-impl SplitName {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            SplitName::Train => "train",
-            SplitName::Val => "val",
-        }
-    }
 }

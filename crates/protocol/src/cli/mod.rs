@@ -25,10 +25,11 @@ pub use benchmark::{
 pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
-    Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName, Synth,
+    Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName, SplitName,
+    Synth,
     SynthLayout, Test, Train,
 };
-pub use data::{Browse, CheckData, ConvertConfig, SplitName};
+pub use data::{Browse, CheckData, ConvertConfig};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
 
 /// `fnet-launch`: starts one worker per GPU (or `--nproc` workers on the CPU) and supervises them.
