@@ -148,7 +148,7 @@ fn category_ids(trained: &Trained) -> (Vec<Value>, String) {
     match same {
         Some(set) => {
             let ids = set.categories().iter().map(|category| set.written_category_id(category.id));
-            (ids.collect(), format!("are those of {}", set.annotation_file().display()))
+            (ids.collect(), format!("are those of {}", set.annotation_files()))
         }
         None => (
             (1..=trained.classes.len()).map(Value::from).collect(),

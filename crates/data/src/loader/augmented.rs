@@ -11,7 +11,8 @@ use super::sample::{Sample, Wanted, contained, read};
 use super::stages::{StageTimes, Stopwatch};
 use crate::augment::{Draws, Frame, Values, need_masks, run};
 use crate::batch::{ImageMeta, Target};
-use crate::coco::{Dataset, Record};
+use crate::coco::Record;
+use crate::dataset::Dataset;
 use crate::decode::DecodedImage;
 use crate::transform::{Augmentation, Geometry, with_pixels};
 
