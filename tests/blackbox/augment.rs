@@ -70,9 +70,9 @@ fn browse_and_dry_run_know_the_augmentations() {
         let images = drawn(folder);
         let changed = images.iter().zip(drawn("plain")).filter(|(image, plain)| *image != plain).count();
         assert!(images.len() == 5 && changed >= 3, "{folder}: {changed} of {}", images.len());
-        scene.launch(&format!("browse augmented.toml --out {folder}_again")).expect(0, &[]);
-        assert_eq!(drawn(&format!("{folder}_again")), images);
     }
+    scene.launch("browse augmented.toml --out again").expect(0, &[]);
+    assert_eq!(drawn("again"), drawn("paste"));
     assert_ne!(drawn("pad"), drawn("paste"));
     scene.launch("--device cpu --nproc 1 --dry-run train augmented.toml").expect(0, &["192x192"]);
     let wrong = "browse augmented.toml --out x --set data.pipeline.train=[{kind=\"flip\"}]";
