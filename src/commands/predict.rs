@@ -104,15 +104,18 @@ fn write(found: &Found, inputs: &[Input], classes: &[String], out: &mut dyn Writ
     let mut entries = Vec::new();
     for result in &found.results {
         for detection in &result.detections {
-            entries.push(json!({
+            let mut entry = json!({
                 "image_id": result.image_id,
                 "file_name": inputs[result.image_id as usize - 1].name,
                 "category_id": detection.label + 1,
                 "category_name": name_of(detection, classes),
                 "bbox": xywh(detection.bbox),
                 "score": f64::from(detection.score),
-                "segmentation": { "size": [result.height, result.width], "counts": detection.counts },
-            }));
+            });
+            if let Some(segmentation) = result.segmentation(detection) {
+                entry["segmentation"] = segmentation;
+            }
+            entries.push(entry);
         }
     }
     let text = entries.iter().map(ToString::to_string).collect::<Vec<_>>().join(",\n");

@@ -6,6 +6,7 @@
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod boxes;
 mod chaos;
 mod configs;
 mod convert_config;

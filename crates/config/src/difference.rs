@@ -8,7 +8,7 @@ use super::Config;
 use super::tree::{self, Origin};
 
 /// Fields that do not affect the trained weights. A trailing dot names a whole section.
-const WITHOUT_EFFECT: [&str; 9] = [
+const WITHOUT_EFFECT: [&str; 10] = [
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -18,6 +18,7 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "model.backbone.pretrained",
     "train.epochs",
     "train.early_stop.",
+    "train.match_classes",
 ];
 
 impl Config {

@@ -102,7 +102,7 @@ impl Geometry {
     /// Maps the objects of `record`.
     ///
     /// Masks are drawn at the listed image size, then resized, as in MMDetection. Objects with an empty mask are left
-    /// out; MMDetection trains on them.
+    /// out; MMDetection trains on them. Objects without a mask have only a box.
     ///
     /// # Errors
     /// Data errors that name the annotation.
@@ -122,14 +122,15 @@ impl Geometry {
             )));
         }
         let plan = MaskPlan::new(listed, resized, self.augmentation.flip, self.padded);
-        let mask = |(segmentation, id): (&Segmentation, &i64)| {
+        let mask = |(segmentation, id): (&Option<Segmentation>, &i64)| {
+            let Some(segmentation) = segmentation else { return Ok(Some(None)) };
             let rle = segmentation.to_rle(listed).map_err(|message| {
                 wrong(format!("annotation {id}: segmentation: {message}; fix or remove the annotation"))
             })?;
-            Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
+            Ok((hotcoco::mask::area(&rle) > 0).then(|| Some(plan.mask(&rle))))
         };
         let segmentations = record.segmentations()?;
-        let masks: Vec<Option<_>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
+        let masks: Vec<Option<Option<_>>> = segmentations.iter().zip(objects.ids).map(mask).collect::<Result<_>>()?;
         let Target { boxes, labels, .. } = self.map_boxes(objects);
         let mut target = Target::default();
         // An object with an empty mask but a box would be a contradictory target.
@@ -187,7 +188,7 @@ mod tests {
         let target = geometry.map_objects(&dataset.record(0)).unwrap();
         let starts: Vec<f32> = target.boxes.iter().map(|bounds| bounds[0]).collect();
         assert_eq!((starts, target.labels.len(), target.masks.len()), (vec![10.0, 40.0], 2, 2));
-        assert!(target.masks.iter().all(|mask| mask.pixels.contains(&1)));
+        assert!(target.masks.iter().flatten().all(|mask| mask.pixels.contains(&1)));
     }
 
     #[test]

@@ -260,3 +260,23 @@ fn a_section_of_another_program_is_answered_field_by_field() {
     assert!(text.contains("a.toml:2:1: unknown field `runner.type`;"), "{text}");
     assert!(text.contains("unknown field `zzz`; the sections are model"), "{text}");
 }
+
+#[test]
+fn a_model_without_masks_is_evaluated_with_boxes() {
+    let resolved = set("model.mask=false").unwrap();
+    assert_eq!(resolved.config.evaluation.metrics, [crate::Metric::Bbox]);
+    assert_eq!(resolved.origins["evaluation.metrics"].to_string(), "--set model.mask=false");
+    assert!(resolved.config.data.boxes_only && !set("model.mask=true").unwrap().config.data.boxes_only);
+    let stored = Config::from_toml(&resolved.config.to_toml().unwrap(), "a.ckpt").unwrap();
+    assert_eq!((&stored.evaluation.metrics, stored.data.boxes_only), (&resolved.config.evaluation.metrics, true));
+
+    let read = |more: &[&str]| Resolved::from_toml("model.mask = false", "a.toml", &sets(more), &no_classes);
+    assert_eq!(
+        read(&["evaluation.metrics=[\"proposal\"]"]).unwrap().config.evaluation.metrics,
+        [crate::Metric::Proposal]
+    );
+    let error = message(read(&["evaluation.metrics=[\"bbox\",\"segm\"]"]));
+    assert!(error.contains("evaluation.metrics is") && error.contains("because model.mask is false"), "{error}");
+    let error = message(read(&["checkpoint.save_best=segm_mAP"]));
+    assert!(error.contains("checkpoint.save_best") && error.contains("one of bbox_mAP, "), "{error}");
+}

@@ -86,13 +86,15 @@ fn size(dataset: &Dataset, index: usize, header: &ImageHeader, pipeline: &Pipeli
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
     let effect = match dataset.split() {
         Split::Train => "",
-        Split::Val => ", so none of its masks can match in evaluation",
+        Split::Val if dataset.has_masks() => ", so none of its masks can match in evaluation",
+        Split::Val => "",
     };
     let message = format!(
         "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",
         image.width, image.height, header.width, header.height
     );
     let unusable = dataset.split() == Split::Train
+        && dataset.has_masks()
         && !dataset.objects(index).boxes.is_empty()
         && pipeline.scales.iter().any(|&scale| {
             let padded = Geometry::new(upright, Augmentation { scale, flip: false }, pipeline.size_divisor).padded;

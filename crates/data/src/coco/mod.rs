@@ -34,7 +34,7 @@ pub use truth::TrueObject;
 use files::Folders;
 use source::AnnotationSource;
 
-use fnet_config as config;
+use fnet_config::{self as config, WithoutMask};
 use fnet_protocol::cli::SplitName;
 
 use super::diagnostics::Diagnostics;
@@ -42,7 +42,7 @@ use super::diagnostics::Diagnostics;
 /// One of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// `data.train`: every object needs a mask.
+    /// `data.train`.
     Train,
     /// `data.val`.
     Val,
@@ -115,6 +115,8 @@ pub struct Dataset {
     source: AnnotationSource,
     /// The selected classes; empty for all.
     classes: Vec<String>,
+    /// What to do with objects without a mask; `None` if masks are not used.
+    masks: Option<WithoutMask>,
     categories: Vec<Category>,
     listed: Listed,
     images: index::Images,
@@ -172,6 +174,11 @@ impl Dataset {
     /// Which set this is.
     pub fn split(&self) -> Split {
         self.split
+    }
+
+    /// Whether the masks of the objects are used; otherwise only their boxes.
+    pub fn has_masks(&self) -> bool {
+        self.masks.is_some()
     }
 
     /// The annotation file, for evaluation.
@@ -282,3 +289,5 @@ mod reference_tests;
 mod tests;
 #[cfg(test)]
 mod wild_tests;
+#[cfg(test)]
+mod without_mask_tests;

@@ -8,7 +8,7 @@ use fnet_common::Result;
 use fnet_common::text::{list, quoted};
 use fnet_config as config;
 
-use super::annotations::{self, Row, UNKNOWN_SIZE};
+use super::annotations::{self, Context, Row, UNKNOWN_SIZE};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
@@ -73,10 +73,11 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
     let mut found = diagnostics.none();
     // The training set defines the classes of the model. The other set is compared with it later.
     let classes: &[String] = if config.classes_are_auto { &[] } else { &config.classes };
+    let masks = (!config.boxes_only).then_some(config.without_mask);
     let contents = read_header(&source, &path, split, classes, &mut found).and_then(|header| {
         index::give_back_memory();
         let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
-        let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
+        let rows = read_rows(&source, header.context(&path, split, &sizes, masks), &mut found)?;
         let (categories, listed) =
             (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
         let options = (&*path, split, set.filter_empty);
@@ -100,6 +101,7 @@ fn read(config: &config::Data, split: Split, diagnostics: &mut Diagnostics) -> O
         root,
         source,
         classes,
+        masks,
         categories,
         listed,
         images,
@@ -200,15 +202,7 @@ fn sizes(
     sizes
 }
 
-fn read_rows(
-    source: &AnnotationSource,
-    path: &Path,
-    split: Split,
-    header: &Header,
-    sizes: &[[u32; 2]],
-    diagnostics: &mut Diagnostics,
-) -> Option<Rows> {
-    let context = header.context(path, split, sizes);
+fn read_rows(source: &AnnotationSource, context: Context<'_>, diagnostics: &mut Diagnostics) -> Option<Rows> {
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, diagnostics: &mut Diagnostics| {
         Some(annotations::row(text, offset, row, &context, diagnostics))
     };
@@ -217,10 +211,10 @@ fn read_rows(
         Some(row) => rows.push(row),
         None => rows = Rows::for_text(source.length()),
     };
-    match lists::read(source, path, &["annotations"], &parse, &mut take, diagnostics) {
+    match lists::read(source, context.path, &["annotations"], &parse, &mut take, diagnostics) {
         Ok(_) => Some(rows),
         Err(broken) => {
-            report_broken(broken, source, path, diagnostics);
+            report_broken(broken, source, context.path, diagnostics);
             None
         }
     }

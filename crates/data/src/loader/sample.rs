@@ -39,6 +39,12 @@ pub(super) enum Wanted {
     BoxesAndMasks,
 }
 
+impl Wanted {
+    pub fn objects(with_masks: bool) -> Self {
+        if with_masks { Self::BoxesAndMasks } else { Self::Boxes }
+    }
+}
+
 impl Sample {
     /// The file name in the annotation file.
     pub fn file_name(&self) -> &str {
