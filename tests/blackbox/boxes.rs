@@ -46,7 +46,7 @@ fn a_set_of_boxes_is_trained_on_evaluated_and_used_without_masks() {
     ended.expect(0, &["No errors"]);
     assert!(!ended.stderr.contains("mask-"), "{}", ended.stderr);
     assert!(scene.launch("print-config cfg.toml").stdout.contains("metrics = [\"bbox\"]  # cfg.toml:"));
-    scene.launch("--dry-run --device cpu --nproc 2 train cfg.toml").expect(0, &["memory"]);
+    scene.launch("--dry-run --device cpu --nproc 2 train cfg.toml").expect(0, &[]);
 
     // A job of two epochs, and one that is continued after the first.
     scene.two("train cfg.toml").expect(0, &["bbox_mAP", "best bbox_mAP"]);
@@ -78,8 +78,8 @@ fn a_set_of_boxes_is_trained_on_evaluated_and_used_without_masks() {
     let report: Value =
         serde_json::from_str(&scene.launch("benchmark data cfg.toml --images 8 --json").stdout).unwrap();
     assert_eq!(report["masks"], false);
-    scene.one("benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --max-iter 7");
-    scene.one("benchmark train cfg.toml --batch 1 --shape 96 96 --iters 1");
+    scene.one("benchmark infer cfg.toml work_dirs/cfg/latest.ckpt --shape 96 96 --max-iter 6");
+    scene.one("benchmark train cfg.toml --batch 1 --shape 256 256 --iters 1");
     let report: Value = serde_json::from_str(&scene.launch("flops cfg.toml --shape 96 --json").stdout).unwrap();
     assert!(report["per_module"]["roi_head.bbox_head"].is_object());
     assert!(report["per_module"]["roi_head.mask_head"].is_null());
@@ -196,7 +196,9 @@ fn a_detector_for_other_classes_keeps_the_rows_of_equal_names() {
                 assert_eq!(row(&new, 5), row(&old, 8), "{name}: the background");
             }
             assert_eq!(row(&new, 4), row(&plain, 4), "{name}: the new class starts as without the option");
-            assert_ne!(row(&plain, 0), row(&old, 1), "{name}: without the option, rows start anew");
+            // Biases start with zeros, and may stay so.
+            let is_other = tensor == "bias" || row(&plain, 0) != row(&old, 1);
+            assert!(is_other, "{name}: without the option, rows start anew");
         }
     }
     let name = "model.roi_head.bbox_head.shared_fcs.0.weight";

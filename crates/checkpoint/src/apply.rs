@@ -18,7 +18,7 @@ use super::variant::BACKBONE;
 pub enum Need {
     /// All tensors with their shapes: to evaluate, or to resume training.
     All,
-    /// At least half of the tensors, and none with another shape: to start training.
+    /// At least half of the tensors, and none with another shape (but see [`Weights::load_to_train`]): to start training.
     Most,
     /// Any matching tensors, such as all except the class layers; the rest keeps its initial values.
     Any,
@@ -224,7 +224,7 @@ impl<'a> LoadPlan<'a> {
     /// Numbers of classes of the file and of the model, if they differ.
     fn classes(&self) -> Option<(i64, i64)> {
         let layer = self.conflicts.iter().find(|conflict| conflict.name.ends_with("bbox_head.fc_cls.weight"))?;
-        Some((layer.found.first()? - 1, layer.expected.first()? - 1))
+        Some((layer.found.first()? - 1, layer.expected.first()? - 1)).filter(|(found, expected)| found != expected)
     }
 }
 
