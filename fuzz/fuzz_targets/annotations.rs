@@ -55,7 +55,7 @@ fn use_it(dataset: &Dataset) {
         if image.width * image.height > DRAWN {
             continue;
         }
-        for mask in &masks {
+        for mask in masks.iter().flatten() {
             let mask = rasterize(mask, (image.height, image.width)).expect("a mask of a sound set");
             assert!(mask.x + mask.width <= image.width && mask.y + mask.height <= image.height);
         }

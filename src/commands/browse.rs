@@ -116,7 +116,7 @@ fn to_paint(target: &Target, names: &[&str]) -> Result<Vec<Object>> {
             name: names.get(label).copied().unwrap_or_default().to_owned(),
             score: None,
             bbox,
-            mask: target.masks.get(index).map(run_lengths).transpose()?,
+            mask: target.masks.get(index).and_then(Option::as_ref).map(run_lengths).transpose()?,
             crowd: false,
         });
     }

@@ -115,7 +115,7 @@ pub fn to_paint(result: &ImageResult, classes: &[String], least: f64) -> Result<
                 name: name_of(detection, classes),
                 score: Some(detection.score),
                 bbox: detection.bbox,
-                mask: Some(result.mask(detection)?),
+                mask: result.mask(detection)?,
                 crowd: false,
             })
         })

@@ -5,7 +5,6 @@ use std::path::Path;
 use tch::Device;
 
 use fnet_common::{Error, Result};
-use fnet_config as config;
 use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes};
 use fnet_protocol::cli::{Test, WorkerCommand};
 use fnet_protocol::env;
@@ -13,6 +12,7 @@ use fnet_protocol::estimate::Estimate;
 use fnet_protocol::work_dir::work_dir_of_checkpoint;
 
 use super::detector::{Wanted, build};
+use super::test::measured;
 
 /// The number of ranks in FNET_DRY_RUN, if it is set.
 ///
@@ -43,9 +43,9 @@ fn test(arguments: &Test, ranks: usize) -> Result<Estimate> {
     let config = &trained.config;
     let dataset = Dataset::open(&config.data, Split::from(arguments.split))?.without_repetitions();
     check_classes(config, &[&dataset])?;
-    let kinds: Vec<config::Metric> = match arguments.format_only {
+    let kinds = match arguments.format_only {
         true => Vec::new(),
-        false => arguments.metrics_to_measure().into_iter().map(config::Metric::from).collect(),
+        false => measured(arguments, config)?,
     };
     let mut warnings = dataset.diagnostics().lines(Severity::Warning);
     warnings.extend(dataset.other_validation_part(trained.validation_part.as_deref()));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
-use fnet_config::Metric;
+use fnet_config::{Config, Metric};
 use fnet_data::{Dataset, DecodedImage, Severity, Split, check_before_job, check_classes, load_image};
 use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
@@ -33,7 +33,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     }
     let kinds: Vec<Metric> = match arguments.format_only {
         true => Vec::new(),
-        false => arguments.metrics_to_measure().into_iter().map(Metric::from).collect(),
+        false => measured(arguments, &trained.config)?,
     };
     let first = host.ranks.rank() == 0;
     if first {
@@ -67,6 +67,15 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     })
 }
 
+/// The metrics of `--eval`, or those that the model allows.
+///
+/// # Errors
+/// A usage error if masks are asked for and the model has none.
+pub(super) fn measured(arguments: &cli::Test, config: &Config) -> Result<Vec<Metric>> {
+    let kinds = arguments.metrics_to_measure(config.model.mask).map_err(Error::usage)?;
+    Ok(kinds.into_iter().map(Metric::from).collect())
+}
+
 /// Writes and prints the results of an evaluation.
 fn finish(
     found: &Found,
@@ -78,7 +87,7 @@ fn finish(
     if arguments.out.is_some() || arguments.format_only {
         let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
         let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
-        for path in write_files(&found.results, &ids, &results_prefix(arguments))? {
+        for path in write_files(&found.results, &ids, &results_prefix(arguments), dataset.has_masks())? {
             (host.say)(&format!("detections written to {}", path.display()));
         }
         if dataset.is_renumbered() {
@@ -104,8 +113,8 @@ fn report(metrics: &Metrics, file: Option<&Path>, host: &mut Host<'_>) -> Result
     })
 }
 
-/// The prefix of the results: `--out F.json` means `F.bbox.json` and `F.segm.json`; without it, they are written to `results/`
-/// beside the checkpoint.
+/// The prefix of the results: `--out F.json` means `F.bbox.json` and for a model with masks `F.segm.json`; without it, they are
+/// written to `results/` beside the checkpoint.
 fn results_prefix(arguments: &cli::Test) -> PathBuf {
     match &arguments.out {
         Some(out) if out.extension().is_some_and(|extension| extension == "json") => out.with_extension(""),
@@ -175,11 +184,15 @@ impl<'a> Show<'a> {
         let record = self.dataset.record(index);
         let (image, objects) = (record.image, record.objects);
         let mut painted = Vec::with_capacity(objects.boxes.len());
-        for (place, segmentation) in record.segmentations()?.iter().enumerate() {
+        let segmentations = match self.dataset.has_masks() {
+            true => record.segmentations()?,
+            false => vec![None; objects.boxes.len()],
+        };
+        for (place, segmentation) in segmentations.iter().enumerate() {
             let label = usize::from(objects.labels[place]);
             // Such a mask may still be evaluated; only its box is drawn.
-            let mask = segmentation.to_rle((image.height, image.width));
-            if let Err(message) = &mask {
+            let mask = segmentation.as_ref().map(|mask| mask.to_rle((image.height, image.width)));
+            if let Some(Err(message)) = &mask {
                 let (file, id) = (record.annotation_file().display(), objects.ids[place]);
                 log::warn!("{file}: annotation {id} is drawn without its mask: segmentation: {message}");
             }
@@ -188,7 +201,7 @@ impl<'a> Show<'a> {
                 name: self.classes.get(label).cloned().unwrap_or_default(),
                 score: None,
                 bbox: objects.boxes[place],
-                mask: mask.ok(),
+                mask: mask.and_then(Result::ok),
                 crowd: false,
             });
         }

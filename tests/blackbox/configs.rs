@@ -56,6 +56,14 @@ fn all_sizes_have_the_published_widths_depths_and_rates() {
 }
 
 #[test]
+fn the_config_of_boxes_is_that_of_masks_without_them() {
+    let mut expected = config("mask_rcnn_fasternet_t0_fpn_1x_coco");
+    (expected.model.mask, expected.data.boxes_only) = (false, true);
+    expected.evaluation.metrics = vec![fnet_config::Metric::Bbox];
+    assert_eq!(config("faster_rcnn_fasternet_t0_fpn_1x_coco"), expected);
+}
+
+#[test]
 fn the_1x_schedule_matches_mmdetection() {
     let config = config("mask_rcnn_fasternet_s_fpn_1x_coco");
     assert_eq!((config.data.samples_per_gpu, config.train.epochs), (2, 12));

@@ -48,7 +48,8 @@ fn the_commands_of_the_custom_data_page_run() {
         scene.assert_nothing_left();
         output += &format!("{}\n{}\n", ended.stdout, ended.stderr);
     }
-    for text in ["\"shapes\", \"ring\", \"crescent\"", "num_classes = 9", "category-unused"] {
+    let kept = "classes kept: 2 (\"ring\", \"crescent\"); new classes: 0";
+    for text in ["\"shapes\", \"ring\", \"crescent\"", "num_classes = 9", "category-unused", kept] {
         assert!(output.contains(text), "{text:?} was not printed:\n{output}");
     }
     let work = scene.path("work_dirs/shapes");

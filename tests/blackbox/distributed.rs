@@ -225,7 +225,7 @@ fn batch(index: usize) -> Batch {
     let size = (64, 96);
     let object = |x: usize, y: usize, width: usize, height: usize| {
         let mask = InstanceMask { frame: size, x, y, width, height, pixels: vec![1; width * height].into() };
-        ([x as f32, y as f32, (x + width) as f32, (y + height) as f32], mask)
+        ([x as f32, y as f32, (x + width) as f32, (y + height) as f32], Some(mask))
     };
     let (boxes, masks) = [object(4 + 7 * index, 8, 30, 40), object(50, 3 + 5 * index, 24, 32)].into_iter().unzip();
     let meta = ImageMeta {

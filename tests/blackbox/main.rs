@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod augment;
+mod boxes;
 mod chaos;
 mod configs;
 mod convert_config;

@@ -233,13 +233,9 @@ fn target(data: &Tensors, image: usize) -> Target {
     let bitmaps = data.get(&format!("gt_masks.{image}"));
     let (count, height, width) = bitmaps.size3().unwrap();
     let (height, width) = (height as usize, width as usize);
-    let masks = (0..count).map(|index| InstanceMask {
-        frame: (height, width),
-        x: 0,
-        y: 0,
-        width,
-        height,
-        pixels: Arc::from(Vec::<u8>::try_from(bitmaps.get(index).reshape([-1])).unwrap()),
+    let masks = (0..count).map(|index| {
+        let pixels = Arc::from(Vec::<u8>::try_from(bitmaps.get(index).reshape([-1])).unwrap());
+        Some(InstanceMask { frame: (height, width), x: 0, y: 0, width, height, pixels })
     });
     Target {
         boxes: data.boxes(&format!("gt_bboxes.{image}")),

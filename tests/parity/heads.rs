@@ -110,7 +110,7 @@ fn parity_mask_head() {
     let classes = kept("classes of mask_logits", heads.fixtures.config().num_classes as i64, kept_classes);
     for (place, class) in (0..).zip(classes) {
         let labels = Tensor::full([rois], class, (Kind::Int64, Device::Cpu));
-        let logits = head.mask.forward(&features, &labels).unwrap();
+        let logits = head.mask.as_ref().unwrap().forward(&features, &labels).unwrap();
         compare.tensor("logits of every class", &logits, &expected.select(1, place), STAGE);
     }
 }
@@ -128,6 +128,6 @@ fn parity_mask_head_of_the_detections() {
         tensor.index_select(0, &Tensor::from_slice(&rows))
     };
     let features = head.mask_extractor.forward(&heads.levels, &rows(&rois)).unwrap();
-    let logits = head.mask.forward(&features, &rows(&labels)).unwrap();
+    let logits = head.mask.as_ref().unwrap().forward(&features, &rows(&labels)).unwrap();
     compare.tensor("logits of the detections' own classes", &logits, &expected, STAGE);
 }

@@ -39,7 +39,7 @@ fn check_objects(compare: &Comparison<'_>, files: &ImageFiles, batch: &Batch, da
         compare.tensor("boxes", &boxes, &data.get(&format!("{prefix}gt_bboxes.{image}")), STAGE);
         compare.equal("labels", &target.labels, &data.integers(&format!("{prefix}gt_labels.{image}")));
         if files.annotated {
-            let bitmaps: Vec<u8> = target.masks.iter().flat_map(bitmap).collect();
+            let bitmaps: Vec<u8> = target.masks.iter().flatten().flat_map(bitmap).collect();
             let expected = data.get(&format!("{prefix}gt_masks.{image}")).reshape([-1]);
             compare.equal("masks", &bitmaps, &Vec::<u8>::try_from(expected).unwrap());
         }

@@ -227,7 +227,7 @@ fn parity_training_heads() {
             let rois = step.stored_samples(&stored).1;
             let labels: Vec<i64> = rois.positives.iter().map(|&row| rois.labels[row as usize]).collect();
             let features = head.mask_extractor.forward(&step.levels, &stored.get("rcnn.pos_rois")).unwrap();
-            let logits = head.mask.forward(&features, &Tensor::from_slice(&labels)).unwrap();
+            let logits = head.mask.as_ref().unwrap().forward(&features, &Tensor::from_slice(&labels)).unwrap();
             step.fixtures.compare("mask head").tensor("logits in training", &logits, expected, STAGE);
         }
     }

@@ -17,6 +17,7 @@
 
 mod apply;
 mod bytes;
+mod classes;
 pub mod export;
 mod lazy;
 mod load;
@@ -31,6 +32,7 @@ mod value;
 mod variant;
 
 pub use apply::{Need, Summary};
+pub use classes::Classes;
 pub use lazy::{LazyTensor, Storage};
 pub use load::Weights;
 pub use meta::{Format, Meta};

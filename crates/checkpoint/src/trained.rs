@@ -72,7 +72,7 @@ impl TrainedFile {
             if need != Need::Any {
                 report.require_complete()?;
             }
-            Ok(Summary { path: path.clone(), report })
+            Ok(Summary { path: path.clone(), report, note: None })
         };
         fill().with_context(|| path.display().to_string())
     }

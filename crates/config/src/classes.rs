@@ -55,7 +55,8 @@ pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_clas
     Ok(true)
 }
 
-fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
+/// The value at a dotted path.
+pub(super) fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
     let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
     let Node { value, origin } = table.get(head)?;
     match (value, rest) {

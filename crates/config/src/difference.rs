@@ -8,7 +8,7 @@ use super::Config;
 use super::tree::{self, Origin};
 
 /// Fields that do not affect the trained weights. A trailing dot names a whole section.
-const WITHOUT_EFFECT: [&str; 12] = [
+const WITHOUT_EFFECT: [&str; 13] = [
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -21,6 +21,7 @@ const WITHOUT_EFFECT: [&str; 12] = [
     "model.backbone.pretrained",
     "train.epochs",
     "train.early_stop.",
+    "train.match_classes",
 ];
 
 impl Config {

@@ -100,15 +100,27 @@ fn resolve(
     }
     put_over(&mut all, checked(sets)?);
     let classes_are_auto = resolve_classes(&mut all)?;
+    default_metrics(&mut all);
 
     let mut origins = BTreeMap::new();
     tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
     let mut config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
         .map_err(|error| Error::bug(format!("a config that passed its checks was rejected: {error}")))?;
     config.data.classes_are_auto = classes_are_auto;
+    config.data.boxes_only = !config.model.mask;
     let resolved = Resolved { config, name, origins };
     resolved.validate()?;
     Ok(resolved)
+}
+
+/// A model without masks is evaluated with boxes, unless a config says something else.
+fn default_metrics(all: &mut Table) {
+    const METRICS: &str = "evaluation.metrics";
+    let origin = match (classes::find(all, "model.mask"), classes::find(all, METRICS)) {
+        (Some((toml::Value::Boolean(false), origin)), Some((_, Origin::Default))) => origin.clone(),
+        _ => return,
+    };
+    tree::insert(all, METRICS, Value::Leaf(toml::Value::Array(vec!["bbox".into()])), &origin);
 }
 
 /// The tree of all defaults. It holds every field, so that a config can set part of a section.

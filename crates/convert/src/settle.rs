@@ -52,7 +52,7 @@ pub fn check_detector(values: &Dict) -> Result<()> {
         }
     };
     Err(Error::usage(format!(
-        "{place}: the model {found}; fnet trains Mask R-CNN, so a config with model.type {} is expected. {remedy}",
+        "{place}: the model {found}; fnet trains Mask R-CNN and Faster R-CNN, so a config with model.type {} is expected. {remedy}",
         DETECTORS.join(", ")
     )))
 }
@@ -115,9 +115,8 @@ fn backbone(values: &Dict, mapped: &mut Mapped) {
 fn masks(values: &Dict, mapped: &mut Mapped) {
     let has = |pattern| first(values, pattern).is_some_and(|item| !matches!(item.value, Value::None));
     if has("model") && !has("model.roi_head.mask_head") {
-        mapped
-            .without
-            .push("a model without mask_head: fnet trains masks too, so every object needs a segmentation".to_owned());
+        set(mapped, "model.mask", false);
+        mapped.assumed.push("model.mask = false, as the config has no mask_head".to_owned());
     }
 }
 

@@ -290,6 +290,20 @@ fn what_cannot_be_converted_is_refused_with_place_and_remedy() {
 }
 
 #[test]
+fn a_model_without_a_mask_head_finds_boxes_only() {
+    let converted = converted(&[(
+        "cfg.py",
+        &TWO.replace("MaskRCNN", "FasterRCNN")
+            .replace("mask_head=dict(num_classes=80)", "")
+            .replace("['bbox', 'segm']", "'bbox'"),
+    )]);
+    let config = config(&converted);
+    assert!(!config.model.mask && config.evaluation.metrics == [fnet_config::Metric::Bbox]);
+    let report = converted.report.to_string();
+    assert!(report.contains("model.mask = false, as the config has no mask_head"), "{report}");
+}
+
+#[test]
 fn a_deleted_dict_of_a_base_is_replaced() {
     let base = ("b.py", "model = dict(type='MaskRCNN')\noptimizer = dict(type='SGD', lr=0.02, momentum=0.8)\n");
     let converted =

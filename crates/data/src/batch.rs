@@ -47,8 +47,8 @@ pub struct Target {
     pub boxes: Vec<[f32; 4]>,
     /// Class of each box, from 0.
     pub labels: Vec<i64>,
-    /// Mask of each box.
-    pub masks: Vec<InstanceMask>,
+    /// Mask of each box, if it has one; empty if masks were not read.
+    pub masks: Vec<Option<InstanceMask>>,
 }
 
 /// The input of one step on one rank.

@@ -107,7 +107,7 @@ impl Geometry {
     /// Maps the objects of `record`.
     ///
     /// Masks are drawn at the listed image size, then resized, as in MMDetection. Objects with an empty mask are left
-    /// out; MMDetection trains on them.
+    /// out; MMDetection trains on them. Objects without a mask have only a box.
     ///
     /// # Errors
     /// Data errors that name the annotation.
@@ -115,8 +115,8 @@ impl Geometry {
         Ok(with_pixels(self.map_boxes(&record.objects), self.map_masks(record)?))
     }
 
-    /// The mask of each object of `record`; `None` for an empty one.
-    pub(super) fn map_masks(&self, record: &Record<'_>) -> Result<Vec<Option<InstanceMask>>> {
+    /// The mask of each object of `record`, `Some(None)` if it has none; `None` if it is empty.
+    pub(super) fn map_masks(&self, record: &Record<'_>) -> Result<Vec<Option<Option<InstanceMask>>>> {
         let Record { image, objects, .. } = record;
         let listed = (image.height, image.width);
         let resized = rescaled_size(listed, self.augmentation.scale);
@@ -132,18 +132,19 @@ impl Geometry {
             )));
         }
         let plan = MaskPlan::new(listed, resized, self.augmentation.flip, self.padded);
-        let mask = |(segmentation, id): (&Segmentation, &i64)| {
+        let mask = |(segmentation, id): (&Option<Segmentation>, &i64)| {
+            let Some(segmentation) = segmentation else { return Ok(Some(None)) };
             let rle = segmentation.to_rle(listed).map_err(|message| {
                 wrong(format!("annotation {id}: segmentation: {message}; fix or remove the annotation"))
             })?;
-            Ok((hotcoco::mask::area(&rle) > 0).then(|| plan.mask(&rle)))
+            Ok((hotcoco::mask::area(&rle) > 0).then(|| Some(plan.mask(&rle))))
         };
         record.segmentations()?.iter().zip(objects.ids).map(mask).collect()
     }
 }
 
-/// The objects with a mask. An object with an empty mask but a box would be a contradictory target.
-pub(super) fn with_pixels(objects: Target, masks: Vec<Option<InstanceMask>>) -> Target {
+/// The objects whose mask is not empty: an object with an empty mask but a box would be a contradictory target.
+pub(super) fn with_pixels(objects: Target, masks: Vec<Option<Option<InstanceMask>>>) -> Target {
     let mut target = Target::default();
     for ((mask, bounds), label) in masks.into_iter().zip(objects.boxes).zip(objects.labels) {
         let Some(mask) = mask else { continue };
@@ -198,7 +199,7 @@ mod tests {
         let target = geometry.map_objects(&dataset.record(0)).unwrap();
         let starts: Vec<f32> = target.boxes.iter().map(|bounds| bounds[0]).collect();
         assert_eq!((starts, target.labels.len(), target.masks.len()), (vec![10.0, 40.0], 2, 2));
-        assert!(target.masks.iter().all(|mask| mask.pixels.contains(&1)));
+        assert!(target.masks.iter().flatten().all(|mask| mask.pixels.contains(&1)));
     }
 
     #[test]

@@ -238,12 +238,16 @@ pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<Im
     encoded.collect()
 }
 
-/// Converts the detections of one image to results: pastes and encodes the masks.
+/// Converts the detections of one image to results: pastes and encodes the masks, if there are any.
 pub fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Result<ImageResult> {
     let boxes: Vec<[f32; 4]> = floats(&found.boxes)?.as_chunks().0.to_vec();
     let labels = Vec::<i64>::try_from(&found.labels.f_to_device(Device::Cpu)?)?;
-    let side = found.masks.size().last().map_or(0, |&side| side as usize);
-    let probabilities = floats(&found.masks)?;
+    let scores = floats(&found.scores)?;
+    let Some(masks) = &found.masks else {
+        return ImageResult::new(meta.image_id, meta.original_size, &boxes, &scores, &labels, None);
+    };
+    let side = masks.size().last().map_or(0, |&side| side as usize);
+    let probabilities = floats(masks)?;
     // MMDetection scales each box to the network's input size and back before pasting, which affects rounding.
     let back_and_forth =
         |bounds: [f32; 4]| std::array::from_fn(|i| bounds[i] * meta.scale_factor[i] / meta.scale_factor[i]);
@@ -251,7 +255,7 @@ pub fn encode(meta: &ImageMeta, found: &Detections, mask_threshold: f64) -> Resu
     let probabilities = Probabilities { values: &probabilities, side };
     let masks = paste_all(probabilities, &windows, meta.original_size, mask_threshold as f32)
         .with_context(|| format!("masks of image {} ({})", meta.image_id, meta.file_name))?;
-    ImageResult::new(meta.image_id, meta.original_size, &boxes, &floats(&found.scores)?, &labels, &masks)
+    ImageResult::new(meta.image_id, meta.original_size, &boxes, &scores, &labels, Some(&masks))
 }
 
 fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
@@ -364,7 +368,7 @@ mod tests {
     }
 
     fn result(image_id: i64) -> ImageResult {
-        let detection = Detection { label: 1, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], counts: "13".into() };
+        let detection = Detection { label: 1, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], counts: Some("13".into()) };
         ImageResult { image_id, height: 2, width: 2, detections: vec![detection] }
     }
 
@@ -442,13 +446,18 @@ mod tests {
             boxes: Tensor::from_slice(&[10.0f32, 10.0, 30.0, 20.0, 40.0, 5.0, 60.0, 25.0]).reshape([2, 4]),
             scores: Tensor::from_slice(&[0.9f32, 0.4]),
             labels: Tensor::from_slice(&[3i64, 1]),
-            masks: Tensor::ones([2, 28, 28], (Kind::Float, Device::Cpu)),
+            masks: Some(Tensor::ones([2, 28, 28], (Kind::Float, Device::Cpu))),
         };
         let image = encode(&meta, &found, 0.5).unwrap();
         let labels: Vec<u32> = image.detections.iter().map(|d| d.label).collect();
         assert_eq!((image.image_id, image.height, image.width, labels), (5, 60, 80, vec![1, 3]));
-        let areas: Vec<u64> = image.detections.iter().map(|d| hotcoco::mask::area(&image.mask(d).unwrap())).collect();
-        assert_eq!(areas, [400, 200]);
+        let area = |d| hotcoco::mask::area(&image.mask(d).unwrap().unwrap());
+        assert_eq!(image.detections.iter().map(area).collect::<Vec<u64>>(), [400, 200]);
+
+        let boxes_only = encode(&meta, &Detections { masks: None, ..found }, 0.5).unwrap();
+        for (alone, with_mask) in boxes_only.detections.iter().zip(&image.detections) {
+            assert_eq!(*alone, Detection { counts: None, ..with_mask.clone() });
+        }
     }
 
     #[test]

@@ -20,8 +20,8 @@ pub struct Detection {
     pub score: f32,
     /// `[x1, y1, x2, y2]` in pixels of the original image.
     pub bbox: [f32; 4],
-    /// COCO's compressed run lengths of the mask, in the frame of the whole image.
-    pub counts: String,
+    /// COCO's compressed run lengths of the mask, in the frame of the whole image; `None` if the model has no masks.
+    pub counts: Option<String>,
 }
 
 /// The detections of one image, ordered by class, then by falling score, as in MMDetection.
@@ -40,22 +40,22 @@ pub struct ImageResult {
 impl ImageResult {
     /// Sorts detections in order of falling score into MMDetection's order.
     ///
-    /// `masks` are in the frame of the whole image of `size` (height, width).
+    /// `masks`, if the model has them, are in the frame of the whole image of `size` (height, width).
     pub fn new(
         image_id: i64,
         size: (usize, usize),
         boxes: &[[f32; 4]],
         scores: &[f32],
         labels: &[i64],
-        masks: &[Rle],
+        masks: Option<&[Rle]>,
     ) -> Result<Self> {
-        if boxes.len() != scores.len() || boxes.len() != labels.len() || boxes.len() != masks.len() {
+        let count = masks.map_or(boxes.len(), <[Rle]>::len);
+        if boxes.len() != scores.len() || boxes.len() != labels.len() || boxes.len() != count {
             return Err(Error::bug(format!(
-                "{} boxes, {} scores, {} labels and {} masks of image {image_id}",
+                "{} boxes, {} scores, {} labels and {count} masks of image {image_id}",
                 boxes.len(),
                 scores.len(),
                 labels.len(),
-                masks.len(),
             )));
         }
         let mut detections = Vec::with_capacity(boxes.len());
@@ -65,21 +65,30 @@ impl ImageResult {
                     .map_err(|_| Error::bug(format!("label {} of image {image_id}", labels[index])))?,
                 score: scores[index],
                 bbox: boxes[index],
-                counts: hotcoco::mask::rle_to_string(&masks[index]),
+                counts: masks.map(|masks| hotcoco::mask::rle_to_string(&masks[index])),
             });
         }
         detections.sort_by_key(|detection| detection.label);
         Ok(Self { image_id, height: size.0 as u32, width: size.1 as u32, detections })
     }
 
-    /// The mask of one detection.
+    /// The mask of one detection, if it has one.
     ///
     /// # Errors
     ///
     /// Its run lengths do not match the image.
-    pub fn mask(&self, detection: &Detection) -> Result<Rle> {
-        hotcoco::mask::rle_from_string(&detection.counts, self.height, self.width)
-            .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
+    pub fn mask(&self, detection: &Detection) -> Result<Option<Rle>> {
+        let read = |counts: &String| {
+            hotcoco::mask::rle_from_string(counts, self.height, self.width)
+                .map_err(|error| Error::data(format!("mask of image {}: {error}", self.image_id)))
+        };
+        detection.counts.as_ref().map(read).transpose()
+    }
+
+    /// The mask of one detection in a COCO results file, if it has one.
+    pub fn segmentation(&self, detection: &Detection) -> Option<Value> {
+        let counts = detection.counts.as_ref()?;
+        Some(json!({ "size": [self.height, self.width], "counts": counts }))
     }
 }
 
@@ -97,16 +106,22 @@ pub struct WrittenIds<'i> {
     pub categories: Vec<Value>,
 }
 
-/// Writes COCO results: `PREFIX.bbox.json`, and `PREFIX.segm.json` with the masks. Returns the two paths.
+/// Writes COCO results: `PREFIX.bbox.json`, and if there are masks `PREFIX.segm.json` with them. Returns the paths.
 ///
 /// The order of the images is that of `results`.
-pub fn write_files(results: &[ImageResult], ids: &WrittenIds<'_>, prefix: &Path) -> Result<[PathBuf; 2]> {
+pub fn write_files(
+    results: &[ImageResult],
+    ids: &WrittenIds<'_>,
+    prefix: &Path,
+    with_masks: bool,
+) -> Result<Vec<PathBuf>> {
     let named = |suffix: &str| {
         let mut name = prefix.as_os_str().to_owned();
         name.push(suffix);
         PathBuf::from(name)
     };
-    let paths = [named(".bbox.json"), named(".segm.json")];
+    let mut paths = vec![named(".bbox.json")];
+    paths.extend(with_masks.then(|| named(".segm.json")));
     for (path, with_mask) in paths.iter().zip([false, true]) {
         atomic::create(path, |out| write_entries(results, ids, with_mask, out))?;
     }
@@ -123,8 +138,8 @@ fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out
                 "score": f64::from(detection.score),
                 "category_id": category_id(&ids.categories, detection.label)?,
             });
-            if masks {
-                entry["segmentation"] = json!({ "size": [image.height, image.width], "counts": detection.counts });
+            if let Some(segmentation) = image.segmentation(detection).filter(|_| masks) {
+                entry["segmentation"] = segmentation;
             }
             let text = entry.to_string();
             out.write_all(separator.as_bytes()).and_then(|()| out.write_all(text.as_bytes())).map_err(disk)?;
@@ -161,7 +176,7 @@ mod tests {
     fn example() -> Vec<ImageResult> {
         let masks = vec![Rle { h: 2, w: 3, counts: vec![1, 2, 3] }, Rle { h: 2, w: 3, counts: vec![0, 6] }];
         let boxes = [[0.5, 1.0, 3.0, 2.0], [0.1, 0.0, 3.0, 2.0]];
-        let first = ImageResult::new(7, (2, 3), &boxes, &[0.9, 0.3], &[1, 0], &masks).unwrap();
+        let first = ImageResult::new(7, (2, 3), &boxes, &[0.9, 0.3], &[1, 0], Some(&masks)).unwrap();
         vec![first, ImageResult { image_id: 8, height: 4, width: 4, detections: vec![] }]
     }
 
@@ -169,14 +184,14 @@ mod tests {
     fn detections_are_ordered_by_class_and_then_by_score() {
         let image = &example()[0];
         assert_eq!(image.detections.iter().map(|d| (d.label, d.score)).collect::<Vec<_>>(), [(0, 0.3), (1, 0.9)]);
-        assert_eq!(image.mask(&image.detections[1]).unwrap().counts, [1, 2, 3]);
+        assert_eq!(image.mask(&image.detections[1]).unwrap().unwrap().counts, [1, 2, 3]);
     }
 
     #[test]
     fn files_have_one_entry_per_detection_with_widened_floats() {
         let folder = tempfile::tempdir().unwrap();
         let prefix = folder.path().join("deep/results");
-        let paths = write_files(&example(), &ids(&[10, 20]), &prefix).unwrap();
+        let paths = write_files(&example(), &ids(&[10, 20]), &prefix, true).unwrap();
         let read =
             |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
         let (bbox, segm) = (read(&paths[0]), read(&paths[1]));
@@ -192,14 +207,15 @@ mod tests {
     #[test]
     fn no_detections_give_an_empty_list() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = write_files(&example()[1..], &ids(&[10, 20]), &folder.path().join("r")).unwrap();
+        let paths = write_files(&example()[1..], &ids(&[10, 20]), &folder.path().join("r"), false).unwrap();
+        assert_eq!(paths.len(), 1);
         assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "[]\n");
     }
 
     #[test]
     fn a_class_that_is_not_in_the_data_set_is_a_data_error() {
         let folder = tempfile::tempdir().unwrap();
-        let error = write_files(&example(), &ids(&[10]), &folder.path().join("r")).unwrap_err();
+        let error = write_files(&example(), &ids(&[10]), &folder.path().join("r"), true).unwrap_err();
         assert_eq!(error.kind(), fnet_common::ErrorKind::Data);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

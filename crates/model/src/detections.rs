@@ -13,8 +13,8 @@ pub struct Detections {
     pub scores: Tensor,
     /// `[k]` int64: class from 0.
     pub labels: Tensor,
-    /// `[k, 28, 28]` float32: probability that each part of the box belongs to the object.
-    pub masks: Tensor,
+    /// `[k, 28, 28]` float32: probability that each part of the box belongs to the object; `None` if the model has no masks.
+    pub masks: Option<Tensor>,
 }
 
 impl Detections {
@@ -39,7 +39,7 @@ impl Detections {
             boxes: zeros(&[0, 4], Kind::Float)?,
             scores: zeros(&[0], Kind::Float)?,
             labels: zeros(&[0], Kind::Int64)?,
-            masks: zeros(&[0, side, side], Kind::Float)?,
+            masks: Some(zeros(&[0, side, side], Kind::Float)?),
         })
     }
 }

@@ -10,8 +10,8 @@ use super::pack::{Pack, Table};
 /// Added to the divisor of a loss: float32's machine epsilon.
 const EPSILON: f64 = 1.1920929e-7;
 
-/// What the reference logs, in its order.
-const NAMES: [&str; 7] = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox", "loss_mask", "loss"];
+/// The name of the accuracy in the reference's log.
+const ACCURACY: &str = "acc";
 
 /// The losses of one step, each a scalar.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ pub struct Losses {
     pub acc: Tensor,
     /// Boxes of the box head.
     pub bbox: Tensor,
-    /// Masks.
-    pub mask: Tensor,
+    /// Masks, if the model has them.
+    pub mask: Option<Tensor>,
     /// Proposals (and objects) that entered the loss as positives.
     pub positives: usize,
     /// Proposals that entered the loss.
@@ -46,21 +46,28 @@ pub struct Loss {
 }
 
 impl Losses {
-    /// `losses` are those of the proposal head (objectness, boxes), the box head (classes, boxes) and the mask head, for
-    /// `proposals` RoIs, `positives` of them with an object.
-    pub fn new(losses: [Loss; 5], acc: Loss, positives: usize, proposals: usize) -> Result<Self> {
-        let device = acc.value.device();
-        let [rpn_cls, rpn_bbox, cls, bbox, mask] = losses;
-        let all = [acc, rpn_cls, rpn_bbox, cls, bbox, mask];
-        let joined = if device == Device::Cpu { None } else { Some(join(&all)?) };
-        let [acc, rpn_cls, rpn_bbox, cls, bbox, mask] = match &joined {
-            None => all.map(|loss| loss.value),
-            Some((_, values)) => {
-                let value = |place: i64| values.f_select(0, place);
-                [value(0)?, value(1)?, value(2)?, value(3)?, value(4)?, value(5)?]
-            }
+    /// `losses` are those of the proposal head (objectness, boxes) and the box head (classes, boxes), and `mask` that of the
+    /// mask head, for `proposals` RoIs, `positives` of them with an object.
+    pub fn new(losses: [Loss; 4], mask: Option<Loss>, acc: Loss, positives: usize, proposals: usize) -> Result<Self> {
+        let [rpn_cls, rpn_bbox, cls, bbox] = losses;
+        let joined = match acc.value.device() {
+            Device::Cpu => None,
+            _ => Some(join([&acc, &rpn_cls, &rpn_bbox, &cls, &bbox].into_iter().chain(&mask))?),
         };
-        Ok(Self { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives, proposals, joined })
+        let value = |place: i64, loss: Loss| -> Result<Tensor> {
+            joined.as_ref().map_or(Ok(loss.value), |(_, values)| Ok(values.f_select(0, place)?))
+        };
+        Ok(Self {
+            acc: value(0, acc)?,
+            rpn_cls: value(1, rpn_cls)?,
+            rpn_bbox: value(2, rpn_bbox)?,
+            cls: value(3, cls)?,
+            bbox: value(4, bbox)?,
+            mask: mask.map(|mask| value(5, mask)).transpose()?,
+            positives,
+            proposals,
+            joined,
+        })
     }
 
     /// What is minimized: the sum of all losses.
@@ -72,7 +79,8 @@ impl Losses {
             return Ok(total.shallow_clone());
         }
         let rpn = self.rpn_cls.f_add(&self.rpn_bbox)?;
-        Ok(rpn.f_add(&self.cls)?.f_add(&self.bbox)?.f_add(&self.mask)?)
+        let boxes = rpn.f_add(&self.cls)?.f_add(&self.bbox)?;
+        Ok(self.mask.as_ref().map_or(Ok(boxes.shallow_clone()), |mask| boxes.f_add(mask))?)
     }
 
     /// All values and their total on the host, by name, in the order of the reference's log. Waits for the device once.
@@ -88,33 +96,35 @@ impl Losses {
     /// # Errors
     /// If libtorch fails.
     pub fn send(&self, total: &Tensor) -> Result<SentLosses> {
+        let (mut names, values): (Vec<_>, Vec<_>) = self.named().into_iter().chain([("loss", total)]).unzip();
         if let Some((_, values)) = &self.joined {
-            return Ok(SentLosses { places: [1, 2, 3, 0, 4, 5, 6], values: Download::start(values)? });
+            // The accuracy is the first of the joined values.
+            names[..4].rotate_right(1);
+            return Ok(SentLosses { names, values: Download::start(values)? });
         }
-        let named = self.named().into_iter().chain([("loss", total)]);
-        let values: Vec<Tensor> = named.map(|(_, tensor)| tensor.detach().reshape([-1])).collect();
-        Ok(SentLosses { places: [0, 1, 2, 3, 4, 5, 6], values: Download::start(&Tensor::f_cat(&values, 0)?)? })
+        let values: Vec<Tensor> = values.into_iter().map(|tensor| tensor.detach().reshape([-1])).collect();
+        Ok(SentLosses { names, values: Download::start(&Tensor::f_cat(&values, 0)?)? })
     }
 
     /// Names, as the reference logs them, and values, in its order.
-    pub fn named(&self) -> [(&'static str, &Tensor); 6] {
-        let [rpn_cls, rpn_bbox, cls, acc, bbox, mask, _] = NAMES;
-        [
-            (rpn_cls, &self.rpn_cls),
-            (rpn_bbox, &self.rpn_bbox),
-            (cls, &self.cls),
-            (acc, &self.acc),
-            (bbox, &self.bbox),
-            (mask, &self.mask),
-        ]
+    pub fn named(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut named = vec![
+            ("loss_rpn_cls", &self.rpn_cls),
+            ("loss_rpn_bbox", &self.rpn_bbox),
+            ("loss_cls", &self.cls),
+            (ACCURACY, &self.acc),
+            ("loss_bbox", &self.bbox),
+        ];
+        named.extend(self.mask.as_ref().map(|mask| ("loss_mask", mask)));
+        named
     }
 }
 
 /// Losses on their way to the host.
 #[must_use]
 pub struct SentLosses {
-    /// Where each value of [`NAMES`] is.
-    places: [usize; NAMES.len()],
+    /// The name of each value.
+    names: Vec<&'static str>,
     values: Download,
 }
 
@@ -125,14 +135,19 @@ impl SentLosses {
     /// If the device fails, or the job is broken off.
     pub fn arrive(self) -> Result<Vec<(&'static str, f64)>> {
         let values = Vec::<f32>::try_from(&self.values.finish()?)?;
-        Ok(NAMES.into_iter().zip(self.places).map(|(name, place)| (name, f64::from(values[place]))).collect())
+        let mut named: Vec<_> = self.names.into_iter().zip(values.into_iter().map(f64::from)).collect();
+        if named.first().is_some_and(|(name, _)| *name == ACCURACY) {
+            named[..4].rotate_left(1);
+        }
+        Ok(named)
     }
 }
 
 /// The sum of the losses, which are behind the accuracy, and all values with it.
-fn join(all: &[Loss; 6]) -> Result<(Tensor, Tensor)> {
-    let divisors = all.each_ref().map(|loss| loss.divisor.unwrap_or(1.0));
-    Ok(torch_ext::losses::join(&all.each_ref().map(|loss| &loss.value), &divisors, 1)?)
+fn join<'l>(all: impl Iterator<Item = &'l Loss>) -> Result<(Tensor, Tensor)> {
+    let (values, divisors): (Vec<&Tensor>, Vec<f64>) =
+        all.map(|loss| (&loss.value, loss.divisor.unwrap_or(1.0))).unzip();
+    Ok(torch_ext::losses::join(&values, &divisors, 1)?)
 }
 
 /// Adds to `pack` the targets of a binary cross-entropy on `device`, each 0 or 1: on a GPU as what a logit is multiplied by, -1
@@ -226,16 +241,20 @@ mod tests {
 
     #[test]
     fn values_that_were_joined_arrive_under_their_names() {
-        let losses = [50.0f32, 1.0, 2.0, 3.0, 4.0, 5.0];
-        let (total, all) = join(&losses.map(|sum| Loss { value: Tensor::from(sum), divisor: None })).unwrap();
-        let value = |place: i64| all.select(0, place);
-        let [acc, rpn_cls, rpn_bbox, cls, bbox, mask] = [0, 1, 2, 3, 4, 5].map(value);
-        let joined = Some((total.shallow_clone(), all.shallow_clone()));
-        let joined = Losses { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives: 0, proposals: 0, joined };
-        let names = joined.to_host().unwrap();
-        let alone = Losses { joined: None, ..joined };
-        assert_eq!(names, alone.to_host().unwrap());
-        assert_eq!((names[3], names[6]), (("acc", 50.0), ("loss", 15.0)));
+        for has_mask in [true, false] {
+            let losses = [50.0f32, 1.0, 2.0, 3.0, 4.0, 5.0].map(|sum| Loss { value: Tensor::from(sum), divisor: None });
+            let (total, all) = join(losses.iter().take(if has_mask { 6 } else { 5 })).unwrap();
+            let value = |place: i64| all.select(0, place);
+            let [acc, rpn_cls, rpn_bbox, cls, bbox] = [0, 1, 2, 3, 4].map(value);
+            let mask = has_mask.then(|| value(5));
+            let joined = Some((total.shallow_clone(), all.shallow_clone()));
+            let joined = Losses { rpn_cls, rpn_bbox, cls, acc, bbox, mask, positives: 0, proposals: 0, joined };
+            let names = joined.to_host().unwrap();
+            let alone = Losses { joined: None, ..joined };
+            assert_eq!(names, alone.to_host().unwrap());
+            let sum = if has_mask { 15.0 } else { 10.0 };
+            assert_eq!((names[3], names.last().unwrap()), (("acc", 50.0), &("loss", sum)));
+        }
     }
 
     #[test]

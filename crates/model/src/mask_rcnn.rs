@@ -18,7 +18,7 @@ use super::rpn::Rpn;
 use super::sample::StepRandom;
 use super::{Detections, Parameters};
 
-/// Mask R-CNN (He et al., 2017) with a backbone and a feature pyramid.
+/// Mask R-CNN (He et al., 2017) with a backbone and a feature pyramid, or without masks Faster R-CNN (Ren et al., 2015).
 pub struct MaskRcnn {
     /// Features of four strides.
     pub backbone: Box<dyn Backbone>,
@@ -26,7 +26,7 @@ pub struct MaskRcnn {
     pub neck: Fpn,
     /// Region proposals.
     pub rpn: Rpn,
-    /// Box and mask head.
+    /// Box head, and mask head if the model has masks.
     pub roi_head: RoiHead,
     /// Proposals of a level that enter suppression at inference.
     pub nms_pre: usize,

@@ -280,7 +280,7 @@ impl LoadReport {
         }
         Err(Error::data(format!(
             "the weights do not match the model in the config: {self}; use the config that they were trained with \
-             (compare model.num_classes and [model.backbone])"
+             (compare model.num_classes, model.mask and [model.backbone])"
         )))
     }
 }

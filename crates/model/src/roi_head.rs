@@ -27,7 +27,7 @@ use super::tta::to_view;
 /// The pyramid levels that RoIs are read from.
 const ROI_LEVELS: usize = 4;
 
-/// Box head, mask head, and their rules.
+/// Box head, mask head (unless the model finds only boxes), and their rules.
 #[derive(Debug)]
 pub struct RoiHead {
     /// Reads the features of the box head.
@@ -36,8 +36,8 @@ pub struct RoiHead {
     pub mask_extractor: RoiExtractor,
     /// Class and box of each RoI.
     pub bbox: BboxHead,
-    /// Mask of each RoI.
-    pub mask: MaskHead,
+    /// Mask of each RoI, if the model has masks.
+    pub mask: Option<MaskHead>,
     config: config::RoiHead,
     classes: usize,
 }
@@ -58,6 +58,20 @@ pub struct RoiSample {
 }
 
 impl RoiSample {
+    /// The positives whose objects have masks.
+    fn with_masks<'t>(&self, targets: &'t [Target]) -> MaskedRois<'t> {
+        let mut masked = MaskedRois::default();
+        for (&row, &object) in self.positives.iter().zip(&self.objects) {
+            let (roi, label) = (self.rois[row as usize], self.labels[row as usize]);
+            if let Some(Some(mask)) = targets[roi[0] as usize].masks.get(object) {
+                masked.rois.push(roi);
+                masked.labels.push(label);
+                masked.masks.push(mask);
+            }
+        }
+        masked
+    }
+
     /// The same with its RoIs in another order.
     fn in_order(&self, order: &[usize]) -> Self {
         let place_of: HashMap<usize, usize> =
@@ -74,12 +88,28 @@ impl RoiSample {
     }
 }
 
-/// Losses of both heads.
+/// The RoIs of the mask loss.
+#[derive(Default)]
+struct MaskedRois<'t> {
+    rois: Vec<[f32; 5]>,
+    labels: Vec<i64>,
+    masks: Vec<&'t InstanceMask>,
+}
+
+impl MaskedRois<'_> {
+    /// Each RoI's part of its object's mask.
+    fn mask_targets(&self, side: usize) -> Vec<u8> {
+        let boxes: Vec<[f32; 4]> = self.rois.iter().map(|&[_, x1, y1, x2, y2]| [x1, y1, x2, y2]).collect();
+        mask_targets(&self.masks, &boxes, side)
+    }
+}
+
+/// Losses of the heads.
 pub struct RoiLosses {
     /// Those of the box head.
     pub bbox: BboxLosses,
-    /// That of the mask head.
-    pub mask: Loss,
+    /// That of the mask head, if there is one.
+    pub mask: Option<Loss>,
 }
 
 impl RoiLosses {
@@ -88,8 +118,8 @@ impl RoiLosses {
     /// # Errors
     /// If libtorch fails.
     pub fn with_rpn(self, (rpn_cls, rpn_bbox): (Loss, Loss), sample: &RoiSample) -> Result<Losses> {
-        let losses = [rpn_cls, rpn_bbox, self.bbox.cls, self.bbox.bbox, self.mask];
-        Losses::new(losses, self.bbox.acc, sample.positives.len(), sample.rois.len())
+        let losses = [rpn_cls, rpn_bbox, self.bbox.cls, self.bbox.bbox];
+        Losses::new(losses, self.mask, self.bbox.acc, sample.positives.len(), sample.rois.len())
     }
 }
 
@@ -102,7 +132,10 @@ impl RoiHead {
             bbox_extractor: RoiExtractor::new(config.finest_scale, strides, config.bbox_roi_size),
             mask_extractor: RoiExtractor::new(config.finest_scale, strides, config.mask_roi_size),
             bbox: BboxHead::new(parameters, &format!("{prefix}.bbox_head"), channels, model)?,
-            mask: MaskHead::new(parameters, &format!("{prefix}.mask_head"), channels, model)?,
+            mask: match model.mask {
+                true => Some(MaskHead::new(parameters, &format!("{prefix}.mask_head"), channels, model)?),
+                false => None,
+            },
             config: config.clone(),
             classes: model.num_classes,
         })
@@ -163,43 +196,47 @@ impl RoiHead {
             _ => Some(sample.in_order(&self.bbox_extractor.level_order(&sample.rois)?)),
         };
         let sample = sorted.as_ref().unwrap_or(sample);
-        let positive_rois: Vec<[f32; 5]> = sample.positives.iter().map(|&row| sample.rois[row as usize]).collect();
-        let positive_labels: Vec<i64> = sample.positives.iter().map(|&row| sample.labels[row as usize]).collect();
-        let own = sample.positives.iter().zip(&positive_labels);
-        let own: Vec<i64> = own.map(|(&row, &label)| self.bbox.own_deltas(row, label)).collect();
-        let (positives, side) = (positive_rois.len() as i64, 2 * self.config.mask_roi_size as i64);
+        let own = |&row: &i64| self.bbox.own_deltas(row, sample.labels[row as usize]);
+        let own: Vec<i64> = sample.positives.iter().map(own).collect();
 
         let rois = self.bbox_extractor.place(&sample.rois, device, &mut pack)?;
         let labels = pack.list(&sample.labels);
         let own = pack.list(&own);
-        let deltas = pack.add(sample.deltas.as_flattened(), &[positives, 4]);
-        let positive_rois = self.mask_extractor.place(&positive_rois, device, &mut pack)?;
-        let positive_labels = pack.list(&positive_labels);
-        let masks = self.mask_targets(sample, targets);
-        let masks = losses::binary_targets(&masks, &[positives, side, side], device, &mut pack);
+        let deltas = pack.add(sample.deltas.as_flattened(), &[sample.deltas.len() as i64, 4]);
+        let mut of_mask_head = None;
+        if let Some(head) = &self.mask {
+            let masked = sample.with_masks(targets);
+            let side = 2 * self.config.mask_roi_size as i64;
+            let shape = [masked.rois.len() as i64, side, side];
+            let rois = self.mask_extractor.place(&masked.rois, device, &mut pack)?;
+            let labels = pack.list(&masked.labels);
+            let masks = losses::binary_targets(&masked.mask_targets(side as usize), &shape, device, &mut pack);
+            of_mask_head = Some((head, rois, labels, masks));
+        }
         let sent = pack.send(device)?;
 
         // Where calls count, the gradients that both heads give the levels are added in one.
         let levels = &levels[..ROI_LEVELS.min(levels.len())];
-        let shared = if device == Device::Cpu { None } else { Some(twice(levels)?) };
+        let is_shared = device != Device::Cpu && of_mask_head.is_some();
+        let shared = if is_shared { Some(twice(levels)?) } else { None };
         let (of_boxes, of_masks) =
             shared.as_ref().map_or((levels, levels), |[first, second]| (first.as_slice(), second.as_slice()));
         let (scores, predicted) = self.bbox.forward(&self.bbox_extractor.read(of_boxes, &rois, &sent)?)?;
         let bbox =
             self.bbox.loss(&scores, &predicted, &sent.table(&labels)?, &sent.table(&own)?, &sent.table(&deltas)?)?;
-        let features = self.mask_extractor.read(of_masks, &positive_rois, &sent)?;
-        let mask = self.mask.loss_of(&features, &sent.table(&positive_labels)?, &sent.table(&masks)?)?;
+        let mask = match of_mask_head {
+            Some((head, rois, labels, masks)) => {
+                let features = self.mask_extractor.read(of_masks, &rois, &sent)?;
+                Some(head.loss_of(&features, &sent.table(&labels)?, &sent.table(&masks)?)?)
+            }
+            None => None,
+        };
         Ok(RoiLosses { bbox, mask })
     }
 
-    /// 0 or 1 for each of `[p, s, s]`: each positive RoI's part of its object's mask.
+    /// 0 or 1 for each of `[p, s, s]`: for each positive RoI whose object has a mask, its part of that mask.
     pub fn mask_targets(&self, sample: &RoiSample, targets: &[Target]) -> Vec<u8> {
-        let rois = sample.positives.iter().map(|&row| sample.rois[row as usize]);
-        let (masks, boxes): (Vec<&InstanceMask>, Vec<[f32; 4]>) = rois
-            .zip(&sample.objects)
-            .map(|([image, x1, y1, x2, y2], &object)| (&targets[image as usize].masks[object], [x1, y1, x2, y2]))
-            .unzip();
-        mask_targets(&masks, &boxes, 2 * self.config.mask_roi_size)
+        sample.with_masks(targets).mask_targets(2 * self.config.mask_roi_size)
     }
 
     /// Detections of every image, from its proposals (`[k, 5]` on the host). On CUDA this waits for the device where scores
@@ -210,7 +247,7 @@ impl RoiHead {
         let kept = kept.map(|(of, meta)| self.best_of_image(&of.rois, &of.scores, &of.deltas, meta));
         let kept = kept.collect::<Result<Vec<_>>>()?;
         let masks = self.mask_probabilities(levels, &kept, metas)?;
-        self.with_masks(kept, &masks)
+        self.with_masks(kept, masks.as_ref())
     }
 
     /// What the box head says of the proposals of every image (`[k, 4 or 5]`).
@@ -283,8 +320,14 @@ impl RoiHead {
     }
 
     /// `[k, s, s]` on the host: the mask probabilities of the detections of all images, one image after the other, in the
-    /// images that `metas` describe.
-    pub(super) fn mask_probabilities(&self, levels: &[Tensor], kept: &[Best], metas: &[ImageMeta]) -> Result<Tensor> {
+    /// images that `metas` describe. `None` without a mask head.
+    pub(super) fn mask_probabilities(
+        &self,
+        levels: &[Tensor],
+        kept: &[Best],
+        metas: &[ImageMeta],
+    ) -> Result<Option<Tensor>> {
+        let Some(head) = &self.mask else { return Ok(None) };
         let device = levels.first().map_or(Device::Cpu, Tensor::device);
         let mut rois = Vec::with_capacity(kept.len());
         for (image, (best, meta)) in (0_i64..).zip(kept.iter().zip(metas)) {
@@ -293,17 +336,17 @@ impl RoiHead {
         let labels: Vec<&Tensor> = kept.iter().map(|best| &best.labels).collect();
         let labels = ops::upload(&Tensor::f_cat(&labels, 0)?, device)?;
         let features = self.mask_extractor.forward(levels, &Tensor::f_cat(&rois, 0)?)?;
-        let logits = self.mask.forward(&features, &labels)?;
-        Ok(Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?)
+        let logits = head.forward(&features, &labels)?;
+        Ok(Some(Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?))
     }
 
     /// Each image's detections with their part of `masks`.
-    pub(super) fn with_masks(&self, kept: Vec<Best>, masks: &Tensor) -> Result<Vec<Detections>> {
+    pub(super) fn with_masks(&self, kept: Vec<Best>, masks: Option<&Tensor>) -> Result<Vec<Detections>> {
         let mut start = 0;
         kept.into_iter()
             .map(|Best { boxes, scores, labels }| {
                 let count = scores.size1()?;
-                let masks = masks.f_narrow(0, start, count)?;
+                let masks = masks.map(|masks| masks.f_narrow(0, start, count)).transpose()?;
                 start += count;
                 Ok(Detections { boxes, scores, labels, masks })
             })

@@ -83,12 +83,13 @@ impl MaskRcnn {
         });
         let kept = kept.collect::<Result<Vec<_>>>()?;
         let masks = levels.iter().zip(views).map(|(levels, view)| {
-            let masks = head.mask_probabilities(levels, &kept, &view.metas)?;
+            let Some(masks) = head.mask_probabilities(levels, &kept, &view.metas)? else { return Ok(None) };
             let is_flipped = view.metas.first().is_some_and(|meta| meta.flipped);
-            if is_flipped { Ok(masks.f_flip([2])?) } else { Ok(masks) }
+            Ok(Some(if is_flipped { masks.f_flip([2])? } else { masks }))
         });
-        let masks = mean(masks.collect::<Result<_>>()?)?;
-        head.with_masks(kept, &masks)
+        let masks: Option<Vec<_>> = masks.collect::<Result<Vec<_>>>()?.into_iter().collect();
+        let masks = masks.map(mean).transpose()?;
+        head.with_masks(kept, masks.as_ref())
     }
 }
 

@@ -51,6 +51,7 @@ const SETS: &str = "a table, or a list of tables; each may have repeat and class
 const EACH: &str = "images of one worker, not of all";
 const SCALES: &str = "a list of [longer side, shorter side]";
 const AMP: &str = "\"off\", \"bf16\" or \"fp16\"";
+const MASK: &str = "true for Mask R-CNN, false for Faster R-CNN";
 const PER_WORKER: &str = "fnet-launch starts the workers itself";
 
 /// All hints, by their programs.
@@ -118,6 +119,8 @@ pub const HINTS: &[Hint] = &[
     to("model.rpn_head.anchor_generator.strides", "model.rpn.anchor_strides"),
     to("model.roi_head.bbox_head.num_classes", "model.num_classes"),
     to("model.roi_head.mask_head.num_classes", "model.num_classes"),
+    noted("model.type", "model.mask", MASK),
+    noted("model.roi_head.mask_head", "model.mask", MASK),
     to("model.train_cfg.rpn.assigner.pos_iou_thr", "model.rpn.assigner.positive_iou"),
     to("model.train_cfg.rpn.assigner.neg_iou_thr", "model.rpn.assigner.negative_iou"),
     to("model.train_cfg.rpn.sampler.num", "model.rpn.sampler.count"),
@@ -199,6 +202,7 @@ pub const HINTS: &[Hint] = &[
     to("MODEL.WEIGHTS", "--load-from"),
     to("MODEL.PIXEL_MEAN", "data.pipeline.mean"),
     to("MODEL.PIXEL_STD", "data.pipeline.std"),
+    to("MODEL.MASK_ON", "model.mask"),
     to("MODEL.BACKBONE.FREEZE_AT", "model.frozen_stages"),
     to("MODEL.ROI_HEADS.NUM_CLASSES", "model.num_classes"),
     to("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "model.roi_head.sampler.count"),

@@ -69,8 +69,8 @@ pub fn names(batch: &Batch) -> String {
     names.join(", ")
 }
 
-/// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I`) and a JSON file with
-/// the losses and the properties of the images.
+/// Writes `step_S_rank_R.safetensors` (`images`, and for each image `boxes.I`, `labels.I`, `masks.I` if it has masks) and a
+/// JSON file with the losses and the properties of the images.
 fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, rank: usize) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|error| Error::environment(format!("{}: {error}", folder.display())))?;
     let stem = format!("step_{}_rank_{rank}", index.step + 1);
@@ -79,7 +79,9 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, 
         let boxes = Tensor::f_from_slice(&target.boxes.concat())?.f_reshape([-1, 4])?;
         tensors.push((format!("boxes.{index}"), boxes));
         tensors.push((format!("labels.{index}"), Tensor::f_from_slice(&target.labels)?));
-        tensors.push((format!("masks.{index}"), masks(&target.masks)?));
+        if !target.masks.is_empty() {
+            tensors.push((format!("masks.{index}"), masks(&target.masks)?));
+        }
     }
     let path = folder.join(format!("{stem}.safetensors"));
     Tensor::write_safetensors(&tensors, &path).with_context(|| path.display().to_string())?;
@@ -105,11 +107,12 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, 
     Ok(path)
 }
 
-/// The masks as a tensor `[objects, height, width]` of 0 and 1.
-fn masks(masks: &[InstanceMask]) -> Result<Tensor> {
-    let (height, width) = masks.first().map_or((0, 0), |mask| mask.frame);
+/// The masks as a tensor `[objects, height, width]` of 0 and 1; an object without one has zeros.
+fn masks(masks: &[Option<InstanceMask>]) -> Result<Tensor> {
+    let (height, width) = masks.iter().flatten().next().map_or((0, 0), |mask| mask.frame);
     let mut pixels = vec![0_u8; masks.len() * height * width];
-    for (index, mask) in masks.iter().enumerate() {
+    let given = masks.iter().enumerate().filter_map(|(index, mask)| Some((index, mask.as_ref()?)));
+    for (index, mask) in given {
         for (row, line) in mask.pixels.chunks(mask.width.max(1)).enumerate() {
             let start = (index * height + mask.y + row) * width + mask.x;
             if let Some(target) = pixels.get_mut(start..start + line.len()) {

@@ -93,10 +93,17 @@ fn progress(
     schedule: &mut TrainSchedule,
 ) -> Result<(TrainProgress, Vec<String>)> {
     if is_pytorch_file(path) {
-        let meta = MmdetCheckpoint::open(path)?.meta;
+        let checkpoint = MmdetCheckpoint::open(path)?;
+        resume::same_masks(checkpoint.state.keys().any(|name| resume::is_of_mask_head(name)), config)?;
+        let meta = checkpoint.meta;
         let (epoch, iter) = resume::finished(meta.epoch, meta.iter)?;
         return Ok((schedule.adopt(epoch, iter)?.0, Vec::new()));
     }
-    let continued = go_on(&CheckpointMeta::read(path)?, config, flags, world_size, schedule, path)?;
+    let meta = CheckpointMeta::read(path)?;
+    // A config of another version is compared when training starts.
+    if let Ok(before) = meta.config(path) {
+        resume::same_masks(before.model.mask, config)?;
+    }
+    let continued = go_on(&meta, config, flags, world_size, schedule, path)?;
     Ok((continued.progress, continued.warnings))
 }

@@ -159,7 +159,8 @@ impl<'a> Job<'a> {
         if work.source.is_none() {
             let need = Need::unless_partial(self.arguments.allow_partial, Need::Most);
             let load_from = self.arguments.load_from.as_deref();
-            log::info!("{}", train_state.load_initial_weights(&config.model, load_from, need)?);
+            let classes: Vec<String> = training_set.categories().iter().map(|class| class.name.clone()).collect();
+            log::info!("{}", train_state.load_initial_weights(config, load_from, need, &classes)?);
         }
         start.notes.iter().for_each(|text| log::info!("{text}"));
         start.warnings.iter().for_each(|text| log::warn!("{text}"));
@@ -382,6 +383,7 @@ pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
         config.train.seed = seed;
     }
     config.train.deterministic |= arguments.deterministic;
+    config.train.match_classes |= arguments.match_classes;
     config.validate_for_training()?;
     backbones::find(&config.model.backbone.kind)?;
     Ok(resolved)

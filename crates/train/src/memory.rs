@@ -36,7 +36,8 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
     let head = &config.model.roi_head;
     let channels = config.model.neck.out_channels as u64;
     // RoI features and their gradients.
-    let features = 2 * channels * (rois * square(head.bbox_roi_size) + positives * square(head.mask_roi_size));
+    let of_masks = if config.model.mask { positives * square(head.mask_roi_size) } else { 0 };
+    let features = 2 * channels * (rois * square(head.bbox_roi_size) + of_masks);
     let values = outputs(&report, batch, rois, positives) + features;
     let narrow = config.train.amp != Amp::Off;
     let weights = total(parameters, Role::Parameter);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, EarlyStopState, TrainProgress, latest};
+use fnet_checkpoint::native::{Best, Checkpoint, CheckpointMeta, EarlyStopState, MODEL, TrainProgress, latest};
 use fnet_checkpoint::{MmdetCheckpoint, ParameterGroup, Summary};
 use fnet_common::{Context, Error, Result};
 use fnet_config::{self as config, Config};
@@ -106,6 +106,7 @@ impl ResumeSource {
         training_set: &Dataset,
         communicator: &Communicator,
     ) -> Result<StartPoint> {
+        self.check_masks(config).with_context(|| format!("resuming from {}", self.path.display()))?;
         let restored = match &self.kind {
             Kind::Native(checkpoint) => {
                 self.restore_native(checkpoint, train_state, schedule, config, training_set, communicator)
@@ -113,6 +114,14 @@ impl ResumeSource {
             Kind::Mmdet(checkpoint) => self.restore_mmdet(checkpoint, train_state, schedule, &config.optimizer),
         };
         restored.with_context(|| format!("resuming from {}", self.path.display()))
+    }
+
+    fn check_masks(&self, config: &Config) -> Result<()> {
+        let has_masks = match &self.kind {
+            Kind::Native(checkpoint) => checkpoint.section(MODEL).any(|(name, _)| is_of_mask_head(name)),
+            Kind::Mmdet(checkpoint) => checkpoint.state.keys().any(|name| is_of_mask_head(name)),
+        };
+        same_masks(has_masks, config)
     }
 
     fn restore_native(
@@ -164,7 +173,7 @@ impl ResumeSource {
         let (epoch, iter) = finished(checkpoint.meta.epoch, checkpoint.meta.iter)?;
         let report = train_state.restore_mmdet(checkpoint)?;
         let (progress, recounted) = schedule.adopt(epoch, iter)?;
-        let summary = Summary { path: self.path.clone(), report };
+        let summary = Summary { path: self.path.clone(), report, note: None };
         let mut notes =
             vec![format!("resumed epoch {}, iter {} with AdamW's state: {summary}", progress.epoch, progress.step)];
         notes.extend(recounted);
@@ -172,6 +181,26 @@ impl ResumeSource {
         let warnings = other_settings(groups, config).into_iter().collect();
         Ok(StartPoint { progress, is_third_party: true, notes, warnings, ..StartPoint::default() })
     }
+}
+
+pub(super) fn is_of_mask_head(name: &str) -> bool {
+    name.starts_with("roi_head.mask_head.")
+}
+
+/// Checks that a checkpoint's model finds masks if the config's does.
+///
+/// # Errors
+/// A data error if only one of the two has a mask head.
+pub(super) fn same_masks(has_masks: bool, config: &Config) -> Result<()> {
+    if has_masks == config.model.mask {
+        return Ok(());
+    }
+    let head = if has_masks { "has a mask head" } else { "has no mask head" };
+    Err(Error::data(format!(
+        "the checkpoint's model {head}, but model.mask is {}: set model.mask to {has_masks} to resume, or start a new training \
+         from its weights with --load-from",
+        config.model.mask
+    )))
 }
 
 /// The stored values for the next log line, or a warning if they cannot be read, which may happen with another version.

@@ -7,9 +7,9 @@ use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
 use fnet_checkpoint::native::{self as checkpoint, Checkpoint, CheckpointMeta, EMA, MODEL, OPTIMIZER, rank_prefix};
-use fnet_checkpoint::{MmdetCheckpoint, Need, Weights};
+use fnet_checkpoint::{Classes, MmdetCheckpoint, Need, Weights};
 use fnet_common::{Error, Result};
-use fnet_config as config;
+use fnet_config::Config;
 use fnet_distributed::Communicator;
 use fnet_model::{LoadReport, is_frozen};
 
@@ -124,22 +124,25 @@ impl TrainState<'_> {
         Ok(Checkpoint { tensors, meta })
     }
 
-    /// Loads the initial weights of a new job: those of `load_from`, else the pretrained backbone of the config. Returns a
-    /// message for the log.
+    /// Loads the initial weights of a new job: those of `load_from`, else the pretrained backbone of the config. `classes` are
+    /// the names of the model's classes. Returns a message for the log.
     ///
     /// # Errors
     /// A data error if the file cannot be read, belongs to another model, or has less than `need` requires.
     pub fn load_initial_weights(
         &mut self,
-        config: &config::Model,
+        config: &Config,
         load_from: Option<&Path>,
         need: Need,
+        classes: &[String],
     ) -> Result<String> {
-        let pretrained = Path::new(&config.backbone.pretrained);
+        let pretrained = Path::new(&config.model.backbone.pretrained);
         let message = if let Some(path) = load_from {
-            open_weights(path)?.load_detector(&self.parameters, need)?.to_string()
-        } else if !config.backbone.pretrained.is_empty() {
-            open_weights(pretrained)?.load_backbone(&self.parameters, need)?.to_string()
+            let (weights, names) = open_weights(path)?;
+            let classes = Classes { file: &names, model: classes, match_names: config.train.match_classes };
+            weights.load_to_train(&self.parameters, need, classes)?.to_string()
+        } else if !config.model.backbone.pretrained.is_empty() {
+            open_weights(pretrained)?.0.load_backbone(&self.parameters, need)?.to_string()
         } else {
             "No pretrained weights; training starts from scratch".to_owned()
         };
@@ -218,11 +221,12 @@ impl TrainState<'_> {
     }
 }
 
-/// Opens weights of any supported format. fnet's own checkpoints are verified completely first.
-fn open_weights(path: &Path) -> Result<Weights> {
+/// Opens weights of any supported format, with the names of their classes. fnet's own checkpoints are verified completely
+/// first.
+fn open_weights(path: &Path) -> Result<(Weights, Vec<String>)> {
     let path = checkpoint::resolve(path);
-    if !checkpoint::is_third_party(&path) {
-        checkpoint::verify(&path)?;
-    }
-    Weights::open(&path)
+    let verified = if checkpoint::is_third_party(&path) { None } else { Some(checkpoint::verify(&path)?) };
+    let weights = Weights::open(&path)?;
+    let classes = verified.map_or_else(|| weights.meta().classes.clone(), |meta| meta.classes);
+    Ok((weights, classes))
 }

@@ -107,7 +107,7 @@ pub fn check_overwrite(launch: &Launch, train: &Train, found: &[CheckpointFile])
         "{} contains checkpoints; the newest is {}. To resume from it:\n  {}\nTo start over in another folder:\n  {}",
         folder.display(),
         newest.path.display(),
-        line(launch, &launch.line.clone().without("load-from").with("resume", "")),
+        line(launch, &launch.line.clone().without("load-from").without("match-classes").with("resume", "")),
         line(launch, &launch.line.clone().with("work-dir", other))
     )))
 }

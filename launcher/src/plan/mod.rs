@@ -121,7 +121,11 @@ impl Plan {
     /// The command line of the workers.
     pub fn worker_line(&self) -> CommandLine {
         let line = self.line.clone();
-        if self.resume { line.without("load-from").without("auto-resume").with("resume", "") } else { line }
+        if self.resume {
+            line.without("load-from").without("match-classes").without("auto-resume").with("resume", "")
+        } else {
+            line
+        }
     }
 
     /// Whether the job is a training, which can resume from checkpoints.

@@ -92,7 +92,7 @@ pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32
         }
         number += 1;
     }
-    let report = run.report(arguments, batch);
+    let report = run.report(arguments, batch, config.model.mask && !arguments.no_masks);
     publish(&report, &report.to_string(), arguments.json)?;
     Ok(exit::SUCCESS)
 }
@@ -131,15 +131,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report(&self, arguments: &BenchmarkData, batch: usize) -> Report {
+    fn report(&self, arguments: &BenchmarkData, batch: usize, masks: bool) -> Report {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.images as f64 / seconds;
         let ms = |time: Duration| time.as_secs_f64() * 1e3 / self.images as f64;
-        let StageTimes { read, decode, masks, resize, assemble } = self.times;
+        let StageTimes { read, decode, masks: masks_time, resize, assemble } = self.times;
         Report {
             threads: arguments.threads,
             batch,
-            masks: !arguments.no_masks,
+            masks,
             jpeg_simd: DecodedImage::jpeg_simd(),
             images: self.images,
             seconds,
@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
             ms_per_image: Stages {
                 read: ms(read),
                 decode: ms(decode),
-                masks: ms(masks),
+                masks: ms(masks_time),
                 resize: ms(resize),
                 assemble: ms(assemble),
                 total: ms(self.times.total()),

@@ -58,7 +58,7 @@ pub fn objects(proposals: &[[f32; 4]], (height, width): (usize, usize), num_clas
         let (right, bottom) = ((x2.ceil() as usize).min(width), (y2.ceil() as usize).min(height));
         target.boxes.push(*bounds);
         target.labels.push(random.below(num_classes) as i64);
-        target.masks.push(ellipse((height, width), (x, y), (right - x, bottom - y)));
+        target.masks.push(Some(ellipse((height, width), (x, y), (right - x, bottom - y))));
         if target.boxes.len() == OBJECTS {
             return Some(target);
         }
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(target.boxes.len(), OBJECTS);
         assert_eq!(target.boxes[..2], [proposals[0], proposals[40]]);
         assert!(target.labels.iter().all(|&label| (0..5).contains(&label)));
-        for (bounds, mask) in target.boxes.iter().zip(&target.masks) {
+        for (bounds, mask) in target.boxes.iter().zip(target.masks.iter().flatten()) {
             assert_eq!((mask.x, mask.y), (bounds[0] as usize, bounds[1] as usize));
             assert_eq!(mask.pixels.len(), mask.width * mask.height);
             assert!(mask.x + mask.width <= 320 && mask.y + mask.height <= 128);

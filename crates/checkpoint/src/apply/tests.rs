@@ -42,6 +42,21 @@ fn an_mmdetection_detector_loads_completely_only_with_the_same_classes() {
     assert!(other.iter().zip(&before).all(|((_, _, now), before)| now == before), "an error changes nothing");
     let report = weights.load_detector(&other, Need::Any).unwrap().report;
     assert_eq!((report.loaded.len(), report.conflicts.len()), (120, 6));
+
+    // A training may start with other classes, but not with other layers.
+    let names: Vec<String> = (0..7).map(|class| format!("class {class}")).collect();
+    let classes = Classes { file: &weights.meta().classes, model: &names, match_names: false };
+    let summary = weights.load_to_train(&model(7), Need::Most, classes).unwrap();
+    assert_eq!((summary.report.loaded.len(), summary.report.conflicts.len()), (120, 6));
+    assert!(summary.to_string().contains("start anew, for 7 classes in place of 5"), "{summary}");
+    let matched =
+        Classes { model: &[vec![weights.meta().classes[2].clone()], names[..6].to_vec()].concat(), ..classes };
+    let summary = weights.load_to_train(&other, Need::Most, Classes { match_names: true, ..matched }).unwrap();
+    assert!(summary.report.is_complete() && summary.report.loaded.len() == 126, "{summary}");
+    let name = "roi_head.bbox_head.fc_cls.weight";
+    let [own, stored] = [other.get(name).unwrap().shallow_clone(), weights.tensor(name).unwrap()];
+    assert_eq!(own.get(0), stored.get(2));
+    assert_eq!(own.get(7), stored.get(5), "the background");
 }
 
 #[test]

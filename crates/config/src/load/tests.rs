@@ -371,3 +371,23 @@ fn a_list_of_augmentations_replaces_the_fields_of_earlier_layers_and_contradicts
     let error = message(read("job.toml", &["data.pipeline.flip_probability=0.1"]));
     assert!(error.contains("--set data.pipeline.flip_probability=0.1: ") && error.contains("kind \"flip\""), "{error}");
 }
+
+#[test]
+fn a_model_without_masks_is_evaluated_with_boxes() {
+    let resolved = set("model.mask=false").unwrap();
+    assert_eq!(resolved.config.evaluation.metrics, [crate::Metric::Bbox]);
+    assert_eq!(resolved.origins["evaluation.metrics"].to_string(), "--set model.mask=false");
+    assert!(resolved.config.data.boxes_only && !set("model.mask=true").unwrap().config.data.boxes_only);
+    let stored = Config::from_toml(&resolved.config.to_toml().unwrap(), "a.ckpt").unwrap();
+    assert_eq!((&stored.evaluation.metrics, stored.data.boxes_only), (&resolved.config.evaluation.metrics, true));
+
+    let read = |more: &[&str]| Resolved::from_toml("model.mask = false", "a.toml", &sets(more), &no_classes);
+    assert_eq!(
+        read(&["evaluation.metrics=[\"proposal\"]"]).unwrap().config.evaluation.metrics,
+        [crate::Metric::Proposal]
+    );
+    let error = message(read(&["evaluation.metrics=[\"bbox\",\"segm\"]"]));
+    assert!(error.contains("evaluation.metrics is") && error.contains("because model.mask is false"), "{error}");
+    let error = message(read(&["checkpoint.save_best=segm_mAP"]));
+    assert!(error.contains("checkpoint.save_best") && error.contains("one of bbox_mAP, "), "{error}");
+}

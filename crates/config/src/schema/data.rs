@@ -26,6 +26,14 @@ pub struct Data {
     #[serde(skip)]
     #[schemars(skip)]
     pub classes_are_auto: bool,
+    /// Whether the model has no masks (`model.mask` is false), so that those of the sets are not read.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub boxes_only: bool,
+    /// What to do with objects without a mask if `model.mask` is true. Boxes count in all metrics of boxes. If masks are
+    /// evaluated, the validation set needs one for every object with "error"; otherwise the box of an object without one is
+    /// a region like a crowd: detections whose masks lie in it count neither as right nor as wrong.
+    pub without_mask: WithoutMask,
     /// The training set. A list of such tables trains on several: an epoch has the images of the first set, then those
     /// of the second, and so on.
     #[serde(with = "one_or_several")]
@@ -49,6 +57,8 @@ impl Default for Data {
             workers_per_gpu: 2,
             classes: Vec::new(),
             classes_are_auto: false,
+            boxes_only: false,
+            without_mask: WithoutMask::Error,
             train: vec![TrainSet {
                 ann_file: "annotations/instances_train2017.json".into(),
                 img_prefix: "train2017".into(),
@@ -95,6 +105,20 @@ impl Data {
     pub fn val_is_fraction(&self) -> bool {
         self.val.fraction > 0.0
     }
+}
+
+/// What to do with an object without a mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutMask {
+    /// Stop before the job starts and list such objects.
+    Error,
+    /// Leave them out of training, and with `filter_empty` images that have no other objects. The model learns what is left
+    /// out as background.
+    Skip,
+    /// Train the box head on them. The mask loss is the mean over the positive proposals whose objects have masks; it is 0
+    /// without any.
+    Box,
 }
 
 /// A training set in COCO format.

@@ -14,7 +14,7 @@ use crate::check::Problems;
 pub struct Evaluation {
     /// Epochs between evaluations; 0 for none.
     pub interval: usize,
-    /// Metrics that are computed during training.
+    /// Metrics that are computed during training. The default is `["bbox"]` if `model.mask` is false.
     pub metrics: Vec<Metric>,
     /// Add the average precision of each class: a table in the log, and `classwise` in metrics files.
     pub classwise: bool,
@@ -70,7 +70,14 @@ impl Default for Evaluation {
 const PRECISION: [&str; 6] = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"];
 
 impl Evaluation {
-    pub(super) fn check(&self, problems: &mut Problems) {
+    pub(super) fn check(&self, has_masks: bool, problems: &mut Problems) {
+        problems.require(
+            has_masks || !self.metrics.contains(&Metric::Segm),
+            "evaluation.metrics",
+            &self.metrics,
+            "no segm, because model.mask is false",
+            "set it to [\"bbox\"]",
+        );
         let mut kinds = self.metrics.clone();
         kinds.sort_unstable();
         kinds.dedup();

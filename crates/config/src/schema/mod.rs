@@ -48,7 +48,7 @@ impl Config {
         self.schedule.check(problems);
         self.train.check(&self.evaluation, problems);
         self.checkpoint.check(&self.evaluation, problems);
-        self.evaluation.check(problems);
+        self.evaluation.check(self.model.mask, problems);
     }
 
     /// Checks what matters only for training.

@@ -5,13 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Problems;
 
-/// Mask R-CNN on a FasterNet backbone with a feature pyramid.
+/// Mask R-CNN or Faster R-CNN on a FasterNet backbone with a feature pyramid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// Number of object classes, without background.
     #[schemars(range(min = 1))]
     pub num_classes: usize,
+    /// Whether the detector finds masks: Mask R-CNN. Without them it is Faster R-CNN, which has no mask head and needs only
+    /// boxes; all other names and fields stay the same.
+    pub mask: bool,
     /// Synchronize BatchNorm statistics across ranks (SyncBatchNorm).
     pub sync_bn: bool,
     /// Parts of the backbone that are not trained: -1 for none, 0 for the patch embedding, n for it and the first n stages
@@ -34,6 +37,7 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             num_classes: 80,
+            mask: true,
             sync_bn: false,
             frozen_stages: -1,
             norm_eval: false,

@@ -273,6 +273,10 @@ pub struct Train {
     /// none.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub ema: f64,
+    /// With `--load-from` weights of a detector for other classes: keep the class-dependent weights (rows of `fc_cls`,
+    /// `fc_reg` and `conv_logits`, and the background) of classes whose names are the same; of several classes with one name,
+    /// in their order. If false, these layers start anew when the number of classes differs.
+    pub match_classes: bool,
     /// What to do when a loss is not finite.
     pub on_nan: OnNan,
     /// When the job ends before its last epoch.
@@ -289,6 +293,7 @@ impl Default for Train {
             loss_scale: 65_536.0,
             accumulate: 1,
             ema: 0.0,
+            match_classes: false,
             on_nan: OnNan::Stop,
             early_stop: EarlyStop::default(),
         }

@@ -24,12 +24,14 @@ impl Augment for CopyPaste {
     fn draw(&self, _: &Frame, draws: &mut Draws<'_>) -> Result<Choice> {
         let mut source = (draws.other)(draws.random)?;
         source.settle_padding();
-        let count = source.target.boxes.len();
+        let masks = source.target.masks.iter().enumerate();
+        let with_mask: Vec<usize> = masks.filter(|(_, mask)| mask.is_some()).map(|(index, _)| index).collect();
+        let count = with_mask.len();
         let selected = if self.selected {
             let number = draws.random.below((count + 1).min(self.max_num_pasted));
-            draws.random.permutation(count).into_iter().take(number).collect()
+            draws.random.permutation(count).into_iter().take(number).map(|index| with_mask[index]).collect()
         } else {
-            (0..count).collect()
+            with_mask
         };
         Ok(Choice { source, selected })
     }
@@ -41,11 +43,16 @@ impl Augment for CopyPaste {
         source.keep(&selected);
         let (height, width) = frame.raster.size();
         let mut pasted = vec![0; height * width];
-        source.target.masks.iter().for_each(|mask| mask::mark(mask, &mut pasted));
+        source.target.masks.iter().flatten().for_each(|mask| mask::mark(mask, &mut pasted));
         frame.raster.paste(&mut source.raster, &pasted);
         let target = &mut frame.target;
         let mut stay = Vec::new();
         for (index, (bounds, mask)) in target.boxes.iter_mut().zip(&mut target.masks).enumerate() {
+            // An object without a mask keeps its box.
+            let Some(mask) = mask else {
+                stay.push(index);
+                continue;
+            };
             *mask = mask::uncovered(mask.clone(), &pasted);
             let visible = mask::bounds(mask).unwrap_or_default();
             let moved = bounds.iter().zip(visible).map(|(old, new)| f64::from((new - old).abs()));

@@ -34,7 +34,7 @@ impl Augment for Flip {
             *bounds = [x1, y1, x2, y2];
         }
         let masks = std::mem::take(&mut frame.target.masks).into_iter();
-        frame.target.masks = masks.map(|mask| mask::flipped(mask, horizontal, vertical)).collect();
+        frame.target.masks = masks.map(|mask| mask.map(|mask| mask::flipped(mask, horizontal, vertical))).collect();
         frame.flipped ^= horizontal;
         true
     }

@@ -70,7 +70,7 @@ impl Frame {
     fn settle_padding(&mut self) {
         if let Some(size) = self.padding.take() {
             self.raster.pad(size);
-            self.target.masks.iter_mut().for_each(|mask| mask.frame = size);
+            self.target.masks.iter_mut().flatten().for_each(|mask| mask.frame = size);
         }
     }
 

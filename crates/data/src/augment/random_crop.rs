@@ -67,9 +67,11 @@ impl Augment for RandomCrop {
         }
         frame.keep(&kept);
         let target = &mut frame.target;
-        target.masks.iter_mut().for_each(|mask| *mask = mask::cropped(mask, window));
+        target.masks.iter_mut().flatten().for_each(|mask| *mask = mask::cropped(mask, window));
         if self.recompute_bbox {
-            let bounds: Vec<_> = target.masks.iter().map(mask::bounds).collect();
+            // An object without a mask keeps its box.
+            let bounds = target.masks.iter().zip(&target.boxes);
+            let bounds: Vec<_> = bounds.map(|(mask, cut)| mask.as_ref().map_or(Some(*cut), mask::bounds)).collect();
             target.boxes = bounds.iter().map(|bounds| bounds.unwrap_or_default()).collect();
             let seen: Vec<usize> = (0..).zip(&bounds).filter_map(|(i, bounds)| bounds.map(|_| i)).collect();
             frame.keep(&seen);

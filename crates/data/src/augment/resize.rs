@@ -41,7 +41,7 @@ impl Augment for Resize {
         }
         if !frame.target.masks.is_empty() {
             let nearest = mask::Nearest::new(old, new);
-            frame.target.masks.iter_mut().for_each(|mask| *mask = nearest.mask(mask));
+            frame.target.masks.iter_mut().flatten().for_each(|mask| *mask = nearest.mask(mask));
         }
         frame.scale_factor.iter_mut().zip([sx, sy, sx, sy]).for_each(|(all, factor)| *all *= factor);
         true

@@ -86,13 +86,15 @@ fn size(dataset: &CocoDataset, index: usize, header: &ImageHeader, pipeline: &Pi
         if rotated && (listed.1, listed.0) == upright { ", which is its size before its EXIF rotation" } else { "" };
     let effect = match dataset.split() {
         Split::Train => "",
-        Split::Val | Split::Test => ", so none of its masks can match in evaluation",
+        Split::Val | Split::Test if dataset.has_masks() => ", so none of its masks can match in evaluation",
+        Split::Val | Split::Test => "",
     };
     let message = format!(
         "listed as {}x{}{stored}, but it has {}x{} pixels{effect}",
         image.width, image.height, header.width, header.height
     );
     let unusable = dataset.split() == Split::Train
+        && dataset.has_masks()
         && !dataset.objects(index).boxes.is_empty()
         && match pipeline.train.as_slice() {
             [] => pipeline.scales.iter().any(|&scale| {

@@ -6,7 +6,7 @@ mod splits;
 mod tests;
 
 use fnet_common::Result;
-use fnet_config::{Config, Metric, OnError};
+use fnet_config::{Config, Metric, OnError, WithoutMask};
 
 use super::coco::Split;
 use super::dataset::Dataset;
@@ -108,7 +108,11 @@ fn check_sets(
     }
     splits::check(config, sets, &mut diagnostics);
     if metrics.contains(&Metric::Segm) {
-        diagnostics.rename(Code::MaskMissingEvaluated, Code::MaskNeeded);
+        let code = match config.data.without_mask {
+            WithoutMask::Error => Code::MaskNeeded,
+            WithoutMask::Skip | WithoutMask::Box => Code::MaskMissingIgnored,
+        };
+        diagnostics.rename(Code::MaskMissingEvaluated, code);
     }
     if config.data.on_error == OnError::Skip {
         for code in [Code::ImageMissing, Code::ImageUnreadable] {

@@ -168,9 +168,12 @@ fn masks_are_required_when_they_are_evaluated() {
     }
     let error = check_before_job(&config, &[&set], &[Metric::Bbox, Metric::Segm]).unwrap_err();
     assert_eq!(error.exit_code(), fnet_protocol::exit::DATA);
-    for part in ["mask-needed", "--eval bbox", "evaluation.metrics"] {
+    for part in ["mask-needed", "--eval bbox", "evaluation.metrics", "model.mask = false", "data.without_mask"] {
         assert!(error.to_string().contains(part), "{error}");
     }
+    config.data.without_mask = WithoutMask::Box;
+    let warnings = check_before_job(&config, &[&set], &[Metric::Segm]).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("mask-missing-ignored"), "{warnings:?}");
 }
 
 /// The image codes of whole data sets with quirks.

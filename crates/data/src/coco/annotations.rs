@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use fnet_config::WithoutMask;
+
 use super::Split;
 use super::json::members;
 use super::records::{shown_id, syntax_message};
@@ -56,6 +58,8 @@ pub(super) enum Fate {
     Crowd,
     /// Its box or area is empty.
     Unfit,
+    /// It has no mask, and such objects are skipped.
+    WithoutMask,
     /// It cannot be used. A diagnostic says why.
     Broken,
 }
@@ -82,6 +86,8 @@ pub(super) struct Context<'c> {
     pub sizes: &'c [[u32; 2]],
     /// Category id -> label, for all categories of the file. [`FOREIGN`] for categories that are not selected.
     pub labels: &'c HashMap<RawKey, u16>,
+    /// What to do with objects without a mask; `None` if masks are not used.
+    pub masks: Option<WithoutMask>,
 }
 
 /// An id as a lookup key: `7` and `"7"` are equal.
@@ -331,12 +337,38 @@ impl Reader<'_> {
             (false, true) => Fate::Trained,
             (false, false) => Fate::Unfit,
         };
-        if fate == Fate::Trained && raw.mask.is_none() && self.context.split == Split::Train {
-            self.add(Code::MaskMissing, || format!("{}, and training needs a mask for every object", no_mask(raw)));
-            return None;
-        }
+        let fate = match fate {
+            Fate::Trained if self.context.split == Split::Train => self.by_mask()?,
+            fate => fate,
+        };
         let [x, y, w, h] = sides;
         Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], fate))
+    }
+
+    /// How a sound object is used in training. `None` if it needs a mask.
+    fn by_mask(&mut self) -> Option<Fate> {
+        let raw = self.raw;
+        match (raw.mask, self.context.masks) {
+            (None, Some(WithoutMask::Error)) => {
+                self.add(Code::MaskMissing, || format!("{}, and training needs a mask for every object", no_mask(raw)));
+                None
+            }
+            (None, Some(WithoutMask::Box)) => {
+                self.add(Code::MaskMissingBox, || no_mask(raw));
+                Some(Fate::Trained)
+            }
+            (mask, Some(WithoutMask::Skip)) => {
+                let message = match mask {
+                    // Other masks are read later, but which images have objects is decided here.
+                    Some((text, _)) => Segmentation::parse(text).ok().and_then(|mask| mask.refusal(text)),
+                    None => Some(no_mask(raw)),
+                };
+                let Some(message) = message else { return Some(Fate::Trained) };
+                self.add(Code::MaskMissingSkipped, || message);
+                Some(Fate::WithoutMask)
+            }
+            _ => Some(Fate::Trained),
+        }
     }
 
     /// Its box `[x, y, width, height]`, computed from the mask if necessary.

@@ -70,7 +70,7 @@ fn use_all(set: &Dataset, split: Split) {
         assert!(objects.labels.iter().all(|&label| usize::from(label) < set.categories().len()));
         let masks = set.record(index).segmentations().unwrap();
         assert_eq!(masks.len(), objects.boxes.len());
-        for mask in masks {
+        for mask in masks.into_iter().flatten() {
             mask.to_rle((image.height, image.width)).unwrap();
         }
         set.written_image_id(image.id);

@@ -1,6 +1,7 @@
 //! Checks of the masks of a whole set.
 
 use fnet_common::text::count;
+use fnet_config::WithoutMask;
 
 use super::CocoDataset;
 use super::Split;
@@ -18,13 +19,17 @@ const APART: (f64, f64) = (2.0, 0.05);
 
 impl CocoDataset {
     /// Reads every mask that is trained on, or in the validation set every mask of a selected class. Reports malformed
-    /// and unusual masks, and a training set whose masks are all empty. The annotation file is read again, in parallel.
+    /// and unusual masks, and a training set whose masks are all empty. The annotation file is read again, in parallel, unless
+    /// masks are not used.
     pub fn check_masks(&self, diagnostics: &mut Diagnostics) {
+        if !self.has_masks() {
+            return;
+        }
         let mut found = diagnostics.none();
         let mut known = diagnostics.none();
         let Some(header) = read_header(&self.source, &self.path, self.split, &self.classes, &mut known) else { return };
         let sizes = listed_sizes(&header, self);
-        let context = header.context(&self.path, self.split, &sizes);
+        let context = header.context(&self.path, self.split, &sizes, self.masks);
         let parse = |_: &str, text: &[u8], offset: u64, row: usize, diagnostics: &mut Diagnostics| -> Option<bool> {
             let raw = Raw::read(text).ok()?;
             let used = annotations::row_of(&raw, offset, row, &context, &mut diagnostics.none())?;
@@ -39,9 +44,9 @@ impl CocoDataset {
             Some(check(&raw, row, size, &context, diagnostics))
         };
         let (mut masks, mut empty) = (0, 0);
-        let mut take = |_: &str, has_pixels: Option<bool>| {
-            masks += usize::from(has_pixels.is_some());
-            empty += usize::from(has_pixels == Some(false));
+        let mut take = |_: &str, is_usable: Option<bool>| {
+            masks += usize::from(is_usable.is_some());
+            empty += usize::from(is_usable == Some(false));
         };
         if let Err(broken) = lists::read(&self.source, &self.path, &["annotations"], &parse, &mut take, &mut found) {
             report_broken(broken, &self.source, &self.path, &mut found);
@@ -57,19 +62,25 @@ impl CocoDataset {
     }
 }
 
-/// Reports problems with the mask of an annotation, and returns whether it has a pixel.
+/// Reports problems with the mask of an annotation, and returns whether the mask has a pixel or none is needed.
 fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: &mut Diagnostics) -> bool {
     let place = || {
         let image = raw.image.as_ref();
         Location::annotation(shown_id(raw.id.as_ref(), row)).of_image(shown_id(image, row))
     };
     let mut add = |code, message: String| diagnostics.add(code, context.path, place, || message);
+    let is_box = context.masks == Some(WithoutMask::Box);
+    let missing = match context.split {
+        Split::Train if is_box => Code::MaskMissingBox,
+        Split::Train => Code::MaskMissing,
+        Split::Val | Split::Test => Code::MaskMissingEvaluated,
+    };
     let Some((text, _)) = raw.mask else {
         // For a training set, this was reported when it was opened.
         if context.split != Split::Train {
-            add(Code::MaskMissingEvaluated, no_mask(raw));
+            add(missing, no_mask(raw));
         }
-        return false;
+        return is_box;
     };
     let mut odd = Vec::new();
     let segmentation = match Segmentation::parse_noting(text, &mut |code, message| odd.push((code, message))) {
@@ -79,11 +90,9 @@ fn check(raw: &Raw, row: usize, size: [u32; 2], context: &Context, diagnostics: 
             return false;
         }
     };
-    let refusal = if segmentation.is_nothing() { Segmentation::refusal(text) } else { None };
-    if let Some(message) = refusal {
-        let is_trained = context.split == Split::Train;
-        add(if is_trained { Code::MaskMissing } else { Code::MaskMissingEvaluated }, message);
-        return false;
+    if let Some(message) = segmentation.refusal(text) {
+        add(missing, message);
+        return is_box;
     }
     odd.into_iter().for_each(|(code, message)| add(code, message));
     let bounds = match segmentation.bounds(size) {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Split;
 use crate::Dataset;
 use crate::diagnostics::Code::{self, *};
+use fnet_config::WithoutMask;
 use fnet_test_support::SmallSet;
 
 /// One change of the valid file: a JSON pointer and the new value. `None` removes it.
@@ -198,6 +199,22 @@ fn every_code_is_found_where_expected() {
     std::fs::write(&path, note).unwrap();
     compare("a note in GBK".into(), codes(&small, Split::Train), &[FileNotUtf8]);
 
+    for mask in [json!([]), json!([[4, 5, 24, 15]])] {
+        let mut file = file.clone();
+        file["annotations"][1]["segmentation"] = mask;
+        small.write(&file);
+        small.config.without_mask = WithoutMask::Skip;
+        compare("skip".into(), codes(&small, Split::Train), &[MaskMissingSkipped, ImageEmpty]);
+        small.config.without_mask = WithoutMask::Box;
+        compare("box".into(), codes(&small, Split::Train), &[MaskMissingBox]);
+        small.config.without_mask = WithoutMask::Error;
+        small.config.boxes_only = true;
+        for split in [Split::Train, Split::Val] {
+            compare("boxes only".into(), codes(&small, split), &[]);
+        }
+        small.config.boxes_only = false;
+    }
+
     let mut two = file.clone();
     two["categories"] = json!([{"id": 7, "name": "box"}, {"id": 8, "name": "cup"}]);
     small.write(&two);
@@ -219,7 +236,9 @@ fn every_code_is_found_where_expected() {
     let place = |code: Code| Code::ALL.iter().position(|other| *other == code).unwrap();
     let of_files = place(ImageMissing)..=place(ImageExtension);
     let elsewhere = |code: &Code| {
-        of_files.contains(&place(*code)) || code.name().starts_with("split-") || [ClassCount, MaskNeeded].contains(code)
+        of_files.contains(&place(*code))
+            || code.name().starts_with("split-")
+            || [ClassCount, MaskNeeded, MaskMissingIgnored].contains(code)
     };
     let missing: Vec<_> = Code::ALL.iter().filter(|code| !elsewhere(code) && !seen.contains(*code)).collect();
     assert!(missing.is_empty(), "no case has {missing:?}");

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use fnet_common::text::{list, quoted};
+use fnet_config::WithoutMask;
 
 use super::annotations::{Context, FOREIGN, RawKey};
 use super::records::{RawCategory, RawImage, category, image, shown_id};
@@ -32,9 +33,16 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The context for reading annotations. `sizes` are the image sizes.
-    pub fn context<'c>(&'c self, path: &'c Path, split: Split, sizes: &'c [[u32; 2]]) -> Context<'c> {
-        Context { path, split, images: &self.places, sizes, labels: &self.labels }
+    /// The context for reading annotations. `sizes` are the image sizes; `masks` says what to do with objects without a
+    /// mask.
+    pub fn context<'c>(
+        &'c self,
+        path: &'c Path,
+        split: Split,
+        sizes: &'c [[u32; 2]],
+        masks: Option<WithoutMask>,
+    ) -> Context<'c> {
+        Context { path, split, images: &self.places, sizes, labels: &self.labels, masks }
     }
 }
 

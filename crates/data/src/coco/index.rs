@@ -188,12 +188,19 @@ pub(super) fn build(
         let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
             // As in MMDetection, crowds and boxes that are not trained on count here.
-            let has_wanted = own.iter().any(|&row| rows.objects.labels[row as usize] != FOREIGN);
+            let is_skipped = |row: usize| rows.fates[row] == Fate::WithoutMask;
+            let is_wanted = |row: usize| rows.objects.labels[row] != FOREIGN && !is_skipped(row);
+            let has_wanted = own.iter().any(|&row| is_wanted(row as usize));
             let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Location::image(shown_id(Some(&image.id), place));
             if !has_wanted && is_whole {
                 diagnostics.add(Code::ImageEmpty, path, place_of, || {
-                    format!("{:?} has no object of a selected class", image.file_name)
+                    let what = if own.iter().any(|&row| is_skipped(row as usize)) {
+                        "with a mask"
+                    } else {
+                        "of a selected class"
+                    };
+                    format!("{:?} has no object {what}", image.file_name)
                 });
             } else if has_wanted && is_small {
                 let [width, height] = sizes[place];
@@ -237,7 +244,7 @@ fn crowds_and_nothing(
     let of = |fate| rows.number_of(fate);
     let crowds = of(Fate::Crowd);
     let all = count(rows.len(), "annotation");
-    let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) == 0;
+    let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) + of(Fate::WithoutMask) == 0;
     let mut add = |code, message: String| diagnostics.add(code, path, Location::file, || message);
     if crowds > 0 && !only_crowds {
         add(Code::AnnotationCrowd, format!("{crowds} of {all} have \"iscrowd\": 1"));
@@ -262,6 +269,7 @@ fn crowds_and_nothing(
                 (of(Fate::Ignored), "with \"ignore\": 1"),
                 (crowds, "crowds"),
                 (of(Fate::Unfit), "with an empty box or area"),
+                (of(Fate::WithoutMask), "without a mask"),
                 (of(Fate::Trained), "in images smaller than 32 pixels"),
             ];
             let reasons: Vec<String> = reasons

@@ -36,13 +36,13 @@ pub use truth::TrueObject;
 use files::Folders;
 use source::AnnotationSource;
 
-use fnet_config as config;
+use fnet_config::{self as config, WithoutMask};
 use fnet_protocol::cli::SplitName;
 
 /// One of the configured sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// `data.train`: every object needs a mask.
+    /// `data.train`.
     Train,
     /// `data.val`.
     Val,
@@ -121,6 +121,8 @@ pub struct CocoDataset {
     source: AnnotationSource,
     /// The selected classes; empty for all.
     classes: Vec<String>,
+    /// What to do with objects without a mask; `None` if masks are not used.
+    masks: Option<WithoutMask>,
     categories: Vec<Category>,
     listed: Listed,
     /// The images of the file that belong to this set, if it has only a part of them.
@@ -184,6 +186,11 @@ impl CocoDataset {
     /// Its name in the config: `data.val`, or one of several training sets, `data.train[1]`.
     pub fn field(&self) -> &str {
         &self.field
+    }
+
+    /// Whether the masks of the objects are used; otherwise only their boxes.
+    pub fn has_masks(&self) -> bool {
+        self.masks.is_some()
     }
 
     /// The annotation file.
@@ -294,3 +301,5 @@ mod reference_tests;
 mod tests;
 #[cfg(test)]
 mod wild_tests;
+#[cfg(test)]
+mod without_mask_tests;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use fnet_common::text::{list, quoted};
 use fnet_config as config;
 
-use super::annotations::{self, Fate, Row, UNKNOWN_SIZE};
+use super::annotations::{self, Context, Fate, Row, UNKNOWN_SIZE};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
@@ -41,6 +41,8 @@ pub(crate) struct Opening<'c> {
     source: AnnotationSource,
     folders: Folders,
     classes: Vec<String>,
+    /// What to do with objects without a mask; `None` if masks are not used.
+    masks: Option<config::WithoutMask>,
     header: Header,
     sizes: Vec<[u32; 2]>,
     rows: Rows,
@@ -72,17 +74,18 @@ impl<'c> Opening<'c> {
         let mut found = diagnostics.none();
         // The first training set defines the classes of the model. The other sets are compared with it later.
         let classes = if config.classes_are_auto { Vec::new() } else { config.classes.clone() };
+        let masks = (!config.boxes_only).then_some(config.without_mask);
         let contents = read_header(&source, &path, split, &classes, &mut found).and_then(|header| {
             index::give_back_memory();
             let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
-            let rows = read_rows(&source, &path, split, &header, &sizes, &mut found)?;
+            let rows = read_rows(&source, header.context(&path, split, &sizes, masks), &mut found)?;
             Some((header, sizes, rows))
         });
         let Some((header, sizes, rows)) = contents else {
             report(found, &source, &path, diagnostics);
             return None;
         };
-        Some(Self { set, split, root, path, folder, source, folders, classes, header, sizes, rows, found })
+        Some(Self { set, split, root, path, folder, source, folders, classes, masks, header, sizes, rows, found })
     }
 
     /// The file name of every image of the file.
@@ -98,7 +101,7 @@ impl<'c> Opening<'c> {
     /// Selects the images that are used: those of the mask `side` over the images of the file, if it is given. `None` if the
     /// file has another format.
     pub fn finish(self, side: Option<Vec<bool>>, diagnostics: &mut Diagnostics) -> Option<CocoDataset> {
-        let Self { set, split, root, path, folder, source, folders, classes, header, sizes, rows, mut found } = self;
+        let Self { set, split, root, path, folder, source, folders, classes, masks, header, sizes, rows, mut found } = self;
         let (categories, listed) =
             (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
         let options = index::Selection {
@@ -122,6 +125,7 @@ impl<'c> Opening<'c> {
             root,
             source,
             classes,
+            masks,
             categories,
             listed,
             side,
@@ -237,15 +241,7 @@ fn sizes(
     sizes
 }
 
-fn read_rows(
-    source: &AnnotationSource,
-    path: &Path,
-    split: Split,
-    header: &Header,
-    sizes: &[[u32; 2]],
-    diagnostics: &mut Diagnostics,
-) -> Option<Rows> {
-    let context = header.context(path, split, sizes);
+fn read_rows(source: &AnnotationSource, context: Context<'_>, diagnostics: &mut Diagnostics) -> Option<Rows> {
     let parse = |_: &str, text: &[u8], offset: u64, row: usize, diagnostics: &mut Diagnostics| {
         Some(annotations::row(text, offset, row, &context, diagnostics))
     };
@@ -254,10 +250,10 @@ fn read_rows(
         Some(row) => rows.push(row),
         None => rows = Rows::for_text(source.length()),
     };
-    match lists::read(source, path, &["annotations"], &parse, &mut take, diagnostics) {
+    match lists::read(source, context.path, &["annotations"], &parse, &mut take, diagnostics) {
         Ok(_) => Some(rows),
         Err(broken) => {
-            report_broken(broken, source, path, diagnostics);
+            report_broken(broken, source, context.path, diagnostics);
             None
         }
     }

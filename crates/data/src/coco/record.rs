@@ -38,11 +38,11 @@ impl<'d> Record<'d> {
         Error::data(format!("{}: {message}", self.dataset.path.display()))
     }
 
-    /// Reads the masks of the objects from the annotation file.
+    /// Reads the masks of the objects from the annotation file; `None` for an object without one.
     ///
     /// # Errors
     /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
-    pub fn segmentations(&self) -> Result<Vec<Segmentation>> {
+    pub fn segmentations(&self) -> Result<Vec<Option<Segmentation>>> {
         let (objects, file) = (&self.objects, self.dataset.path.display());
         let unreadable = |error| Error::data(format!("cannot read the annotation file {file}: {error}"));
         let mut text = Vec::new();
@@ -50,14 +50,15 @@ impl<'d> Record<'d> {
         let places = objects.mask_offsets.iter().zip(objects.mask_lengths);
         for ((&offset, &length), id) in places.zip(objects.ids) {
             if length == 0 {
-                segmentations.push(Segmentation::Polygons(Vec::new()));
+                segmentations.push(None);
                 continue;
             }
             text.resize(length as usize, 0);
             self.dataset.source.read_exact_at(&mut text, offset).map_err(unreadable)?;
-            segmentations.push(Segmentation::parse(&text).map_err(|message| {
+            let segmentation = Segmentation::parse(&text).map_err(|message| {
                 self.annotation_error(format!("annotation {id}: segmentation: {message}; fix or remove the annotation"))
-            })?);
+            })?;
+            segmentations.push(Some(segmentation).filter(|mask| mask.refusal(&text).is_none()));
         }
         Ok(segmentations)
     }

@@ -225,7 +225,7 @@ fn mask_pixels(dataset: &Dataset) -> u64 {
     let of = |index| {
         let image = dataset.image(index);
         let draw = |mask: Segmentation| hotcoco::mask::area(&mask.to_rle((image.height, image.width)).unwrap());
-        dataset.record(index).segmentations().unwrap().into_iter().map(draw).sum::<u64>()
+        dataset.record(index).segmentations().unwrap().into_iter().flatten().map(draw).sum::<u64>()
     };
     (0..dataset.len()).map(of).sum()
 }

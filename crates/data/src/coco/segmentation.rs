@@ -46,13 +46,16 @@ impl Segmentation {
     }
 
     /// Whether there is neither a polygon nor run lengths.
-    pub(super) fn is_nothing(&self) -> bool {
+    fn is_nothing(&self) -> bool {
         matches!(self, Self::Polygons(polygons) if polygons.is_empty())
     }
 
-    /// Why pycocotools raises an exception for a mask without polygons; it checks only the first polygon. `None` if it
-    /// draws an empty mask.
-    pub(super) fn refusal(json: &[u8]) -> Option<String> {
+    /// Why this mask, read from `json`, is none: it has no polygons, and pycocotools, which checks only the first one, raises
+    /// an exception for it. `None` if pycocotools draws a mask, perhaps an empty one.
+    pub(super) fn refusal(&self, json: &[u8]) -> Option<String> {
+        if !self.is_nothing() {
+            return None;
+        }
         let mut parts = Vec::new();
         if items(json, |part| parts.push(part)).is_err() {
             return None;
@@ -358,7 +361,7 @@ mod tests {
             ("[[1, 1, 5, 4, 9]]", None),
             ("[[3, 3, 3, 3, 3, 3]]", None),
         ] {
-            let found = Segmentation::refusal(text.as_bytes());
+            let found = Segmentation::parse(text.as_bytes()).unwrap().refusal(text.as_bytes());
             assert_eq!(found.is_some(), refused.is_some(), "{text}: {found:?}");
             assert!(refused.is_none_or(|part| found.is_some_and(|found| found.contains(part))), "{text}");
         }

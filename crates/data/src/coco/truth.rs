@@ -58,7 +58,7 @@ impl CocoDataset {
             let sizes = listed_sizes(&header, self);
             let mut names = header.names.clone();
             let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
-            let context = header.context(&self.path, Split::Val, &sizes);
+            let context = header.context(&self.path, Split::Val, &sizes, self.masks);
             let side = self.side.as_deref();
             let parse = |_: &str, text: &[u8], _: u64, row: usize, diagnostics: &mut Diagnostics| {
                 object(text, row, (&ids, side), &context, diagnostics)
@@ -121,15 +121,18 @@ fn object(
         let id = super::records::shown_id(raw.id.as_ref(), row);
         diagnostics.add(Code::MaskMalformed, context.path, || Location::annotation(id), || message);
     };
-    let mask = match raw.mask.map(|(text, _)| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
-        // Without a mask if pycocotools raises an exception. When masks are evaluated, this was already an error.
-        Ok(mask) => mask.filter(|(mask, text)| !mask.is_nothing() || Segmentation::refusal(text).is_none()),
+    let uses_masks = context.masks.is_some();
+    // Otherwise they only give the box and the area.
+    let text = raw.mask.map(|(text, _)| text).filter(|_| uses_masks || raw.bbox.is_none() || raw.area.is_none());
+    let mask = match text.map(|text| Segmentation::parse(text).map(|mask| (mask, text))).transpose() {
+        // Without a mask if pycocotools raises an exception.
+        Ok(mask) => mask.filter(|(mask, text)| mask.refusal(text).is_none()).map(|(mask, _)| mask),
+        Err(_) if !uses_masks => None,
         Err(message) => {
             wrong(message);
             return None;
         }
     };
-    let mask = mask.map(|(mask, _)| mask);
     let bbox = match (raw.bbox, &mask) {
         (Some(bbox), _) => bbox.value,
         (None, Some(mask)) => mask.bounds(size).ok().flatten()?,
@@ -138,6 +141,7 @@ fn object(
     let frame = (size[1] as usize, size[0] as usize);
     let rle = match mask.map(|mask| mask.to_rle(frame)).transpose() {
         Ok(rle) => rle,
+        Err(_) if !uses_masks => None,
         Err(message) => {
             wrong(message);
             return None;

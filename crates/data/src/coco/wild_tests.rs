@@ -56,7 +56,7 @@ fn found(config: &config::Data, split: Split) -> String {
 fn assert_usable(set: &Dataset, split: Split) {
     for index in 0..set.len() {
         let image = set.image(index);
-        for mask in set.record(index).segmentations().unwrap() {
+        for mask in set.record(index).segmentations().unwrap().into_iter().flatten() {
             mask.to_rle((image.height, image.width)).unwrap();
         }
     }
@@ -96,7 +96,7 @@ fn objects(config: &config::Data, split: Split) -> Vec<(String, [f32; 4], u16, V
     for index in 0..set.len() {
         let (image, objects) = (set.image(index), set.objects(index));
         let masks = set.record(index).segmentations().unwrap();
-        for (mask, (bbox, label)) in masks.iter().zip(objects.boxes.iter().zip(objects.labels)) {
+        for (mask, (bbox, label)) in masks.iter().flatten().zip(objects.boxes.iter().zip(objects.labels)) {
             let runs = mask.to_rle((image.height, image.width)).unwrap().counts;
             found.push((image.file_name.to_owned(), *bbox, *label, runs));
         }

@@ -304,13 +304,25 @@ codes! {
     MaskMissing = "mask-missing", Error,
         "an object in the training set without a mask: none, an empty list, or a first polygon of fewer than three points (4 numbers are not a box)",
         "stops", "crashes",
-        "add a polygon [[x, y, x, y, x, y, ...]] or RLE, or remove the annotation";
+        "add a polygon [[x, y, x, y, x, y, ...]] or RLE, remove the annotation, or train without it: model.mask = false for a model of boxes only, data.without_mask = \"box\" or \"skip\" for such objects alone";
+    MaskMissingBox = "mask-missing-box", Warning,
+        "an object in the training set without a mask (see mask-missing), when data.without_mask is \"box\"",
+        "the box head is trained on it, the mask head is not", "crashes",
+        "add a polygon or RLE to train on its mask";
+    MaskMissingSkipped = "mask-missing-skipped", Warning,
+        "an object in the training set without a mask (see mask-missing), when data.without_mask is \"skip\"",
+        "not trained on", "crashes",
+        "add a polygon or RLE, or set data.without_mask to \"box\" to train on its box";
     MaskMissingEvaluated = "mask-missing-evaluated", Warning,
         "an object in the validation set without a mask (see mask-missing), when only boxes are evaluated", "used like any other", "the same",
         "add masks to evaluate masks";
     MaskNeeded = "mask-needed", Error,
         "an object in the validation set without a mask, when masks are evaluated", "stops", "crashes at the first evaluation",
-        "add masks, or evaluate only boxes: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
+        "add masks, or evaluate only boxes: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training); model.mask = false for a model of boxes only; data.without_mask = \"box\" or \"skip\" to ignore such objects";
+    MaskMissingIgnored = "mask-missing-ignored", Warning,
+        "an object in the validation set without a mask, when masks are evaluated and data.without_mask is \"box\" or \"skip\"",
+        "in the metrics of masks, its box is a region like a crowd: detections in it do not count", "crashes at the first evaluation",
+        "add masks to count these objects";
     MaskMalformed = "mask-malformed", Error,
         "a segmentation that is neither polygons nor RLE, or has invalid numbers", "stops", "crashes",
         "fix or remove the annotation";

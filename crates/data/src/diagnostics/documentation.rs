@@ -11,10 +11,11 @@ except for the content of image files. The page is generated from the source, an
 The rule behind every row: what [MMDetection 2.25](https://github.com/open-mmlab/mmdetection/tree/v2.25.0) (with
 pycocotools and OpenCV) accepts is used the same way, with a warning if it looks wrong. What MMDetection would crash on
 is repaired with a warning if only one meaning is possible. Anything ambiguous is an error. There is one deliberate
-difference: fnet does not train on objects with an empty mask.
+difference: fnet does not train on objects with an empty mask. With `model.mask = false`, masks are not read: there are no
+codes about them, and boxes are used as they are.
 
-An object has no mask (`mask-missing`, `mask-missing-evaluated`, `mask-needed`) if pycocotools 2.0.11 raises an exception
-for its segmentation: `[]`, `[[]]`, or a first polygon of one point or of four numbers. An object has an empty mask
+An object has no mask (`mask-missing` and what it becomes with other settings, `mask-needed`) if pycocotools 2.0.11 raises an
+exception for its segmentation: `[]`, `[[]]`, or a first polygon of one point or of four numbers. An object has an empty mask
 (`mask-empty`) and is left out of training if pycocotools draws a mask without pixels: a polygon of five numbers, without
 area, or outside of the image.
 

@@ -50,7 +50,7 @@ impl Augmented<'_> {
         let fixed = padding.unwrap_or(size);
         let pad = |side: usize| side.next_multiple_of(self.pipeline.size_divisor.max(1));
         let padded = (pad(fixed.0), pad(fixed.1));
-        target.masks.iter_mut().for_each(|mask| mask.frame = padded);
+        target.masks.iter_mut().flatten().for_each(|mask| mask.frame = padded);
         if self.wanted != Wanted::BoxesAndMasks {
             target.masks.clear();
         }

@@ -116,7 +116,7 @@ impl Loader {
     ) -> Result<Self> {
         let batches = indices.chunks(config.samples_per_gpu.max(1)).skip(options.first_batch);
         let batches = batches.map(<[usize]>::to_vec).collect();
-        let wanted = if options.without_masks { Wanted::Boxes } else { Wanted::BoxesAndMasks };
+        let wanted = Wanted::objects(!options.without_masks && !config.boxes_only);
         Self::start(dataset, config, batches, Some((options.seed, options.epoch)), wanted)
     }
 
@@ -132,7 +132,7 @@ impl Loader {
         options: &TestOptions,
     ) -> Result<Self> {
         let batches = indices.iter().map(|&index| vec![index]).collect();
-        let wanted = if options.with_targets { Wanted::BoxesAndMasks } else { Wanted::Nothing };
+        let wanted = if options.with_targets { Wanted::objects(!config.boxes_only) } else { Wanted::Nothing };
         Self::start(dataset, config, batches, None, wanted)
     }
 

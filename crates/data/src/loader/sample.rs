@@ -43,6 +43,12 @@ pub(super) enum Wanted {
     BoxesAndMasks,
 }
 
+impl Wanted {
+    pub fn objects(with_masks: bool) -> Self {
+        if with_masks { Self::BoxesAndMasks } else { Self::Boxes }
+    }
+}
+
 impl Sample {
     /// See [`ImageMeta::file_name`].
     pub fn file_name(&self) -> &str {

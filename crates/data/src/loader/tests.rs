@@ -67,8 +67,9 @@ fn a_batch_is_normalized_padded_and_channels_last() {
     let (target, factor) = (&batch.targets[1], batch.metas[1].scale_factor);
     assert_eq!(target.labels, [0]);
     assert_eq!(target.boxes[0], [96.0 - 24.0 * factor[0], 5.0 * factor[1], 96.0 - 4.0 * factor[0], 15.0 * factor[1]]);
-    assert_eq!(target.masks[0].frame, (64, 96));
-    assert!((target.masks[0].x as f32 - target.boxes[0][0]).abs() < 1.5);
+    let mask = target.masks[0].as_ref().unwrap();
+    assert_eq!(mask.frame, (64, 96));
+    assert!((mask.x as f32 - target.boxes[0][0]).abs() < 1.5);
 }
 
 #[test]

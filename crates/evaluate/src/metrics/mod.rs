@@ -16,7 +16,8 @@ use serde_json::{Map, Value, json};
 
 pub use scores::{Scores, limit_of_first};
 
-use fnet_common::Result;
+use fnet_common::text::count;
+use fnet_common::{Error, Result};
 use fnet_config::{Evaluation, Metric};
 use fnet_data::{Category, Dataset};
 
@@ -94,6 +95,25 @@ impl GroundTruth {
         self.categories.iter().map(|category| category.id).collect()
     }
 
+    /// The objects of one metric. For masks, an object without one is a region like a crowd, with its box as the mask, because
+    /// a detection in it may be right.
+    fn of_kind(&self, kind: Metric) -> Arc<COCO> {
+        if kind != Metric::Segm || self.without_mask() == 0 {
+            return Arc::clone(&self.coco);
+        }
+        let mut dataset = self.coco.dataset.clone();
+        for object in dataset.annotations.iter_mut().filter(|object| object.segmentation.is_none()) {
+            object.segmentation = object.bbox.map(hotcoco::Segmentation::Rect);
+            object.iscrowd = true;
+        }
+        Arc::new(COCO::from_dataset(dataset))
+    }
+
+    /// Number of objects without a mask.
+    fn without_mask(&self) -> usize {
+        self.coco.dataset.annotations.iter().filter(|object| object.segmentation.is_none()).count()
+    }
+
     /// The annotations and their masks.
     pub fn coco(&self) -> &COCO {
         &self.coco
@@ -148,6 +168,14 @@ impl Metrics {
             metrics.scores.insert(kind, scores::compare(ground_truth, detections, kind, settings)?);
         }
         metrics.note();
+        let ignored = ground_truth.without_mask();
+        if ignored > 0 && kinds.contains(&Metric::Segm) {
+            metrics.notes.push(format!(
+                "segm: {} without a mask (data.without_mask) {} not to be found; detections in their boxes do not count",
+                count(ignored, "object"),
+                if ignored == 1 { "is" } else { "are" }
+            ));
+        }
         Ok(metrics)
     }
 
@@ -233,10 +261,10 @@ fn annotations(results: &[ImageResult], category_ids: &[i64], kind: Metric) -> R
             match kind {
                 Metric::Bbox | Metric::Proposal => annotation.bbox = Some(xywh(detection.bbox)),
                 Metric::Segm => {
-                    annotation.segmentation = Some(hotcoco::Segmentation::CompressedRle {
-                        size: [image.height, image.width],
-                        counts: detection.counts.clone(),
-                    });
+                    let counts = detection.counts.clone();
+                    let counts = counts.ok_or_else(|| Error::bug("masks are evaluated, but the model has none"))?;
+                    let size = [image.height, image.width];
+                    annotation.segmentation = Some(hotcoco::Segmentation::CompressedRle { size, counts });
                 }
             }
             annotations.push(annotation);

@@ -1,7 +1,5 @@
 //! The scores of one metric.
 
-use std::sync::Arc;
-
 use hotcoco::params::IouType;
 use hotcoco::{AccumulatedEval, COCOeval};
 
@@ -47,8 +45,9 @@ pub(super) fn compare(
         Metric::Segm => IouType::Segm,
     };
     let wrong = |error: hotcoco::Error| Error::data(format!("{} evaluation: {error}", kind.prefix()));
-    let detections = ground_truth.coco.load_res_anns(detections).map_err(wrong)?;
-    let mut evaluation = COCOeval::new(Arc::clone(&ground_truth.coco), detections, iou_type);
+    let coco = ground_truth.of_kind(kind);
+    let detections = coco.load_res_anns(detections).map_err(wrong)?;
+    let mut evaluation = COCOeval::new(coco, detections, iou_type);
     let params = &mut evaluation.params;
     params.img_ids = ground_truth.image_ids.clone();
     params.cat_ids = ground_truth.categories.iter().map(|category| category.id as u64).collect();

@@ -103,7 +103,7 @@ fn results_of(path: &Path, truth: &GroundTruth) -> Vec<ImageResult> {
             label: label as u32,
             score: entry["score"].as_f64().unwrap() as f32,
             bbox: [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
-            counts: entry["segmentation"]["counts"].as_str().unwrap().into(),
+            counts: entry["segmentation"]["counts"].as_str().map(Into::into),
         });
     }
     results
@@ -132,7 +132,7 @@ fn metrics_and_results_files_of_mmdetections_detections_match() {
         let prefix = written.path().join(set);
         let categories = truth.category_ids().into_iter().map(Value::from).collect();
         let ids = crate::results::WrittenIds { image: &|id| Value::from(id), categories };
-        for path in crate::results::write_files(&results, &ids, &prefix).unwrap() {
+        for path in crate::results::write_files(&results, &ids, &prefix, true).unwrap() {
             let name = path.file_name().unwrap().to_str().unwrap();
             assert_eq!(json_of(&path), json_of(&folder.join(format!("results_{name}"))), "{name}");
         }
@@ -161,7 +161,28 @@ fn small_set(annotations: Vec<Annotation>) -> GroundTruth {
 
 fn found(image_id: i64, x: f32) -> ImageResult {
     let mask = hotcoco::mask::fr_bbox(&[f64::from(x), 10.0, 20.0, 20.0], 50, 100).unwrap();
-    ImageResult::new(image_id, (50, 100), &[[x, 10.0, x + 20.0, 30.0]], &[0.75], &[0], &[mask]).unwrap()
+    ImageResult::new(image_id, (50, 100), &[[x, 10.0, x + 20.0, 30.0]], &[0.75], &[0], Some(&[mask])).unwrap()
+}
+
+#[test]
+fn for_masks_an_object_without_one_is_a_region_in_which_detections_do_not_count() {
+    let mut box_only = square_at(1, 40.0, false);
+    box_only.segmentation = None;
+    let truth = small_set(vec![square_at(2, 10.0, false), box_only]);
+    let of = |results: &[ImageResult]| {
+        let metrics = Metrics::compute(&truth, results, &BOTH, &Evaluation::default()).unwrap();
+        (metrics.named()["bbox_mAP"], metrics.named()["segm_mAP"], metrics.notes)
+    };
+    let (boxes, masks, notes) = of(&[found(1, 40.0), found(2, 10.0)]);
+    let is_perfect = |precision: f64| (precision - 1.0).abs() < 1e-9;
+    assert!(is_perfect(boxes) && is_perfect(masks), "{boxes}, {masks}");
+    assert!(notes.len() == 1 && notes[0].contains("1 object without a mask"), "{notes:?}");
+    // It is not missed either, but its box is found or missed as any other.
+    let (boxes, masks, _) = of(&[found(2, 10.0)]);
+    assert!(boxes < 0.6 && is_perfect(masks), "{boxes}, {masks}");
+    // Elsewhere in its image, a detection is wrong.
+    let (_, masks, _) = of(&[found(1, 75.0), found(2, 10.0)]);
+    assert!(masks < 0.6, "{masks}");
 }
 
 const BOTH: [Metric; 2] = [Metric::Bbox, Metric::Segm];

@@ -77,7 +77,9 @@ pub struct FlopsReport {
 }
 
 /// The modules in the report, in order.
-const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"];
+const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head", MASK_HEAD];
+/// The module that a model without masks does not have.
+const MASK_HEAD: &str = "roi_head.mask_head";
 
 /// Counts one image of `height` x `width` pixels. Sides need not be multiples of 32.
 ///
@@ -92,8 +94,9 @@ pub fn count(model: &config::Model, height: usize, width: usize) -> Result<Flops
     let layers = walk::layers_of(model, height as u64, width as u64)?;
     let (uncounted, layers) = (layers.uncounted_values(), layers.into_vec());
     let mut total = Cost::default();
+    let modules = MODULES.iter().filter(|module| model.mask || **module != MASK_HEAD);
     let mut per_module: indexmap::IndexMap<String, Cost> =
-        MODULES.iter().map(|module| ((*module).to_owned(), Cost::default())).collect();
+        modules.map(|module| ((*module).to_owned(), Cost::default())).collect();
     for layer in &layers {
         total.add(layer);
         for (_, cost) in per_module.iter_mut().filter(|(module, _)| is_below(&layer.name, module)) {
@@ -148,14 +151,16 @@ impl fmt::Display for FlopsReport {
                 mega(cost.activations)
             )?;
         }
+        let has_masks = self.per_module.contains_key(MASK_HEAD);
+        let mask_head = if has_masks { format!(" and the mask head {MASK_ROIS}") } else { String::new() };
         write!(
             f,
             "FLOPs by MMDetection's rule: a multiply-add is one; biases, norms and ReLU count; GELU, resampling, sums,\n\
-             RoIAlign, softmax and NMS do not. The box head processes {BBOX_ROIS} RoIs and the mask head {MASK_ROIS}.\n\
+             RoIAlign, softmax and NMS do not. The box head processes {BBOX_ROIS} RoIs{mask_head}.\n\
              MACs: multiply-adds of convolutions and fully connected layers, without biases.\n\
              Activations: the output values of these layers."
         )?;
-        if self.backbone != backbones::fasternet::KIND.name {
+        if self.backbone != backbones::fasternet::KIND.name || !has_masks {
             return Ok(());
         }
         write!(

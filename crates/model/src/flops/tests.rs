@@ -114,3 +114,11 @@ fn parity_flops_of_every_layer_of_s() {
         }
     }
 }
+
+#[test]
+fn without_masks_everything_but_the_mask_head_is_counted() {
+    let (all, boxes) = [true, false].map(|mask| count(&Model { mask, ..Model::default() }, 1280, 800).unwrap()).into();
+    let mask_head = all.per_module["roi_head.mask_head"];
+    assert_eq!((boxes.flops, boxes.params), (all.flops - mask_head.flops, all.params - mask_head.params));
+    assert!(!boxes.per_module.contains_key("roi_head.mask_head") && !boxes.to_string().contains("mask"));
+}

@@ -15,7 +15,9 @@ pub(super) fn layers_of(model: &config::Model, height: u64, width: u64) -> Resul
     let levels = neck(&mut layers, &model.neck, &features);
     rpn(&mut layers, &model.rpn, &levels);
     bbox_head(&mut layers, model);
-    mask_head(&mut layers, model);
+    if model.mask {
+        mask_head(&mut layers, model);
+    }
     Ok(layers)
 }
 

@@ -132,7 +132,7 @@ pub struct BenchmarkData {
     /// Images to measure, in consecutive epochs [default: one epoch of the training set]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub images: Option<usize>,
-    /// Skip the masks
+    /// Skip the masks, as with model.mask=false
     #[arg(long)]
     pub no_masks: bool,
     /// Print JSON to stdout

@@ -22,6 +22,7 @@ pub(super) fn parse_override(text: &str) -> Result<String, String> {
     fnet-launch --gpus 8 train configs/mask_rcnn_fasternet_s_fpn_1x_coco.toml\n  \
     fnet-launch --gpus 8 train cfg.toml --resume --set optimizer.lr=1e-4 train.epochs=24\n  \
     fnet-launch --gpus 8 train cfg.toml --auto-resume --load-from detector.ckpt\n  \
+    fnet-launch --gpus 8 train my_classes.toml --load-from coco.ckpt --match-classes\n  \
     fnet-launch --gpus 8 train cfg.toml --set model.backbone.pretrained=fasternet_s.pth\n  \
     fnet-launch --gpus 8 train cfg.toml --resume=mmdetection/epoch_6.pth")]
 pub struct Train {
@@ -39,6 +40,9 @@ pub struct Train {
     /// Start training from the weights of this checkpoint (fnet or MMDetection .pth)
     #[arg(long, value_name = "CKPT", conflicts_with = "resume")]
     pub load_from: Option<PathBuf>,
+    /// Keep what --load-from has learned of classes with the same names (also train.match_classes)
+    #[arg(long, requires = "load_from")]
+    pub match_classes: bool,
     /// Random seed [default: train.seed of the config]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -96,7 +100,7 @@ pub struct Test {
     /// The split: data.train, data.val or data.test of the config
     #[arg(long, value_name = "SPLIT", default_value = "val")]
     pub split: SplitName,
-    /// Metrics; accepts several [default: bbox segm]
+    /// Metrics; accepts several [default: bbox, and segm if the model has masks]
     #[arg(long, value_name = "METRIC", conflicts_with = "format_only")]
     pub eval: Vec<Metric>,
     /// Write the detections as COCO results JSON
@@ -148,9 +152,20 @@ impl Train {
 }
 
 impl Test {
-    /// The metrics of `--eval`; by default boxes and masks.
-    pub fn metrics_to_measure(&self) -> Vec<Metric> {
-        if self.eval.is_empty() { vec![Metric::Bbox, Metric::Segm] } else { self.eval.clone() }
+    /// The metrics of `--eval`; by default boxes, and masks if the model `has_masks`.
+    ///
+    /// # Errors
+    /// Masks are asked for and the model has none; the message says what to do.
+    pub fn metrics_to_measure(&self, has_masks: bool) -> Result<Vec<Metric>, String> {
+        match (self.eval.as_slice(), has_masks) {
+            ([], true) => Ok(vec![Metric::Bbox, Metric::Segm]),
+            ([], false) => Ok(vec![Metric::Bbox]),
+            (kinds, false) if kinds.contains(&Metric::Segm) => Err(format!(
+                "--eval segm: the model of {} has no masks (model.mask is false); use --eval bbox",
+                self.checkpoint.display()
+            )),
+            (kinds, _) => Ok(kinds.to_vec()),
+        }
     }
 }
 

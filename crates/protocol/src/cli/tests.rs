@@ -79,7 +79,12 @@ fn eval_takes_its_known_words_only() {
     else {
         panic!("another command")
     };
-    assert_eq!((test.eval, test.checkpoint), (vec![Metric::Bbox, Metric::Segm], PathBuf::from("a.ckpt")));
+    assert_eq!((&test.eval, &test.checkpoint), (&vec![Metric::Bbox, Metric::Segm], &PathBuf::from("a.ckpt")));
+    let error = test.metrics_to_measure(false).unwrap_err();
+    assert!(error.contains("--eval segm") && error.contains("use --eval bbox"), "{error}");
+    let default = Test { eval: Vec::new(), ..test };
+    assert_eq!(default.metrics_to_measure(true).unwrap(), [Metric::Bbox, Metric::Segm]);
+    assert_eq!(default.metrics_to_measure(false).unwrap(), [Metric::Bbox]);
     assert!(refused("fnet-launch test a.ckpt --eval").contains("--eval"));
     assert!(refused("fnet-launch test a.ckpt --eval=keypoints").contains("keypoints"));
     assert!(refused("fnet-launch test --eval proposal_fast a.ckpt").contains("bbox, segm, proposal"));

@@ -39,7 +39,7 @@ fn batch() -> Batch {
         Target {
             boxes: vec![[x1 as f32, y1 as f32, x2 as f32, y2 as f32]],
             labels: vec![label],
-            masks: vec![InstanceMask { frame: (HEIGHT, WIDTH), x: x1, y: y1, width, height, pixels }],
+            masks: vec![Some(InstanceMask { frame: (HEIGHT, WIDTH), x: x1, y: y1, width, height, pixels })],
         }
     };
     let meta = |image_id: i64| ImageMeta {
