@@ -122,6 +122,11 @@ impl Dataset {
         self.parts.iter().zip(self.sample_starts.windows(2)).map(|(part, starts)| (part, starts[1] - starts[0]))
     }
 
+    /// Whether the masks of the objects are used; otherwise only their boxes.
+    pub fn has_masks(&self) -> bool {
+        self.parts.iter().any(CocoDataset::has_masks)
+    }
+
     /// The names of the annotation files, for messages.
     pub fn annotation_files(&self) -> String {
         list(self.parts.iter().map(|part| part.annotation_file().display().to_string()), 4)

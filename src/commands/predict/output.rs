@@ -59,13 +59,16 @@ impl Output<'_> {
 
     /// The keys of COCO results, and more that its readers ignore.
     fn object(&self, result: &ImageResult, detection: &Detection) -> Value {
-        json!({
+        let mut object = json!({
             "category_id": self.category_id(detection),
             "category_name": name_of(detection, self.classes),
             "bbox": xywh(detection.bbox),
             "score": f64::from(detection.score),
-            "segmentation": { "size": [result.height, result.width], "counts": detection.counts },
-        })
+        });
+        if let Some(segmentation) = result.segmentation(detection) {
+            object["segmentation"] = segmentation;
+        }
+        object
     }
 
     fn coco(&self, out: &mut dyn Write) -> std::io::Result<()> {

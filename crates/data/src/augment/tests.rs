@@ -28,11 +28,11 @@ fn plain(frame: &Frame) -> Plain {
     let mut frame = frame.clone();
     frame.settle_padding();
     let size = frame.raster.size();
-    assert!(frame.target.masks.iter().all(|mask| mask.frame == size));
+    assert!(frame.target.masks.iter().flatten().all(|mask| mask.frame == size));
     let mut pixels = Vec::new();
     frame.raster.change_floats(|values| pixels = values.as_chunks::<3>().0.to_vec());
     let Target { boxes, labels, masks } = frame.target;
-    Plain { size, pixels, boxes, labels, masks: masks.iter().map(bitmap).collect() }
+    Plain { size, pixels, boxes, labels, masks: masks.iter().flatten().map(bitmap).collect() }
 }
 
 impl Plain {
@@ -79,7 +79,7 @@ fn frame(random: &mut Generator, size: Size, objects: usize, solid: bool) -> Fra
         let (height, width) = (1 + random.below(size.0 - y), 1 + random.below(size.1 - x));
         let mut pixels: Vec<u8> = (0..height * width).map(|_| u8::from(solid || random.below(3) > 0)).collect();
         (pixels[0], pixels[height * width - 1]) = (1, 1);
-        target.masks.push(InstanceMask { frame: size, x, y, width, height, pixels: pixels.into() });
+        target.masks.push(Some(InstanceMask { frame: size, x, y, width, height, pixels: pixels.into() }));
         target.boxes.push([x, y, x + width, y + height].map(|side| side as f32));
         target.labels.push(label as i64);
     }

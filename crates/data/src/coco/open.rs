@@ -101,7 +101,8 @@ impl<'c> Opening<'c> {
     /// Selects the images that are used: those of the mask `side` over the images of the file, if it is given. `None` if the
     /// file has another format.
     pub fn finish(self, side: Option<Vec<bool>>, diagnostics: &mut Diagnostics) -> Option<CocoDataset> {
-        let Self { set, split, root, path, folder, source, folders, classes, masks, header, sizes, rows, mut found } = self;
+        let Self { set, split, root, path, folder, source, folders, classes, masks, header, sizes, rows, mut found } =
+            self;
         let (categories, listed) =
             (header.categories.clone(), Listed { images: header.listed_images, annotations: rows.len() });
         let options = index::Selection {

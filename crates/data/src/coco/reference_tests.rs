@@ -209,10 +209,9 @@ const AS_SOUND: &[&str] = &[
 
 fn open(file: &Path, split: Split) -> Dataset {
     let mut config = config::Data { root: "/".into(), ..Default::default() };
-    for set in [&mut config.train, &mut config.val] {
-        set.ann_file = file.display().to_string();
-        set.img_prefix = file.parent().unwrap().display().to_string();
-    }
+    let (name, folder) = (file.display().to_string(), file.parent().unwrap().display().to_string());
+    (config.train[0].ann_file, config.train[0].img_prefix) = (name.clone(), folder.clone());
+    (config.val.ann_file, config.val.img_prefix) = (name, folder);
     let (dataset, diagnostics) = Dataset::inspect(&config, split, 3);
     dataset.unwrap_or_else(|| panic!("{}: {:?}", file.display(), diagnostics.kept()))
 }

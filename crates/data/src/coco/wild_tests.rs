@@ -16,10 +16,9 @@ fn config(file: &Path) -> config::Data {
     let images = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
     let images = images.unwrap_or_else(|| folder.to_owned());
     let mut config = config::Data { root: "/".into(), ..Default::default() };
-    for set in [&mut config.train, &mut config.val] {
-        set.ann_file = file.display().to_string();
-        set.img_prefix = images.display().to_string();
-    }
+    let (name, folder) = (file.display().to_string(), images.display().to_string());
+    (config.train[0].ann_file, config.train[0].img_prefix) = (name.clone(), folder.clone());
+    (config.val.ann_file, config.val.img_prefix) = (name, folder);
     config
 }
 

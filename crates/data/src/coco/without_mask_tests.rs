@@ -4,7 +4,8 @@ use fnet_config::WithoutMask;
 use fnet_test_support::SmallSet;
 use serde_json::{Value, json};
 
-use super::{Dataset, Split};
+use super::Split;
+use crate::dataset::Dataset;
 use crate::transform::{Augmentation, Geometry};
 
 /// Image 100 has one object with a mask and two without, image 101 only one without.
@@ -24,7 +25,7 @@ fn mixed() -> SmallSet {
         ],
         "categories": [{"id": 7, "name": "box"}]
     }));
-    small.config.train.filter_empty = true;
+    small.config.train[0].filter_empty = true;
     small
 }
 
@@ -49,7 +50,7 @@ fn objects_without_a_mask_are_refused_left_out_or_trained_on_with_their_box() {
     }
     small.config.without_mask = WithoutMask::Skip;
     assert_eq!(objects(&small, Split::Train), [(vec![1], vec![true])]);
-    small.config.train.filter_empty = false;
+    small.config.train[0].filter_empty = false;
     assert_eq!(objects(&small, Split::Train), [(vec![1], vec![true]), (vec![], vec![])]);
     small.config.without_mask = WithoutMask::Box;
     let all = [(vec![1, 2, 3], vec![true, false, false]), (vec![4], vec![false])];
