@@ -181,7 +181,7 @@ fn every_code_is_found_where_expected() {
     let path = small.folder.path().join("a.json");
     let training = cases_of_training().into_iter().map(|case| (Split::Train, case));
     let validation = cases_of_validation().into_iter().map(|case| (Split::Val, case));
-    small.config.train.filter_empty = true;
+    small.config.train[0].filter_empty = true;
     for (split, (changes, expected)) in training.chain(validation) {
         let mut file = file.clone();
         changes.iter().for_each(|one| change(&mut file, one));
@@ -210,8 +210,8 @@ fn every_code_is_found_where_expected() {
     compare("classes".into(), codes(&small, Split::Val), &[AnnotationOtherClassEvaluated]);
     small.config.classes = vec!["bax".into()];
     compare("classes".into(), codes(&small, Split::Train), &[ClassUnknown]);
-    small.config.train.img_prefix = "none".into();
-    small.config.train.ann_file = "none.json".into();
+    small.config.train[0].img_prefix = "none".into();
+    small.config.train[0].ann_file = "none.json".into();
     compare("files".into(), codes(&small, Split::Train), &[FileUnreadable, FileFolderMissing]);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
@@ -228,7 +228,7 @@ fn every_code_is_found_where_expected() {
 #[test]
 fn counts_match_the_file_and_nothing_is_reported_twice() {
     let (mut small, file) = sound();
-    small.config.train.filter_empty = true;
+    small.config.train[0].filter_empty = true;
     let inspect = |file: &Value| {
         small.write(file);
         let (set, diagnostics) = Dataset::inspect(&small.config, Split::Train, 9);
@@ -334,6 +334,6 @@ fn a_pipe_is_an_error_and_does_not_block() {
     let pipe = small.folder.path().join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
-    small.config.train.ann_file = "pipe".into();
+    small.config.train[0].ann_file = "pipe".into();
     assert_eq!(codes(&small, Split::Train), [FileUnreadable]);
 }

@@ -134,7 +134,7 @@ fn errors_name_the_problem_and_the_remedy() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     let mut missing = SmallSet::new(&[]);
-    missing.config.train.ann_file = "b.json".into();
+    missing.config.train[0].ann_file = "b.json".into();
     assert!(Dataset::open(&missing.config, Split::Train).unwrap_err().to_string().contains("data.train.ann_file"));
     missing.config.val.img_prefix = "nowhere".into();
     missing.write(&json!({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}));
