@@ -209,9 +209,12 @@ const AS_SOUND: &[&str] = &[
 
 fn open(file: &Path, split: Split) -> Dataset {
     let mut config = config::Data { root: "/".into(), ..Default::default() };
-    for set in [&mut config.train, &mut config.val] {
-        set.ann_file = file.display().to_string();
-        set.img_prefix = file.parent().unwrap().display().to_string();
+    let (train, val) = (&mut config.train[0], &mut config.val);
+    for (ann_file, img_prefix) in
+        [(&mut train.ann_file, &mut train.img_prefix), (&mut val.ann_file, &mut val.img_prefix)]
+    {
+        *ann_file = file.display().to_string();
+        *img_prefix = file.parent().unwrap().display().to_string();
     }
     let (dataset, diagnostics) = Dataset::inspect(&config, split, 3);
     dataset.unwrap_or_else(|| panic!("{}: {:?}", file.display(), diagnostics.kept()))

@@ -16,9 +16,12 @@ fn config(file: &Path) -> config::Data {
     let images = [folder.join("images"), folder.join("../images")].into_iter().find(|folder| folder.is_dir());
     let images = images.unwrap_or_else(|| folder.to_owned());
     let mut config = config::Data { root: "/".into(), ..Default::default() };
-    for set in [&mut config.train, &mut config.val] {
-        set.ann_file = file.display().to_string();
-        set.img_prefix = images.display().to_string();
+    let (train, val) = (&mut config.train[0], &mut config.val);
+    for (ann_file, img_prefix) in
+        [(&mut train.ann_file, &mut train.img_prefix), (&mut val.ann_file, &mut val.img_prefix)]
+    {
+        *ann_file = file.display().to_string();
+        *img_prefix = images.display().to_string();
     }
     config
 }
