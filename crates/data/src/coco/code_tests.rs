@@ -251,13 +251,11 @@ fn counts_match_the_file_and_nothing_is_reported_twice() {
     let inspect = |file: &Value| {
         small.write(file);
         let (set, diagnostics) = Dataset::inspect(&small.config, Split::Train, 9);
-        (
-            set.map(|set| {
-                let listed = set.parts().next().unwrap().0.listed();
-                (listed.images, listed.annotations, set.object_count())
-            }),
-            diagnostics,
-        )
+        let counts = |set: Dataset| {
+            let listed = set.parts().next().unwrap().0.listed();
+            (listed.images, listed.annotations, set.object_count())
+        };
+        (set.map(counts), diagnostics)
     };
     // Invalid entries are counted, and hide other diagnostics.
     let mut broken = file.clone();
