@@ -187,7 +187,10 @@ fn deterministic_jobs_and_jobs_with_losses_that_are_not_finite() {
     told.expect(0, &["RoIAlign's backward pass on a GPU adds in no fixed order"]);
     let alerts: Vec<&str> =
         told.stderr.lines().filter(|line| line.contains("have a deterministic implementation")).collect();
-    let unexpected: Vec<&&str> = alerts.iter().filter(|line| !line.contains("roi_align_backward_kernel")).collect();
+    // The windows of FPN's pooling have one pixel, so that no two of them add to the same one.
+    let known =
+        |line: &&&str| line.contains("roi_align_backward_kernel") || line.contains("max_pool2d_with_indices_backward");
+    let unexpected: Vec<&&str> = alerts.iter().filter(|line| !known(line)).collect();
     assert!(!alerts.is_empty() && unexpected.is_empty(), "{unexpected:?}");
     gpus.launch(&format!("{job} --deterministic --work-dir second"), &[]).expect(0, &[]);
     let [first, second] = ["first", "second"].map(|folder| tensors(&gpus.path(folder).join("latest.ckpt")));
