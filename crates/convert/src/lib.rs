@@ -6,6 +6,7 @@
 mod load;
 mod map;
 mod path;
+mod pipeline;
 mod python;
 mod report;
 mod schedule;

@@ -7,6 +7,7 @@ use fnet_config::Config;
 
 use crate::map::{Mapped, first};
 use crate::path::type_of;
+use crate::pipeline;
 use crate::schedule;
 use crate::value::{Dict, Value};
 
@@ -64,6 +65,7 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     colors(mapped);
     folders(mapped);
     classes(mapped);
+    pipeline::settle(values, mapped);
     schedule::settle(values, mapped);
     steps(mapped);
     best(mapped);

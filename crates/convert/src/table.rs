@@ -62,8 +62,7 @@ const ONE_HEAD: &str = "the box head is two shared fully connected layers with s
 const RPN: &str = "the RPN has one 3x3 convolution with sigmoid and L1 losses of weight 1, and plain anchors";
 const MASKS: &str = "the mask head is FCNMaskHead with a loss of weight 1";
 const RESIZE: &str = "images keep their aspect ratio; sizes are those of data.pipeline.scales";
-const AUGMENTATIONS: &str =
-    "resizing and horizontal flips alone are converted; data.pipeline.train lists what else there is";
+const AUGMENTATIONS: &str = "fnet has no such augmentation; data.pipeline.train lists those that there are";
 const SCHEDULE: &str = "the schedule is a warm-up and one of the policies step, cosine, poly and constant";
 const LOGS: &str = "text, JSON and TensorBoard files in the work folder";
 const LOADER: &str = "each loader thread decodes and augments; it needs no settings";
@@ -294,17 +293,20 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.pipeline[Resize].scale", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scales", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scale", To("data.pipeline.scales", scales)),
-    ("$train.pipeline[RandomResize].ratio_range", No(AUGMENTATIONS)),
+    ("$train.pipeline[RandomResize].ratio_range", Follows),
     ("$train.pipeline[RandomResize].scale", To("", scale_range)),
     ("$train.pipeline[Resize].multiscale_mode", Always(&["'value'", "'range'"], RESIZE)),
-    ("$train.pipeline[Resize].ratio_range", No(AUGMENTATIONS)),
+    ("$train.pipeline[Resize].ratio_range", Follows),
     ("$train.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomChoiceResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomFlip].flip_ratio", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip].prob", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip]", Missing("$train.pipeline", "data.pipeline.flip_probability", "0.0")),
-    ("$train.pipeline[RandomFlip].direction", Always(&["'horizontal'", "['horizontal']"], AUGMENTATIONS)),
+    ("$train.pipeline[RandomFlip].direction", Follows),
+    ("$train.pipeline[RandomCrop]", Follows),
+    ("$train.pipeline[PhotoMetricDistortion]", Follows),
+    ("$train.pipeline[Pad].size", Follows),
     ("$train.pipeline[Normalize].mean", To("=mean", numbers)),
     ("$train.pipeline[Normalize].std", To("=std", numbers)),
     ("$train.pipeline[Normalize].to_rgb", To("=to_rgb", flag)),
@@ -635,7 +637,8 @@ fn scale(value: &Value) -> Result<Toml, &'static str> {
     }
 }
 
-fn pairs(value: &Value) -> Result<Vec<[i64; 2]>, &'static str> {
+/// Pairs of whole numbers, the larger first.
+pub fn pairs(value: &Value) -> Result<Vec<[i64; 2]>, &'static str> {
     let items = value.items();
     if let [Value::Int(a), Value::Int(b)] = items.iter().map(|item| &item.value).collect::<Vec<_>>()[..] {
         return Ok(vec![[(*a).max(*b), (*a).min(*b)]]);

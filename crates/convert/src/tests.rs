@@ -46,7 +46,7 @@ train_pipeline = [
     dict(type='RandomFlip', flip_ratio=0.25),
     dict(type='Normalize', **img_norm_cfg),
     dict(type='Pad', size_divisor=64),
-    dict(type='PhotoMetricDistortion', hue_delta=9),
+    dict(type='CutOut', n_holes=5),
     dict(type='Collect', keys=['img']),
 ]
 data = dict(
@@ -77,6 +77,48 @@ load_from = 'checkpoints/a.pth'
 my_note = 1
 ";
 
+/// The augmentations that a pipeline with these transforms becomes, of MMDetection 2 or 3, and the report.
+fn augmentations(version: u32, transforms: &str) -> (Config, String) {
+    let pipeline = format!("[dict(type='LoadImageFromFile'), {transforms}, dict(type='DefaultFormatBundle')]");
+    let text = match version {
+        2 => format!("data = dict(train=dict(type='CocoDataset', ann_file='a.json', pipeline={pipeline}))"),
+        _ => {
+            format!("train_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='a.json', pipeline={pipeline}))")
+        }
+    };
+    let converted = converted(&[("cfg.py", &text)]);
+    (config(&converted), converted.report.to_string())
+}
+
+#[test]
+fn pipelines_with_more_than_a_resize_and_a_flip_become_the_list_of_augmentations() {
+    let resize = "dict(type='Resize', img_scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True)";
+    let flip = "dict(type='RandomFlip', flip_ratio=0.5, direction=['horizontal', 'vertical'])";
+    let crop = "dict(type='RandomCrop', crop_type='absolute', crop_size=(800, 1000), allow_negative_crop=True)";
+    let colors = "dict(type='PhotoMetricDistortion', hue_delta=9)";
+    let two = format!(
+        "{resize}, {crop}, {flip}, {colors}, dict(type='Normalize', mean=[1, 2, 3]), dict(type='Pad', size=(800, 1000))"
+    );
+    let expected = "[{ kind = 'resize', scales = [[1024, 1024]], ratio_range = [0.1, 2.0] },
+        { kind = 'random_crop', crop_type = 'absolute', crop_size = [800.0, 1000.0], allow_negative_crop = true },
+        { kind = 'flip', probabilities = [0.25, 0.25], directions = ['horizontal', 'vertical'] },
+        { kind = 'color_jitter', hue_delta = 9.0 }, { kind = 'pad', size = [800, 1000] }]";
+    let text = format!("data.pipeline.train = {}", expected.replace('\n', " "));
+    let expected =
+        fnet_config::Resolved::from_toml(&text, "x", &[], &|_| unreachable!()).unwrap().config.data.pipeline.train;
+    let (config, report) = augmentations(2, &two);
+    assert_eq!(config.data.pipeline.train, expected, "{report}");
+    assert!(report.contains("-> data.pipeline.train") && !report.contains("no such augmentation"), "{report}");
+    // The sizes of MMDetection 3 are (width, height).
+    let three = two.replace("img_scale", "scale").replace("flip_ratio", "prob").replace("(800, 1000)", "(1000, 800)");
+    assert_eq!(augmentations(3, &three.replace("'Resize'", "'RandomResize'")).0.data.pipeline.train, expected);
+    let (config, report) = augmentations(2, &format!("{resize}, dict(type='Normalize', mean=[1, 2, 3]), {colors}"));
+    assert!(config.data.pipeline.train.is_empty() && report.contains("expected it before Normalize"), "{report}");
+    let plain = "dict(type='Resize', img_scale=(1333, 800)), dict(type='RandomFlip', flip_ratio=0.25)";
+    let pipeline = augmentations(2, plain).0.data.pipeline;
+    assert!(pipeline.train.is_empty() && pipeline.flip_probability == 0.25);
+}
+
 #[test]
 fn a_config_of_mmdetection_2_is_carried_over() {
     let converted = converted(&[("cfg.py", TWO)]);
@@ -106,7 +148,7 @@ fn a_config_of_mmdetection_2_is_carried_over() {
 
     let report = converted.report.to_string();
     for words in [
-        "data.train.dataset.pipeline[PhotoMetricDistortion]: resizing and horizontal flips alone are converted",
+        "data.train.dataset.pipeline[CutOut]: fnet has no such augmentation",
         "model.rpn_head.loss_bbox.type = 'SmoothL1Loss': the RPN has",
         "model.test_cfg.rcnn.nms.type = 'soft_nms': overlapping boxes are removed (nms)",
         "load_from = 'checkpoints/a.pth': give the file to the command",
