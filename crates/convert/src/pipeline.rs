@@ -4,7 +4,7 @@ use toml::Value as Toml;
 
 use crate::map::{Mapped, first};
 use crate::path::type_of;
-use crate::table::pairs;
+use crate::table::{Convert, pairs};
 use crate::value::{Dict, Item, Value};
 
 /// Fields that the list replaces.
@@ -76,11 +76,7 @@ fn table(kind: &str) -> toml::Table {
 }
 
 /// Copies the fields of `names` that are there.
-fn copied(
-    value: &Value,
-    names: &[(&str, fn(&Value) -> Converted)],
-    fields: &mut toml::Table,
-) -> Result<(), &'static str> {
+fn copied(value: &Value, names: &[(&str, Convert)], fields: &mut toml::Table) -> Result<(), &'static str> {
     for (name, convert) in names {
         if let Some(item) = value.get(name).filter(|item| !matches!(item.value, Value::None)) {
             fields.insert((*name).to_owned(), convert(&item.value)?);
@@ -135,7 +131,7 @@ fn flip(value: &Value) -> Result<Step, &'static str> {
 
 fn crop(value: &Value, width_first: bool) -> Result<Step, &'static str> {
     let mut fields = table("random_crop");
-    let kinds: &[(&str, fn(&Value) -> Converted)] = &[
+    let kinds: &[(&str, Convert)] = &[
         ("crop_type", text),
         ("crop_size", numbers),
         ("allow_negative_crop", flag),
@@ -163,7 +159,7 @@ fn pad(size: &Value, width_first: bool) -> Result<Step, &'static str> {
 
 fn colors(value: &Value) -> Result<Step, &'static str> {
     let mut fields = table("color_jitter");
-    let kinds: &[(&str, fn(&Value) -> Converted)] = &[
+    let kinds: &[(&str, Convert)] = &[
         ("brightness_delta", number),
         ("contrast_range", numbers),
         ("saturation_range", numbers),
