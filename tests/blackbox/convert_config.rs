@@ -65,7 +65,7 @@ fn a_converted_config_trains() {
         &[
             "carried over:",
             "optimizer.lr = 0.001 -> optimizer.lr = 0.001",
-            "data.train.pipeline[Mosaic]: resizing and horizontal flips alone are converted",
+            "data.train.pipeline[Mosaic]: fnet has no such augmentation",
             "assumed:",
             "mine.py:12:8: seed is `find_seed()`, a function call",
             "wrote mine.toml",
