@@ -67,7 +67,7 @@ fn srun(scene: &Scene, rank: usize, line: &str) -> Command {
 
 /// Two ranks that srun has started.
 fn tasks(scene: &Scene, line: &str) -> [Running; 2] {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     [0, 1].map(|rank| {
         let mut command = srun(scene, rank, line);
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());

@@ -4,13 +4,11 @@ use toml::Value as Toml;
 
 use crate::map::{Mapped, first};
 use crate::path::type_of;
-use crate::table::{Convert, pairs};
+use crate::table::{Convert, array, flag, number, pairs, text, whole};
 use crate::value::{Dict, Item, Value};
 
 /// Fields that the list replaces.
 const REPLACED: [&str; 3] = ["data.pipeline.scales", "data.pipeline.scale_mode", "data.pipeline.flip_probability"];
-
-type Converted = Result<Toml, &'static str>;
 
 /// An augmentation, and whether the fields of [`REPLACED`] cannot say the same.
 struct Step {
@@ -96,9 +94,8 @@ fn resize(kind: &str, value: &Value) -> Result<Step, &'static str> {
     if sizes.len() > 1 && is_range {
         fields.insert("scale_mode".to_owned(), Toml::String("range".to_owned()));
     }
-    let sizes = sizes.into_iter().map(|pair| Toml::Array(pair.map(Toml::Integer).into()));
-    fields.insert("scales".to_owned(), Toml::Array(sizes.collect()));
-    copied(value, &[("ratio_range", numbers)], &mut fields)?;
+    fields.insert("scales".to_owned(), array(sizes));
+    copied(value, &[("ratio_range", two_numbers)], &mut fields)?;
     Ok(Step { needs_list: fields.contains_key("ratio_range"), fields })
 }
 
@@ -133,7 +130,7 @@ fn crop(value: &Value, width_first: bool) -> Result<Step, &'static str> {
     let mut fields = table("random_crop");
     let kinds: &[(&str, Convert)] = &[
         ("crop_type", text),
-        ("crop_size", numbers),
+        ("crop_size", two_numbers),
         ("allow_negative_crop", flag),
         ("bbox_clip_border", flag),
         ("recompute_bbox", flag),
@@ -161,37 +158,15 @@ fn colors(value: &Value) -> Result<Step, &'static str> {
     let mut fields = table("color_jitter");
     let kinds: &[(&str, Convert)] = &[
         ("brightness_delta", number),
-        ("contrast_range", numbers),
-        ("saturation_range", numbers),
+        ("contrast_range", two_numbers),
+        ("saturation_range", two_numbers),
         ("hue_delta", number),
     ];
     copied(value, kinds, &mut fields)?;
     Ok(Step { fields, needs_list: true })
 }
 
-fn whole(value: &Value) -> Converted {
-    match value {
-        Value::Int(number) => Ok(Toml::Integer(*number)),
-        _ => Err("a whole number"),
-    }
-}
-
-fn number(value: &Value) -> Converted {
-    value.as_number().map(Toml::Float).ok_or("a number")
-}
-
-fn numbers(value: &Value) -> Converted {
+fn two_numbers(value: &Value) -> Result<Toml, &'static str> {
     let items = value.items().iter().map(|item| number(&item.value)).collect::<Result<Vec<_>, _>>()?;
     if items.len() == 2 { Ok(Toml::Array(items)) } else { Err("two numbers") }
-}
-
-fn flag(value: &Value) -> Converted {
-    match value {
-        Value::Bool(flag) => Ok(Toml::Boolean(*flag)),
-        _ => Err("True or False"),
-    }
-}
-
-fn text(value: &Value) -> Converted {
-    value.as_text().map(|text| Toml::String(text.to_owned())).ok_or("a string")
 }

@@ -502,7 +502,8 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("cfg_name", Follows),
 ];
 
-fn whole(value: &Value) -> Result<Toml, &'static str> {
+/// A whole number.
+pub fn whole(value: &Value) -> Result<Toml, &'static str> {
     match value {
         Value::Int(number) => Ok(Toml::Integer(*number)),
         _ => Err("a whole number"),
@@ -516,11 +517,13 @@ fn at_least_zero(value: &Value) -> Result<Toml, &'static str> {
     }
 }
 
-fn number(value: &Value) -> Result<Toml, &'static str> {
+/// A number, as a float.
+pub fn number(value: &Value) -> Result<Toml, &'static str> {
     value.as_number().map(Toml::Float).ok_or("a number")
 }
 
-fn flag(value: &Value) -> Result<Toml, &'static str> {
+/// True or False.
+pub fn flag(value: &Value) -> Result<Toml, &'static str> {
     match value {
         Value::Bool(flag) => Ok(Toml::Boolean(*flag)),
         _ => Err("True or False"),
@@ -534,7 +537,8 @@ fn flip(value: &Value) -> Result<Toml, &'static str> {
     }
 }
 
-fn text(value: &Value) -> Result<Toml, &'static str> {
+/// A string.
+pub fn text(value: &Value) -> Result<Toml, &'static str> {
     value.as_text().map(|text| Toml::String(text.to_owned())).ok_or("a string")
 }
 
@@ -652,7 +656,8 @@ pub fn pairs(value: &Value) -> Result<Vec<[i64; 2]>, &'static str> {
     nested.collect::<Option<Vec<_>>>().filter(|pairs| !pairs.is_empty()).ok_or(SCALE)
 }
 
-fn array(pairs: impl IntoIterator<Item = [i64; 2]>) -> Toml {
+/// A list of pairs.
+pub fn array(pairs: impl IntoIterator<Item = [i64; 2]>) -> Toml {
     Toml::Array(pairs.into_iter().map(|pair| Toml::Array(pair.map(Toml::Integer).into())).collect())
 }
 
