@@ -52,7 +52,8 @@ fi
 
 work() {
     trap : TERM
-    touch "ready_$RANK"
+    # Without a child, which would be in the group that is paused.
+    : >"ready_$RANK"
     while :; do
         read -r -t 0.2 -u "$FNET_CONTROL" message
         [ "$deed" != saving ] || say '{"type":"heartbeat","phase":"checkpoint","epoch":1,"step":7,"idle_seconds":0.0}'
@@ -89,7 +90,7 @@ case $deed in
     kill) others; echo "last words of rank $RANK" >&2; kill -KILL $$ ;;
     usage) others; say '{"type":"failed","kind":"usage","message":"cfg.toml:3: no field named lrr; did you mean lr?"}'; exit 2 ;;
     freeze) kill -STOP $$ ;;
-    deaf) trap '' TERM; touch "ready_$RANK"; while :; do sleep 1; done ;;
+    deaf) trap '' TERM; : >"ready_$RANK"; while :; do sleep 1; done ;;
     children) sleep 1000 & sleep 1000 & [ -z "$QUICK" ] && work; exit 0 ;;
     flood) for ((i = 0; i < 3000; i++)); do echo "rank $RANK line $i of a flood"; done; exit 0 ;;
     cpus)
