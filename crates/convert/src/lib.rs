@@ -14,8 +14,10 @@ mod settle;
 mod table;
 #[cfg(test)]
 mod tests;
+mod training_sets;
 mod value;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use fnet_common::{Error, Result};
@@ -40,7 +42,8 @@ pub struct Converted {
 pub fn convert(path: &Path) -> Result<Converted> {
     let loaded = load::load(path)?;
     settle::check_detector(&loaded.values)?;
-    let mut mapped = map::map(&loaded.values);
+    let sets = training_sets::separate(&loaded.values)?;
+    let mut mapped = training_sets::merge(&sets, map::map);
     settle::settle(&loaded.values, &mut mapped);
     let config = config_of(&mapped, path)?;
     let text = short_toml(&config, path)?;
@@ -87,7 +90,7 @@ fn refused(error: &Error, mapped: &map::Mapped, path: &Path) -> Error {
     ))
 }
 
-/// The fields that differ from the defaults, with their sections. Both configs have the same lines, except for the values.
+/// The fields that differ from the defaults, with their sections.
 fn short_toml(config: &Config, path: &Path) -> Result<String> {
     let (all, defaults) = (config.to_toml()?, Config::default().to_toml()?);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -95,17 +98,24 @@ fn short_toml(config: &Config, path: &Path) -> Result<String> {
         "# Converted from {} by fnet-launch convert-config. Fields that are not here have their defaults (docs/config.md).\n",
         fnet_common::text::printable(&name)
     );
+    let defaults: HashSet<_> = with_sections(&defaults).collect();
     let mut section = "";
-    for (line, default) in all.lines().zip(defaults.lines()) {
-        if line.starts_with('[') {
-            section = line;
-        } else if line != default {
-            if !section.is_empty() {
-                text.push_str(&format!("\n{section}\n"));
-                section = "";
-            }
-            text.push_str(&format!("{line}\n"));
+    for line in with_sections(&all).filter(|line| !defaults.contains(line)) {
+        if section != line.0 {
+            section = line.0;
+            text.push_str(&format!("\n{section}\n"));
         }
+        text.push_str(&format!("{}\n", line.1));
     }
     Ok(text)
+}
+
+/// The lines with values, each with the line that begins its section.
+fn with_sections(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut section = "";
+    text.lines().filter(|line| !line.is_empty()).filter_map(move |line| {
+        let is_section = line.starts_with('[');
+        section = if is_section { line } else { section };
+        (!is_section).then_some((section, line))
+    })
 }

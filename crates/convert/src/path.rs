@@ -85,7 +85,7 @@ fn steps(pattern: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What a dict wraps: the data set of a `RepeatDataset`, the first of a `ConcatDataset`; or the dicts of a list.
+/// What a dict wraps: the data set of a `RepeatDataset` or those of a `ConcatDataset`; or the dicts of a list.
 fn inner(at: &Found) -> Vec<Found> {
     match &at.item.value {
         Value::List(_) => {

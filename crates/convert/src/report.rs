@@ -61,9 +61,12 @@ impl ConversionReport {
     }
 }
 
-/// The value at a dotted path.
+/// The value at a path: `model.mask`, `data.train[1].repeat`.
 fn field<'t>(tree: &'t toml::Value, path: &str) -> Option<&'t toml::Value> {
-    path.split('.').try_fold(tree, |tree, part| tree.get(part))
+    path.split(['.', '[', ']']).filter(|part| !part.is_empty()).try_fold(tree, |tree, part| match tree {
+        toml::Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+        tree => tree.get(part),
+    })
 }
 
 impl fmt::Display for ConversionReport {

@@ -9,6 +9,7 @@ use crate::map::{Mapped, first};
 use crate::path::type_of;
 use crate::pipeline;
 use crate::schedule;
+use crate::training_sets;
 use crate::value::{Dict, Value};
 
 /// Detectors that have what fnet trains: an RPN, then heads on regions.
@@ -70,6 +71,7 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     steps(mapped);
     best(mapped);
     early_stop(values, mapped);
+    training_sets::settle(mapped);
 }
 
 fn whole(mapped: &Mapped, name: &str, otherwise: usize) -> i64 {
@@ -140,26 +142,20 @@ fn colors(mapped: &mut Mapped) {
     }
 }
 
-const PATHS: [(&str, &str); 4] = [
-    ("data.train.ann_file", "=train.root"),
-    ("data.train.img_prefix", "=train.root"),
-    ("data.val.ann_file", "=val.root"),
-    ("data.val.img_prefix", "=val.root"),
-];
-
 /// Paths become relative to `data.root`: the config's `data_root` if all are below it, else their common folder.
 fn folders(mapped: &mut Mapped) {
-    let joined = |mapped: &Mapped, name: &str, root: &str| {
-        let path = string(mapped, name)?;
-        Some(match string(mapped, root) {
+    let joined = |name: &String| {
+        let (set, field) = name.strip_prefix("data.")?.rsplit_once('.')?;
+        let path = string(mapped, name).filter(|_| field == "ann_file" || field == "img_prefix")?;
+        let path = match string(mapped, &format!("={set}.root")) {
             Some(root) if !path.starts_with('/') && !root.is_empty() => {
                 format!("{}/{path}", root.trim_end_matches('/'))
             }
             _ => path,
-        })
+        };
+        Some((name.clone(), path))
     };
-    let full: Vec<(&str, String)> =
-        PATHS.iter().filter_map(|(name, root)| Some((*name, joined(mapped, name, root)?))).collect();
+    let full: Vec<(String, String)> = mapped.values.keys().filter_map(joined).collect();
     if full.is_empty() {
         return;
     }
@@ -186,7 +182,7 @@ fn folders(mapped: &mut Mapped) {
     for (name, path) in full {
         let parts = parts(&path);
         let rest = if parts.starts_with(&root) { parts[root.len()..].join("/") } else { path };
-        set(mapped, name, rest);
+        set(mapped, &name, rest);
     }
     mapped.assumed.push(format!("data.root = {shown:?}, the folder that the paths have in common"));
     set(mapped, "data.root", shown);
@@ -195,7 +191,7 @@ fn folders(mapped: &mut Mapped) {
 /// There are as many classes as names.
 fn classes(mapped: &mut Mapped) {
     let Some(names) = mapped.values.get("data.classes").and_then(Toml::as_array).map(Vec::len) else {
-        if mapped.values.contains_key("data.train.ann_file") {
+        if mapped.values.keys().any(|name| name.starts_with("data.train") && name.ends_with(".ann_file")) {
             mapped
                 .assumed
                 .push("data.classes: the categories of the annotation files, as the config names none".to_owned());

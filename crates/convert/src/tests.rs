@@ -378,3 +378,46 @@ proptest! {
         let _ = convert(&path);
     }
 }
+
+#[test]
+fn every_training_set_becomes_an_entry_of_the_list() {
+    let config = |train: &str| {
+        format!(
+            "root = 'd/'\nclasses = ('a', 'b')\nx = dict(type='CocoDataset', ann_file=root + 'x.json', img_prefix=root + 'x', \
+             classes=classes)\ny = dict(type='CocoDataset', ann_file=root + 'y.json', img_prefix=root + 'y', classes=classes)\n\
+             data = dict(train={train}, val=y)"
+        )
+    };
+    let sets = |train: &str| {
+        let converted = converted(&[("cfg.py", &config(train))]);
+        let set = |set: &fnet_config::TrainSet| (set.ann_file.clone(), set.img_prefix.clone(), set.repeat);
+        let sets: Vec<_> = self::config(&converted).data.train.iter().map(set).collect();
+        (sets, converted.report.to_string())
+    };
+    let expected = |entries: &[(&str, &str, usize)]| -> Vec<_> {
+        entries.iter().map(|(file, folder, repeat)| (file.to_string(), folder.to_string(), *repeat)).collect()
+    };
+    let both = expected(&[("x.json", "x", 1), ("y.json", "y", 1)]);
+    for train in ["[x, y]", "dict(type='ConcatDataset', datasets=[x, y])"] {
+        let (found, report) = sets(train);
+        assert_eq!(found, both);
+        assert!(report.contains("data.train[1].ann_file = \"y.json\"") && !report.contains("differs"), "{report}");
+    }
+    let repeated = "dict(type='RepeatDataset', times=3, dataset=dict(type='ConcatDataset', datasets=[x, y]))";
+    assert_eq!(sets(repeated).0, expected(&[("x.json", "x", 3), ("y.json", "y", 3)]));
+    let one = "dict(type='RepeatDataset', times=3, dataset=x)";
+    assert_eq!(sets(&format!("[{one}, y]")).0, expected(&[("x.json", "x", 3), ("y.json", "y", 1)]));
+    assert_eq!(sets(&format!("[{one}]")).0, expected(&[("x.json", "x", 3)]));
+    let files =
+        "dict(type='CocoDataset', ann_file=[root + 'x.json', root + 'y.json'], img_prefix=root + 'x', classes=classes)";
+    assert_eq!(sets(files).0, expected(&[("x.json", "x", 1), ("y.json", "x", 1)]));
+    let folders = files.replace("img_prefix=root + 'x'", "img_prefix=[root + 'x', root + 'y']");
+    assert_eq!(sets(&folders).0, both);
+    let balanced =
+        "dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=dict(type='ConcatDataset', datasets=[x, y]))";
+    assert!(sets(balanced).1.contains("counts the classes of each set"));
+    let other = "[x, dict(type='CocoDataset', ann_file='d/z.json', img_prefix='d/z', classes=('c', 'd'))]";
+    assert!(sets(other).1.contains("data.train[1].classes differs"), "{}", sets(other).1);
+    let many = format!("[{}]", "x, ".repeat(1001));
+    assert!(error(&[("cfg.py", &config(&many))]).contains("more than 1000 training sets"));
+}
