@@ -82,7 +82,9 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let mut config = match (wanted.config, file.config()) {
         (Some(config), _) => fnet_data::load_config(config, wanted.overrides)?.config,
         (None, Some(stored)) => {
-            fnet_data::parse_config(stored, &format!("config inside {}", path.display()), wanted.overrides)?.config
+            let origin = format!("config inside {}", path.display());
+            let folders: Vec<_> = file.job_folder().into_iter().chain(fnet_config::folders_above(path)).collect();
+            fnet_data::parse_config(stored, &origin, wanted.overrides, &folders)?.config
         }
         (None, None) => {
             return Err(Error::usage(format!(

@@ -38,6 +38,14 @@ impl TrainedFile {
         }
     }
 
+    /// The folder in which the job ran, if the file says so.
+    pub fn job_folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Fnet(_, checkpoint) => checkpoint.meta.state.job_folder.as_deref().map(PathBuf::from),
+            Self::ThirdParty(_) => None,
+        }
+    }
+
     /// Class names in the order of the labels; empty if the file does not say.
     pub fn classes(&self) -> &[String] {
         match self {

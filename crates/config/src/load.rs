@@ -12,6 +12,7 @@ use fnet_protocol::{file_kind, hints};
 
 use super::check::Problem;
 use super::classes::{self, ReadClasses};
+use super::locate::{folders_above, locate};
 use super::tree::{self, Node, Origin, Table, Value};
 use super::{Config, Resolved, fields};
 
@@ -26,7 +27,7 @@ const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrai
 const FORMER_AMP: &str = "train.precision";
 
 /// Reads a config file with its bases, then applies FNET_DATA_ROOT and `key=value` overrides. Calls `read_classes` if
-/// `data.classes` is "auto".
+/// `data.classes` is "auto". `data.root` and `model.backbone.pretrained` may be relative to the folder of the file or one above.
 ///
 /// # Errors
 /// Usage errors that name file, line and column (or the override), the field, what was expected, and for an unknown
@@ -52,7 +53,7 @@ fn load_file(
 ) -> Result<Resolved> {
     let layer = read_file(path, &mut Vec::new())?;
     let name = path.file_stem().map_or_else(|| "config".into(), |stem| stem.to_string_lossy().into_owned());
-    resolve(layer, overrides, name, |all| classes::resolve(all, read_classes, needs_classes))
+    resolve(layer, overrides, name, &folders_above(path), |all| classes::resolve(all, read_classes, needs_classes))
 }
 
 impl Config {
@@ -75,9 +76,23 @@ impl Resolved {
     /// # Errors
     /// As [`Config::from_toml`].
     pub fn from_toml(text: &str, origin: &str, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Self> {
+        Self::from_checkpoint(text, origin, overrides, &[], read_classes)
+    }
+
+    /// Like [`Resolved::from_toml`], for a config whose relative paths may also start in one of `folders`.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    pub fn from_checkpoint(
+        text: &str,
+        origin: &str,
+        overrides: &[String],
+        folders: &[PathBuf],
+        read_classes: ReadClasses<'_>,
+    ) -> Result<Self> {
         let mut layer = tree::parse(text, origin)?;
         rename_former(&mut layer);
-        resolve(checked(layer)?, overrides, "config".into(), |all| classes::resolve(all, read_classes, true))
+        resolve(checked(layer)?, overrides, "config".into(), folders, |all| classes::resolve(all, read_classes, true))
     }
 }
 
@@ -85,6 +100,7 @@ fn resolve(
     layer: Table,
     overrides: &[String],
     name: String,
+    folders: &[PathBuf],
     resolve_classes: impl FnOnce(&mut Table) -> Result<bool>,
 ) -> Result<Resolved> {
     let mut all = defaults()?;
@@ -99,6 +115,7 @@ fn resolve(
         tree::merge(&mut sets, parse_override(text)?);
     }
     put_over(&mut all, checked(sets)?);
+    locate(&mut all, folders);
     let classes_are_auto = resolve_classes(&mut all)?;
     default_metrics(&mut all);
 

@@ -22,7 +22,9 @@ lr = 1e-4
 
 Later bases override earlier ones, and the file overrides its bases. Tables are merged field by field; lists are
 replaced as a whole. If the environment variable FNET_DATA_ROOT is set, it overrides `data.root`. Overrides from the
-command line are applied last, `--set key=value`:
+command line are applied last, `--set key=value`. `data.root` and `model.backbone.pretrained` of a config file may be relative
+to the current folder, else to the folder of the file or one above it; those of a checkpoint, to where its job ran, else to
+the folder of the checkpoint or one above it. Overrides:
 
     --set optimizer.lr=0.01 data.train.ann_file=a.json 'data.classes=[\"cat\", \"dog\"]'
 

@@ -1,6 +1,6 @@
 //! Loads the config of a job with [`fnet_config`], with the classes of the training set in place of "auto".
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fnet_common::Result;
 use fnet_config::Resolved;
@@ -23,12 +23,12 @@ pub fn load_config_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Re
     fnet_config::load_for_check(path, overrides, &category_names)
 }
 
-/// Reads a config from text, like [`Resolved::from_toml`].
+/// Reads the config of a checkpoint, like [`Resolved::from_checkpoint`].
 ///
 /// # Errors
 /// Same as [`load_config`].
-pub fn parse_config(text: &str, origin: &str, overrides: &[String]) -> Result<Resolved> {
-    Resolved::from_toml(text, origin, overrides, &category_names)
+pub fn parse_config(text: &str, origin: &str, overrides: &[String], folders: &[PathBuf]) -> Result<Resolved> {
+    Resolved::from_checkpoint(text, origin, overrides, folders, &category_names)
 }
 
 #[cfg(test)]
@@ -108,7 +108,7 @@ mod tests {
                 "data.train={ann_file = \"train/_annotations.coco.json\", img_prefix = \"train\"}".into(),
                 "data.val={ann_file = \"valid/_annotations.coco.json\", img_prefix = \"valid\"}".into(),
             ];
-            let config = parse_config("", "test", &sets).unwrap().config;
+            let config = parse_config("", "test", &sets, &[]).unwrap().config;
             assert_eq!(config.data.classes, expected);
             for split in [Split::Train, Split::Val] {
                 let dataset = Dataset::open(&config.data, split).unwrap();

@@ -291,6 +291,7 @@ impl Trainer<'_> {
                 transient,
                 total_steps: Some(self.learning_rate.steps),
                 validation_part: self.training_set.validation_part().map(str::to_owned),
+                job_folder: std::env::current_dir().ok().and_then(|folder| folder.into_os_string().into_string().ok()),
                 log_window: Some(serde_json::to_value(self.reporter.held_window()).map_err(bug)?),
                 ..State::default()
             },

@@ -97,6 +97,9 @@ pub struct State {
     /// Identifies the images that `data.val.fraction` took from the training set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_part: Option<String>,
+    /// The folder in which the job ran, for relative paths of its config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_folder: Option<String>,
     /// The values for the next log line. If they cannot be read, the job continues with a warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_window: Option<serde_json::Value>,

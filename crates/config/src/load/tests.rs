@@ -391,3 +391,20 @@ fn a_model_without_masks_is_evaluated_with_boxes() {
     let error = message(read(&["checkpoint.save_best=segm_mAP"]));
     assert!(error.contains("checkpoint.save_best") && error.contains("one of bbox_mAP, "), "{error}");
 }
+
+#[test]
+fn relative_paths_are_found_from_any_folder() {
+    let dir = folder(&[("configs/job.toml", "data.root = \"d\"\n"), ("d/train.json", ""), ("run/d/train.json", "")]);
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let root = |result: Result<Resolved>| result.unwrap().config.data.root;
+    let file = dir.path().join("configs/job.toml");
+    let not_by_environment = std::env::var_os(DATA_ROOT).is_none();
+    if not_by_environment {
+        assert_eq!(root(load(&file, &[], &no_classes)), at("d"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let stored = |folders: &[PathBuf]| root(Resolved::from_checkpoint(&text, "a.ckpt", &[], folders, &no_classes));
+        assert_eq!(stored(&[dir.path().join("run"), dir.path().to_owned()]), at("run/d"));
+        assert_eq!(stored(&[dir.path().join("configs")]), "d");
+    }
+    assert_eq!(root(load(&file, &sets(&["data.root=d"]), &no_classes)), "d");
+}
