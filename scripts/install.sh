@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install.sh PREFIX: installs programs in PREFIX/bin, libraries in PREFIX/lib/fnet, configs in PREFIX/share/fnet,
 # manual pages and completions of shells in PREFIX/share.
-# libtorch (5 GB) is not copied. The programs use the one in this checkout's .venv, which must stay.
+# libtorch (5 GB) is not copied. The programs use the one in this checkout's .venv, which must stay, or that of --libtorch.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
@@ -16,6 +16,10 @@ install -d "$prefix/bin" "$prefix/lib/fnet" "$prefix/share/fnet"
 install -m 755 "$built/fnet-launch" "$built/fnet-worker" "$prefix/bin/"
 # Libraries that are loaded on demand.
 find "$built" -maxdepth 1 -name 'libfnet_*.so' -exec install -m 755 -t "$prefix/lib/fnet" {} +
+for name in libfnet_nccl.so libfnet_python_stand_in.so; do
+    object=$(bridge_object "$name")
+    [ -z "$object" ] || install -m 755 "$object" "$prefix/lib/fnet/"
+done
 cp -R "$ROOT/configs" "$prefix/share/fnet/"
 
 (cd / && env -u LD_LIBRARY_PATH "$prefix/bin/fnet-launch" man "$prefix/share/man/man1")

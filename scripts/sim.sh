@@ -85,9 +85,8 @@ programs() {
     for program in fnet-launch fnet-worker; do
         [ ! -x "target/release/$program" ] || link "$ROOT/target/release/$program" "$out/bin/$program"
     done
-    stand_in=$(find target/release/build -path '*/fnet-torch-ext-*/out/libfnet_python_stand_in.so' -printf '%T@ %p\n' 2>/dev/null |
-        sort -rn | head -n 1 | cut -d ' ' -f 2-)
-    [ -z "$stand_in" ] || link "$ROOT/$stand_in" "$out/bin/libfnet_python_stand_in.so"
+    stand_in=$(bridge_object libfnet_python_stand_in.so)
+    [ -z "$stand_in" ] || link "$stand_in" "$out/bin/libfnet_python_stand_in.so"
 }
 
 build_test() {

@@ -21,6 +21,7 @@ RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
 
 say "scripts"
 for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
+.venv/bin/hadolint scripts/Containerfile
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::{Error, Result};
-use crate::text;
+use crate::{libtorch, text};
 
 /// Maximum size of stdout in bytes; the rest is read and dropped.
 const MAX_OUTPUT: u64 = 64 << 20;
@@ -20,6 +20,8 @@ const MAX_ERRORS: usize = 4096;
 const MAX_LINES: usize = 20;
 /// Time to read the output of a program that has exited; its children may keep the pipe open.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// The exit code of the loader if a library is missing.
+const NOT_FOUND: i32 = 127;
 /// Signals that a batch system sends to every process of a job; only the launcher handles them.
 const IGNORED_SIGNALS: [libc::c_int; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
 
@@ -157,6 +159,9 @@ impl Failure {
             Self::NotStarted(_) | Self::NoAnswer(_) => {
                 Error::environment(format!("{doing}: {program} {}{remedy}", self.text()))
             }
+            Self::Failed(status, words) if status.code() == Some(NOT_FOUND) && words.contains("shared libraries") => {
+                Error::environment(format!("{doing}: {program} {}\n{}", self.text(), libtorch::remedy()))
+            }
             Self::TimedOut(_) | Self::Failed(..) => Error::environment(format!("{doing}: {program} {}", self.text())),
         }
     }
@@ -232,6 +237,7 @@ mod tests {
             ("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 2", exit::USAGE, "xxx"),
             ("yes 'a line' | head -n 50000 >&2; exit 6", exit::ENVIRONMENT, "a line"),
             ("echo 'libtorch.so: cannot open' >&2; exit 127", exit::ENVIRONMENT, "libtorch.so: cannot open"),
+            ("echo 'loading shared libraries: libtorch.so' >&2; exit 127", exit::ENVIRONMENT, "--libtorch"),
             ("echo last words >&2; kill -9 $$", exit::ENVIRONMENT, "last words"),
             ("exec /no/such/program", exit::ENVIRONMENT, "exited with code 127"),
             ("exec 1>&- 2>&-; exit 2", exit::USAGE, "exited with code 2"),

@@ -6,7 +6,7 @@
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | [`error`], [`text`], [`output`], [`console`], [`child`], [`signals`] | foundation: errors with exit codes, formatting, output that never blocks, short runs of other programs, signals |
+//! | [`error`], [`text`], [`output`], [`console`], [`libtorch`], [`child`], [`signals`] | foundation: errors with exit codes, formatting, output that never blocks, where libtorch is, short runs of other programs, signals |
 //! | [`plan`] | what to start: inputs, GPUs and devices, CPUs, nodes, checks of the machine |
 //! | [`attempt`] | one attempt of the workers of this node, as a state machine without I/O: hangs, causes, emergency checkpoints, [`attempt::result::AttemptResult`] |
 //! | [`nodes`] | the launchers of several nodes: coordinator, listener, links, merged results |
@@ -24,6 +24,7 @@ mod commands;
 mod console;
 mod doctor;
 mod error;
+mod libtorch;
 mod nodes;
 mod output;
 mod plan;
@@ -46,8 +47,11 @@ fn main() {
         _ => {}
     }
     let launch = Launch::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    // Before there are threads.
+    let libtorch = launch.options.libtorch.as_deref().filter(|folder| !folder.as_os_str().is_empty());
+    let libtorch = libtorch.map_or(Ok(()), libtorch::use_folder);
     let started = output::start().doing(|| "starting the output threads".to_owned());
-    let code = started.and_then(|()| commands::run(&launch)).unwrap_or_else(|error| {
+    let code = started.and(libtorch).and_then(|()| commands::run(&launch)).unwrap_or_else(|error| {
         Console::new(&launch.options).error(error.message());
         error.code
     });

@@ -29,6 +29,39 @@ fn installed_programs_run_from_any_folder_without_a_library_path() {
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), wanted);
     }
     assert!(prefix.join("share/fnet/configs/_base_").is_dir());
+    // Loaded on demand, on GPUs.
+    assert!(prefix.join("lib/fnet/libfnet_python_stand_in.so").is_file());
+}
+
+#[test]
+fn an_unpacked_package_says_that_libtorch_is_missing_and_runs_with_the_one_it_is_given() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let packed = Command::new(root.join("scripts/package.sh")).arg(folder.path()).output().unwrap();
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let name = format!("fnet-{}-x86_64-linux", env!("CARGO_PKG_VERSION"));
+    let unpacked = folder.path().join("somewhere else");
+    std::fs::create_dir(&unpacked).unwrap();
+    let archive = folder.path().join(format!("{name}.tar.gz"));
+    assert!(Command::new("tar").arg("xzf").arg(archive).arg("-C").arg(&unpacked).status().unwrap().success());
+    let run = |line: &[&str]| {
+        let mut command = Command::new(unpacked.join(&name).join("bin/fnet-launch"));
+        command.args(line).current_dir(folder.path());
+        ["LD_LIBRARY_PATH", "FNET_LIBTORCH", "FNET_WORKER"].iter().for_each(|name| drop(command.env_remove(name)));
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let config = unpacked.join(&name).join("share/fnet/configs/demo.toml").display().to_string();
+    for line in [&["flops", &config][..], &["--device", "cpu", "train", &config]] {
+        let (code, text) = run(line);
+        assert!(code == Some(6) && text.contains("libtorch_cpu.so") && text.contains("--libtorch"), "{text}");
+    }
+    let libtorch = root.join(".libtorch").display().to_string();
+    let (code, text) = run(&["--libtorch", &libtorch, "flops", &config]);
+    assert!(code == Some(0) && text.contains("GFLOPs"), "{text}");
+    let (code, text) = run(&["--libtorch", "no such folder", "flops", &config]);
+    assert!(code == Some(2) && text.contains("libtorch_cpu.so"), "{text}");
 }
 
 #[test]

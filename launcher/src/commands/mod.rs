@@ -13,7 +13,7 @@ use fnet_protocol::{env, exit};
 
 use crate::error::{Error, Result};
 use crate::plan::{self, Plan, inputs};
-use crate::{doctor, supervisor};
+use crate::{doctor, libtorch, supervisor};
 
 /// Runs a command and returns the exit code.
 ///
@@ -68,6 +68,9 @@ fn become_worker(launch: &Launch) -> Error {
         Ok(program) => program,
         Err(error) => return error,
     };
+    if let Err(error) = libtorch::check(&program) {
+        return error;
+    }
     let mut worker = Command::new(&program);
     worker.args(launch.line.words());
     plan::remove_ranks(&mut worker);

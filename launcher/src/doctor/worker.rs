@@ -8,7 +8,7 @@ use fnet_protocol::estimate::Libraries;
 
 use super::Diagnosis;
 use crate::child::{self, Failure};
-use crate::error;
+use crate::{error, libtorch};
 
 /// Time for the worker to load its libraries.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -20,6 +20,13 @@ pub fn diagnose(worker: error::Result<PathBuf>) -> Vec<Diagnosis> {
         Ok(program) => program,
         Err(error) => return vec![Diagnosis::bad("worker", error.message(), remedy)],
     };
+    if let Err(error) = libtorch::check(&program) {
+        return vec![Diagnosis::bad(
+            "worker",
+            error.message(),
+            "`fnet-launch --libtorch FOLDER doctor` tries a folder",
+        )];
+    }
     match answer(&program) {
         Ok(libraries) => judge(&program, &libraries),
         Err(why) => vec![Diagnosis::bad("worker", format!("{} {why}", program.display()), remedy)],

@@ -1,6 +1,7 @@
 //! The options of the launcher itself: where a job runs, how it is supervised, what is printed.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ pub struct LaunchOptions {
     /// CPUs of the workers: auto (near their GPUs, else equal shares), none, or a list per worker (0-7;8-15)
     #[arg(long, global = true, value_name = "CPUS", default_value = "auto")]
     pub bind: Bind,
+    /// Folder of libtorch, the folder `torch` of a Python's packages, for programs without it [env: FNET_LIBTORCH]
+    #[arg(long, global = true, env = "FNET_LIBTORCH", hide_env = true, value_name = "DIR")]
+    pub libtorch: Option<PathBuf>,
     /// Print what `train` or `test` would do (devices, data, steps, memory, disk) without starting anything
     #[arg(long, global = true)]
     pub dry_run: bool,
