@@ -15,6 +15,7 @@ mod custom_data;
 mod data;
 mod demo_weights;
 mod distributed;
+mod documents;
 mod dry_run;
 mod evaluation;
 mod exact_resume;
