@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
-use fnet_data::{Dataset, DecodedImage, Severity, Split, check_before_job, check_classes, load_image};
+use fnet_data::{Dataset, DecodedImage, Severity, Split, agreement, check_before_job, check_classes, load_image};
 use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Object, Painter, painted_path, save, unused};
@@ -28,6 +28,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
     let dataset = Dataset::open(&trained.config.data, Split::from(arguments.split))?;
     let dataset = Arc::new(dataset.without_repetitions());
     check_classes(&trained.config, &[&dataset])?;
+    agreement::check_equal(&host.ranks.all_gather_bytes(agreement::summary(&[&dataset]).as_bytes())?)?;
     if !arguments.allow_partial {
         check_class_names(&trained.classes, &dataset)?;
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::outputs::{differences, losses, tensors, without_ranks};
-use crate::support::{Ended, Running, Scene, launcher, signal, until};
+use crate::support::{Ended, Running, Scene, launcher, shared_images, signal, until};
 
 const TRAIN: &str = "train cfg.toml --no-validate";
 /// Port of the nodes; every pair of hosts has all ports for itself.
@@ -259,6 +259,29 @@ fn configs_that_differ_are_named_field_by_field_on_both() {
     let running = [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimiser.lr=0.01")));
     for ended in hosts.wait(running) {
         ended.expect(2, &["optimiser"]);
+    }
+}
+
+#[test]
+fn data_that_differs_on_one_node_is_an_error_on_both() {
+    let Some(hosts) = Hosts::new("data_that_differs_on_one_node_is_an_error_on_both") else { return };
+    let (images, other) = (shared_images(), hosts.scene.path("other"));
+    fs::create_dir_all(other.join("annotations")).unwrap();
+    for folder in ["train", "val"] {
+        std::os::unix::fs::symlink(images.join(folder), other.join(folder)).unwrap();
+        let name = format!("annotations/instances_{folder}.json");
+        fs::copy(images.join(&name), other.join(&name)).unwrap();
+    }
+    // One side of one box.
+    let file = other.join("annotations/instances_train.json");
+    let mut set: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let annotation = set["annotations"].as_array_mut().unwrap().iter_mut().find(|one| one["iscrowd"] == 0).unwrap();
+    annotation["bbox"][2] = (annotation["bbox"][2].as_f64().unwrap() - 1.0).into();
+    fs::write(&file, set.to_string()).unwrap();
+    let line = format!("{TRAIN} --set data.root={}", other.display());
+    let running = [hosts.start(0, "10.77.0.1", TRAIN), hosts.start(1, "10.77.0.1", &line)];
+    for ended in hosts.wait(running) {
+        ended.expect(3, &["rank 1 has other data than rank 0: it has data.train of "]);
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Dataset`] reads the annotation files of a set, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
 //! order, and [`Loader`] makes batches on background threads: decode, augment (resize, flip, ...), normalize, pad.
 
+pub mod agreement;
 mod augment;
 mod batch;
 mod check;

@@ -10,7 +10,7 @@ use fnet_checkpoint::native::{Best, TrainProgress, set_aside_later};
 use fnet_common::text::count;
 use fnet_common::{Error, Result};
 use fnet_config::{Config, Resolved};
-use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, train_batches_per_epoch};
+use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, train_batches_per_epoch};
 use fnet_distributed::{Communicator, likely_rank};
 use fnet_model::backbones;
 use fnet_protocol::cli::{Resume, Train as Arguments};
@@ -133,6 +133,7 @@ impl<'a> Job<'a> {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         check_classes(config, &sets)?;
+        agreement::check_equal(&self.communicator.all_gather_bytes(agreement::summary(&sets).as_bytes())?)?;
         // The first start has already checked the data.
         let warnings = match self.communicator.is_first() && !is_restart() {
             true => data_warnings(config, &sets)?,
