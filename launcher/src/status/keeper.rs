@@ -200,9 +200,6 @@ impl Keeper {
         };
         status.ranks = attempt.all_statuses(at).into_iter().map(state).collect();
         status.gpus.clone_from(&self.gpus.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some((since, before)) = self.losing {
-            status.lost_seconds = before + at.duration_since(since).as_secs_f64();
-        }
         self.write();
     }
 
@@ -240,6 +237,9 @@ impl Keeper {
 
     fn write(&mut self) {
         self.status.updated = now();
+        if let Some((since, before)) = self.losing {
+            self.status.lost_seconds = before + since.elapsed().as_secs_f64();
+        }
         if let Some(files) = &self.files {
             files.write(&self.status);
         }

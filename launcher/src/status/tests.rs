@@ -74,14 +74,14 @@ fn the_live_line_fits_any_width_and_keeps_what_matters_most() {
             assert!((1..=width).contains(&line.chars().count()), "{width}: {line}");
         }
     }
-    assert_eq!(show::line(&training, Some(39)), "train 2/12 120/400 ETA 1:02:03");
+    assert_eq!(show::line(&training, Some(37)), "train 2/12 120/400 ETA 1:02:03");
     let medium = "train epoch 2/12 120/400 loss 0.5123, 8.1 img/s, 1.5 GiB, ETA 1:02:03";
-    assert_eq!(show::line(&training, Some(79)), medium);
+    assert_eq!(show::line(&training, Some(77)), medium);
     let bar = format!("{}{}", "█".repeat(12), "░".repeat(28));
     let wide = "120/400 loss 0.5123, 8.1 img/s, 1.5 GiB, slowest rank 1 (+0.25 s), ETA 1:02:03";
-    assert_eq!(show::line(&training, Some(199)), format!("train epoch 2/12 {bar} {wide}"));
+    assert_eq!(show::line(&training, Some(197)), format!("train epoch 2/12 {bar} {wide}"));
     assert_eq!(show::line(&training, None), format!("train epoch 2/12 {wide}"));
-    assert_eq!(show::line(&evaluating, Some(39)), "evaluate 2/12 120/5000 images");
+    assert_eq!(show::line(&evaluating, Some(35)), "evaluate 2/12 120/5000 images");
     assert_eq!(show::line(&starting, None), "start: forward, 0:00");
     let mut stuck = status();
     stuck.ranks.iter_mut().flat_map(|rank| &mut rank.status).for_each(|of| of.idle_seconds = 45.0);

@@ -90,7 +90,7 @@ fn an_ended_job_is_shown_with_its_restarts_and_its_cause_and_both_are_in_the_log
 fn a_live_line_fits_the_terminal_and_leaves_nothing_behind() {
     let scene = Scene::new();
     let program = env!("CARGO_BIN_EXE_fnet-launch");
-    let inside = format!("stty cols 40; echo $$ > pid; exec {program} --device cpu --nproc 1 train cfg.toml");
+    let inside = format!("stty rows 24 cols 40; echo $$ > pid; exec {program} --device cpu --nproc 1 train cfg.toml");
     let mut script = scene.command("pace", "");
     let environment: Vec<_> =
         script.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
