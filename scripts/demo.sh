@@ -29,7 +29,7 @@ paint_early() {
     local checkpoint=$work/epoch_$EARLY.ckpt image
     until [ -e "$checkpoint" ]; do sleep 0.5; done
     image=$(find "$data/val" -type f | sort | sed -n 1p)
-    "$launch" -q --device cpu --nproc 1 predict "$checkpoint" "$image" --out "$work/early" 2>"$work/early.log" || return 0
+    "$launch" -q --device cpu --nproc 1 predict "$checkpoint" "$image" --out "$work/early" >"$work/early.log" 2>&1 || return 0
     say "after $((SECONDS - started)) s: detections of epoch $EARLY are in $work/early/${image##*/}"
 }
 

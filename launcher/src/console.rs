@@ -1,25 +1,25 @@
-//! What users see: lines on stderr, and a progress bar on a terminal.
+//! What users see: results on stdout, lines on stderr, and a live line on a terminal.
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{ColorChoice, LaunchOptions};
-use fnet_protocol::message::{Phase, Progress};
 
-use crate::output::{self, Bar, Stream};
-use crate::text;
+use crate::output::{self, Stream};
 
-/// Interval of progress lines if there is no bar.
+/// Interval of progress lines if there is no live line.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// Least time between two states of the live line.
+const LIVE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Prints for users.
 pub struct Console {
     quiet: bool,
     colored: bool,
     interactive: bool,
-    /// When the last progress line was printed, and its phase and epoch.
-    last_progress: Cell<Option<(Instant, Phase, u64)>>,
+    /// When progress was last shown, and its key.
+    last_progress: Cell<Option<(Instant, (&'static str, u64))>>,
 }
 
 impl Console {
@@ -40,15 +40,20 @@ impl Console {
         }
     }
 
-    /// Whether to show a progress bar.
-    pub fn has_bar(&self) -> bool {
+    /// Whether to show a live line.
+    pub fn is_live(&self) -> bool {
         self.interactive && !self.quiet
     }
 
     /// Prints a line of the launcher; not with --quiet.
     pub fn say(&self, line: &str) {
+        self.talk(&format!("fnet-launch: {line}"));
+    }
+
+    /// Prints text verbatim; not with --quiet.
+    pub fn talk(&self, text: &str) {
         if !self.quiet {
-            self.print(&format!("fnet-launch: {line}"));
+            self.print(text);
         }
     }
 
@@ -58,9 +63,14 @@ impl Console {
         self.print(&format!("{on}fnet-launch: {line}{off}"));
     }
 
-    /// Prints text verbatim, above the bar.
+    /// Prints text verbatim, also with --quiet.
     pub fn print(&self, text: &str) {
         output::write(Stream::Err, format!("{text}\n").as_bytes());
+    }
+
+    /// Prints a result to stdout.
+    pub fn result(&self, text: &str) {
+        output::write(Stream::Out, format!("{text}\n").as_bytes());
     }
 
     /// Passes the stdout of rank 0 through.
@@ -68,99 +78,31 @@ impl Console {
         output::write(Stream::Out, bytes);
     }
 
-    /// Updates the bar, or prints a line at intervals. `slowest` is the rank for which the others wait, and for how many
-    /// seconds of a step.
-    pub fn progress(&self, progress: &Progress, slowest: Option<(usize, f64)>, now: Instant) {
-        if self.quiet {
+    /// Updates the live line, or prints a line at intervals; at once when `key` changes or with `is_last`. `line` makes the
+    /// text for a number of columns, or for a line of its own.
+    pub fn progress(
+        &self,
+        key: (&'static str, u64),
+        is_last: bool,
+        now: Instant,
+        line: impl FnOnce(Option<usize>) -> String,
+    ) {
+        let interval = if self.interactive { LIVE_INTERVAL } else { PLAIN_INTERVAL };
+        let is_due =
+            self.last_progress.get().is_none_or(|(at, last)| now.duration_since(at) >= interval || last != key);
+        if self.quiet || !(is_due || is_last) {
             return;
         }
+        self.last_progress.set(Some((now, key)));
         if self.interactive {
-            output::show_bar(Some(Bar {
-                position: progress.step,
-                length: progress.total_steps,
-                prefix: heading(progress),
-                message: numbers(progress, slowest),
-            }));
-            return;
-        }
-        let due = self.last_progress.get().is_none_or(|(at, phase, epoch)| {
-            now.duration_since(at) >= PLAIN_INTERVAL
-                || phase_group(phase) != phase_group(progress.phase)
-                || epoch != progress.epoch
-        });
-        if due || progress.step == progress.total_steps {
-            self.last_progress.set(Some((now, progress.phase, progress.epoch)));
-            self.print(&format!(
-                "fnet-launch: {} {}/{} {}",
-                heading(progress),
-                progress.step,
-                progress.total_steps,
-                numbers(progress, slowest)
-            ));
+            output::show_line(Some(line(Some(output::columns()))));
+        } else {
+            self.say(&line(None));
         }
     }
 
-    /// Removes the bar.
-    pub fn clear_bar(&self) {
-        output::show_bar(None);
-    }
-}
-
-/// The name of a phase for the user; the parts of a training step share one.
-fn phase_group(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Evaluation | Phase::Summary => "evaluate",
-        Phase::Checkpoint => "save",
-        Phase::Start | Phase::Index | Phase::Unknown => "start",
-        Phase::Data | Phase::Forward | Phase::Backward | Phase::AllReduce | Phase::Optimizer => "train",
-    }
-}
-
-fn heading(progress: &Progress) -> String {
-    let what = phase_group(progress.phase);
-    if progress.epochs > 0 { format!("{what} epoch {}/{}", progress.epoch, progress.epochs) } else { what.to_owned() }
-}
-
-fn numbers(progress: &Progress, slowest: Option<(usize, f64)>) -> String {
-    let mut parts = Vec::new();
-    if let Some(loss) = progress.loss {
-        parts.push(format!("loss {loss:.4}"));
-    }
-    if let Some(speed) = progress.images_per_second {
-        parts.push(format!("{speed:.1} img/s"));
-    }
-    if let Some(memory) = progress.memory_bytes {
-        parts.push(text::bytes(memory));
-    }
-    if let Some((rank, seconds)) = slowest {
-        parts.push(format!("slowest rank {rank} (+{seconds:.2} s)"));
-    }
-    if let Some(eta) = progress.eta_seconds {
-        parts.push(format!("ETA {}", text::clock(eta)));
-    }
-    parts.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_progress_contains_what_is_known() {
-        let progress = Progress {
-            phase: Phase::Backward,
-            epoch: 2,
-            epochs: 12,
-            loss: Some(0.12345),
-            images_per_second: Some(3.21),
-            memory_bytes: Some(3 << 29),
-            eta_seconds: Some(61.0),
-            ..Progress::default()
-        };
-        assert_eq!(heading(&progress), "train epoch 2/12");
-        assert_eq!(numbers(&progress, None), "loss 0.1235, 3.2 img/s, 1.5 GiB, ETA 1:01");
-        let expected = "loss 0.1235, 3.2 img/s, 1.5 GiB, slowest rank 3 (+0.25 s), ETA 1:01";
-        assert_eq!(numbers(&progress, Some((3, 0.25))), expected);
-        assert_eq!(numbers(&Progress::default(), None), "");
+    /// Removes the live line.
+    pub fn clear_line(&self) {
+        output::show_line(None);
     }
 }

@@ -10,6 +10,7 @@
 //! | [`plan`] | what to start: inputs, GPUs and devices, CPUs, nodes, checks of the machine |
 //! | [`attempt`] | one attempt of the workers of this node, as a state machine without I/O: hangs, causes, emergency checkpoints, [`attempt::result::AttemptResult`] |
 //! | [`nodes`] | the launchers of several nodes: coordinator, listener, links, merged results |
+//! | [`status`] | what is known about the job, for the live line, `status.json` and `metrics.prom` |
 //! | [`supervisor`] | runs attempts: processes, logs, reports, restarts |
 //! | [`doctor`] | checks of this machine for the user |
 //! | [`commands`] | the commands of the command line |
@@ -29,6 +30,7 @@ mod nodes;
 mod output;
 mod plan;
 mod signals;
+mod status;
 mod supervisor;
 mod text;
 

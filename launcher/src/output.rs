@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fnet_protocol::outlet::{self, Outlet};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal_size::Width;
 
 /// An output stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,20 +18,7 @@ pub enum Stream {
     Err,
 }
 
-/// The state of the progress bar.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bar {
-    /// Completed steps.
-    pub position: u64,
-    /// Total steps.
-    pub length: u64,
-    /// Text before the bar.
-    pub prefix: String,
-    /// Text after the bar.
-    pub message: String,
-}
-
-/// The outlets of stdout and stderr; stdout has none if both are one terminal, so that the bar is not overwritten.
+/// The outlets of stdout and stderr; stdout has none if both are one terminal, so that the live line is not overwritten.
 struct Outlets {
     out: Option<Outlet>,
     errors: Arc<Outlet>,
@@ -39,14 +26,16 @@ struct Outlets {
 
 // A process has one stdout and one stderr.
 static OUTLETS: OnceLock<Outlets> = OnceLock::new();
-/// The newest state of the bar, or its removal, until the thread of stderr takes it.
-static BAR: Mutex<Option<Option<Bar>>> = Mutex::new(None);
+/// The newest live line, or its removal, until the thread of stderr takes it.
+static LINE: Mutex<Option<Option<String>>> = Mutex::new(None);
+/// Removes the line that the cursor is in.
+const CLEAR: &[u8] = b"\r\x1b[2K";
 
 /// Starts the threads. Until then, and in tests, output is written directly.
 pub fn start() -> io::Result<()> {
     let errors = Arc::new(Outlet::start_in_parts(
         "stderr",
-        writer_with_bar()?,
+        writer_with_line()?,
         Box::new(|count| {
             Some(format!("fnet-launch: {count} lines were dropped here because stderr was blocked\n").into_bytes())
         }),
@@ -71,21 +60,33 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes to stderr, with the bar below.
-fn writer_with_bar() -> io::Result<impl FnMut(&[u8], &dyn Fn()) + Send + 'static> {
+/// Writes to stderr, with the live line below.
+fn writer_with_line() -> io::Result<impl FnMut(&[u8], &dyn Fn()) + Send + 'static> {
     let stderr = duplicate(io::stderr().as_fd())?;
-    let mut shown: Option<ProgressBar> = None;
+    let mut shown = String::new();
     Ok(move |piece: &[u8], taken: &dyn Fn()| {
-        match BAR.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Some(bar)) => draw(shown.get_or_insert_with(new_bar), bar),
-            Some(None) => shown.take().into_iter().for_each(|bar| bar.finish_and_clear()),
-            None => {}
+        let new = LINE.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let new = new.map(Option::unwrap_or_default);
+        if piece.is_empty() && new.as_ref().is_none_or(|new| *new == shown) {
+            return;
         }
-        match &shown {
-            Some(bar) if !piece.is_empty() => bar.suspend(|| outlet::write_to(&stderr, piece, taken)),
-            _ => outlet::write_to(&stderr, piece, taken),
+        if !shown.is_empty() {
+            outlet::write_to(&stderr, CLEAR, taken);
         }
+        outlet::write_to(&stderr, piece, taken);
+        shown = new.unwrap_or_else(|| std::mem::take(&mut shown));
+        // The terminal may have become narrower since the line was made.
+        let fitting: String = shown.chars().take(columns()).collect();
+        outlet::write_to(&stderr, fitting.as_bytes(), taken);
     })
+}
+
+/// Columns of the terminal of stderr for the live line. A terminal shows Ctrl-C as `^C` after it, and some wrap after their last
+/// column; a part on the next row would stay there.
+pub fn columns() -> usize {
+    const FREE: usize = 3;
+    let size = terminal_size::terminal_size_of(io::stderr());
+    size.map_or(80, |(Width(columns), _)| usize::from(columns)).saturating_sub(FREE).max(1)
 }
 
 fn duplicate(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -110,27 +111,12 @@ pub fn write(stream: Stream, bytes: &[u8]) {
     }
 }
 
-/// Shows the bar below the lines of stderr; `None` removes it.
-pub fn show_bar(bar: Option<Bar>) {
+/// Shows the live line below the lines of stderr; `None` removes it.
+pub fn show_line(line: Option<String>) {
     let Some(Outlets { errors, .. }) = OUTLETS.get() else { return };
-    let not_taken = BAR.lock().unwrap_or_else(PoisonError::into_inner).replace(bar);
+    let not_taken = LINE.lock().unwrap_or_else(PoisonError::into_inner).replace(line);
     if not_taken.is_none() {
-        // The thread takes the state of the bar with the next piece.
+        // The thread takes the line with the next piece.
         errors.push(Vec::new());
     }
-}
-
-fn new_bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn draw(bar: &ProgressBar, state: Bar) {
-    bar.set_length(state.length);
-    bar.set_position(state.position);
-    bar.set_prefix(state.prefix);
-    bar.set_message(state.message);
 }

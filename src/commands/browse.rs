@@ -70,13 +70,13 @@ pub fn browse(
     for skipped in loader.take_skipped() {
         say(&format!("skipped: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
-    say(&format!(
+    super::print(&format!(
         "{drawn} of the {} of data.{} with {} are in {}",
         count(images.len(), "image"),
         split.name(),
         count(objects, "object"),
         arguments.out.display()
-    ));
+    ))?;
     Ok(Outcome::Here(()))
 }
 

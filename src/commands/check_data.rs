@@ -30,11 +30,14 @@ pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>)
     let bar = Bar::new(arguments.decode);
     let (sets, diagnostics) = check(&config, &splits, scope, &|split, done, all| bar.show(split, done, all));
     bar.finish();
-    eprint!("{}", text(&sets, &diagnostics, arguments.list));
+    let text = text(&sets, &diagnostics, arguments.list);
     if arguments.json {
-        let text =
+        eprint!("{text}");
+        let json =
             serde_json::to_string_pretty(&to_json(&sets, &diagnostics)).map_err(|e| Error::bug(e.to_string()))?;
-        print(&text)?;
+        print(&json)?;
+    } else {
+        print(text.trim_end())?;
     }
     Ok(if diagnostics.number_of(Severity::Error) > 0 { exit::DATA } else { exit::SUCCESS })
 }

@@ -6,7 +6,7 @@ use fnet_common::{Error, Result, atomic};
 use fnet_protocol::cli::ConvertConfig;
 use fnet_protocol::exit;
 
-/// Runs `convert-config`: reports through `say` what became of each field, and writes the config to a file, or without one prints it.
+/// Runs `convert-config`: reports through `say` what became of each field, and writes the config to a file, or without one prints it and reports on stderr.
 ///
 /// # Errors
 /// If the config cannot be converted, or the file exists or cannot be written.
@@ -29,7 +29,7 @@ pub fn convert_config(
             atomic::create(out, |file| {
                 file.write_all(converted.toml.as_bytes()).map_err(|error| Error::environment(error.to_string()))
             })?;
-            say(format!("{report}wrote {}; its data: fnet-launch check-data {0}", out.display()));
+            print(&format!("{report}wrote {}; its data: fnet-launch check-data {0}", out.display()))?;
         }
     }
     Ok(exit::SUCCESS)

@@ -19,9 +19,9 @@ pub struct Host<'a> {
     pub ranks: &'a dyn Ranks,
     /// Device of this rank.
     pub device: Device,
-    /// Called after every image with the numbers of finished and total images of this rank.
+    /// Called after every image with the number of images that this rank has finished, and that of the whole job.
     pub progress: &'a mut dyn FnMut(usize, usize),
-    /// Prints a message; called only on rank 0.
+    /// Tells the user something besides the results, which go to stdout; called only on rank 0.
     pub say: &'a mut dyn FnMut(&str),
 }
 

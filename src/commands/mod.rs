@@ -69,10 +69,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
         WorkerCommand::ConvertConfig(arguments) => {
             convert_config::convert_config(arguments, |text| control.note(text), |text| print(text).map(|_| ()))
         }
-        WorkerCommand::Export(arguments) => {
-            control.note(export::export(arguments)?);
-            Ok(exit::SUCCESS)
-        }
+        WorkerCommand::Export(arguments) => print(&export::export(arguments)?),
     }
 }
 

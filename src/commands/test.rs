@@ -50,9 +50,9 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
         Some(folder) => Some(Show::new(&dataset, folder, arguments.show_score_thr)?),
         None => None,
     };
-    let progress = &mut *host.progress;
+    let (progress, all) = (&mut *host.progress, dataset.len());
     let mut on_image = |image: Done<'_>| {
-        progress(image.done, image.total);
+        progress(image.done, all);
         show.as_ref().map_or(Ok(()), |show| show.paint(image.index, image.result))
     };
     let (model, config) = (&trained.model, &trained.config);
@@ -101,11 +101,11 @@ fn finish(
     if let Some(folder) = &arguments.show_dir {
         (host.say)(&format!("images with detections are in {}", folder.display()));
     }
-    metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref(), host))
+    metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref()))
 }
 
-fn report(metrics: &Metrics, file: Option<&Path>, host: &mut Host<'_>) -> Result<()> {
-    (host.say)(&metrics.table());
+fn report(metrics: &Metrics, file: Option<&Path>) -> Result<()> {
+    super::print(&metrics.table())?;
     let Some(path) = file else { return Ok(()) };
     let text = serde_json::to_string_pretty(&metrics.to_json())
         .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;

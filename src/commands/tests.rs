@@ -84,11 +84,10 @@ fn test_evaluates_a_checkpoint_with_its_config_and_writes_all_requested_files() 
     let at = |name: &str| folder.path().join(name).display().to_string();
     let (out, show, numbers) = (at("found.json"), at("show"), at("metrics.json"));
     let line = [checkpoint.to_str().unwrap(), "--out", &out, "--show-dir", &show, "--metrics", &numbers];
-    let (metrics, said, calls) = run_test(&line);
+    let (metrics, _, calls) = run_test(&line);
     let metrics = metrics.unwrap().unwrap();
     assert_eq!((metrics.images, calls), (8, 8));
     assert!(metrics.detections > 0);
-    assert!(said.iter().any(|text| text.contains("AP75")), "{said:?}");
     let read = |path: String| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
     assert_eq!(read(numbers)["bbox_mAP"], metrics.named()["bbox_mAP"]);
     assert_eq!(read(at("found.segm.json")).as_array().unwrap().len(), metrics.detections);
@@ -133,8 +132,7 @@ fn predict_draws_detections_and_writes_results_with_file_names() {
     };
     assert!(matches!(predict(&arguments, &mut host).unwrap(), Outcome::Here(Ok(()))));
     assert_eq!(calls, [(1, 2), (2, 2)]);
-    assert!(said[0].contains("painted in 2 of 2 images"), "{said:?}");
-    assert!(said[1].contains("category ids are those of"), "{said:?}");
+    assert!(said.is_empty(), "the summary is a result: {said:?}");
     let results: Vec<serde_json::Value> =
         serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     assert!(!results.is_empty());

@@ -27,7 +27,7 @@ fn check_data_reports_no_errors_for_valid_data() {
     for (line, verdict) in lines {
         let ended = scene.launch(line);
         ended.expect(0, &[" images, ", " annotations and 8 classes are used", verdict]);
-        assert_eq!(ended.stdout, "");
+        assert_eq!(ended.stderr, "");
     }
 }
 

@@ -130,5 +130,5 @@ fn doctor_names_the_libraries() {
     }
     let text = scene.launch("doctor");
     text.expect(0, &["ok   worker", "ok   ports"]);
-    assert!(text.stdout.is_empty());
+    assert!(text.stderr.is_empty(), "{}", text.stderr);
 }

@@ -186,13 +186,16 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
 fn quiet_prints_only_results_and_errors() {
     let scene = Scene::new();
     let ended = scene.one("-q train cfg.toml --set train.epochs=1");
-    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(ended.stderr, "");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
     for words in ["trained 1 epoch: bbox_mAP ", "segm_mAP ", "; work_dirs/cfg/latest.ckpt"] {
         assert!(line.contains(words), "{line}");
     }
     let ended = scene.one("-q test work_dirs/cfg/latest.ckpt");
-    assert!(ended.stderr.contains("objects larger than 96x96"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("objects larger than 96x96") && ended.stderr.is_empty(), "{}", ended.stderr);
+    let log = files(&scene.path("work_dirs/cfg"), ".log").remove(0);
+    assert!(fs::read_to_string(log).unwrap().contains("Config:\n"), "the log has everything all the same");
     scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["contains checkpoints"]);
 }
 

@@ -37,6 +37,7 @@ mod simulated;
 mod slots;
 mod slurm;
 mod starters;
+mod status;
 mod support;
 mod train;
 mod weights;

@@ -341,7 +341,7 @@ fn early_stopping_ends_the_job_and_a_longer_patience_goes_on() {
     let evaluations = || of_mode(&folder, "val").len();
     let ended = scene.two(&format!("{job}2"));
     assert!(ended.stderr.contains("Stopped after 3 of 9 epochs: 2 evaluations in a row"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("trained 3 epochs"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("trained 3 epochs"), "{}", ended.stdout);
     assert_eq!(evaluations(), 3);
     assert!(folder.join("best_segm_mAP.ckpt").is_file() && folder.join("epoch_3.ckpt").is_file());
     scene.two(&format!("{job}2 --resume"));

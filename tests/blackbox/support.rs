@@ -88,9 +88,10 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Fails unless the exit code is `code` and stderr contains all of `texts`.
+    /// Fails unless the exit code is `code`, and stderr or, for results, stdout contains each of `texts`.
     pub fn expect(&self, code: i32, texts: &[&str]) -> &Self {
-        let missing: Vec<_> = texts.iter().filter(|text| !self.stderr.contains(**text)).collect();
+        let is_said = |text: &str| self.stderr.contains(text) || self.stdout.contains(text);
+        let missing: Vec<_> = texts.iter().filter(|text| !is_said(text)).collect();
         let lines: Vec<&str> = self.stderr.lines().collect();
         let end = lines[lines.len().saturating_sub(40)..].join("\n");
         assert!(self.code == code && missing.is_empty(), "code {} for {code}, missing {missing:?}:\n{end}", self.code);

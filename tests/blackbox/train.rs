@@ -23,7 +23,8 @@ fn names(folder: &Path) -> Vec<String> {
 fn two_workers_train_and_write_all_documented_files() {
     let scene = Scene::new();
     let ended = scene.two("train cfg.toml --set optimizer.base_batch_size=2");
-    assert_eq!(ended.stdout, "", "human-readable output goes to stderr");
+    let result = ended.stdout.strip_prefix("trained 2 epochs: bbox_mAP ").expect("stdout has the result alone");
+    assert!(result.contains(" since epoch 1)") && result.ends_with("; work_dirs/cfg/latest.ckpt\n"), "{result}");
     let last = format!("Epoch [2][{0}/{0}]\tlr: 1.000e-03, eta: 0:00:00, time: ", steps(2));
     ended.expect(0, &[&last]);
     assert!(!ended.stderr.to_lowercase().contains("warning"), "{}", ended.stderr);
@@ -31,8 +32,18 @@ fn two_workers_train_and_write_all_documented_files() {
     let folder = scene.path("work_dirs/cfg");
     let found = names(&folder);
     let (dated, fixed): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| name.contains(".log"));
-    let expected =
-        [".fnet.lock", "config.toml", "epoch_1.ckpt", "epoch_2.ckpt", "latest.ckpt", "logs", "results", "tensorboard"];
+    let expected = [
+        ".fnet.lock",
+        "config.toml",
+        "epoch_1.ckpt",
+        "epoch_2.ckpt",
+        "latest.ckpt",
+        "logs",
+        "metrics.prom",
+        "results",
+        "status.json",
+        "tensorboard",
+    ];
     assert_eq!(fixed, expected);
     let [text, json] = dated.as_slice() else { panic!("{dated:?}") };
     let stamp = text.strip_suffix(".log").unwrap();
@@ -109,7 +120,7 @@ fn testing_a_checkpoint_with_one_or_two_workers_gives_the_metrics_of_training() 
         let above_zero = |name: &str| metrics[name].as_f64().unwrap() > 0.0;
         assert!(above_zero("bbox_mAP") && above_zero("segm_mAP"), "zeros prove nothing: {metrics:?}");
         let ended = scene.two(&format!("test work_dirs/cfg/epoch_{epoch}.ckpt --metrics two.json"));
-        assert!(ended.stderr.contains("AP75"), "{}", ended.stderr);
+        assert!(ended.stdout.contains("AP75") && !ended.stderr.contains("AP75"), "{}", ended.stderr);
         assert_same_metrics(&measured, &scene.path("two.json"));
         scene.one(&format!("test work_dirs/cfg/epoch_{epoch}.ckpt --metrics one.json"));
         assert_same_metrics(&measured, &scene.path("one.json"));

@@ -12,20 +12,29 @@ use fnet_protocol::outlet::{self, Outlet, Remark};
 use crate::{Error, Result};
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
+/// Target of lines that are for the file alone: `log::info!(target: FILE_ONLY, ...)`.
+pub const FILE_ONLY: &str = "fnet-file";
 
 struct Logger {
     name: String,
+    /// Of stderr; the file has at least the information.
+    level: LevelFilter,
     file: OnceLock<Outlet>,
 }
 
 /// Makes the macros of `log` write to stderr. Ranks other than 0 log only warnings and errors, with their rank. Later calls
-/// only change the level.
+/// have no effect.
 pub fn init(rank: usize, level: LevelFilter) {
     let name = if rank == 0 { "fnet".into() } else { format!("fnet[rank {rank}]") };
-    let logger = LOGGER.get_or_init(|| Logger { name, file: OnceLock::new() });
+    let (level, most) = if rank == 0 {
+        (level, level.max(LevelFilter::Info))
+    } else {
+        (level.min(LevelFilter::Warn), LevelFilter::Warn)
+    };
+    let logger = LOGGER.get_or_init(|| Logger { name, level, file: OnceLock::new() });
     // Fails only if this logger is set already.
     let _ = log::set_logger(logger);
-    log::set_max_level(if rank == 0 { level } else { level.min(LevelFilter::Warn) });
+    log::set_max_level(most);
 }
 
 /// Appends all further lines to `path`. Only the first call has an effect.
@@ -71,7 +80,9 @@ impl Log for Logger {
         if let Some(file) = self.file.get() {
             file.push(line.clone().into_bytes());
         }
-        outlet::stderr(line);
+        if record.level() <= self.level && record.target() != FILE_ONLY {
+            outlet::stderr(line);
+        }
     }
 
     fn flush(&self) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::message::{self, Failure, FailureKind, FromWorker, Phase, Progress, ToWorker, WorkerStatus};
+use crate::message::{self, Evaluated, Failure, FailureKind, FromWorker, Phase, Progress, ToWorker, WorkerStatus};
 use crate::status::{self, StatusPage};
 use crate::{activity, contain, env, outlet, stack, stop};
 
@@ -141,14 +141,26 @@ impl Client {
         }
     }
 
-    /// Shows a line or a table to the user.
+    /// Shows a line or a table to the user, unless the program is quiet. Results go to stdout instead.
     pub fn note(&self, text: impl Into<String>) {
         let text = text.into();
         if !self.shared.connected {
-            outlet::stderr(format!("{text}\n"));
+            if !env::is_quiet() {
+                outlet::stderr(format!("{text}\n"));
+            }
         } else if self.shared.lock().messages.len() < MAX_NOTES {
             self.shared.push(FromWorker::Note { text });
         }
+    }
+
+    /// Reports that the logs of a training are started.
+    pub fn started(&self, log: &Path) {
+        self.shared.push(FromWorker::Started { log: log.to_path_buf() });
+    }
+
+    /// Reports the metrics of an evaluation during training.
+    pub fn evaluated(&self, evaluated: Evaluated) {
+        self.shared.push(FromWorker::Evaluated(evaluated));
     }
 
     /// Reports that a checkpoint is on disk.

@@ -68,3 +68,8 @@ pub const WORKER: &str = "FNET_WORKER";
 pub const MPI_LIBRARY: &str = "FNET_MPI_LIBRARY";
 /// Base folder of relative data set paths, instead of `data/coco`.
 pub const DATA_ROOT: &str = "FNET_DATA_ROOT";
+
+/// Whether [`VERBOSITY`] asks for results and errors only.
+pub fn is_quiet() -> bool {
+    std::env::var(VERBOSITY).is_ok_and(|level| level.starts_with('-'))
+}

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::exit;
 
@@ -29,7 +30,7 @@ pub enum FromWorker {
     },
     /// Sent every second by a separate thread: it reveals a stopped process as well as a working thread without progress.
     Heartbeat(WorkerStatus),
-    /// Numbers for the progress bar; only the newest is guaranteed to arrive.
+    /// Numbers for the live line and the status; only the newest is guaranteed to arrive.
     Progress(Progress),
     /// Why this worker is about to exit.
     Failed(Failure),
@@ -43,6 +44,13 @@ pub enum FromWorker {
         /// The text; may have several lines.
         text: String,
     },
+    /// Rank 0 of a training has started its logs.
+    Started {
+        /// The text log.
+        log: PathBuf,
+    },
+    /// The model was evaluated during training.
+    Evaluated(Evaluated),
     /// A checkpoint of this job is on disk.
     Saved {
         /// Its file.
@@ -160,7 +168,7 @@ impl Operation {
     }
 }
 
-/// The progress of the job, for the progress bar.
+/// The progress of the job, for the live line and the status.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The current phase.
@@ -171,15 +179,21 @@ pub struct Progress {
     /// Number of epochs.
     #[serde(default)]
     pub epochs: u64,
-    /// Completed steps of this phase: training steps of the job, or images of the evaluation.
+    /// Completed steps of this phase: training steps of the job, or images that this rank has evaluated.
     #[serde(default)]
     pub step: u64,
-    /// Number of steps of this phase.
+    /// Number of steps of this phase for the whole job.
     #[serde(default)]
     pub total_steps: u64,
     /// Total loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
+    /// Every loss by its name in the logs, `null` if it is not finite; only rank 0 sends them.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub losses: Map<String, Value>,
+    /// Learning rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
     /// Images per second of the whole job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
@@ -192,6 +206,15 @@ pub struct Progress {
     /// Seconds of the last step in which this rank waited for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_seconds: Option<f64>,
+}
+
+/// The result of an evaluation during training.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// Finished epochs.
+    pub epoch: u64,
+    /// Metrics by their names in the logs; `null` if they are undefined.
+    pub metrics: Map<String, Value>,
 }
 
 /// A phase of a worker's work.

@@ -53,6 +53,7 @@ struct Queue {
 // The end of the process flushes all of them.
 static ALL: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 static STDERR: OnceLock<Option<Outlet>> = OnceLock::new();
+static STDOUT: OnceLock<Option<Outlet>> = OnceLock::new();
 
 impl Outlet {
     /// Starts the thread `name`, which passes each piece to `write`.
@@ -183,6 +184,15 @@ pub fn stderr(text: impl Into<String>) {
     let write = |piece: &[u8], taken: &dyn Fn()| write_to(io::stderr().as_fd(), piece, taken);
     let start = || Outlet::start_in_parts("stderr", write, Box::new(remark)).ok();
     match STDERR.get_or_init(start) {
+        Some(outlet) => outlet.push(text.into().into_bytes()),
+        None => write(text.into().as_bytes(), &|| {}),
+    }
+}
+
+/// Writes a result to stdout in order, without blocking.
+pub fn stdout(text: impl Into<String>) {
+    let write = |piece: &[u8], taken: &dyn Fn()| write_to(io::stdout().as_fd(), piece, taken);
+    match STDOUT.get_or_init(|| Outlet::start_in_parts("stdout", write, Box::new(|_| None)).ok()) {
         Some(outlet) => outlet.push(text.into().into_bytes()),
         None => write(text.into().as_bytes(), &|| {}),
     }

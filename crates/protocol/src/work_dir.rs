@@ -9,11 +9,16 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// Name of the newest checkpoint.
 pub const LATEST: &str = "latest.ckpt";
 /// Folder with one log per rank.
 pub const LOGS: &str = "logs";
+/// The status of a training, which its launcher keeps.
+pub const STATUS: &str = "status.json";
+/// The same in the text format of Prometheus.
+pub const METRICS: &str = "metrics.prom";
 /// Extension of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
 
@@ -82,7 +87,7 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
 
 /// A process that writes temporary files. Process ids are not unique on a shared folder, so it is identified together with
 /// its host, PID namespace and start time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     host: String,
     process: u32,
@@ -116,8 +121,18 @@ impl Writer {
     }
 
     /// Whether it is a process of this host that has ended; unknown for other hosts.
-    fn is_gone(&self) -> bool {
-        self.host == host() && start_of(self.process) != Some(self.started)
+    pub fn is_gone(&self) -> bool {
+        self.is_of_this_host() && start_of(self.process) != Some(self.started)
+    }
+
+    /// Whether it is a process of this host.
+    pub fn is_of_this_host(&self) -> bool {
+        self.host == host()
+    }
+
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.process
     }
 }
 

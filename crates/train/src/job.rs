@@ -6,21 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fnet_checkpoint::Need;
-use fnet_checkpoint::native::{Best, TrainProgress, set_aside_later};
-use fnet_common::text::count;
-use fnet_common::{Error, Result};
+use fnet_checkpoint::native::{TrainProgress, set_aside_later};
+use fnet_common::{Error, Result, logger};
 use fnet_config::{Config, Resolved};
 use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, train_batches_per_epoch};
 use fnet_distributed::{Communicator, likely_rank};
 use fnet_model::backbones;
 use fnet_protocol::cli::{Resume, Train as Arguments};
 use fnet_protocol::client::Client;
-use fnet_protocol::env;
 use fnet_protocol::message::Phase;
-use fnet_protocol::work_dir::{self, LATEST, Lock};
+use fnet_protocol::work_dir::{self, Lock};
+use fnet_protocol::{env, outlet};
 
 use super::bad_batch::BadBatches;
-use super::disk;
 use super::learning_rate::LearningRate;
 use super::progress::TrainSchedule;
 use super::reporter::Reporter;
@@ -29,7 +27,9 @@ use super::saver::{self, Saver};
 use super::train_state::TrainState;
 use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics};
+use super::{disk, summary};
 use crate::fault::FaultInjector;
+use crate::run_log::tracker;
 
 /// Runs `train` on this rank: loads the config, joins the other ranks, opens the data, builds the state of training, restores
 /// it, and trains.
@@ -61,13 +61,16 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
             resume_unwind(panic);
         }
     };
-    let (best, epochs) = (trainer.best.take(), trainer.progress.epoch);
+    let (best, epochs, tracker) = (trainer.best.take(), trainer.progress.epoch, trainer.reporter.take_tracker());
     // From here on, the last checkpoint is on the disk.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
-        control.note(result(&work.path, epochs, best.as_ref()));
+        outlet::stdout(format!("{}\n", summary::end(&work.path, epochs, best.as_ref())));
     }
     communicator.leave()?;
+    if let Some(mut tracker) = tracker {
+        tracker.finish(if ending == Ending::Finished { tracker::END_TIMEOUT } else { tracker::STOP_TIMEOUT });
+    }
     Ok(ending)
 }
 
@@ -156,6 +159,24 @@ impl<'a> Job<'a> {
         }
         let progress = start.progress;
         let reporter = Reporter::new(resolved, &work.path, communicator, control, schedule, progress, start.window)?;
+        if let Some(log) = reporter.log_file() {
+            let text = summary::Start {
+                resolved,
+                communicator,
+                parameters: &train_state.parameters,
+                training_set: &training_set,
+                validation: validation.as_ref(),
+                schedule: &schedule,
+                progress,
+                source: work.source.as_ref().map(|source| source.path.as_path()),
+                work_dir: &work.path,
+                log,
+            }
+            .text();
+            // A restart is the same job.
+            let target = if is_restart() { logger::FILE_ONLY } else { module_path!() };
+            log::info!(target: target, "{text}");
+        }
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         if work.source.is_none() {
             let need = Need::unless_partial(self.arguments.allow_partial, Need::Most);
@@ -249,17 +270,6 @@ impl<'a> Job<'a> {
 /// collectives that never finish.
 fn abandon(trainer: Trainer<'_>) {
     std::mem::forget(trainer.train_state);
-}
-
-/// Metrics and latest checkpoint of a finished job, in one line; the only line with `--quiet`.
-fn result(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
-    let latest = work_dir.join(LATEST);
-    let metrics = read_metrics(work_dir, epochs, &latest).unwrap_or_default();
-    let value = |(name, value): (&String, &f64)| format!("{name} {value:.4}");
-    let mut parts: Vec<String> = metrics.iter().filter(|(name, _)| name.ends_with("_mAP")).map(value).collect();
-    parts.extend(best.map(|best| format!("best {} {:.4} after epoch {}", best.metric, best.value, best.epoch)));
-    let numbers = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
-    format!("trained {}{numbers}; {}", count(epochs, "epoch"), latest.display())
 }
 
 /// Locks the work folder on rank 0 until the result is dropped, unless the launcher has locked it. All ranks call this

@@ -25,6 +25,7 @@ mod saver;
 mod schedule_table;
 mod snapshot;
 mod step_vote;
+mod summary;
 mod train_state;
 mod trainer;
 mod validation;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use indexmap::{IndexMap, IndexSet};
+use serde_json::Map;
 use tch::Device;
 
 use fnet_checkpoint::native::TrainProgress;
@@ -12,11 +13,11 @@ use fnet_config::{OptimizerKind, Resolved};
 use fnet_data::Skipped;
 use fnet_distributed::Communicator;
 use fnet_protocol::client::Client;
-use fnet_protocol::message::{Phase, Progress};
+use fnet_protocol::message::{Evaluated, Phase, Progress};
 
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
-use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
+use crate::run_log::{RunInfo, RunLog, Tracker, TrainStep, Window};
 
 /// Reports one rank's training.
 pub struct Reporter {
@@ -66,8 +67,9 @@ impl Reporter {
             total_steps: schedule.total_steps(progress) as u64,
         };
         let mut log = if communicator.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
-        if let (Some(log), Some(window)) = (&mut log, &window) {
-            log.make_up(window);
+        if let Some(log) = &mut log {
+            control.started(log.text_path());
+            window.iter().for_each(|window| log.make_up(window));
         }
         let window = window.unwrap_or_else(|| Window::new(interval));
         Ok(Self {
@@ -166,11 +168,26 @@ impl Reporter {
             step,
             total_steps: self.total_steps,
             loss: Some(outcome.report.total()),
+            losses: match self.log {
+                Some(_) => outcome.report.losses.iter().map(|&(name, value)| (name.to_owned(), value.into())).collect(),
+                None => Map::new(),
+            },
+            learning_rate: Some(learning_rate),
             images_per_second: Some(self.images_per_step as f64 / seconds),
             memory_bytes: Some(memory),
             eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
             waited_seconds: Some(outcome.times.waited),
         });
+    }
+
+    /// The text log, on rank 0.
+    pub fn log_file(&self) -> Option<&Path> {
+        self.log.as_ref().map(RunLog::text_path)
+    }
+
+    /// The program of `log.command`, so that it outlives the logs.
+    pub fn take_tracker(&mut self) -> Option<Tracker> {
+        self.log.as_mut().and_then(RunLog::take_tracker)
     }
 
     /// The values since the last log line, as they were after the last update.
@@ -186,6 +203,10 @@ impl Reporter {
         metrics: &IndexMap<String, f64>,
         images: usize,
     ) {
+        // COCO's mark of a number that is undefined is -1.
+        let defined =
+            metrics.iter().map(|(name, &value)| (name.clone(), Some(value).filter(|&value| value >= 0.0).into()));
+        self.control.evaluated(Evaluated { epoch: progress.epoch as u64, metrics: defined.collect() });
         if let Some(log) = &mut self.log {
             let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
             log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &metrics);

@@ -79,7 +79,7 @@ impl Validation {
                 epoch: epoch as u64,
                 epochs: self.config.train.epochs as u64,
                 step: image.done as u64,
-                total_steps: image.total as u64,
+                total_steps: self.dataset.len() as u64,
                 ..Progress::default()
             });
             // The next collective, which would notice a lost peer, may be far away.
@@ -122,7 +122,12 @@ pub(crate) fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> 
     if modified(&path)? < modified(checkpoint)? {
         return None;
     }
-    let text = std::fs::read(path).ok()?;
+    stored_metrics(work_dir, epoch)
+}
+
+/// The metrics that were stored after `epoch`, of whichever run.
+pub(crate) fn stored_metrics(work_dir: &Path, epoch: usize) -> Option<IndexMap<String, f64>> {
+    let text = std::fs::read(metrics_file(work_dir, epoch)).ok()?;
     let values: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).ok()?;
     values.into_iter().map(|(name, value)| Some((name, value.as_f64()?))).collect()
 }

@@ -14,7 +14,7 @@ use fnet_protocol::message::{Failure, FailureKind, FromWorker, Phase, Progress, 
 use self::cause::{Diagnosis, Evidence, ProcessExit};
 use self::hang::Limits;
 use self::result::{AttemptEnd, AttemptResult};
-use self::status::RankStatus;
+use self::status::{JobStage, RankStatus, Usage};
 
 /// Time for the other workers to exit by themselves after one has failed.
 const PEER_EXIT_GRACE: Duration = Duration::from_secs(2);
@@ -88,8 +88,7 @@ struct Worker {
     evidence: Evidence,
     last_message: Option<Instant>,
     status: Option<(WorkerStatus, Instant)>,
-    /// Seconds of a step in which it waits for the others, smoothed.
-    wait_seconds: Option<f64>,
+    usage: Usage,
     /// Completed steps of the state that it can write since the job has failed.
     ready_step: Option<u64>,
     /// It was chosen to write the emergency checkpoint.
@@ -102,7 +101,7 @@ impl Worker {
             evidence: Evidence::new(rank),
             last_message: None,
             status: None,
-            wait_seconds: None,
+            usage: Usage::default(),
             ready_step: None,
             is_chosen: false,
         }
@@ -213,8 +212,44 @@ impl Attempt {
             age: now.duration_since(self.started),
             silent: worker.last_message.map(|at| now.duration_since(at)),
             status: worker.status.as_ref().map(|(status, at)| status::after(status, now.duration_since(*at))),
+            usage: worker.usage,
         };
         running.map(status).collect()
+    }
+
+    /// The same with the workers of other nodes.
+    pub fn all_statuses(&self, now: Instant) -> Vec<RankStatus> {
+        let age = now.saturating_duration_since(self.remote.1);
+        let remote = self.remote.0.iter().map(|status| status.after(age));
+        self.statuses(now).into_iter().chain(remote).collect()
+    }
+
+    /// What the launcher does with the workers, and the first failure if there is one.
+    pub fn stage(&self) -> (JobStage, Option<String>) {
+        let stage = match self.stage {
+            Stage::Running => JobStage::Running,
+            Stage::Stopping { .. } => JobStage::Stopping,
+            Stage::Failing { .. } => JobStage::Failing,
+        };
+        let cause = if self.failures > 0 { cause::first(&self.evidence()) } else { None };
+        (stage, cause.map(|cause| format!("rank {} failed: {}", cause.rank, cause.reason)))
+    }
+
+    /// Images that all ranks have finished in the evaluation after `epoch`.
+    pub fn images_done(&self, epoch: u64) -> u64 {
+        let local = self.workers.iter().filter_map(|worker| worker.status.as_ref().map(|(status, _)| status));
+        let remote = self.remote.0.iter().filter_map(|worker| worker.status.as_ref());
+        let is_evaluating = |status: &&WorkerStatus| {
+            status.epoch == epoch && matches!(status.phase, Phase::Evaluation | Phase::Summary)
+        };
+        local.chain(remote).filter(is_evaluating).map(|status| status.step).sum()
+    }
+
+    /// The resident memory of worker `index` now.
+    pub fn set_memory(&mut self, index: usize, bytes: Option<u64>) {
+        if let Some(worker) = self.workers.get_mut(index) {
+            worker.usage.memory_bytes = bytes;
+        }
     }
 
     /// The result, once every worker has exited.
@@ -334,9 +369,11 @@ impl Attempt {
                 Vec::new()
             }
             FromWorker::Progress(progress) => {
+                let usage = &mut worker.usage;
                 if let Some(waited) = progress.waited_seconds {
-                    worker.wait_seconds = Some(worker.wait_seconds.map_or(waited, |old| 0.8 * old + 0.2 * waited));
+                    usage.wait_seconds = Some(usage.wait_seconds.map_or(waited, |old| 0.8 * old + 0.2 * waited));
                 }
+                usage.peak_memory_bytes = progress.memory_bytes.or(usage.peak_memory_bytes);
                 let Progress { phase, epoch, step, .. } = progress;
                 self.on_status(index, WorkerStatus { phase, epoch, step, ..WorkerStatus::default() }, now);
                 if index == 0 { vec![Action::Progress(progress, self.slowest())] } else { Vec::new() }
@@ -355,6 +392,8 @@ impl Attempt {
                 self.choose_emergency_writer(now)
             }
             FromWorker::Note { text } => vec![Action::Note(text)],
+            // The supervisor's status takes these.
+            FromWorker::Started { .. } | FromWorker::Evaluated(_) => Vec::new(),
             FromWorker::Hello { .. } | FromWorker::Done | FromWorker::Unknown => Vec::new(),
         }
     }
@@ -510,7 +549,7 @@ impl Attempt {
     /// The rank that waits least for the others, and how much less than the rank that waits most.
     fn slowest(&self) -> Option<(usize, f64)> {
         let waits: Vec<(usize, f64)> =
-            self.workers.iter().filter_map(|worker| Some((worker.evidence.rank, worker.wait_seconds?))).collect();
+            self.workers.iter().filter_map(|worker| Some((worker.evidence.rank, worker.usage.wait_seconds?))).collect();
         let &(rank, least) = waits.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let most = waits.iter().map(|&(_, seconds)| seconds).fold(0.0, f64::max);
         (waits.len() > 1).then_some((rank, most - least))
@@ -520,10 +559,7 @@ impl Attempt {
         if now < self.judge_from {
             return Vec::new();
         }
-        let mut statuses = self.statuses(now);
-        let age = now.saturating_duration_since(self.remote.1);
-        statuses.extend(self.remote.0.iter().map(|status| status.after(age)));
-        let Some(hang) = hang::find(&statuses, &self.limits) else { return Vec::new() };
+        let Some(hang) = hang::find(&self.all_statuses(now), &self.limits) else { return Vec::new() };
         // The launcher of its node reports a hang there; here it only explains why ranks wait.
         let position = self.workers.iter().position(|worker| worker.evidence.rank == hang.rank);
         let Some(index) = position else { return Vec::new() };

@@ -7,8 +7,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::ranks;
 
+/// What the launcher of a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStage {
+    /// It waits for other nodes, or pauses before a restart.
+    Waiting,
+    /// Its workers run.
+    Running,
+    /// A stop was requested.
+    Stopping,
+    /// A worker has failed; the others save and exit.
+    Failing,
+    /// The job has ended.
+    Ended,
+    /// A stage from a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a worker uses, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Resident memory of its process.
+    pub memory_bytes: Option<u64>,
+    /// Peak memory: on its GPU, or of its process on the CPU.
+    pub peak_memory_bytes: Option<u64>,
+    /// Seconds of a step in which it waits for the others, smoothed.
+    pub wait_seconds: Option<f64>,
+}
+
 /// The last known status of a worker that has not exited. Launchers send it to each other.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankStatus {
     /// Rank in the job.
     pub rank: usize,
@@ -18,6 +48,9 @@ pub struct RankStatus {
     pub silent: Option<Duration>,
     /// What it last reported, with the time since then added.
     pub status: Option<WorkerStatus>,
+    /// What it uses.
+    #[serde(default)]
+    pub usage: Usage,
 }
 
 impl RankStatus {
@@ -28,6 +61,7 @@ impl RankStatus {
             age: self.age + time,
             silent: self.silent.map(|silent| silent + time),
             status: self.status.as_ref().map(|status| after(status, time)),
+            usage: self.usage,
         }
     }
 }
@@ -91,7 +125,13 @@ mod tests {
     fn a_status_ages_on_its_way() {
         let second = Duration::from_secs(1);
         let status: WorkerStatus = from_line(br#"{"phase":"data","epoch":1,"step":7,"idle_seconds":3.0}"#).unwrap();
-        let sent = RankStatus { rank: 3, age: second * 9, silent: Some(second), status: Some(status) };
+        let sent = RankStatus {
+            rank: 3,
+            age: second * 9,
+            silent: Some(second),
+            status: Some(status),
+            ..RankStatus::default()
+        };
         let received: RankStatus = from_line(&to_line(&sent).unwrap()).unwrap();
         let later = received.after(second);
         assert_eq!((later.rank, later.age, later.silent), (3, second * 10, Some(second * 2)));

@@ -302,7 +302,7 @@ fn a_worker_whose_shared_status_shows_progress_is_alive_without_messages() {
 fn remote(phase: Phase, idle: u32) -> Vec<RankStatus> {
     let status = WorkerStatus { phase, epoch: 1, step: 5, idle_seconds: f64::from(idle), ..WorkerStatus::default() };
     let (age, silent) = (Duration::from_secs(idle.into()), Some(Duration::from_millis(10)));
-    vec![RankStatus { rank: 2, age, silent, status: Some(status) }]
+    vec![RankStatus { rank: 2, age, silent, status: Some(status), ..RankStatus::default() }]
 }
 
 // https://github.com/open-mmlab/mmdetection/issues/11096: one rank evaluates, the others' time runs out.

@@ -214,7 +214,7 @@ fn publish(options: &LaunchOptions, report: &LaunchTimes, json: bool) -> Result<
             _ => Ok(()),
         };
     }
-    Console::new(options).print(&text(report));
+    Console::new(options).result(&text(report));
     Ok(())
 }
 

@@ -90,7 +90,7 @@ pub fn run(options: &LaunchOptions, plan: &Plan) -> Result<i32> {
         // A reader that closed the pipe has read enough.
         let _ = writeln!(std::io::stdout(), "{line}");
     } else {
-        console.print(&describe(&report, memory));
+        console.result(&describe(&report, memory));
     }
     report.problems.iter().for_each(|problem| console.error(problem));
     Ok(if report.problems.is_empty() { exit::SUCCESS } else { exit::ENVIRONMENT })

@@ -3,6 +3,7 @@
 mod benchmark;
 mod documents;
 mod dry_run;
+mod status;
 mod synth;
 
 use std::os::unix::process::CommandExt;
@@ -35,6 +36,7 @@ pub fn run(launch: &Launch) -> Result<i32> {
             }
         }
         LaunchCommand::Synth(command) => synth::run(options, command).map(|()| exit::SUCCESS),
+        LaunchCommand::Status(command) => status::run(command).map(|()| exit::SUCCESS),
         LaunchCommand::Doctor(command) => doctor::run(options, command, plan::find_worker()),
         LaunchCommand::Completions(command) => {
             documents::completions(command);

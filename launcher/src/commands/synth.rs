@@ -28,7 +28,7 @@ pub fn run(launch: &LaunchOptions, synth: &Synth) -> Result<()> {
         annotations_only: synth.annotations_only,
         ..Options::default()
     };
-    let bar = if console.has_bar() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let bar = if console.is_live() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let most = AtomicU64::new(0);
     let made = fnet_synth::generate(&options, &|progress| {
         // Calls come from several threads, out of order.
@@ -46,7 +46,7 @@ pub fn run(launch: &LaunchOptions, synth: &Synth) -> Result<()> {
         Error::new(code, error.to_string())
     })?;
     let verb = if summary.reused { "already contains" } else { "now contains" };
-    console.say(&format!(
+    console.result(&format!(
         "{} {verb} {} images ({} without objects), {} annotations ({} crowds), in {}",
         synth.out.display(),
         summary.images,

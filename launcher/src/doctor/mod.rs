@@ -90,7 +90,7 @@ pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -
             let _ = writeln!(std::io::stdout(), "{line}");
         }
     } else {
-        diagnoses.iter().for_each(|diagnosis| console.print(&text(diagnosis)));
+        diagnoses.iter().for_each(|diagnosis| console.result(&text(diagnosis)));
     }
     Ok(if able { exit::SUCCESS } else { exit::ENVIRONMENT })
 }

@@ -44,6 +44,9 @@ pub struct GpuState {
     pub memory_total: u64,
     /// Free memory in bytes.
     pub memory_free: u64,
+    /// Percent of the time in which kernels ran.
+    #[serde(default)]
+    pub busy_percent: Option<u32>,
     /// Whether persistence mode is on.
     pub persistent: Option<bool>,
     /// Whether several processes may use it at a time.
@@ -115,6 +118,7 @@ fn state(nvml: &Nvml, index: u32) -> Result<GpuState, NvmlError> {
         capability: device.cuda_compute_capability().ok().map(|found| (found.major, found.minor)),
         memory_total: memory.total,
         memory_free: memory.free,
+        busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
         persistent: device.is_in_persistent_mode().ok(),
         shared: device.compute_mode().ok().map(|mode| mode == ComputeMode::Default),
         ecc_errors: device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok(),

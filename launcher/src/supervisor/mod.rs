@@ -1,6 +1,7 @@
 //! Supervises a job: starts the workers, passes events to the [`Attempt`], executes its actions, restarts.
 
 mod logs;
+mod next;
 mod oom;
 mod process;
 mod procfs;
@@ -27,12 +28,14 @@ use self::workers::Starter;
 use crate::attempt::cause::Cause;
 use crate::attempt::hang::Limits;
 use crate::attempt::result::{AttemptEnd, AttemptResult};
-use crate::attempt::{Attempt, Event};
+use crate::attempt::status::JobStage;
+use crate::attempt::{Action, Attempt, Event};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
 use crate::nodes::{self, AttemptStart, Cluster, Token};
 use crate::plan::{self, Plan};
 use crate::signals::{Request, Signals};
+use crate::status::{Keeper, Level, show};
 use crate::text;
 
 /// Time for logs and reports to reach a slow disk.
@@ -118,14 +121,31 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
     if options.verbosity() > 0 {
         plan.binding.lines().iter().for_each(|line| console.say(line));
     }
-    let cluster = match nodes::join(options, &plan, &config, token, &console, &mut signals).await? {
-        Ok(cluster) => cluster,
-        Err(reason) => return stopped(reason),
+    let mut keeper = Keeper::new(&plan);
+    let cluster = match nodes::join(options, &plan, &config, token, &console, &mut signals).await {
+        Ok(Ok(cluster)) => cluster,
+        Ok(Err(reason)) => {
+            keeper.end(reason.exit_code(), None);
+            return stopped(reason);
+        }
+        Err(error) => {
+            keeper.end(error.code, Some(error.message()));
+            return Err(error);
+        }
     };
-    let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster };
+    let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster, keeper };
     let ended = supervisor.run().await;
+    console.clear_line();
     if let Err(error) = &ended {
         console.error(error.message());
+    }
+    match &ended {
+        Ok(code) => supervisor.keeper.end(*code, None),
+        Err(error) => supervisor.keeper.end(error.code, Some(error.message())),
+    }
+    let is_first = supervisor.plan.nodes.rank == 0;
+    if let (Ok(exit::SUCCESS), WorkerCommand::Train(train), true) = (&ended, command, is_first) {
+        next::lines(launch, train, supervisor.keeper.status()).iter().for_each(|line| console.talk(line));
     }
     logs::flush(DISK_TIMEOUT);
     // A stop that is requested now ends the wait for the other nodes.
@@ -141,6 +161,7 @@ struct Supervisor<'a> {
     signals: Signals,
     reaper: Reaper,
     cluster: Cluster,
+    keeper: Keeper,
 }
 
 impl Supervisor<'_> {
@@ -149,6 +170,7 @@ impl Supervisor<'_> {
         let old_checkpoints = self.plan.checkpoints()?;
         let mut budget = RestartBudget::new(self.options);
         loop {
+            self.keeper.set_stage(JobStage::Waiting);
             let (nodes, resume) = (&self.plan.nodes, self.plan.resume);
             let start = self.cluster.begin(nodes, budget.total(), resume, &self.console, &mut self.signals).await?;
             let start = match start {
@@ -158,24 +180,25 @@ impl Supervisor<'_> {
             self.plan.nodes = start.nodes.clone();
             self.plan.resume = start.resume.unwrap_or(resume);
             let result = self.attempt(start).await?;
-            self.console.clear_bar();
+            self.console.clear_line();
             let cause = match &result.end {
                 AttemptEnd::Done => return Ok(exit::SUCCESS),
                 AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved)),
                 AttemptEnd::Failed { cause, .. } => cause,
             };
             let is_plain = report::is_plain(cause, &self.plan);
+            self.keeper.on_failure(cause);
             self.report(cause, budget.total(), is_plain).await;
             if !result.lost_nodes.is_empty() {
                 let lost = text::list(&result.lost_nodes);
                 let are = if result.lost_nodes.len() == 1 { "is" } else { "are" };
-                self.console.error(&format!("not restarted: {lost} {are} lost; start the job again on all nodes"));
+                self.tell(&format!("not restarted: {lost} {are} lost; start the job again on all nodes"));
                 return Ok(cause.exit_code);
             }
             match budget.decide(self.plan.is_train(), &result, cause) {
                 Decision::GiveUp(reason) => {
                     if self.plan.is_train() && !is_plain {
-                        self.console.error(&format!("not restarted: {reason}"));
+                        self.tell(&format!("not restarted: {reason}"));
                     }
                     return Ok(cause.exit_code);
                 }
@@ -185,7 +208,8 @@ impl Supervisor<'_> {
                     let is_new = newest.is_some_and(|newest| !old_checkpoints.contains(&newest));
                     self.plan.resume = budget.has_checkpoint() || is_new;
                     let (seconds, position) = (pause.as_secs(), budget.position());
-                    self.console.error(&format!("restarting in {seconds} s ({position}): {reason}"));
+                    self.keeper.on_restart(cause);
+                    self.tell(&format!("restarting in {seconds} s ({position}): {reason}"));
                     if let Err(reason) = self.signals.unless_stopped(tokio::time::sleep(pause)).await {
                         self.cluster.stop(reason, false).await;
                         return Ok(self.say_stopped(reason, true));
@@ -212,6 +236,7 @@ impl Supervisor<'_> {
             silence: seconds(self.options.silence_timeout),
         };
         let (ranks, grace) = (self.plan.ranks(), seconds(self.options.grace));
+        self.keeper.begin_attempt();
         let mut attempt = Attempt::new(&ranks, self.plan.is_train(), grace, limits, Instant::now());
         loop {
             // In this order, messages are processed before a worker is judged for its silence.
@@ -219,6 +244,7 @@ impl Supervisor<'_> {
                 biased;
                 request = self.signals.next() => match request {
                     Request::Stop(reason) => {
+                        self.keeper.event(Level::Info, "a stop was requested");
                         self.cluster.stop(reason, attempt.stop_reason().is_some()).await;
                         attempt.on_stop(reason, Instant::now())
                     }
@@ -234,17 +260,34 @@ impl Supervisor<'_> {
                         // Its last heartbeat may be a second old.
                         workers.read_status(index, &mut attempt);
                     }
+                    self.keeper.on_event(&event);
                     attempt.on_event(index, event, Instant::now())
                 }
                 message = self.cluster.next() => self.cluster.deliver(message, &mut attempt, Instant::now()),
                 () = tokio::time::sleep_until(attempt.next_tick().into()) => {
                     (0..ranks.len()).for_each(|index| workers.read_status(index, &mut attempt));
-                    attempt.on_tick(Instant::now())
+                    let actions = attempt.on_tick(Instant::now());
+                    self.keeper.on_tick(&attempt, Instant::now());
+                    if self.console.is_live() {
+                        self.show_progress(false);
+                    }
+                    actions
                 }
             };
             self.cluster.report(&attempt, Instant::now()).await;
             for action in actions {
-                workers.execute(action, &mut attempt, &self.console);
+                match action {
+                    Action::Say(text) => {
+                        self.console.say(&text);
+                        self.keeper.event(Level::Warning, &text);
+                    }
+                    Action::Progress(progress, slowest) => {
+                        let is_last = progress.step == progress.total_steps;
+                        self.keeper.on_progress(progress, slowest, &attempt, Instant::now());
+                        self.show_progress(is_last);
+                    }
+                    action => workers.execute(action, &mut attempt, &self.console),
+                }
             }
             if let Some(result) = attempt.result(Instant::now()) {
                 self.remove_leftovers();
@@ -262,16 +305,28 @@ impl Supervisor<'_> {
         }
     }
 
-    fn say_stopped(&self, reason: StopReason, saved: bool) -> i32 {
+    fn show_progress(&self, is_last: bool) {
+        let status = self.keeper.status();
+        self.console.progress(show::key(status), is_last, Instant::now(), |width| show::line(status, width));
+    }
+
+    /// Prints a line even with --quiet, and adds it to the text log.
+    fn tell(&mut self, line: &str) {
+        self.console.error(line);
+        self.keeper.event(Level::Warning, line);
+    }
+
+    fn say_stopped(&mut self, reason: StopReason, saved: bool) -> i32 {
         let how = if saved { "" } else { "; not every worker reached the point of saving" };
         let next = if self.plan.is_train() { "; run again with --resume" } else { "" };
-        self.console.error(&format!("stopped on request{how}{next}"));
+        self.tell(&format!("stopped on request{how}{next}"));
         reason.exit_code()
     }
 
     /// Prints the cause of a failure, and writes the report for programs.
-    async fn report(&self, cause: &Cause, restarts: u32, is_plain: bool) {
+    async fn report(&mut self, cause: &Cause, restarts: u32, is_plain: bool) {
         let log = self.plan.log(cause.rank);
+        self.keeper.event(Level::Error, &format!("rank {} failed: {}", cause.rank, cause.reason));
         let lines = if is_plain { vec![cause.reason.clone()] } else { report::lines(cause, &log) };
         if let Some((headline, details)) = lines.split_first() {
             self.console.error(headline);

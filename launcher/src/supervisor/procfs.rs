@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 /// Maximum number of threads to list.
 const MAX_THREADS: usize = 4;
 
+/// Resident memory of the process `pid` in bytes.
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kilobytes.map(|kilobytes: u64| kilobytes << 10)
+}
+
 /// What blocks the process `pid`, if the kernel shows it.
 pub fn describe_blocked(pid: i32) -> Option<String> {
     describe(&threads(&Path::new("/proc").join(pid.to_string())))

@@ -59,6 +59,7 @@ impl Workers {
         if let Some(status) = read.ok().and_then(|_| status::from_bytes(&bytes)) {
             attempt.on_event(index, Event::Status(status), Instant::now());
         }
+        attempt.set_memory(index, procfs::resident_bytes(worker.handle.id()));
     }
 
     /// Executes an action of the attempt.
@@ -78,9 +79,9 @@ impl Workers {
                     attempt.on_event(index, Event::Inspected(found), Instant::now());
                 }
             }
-            Action::Say(text) => console.say(&text),
-            Action::Progress(progress, slowest) => console.progress(&progress, slowest, Instant::now()),
-            Action::Note(text) => console.print(&text),
+            Action::Note(text) => console.talk(&text),
+            // The supervisor does these.
+            Action::Say(_) | Action::Progress(..) => {}
         }
     }
 

@@ -2,7 +2,7 @@
 # A worker that speaks the launcher's contract (environment, control channel, exit codes) and does what FAKE says.
 # Words of FAKE: "<deed>" for every rank, or "<deed>@<rank>" for one; the others work until they are told to stop.
 # Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, relapse, fall, vanish, flood, environment, connect,
-# cpus; beat works with heartbeats; survive and blocked work until a peer is lost, and save their state, or never end with
+# cpus; beat works with heartbeats, pace with training steps; survive and blocked work until a peer is lost, and save their state, or never end with
 # that; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
 # first. "config=MISTAKE" is for the worker that is asked for the config: a signal, a code, blank, or wait.
 
@@ -43,6 +43,10 @@ fi
 [ "$deed" != absent ] || exec sleep 1000
 say "{\"type\":\"hello\",\"version\":1,\"rank\":$RANK,\"pid\":$$}"
 say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
+if [ "$RANK" = 0 ] && [ -d work_dirs/cfg ]; then
+    : >>work_dirs/cfg/run.log
+    say '{"type":"started","log":"work_dirs/cfg/run.log"}'
+fi
 
 if [ -n "$noisy" ]; then
     yes 'a line of noise' | head -n "${NOISE:-20000}"
@@ -58,6 +62,10 @@ work() {
         read -r -t 0.2 -u "$FNET_CONTROL" message
         [ "$deed" != saving ] || say '{"type":"heartbeat","phase":"checkpoint","epoch":1,"step":7,"idle_seconds":0.0}'
         [ "$deed" != beat ] || say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
+        if [ "$deed" = pace ]; then
+            step=$((step + 1))
+            say "{\"type\":\"progress\",\"phase\":\"backward\",\"epoch\":1,\"epochs\":3,\"step\":$step,\"total_steps\":90,\"loss\":0.5,\"images_per_second\":8.5,\"memory_bytes\":650000000,\"eta_seconds\":61.0}"
+        fi
         case $message in
             *'"interrupted"'*) touch "saved_$RANK"; exit 130 ;;
             *'"terminated"'*) touch "saved_$RANK"; exit 75 ;;

@@ -9,5 +9,6 @@ mod nodes;
 mod placement;
 mod stalled;
 mod starting;
+mod status;
 mod supervision;
 mod support;

@@ -304,7 +304,7 @@ fn doctor_names_what_is_wrong_and_the_remedy() {
     let mut command = scene.command("", "doctor");
     command.env("FNET_WORKER", scene.path("no-such-worker"));
     let output = finish(command);
-    let text = stderr(&output);
+    let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(code(&output), 6, "{text}");
     assert!(text.contains("BAD  worker") && text.contains("make setup"), "{text}");
 }

@@ -17,6 +17,7 @@ use fnet_evaluate::results::ImageResult;
 use fnet_protocol::{cli, stop};
 
 use super::detector::{Host, Trained, Wanted, load, to_paint};
+use super::print;
 use super::test::into_image;
 use inputs::{Input, find};
 use output::Output;
@@ -65,7 +66,7 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
             }
             Err(error) => return Err(error),
         }
-        (host.progress)(done, indices.len());
+        (host.progress)(done, inputs.len());
     }
     let places: HashMap<i64, usize> = (0..inputs.len()).map(|index| (index as i64 + 1, index)).collect();
     gather(share, &places, host.ranks)?.and_then(|found| finish(&found, &inputs, &trained, arguments, host))
@@ -90,10 +91,10 @@ fn finish(
     };
     let file = output.write(arguments.format, &arguments.out)?;
     for line in summary(found, inputs, arguments) {
-        (host.say)(&line);
+        print(&line)?;
     }
     let written = if arguments.no_images { format!("{file} is") } else { format!("images and {file} are") };
-    (host.say)(&format!("{written} in {}; category ids {meaning}", arguments.out.display()));
+    print(&format!("{written} in {}; category ids {meaning}", arguments.out.display()))?;
     for unreadable in &found.skipped {
         (host.say)(&format!("not read: {unreadable}"));
     }

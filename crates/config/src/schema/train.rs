@@ -405,11 +405,15 @@ pub struct Log {
     pub interval: usize,
     /// Write TensorBoard files.
     pub tensorboard: bool,
+    /// A program, as a line for the shell, that gets every line of `<time>.log.json` on its standard input while the job
+    /// runs; empty for none. Its working directory is that of the job, and FNET_WORK_DIR names the work folder. If it
+    /// stalls or fails, the job goes on without it (docs/trackers.md).
+    pub command: String,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { interval: 50, tensorboard: true }
+        Self { interval: 50, tensorboard: true, command: String::new() }
     }
 }
 

@@ -342,6 +342,24 @@ impl Flops {
     }
 }
 
+/// `status`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = "Examples:\n  \
+    fnet-launch status work_dirs/cfg\n  \
+    fnet-launch status work_dirs/cfg --watch\n\n\
+    Exit codes: 0 the status was shown, 2 the folder is not that of a training, 3 its status is missing or damaged.")]
+pub struct Status {
+    /// Work folder of the training
+    #[arg(value_name = "WORK_DIR")]
+    pub work_dir: PathBuf,
+    /// Show it again every second, until the job ends
+    #[arg(long)]
+    pub watch: bool,
+    /// Print JSON to stdout; with --watch one line each time
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `doctor`
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(after_help = "Examples:\n  fnet-launch doctor\n  fnet-launch doctor --json")]

@@ -26,7 +26,7 @@ pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
     Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName,
-    SplitName, Synth, SynthLayout, Test, Train,
+    SplitName, Status, Synth, SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
@@ -67,6 +67,8 @@ pub enum LaunchCommand {
     Worker(WorkerCommand),
     /// Make a synthetic COCO data set: textured scenes with boxes, masks, crowds and holes.
     Synth(Synth),
+    /// Show what a running or ended training does.
+    Status(Status),
     /// Check this machine and suggest fixes.
     Doctor(Doctor),
     /// Print a shell completion script for fnet-launch.

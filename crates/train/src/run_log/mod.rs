@@ -6,8 +6,10 @@ mod environment;
 mod format;
 mod run;
 pub mod tensorboard;
+pub mod tracker;
 mod window;
 
 pub use environment::describe as describe_environment;
 pub use run::{RunInfo, RunLog};
+pub use tracker::Tracker;
 pub use window::{TrainStep, Window};

@@ -13,6 +13,7 @@ use fnet_protocol::outlet::{FLUSH_TIMEOUT, Outlet};
 use super::environment;
 use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
+use super::tracker::Tracker;
 use super::window::{TrainStep, Window, ends_epoch};
 
 /// Steps between lines that name the config, as in MMDetection.
@@ -45,7 +46,10 @@ pub struct RunLog {
     /// Of the latest update; evaluations repeat it, as in MMDetection.
     momentum: Option<f64>,
     json: (Outlet, PathBuf),
+    text: PathBuf,
     tensorboard: Option<TensorBoard>,
+    /// The program of `log.command`.
+    tracker: Option<Tracker>,
 }
 
 impl RunLog {
@@ -68,7 +72,8 @@ impl RunLog {
         }
 
         let timestamp = jiff::Zoned::now().strftime("%Y%m%d_%H%M%S").to_string();
-        logger::attach(&work_dir.join(format!("{timestamp}.log")))?;
+        let text = work_dir.join(format!("{timestamp}.log"));
+        logger::attach(&text)?;
         let json_path = work_dir.join(format!("{timestamp}.log.json"));
         let json = OpenOptions::new().create(true).append(true).open(&json_path);
         // Without a key `epoch`, so that MMDetection's tools skip it.
@@ -88,18 +93,20 @@ impl RunLog {
             false => None,
         };
 
-        let log = Self {
+        let mut log = Self {
             name: info.name.to_owned(),
             total_steps: info.total_steps,
             start_step: info.start_step,
             seconds: 0.0,
             momentum: None,
             json: (json, json_path),
+            text,
             tensorboard,
+            tracker: Tracker::start(&info.config.log.command, work_dir),
         };
         let environment = environment::describe(&info.environment);
-        log::info!("Environment info:\n{environment}");
-        log::info!("Config:\n{config}");
+        log::info!(target: logger::FILE_ONLY, "Environment info:\n{environment}");
+        log::info!(target: logger::FILE_ONLY, "Config:\n{config}");
         let header = json!({
             "env_info": environment, "config": config, "seed": info.config.train.seed, "exp_name": info.name, "hook_msgs": {},
         });
@@ -204,6 +211,16 @@ impl RunLog {
         &self.json.1
     }
 
+    /// The text log.
+    pub fn text_path(&self) -> &Path {
+        &self.text
+    }
+
+    /// The program of `log.command`, so that it outlives the log.
+    pub fn take_tracker(&mut self) -> Option<Tracker> {
+        self.tracker.take()
+    }
+
     /// Estimated remaining seconds, by the mean of this run's updates.
     pub fn remaining_seconds(&self, step: u64) -> f64 {
         let done = step.saturating_sub(self.start_step).max(1);
@@ -254,8 +271,12 @@ impl RunLog {
         }
     }
 
-    fn line(&self, value: &Value) {
-        self.json.0.push(format!("{value}\n").into_bytes());
+    fn line(&mut self, value: &Value) {
+        let line = format!("{value}\n").into_bytes();
+        if let Some(tracker) = &mut self.tracker {
+            tracker.push(line.clone());
+        }
+        self.json.0.push(line);
     }
 }
 

@@ -14,7 +14,7 @@ pub const LIMITS: Limits = Limits {
 fn worker(rank: usize, phase: Phase, step: u64, idle_seconds: f64) -> RankStatus {
     let status = WorkerStatus { phase, epoch: 1, step, idle_seconds: idle_seconds + 1.0, ..WorkerStatus::default() };
     let (age, silent) = (Duration::from_secs(5000), Some(Duration::from_secs(1)));
-    RankStatus { rank, age, silent, status: Some(status) }
+    RankStatus { rank, age, silent, status: Some(status), ..RankStatus::default() }
 }
 
 fn waiting(rank: usize, operation: Operation, collective: u64, idle_seconds: f64) -> RankStatus {
@@ -58,7 +58,13 @@ fn a_stopped_process_is_distinguished_from_a_thread_that_sleeps() {
 
 #[test]
 fn a_worker_that_never_connects_has_the_start_timeout() {
-    let absent = |age| RankStatus { rank: 3, age: Duration::from_secs(age), silent: None, status: None };
+    let absent = |age| RankStatus {
+        rank: 3,
+        age: Duration::from_secs(age),
+        silent: None,
+        status: None,
+        ..RankStatus::default()
+    };
     assert_eq!(find(&[absent(899)], &LIMITS), None);
     assert!(find(&[absent(901)], &LIMITS).unwrap().text.contains("sent no message"));
 }

@@ -299,7 +299,7 @@ fn a_node_that_is_gone_before_a_restart_ends_the_job() {
 #[test]
 fn each_node_receives_the_workers_of_all_others() {
     let mut scene = Scene::running();
-    let worker = RankStatus { rank: 3, age: SECOND * 9, silent: Some(SECOND), status: None };
+    let worker = RankStatus { rank: 3, age: SECOND * 9, silent: Some(SECOND), status: None, ..RankStatus::default() };
     scene.say(2, ToCoordinator::Heartbeat { workers: vec![worker] });
     scene.now += SECOND;
     let actions = scene.coordinator.on_tick(scene.now);

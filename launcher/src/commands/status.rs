@@ -1,0 +1,72 @@
+//! `status`: shows what a running or ended training does.
+
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::Duration;
+
+use fnet_protocol::cli::Status;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::status::{self, JobStatus, Verdict, show};
+
+/// Interval of `--watch`.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The status for programs.
+#[derive(Serialize)]
+struct StatusReport<'a> {
+    verdict: Verdict,
+    /// The verdict in words.
+    text: String,
+    #[serde(flatten)]
+    status: &'a JobStatus,
+}
+
+/// Shows the status of the job in a work folder, with `--watch` until it ends.
+///
+/// # Errors
+/// The folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
+pub fn run(command: &Status) -> Result<()> {
+    // A file that is replaced by hand may be damaged in between, but not the first time.
+    let mut status = status::read(&command.work_dir)?;
+    loop {
+        let now = status::now();
+        let verdict = status.judge(now);
+        let text = if command.json {
+            let report = StatusReport { verdict, text: show::verdict(&status, verdict, now), status: &status };
+            let line =
+                if command.watch { serde_json::to_string(&report) } else { serde_json::to_string_pretty(&report) };
+            line.map_err(|error| Error::bug(error.to_string()))? + "\n"
+        } else {
+            printable(&show::page(&status, verdict, now))
+        };
+        let is_redrawn = command.watch && !command.json && io::stdout().is_terminal();
+        let shown = if is_redrawn { redrawn(&text) } else { text };
+        match io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Error::environment(format!("writing to stdout: {error}"))),
+            Ok(()) => {}
+        }
+        if !command.watch || matches!(verdict, Verdict::Ended | Verdict::Killed) {
+            return Ok(());
+        }
+        thread::sleep(INTERVAL);
+        status = status::read(&command.work_dir).unwrap_or(status);
+    }
+}
+
+/// Text without characters that control a terminal: a file may contain anything.
+fn printable(text: &str) -> String {
+    text.chars().filter(|&letter| letter == '\n' || !letter.is_control()).collect()
+}
+
+/// The text in place of what is on the screen, with lines that fit.
+fn redrawn(text: &str) -> String {
+    let (terminal_size::Width(columns), terminal_size::Height(rows)) =
+        terminal_size::terminal_size().unwrap_or((terminal_size::Width(80), terminal_size::Height(24)));
+    let fitting = text.lines().take(usize::from(rows.max(2)) - 1);
+    let lines: Vec<String> = fitting.map(|line| line.chars().take(usize::from(columns)).collect()).collect();
+    // Each line replaces the old one, without a blank screen in between.
+    format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))
+}

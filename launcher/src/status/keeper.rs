@@ -1,0 +1,268 @@
+//! Keeps the status of a job up to date.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fnet_protocol::cli::WorkerCommand;
+use fnet_protocol::message::{FromWorker, Phase, Progress};
+use fnet_protocol::{exit, work_dir::Writer};
+
+use super::files::{self, Files, Level};
+use super::{GpuUse, JobEnd, JobStatus, RankState, Restart, SavedCheckpoint, now};
+use crate::attempt::cause::Cause;
+use crate::attempt::status::{JobStage, RankStatus};
+use crate::attempt::{Attempt, Event};
+use crate::plan::devices::Devices;
+use crate::plan::{Plan, checks, nvml};
+use crate::text;
+
+/// Interval of the questions to the driver about the GPUs.
+const GPU_INTERVAL: Duration = Duration::from_secs(15);
+/// Time for the driver to answer.
+const DRIVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The status of a job, and its files.
+pub struct Keeper {
+    status: JobStatus,
+    /// Of a training, on node 0.
+    files: Option<Files>,
+    began: Instant,
+    /// Lines that were said before rank 0 had a log.
+    unwritten: Vec<String>,
+    /// The furthest training step, and when it was completed.
+    furthest: (u64, Instant),
+    /// Since when the job makes no progress because of a failure, and the seconds lost before.
+    losing: Option<(Instant, f64)>,
+    /// The first images of the evaluation in progress, and when they were done.
+    first_images: Option<(u64, Instant)>,
+    gpus: Arc<Mutex<Vec<GpuUse>>>,
+}
+
+impl Keeper {
+    /// The status of a job that is about to start. Its lock of the work folder makes it the only writer.
+    pub fn new(plan: &Plan) -> Self {
+        let began = Instant::now();
+        let words: Vec<_> = ["fnet-launch".into()].into_iter().chain(std::env::args_os().skip(1)).collect();
+        let folder = match &plan.command {
+            WorkerCommand::Train(train) if plan.nodes.rank == 0 => Some(train.folder()),
+            _ => None,
+        };
+        let work_dir = folder.clone().unwrap_or_else(|| plan.logs.clone());
+        let status = JobStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: text::shell_line(&words),
+            work_dir: std::path::absolute(&work_dir).unwrap_or(work_dir),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            launcher: Writer::this(),
+            world_size: plan.world_size(),
+            started: now(),
+            updated: now(),
+            stage: JobStage::Waiting,
+            problem: None,
+            log: None,
+            training: None,
+            evaluating: None,
+            evaluation: None,
+            slowest: None,
+            checkpoint: None,
+            restarts: Vec::new(),
+            lost_seconds: 0.0,
+            ranks: Vec::new(),
+            gpus: Vec::new(),
+            end: None,
+        };
+        let gpus = Arc::default();
+        if folder.is_some() && matches!(plan.devices, Devices::Cuda(_)) {
+            watch_gpus(plan, Arc::clone(&gpus));
+        }
+        let (unwritten, furthest) = (Vec::new(), (0, began));
+        // Without a thread, the job runs without these files.
+        let files = folder.and_then(|folder| Files::start(folder).ok());
+        let mut keeper = Self { status, files, began, unwritten, furthest, losing: None, first_images: None, gpus };
+        keeper.event(Level::Info, &format!("start: {}", keeper.status.command.clone()));
+        keeper
+    }
+
+    /// The status.
+    pub fn status(&self) -> &JobStatus {
+        &self.status
+    }
+
+    /// Time since the start.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Adds a line to the text log, and writes the status at once.
+    pub fn event(&mut self, level: Level, text: &str) {
+        if let Some(files) = &self.files {
+            match &self.status.log {
+                Some(log) => files.append(log, files::line(level, text)),
+                None => self.unwritten.push(files::line(level, text)),
+            }
+        }
+        self.write();
+    }
+
+    /// The launcher enters a stage.
+    pub fn set_stage(&mut self, stage: JobStage) {
+        self.status.stage = stage;
+        self.write();
+    }
+
+    /// The workers start. What an earlier attempt did last is kept.
+    pub fn begin_attempt(&mut self) {
+        self.status.problem = None;
+        (self.status.evaluating, self.first_images) = (None, None);
+        self.set_stage(JobStage::Running);
+    }
+
+    /// A worker of this node has sent a message.
+    pub fn on_event(&mut self, event: &Event) {
+        match event {
+            Event::Message(FromWorker::Started { log }) => self.on_log(log.clone()),
+            Event::Message(FromWorker::Evaluated(evaluated)) => {
+                self.status.evaluation = Some(evaluated.clone());
+                (self.status.evaluating, self.first_images) = (None, None);
+                self.write();
+            }
+            Event::Message(FromWorker::Saved { path, step }) => {
+                self.status.checkpoint = Some(SavedCheckpoint { path: path.clone(), step: *step, at: now() });
+                self.write();
+            }
+            _ => {}
+        }
+    }
+
+    fn on_log(&mut self, log: PathBuf) {
+        if let Some(files) = &self.files {
+            std::mem::take(&mut self.unwritten).into_iter().for_each(|line| files.append(&log, line));
+        }
+        self.status.log = Some(log);
+        if let Some(last) = self.status.restarts.last() {
+            let text =
+                format!("restart {} after rank {} failed: {}", self.status.restarts.len(), last.rank, last.reason);
+            self.event(Level::Info, &text);
+        }
+        self.write();
+    }
+
+    /// Rank 0 (on other nodes: the first one) has made progress.
+    pub fn on_progress(&mut self, progress: Progress, slowest: Option<(usize, f64)>, attempt: &Attempt, at: Instant) {
+        self.status.slowest = slowest;
+        match progress.phase {
+            Phase::Evaluation | Phase::Summary => {
+                self.status.evaluating = Some(progress);
+                self.count_images(attempt, at);
+            }
+            _ => {
+                if progress.step > self.furthest.0 {
+                    self.furthest = (progress.step, at);
+                    if let Some((since, before)) = self.losing.take() {
+                        self.status.lost_seconds = before + at.duration_since(since).as_secs_f64();
+                    }
+                }
+                (self.status.evaluating, self.first_images) = (None, None);
+                self.status.training = Some(progress);
+            }
+        }
+    }
+
+    /// Adds up the images of an evaluation over all ranks.
+    fn count_images(&mut self, attempt: &Attempt, at: Instant) {
+        let Some(progress) = &mut self.status.evaluating else { return };
+        progress.step =
+            attempt.images_done(progress.epoch).clamp(progress.step, progress.total_steps.max(progress.step));
+        let (first, since) = *self.first_images.get_or_insert((progress.step, at));
+        let seconds = at.duration_since(since).as_secs_f64();
+        if progress.step > first && seconds > 0.0 {
+            #[expect(clippy::cast_precision_loss, reason = "far fewer images")]
+            let (done, left) =
+                ((progress.step - first) as f64, progress.total_steps.saturating_sub(progress.step) as f64);
+            progress.images_per_second = Some(done / seconds);
+            progress.eta_seconds = Some(left * seconds / done);
+        }
+    }
+
+    /// A second has passed.
+    pub fn on_tick(&mut self, attempt: &Attempt, at: Instant) {
+        self.count_images(attempt, at);
+        let status = &mut self.status;
+        (status.stage, status.problem) = attempt.stage();
+        let seconds = |time: Duration| time.as_secs_f64();
+        let state = |of: RankStatus| RankState {
+            rank: of.rank,
+            silent_seconds: of.silent.map(seconds),
+            status: of.status,
+            usage: of.usage,
+        };
+        status.ranks = attempt.all_statuses(at).into_iter().map(state).collect();
+        status.gpus.clone_from(&self.gpus.lock().unwrap_or_else(PoisonError::into_inner));
+        self.write();
+    }
+
+    /// The workers have exited after a failure.
+    pub fn on_failure(&mut self, cause: &Cause) {
+        self.status.ranks.clear();
+        self.status.problem = Some(format!("rank {} failed: {}", cause.rank, cause.reason));
+        let since = self.furthest.1;
+        self.losing.get_or_insert((since, self.status.lost_seconds));
+    }
+
+    /// The job restarts.
+    pub fn on_restart(&mut self, cause: &Cause) {
+        let Cause { rank, exit_code, reason, .. } = cause;
+        self.status.restarts.push(Restart { at: now(), rank: *rank, exit_code: *exit_code, reason: reason.clone() });
+        self.status.stage = JobStage::Waiting;
+    }
+
+    /// The job has ended with this code, because of `error` if the launcher itself has failed.
+    pub fn end(&mut self, exit_code: i32, error: Option<&str>) {
+        let is_failure = !matches!(exit_code, exit::SUCCESS | exit::STOPPED | exit::INTERRUPTED);
+        let status = &mut self.status;
+        let reason = error.map(str::to_owned).or(status.problem.take()).filter(|_| is_failure);
+        status.stage = JobStage::Ended;
+        status.ranks.clear();
+        status.gpus.clear();
+        status.evaluating = None;
+        status.problem = None;
+        let because = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        status.end = Some(JobEnd { at: now(), exit_code, reason });
+        let level = if is_failure { Level::Error } else { Level::Info };
+        let age = text::clock(self.age().as_secs_f64());
+        self.event(level, &format!("end after {age} with code {exit_code} ({}){because}", exit::meaning(exit_code)));
+    }
+
+    fn write(&mut self) {
+        self.status.updated = now();
+        if let Some((since, before)) = self.losing {
+            self.status.lost_seconds = before + since.elapsed().as_secs_f64();
+        }
+        if let Some(files) = &self.files {
+            files.write(&self.status);
+        }
+    }
+}
+
+/// Asks the driver about the workers' GPUs at intervals, until it fails to answer.
+fn watch_gpus(plan: &Plan, to: Arc<Mutex<Vec<GpuUse>>>) {
+    let (devices, by_bus, ranks) = (plan.devices.clone(), plan.by_bus, plan.ranks());
+    let ask = move || {
+        while let Ok(report) = nvml::query(DRIVER_TIMEOUT) {
+            let states = checks::of_workers(&devices, &report, by_bus);
+            let gpus = ranks.iter().zip(states).map(|(&rank, (device, state))| GpuUse {
+                rank,
+                device,
+                busy_percent: state.busy_percent,
+                memory_used_bytes: state.memory_total.saturating_sub(state.memory_free),
+                memory_total_bytes: state.memory_total,
+            });
+            *to.lock().unwrap_or_else(PoisonError::into_inner) = gpus.collect();
+            thread::sleep(GPU_INTERVAL);
+        }
+    };
+    // Without a thread, their use is unknown.
+    let _ = thread::Builder::new().name("gpus".to_owned()).spawn(ask);
+}
