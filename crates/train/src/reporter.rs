@@ -1,6 +1,7 @@
 //! Reports training: rank 0 writes the logs, and every rank sends its progress to the launcher.
 
 use std::path::Path;
+use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
 use tch::Device;
@@ -35,6 +36,8 @@ pub struct Reporter {
     skipped_updates: u64,
     /// Images of the current epoch that this rank skipped.
     left_out: Vec<String>,
+    /// Seconds that this rank spent on each part of the job since they were last gathered.
+    times: IndexMap<String, f64>,
 }
 
 impl Reporter {
@@ -86,6 +89,7 @@ impl Reporter {
             skipped_images: 0,
             skipped_updates: 0,
             left_out: Vec::new(),
+            times: IndexMap::new(),
         })
     }
 
@@ -119,6 +123,26 @@ impl Reporter {
         Ok(())
     }
 
+    /// Adds the time that this rank spent on a part of the job.
+    pub fn spent(&mut self, part: &str, time: Duration) {
+        *self.times.entry(part.to_owned()).or_default() += time.as_secs_f64();
+    }
+
+    /// Logs where the time of each rank went since the last call, during or after `epoch`. All ranks call this together.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn gather_times(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
+        let own = serde_json::to_vec(&std::mem::take(&mut self.times)).unwrap_or_default();
+        let all = communicator.all_gather_bytes(&own).context("gathering the times of all ranks")?;
+        let ranks: Vec<IndexMap<String, f64>> =
+            all.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect();
+        if let (Some(log), true) = (&mut self.log, ranks.iter().any(|parts| !parts.is_empty())) {
+            log.times(epoch, &ranks);
+        }
+        Ok(())
+    }
+
     /// Logs the skipped images of an epoch.
     pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
         if let (Some(log), false) = (&mut self.log, images.is_empty()) {
@@ -135,6 +159,13 @@ impl Reporter {
             log::warn!("{at} did not update the weights: {why}; {count} such steps in this run");
         } else if outcome.bad.is_some() {
             log::warn!("{at}: {}; its update will be skipped", what_was_not_finite(outcome));
+        }
+        let times = outcome.times;
+        let work = (times.backward + times.step_vote - times.waited).max(0.0);
+        let other = (seconds - data - times.forward - times.backward - times.step_vote - times.optimizer).max(0.0);
+        let parts = [("data", data), ("forward", times.forward), ("backward", work), ("waiting", times.waited)];
+        for (part, seconds) in parts.into_iter().chain([("optimizer", times.optimizer), ("other", other)]) {
+            *self.times.entry(part.to_owned()).or_default() += seconds;
         }
         let memory = process::peak_memory(self.device);
         let step = index.step as u64 + 1;

@@ -10,19 +10,26 @@ use fnet_common::{Error, Result};
 use fnet_config::Config;
 use fnet_data::{Dataset, Split};
 use fnet_distributed::Communicator;
-use fnet_evaluate::inference::{Done, Outcome, evaluate};
+use fnet_evaluate::inference::{Done, Found, Outcome, evaluate};
 use fnet_evaluate::metrics::Metrics;
+use fnet_evaluate::results::ImageResult;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
 use fnet_protocol::stop;
 
+use super::kept_results::KeptResults;
 use super::train_state::TrainState;
+
+/// The folder of what evaluations write, in the work folder.
+const RESULTS: &str = "results";
 
 /// The validation set and its evaluation.
 pub struct Validation {
     config: Config,
     dataset: Arc<Dataset>,
     work_dir: PathBuf,
+    /// `None` if `evaluation.keep_results` is off.
+    kept: Option<KeptResults>,
 }
 
 /// The result of an evaluation during training.
@@ -39,6 +46,8 @@ pub struct Measured {
     pub metrics: Metrics,
     /// The images that could not be read and were skipped, as `data.on_error` allows.
     pub left_out: Vec<String>,
+    /// The detections.
+    pub results: Vec<ImageResult>,
 }
 
 impl Validation {
@@ -48,7 +57,9 @@ impl Validation {
     /// A data error if it cannot be used.
     pub fn open(config: &Config, work_dir: &Path) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&config.data, Split::Val)?);
-        Ok(Self { config: config.clone(), dataset, work_dir: work_dir.to_path_buf() })
+        let kept = || KeptResults::new(work_dir.join(RESULTS), Arc::clone(&dataset));
+        let kept = config.evaluation.keep_results.then(kept);
+        Ok(Self { config: config.clone(), work_dir: work_dir.to_path_buf(), kept, dataset })
     }
 
     /// Number of images.
@@ -98,10 +109,24 @@ impl Validation {
                 if let Err(error) = self.write(&evaluation.metrics, epoch) {
                     log::warn!("the metrics of epoch {epoch} could not be written; training continues: {error}");
                 }
-                let left_out = evaluation.found.skipped;
-                let measured = Measured { metrics: evaluation.metrics, left_out };
+                let Found { results, skipped: left_out } = evaluation.found;
+                let measured = Measured { metrics: evaluation.metrics, left_out, results };
                 Ok(Validated::Measured(Some(Box::new(measured))))
             }
+        }
+    }
+
+    /// Keeps the detections of an evaluation, which is the best one by the metric `best`.
+    pub fn keep(&mut self, results: Vec<ImageResult>, best: Option<&str>) {
+        if let Some(kept) = &mut self.kept {
+            kept.keep(results, best);
+        }
+    }
+
+    /// Waits until kept detections are on the disk; calls `alive` meanwhile.
+    pub fn finish(&mut self, alive: &dyn Fn()) {
+        if let Some(kept) = &mut self.kept {
+            kept.finish(alive);
         }
     }
 
@@ -129,5 +154,5 @@ pub(crate) fn read_metrics(work_dir: &Path, epoch: usize, checkpoint: &Path) -> 
 
 /// The file with the metrics of an evaluation during training. It exists only if the evaluation finished.
 fn metrics_file(work_dir: &Path, epoch: usize) -> PathBuf {
-    work_dir.join("results").join(format!("epoch_{epoch}.metrics.json"))
+    work_dir.join(RESULTS).join(format!("epoch_{epoch}.metrics.json"))
 }

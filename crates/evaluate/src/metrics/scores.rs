@@ -33,20 +33,19 @@ pub fn limit_of_first(settings: &Evaluation) -> usize {
     if settings.proposal_nums.contains(&LIMIT_OF_FIRST) { LIMIT_OF_FIRST } else { settings.most_detections() }
 }
 
-/// Compares detections with the ground truth.
-pub(super) fn compare(
+/// An evaluation before its first step.
+pub(super) fn prepared(
     ground_truth: &GroundTruth,
     detections: Vec<hotcoco::Annotation>,
     kind: Metric,
     settings: &Evaluation,
-) -> Result<Scores> {
+) -> Result<COCOeval> {
     let iou_type = match kind {
         Metric::Bbox | Metric::Proposal => IouType::Bbox,
         Metric::Segm => IouType::Segm,
     };
-    let wrong = |error: hotcoco::Error| Error::data(format!("{} evaluation: {error}", kind.prefix()));
     let coco = ground_truth.of_kind(kind);
-    let detections = coco.load_res_anns(detections).map_err(wrong)?;
+    let detections = coco.load_res_anns(detections).map_err(wrong(kind))?;
     let mut evaluation = COCOeval::new(coco, detections, iou_type);
     let params = &mut evaluation.params;
     params.img_ids = ground_truth.image_ids.clone();
@@ -56,22 +55,40 @@ pub(super) fn compare(
     if !settings.iou_thrs.is_empty() {
         params.iou_thrs = settings.iou_thrs.clone();
     }
-    let thresholds = params.iou_thrs.clone();
-    evaluation.evaluate().map_err(wrong)?;
+    Ok(evaluation)
+}
+
+/// Compares detections with the ground truth.
+pub(super) fn evaluated(
+    ground_truth: &GroundTruth,
+    detections: Vec<hotcoco::Annotation>,
+    kind: Metric,
+    settings: &Evaluation,
+) -> Result<COCOeval> {
+    let mut evaluation = prepared(ground_truth, detections, kind, settings)?;
+    evaluation.evaluate().map_err(wrong(kind))?;
     evaluation.accumulate();
-    let results = evaluation.accumulated().ok_or_else(|| Error::bug("hotcoco returned no results"))?;
-    let means = Means { results, thresholds };
-    means.scores(ground_truth, settings)
+    Ok(evaluation)
+}
+
+/// What hotcoco refuses.
+pub(super) fn wrong(kind: Metric) -> impl Fn(hotcoco::Error) -> Error {
+    move |error| Error::data(format!("{} evaluation: {error}", kind.prefix()))
 }
 
 /// Means over parts of an evaluation's tables.
-struct Means<'e> {
-    results: &'e AccumulatedEval,
-    thresholds: Vec<f64>,
+pub(super) struct Means<'e> {
+    pub results: &'e AccumulatedEval,
+    pub thresholds: Vec<f64>,
 }
 
-impl Means<'_> {
-    fn scores(&self, ground_truth: &GroundTruth, settings: &Evaluation) -> Result<Scores> {
+impl<'e> Means<'e> {
+    pub fn of(evaluation: &'e COCOeval) -> Result<Self> {
+        let results = evaluation.accumulated().ok_or_else(|| Error::bug("hotcoco returned no results"))?;
+        Ok(Self { results, thresholds: evaluation.params.iou_thrs.clone() })
+    }
+
+    pub fn scores(&self, ground_truth: &GroundTruth, settings: &Evaluation) -> Result<Scores> {
         let shape = &self.results.shape;
         let limits = &settings.proposal_nums;
         if shape.a != SIZES.len() || shape.m != limits.len() || shape.t != self.thresholds.len() {
@@ -101,7 +118,7 @@ impl Means<'_> {
         })
     }
 
-    fn precision(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
+    pub fn precision(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
         let results = self.results;
         mean(thresholds.iter().flat_map(|&iou| (0..results.shape.r).map(move |recall| (iou, recall))).flat_map(
             |(iou, recall)| {
@@ -134,7 +151,7 @@ impl Means<'_> {
 }
 
 /// The mean of the defined values (above -1), or -1 if there are none.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) =
         values.filter(|&value| value > -1.0).fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
     if count == 0 { -1.0 } else { sum / count as f64 }

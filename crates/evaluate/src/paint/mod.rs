@@ -2,6 +2,7 @@
 
 mod color;
 mod label;
+pub mod objects;
 mod save;
 mod shape;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use fnet_common::{Error, Result};
@@ -189,6 +190,16 @@ impl RunLog {
         self.line(&json!({
             "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "images": images,
         }));
+    }
+
+    /// Logs how many seconds each rank spent on each part of the job, in epoch `epoch` or after it. The JSON line has no key
+    /// `epoch`, so that MMDetection's tools skip it.
+    pub fn times(&mut self, epoch: usize, ranks: &[IndexMap<String, f64>]) {
+        let shown = |parts: &IndexMap<String, f64>| {
+            parts.iter().map(|(part, &seconds)| (part.clone(), json!(rounded(seconds)))).collect::<Map<_, _>>()
+        };
+        let ranks: Vec<Map<String, Value>> = ranks.iter().map(shown).collect();
+        self.line(&json!({ "mode": "times", "in_epoch": epoch, "ranks": ranks }));
     }
 
     /// Adds a PNG image of `size` (width, height) to TensorBoard.
