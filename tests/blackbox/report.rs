@@ -33,7 +33,7 @@ fn chromium(test: &str) -> Option<PathBuf> {
 fn kept_results_have_the_metrics_of_the_evaluation_and_make_a_page() {
     let scene = Scene::with_images(8, 6);
     scene.two(
-        "train cfg.toml --set train.epochs=2 optimizer.lr=0.003 checkpoint.save_best=auto evaluation.classwise=true",
+        "train cfg.toml --set train.epochs=2 optimizer.lr=0.003 checkpoint.save_best=bbox_mAP evaluation.classwise=true",
     );
     let kept = "work_dirs/cfg/results/latest.segm.json";
     let (config, set) = ("--config work_dirs/cfg/config.toml", "--set evaluation.classwise=true");
@@ -59,7 +59,7 @@ fn kept_results_have_the_metrics_of_the_evaluation_and_make_a_page() {
     assert!(same.stdout.contains("[+0.000, +0.000]   no significant difference"), "{}", same.stdout);
     for (line, code, text) in [
         ("evaluate none.json --config cfg.toml", 3, "none.json: no such file"),
-        ("evaluate cfg.toml --config cfg.toml", 3, "no JSON"),
+        ("evaluate cfg.toml --config cfg.toml", 3, "a JSON list of"),
         ("evaluate data/annotations/instances_val.json --config cfg.toml", 3, "annotation file"),
         ("evaluate half.json --config cfg.toml --split train", 3, "data.train"),
         ("evaluate a b c --config cfg.toml", 2, "RESULTS"),

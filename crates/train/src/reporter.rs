@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use fnet_checkpoint::native::TrainProgress;
 use fnet_common::process;
@@ -17,7 +17,7 @@ use fnet_protocol::message::{Phase, Progress};
 
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
-use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
+use crate::run_log::{RunInfo, RunLog, Shown, TrainStep, Window};
 
 /// Reports one rank's training.
 pub struct Reporter {
@@ -27,6 +27,8 @@ pub struct Reporter {
     /// `Some` on rank 0.
     log: Option<RunLog>,
     window: Window,
+    /// Numbers for TensorBoard alone.
+    speed: Window,
     /// `window` as it was after the last update.
     held: Window,
     momentum: f64,
@@ -66,6 +68,7 @@ impl Reporter {
                 ("Threads per worker".into(), tch::get_num_threads().to_string()),
             ],
             start_step: progress.step as u64,
+            start_epoch: progress.epoch as u64,
             total_steps: schedule.total_steps(progress) as u64,
         };
         let mut log = if communicator.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
@@ -77,6 +80,7 @@ impl Reporter {
             log,
             held: window.clone(),
             window,
+            speed: Window::new(interval),
             control: control.clone(),
             momentum: match config.optimizer.kind {
                 OptimizerKind::AdamW => config.optimizer.betas[0],
@@ -164,10 +168,15 @@ impl Reporter {
         let work = (times.backward + times.step_vote - times.waited).max(0.0);
         let other = (seconds - data - times.forward - times.backward - times.step_vote - times.optimizer).max(0.0);
         let parts = [("data", data), ("forward", times.forward), ("backward", work), ("waiting", times.waited)];
+        self.speed.begin();
         for (part, seconds) in parts.into_iter().chain([("optimizer", times.optimizer), ("other", other)]) {
             *self.times.entry(part.to_owned()).or_default() += seconds;
+            self.speed.put(&format!("time/{part}"), seconds);
         }
         let memory = process::peak_memory(self.device);
+        let speed = [("time/step", seconds), ("speed/images_per_second", self.images_per_step as f64 / seconds)];
+        let speed = speed.into_iter().chain([("memory/peak_MiB", (memory >> 20) as f64)]);
+        speed.for_each(|(name, value)| self.speed.put(name, value));
         let step = index.step as u64 + 1;
         let window = &mut self.window;
         window.begin();
@@ -175,7 +184,7 @@ impl Reporter {
         outcome.report.losses.iter().for_each(|&(name, value)| window.put(name, value));
         let more = [("grad_norm", outcome.grad_norm), ("loss_scale", outcome.loss_scale), ("time", Some(seconds))];
         more.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| window.put(name, value)));
-        window.end(TrainStep {
+        let at = TrainStep {
             epoch: index.epoch + 1,
             iter: index.step_in_epoch + 1,
             iters_per_epoch: self.schedule.steps_of(index.epoch),
@@ -183,12 +192,14 @@ impl Reporter {
             lr: learning_rate,
             momentum: self.momentum,
             memory: self.device.is_cuda().then_some(memory >> 20),
-        });
+        };
+        window.end(at);
+        self.speed.end(at);
         if index.updates {
             self.held = window.clone();
         }
         if let Some(log) = &mut self.log {
-            log.step(window, seconds);
+            log.step(window, &self.speed, seconds);
         }
         self.control.progress(Progress {
             phase: Phase::Data,
@@ -218,10 +229,40 @@ impl Reporter {
         images: usize,
     ) {
         if let Some(log) = &mut self.log {
-            let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
-            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &metrics);
+            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &pairs(metrics));
         }
     }
+
+    /// Shows the evaluation before a resumed job again, which TensorBoard discards when the job starts.
+    pub fn evaluated_before(&mut self, progress: TrainProgress, learning_rate: f64, metrics: &IndexMap<String, f64>) {
+        if let Some(log) = &mut self.log {
+            log.show_evaluation(progress.step as u64, learning_rate, &pairs(metrics));
+        }
+    }
+
+    /// Adds curves and images of an evaluation to TensorBoard.
+    pub fn show(&mut self, epoch: usize, shown: Shown) {
+        if let Some(log) = &mut self.log {
+            log.show(epoch, shown);
+        }
+    }
+
+    /// Adds histograms of the weights after `epoch` epochs to TensorBoard.
+    pub fn show_weights<'t>(&mut self, epoch: usize, weights: impl Iterator<Item = (&'t str, &'t Tensor)>) {
+        let Some(log) = &mut self.log else { return };
+        for (name, tensor) in weights {
+            let flat =
+                tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_to_kind(Kind::Float)?.f_reshape([-1]));
+            match flat.and_then(|flat| Vec::<f32>::try_from(flat)) {
+                Ok(values) => log.histogram(epoch, name, &values),
+                Err(error) => log::warn!("no histogram of {name}: {error}"),
+            }
+        }
+    }
+}
+
+fn pairs(metrics: &IndexMap<String, f64>) -> Vec<(String, f64)> {
+    metrics.iter().map(|(name, &value)| (name.clone(), value)).collect()
 }
 
 fn why_skipped(outcome: &StepOutcome) -> String {

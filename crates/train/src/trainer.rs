@@ -150,6 +150,9 @@ impl Trainer<'_> {
             let (stop, save) = self.train_step(&mut loader)?;
             if self.progress.epoch > epoch {
                 self.reporter.gather_times(self.communicator, self.progress.epoch)?;
+                if self.config.log.histograms && self.config.log.tensorboard {
+                    self.reporter.show_weights(self.progress.epoch, self.train_state.parameters.trained());
+                }
                 if self.config.data.on_error == OnError::Skip {
                     self.reporter.gather_left_out(self.communicator, self.progress.epoch)?;
                 }
@@ -211,7 +214,7 @@ impl Trainer<'_> {
     }
 
     /// The learning rate of the last update of the finished epoch. A resumed job may not have done that update itself.
-    fn last_learning_rate(&self) -> Rate {
+    pub(super) fn last_learning_rate(&self) -> Rate {
         let TrainProgress { epoch, step_in_epoch, step } = self.progress;
         self.learning_rate.last(epoch, step_in_epoch, step)
     }
@@ -321,6 +324,9 @@ impl Trainer<'_> {
             let named = metrics.named();
             self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
+            if self.config.log.tensorboard {
+                self.reporter.show(epoch, validation.shown(&metrics, &results));
+            }
             found = self.judge(&named);
             if let Some(validation) = &mut self.validation {
                 validation.keep(results, found.best.as_ref().map(|best| best.metric.as_str()));

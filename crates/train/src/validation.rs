@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use rayon::prelude::*;
 
 use fnet_common::atomic;
 use fnet_common::{Error, Result};
 use fnet_config::Config;
-use fnet_data::{Dataset, Split};
+use fnet_data::{Dataset, Split, load_image};
 use fnet_distributed::Communicator;
 use fnet_evaluate::inference::{Done, Found, Outcome, evaluate};
 use fnet_evaluate::metrics::Metrics;
+use fnet_evaluate::paint::{Painter, objects, small_jpeg};
 use fnet_evaluate::results::ImageResult;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
@@ -19,9 +21,14 @@ use fnet_protocol::stop;
 
 use super::kept_results::KeptResults;
 use super::train_state::TrainState;
+use crate::run_log::Shown;
 
 /// The folder of what evaluations write, in the work folder.
 const RESULTS: &str = "results";
+/// Images of each evaluation for TensorBoard, their width in pixels, and the lowest score of a prediction on them.
+const SHOWN_IMAGES: usize = 8;
+const SHOWN_WIDTH: u32 = 960;
+const SHOWN_SCORE: f64 = 0.3;
 
 /// The validation set and its evaluation.
 pub struct Validation {
@@ -114,6 +121,40 @@ impl Validation {
                 Ok(Validated::Measured(Some(Box::new(measured))))
             }
         }
+    }
+
+    /// What TensorBoard shows of an evaluation: precision by recall, and always the same images.
+    pub fn shown(&self, metrics: &Metrics, results: &[ImageResult]) -> Shown {
+        let curves = metrics.scores.iter().filter(|(_, scores)| !scores.curve.is_empty());
+        let curves = curves.map(|(kind, scores)| (kind.prefix().to_owned(), scores.curve.clone())).collect();
+        let count = self.dataset.len();
+        let chosen: Vec<usize> =
+            (0..SHOWN_IMAGES.min(count)).map(|place| place * count / SHOWN_IMAGES.min(count)).collect();
+        let images = self.draw(&chosen, results).unwrap_or_else(|error| {
+            log::warn!("TensorBoard has no images of this evaluation; training continues: {error}");
+            Vec::new()
+        });
+        Shown { curves, images }
+    }
+
+    /// Ground truth beside predictions, with names that begin with the place.
+    fn draw(&self, chosen: &[usize], results: &[ImageResult]) -> Result<Vec<(String, (u32, u32), Vec<u8>)>> {
+        let painter = Painter::new()?;
+        let classes: Vec<String> = self.dataset.categories().iter().map(|category| category.name.clone()).collect();
+        let draw = |(place, &index): (usize, &usize)| -> Result<Option<(String, (u32, u32), Vec<u8>)>> {
+            let id = self.dataset.image_id(index);
+            // An image that could not be read has no result.
+            let Some(result) = results.iter().find(|result| result.image_id == id) else { return Ok(None) };
+            let image = objects::into_image(load_image(&self.dataset, index)?)?;
+            let truth = objects::of_truth(&self.dataset, index)?;
+            let found = objects::of_result(result, &classes, SHOWN_SCORE)?;
+            let title = format!("scores from {SHOWN_SCORE}");
+            let painted = painter.panels(&image, &[(&truth, "ground truth"), (&found, &title)])?;
+            let (size, jpeg) = small_jpeg(&painted, SHOWN_WIDTH)?;
+            Ok(Some((format!("{place}_{}", self.dataset.image(index).file_name), size, jpeg)))
+        };
+        let images: Vec<Option<_>> = chosen.par_iter().enumerate().map(draw).collect::<Result<_>>()?;
+        Ok(images.into_iter().flatten().collect())
     }
 
     /// Keeps the detections of an evaluation, which is the best one by the metric `best`.

@@ -405,11 +405,13 @@ pub struct Log {
     pub interval: usize,
     /// Write TensorBoard files.
     pub tensorboard: bool,
+    /// Add histograms of the weights after each epoch to TensorBoard.
+    pub histograms: bool,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { interval: 50, tensorboard: true }
+        Self { interval: 50, tensorboard: true, histograms: false }
     }
 }
 

@@ -203,18 +203,10 @@ fn curves(truth: &GroundTruth, means: &Means<'_>) -> Value {
     let named = |iou: f64| means.thresholds.iter().position(|&threshold| threshold == iou).map(|place| vec![place]);
     let kinds = [("IoU .50", named(0.5)), ("IoU .75", named(0.75)), ("mean over IoU", Some(every))];
     let points = |thresholds: &[usize], classes: std::ops::Range<usize>| -> Value {
-        let at = |recall: usize| {
-            let values = thresholds.iter().flat_map(|&iou| {
-                classes.clone().map(move |class| results.precision[results.precision_idx(iou, recall, class, 0, last)])
-            });
-            super::scores::mean(values)
-        };
-        let values: Vec<f64> = (0..shape.r).map(at).collect();
-        match values.first() {
-            Some(first) if *first >= 0.0 => {
-                values.iter().map(|value| json!((value * THOUSANDTHS).round() as i64)).collect()
-            }
-            _ => Value::Null,
+        let values = means.curve(thresholds, classes, last);
+        match values.is_empty() {
+            true => Value::Null,
+            false => values.iter().map(|value| json!((value * THOUSANDTHS).round() as i64)).collect(),
         }
     };
     let curves = kinds.into_iter().filter_map(|(name, thresholds)| {

@@ -26,6 +26,8 @@ pub struct Scores {
     /// Average precision of each class in the order of the labels, with the largest limit. Empty for proposals, which
     /// ignore classes.
     pub by_class: Vec<f64>,
+    /// Precision at IoU .50 at ascending recalls from 0 to 1, over all classes, with the largest limit. Empty if it is undefined.
+    pub curve: Vec<f64>,
 }
 
 /// The limit of detections per image for the average precision over all thresholds.
@@ -115,6 +117,7 @@ impl<'e> Means<'e> {
                 .chain([small, medium, large].map(|size| recall(size, last)))
                 .collect(),
             by_class: self.by_class(ground_truth, &every, last),
+            curve: self.curve(&at(0.5), classes.clone(), last),
         })
     }
 
@@ -136,6 +139,19 @@ impl<'e> Means<'e> {
         }))
     }
 
+    /// Precision at ascending recalls; empty if it is undefined.
+    pub fn curve(&self, thresholds: &[usize], classes: std::ops::Range<usize>, limit: usize) -> Vec<f64> {
+        let results = self.results;
+        let at = |recall: usize| {
+            mean(thresholds.iter().flat_map(|&iou| {
+                let index = move |class| results.precision_idx(iou, recall, class, SIZES[0], limit);
+                classes.clone().map(move |class| results.precision[index(class)])
+            }))
+        };
+        let values: Vec<f64> = (0..results.shape.r).map(at).collect();
+        if values.first().is_some_and(|&first| first >= 0.0) { values } else { Vec::new() }
+    }
+
     /// In the order of the labels, which may differ from hotcoco's order.
     fn by_class(&self, ground_truth: &GroundTruth, thresholds: &[usize], limit: usize) -> Vec<f64> {
         let ids = &self.results.cat_ids;
@@ -151,7 +167,7 @@ impl<'e> Means<'e> {
 }
 
 /// The mean of the defined values (above -1), or -1 if there are none.
-pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) =
         values.filter(|&value| value > -1.0).fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
     if count == 0 { -1.0 } else { sum / count as f64 }

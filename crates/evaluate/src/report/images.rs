@@ -1,27 +1,23 @@
 //! The images on the page: ground truth beside predictions.
 
 use std::collections::HashMap;
-use std::io::Cursor;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::codecs::jpeg::JpegEncoder;
-use image::imageops::{self, FilterType};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use fnet_common::{Error, Result};
+use fnet_common::Result;
 use fnet_data::load_image;
 
 use super::{Evaluated, Run};
 use crate::metrics::ImageCounts;
-use crate::paint::{Object, Painter, objects};
+use crate::paint::{Object, Painter, objects, small_jpeg};
 
 /// Images of each group: the best, the worst, the most confused, those in which two results differ most.
 const GROUP: usize = 8;
 /// Width of one panel in pixels, of ground truth or of the predictions of one run.
 const PANEL: u32 = 480;
-const JPEG_QUALITY: u8 = 80;
 /// The most bytes of all images; images that exceed them are left out.
 const MOST_BYTES: usize = 9_000_000;
 
@@ -140,19 +136,13 @@ fn draw(
     }
     let shown: Vec<(&[Object], &str)> = panels.iter().map(|(objects, title)| (&objects[..], title.as_str())).collect();
     let painted = painter.panels(&image, &shown)?;
-    let (width, height) = painted.dimensions();
-    let small = width.min(PANEL * panels.len() as u32);
-    let size = (small, (u64::from(height) * u64::from(small) / u64::from(width).max(1)).max(1) as u32);
-    let resized = imageops::resize(&painted, size.0, size.1, FilterType::Triangle);
-    let mut jpeg = Cursor::new(Vec::new());
-    let written = resized.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY));
-    written.map_err(|error| Error::bug(format!("an image as JPEG: {error}")))?;
+    let (size, jpeg) = small_jpeg(&painted, PANEL * panels.len() as u32)?;
     Ok(json!({
         "name": name,
         "group": group,
         "size": [size.0, size.1],
         "runs": numbers,
-        "jpeg": STANDARD.encode(jpeg.into_inner()),
+        "jpeg": STANDARD.encode(jpeg),
     }))
 }
 

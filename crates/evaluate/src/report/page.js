@@ -76,8 +76,8 @@ function chart(title, lines, options = {}) {
       for (let n = from; n < to; n++) { low = Math.min(low, line.y[n]); high = Math.max(high, line.y[n]); }
     }
     if (options.y) [low, high] = options.y;
-    if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
-    if (!options.y) { const rim = (high - low) * 0.05; if (low > 0 && low - rim < 0) low = 0; else low -= rim; high += rim; }
+    if (low === high) { low -= Math.abs(low) * 0.1; high += Math.abs(high) * 0.1 || 1; }
+    if (!options.y) { const rim = (high - low) * 0.05; if (low >= 0 && low - rim < 0) low = 0; else low -= rim; high += rim; }
     const toX = x => left + (x - view[0]) / (view[1] - view[0] || 1) * (width - left - right);
     const toY = y => top + (high - y) / (high - low) * (height - top - bottom);
     const svg = make('svg', { viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': title });
@@ -388,12 +388,12 @@ function images() {
     return `${name}F1 ${run[4].toFixed(2)}, ${run[0]} correct, ${run[1]} wrong${confused}, ${run[2]} missed`;
   });
   const figures = data.images.map(image => ({ image, figure: make('figure', {},
-    make('img', { src: source(image), alt: image.name, width: image.size[0], height: image.size[1], loading: 'lazy', onclick: () => show(image) }),
+    make('img', { src: source(image), alt: image.name, width: image.size[0], height: image.size[1], decoding: 'async', onclick: () => show(image) }),
     make('figcaption', {}, make('b', {}, image.name), ...caption(image).map(line => make('div', {}, line)))) }));
   const number = n => image => image.runs[0] ? image.runs[0][n] : 0;
   const orders = { group: () => 0, 'highest F1': image => -number(4)(image), 'lowest F1': number(4), 'most wrong': image => -number(1)(image), 'most missed': image => -number(2)(image), 'most confused': image => -number(3)(image), name: null };
   const groups = ['all', ...['different', 'confused', 'worst', 'best'].filter(group => data.images.some(image => image.group === group))];
-  const host = make('div', { class: 'images' });
+  const host = make('div', { class: withResults.length > 1 ? 'images wide' : 'images' });
   let [group, order] = ['all', 'group'];
   const draw = () => {
     const shown = figures.filter(({ image }) => group === 'all' || image.group === group);

@@ -29,7 +29,7 @@ fn no_name_can_run_as_a_script_and_the_page_has_the_images() {
     let (_small, dataset) = attacked();
     let found = json!([
         {"image_id": 100, "category_id": 7, "bbox": [4, 5, 20, 10], "score": 0.9},
-        {"image_id": 101.0, "category_id": "7", "bbox": [30, 5, 20, 10], "score": 0.8},
+        {"image_id": 101.0, "category_id": "7", "bbox": [30, 5, 20, 10], "score": 0.95},
     ]);
     let file = read(&dataset, &found.to_string()).unwrap();
     let settings = Evaluation::default();
@@ -80,7 +80,7 @@ fn a_wrong_results_file_is_refused_with_the_entry_and_what_is_expected() {
         (entry("PLAIN").replace("20, 10", "20, -1"), &["entry 0: bbox is", "no negative width"]),
         (entry("\"image_id\": 100, \"category_id\": 7, \"score\": 1"), &["entry 1: neither bbox nor segmentation"]),
         (entry("\"image_id\": 100, \"category_id\": 7"), &["[1]", "missing field `score`"]),
-        (entry("PLAIN, \"segmentation\": {\"size\": [48, 64], \"counts\": \"zzzz\"}"), &["entry 1: segmentation"]),
+        (entry("PLAIN, \"segmentation\": {\"size\": [48, 64], \"counts\": [0, 99999]}"), &["entry 1: segmentation"]),
     ];
     for (text, expected) in cases {
         let error = read(&dataset, &text).expect_err(&text);
