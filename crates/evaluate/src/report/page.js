@@ -132,7 +132,8 @@ function chart(title, lines, options = {}) {
   });
   host.addEventListener('pointerleave', () => { place = null; drag = null; draw(); });
   host.addEventListener('dblclick', () => zoom(null));
-  new ResizeObserver(draw).observe(host);
+  host.style.height = `${height}px`;
+  new ResizeObserver(() => requestAnimationFrame(draw)).observe(host);
   return make('div', { class: 'card' }, make('h3', {}, title), lines.length ? host : make('p', { class: 'soft' }, 'no values'), legend, reset);
 }
 
