@@ -8,8 +8,6 @@ use fnet_checkpoint::{Need, TrainedFile};
 use fnet_common::{Error, Result};
 use fnet_config::{Config, Tta};
 use fnet_evaluate::inference::Ranks;
-use fnet_evaluate::paint::Object;
-use fnet_evaluate::results::{Detection, ImageResult};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli;
 
@@ -105,26 +103,4 @@ pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let load_report = is_reported.then(|| summary.to_string());
     let validation_part = file.validation_part().map(str::to_owned);
     Ok(Trained { classes: classes.to_vec(), model, parameters, config, validation_part, load_report })
-}
-
-/// The detections with a score of at least `least`, for drawing.
-pub fn to_paint(result: &ImageResult, classes: &[String], least: f64) -> Result<Vec<Object>> {
-    let shown = result.detections.iter().filter(|detection| f64::from(detection.score) >= least);
-    shown
-        .map(|detection| {
-            Ok(Object {
-                label: detection.label as usize,
-                name: name_of(detection, classes),
-                score: Some(detection.score),
-                bbox: detection.bbox,
-                mask: result.mask(detection)?,
-                crowd: false,
-            })
-        })
-        .collect()
-}
-
-pub fn name_of(detection: &Detection, classes: &[String]) -> String {
-    let label = detection.label as usize;
-    classes.get(label).cloned().unwrap_or_else(|| format!("class {label}"))
 }

@@ -6,8 +6,10 @@ mod check_data;
 mod convert_config;
 mod detector;
 mod dry_run;
+mod evaluate;
 mod export;
 mod predict;
+mod report;
 mod test;
 #[cfg(test)]
 mod tests;
@@ -59,6 +61,14 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
             BenchmarkCommand::Comm(arguments) => benchmark::benchmark_comm(arguments, control),
             BenchmarkCommand::Launch(_) => benchmark::benchmark_launch(),
         },
+        WorkerCommand::Evaluate(arguments) => {
+            evaluate::evaluate(arguments, &|text| control.note(text), |text| print(text).map(|_| ()))?;
+            Ok(exit::SUCCESS)
+        }
+        WorkerCommand::Report(arguments) => {
+            report::report(arguments, &|text| control.note(text))?;
+            Ok(exit::SUCCESS)
+        }
         WorkerCommand::Flops(arguments) => flops(arguments),
         WorkerCommand::CheckData(arguments) => check_data::check_data(arguments, |text| print(text).map(|_| ())),
         WorkerCommand::PrintConfig(arguments) => print_config(arguments),

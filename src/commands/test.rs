@@ -7,14 +7,14 @@ use std::sync::Arc;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
-use fnet_data::{Dataset, DecodedImage, Severity, Split, agreement, check_before_job, check_classes, load_image};
+use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, load_image};
 use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
-use fnet_evaluate::paint::{Object, Painter, painted_path, save, unused};
+use fnet_evaluate::paint::{Painter, objects, painted_path, save, unused};
 use fnet_evaluate::results::{ImageResult, WrittenIds, write_files};
 use fnet_protocol::cli;
 
-use super::detector::{Host, Wanted, load, to_paint};
+use super::detector::{Host, Wanted, load};
 
 /// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
 ///
@@ -172,41 +172,14 @@ impl<'a> Show<'a> {
     fn paint(&self, index: usize, result: &ImageResult) -> Result<()> {
         let file_name = self.dataset.image(index).file_name;
         let paint = || {
-            let image = into_image(load_image(self.dataset, index)?)?;
-            let (truth, found) = (self.truth(index)?, to_paint(result, &self.classes, self.least)?);
+            let image = objects::into_image(load_image(self.dataset, index)?)?;
+            let truth = objects::of_truth(self.dataset, index)?;
+            let found = objects::of_result(result, &self.classes, self.least)?;
             let title = format!("prediction, scores from {}", self.least);
             let panels = [(&truth[..], "ground truth"), (&found, &title)];
             save(&self.painter.panels(&image, &panels)?, &self.paths[index])
         };
         paint().with_context(|| format!("drawing {file_name}"))
-    }
-
-    fn truth(&self, index: usize) -> Result<Vec<Object>> {
-        let record = self.dataset.record(index);
-        let (image, objects) = (record.image, record.objects);
-        let mut painted = Vec::with_capacity(objects.boxes.len());
-        let segmentations = match self.dataset.has_masks() {
-            true => record.segmentations()?,
-            false => vec![None; objects.boxes.len()],
-        };
-        for (place, segmentation) in segmentations.iter().enumerate() {
-            let label = usize::from(objects.labels[place]);
-            // Such a mask may still be evaluated; only its box is drawn.
-            let mask = segmentation.as_ref().map(|mask| mask.to_rle((image.height, image.width)));
-            if let Some(Err(message)) = &mask {
-                let (file, id) = (record.annotation_file().display(), objects.ids[place]);
-                log::warn!("{file}: annotation {id} is drawn without its mask: segmentation: {message}");
-            }
-            painted.push(Object {
-                label,
-                name: self.classes.get(label).cloned().unwrap_or_default(),
-                score: None,
-                bbox: objects.boxes[place],
-                mask: mask.and_then(Result::ok),
-                crowd: false,
-            });
-        }
-        Ok(painted)
     }
 }
 
@@ -214,12 +187,6 @@ impl<'a> Show<'a> {
 pub(super) fn painted_paths(dataset: &Dataset, folder: &Path) -> Vec<PathBuf> {
     let mut taken = HashSet::new();
     (0..dataset.len()).map(|index| unused(painted_path(folder, dataset.image(index).file_name), &mut taken)).collect()
-}
-
-/// Converts a decoded image for drawing.
-pub(super) fn into_image(image: DecodedImage) -> Result<image::RgbImage> {
-    image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb)
-        .ok_or_else(|| Error::bug("an image with fewer pixels than its size says"))
 }
 
 #[cfg(test)]

@@ -47,7 +47,9 @@ fn an_unpacked_package_says_that_libtorch_is_missing_and_runs_with_the_one_it_is
     let run = |line: &[&str]| {
         let mut command = Command::new(unpacked.join(&name).join("bin/fnet-launch"));
         command.args(line).current_dir(folder.path());
-        ["LD_LIBRARY_PATH", "FNET_LIBTORCH", "FNET_WORKER"].iter().for_each(|name| drop(command.env_remove(name)));
+        for name in ["LD_LIBRARY_PATH", "FNET_LIBTORCH", "FNET_WORKER"] {
+            command.env_remove(name);
+        }
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.code(), text)

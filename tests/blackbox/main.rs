@@ -31,6 +31,7 @@ mod options;
 mod outputs;
 mod parity_trained;
 mod predict;
+mod report;
 mod resume;
 mod sets;
 mod simulated;

@@ -9,7 +9,7 @@ use fnet_protocol::env;
 use fnet_protocol::work_dir::{self, Lock};
 use serde_json::Value;
 
-use crate::outputs::{files, losses, tensors};
+use crate::outputs::{files, losses, object, tensors};
 use crate::support::{Running, Scene, finish, python_tool, steps, until, worker_program};
 
 /// A port of this machine that nobody listens on.
@@ -150,8 +150,8 @@ board = EventAccumulator(sys.argv[1], size_guidance={'scalars': 0, 'tensors': 0}
 board.Reload()
 scalars = {tag: [[event.step, event.value] for event in board.Scalars(tag)] for tag in board.Tags()['scalars']}
 texts = {tag: [[event.step, event.tensor_proto.string_val[0].decode()] for event in board.Tensors(tag)]
-         for tag in board.Tags()['tensors']}
-print(json.dumps({'scalars': scalars, 'texts': texts}))
+         for tag in board.Tags()['tensors'] if board.SummaryMetadata(tag).plugin_data.plugin_name == 'text'}
+print(json.dumps({'scalars': scalars, 'texts': texts, 'images': board.Tags()['images']}))
 ";
 
 #[test]
@@ -177,9 +177,13 @@ fn tensorboard_itself_reads_the_references_tags() {
     for kind in ["bbox", "segm"] {
         expected.extend(["", "_50", "_75", "_s", "_m", "_l"].map(|suffix| format!("val/{kind}_mAP{suffix}")));
     }
+    // Undefined metrics are left out.
+    let metrics = object(&scene.path("work_dirs/cfg/results/epoch_2.metrics.json"));
+    expected.retain(|tag| tag.strip_prefix("val/").is_none_or(|name| metrics[name].as_f64() != Some(-1.0)));
     expected.sort();
     let scalars = board["scalars"].as_object().unwrap();
-    let mut tags: Vec<&String> = scalars.keys().collect();
+    let own = ["time/", "speed/", "memory/"];
+    let mut tags: Vec<&String> = scalars.keys().filter(|tag| !own.iter().any(|start| tag.starts_with(start))).collect();
     tags.sort();
     assert_eq!(tags, expected.iter().collect::<Vec<_>>());
 
@@ -200,7 +204,20 @@ fn tensorboard_itself_reads_the_references_tags() {
     for (line, event) in losses(&folder).iter().zip(scalars["train/loss"].as_array().unwrap()) {
         assert!((line["loss"].as_f64().unwrap() - event[1].as_f64().unwrap()).abs() < 1e-4);
     }
-    assert_eq!(files(&folder.join("tensorboard"), "").len(), 1);
+    let own = files(&folder.join("tensorboard"), "");
+    assert_eq!(own.iter().filter(|path| path.is_file()).count(), 1);
+    assert_eq!(places("speed/images_per_second"), places("train/loss"));
+    assert!(["time/forward", "time/waiting", "memory/peak_MiB"].iter().all(|tag| scalars.contains_key(*tag)));
+    assert!(texts["config/text_summary"][0][1].as_str().unwrap().contains("embed_dim = 8"));
+
+    let mut read = scene.command(&python, "-c");
+    read.arg(READ_BOARD).arg(scene.path("work_dirs/cfg/tensorboard/by_epoch"));
+    let board: Value = serde_json::from_str(&finish(read).expect(0, &[]).stdout).unwrap();
+    for tag in ["val_by_epoch/bbox_mAP", "straggler/rank"] {
+        let epochs: Vec<&Value> = board["scalars"][tag].as_array().unwrap().iter().map(|event| &event[0]).collect();
+        assert_eq!(epochs, [1, 2], "{tag}");
+    }
+    assert_eq!(board["images"].as_array().unwrap().len(), 8, "{}", board["images"]);
 }
 
 #[test]

@@ -50,8 +50,8 @@ fn two_workers_train_and_write_all_documented_files() {
     assert_eq!(json, &format!("{stamp}.log.json"));
     assert!(stamp.len() == 15 && stamp.as_bytes()[8] == b'_', "{stamp}: date_time");
     assert_eq!(names(&folder.join("logs")), ["rank_0.log", "rank_1.log"]);
-    assert_eq!(names(&folder.join("results")), ["epoch_1.metrics.json", "epoch_2.metrics.json"]);
-    assert_eq!(files(&folder.join("tensorboard"), "").len(), 1);
+    assert_eq!(names(&folder.join("results")), ["epoch_1.metrics.json", "epoch_2.metrics.json", "latest.segm.json"]);
+    assert_eq!(files(&folder.join("tensorboard"), "").len(), 2);
     assert_eq!(fs::read(folder.join("latest.ckpt")).unwrap(), fs::read(folder.join("epoch_2.ckpt")).unwrap());
     let config = fs::read_to_string(folder.join("config.toml")).unwrap();
     assert!(config.contains("embed_dim = 8") && config.contains("positive_iou"), "resolved: {config}");

@@ -20,6 +20,8 @@ pub enum Purpose {
     DropPath = 4,
     /// Synthetic images and boxes for benchmarks.
     Synthetic = 5,
+    /// Images of one bootstrap resample.
+    Bootstrap = 6,
 }
 
 /// A Mersenne Twister (MT19937) with the distributions that training needs.

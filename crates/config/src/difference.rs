@@ -48,15 +48,28 @@ impl Config {
     }
 }
 
-/// Every value as TOML, by its path.
+/// Every value of a config as TOML, by its path.
 fn leaves(config: &Config) -> Result<BTreeMap<String, String>> {
     let table = toml::Table::try_from(config)
         .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
+    Ok(leaves_of_table(table))
+}
+
+/// Every value of a config file without bases as TOML, by its path. The config may be of another version of fnet.
+///
+/// # Errors
+/// A usage error if the text is no TOML.
+pub fn leaves_of(text: &str) -> Result<BTreeMap<String, String>> {
+    let table = text.parse().map_err(|error| Error::usage(format!("the config is no TOML: {error}")))?;
+    Ok(leaves_of_table(table))
+}
+
+fn leaves_of_table(table: toml::Table) -> BTreeMap<String, String> {
     let mut leaves = BTreeMap::new();
     tree::each_leaf(&tree::from_value(table, &Origin::Default), "", &mut |path, value, _| {
         leaves.insert(path.to_owned(), value.to_string());
     });
-    Ok(leaves)
+    leaves
 }
 
 #[cfg(test)]

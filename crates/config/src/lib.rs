@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 pub use check::Problem;
 pub use classes::ReadClasses;
+pub use difference::leaves_of;
 pub use load::{load, load_for_check};
 pub use locate::folders_above;
 pub use reference::markdown_reference;

@@ -4,4 +4,6 @@ pub mod inference;
 pub mod metrics;
 pub mod paint;
 pub mod paste;
+pub mod report;
 pub mod results;
+pub mod results_file;

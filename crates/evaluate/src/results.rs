@@ -123,9 +123,14 @@ pub fn write_files(
     let mut paths = vec![named(".bbox.json")];
     paths.extend(with_masks.then(|| named(".segm.json")));
     for (path, with_mask) in paths.iter().zip([false, true]) {
-        atomic::create(path, |out| write_entries(results, ids, with_mask, out))?;
+        write_file(results, ids, path, with_mask)?;
     }
     Ok(paths)
+}
+
+/// Writes one file of COCO results, with masks or without.
+pub fn write_file(results: &[ImageResult], ids: &WrittenIds<'_>, path: &Path, with_masks: bool) -> Result<()> {
+    atomic::create(path, |out| write_entries(results, ids, with_masks, out))
 }
 
 fn write_entries(results: &[ImageResult], ids: &WrittenIds<'_>, masks: bool, out: &mut dyn Write) -> Result<()> {

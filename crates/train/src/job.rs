@@ -426,6 +426,9 @@ impl Trainer<'_> {
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
         let epoch = self.progress.epoch;
         let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
+        if let Some(metrics) = &metrics {
+            self.reporter.evaluated_before(self.progress, self.last_learning_rate().plain(), metrics);
+        }
         self.share(metrics.as_ref().map(|metrics| self.judge(metrics)).unwrap_or_default())?;
         self.communicator.any(metrics.is_some())
     }

@@ -13,6 +13,7 @@ mod emergency_checkpoint;
 pub mod fault;
 mod forecast;
 mod job;
+mod kept_results;
 mod learning_rate;
 mod loss_scale;
 mod memory;

@@ -1,10 +1,11 @@
 //! Reports training: rank 0 writes the logs, and every rank sends its progress to the launcher.
 
 use std::path::Path;
+use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
 use serde_json::Map;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use fnet_checkpoint::native::TrainProgress;
 use fnet_common::process;
@@ -17,7 +18,7 @@ use fnet_protocol::message::{Evaluated, Phase, Progress};
 
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
-use crate::run_log::{RunInfo, RunLog, Tracker, TrainStep, Window};
+use crate::run_log::{RunInfo, RunLog, Shown, Tracker, TrainStep, Window};
 
 /// Reports one rank's training.
 pub struct Reporter {
@@ -27,6 +28,8 @@ pub struct Reporter {
     /// `Some` on rank 0.
     log: Option<RunLog>,
     window: Window,
+    /// Numbers for TensorBoard alone.
+    speed: Window,
     /// `window` as it was after the last update.
     held: Window,
     momentum: f64,
@@ -36,6 +39,8 @@ pub struct Reporter {
     skipped_updates: u64,
     /// Images of the current epoch that this rank skipped.
     left_out: Vec<String>,
+    /// Seconds that this rank spent on each part of the job since they were last gathered.
+    times: IndexMap<String, f64>,
 }
 
 impl Reporter {
@@ -64,6 +69,7 @@ impl Reporter {
                 ("Threads per worker".into(), tch::get_num_threads().to_string()),
             ],
             start_step: progress.step as u64,
+            start_epoch: progress.epoch as u64,
             total_steps: schedule.total_steps(progress) as u64,
         };
         let mut log = if communicator.rank() == 0 { Some(RunLog::create(work_dir, info)?) } else { None };
@@ -76,6 +82,7 @@ impl Reporter {
             log,
             held: window.clone(),
             window,
+            speed: Window::new(interval),
             control: control.clone(),
             momentum: match config.optimizer.kind {
                 OptimizerKind::AdamW => config.optimizer.betas[0],
@@ -88,6 +95,7 @@ impl Reporter {
             skipped_images: 0,
             skipped_updates: 0,
             left_out: Vec::new(),
+            times: IndexMap::new(),
         })
     }
 
@@ -121,6 +129,26 @@ impl Reporter {
         Ok(())
     }
 
+    /// Adds the time that this rank spent on a part of the job.
+    pub fn spent(&mut self, part: &str, time: Duration) {
+        *self.times.entry(part.to_owned()).or_default() += time.as_secs_f64();
+    }
+
+    /// Logs where the time of each rank went since the last call, during or after `epoch`. All ranks call this together.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn gather_times(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
+        let own = serde_json::to_vec(&std::mem::take(&mut self.times)).unwrap_or_default();
+        let all = communicator.all_gather_bytes(&own).context("gathering the times of all ranks")?;
+        let ranks: Vec<IndexMap<String, f64>> =
+            all.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect();
+        if let (Some(log), true) = (&mut self.log, ranks.iter().any(|parts| !parts.is_empty())) {
+            log.times(epoch, &ranks);
+        }
+        Ok(())
+    }
+
     /// Logs the skipped images of an epoch.
     pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
         if let (Some(log), false) = (&mut self.log, images.is_empty()) {
@@ -138,7 +166,19 @@ impl Reporter {
         } else if outcome.bad.is_some() {
             log::warn!("{at}: {}; its update will be skipped", what_was_not_finite(outcome));
         }
+        let times = outcome.times;
+        let work = (times.backward + times.step_vote - times.waited).max(0.0);
+        let other = (seconds - data - times.forward - times.backward - times.step_vote - times.optimizer).max(0.0);
+        let parts = [("data", data), ("forward", times.forward), ("backward", work), ("waiting", times.waited)];
+        self.speed.begin();
+        for (part, seconds) in parts.into_iter().chain([("optimizer", times.optimizer), ("other", other)]) {
+            *self.times.entry(part.to_owned()).or_default() += seconds;
+            self.speed.put(&format!("time/{part}"), seconds);
+        }
         let memory = process::peak_memory(self.device);
+        let speed = [("time/step", seconds), ("speed/images_per_second", self.images_per_step as f64 / seconds)];
+        let speed = speed.into_iter().chain([("memory/peak_MiB", (memory >> 20) as f64)]);
+        speed.for_each(|(name, value)| self.speed.put(name, value));
         let step = index.step as u64 + 1;
         let window = &mut self.window;
         window.begin();
@@ -146,7 +186,7 @@ impl Reporter {
         outcome.report.losses.iter().for_each(|&(name, value)| window.put(name, value));
         let more = [("grad_norm", outcome.grad_norm), ("loss_scale", outcome.loss_scale), ("time", Some(seconds))];
         more.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| window.put(name, value)));
-        window.end(TrainStep {
+        let at = TrainStep {
             epoch: index.epoch + 1,
             iter: index.step_in_epoch + 1,
             iters_per_epoch: self.schedule.steps_of(index.epoch),
@@ -154,12 +194,14 @@ impl Reporter {
             lr: learning_rate,
             momentum: self.momentum,
             memory: self.device.is_cuda().then_some(memory >> 20),
-        });
+        };
+        window.end(at);
+        self.speed.end(at);
         if index.updates {
             self.held = window.clone();
         }
         if let Some(log) = &mut self.log {
-            log.step(window, seconds);
+            log.step(window, &self.speed, seconds);
         }
         self.control.progress(Progress {
             phase: Phase::Data,
@@ -208,10 +250,40 @@ impl Reporter {
             metrics.iter().map(|(name, &value)| (name.clone(), Some(value).filter(|&value| value >= 0.0).into()));
         self.control.evaluated(Evaluated { epoch: progress.epoch as u64, metrics: defined.collect() });
         if let Some(log) = &mut self.log {
-            let metrics: Vec<(String, f64)> = metrics.iter().map(|(name, &value)| (name.clone(), value)).collect();
-            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &metrics);
+            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &pairs(metrics));
         }
     }
+
+    /// Shows the evaluation before a resumed job again, which TensorBoard discards when the job starts.
+    pub fn evaluated_before(&mut self, progress: TrainProgress, learning_rate: f64, metrics: &IndexMap<String, f64>) {
+        if let Some(log) = &mut self.log {
+            log.show_evaluation(progress.step as u64, learning_rate, &pairs(metrics));
+        }
+    }
+
+    /// Adds curves and images of an evaluation to TensorBoard.
+    pub fn show(&mut self, epoch: usize, shown: Shown) {
+        if let Some(log) = &mut self.log {
+            log.show(epoch, shown);
+        }
+    }
+
+    /// Adds histograms of the weights after `epoch` epochs to TensorBoard.
+    pub fn show_weights<'t>(&mut self, epoch: usize, weights: impl Iterator<Item = (&'t str, &'t Tensor)>) {
+        let Some(log) = &mut self.log else { return };
+        for (name, tensor) in weights {
+            let flat =
+                tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_to_kind(Kind::Float)?.f_reshape([-1]));
+            match flat.and_then(|flat| Vec::<f32>::try_from(flat)) {
+                Ok(values) => log.histogram(epoch, name, &values),
+                Err(error) => log::warn!("no histogram of {name}: {error}"),
+            }
+        }
+    }
+}
+
+fn pairs(metrics: &IndexMap<String, f64>) -> Vec<(String, f64)> {
+    metrics.iter().map(|(name, &value)| (name.clone(), value)).collect()
 }
 
 fn why_skipped(outcome: &StepOutcome) -> String {

@@ -82,7 +82,11 @@ impl Trainer<'_> {
     /// The first error of this rank: data, memory, a lost peer, or a disk that does not accept the last checkpoint.
     pub fn run(&mut self) -> Result<Ending> {
         let ending = self.train()?;
+        self.reporter.gather_times(self.communicator, self.progress.epoch)?;
         self.control.phase(Phase::Checkpoint);
+        if let Some(validation) = &mut self.validation {
+            validation.finish(&|| self.control.made_progress());
+        }
         if let Some(saver) = &self.saver {
             let timeout = if ending == Ending::Finished { LAST_CHECKPOINT_TIMEOUT } else { STOP_TIMEOUT };
             saver.finish(timeout, &|| self.control.made_progress())?;
@@ -145,6 +149,10 @@ impl Trainer<'_> {
         loop {
             let (stop, save) = self.train_step(&mut loader)?;
             if self.progress.epoch > epoch {
+                self.reporter.gather_times(self.communicator, self.progress.epoch)?;
+                if self.config.log.histograms && self.config.log.tensorboard {
+                    self.reporter.show_weights(self.progress.epoch, self.train_state.parameters.trained());
+                }
                 if self.config.data.on_error == OnError::Skip {
                     self.reporter.gather_left_out(self.communicator, self.progress.epoch)?;
                 }
@@ -206,7 +214,7 @@ impl Trainer<'_> {
     }
 
     /// The learning rate of the last update of the finished epoch. A resumed job may not have done that update itself.
-    fn last_learning_rate(&self) -> Rate {
+    pub(super) fn last_learning_rate(&self) -> Rate {
         let TrainProgress { epoch, step_in_epoch, step } = self.progress;
         self.learning_rate.last(epoch, step_in_epoch, step)
     }
@@ -248,6 +256,7 @@ impl Trainer<'_> {
             saver.save(&checkpoint, since)?;
         }
         self.saved = Some(self.progress);
+        self.reporter.spent("checkpoint", since.elapsed());
         Ok(())
     }
 
@@ -301,7 +310,7 @@ impl Trainer<'_> {
     /// Evaluates the weights (or their moving average), logs the metrics and keeps the best checkpoint.
     fn evaluate(&mut self) -> Result<Option<StopReason>> {
         let Some(validation) = &self.validation else { return Ok(None) };
-        let epoch = self.progress.epoch;
+        let (epoch, started) = (self.progress.epoch, Instant::now());
         self.train_state.swap_average()?;
         let result = validation.run(&self.train_state, self.communicator, self.control, epoch);
         self.train_state.swap_average()?;
@@ -311,14 +320,22 @@ impl Trainer<'_> {
         };
         let mut found = Found::default();
         if let Some(measured) = measured {
-            let Measured { metrics, left_out } = *measured;
+            let Measured { metrics, left_out, results } = *measured;
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
             self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
+            if self.config.log.tensorboard {
+                self.reporter.show(epoch, validation.shown(&metrics, &results));
+            }
             found = self.judge(&named);
+            if let Some(validation) = &mut self.validation {
+                validation.keep(results, found.best.as_ref().map(|best| best.metric.as_str()));
+            }
         }
         self.share(found)?;
+        self.reporter.spent("evaluation", started.elapsed());
+        self.reporter.gather_times(self.communicator, epoch)?;
         Ok(None)
     }
 

@@ -46,6 +46,11 @@ pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
             weights(&test.checkpoint)?;
             test.config.as_deref().map_or(Ok(()), config)
         }
+        WorkerCommand::Evaluate(evaluate) => {
+            config(&evaluate.config)?;
+            evaluate.results.iter().try_for_each(|path| data("results", path))
+        }
+        WorkerCommand::Report(report) => report.folders.iter().try_for_each(|path| data("work folder", path)),
         WorkerCommand::Predict(predict) => {
             weights(&predict.checkpoint)?;
             let mut named = predict.images.iter().filter(|path| !Predict::is_pattern(path));

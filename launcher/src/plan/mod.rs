@@ -242,7 +242,9 @@ pub fn needs_no_rank(command: &WorkerCommand) -> bool {
         WorkerCommand::Flops(_)
         | WorkerCommand::CheckData(_)
         | WorkerCommand::PrintConfig(_)
+        | WorkerCommand::Evaluate(_)
         | WorkerCommand::Export(_)
+        | WorkerCommand::Report(_)
         | WorkerCommand::Browse(_)
         | WorkerCommand::ConvertConfig(_) => true,
         WorkerCommand::Benchmark(benchmark) => matches!(benchmark.what, BenchmarkCommand::Data(_)),
@@ -279,6 +281,8 @@ pub fn logs(command: &WorkerCommand) -> PathBuf {
         }
         WorkerCommand::Flops(flops) => work_dir::work_dir(&flops.config, None).join(LOGS),
         WorkerCommand::Browse(browse) => browse.out.join(LOGS),
+        WorkerCommand::Evaluate(evaluate) => work_dir::work_dir(&evaluate.config, None).join(LOGS),
+        WorkerCommand::Report(report) => report.page().with_file_name(LOGS),
         WorkerCommand::CheckData(check) => work_dir::work_dir(&check.config, None).join(LOGS),
         WorkerCommand::PrintConfig(print) => work_dir::work_dir(&print.config, None).join(LOGS),
         WorkerCommand::ConvertConfig(convert) => work_dir::work_dir(&convert.config, None).join(LOGS),

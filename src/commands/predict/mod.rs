@@ -12,13 +12,12 @@ use fnet_common::{Context, Error, ErrorKind, Result};
 use fnet_config::OnError;
 use fnet_data::{Dataset, DecodedImage, Split, evaluation_indices, single_image};
 use fnet_evaluate::inference::{Found, Outcome, Share, detect, gather};
-use fnet_evaluate::paint::{Painter, save};
+use fnet_evaluate::paint::{Painter, objects, save};
 use fnet_evaluate::results::ImageResult;
 use fnet_protocol::{cli, stop};
 
-use super::detector::{Host, Trained, Wanted, load, to_paint};
+use super::detector::{Host, Trained, Wanted, load};
 use super::print;
-use super::test::into_image;
 use inputs::{Input, find};
 use output::Output;
 
@@ -53,8 +52,8 @@ pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<
                 let batch = single_image(decoded.clone(), index as i64 + 1, &input.name, &trained.config.data.pipeline);
                 for result in detect(&trained.model, &batch, &trained.config)? {
                     if let Some(painter) = &painter {
-                        let objects = to_paint(&result, &trained.classes, arguments.score_thr)?;
-                        let painted = painter.paint(&into_image(decoded.clone())?, &objects)?;
+                        let shown = objects::of_result(&result, &trained.classes, arguments.score_thr)?;
+                        let painted = painter.paint(&objects::into_image(decoded.clone())?, &shown)?;
                         save(&painted, &input.painted).with_context(|| format!("drawing {}", input.path.display()))?;
                     }
                     share.results.push(result);

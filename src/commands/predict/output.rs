@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use fnet_common::{Error, Result, atomic};
 use fnet_evaluate::inference::Found;
+use fnet_evaluate::paint::objects::name_of;
 use fnet_evaluate::results::{Detection, ImageResult, xywh};
 use fnet_protocol::cli::PredictFormat;
 
 use super::inputs::Input;
-use crate::commands::detector::name_of;
 
 /// What is written of the detections.
 pub struct Output<'a> {

@@ -31,6 +31,9 @@ pub struct Evaluation {
     /// of `proposal_nums`), `AR_s@N`, `AR_m@N`, `AR_l@N` (the largest N). Empty for the six precision metrics, or for
     /// `proposal` all recall metrics.
     pub metric_items: Vec<String>,
+    /// Keep the detections of the last evaluation of training in `results/latest.segm.json` (`.bbox.json` without masks), and
+    /// those of the best with `checkpoint.save_best` in `results/best_<metric>.segm.json`, for `report`.
+    pub keep_results: bool,
     /// Automatic mixed precision at inference: in the evaluations of training, `test`, `predict` and `benchmark infer`.
     /// The default is float32 regardless of `train.amp`, so that metrics depend only on the weights. MMDetection
     /// evaluates in float16 if its config has `fp16`.
@@ -60,6 +63,7 @@ impl Default for Evaluation {
             iou_thrs: Vec::new(),
             proposal_nums: vec![100, 300, 1000],
             metric_items: Vec::new(),
+            keep_results: true,
             amp: Amp::Off,
             tta: Tta::Off,
         }

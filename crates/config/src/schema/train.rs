@@ -409,11 +409,13 @@ pub struct Log {
     /// runs; empty for none. Its working directory is that of the job, and FNET_WORK_DIR names the work folder. If it
     /// stalls or fails, the job goes on without it (docs/trackers.md).
     pub command: String,
+    /// Add histograms of the weights after each epoch to TensorBoard.
+    pub histograms: bool,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { interval: 50, tensorboard: true, command: String::new() }
+        Self { interval: 50, tensorboard: true, histograms: false, command: String::new() }
     }
 }
 

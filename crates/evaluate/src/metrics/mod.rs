@@ -1,6 +1,8 @@
 //! COCO metrics: average precision and recall of boxes and masks, computed by hotcoco, with MMDetection's limits and
 //! names.
 
+mod analysis;
+mod bootstrap;
 #[cfg(test)]
 mod mask_tests;
 mod scores;
@@ -10,18 +12,21 @@ mod tests;
 
 use std::sync::Arc;
 
-use hotcoco::COCO;
+use hotcoco::{COCO, COCOeval};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
+pub use analysis::{Analysis, ImageCounts, analyze};
+pub use bootstrap::{Difference, Resampling, difference};
 pub use scores::{Scores, limit_of_first};
 
-use fnet_common::text::count;
+use fnet_common::text;
 use fnet_common::{Error, Result};
 use fnet_config::{Evaluation, Metric};
 use fnet_data::{Category, Dataset};
 
 use super::results::{ImageResult, category_id, xywh};
+use scores::Means;
 
 /// The ground truth: the objects of the annotation file, ready for evaluation.
 #[derive(Clone)]
@@ -155,24 +160,42 @@ impl Metrics {
         kinds: &[Metric],
         settings: &Evaluation,
     ) -> Result<Self> {
+        let (ids, count) = (ground_truth.category_ids(), results.iter().map(|image| image.detections.len()).sum());
+        let detections = |kind| annotations(results, &ids, kind);
+        Self::measure(ground_truth, count, kinds, settings, &detections, &mut |_, _| Ok(()))
+    }
+
+    /// The same for `count` detections that `detections` returns for each metric. `done` gets each evaluation.
+    ///
+    /// # Errors
+    /// Those of `detections` and `done`, and a mask that cannot be rasterized.
+    pub fn measure(
+        ground_truth: &GroundTruth,
+        count: usize,
+        kinds: &[Metric],
+        settings: &Evaluation,
+        detections: &dyn Fn(Metric) -> Result<Vec<hotcoco::Annotation>>,
+        done: &mut dyn FnMut(Metric, &COCOeval) -> Result<()>,
+    ) -> Result<Self> {
         let mut metrics = Self {
             scores: IndexMap::new(),
             classes: distinct_names(&ground_truth.categories),
             images: ground_truth.image_ids.len(),
-            detections: results.iter().map(|image| image.detections.len()).sum(),
+            detections: count,
             notes: Vec::new(),
             settings: settings.clone(),
         };
         for &kind in kinds {
-            let detections = annotations(results, &ground_truth.category_ids(), kind)?;
-            metrics.scores.insert(kind, scores::compare(ground_truth, detections, kind, settings)?);
+            let evaluation = scores::evaluated(ground_truth, detections(kind)?, kind, settings)?;
+            metrics.scores.insert(kind, Means::of(&evaluation)?.scores(ground_truth, settings)?);
+            done(kind, &evaluation)?;
         }
         metrics.note();
         let ignored = ground_truth.without_mask();
         if ignored > 0 && kinds.contains(&Metric::Segm) {
             metrics.notes.push(format!(
                 "segm: {} without a mask (data.without_mask) {} not to be found; detections in their boxes do not count",
-                count(ignored, "object"),
+                text::count(ignored, "object"),
                 if ignored == 1 { "is" } else { "are" }
             ));
         }

@@ -26,6 +26,8 @@ pub struct Scores {
     /// Average precision of each class in the order of the labels, with the largest limit. Empty for proposals, which
     /// ignore classes.
     pub by_class: Vec<f64>,
+    /// Precision at IoU .50 at ascending recalls from 0 to 1, over all classes, with the largest limit. Empty if it is undefined.
+    pub curve: Vec<f64>,
 }
 
 /// The limit of detections per image for the average precision over all thresholds.
@@ -33,20 +35,19 @@ pub fn limit_of_first(settings: &Evaluation) -> usize {
     if settings.proposal_nums.contains(&LIMIT_OF_FIRST) { LIMIT_OF_FIRST } else { settings.most_detections() }
 }
 
-/// Compares detections with the ground truth.
-pub(super) fn compare(
+/// An evaluation before its first step.
+pub(super) fn prepared(
     ground_truth: &GroundTruth,
     detections: Vec<hotcoco::Annotation>,
     kind: Metric,
     settings: &Evaluation,
-) -> Result<Scores> {
+) -> Result<COCOeval> {
     let iou_type = match kind {
         Metric::Bbox | Metric::Proposal => IouType::Bbox,
         Metric::Segm => IouType::Segm,
     };
-    let wrong = |error: hotcoco::Error| Error::data(format!("{} evaluation: {error}", kind.prefix()));
     let coco = ground_truth.of_kind(kind);
-    let detections = coco.load_res_anns(detections).map_err(wrong)?;
+    let detections = coco.load_res_anns(detections).map_err(wrong(kind))?;
     let mut evaluation = COCOeval::new(coco, detections, iou_type);
     let params = &mut evaluation.params;
     params.img_ids = ground_truth.image_ids.clone();
@@ -56,22 +57,40 @@ pub(super) fn compare(
     if !settings.iou_thrs.is_empty() {
         params.iou_thrs = settings.iou_thrs.clone();
     }
-    let thresholds = params.iou_thrs.clone();
-    evaluation.evaluate().map_err(wrong)?;
+    Ok(evaluation)
+}
+
+/// Compares detections with the ground truth.
+pub(super) fn evaluated(
+    ground_truth: &GroundTruth,
+    detections: Vec<hotcoco::Annotation>,
+    kind: Metric,
+    settings: &Evaluation,
+) -> Result<COCOeval> {
+    let mut evaluation = prepared(ground_truth, detections, kind, settings)?;
+    evaluation.evaluate().map_err(wrong(kind))?;
     evaluation.accumulate();
-    let results = evaluation.accumulated().ok_or_else(|| Error::bug("hotcoco returned no results"))?;
-    let means = Means { results, thresholds };
-    means.scores(ground_truth, settings)
+    Ok(evaluation)
+}
+
+/// What hotcoco refuses.
+pub(super) fn wrong(kind: Metric) -> impl Fn(hotcoco::Error) -> Error {
+    move |error| Error::data(format!("{} evaluation: {error}", kind.prefix()))
 }
 
 /// Means over parts of an evaluation's tables.
-struct Means<'e> {
-    results: &'e AccumulatedEval,
-    thresholds: Vec<f64>,
+pub(super) struct Means<'e> {
+    pub results: &'e AccumulatedEval,
+    pub thresholds: Vec<f64>,
 }
 
-impl Means<'_> {
-    fn scores(&self, ground_truth: &GroundTruth, settings: &Evaluation) -> Result<Scores> {
+impl<'e> Means<'e> {
+    pub fn of(evaluation: &'e COCOeval) -> Result<Self> {
+        let results = evaluation.accumulated().ok_or_else(|| Error::bug("hotcoco returned no results"))?;
+        Ok(Self { results, thresholds: evaluation.params.iou_thrs.clone() })
+    }
+
+    pub fn scores(&self, ground_truth: &GroundTruth, settings: &Evaluation) -> Result<Scores> {
         let shape = &self.results.shape;
         let limits = &settings.proposal_nums;
         if shape.a != SIZES.len() || shape.m != limits.len() || shape.t != self.thresholds.len() {
@@ -98,10 +117,11 @@ impl Means<'_> {
                 .chain([small, medium, large].map(|size| recall(size, last)))
                 .collect(),
             by_class: self.by_class(ground_truth, &every, last),
+            curve: self.curve(&at(0.5), classes.clone(), last),
         })
     }
 
-    fn precision(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
+    pub fn precision(&self, thresholds: &[usize], classes: std::ops::Range<usize>, size: usize, limit: usize) -> f64 {
         let results = self.results;
         mean(thresholds.iter().flat_map(|&iou| (0..results.shape.r).map(move |recall| (iou, recall))).flat_map(
             |(iou, recall)| {
@@ -117,6 +137,19 @@ impl Means<'_> {
         mean(thresholds.iter().flat_map(|&iou| {
             classes.clone().map(move |class| results.recall[results.recall_idx(iou, class, size, limit)])
         }))
+    }
+
+    /// Precision at ascending recalls; empty if it is undefined.
+    pub fn curve(&self, thresholds: &[usize], classes: std::ops::Range<usize>, limit: usize) -> Vec<f64> {
+        let results = self.results;
+        let at = |recall: usize| {
+            mean(thresholds.iter().flat_map(|&iou| {
+                let index = move |class| results.precision_idx(iou, recall, class, SIZES[0], limit);
+                classes.clone().map(move |class| results.precision[index(class)])
+            }))
+        };
+        let values: Vec<f64> = (0..results.shape.r).map(at).collect();
+        if values.first().is_some_and(|&first| first >= 0.0) { values } else { Vec::new() }
     }
 
     /// In the order of the labels, which may differ from hotcoco's order.

@@ -44,6 +44,16 @@ fn rows(metrics: &Metrics) -> Vec<Row> {
     rows
 }
 
+impl Metrics {
+    /// The rows of the table: name, meaning, and a number for each metric; `None` if it is undefined.
+    pub fn rows(&self) -> Vec<(String, String, Vec<Option<f64>>)> {
+        let numbers = |number: &dyn Fn(&Scores) -> f64| {
+            self.scores.values().map(|scores| Some(number(scores)).filter(|&value| value >= 0.0)).collect()
+        };
+        rows(self).into_iter().map(|(name, meaning, number)| (name, meaning, numbers(&*number))).collect()
+    }
+}
+
 pub(super) fn summary(metrics: &Metrics) -> String {
     let (first, most) = (limit_of_first(&metrics.settings), metrics.settings.most_detections());
     let limits = match metrics.with_classes().next() {

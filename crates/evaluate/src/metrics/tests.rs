@@ -13,7 +13,8 @@ fn coco_limits() -> Evaluation {
 }
 
 fn compare(truth: &GroundTruth, found: Vec<Annotation>, kind: Metric) -> Scores {
-    scores::compare(truth, found, kind, &coco_limits()).unwrap()
+    let evaluation = scores::evaluated(truth, found, kind, &coco_limits()).unwrap();
+    Means::of(&evaluation).unwrap().scores(truth, &coco_limits()).unwrap()
 }
 
 fn json_of(path: &Path) -> Value {
@@ -261,7 +262,8 @@ fn scores_match_pycocotools_with_any_limits_and_thresholds() {
         let settings =
             Evaluation { proposal_nums: limits.to_vec(), iou_thrs: thresholds.to_vec(), ..Evaluation::default() };
         let file = root.join(files[usize::from(kind == Metric::Segm)]);
-        let scores = scores::compare(&truth, detections(&file, kind), kind, &settings).unwrap();
+        let evaluation = scores::evaluated(&truth, detections(&file, kind), kind, &settings).unwrap();
+        let scores = Means::of(&evaluation).unwrap().scores(&truth, &settings).unwrap();
         assert_eq!(scores.recall.len(), recall.len());
         let pairs = scores.precision.iter().chain(&scores.recall).zip(precision.iter().chain(recall));
         for ((actual, expected), item) in pairs.zip(settings.items()) {

@@ -2,6 +2,7 @@
 
 mod color;
 mod label;
+pub mod objects;
 mod save;
 mod shape;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use image::imageops::{self, FilterType};
 use image::{RgbImage, Rgba, RgbaImage};
 use tiny_skia::{FillRule, LineJoin, Paint, Path, PixmapMut, Stroke, StrokeDash, Transform};
 
-pub use save::{painted_path, save, unused};
+pub use save::{painted_path, save, small_jpeg, unused};
 
 use color::Rgb;
 use text::Fonts;

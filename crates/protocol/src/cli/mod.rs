@@ -9,6 +9,7 @@ mod command_line;
 mod commands;
 mod data;
 mod options;
+mod results;
 mod rewrite;
 
 use std::ffi::OsString;
@@ -30,6 +31,7 @@ pub use commands::{
 };
 pub use data::{Browse, CheckData, ConvertConfig};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
+pub use results::{Evaluate, Report};
 
 /// `fnet-launch`: starts one worker per GPU (or `--nproc` workers on the CPU) and supervises them.
 #[derive(Debug, Clone, PartialEq, Parser)]
@@ -100,6 +102,10 @@ pub enum WorkerCommand {
     Train(Train),
     /// Evaluate a checkpoint.
     Test(Test),
+    /// Evaluate results files of any tool, and compare two.
+    Evaluate(Evaluate),
+    /// Write a page about runs: curves, metrics, errors, images, times.
+    Report(Report),
     /// Detect objects in images and draw them.
     Predict(Predict),
     /// Count operations and parameters of a model.

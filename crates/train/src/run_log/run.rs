@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use fnet_common::{Error, Result};
@@ -30,8 +31,25 @@ pub struct RunInfo<'a> {
     pub environment: Vec<(String, String)>,
     /// Updates before this run: 0, or those of the checkpoint that it resumes from.
     pub start_step: u64,
+    /// Epochs before this run.
+    pub start_epoch: u64,
     /// Updates of the whole training.
     pub total_steps: u64,
+}
+
+/// What TensorBoard gets of an evaluation besides its numbers.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// Precision at ascending recalls, by a name.
+    pub curves: Vec<(String, Vec<f64>)>,
+    /// Images by a name: width and height, and the image as JPEG.
+    pub images: Vec<(String, (u32, u32), Vec<u8>)>,
+}
+
+/// TensorBoard's files: one by step, and one by epoch, because a resumed job discards what follows its step or epoch.
+struct Boards {
+    steps: TensorBoard,
+    epochs: TensorBoard,
 }
 
 /// The logs of a run. Only rank 0 has one.
@@ -47,7 +65,7 @@ pub struct RunLog {
     momentum: Option<f64>,
     json: (Outlet, PathBuf),
     text: PathBuf,
-    tensorboard: Option<TensorBoard>,
+    tensorboard: Option<Boards>,
     /// The program of `log.command`.
     tracker: Option<Tracker>,
 }
@@ -83,7 +101,7 @@ impl RunLog {
         let folder = work_dir.join("tensorboard");
         let resumed_at = is_resumed.then_some(info.start_step + 1);
         let tensorboard = match info.config.log.tensorboard {
-            true => match TensorBoard::create(&folder, resumed_at).map_err(|error| refuse(&folder, error)) {
+            true => match Boards::create(&folder, &info, resumed_at).map_err(|error| refuse(&folder, error)) {
                 Err(error) if is_resumed => {
                     log::warn!("{error}; training continues without TensorBoard");
                     None
@@ -104,6 +122,14 @@ impl RunLog {
             tensorboard,
             tracker: Tracker::start(&info.config.log.command, work_dir),
         };
+        if let Some(Boards { steps, .. }) = &mut log.tensorboard {
+            steps.text("config", info.start_step, &format!("```toml\n{config}\n```"));
+            let (own, default) =
+                (config::leaves_of(&config)?, config::leaves_of(&config::Config::default().to_toml()?)?);
+            let is_chosen = |(name, value): &(&String, &String)| default.get(*name) != Some(*value);
+            steps.settings(own.iter().filter(is_chosen));
+            steps.flush();
+        }
         let environment = environment::describe(&info.environment);
         log::info!(target: logger::FILE_ONLY, "Environment info:\n{environment}");
         log::info!(target: logger::FILE_ONLY, "Config:\n{config}");
@@ -115,13 +141,17 @@ impl RunLog {
     }
 
     /// Ends a step that took `seconds`, and writes a line if `window` has one. Losses and `acc` have MMDetection's names;
-    /// `time` and `data_time` are the seconds of the step and of its wait for data.
-    pub fn step(&mut self, window: &Window, seconds: f64) {
+    /// `time` and `data_time` are the seconds of the step and of its wait for data. `speed` has numbers for TensorBoard alone.
+    pub fn step(&mut self, window: &Window, speed: &Window, seconds: f64) {
         self.seconds += seconds;
         let Some(at) = window.at() else { return };
         self.momentum = Some(at.momentum);
         if let Some(at) = window.line() {
             self.write_train(at, window);
+            if let Some(Boards { steps, .. }) = &mut self.tensorboard {
+                speed.means().for_each(|(name, mean)| steps.scalar(name, at.step, mean));
+                steps.flush();
+            }
         }
         if ends_epoch(at) || at.step.is_multiple_of(NAME_INTERVAL) {
             log::info!("Exp name: {}", self.name);
@@ -164,20 +194,52 @@ impl RunLog {
         // A resumed job evaluates no epoch twice, so that the results would be lost with a rank 0 that is killed now.
         self.json.0.flush(FLUSH_TIMEOUT);
 
+        self.show_evaluation(step, lr, results);
+        if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
+            let defined = results.iter().filter(|(_, value)| is_defined(*value));
+            defined.for_each(|(name, value)| epochs.scalar(&format!("val_by_epoch/{name}"), epoch as u64, *value));
+            epochs.flush();
+        }
+    }
+
+    /// The numbers of an evaluation by step for TensorBoard. A resumed job repeats those of its own step, which it discards.
+    pub fn show_evaluation(&mut self, step: u64, lr: f64, results: &[(String, f64)]) {
         let momentum = self.momentum;
-        if let Some(board) = &mut self.tensorboard {
-            for (name, value) in &entries {
-                let tag = format!("val/{name}");
-                match value {
-                    Value::String(text) => board.text(&tag, step + 1, text),
-                    number => board.scalar(&tag, step + 1, number.as_f64().unwrap_or(f64::NAN)),
+        let Some(Boards { steps, .. }) = &mut self.tensorboard else { return };
+        for (name, value) in with_copypaste(results) {
+            let tag = format!("val/{name}");
+            match value {
+                Value::String(text) => steps.text(&tag, step + 1, &text),
+                number => {
+                    let defined = number.as_f64().filter(|&number| is_defined(number));
+                    defined.into_iter().for_each(|number| steps.scalar(&tag, step + 1, number));
                 }
             }
-            board.scalar("learning_rate", step + 1, lr);
-            if let Some(momentum) = momentum {
-                board.scalar("momentum", step + 1, momentum);
-            }
-            board.flush();
+        }
+        steps.scalar("learning_rate", step + 1, lr);
+        if let Some(momentum) = momentum {
+            steps.scalar("momentum", step + 1, momentum);
+        }
+        steps.flush();
+    }
+
+    /// Adds curves and images of an evaluation after `epoch` epochs to TensorBoard.
+    pub fn show(&mut self, epoch: usize, shown: Shown) {
+        let Some(Boards { epochs, .. }) = &mut self.tensorboard else { return };
+        for (name, precision) in shown.curves {
+            epochs.precision_by_recall(&format!("precision_by_recall/{name}"), epoch as u64, &precision);
+        }
+        for (name, size, jpeg) in shown.images {
+            epochs.image(&format!("images/{name}"), epoch as u64, size, jpeg);
+        }
+        epochs.flush();
+    }
+
+    /// Adds how often values of a tensor occur after `epoch` epochs to TensorBoard.
+    pub fn histogram(&mut self, epoch: usize, name: &str, values: &[f32]) {
+        if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
+            epochs.histogram(&format!("weights/{name}"), epoch as u64, values);
+            epochs.flush();
         }
     }
 
@@ -198,12 +260,29 @@ impl RunLog {
         }));
     }
 
-    /// Adds a PNG image of `size` (width, height) to TensorBoard.
-    pub fn image(&mut self, tag: &str, step: u64, size: (u32, u32), png: Vec<u8>) {
-        if let Some(board) = &mut self.tensorboard {
-            board.image(tag, step, size, png);
-            board.flush();
-        }
+    /// Logs how many seconds each rank spent on each part of the job, in epoch `epoch` or after it. The JSON line has no key
+    /// `epoch`, so that MMDetection's tools skip it.
+    pub fn times(&mut self, epoch: usize, ranks: &[IndexMap<String, f64>]) {
+        let shown = |parts: &IndexMap<String, f64>| {
+            parts.iter().map(|(part, &seconds)| (part.clone(), json!(rounded(seconds)))).collect::<Map<_, _>>()
+        };
+        self.show_slowest(epoch, ranks);
+        let ranks: Vec<Map<String, Value>> = ranks.iter().map(shown).collect();
+        self.line(&json!({ "mode": "times", "in_epoch": epoch, "ranks": ranks }));
+    }
+
+    /// The rank for which the others waited in an epoch, and for how many seconds on average, for TensorBoard.
+    fn show_slowest(&mut self, epoch: usize, ranks: &[IndexMap<String, f64>]) {
+        let Some(Boards { epochs, .. }) = &mut self.tensorboard else { return };
+        let waited: Option<Vec<f64>> = ranks.iter().map(|parts| parts.get("waiting").copied()).collect();
+        let Some(waited) = waited.filter(|waited| waited.len() > 1) else { return };
+        let Some((rank, least)) = waited.iter().copied().enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b)) else {
+            return;
+        };
+        let others = (waited.iter().sum::<f64>() - least) / (waited.len() - 1) as f64;
+        epochs.scalar("straggler/rank", epoch as u64, rank as f64);
+        epochs.scalar("straggler/seconds_waited_for_it", epoch as u64, others - least);
+        epochs.flush();
     }
 
     /// The file of JSON lines.
@@ -261,13 +340,13 @@ impl RunLog {
         line.insert("time".into(), json!(rounded(time)));
         self.line(&Value::Object(line));
 
-        if let Some(board) = &mut self.tensorboard {
+        if let Some(Boards { steps, .. }) = &mut self.tensorboard {
             for (name, value) in &values {
-                board.scalar(&format!("train/{name}"), at.step, *value);
+                steps.scalar(&format!("train/{name}"), at.step, *value);
             }
-            board.scalar("learning_rate", at.step, at.lr);
-            board.scalar("momentum", at.step, at.momentum);
-            board.flush();
+            steps.scalar("learning_rate", at.step, at.lr);
+            steps.scalar("momentum", at.step, at.momentum);
+            steps.flush();
         }
     }
 
@@ -277,6 +356,21 @@ impl RunLog {
             tracker.push(line.clone());
         }
         self.json.0.push(line);
+    }
+}
+
+/// Undefined metrics are -1.
+fn is_defined(metric: f64) -> bool {
+    metric >= 0.0
+}
+
+impl Boards {
+    fn create(folder: &Path, info: &RunInfo<'_>, resumed_at: Option<u64>) -> std::io::Result<Self> {
+        let epoch = resumed_at.map(|_| info.start_epoch + 1);
+        Ok(Self {
+            steps: TensorBoard::create(folder, resumed_at)?,
+            epochs: TensorBoard::create(&folder.join("by_epoch"), epoch)?,
+        })
     }
 }
 

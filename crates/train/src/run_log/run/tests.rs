@@ -8,7 +8,14 @@ fn run(folder: &Path, interval: usize, start_step: u64) -> RunLog {
     let mut config = Config::default();
     config.log.interval = interval;
     config.train.seed = 5;
-    let info = RunInfo { name: "tiny", config: &config, environment: vec![], start_step, total_steps: 20 };
+    let info = RunInfo {
+        name: "tiny",
+        config: &config,
+        environment: vec![],
+        start_step,
+        start_epoch: start_step / 5,
+        total_steps: 20,
+    };
     RunLog::create(folder, info).unwrap()
 }
 
@@ -25,7 +32,7 @@ fn epoch(log: &mut RunLog, window: &mut Window, epoch: usize) {
             window.put(name, value);
         }
         window.end(at(epoch, iter));
-        log.step(window, 0.5);
+        log.step(window, &Window::new(2), 0.5);
     }
 }
 
@@ -95,7 +102,7 @@ fn memory_is_logged_with_a_gpu() {
     let mut window = Window::new(1);
     window.put("loss", 1.0);
     window.end(TrainStep { memory: Some(3210), ..at(1, 1) });
-    log.step(&window, 0.5);
+    log.step(&window, &Window::new(2), 0.5);
     assert_eq!(lines(&log)[1]["memory"], json!(3210));
 }
 
@@ -117,12 +124,14 @@ fn tensorboard_has_the_tags_and_steps_of_mmdetection() {
     let mut log = run(folder.path(), 2, 0);
     let mut window = Window::new(2);
     epoch(&mut log, &mut window, 1);
-    let results: Vec<(String, f64)> = Metric::Bbox.names().into_iter().zip([0.5; 6]).collect();
+    let results: Vec<(String, f64)> = Metric::Bbox.names().into_iter().zip([0.5, 0.5, 0.5, -1.0, 0.5, 0.5]).collect();
     log.evaluation(1, 5, 12, 1e-4, &results);
     let board = folder.path().join("tensorboard");
     let Some(read) = read_back(&board) else { return };
     assert_eq!(read["scalars"]["train/loss"], json!([[2, 3.0], [4, 7.0]]));
     assert_eq!(read["scalars"]["val/bbox_mAP_50"], json!([[6, 0.5]]));
+    assert!(read["scalars"].get("val/bbox_mAP_s").is_none(), "an undefined metric is left out");
+    assert!(read["texts"]["config/text_summary"][0][1].as_str().unwrap().contains("```toml\n[model"));
     let tags: Vec<&String> = read["scalars"].as_object().unwrap().keys().filter(|tag| !tag.contains("mAP")).collect();
     assert_eq!(tags, ["train/loss_cls", "train/loss", "learning_rate", "momentum"]);
     assert_eq!(read["texts"]["val/bbox_mAP_copypaste/text_summary"][0][0], json!(6));
@@ -146,7 +155,7 @@ fn a_line_that_no_log_has_is_written_once() {
         window.put("loss", iter as f64);
         window.end(at(1, iter));
         if iter < 4 {
-            first.step(&window, 0.5);
+            first.step(&window, &Window::new(2), 0.5);
         }
     }
     let train = |log: &RunLog| lines(log).into_iter().filter(|line| line["mode"] == "train").count();
@@ -159,4 +168,36 @@ fn a_line_that_no_log_has_is_written_once() {
     log.make_up(&window);
     assert_eq!(train(&log), 1);
     assert_eq!((&lines(&log)[1]["iter"], &lines(&log)[1]["loss"]), (&json!(4), &json!(3.5)));
+}
+
+#[test]
+fn curves_of_a_resumed_job_go_on_without_gap_or_overlap() {
+    let folder = tempfile::tempdir().unwrap();
+    let value = |ap: f64| vec![("bbox_mAP".to_owned(), ap)];
+    let ranks = |waited: [f64; 2]| waited.map(|waited| IndexMap::from([("waiting".to_owned(), waited)]));
+    let mut log = run(folder.path(), 1, 0);
+    let mut window = Window::new(1);
+    for number in 1..=2 {
+        epoch(&mut log, &mut window, number);
+        log.times(number, &ranks([0.5, 3.0]));
+        log.evaluation(number, 5 * number as u64, 12, 1e-4, &value(0.1 * number as f64));
+    }
+    // From the checkpoint of the first epoch, whose evaluation is not repeated.
+    let mut log = run(folder.path(), 1, 5);
+    log.show_evaluation(5, 1e-4, &value(0.1));
+    epoch(&mut log, &mut window, 2);
+    log.times(2, &ranks([2.0, 1.0]));
+    log.evaluation(2, 10, 12, 1e-4, &value(0.4));
+    let board = folder.path().join("tensorboard");
+    let Some(read) = read_back(&board) else { return };
+    let steps = |read: &Value, tag: &str| -> Vec<u64> {
+        read["scalars"][tag].as_array().unwrap().iter().map(|event| event[0].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps(&read, "train/loss"), (1..=10).collect::<Vec<_>>());
+    assert_eq!(steps(&read, "val/bbox_mAP"), [6, 11]);
+    let by_epoch = read_back(&board.join("by_epoch")).unwrap();
+    assert_eq!(steps(&by_epoch, "val_by_epoch/bbox_mAP"), [1, 2]);
+    let last = |tag: &str| by_epoch["scalars"][tag].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last("straggler/rank"), json!([2, 1.0]), "the second rank waits less");
+    assert_eq!(last("straggler/seconds_waited_for_it"), json!([2, 1.0]));
 }

@@ -43,7 +43,7 @@ pub(super) struct Value {
     pub tag: String,
     #[prost(message, optional, tag = "9")]
     pub metadata: Option<SummaryMetadata>,
-    #[prost(oneof = "Content", tags = "2, 4, 8")]
+    #[prost(oneof = "Content", tags = "2, 4, 5, 8")]
     pub content: Option<Content>,
 }
 
@@ -53,6 +53,8 @@ pub(super) enum Content {
     SimpleValue(f32),
     #[prost(message, tag = "4")]
     Image(Image),
+    #[prost(message, tag = "5")]
+    Histogram(Histogram),
     #[prost(message, tag = "8")]
     Tensor(TensorProto),
 }
@@ -66,7 +68,7 @@ pub(super) struct Image {
     /// Channels: 1 gray, 3 RGB, 4 RGBA.
     #[prost(int32, tag = "3")]
     pub colorspace: i32,
-    /// The image as PNG.
+    /// The image as PNG or JPEG.
     #[prost(bytes = "vec", tag = "4")]
     pub encoded_image_string: Vec<u8>,
 }
@@ -81,15 +83,81 @@ pub(super) struct SummaryMetadata {
 pub(super) struct PluginData {
     #[prost(string, tag = "1")]
     pub plugin_name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub content: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Histogram {
+    #[prost(double, tag = "1")]
+    pub min: f64,
+    #[prost(double, tag = "2")]
+    pub max: f64,
+    #[prost(double, tag = "3")]
+    pub num: f64,
+    #[prost(double, tag = "4")]
+    pub sum: f64,
+    #[prost(double, tag = "5")]
+    pub sum_squares: f64,
+    /// The upper limit of each bucket.
+    #[prost(double, repeated, tag = "6")]
+    pub bucket_limit: Vec<f64>,
+    #[prost(double, repeated, tag = "7")]
+    pub bucket: Vec<f64>,
+}
+
+/// tensorboard/plugins/pr_curve/plugin_data.proto
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PrCurvePlugin {
+    #[prost(int32, tag = "1")]
+    pub version: i32,
+    #[prost(uint32, tag = "2")]
+    pub num_thresholds: u32,
+}
+
+/// tensorboard/plugins/hparams/plugin_data.proto
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct HparamsPlugin {
+    #[prost(int32, tag = "1")]
+    pub version: i32,
+    #[prost(message, optional, tag = "3")]
+    pub session_start: Option<SessionStart>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SessionStart {
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub hparams: std::collections::BTreeMap<String, Hparam>,
+    #[prost(double, tag = "5")]
+    pub start_time_secs: f64,
+}
+
+/// google.protobuf.Value
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Hparam {
+    #[prost(oneof = "HparamValue", tags = "2, 3, 4")]
+    pub value: Option<HparamValue>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum HparamValue {
+    #[prost(double, tag = "2")]
+    Number(f64),
+    #[prost(string, tag = "3")]
+    Text(String),
+    #[prost(bool, tag = "4")]
+    Bool(bool),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct TensorProto {
-    /// 7 is a string.
+    /// 1 is float32, 7 a string.
     #[prost(int32, tag = "1")]
     pub dtype: i32,
     #[prost(message, optional, tag = "2")]
     pub tensor_shape: Option<TensorShape>,
+    #[prost(float, repeated, tag = "5")]
+    pub float_val: Vec<f32>,
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub string_val: Vec<Vec<u8>>,
 }
