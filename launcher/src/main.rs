@@ -7,6 +7,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | [`error`], [`text`], [`output`], [`console`], [`child`], [`signals`] | foundation: errors with exit codes, formatting, output that never blocks, short runs of other programs, signals |
+//! | [`forecast`] | how long a job takes on many GPUs |
 //! | [`plan`] | what to start: inputs, GPUs and devices, CPUs, nodes, checks of the machine |
 //! | [`attempt`] | one attempt of the workers of this node, as a state machine without I/O: hangs, causes, emergency checkpoints, [`attempt::result::AttemptResult`] |
 //! | [`nodes`] | the launchers of several nodes: coordinator, listener, links, merged results |
@@ -24,6 +25,7 @@ mod commands;
 mod console;
 mod doctor;
 mod error;
+mod forecast;
 mod nodes;
 mod output;
 mod plan;
