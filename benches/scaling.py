@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Checks the model of docs/scaling.md: a step's predicted and measured time, with workers in network namespaces whose links tc limits.
 
     benches/scaling.py [--iters 6]      as root, with ip and tc; fnet-launch in target/release

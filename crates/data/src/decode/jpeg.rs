@@ -42,7 +42,11 @@ static BUILT_IN: Functions = Functions {
 static FAST: LazyLock<Option<Functions>> = LazyLock::new(|| {
     let functions = load(&beside_libtorch()?)?;
     // The library compares version and size of the structs with its own.
-    guarded(|| Ok(drop(Decoder::new(b"\xff", &functions)))).is_ok().then_some(functions)
+    let created = guarded(|| {
+        drop(Decoder::new(b"\xff", &functions));
+        Ok(())
+    });
+    created.is_ok().then_some(functions)
 });
 
 /// Pillow's libjpeg-turbo in the Python environment of libtorch.
