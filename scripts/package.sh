@@ -30,9 +30,11 @@ if [ -n "$with_libtorch" ]; then
         while read -r library; do
             cp -L "$library" "$prefix/lib/fnet/"
         done
-    # The licenses of these libraries.
     packages=$(dirname "$(readlink -f "$ROOT/.libtorch")")
-    for wheel in torch nvidia_cuda_runtime nvidia_cuda_cupti; do
+    # The vector code for JPEG.
+    cp "$packages"/pillow.libs/libjpeg-*.so.62* "$prefix/lib/fnet/"
+    # The licenses of these libraries.
+    for wheel in torch pillow nvidia_cuda_runtime nvidia_cuda_cupti; do
         license=$(find "$packages/$wheel"-*.dist-info -iname 'license*' -type f | head -n 1)
         [ -n "$license" ] || die "the package $wheel in $packages has no license" "Run make setup."
         install -D -m 644 "$license" "$prefix/share/fnet/licenses/$wheel.txt"

@@ -38,22 +38,6 @@ check_tools() {
         "On Debian or Ubuntu: sudo apt install g++"
 }
 
-# nasm assembles the SIMD code of the JPEG decoder, which takes half the time for the same pixels.
-check_assembler() {
-    [ "$(uname -m)" != x86_64 ] || command -v nasm >/dev/null ||
-        say "nasm was not found, so JPEG decoding takes twice as long" \
-            "(on Debian or Ubuntu: sudo apt install nasm, then make setup again)"
-}
-
-# Rebuilds a decoder that was built without nasm.
-rebuild_decoder() {
-    local built
-    built=$(find target/release/build -path '*/mozjpeg-sys-*/out' -type d 2>/dev/null || true)
-    [ -n "$built" ] && command -v nasm >/dev/null && [ "$(uname -m)" = x86_64 ] || return 0
-    [ -n "$(find target/release/build -path '*/mozjpeg-sys-*/out/*jidctint-avx2*')" ] ||
-        cargo clean --release -p mozjpeg-sys
-}
-
 # check_room GB WHAT
 check_room() {
     local free
@@ -127,13 +111,11 @@ link_libtorch() {
 }
 
 build() {
-    rebuild_decoder
     say "building the programs (the first time takes some minutes)"
     cargo build --release --workspace
 }
 
 check_tools
-check_assembler
 [ -d target/release ] || check_room "$BUILD_GB" "The build"
 background=
 build_in_background

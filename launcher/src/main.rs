@@ -7,6 +7,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | [`error`], [`text`], [`output`], [`console`], [`libtorch`], [`child`], [`signals`] | foundation: errors with exit codes, formatting, output that never blocks, where libtorch is, short runs of other programs, signals |
+//! | [`forecast`] | how long a job takes on many GPUs |
 //! | [`plan`] | what to start: inputs, GPUs and devices, CPUs, nodes, checks of the machine |
 //! | [`attempt`] | one attempt of the workers of this node, as a state machine without I/O: hangs, causes, emergency checkpoints, [`attempt::result::AttemptResult`] |
 //! | [`nodes`] | the launchers of several nodes: coordinator, listener, links, merged results |
@@ -25,6 +26,7 @@ mod commands;
 mod console;
 mod doctor;
 mod error;
+mod forecast;
 mod libtorch;
 mod nodes;
 mod output;

@@ -181,7 +181,7 @@ fn body_data_parallel() {
     // Ranks start with different parameters and buffers; all get rank 0's.
     let parameters = net(communicator.rank() as i64 * 10);
     let buffer = Tensor::full([3], communicator.rank() as f64 + 5.0, FLOAT);
-    let parallel = DataParallel::new(&communicator, &parameters, &[buffer.shallow_clone()]).unwrap();
+    let parallel = DataParallel::new(&communicator, &parameters, &[buffer.shallow_clone()], false).unwrap();
     assert_eq!(buffer, Tensor::full([3], 5.0, FLOAT));
     assert_eq!(parameters, single);
     for _ in 0..2 {
@@ -269,7 +269,7 @@ fn body_detector_gradients() {
 
     let (model, parameters) = detector();
     let together = tensors(&parameters);
-    let parallel = DataParallel::new(&communicator, &together, &[]).unwrap();
+    let parallel = DataParallel::new(&communicator, &together, &[], false).unwrap();
     parallel.backward(&detector_loss(&model, communicator.rank()), true).unwrap();
     let mut differ = 0;
     for (index, (name, tensor)) in parameters.trainable().enumerate() {
@@ -400,7 +400,7 @@ fn body_other_parameters() {
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let rows = 2 + communicator.rank() as i64;
     let parameters = [Tensor::zeros([4], FLOAT), Tensor::zeros([rows, 3], FLOAT)].map(|p| p.set_requires_grad(true));
-    let error = DataParallel::new(&communicator, &parameters, &[]).err().unwrap();
+    let error = DataParallel::new(&communicator, &parameters, &[], false).err().unwrap();
     let message = error.to_string();
     assert!(message.contains("rank 1 and rank 0 have different parameters: number 1 is Float [3, 3]"), "{message}");
     communicator.leave().unwrap();

@@ -14,7 +14,7 @@ fn report(text: &str) -> serde_json::Value {
 #[test]
 fn a_dry_run_predicts_the_training_and_writes_nothing() {
     let scene = Scene::new();
-    let dry = scene.launch(&format!("{DRY} train cfg.toml --json"));
+    let dry = scene.launch(&format!("{DRY} train cfg.toml --json --step-time 0.5 --links 0.1,1"));
     dry.expect(0, &[]);
     assert!(!scene.path("work_dirs").exists(), "nothing was written");
     let report = report(&dry.stdout);
@@ -24,6 +24,9 @@ fn a_dry_run_predicts_the_training_and_writes_nothing() {
     assert_eq!(report["training"]["effective_batch"], 2);
     assert_eq!(report["workers"][1]["rank"], 1);
     assert_eq!(report["problems"].as_array().unwrap().len(), 0);
+    let forecast = |name: &str| report["forecast"][name].as_f64().unwrap();
+    assert!(forecast("compute_seconds") == 0.5 && forecast("communication_seconds") > 0.0);
+    assert!(forecast("update_seconds") > 0.5 && forecast("job_seconds") > 2.0 * steps(2) as f64 * 0.5);
     scene.two("train cfg.toml --no-validate");
     let mut log = fs::read_dir(scene.path("work_dirs/cfg")).unwrap().map(|entry| entry.unwrap().path());
     let log = log.find(|path| path.to_string_lossy().ends_with(".log.json")).unwrap();
@@ -53,6 +56,8 @@ fn errors_of_training_are_reported_with_the_same_exit_code() {
     scene.launch(&format!("{DRY} train cfg.toml --resume")).expect(3, &["no checkpoint"]);
     scene.launch(&format!("{DRY} flops cfg.toml")).expect(2, &["--dry-run supports train and test only"]);
     scene.launch("--device cpu --nproc 2 train cfg.toml --json").expect(2, &["--json requires --dry-run"]);
+    scene.launch("--device cpu train cfg.toml --step-time 1").expect(2, &["--step-time requires --dry-run"]);
+    scene.launch(&format!("{DRY} train cfg.toml --step-time 1 --links 370")).expect(2, &["--links", "370,45"]);
     assert!(!scene.path("work_dirs").exists());
 }
 

@@ -23,11 +23,16 @@ pub struct DataParallel<'a> {
 
 impl<'a> DataParallel<'a> {
     /// Checks that all ranks have the same parameters, broadcasts rank 0's values of `parameters` and `buffers`, and hooks
-    /// into the parameters' gradients. The order must be the same on every rank.
+    /// into the parameters' gradients. The order must be the same on every rank. With `as_bfloat16` gradients travel rounded.
     ///
     /// # Errors
     /// A bug if the ranks' parameters differ; if a peer is lost.
-    pub fn new(communicator: &'a Communicator, parameters: &[Tensor], buffers: &[Tensor]) -> Result<Self> {
+    pub fn new(
+        communicator: &'a Communicator,
+        parameters: &[Tensor],
+        buffers: &[Tensor],
+        as_bfloat16: bool,
+    ) -> Result<Self> {
         if communicator.world_size() == 1 {
             return Ok(Self { communicator, reducer: None, computed: Computed::default() });
         }
@@ -36,7 +41,7 @@ impl<'a> DataParallel<'a> {
         communicator.broadcast_all(buffers, 0)?;
         let mut reducer = None;
         communicator.run(Operation::Rendezvous, "set-up of the reducer", |group, _| {
-            reducer = Some(Reducer::new(group, parameters, BucketSizes::default())?);
+            reducer = Some(Reducer::new(group, parameters, BucketSizes::default(), as_bfloat16)?);
             Ok(())
         })?;
         Ok(Self { communicator, reducer, computed: Computed::default() })

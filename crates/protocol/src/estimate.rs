@@ -61,6 +61,14 @@ pub struct TrainingFacts {
     pub learning_rate: f64,
     /// Completed epochs of the checkpoint to resume from.
     pub epochs_done: usize,
+    /// Steps per update.
+    pub accumulate: usize,
+    /// Bytes of the gradients that the ranks add up in an update, in float32.
+    pub gradients: u64,
+    /// Whether they travel as bfloat16.
+    pub as_bfloat16: bool,
+    /// Images that an evaluation during training takes; 0 without one.
+    pub evaluated: usize,
 }
 
 /// Parts of a worker's peak memory in bytes; all but weights, gradients and optimizer state are estimates.

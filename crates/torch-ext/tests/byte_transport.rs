@@ -238,7 +238,7 @@ fn body_bits_of_gloo() {
 /// The gradients of a small net by the reducer, of two steps that must be equal.
 fn gradients(group: &ProcessGroup) -> Vec<Tensor> {
     let net = net();
-    let reducer = Reducer::new(group, &net, SMALL).unwrap();
+    let reducer = Reducer::new(group, &net, SMALL, false).unwrap();
     let x = values(&[8, 17], 100 + group.rank() as i64);
     let [first, second] = [(), ()].map(|()| {
         let loss = loss(&net, &x);
@@ -299,7 +299,7 @@ fn body_late_rank() {
         assert!(error.message().starts_with("files all-reduce number 2 (16 bytes)"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Collective);
         let parameter = Tensor::ones([2], FLOAT).set_requires_grad(true);
-        let reducer = Reducer::new(group, &[parameter.shallow_clone()], BucketSizes::default()).unwrap();
+        let reducer = Reducer::new(group, &[parameter.shallow_clone()], BucketSizes::default(), false).unwrap();
         let loss = (&parameter * 2.0).sum(Kind::Float);
         let error = reducer.backward(&loss, || ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Collective, "{error}");

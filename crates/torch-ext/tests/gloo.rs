@@ -73,27 +73,44 @@ fn body_reducer() {
     let world = group.size() as i64;
     let parameters = net();
     let mut expected: Vec<Tensor> = parameters.iter().map(Tensor::zeros_like).collect();
+    let mut rounded: Vec<Tensor> = expected.iter().map(|zero| zero.to_kind(Kind::BFloat16)).collect();
     for rank in 0..world {
         backward(&loss(&parameters, &values(&[8, 17], 100 + rank))).unwrap();
-        for (sum, grad) in expected.iter_mut().zip(gradients(&parameters)) {
-            *sum += grad * (1.0 / world as f64);
+        for ((sum, rounded), grad) in expected.iter_mut().zip(&mut rounded).zip(gradients(&parameters)) {
+            let share = grad * (1.0 / world as f64);
+            *rounded += share.to_kind(Kind::BFloat16);
+            *sum += share;
         }
     }
-    let reducer = Reducer::new(&group, &parameters, SMALL).unwrap();
+    let reducer = Reducer::new(&group, &parameters, SMALL, false).unwrap();
     let x = values(&[8, 17], 100 + group.rank() as i64);
-    let step = || {
+    let step = |reducer: &Reducer| {
         let loss = loss(&parameters, &x);
         reducer.backward(&loss, || ()).unwrap();
         gradients(&parameters)
     };
-    let first = step();
+    let first = step(&reducer);
     for (grad, mean) in first.iter().zip(&expected) {
         assert!(f64::try_from((grad - mean).abs().max()).unwrap() < 1e-6);
         // Two values add up to the same in any order.
         assert!(world > 2 || grad == mean);
     }
     for _ in 0..3 {
-        assert_eq!(step(), first);
+        assert_eq!(step(&reducer), first);
+    }
+    drop(reducer);
+    let reducer = Reducer::new(&group, &parameters, SMALL, true).unwrap();
+    let compressed = step(&reducer);
+    for ((grad, rounded), mean) in compressed.iter().zip(&rounded).zip(&expected) {
+        assert!(grad.kind() == Kind::Float && grad == &grad.to_kind(Kind::BFloat16).to_kind(Kind::Float));
+        assert!(world > 2 || grad == &rounded.to_kind(Kind::Float));
+        assert!(f64::try_from((grad - mean).norm() / mean.norm()).unwrap() < 0.01);
+    }
+    let flat = Tensor::cat(&compressed.iter().map(|grad| grad.reshape([-1])).collect::<Vec<_>>(), 0);
+    let bytes: Vec<u8> = Vec::<f32>::try_from(flat).unwrap().into_iter().flat_map(f32::to_le_bytes).collect();
+    store.set(&format!("compressed {}", group.rank()), &bytes).unwrap();
+    for rank in 0..world {
+        assert_eq!(store.get(&format!("compressed {rank}"), DEADLINE).unwrap(), bytes, "rank {rank} has other bits");
     }
     leave(&store, &group);
 }
@@ -108,7 +125,7 @@ fn parameters_unused_on_one_or_all_ranks_do_not_hang_a_step() {
 fn body_unused() {
     let (store, group) = connect(DEADLINE);
     let p: Vec<_> = (0..3).map(|i| Tensor::full([2], f64::from(i) + 1.0, FLOAT).set_requires_grad(true)).collect();
-    let reducer = Reducer::new(&group, &p, SMALL).unwrap();
+    let reducer = Reducer::new(&group, &p, SMALL, false).unwrap();
     for _ in 0..2 {
         // Rank 1 does not use p[1]; nobody uses p[2].
         let mut output = &p[0] * 4.0;
@@ -135,9 +152,9 @@ fn accumulated_passes_are_reduced_together() {
 fn body_accumulation() {
     let (store, group) = connect(DEADLINE);
     let p = Tensor::full([2], 1.0, FLOAT).set_requires_grad(true);
-    let reducer = Reducer::new(&group, &[p.shallow_clone()], SMALL).unwrap();
     let scale = group.rank() as f64 + 1.0;
-    for _ in 0..2 {
+    for as_bfloat16 in [false, false, true, true] {
+        let reducer = Reducer::new(&group, &[p.shallow_clone()], SMALL, as_bfloat16).unwrap();
         backward(&(&p * scale).sum(Kind::Float)).unwrap();
         assert_eq!(p.grad(), Tensor::full([2], scale, FLOAT));
         let loss = (&p * (10.0 * scale)).sum(Kind::Float);
@@ -167,7 +184,7 @@ fn a_killed_peer_is_an_error_in_the_survivors_backward() {
 fn body_killed_peer() {
     let (_store, group) = connect(DEADLINE);
     let parameters = net();
-    let reducer = Reducer::new(&group, &parameters, SMALL).unwrap();
+    let reducer = Reducer::new(&group, &parameters, SMALL, false).unwrap();
     for step in 0.. {
         let loss = loss(&parameters, &values(&[8, 17], 5));
         if step == 2 && group.rank() == 1 {

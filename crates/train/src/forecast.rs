@@ -7,7 +7,7 @@ use tch::Device;
 use fnet_checkpoint::MmdetCheckpoint;
 use fnet_checkpoint::native::{CheckpointMeta, TrainProgress};
 use fnet_common::{Context, Result};
-use fnet_config::Config;
+use fnet_config::{Config, GradCompression};
 use fnet_data::{CocoDataset, Dataset, Split};
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli::Train as Arguments;
@@ -63,6 +63,10 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
             effective_batch: config.effective_batch(world_size),
             learning_rate: config.optimizer.lr,
             epochs_done: progress.epoch,
+            accumulate: config.train.accumulate,
+            gradients: memory::gradients(&parameters),
+            as_bfloat16: config.train.grad_compression == GradCompression::Bf16,
+            evaluated: validation.as_ref().map_or(0, |validation| validation.dataset().len()),
         }),
         parameters: parameters.count() as u64,
         memory: memory::of_training(config, &parameters)?,

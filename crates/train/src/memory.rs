@@ -6,7 +6,7 @@
 //! measurements on the CPU.
 
 use fnet_common::Result;
-use fnet_config::{Amp, Config, OptimizerKind, Pipeline};
+use fnet_config::{Amp, Config, GradCompression, OptimizerKind, Pipeline};
 use fnet_model::flops::{BBOX_ROIS, FlopsReport, MASK_ROIS, count};
 use fnet_model::{Parameters, Role};
 use fnet_protocol::estimate::MemoryEstimate;
@@ -41,7 +41,7 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
     let values = outputs(&report, batch, rois, positives) + features;
     let narrow = config.train.amp != Amp::Off;
     let weights = total(parameters, Role::Parameter);
-    let trained: u64 = parameters.trained().map(|(_, tensor)| bytes(tensor)).sum();
+    let trained = gradients(parameters);
     let moments = match config.optimizer.kind {
         OptimizerKind::AdamW => 2,
         OptimizerKind::Sgd => u64::from(config.optimizer.momentum > 0.0),
@@ -52,7 +52,7 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
         shape,
         batch: config.data.samples_per_gpu,
         weights: weights + total(parameters, Role::Buffer),
-        gradients: trained,
+        gradients: if config.train.grad_compression == GradCompression::Bf16 { trained + trained / 2 } else { trained },
         optimizer: trained * (moments + u64::from(config.train.ema > 0.0)),
         // Values in float16 or bfloat16 take half, and so does a copy of the weights.
         activations: if narrow { values * VALUE / 2 + weights / 2 } else { values * VALUE },
@@ -60,6 +60,11 @@ pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<Me
         total: 0,
     }
     .summed())
+}
+
+/// Bytes of the gradients.
+pub fn gradients(parameters: &Parameters) -> u64 {
+    parameters.trained().map(|(_, tensor)| bytes(tensor)).sum()
 }
 
 /// The maximum memory of a worker in inference, one image at a time.

@@ -8,7 +8,7 @@ use torch_ext::optim;
 
 use fnet_common::process;
 use fnet_common::{Context, Error, Result};
-use fnet_config::{Amp, Config, OnNan};
+use fnet_config::{Amp, Config, GradCompression, OnNan};
 use fnet_data::Batch;
 use fnet_distributed::{Communicator, DataParallel};
 use fnet_model::{Losses, MaskRcnn, Parameters, StepRandom};
@@ -132,7 +132,8 @@ impl<'a> TrainState<'a> {
         let buffers: Vec<Tensor> =
             parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
         let ema = if config.train.ema > 0.0 { Some(Ema::new(config.train.ema, &trained)?) } else { None };
-        let parallel = DataParallel::new(communicator, &tensors, &buffers)?;
+        let as_bfloat16 = config.train.grad_compression == GradCompression::Bf16;
+        let parallel = DataParallel::new(communicator, &tensors, &buffers, as_bfloat16)?;
         let packed = buffers::pack(&parameters)?;
         let downloader = match communicator.device() {
             Device::Cuda(index) => Some(Downloader::new(index)?),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::child::{self, Failure};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
+use crate::forecast::{Forecast, Job, Links};
 use crate::plan::devices::Devices;
 use crate::plan::host_memory::{self, Memory};
 use crate::plan::{self, Plan, checks, nvml};
@@ -38,6 +39,9 @@ struct DryRunReport {
     threads: Option<usize>,
     /// Why the workers have these CPUs.
     binding: String,
+    /// How long the job takes, with a measured step time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
     /// What prevents the job from running.
     problems: Vec<String>,
 }
@@ -77,6 +81,7 @@ pub fn run(options: &LaunchOptions, plan: &Plan) -> Result<i32> {
         if is_problem { problems.push(text) } else { estimate.warnings.push(text) }
     }
     let report = DryRunReport {
+        forecast: forecast(plan, &estimate),
         estimate,
         nodes: plan.nodes.count,
         node_rank: plan.nodes.rank,
@@ -94,6 +99,31 @@ pub fn run(options: &LaunchOptions, plan: &Plan) -> Result<i32> {
     }
     report.problems.iter().for_each(|problem| console.error(problem));
     Ok(if report.problems.is_empty() { exit::SUCCESS } else { exit::ENVIRONMENT })
+}
+
+/// How long the job takes, if `--step-time` says how long a step does.
+#[expect(clippy::cast_precision_loss, reason = "a few digits are shown")]
+fn forecast(plan: &Plan, estimate: &Estimate) -> Option<Forecast> {
+    let WorkerCommand::Train(train) = &plan.command else { return None };
+    let (step, training) = (train.step_time?, estimate.training.as_ref()?);
+    let mut links = if matches!(plan.devices, Devices::Cuda(_)) { Links::NCCL } else { Links::GLOO };
+    if let Some([within, between]) = train.links {
+        links.bandwidth = [within * 1e9, between * 1e9];
+    }
+    let job = Job {
+        nodes: plan.nodes.count,
+        per_node: estimate.world_size.div_ceil(plan.nodes.count),
+        step,
+        images: training.samples_per_gpu,
+        accumulate: training.accumulate,
+        gradients: training.gradients as f64,
+        as_bfloat16: training.as_bfloat16,
+        steps: training.iterations_per_epoch,
+        epochs: training.epochs - training.epochs_done.min(training.epochs),
+        evaluated: training.evaluated,
+        checkpoint: estimate.disk.as_ref().map_or(0.0, |disk| disk.checkpoint as f64),
+    };
+    Some(job.forecast(&links))
 }
 
 /// The estimate of a single worker.
@@ -231,6 +261,9 @@ fn describe(report: &DryRunReport, memory: Memory) -> String {
                 training.learning_rate
             ),
         );
+    }
+    if let Some(forecast) = &report.forecast {
+        line("forecast", forecast.to_string());
     }
     let parts = estimate.memory;
     line(

@@ -29,7 +29,7 @@ pub fn run(launch: &Launch) -> Result<i32> {
             Err(become_worker(launch))
         }
         LaunchCommand::Worker(command) => {
-            inputs::check_json(command)?;
+            inputs::check_dry_run_options(command)?;
             match repeated_launch(command) {
                 Some(benchmark) => benchmark::run(launch, &Plan::new(launch, command)?, benchmark),
                 None => supervisor::run(launch, command),

@@ -89,9 +89,12 @@ pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
     Ok(())
 }
 
-/// Refuses `train` and `test` with `--json` without `--dry-run` (exit code 2).
-pub fn check_json(command: &WorkerCommand) -> Result<()> {
+/// Refuses options of `--dry-run` without it (exit code 2).
+pub fn check_dry_run_options(command: &WorkerCommand) -> Result<()> {
     match command {
+        WorkerCommand::Train(train) if train.step_time.is_some() => {
+            Err(Error::usage("--step-time requires --dry-run: it forecasts a job without starting it"))
+        }
         WorkerCommand::Train(train) if train.json => {
             Err(Error::usage("--json requires --dry-run; a training writes <time>.log.json for programs"))
         }

@@ -180,7 +180,8 @@ impl fmt::Display for Report {
         if !self.jpeg_simd {
             writeln!(
                 f,
-                "JPEG is decoded without vector instructions; docs/performance.md explains how to enable them"
+                "JPEG is decoded without vector instructions: libtorch's Python environment has no pillow.libs/libjpeg-*.so.62*; \
+                 pip install pillow==13.0.0 there"
             )?;
         }
         write!(f, "peak memory {:.2} GiB", self.peak_memory_bytes as f64 / f64::from(1 << 30))

@@ -74,6 +74,9 @@ struct Parts {
     backward: f64,
     /// The cost of other workers: backward with all-reduce minus backward without it, plus the exchange of losses.
     all_reduce: f64,
+    /// Of that, the time in which this worker only waited: for sums of gradients after its own backward pass, and in the
+    /// exchange of losses.
+    exposed_communication: f64,
     optimizer: f64,
 }
 
@@ -255,13 +258,14 @@ fn parts(times: &[StepTimes], data: &[f64], alone: Option<f64>) -> Parts {
         forward: median(|times| times.forward),
         backward,
         all_reduce: together - backward + median(|times| times.step_vote),
+        exposed_communication: median(|times| times.waited),
         optimizer: median(|times| times.optimizer),
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Parts { data, forward, backward, all_reduce, optimizer } = self.parts_ms;
+        let Parts { data, forward, backward, all_reduce, exposed_communication, optimizer } = self.parts_ms;
         writeln!(
             f,
             "{} worker(s) on {}, {} thread(s) each, {} image(s) of {}x{} per step",
@@ -286,6 +290,7 @@ impl fmt::Display for Report {
             ("forward", forward),
             ("backward", backward),
             ("all-reduce", all_reduce),
+            ("  exposed", exposed_communication),
             ("optimizer", optimizer),
         ] {
             writeln!(f, "  {name:<10}{ms:>9.1} ms")?;

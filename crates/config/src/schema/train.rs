@@ -269,6 +269,8 @@ pub struct Train {
     /// Gradient accumulation steps.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
+    /// The type in which gradients travel between the ranks. Weights and optimizer state stay float32.
+    pub grad_compression: GradCompression,
     /// Decay of the exponential moving average of the weights, which is evaluated and saved in addition to them; 0 for
     /// none.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
@@ -292,6 +294,7 @@ impl Default for Train {
             amp: Amp::Off,
             loss_scale: 65_536.0,
             accumulate: 1,
+            grad_compression: GradCompression::Off,
             ema: 0.0,
             match_classes: false,
             on_nan: OnNan::Stop,
@@ -355,6 +358,18 @@ pub enum Amp {
     Bf16,
     /// Float16: 11 significant bits and a small range, so that training scales the loss.
     Fp16,
+}
+
+/// The type in which gradients travel between the ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GradCompression {
+    /// Float32.
+    #[default]
+    Off,
+    /// Bfloat16, half the bytes: each rank rounds its share of the mean gradient to 8 significant bits, and sums are rounded
+    /// likewise. Not for a job of one rank, where nothing travels. As `bf16_compress_hook` of PyTorch.
+    Bf16,
 }
 
 /// What to do when a loss is not finite.

@@ -1,22 +1,88 @@
-//! Decodes JPEG with libjpeg-turbo's decoder (from the `mozjpeg-sys` crate), like OpenCV: exact integer IDCT and smooth
-//! chroma upsampling.
+//! Decodes JPEG with libjpeg-turbo's decoder, like OpenCV: exact integer IDCT and smooth chroma upsampling.
+//!
+//! There are two builds of it. The one in the crate `mozjpeg-sys` has no vector instructions; it decides what a file is, and
+//! decodes damaged ones. The one that comes with Pillow, which torchvision needs, has them and decodes all others.
 
 use std::any::Any;
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_uint, c_ulong};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use image::metadata::Orientation;
+use libloading::os::unix::Library;
 use mozjpeg_sys as sys;
 
-unsafe extern "C" {
-    /// From the library's SIMD layer, or its stub if the library was built without SIMD.
-    safe fn jsimd_can_idct_islow() -> c_int;
+/// The functions of a build of the library whose structs are those of `mozjpeg-sys`.
+#[derive(Clone, Copy)]
+struct Functions {
+    std_error: for<'a> unsafe extern "C-unwind" fn(&'a mut sys::jpeg_error_mgr) -> &'a mut sys::jpeg_error_mgr,
+    create: unsafe extern "C-unwind" fn(*mut sys::jpeg_decompress_struct, c_int, usize),
+    mem_src: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, *const u8, c_ulong),
+    save_markers: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, c_int, c_uint),
+    read_header: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, c_int) -> c_int,
+    start: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct) -> c_int,
+    read_rows: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, sys::JSAMPARRAY_MUT, c_uint) -> c_uint,
+    destroy: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct),
 }
 
-/// Whether the library uses SIMD on this machine. The pixels are the same.
+static BUILT_IN: Functions = Functions {
+    std_error: sys::jpeg_std_error,
+    create: sys::jpeg_CreateDecompress,
+    mem_src: sys::jpeg_mem_src,
+    save_markers: sys::jpeg_save_markers,
+    read_header: sys::jpeg_read_header,
+    start: sys::jpeg_start_decompress,
+    read_rows: sys::jpeg_read_scanlines,
+    destroy: sys::jpeg_destroy_decompress,
+};
+
+/// The build with vector instructions, if it is there.
+static FAST: LazyLock<Option<Functions>> = LazyLock::new(|| {
+    let functions = load(&beside_libtorch()?)?;
+    // The library compares version and size of the structs with its own.
+    let created = guarded(|| {
+        drop(Decoder::new(b"\xff", &functions));
+        Ok(())
+    });
+    created.is_ok().then_some(functions)
+});
+
+/// Pillow's libjpeg-turbo in the Python environment of libtorch, or beside libtorch in a package of fnet.
+fn beside_libtorch() -> Option<PathBuf> {
+    let libtorch = torch_ext::cuda::libtorch_folder().ok()?;
+    let is_it = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("libjpeg-") && name.contains(".so.62")
+        })
+    };
+    let files = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files(libtorch.join("../../pillow.libs")).chain(files(libtorch)).find(is_it)
+}
+
+fn load(path: &Path) -> Option<Functions> {
+    // SAFETY: the library's initializers only register it. It is never unloaded, so its functions stay valid.
+    let library = std::mem::ManuallyDrop::new(unsafe { Library::new(path) }.ok()?);
+    // SAFETY: functions of these names have these signatures in every version 62 of the interface.
+    unsafe {
+        Some(Functions {
+            std_error: *library.get(b"jpeg_std_error\0").ok()?,
+            create: *library.get(b"jpeg_CreateDecompress\0").ok()?,
+            mem_src: *library.get(b"jpeg_mem_src\0").ok()?,
+            save_markers: *library.get(b"jpeg_save_markers\0").ok()?,
+            read_header: *library.get(b"jpeg_read_header\0").ok()?,
+            start: *library.get(b"jpeg_start_decompress\0").ok()?,
+            read_rows: *library.get(b"jpeg_read_scanlines\0").ok()?,
+            destroy: *library.get(b"jpeg_destroy_decompress\0").ok()?,
+        })
+    }
+}
+
+/// Whether sound files are decoded with vector instructions. The pixels are the same.
 pub(super) fn has_simd() -> bool {
-    jsimd_can_idct_islow() != 0
+    FAST.is_some()
 }
 
 /// A decoded JPEG file, before its EXIF rotation.
@@ -53,7 +119,7 @@ pub(super) struct Header {
 /// A message with the problem and the remedy.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     guarded(|| {
-        let mut decoder = Decoder::new(bytes);
+        let mut decoder = Decoder::new(bytes, &BUILT_IN);
         decoder.read_header().map_err(broken)?;
         Ok(Header {
             width: decoder.info.image_width,
@@ -69,10 +135,19 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
 /// # Errors
 /// The error of `check`, or a message with the problem and the remedy.
 pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), String>) -> Result<Jpeg, String> {
+    let Header { width, height, .. } = header(bytes)?;
+    check(width, height)?;
+    // What is refused or warned of must not depend on the libraries of a machine.
+    match FAST.as_ref().map(|functions| decode_with(functions, bytes)) {
+        Some(Ok(jpeg)) if jpeg.warning.is_none() => Ok(jpeg),
+        _ => decode_with(&BUILT_IN, bytes),
+    }
+}
+
+fn decode_with(functions: &Functions, bytes: &[u8]) -> Result<Jpeg, String> {
     guarded(|| {
-        let mut decoder = Decoder::new(bytes);
+        let mut decoder = Decoder::new(bytes, functions);
         decoder.read_header().map_err(broken)?;
-        check(decoder.info.image_width, decoder.info.image_height)?;
         let orientation = decoder.orientation();
         let rgb = decoder.pixels().map_err(broken)?;
         let (width, height) = (decoder.info.output_width as usize, decoder.info.output_height as usize);
@@ -102,6 +177,7 @@ struct Notes {
 }
 
 struct Decoder<'b> {
+    functions: Functions,
     // Boxed because the library keeps pointers to all three.
     info: Box<sys::jpeg_decompress_struct>,
     notes: Box<Notes>,
@@ -110,7 +186,7 @@ struct Decoder<'b> {
 }
 
 impl<'b> Decoder<'b> {
-    fn new(bytes: &'b [u8]) -> Self {
+    fn new(bytes: &'b [u8], functions: &Functions) -> Self {
         // SAFETY: both are C structs of numbers and nullable pointers, for which all zeros is a value.
         let (mut errors, mut info) = unsafe {
             (
@@ -119,26 +195,26 @@ impl<'b> Decoder<'b> {
             )
         };
         let mut notes = Box::<Notes>::default();
-        // SAFETY: the structs have the layout the linked library was built with; they are boxed, so the pointers that
-        // it keeps stay valid until `drop` destroys the decoder. `bytes` outlives `Self` by its lifetime, and the
-        // library only reads them.
+        // SAFETY: the structs have the layout the library was built with, which it checks when the decoder is created; they
+        // are boxed, so the pointers that it keeps stay valid until `drop` destroys the decoder. `bytes` outlives `Self` by
+        // its lifetime, and the library only reads them.
         unsafe {
-            sys::jpeg_std_error(&mut errors);
+            (functions.std_error)(&mut errors);
             errors.error_exit = Some(fatal);
             errors.emit_message = Some(note);
             info.common.err = &raw mut *errors;
-            sys::jpeg_create_decompress(&raw mut *info);
+            (functions.create)(&raw mut *info, sys::JPEG_LIB_VERSION, size_of::<sys::jpeg_decompress_struct>());
             // Creating the decoder leaves `err` and `client_data` unchanged.
             info.common.client_data = (&raw mut *notes).cast();
-            sys::jpeg_mem_src(&mut info, bytes.as_ptr(), bytes.len() as _);
-            sys::jpeg_save_markers(&mut info, EXIF_MARKER, 0xffff);
+            (functions.mem_src)(&mut info, bytes.as_ptr(), bytes.len() as _);
+            (functions.save_markers)(&mut info, EXIF_MARKER, 0xffff);
         }
-        Self { info, notes, _errors: errors, _bytes: PhantomData }
+        Self { functions: *functions, info, notes, _errors: errors, _bytes: PhantomData }
     }
 
     fn read_header(&mut self) -> Result<(), String> {
         // SAFETY: the decoder was created and given its source in `new`.
-        let state = unsafe { sys::jpeg_read_header(&mut self.info, 1) };
+        let state = unsafe { (self.functions.read_header)(&mut self.info, 1) };
         if state == 1 { Ok(()) } else { Err("there is no image in the file".into()) }
     }
 
@@ -172,7 +248,7 @@ impl<'b> Decoder<'b> {
             other => return Err(format!("{other} color channels, expected 1, 3 or 4")),
         };
         // SAFETY: the header was read, and the source never suspends.
-        if unsafe { sys::jpeg_start_decompress(&mut self.info) } == 0 {
+        if unsafe { (self.functions.start)(&mut self.info) } == 0 {
             return Err("the decoder did not start".into());
         }
         let stride = self.info.output_width as usize * channels;
@@ -180,7 +256,7 @@ impl<'b> Decoder<'b> {
         for row in pixels.chunks_exact_mut(stride) {
             let mut rows = [row.as_mut_ptr()];
             // SAFETY: decompression was started; one row of `output_width * channels` bytes is written, which `row` has.
-            if unsafe { sys::jpeg_read_scanlines(&mut self.info, rows.as_mut_ptr(), 1) } != 1 {
+            if unsafe { (self.functions.read_rows)(&mut self.info, rows.as_mut_ptr(), 1) } != 1 {
                 return Err("the decoder returned no row".into());
             }
         }
@@ -195,7 +271,7 @@ impl<'b> Decoder<'b> {
 impl Drop for Decoder<'_> {
     fn drop(&mut self) {
         // SAFETY: created in `new` and destroyed once; destroying does not fail or call back with an error.
-        unsafe { sys::jpeg_destroy_decompress(&mut self.info) };
+        unsafe { (self.functions.destroy)(&mut self.info) };
     }
 }
 
@@ -234,4 +310,99 @@ unsafe extern "C-unwind" fn note(info: &mut sys::jpeg_common_struct, level: c_in
     // borrowed while the library runs.
     let (notes, errors) = unsafe { (&mut *info.client_data.cast::<Notes>(), &*info.err) };
     notes.warning.get_or_insert_with(|| message(errors));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fnet_test_support::fixture;
+    use image::{DynamicImage, ImageBuffer, Rgb};
+
+    use super::*;
+
+    fn built_in(bytes: &[u8]) -> Result<Jpeg, String> {
+        decode_with(&BUILT_IN, bytes)
+    }
+
+    /// What the fast build makes of a file in which it finds no fault.
+    fn sound(bytes: &[u8]) -> Option<Jpeg> {
+        let fast = FAST.as_ref().expect("no libjpeg-turbo in pillow.libs beside torch");
+        decode_with(fast, bytes).ok().filter(|jpeg| jpeg.warning.is_none())
+    }
+
+    fn collect(folder: &Path, found: &mut Vec<Vec<u8>>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.metadata().is_ok_and(|file| file.len() < 4 << 20) {
+                found.extend(Some(std::fs::read(path).unwrap()).filter(|bytes| is_jpeg(bytes)));
+            }
+        }
+    }
+
+    /// Small files of all sizes from 1x1 on, and the JPEG files of the test data.
+    fn files() -> Vec<Vec<u8>> {
+        let made = (1..40u32).map(|side| {
+            let image =
+                ImageBuffer::from_fn(side, 41 - side, |x, y| Rgb([(x * x * 7) as u8, (y * 90) as u8, (x * y) as u8]));
+            let image = DynamicImage::from(image);
+            let image = if side % 3 == 0 { DynamicImage::from(image.to_luma8()) } else { image };
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            image.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+            bytes.into_inner()
+        });
+        let mut files: Vec<Vec<u8>> = made.collect();
+        if let Some(root) = fixture("data") {
+            collect(&root, &mut files);
+        }
+        files
+    }
+
+    #[test]
+    fn both_builds_decode_sound_files_to_the_same_pixels() {
+        for (index, bytes) in files().iter().enumerate() {
+            let expected = built_in(bytes).ok().filter(|jpeg| jpeg.warning.is_none());
+            let found = sound(bytes);
+            assert_eq!(found.is_some(), expected.is_some(), "file {index}");
+            let (Some(found), Some(expected)) = (found, expected) else { continue };
+            assert_eq!((found.width, found.height), (expected.width, expected.height));
+            assert!(found.rgb == expected.rgb && found.orientation == expected.orientation, "file {index}");
+        }
+    }
+
+    /// The pixels of damage that neither build notices may differ: vector code computes with 16 bits, which hold all values
+    /// of sound files.
+    #[test]
+    fn the_fast_build_changes_nothing_about_errors_and_warnings() {
+        let facts = |decoded: Result<Jpeg, String>| decoded.map(|jpeg| (jpeg.width, jpeg.height, jpeg.warning));
+        let mut random = 1u64;
+        for bytes in files().iter().filter(|bytes| bytes.len() < 40_000) {
+            for _ in 0..12 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let mut damaged = bytes.clone();
+                let at = (random >> 33) as usize % damaged.len();
+                match random >> 62 {
+                    0 => damaged.truncate(at.max(4)),
+                    1 => drop(damaged.splice(at..at, [0xff, (random >> 20) as u8])),
+                    _ => damaged[at] ^= 1 << (random >> 20 & 7),
+                }
+                let small = |width: u32, height: u32| {
+                    if width.max(height) < 5000 { Ok(()) } else { Err("too large".to_owned()) }
+                };
+                if header(&damaged).is_ok_and(|header| small(header.width, header.height).is_ok()) {
+                    assert_eq!(facts(decode(&damaged, small)), facts(built_in(&damaged)), "byte {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fatal_errors_of_both_builds_are_messages() {
+        for functions in [Some(&BUILT_IN), FAST.as_ref()].into_iter().flatten() {
+            let message = guarded(|| Decoder::new(b"not a JPEG", functions).read_header()).unwrap_err();
+            assert!(message.contains("Not a JPEG file"), "{message}");
+        }
+    }
 }

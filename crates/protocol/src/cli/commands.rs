@@ -64,6 +64,12 @@ pub struct Train {
     /// With --dry-run: print JSON to stdout
     #[arg(long)]
     pub json: bool,
+    /// With --dry-run: forecast the job from the measured seconds of a step of one worker (docs/scaling.md)
+    #[arg(long, value_name = "SECONDS", value_parser = parse_positive_number)]
+    pub step_time: Option<f64>,
+    /// With --step-time: bus bandwidth of an all-reduce within and between nodes in GB/s [default: 370,360; 1,1.1 on the CPU]
+    #[arg(long, value_name = "GB,GB", requires = "step_time", value_parser = parse_links)]
+    pub links: Option<[f64; 2]>,
     /// Override config values; accepts several
     #[arg(long, visible_alias = "cfg-options", value_name = "KEY=VALUE", value_parser = parse_override)]
     pub set: Vec<String>,
@@ -299,6 +305,15 @@ pub(super) fn shape(values: &[usize], default: Shape) -> Shape {
 
 pub(super) fn parse_side(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|&side| (1..=65_536).contains(&side)).ok_or("expected 1 to 65536 pixels".into())
+}
+
+fn parse_positive_number(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|number| (1e-9..1e9).contains(number)).ok_or("expected a number above 0".into())
+}
+
+fn parse_links(text: &str) -> Result<[f64; 2], String> {
+    let (within, between) = text.split_once(',').ok_or("expected two numbers, for example 370,45")?;
+    Ok([parse_positive_number(within)?, parse_positive_number(between)?])
 }
 
 pub(super) fn parse_positive(text: &str) -> Result<usize, String> {

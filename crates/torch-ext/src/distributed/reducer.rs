@@ -18,6 +18,7 @@ unsafe extern "C" {
         parameters: *const *mut C_tensor,
         count: usize,
         bucket_of: *const i64,
+        as_bfloat16: bool,
         out: *mut *mut RawReducer,
     ) -> *mut RawError;
     fn fnet_reducer_backward(reducer: *mut RawReducer, loss: *mut C_tensor) -> *mut RawError;
@@ -48,6 +49,9 @@ impl Default for BucketSizes {
 /// function of the parameter list alone, so equal inputs give equal bits in every step of every process. A parameter that
 /// takes no part in a pass on a rank counts there with the gradient that it has, or as zero. After an error the reducer
 /// is unusable.
+///
+/// The share of each rank (the gradient divided by their number; NCCL divides itself) travels in the parameters' type, or
+/// rounded to bfloat16: each sum of two ranks is rounded again then, and all ranks get the same bits.
 pub struct Reducer {
     raw: *mut RawReducer,
 }
@@ -62,14 +66,21 @@ impl Reducer {
     ///
     /// # Errors
     /// If there is no parameter, or one is not as said.
-    pub fn new(group: &ProcessGroup, parameters: &[Tensor], sizes: BucketSizes) -> Result<Self> {
+    pub fn new(group: &ProcessGroup, parameters: &[Tensor], sizes: BucketSizes, as_bfloat16: bool) -> Result<Self> {
         let bytes = parameters.iter().map(|parameter| parameter.numel() * parameter.kind().elt_size_in_bytes());
         let layout = layout(bytes, sizes);
         let parameters = pointers(parameters);
         let mut raw = std::ptr::null_mut();
         // SAFETY: a live group and arrays of `parameters.len()` valid pointers, whose handles C++ copies, and numbers.
         check(unsafe {
-            fnet_reducer_new(group.raw(), parameters.as_ptr(), parameters.len(), layout.as_ptr(), &raw mut raw)
+            fnet_reducer_new(
+                group.raw(),
+                parameters.as_ptr(),
+                parameters.len(),
+                layout.as_ptr(),
+                as_bfloat16,
+                &raw mut raw,
+            )
         })?;
         Ok(Self { raw })
     }
