@@ -52,7 +52,7 @@ pub fn check(program: &Path) -> Result<()> {
     let Ok(listed) = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output() else { return Ok(()) };
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let missing: Vec<&str> =
-        listed.lines().filter_map(|line| Some(line.trim().strip_suffix("not found")?.split(' ').next()?)).collect();
+        listed.lines().filter_map(|line| line.trim().strip_suffix("not found")?.split(' ').next()).collect();
     match missing.as_slice() {
         [] => Ok(()),
         missing => Err(Error::environment(format!("{} lacks {}; {}", program.display(), missing.join(", "), remedy()))),
