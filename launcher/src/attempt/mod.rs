@@ -61,7 +61,7 @@ pub enum Action {
     /// Print a line.
     Say(String),
     /// Show progress, with the slowest rank and for how many seconds of a step the others wait for it.
-    Progress(Progress, Option<(usize, f64)>),
+    Progress(Box<Progress>, Option<(usize, f64)>),
     /// Print a note of a worker verbatim.
     Note(String),
 }
@@ -376,7 +376,7 @@ impl Attempt {
                 usage.peak_memory_bytes = progress.memory_bytes.or(usage.peak_memory_bytes);
                 let Progress { phase, epoch, step, .. } = progress;
                 self.on_status(index, WorkerStatus { phase, epoch, step, ..WorkerStatus::default() }, now);
-                if index == 0 { vec![Action::Progress(progress, self.slowest())] } else { Vec::new() }
+                if index == 0 { vec![Action::Progress(Box::new(progress), self.slowest())] } else { Vec::new() }
             }
             FromWorker::Stack { text } => {
                 worker.evidence.stack = Some(text);

@@ -202,7 +202,7 @@ fn a_launcher_that_was_stopped_does_not_blame_the_workers() {
 fn only_the_first_workers_progress_is_shown() {
     let mut scene = Scene::new();
     let message = || Event::Message(FromWorker::Progress(Progress::default()));
-    assert_eq!(scene.attempt.on_event(0, message(), scene.now), [Action::Progress(Progress::default(), None)]);
+    assert_eq!(scene.attempt.on_event(0, message(), scene.now), [Action::Progress(Box::default(), None)]);
     assert_eq!(scene.attempt.on_event(1, message(), scene.now), []);
 }
 
@@ -212,7 +212,7 @@ fn the_rank_that_waits_least_is_the_slowest() {
     let waited = |seconds| Progress { waited_seconds: Some(seconds), ..Progress::default() };
     scene.attempt.on_event(1, Event::Message(FromWorker::Progress(waited(0.5))), scene.now);
     let actions = scene.attempt.on_event(0, Event::Message(FromWorker::Progress(waited(0.125))), scene.now);
-    assert_eq!(actions, [Action::Progress(waited(0.125), Some((0, 0.375)))]);
+    assert_eq!(actions, [Action::Progress(Box::new(waited(0.125)), Some((0, 0.375)))]);
 }
 
 #[test]

@@ -283,7 +283,7 @@ impl Supervisor<'_> {
                     }
                     Action::Progress(progress, slowest) => {
                         let is_last = progress.step == progress.total_steps;
-                        self.keeper.on_progress(progress, slowest, &attempt, Instant::now());
+                        self.keeper.on_progress(*progress, slowest, &attempt, Instant::now());
                         self.show_progress(is_last);
                     }
                     action => workers.execute(action, &mut attempt, &self.console),
