@@ -9,5 +9,5 @@ pub mod tensorboard;
 mod window;
 
 pub use environment::describe as describe_environment;
-pub use run::{RunInfo, RunLog, Shown};
+pub use run::{RunInfo, RunLog, Shown, ShownImage};
 pub use window::{TrainStep, Window};
