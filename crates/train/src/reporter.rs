@@ -274,7 +274,7 @@ impl Reporter {
         for (name, tensor) in weights {
             let flat =
                 tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_to_kind(Kind::Float)?.f_reshape([-1]));
-            match flat.and_then(|flat| Vec::<f32>::try_from(flat)) {
+            match flat.and_then(Vec::<f32>::try_from) {
                 Ok(values) => log.histogram(epoch, name, &values),
                 Err(error) => log::warn!("no histogram of {name}: {error}"),
             }

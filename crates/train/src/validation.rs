@@ -21,7 +21,7 @@ use fnet_protocol::stop;
 
 use super::kept_results::KeptResults;
 use super::train_state::TrainState;
-use crate::run_log::Shown;
+use crate::run_log::{Shown, ShownImage};
 
 /// The folder of what evaluations write, in the work folder.
 const RESULTS: &str = "results";
@@ -138,10 +138,10 @@ impl Validation {
     }
 
     /// Ground truth beside predictions, with names that begin with the place.
-    fn draw(&self, chosen: &[usize], results: &[ImageResult]) -> Result<Vec<(String, (u32, u32), Vec<u8>)>> {
+    fn draw(&self, chosen: &[usize], results: &[ImageResult]) -> Result<Vec<ShownImage>> {
         let painter = Painter::new()?;
         let classes: Vec<String> = self.dataset.categories().iter().map(|category| category.name.clone()).collect();
-        let draw = |(place, &index): (usize, &usize)| -> Result<Option<(String, (u32, u32), Vec<u8>)>> {
+        let draw = |(place, &index): (usize, &usize)| -> Result<Option<ShownImage>> {
             let id = self.dataset.image_id(index);
             // An image that could not be read has no result.
             let Some(result) = results.iter().find(|result| result.image_id == id) else { return Ok(None) };

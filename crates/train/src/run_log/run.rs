@@ -37,13 +37,16 @@ pub struct RunInfo<'a> {
     pub total_steps: u64,
 }
 
+/// An image for TensorBoard: its name, width and height, and the image as JPEG.
+pub type ShownImage = (String, (u32, u32), Vec<u8>);
+
 /// What TensorBoard gets of an evaluation besides its numbers.
 #[derive(Debug, Default)]
 pub struct Shown {
     /// Precision at ascending recalls, by a name.
     pub curves: Vec<(String, Vec<f64>)>,
-    /// Images by a name: width and height, and the image as JPEG.
-    pub images: Vec<(String, (u32, u32), Vec<u8>)>,
+    /// Images.
+    pub images: Vec<ShownImage>,
 }
 
 /// TensorBoard's files: one by step, and one by epoch, because a resumed job discards what follows its step or epoch.
