@@ -21,6 +21,7 @@ for name in libfnet_nccl.so libfnet_python_stand_in.so; do
     [ -z "$object" ] || install -m 755 "$object" "$prefix/lib/fnet/"
 done
 cp -R "$ROOT/configs" "$prefix/share/fnet/"
+grep -E '^(torch|torchvision|pillow)==' "$ROOT/scripts/requirements.txt" >"$prefix/share/fnet/requirements.txt"
 
 (cd / && env -u LD_LIBRARY_PATH "$prefix/bin/fnet-launch" man "$prefix/share/man/man1")
 for shell in bash/bash-completion/completions/fnet-launch zsh/zsh/site-functions/_fnet-launch fish/fish/vendor_completions.d/fnet-launch.fish; do

@@ -4,16 +4,17 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
+use fnet_protocol::env::{LIBRARY_PATH, LIBRARY_PATH_BEFORE};
+
 use crate::error::{Error, Result};
 
-/// The variable of the loader with folders of libraries.
-const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 const NAME: &str = "libtorch_cpu.so";
 const REQUIREMENTS: &str = include_str!("../../scripts/requirements.txt");
 
 /// What to do if a worker does not find its libraries.
 pub fn remedy() -> String {
-    let wanted: Vec<&str> = REQUIREMENTS.lines().filter(|line| line.starts_with("torch")).collect();
+    let wanted: Vec<&str> =
+        REQUIREMENTS.lines().filter(|line| ["torch", "pillow"].iter().any(|name| line.starts_with(name))).collect();
     format!(
         "fnet needs libtorch: run `pip install {}`, then name the folder `torch` of that Python's packages with --libtorch or \
          FNET_LIBTORCH; in a checkout, `make setup` does all of it",
@@ -39,7 +40,10 @@ pub fn use_folder(folder: &Path) -> Result<()> {
     let path: OsString = std::env::join_paths(folders)
         .map_err(|_| Error::usage(format!("--libtorch {}: the path must not contain a colon", absolute.display())))?;
     // SAFETY: no other thread exists that could read the environment.
-    unsafe { std::env::set_var(LIBRARY_PATH, path) };
+    unsafe {
+        std::env::set_var(LIBRARY_PATH_BEFORE, before.unwrap_or_default());
+        std::env::set_var(LIBRARY_PATH, path);
+    }
     Ok(())
 }
 

@@ -60,16 +60,17 @@ pub fn evaluate(arguments: &cli::Evaluate, say: &dyn Fn(&str), print: impl Fn(&s
         }
     }
     if let Some(path) = &arguments.out {
-        write_page(path, &mut runs, &compared, say)?;
+        let page = write_page(path, &mut runs, &compared, say)?;
+        if arguments.json { say(&page) } else { print(&page)? }
     }
     Ok(())
 }
 
-/// Draws the images and writes the page.
+/// Draws the images and writes the page. Returns where it is.
 ///
 /// # Errors
 /// If an annotation file was changed, or the page cannot be written.
-pub(super) fn write_page(path: &Path, runs: &mut [Run], compared: &[String], say: &dyn Fn(&str)) -> Result<()> {
+pub(super) fn write_page(path: &Path, runs: &mut [Run], compared: &[String], say: &dyn Fn(&str)) -> Result<String> {
     let (images, notes) = report::choose_and_draw(runs)?;
     if let Some(first) = runs.first_mut() {
         first.notes.extend(notes);
@@ -78,8 +79,7 @@ pub(super) fn write_page(path: &Path, runs: &mut [Run], compared: &[String], say
         run.notes.iter().for_each(|note| say(&format!("{}: {note}", run.name)));
     }
     report::write(path, runs, images, compared)?;
-    say(&format!("the page is {}", path.display()));
-    Ok(())
+    Ok(format!("the page is {}", path.display()))
 }
 
 fn differences(

@@ -66,7 +66,7 @@ pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
             Ok(exit::SUCCESS)
         }
         WorkerCommand::Report(arguments) => {
-            report::report(arguments, &|text| control.note(text))?;
+            print(&report::report(arguments, &|text| control.note(text))?)?;
             Ok(exit::SUCCESS)
         }
         WorkerCommand::Flops(arguments) => flops(arguments),

@@ -11,12 +11,12 @@ use fnet_protocol::cli;
 
 use super::evaluate::write_page;
 
-/// Writes the page. `say` gets messages.
+/// Writes the page and returns where it is. `say` gets messages.
 ///
 /// # Errors
 /// A folder is no work folder, or the page cannot be written. What a page lacks because results or images are missing stands
 /// on it.
-pub fn report(arguments: &cli::Report, say: &dyn Fn(&str)) -> Result<()> {
+pub fn report(arguments: &cli::Report, say: &dyn Fn(&str)) -> Result<String> {
     let mut runs = arguments.folders.iter().map(|folder| run(folder, &arguments.set)).collect::<Result<Vec<_>>>()?;
     write_page(&arguments.page(), &mut runs, &[], say)
 }
@@ -34,7 +34,10 @@ fn run(folder: &Path, overrides: &[String]) -> Result<Run> {
     let mut run = Run { name: folder.display().to_string(), logs: Some(logs), ..Run::default() };
     let read = std::fs::read_to_string(&config_path);
     match read {
-        Ok(text) => run.config = text,
+        Ok(text) => match fnet_config::leaves_of(&text) {
+            Ok(_) => run.config = text,
+            Err(error) => run.notes.push(format!("{}: {error}", config_path.display())),
+        },
         Err(error) => run.notes.push(format!("{}: {error}", config_path.display())),
     }
     match results(folder, &config_path, overrides) {
@@ -63,18 +66,55 @@ fn results(folder: &Path, config_path: &Path, overrides: &[String]) -> Result<Ev
     Evaluated::new(dataset, file, &kinds, &config.evaluation, true)
 }
 
-/// The results of `best_*.ckpt` if it is there, else of `latest`; with masks if there are any.
+/// The results of `best_*.ckpt` if it is there, else of `latest`. Of files with and without masks, the newer one.
 fn find(work_dir: &Path) -> Option<PathBuf> {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(work_dir.join("results")).ok()?.flatten().map(|entry| entry.path()).collect();
     files.sort();
     let wanted = [("best_", ".segm.json"), ("best_", ".bbox.json"), ("latest", ".segm.json"), ("latest", ".bbox.json")];
-    wanted.iter().find_map(|(start, end)| {
+    let found = wanted.iter().find_map(|(start, end)| {
         let matches = |path: &&PathBuf| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let is_current = |stem: &str| *start == "latest" || work_dir.join(format!("{stem}.ckpt")).exists();
             name.starts_with(start) && name.strip_suffix(end).is_some_and(is_current)
         };
         files.iter().find(matches).cloned()
-    })
+    })?;
+    let name = found.file_name()?.to_string_lossy().into_owned();
+    let Some(stem) = name.strip_suffix(".segm.json") else { return Some(found) };
+    let boxes = found.with_file_name(format!("{stem}.bbox.json"));
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    // `test` writes the boxes first.
+    if modified(&boxes) > modified(&found) { Some(boxes) } else { Some(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn the_newer_of_two_files_is_shown_and_that_with_masks_if_they_are_as_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join("results").join(name);
+        std::fs::create_dir(folder.path().join("results")).unwrap();
+        assert_eq!(find(folder.path()), None);
+        let now = SystemTime::now();
+        let write = |name: &str, age: u64| {
+            let file = File::create(at(name)).unwrap();
+            file.set_modified(now - Duration::from_secs(age)).unwrap();
+        };
+        write("latest.bbox.json", 20);
+        assert_eq!(find(folder.path()), Some(at("latest.bbox.json")));
+        write("latest.segm.json", 20);
+        assert_eq!(find(folder.path()), Some(at("latest.segm.json")));
+        write("latest.bbox.json", 10);
+        assert_eq!(find(folder.path()), Some(at("latest.bbox.json")));
+        write("best_bbox_mAP.segm.json", 30);
+        assert_eq!(find(folder.path()), Some(at("latest.bbox.json")), "there is no checkpoint");
+        File::create(folder.path().join("best_bbox_mAP.ckpt")).unwrap();
+        assert_eq!(find(folder.path()), Some(at("best_bbox_mAP.segm.json")));
+    }
 }

@@ -47,7 +47,7 @@ fn kept_results_have_the_metrics_of_the_evaluation_and_make_a_page() {
     let tested = scene.one("test work_dirs/cfg/latest.ckpt --out again.json --metrics again.metrics.json");
     assert_eq!(fs::read(scene.path("again.segm.json")).unwrap(), fs::read(scene.path(kept)).unwrap());
     let table = scene.launch(&format!("evaluate again.segm.json {config} {set}")).stdout;
-    assert!(tested.stderr.contains(table.trim()), "{table}\n{}", tested.stderr);
+    assert!(tested.stdout.contains(table.trim()), "{table}\n{}", tested.stdout);
     // Compared with itself, and with half of its detections.
     let mut half: Vec<Value> = serde_json::from_slice(&fs::read(scene.path(kept)).unwrap()).unwrap();
     half.retain(|entry| entry["image_id"].as_u64().unwrap() % 2 == 0);

@@ -33,7 +33,11 @@ pub fn summary(sets: &[&Dataset]) -> String {
 pub fn check_equal(summaries: &[Vec<u8>]) -> Result<()> {
     let lines = |bytes: &[u8]| -> Vec<String> { String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect() };
     let Some(first) = summaries.first().map(|bytes| lines(bytes)) else { return Ok(()) };
-    let differs = |bytes: &Vec<u8>| first.iter().cloned().zip(lines(bytes)).find(|(first, other)| first != other);
+    let differs = |bytes: &Vec<u8>| {
+        let nothing = || std::iter::repeat("nothing".to_owned());
+        let others = lines(bytes).into_iter().chain(nothing());
+        first.iter().cloned().zip(others).find(|(first, other)| first != other)
+    };
     match summaries.iter().enumerate().find_map(|(rank, bytes)| Some((rank, differs(bytes)?))) {
         None => Ok(()),
         Some((rank, (expected, found))) => Err(Error::data(format!(
@@ -51,6 +55,7 @@ mod tests {
     fn the_first_rank_and_set_that_differ_are_named() {
         let summaries = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
         assert!(check_equal(&[]).is_ok());
+        assert!(check_equal(&summaries(&["a\nb\n", "a\n"])).is_err());
         assert!(check_equal(&summaries(&["a\nb\n", "a\nb\n"])).is_ok());
         let error = check_equal(&summaries(&["a\nb\n", "a\nb\n", "a\nc\n", "x\nb\n"])).unwrap_err();
         assert_eq!(error.exit_code(), 3);

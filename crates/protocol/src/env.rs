@@ -35,6 +35,10 @@ pub const DRY_RUN: &str = "FNET_DRY_RUN";
 pub const TORCHELASTIC_USE_AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
 /// Indices or UUIDs of the GPUs that a process sees.
 pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// Folders of libraries; `fnet-launch --libtorch` puts one before them for the workers.
+pub const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
+/// What [`LIBRARY_PATH`] was before that, for other programs that a worker starts; unset without `--libtorch`.
+pub const LIBRARY_PATH_BEFORE: &str = "FNET_LIBRARY_PATH_BEFORE";
 /// Settings of the C library; the launcher tunes the allocator of CPU workers unless the user has set them.
 pub const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
 /// Settings of libtorch's allocator for GPUs; the launcher sets them for GPU workers unless the user has set it or its older name.

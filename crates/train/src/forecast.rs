@@ -66,7 +66,10 @@ pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
             accumulate: config.train.accumulate,
             gradients: memory::gradients(&parameters),
             as_bfloat16: config.train.grad_compression == GradCompression::Bf16,
-            evaluated: validation.as_ref().map_or(0, |validation| validation.dataset().len()),
+            evaluated: validation
+                .as_ref()
+                .filter(|_| config.evaluation.interval > 0)
+                .map_or(0, |validation| validation.dataset().len()),
         }),
         parameters: parameters.count() as u64,
         memory: memory::of_training(config, &parameters)?,

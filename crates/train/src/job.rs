@@ -26,7 +26,7 @@ use super::resume::{ResumeSource, StartPoint};
 use super::saver::{self, Saver};
 use super::train_state::TrainState;
 use super::trainer::{Ending, Trainer};
-use super::validation::{Validation, read_metrics};
+use super::validation::{Validation, read_metrics, stored_metrics};
 use super::{disk, summary};
 use crate::fault::FaultInjector;
 use crate::run_log::tracker;
@@ -62,14 +62,16 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
         }
     };
     let (best, epochs, tracker) = (trainer.best.take(), trainer.progress.epoch, trainer.reporter.take_tracker());
+    let evaluations = std::mem::take(&mut trainer.evaluations);
     // From here on, the last checkpoint is on the disk.
     drop(trainer);
     if matches!(ending, Ending::Finished) && communicator.is_first() {
-        outlet::stdout(format!("{}\n", summary::end(&work.path, epochs, best.as_ref())));
+        outlet::stdout(format!("{}\n", summary::end(&work.path, epochs, best.as_ref(), &evaluations)));
     }
     communicator.leave()?;
     if let Some(mut tracker) = tracker {
-        tracker.finish(if ending == Ending::Finished { tracker::END_TIMEOUT } else { tracker::STOP_TIMEOUT });
+        let timeout = if ending == Ending::Finished { tracker::END_TIMEOUT } else { tracker::STOP_TIMEOUT };
+        tracker.finish(timeout, &|| control.made_progress());
     }
     Ok(ending)
 }
@@ -190,9 +192,16 @@ impl<'a> Job<'a> {
             true => Some(Saver::create(&work.checkpoint_folders, &config.checkpoint, control)?),
             false => None,
         };
+        let evaluations = match &work.source {
+            Some(_) => {
+                (1..=progress.epoch).filter_map(|epoch| Some((epoch, stored_metrics(&work.path, epoch)?))).collect()
+            }
+            None => Vec::new(),
+        };
         let mut trainer = Trainer {
             saver,
             evaluation_due: start.precedes_evaluation && validation.is_some(),
+            evaluations,
             learning_rate: LearningRate {
                 schedule: &config.schedule,
                 base: config.optimizer.lr,

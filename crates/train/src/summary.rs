@@ -15,7 +15,7 @@ use fnet_protocol::work_dir::LATEST;
 
 use super::memory;
 use super::progress::TrainSchedule;
-use super::validation::{self, Validation};
+use super::validation::Validation;
 
 /// What a job is about to do.
 pub struct Start<'a> {
@@ -123,10 +123,13 @@ impl Start<'_> {
 
 /// The result of a finished job in one line: the metrics with their change since the evaluation before, the best evaluation,
 /// and the last checkpoint. It is all that `--quiet` shows.
-pub fn end(work_dir: &Path, epochs: usize, best: Option<&Best>) -> String {
-    let evaluations: Vec<(usize, IndexMap<String, f64>)> =
-        (1..=epochs).filter_map(|epoch| Some((epoch, validation::stored_metrics(work_dir, epoch)?))).collect();
-    let numbers = metrics(&evaluations, epochs, best);
+pub fn end(
+    work_dir: &Path,
+    epochs: usize,
+    best: Option<&Best>,
+    evaluations: &[(usize, IndexMap<String, f64>)],
+) -> String {
+    let numbers = metrics(evaluations, epochs, best);
     let numbers = if numbers.is_empty() { String::new() } else { format!(": {}", numbers.join(", ")) };
     format!("trained {}{numbers}; {}", count(epochs, "epoch"), work_dir.join(LATEST).display())
 }

@@ -16,6 +16,7 @@ use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
 use super::early_stop;
+use super::kept_results;
 use super::learning_rate::{LearningRate, Rate};
 use super::progress::{StepIndex, TrainSchedule};
 use super::reporter::Reporter;
@@ -71,6 +72,8 @@ pub struct Trainer<'a> {
     pub(super) best: Option<Best>,
     /// How long evaluations have not become better.
     pub(super) early_stop: Option<EarlyStopState>,
+    /// The metrics of the job's evaluations by epoch, those before it resumed included; on rank 0.
+    pub(super) evaluations: Vec<(usize, IndexMap<String, f64>)>,
     /// The position is the end of an epoch that is not evaluated yet.
     pub(super) evaluation_due: bool,
 }
@@ -84,12 +87,15 @@ impl Trainer<'_> {
         let ending = self.train()?;
         self.reporter.gather_times(self.communicator, self.progress.epoch)?;
         self.control.phase(Phase::Checkpoint);
-        if let Some(validation) = &mut self.validation {
-            validation.finish(&|| self.control.made_progress());
-        }
+        let (checkpoint, results) = match ending {
+            Ending::Finished => (LAST_CHECKPOINT_TIMEOUT, kept_results::END_TIMEOUT),
+            Ending::Stopped(_) => (STOP_TIMEOUT, kept_results::STOP_TIMEOUT),
+        };
         if let Some(saver) = &self.saver {
-            let timeout = if ending == Ending::Finished { LAST_CHECKPOINT_TIMEOUT } else { STOP_TIMEOUT };
-            saver.finish(timeout, &|| self.control.made_progress())?;
+            saver.finish(checkpoint, &|| self.control.made_progress())?;
+        }
+        if let Some(validation) = &mut self.validation {
+            validation.finish(results, &|| self.control.made_progress());
         }
         // No rank exits before the checkpoint is durable.
         self.communicator.barrier()?;
@@ -329,6 +335,7 @@ impl Trainer<'_> {
                 self.reporter.show(epoch, validation.shown(&metrics, &results));
             }
             found = self.judge(&named);
+            self.evaluations.push((epoch, named));
             if let Some(validation) = &mut self.validation {
                 validation.keep(results, found.best.as_ref().map(|best| best.metric.as_str()));
             }

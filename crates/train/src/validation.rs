@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use rayon::prelude::*;
@@ -165,9 +166,9 @@ impl Validation {
     }
 
     /// Waits until kept detections are on the disk; calls `alive` meanwhile.
-    pub fn finish(&mut self, alive: &dyn Fn()) {
+    pub fn finish(&mut self, timeout: Duration, alive: &dyn Fn()) {
         if let Some(kept) = &mut self.kept {
-            kept.finish(alive);
+            kept.finish(timeout, alive);
         }
     }
 

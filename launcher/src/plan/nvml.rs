@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ use super::gpu::Identity;
 pub const ARGUMENT: &str = "__gpus";
 /// The driver's library; the name without a version belongs to development packages.
 const LIBRARY: &str = "libnvidia-ml.so.1";
+
+/// Children that were killed and may still be stuck in the driver.
+static KILLED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// The driver's report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,8 +137,11 @@ pub struct Query {
 }
 
 impl Query {
-    /// Starts the child process.
+    /// Starts the child process, unless an earlier one is still stuck.
     pub fn start() -> Result<Self, String> {
+        if !collect_killed() {
+            return Err("the driver blocks an earlier query, which was killed".to_owned());
+        }
         Self::of(Command::new(std::env::current_exe().map_err(|error| error.to_string())?).arg(ARGUMENT))
     }
 
@@ -168,15 +174,31 @@ impl Query {
                 let _ = self.child.wait();
                 serde_json::from_str(&text).unwrap_or_else(|_| Err("the driver's library crashed".to_owned()))
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err("the driver's library crashed".to_owned()),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                // It may be stuck in the driver, so its exit is not awaited.
-                let _ = self.child.kill();
-                let _ = self.child.try_wait();
-                Err(format!("the driver did not answer within {:.1} s", timeout.as_secs_f64()))
+            Err(error) => {
+                kill(self.child);
+                Err(match error {
+                    mpsc::RecvTimeoutError::Disconnected => "the driver's library crashed".to_owned(),
+                    mpsc::RecvTimeoutError::Timeout => {
+                        format!("the driver did not answer within {:.1} s", timeout.as_secs_f64())
+                    }
+                })
             }
         }
     }
+}
+
+/// Kills a child. It may be stuck in the driver, so its exit is not awaited.
+fn kill(mut child: Child) {
+    let _ = child.kill();
+    KILLED.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+    collect_killed();
+}
+
+/// Reaps the killed children that have exited; whether none is left.
+fn collect_killed() -> bool {
+    let mut killed = KILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    killed.is_empty()
 }
 
 /// Queries the driver.
@@ -200,6 +222,11 @@ mod tests {
         let (answer, took) = shell("sleep 60", Duration::from_millis(100));
         assert!(answer.unwrap_err().contains("did not answer within 0.1 s"));
         assert!(took < Duration::from_secs(20), "{took:?}");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !collect_killed() {
+            assert!(Instant::now() < deadline, "the killed child is not reaped");
+            thread::sleep(Duration::from_millis(1));
+        }
         for script in ["kill -SEGV $$", "echo nonsense"] {
             let (answer, _) = shell(script, Duration::from_secs(30));
             assert_eq!(answer.unwrap_err(), "the driver's library crashed");

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fnet_protocol::outlet::Outlet;
 use fnet_protocol::work_dir::{METRICS, STATUS, TEMPORARY, Writer, temporary_prefix};
@@ -75,9 +76,14 @@ impl Files {
         self.add(|pending| pending.status = Some(status));
     }
 
-    /// Appends a [`line`] to a text log.
+    /// Appends a [`line()`] to a text log.
     pub fn append(&self, log: &Path, line: String) {
         self.add(|pending| pending.lines.push((log.to_path_buf(), line)));
+    }
+
+    /// Waits until everything is written, unless the disk takes nothing for `timeout`.
+    pub fn flush(&self, timeout: Duration) {
+        self.outlet.flush(timeout);
     }
 }
 

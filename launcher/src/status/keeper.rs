@@ -1,7 +1,7 @@
 //! Keeps the status of a job up to date.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,12 @@ use crate::attempt::cause::Cause;
 use crate::attempt::status::{JobStage, RankStatus};
 use crate::attempt::{Attempt, Event};
 use crate::plan::devices::Devices;
-use crate::plan::{Plan, checks, nvml};
+use crate::plan::nvml::{self, GpuState};
+use crate::plan::{Plan, gpu};
 use crate::text;
 
+/// Interval of the writes while the launcher waits.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of the questions to the driver about the GPUs.
 const GPU_INTERVAL: Duration = Duration::from_secs(15);
 /// Time for the driver to answer.
@@ -37,6 +40,8 @@ pub struct Keeper {
     losing: Option<(Instant, f64)>,
     /// The first images of the evaluation in progress, and when they were done.
     first_images: Option<(u64, Instant)>,
+    /// Whether the last step, or all images of the evaluation in progress, were done when last asked.
+    was_complete: bool,
     gpus: Arc<Mutex<Vec<GpuUse>>>,
 }
 
@@ -73,14 +78,15 @@ impl Keeper {
             gpus: Vec::new(),
             end: None,
         };
-        let gpus = Arc::default();
-        if folder.is_some() && matches!(plan.devices, Devices::Cuda(_)) {
-            watch_gpus(plan, Arc::clone(&gpus));
+        let gpus: Arc<Mutex<Vec<GpuUse>>> = Arc::default();
+        if let (Some(_), Devices::Cuda(entries)) = (&folder, &plan.devices) {
+            watch_gpus(plan, entries.clone(), Arc::downgrade(&gpus));
         }
         let (unwritten, furthest) = (Vec::new(), (0, began));
         // Without a thread, the job runs without these files.
         let files = folder.and_then(|folder| Files::start(folder).ok());
-        let mut keeper = Self { status, files, began, unwritten, furthest, losing: None, first_images: None, gpus };
+        let (losing, first_images, was_complete) = (None, None, false);
+        let mut keeper = Self { status, files, began, unwritten, furthest, losing, first_images, was_complete, gpus };
         keeper.event(Level::Info, &format!("start: {}", keeper.status.command.clone()));
         keeper
     }
@@ -110,6 +116,21 @@ impl Keeper {
     pub fn set_stage(&mut self, stage: JobStage) {
         self.status.stage = stage;
         self.write();
+    }
+
+    /// The result of `work`, while which the status is written every second.
+    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(WRITE_INTERVAL) => {
+                    self.update_gpus();
+                    self.write();
+                }
+            }
+        }
     }
 
     /// The workers start. What an earlier attempt did last is kept.
@@ -145,8 +166,9 @@ impl Keeper {
             let text =
                 format!("restart {} after rank {} failed: {}", self.status.restarts.len(), last.rank, last.reason);
             self.event(Level::Info, &text);
+        } else {
+            self.write();
         }
-        self.write();
     }
 
     /// Rank 0 (on other nodes: the first one) has made progress.
@@ -168,6 +190,14 @@ impl Keeper {
                 self.status.training = Some(progress);
             }
         }
+    }
+
+    /// Whether the last step, or all images of the evaluation in progress, are done since the last call.
+    pub fn is_just_complete(&mut self, attempt: &Attempt, at: Instant) -> bool {
+        self.count_images(attempt, at);
+        let current = self.status.evaluating.as_ref().or(self.status.training.as_ref());
+        let is_complete = current.is_some_and(|progress| progress.step == progress.total_steps);
+        !std::mem::replace(&mut self.was_complete, is_complete) && is_complete
     }
 
     /// Adds up the images of an evaluation over all ranks.
@@ -199,8 +229,12 @@ impl Keeper {
             usage: of.usage,
         };
         status.ranks = attempt.all_statuses(at).into_iter().map(state).collect();
-        status.gpus.clone_from(&self.gpus.lock().unwrap_or_else(PoisonError::into_inner));
+        self.update_gpus();
         self.write();
+    }
+
+    fn update_gpus(&mut self) {
+        self.status.gpus.clone_from(&self.gpus.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The workers have exited after a failure.
@@ -235,6 +269,13 @@ impl Keeper {
         self.event(level, &format!("end after {age} with code {exit_code} ({}){because}", exit::meaning(exit_code)));
     }
 
+    /// Waits until the files are written, unless the disk takes nothing for `timeout`.
+    pub fn flush(&self, timeout: Duration) {
+        if let Some(files) = &self.files {
+            files.flush(timeout);
+        }
+    }
+
     fn write(&mut self) {
         self.status.updated = now();
         if let Some((since, before)) = self.losing {
@@ -246,23 +287,35 @@ impl Keeper {
     }
 }
 
-/// Asks the driver about the workers' GPUs at intervals, until it fails to answer.
-fn watch_gpus(plan: &Plan, to: Arc<Mutex<Vec<GpuUse>>>) {
-    let (devices, by_bus, ranks) = (plan.devices.clone(), plan.by_bus, plan.ranks());
+/// Asks the driver about the workers' GPUs at intervals, until the keeper is gone. Without an answer, their use is unknown.
+fn watch_gpus(plan: &Plan, entries: Vec<String>, to: Weak<Mutex<Vec<GpuUse>>>) {
+    let (by_bus, ranks) = (plan.by_bus, plan.ranks());
     let ask = move || {
-        while let Ok(report) = nvml::query(DRIVER_TIMEOUT) {
-            let states = checks::of_workers(&devices, &report, by_bus);
-            let gpus = ranks.iter().zip(states).map(|(&rank, (device, state))| GpuUse {
-                rank,
-                device,
-                busy_percent: state.busy_percent,
-                memory_used_bytes: state.memory_total.saturating_sub(state.memory_free),
-                memory_total_bytes: state.memory_total,
-            });
-            *to.lock().unwrap_or_else(PoisonError::into_inner) = gpus.collect();
+        loop {
+            let gpus = nvml::query(DRIVER_TIMEOUT)
+                .map_or_else(|_| Vec::new(), |report| gpu_uses(&ranks, &entries, &report.gpus, by_bus));
+            let Some(to) = to.upgrade() else { return };
+            *to.lock().unwrap_or_else(PoisonError::into_inner) = gpus;
+            drop(to);
             thread::sleep(GPU_INTERVAL);
         }
     };
     // Without a thread, their use is unknown.
     let _ = thread::Builder::new().name("gpus".to_owned()).spawn(ask);
+}
+
+/// The use of each rank's GPU, as far as its entry in CUDA_VISIBLE_DEVICES identifies it.
+pub(super) fn gpu_uses(ranks: &[usize], entries: &[String], found: &[GpuState], by_bus: bool) -> Vec<GpuUse> {
+    let located = ranks.iter().zip(entries).zip(gpu::locate(entries, found, by_bus));
+    let uses = located.filter_map(|((&rank, device), state)| {
+        let state = state?;
+        Some(GpuUse {
+            rank,
+            device: device.clone(),
+            busy_percent: state.busy_percent,
+            memory_used_bytes: state.memory_total.saturating_sub(state.memory_free),
+            memory_total_bytes: state.memory_total,
+        })
+    });
+    uses.collect()
 }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 
 /// Maximum size of a status file in bytes; that of a thousand workers is far below.
 const MAX_BYTES: u64 = 16 << 20;
-/// A launcher that supervises workers writes every second; after this time without a change, it is stopped or gone.
+/// A launcher writes every second; after this time without a change, it is stopped or gone.
 const STALE: Duration = Duration::from_secs(15);
 
 /// What a job does. Times are seconds since 1970.
@@ -170,7 +170,7 @@ pub enum Verdict {
 impl JobStatus {
     /// What this status means now.
     pub fn judge(&self, now: f64) -> Verdict {
-        let is_stale = self.stage != JobStage::Waiting && now - self.updated > STALE.as_secs_f64();
+        let is_stale = now - self.updated > STALE.as_secs_f64();
         match self.launcher.is_of_this_host() {
             _ if self.end.is_some() => Verdict::Ended,
             true if self.launcher.is_gone() => Verdict::Killed,

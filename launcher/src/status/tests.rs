@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::attempt::status::JobStage;
+use crate::plan::nvml::GpuState;
 
 /// A status of a launcher that is this process.
 fn status() -> JobStatus {
@@ -103,7 +104,8 @@ fn a_reader_concludes_whether_the_job_runs() {
     for (job, age, expected, text) in [
         (&status(), 1.0, Verdict::Running, "running"),
         (&status(), 60.0, Verdict::Stalled, "silent for 1:00: its launcher"),
-        (&waiting, 60.0, Verdict::Running, "about to restart"),
+        (&waiting, 1.0, Verdict::Running, "about to restart"),
+        (&waiting, 60.0, Verdict::Stalled, "silent for 1:00: its launcher"),
         (&change("/launcher/started", 1.into()), 1.0, Verdict::Killed, "killed: its launcher"),
         (&other_host, 1.0, Verdict::Running, "running"),
         (&other_host, 60.0, Verdict::Unknown, "on node0) was killed"),
@@ -156,6 +158,20 @@ fn a_folder_without_a_sound_status_is_refused_with_a_remedy() {
         let error = read(&at(name)).unwrap_err();
         assert!(error.code == code && error.message().contains(text), "{name}: {error}");
     }
+}
+
+#[test]
+fn each_rank_has_the_use_of_its_own_gpu() {
+    let gpu = |uuid: &str, used: u64| GpuState {
+        uuid: Some(uuid.to_owned()),
+        memory_total: 10,
+        memory_free: 10 - used,
+        ..GpuState::default()
+    };
+    let entries = ["GPU-a", "MIG-x", "GPU-b"].map(str::to_owned);
+    let uses = keeper::gpu_uses(&[4, 5, 6], &entries, &[gpu("GPU-b", 2), gpu("GPU-a", 1)], true);
+    let uses: Vec<_> = uses.iter().map(|of| (of.rank, of.device.as_str(), of.memory_used_bytes)).collect();
+    assert_eq!(uses, [(4, "GPU-a", 1), (6, "GPU-b", 2)]);
 }
 
 #[test]

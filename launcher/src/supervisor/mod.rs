@@ -122,14 +122,17 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         plan.binding.lines().iter().for_each(|line| console.say(line));
     }
     let mut keeper = Keeper::new(&plan);
-    let cluster = match nodes::join(options, &plan, &config, token, &console, &mut signals).await {
+    let joined = nodes::join(options, &plan, &config, token, &console, &mut signals);
+    let cluster = match keeper.during(joined).await {
         Ok(Ok(cluster)) => cluster,
         Ok(Err(reason)) => {
             keeper.end(reason.exit_code(), None);
+            keeper.flush(DISK_TIMEOUT);
             return stopped(reason);
         }
         Err(error) => {
             keeper.end(error.code, Some(error.message()));
+            keeper.flush(DISK_TIMEOUT);
             return Err(error);
         }
     };
@@ -148,6 +151,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         next::lines(launch, train, supervisor.keeper.status()).iter().for_each(|line| console.talk(line));
     }
     logs::flush(DISK_TIMEOUT);
+    supervisor.keeper.flush(DISK_TIMEOUT);
     // A stop that is requested now ends the wait for the other nodes.
     let _ = supervisor.signals.unless_stopped(supervisor.cluster.leave(ended.as_ref().err())).await;
     Ok(ended.unwrap_or_else(|error| error.code))
@@ -172,8 +176,8 @@ impl Supervisor<'_> {
         loop {
             self.keeper.set_stage(JobStage::Waiting);
             let (nodes, resume) = (&self.plan.nodes, self.plan.resume);
-            let start = self.cluster.begin(nodes, budget.total(), resume, &self.console, &mut self.signals).await?;
-            let start = match start {
+            let start = self.cluster.begin(nodes, budget.total(), resume, &self.console, &mut self.signals);
+            let start = match self.keeper.during(start).await? {
                 Ok(start) => start,
                 Err(reason) => return Ok(self.say_stopped(reason, true)),
             };
@@ -210,7 +214,8 @@ impl Supervisor<'_> {
                     let (seconds, position) = (pause.as_secs(), budget.position());
                     self.keeper.on_restart(cause);
                     self.tell(&format!("restarting in {seconds} s ({position}): {reason}"));
-                    if let Err(reason) = self.signals.unless_stopped(tokio::time::sleep(pause)).await {
+                    let paused = self.signals.unless_stopped(tokio::time::sleep(pause));
+                    if let Err(reason) = self.keeper.during(paused).await {
                         self.cluster.stop(reason, false).await;
                         return Ok(self.say_stopped(reason, true));
                     }
@@ -282,16 +287,21 @@ impl Supervisor<'_> {
                         self.keeper.event(Level::Warning, &text);
                     }
                     Action::Progress(progress, slowest) => {
-                        let is_last = progress.step == progress.total_steps;
                         self.keeper.on_progress(*progress, slowest, &attempt, Instant::now());
+                        let is_last = self.keeper.is_just_complete(&attempt, Instant::now());
                         self.show_progress(is_last);
                     }
                     action => workers.execute(action, &mut attempt, &self.console),
                 }
             }
+            // The last images of an evaluation may be those of another rank than the first.
+            if self.keeper.is_just_complete(&attempt, Instant::now()) {
+                self.show_progress(true);
+            }
             if let Some(result) = attempt.result(Instant::now()) {
                 self.remove_leftovers();
-                return Ok(self.cluster.finish(result, &self.console, &mut self.signals).await);
+                let finished = self.cluster.finish(result, &self.console, &mut self.signals);
+                return Ok(self.keeper.during(finished).await);
             }
         }
     }

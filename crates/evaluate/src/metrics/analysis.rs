@@ -1,8 +1,9 @@
 //! What an evaluation says beyond its means: curves, confusions, kinds of errors, calibration, and single images.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use hotcoco::{COCOeval, DtStatus, LabelErrorType};
+use hotcoco::{COCO, COCOeval, DtStatus, GtStatus, LabelErrorType};
 use serde_json::{Value, json};
 
 use fnet_common::Result;
@@ -63,16 +64,25 @@ impl ImageCounts {
 pub fn analyze(truth: &GroundTruth, evaluation: &COCOeval, kind: Metric, settings: &Evaluation) -> Result<Analysis> {
     let means = Means::of(evaluation)?;
     let labels: HashMap<u64, usize> = truth.categories().iter().map(|category| category.id as u64).zip(0..).collect();
-    let (counts, threshold) = Counts::of(evaluation, &labels).map_err(wrong(kind))?;
-    let tide = evaluation.tide_errors(IOU, BACKGROUND_IOU).map_err(wrong(kind))?;
+    // hotcoco would take the nearest threshold.
+    let again;
+    let at_iou = if evaluation.params.iou_thr_idx(IOU).is_some() {
+        evaluation
+    } else {
+        again = evaluated_from(evaluation, f64::NEG_INFINITY).map_err(wrong(kind))?;
+        &again
+    };
+    let threshold = best_threshold(at_iou).map_err(wrong(kind))?;
+    let shown = evaluated_from(evaluation, threshold).map_err(wrong(kind))?;
+    let counts = Counts::of(&shown, &labels).map_err(wrong(kind))?;
+    let tide = at_iou.tide_errors(IOU, BACKGROUND_IOU).map_err(wrong(kind))?;
     let json = json!({
         "threshold": threshold,
-        "counts": counts.all.to_json(),
         "classes": classes(truth, &means, &counts, settings),
         "by_iou": by_iou(&means, settings),
         "curves": curves(truth, &means),
-        "tide": { "ap": tide.delta_ap, "counts": tide.counts, "base": tide.ap_base },
-        "calibration": calibration(evaluation),
+        "tide": { "ap": tide.delta_ap, "counts": tide.counts },
+        "calibration": calibration(at_iou),
         "confusion": confusion(evaluation, threshold, &labels),
     });
     Ok(Analysis { json, threshold, images: counts.images })
@@ -84,66 +94,74 @@ impl ImageCounts {
     }
 }
 
-/// Counts at the score threshold with the best F1.
+/// The detections from a score on, evaluated at IoU .50.
+fn evaluated_from(evaluation: &COCOeval, threshold: f64) -> Result<COCOeval, hotcoco::Error> {
+    let found = &evaluation.coco_dt().dataset;
+    let kept = found.annotations.iter().filter(|detection| detection.score >= Some(threshold));
+    let kept = COCO::from_dataset(hotcoco::Dataset {
+        images: found.images.clone(),
+        categories: found.categories.clone(),
+        annotations: kept.cloned().collect(),
+        ..Default::default()
+    });
+    let mut again = COCOeval::new(Arc::clone(evaluation.coco_gt()), kept, evaluation.params.iou_type);
+    again.params = evaluation.params.clone();
+    again.params.iou_thrs = vec![IOU];
+    // The first one is that of all sizes.
+    again.params.area_ranges.truncate(1);
+    again.evaluate()?;
+    Ok(again)
+}
+
+/// Counts of an evaluation.
 struct Counts {
-    all: ImageCounts,
     images: HashMap<u64, ImageCounts>,
     classes: Vec<ImageCounts>,
 }
 
 impl Counts {
-    fn of(evaluation: &COCOeval, labels: &HashMap<u64, usize>) -> Result<(Self, f64), hotcoco::Error> {
+    fn of(evaluation: &COCOeval, labels: &HashMap<u64, usize>) -> Result<Self, hotcoco::Error> {
         let found = evaluation.image_diagnostics(IOU, f64::NEG_INFINITY)?;
         let index = &found.annotations;
-        let detections = &evaluation.coco_dt().dataset.annotations;
-        let judged = || {
-            let status = |detection: &hotcoco::Annotation| {
-                let correct = *index.dt_status.get(&detection.id)? == DtStatus::Tp;
-                Some((detection.score?, correct))
-            };
-            detections.iter().filter_map(move |detection| Some((detection, status(detection)?)))
-        };
-        let mut ranked: Vec<(f64, bool)> = judged().map(|(_, status)| status).collect();
-        let threshold = best_threshold(&mut ranked, index.gt_status.len());
-        let mut counts = Self { all: ImageCounts::default(), images: HashMap::new(), classes: Vec::new() };
-        counts.classes.resize(labels.len(), ImageCounts::default());
-        let mut scores: HashMap<u64, f64> = HashMap::new();
-        for (detection, (score, correct)) in judged().filter(|(_, (score, _))| *score >= threshold) {
-            scores.insert(detection.id, score);
-            counts.add(detection, labels, |count| if correct { &mut count.correct } else { &mut count.wrong });
+        let label = |category: u64| labels.get(&category).copied();
+        let mut counts = Self { images: HashMap::new(), classes: vec![ImageCounts::default(); labels.len()] };
+        for detection in &evaluation.coco_dt().dataset.annotations {
+            let (image, label) = (detection.image_id, label(detection.category_id));
+            match index.dt_status.get(&detection.id) {
+                Some(DtStatus::Tp) => counts.add(image, label, |count| &mut count.correct),
+                Some(DtStatus::Fp) => counts.add(image, label, |count| &mut count.wrong),
+                None => {}
+            }
         }
         for object in &evaluation.coco_gt().dataset.annotations {
-            let is_found = index.gt_match.get(&object.id).is_some_and(|detection| scores.contains_key(detection));
-            if index.gt_status.contains_key(&object.id) && !is_found {
-                counts.add(object, labels, |count| &mut count.missed);
+            if index.gt_status.get(&object.id) == Some(&GtStatus::Fn) {
+                counts.add(object.image_id, label(object.category_id), |count| &mut count.missed);
             }
         }
-        let of_detection: HashMap<u64, &hotcoco::Annotation> = judged().map(|(found, _)| (found.id, found)).collect();
         for error in found.label_errors.iter().filter(|error| error.error_type == LabelErrorType::WrongLabel) {
-            if let (true, Some(detection)) = (error.dt_score >= threshold, of_detection.get(&error.dt_id)) {
-                counts.add(detection, labels, |count| &mut count.confused);
-            }
+            counts.add(error.image_id, label(error.dt_category_id), |count| &mut count.confused);
         }
-        Ok((counts, threshold))
+        Ok(counts)
     }
 
-    fn add(
-        &mut self,
-        object: &hotcoco::Annotation,
-        labels: &HashMap<u64, usize>,
-        field: impl Fn(&mut ImageCounts) -> &mut u32,
-    ) {
-        *field(&mut self.all) += 1;
-        *field(self.images.entry(object.image_id).or_default()) += 1;
-        if let Some(class) = labels.get(&object.category_id).and_then(|&label| self.classes.get_mut(label)) {
+    fn add(&mut self, image: u64, label: Option<usize>, field: impl Fn(&mut ImageCounts) -> &mut u32) {
+        *field(self.images.entry(image).or_default()) += 1;
+        if let Some(class) = label.and_then(|label| self.classes.get_mut(label)) {
             *field(class) += 1;
         }
     }
 }
 
 /// The score with the best F1 of all detections from it on.
-fn best_threshold(ranked: &mut [(f64, bool)], objects: usize) -> f64 {
+fn best_threshold(evaluation: &COCOeval) -> Result<f64, hotcoco::Error> {
+    let index = evaluation.image_diagnostics(IOU, f64::INFINITY)?.annotations;
+    let judged = |detection: &hotcoco::Annotation| {
+        let correct = *index.dt_status.get(&detection.id)? == DtStatus::Tp;
+        Some((detection.score?, correct))
+    };
+    let mut ranked: Vec<(f64, bool)> = evaluation.coco_dt().dataset.annotations.iter().filter_map(judged).collect();
     ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let objects = index.gt_status.len();
     let (mut correct, mut best) = (0, (0.0, DEFAULT_SCORE));
     for (place, &(score, is_correct)) in ranked.iter().enumerate() {
         correct += usize::from(is_correct);
@@ -156,7 +174,7 @@ fn best_threshold(ranked: &mut [(f64, bool)], objects: usize) -> f64 {
             best = (f1, score);
         }
     }
-    best.1
+    Ok(best.1)
 }
 
 /// A number for JSON; `null` if it is undefined.
@@ -221,12 +239,12 @@ fn curves(truth: &GroundTruth, means: &Means<'_>) -> Value {
     curves.collect()
 }
 
-/// How often detections of a score are correct; `null` if scores are not between 0 and 1 or IoU .50 is not measured.
+/// How often detections of a score are correct; `null` if scores are not between 0 and 1.
 fn calibration(evaluation: &COCOeval) -> Value {
     match evaluation.calibration(BINS, IOU) {
         Ok(found) => {
             let bins = found.bins.iter().map(|bin| json!([bin.avg_confidence, bin.avg_accuracy, bin.count]));
-            json!({ "ece": found.ece, "mce": found.mce, "bins": bins.collect::<Vec<_>>() })
+            json!({ "ece": found.ece, "bins": bins.collect::<Vec<_>>() })
         }
         Err(_) => Value::Null,
     }
@@ -243,4 +261,51 @@ fn confusion(evaluation: &COCOeval, threshold: f64, labels: &HashMap<u64, usize>
     let cells = (0..size).flat_map(|object| (0..size).map(move |found| (object, found)));
     let counted = cells.map(|(object, found)| (object, found, matrix.get(object, found))).filter(|cell| cell.2 > 0);
     counted.map(|(object, found, count)| json!([label(object), label(found), count])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use hotcoco::Annotation;
+
+    use fnet_data::Category;
+
+    use super::super::scores::evaluated;
+    use super::*;
+
+    /// An object or detection of 20x20 pixels.
+    fn square(category_id: u64, x: f64, score: Option<f64>) -> Annotation {
+        let (bbox, area) = (Some([x, 10.0, 20.0, 20.0]), Some(400.0));
+        Annotation { image_id: 1, category_id, bbox, area, score, ..Default::default() }
+    }
+
+    #[test]
+    fn counts_are_those_of_detections_from_the_threshold_on_at_iou_50() {
+        let names = [(3, "cat"), (4, "dog")];
+        let categories = names.map(|(id, name)| Category { id, name: name.into() });
+        let named = names.map(|(id, name)| {
+            let (id, name) = (id as u64, name.into());
+            hotcoco::Category { id, name, ..Default::default() }
+        });
+        let image = hotcoco::Image { id: 1, width: 300, height: 50, ..Default::default() };
+        let truth = hotcoco::Dataset {
+            images: vec![image],
+            annotations: vec![square(3, 10.0, None), square(3, 60.0, None)],
+            categories: named.to_vec(),
+            ..Default::default()
+        };
+        let truth = GroundTruth::new(truth, &[1], &categories);
+        // The first cat is a dog at 0.9 and a cat only below the threshold. The IoU of the second is 0.6.
+        let mut found = vec![square(4, 10.0, Some(0.9)), square(3, 65.0, Some(0.9)), square(3, 10.0, Some(0.03))];
+        found.extend([110.0, 150.0, 190.0, 230.0].map(|x| square(3, x, Some(0.1))));
+        for thresholds in [vec![], vec![0.75], vec![0.5, 0.55]] {
+            let settings = Evaluation { iou_thrs: thresholds, ..Evaluation::default() };
+            let evaluation = evaluated(&truth, found.clone(), Metric::Bbox, &settings).unwrap();
+            let analysis = analyze(&truth, &evaluation, Metric::Bbox, &settings).unwrap();
+            let counts = ImageCounts { correct: 1, wrong: 1, missed: 1, confused: 1 };
+            assert_eq!((analysis.threshold, analysis.images[&1]), (0.9, counts), "{settings:?}");
+            assert_eq!(analysis.json["confusion"], json!([[0, 0, 1], [0, 1, 1]]), "{settings:?}");
+            assert_eq!(analysis.json["tide"]["counts"]["Cls"], json!(1), "{settings:?}");
+            assert!(analysis.json["calibration"]["bins"].is_array(), "{settings:?}");
+        }
+    }
 }

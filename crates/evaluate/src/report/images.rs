@@ -27,11 +27,12 @@ const MOST_BYTES: usize = 9_000_000;
 /// # Errors
 /// The fonts are damaged, or an annotation file was changed.
 pub fn choose_and_draw(runs: &[Run]) -> Result<(Value, Vec<String>)> {
-    let results: Vec<&Evaluated> = runs.iter().filter_map(|run| run.results.as_ref()).collect();
-    let Some(first) = results.first().filter(|first| !first.analyses.is_empty()) else {
+    let numbered = runs.iter().zip(1_usize..).filter_map(|(run, number)| Some((number, run.results.as_ref()?)));
+    let results: Vec<(usize, &Evaluated)> = numbered.collect();
+    let Some((_, first)) = results.first().filter(|(_, first)| !first.analyses.is_empty()) else {
         return Ok((json!([]), Vec::new()));
     };
-    let others: Vec<HashMap<&str, usize>> = results.iter().map(|evaluated| indices_by_name(evaluated)).collect();
+    let others: Vec<HashMap<String, usize>> = results.iter().map(|(_, evaluated)| indices_by_name(evaluated)).collect();
     let chosen = choose(&results, &others);
     let painter = Painter::new()?;
     let draw = |(index, group): &(usize, &str)| -> Result<Result<Value, String>> {
@@ -46,8 +47,13 @@ pub fn choose_and_draw(runs: &[Run]) -> Result<(Value, Vec<String>)> {
     for image in drawn {
         match image {
             Ok(image) => {
-                bytes += image["jpeg"].as_str().map_or(0, str::len);
-                if bytes > MOST_BYTES { large += 1 } else { images.push(image) }
+                let size = image["jpeg"].as_str().map_or(0, str::len);
+                if bytes + size > MOST_BYTES {
+                    large += 1;
+                } else {
+                    bytes += size;
+                    images.push(image);
+                }
             }
             Err(why) => missing.push(why),
         }
@@ -68,10 +74,10 @@ pub fn choose_and_draw(runs: &[Run]) -> Result<(Value, Vec<String>)> {
     Ok((Value::Array(images), notes))
 }
 
-/// The index of every image in its data set by file name.
-fn indices_by_name(evaluated: &Evaluated) -> HashMap<&str, usize> {
+/// The index of every image in its data set by name, which is unique even with several annotation files.
+fn indices_by_name(evaluated: &Evaluated) -> HashMap<String, usize> {
     let dataset = &evaluated.dataset;
-    (0..dataset.len()).map(|index| (dataset.image(index).file_name, index)).collect()
+    (0..dataset.len()).map(|index| (dataset.image_name(index), index)).collect()
 }
 
 /// The counts of an image.
@@ -82,12 +88,12 @@ fn counts(evaluated: &Evaluated, index: usize) -> ImageCounts {
 }
 
 /// Indices of the chosen images, each with its group.
-fn choose(results: &[&Evaluated], others: &[HashMap<&str, usize>]) -> Vec<(usize, &'static str)> {
-    let first = results[0];
+fn choose(results: &[(usize, &Evaluated)], others: &[HashMap<String, usize>]) -> Vec<(usize, &'static str)> {
+    let first = results[0].1;
     let all: Vec<(usize, ImageCounts)> = (0..first.dataset.len()).map(|index| (index, counts(first, index))).collect();
     let change = |index: usize| {
-        let second = others.get(1)?.get(first.dataset.image(index).file_name)?;
-        Some((counts(results[1], *second).f1() - counts(first, index).f1()).abs())
+        let second = others.get(1)?.get(&first.dataset.image_name(index))?;
+        Some((counts(results[1].1, *second).f1() - counts(first, index).f1()).abs())
     };
     // The higher, the more it belongs to the group; nothing if it does not.
     type Rank<'r> = dyn Fn(usize, &ImageCounts) -> Option<(f64, u32)> + 'r;
@@ -111,25 +117,26 @@ fn choose(results: &[&Evaluated], others: &[HashMap<&str, usize>]) -> Vec<(usize
 /// One image: its panels as JPEG, and its counts in each run.
 fn draw(
     painter: &Painter,
-    results: &[&Evaluated],
-    others: &[HashMap<&str, usize>],
+    results: &[(usize, &Evaluated)],
+    others: &[HashMap<String, usize>],
     index: usize,
     group: &str,
 ) -> Result<Value> {
-    let dataset = &results[0].dataset;
-    let name = dataset.image(index).file_name;
+    let dataset = &results[0].1.dataset;
+    let name = dataset.image_name(index);
     let image = objects::into_image(load_image(dataset, index)?)?;
     let truth = objects::of_truth(dataset, index)?;
     let mut panels = vec![(truth, "ground truth".to_owned())];
     let mut numbers = Vec::new();
-    for (place, evaluated) in results.iter().enumerate() {
-        let Some(&own) = others[place].get(name) else {
+    for (place, &(number, evaluated)) in results.iter().enumerate() {
+        let own = if place == 0 { Some(index) } else { others[place].get(&name).copied() };
+        let Some(own) = own else {
             numbers.push(Value::Null);
             continue;
         };
         let threshold = evaluated.analyses.first().map_or(0.0, |(_, analysis)| analysis.threshold);
         let found = detected(evaluated, own, threshold);
-        let run = if results.len() > 1 { format!("run {}, ", place + 1) } else { String::new() };
+        let run = if results.len() > 1 { format!("run {number}, ") } else { String::new() };
         panels.push((found, format!("{run}scores from {threshold:.2}")));
         let counts = counts(evaluated, own);
         numbers.push(json!([counts.correct, counts.wrong, counts.missed, counts.confused, counts.f1()]));
@@ -138,7 +145,7 @@ fn draw(
     let painted = painter.panels(&image, &shown)?;
     let (size, jpeg) = small_jpeg(&painted, PANEL * panels.len() as u32)?;
     Ok(json!({
-        "name": name,
+        "name": dataset.image(index).file_name,
         "group": group,
         "size": [size.0, size.1],
         "runs": numbers,
@@ -157,13 +164,15 @@ fn detected(evaluated: &Evaluated, index: usize, threshold: f64) -> Vec<Object> 
         .filter_map(|found| {
             let label = categories.iter().position(|category| category.id as u64 == found.category_id)?;
             let [x, y, width, height] = found.bbox?;
-            let mask = found.segmentation.as_ref();
+            let (rows, columns) = (image.height as u32, image.width as u32);
+            let mask = found.segmentation.as_ref().and_then(|mask| mask.to_rle(rows, columns).ok());
             Some(Object {
                 label,
                 name: categories[label].name.clone(),
                 score: found.score.map(|score| score as f32),
                 bbox: [x, y, x + width, y + height].map(|value| value as f32),
-                mask: mask.and_then(|mask| mask.to_rle(image.height as u32, image.width as u32).ok()),
+                // A file may have masks of another size.
+                mask: mask.filter(|mask| (mask.h, mask.w) == (rows, columns)),
                 crowd: false,
             })
         })

@@ -1,6 +1,6 @@
 //! What the JSON logs of a work folder say about a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -26,7 +26,7 @@ pub struct Logs {
     /// Seconds by part, by epoch and rank.
     times: BTreeMap<u64, Vec<IndexMap<String, f64>>>,
     /// Images that could not be read, by set.
-    left_out: BTreeMap<String, u64>,
+    left_out: BTreeMap<String, BTreeSet<String>>,
     /// Lines that are no JSON.
     damaged: usize,
 }
@@ -73,7 +73,7 @@ impl Logs {
                     if std::mem::take(&mut is_first) {
                         self.train.retain(|point| (point.epoch, point.iter) < (epoch, iter));
                         self.evaluations.retain(|point| point.epoch < epoch);
-                        self.times.retain(|&of, _| of <= epoch);
+                        self.times.retain(|&of, _| of < epoch);
                     }
                     self.train.push(Point { epoch, iter, values });
                 }
@@ -84,7 +84,9 @@ impl Logs {
                 Some("times") => self.add_times(number("in_epoch"), values.get("ranks")),
                 Some("left_out") => {
                     let set = values.get("set").and_then(Value::as_str).unwrap_or_default().to_owned();
-                    *self.left_out.entry(set).or_default() += number("count");
+                    let images = values.get("images").and_then(Value::as_array).into_iter().flatten();
+                    let names = images.filter_map(Value::as_str).map(str::to_owned);
+                    self.left_out.entry(set).or_default().extend(names);
                 }
                 _ => {
                     if let Some(text) = values.get("env_info").and_then(Value::as_str) {
@@ -130,8 +132,8 @@ impl Logs {
 
     /// What the page says about the logs as such.
     pub fn notes(&self) -> Vec<String> {
-        let left_out = self.left_out.iter().map(|(set, number)| {
-            format!("{} of the {set} set could not be read and were skipped", count(*number as usize, "image"))
+        let left_out = self.left_out.iter().map(|(set, images)| {
+            format!("{} of the {set} set could not be read and were skipped", count(images.len(), "image"))
         });
         let damaged = (self.damaged > 0)
             .then(|| format!("{} of the logs could not be read and were left out", count(self.damaged, "line")));
@@ -178,11 +180,19 @@ mod tests {
         let times = |epoch: u64, data: f64| {
             format!("{}\n", json!({"mode": "times", "in_epoch": epoch, "ranks": [{"data": data}, {"data": 1.0}]}))
         };
+        let left_out = |epoch: u64, images: &[&str]| {
+            let count = images.len();
+            let line = json!({"mode": "left_out", "set": "train", "in_epoch": epoch, "count": count, "images": images});
+            format!("{line}\n")
+        };
         let value = |epoch: u64, ap: f64| format!("{}\n", json!({"mode": "val", "epoch": epoch, "bbox_mAP": ap}));
-        let first = [line(1, 10, 3.0), line(1, 20, 2.0), times(1, 5.0), value(1, 0.1), line(2, 10, 9.0), value(2, 0.9)];
-        std::fs::write(folder.path().join("1.log.json"), first.concat()).unwrap();
+        let skipped = left_out(1, &["a.jpg", "b.jpg"]);
+        let first = [line(1, 10, 3.0), line(1, 20, 2.0), times(1, 5.0), skipped, value(1, 0.1)];
+        let again = [line(2, 10, 9.0), times(2, 7.0), left_out(2, &["a.jpg"]), value(2, 0.9)];
+        std::fs::write(folder.path().join("1.log.json"), [first.concat(), again.concat()].concat()).unwrap();
         let env = "{\"env_info\": \"GPU: none\"}\n{\"mode\": \"tra".to_owned();
-        let second = [line(2, 10, 1.5), line(2, 20, 1.0), times(2, 4.0), value(2, -1.0), env];
+        let skipped = left_out(2, &["a.jpg", "c.jpg"]);
+        let second = [line(2, 10, 1.5), line(2, 20, 1.0), times(2, 4.0), skipped, value(2, -1.0), env];
         std::fs::write(folder.path().join("2.log.json"), second.concat()).unwrap();
         let logs = Logs::read(folder.path()).unwrap();
         let json = logs.to_json();
@@ -190,6 +200,7 @@ mod tests {
         assert_eq!(json["evaluations"]["bbox_mAP"], json!({"x": [1.0], "y": [0.1]}), "-1 is undefined");
         assert_eq!(json["times"], json!([{"data": 9.0}, {"data": 2.0}]));
         assert_eq!((&json["environment"], &json["starts"]), (&json!("GPU: none"), &json!(2)));
-        assert_eq!(logs.notes(), ["1 line of the logs could not be read and were left out"]);
+        let left_out = "3 images of the train set could not be read and were skipped";
+        assert_eq!(logs.notes(), [left_out, "1 line of the logs could not be read and were left out"]);
     }
 }

@@ -153,13 +153,12 @@ fn page(data: &Value) -> String {
     )
 }
 
-/// The fields of the configs that differ, with the value in each run.
-fn differences(runs: &[Run]) -> Result<Vec<Value>> {
-    let configs: Vec<&Run> = runs.iter().filter(|run| !run.config.is_empty()).collect();
-    if configs.len() < 2 || configs.len() < runs.len() {
-        return Ok(Vec::new());
+/// The fields of the configs that differ, with the value in each run; `null` if a config is missing.
+fn differences(runs: &[Run]) -> Result<Value> {
+    if runs.iter().any(|run| run.config.is_empty()) {
+        return Ok(Value::Null);
     }
-    let leaves = configs.iter().map(|run| fnet_config::leaves_of(&run.config)).collect::<Result<Vec<_>>>()?;
+    let leaves = runs.iter().map(|run| fnet_config::leaves_of(&run.config)).collect::<Result<Vec<_>>>()?;
     let mut paths: Vec<&String> = leaves.iter().flatten().map(|(path, _)| path).collect();
     paths.sort();
     paths.dedup();

@@ -27,9 +27,9 @@ function short(value) {
 const three = value => value === null || value === undefined ? '-' : value.toFixed(3);
 const signed = value => (value > 0 ? '+' : '') + value.toFixed(3);
 function seconds(value) {
-  if (value < 60) return value.toFixed(1) + ' s';
-  const hours = Math.floor(value / 3600), minutes = Math.floor(value / 60) % 60;
-  return hours > 0 ? `${hours} h ${minutes} min` : `${minutes} min ${Math.round(value % 60)} s`;
+  if (value < 59.95) return value.toFixed(1) + ' s';
+  const whole = Math.round(value), hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
+  return hours > 0 ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`;
 }
 const count = (n, one) => `${n.toLocaleString('en')} ${n === 1 ? one : one + 's'}`;
 const runName = n => runs.length > 1 ? `${n + 1}: ${runs[n].name}` : runs[n].name;
@@ -184,7 +184,7 @@ function tabs(names, draw) {
   const host = make('div'), buttons = names.map((name, n) => make('button', { type: 'button', onclick: () => pick(n) }, name));
   const pick = chosen => {
     buttons.forEach((button, n) => button.setAttribute('aria-pressed', n === chosen));
-    host.replaceChildren(...[draw(chosen)].flat());
+    host.replaceChildren(...[draw(chosen)].flat().filter(node => node !== null));
   };
   pick(0);
   return [names.length > 1 ? make('div', { class: 'tools' }, ...buttons) : null, host];
@@ -294,7 +294,9 @@ function precisionRecall() {
     let [curve, line] = [0, 0];
     const draw = () => host.replaceChildren(chart(`precision by recall, ${line ? first.classes[line - 1].name : 'all classes'}, ${first.curves[curve].name}`,
       shown.flatMap(([n, found]) => {
-        const values = found.curves[curve] && found.curves[curve].lines[line];
+        const own = found.curves.find(other => other.name === first.curves[curve].name);
+        const at = line && found.classes.findIndex(row => row.name === first.classes[line - 1].name) + 1;
+        const values = own && (!line || at) && own.lines[at];
         return values ? [{ name: runs.length > 1 ? runName(n) : '', color: color(n), x: values.map((_, n) => n / (values.length - 1)), y: values.map(value => value / 1000) }] : [];
       }), { label: 'recall', x: [0, 1], y: [0, 1], height: 340 }));
     draw();
@@ -311,13 +313,21 @@ function each(draw) {
   return tabs(pairs.map(([kind, n]) => runs.length > 1 ? `${kindName(kind)}, run ${n + 1}` : kindName(kind)), at => draw(pairs[at][2]));
 }
 
+// A table of more classes would be slow.
+const MOST_CLASSES = 80;
 function confusions() {
   section('Confusions', ...each(found => {
     const names = [...found.classes.map(row => row.name), 'no object'], none = names.length - 1;
     const counts = new Map(found.confusion.map(([object, detection, number]) => [object * names.length + detection, number]));
     const get = (object, detection) => counts.get(object * names.length + detection) || 0;
-    const totals = names.map((_, object) => names.reduce((sum, _, detection) => sum + get(object, detection), 0));
-    const used = names.map((_, n) => n).filter(n => n === none || totals[n] > 0 || names.some((_, object) => get(object, n) > 0));
+    const totals = names.map(() => 0), wrong = names.map(() => 0), seen = new Set([none]);
+    for (const [object, detection, number] of found.confusion) {
+      totals[object] += number;
+      seen.add(object).add(detection);
+      if (object !== detection) { wrong[object] += number; wrong[detection] += number; }
+    }
+    const all = names.map((_, n) => n).filter(n => seen.has(n)), classes = all.filter(n => n !== none);
+    const most = new Set([...classes].sort((a, b) => wrong[b] - wrong[a]).slice(0, MOST_CLASSES)), used = all.filter(n => n === none || most.has(n));
     const rows = used.map(object => make('tr', {}, make('th', { title: names[object] }, names[object]), ...used.map(detection => {
       const number = get(object, detection), share = totals[object] ? number / totals[object] : 0;
       const shade = number ? `background: rgba(var(${object === detection ? '--heat' : '--wrong'}), ${(0.08 + 0.72 * share).toFixed(2)})` : '';
@@ -328,6 +338,7 @@ function confusions() {
     const pairs = found.confusion.filter(([object, detection]) => object !== detection && object !== none && detection !== none).sort((a, b) => b[2] - a[2]).slice(0, 30)
       .map(([object, detection, number]) => [names[object], names[detection], number, number / totals[object]]);
     return [make('p', { class: 'soft' }, `Rows are objects, columns are detections with scores from ${short(found.threshold)}, matched at IoU .50 regardless of class. The last row has detections on no object, the last column objects that were missed. The color is the share of the row.`),
+      classes.length > MOST_CLASSES ? make('p', { class: 'soft' }, `The ${MOST_CLASSES} of ${classes.length} classes with the most errors are shown.`) : null,
       make('div', { class: 'card scroll' }, make('table', { class: 'matrix' }, make('thead', {}, head), make('tbody', {}, ...rows))),
       pairs.length ? make('div', { class: 'card' }, make('h3', {}, 'The most frequent confusions'),
         table([{ name: 'object', text: true }, { name: 'found as', text: true }, { name: 'count' }, { name: 'share', show: value => (value * 100).toFixed(1) + '%' }], pairs, true)) : null];
@@ -360,7 +371,7 @@ function calibration() {
   section('Calibration', make('p', { class: 'soft' }, 'How often detections of a score are correct at IoU .50. On the dashed line, scores are probabilities; below it, they are too high.'),
     ...tabs(kinds.map(kindName), at => {
       const shown = of(kinds[at]).filter(([, found]) => found.calibration);
-      if (!shown.length) return make('p', {}, 'There is none: scores are not between 0 and 1, or IoU .50 is not among evaluation.iou_thrs.');
+      if (!shown.length) return make('p', {}, 'There is none: scores are not between 0 and 1.');
       const lines = shown.map(([n, { calibration: { ece, bins } }]) => {
         const used = bins.filter(bin => bin[2] > 0);
         return { name: `${runs.length > 1 ? runName(n) + ', ' : ''}mean error ${three(ece)},`, color: color(n), x: used.map(bin => bin[0]), y: used.map(bin => bin[1]) };
@@ -434,7 +445,8 @@ function configs() {
   const columns = [{ name: 'field', text: true }, ...runs.map((_, n) => ({ name: runName(n), text: true, wrap: true }))];
   section('Machine and config',
     runs.length > 1 ? make('div', { class: 'card' }, make('h3', {}, 'Fields that differ'),
-      data.differences.length ? table(columns, data.differences.map(([path, values]) => [path, ...values])) : make('p', { class: 'soft' }, 'none')) : null,
+      data.differences === null ? make('p', { class: 'soft' }, 'a config is missing')
+        : data.differences.length ? table(columns, data.differences.map(([path, values]) => [path, ...values])) : make('p', { class: 'soft' }, 'none')) : null,
     ...withConfig.flatMap(([n, run]) => [
       run.log && run.log.environment ? make('details', { class: 'card' }, make('summary', {}, runs.length > 1 ? `Machine of ${runName(n)}` : 'Machine'), make('pre', {}, run.log.environment)) : null,
       run.config ? make('details', { class: 'card' }, make('summary', {}, runs.length > 1 ? `Config of ${runName(n)}` : 'Config'), make('pre', {}, run.config)) : null]));

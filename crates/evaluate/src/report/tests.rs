@@ -126,3 +126,10 @@ fn a_results_file_of_mmdetection_has_the_metrics_of_pycocotools() {
         }
     }
 }
+
+#[test]
+fn configs_are_compared_only_if_every_run_has_one() {
+    let of = |config: &str| Run { config: config.into(), ..Run::default() };
+    assert_eq!(differences(&[of("a = 1\nb = 2"), of("a = 1\nb = 3")]).unwrap(), json!([["b", ["2", "3"]]]));
+    assert_eq!(differences(&[of("a = 1"), of("")]).unwrap(), Value::Null);
+}

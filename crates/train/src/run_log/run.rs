@@ -69,6 +69,8 @@ pub struct RunLog {
     json: (Outlet, PathBuf),
     text: PathBuf,
     tensorboard: Option<Boards>,
+    /// The last epoch whose slowest rank TensorBoard shows.
+    slowest_shown: Option<usize>,
     /// The program of `log.command`.
     tracker: Option<Tracker>,
 }
@@ -123,6 +125,7 @@ impl RunLog {
             json: (json, json_path),
             text,
             tensorboard,
+            slowest_shown: None,
             tracker: Tracker::start(&info.config.log.command, work_dir),
         };
         if let Some(Boards { steps, .. }) = &mut log.tensorboard {
@@ -269,7 +272,11 @@ impl RunLog {
         let shown = |parts: &IndexMap<String, f64>| {
             parts.iter().map(|(part, &seconds)| (part.clone(), json!(rounded(seconds)))).collect::<Map<_, _>>()
         };
-        self.show_slowest(epoch, ranks);
+        // What follows an epoch until the job stops or evaluates is part of another one.
+        if self.slowest_shown < Some(epoch) {
+            self.slowest_shown = Some(epoch);
+            self.show_slowest(epoch, ranks);
+        }
         let ranks: Vec<Map<String, Value>> = ranks.iter().map(shown).collect();
         self.line(&json!({ "mode": "times", "in_epoch": epoch, "ranks": ranks }));
     }

@@ -61,6 +61,16 @@ impl Tracker {
         for variable in [env::CONTROL, env::STATUS_FD, env::STORE_FD, env::GLIBC_TUNABLES] {
             shell.env_remove(variable);
         }
+        // Another program may need other libraries than the worker.
+        match std::env::var_os(env::LIBRARY_PATH_BEFORE) {
+            Some(path) if path.is_empty() => {
+                shell.env_remove(env::LIBRARY_PATH);
+            }
+            Some(path) => {
+                shell.env(env::LIBRARY_PATH, path);
+            }
+            None => {}
+        }
         let mut child = shell.spawn()?;
         let (taken, is_broken) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counted, broken) = (Arc::clone(&taken), Arc::clone(&is_broken));
@@ -115,8 +125,8 @@ impl Tracker {
         }
     }
 
-    /// Closes the program's standard input and waits until it has ended, at most `timeout`.
-    pub fn finish(&mut self, timeout: Duration) {
+    /// Closes the program's standard input and waits until it has ended, at most `timeout`; calls `alive` meanwhile.
+    pub fn finish(&mut self, timeout: Duration, alive: &dyn Fn()) {
         let Some(lines) = self.lines.take() else { return };
         let deadline = Instant::now() + timeout;
         // The thread of the queue writes what waits, and then closes the pipe.
@@ -124,7 +134,10 @@ impl Tracker {
         let ended = loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => break Some(status),
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
+                Ok(None) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(10));
+                    alive();
+                }
                 _ => break None,
             }
         };
@@ -142,7 +155,7 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        self.finish(STOP_TIMEOUT);
+        self.finish(STOP_TIMEOUT, &|| ());
     }
 }
 
@@ -160,7 +173,7 @@ mod tests {
     fn the_program_gets_every_line_and_the_end() {
         let folder = tempfile::tempdir().unwrap();
         run("sleep 0.1; cat > \"$FNET_WORK_DIR/got\"; echo end >> \"$FNET_WORK_DIR/got\"", folder.path(), 1000)
-            .finish(Duration::from_secs(60));
+            .finish(Duration::from_secs(60), &|| ());
         let got = std::fs::read_to_string(folder.path().join("got")).unwrap();
         assert!(
             got.starts_with("line 0\n") && got.ends_with("line 999\nend\n") && got.lines().count() == 1001,
@@ -193,7 +206,7 @@ mod tests {
             }
         };
         assert_eq!(problem, "has not taken a line for 60 s");
-        stalled.finish(Duration::from_millis(100));
+        stalled.finish(Duration::from_millis(100), &|| ());
         assert!(stalled.is_reported && stalled.child.try_wait().unwrap().is_some(), "it is killed");
     }
 }
