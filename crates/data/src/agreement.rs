@@ -7,8 +7,16 @@ use fnet_common::{Error, Result};
 
 use crate::Dataset;
 
+/// Refuses sets that differ between ranks. `gather` exchanges bytes between them; a rank alone needs no digest of its data.
+///
+/// # Errors
+/// A data error with the first rank and set that differ, or an error of `gather`.
+pub fn check(sets: &[&Dataset], world_size: usize, gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>) -> Result<()> {
+    if world_size == 1 { Ok(()) } else { check_equal(&gather(summary(sets).as_bytes())?) }
+}
+
 /// What must be equal on all ranks: one line for each set, with a digest of its images, boxes and classes. Masks are not in it.
-pub fn summary(sets: &[&Dataset]) -> String {
+fn summary(sets: &[&Dataset]) -> String {
     let line = |set: &&Dataset| {
         let mut hasher = DefaultHasher::new();
         for category in set.categories() {
@@ -30,7 +38,7 @@ pub fn summary(sets: &[&Dataset]) -> String {
 ///
 /// # Errors
 /// A data error with the first rank and set that differ.
-pub fn check_equal(summaries: &[Vec<u8>]) -> Result<()> {
+fn check_equal(summaries: &[Vec<u8>]) -> Result<()> {
     let lines = |bytes: &[u8]| -> Vec<String> { String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect() };
     let Some(first) = summaries.first().map(|bytes| lines(bytes)) else { return Ok(()) };
     let differs = |bytes: &Vec<u8>| {

@@ -138,7 +138,7 @@ impl<'a> Job<'a> {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         check_classes(config, &sets)?;
-        agreement::check_equal(&self.communicator.all_gather_bytes(agreement::summary(&sets).as_bytes())?)?;
+        agreement::check(&sets, self.communicator.world_size(), |own| self.communicator.all_gather_bytes(own))?;
         // The first start has already checked the data.
         let warnings = match self.communicator.is_first() && !is_restart() {
             true => data_warnings(config, &sets)?,
