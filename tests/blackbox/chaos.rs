@@ -288,7 +288,7 @@ fn line(folder: &str, epochs: usize, more: &str) -> String {
     format!(
         "--device cpu --nproc {RANKS} --max-restarts 1000 {limits} train cfg.toml --work-dir {folder} {more} --set \
          train.epochs={epochs} train.ema=0.9 optimizer.grad_clip=5.0 model.backbone.drop_path_rate=0.2 schedule.steps=[3] \
-         evaluation.interval=2 checkpoint.keep_last=3 log.tensorboard=false"
+         evaluation.interval=2 checkpoint.keep_last=3"
     )
 }
 

@@ -165,7 +165,7 @@ fn tensorboard_itself_reads_the_references_tags() {
         println!("SKIPPED {test}: {} has no package tensorboard", python.display());
         return;
     }
-    scene.two("train cfg.toml");
+    scene.two("train cfg.toml --set log.tensorboard=true");
     let mut read = scene.command(&python, "-c");
     read.arg(READ_BOARD).arg(scene.path("work_dirs/cfg/tensorboard"));
     let ended = finish(read);
@@ -218,11 +218,4 @@ fn tensorboard_itself_reads_the_references_tags() {
         assert_eq!(epochs, [1, 2], "{tag}");
     }
     assert_eq!(board["images"].as_array().unwrap().len(), 8, "{}", board["images"]);
-}
-
-#[test]
-fn without_tensorboard_no_folder_is_made() {
-    let scene = Scene::new();
-    scene.one("train cfg.toml --no-validate --set train.epochs=1 log.tensorboard=false");
-    assert!(!scene.path("work_dirs/cfg/tensorboard").exists());
 }

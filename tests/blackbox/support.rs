@@ -62,6 +62,7 @@ warmup_iters = 4
 epochs = 2
 [log]
 interval = 1
+tensorboard = false
 "#;
 
 /// A folder with a config `cfg.toml` in which the programs run.

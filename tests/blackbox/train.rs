@@ -22,7 +22,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn two_workers_train_and_write_all_documented_files() {
     let scene = Scene::new();
-    let ended = scene.two("train cfg.toml --set optimizer.base_batch_size=2");
+    let ended = scene.two("train cfg.toml --set optimizer.base_batch_size=2 log.tensorboard=true");
     let result = ended.stdout.strip_prefix("trained 2 epochs: bbox_mAP ").expect("stdout has the result alone");
     assert!(result.contains(" since epoch 1)") && result.ends_with("; work_dirs/cfg/latest.ckpt\n"), "{result}");
     let last = format!("Epoch [2][{0}/{0}]\tlr: 1.000e-03, eta: 0:00:00, time: ", steps(2));
@@ -105,6 +105,7 @@ fn json_lines_have_the_keys_and_order_of_mmdetection() {
     assert_eq!(val.len(), 2);
     assert!(val.iter().all(|line| keys(line) == expected), "{val:?}");
     assert_eq!(val[1]["iter"], 8, "images of the validation set");
+    assert!(!folder.join("tensorboard").exists(), "log.tensorboard is off in these tests");
 }
 
 #[test]

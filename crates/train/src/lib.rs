@@ -3,6 +3,7 @@
 //! [`train`] turns a command line into a [`Trainer`], restored if the job resumes; the trainer loops over epochs and
 //! steps; a [`TrainState`] does one step.
 
+mod after_evaluation;
 mod bad_batch;
 mod buffers;
 mod changed_ranks;
@@ -13,7 +14,6 @@ mod emergency_checkpoint;
 pub mod fault;
 mod forecast;
 mod job;
-mod kept_results;
 mod learning_rate;
 mod loss_scale;
 mod memory;

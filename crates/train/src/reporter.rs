@@ -13,12 +13,14 @@ use fnet_common::{Context, Result};
 use fnet_config::{OptimizerKind, Resolved};
 use fnet_data::Skipped;
 use fnet_distributed::Communicator;
+use fnet_evaluate::metrics::Metrics;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Evaluated, Phase, Progress};
 
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
-use crate::run_log::{RunInfo, RunLog, Shown, Tracker, TrainStep, Window};
+use crate::run_log::tensorboard::TensorBoard;
+use crate::run_log::{RunInfo, RunLog, Tracker, TrainStep, Window};
 
 /// Reports one rank's training.
 pub struct Reporter {
@@ -261,11 +263,17 @@ impl Reporter {
         }
     }
 
-    /// Adds curves and images of an evaluation to TensorBoard.
-    pub fn show(&mut self, epoch: usize, shown: Shown) {
-        if let Some(log) = &mut self.log {
-            log.show(epoch, shown);
+    /// Adds precision by recall of the evaluation after `epoch` epochs to TensorBoard.
+    pub fn curves(&mut self, epoch: usize, metrics: &Metrics) {
+        let Some(log) = &mut self.log else { return };
+        for (kind, scores) in metrics.scores.iter().filter(|(_, scores)| !scores.curve.is_empty()) {
+            log.precision_by_recall(epoch, kind.prefix(), &scores.curve);
         }
+    }
+
+    /// A writer of TensorBoard's file by epoch for another thread.
+    pub fn second_board(&self) -> Option<TensorBoard> {
+        self.log.as_ref().and_then(RunLog::second_board)
     }
 
     /// Adds histograms of the weights after `epoch` epochs to TensorBoard.

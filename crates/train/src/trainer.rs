@@ -15,8 +15,8 @@ use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
 use fnet_protocol::stop;
 
+use super::after_evaluation::{self, FinishedEvaluation};
 use super::early_stop;
-use super::kept_results;
 use super::learning_rate::{LearningRate, Rate};
 use super::progress::{StepIndex, TrainSchedule};
 use super::reporter::Reporter;
@@ -88,8 +88,8 @@ impl Trainer<'_> {
         self.reporter.gather_times(self.communicator, self.progress.epoch)?;
         self.control.phase(Phase::Checkpoint);
         let (checkpoint, results) = match ending {
-            Ending::Finished => (LAST_CHECKPOINT_TIMEOUT, kept_results::END_TIMEOUT),
-            Ending::Stopped(_) => (STOP_TIMEOUT, kept_results::STOP_TIMEOUT),
+            Ending::Finished => (LAST_CHECKPOINT_TIMEOUT, after_evaluation::END_TIMEOUT),
+            Ending::Stopped(_) => (STOP_TIMEOUT, after_evaluation::STOP_TIMEOUT),
         };
         if let Some(saver) = &self.saver {
             saver.finish(checkpoint, &|| self.control.made_progress())?;
@@ -331,13 +331,13 @@ impl Trainer<'_> {
             let named = metrics.named();
             self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
             self.reporter.left_out("val", epoch, &left_out);
-            if self.config.log.tensorboard {
-                self.reporter.show(epoch, validation.shown(&metrics, &results));
-            }
+            self.reporter.curves(epoch, &metrics);
             found = self.judge(&named);
             self.evaluations.push((epoch, named));
+            let best = found.best.as_ref().map(|best| best.metric.clone());
+            let board = self.reporter.second_board();
             if let Some(validation) = &mut self.validation {
-                validation.keep(results, found.best.as_ref().map(|best| best.metric.as_str()));
+                validation.keep(FinishedEvaluation { epoch, results, best, board });
             }
         }
         self.share(found)?;

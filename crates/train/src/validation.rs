@@ -5,39 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use rayon::prelude::*;
 
 use fnet_common::atomic;
 use fnet_common::{Error, Result};
 use fnet_config::Config;
-use fnet_data::{Dataset, Split, load_image};
+use fnet_data::{Dataset, Split};
 use fnet_distributed::Communicator;
 use fnet_evaluate::inference::{Done, Found, Outcome, evaluate};
 use fnet_evaluate::metrics::Metrics;
-use fnet_evaluate::paint::{Painter, objects, small_jpeg};
 use fnet_evaluate::results::ImageResult;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress, StopReason};
 use fnet_protocol::stop;
 
-use super::kept_results::KeptResults;
+use super::after_evaluation::{AfterEvaluation, FinishedEvaluation};
 use super::train_state::TrainState;
-use crate::run_log::{Shown, ShownImage};
 
 /// The folder of what evaluations write, in the work folder.
 const RESULTS: &str = "results";
-/// Images of each evaluation for TensorBoard, their width in pixels, and the lowest score of a prediction on them.
-const SHOWN_IMAGES: usize = 8;
-const SHOWN_WIDTH: u32 = 960;
-const SHOWN_SCORE: f64 = 0.3;
 
 /// The validation set and its evaluation.
 pub struct Validation {
     config: Config,
     dataset: Arc<Dataset>,
     work_dir: PathBuf,
-    /// `None` if `evaluation.keep_results` is off.
-    kept: Option<KeptResults>,
+    after: AfterEvaluation,
 }
 
 /// The result of an evaluation during training.
@@ -65,9 +57,9 @@ impl Validation {
     /// A data error if it cannot be used.
     pub fn open(config: &Config, work_dir: &Path) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&config.data, Split::Val)?);
-        let kept = || KeptResults::new(work_dir.join(RESULTS), Arc::clone(&dataset));
-        let kept = config.evaluation.keep_results.then(kept);
-        Ok(Self { config: config.clone(), work_dir: work_dir.to_path_buf(), kept, dataset })
+        let folder = config.evaluation.keep_results.then(|| work_dir.join(RESULTS));
+        let after = AfterEvaluation::new(folder, Arc::clone(&dataset));
+        Ok(Self { config: config.clone(), work_dir: work_dir.to_path_buf(), after, dataset })
     }
 
     /// Number of images.
@@ -124,52 +116,14 @@ impl Validation {
         }
     }
 
-    /// What TensorBoard shows of an evaluation: precision by recall, and always the same images.
-    pub fn shown(&self, metrics: &Metrics, results: &[ImageResult]) -> Shown {
-        let curves = metrics.scores.iter().filter(|(_, scores)| !scores.curve.is_empty());
-        let curves = curves.map(|(kind, scores)| (kind.prefix().to_owned(), scores.curve.clone())).collect();
-        let count = self.dataset.len();
-        let chosen: Vec<usize> =
-            (0..SHOWN_IMAGES.min(count)).map(|place| place * count / SHOWN_IMAGES.min(count)).collect();
-        let images = self.draw(&chosen, results).unwrap_or_else(|error| {
-            log::warn!("TensorBoard has no images of this evaluation; training continues: {error}");
-            Vec::new()
-        });
-        Shown { curves, images }
+    /// Keeps the detections of an evaluation and shows some of them in TensorBoard, while training goes on.
+    pub fn keep(&mut self, evaluation: FinishedEvaluation) {
+        self.after.start(evaluation);
     }
 
-    /// Ground truth beside predictions, with names that begin with the place.
-    fn draw(&self, chosen: &[usize], results: &[ImageResult]) -> Result<Vec<ShownImage>> {
-        let painter = Painter::new()?;
-        let classes: Vec<String> = self.dataset.categories().iter().map(|category| category.name.clone()).collect();
-        let draw = |(place, &index): (usize, &usize)| -> Result<Option<ShownImage>> {
-            let id = self.dataset.image_id(index);
-            // An image that could not be read has no result.
-            let Some(result) = results.iter().find(|result| result.image_id == id) else { return Ok(None) };
-            let image = objects::into_image(load_image(&self.dataset, index)?)?;
-            let truth = objects::of_truth(&self.dataset, index)?;
-            let found = objects::of_result(result, &classes, SHOWN_SCORE)?;
-            let title = format!("scores from {SHOWN_SCORE}");
-            let painted = painter.panels(&image, &[(&truth, "ground truth"), (&found, &title)])?;
-            let (size, jpeg) = small_jpeg(&painted, SHOWN_WIDTH)?;
-            Ok(Some((format!("{place}_{}", self.dataset.image(index).file_name), size, jpeg)))
-        };
-        let images: Vec<Option<_>> = chosen.par_iter().enumerate().map(draw).collect::<Result<_>>()?;
-        Ok(images.into_iter().flatten().collect())
-    }
-
-    /// Keeps the detections of an evaluation, which is the best one by the metric `best`.
-    pub fn keep(&mut self, results: Vec<ImageResult>, best: Option<&str>) {
-        if let Some(kept) = &mut self.kept {
-            kept.keep(results, best);
-        }
-    }
-
-    /// Waits until kept detections are on the disk; calls `alive` meanwhile.
+    /// Waits until that is done; calls `alive` meanwhile.
     pub fn finish(&mut self, timeout: Duration, alive: &dyn Fn()) {
-        if let Some(kept) = &mut self.kept {
-            kept.finish(timeout, alive);
-        }
+        self.after.finish(timeout, alive);
     }
 
     fn write(&self, metrics: &Metrics, epoch: usize) -> Result<()> {

@@ -4,7 +4,7 @@ use super::Gpus;
 use crate::outputs::{losses, progress};
 use crate::support::Scene;
 
-const JOB: &str = "--max-restarts 0 train cfg.toml --no-validate --set train.epochs=2 log.tensorboard=false";
+const JOB: &str = "--max-restarts 0 train cfg.toml --no-validate --set train.epochs=2";
 
 fn small(test: &str) -> Option<Gpus> {
     Gpus::of(test, || Scene::with_images(16, 4))

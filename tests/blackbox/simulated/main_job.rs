@@ -12,7 +12,7 @@ use crate::support::{Scene, until};
 /// Everything with a state of its own is on, and as much as fits into one job.
 const EVERYTHING: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 train.accumulate=2 optimizer.grad_clip=5.0 \
     model.sync_bn=true model.backbone.drop_path_rate=0.2 data.samples_per_gpu=2 \
-    data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] checkpoint.interval=2 log.tensorboard=false";
+    data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] checkpoint.interval=2";
 
 /// The largest distance between the values of a number in two logs, of the first `steps` steps.
 fn distance(a: &Path, b: &Path, name: &str, steps: usize) -> f64 {
@@ -72,7 +72,7 @@ fn a_step_and_the_detections_of_a_gpu_are_those_of_the_cpu() {
         for (device, workers) in [("gpu", "--gpus 1"), ("cpu", "--device cpu --nproc 1")] {
             let folder = format!("{config}_{device}");
             let step = "train.epochs=1 data.samples_per_gpu=2 optimizer.kind=sgd optimizer.weight_decay=0 \
-                model.roi_head.sampler.count=4096 model.rpn.train_nms_pre=20000 log.tensorboard=false";
+                model.roi_head.sampler.count=4096 model.rpn.train_nms_pre=20000";
             let train = format!("{workers} train {config}.toml --no-validate --work-dir {folder} --set {step} {all}");
             gpus.launch(&train, &[]).expect(0, &[]);
             let weights = format!("{config}_gpu/latest.ckpt");
@@ -148,7 +148,7 @@ fn four_gpus_of_which_one_is_lost_lose_no_step() {
     let Some(gpus) = Gpus::of("four_gpus_of_which_one_is_lost_lose_no_step", || Scene::with_images(16, 4)) else {
         return;
     };
-    let job = "train cfg.toml --no-validate --set train.epochs=2 log.tensorboard=false";
+    let job = "train cfg.toml --no-validate --set train.epochs=2";
     let fault = "--fault kill:rank=2,phase=backward,step=4";
     gpus.launch(&format!("--gpus 4 --max-restarts 0 {job} --work-dir lost {fault}"), &[])
         .expect(4, &["rank 2 failed", "SIGKILL", "no completed step is lost"]);

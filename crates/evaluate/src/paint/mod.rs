@@ -15,7 +15,7 @@ use image::imageops::{self, FilterType};
 use image::{RgbImage, Rgba, RgbaImage};
 use tiny_skia::{FillRule, LineJoin, Paint, Path, PixmapMut, Stroke, StrokeDash, Transform};
 
-pub use save::{painted_path, save, small_jpeg, unused};
+pub use save::{jpeg, painted_path, save, unused};
 
 use color::Rgb;
 use text::Fonts;
@@ -39,9 +39,10 @@ pub struct Object {
     pub crowd: bool,
 }
 
-/// Minimum and maximum long side of a drawn image in pixels. Small images are enlarged so that text fits, large ones
-/// are reduced.
+/// Minimum and maximum long side of a drawn image in pixels, in full size and small. Small images are enlarged so that text
+/// fits, large ones are reduced.
 const LONG_SIDE: (f32, f32) = (720.0, 2400.0);
+const SMALL_LONG_SIDE: (f32, f32) = (320.0, 480.0);
 /// Minimum width and height of a drawn image. Narrow images are padded.
 const SHORT_SIDE: u32 = 160;
 const BACKGROUND: Rgba<u8> = Rgba([28, 30, 33, 255]);
@@ -49,9 +50,12 @@ const BACKGROUND: Rgba<u8> = Rgba([28, 30, 33, 255]);
 /// Draws objects on images. Owns the fonts.
 pub struct Painter {
     fonts: Fonts,
+    /// Minimum and maximum long side in pixels.
+    long_side: (f32, f32),
 }
 
 /// An image being drawn, and its scale relative to the original.
+#[derive(Clone)]
 struct Canvas {
     image: RgbaImage,
     scale: f32,
@@ -67,7 +71,16 @@ impl Painter {
     ///
     /// The built-in fonts are damaged.
     pub fn new() -> Result<Self> {
-        Ok(Self { fonts: Fonts::load()? })
+        Ok(Self { fonts: Fonts::load()?, long_side: LONG_SIDE })
+    }
+
+    /// A painter of images of at most 480x480 pixels.
+    ///
+    /// # Errors
+    ///
+    /// The built-in fonts are damaged.
+    pub fn small() -> Result<Self> {
+        Ok(Self { long_side: SMALL_LONG_SIDE, ..Self::new()? })
     }
 
     /// Draws objects on an image.
@@ -76,7 +89,7 @@ impl Painter {
     ///
     /// The image has no pixels.
     pub fn paint(&self, image: &RgbImage, objects: &[Object]) -> Result<RgbImage> {
-        Ok(self.painted(image, objects)?.image.convert())
+        Ok(self.painted(Canvas::new(image, self.long_side)?, objects).image.convert())
     }
 
     /// Draws the same image once for each list of objects, side by side, with titles.
@@ -85,9 +98,10 @@ impl Painter {
     ///
     /// Same as [`Painter::paint`].
     pub fn panels(&self, image: &RgbImage, panels: &[(&[Object], &str)]) -> Result<RgbImage> {
+        let empty = Canvas::new(image, self.long_side)?;
         let mut whole = RgbaImage::new(0, 0);
         for (place, (objects, title)) in panels.iter().enumerate() {
-            let panel = self.painted(image, objects)?;
+            let panel = self.painted(empty.clone(), objects);
             let (width, height) = panel.image.dimensions();
             let size = panel.text * 1.15;
             let (above, below) = self.fonts.extent(size);
@@ -105,15 +119,14 @@ impl Painter {
         Ok(whole.convert())
     }
 
-    fn painted(&self, image: &RgbImage, objects: &[Object]) -> Result<Canvas> {
-        let mut canvas = Canvas::new(image)?;
+    fn painted(&self, mut canvas: Canvas, objects: &[Object]) -> Canvas {
         let mut order: Vec<&Object> = objects.iter().filter(|o| o.bbox.iter().all(|value| value.is_finite())).collect();
         // Large objects first, so that small ones stay visible on top.
         let area = |&Object { bbox: [x1, y1, x2, y2], .. }: &Object| (x2 - x1) * (y2 - y1);
         order.sort_by(|a, b| area(b).total_cmp(&area(a)));
         order.iter().for_each(|object| shape::paint(&mut canvas, object));
         label::paint(&mut canvas, &self.fonts, &order);
-        Ok(canvas)
+        canvas
     }
 }
 
@@ -124,13 +137,13 @@ impl Object {
 }
 
 impl Canvas {
-    fn new(image: &RgbImage) -> Result<Self> {
+    fn new(image: &RgbImage, long_side: (f32, f32)) -> Result<Self> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
             return Err(Error::data("cannot draw on an image without pixels"));
         }
         let long = width.max(height) as f32;
-        let scale = long.clamp(LONG_SIDE.0, LONG_SIDE.1) / long;
+        let scale = long.clamp(long_side.0, long_side.1) / long;
         let [width, height] = [width, height].map(|side| ((side as f32 * scale).round() as u32).max(1));
         let resized: RgbaImage = imageops::resize(image, width, height, FilterType::CatmullRom).convert();
         let mut image = RgbaImage::from_pixel(width.max(SHORT_SIDE), height.max(SHORT_SIDE), BACKGROUND);

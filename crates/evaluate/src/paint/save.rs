@@ -6,13 +6,12 @@ use std::path::{Component, Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::imageops::{self, FilterType};
 use image::{ImageFormat, RgbImage};
 
 use fnet_common::{Error, Result, atomic};
 
-/// Quality of small JPEGs.
-const SMALL_QUALITY: u8 = 80;
+/// Quality of JPEGs inside of other files.
+const EMBEDDED_QUALITY: u8 = 80;
 
 /// The path of the drawn copy of an image: its name and subfolders inside `folder`, never outside of it.
 ///
@@ -64,20 +63,16 @@ pub fn save(image: &RgbImage, path: &Path) -> Result<()> {
     })
 }
 
-/// The image as JPEG, at most `width` pixels wide, and its size.
+/// The image as JPEG, for a page or an event file.
 ///
 /// # Errors
 ///
 /// A bug: an image that JPEG does not have.
-pub fn small_jpeg(image: &RgbImage, width: u32) -> Result<((u32, u32), Vec<u8>)> {
-    let (whole, height) = image.dimensions();
-    let width = whole.min(width);
-    let height = (u64::from(height) * u64::from(width) / u64::from(whole).max(1)).max(1) as u32;
-    let small = imageops::resize(image, width, height, FilterType::Triangle);
+pub fn jpeg(image: &RgbImage) -> Result<Vec<u8>> {
     let mut jpeg = Cursor::new(Vec::new());
-    let written = small.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, SMALL_QUALITY));
+    let written = image.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, EMBEDDED_QUALITY));
     written.map_err(|error| Error::bug(format!("an image as JPEG: {error}")))?;
-    Ok(((width, height), jpeg.into_inner()))
+    Ok(jpeg.into_inner())
 }
 
 #[cfg(test)]

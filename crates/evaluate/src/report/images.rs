@@ -12,12 +12,10 @@ use fnet_data::load_image;
 
 use super::{Evaluated, Run};
 use crate::metrics::ImageCounts;
-use crate::paint::{Object, Painter, objects, small_jpeg};
+use crate::paint::{Object, Painter, jpeg, objects};
 
 /// Images of each group: the best, the worst, the most confused, those in which two results differ most.
 const GROUP: usize = 8;
-/// Width of one panel in pixels, of ground truth or of the predictions of one run.
-const PANEL: u32 = 480;
 /// The most bytes of all images; images that exceed them are left out.
 const MOST_BYTES: usize = 9_000_000;
 
@@ -34,7 +32,7 @@ pub fn choose_and_draw(runs: &[Run]) -> Result<(Value, Vec<String>)> {
     };
     let others: Vec<HashMap<String, usize>> = results.iter().map(|(_, evaluated)| indices_by_name(evaluated)).collect();
     let chosen = choose(&results, &others);
-    let painter = Painter::new()?;
+    let painter = Painter::small()?;
     let draw = |(index, group): &(usize, &str)| -> Result<Result<Value, String>> {
         match draw(&painter, &results, &others, *index, group) {
             // An image may be missing on this machine.
@@ -143,13 +141,12 @@ fn draw(
     }
     let shown: Vec<(&[Object], &str)> = panels.iter().map(|(objects, title)| (&objects[..], title.as_str())).collect();
     let painted = painter.panels(&image, &shown)?;
-    let (size, jpeg) = small_jpeg(&painted, PANEL * panels.len() as u32)?;
     Ok(json!({
         "name": dataset.image(index).file_name,
         "group": group,
-        "size": [size.0, size.1],
+        "size": [painted.width(), painted.height()],
         "runs": numbers,
-        "jpeg": STANDARD.encode(jpeg),
+        "jpeg": STANDARD.encode(jpeg(&painted)?),
     }))
 }
 

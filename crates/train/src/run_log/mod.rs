@@ -10,6 +10,6 @@ pub mod tracker;
 mod window;
 
 pub use environment::describe as describe_environment;
-pub use run::{RunInfo, RunLog, Shown, ShownImage};
+pub use run::{RunInfo, RunLog};
 pub use tracker::Tracker;
 pub use window::{TrainStep, Window};

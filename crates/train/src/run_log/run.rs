@@ -37,18 +37,6 @@ pub struct RunInfo<'a> {
     pub total_steps: u64,
 }
 
-/// An image for TensorBoard: its name, width and height, and the image as JPEG.
-pub type ShownImage = (String, (u32, u32), Vec<u8>);
-
-/// What TensorBoard gets of an evaluation besides its numbers.
-#[derive(Debug, Default)]
-pub struct Shown {
-    /// Precision at ascending recalls, by a name.
-    pub curves: Vec<(String, Vec<f64>)>,
-    /// Images.
-    pub images: Vec<ShownImage>,
-}
-
 /// TensorBoard's files: one by step, and one by epoch, because a resumed job discards what follows its step or epoch.
 struct Boards {
     steps: TensorBoard,
@@ -229,16 +217,17 @@ impl RunLog {
         steps.flush();
     }
 
-    /// Adds curves and images of an evaluation after `epoch` epochs to TensorBoard.
-    pub fn show(&mut self, epoch: usize, shown: Shown) {
-        let Some(Boards { epochs, .. }) = &mut self.tensorboard else { return };
-        for (name, precision) in shown.curves {
-            epochs.precision_by_recall(&format!("precision_by_recall/{name}"), epoch as u64, &precision);
+    /// Adds precision by recall, of an evaluation after `epoch` epochs, to TensorBoard.
+    pub fn precision_by_recall(&mut self, epoch: usize, name: &str, precision: &[f64]) {
+        if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
+            epochs.precision_by_recall(&format!("precision_by_recall/{name}"), epoch as u64, precision);
+            epochs.flush();
         }
-        for (name, size, jpeg) in shown.images {
-            epochs.image(&format!("images/{name}"), epoch as u64, size, jpeg);
-        }
-        epochs.flush();
+    }
+
+    /// A writer of TensorBoard's file by epoch for another thread.
+    pub fn second_board(&self) -> Option<TensorBoard> {
+        self.tensorboard.as_ref().map(|boards| boards.epochs.second())
     }
 
     /// Adds how often values of a tensor occur after `epoch` epochs to TensorBoard.

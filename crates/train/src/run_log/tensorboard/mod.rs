@@ -8,6 +8,7 @@ mod proto;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
@@ -26,7 +27,7 @@ const BUCKETS: usize = 60;
 pub struct TensorBoard {
     /// Records up to the next [`TensorBoard::flush`].
     buffer: Vec<u8>,
-    file: Outlet,
+    file: Arc<Outlet>,
     path: PathBuf,
 }
 
@@ -57,13 +58,18 @@ impl TensorBoard {
             None
         };
         let file = logger::outlet_to(file, &path, Box::new(missing))?;
-        let mut writer = Self { buffer: Vec::new(), file, path };
+        let mut writer = Self { buffer: Vec::new(), file: Arc::new(file), path };
         writer.event(0, What::FileVersion("brain.Event:2".into()));
         if let Some(step) = resumed_at {
             writer.event(step, What::SessionLog(proto::SessionLog { status: 1 }));
         }
         writer.flush();
         Ok(writer)
+    }
+
+    /// A second writer of the same file, for another thread.
+    pub fn second(&self) -> Self {
+        Self { buffer: Vec::new(), file: Arc::clone(&self.file), path: self.path.clone() }
     }
 
     /// The event file.
