@@ -117,7 +117,7 @@ impl Error {
             ErrorKind::Device => FailureKind::Device,
             ErrorKind::Environment => FailureKind::Environment,
         };
-        Failure { kind, message: self.to_string(), backtrace: None, at: None }
+        Failure::new(kind, self.to_string())
     }
 
     /// The exit code that this error ends the process with.
@@ -158,6 +158,21 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 
     fn with_context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|error| error.into().context(what()))
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let kind = match failure.kind {
+            FailureKind::Bug | FailureKind::Unknown => ErrorKind::Bug,
+            FailureKind::Usage => ErrorKind::Usage,
+            FailureKind::Data => ErrorKind::Data,
+            FailureKind::PeerLost => ErrorKind::Distributed,
+            FailureKind::OutOfMemory => ErrorKind::OutOfMemory,
+            FailureKind::Device => ErrorKind::Device,
+            FailureKind::Environment => ErrorKind::Environment,
+        };
+        Self::new(kind, failure.message)
     }
 }
 

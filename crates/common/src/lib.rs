@@ -6,6 +6,6 @@ mod error;
 pub mod logger;
 pub mod process;
 pub mod random;
-pub mod text;
+pub use fnet_protocol::text;
 
 pub use error::{Context, Error, ErrorKind, Result};

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use fnet_common::{Error, Result};
+use crate::Result;
 use fnet_protocol::hints;
+use fnet_protocol::message::Failure;
 
 use super::fields::Expected;
 use super::tree::{self, Origin};
@@ -97,7 +98,7 @@ impl Config {
     /// All errors in the config: ranges of fields, then combinations.
     pub fn problems(&self) -> Result<Vec<Problem>> {
         let table = toml::Table::try_from(self).map_err(|error| {
-            Error::usage(format!("the config cannot be written as TOML: {error} (integers are limited to 2^63 - 1)"))
+            Failure::usage(format!("the config cannot be written as TOML: {error} (integers are limited to 2^63 - 1)"))
         })?;
         let mut problems = Problems::default();
         let mut check = |path: &str, value: &toml::Value| {
@@ -151,7 +152,7 @@ impl Resolved {
             (Some(part_origin), Some(origin @ Origin::Set(_)))
                 if self.config.data.val_is_fraction() && !matches!(part_origin, Origin::Set(_)) =>
             {
-                Err(Error::usage(format!(
+                Err(Failure::usage(format!(
                     "{origin}: {file} has no effect, because {part} is {} ({part_origin}): set {part}=0 too, or evaluate \
                      the file as data.test.ann_file with `test --split test`",
                     self.config.data.val.fraction
@@ -171,5 +172,5 @@ fn refuse<'a>(problems: Vec<Problem>, origin: impl Fn(&str) -> Option<&'a Origin
         Some(origin) => format!("{problem} (the value is the {origin})"),
         None => problem.to_string(),
     };
-    Err(Error::usage(problems.into_iter().map(line).collect::<Vec<_>>().join("\n")))
+    Err(Failure::usage(problems.into_iter().map(line).collect::<Vec<_>>().join("\n")))
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use fnet_common::text;
-use fnet_common::{Context, Error, Result};
+use crate::Result;
+use fnet_protocol::message::Failure;
+use fnet_protocol::text;
 
 use super::tree::{Node, Origin, Table, Value, insert};
 
@@ -35,12 +36,12 @@ pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_clas
         insert(all, CLASSES, Value::Leaf(toml::Value::Array(Vec::new())), &origin);
         return Ok(true);
     }
-    let names = names
-        .with_context(|| format!("{}: {CLASSES} = \"auto\" reads the classes of the training set", origin.exact()))?;
+    let doing = || format!("{}: {CLASSES} = \"auto\" reads the classes of the training set", origin.exact());
+    let names = names.map_err(|error| error.context(doing()))?;
     let count = names.len() as i64;
     match find(all, COUNT) {
         Some((toml::Value::Integer(said), from)) if *from != Origin::Default && *said != count => {
-            return Err(Error::usage(format!(
+            return Err(Failure::usage(format!(
                 "{}: {COUNT} is {said}, but {CLASSES} = \"auto\" ({origin}) finds {} in {}: remove {COUNT} \
                  or set it to {count}; to train some of the classes only, name them in {CLASSES}",
                 from.exact(),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use fnet_common::{Error, Result};
+use crate::Result;
+use fnet_protocol::message::Failure;
 
 use super::Config;
 use super::tree::{self, Origin};
@@ -51,7 +52,7 @@ impl Config {
 /// Every value of a config as TOML, by its path.
 fn leaves(config: &Config) -> Result<BTreeMap<String, String>> {
     let table = toml::Table::try_from(config)
-        .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
+        .map_err(|error| Failure::usage(format!("the config cannot be written as TOML: {error}")))?;
     Ok(leaves_of_table(table))
 }
 
@@ -60,7 +61,7 @@ fn leaves(config: &Config) -> Result<BTreeMap<String, String>> {
 /// # Errors
 /// A usage error if the text is no TOML.
 pub fn leaves_of(text: &str) -> Result<BTreeMap<String, String>> {
-    let table = text.parse().map_err(|error| Error::usage(format!("the config is no TOML: {error}")))?;
+    let table = text.parse().map_err(|error| Failure::usage(format!("the config is no TOML: {error}")))?;
     Ok(leaves_of_table(table))
 }
 

@@ -23,6 +23,9 @@ pub use reference::markdown_reference;
 pub use schema::*;
 pub use tree::Origin;
 
+/// The result of reading a config. Its error has the kind that decides the exit code.
+pub type Result<T, E = fnet_protocol::message::Failure> = std::result::Result<T, E>;
+
 /// A config with the origin of each value.
 #[derive(Debug, Clone)]
 pub struct Resolved {

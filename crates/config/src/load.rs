@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use fnet_common::{Context, Error, Result};
+use crate::Result;
 use fnet_protocol::env::DATA_ROOT;
+use fnet_protocol::message::Failure;
 use fnet_protocol::{file_kind, hints};
 
 use super::check::Problem;
@@ -64,7 +65,7 @@ impl Config {
     /// checkpoints are accepted.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         let no_classes = |_: &Path| {
-            Err(Error::usage("data.classes = \"auto\" needs a training annotation file; list the class names"))
+            Err(Failure::usage("data.classes = \"auto\" needs a training annotation file; list the class names"))
         };
         Ok(Resolved::from_toml(text, origin, &[], &no_classes)?.config)
     }
@@ -106,7 +107,7 @@ fn resolve(
     let mut all = defaults()?;
     tree::merge(&mut all, layer);
     if let Some(root) = std::env::var_os(DATA_ROOT).filter(|root| !root.is_empty()) {
-        let root = root.into_string().map_err(|_| Error::usage(format!("{DATA_ROOT} is not valid UTF-8")))?;
+        let root = root.into_string().map_err(|_| Failure::usage(format!("{DATA_ROOT} is not valid UTF-8")))?;
         let origin = Origin::Environment(DATA_ROOT);
         tree::insert(&mut all, "data.root", Value::Leaf(toml::Value::String(root)), &origin);
     }
@@ -122,7 +123,7 @@ fn resolve(
     let mut origins = BTreeMap::new();
     tree::each_leaf(&all, "", &mut |path, _, origin| drop(origins.insert(path.to_owned(), origin.clone())));
     let mut config = Config::deserialize(toml::Value::Table(tree::to_value(&all)))
-        .map_err(|error| Error::bug(format!("a config that passed its checks was rejected: {error}")))?;
+        .map_err(|error| Failure::bug(format!("a config that passed its checks was rejected: {error}")))?;
     config.data.classes_are_auto = classes_are_auto;
     config.data.boxes_only = !config.model.mask;
     let resolved = Resolved { config, name, origins };
@@ -143,7 +144,7 @@ fn default_metrics(all: &mut Table) {
 /// The tree of all defaults. It holds every field, so that a config can set part of a section.
 pub(super) fn defaults() -> Result<Table> {
     let table = toml::Table::try_from(Config::default())
-        .map_err(|error| Error::bug(format!("the default config cannot be written as TOML: {error}")))?;
+        .map_err(|error| Failure::bug(format!("the default config cannot be written as TOML: {error}")))?;
     Ok(tree::from_value(table, &Origin::Default))
 }
 
@@ -151,14 +152,14 @@ pub(super) fn defaults() -> Result<Table> {
 fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     let shown = path.display().to_string();
     if let Some(why) = file_kind::not_a_config(path) {
-        return Err(Error::usage(format!("config {shown}: {why}")));
+        return Err(Failure::usage(format!("config {shown}: {why}")));
     }
     let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read the config {shown}: {error}{}", similar_file(path))))?;
+        .map_err(|error| Failure::usage(format!("cannot read the config {shown}: {error}{}", similar_file(path))))?;
     let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if chain.iter().any(|(open, _)| *open == identity) {
         let names: Vec<&str> = chain.iter().map(|(_, name)| name.as_str()).chain([shown.as_str()]).collect();
-        return Err(Error::usage(format!("circular base configs: {}", names.join(" -> "))));
+        return Err(Failure::usage(format!("circular base configs: {}", names.join(" -> "))));
     }
     let mut own = tree::parse(&text, &shown)?;
     let bases = take_bases(&mut own)?;
@@ -167,7 +168,7 @@ fn read_file(path: &Path, chain: &mut Vec<(PathBuf, String)>) -> Result<Table> {
     for (base, origin) in bases {
         let file = path.parent().unwrap_or(Path::new("")).join(&base);
         let layer = read_file(&file, chain);
-        put_over(&mut merged, layer.with_context(|| format!("base \"{base}\" of {origin}"))?);
+        put_over(&mut merged, layer.map_err(|error| error.context(format!("base \"{base}\" of {origin}")))?);
     }
     chain.pop();
     put_over(&mut merged, checked(own)?);
@@ -185,7 +186,7 @@ fn take_bases(table: &mut Table) -> Result<Vec<(String, Origin)>> {
         _ => None,
     };
     let names = names.ok_or_else(|| {
-        Error::usage(format!("{}: base: expected a list of config files, relative to this file", origin.exact()))
+        Failure::usage(format!("{}: base: expected a list of config files, relative to this file", origin.exact()))
     })?;
     Ok(names.into_iter().map(|name| (name, origin.clone())).collect())
 }
@@ -210,10 +211,10 @@ fn similar_file(path: &Path) -> String {
 fn parse_override(text: &str) -> Result<Table> {
     let example = "expected key=value, for example optimizer.lr=0.01";
     let (key, value) =
-        text.split_once('=').ok_or_else(|| Error::usage(format!("--set {text}: {example} (there is no `=`)")))?;
+        text.split_once('=').ok_or_else(|| Failure::usage(format!("--set {text}: {example} (there is no `=`)")))?;
     let (key, value) = (key.trim(), value.trim());
     if key.is_empty() || key.split('.').any(|part| part.trim().is_empty()) {
-        return Err(Error::usage(format!("--set {text}: {example} (the key is empty)")));
+        return Err(Failure::usage(format!("--set {text}: {example} (the key is empty)")));
     }
     let key = key.split('.').map(str::trim).collect::<Vec<_>>().join(".");
     let origin = Origin::Set(Arc::from(text));
@@ -234,9 +235,9 @@ fn override_value(key: &str, value: &str, origin: &Origin) -> Result<Value> {
         Ok(mut table) if table.len() == 1 => match table.remove("value") {
             Some(toml::Value::Table(inner)) => Ok(Value::Table(tree::from_value(inner, origin))),
             Some(other) => Ok(Value::Leaf(other)),
-            None => Err(Error::bug("an override has no value")),
+            None => Err(Failure::bug("an override has no value")),
         },
-        _ if quoted || value.is_empty() || value.starts_with(['[', '{']) => Err(Error::usage(format!(
+        _ if quoted || value.is_empty() || value.starts_with(['[', '{']) => Err(Failure::usage(format!(
             "{origin}: the value is not valid TOML; strings in a list need quotes, and the shell needs quotes around \
                  the whole argument, for example --set 'data.classes=[\"cat\", \"dog\"]'"
         ))),
@@ -253,7 +254,7 @@ fn checked(mut layer: Table) -> Result<Table> {
     }
     let mut problems = Vec::new();
     check_table(&layer, "", &mut problems);
-    if problems.is_empty() { Ok(layer) } else { Err(Error::usage(problems.join("\n"))) }
+    if problems.is_empty() { Ok(layer) } else { Err(Failure::usage(problems.join("\n"))) }
 }
 
 fn rename_former(layer: &mut Table) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use fnet_common::Result;
+use crate::Result;
 
 use super::{fields, load, tree};
 

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use fnet_common::{Error, Result};
+use crate::Result;
+use fnet_protocol::message::Failure;
 
 use super::tree::{self, Origin};
 use super::{Config, Resolved, fields};
@@ -33,7 +34,7 @@ impl Resolved {
 
 fn render(config: &Config, note: impl Fn(&str) -> Option<String>) -> Result<String> {
     let table = toml::Table::try_from(config)
-        .map_err(|error| Error::usage(format!("the config cannot be written as TOML: {error}")))?;
+        .map_err(|error| Failure::usage(format!("the config cannot be written as TOML: {error}")))?;
     let mut values = std::collections::HashMap::new();
     for (path, field) in fields::all() {
         if field.schema.as_ref().is_some_and(|schema| fields::entry_fields(schema).is_some()) {

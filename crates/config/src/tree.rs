@@ -6,7 +6,8 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use toml_edit::{Document, Item, TableLike, Value as Parsed};
 
-use fnet_common::{Error, Result};
+use crate::Result;
+use fnet_protocol::message::Failure;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +88,7 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Table> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let document = Document::parse(text).map_err(|error| {
         let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-        Error::usage(format!("{file}:{line}:{column}: not valid TOML: {}", error.message().trim_end()))
+        Failure::usage(format!("{file}:{line}:{column}: not valid TOML: {}", error.message().trim_end()))
     })?;
     let file: Arc<str> = file.into();
     let place = |offset: Option<usize>| {
@@ -120,7 +121,7 @@ fn leaf(item: &Item, origin: &Origin) -> Result<toml::Value> {
         item => item.as_value().and_then(scalar),
     };
     value.ok_or_else(|| {
-        Error::usage(format!(
+        Failure::usage(format!(
             "{}: a date or a time is not allowed in a config; expected numbers, strings, booleans, lists of these, or tables",
             origin.exact()
         ))

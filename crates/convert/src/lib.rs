@@ -64,7 +64,7 @@ fn without_root(mut config: Config) -> Config {
 fn config_of(mapped: &map::Mapped, path: &Path) -> Result<Config> {
     let fields = mapped.values.iter().filter(|(name, _)| !name.starts_with('='));
     let text: String = fields.map(|(name, value)| format!("{name} = {value}\n")).collect();
-    let mut config = Config::from_toml(&text, CONVERTED).map_err(|error| refused(&error, mapped, path))?;
+    let mut config = Config::from_toml(&text, CONVERTED).map_err(|error| refused(&error.into(), mapped, path))?;
     let root = mapped.values.get("data.root").and_then(toml::Value::as_str);
     config.data.root = root.map_or_else(|| Config::default().data.root, str::to_owned);
     Ok(config)

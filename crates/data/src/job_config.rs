@@ -12,7 +12,7 @@ use crate::coco::category_names;
 /// # Errors
 /// Those of [`fnet_config::load`] and [`category_names`].
 pub fn load_config(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
-    fnet_config::load(path, overrides, &category_names)
+    Ok(fnet_config::load(path, overrides, &read_classes)?)
 }
 
 /// Reads a config file for a check of its data, like [`fnet_config::load_for_check`].
@@ -20,7 +20,7 @@ pub fn load_config(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resol
 /// # Errors
 /// Same as [`fnet_config::load`].
 pub fn load_config_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
-    fnet_config::load_for_check(path, overrides, &category_names)
+    Ok(fnet_config::load_for_check(path, overrides, &read_classes)?)
 }
 
 /// Reads the config of a checkpoint, like [`Resolved::from_checkpoint`].
@@ -28,7 +28,11 @@ pub fn load_config_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Re
 /// # Errors
 /// Same as [`load_config`].
 pub fn parse_config(text: &str, origin: &str, overrides: &[String], folders: &[PathBuf]) -> Result<Resolved> {
-    Resolved::from_checkpoint(text, origin, overrides, folders, &category_names)
+    Ok(Resolved::from_checkpoint(text, origin, overrides, folders, &read_classes)?)
+}
+
+fn read_classes(annotations: &Path) -> fnet_config::Result<Vec<String>> {
+    category_names(annotations).map_err(|error| error.failure())
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ impl Client {
 
     /// Reports why this worker is about to exit, and waits until that is sent (2 seconds at most); `false` if it is not.
     pub fn failed(&self, failure: Failure) -> bool {
-        let at = Some(self.shared.page.read());
+        let at = Some(Box::new(self.shared.page.read()));
         self.shared.push(FromWorker::Failed(Failure { at, ..failure }));
         self.flush(LAST_MESSAGE_TIMEOUT) && self.is_connected()
     }

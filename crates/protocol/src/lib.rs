@@ -24,4 +24,5 @@ pub mod outlet;
 pub mod stack;
 pub mod status;
 pub mod stop;
+pub mod text;
 pub mod work_dir;

@@ -334,8 +334,40 @@ pub struct Failure {
     pub backtrace: Option<String>,
     /// What the worker was doing when it failed; it may save its state afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<WorkerStatus>,
+    pub at: Option<Box<WorkerStatus>>,
 }
+
+impl Failure {
+    /// A failure of `kind`; `message` says what was found, what was expected, and what to do.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), backtrace: None, at: None }
+    }
+
+    /// A mistake in the command line or the config.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Usage, message)
+    }
+
+    /// A bug in fnet.
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Bug, message)
+    }
+
+    /// Adds what was being done, before the message.
+    #[must_use]
+    pub fn context(mut self, what: impl std::fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
 
 /// The kind of a failure; determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

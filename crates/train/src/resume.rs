@@ -216,7 +216,7 @@ fn log_window(meta: &CheckpointMeta) -> Result<Option<Window>, String> {
 
 /// A warning that names the relevant fields in which the config differs from that of the checkpoint.
 fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<String> {
-    let differences = match meta.config(path).and_then(|before| before.differences(now)) {
+    let differences = match meta.config(path).and_then(|before| Ok(before.differences(now)?)) {
         Ok(differences) => differences,
         Err(error) => {
             return Some(format!("the config in the checkpoint cannot be compared with this job's: {error}"));

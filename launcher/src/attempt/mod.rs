@@ -285,7 +285,7 @@ impl Attempt {
 
     fn evidence(&self) -> Vec<Evidence> {
         let of = |worker: &Worker| {
-            let at_failure = worker.evidence.failure.as_ref().and_then(|failure| failure.at.clone());
+            let at_failure = worker.evidence.failure.as_ref().and_then(|failure| failure.at.as_deref().cloned());
             let status = at_failure.or_else(|| worker.status.as_ref().map(|(status, _)| status.clone()));
             Evidence { status, ..worker.evidence.clone() }
         };

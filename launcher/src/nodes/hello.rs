@@ -15,8 +15,8 @@ use crate::text;
 /// Config fields that may differ between machines.
 const LOCAL_FIELDS: [&str; 1] = ["data.root"];
 
-/// The introduction of this node; `config` is the text of its resolved config.
-pub fn of(options: &LaunchOptions, plan: &Plan, config: &str) -> Hello {
+/// The introduction of this node; `config` has the fields of its resolved config.
+pub fn of(options: &LaunchOptions, plan: &Plan, config: &BTreeMap<String, String>) -> Hello {
     let hello = empty(&plan.nodes, job(&plan.line, &plan.logs));
     Hello { workers: plan.devices.workers(), settings: settings(options, plan, config), ..hello }
 }
@@ -53,8 +53,9 @@ fn common(line: &CommandLine) -> CommandLine {
     line
 }
 
-fn settings(options: &LaunchOptions, plan: &Plan, config: &str) -> BTreeMap<String, String> {
-    let mut settings = config_settings(config);
+fn settings(options: &LaunchOptions, plan: &Plan, config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut settings = config.clone();
+    settings.retain(|name, _| !LOCAL_FIELDS.contains(&name.as_str()));
     let seconds = [
         ("--refill-after", options.refill_after),
         ("--grace", options.grace),
@@ -78,34 +79,9 @@ fn settings(options: &LaunchOptions, plan: &Plan, config: &str) -> BTreeMap<Stri
     settings
 }
 
-/// Name and value of each config field in the output of `print-config`, without the origin of the value.
-fn config_settings(config: &str) -> BTreeMap<String, String> {
-    let mut section = String::new();
-    let mut settings = BTreeMap::new();
-    for line in config.lines().map(|line| line.rsplit_once("  # ").map_or(line, |(value, _)| value).trim()) {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            section = format!("{name}.");
-        } else if let Some((key, value)) = line.split_once(" = ") {
-            settings.insert(format!("{section}{key}"), value.to_owned());
-        }
-    }
-    settings.retain(|name, _| !LOCAL_FIELDS.contains(&name.as_str()));
-    settings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fields_of_a_config_are_compared_by_name_and_value() {
-        let text = "[model]\nnum_classes = 8  # a.toml:6\n\n[data]\nroot = \"/x  # y\"  # default\n\
-                    [data.train]\nann_file = \"a  # b.json\"  # a.toml:3\n";
-        let settings = config_settings(text);
-        let expected = [("data.train.ann_file", "\"a  # b.json\""), ("model.num_classes", "8")];
-        let expected: BTreeMap<String, String> = expected.map(|(a, b)| (a.to_owned(), b.to_owned())).into();
-        assert_eq!(settings, expected, "the folder of the images may differ");
-    }
 
     #[test]
     fn the_folders_and_the_overrides_are_not_part_of_the_compared_command() {

@@ -1,5 +1,6 @@
 //! How the nodes of a job come together.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn join(
     options: &LaunchOptions,
     plan: &Plan,
-    config: &str,
+    config: &BTreeMap<String, String>,
     token: Option<Token>,
     console: &Console,
     signals: &mut Signals,

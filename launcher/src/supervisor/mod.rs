@@ -13,6 +13,7 @@ mod streams;
 mod workdir_lock;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -68,8 +69,8 @@ pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
 /// What a job needs before it meets other nodes.
 struct Prepared {
     plan: Plan,
-    /// The text of the resolved config.
-    config: String,
+    /// The fields of the resolved config.
+    config: BTreeMap<String, String>,
     _lock: Option<File>,
     /// With several nodes: node 0's file in the work folder.
     token: Option<Token>,
@@ -78,7 +79,7 @@ struct Prepared {
 
 async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
     let plan = plan?;
-    let config = resolved_config::read(&plan).await?;
+    let config = resolved_config::read(&plan.command).await?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
     let lock = workdir_lock::lock(&plan, console)?;
     let token = match &plan.command {

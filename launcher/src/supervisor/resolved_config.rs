@@ -1,34 +1,38 @@
-//! The config of a command, which a separate worker reads before anything is started, to report a mistake once.
+//! The config of a command, read before anything is started, to report a mistake once.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use fnet_protocol::cli::{BenchmarkCommand, WorkerCommand};
-use fnet_protocol::env;
+use fnet_protocol::message::Failure;
 
-use crate::child::{self, Failure};
-use crate::error::Result;
-use crate::plan::{self, Plan};
+use crate::error::{Error, Result};
 
-/// Time to load the worker's libraries and read the config, possibly from a slow network drive.
+/// Time to read the config, possibly from a slow network drive.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The resolved config, as `print-config` prints it; empty if the command has none.
+/// The fields of the resolved config and their values as TOML, by dotted path; none if the command has no config. The classes
+/// of `data.classes = "auto"` are left out: the workers read them.
 ///
 /// # Errors
-/// The worker's error with its exit code, or why the worker does not answer.
-pub async fn read(plan: &Plan) -> Result<String> {
-    let Some((config, set)) = named(&plan.command) else { return Ok(String::new()) };
-    let mut worker = Command::new(&plan.program);
-    worker.arg("print-config").args(set.iter().map(|value| format!("--set={value}"))).arg("--").arg(config);
-    plan::remove_ranks(&mut worker);
-    worker.env(env::DEVICE, "cpu").env(env::VERBOSITY, "-1");
-    let answer = child::ask(worker, READ_TIMEOUT).await.and_then(|answer| {
-        let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-        if text.trim().is_empty() { Err(Failure::NoAnswer("printed no config")) } else { Ok(text) }
+/// A mistake in the config.
+pub async fn read(command: &WorkerCommand) -> Result<BTreeMap<String, String>> {
+    let Some((path, overrides)) = named(command) else { return Ok(BTreeMap::new()) };
+    let (path, overrides) = (path.to_owned(), overrides.to_vec());
+    let shown = path.display().to_string();
+    let reading = tokio::task::spawn_blocking(move || {
+        let resolved = fnet_config::load_for_check(path, &overrides, &|_| Err(Failure::usage("not read here")))?;
+        fnet_config::leaves_of(&resolved.config.to_toml()?)
     });
-    answer.map_err(|failure| failure.of_worker(&plan.program, "reading the config"))
+    match tokio::time::timeout(READ_TIMEOUT, reading).await {
+        Ok(Ok(fields)) => fields.map_err(|failure| Error::new(failure.kind.exit_code(), failure.message)),
+        Ok(Err(panic)) => Err(Error::bug(format!("reading the config {shown}: {panic}"))),
+        Err(_) => Err(Error::environment(format!(
+            "the config {shown} cannot be read within {} s: does its disk or network drive answer?",
+            READ_TIMEOUT.as_secs()
+        ))),
+    }
 }
 
 fn named(command: &WorkerCommand) -> Option<(&Path, &[String])> {

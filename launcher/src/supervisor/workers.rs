@@ -24,7 +24,7 @@ use super::streams::{self, Tail};
 use crate::attempt::cause::ProcessExit;
 use crate::attempt::{Action, Attempt, Event, WorkerExit};
 use crate::console::Console;
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::nodes::AttemptStart;
 use crate::plan::{self, Plan};
 use crate::{signals, text};
@@ -122,7 +122,9 @@ impl<'a> Starter<'a> {
             let open = || process::open_log(&self.plan.log(rank)).doing(|| self.opening(rank));
             let started = open().and_then(|head| Ok((head, open()?, open()?))).and_then(|(head, stdout, stderr)| {
                 let doing = || format!("starting rank {rank} ({})", self.plan.program.display());
-                Ok((self.start(index, rank, head).doing(doing)?, (stdout, stderr)))
+                let spawned = self.start(index, rank, head).doing(doing);
+                let remedy = |error: Error| Error::environment(format!("{error}; run `fnet-launch doctor`"));
+                Ok((spawned.map_err(remedy)?, (stdout, stderr)))
             });
             let ((spawned, control, status_page), logs) = match started {
                 Ok(started) => started,

@@ -4,19 +4,12 @@
 # Deeds: absent, finish, code=N, kill, usage, freeze, children, deaf, restart, relapse, fall, vanish, flood, environment, connect,
 # cpus; beat works with heartbeats, pace with training steps; survive and blocked work until a peer is lost, and save their state, or never end with
 # that; mute=CODE and mute=SIGNAL end before the first word. Besides a deed, "noise" prints many lines
-# first. "config=MISTAKE" is for the worker that is asked for the config: a signal, a code, blank, or wait.
+# first.
 
 say() { printf '%s\n' "$1" >&"$FNET_CONTROL"; }
 
 # What a person runs without supervision has no control channel.
 if [ -z "$FNET_CONTROL" ]; then
-    case $FAKE in
-        config=wait) touch config_asked; exec sleep 1000 ;;
-        config=blank) exit 0 ;;
-        config=[0-9]*) exit "${FAKE#config=}" ;;
-        config=line) echo "error: cfg.toml:3:1: unknown field \`lrr\`; did you mean \`lr\`?" >&2; exit 2 ;;
-        config=*) kill "-${FAKE#config=}" $$ ;;
-    esac
     echo "arguments: $*"
     exit 0
 fi

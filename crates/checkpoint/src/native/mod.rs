@@ -212,7 +212,7 @@ impl CheckpointMeta {
     /// # Errors
     /// A usage error if this version of fnet does not know a field or value.
     pub fn config(&self, path: &Path) -> Result<Config> {
-        Config::from_toml(&self.config, &format!("config inside {}", path.display()))
+        Ok(Config::from_toml(&self.config, &format!("config inside {}", path.display()))?)
     }
 
     /// Reads only the header of a checkpoint. Verifies its checksum and the length of the file, but not the tensors.

@@ -18,7 +18,7 @@ fn set(text: &str) -> Result<Resolved> {
 
 fn message(result: Result<Resolved>) -> String {
     let error = result.unwrap_err();
-    assert_eq!(error.kind(), fnet_common::ErrorKind::Usage, "{error}");
+    assert_eq!(error.kind, fnet_protocol::message::FailureKind::Usage, "{error}");
     error.to_string()
 }
 

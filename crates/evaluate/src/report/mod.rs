@@ -158,7 +158,7 @@ fn differences(runs: &[Run]) -> Result<Value> {
     if runs.iter().any(|run| run.config.is_empty()) {
         return Ok(Value::Null);
     }
-    let leaves = runs.iter().map(|run| fnet_config::leaves_of(&run.config)).collect::<Result<Vec<_>>>()?;
+    let leaves = runs.iter().map(|run| fnet_config::leaves_of(&run.config)).collect::<fnet_config::Result<Vec<_>>>()?;
     let mut paths: Vec<&String> = leaves.iter().flatten().map(|(path, _)| path).collect();
     paths.sort();
     paths.dedup();
