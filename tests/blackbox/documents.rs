@@ -65,7 +65,8 @@ fn commands(text: &str) -> Vec<String> {
     let in_blocks = text.lines().filter_map(|line| {
         let start = line.starts_with("    ") || line.starts_with("fnet-launch");
         let command = line.get(line.find("fnet-launch ")?..).filter(|_| start)?;
-        Some(command.split("   ").next().unwrap_or(command).split(" #").next()?.to_owned())
+        let end = ["   ", " #", " ||"].iter().filter_map(|end| command.find(end)).min();
+        Some(command[..end.unwrap_or(command.len())].to_owned())
     });
     let in_text = text.split('`').skip(1).step_by(2).filter(|code| code.starts_with("fnet-launch ")).map(str::to_owned);
     in_blocks.chain(in_text).filter(|line| !line.contains("...") && !line.contains("[WHERE]")).collect()

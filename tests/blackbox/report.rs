@@ -19,7 +19,7 @@ fn data_of(page: &str) -> Value {
 fn chromium(test: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let named = std::env::var_os("FNET_CHROMIUM").map(PathBuf::from);
-    let names = ["chromium", "chromium-browser", "google-chrome", "chrome"];
+    let names = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome"];
     let on_path =
         || std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name))).find(|p| p.is_file());
     let found = named.or_else(on_path);
