@@ -25,7 +25,7 @@ fn write_config(scene: &Scene, kinds: &[&str]) {
 fn a_job_with_all_augmentations_resumes_to_the_same_weights() {
     let scene = Scene::with_images(8, 4);
     write_config(&scene, &ALL_KINDS);
-    let job = "train augmented.toml --no-validate --set train.epochs=2 log.tensorboard=false";
+    let job = "train augmented.toml --no-validate --set train.epochs=2";
     let run = |folder: &str, workers: usize, rest: &str| {
         scene.launch(&format!(
             "--device cpu --nproc 2 --max-restarts 0 {job} data.workers_per_gpu={workers} --work-dir {folder} {rest}"

@@ -6,7 +6,7 @@ use crate::support::Scene;
 /// All settings with randomness or state are on; evaluation runs after each epoch, and warm-up ends in the second.
 const JOB: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 optimizer.grad_clip=5.0 \
     model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1] \
-    checkpoint.interval=2 log.tensorboard=false";
+    checkpoint.interval=2";
 
 /// For every step of a job of `ranks` ranks on `images` images with a log line every `interval` steps: injects `fault`, which
 /// ends the launcher with `code`, and resumes with a second launch.
@@ -68,7 +68,7 @@ fn the_only_rank_panics_in_any_step() {
 #[test]
 fn another_number_of_workers_resumes_within_an_epoch_and_sees_each_image_once() {
     let scene = Scene::with_images(16, 4);
-    let job = "train cfg.toml --work-dir changed --set train.epochs=2 log.tensorboard=false";
+    let job = "train cfg.toml --work-dir changed --set train.epochs=2";
     let on = |ranks: usize, rest: &str| scene.launch(&format!("--device cpu --nproc {ranks} {job} {rest}"));
     on(4, "--fault term:rank=0,phase=forward,step=1").expect(75, &[]);
     let ended = on(2, "--resume --fault term:rank=0,phase=forward,step=3");

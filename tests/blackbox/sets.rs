@@ -19,7 +19,7 @@ fn dry_run(scene: &Scene, line: &str) -> Value {
 #[test]
 fn a_list_of_sets_is_trained_on_two_ranks_and_resumes_at_any_step() {
     let scene = Scene::with_images(4, 3);
-    let job = format!("train cfg.toml --no-validate --set {SEVERAL} train.epochs=2 log.tensorboard=false");
+    let job = format!("train cfg.toml --no-validate --set {SEVERAL} train.epochs=2");
     let planned = dry_run(&scene, &job);
     let of = |set: usize, name: &str| planned["datasets"][set][name].clone();
     assert_eq!(
