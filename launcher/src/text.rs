@@ -4,20 +4,13 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use fnet_protocol::cli::CpuList;
+pub use fnet_protocol::text::count;
+use fnet_protocol::text::shell_word;
 
 /// A command line that a shell splits into these arguments.
 pub fn shell_line(arguments: &[OsString]) -> String {
     let quoted: Vec<String> = arguments.iter().map(|argument| shell_word(&argument.to_string_lossy())).collect();
     quoted.join(" ")
-}
-
-fn shell_word(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,@+%".contains(&byte);
-    if !text.is_empty() && text.bytes().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 /// `1:02:03` or `2:03`.
@@ -40,11 +33,6 @@ pub fn bytes(count: u64) -> String {
         unit = next;
     }
     if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
-}
-
-/// `1 worker`, `2 workers`.
-pub fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `a`, `a and b`, `a, b and c`.
@@ -104,6 +92,5 @@ mod tests {
         assert_eq!((ranks(&[3]), ranks(&[0, 1, 2, 5])), ("rank 3".into(), "ranks 0-2,5".into()));
         let names = |count: usize| ["a", "b", "c"][..count].iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!([0, 1, 2, 3].map(|count| list(&names(count))), ["", "a", "a and b", "a, b and c"]);
-        assert_eq!((count(1, "worker"), count(2, "worker")), ("1 worker".into(), "2 workers".into()));
     }
 }

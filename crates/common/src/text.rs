@@ -2,17 +2,7 @@
 
 use std::borrow::Cow;
 
-/// A number and its noun: "1 image", "2 images", "0 classes".
-pub fn count(number: usize, one: &str) -> String {
-    if number == 1 {
-        return format!("1 {one}");
-    }
-    match one {
-        _ if one.ends_with(['s', 'x']) => format!("{number} {one}es"),
-        _ if one.ends_with('y') => format!("{number} {}ies", &one[..one.len() - 1]),
-        _ => format!("{number} {one}s"),
-    }
-}
+pub use fnet_protocol::text::count;
 
 /// The first `most` items, and the number of further ones.
 pub fn list(items: impl IntoIterator<Item = String>, most: usize) -> String {
@@ -52,18 +42,6 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nouns_are_singular_or_plural() {
-        for (number, one, text) in [
-            (1, "image", "1 image"),
-            (0, "image", "0 images"),
-            (2, "class", "2 classes"),
-            (3, "category", "3 categories"),
-        ] {
-            assert_eq!(count(number, one), text);
-        }
-    }
 
     #[test]
     fn lists_are_shortened_and_text_stays_on_one_line() {
