@@ -10,9 +10,6 @@ static NOTES: AtomicU64 = AtomicU64::new(0);
 
 /// Captures messages of libraries in the log: warnings and notes, numbered, at level debug, and errors as warnings. Call this
 /// before other threads are started.
-///
-/// # Errors
-/// For lack of memory.
 pub fn take_messages_of_libraries() -> Result<()> {
     Ok(diagnostics::capture(log_diagnostic)?)
 }

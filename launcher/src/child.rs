@@ -28,7 +28,6 @@ const IGNORED_SIGNALS: [libc::c_int; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIG
 /// The output of a program that exited with code 0.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its stdout.
     pub stdout: Vec<u8>,
     /// The last lines of its stderr.
     pub stderr: String,

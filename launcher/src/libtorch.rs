@@ -23,9 +23,7 @@ pub fn remedy() -> String {
 }
 
 /// Makes the programs that this process starts load libtorch from `folder`. Must be called before there are other threads.
-///
-/// # Errors
-/// A usage error if there is no libtorch.
+/// Errors: a usage error if there is no libtorch.
 pub fn use_folder(folder: &Path) -> Result<()> {
     let found = [folder.join("lib"), folder.to_path_buf()].into_iter().find(|folder| folder.join(NAME).is_file());
     let absolute = found.and_then(|folder| folder.canonicalize().ok()).ok_or_else(|| {
@@ -48,9 +46,7 @@ pub fn use_folder(folder: &Path) -> Result<()> {
 }
 
 /// Refuses a program that lacks a library, which the loader would say in words of its own.
-///
-/// # Errors
-/// An error of the machine with the libraries that are missing.
+/// Errors: an error of the machine with the libraries that are missing.
 pub fn check(program: &Path) -> Result<()> {
     // The loader lists the libraries and where they are, and runs nothing.
     let Ok(listed) = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output() else { return Ok(()) };

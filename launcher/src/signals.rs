@@ -68,7 +68,6 @@ impl Signals {
         }
     }
 
-    /// The next request.
     pub async fn next(&mut self) -> Request {
         let hang_up = async {
             match &mut self.hang_up {

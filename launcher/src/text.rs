@@ -5,20 +5,12 @@ use std::time::Duration;
 
 use fnet_protocol::cli::CpuList;
 pub use fnet_protocol::text::count;
+use fnet_protocol::text::shell_word;
 
 /// A command line that a shell splits into these arguments.
 pub fn shell_line(arguments: &[OsString]) -> String {
     let quoted: Vec<String> = arguments.iter().map(|argument| shell_word(&argument.to_string_lossy())).collect();
     quoted.join(" ")
-}
-
-fn shell_word(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,@+%".contains(&byte);
-    if !text.is_empty() && text.bytes().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 /// `1:02:03` or `2:03`.

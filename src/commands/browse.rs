@@ -23,9 +23,7 @@ const PADDING: Rgb<u8> = Rgb([28, 30, 33]);
 
 /// Draws the first images of a set after resizing, flipping and padding, with the boxes, masks and names that training would
 /// use. The pixels are those of the batch, as the model gets them.
-///
-/// # Errors
-/// If the config, the annotations or an image is wrong, or a file cannot be written.
+/// Errors: if the config, the annotations or an image is wrong, or a file cannot be written.
 pub fn browse(
     arguments: &cli::Browse,
     progress: &mut dyn FnMut(usize, usize),
@@ -34,7 +32,7 @@ pub fn browse(
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     // One image per batch, so that each has its own padding.
     config.data.samples_per_gpu = 1;
-    let split = Split::from(arguments.split);
+    let split = arguments.split;
     let dataset = Arc::new(Dataset::open(&config.data, split)?);
     dataset.diagnostics().lines(Severity::Warning).iter().for_each(|warning| say(warning));
     let images = dataset.first_samples();

@@ -8,20 +8,16 @@ use serde_json::{Value, json};
 use fnet_common::text::{count, printable};
 use fnet_common::{Error, Result};
 use fnet_data::{Checked, CocoDataset, Diagnostic, Diagnostics, Scope, Severity, Split, check};
-use fnet_protocol::cli::{CheckData, SplitName};
+use fnet_protocol::cli::CheckData;
 use fnet_protocol::exit;
 
 /// Checks the sets of a config, prints the diagnostics, and returns the exit code: that of wrong data if there is an error
 /// among them.
-///
-/// # Errors
-/// If the config is wrong, or stdout cannot be written.
+/// Errors: if the config is wrong, or stdout cannot be written.
 pub fn check_data(arguments: &CheckData, print: impl FnOnce(&str) -> Result<()>) -> Result<i32> {
     let config = fnet_data::load_config_for_check(&arguments.config, &arguments.set)?.config;
     let splits = match arguments.split {
-        Some(SplitName::Train) => vec![Split::Train],
-        Some(SplitName::Val) => vec![Split::Val],
-        Some(SplitName::Test) => vec![Split::Test],
+        Some(split) => vec![split],
         None if config.data.test.ann_file.is_empty() => vec![Split::Train, Split::Val],
         None => vec![Split::Train, Split::Val, Split::Test],
     };

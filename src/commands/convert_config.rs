@@ -7,9 +7,7 @@ use fnet_protocol::cli::ConvertConfig;
 use fnet_protocol::exit;
 
 /// Runs `convert-config`: reports through `say` what became of each field, and writes the config to a file, or without one prints it and reports on stderr.
-///
-/// # Errors
-/// If the config cannot be converted, or the file exists or cannot be written.
+/// Errors: if the config cannot be converted, or the file exists or cannot be written.
 pub fn convert_config(
     arguments: &ConvertConfig,
     say: impl FnOnce(String),

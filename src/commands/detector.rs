@@ -28,7 +28,6 @@ pub struct Trained {
     pub model: MaskRcnn,
     /// Its parameters and buffers by name.
     pub parameters: Parameters,
-    /// Its config.
     pub config: Config,
     /// Class names in the order of the labels.
     pub classes: Vec<String>,
@@ -71,9 +70,7 @@ pub fn load(wanted: &Wanted<'_>, host: &mut Host<'_>) -> Result<Trained> {
 }
 
 /// Builds the model of a checkpoint with the given config, else with the one stored in it, and applies the overrides.
-///
-/// # Errors
-/// If the checkpoint or the config is wrong, or memory runs out.
+/// Errors: if the checkpoint or the config is wrong, or memory runs out.
 pub fn build(wanted: &Wanted<'_>, device: Device) -> Result<Trained> {
     let path = wanted.checkpoint;
     let file = TrainedFile::open(path)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::Device;
 
 use fnet_common::{Error, Result};
-use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes};
+use fnet_data::{Dataset, Severity, check_before_job, check_classes};
 use fnet_protocol::cli::{Test, WorkerCommand};
 use fnet_protocol::env;
 use fnet_protocol::estimate::Estimate;
@@ -15,9 +15,7 @@ use super::detector::{Wanted, build};
 use super::test::measured;
 
 /// The number of ranks in FNET_DRY_RUN, if it is set.
-///
-/// # Errors
-/// A usage error if it is not a number.
+/// Errors: a usage error if it is not a number.
 pub fn dry_run_ranks() -> Result<Option<usize>> {
     let Some(text) = std::env::var_os(env::DRY_RUN) else { return Ok(None) };
     let ranks = text.to_str().and_then(|text| text.parse().ok()).filter(|&ranks: &usize| ranks > 0);
@@ -26,9 +24,7 @@ pub fn dry_run_ranks() -> Result<Option<usize>> {
 }
 
 /// What the command would do on `ranks` ranks, as JSON. Nothing is written.
-///
-/// # Errors
-/// The errors of the command; a usage error for commands other than `train` and `test`.
+/// Errors: the errors of the command; a usage error for commands other than `train` and `test`.
 pub fn dry_run(command: &WorkerCommand, ranks: usize) -> Result<String> {
     let estimate = match command {
         WorkerCommand::Train(arguments) => fnet_train::forecast(arguments, ranks)?,
@@ -41,7 +37,7 @@ pub fn dry_run(command: &WorkerCommand, ranks: usize) -> Result<String> {
 fn test(arguments: &Test, ranks: usize) -> Result<Estimate> {
     let trained = build(&Wanted::of_test(arguments), Device::Cpu)?;
     let config = &trained.config;
-    let dataset = Dataset::open(&config.data, Split::from(arguments.split))?.without_repetitions();
+    let dataset = Dataset::open(&config.data, arguments.split)?.without_repetitions();
     check_classes(config, &[&dataset])?;
     let kinds = match arguments.format_only {
         true => Vec::new(),

@@ -8,19 +8,17 @@ use serde_json::{Value, json};
 use fnet_common::text::count;
 use fnet_common::{Error, Result};
 use fnet_config::{Evaluation, Metric};
-use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes};
+use fnet_data::{Dataset, Severity, check_before_job, check_classes};
 use fnet_evaluate::metrics::{Difference, GroundTruth, Resampling, difference};
 use fnet_evaluate::report::{self, Evaluated, Run};
 use fnet_evaluate::results_file::ResultsFile;
 use fnet_protocol::cli;
 
 /// Evaluates one or two results files and prints their metrics, or JSON, with `print`. `say` gets messages.
-///
-/// # Errors
-/// If the config, the data or a results file is wrong, or the page cannot be written.
+/// Errors: if the config, the data or a results file is wrong, or the page cannot be written.
 pub fn evaluate(arguments: &cli::Evaluate, say: &dyn Fn(&str), print: impl Fn(&str) -> Result<()>) -> Result<()> {
     let config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
-    let dataset = Dataset::open(&config.data, Split::from(arguments.split))?;
+    let dataset = Dataset::open(&config.data, arguments.split)?;
     let dataset = Arc::new(dataset.without_repetitions());
     check_classes(&config, &[&dataset])?;
     let asked: Vec<Metric> = arguments.eval.iter().copied().map(Metric::from).collect();
@@ -67,9 +65,7 @@ pub fn evaluate(arguments: &cli::Evaluate, say: &dyn Fn(&str), print: impl Fn(&s
 }
 
 /// Draws the images and writes the page. Returns where it is.
-///
-/// # Errors
-/// If an annotation file was changed, or the page cannot be written.
+/// Errors: if an annotation file was changed, or the page cannot be written.
 pub(super) fn write_page(path: &Path, runs: &mut [Run], compared: &[String], say: &dyn Fn(&str)) -> Result<String> {
     let (images, notes) = report::choose_and_draw(runs)?;
     if let Some(first) = runs.first_mut() {

@@ -16,9 +16,7 @@ use fnet_protocol::work_dir::is_pytorch_file;
 use fnet_train::{LearningRate, is_norm};
 
 /// Runs `export` and returns a message.
-///
-/// # Errors
-/// If the command line, the checkpoint or the config is wrong, or the file cannot be written.
+/// Errors: if the command line, the checkpoint or the config is wrong, or the file cannot be written.
 pub fn export(arguments: &Export) -> Result<String> {
     let (path, out) = (arguments.checkpoint.as_path(), arguments.out.as_path());
     let is_safetensors = export::is_safetensors(out)?;

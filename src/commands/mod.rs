@@ -28,9 +28,7 @@ use fnet_protocol::message::{Phase, Progress};
 use fnet_train::Ending;
 
 /// Runs a command on this rank and returns the exit code.
-///
-/// # Errors
-/// What the user can fix, a lost peer, or a bug.
+/// Errors: what the user can fix, a lost peer, or a bug.
 pub fn run(command: &WorkerCommand, control: &Client) -> Result<i32> {
     if let Some(ranks) = dry_run::dry_run_ranks()? {
         return print(&dry_run::dry_run(command, ranks)?);

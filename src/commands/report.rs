@@ -12,10 +12,8 @@ use fnet_protocol::cli;
 use super::evaluate::write_page;
 
 /// Writes the page and returns where it is. `say` gets messages.
-///
-/// # Errors
-/// A folder is no work folder, or the page cannot be written. What a page lacks because results or images are missing stands
-/// on it.
+/// Errors: a folder is no work folder, or the page cannot be written. What a page lacks because results or images are
+/// missing stands on it.
 pub fn report(arguments: &cli::Report, say: &dyn Fn(&str)) -> Result<String> {
     let mut runs = arguments.folders.iter().map(|folder| run(folder, &arguments.set)).collect::<Result<Vec<_>>>()?;
     write_page(&arguments.page(), &mut runs, &[], say)

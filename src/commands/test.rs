@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
-use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, load_image};
+use fnet_data::{Dataset, Severity, agreement, check_before_job, check_classes, load_image};
 use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Painter, objects, painted_path, save, unused};
@@ -17,15 +17,14 @@ use fnet_protocol::cli;
 use super::detector::{Host, Wanted, load};
 
 /// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
-///
-/// # Errors
-/// If the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs out.
+/// Errors: if the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs
+/// out.
 pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
     let mut trained = load(&Wanted::of_test(arguments), host)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
     }
-    let dataset = Dataset::open(&trained.config.data, Split::from(arguments.split))?;
+    let dataset = Dataset::open(&trained.config.data, arguments.split)?;
     let dataset = Arc::new(dataset.without_repetitions());
     check_classes(&trained.config, &[&dataset])?;
     agreement::check(&[&dataset], host.ranks.world_size(), |own| host.ranks.all_gather_bytes(own))?;
@@ -69,9 +68,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option
 }
 
 /// The metrics of `--eval`, or those that the model allows.
-///
-/// # Errors
-/// A usage error if masks are asked for and the model has none.
+/// Errors: a usage error if masks are asked for and the model has none.
 pub(super) fn measured(arguments: &cli::Test, config: &Config) -> Result<Vec<Metric>> {
     let kinds = arguments.metrics_to_measure(config.model.mask).map_err(Error::usage)?;
     Ok(kinds.into_iter().map(Metric::from).collect())

@@ -41,7 +41,7 @@ log_config = dict(interval=1)
 ";
 
 fn scene() -> Scene {
-    let scene = Scene::of(1);
+    let scene = Scene::small();
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let root = config.lines().find_map(|line| line.strip_prefix("root = ")).unwrap().trim_matches('"').to_owned();
     fs::write(scene.path("mine.py"), CONFIG.replace("DATA", &root)).unwrap();

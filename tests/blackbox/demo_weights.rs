@@ -112,11 +112,7 @@ fn detect(checkpoint: &Path) -> Vec<Detection> {
 #[test]
 fn wrong_labels_box_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap() {
     let Some(folder) = std::env::var_os("FNET_DEMO_DIR").map(PathBuf::from) else {
-        eprintln!(
-            "SKIPPED wrong_labels_box_masks_and_mirrored_masks_each_cost_two_fifths_of_mask_ap: FNET_DEMO_DIR is \
-             unset (run `make demo`, then set it to work_dirs/demo)"
-        );
-        return;
+        return crate::support::skip("FNET_DEMO_DIR is unset (run `make demo`, then set it to work_dirs/demo)");
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let config = fnet_data::load_config(folder.join("config.toml"), &[]).unwrap().config;

@@ -6,7 +6,7 @@ mod processes;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use processes::{finish, rank_command, start};
+use processes::{IS_RANK, finish, one_rank, rank, rank_command};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{StoreOptions, TcpStore};
 
@@ -40,12 +40,7 @@ fn a_job_of_one_rank_needs_no_peers() {
 
 #[test]
 fn collectives_give_correct_values() {
-    finish(start("distributed::body_collectives", 3));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_collectives() {
+    let Some(()) = rank!(3) else { return };
     check_collectives(&Communicator::connect(DEADLINES).unwrap());
 }
 
@@ -85,7 +80,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
     // A second attempt uses the same store.
     for attempt in ["0", "1"] {
         let children = (0..2).map(|rank| {
-            let mut command = rank_command("distributed::body_collectives", rank, 2, port);
+            let mut command = rank_command("distributed::collectives_give_correct_values", rank, 2, port);
             command.env(env::TORCHELASTIC_USE_AGENT_STORE, "True").env("TORCHELASTIC_RESTART_COUNT", attempt);
             command.spawn().unwrap()
         });
@@ -95,12 +90,7 @@ fn under_torchrun_all_ranks_are_clients_of_the_agents_store() {
 
 #[test]
 fn a_rank_in_a_sum_of_batch_norm_shows_it_on_its_status_page_in_both_passes() {
-    finish(start("distributed::body_statistics", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_statistics() {
+    let Some(()) = rank!(2) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let (sum, page) = (communicator.differentiable_sum(), status::page());
     let begun = page.read().collective;
@@ -163,12 +153,7 @@ fn image(rank: usize) -> Tensor {
 
 #[test]
 fn the_gradients_of_two_workers_are_averaged() {
-    finish(start("distributed::body_data_parallel", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_data_parallel() {
+    let Some(()) = rank!(2) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let single = net(0);
     let mut mean: Vec<Tensor> = single.iter().map(Tensor::zeros_like).collect();
@@ -249,12 +234,7 @@ fn detector_loss(model: &MaskRcnn, index: usize) -> Tensor {
 
 #[test]
 fn the_detectors_gradients_of_two_workers_are_averaged() {
-    finish(start("distributed::body_detector_gradients", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_detector_gradients() {
+    let Some(()) = rank!(2) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let tensors = |parameters: &Parameters| -> Vec<Tensor> {
         parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect()
@@ -285,11 +265,6 @@ fn body_detector_gradients() {
     communicator.leave().unwrap();
 }
 
-#[test]
-fn an_overflow_on_one_rank_skips_the_update_on_all() {
-    finish(start("distributed::body_overflow", 2));
-}
-
 /// All weights, the optimizer's state and the average, in one vector.
 fn state(train_state: &TrainState<'_>) -> Tensor {
     let averages = train_state.ema.iter().flat_map(|ema| ema.averages().values()).map(|average| average.reshape([-1]));
@@ -300,8 +275,8 @@ fn state(train_state: &TrainState<'_>) -> Tensor {
 }
 
 #[test]
-#[ignore = "one rank of another test"]
-fn body_overflow() {
+fn an_overflow_on_one_rank_skips_the_update_on_all() {
+    let Some(()) = rank!(2) else { return };
     // A loss scale at which every gradient overflows float16, and one at which none does.
     let (too_much, sound) = (1e30, 256.0);
     let communicator = Communicator::connect(DEADLINES).unwrap();
@@ -340,12 +315,7 @@ fn body_overflow() {
 
 #[test]
 fn a_loss_that_is_not_finite_on_one_rank_skips_the_update_on_all() {
-    finish(start("distributed::body_not_finite", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_not_finite() {
+    let Some(()) = rank!(2) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let mut config = config::Config { model: small_model(), ..Default::default() };
     (config.train.on_nan, config.train.ema) = (config::OnNan::Skip, 0.9);
@@ -391,12 +361,7 @@ fn body_not_finite() {
 
 #[test]
 fn ranks_with_different_parameters_are_an_error() {
-    finish(start("distributed::body_other_parameters", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_other_parameters() {
+    let Some(()) = rank!(2) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     let rows = 2 + communicator.rank() as i64;
     let parameters = [Tensor::zeros([4], FLOAT), Tensor::zeros([rows, 3], FLOAT)].map(|p| p.set_requires_grad(true));
@@ -408,15 +373,7 @@ fn body_other_parameters() {
 
 #[test]
 fn a_killed_peer_is_an_error_that_names_the_phase() {
-    let mut children = start("distributed::body_killed", 2);
-    let survivor = children.remove(0);
-    children[0].wait().unwrap();
-    finish(vec![survivor]);
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_killed() {
+    let Some(()) = rank!(2 of which 1 is lost) else { return };
     let communicator = Communicator::connect(DEADLINES).unwrap();
     communicator.set_phase("training, epoch 1, step 7");
     communicator.barrier().unwrap();
@@ -426,38 +383,38 @@ fn body_killed() {
     let begin = Instant::now();
     let error = communicator.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
     assert!(begin.elapsed() < Duration::from_secs(5));
-    assert_eq!(error.kind(), ErrorKind::Distributed);
+    assert_eq!(error.kind(), ErrorKind::PeerLost);
     assert!(error.to_string().starts_with("rank 0 of 2, all-reduce during training, epoch 1, step 7: "), "{error}");
     communicator.abort().unwrap();
 }
 
 #[test]
 fn a_used_port_and_a_missing_server_are_different_errors() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
-    finish(vec![rank_command("distributed::body_taken_port", 0, 2, port).spawn().unwrap()]);
-    drop(taken);
-    finish(vec![rank_command("distributed::body_absent_server", 1, 2, port).spawn().unwrap()]);
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_taken_port() {
-    let error = Communicator::connect(DEADLINES).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
-    assert!(error.to_string().contains("choose another MASTER_PORT"), "{error}");
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_absent_server() {
     let meeting = Duration::from_millis(500);
-    let error = Communicator::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Distributed, "{error}");
-    assert!(error.to_string().contains("rank 1 of 2, rendezvous: the store at 127.0.0.1:"), "{error}");
+    let error = || Communicator::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
+    match std::env::var(env::RANK).as_deref() {
+        Ok("0") => {
+            let error = error();
+            assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
+            assert!(error.to_string().contains("choose another MASTER_PORT"), "{error}");
+        }
+        Ok(_) => {
+            let error = error();
+            assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+            assert!(error.to_string().contains("rank 1 of 2, rendezvous: the store at 127.0.0.1:"), "{error}");
+        }
+        Err(_) => {
+            let test = "distributed::a_used_port_and_a_missing_server_are_different_errors";
+            let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = taken.local_addr().unwrap().port();
+            finish(vec![rank_command(test, 0, 2, port).spawn().unwrap()]);
+            drop(taken);
+            finish(vec![rank_command(test, 1, 2, port).spawn().unwrap()]);
+        }
+    }
 }
 
-/// The bodies of other tests under the real mpirun, with the library that scripts/mpi.sh builds.
+/// Other tests, and some of its own, under the real mpirun, with the library that scripts/mpi.sh builds.
 mod by_mpi {
     use std::path::Path;
     use std::process::{Command, Output, Stdio};
@@ -465,40 +422,37 @@ mod by_mpi {
     use super::*;
 
     /// `None`, with a SKIPPED line, if the library or mpirun is missing.
-    fn mpirun(body: &str, ranks: usize) -> Option<Output> {
+    fn mpirun(test: &str, ranks: usize) -> Option<Output> {
         let library = Path::new(env!("CARGO_BIN_EXE_fnet-worker")).with_file_name("libfnet_mpi.so");
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/mpirun");
         if !library.is_file() || !program.is_file() {
-            println!("SKIPPED {body} under mpirun: run `make mpi`");
+            println!("SKIPPED {test} under mpirun: run `make mpi`");
             return None;
         }
         let mut command = Command::new(program);
         command.env(env::MPI_LIBRARY, library);
         command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
         command.arg(std::env::current_exe().unwrap());
-        command.args(["--exact", body, "--ignored", "--nocapture", "--test-threads=1"]);
-        command.env(env::DEVICE, "cpu").env(env::OMP_NUM_THREADS, "1").stdin(Stdio::null());
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+        command.env(IS_RANK, "").env(env::DEVICE, "cpu").env(env::OMP_NUM_THREADS, "1").stdin(Stdio::null());
         Some(command.output().unwrap())
     }
 
-    /// Asserts that the body passes on every rank.
-    fn passes(body: &str, ranks: usize) {
-        let Some(output) = mpirun(body, ranks) else { return };
+    /// Asserts that the test passes on every rank.
+    fn passes(test: &str, ranks: usize) {
+        let Some(output) = mpirun(test, ranks) else { return };
         let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let passed = printed.matches("1 passed").count();
-        assert!(output.status.success() && passed == ranks, "{body} on {ranks} ranks: {printed}{errors}");
+        assert!(output.status.success() && passed == ranks, "{test} on {ranks} ranks: {printed}{errors}");
     }
 
     #[test]
     fn collectives_give_correct_values() {
-        for ranks in [2, 3] {
-            passes("distributed::by_mpi::body_collectives", ranks);
+        if std::env::var_os(IS_RANK).is_none() {
+            return [2, 3]
+                .iter()
+                .for_each(|&ranks| passes("distributed::by_mpi::collectives_give_correct_values", ranks));
         }
-    }
-
-    #[test]
-    #[ignore = "one rank of another test"]
-    fn body_collectives() {
         let communicator = Communicator::connect(DEADLINES).unwrap();
         assert_eq!(
             (communicator.local_rank(), communicator.local_world_size()),
@@ -531,10 +485,10 @@ mod by_mpi {
     #[test]
     fn parallel_training_equals_training_alone() {
         for body in [
-            "distributed::body_data_parallel",
-            "distributed::body_detector_gradients",
-            "distributed::body_overflow",
-            "distributed::body_other_parameters",
+            "distributed::the_gradients_of_two_workers_are_averaged",
+            "distributed::the_detectors_gradients_of_two_workers_are_averaged",
+            "distributed::an_overflow_on_one_rank_skips_the_update_on_all",
+            "distributed::ranks_with_different_parameters_are_an_error",
         ] {
             passes(body, 2);
         }
@@ -542,16 +496,15 @@ mod by_mpi {
 
     #[test]
     fn a_missing_rank_is_an_error_with_operation_rank_and_deadline() {
-        let Some(output) = mpirun("distributed::by_mpi::body_deadline", 2) else { return };
-        let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(printed.contains("the error is correct"), "{printed}{errors}");
-        // The ranks ended without MPI_Finalize, which must not look like success.
-        assert!(!output.status.success(), "{printed}{errors}");
-    }
-
-    #[test]
-    #[ignore = "one rank of another test"]
-    fn body_deadline() {
+        if std::env::var_os(IS_RANK).is_none() {
+            let test = "distributed::by_mpi::a_missing_rank_is_an_error_with_operation_rank_and_deadline";
+            let Some(output) = mpirun(test, 2) else { return };
+            let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(printed.contains("the error is correct"), "{printed}{errors}");
+            // The ranks ended without MPI_Finalize, which must not look like success.
+            assert!(!output.status.success(), "{printed}{errors}");
+            return;
+        }
         let collective = Duration::from_millis(500);
         let communicator = Communicator::connect(Deadlines { collective, ..DEADLINES }).unwrap();
         communicator.set_phase("training, epoch 1, step 7");
@@ -563,7 +516,7 @@ mod by_mpi {
         let begin = Instant::now();
         let error = communicator.all_reduce_sum(&Tensor::zeros([4], FLOAT)).unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(10));
-        assert_eq!(error.kind(), ErrorKind::Distributed);
+        assert_eq!(error.kind(), ErrorKind::PeerLost);
         let expected = "rank 0 of 2, all-reduce during training, epoch 1, step 7: MPI all-reduce number 2 (16 bytes) on \
                         rank 0 of 2 with a deadline of 0.5 s: not all other ranks took part in time";
         assert!(error.to_string().starts_with(expected), "{error}");

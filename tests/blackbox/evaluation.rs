@@ -7,8 +7,7 @@ use crate::support::Scene;
 
 #[test]
 fn any_number_of_workers_writes_the_same_bytes() {
-    let scene = Scene::with_images(8, 21);
-    scene.one("train cfg.toml --no-validate --set train.epochs=2 optimizer.lr=0.003");
+    let scene = Scene::with_detector(2, 21);
     let files = |workers: usize| {
         scene
             .launch(&format!(
@@ -30,8 +29,7 @@ fn any_number_of_workers_writes_the_same_bytes() {
 
 #[test]
 fn thresholds_limits_and_items_come_from_the_config() {
-    let scene = Scene::with_images(4, 4);
-    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let scene = Scene::with_detector(4, 4);
     let ended = scene.one(
         "test work_dirs/cfg/latest.ckpt --eval bbox proposal --metrics metrics.json --set evaluation.classwise=true \
          evaluation.iou_thrs=[0.1,0.5] evaluation.proposal_nums=[3,50] evaluation.metric_items=[\"mAP_50\",\"AR@3\",\"AR_l@50\"]",
@@ -62,8 +60,7 @@ fn thresholds_limits_and_items_come_from_the_config() {
 
 #[test]
 fn test_time_augmentation_is_an_option_and_a_field_and_does_not_depend_on_workers() {
-    let scene = Scene::with_images(8, 5);
-    scene.one("train cfg.toml --no-validate --set train.epochs=2 optimizer.lr=0.003");
+    let scene = Scene::with_detector(2, 5);
     let test = |name: &str, workers: usize, options: &str| {
         scene
             .launch(&format!(
@@ -119,8 +116,7 @@ fn browse_shows_the_images_that_the_model_gets() {
 
 #[test]
 fn output_images_of_any_name_are_unique_and_stay_in_their_folder() {
-    let scene = Scene::with_images(4, 5);
-    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let scene = Scene::with_detector(2, 5);
     let file = scene.path("data/annotations/instances_val.json");
     let mut set: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let wanted = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "../val/a/../x.jpg", "c.d/x.JPG"];

@@ -3,13 +3,13 @@
 use std::fs;
 
 use crate::outputs::{files, floats, losses, tensors};
-use crate::support::{Scene, finish, launcher, until, worker_program};
+use crate::support::{Scene, finish, launcher, skip, until, worker_program};
 
 const TRAIN: &str = "--device cpu --nproc 2 train cfg.toml";
 
 #[test]
 fn a_folder_with_checkpoints_is_not_overwritten() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.two("train cfg.toml --no-validate --set train.epochs=1");
     let before = fs::read(scene.path("work_dirs/cfg/latest.ckpt")).unwrap();
     scene.launch(TRAIN).expect(
@@ -28,7 +28,7 @@ fn a_folder_with_checkpoints_is_not_overwritten() {
 
 #[test]
 fn two_jobs_cannot_use_one_folder() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let mut first = scene.start(&format!("{TRAIN} --no-validate --set train.epochs=2000 checkpoint.interval=2000"));
     let folder = scene.path("work_dirs/cfg");
     until("some steps are done", || losses(&folder).len() >= 2);
@@ -45,10 +45,9 @@ fn two_jobs_cannot_use_one_folder() {
 #[test]
 fn without_a_gpu_the_command_for_the_cpu_is_printed() {
     if fs::exists("/dev/nvidia0").unwrap() {
-        println!("SKIPPED without_a_gpu_the_command_for_the_cpu_is_printed: this machine has a GPU");
-        return;
+        return skip("this machine has a GPU");
     }
-    let scene = Scene::new();
+    let scene = Scene::small();
     let ended = scene.launch("--gpus 8 train cfg.toml");
     ended.expect(6, &["no GPU found for --gpus 8", "/dev/nvidia0", "\n  fnet-launch --device cpu --nproc "]);
     let line = ended.stderr.lines().find(|line| line.starts_with("  fnet-launch --device cpu")).unwrap();
@@ -78,8 +77,7 @@ fn a_wrong_number_of_classes_is_reported_with_both_numbers_and_the_remedy() {
 
 #[test]
 fn a_damaged_or_invalid_checkpoint_is_an_error_that_names_it() {
-    let scene = Scene::new();
-    scene.one("train cfg.toml --no-validate --set train.epochs=1");
+    let scene = Scene::with_detector(2, 2);
     let path = scene.path("work_dirs/cfg/epoch_1.ckpt");
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
@@ -106,7 +104,7 @@ fn resume_without_a_checkpoint_is_an_error() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_job_with_a_remedy() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let diverging = "optimizer.lr=1e38 schedule.warmup_iters=0 optimizer.kind=sgd";
     scene
         .launch(&format!("{TRAIN} --no-validate --set {diverging}"))
@@ -115,7 +113,7 @@ fn a_loss_that_is_not_finite_stops_the_job_with_a_remedy() {
 
 #[test]
 fn with_skip_a_step_that_is_not_finite_has_no_effect() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     // After the first update, no later loss is finite.
     let ended = scene.two(
         "train cfg.toml --no-validate --set train.epochs=1 optimizer.lr=1e30 schedule.warmup_iters=0 train.on_nan=skip",
@@ -184,7 +182,7 @@ fn usage_errors_are_printed_plainly_before_anything_is_created() {
 
 #[test]
 fn quiet_prints_only_results_and_errors() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let ended = scene.one("-q train cfg.toml --set train.epochs=1");
     assert_eq!(ended.stderr, "");
     let lines: Vec<&str> = ended.stdout.lines().collect();

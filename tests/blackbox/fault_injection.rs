@@ -222,7 +222,7 @@ fn a_rank_in_a_different_collective_is_reported_as_a_bug() {
 /// Trains ten steps on `count` workers.
 fn many_workers(count: usize) {
     let scene = Scene::of(count);
-    let steps = crate::support::steps(count);
+    let steps = scene.steps(count);
     let epochs = 10_usize.div_ceil(steps);
     let line = format!(
         "--device cpu --nproc {count} train cfg.toml --no-validate --set train.epochs={epochs} checkpoint.interval={epochs}"

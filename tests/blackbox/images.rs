@@ -54,8 +54,7 @@ fn with_skip_an_unreadable_image_is_replaced_counted_and_named() {
 
 #[test]
 fn an_unreadable_image_at_evaluation_stops_the_job_or_is_counted_and_named() {
-    let scene = Scene::with_own_images();
-    scene.two("train cfg.toml --no-validate --set train.epochs=1");
+    let scene = Scene::with_detector(8, 4);
     let name = damage_an_image(&scene, "val", b"");
     let checkpoint = "work_dirs/cfg/latest.ckpt";
     scene.launch(&format!("--device cpu --nproc 2 test {checkpoint}")).expect(3, &[&name, "the file is empty"]);
@@ -85,6 +84,6 @@ fn the_input_pipeline_is_measured_by_stage() {
     assert!((names.iter().map(|name| number(name)).sum::<f64>() - number("total")).abs() < 1e-6, "{stages:?}");
     assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
     let text = scene.launch("benchmark data cfg.toml --no-masks");
-    text.expect(0, &["48 images without masks", "on 1 loader thread", "assemble"]);
+    text.expect(0, &["32 images without masks", "on 1 loader thread", "assemble"]);
     scene.launch("benchmark data none.toml").expect(2, &["none.toml"]);
 }

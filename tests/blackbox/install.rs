@@ -7,11 +7,7 @@ use std::process::Command;
 fn installed_programs_run_from_any_folder_without_a_library_path() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     if !root.join("target/release/fnet-launch").exists() || !root.join("target/release/fnet-worker").exists() {
-        eprintln!(
-            "SKIPPED installed_programs_run_from_any_folder_without_a_library_path: target/release has no programs \
-             (run `make setup`)"
-        );
-        return;
+        return crate::support::skip("target/release has no programs (run `make setup`)");
     }
     let folder = tempfile::tempdir().unwrap();
     let prefix = folder.path().join("a folder with spaces");

@@ -1,7 +1,7 @@
 //! Compares masks of annotations with pycocotools, pixel by pixel.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use hotcoco::mask::{area, rle_to_string};
@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use fnet_common::random::Generator;
 use fnet_data::{Segmentation, rasterize};
+
+use crate::support::{python_tool, skip};
 
 /// Rasterizes polygons with pycocotools: `frPyObjects`, then `merge`, like MMDetection's `_poly2mask`.
 const SCRIPT: &str = r#"
@@ -22,14 +24,14 @@ for case in json.load(open(sys.argv[1])):
 json.dump(out, sys.stdout)
 "#;
 
-/// The Python of `make setup`, if it has pycocotools. Otherwise prints that `test` is skipped.
-fn python(test: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
-    let works = |path: &Path| Command::new(path).args(["-c", "import pycocotools.mask"]).status();
-    if path.is_file() && works(&path).is_ok_and(|status| status.success()) {
+/// The Python of `make setup`, if it has pycocotools. Otherwise the test is skipped.
+fn python() -> Option<PathBuf> {
+    let path = python_tool("python")?;
+    let works = Command::new(&path).args(["-c", "import pycocotools.mask"]).status();
+    if works.is_ok_and(|status| status.success()) {
         return Some(path);
     }
-    println!("SKIPPED {test}: there is no {} with pycocotools", path.display());
+    skip(&format!("{} has no package pycocotools", path.display()));
     None
 }
 
@@ -63,7 +65,7 @@ fn polygon(random: &mut Generator, height: usize, width: usize) -> Vec<f64> {
 
 #[test]
 fn polygons_are_rasterized_as_in_pycocotools() {
-    let Some(python) = python("polygons_are_rasterized_as_in_pycocotools") else { return };
+    let Some(python) = python() else { return };
     let mut random = Generator::from_seed(11);
     let cases: Vec<([usize; 2], Vec<Vec<f64>>)> = (0..3000)
         .map(|i| {

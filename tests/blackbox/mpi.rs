@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::outputs::{losses, tensors};
-use crate::support::{Running, Scene, finish, signal, until, worker_program};
+use crate::support::{Running, Scene, finish, signal, skip, until, worker_program};
 
-/// Whether mpirun and the library exist; otherwise prints that `test` is skipped.
-fn is_available(test: &str) -> bool {
+/// A scene, if mpirun and the library exist. Otherwise the test is skipped.
+fn scene() -> Option<Scene> {
     if mpirun_program().is_file() && worker_program().with_file_name("libfnet_mpi.so").is_file() {
-        return true;
+        return Some(Scene::small());
     }
-    println!("SKIPPED {test}: run `make mpi`");
-    false
+    skip("run `make mpi`");
+    None
 }
 
 fn mpirun_program() -> PathBuf {
@@ -39,10 +39,7 @@ fn start(scene: &Scene) -> Running {
 
 #[test]
 fn mpirun_starts_the_same_job() {
-    if !is_available("mpirun_starts_the_same_job") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     finish(mpirun(&scene, "train cfg.toml --work-dir by_mpirun")).expect(0, &["Saved by_mpirun/epoch_2.ckpt"]);
     scene.assert_nothing_left();
     scene.two("train cfg.toml --work-dir by_fnet");
@@ -54,10 +51,7 @@ fn mpirun_starts_the_same_job() {
 /// mpirun ends the other ranks, and names the one that was lost.
 #[test]
 fn a_killed_rank_ends_the_job() {
-    if !is_available("a_killed_rank_ends_the_job") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     let running = start(&scene);
     signal(scene.process_with("OMPI_COMM_WORLD_RANK", 1), "KILL");
     let ended = running.wait();
@@ -68,10 +62,7 @@ fn a_killed_rank_ends_the_job() {
 /// slide2vec PR #131: the launcher is killed, but the workers continue.
 #[test]
 fn the_ranks_of_a_killed_mpirun_end() {
-    if !is_available("the_ranks_of_a_killed_mpirun_end") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     let running = start(&scene);
     running.signal("KILL");
     running.wait();
@@ -80,10 +71,7 @@ fn the_ranks_of_a_killed_mpirun_end() {
 
 #[test]
 fn a_signal_to_mpirun_saves_the_job_which_can_be_resumed() {
-    if !is_available("a_signal_to_mpirun_saves_the_job_which_can_be_resumed") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     let running = start(&scene);
     running.signal("USR1");
     running.wait().expect(75, &["Saved work_dirs/cfg/iter_"]);
@@ -95,10 +83,7 @@ fn a_signal_to_mpirun_saves_the_job_which_can_be_resumed() {
 // Without RANK in its environment, every rank assumed that it was rank 0.
 #[test]
 fn a_fault_is_injected_only_on_its_rank() {
-    if !is_available("a_fault_is_injected_only_on_its_rank") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     let ended = finish(mpirun(&scene, "train cfg.toml --fault exit:rank=1,phase=data"));
     ended.expect(17, &["fault injection: exit:rank=1,phase=data"]);
     let ended =
@@ -109,10 +94,7 @@ fn a_fault_is_injected_only_on_its_rank() {
 
 #[test]
 fn a_config_error_ends_mpirun_with_its_exit_code() {
-    if !is_available("a_config_error_ends_mpirun_with_its_exit_code") {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = scene() else { return };
     let ended = finish(mpirun(&scene, "train cfg.toml --set optimizer.lr=fast"));
     ended.expect(2, &["optimizer.lr"]);
     scene.assert_nothing_left();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::outputs::{differences, losses, tensors, without_ranks};
-use crate::support::{Ended, Running, Scene, launcher, shared_images, signal, until};
+use crate::support::{Ended, Running, Scene, launcher, signal, until};
 
 const TRAIN: &str = "train cfg.toml --no-validate";
 /// Port of the nodes; every pair of hosts has all ports for itself.
@@ -155,7 +155,8 @@ fn nodes_meet_by_every_way_to_write_an_address() {
     let Some(hosts) = Hosts::new("nodes_meet_by_every_way_to_write_an_address") else { return };
     // Of the addresses of `several` only the last leads anywhere.
     hosts.know("fd77::1 six\n10.77.0.99 several\nfd99::1 several\n10.77.0.1 several");
-    let line = "train cfg.toml --no-validate --set train.epochs=1 --work-dir";
+    let line = "train cfg.toml --no-validate --set train.epochs=1 data.train.img_prefix=val \
+        data.train.ann_file=annotations/instances_val.json --work-dir";
     let link_local = hosts.link_local();
     for (number, address) in ["fd77::1", "[fd77::1]", "six", "several", &link_local].into_iter().enumerate() {
         hosts.run(address, &format!("{line} ip{number}"));
@@ -168,7 +169,7 @@ fn nodes_meet_by_every_way_to_write_an_address() {
 fn a_worker_lost_on_one_node_restarts_both_and_is_named_on_both() {
     let Some(hosts) = Hosts::new("a_worker_lost_on_one_node_restarts_both_and_is_named_on_both") else { return };
     hosts.scene.two(&format!("{TRAIN} --work-dir whole --set train.epochs=3"));
-    let running = hosts.start_training(&format!("{TRAIN} --set train.epochs=3"), 30);
+    let running = hosts.start_training(&format!("{TRAIN} --set train.epochs=3"), 20);
     signal(hosts.scene.worker(1), "KILL");
     for ended in hosts.wait(running) {
         ended.expect(0, &["rank 1 failed: killed by SIGKILL", "on node 1 (", "restarting in 0 s (restart 1 of 3)"]);
@@ -265,7 +266,7 @@ fn configs_that_differ_are_named_field_by_field_on_both() {
 #[test]
 fn data_that_differs_on_one_node_is_an_error_on_both() {
     let Some(hosts) = Hosts::new("data_that_differs_on_one_node_is_an_error_on_both") else { return };
-    let (images, other) = (shared_images(), hosts.scene.path("other"));
+    let (images, other) = (hosts.scene.images(), hosts.scene.path("other"));
     fs::create_dir_all(other.join("annotations")).unwrap();
     for folder in ["train", "val"] {
         std::os::unix::fs::symlink(images.join(folder), other.join(folder)).unwrap();

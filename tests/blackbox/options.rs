@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::outputs::{assert_same_metrics, differences, floats, losses, object, of_mode, series, tensors};
-use crate::support::{Scene, steps};
+use crate::support::Scene;
 
 /// A single update of plain SGD with a constant learning rate.
 const ONE_UPDATE: &str = "train cfg.toml --no-validate --set train.epochs=1 optimizer.kind=sgd optimizer.momentum=0.0 \
@@ -26,30 +26,56 @@ fn distance(a: &Tensors, b: &Tensors) -> f64 {
     a.keys().filter(|name| is_weight(name)).map(square).sum::<f64>().sqrt()
 }
 
+/// An update of plain SGD is the learning rate times the gradient.
 #[test]
-fn grad_clip_bounds_the_gradient_and_its_norm_is_logged() {
-    let scene = Scene::new();
+fn gradients_are_averaged_over_steps_clipped_and_scaled_by_multipliers() {
+    let scene = Scene::small();
     let run = |folder: &str, rest: &str| {
         scene.two(&format!("{ONE_UPDATE} {rest} --work-dir {folder}"));
         latest(&scene, folder)
     };
-    let start = run("start", "optimizer.lr=0.0");
-    let free = run("free", "optimizer.lr=0.1 optimizer.grad_clip=1e9");
-    let clipped = run("clipped", "optimizer.lr=0.1 optimizer.grad_clip=0.5");
-    let norm = *of_mode(&scene.path("free"), "train").last().unwrap()["grad_norm"].as_f64().as_ref().unwrap();
-    assert!(norm > 0.6, "{norm}: too small to be clipped");
+    let norms = |folder: &str| series(&scene.path(folder), "grad_norm");
     let relative = |value: f64, expected: f64| (value / expected - 1.0).abs();
-    // An update of plain SGD is the learning rate times the gradient.
-    assert!(relative(distance(&free, &start), 0.1 * norm) < 1e-3, "{} {norm}", distance(&free, &start));
-    assert!(relative(distance(&clipped, &start), 0.1 * 0.5) < 1e-3, "{}", distance(&clipped, &start));
-    let logged = of_mode(&scene.path("clipped"), "train").last().unwrap()["grad_norm"].as_f64().unwrap();
-    assert!(relative(logged, norm) < 1e-4, "the norm before clipping: {logged} {norm}");
+    let start = run("start", "optimizer.lr=0.0");
     assert!(of_mode(&scene.path("start"), "train").iter().all(|line| !line.contains_key("grad_norm")));
+    let free = run("free", "optimizer.lr=0.1 optimizer.grad_clip=1e9");
+    let norm = *norms("free").last().unwrap();
+    assert!(relative(distance(&free, &start), 0.1 * norm) < 1e-3, "{} {norm}", distance(&free, &start));
+
+    // A sum instead of the mean over the epoch would be longer than the mean of the norms.
+    let twice = run("twice", "optimizer.lr=0.2");
+    assert!(relative(distance(&twice, &start), 0.2 * norm) < 1e-3, "{} {norm}", distance(&twice, &start));
+    run("each", "train.accumulate=1 optimizer.lr=0.0 optimizer.grad_clip=1e9");
+    let bound = norms("each").iter().sum::<f64>() / norms("each").len() as f64;
+    assert!(norm <= bound * 1.001, "the norm of a mean, {norm}, is at most the mean of the norms, {bound}");
+
+    assert!(norm > 0.6, "{norm}: too small to be clipped");
+    let clipped = run("clipped", "optimizer.lr=0.1 optimizer.grad_clip=0.5");
+    assert!(relative(distance(&clipped, &start), 0.1 * 0.5) < 1e-3, "{}", distance(&clipped, &start));
+    let logged = *norms("clipped").last().unwrap();
+    assert!(relative(logged, norm) < 1e-4, "the norm before clipping: {logged} {norm}");
+
+    let keys = "optimizer.paramwise.custom_keys.rpn_head.lr_mult=0.25 optimizer.paramwise.bias_lr_mult=2";
+    let grouped = run("grouped", &format!("optimizer.lr=0.1 {keys}"));
+    let change = |now: &Tensors, name: &str| {
+        let of = |all: &Tensors| Tensors::from([(name.to_owned(), all[name].clone())]);
+        distance(&of(now), &of(&start))
+    };
+    for (name, multiplier) in [
+        ("model.neck.fpn_convs.0.conv.weight", 1.0),
+        ("model.neck.fpn_convs.0.conv.bias", 2.0),
+        ("model.backbone.norm0.bias", 1.0),
+        ("model.rpn_head.rpn_conv.weight", 0.25),
+        ("model.rpn_head.rpn_conv.bias", 0.25),
+    ] {
+        let ratio = change(&grouped, name) / change(&free, name);
+        assert!((ratio / multiplier - 1.0).abs() < 1e-3, "{name}: {ratio}");
+    }
 }
 
 #[test]
 fn accumulated_steps_change_the_weights_only_at_the_last_one() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let run = |folder: &str, rest: &str| {
         let job = "train cfg.toml --no-validate --set train.epochs=1 schedule.warmup_iters=0";
         scene.two(&format!("{job} {rest} --work-dir {folder}"));
@@ -64,9 +90,9 @@ fn accumulated_steps_change_the_weights_only_at_the_last_one() {
     assert_eq!(double[..2], constant[..2]);
     assert_ne!(double[2], constant[2]);
     // The rest of an epoch, which may be shorter than a group, ends with an update, too.
-    run("seven", "train.accumulate=7");
-    for (folder, group) in [("single", 1), ("double", 2), ("seven", 7)] {
-        let updates = steps(2).div_ceil(group) as f32;
+    run("three", "train.accumulate=3");
+    for (folder, group) in [("single", 1), ("double", 2), ("three", 3)] {
+        let updates = scene.steps(2).div_ceil(group) as f32;
         let steps: Vec<f32> = latest(&scene, folder)
             .iter()
             .filter(|(name, _)| name.starts_with("optimizer.step."))
@@ -77,28 +103,8 @@ fn accumulated_steps_change_the_weights_only_at_the_last_one() {
 }
 
 #[test]
-fn accumulated_gradients_are_averaged() {
-    let scene = Scene::new();
-    // A single update with the mean over the epoch. Twice the rate moves the weights twice as far. A sum instead of the mean
-    // would be longer than the mean of the norms.
-    let run = |folder: &str, rate: &str| {
-        scene.one(&format!("{ONE_UPDATE} optimizer.lr={rate} optimizer.grad_clip=1e9 --work-dir {folder}"));
-        latest(&scene, folder)
-    };
-    let start = run("start", "0.0");
-    let (once, twice) = (run("once", "0.1"), run("twice", "0.2"));
-    let ratio = distance(&twice, &start) / distance(&once, &start);
-    assert!((ratio - 2.0).abs() < 1e-3, "{ratio}");
-    let mean = of_mode(&scene.path("once"), "train").last().unwrap()["grad_norm"].as_f64().unwrap();
-    scene.one(&format!("{ONE_UPDATE} train.accumulate=1 optimizer.lr=0.0 optimizer.grad_clip=1e9 --work-dir each"));
-    let each = series(&scene.path("each"), "grad_norm");
-    let bound = each.iter().sum::<f64>() / each.len() as f64;
-    assert!(mean <= bound * 1.001, "the norm of a mean, {mean}, is at most the mean of the norms, {bound}");
-}
-
-#[test]
 fn a_moving_average_is_saved_and_evaluated_and_does_not_affect_training() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.two("train cfg.toml --work-dir plain");
     scene.two("train cfg.toml --work-dir ema --set train.ema=0.99");
     assert_eq!(losses(&scene.path("plain")), losses(&scene.path("ema")));
@@ -116,7 +122,7 @@ fn a_moving_average_is_saved_and_evaluated_and_does_not_affect_training() {
 
 #[test]
 fn sync_bn_gives_all_ranks_the_same_statistics() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let buffers = |folder: &str, rest: &str| {
         scene.two(&format!("train cfg.toml --no-validate --work-dir {folder} --set train.epochs=1 {rest}"));
         let all = latest(&scene, folder);
@@ -149,17 +155,17 @@ fn several_scales_are_sampled_by_value_or_within_a_range() {
     let from_small = value.iter().zip(&small).filter(|(a, b)| a == b).count();
     let from_large = value.iter().zip(&large).filter(|(a, b)| a == b).count();
     assert_eq!(from_small + from_large, value.len(), "each image has one of the two sizes");
-    assert!(from_small >= 10 && from_large >= 10, "{from_small} and {from_large} of {}", value.len());
+    assert!(from_small >= 8 && from_large >= 8, "{from_small} and {from_large} of {}", value.len());
 
     let range = run("range", "[[96,64],[160,128]] data.pipeline.scale_mode=range");
     let between = range.iter().zip(small.iter().zip(&large)).filter(|(a, (b, c))| a != b && a != c).count();
-    assert!(between >= 24, "{between} of {} images have a size in between", range.len());
+    assert!(between >= 16, "{between} of {} images have a size in between", range.len());
     assert_eq!(run("point", "[[96,64],[96,64]] data.pipeline.scale_mode=range"), small);
 }
 
 #[test]
 fn auto_scale_lr_follows_the_number_of_images_per_update() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let job =
         "train cfg.toml --no-validate --auto-scale-lr --set train.epochs=1 optimizer.lr=0.001 schedule.warmup_iters=0";
     scene.two(&format!("{job} --work-dir two"));
@@ -180,14 +186,14 @@ fn sgd_trains_with_momentum_buffers() {
     assert_eq!(sgd[0], adamw[0]);
     assert_ne!(sgd[2..], adamw[2..]);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!(mean(&sgd[40..]) < 0.9 * mean(&sgd[..8]), "the loss decreases: {sgd:?}");
+    assert!(mean(&sgd[sgd.len() - 8..]) < 0.9 * mean(&sgd[..8]), "the loss decreases: {sgd:?}");
 }
 
 #[test]
 fn bfloat16_stays_close_to_float32_and_is_evaluated_in_float32_by_default() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let run = |amp: &str| {
-        scene.two(&format!("train cfg.toml --set train.epochs=1 train.amp={amp} --work-dir {amp}"));
+        scene.two(&format!("train cfg.toml --no-validate --set train.epochs=1 train.amp={amp} --work-dir {amp}"));
         series(&scene.path(amp), "loss")
     };
     let (full, narrow) = (run("off"), run("bf16"));
@@ -200,7 +206,7 @@ fn bfloat16_stays_close_to_float32_and_is_evaluated_in_float32_by_default() {
     assert_eq!(width("model.roi_head.bbox_head.fc_cls.bias"), 9 * 4, "weights stay float32");
 
     let found = |name: &str, rest: &str| {
-        scene.two(&format!("test bf16/latest.ckpt --format-only --out {name}.json --set {rest}"));
+        scene.one(&format!("test bf16/latest.ckpt --format-only --out {name}.json --set {rest}"));
         std::fs::read_to_string(scene.path(&format!("{name}.bbox.json"))).unwrap()
     };
     let exact = found("exact", "evaluation.amp=off");
@@ -212,7 +218,7 @@ fn bfloat16_stays_close_to_float32_and_is_evaluated_in_float32_by_default() {
 fn float16_skips_overflowing_steps_on_all_workers_and_resumes_with_its_scale() {
     let scene = Scene::new();
     let job =
-        "train cfg.toml --no-validate --work-dir fp16 --set train.amp=fp16 train.loss_scale=1e9 optimizer.lr=0.01";
+        "train cfg.toml --no-validate --work-dir fp16 --set train.amp=fp16 train.loss_scale=1e8 optimizer.lr=0.01";
     scene.two(&format!("{job} train.epochs=1"));
     let count_skipped = |rank: usize| {
         let log = std::fs::read_to_string(scene.path(&format!("fp16/logs/rank_{rank}.log"))).unwrap();
@@ -220,12 +226,12 @@ fn float16_skips_overflowing_steps_on_all_workers_and_resumes_with_its_scale() {
     };
     let scales = series(&scene.path("fp16"), "loss_scale");
     let skipped = count_skipped(0);
-    assert!(skipped >= 10 && skipped < scales.len() - 2, "{skipped} of {scales:?}");
+    assert!(skipped >= 6 && skipped < scales.len() - 2, "{skipped} of {scales:?}");
     assert_eq!(count_skipped(1), skipped);
-    assert_eq!(scales[..3], [1e9, 5e8, 2.5e8]);
+    assert_eq!(scales[..3], [1e8, 5e7, 2.5e7]);
     assert!(series(&scene.path("fp16"), "loss").iter().all(|loss| loss.is_finite()));
 
-    let scale = 1e9 / 2.0_f64.powi(i32::try_from(skipped).unwrap());
+    let scale = 1e8 / 2.0_f64.powi(i32::try_from(skipped).unwrap());
     let ended = scene.two(&format!("{job} train.epochs=2 --resume"));
     ended.expect(0, &[&format!("loss scale {scale}, {skipped} updates skipped so far")]);
     let resumed = series(&scene.path("fp16"), "loss_scale");
@@ -234,9 +240,9 @@ fn float16_skips_overflowing_steps_on_all_workers_and_resumes_with_its_scale() {
 
 #[test]
 fn the_seed_determines_all_randomness() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let run = |folder: &str, seed: &str| {
-        scene.two(&format!("train cfg.toml --no-validate --seed {seed} --work-dir {folder}"));
+        scene.two(&format!("train cfg.toml --no-validate --seed {seed} --work-dir {folder} --set train.epochs=1"));
         latest(&scene, folder)
     };
     let (a, b, c) = (run("a", "7"), run("b", "7"), run("c", "8"));
@@ -245,35 +251,8 @@ fn the_seed_determines_all_randomness() {
 }
 
 #[test]
-fn each_parameter_is_updated_by_its_multiplier() {
-    let scene = Scene::new();
-    let run = |folder: &str, rest: &str| {
-        scene.two(&format!("{ONE_UPDATE} {rest} --work-dir {folder}"));
-        latest(&scene, folder)
-    };
-    let start = run("start", "optimizer.lr=0.0");
-    let plain = run("plain", "optimizer.lr=0.1");
-    let keys = "optimizer.paramwise.custom_keys.rpn_head.lr_mult=0.25 optimizer.paramwise.bias_lr_mult=2";
-    let grouped = run("grouped", &format!("optimizer.lr=0.1 {keys}"));
-    let change = |now: &Tensors, name: &str| -> f64 {
-        let pairs = floats(&now[name]).into_iter().zip(floats(&start[name]));
-        pairs.map(|(x, y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>().sqrt()
-    };
-    for (name, multiplier) in [
-        ("model.neck.fpn_convs.0.conv.weight", 1.0),
-        ("model.neck.fpn_convs.0.conv.bias", 2.0),
-        ("model.backbone.norm0.bias", 1.0),
-        ("model.rpn_head.rpn_conv.weight", 0.25),
-        ("model.rpn_head.rpn_conv.bias", 0.25),
-    ] {
-        let ratio = change(&grouped, name) / change(&plain, name);
-        assert!((ratio / multiplier - 1.0).abs() < 1e-3, "{name}: {ratio}");
-    }
-}
-
-#[test]
 fn frozen_stages_stay_as_they_are_and_may_be_trained_later() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let job = "train cfg.toml --no-validate --set train.ema=0.9 model.norm_eval=true";
     let ended = scene.two(&format!("{job} optimizer.lr=0.0 train.epochs=1 --work-dir start"));
     assert!(!ended.stderr.contains("random weights"), "{}", ended.stderr);
@@ -297,8 +276,8 @@ fn frozen_stages_stay_as_they_are_and_may_be_trained_later() {
     assert!(ended.stderr.contains("model.frozen_stages = -1 (was 1)"), "{}", ended.stderr);
     let later = latest(&scene, "frozen");
     let updates = |name: &str| floats(&later[&format!("optimizer.step.{name}")])[0] as usize;
-    assert_eq!(updates("backbone.patch_embed.proj.weight"), steps(2));
-    assert_eq!(updates("neck.fpn_convs.0.conv.weight"), 3 * steps(2));
+    assert_eq!(updates("backbone.patch_embed.proj.weight"), scene.steps(2));
+    assert_eq!(updates("neck.fpn_convs.0.conv.weight"), 3 * scene.steps(2));
     // And frozen again.
     scene.two(&format!("{job} train.epochs=4 model.frozen_stages=4 --work-dir frozen --resume"));
     assert_ne!(differences(&later, &latest(&scene, "frozen")), Vec::<String>::new());
@@ -306,11 +285,11 @@ fn frozen_stages_stay_as_they_are_and_may_be_trained_later() {
 
 #[test]
 fn the_learning_rate_follows_the_policy_and_print_config_shows_it() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let set = "schedule.policy=cosine schedule.by_epoch=false schedule.min_lr_ratio=0.1 schedule.warmup=constant \
                schedule.warmup_iters=2 schedule.warmup_ratio=0.5";
     scene.two(&format!("train cfg.toml --no-validate --set {set}"));
-    let (logged, all) = (series(&scene.path("work_dirs/cfg"), "lr"), 2 * steps(2));
+    let (logged, all) = (series(&scene.path("work_dirs/cfg"), "lr"), 2 * scene.steps(2));
     let expected = |step: usize| {
         let regular = 1e-3 * (0.1 + 0.9 * (1.0 + (std::f64::consts::PI * step as f64 / all as f64).cos()) / 2.0);
         if step < 2 { 0.5 * regular } else { regular }
@@ -322,7 +301,7 @@ fn the_learning_rate_follows_the_policy_and_print_config_shows_it() {
     }
     let ended = scene.launch(&format!("print-config cfg.toml --schedule --world-size 2 --set {set}"));
     let shown = &ended.expect(0, &[]).stdout;
-    let head = format!("Learning rate of 2 epochs of {} steps on 2 workers, 2 images per update", steps(2));
+    let head = format!("Learning rate of 2 epochs of {} steps on 2 workers, 2 images per update", scene.steps(2));
     let last = format!("{all} {:>15.4e}", expected(all - 1));
     assert!(shown.starts_with(&head) && shown.contains("5.0000e-4  warm-up") && shown.contains(&last), "{shown}");
     scene.launch("print-config cfg.toml --set schedule.policy=CosineAnnealing").expect(2, &["use \"cosine\""]);
@@ -333,7 +312,7 @@ fn the_learning_rate_follows_the_policy_and_print_config_shows_it() {
 
 #[test]
 fn early_stopping_ends_the_job_and_a_longer_patience_goes_on() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     // Nothing is learned, so no evaluation is better than the first, whatever its value.
     let job = "train cfg.toml --set train.epochs=9 optimizer.lr=0.0 model.norm_eval=true checkpoint.interval=9 \
                checkpoint.save_best=segm_mAP train.early_stop.metric=bbox_mAP train.early_stop.patience=";
@@ -345,9 +324,9 @@ fn early_stopping_ends_the_job_and_a_longer_patience_goes_on() {
     assert_eq!(evaluations(), 3);
     assert!(folder.join("best_segm_mAP.ckpt").is_file() && folder.join("epoch_3.ckpt").is_file());
     scene.two(&format!("{job}2 --resume"));
-    assert_eq!((evaluations(), series(&folder, "loss").len()), (3, 3 * steps(2)), "the job is over");
+    assert_eq!((evaluations(), series(&folder, "loss").len()), (3, 3 * scene.steps(2)), "the job is over");
     scene.two(&format!("{job}3 --resume"));
-    assert_eq!((evaluations(), series(&folder, "loss").len()), (4, 4 * steps(2)));
+    assert_eq!((evaluations(), series(&folder, "loss").len()), (4, 4 * scene.steps(2)));
     scene
         .launch("print-config cfg.toml --set train.early_stop.metric=loss")
         .expect(2, &["train.early_stop.metric is \"loss\"", "bbox_mAP"]);

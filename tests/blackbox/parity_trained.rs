@@ -16,12 +16,13 @@ use serde_json::Value;
 use report::Comparison;
 
 use crate::slots;
+use crate::support::{python_tool, skip};
 
-/// The folder of test data. If there is none, prints that `test` is skipped.
-fn test_data(test: &str) -> Option<PathBuf> {
+/// The folder of test data. Without one the test is skipped.
+fn test_data() -> Option<PathBuf> {
     let folder = std::env::var_os("FNET_TEST_DATA").map(PathBuf::from);
     if folder.is_none() {
-        println!("SKIPPED {test}: FNET_TEST_DATA is unset");
+        skip("FNET_TEST_DATA is unset");
     }
     folder
 }
@@ -165,8 +166,8 @@ fn write_first_images(from: &Path, count: usize, to: &Path) -> HashSet<i64> {
 
 /// Runs `test` on MMDetection's checkpoint and compares with its results of the same case: on all images including
 /// metrics, or on the first images of the validation set.
-fn evaluate(test: &str, case: &str, first: Option<usize>, set: &[&str]) {
-    let Some(data) = test_data(test) else { return };
+fn evaluate(case: &str, first: Option<usize>, set: &[&str]) {
+    let Some(data) = test_data() else { return };
     let _slots = slots::take(1);
     let folder = tempfile::tempdir().unwrap();
     let mut set = set.to_vec();
@@ -197,25 +198,25 @@ const VAL: [&str; 2] = ["data.val.ann_file=annotations/instances_val2017.json", 
 
 #[test]
 fn parity_trained_tiny_on_the_images_that_it_knows() {
-    evaluate("parity_trained_tiny_on_the_images_that_it_knows", "a", None, &["data.pipeline.test_scale=[480,320]"]);
+    evaluate("a", None, &["data.pipeline.test_scale=[480,320]"]);
 }
 
 #[test]
 fn parity_trained_tiny_on_other_images() {
-    evaluate("parity_trained_tiny_on_other_images", "b", None, &[VAL[0], VAL[1], "data.pipeline.test_scale=[480,320]"]);
+    evaluate("b", None, &[VAL[0], VAL[1], "data.pipeline.test_scale=[480,320]"]);
 }
 
 const FULL_SIZE: [&str; 3] = [VAL[0], VAL[1], "data.pipeline.test_scale=[1333,800]"];
 
 #[test]
 fn parity_trained_tiny_on_some_other_images_in_full_size() {
-    evaluate("parity_trained_tiny_on_some_other_images_in_full_size", "c", Some(8), &FULL_SIZE);
+    evaluate("c", Some(8), &FULL_SIZE);
 }
 
 #[test]
 #[ignore = "takes two minutes; run by make parity"]
 fn parity_trained_tiny_on_other_images_in_full_size() {
-    evaluate("parity_trained_tiny_on_other_images_in_full_size", "c", None, &FULL_SIZE);
+    evaluate("c", None, &FULL_SIZE);
 }
 
 const SAME_STATE: &str = r#"
@@ -237,13 +238,8 @@ for name in ('CLASSES', 'epoch', 'iter'):
 
 #[test]
 fn parity_trained_tiny_goes_through_a_training_job_and_back_unchanged() {
-    let test = "parity_trained_tiny_goes_through_a_training_job_and_back_unchanged";
-    let Some(data) = test_data(test) else { return };
-    let python = in_repository(".venv/bin/python");
-    if !python.is_file() {
-        println!("SKIPPED {test}: {} does not exist", python.display());
-        return;
-    }
+    let Some(data) = test_data() else { return };
+    let Some(python) = python_tool("python") else { return };
     let _slots = slots::take(2);
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = data.join("reference/trained_tiny/ckpt.pth");

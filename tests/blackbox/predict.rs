@@ -10,12 +10,6 @@ use crate::support::Scene;
 
 const PREDICT: &str = "--device cpu --nproc 1 predict work_dirs/cfg/latest.ckpt";
 
-fn trained() -> Scene {
-    let scene = Scene::with_images(4, 3);
-    scene.one("train cfg.toml --no-validate --set train.epochs=1");
-    scene
-}
-
 /// Writes the validation set as `other.json` with category ids that count from 11.
 fn write_other_ids(scene: &Scene) {
     let mut set = object(&scene.path("data/annotations/instances_val.json"));
@@ -27,7 +21,7 @@ fn write_other_ids(scene: &Scene) {
 
 #[test]
 fn each_format_has_the_same_objects_with_the_category_ids_of_the_annotation_file() {
-    let scene = trained();
+    let scene = Scene::with_detector(4, 3);
     write_other_ids(&scene);
     let run = |options: &str| scene.launch(&format!("{PREDICT} data/val --score-thr 0.13 {options}"));
     run("--out coco --set data.val.ann_file=other.json").expect(
@@ -99,7 +93,7 @@ fn each_format_has_the_same_objects_with_the_category_ids_of_the_annotation_file
 
 #[test]
 fn images_of_equal_names_and_those_that_cannot_be_read_stop_no_other() {
-    let scene = trained();
+    let scene = Scene::with_detector(4, 3);
     let images = files(&scene.path("data/val"), ".jpg");
     for (folder, image) in ["a", "b"].iter().zip(&images) {
         fs::create_dir_all(scene.path(folder)).unwrap();

@@ -7,16 +7,15 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::outputs::{object, of_mode};
-use crate::support::{Scene, finish};
+use crate::support::{Scene, finish, skip};
 
-/// The data of a page.
 fn data_of(page: &str) -> Value {
     let (_, rest) = page.split_once("id=\"data\">").unwrap();
     serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
 }
 
-/// A Chromium, from FNET_CHROMIUM or PATH. `None`, with a SKIPPED line, if there is none.
-fn chromium(test: &str) -> Option<PathBuf> {
+/// A Chromium, from FNET_CHROMIUM or PATH. Without one the test is skipped.
+fn chromium() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let named = std::env::var_os("FNET_CHROMIUM").map(PathBuf::from);
     let names = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome"];
@@ -24,7 +23,7 @@ fn chromium(test: &str) -> Option<PathBuf> {
         || std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name))).find(|p| p.is_file());
     let found = named.or_else(on_path);
     if found.is_none() {
-        println!("SKIPPED {test}: no Chromium on PATH or in FNET_CHROMIUM");
+        skip("no Chromium on PATH or in FNET_CHROMIUM");
     }
     found
 }
@@ -95,7 +94,7 @@ fn kept_results_have_the_metrics_of_the_evaluation_and_make_a_page() {
     assert!(!images.is_empty() && images.iter().all(|image| image["jpeg"].as_str().unwrap().starts_with("/9j/")));
     assert!(data["runs"][0]["log"]["train"]["loss"]["y"].as_array().unwrap().len() > 3);
     // A browser draws it without an error.
-    let Some(chromium) = chromium("kept_results_have_the_metrics_of_the_evaluation_and_make_a_page") else { return };
+    let Some(chromium) = chromium() else { return };
     let mut browser = Command::new(chromium);
     browser.args([
         "--headless",

@@ -2,23 +2,39 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::work_dir;
 
 use crate::outputs::{differences, files, losses, of_mode, tensors};
-use crate::support::{Ended, Scene, signal, steps, until};
+use crate::support::{Ended, Files, Scene, signal, until};
 
 /// All settings with randomness or state are on.
 const JOB: &str = "train cfg.toml --set train.epochs=3 train.ema=0.9 optimizer.grad_clip=5.0 \
     model.backbone.drop_path_rate=0.2 data.pipeline.scales=[[96,64],[128,96]] schedule.steps=[1]";
 
+/// The job that nothing disturbs, `whole`.
+static WHOLE: LazyLock<Files> = LazyLock::new(|| {
+    let scene = Scene::new();
+    scene.two(&format!("{JOB} --work-dir whole"));
+    scene.files("whole")
+});
+
+/// A scene with [`WHOLE`].
+fn beside_whole() -> Scene {
+    LazyLock::force(&WHOLE);
+    let scene = Scene::new();
+    scene.put(&WHOLE);
+    scene
+}
+
 /// Asserts that the job in `resumed` equals the undisturbed one in `whole`, bit for bit.
-fn assert_equal(scene: &Scene, resumed: &str, whole: &str) {
-    let (resumed, whole) = (scene.path(resumed), scene.path(whole));
+fn assert_equal(scene: &Scene, resumed: &str) {
+    let (resumed, whole) = (scene.path(resumed), scene.path("whole"));
     let (a, b) = (losses(&resumed), losses(&whole));
-    assert_eq!(a.len(), 3 * steps(2));
+    assert_eq!(a.len(), 3 * scene.steps(2));
     for (line, expected) in a.iter().zip(&b) {
         assert_eq!(line, expected);
     }
@@ -60,44 +76,50 @@ fn interrupted_within_an_epoch(scene: &Scene) -> String {
 
 #[test]
 fn ctrl_c_within_an_epoch_and_resume_change_nothing() {
-    let scene = Scene::new();
+    let scene = beside_whole();
     let folder = interrupted_within_an_epoch(&scene);
     let done = losses(&scene.path(&folder)).len();
-    assert!((5..steps(2)).contains(&done), "{done}");
+    assert!((5..scene.steps(2)).contains(&done), "{done}");
     assert!(scene.path(&folder).join(format!("iter_{done}.ckpt")).is_file());
     let ended = scene.two(&format!("{JOB} --work-dir {folder} --resume"));
     assert!(ended.stderr.contains(&format!("resumed epoch 0, iter {done} from")), "{}", ended.stderr);
-    scene.two(&format!("{JOB} --work-dir whole"));
-    assert_equal(&scene, &folder, "whole");
+    assert_equal(&scene, &folder);
 }
 
 #[test]
 fn a_stop_at_the_end_of_an_epoch_and_resume_change_nothing() {
-    let scene = Scene::new();
-    scene.two(&format!("{JOB} --work-dir whole"));
+    let scene = beside_whole();
     // Stopped during the evaluation of the first epoch, or soon after.
     let ended = stopped(&scene, "stopped", "INT", |path| path.join("epoch_1.ckpt").is_file());
     ended.expect(130, &[]);
     scene.two(&format!("{JOB} --work-dir stopped --resume"));
-    assert_equal(&scene, "stopped", "whole");
+    assert_equal(&scene, "stopped");
 
     // A job of one epoch, and another that resumes from its only checkpoint.
     scene.two(&format!("{JOB} train.epochs=1 --work-dir short"));
     scene.two(&format!("{JOB} --work-dir short --resume=short/epoch_1.ckpt"));
-    assert_equal(&scene, "short", "whole");
+    assert_equal(&scene, "short");
 }
 
 #[test]
-fn sigterm_saves_and_suggests_resume() {
+fn sigterm_saves_and_suggests_resume_to_workers_without_cuda() {
     let scene = Scene::new();
-    let ended = stopped(&scene, "stopped", "TERM", |path| losses(path).len() >= 3);
+    let ended = stopped(&scene, "stopped", "TERM", |path| {
+        let is_ready = losses(path).len() >= 3;
+        if is_ready {
+            // Loading it would take half a gigabyte and double the start-up time.
+            let maps = fs::read_to_string(format!("/proc/{}/maps", scene.worker(0))).unwrap();
+            assert!(maps.contains("libtorch_cpu.so") && !maps.contains("libtorch_cuda.so"), "{maps}");
+        }
+        is_ready
+    });
     ended.expect(75, &["--resume"]);
     assert!(scene.path("stopped/latest.ckpt").is_file());
 }
 
 #[test]
 fn sgd_resumes_with_and_without_momentum() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     for momentum in ["0.9", "0.0"] {
         let job = format!("train cfg.toml --no-validate --set optimizer.kind=sgd optimizer.momentum={momentum}");
         let (whole, parts) = (format!("whole{momentum}"), format!("parts{momentum}"));
@@ -111,12 +133,12 @@ fn sgd_resumes_with_and_without_momentum() {
 
 #[test]
 fn resuming_a_finished_job_does_nothing_and_succeeds() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.two("train cfg.toml --no-validate");
     let before = tensors(&scene.path("work_dirs/cfg/latest.ckpt"));
     scene.two("train cfg.toml --no-validate --resume");
     assert_eq!(tensors(&scene.path("work_dirs/cfg/latest.ckpt")), before);
-    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * steps(2));
+    assert_eq!(losses(&scene.path("work_dirs/cfg")).len(), 2 * scene.steps(2));
 }
 
 #[test]
@@ -148,7 +170,7 @@ fn a_killed_worker_ends_the_job_and_is_named() {
 
 #[test]
 fn after_a_killed_worker_the_job_restarts_from_the_newest_checkpoint_without_changes() {
-    let scene = Scene::new();
+    let scene = beside_whole();
     let running = scene.start(&format!("--device cpu --nproc 2 --max-restarts 1 {JOB} --work-dir killed"));
     let folder = scene.path("killed");
     until("the first epoch is saved", || folder.join("latest.ckpt").exists());
@@ -156,15 +178,13 @@ fn after_a_killed_worker_the_job_restarts_from_the_newest_checkpoint_without_cha
     let ended = running.wait();
     ended.expect(0, &["rank 1 failed: killed by SIGKILL", "epoch_1.ckpt"]);
     scene.assert_nothing_left();
-    scene.two(&format!("{JOB} --work-dir whole"));
     let [a, b] = ["killed", "whole"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 }
 
 #[test]
 fn an_interrupted_evaluation_ends_immediately() {
-    let scene = Scene::new();
-    scene.two("train cfg.toml --no-validate --set train.epochs=1");
+    let scene = Scene::with_detector(2, 8);
     let slow = "--device cpu --nproc 2 test work_dirs/cfg/latest.ckpt --set data.pipeline.test_scale=[3000,2400]";
     let running = scene.start(slow);
     let log = scene.path("work_dirs/cfg/logs/test/rank_1.log");
@@ -185,7 +205,7 @@ fn a_job_at_its_time_limit_saves_and_suggests_resume() {
 
 #[test]
 fn auto_resume_starts_goes_on_and_refuses_to_replace_damaged_checkpoints() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.one("train cfg.toml --no-validate --work-dir first --set train.epochs=1");
     let job = "train cfg.toml --no-validate --auto-resume --load-from first/latest.ckpt --set train.epochs=";
     let started = scene.one(&format!("{job}1"));

@@ -21,12 +21,12 @@ print(json.dumps({name + str(labels.get('name', labels.get('rank', ''))): value 
 
 #[test]
 fn a_finished_job_is_told_by_its_terminal_its_status_its_metrics_and_its_tracker() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let ended = scene.two("train cfg.toml --set log.command=cat>got.jsonl");
     let screen: Vec<&str> = ended.stderr.lines().skip_while(|line| !line.ends_with(" - Training cfg")).collect();
     for (name, text) in [
         ("model", "Mask R-CNN, fasternet with 8 channels and 1-1-1-1 blocks, "),
-        ("data", "48 images for training, 8 images for validation, 8 classes"),
+        ("data", "8 images for training, 4 images for validation, 8 classes"),
         ("steps", "2 epochs of "),
         ("batch", "2 images per update (2 workers, 1 image each)"),
         ("learning rate", "0.001 (adamw), policy step, warm-up of 4 steps"),
@@ -59,7 +59,7 @@ fn a_finished_job_is_told_by_its_terminal_its_status_its_metrics_and_its_tracker
     assert!(page.contains("loss_rpn_cls ") && page.contains("latest.ckpt") || page.contains("epoch_2.ckpt"), "{page}");
     let status = object(&folder.join("status.json"));
     assert_eq!(status["training"]["step"], status["training"]["total_steps"]);
-    if let Some(metrics) = scene.python("status", METRICS) {
+    if let Some(metrics) = scene.python(METRICS) {
         let metrics: Value = serde_json::from_str(&metrics).unwrap();
         let number = |name: &str| metrics[name].as_f64().unwrap_or_else(|| panic!("{name}: {metrics}"));
         assert_eq!((number("fnet_steps_done"), number("fnet_job_running")), (number("fnet_steps"), 0.0));

@@ -1,9 +1,10 @@
 //! Runs the real programs in a temporary folder.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ use crate::slots::{self, Slots};
 
 /// Longer than any job here on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
-/// Images of the training set.
-const IMAGES: u32 = 48;
+/// Images for training and validation.
+const IMAGES: [u32; 2] = [32, 8];
+/// The same of a [`Scene::small`].
+const FEW_IMAGES: [u32; 2] = [8, 4];
 /// Environment variable that marks the processes of a scene.
 const MARK: &str = "FNET_TEST_SCENE";
 /// Slots of a test with jobs of two computing workers.
@@ -68,8 +71,19 @@ tensorboard = false
 /// A folder with a config `cfg.toml` in which the programs run.
 pub struct Scene {
     folder: tempfile::TempDir,
+    images: PathBuf,
     _slots: Option<Slots>,
 }
+
+/// The files of a scene, which other scenes start from: their names, and their bytes or where they lead.
+pub struct Files(Vec<(PathBuf, Result<Vec<u8>, PathBuf>)>);
+
+/// A detector after an epoch on 16 images, `work_dirs/cfg/latest.ckpt`.
+static DETECTOR: LazyLock<Files> = LazyLock::new(|| {
+    let scene = Scene::on(Path::new("data"), None).with_generated(16, 4);
+    scene.one("train cfg.toml --no-validate --set train.epochs=1 optimizer.lr=0.003");
+    scene.files("work_dirs")
+});
 
 /// A running program.
 pub struct Running {
@@ -82,9 +96,7 @@ pub struct Running {
 pub struct Ended {
     /// Its exit code.
     pub code: i32,
-    /// Its stdout.
     pub stdout: String,
-    /// Its stderr.
     pub stderr: String,
 }
 
@@ -108,33 +120,95 @@ impl Scene {
 
     /// A scene for jobs of this number of computing workers; 1 for jobs that mostly wait for a deadline.
     pub fn of(workers: usize) -> Self {
-        Self::on(&shared_images(), Some(slots::take(workers)))
+        Self::on(&shared_images(IMAGES), Some(slots::take(workers)))
+    }
+
+    /// A scene whose epochs are short.
+    pub fn small() -> Self {
+        Self::on(&shared_images(FEW_IMAGES), Some(slots::take(TWO_WORKERS)))
     }
 
     /// A scene with a copy of some images in `data/` that a test may damage.
     pub fn with_own_images() -> Self {
-        Self::with_images(8, 4)
+        Self::with_images(FEW_IMAGES[0], FEW_IMAGES[1])
     }
 
     /// A scene with its own training and validation images in `data/`.
     pub fn with_images(images: u32, val_images: u32) -> Self {
+        Self::on(Path::new("data"), Some(slots::take(TWO_WORKERS))).with_generated(images, val_images)
+    }
+
+    /// [`Self::with_images`], with a detector that other images have trained, `work_dirs/cfg/latest.ckpt`.
+    pub fn with_detector(images: u32, val_images: u32) -> Self {
+        Self::with_files(&DETECTOR).with_generated(images, val_images)
+    }
+
+    /// A scene with the files of another one, which had its own images.
+    pub fn with_files(files: &Files) -> Self {
         let scene = Self::on(Path::new("data"), Some(slots::take(TWO_WORKERS)));
-        let data = scene.path("data");
-        let options = fnet_synth::Options { out: data, images, val_images, ..options() };
-        fnet_synth::generate(&options, &|_| {}).unwrap();
+        scene.put(files);
         scene
     }
 
     /// Another scene of the same test, for programs that run at the same time.
     pub fn beside(&self) -> Self {
-        Self::on(&shared_images(), None)
+        Self::on(&shared_images(IMAGES), None)
     }
 
-    fn on(data: &Path, slots: Option<Slots>) -> Self {
+    fn on(images: &Path, slots: Option<Slots>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = format!("[data]\nroot = {:?}\n", data.to_str().unwrap());
+        let root = format!("[data]\nroot = {:?}\n", images.to_str().unwrap());
         fs::write(folder.path().join("cfg.toml"), CONFIG.replace("[data]\n", &root)).unwrap();
-        Self { folder, _slots: slots }
+        Self { images: folder.path().join(images), folder, _slots: slots }
+    }
+
+    fn with_generated(self, images: u32, val_images: u32) -> Self {
+        generate(&self.images, [images, val_images]);
+        self
+    }
+
+    /// The folder of its data set.
+    pub fn images(&self) -> &Path {
+        &self.images
+    }
+
+    /// Steps per epoch with one image per worker. Portrait and landscape images form groups, and each is filled up so that
+    /// all workers have the same number.
+    pub fn steps(&self, workers: usize) -> usize {
+        let text = fs::read_to_string(self.images.join("annotations/instances_train.json")).unwrap();
+        let set: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let images = set["images"].as_array().unwrap();
+        let landscape = images.iter().filter(|image| image["width"].as_u64() > image["height"].as_u64()).count();
+        landscape.div_ceil(workers) + (images.len() - landscape).div_ceil(workers)
+    }
+
+    /// All files below a folder.
+    pub fn files(&self, folder: &str) -> Files {
+        let mut found = Vec::new();
+        let mut folders = vec![PathBuf::from(folder)];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(self.path("").join(&folder)).unwrap().map(Result::unwrap) {
+                let (name, path) = (folder.join(entry.file_name()), entry.path());
+                match fs::read_link(&path) {
+                    Ok(target) => found.push((name, Err(target))),
+                    Err(_) if path.is_dir() => folders.push(name),
+                    Err(_) => found.push((name, Ok(fs::read(path).unwrap()))),
+                }
+            }
+        }
+        Files(found)
+    }
+
+    /// Writes the files of another scene.
+    pub fn put(&self, files: &Files) {
+        for (name, content) in &files.0 {
+            let path = self.path("").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match content {
+                Ok(bytes) => fs::write(path, bytes).unwrap(),
+                Err(target) => std::os::unix::fs::symlink(target, path).unwrap(),
+            }
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -191,10 +265,10 @@ impl Scene {
         ended
     }
 
-    /// Runs a Python script with PyTorch in this folder and returns its output. If there is no such Python, prints that
-    /// `test` is skipped.
-    pub fn python(&self, test: &str, script: &str) -> Option<String> {
-        let mut command = self.command(&python_tool("python", test)?, "-c");
+    /// Runs a Python script with PyTorch in this folder and returns its output. If there is no such Python, the test is
+    /// skipped.
+    pub fn python(&self, script: &str) -> Option<String> {
+        let mut command = self.command(&python_tool("python")?, "-c");
         command.arg(script);
         let ended = finish(command);
         assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -292,7 +366,6 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the end.
     pub fn wait(self) -> Ended {
         self.wait_for(TIMEOUT)
     }
@@ -369,39 +442,43 @@ pub fn launcher() -> PathBuf {
     path
 }
 
-/// A program of the Python environment from `make setup`. If it does not exist, prints that `test` is skipped.
-pub fn python_tool(name: &str, test: &str) -> Option<PathBuf> {
+/// A program of the Python environment from `make setup`. If it does not exist, the test is skipped.
+pub fn python_tool(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin").join(name);
     if !path.is_file() {
-        println!("SKIPPED {test}: {} does not exist", path.display());
+        skip(&format!("{} does not exist", path.display()));
         return None;
     }
     Some(path)
 }
 
-/// Steps per epoch with one image per worker. Portrait and landscape images form groups, and each is filled up so that
-/// all workers have the same number.
-pub fn steps(workers: usize) -> usize {
-    let text = fs::read_to_string(shared_images().join("annotations/instances_train.json")).unwrap();
-    let set: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let images = set["images"].as_array().unwrap();
-    let landscape = images.iter().filter(|image| image["width"].as_u64() > image["height"].as_u64()).count();
-    landscape.div_ceil(workers) + (images.len() - landscape).div_ceil(workers)
+/// Says that this test is skipped, and why. The caller returns.
+pub fn skip(why: &str) {
+    println!("SKIPPED {}: {why}", thread::current().name().unwrap_or("a test"));
 }
 
-fn options() -> fnet_synth::Options {
-    fnet_synth::Options { sides: 96..=128, objects: 1..=3, empty: 0.0, seed: 3, ..fnet_synth::Options::default() }
+fn generate(folder: &Path, [images, val_images]: [u32; 2]) {
+    let options = fnet_synth::Options {
+        out: folder.to_owned(),
+        images,
+        val_images,
+        sides: 96..=128,
+        objects: 1..=3,
+        empty: 0.0,
+        seed: 3,
+        ..fnet_synth::Options::default()
+    };
+    fnet_synth::generate(&options, &|_| {}).unwrap();
 }
 
 /// Generated images that no test changes, kept between runs.
-pub fn shared_images() -> PathBuf {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("blackbox-images-{}", fnet_synth::FORMAT_VERSION));
-    let options = fnet_synth::Options { out: out.clone(), images: IMAGES, val_images: 8, ..options() };
-    static MADE: Mutex<bool> = Mutex::new(false);
+fn shared_images(count: [u32; 2]) -> PathBuf {
+    let name = format!("blackbox-images-{}-{}-{}", fnet_synth::FORMAT_VERSION, count[0], count[1]);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    static MADE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*made {
-        fnet_synth::generate(&options, &|_| {}).unwrap();
-        *made = true;
+    if made.insert(folder.clone()) {
+        generate(&folder, count);
     }
-    out
+    folder
 }

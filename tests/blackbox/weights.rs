@@ -1,26 +1,35 @@
 //! Import and export of third-party weights: PyTorch and MMDetection files with every command.
 
 use std::fs;
+use std::sync::LazyLock;
 
 use crate::outputs::{Object, assert_same_metrics, differences, losses, series, tensors};
-use crate::support::{Scene, finish, steps, worker_program};
+use crate::support::{Files, Scene, finish, skip, worker_program};
 
 /// A job of one worker and one epoch; its checkpoint is `fnet/latest.ckpt`.
 const SHORT: &str = "train cfg.toml --no-validate --work-dir fnet --set train.epochs=1";
 
-/// A scene with a trained detector, `fnet/latest.ckpt`, and the same as a PyTorch file, `fnet.pth`.
-fn trained() -> Scene {
-    let scene = Scene::new();
+/// What most tests here start from: a trained detector, `fnet/latest.ckpt`, the same as a PyTorch file, `fnet.pth`, and the
+/// files of [`VARIANTS`] and [`OLDER`] where there is a Python with PyTorch.
+static TRAINED: LazyLock<(Files, bool)> = LazyLock::new(|| {
+    let scene = Scene::with_images(8, 8);
     scene.one(SHORT);
     scene.launch("export fnet/latest.ckpt fnet.pth --with-optimizer").expect(0, &[]);
-    scene
+    let has_variants = scene.python(&format!("{VARIANTS}{OLDER}")).is_some();
+    (scene.files(""), has_variants)
+});
+
+fn trained() -> Scene {
+    Scene::with_files(&TRAINED.0)
 }
 
-/// The root folder of the data set.
-fn images(scene: &Scene) -> String {
-    let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
-    let root = config.lines().find_map(|line| line.strip_prefix("root = \"")).unwrap();
-    root.trim_end_matches('"').to_owned()
+/// [`trained`], if it has the variants. Otherwise the test is skipped.
+fn variants() -> Option<Scene> {
+    let scene = trained();
+    if !TRAINED.1 {
+        skip("there is no Python with PyTorch");
+    }
+    TRAINED.1.then_some(scene)
 }
 
 /// Compares exports with the checkpoint's tensors in Python.
@@ -79,9 +88,8 @@ fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
     let scene = trained();
     scene.launch("export fnet/latest.ckpt light.pth").expect(0, &["wrote ", "light.pth"]);
     scene.launch("export fnet/latest.ckpt fnet.safetensors").expect(0, &["fnet.safetensors"]);
-    let script = COMPARE.replace("ITER", &steps(1).to_string());
-    let test = "an_export_has_every_tensor_and_torch_load_opens_it_by_default";
-    let Some(printed) = scene.python(test, &script) else { return };
+    let script = COMPARE.replace("ITER", &scene.steps(1).to_string());
+    let Some(printed) = scene.python(&script) else { return };
     let counts: Vec<usize> = printed.split_whitespace().map(|count| count.parse().unwrap()).collect();
     assert!(counts[0] > 80 && counts[1] > 50, "{counts:?}");
 
@@ -96,7 +104,7 @@ fn an_export_has_every_tensor_and_torch_load_opens_it_by_default() {
 
 #[test]
 fn the_moving_average_is_exported_for_inference_and_the_weights_for_training() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.one("train cfg.toml --no-validate --work-dir fnet --set train.epochs=1 train.ema=0.9");
     scene.launch("export fnet/latest.ckpt used.safetensors").expect(0, &["moving average"]);
     scene.launch("export fnet/latest.ckpt trained.pth --with-optimizer").expect(0, &["as they are trained"]);
@@ -113,8 +121,7 @@ fn the_moving_average_is_exported_for_inference_and_the_weights_for_training() {
 
 #[test]
 fn impossible_exports_are_refused_before_anything_is_written() {
-    let scene = Scene::new();
-    scene.one(SHORT);
+    let scene = trained();
     scene.launch("export fnet/latest.ckpt out.onnx").expect(2, &["out.onnx", ".safetensors"]);
     scene.launch("export fnet/latest.ckpt out.safetensors --with-optimizer").expect(2, &["--with-optimizer"]);
     scene.launch("export none.ckpt out.pth").expect(3, &["none.ckpt: no such file"]);
@@ -134,8 +141,7 @@ fn weights_give_the_same_detections_in_every_file_format() {
     let scene = trained();
     scene.launch("export fnet/latest.ckpt fnet.safetensors").expect(0, &[]);
     scene.one("test fnet/latest.ckpt --out a.json --metrics a.metrics.json");
-    let root = images(&scene);
-    scene.one(&format!("predict fnet/latest.ckpt {root}/val --out painted_a"));
+    scene.one("predict fnet/latest.ckpt data/val --out painted_a");
     for (file, name) in [("fnet.pth", "b"), ("fnet.safetensors", "c")] {
         let ended =
             scene.two(&format!("test {file} --config cfg.toml --out {name}.json --metrics {name}.metrics.json"));
@@ -148,7 +154,7 @@ fn weights_give_the_same_detections_in_every_file_format() {
             assert_eq!(a, b, "{file} {kind}");
         }
         assert_same_metrics(&scene.path("a.metrics.json"), &scene.path(&format!("{name}.metrics.json")));
-        scene.one(&format!("predict {file} {root}/val --config cfg.toml --out painted_{name}"));
+        scene.one(&format!("predict {file} data/val --config cfg.toml --out painted_{name}"));
         let [a, b] =
             ["a", name].map(|name| fs::read_to_string(scene.path(&format!("painted_{name}/results.json"))).unwrap());
         assert_eq!(a, b);
@@ -164,8 +170,7 @@ fn a_file_without_a_config_is_an_error_that_shows_the_command_to_run() {
     let line = "fnet-launch --device cpu --nproc 2 test --config=CONFIG.toml fnet.pth";
     scene.launch("--device cpu --nproc 2 test fnet.pth").expect(2, &[line]);
     scene.launch("predict fnet.pth . --out painted").expect(2, &["predict --config=CONFIG.toml --out=painted"]);
-    let predict = format!("predict fnet.pth {}/val --out painted", images(&scene));
-    for command in ["test fnet.pth", &predict] {
+    for command in ["test fnet.pth", "predict fnet.pth data/val --out painted"] {
         let mut worker = scene.command(&worker_program(), command);
         worker.env("FNET_DEVICE", "cpu");
         finish(worker).expect(2, &["--config=CONFIG.toml"]);
@@ -228,11 +233,7 @@ changed('other_settings.pth', lambda other: other['optimizer']['param_groups'][0
 
 #[test]
 fn a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded() {
-    let scene = trained();
-    let test = "a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded";
-    if scene.python(test, VARIANTS).is_none() {
-        return;
-    }
+    let Some(scene) = variants() else { return };
     let fnet = tensors(&scene.path("fnet/latest.ckpt"));
     // Of other files, only names below `backbone.` are used.
     for (index, (file, key, unused)) in [
@@ -265,10 +266,7 @@ fn a_pretrained_backbone_is_loaded_and_one_line_says_what_was_loaded() {
 
 #[test]
 fn weights_of_another_model_are_refused_with_a_reason() {
-    let scene = trained();
-    if scene.python("weights_of_another_model_are_refused_with_a_reason", VARIANTS).is_none() {
-        return;
-    }
+    let Some(scene) = variants() else { return };
     let refused = |line: &str, texts: &[&str]| {
         scene.launch(&format!("--device cpu --nproc 1 {line}")).expect(3, texts);
     };
@@ -282,6 +280,7 @@ fn weights_of_another_model_are_refused_with_a_reason() {
     let ended = scene.launch("--device cpu --nproc 1 train cfg.toml --load-from=third_party.pth");
     ended.expect(3, &["only 0 of the model's", "some.layer.weight", "--allow-partial"]);
     assert!(!ended.stderr.contains('\x1b'), "a file must not control the terminal");
+    refused("train cfg.toml --load-from no_meta.pth --match-classes", &["meta.CLASSES", "leave out --match-classes"]);
     refused("test five.pth --config cfg.toml", &["5 classes"]);
     refused("test incomplete.pth --config cfg.toml", &["neck.fpn_convs.0.conv.bias", "--allow-partial"]);
     refused("benchmark infer cfg.toml incomplete.pth --max-iter 6", &["neck.fpn_convs.0.conv.bias"]);
@@ -291,10 +290,7 @@ fn weights_of_another_model_are_refused_with_a_reason() {
 
 #[test]
 fn allow_partial_loads_matching_weights() {
-    let scene = trained();
-    if scene.python("allow_partial_loads_matching_weights", VARIANTS).is_none() {
-        return;
-    }
+    let Some(scene) = variants() else { return };
     let job = "train cfg.toml --no-validate --allow-partial --set train.epochs=1 optimizer.lr=0.0";
     // Other classes need no --allow-partial.
     let ended = scene.one(&format!("{} --load-from=five.pth --work-dir five", job.replace("--allow-partial ", "")));
@@ -319,19 +315,19 @@ const LONG: &str = "train cfg.toml --no-validate --set schedule.steps=[1]";
 
 #[test]
 fn a_job_resumes_from_an_mmdetection_checkpoint_as_from_its_own() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     scene.one(&format!("{LONG} --work-dir whole"));
     scene.one(&format!("{LONG} train.epochs=1 --work-dir fnet"));
     scene.launch("export fnet/latest.ckpt fnet.pth --with-optimizer").expect(0, &[]);
     let ended = scene.one(&format!("{LONG} --work-dir parts --resume fnet.pth"));
-    let expected = format!("resumed epoch 1, iter {} with AdamW's state: loaded", steps(1));
+    let expected = format!("resumed epoch 1, iter {} with AdamW's state: loaded", scene.steps(1));
     assert!(
         ended.stderr.contains(&expected) && ended.stderr.contains("from fnet.pth; new: 0; unused: 0"),
         "{}",
         ended.stderr
     );
     let whole = losses(&scene.path("whole"));
-    assert_eq!(losses(&scene.path("parts")), whole[steps(1)..]);
+    assert_eq!(losses(&scene.path("parts")), whole[scene.steps(1)..]);
     let [a, b] = ["whole", "parts"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     assert_eq!(differences(&a, &b), Vec::<String>::new());
 
@@ -358,10 +354,7 @@ torch.save(whole, 'older.pth', _use_new_zipfile_serialization=False)
 
 #[test]
 fn a_checkpoint_of_an_older_pytorch_resumes_alike() {
-    let scene = trained();
-    if scene.python("a_checkpoint_of_an_older_pytorch_resumes_alike", OLDER).is_none() {
-        return;
-    }
+    let Some(scene) = variants() else { return };
     let run = |name: &str| {
         scene.one(&format!("{LONG} --work-dir by_{name} --resume={name}.pth"));
         tensors(&scene.path(&format!("by_{name}/latest.ckpt")))
@@ -374,7 +367,7 @@ fn a_checkpoint_of_an_older_pytorch_resumes_alike() {
 fn every_rank_uses_the_running_statistics_of_the_file() {
     let scene = trained();
     let ended = scene.two(&format!("{LONG} --work-dir two --resume=fnet.pth"));
-    let expected = format!("its epochs had {} iterations and this job's have {}", steps(1), steps(2));
+    let expected = format!("its epochs had {} iterations and this job's have {}", scene.steps(1), scene.steps(2));
     assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
     let [fnet, two] = ["fnet/latest.ckpt", "two/epoch_1.ckpt"].map(|name| tensors(&scene.path(name)));
     let second: Vec<&String> = two.keys().filter(|name| name.starts_with("rank1.")).collect();
@@ -387,10 +380,7 @@ fn every_rank_uses_the_running_statistics_of_the_file() {
 
 #[test]
 fn mmdetection_checkpoints_that_cannot_be_resumed_say_why() {
-    let scene = trained();
-    if scene.python("mmdetection_checkpoints_that_cannot_be_resumed_say_why", VARIANTS).is_none() {
-        return;
-    }
+    let Some(scene) = variants() else { return };
     let refused = |file: &str, set: &str, texts: &[&str]| {
         scene.launch(&format!("--device cpu --nproc 1 {LONG} {set} --resume={file}")).expect(3, texts);
     };
@@ -405,7 +395,7 @@ fn mmdetection_checkpoints_that_cannot_be_resumed_say_why() {
     let ended = scene.one(&format!("{LONG} --work-dir settings --resume=other_settings.pth"));
     assert!(ended.stderr.contains("optimizer.weight_decay = 0.0001 (0.05)"), "{}", ended.stderr);
     let ended = scene.one(&format!("{LONG} --work-dir half --resume=half_batches.pth"));
-    let (stored, own) = (2 * steps(1), steps(1));
+    let (stored, own) = (2 * scene.steps(1), scene.steps(1));
     let expected = format!("had {stored} iterations and this job's have {own}, so iter {stored} becomes {own}");
     assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
 }
@@ -430,13 +420,12 @@ print(len(names))
 
 #[test]
 fn multipliers_and_frozen_parameters_are_exported_as_mmdetection_writes_them() {
-    let scene = Scene::new();
+    let scene = Scene::small();
     let set = "model.frozen_stages=0 optimizer.paramwise.norm_decay_mult=0 \
                optimizer.paramwise.custom_keys.neck.lr_mult=0.5";
     scene.one(&format!("{SHORT} {set}"));
     scene.launch("export fnet/latest.ckpt groups.pth --with-optimizer").expect(0, &[]);
-    let name = "multipliers_and_frozen_parameters_are_exported_as_mmdetection_writes_them";
-    if scene.python(name, GROUPS).is_none() {
+    if scene.python(GROUPS).is_none() {
         return;
     }
     let ended = scene.one(&format!("{LONG} {set} --work-dir again --resume=groups.pth"));

@@ -44,28 +44,23 @@ pub struct Summary {
 
 impl Weights {
     /// Loads a detector's weights into `parameters`.
-    ///
-    /// # Errors
-    /// If the backbones are of different variants, the file has less than `need` requires, or the file cannot be read. Only
-    /// in the last case the model may be changed.
+    /// Errors: if the backbones are of different variants, the file has less than `need` requires, or the file cannot
+    /// be read. Only in the last case the model may be changed.
     pub fn load_detector(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         self.load("", self.iter().collect(), parameters, need, None)
     }
 
     /// Loads a detector's weights to start a training, perhaps of other classes: the layers with rows for each class then start
     /// anew, except for rows that `classes` match. A mask head that only one of the two has is no error.
-    ///
-    /// # Errors
-    /// As [`Weights::load_detector`]; a data error if classes should be matched and the file does not name them.
+    /// Errors: as [`Weights::load_detector`]; a data error if classes should be matched and the file does not name
+    /// them.
     pub fn load_to_train(&self, parameters: &Parameters, need: Need, classes: Classes<'_>) -> Result<Summary> {
         self.load("", self.iter().collect(), parameters, need, Some(classes))
     }
 
     /// Loads the weights of a backbone: of an ImageNet checkpoint, or of a detector, of which only the backbone is used. The
     /// BatchNorm layers of the four outputs, which a classifier does not have, keep their initial values.
-    ///
-    /// # Errors
-    /// As [`Weights::load_detector`], for the backbone.
+    /// Errors: as [`Weights::load_detector`], for the backbone.
     pub fn load_backbone(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         let of_detector: Vec<_> =
             self.iter().filter_map(|(name, tensor)| name.strip_prefix(BACKBONE).map(|name| (name, tensor))).collect();

@@ -52,9 +52,7 @@ pub(super) struct ClassMatch<'a> {
 impl<'a> ClassMatch<'a> {
     /// Matches the names; of several classes with one name, the first with the first and so on. `in_file` is the number of
     /// classes of the file's detector, if it has one.
-    ///
-    /// # Errors
-    /// A data error if the file does not name its classes, or another number.
+    /// Errors: a data error if the file does not name its classes, or another number.
     pub fn new(classes: Classes<'a>, in_file: Option<usize>) -> Result<Self> {
         let named = classes.file.len();
         if named == 0 {
@@ -80,9 +78,7 @@ impl<'a> ClassMatch<'a> {
     }
 
     /// Copies the rows of matched classes and of the background from `file` to `own`, the tensor `name` of the model.
-    ///
-    /// # Errors
-    /// A bug if a tensor has another number of rows than its classes say.
+    /// Errors: a bug if a tensor has another number of rows than its classes say.
     pub fn copy(&self, name: &str, own: &Tensor, file: &Tensor) -> Result<()> {
         let Some((rows, has_background)) = layer(name) else { return Ok(()) };
         let of = |classes: usize| (classes as i64 + i64::from(has_background)) * rows;

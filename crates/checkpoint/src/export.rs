@@ -24,9 +24,7 @@ use super::{bytes, safetensors};
 const ALIGNMENT: u16 = 64;
 
 /// Whether `path` names a safetensors file; otherwise `.pth`.
-///
-/// # Errors
-/// A usage error for another extension.
+/// Errors: a usage error for another extension.
 pub fn is_safetensors(path: &Path) -> Result<bool> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("pth" | "pt") => Ok(false),
@@ -40,17 +38,13 @@ pub fn is_safetensors(path: &Path) -> Result<bool> {
 
 /// Writes `checkpoint` to `path` in the format of its extension: `.pth` and `.pt` for PyTorch, `.safetensors` (only the
 /// weights, with classes, epoch and iteration in its metadata). The file is either complete or not written at all.
-///
-/// # Errors
-/// If the extension is another one, a tensor has an unsupported type, or the file cannot be written.
+/// Errors: if the extension is another one, a tensor has an unsupported type, or the file cannot be written.
 pub fn write(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     if is_safetensors(path)? { write_safetensors(path, checkpoint) } else { write_pth(path, checkpoint) }
 }
 
 /// Writes `checkpoint` as `torch.save` would: `meta`, `state_dict` and, if there is one, `optimizer`.
-///
-/// # Errors
-/// If a tensor has an unsupported type, or the file cannot be written.
+/// Errors: if a tensor has an unsupported type, or the file cannot be written.
 pub(crate) fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     let mut pickler = Pickler::new();
     pickler.dict(|pickler| {
@@ -69,9 +63,7 @@ pub(crate) fn write_pth(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()>
 }
 
 /// Writes the weights of `checkpoint` as safetensors.
-///
-/// # Errors
-/// If a tensor has an unsupported type, or the file cannot be written.
+/// Errors: if a tensor has an unsupported type, or the file cannot be written.
 pub fn write_safetensors(path: &Path, checkpoint: &MmdetCheckpoint) -> Result<()> {
     let tensors = || checkpoint.state.iter().map(|(name, tensor)| (name.as_str(), tensor));
     atomic::create(path, |out| safetensors::write(out, &checkpoint.meta, tensors()))

@@ -40,7 +40,6 @@ impl Storage {
         Self { source: Source::Deflated { file: Arc::clone(file), start, compressed }, len, checksum: None }
     }
 
-    /// Bytes in memory.
     pub(super) fn in_memory(bytes: Arc<[u8]>) -> Self {
         Self { len: bytes.len() as u64, source: Source::Memory(bytes), checksum: None }
     }
@@ -154,10 +153,8 @@ const MAX_DIMENSIONS: usize = 64;
 
 impl LazyTensor {
     /// A view of `storage`: `offset` and `stride` in elements.
-    ///
-    /// # Errors
-    /// If an element is outside the storage, or the view has more elements than the storage (an expanded tensor of a small
-    /// file could otherwise fill the memory).
+    /// Errors: if an element is outside the storage, or the view has more elements than the storage (an expanded tensor
+    /// of a small file could otherwise fill the memory).
     pub(super) fn new(storage: Storage, kind: Kind, offset: u64, size: Vec<i64>, stride: Vec<i64>) -> Result<Self> {
         let width = kind.elt_size_in_bytes() as u64;
         let place = extent(&size, &stride)
@@ -209,9 +206,7 @@ impl LazyTensor {
     }
 
     /// Reads the data into a contiguous tensor on the CPU.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or does not match its checksum.
+    /// Errors: if the file cannot be read, or does not match its checksum.
     pub fn load(&self) -> Result<Tensor> {
         let width = self.kind.elt_size_in_bytes() as u64;
         let span = match extent(&self.size, &self.stride) {

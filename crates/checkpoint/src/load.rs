@@ -25,9 +25,7 @@ pub struct Weights {
 impl Weights {
     /// Opens `path`: a PyTorch file (detected by its contents, not its name), a safetensors file or an fnet checkpoint. The
     /// prefix `module.` of names, which data-parallel training adds, is removed.
-    ///
-    /// # Errors
-    /// If the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
+    /// Errors: if the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
         let file = pth::open_file(path)?;
         let place = || path.display().to_string();
@@ -84,9 +82,7 @@ impl Weights {
     }
 
     /// Loads the tensor `name` to the CPU.
-    ///
-    /// # Errors
-    /// If there is none, or it cannot be read.
+    /// Errors: if there is none, or it cannot be read.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let tensor = self.get(name).ok_or_else(|| Error::data(format!("there is no tensor {name}")));
         tensor.and_then(LazyTensor::load).with_context(|| format!("{}: {name}", self.path.display()))

@@ -65,9 +65,7 @@ pub struct Moments {
 
 impl MmdetCheckpoint {
     /// Reads an MMDetection checkpoint with everything that is needed to resume its training.
-    ///
-    /// # Errors
-    /// If the file cannot be read or is not such a checkpoint, or its optimizer is not AdamW.
+    /// Errors: if the file cannot be read or is not such a checkpoint, or its optimizer is not AdamW.
     pub fn open(path: &Path) -> Result<Self> {
         let file = pth::open_file(path)?;
         let read = || Self::from_value(&pth::read(&file)?, &mut Loader(Budget::of(&file)));
@@ -90,9 +88,8 @@ impl MmdetCheckpoint {
 
     /// The moments of each trained tensor of `parameters`, in order. The optimizer counts the trained tensors of the
     /// file in the order of its `state_dict`.
-    ///
-    /// # Errors
-    /// If there is no optimizer, its state has another number of tensors, or a moment has another shape than its tensor.
+    /// Errors: if there is no optimizer, its state has another number of tensors, or a moment has another shape than
+    /// its tensor.
     pub fn moments(&self, parameters: &Parameters) -> Result<Vec<Option<&Moments>>> {
         let optimizer = self.optimizer.as_ref().ok_or_else(|| {
             Error::data(
@@ -128,9 +125,7 @@ impl MmdetCheckpoint {
 
     /// Loads the weights into `parameters`. None may be missing; those that the model does not have are ignored and named
     /// in the report.
-    ///
-    /// # Errors
-    /// A data error if they belong to another model.
+    /// Errors: a data error if they belong to another model.
     pub fn fill(&self, parameters: &Parameters) -> Result<LoadReport> {
         self.variant().map_or(Ok(()), |found| found.check(parameters))?;
         let mut report = parameters.load(&self.state)?;

@@ -21,9 +21,7 @@ use super::meta::Format;
 use super::value::Value;
 
 /// Reads a file of `torch.save`.
-///
-/// # Errors
-/// If the file cannot be read, was not written by PyTorch, or is damaged, truncated or hostile.
+/// Errors: if the file cannot be read, was not written by PyTorch, or is damaged, truncated or hostile.
 pub fn open(path: &Path) -> Result<Value> {
     let file = open_file(path)?;
     read(&file).with_context(|| path.display().to_string())

@@ -20,9 +20,7 @@ pub enum TrainedFile {
 
 impl TrainedFile {
     /// Opens `path`. Every byte of an fnet checkpoint is verified.
-    ///
-    /// # Errors
-    /// If the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
+    /// Errors: if the file cannot be read, has an unknown format, contains no tensors, or is damaged or hostile.
     pub fn open(path: &Path) -> Result<Self> {
         if native::is_third_party(path) {
             return Weights::open(path).map(Self::ThirdParty);
@@ -63,9 +61,6 @@ impl TrainedFile {
     }
 
     /// Loads the model; the moving average of the weights, if there is one.
-    ///
-    /// # Errors
-    /// As [`Weights::load_detector`].
     pub fn fill(&self, parameters: &Parameters, need: Need) -> Result<Summary> {
         let (path, checkpoint) = match self {
             Self::ThirdParty(weights) => return weights.load_detector(parameters, need),

@@ -45,9 +45,7 @@ impl Variant {
 
     /// Refuses weights of this variant for a model of another one. Some names and shapes agree, so loading them would break
     /// the model silently.
-    ///
-    /// # Errors
-    /// A data error that names both.
+    /// Errors: a data error that names both.
     pub fn check(&self, parameters: &Parameters) -> Result<()> {
         let tensors: Vec<_> = parameters.iter().map(|(name, _, tensor)| (name, tensor.size())).collect();
         match Self::recognize(BACKBONE, tensors.iter().map(|(name, size)| (*name, size.as_slice()))) {

@@ -61,8 +61,6 @@ pub fn create(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> 
 type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
 
 /// Writes a file and replaces `path` with it when it is durable.
-///
-/// # Errors
 /// Errors of `content` and of the disk; `path` is then unchanged.
 pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = folder_of(path);
@@ -91,8 +89,6 @@ pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<(
 }
 
 /// Replaces `path` with the link that `make` creates at a temporary path.
-///
-/// # Errors
 /// Errors of `make` and of the disk; `path` is then unchanged.
 pub fn replace_by_link(path: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let link = tempfile::Builder::new().prefix(&prefix(path)?).suffix(TEMPORARY).make_in(folder_of(path), make)?;

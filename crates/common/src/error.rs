@@ -2,27 +2,9 @@
 
 use std::fmt;
 
-use fnet_protocol::exit;
-use fnet_protocol::message::{Failure, FailureKind};
-
-/// Who can fix an error; decides the exit code (see [`fnet_protocol::exit`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// A bug in fnet.
-    Bug,
-    /// The command line or the config is wrong.
-    Usage,
-    /// The data or a checkpoint is wrong or missing.
-    Data,
-    /// A peer was lost, or a collective failed or timed out.
-    Distributed,
-    /// This rank ran out of memory.
-    OutOfMemory,
-    /// A kernel failed, and this process cannot use its GPU any more.
-    Device,
-    /// A problem of the machine: GPU, driver, port or disk.
-    Environment,
-}
+use fnet_protocol::message::Failure;
+/// Who can fix an error; decides the exit code.
+pub use fnet_protocol::message::FailureKind as ErrorKind;
 
 /// An error with its kind and the chain of its context.
 #[derive(Debug)]
@@ -66,7 +48,7 @@ impl Error {
 
     /// A peer or a collective failed.
     pub fn distributed(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Distributed, message)
+        Self::new(ErrorKind::PeerLost, message)
     }
 
     /// A problem of the machine.
@@ -101,34 +83,19 @@ impl Error {
         self
     }
 
-    /// The kind of the error.
+    /// Who can fix it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
     /// The report of the error for the launcher.
     pub fn failure(&self) -> Failure {
-        let kind = match self.kind {
-            ErrorKind::Bug => FailureKind::Bug,
-            ErrorKind::Usage => FailureKind::Usage,
-            ErrorKind::Data => FailureKind::Data,
-            ErrorKind::Distributed => FailureKind::PeerLost,
-            ErrorKind::OutOfMemory => FailureKind::OutOfMemory,
-            ErrorKind::Device => FailureKind::Device,
-            ErrorKind::Environment => FailureKind::Environment,
-        };
-        Failure::new(kind, self.to_string())
+        Failure::new(self.kind, self.to_string())
     }
 
     /// The exit code that this error ends the process with.
     pub fn exit_code(&self) -> i32 {
-        match self.kind {
-            ErrorKind::Bug => exit::BUG,
-            ErrorKind::Usage => exit::USAGE,
-            ErrorKind::Data => exit::DATA,
-            ErrorKind::Distributed | ErrorKind::OutOfMemory | ErrorKind::Device => exit::WORKER_LOST,
-            ErrorKind::Environment => exit::ENVIRONMENT,
-        }
+        self.kind.exit_code()
     }
 }
 
@@ -163,16 +130,7 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let kind = match failure.kind {
-            FailureKind::Bug | FailureKind::Unknown => ErrorKind::Bug,
-            FailureKind::Usage => ErrorKind::Usage,
-            FailureKind::Data => ErrorKind::Data,
-            FailureKind::PeerLost => ErrorKind::Distributed,
-            FailureKind::OutOfMemory => ErrorKind::OutOfMemory,
-            FailureKind::Device => ErrorKind::Device,
-            FailureKind::Environment => ErrorKind::Environment,
-        };
-        Self::new(kind, failure.message)
+        Self::new(failure.kind, failure.message)
     }
 }
 
@@ -186,7 +144,7 @@ impl From<torch_ext::Error> for Error {
     fn from(error: torch_ext::Error) -> Self {
         let kind = match error.kind() {
             torch_ext::ErrorKind::OutOfMemory => return Self::out_of_memory(error.message()),
-            torch_ext::ErrorKind::Collective => ErrorKind::Distributed,
+            torch_ext::ErrorKind::Collective => ErrorKind::PeerLost,
             torch_ext::ErrorKind::Environment => ErrorKind::Environment,
             torch_ext::ErrorKind::Device => ErrorKind::Device,
             torch_ext::ErrorKind::Torch | torch_ext::ErrorKind::Invalid => ErrorKind::Bug,
@@ -197,6 +155,8 @@ impl From<torch_ext::Error> for Error {
 
 #[cfg(test)]
 mod tests {
+    use fnet_protocol::exit;
+
     use super::*;
 
     #[test]
@@ -226,7 +186,7 @@ mod tests {
                 Error::from(torch_ext::Error::from_text(text)),
                 Error::from_panic(&text.to_owned()),
             ] {
-                assert_eq!((error.kind(), error.exit_code(), error.failure().kind.exit_code()), (kind, code, code));
+                assert_eq!((error.kind(), error.exit_code()), (kind, code));
                 assert!(error.to_string().contains(text) && error.to_string().contains(remedy), "{error}");
             }
         }

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use fnet_protocol::outlet::{self, Outlet, Remark};
+use fnet_protocol::text::log_line;
 
 use crate::{Error, Result};
 
@@ -38,16 +39,14 @@ pub fn init(rank: usize, level: LevelFilter) {
 }
 
 /// Appends all further lines to `path`. Only the first call has an effect.
-///
-/// # Errors
-/// An environment error if the file cannot be written.
+/// Errors: an environment error if the file cannot be written.
 pub fn attach(path: &Path) -> Result<()> {
     let refuse = |error| Error::environment(format!("cannot write the log {}: {error}", path.display()));
     let file = OpenOptions::new().create(true).append(true).open(path).map_err(refuse)?;
     let Some(logger) = LOGGER.get() else { return Ok(()) };
     let remark = |count: u64| {
         let text = format!("{count} lines are missing here: the disk was too slow");
-        Some(format_line(&jiff::Zoned::now(), &logger.name, Level::Warn, &text).into_bytes())
+        Some(log_line(&jiff::Zoned::now(), &logger.name, "WARNING", &text).into_bytes())
     };
     let _ = logger.file.set(outlet_to(file, path, Box::new(remark)).map_err(refuse)?);
     Ok(())
@@ -76,7 +75,8 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = format_line(&jiff::Zoned::now(), &self.name, record.level(), &record.args().to_string());
+        let level = if record.level() == Level::Warn { "WARNING" } else { record.level().as_str() };
+        let line = log_line(&jiff::Zoned::now(), &self.name, level, &record.args().to_string());
         if let Some(file) = self.file.get() {
             file.push(line.clone().into_bytes());
         }
@@ -87,23 +87,5 @@ impl Log for Logger {
 
     fn flush(&self) {
         outlet::flush_all();
-    }
-}
-
-/// A line as in MMDetection: `2026-11-25 01:41:17,570 - fnet - INFO - message`.
-fn format_line(time: &jiff::Zoned, name: &str, level: Level, message: &str) -> String {
-    let level = if level == Level::Warn { "WARNING" } else { level.as_str() };
-    let milliseconds = time.subsec_nanosecond() / 1_000_000;
-    format!("{},{milliseconds:03} - {name} - {level} - {message}\n", time.strftime("%Y-%m-%d %H:%M:%S"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_has_time_name_level_and_message() {
-        let time: jiff::Zoned = "2026-11-25T01:41:07.0705[UTC]".parse().unwrap();
-        assert_eq!(format_line(&time, "fnet", Level::Warn, "x"), "2026-11-25 01:41:07,070 - fnet - WARNING - x\n");
     }
 }

@@ -59,9 +59,7 @@ pub fn cpus() -> String {
 }
 
 /// Waits until a GPU has finished all work of this thread. Returns immediately on the CPU.
-///
-/// # Errors
-/// An error of the device since the last wait.
+/// Errors: an error of the device since the last wait.
 pub fn synchronize(device: Device) -> Result<()> {
     Ok(torch_ext::cuda::wait(device)?)
 }

@@ -123,17 +123,13 @@ impl Config {
     }
 
     /// Checks the config after a change in code, for example by a command-line option.
-    ///
-    /// # Errors
-    /// A usage error that lists every problem.
+    /// Errors: a usage error that lists every problem.
     pub fn validate(&self) -> Result<()> {
         refuse(self.problems()?, |_| None)
     }
 
     /// Checks what matters only for training.
-    ///
-    /// # Errors
-    /// A usage error that lists every problem.
+    /// Errors: a usage error that lists every problem.
     pub fn validate_for_training(&self) -> Result<()> {
         let mut problems = Problems::default();
         self.check_training(&mut problems);

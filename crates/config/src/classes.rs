@@ -17,9 +17,7 @@ const COUNT: &str = "model.num_classes";
 /// Replaces "auto" with the category names of the training set, and sets `model.num_classes` to their number unless a
 /// config sets it. A checkpoint therefore stores the names. Returns whether `data.classes` was "auto". If the
 /// annotation file cannot be read and the classes are not needed, the list is left empty.
-///
-/// # Errors
-/// A data error if the annotation file cannot be read; a usage error if a config sets another number.
+/// Errors: a data error if the annotation file cannot be read; a usage error if a config sets another number.
 pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_classes: bool) -> Result<bool> {
     let Some((toml::Value::String(word), origin)) = find(all, CLASSES) else { return Ok(false) };
     if word != "auto" {

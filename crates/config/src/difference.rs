@@ -28,9 +28,7 @@ const WITHOUT_EFFECT: [&str; 13] = [
 impl Config {
     /// The fields that affect the weights and differ between `self`, the config that a job started with, and `now`:
     /// `optimizer.lr = 0.1 (was 0.2)`.
-    ///
-    /// # Errors
-    /// A usage error if a number does not fit TOML.
+    /// Errors: a usage error if a number does not fit TOML.
     pub fn differences(&self, now: &Config) -> Result<Vec<String>> {
         let (before, now) = (leaves(self)?, leaves(now)?);
         let matters = |path: &str| {
@@ -57,9 +55,7 @@ fn leaves(config: &Config) -> Result<BTreeMap<String, String>> {
 }
 
 /// Every value of a config file without bases as TOML, by its path. The config may be of another version of fnet.
-///
-/// # Errors
-/// A usage error if the text is no TOML.
+/// Errors: a usage error if the text is no TOML.
 pub fn leaves_of(text: &str) -> Result<BTreeMap<String, String>> {
     let table = text.parse().map_err(|error| Failure::usage(format!("the config is no TOML: {error}")))?;
     Ok(leaves_of_table(table))

@@ -29,19 +29,14 @@ const FORMER_AMP: &str = "train.precision";
 
 /// Reads a config file with its bases, then applies FNET_DATA_ROOT and `key=value` overrides. Calls `read_classes` if
 /// `data.classes` is "auto". `data.root` and `model.backbone.pretrained` may be relative to the folder of the file or one above.
-///
-/// # Errors
-/// Usage errors that name file, line and column (or the override), the field, what was expected, and for an unknown
-/// field the most similar name. All errors of one layer are listed together.
+/// Usage errors that name file, line and column (or the override), the field, what was expected, and for an
+/// unknown field the most similar name. All errors of one layer are listed together.
 pub fn load(path: impl AsRef<Path>, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Resolved> {
     load_file(path.as_ref(), overrides, read_classes, true)
 }
 
 /// Like [`load`], for `check-data`: if `data.classes = "auto"` cannot be resolved, the classes are left empty. The data
 /// check then reports what is wrong with the annotation file.
-///
-/// # Errors
-/// As [`load`].
 pub fn load_for_check(path: impl AsRef<Path>, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Resolved> {
     load_file(path.as_ref(), overrides, read_classes, false)
 }
@@ -59,10 +54,8 @@ fn load_file(
 
 impl Config {
     /// Reads a config from text, for example from the metadata of a checkpoint. Errors refer to it as `origin`.
-    ///
-    /// # Errors
-    /// Like [`load`]. `base` is an error, because there is no folder that it could be relative to. Field names of older
-    /// checkpoints are accepted.
+    /// Errors: like [`load`]. `base` is an error, because there is no folder that it could be relative to. Field names
+    /// of older checkpoints are accepted.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         let no_classes = |_: &Path| {
             Err(Failure::usage("data.classes = \"auto\" needs a training annotation file; list the class names"))
@@ -73,17 +66,11 @@ impl Config {
 
 impl Resolved {
     /// Reads a config from text and applies the environment and overrides, like [`load`].
-    ///
-    /// # Errors
-    /// As [`Config::from_toml`].
     pub fn from_toml(text: &str, origin: &str, overrides: &[String], read_classes: ReadClasses<'_>) -> Result<Self> {
         Self::from_checkpoint(text, origin, overrides, &[], read_classes)
     }
 
     /// Like [`Resolved::from_toml`], for a config whose relative paths may also start in one of `folders`.
-    ///
-    /// # Errors
-    /// As [`Config::from_toml`].
     pub fn from_checkpoint(
         text: &str,
         origin: &str,

@@ -35,9 +35,7 @@ and Ultralytics are known, for others it is the most similar one.
 ";
 
 /// The reference of every section and field, as Markdown.
-///
-/// # Errors
-/// An internal error if the defaults cannot be written as TOML.
+/// Errors: an internal error if the defaults cannot be written as TOML.
 pub fn markdown_reference() -> Result<String> {
     let mut defaults = std::collections::HashMap::new();
     tree::each_leaf(&load::defaults()?, "", &mut |path, value, _| {

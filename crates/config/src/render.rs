@@ -10,9 +10,7 @@ use super::{Config, Resolved, fields};
 
 impl Config {
     /// The whole config as TOML: every field, in the order of the documentation.
-    ///
-    /// # Errors
-    /// A usage error if an integer exceeds 2^63 - 1.
+    /// Errors: a usage error if an integer exceeds 2^63 - 1.
     pub fn to_toml(&self) -> Result<String> {
         render(self, |_| None)
     }
@@ -20,9 +18,6 @@ impl Config {
 
 impl Resolved {
     /// The config as TOML with a comment after each value that names its origin.
-    ///
-    /// # Errors
-    /// Same as [`Config::to_toml`].
     pub fn to_annotated_toml(&self) -> Result<String> {
         let inside = |path: &str| {
             let prefix = format!("{path}.");

@@ -35,10 +35,8 @@ pub struct Converted {
 }
 
 /// Converts a config.
-///
-/// # Errors
-/// Usage errors: a file is no Python config, its bases are missing, its detector is another one, or its values do not fit
-/// together.
+/// Usage errors: a file is no Python config, its bases are missing, its detector is another one, or its values
+/// do not fit together.
 pub fn convert(path: &Path) -> Result<Converted> {
     let loaded = load::load(path)?;
     settle::check_detector(&loaded.values)?;

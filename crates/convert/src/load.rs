@@ -13,15 +13,12 @@ const LARGEST: u64 = 1 << 20;
 /// The values of a config with those of its bases.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The values.
     pub values: Dict,
     /// Statements that were left out, each with its place.
     pub left_out: Vec<String>,
 }
 
 /// Reads a config with its bases.
-///
-/// # Errors
 /// Usage errors: a file cannot be read or is not Python, bases are missing, circular or set the same variable.
 pub fn load(path: &Path) -> Result<Loaded> {
     let loaded = with_bases(path, &mut Vec::new())?;

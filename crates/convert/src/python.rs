@@ -23,7 +23,6 @@ const FUNCTIONS: [&str; 9] = ["dict", "len", "int", "float", "str", "list", "tup
 /// The variables that a file sets, in order, and the statements that were left out.
 #[derive(Debug, Default)]
 pub struct Evaluated {
-    /// The variables.
     pub variables: Dict,
     /// Places and texts of statements that are not evaluated.
     pub left_out: Vec<String>,
@@ -32,9 +31,7 @@ pub struct Evaluated {
 }
 
 /// The names of the config files in `_base_`, each with its place.
-///
-/// # Errors
-/// A usage error if the text is not Python, or `_base_` is not a list of strings.
+/// Errors: a usage error if the text is not Python, or `_base_` is not a list of strings.
 pub fn bases(text: &str, file: &Path) -> Result<Vec<(String, SourceLocation)>> {
     let evaluated = evaluate(text, file, None)?;
     let Some(item) = evaluated.variables.get(BASE) else { return Ok(Vec::new()) };
@@ -57,9 +54,8 @@ pub fn bases(text: &str, file: &Path) -> Result<Vec<(String, SourceLocation)>> {
 pub const BASE: &str = "_base_";
 
 /// Evaluates a file whose bases contain `base`.
-///
-/// # Errors
-/// A usage error with its place if the text is not Python, or is a config whose values are imported (`read_base`).
+/// Errors: a usage error with its place if the text is not Python, or is a config whose values are imported
+/// (`read_base`).
 pub fn evaluate(text: &str, file: &Path, base: Option<&Dict>) -> Result<Evaluated> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser::new();

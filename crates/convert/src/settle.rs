@@ -16,9 +16,7 @@ use crate::value::{Dict, Value};
 const DETECTORS: [&str; 3] = ["MaskRCNN", "FasterRCNN", "CascadeRCNN"];
 
 /// Refuses configs of other detectors.
-///
-/// # Errors
-/// A usage error with the place of the type.
+/// Errors: a usage error with the place of the type.
 pub fn check_detector(values: &Dict) -> Result<()> {
     let Some(model) = first(values, "model") else {
         return match first(values, "data").or_else(|| first(values, "train_dataloader")) {

@@ -537,7 +537,6 @@ fn flip(value: &Value) -> Result<Toml, &'static str> {
     }
 }
 
-/// A string.
 pub fn text(value: &Value) -> Result<Toml, &'static str> {
     value.as_text().map(|text| Toml::String(text.to_owned())).ok_or("a string")
 }

@@ -15,9 +15,7 @@ const PLACES: [[&str; 2]; 2] = [["data", "train"], ["train_dataloader", "dataset
 const MOST: usize = 1000;
 
 /// The config once for each of its training sets, with this set alone.
-///
-/// # Errors
-/// A usage error if there are more than [`MOST`].
+/// Errors: a usage error if there are more than [`MOST`].
 pub fn separate(values: &Dict) -> Result<Vec<Dict>> {
     for [section, key] in PLACES {
         let Some(outer) = values.get(section) else { continue };

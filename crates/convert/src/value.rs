@@ -21,7 +21,6 @@ const MOST: usize = 200_000;
 pub struct SourceLocation {
     /// The file, as the user named it.
     pub file: Rc<str>,
-    /// Line.
     pub line: usize,
     /// Column in characters.
     pub column: usize,
@@ -36,7 +35,6 @@ impl fmt::Display for SourceLocation {
 /// A value and where it was written.
 #[derive(Debug, Clone)]
 pub struct Item {
-    /// The value.
     pub value: Value,
     /// Where it was written.
     pub place: SourceLocation,
@@ -56,11 +54,9 @@ pub enum Value {
     Int(i64),
     /// A number with a fraction.
     Float(f64),
-    /// A string.
     Text(Rc<str>),
     /// A list or tuple.
     List(Rc<Shared<Vec<Item>>>),
-    /// A dict.
     Dict(Rc<Shared<Dict>>),
     /// An expression without a value, because that would need Python: what it is.
     Unknown(Rc<str>),
@@ -82,17 +78,14 @@ impl<T> Deref for Shared<T> {
 }
 
 impl Value {
-    /// A string.
     pub fn text(text: impl Into<Rc<str>>) -> Self {
         Self::Text(text.into())
     }
 
-    /// A list.
     pub fn list(items: Vec<Item>) -> Self {
         Self::List(Rc::new(Shared { depth: depth_of(items.iter()), content: RefCell::new(items) }))
     }
 
-    /// A dict.
     pub fn dict(dict: Dict) -> Self {
         Self::Dict(Rc::new(Shared { depth: depth_of(dict.values()), content: RefCell::new(dict) }))
     }
@@ -192,9 +185,7 @@ impl fmt::Display for Value {
 }
 
 /// Refuses values that are nested too deeply, contain themselves, or are too many to walk through.
-///
-/// # Errors
-/// A usage error with the place.
+/// Errors: a usage error with the place.
 pub fn check_size(dict: &Dict) -> Result<()> {
     fn visit(item: &Item, depth: usize, left: &mut usize) -> Result<()> {
         if depth == 0 || *left == 0 {
@@ -217,9 +208,7 @@ pub fn check_size(dict: &Dict) -> Result<()> {
 
 /// Merges `over` into `under`, as MMDetection merges a config into its bases: dicts are merged key by key unless they have
 /// `_delete_=True`, everything else is replaced. Neither is changed where other values share it.
-///
-/// # Errors
-/// A usage error if a dict would be merged into something else, as in MMDetection.
+/// Errors: a usage error if a dict would be merged into something else, as in MMDetection.
 pub fn merge(under: &Dict, over: &Dict) -> Result<Dict> {
     let mut merged = under.clone();
     for (key, item) in over {

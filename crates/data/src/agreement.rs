@@ -8,9 +8,7 @@ use fnet_common::{Error, Result};
 use crate::Dataset;
 
 /// Refuses sets that differ between ranks. `gather` exchanges bytes between them; a rank alone needs no digest of its data.
-///
-/// # Errors
-/// A data error with the first rank and set that differ, or an error of `gather`.
+/// Errors: a data error with the first rank and set that differ, or an error of `gather`.
 pub fn check(sets: &[&Dataset], world_size: usize, gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>) -> Result<()> {
     if world_size == 1 { Ok(()) } else { check_equal(&gather(summary(sets).as_bytes())?) }
 }
@@ -35,9 +33,7 @@ fn summary(sets: &[&Dataset]) -> String {
 }
 
 /// Compares the [`summary`] of every rank with that of rank 0.
-///
-/// # Errors
-/// A data error with the first rank and set that differ.
+/// Errors: a data error with the first rank and set that differ.
 fn check_equal(summaries: &[Vec<u8>]) -> Result<()> {
     let lines = |bytes: &[u8]| -> Vec<String> { String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect() };
     let Some(first) = summaries.first().map(|bytes| lines(bytes)) else { return Ok(()) };

@@ -41,9 +41,7 @@ pub struct Dataset {
 impl Dataset {
     /// Opens the set `split` of `config`: reads the annotation files and checks that the folders of images exist. Without
     /// `data.test`, that is `data.val`.
-    ///
-    /// # Errors
-    /// A data error with the first diagnostic of each kind that makes the set unusable.
+    /// Errors: a data error with the first diagnostic of each kind that makes the set unusable.
     pub fn open(config: &config::Data, split: Split) -> Result<Self> {
         let (dataset, diagnostics) = Self::inspect(config, split, Diagnostics::KEPT_AT_START);
         match dataset {
@@ -282,9 +280,7 @@ impl Dataset {
 
     /// All annotations of selected classes, including crowds and small objects, as in pycocotools: in the order of the
     /// files, the last one of equal ids of a file in place of all.
-    ///
-    /// # Errors
-    /// A data error that describes the problem in the annotation file.
+    /// Errors: a data error that describes the problem in the annotation file.
     pub fn true_objects(&self) -> Result<Vec<TrueObject>> {
         let mut all = Vec::new();
         for (number, part) in self.parts.iter().enumerate() {

@@ -50,9 +50,7 @@ impl From<Pixels> for Images {
 
 impl Images {
     /// Number of images, and height and width of the frames.
-    ///
-    /// # Errors
-    /// If the values do not have 4 dimensions.
+    /// Errors: if the values do not have 4 dimensions.
     pub fn size(&self) -> Result<(usize, (usize, usize))> {
         match self {
             Self::Pixels(pixels) => Ok((pixels.sizes.len(), pixels.frame)),
@@ -65,9 +63,6 @@ impl Images {
 
     /// `[images, 3, height, width]` on `device`, channels-last: `(value - mean) / std` in float32, computed as in
     /// MMDetection, and 0 in the padding. The host does not wait for the device.
-    ///
-    /// # Errors
-    /// If there is not enough memory.
     pub fn values(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Pixels(pixels) if device == Device::Cpu => pixels.on_host(),

@@ -8,25 +8,17 @@ use fnet_config::Resolved;
 use crate::coco::category_names;
 
 /// Reads a config file, like [`fnet_config::load`].
-///
-/// # Errors
-/// Those of [`fnet_config::load`] and [`category_names`].
+/// Errors: those of [`fnet_config::load`] and [`category_names`].
 pub fn load_config(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
     Ok(fnet_config::load(path, overrides, &read_classes)?)
 }
 
 /// Reads a config file for a check of its data, like [`fnet_config::load_for_check`].
-///
-/// # Errors
-/// Same as [`fnet_config::load`].
 pub fn load_config_for_check(path: impl AsRef<Path>, overrides: &[String]) -> Result<Resolved> {
     Ok(fnet_config::load_for_check(path, overrides, &read_classes)?)
 }
 
 /// Reads the config of a checkpoint, like [`Resolved::from_checkpoint`].
-///
-/// # Errors
-/// Same as [`load_config`].
 pub fn parse_config(text: &str, origin: &str, overrides: &[String], folders: &[PathBuf]) -> Result<Resolved> {
     Ok(Resolved::from_checkpoint(text, origin, overrides, folders, &read_classes)?)
 }

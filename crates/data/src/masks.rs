@@ -9,9 +9,7 @@ use super::coco::Segmentation;
 use super::resize::nearest;
 
 /// The mask of `segmentation` in an image of `size` (height, width), neither resized nor flipped.
-///
-/// # Errors
-/// A message about the segmentation, without its location.
+/// Errors: a message about the segmentation, without its location.
 pub fn rasterize(segmentation: &Segmentation, size: (usize, usize)) -> Result<InstanceMask, String> {
     Ok(instance_mask(&segmentation.to_rle(size)?, size, false, size))
 }

@@ -108,8 +108,6 @@ impl Geometry {
     ///
     /// Masks are drawn at the listed image size, then resized, as in MMDetection. Objects with an empty mask are left
     /// out; MMDetection trains on them. Objects without a mask have only a box.
-    ///
-    /// # Errors
     /// Data errors that name the annotation.
     pub fn map_objects(&self, record: &Record<'_>) -> Result<Target> {
         Ok(with_pixels(self.map_boxes(&record.objects), self.map_masks(record)?))

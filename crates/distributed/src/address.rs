@@ -40,9 +40,7 @@ pub(super) fn describe(port: u16, addresses: &[IpAddr]) -> String {
 }
 
 /// Reads the message.
-///
-/// # Errors
-/// A bug if it is malformed.
+/// Errors: a bug if it is malformed.
 pub(super) fn parse(message: &[u8]) -> Result<(u16, Vec<IpAddr>)> {
     let text = String::from_utf8_lossy(message);
     let mut lines = text.trim_end_matches('\0').lines();
@@ -55,9 +53,7 @@ pub(super) fn parse(message: &[u8]) -> Result<(u16, Vec<IpAddr>)> {
 }
 
 /// The first of rank 0's addresses that answers.
-///
-/// # Errors
-/// A distributed error that names the addresses that were tried.
+/// Errors: a distributed error that names the addresses that were tried.
 pub(super) fn reachable(addresses: &[IpAddr], port: u16) -> Result<String> {
     let all = addresses.iter().map(|&address| SocketAddr::new(address, port));
     first_that_answers(all, DIAL_TIMEOUT).map(|address| address.ip().to_string()).map_err(|failures| {

@@ -132,9 +132,7 @@ impl Breaker {
     }
 
     /// Like [`Breaker::answer`], and waits until no collective of tensors on the CPU runs any more.
-    ///
-    /// # Errors
-    /// If they do not end before a deadline.
+    /// Errors: if they do not end before a deadline.
     pub fn abort(self: &Arc<Self>) -> Result<()> {
         self.answer();
         // The abort has a deadline itself.

@@ -79,10 +79,8 @@ impl Communicator {
 
     /// Joins the job that the environment describes, on the device of FNET_DEVICE; see [`Launch`] and [`choose_device`].
     /// Without variables, the job has one rank and no socket.
-    ///
-    /// # Errors
-    /// A usage error for an invalid variable, an environment error if the device or the port is not available, a
-    /// distributed error if the rendezvous does not complete before the deadline.
+    /// Errors: a usage error for an invalid variable, an environment error if the device or the port is not available,
+    /// a distributed error if the rendezvous does not complete before the deadline.
     pub fn connect(deadlines: Deadlines) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let (place, by) = match Launch::find(variable, mpi::library().is_some())? {
@@ -192,17 +190,11 @@ impl Communicator {
     }
 
     /// Sums the tensor over the ranks, in place.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
         self.all_reduce(tensor, Reduction::Sum)
     }
 
     /// Averages the tensor over the ranks, in place.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
         self.all_reduce(tensor, Reduction::Mean)
     }
@@ -214,17 +206,11 @@ impl Communicator {
     }
 
     /// Copies rank `root`'s values into the tensor of every rank.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         self.broadcast_all(std::slice::from_ref(tensor), root)
     }
 
     /// Like [`Communicator::broadcast`], but on a GPU only work that is queued afterwards waits for it, not the host.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn enqueue_broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         self.run(Operation::Broadcast, "broadcast", |group, deadline| {
             let work = group.broadcast(tensor, root, deadline)?;
@@ -233,9 +219,6 @@ impl Communicator {
     }
 
     /// Copies rank `root`'s values into the tensors of every rank.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn broadcast_all(&self, tensors: &[Tensor], root: usize) -> Result<()> {
         self.run(Operation::Broadcast, "broadcast", |group, deadline| {
             let started: Vec<Work<'_>> = tensors
@@ -247,9 +230,6 @@ impl Communicator {
     }
 
     /// The bytes of each rank, in the order of ranks; their lengths may differ.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         if self.group.is_none() {
             return Ok(vec![bytes.to_vec()]);
@@ -272,9 +252,6 @@ impl Communicator {
     }
 
     /// Rank `root`'s bytes, on every rank.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn broadcast_bytes(&self, bytes: &[u8], root: usize) -> Result<Vec<u8>> {
         let length = Tensor::from_slice(&[bytes.len() as i64]);
         self.broadcast(&length, root)?;
@@ -293,9 +270,6 @@ impl Communicator {
     }
 
     /// Whether `yes` is true on any rank.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn any(&self, yes: bool) -> Result<bool> {
         let flag = Tensor::from_slice(&[i64::from(yes)]);
         self.all_reduce(&flag, Reduction::Max)?;
@@ -303,9 +277,6 @@ impl Communicator {
     }
 
     /// Waits for all ranks.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn barrier(&self) -> Result<()> {
         self.run(Operation::Barrier, "barrier", |group, deadline| group.barrier(deadline)?.wait(deadline))
     }
@@ -330,9 +301,7 @@ impl Communicator {
 
     /// Aborts all collectives after an error. On the CPU they have ended when it returns. On a GPU they may still run, and
     /// nothing should wait for the device any more.
-    ///
-    /// # Errors
-    /// If collectives on the CPU do not end before a deadline. The process should then end.
+    /// Errors: if collectives on the CPU do not end before a deadline. The process should then end.
     pub fn abort(&self) -> Result<()> {
         if self.device.is_cuda() {
             self.breaker.answer();
@@ -343,9 +312,6 @@ impl Communicator {
 
     /// Returns an error if the collectives have been aborted: even one that ended without an error may have left wrong
     /// values in its tensor.
-    ///
-    /// # Errors
-    /// A distributed error.
     pub fn check_unbroken(&self) -> Result<()> {
         match self.breaker.has_begun() {
             true => Err(Error::distributed(self.doing("aborted because a peer is lost"))),
@@ -361,9 +327,7 @@ impl Communicator {
     }
 
     /// Leaves the job after all ranks and their GPUs are done.
-    ///
-    /// # Errors
-    /// If a peer is lost before it is done.
+    /// Errors: if a peer is lost before it is done.
     pub fn leave(mut self) -> Result<()> {
         self.run(Operation::Barrier, "last barrier", |group, deadline| {
             cuda::wait(self.device)?;

@@ -50,9 +50,7 @@ impl Computed {
 
     /// After a pass that was queued on a GPU: waits for this rank's own part, then for the other ranks and for all other
     /// queued work. Returns the duration of the second wait.
-    ///
-    /// # Errors
-    /// If the device has failed or the job is aborted.
+    /// Errors: if the device has failed or the job is aborted.
     pub fn wait_for_others(&self, device: Device) -> Result<Duration> {
         let Device::Cuda(index) = device else { return Ok(Duration::ZERO) };
         let mark = self.0.take();

@@ -24,9 +24,7 @@ pub struct DataParallel<'a> {
 impl<'a> DataParallel<'a> {
     /// Checks that all ranks have the same parameters, broadcasts rank 0's values of `parameters` and `buffers`, and hooks
     /// into the parameters' gradients. The order must be the same on every rank. With `as_bfloat16` gradients travel rounded.
-    ///
-    /// # Errors
-    /// A bug if the ranks' parameters differ; if a peer is lost.
+    /// Errors: a bug if the ranks' parameters differ; if a peer is lost.
     pub fn new(
         communicator: &'a Communicator,
         parameters: &[Tensor],
@@ -50,9 +48,7 @@ impl<'a> DataParallel<'a> {
     /// Accumulates the gradients of `loss`. With `synchronize`, the accumulated gradients are then averaged over the ranks;
     /// all ranks must synchronize in the same passes. Returns how long this rank waited for the others on the CPU; for a
     /// GPU see [`DataParallel::wait_for_others`].
-    ///
-    /// # Errors
-    /// If a peer is lost, the deadline passes, or memory runs out. The pass cannot be repeated then.
+    /// Errors: if a peer is lost, the deadline passes, or memory runs out. The pass cannot be repeated then.
     pub fn backward(&self, loss: &Tensor, synchronize: bool) -> Result<Duration> {
         let what = || self.communicator.doing("backward pass");
         let Some(reducer) = self.reducer.as_ref().filter(|_| synchronize) else {
@@ -66,9 +62,7 @@ impl<'a> DataParallel<'a> {
 
     /// On a GPU: waits for this rank's own part of a synchronized pass, then for the other ranks and for all work queued
     /// since. Returns the duration of the second wait. On the CPU nothing is left to wait for.
-    ///
-    /// # Errors
-    /// If the device has failed, or a peer is lost.
+    /// Errors: if the device has failed, or a peer is lost.
     pub fn wait_for_others(&self) -> Result<Duration> {
         if self.reducer.is_none() {
             return Ok(Duration::ZERO);

@@ -8,9 +8,8 @@ use fnet_protocol::{capability, env};
 
 /// Chooses the device of a rank. `wanted` is the value of FNET_DEVICE: "cpu" or "cuda"; if unset, CUDA if a GPU is visible,
 /// otherwise the CPU. For CUDA it loads libtorch's CUDA libraries and makes the device current.
-///
-/// # Errors
-/// A usage error for another value; an environment error if CUDA is wanted and the driver, a library or the GPU is missing.
+/// Errors: a usage error for another value; an environment error if CUDA is wanted and the driver, a library or the GPU
+/// is missing.
 pub fn choose_device(wanted: Option<&str>, local_rank: usize) -> Result<Device> {
     let driver = match wanted {
         Some("cpu") => return Ok(Device::Cpu),

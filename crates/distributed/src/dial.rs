@@ -17,9 +17,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const WARN_AFTER: Duration = Duration::from_secs(10);
 
 /// Waits until one of the host's addresses accepts a connection, and returns how much of `timeout` is left.
-///
-/// # Errors
-/// A distributed error with the last failure of each address, after the timeout or if this process is asked to stop.
+/// Errors: a distributed error with the last failure of each address, after the timeout or if this process is asked to
+/// stop.
 pub(super) fn wait_for_server(host: &str, port: u16, timeout: Duration) -> Result<Duration> {
     let begin = Instant::now();
     let mut warned = false;
@@ -103,7 +102,7 @@ mod tests {
         let (port, begin) = (free_port(), Instant::now());
         let error = wait_for_server("127.0.0.1", port, Duration::from_millis(300)).unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(10));
-        assert_eq!(error.kind(), ErrorKind::Distributed);
+        assert_eq!(error.kind(), ErrorKind::PeerLost);
         let message = error.to_string();
         let start = format!("the store at 127.0.0.1:{port} did not answer within 0.3 s: is rank 0 running");
         assert!(message.starts_with(&start), "{message}");

@@ -39,9 +39,7 @@ const TORCHELASTIC_RESTART_COUNT: &str = "TORCHELASTIC_RESTART_COUNT";
 impl RankPlacement {
     /// Reads PyTorch's variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and fnet's
     /// own. Without any of them, the job has one rank.
-    ///
-    /// # Errors
-    /// A usage error that names the variable if one is missing, not a number, or out of range.
+    /// Errors: a usage error that names the variable if one is missing, not a number, or out of range.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let rank = number::<usize>(&variable, env::RANK)?;

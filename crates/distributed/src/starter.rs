@@ -35,10 +35,8 @@ const PMIX_RANK: &str = "PMIX_RANK";
 impl Launch {
     /// Detects the launcher from the environment, in this order: RANK and WORLD_SIZE, which the user or any launcher may
     /// have set; mpirun; srun; otherwise a job of one rank. `with_mpi` says whether the library for MPI is available.
-    ///
-    /// # Errors
-    /// A usage error with a remedy if several ranks were started without a way to connect: each would train alone, all in
-    /// the same folder.
+    /// Errors: a usage error with a remedy if several ranks were started without a way to connect: each would train
+    /// alone, all in the same folder.
     pub fn find(variable: impl Fn(&str) -> Option<String>, with_mpi: bool) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         if variable(env::RANK).is_some() || variable(env::WORLD_SIZE).is_some() {

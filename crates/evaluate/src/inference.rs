@@ -26,9 +26,6 @@ pub trait Ranks {
     /// Number of ranks.
     fn world_size(&self) -> usize;
     /// Gathers the bytes of all ranks on every rank, in rank order.
-    ///
-    /// # Errors
-    /// A rank was lost.
     fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
 }
 
@@ -93,9 +90,6 @@ pub enum Outcome<T> {
 
 impl<T> Outcome<T> {
     /// Continues with the result on rank 0.
-    ///
-    /// # Errors
-    /// The error of `next`.
     pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
         Ok(match self {
             Outcome::Here(result) => Outcome::Here(next(result)?),
@@ -127,9 +121,7 @@ pub struct Evaluation {
 /// Stop requests are checked after each image.
 ///
 /// All ranks must call this, with the same weights and running statistics.
-///
-/// # Errors
-/// An image or the annotation file cannot be read, a rank was lost, or memory ran out.
+/// Errors: an image or the annotation file cannot be read, a rank was lost, or memory ran out.
 pub fn evaluate(
     model: &MaskRcnn,
     dataset: &Arc<Dataset>,
@@ -187,9 +179,6 @@ fn other_sizes(dataset: &Dataset, results: &[ImageResult], kinds: &[Metric]) -> 
 /// Runs the detector on `dataset`, each image on one rank. The result is on rank 0.
 ///
 /// Masks are encoded as run lengths image by image to save memory.
-///
-/// # Errors
-/// Same as [`evaluate`].
 pub fn detect_all(
     model: &MaskRcnn,
     dataset: &Arc<Dataset>,
@@ -218,9 +207,7 @@ pub fn detect_all(
 }
 
 /// Detects the objects of one batch with the type of `evaluation.amp` and the views of `evaluation.tta`.
-///
-/// # Errors
-/// If libtorch fails (memory), or an image is too large for run lengths.
+/// Errors: if libtorch fails (memory), or an image is too large for run lengths.
 pub fn detect(model: &MaskRcnn, batch: &Batch, config: &Config) -> Result<Vec<ImageResult>> {
     let found = {
         let _autocast = model.autocast(config.evaluation.amp)?;
@@ -275,9 +262,7 @@ pub struct Share {
 /// Combines the shares of all ranks on rank 0, in the order of `places` (image id -> index).
 ///
 /// The message begins with a byte that says whether the rank was asked to stop.
-///
-/// # Errors
-/// A lost rank, or an image that is not in `places`.
+/// Errors: a lost rank, or an image that is not in `places`.
 pub fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Outcome<Found>> {
     let mut found = Found { results: Vec::new(), skipped: Vec::new() };
     let stopped = stop_byte(stop::requested());

@@ -38,10 +38,8 @@ struct Entry {
 
 impl ResultsFile {
     /// Reads a file.
-    ///
-    /// # Errors
-    /// A data error that names the file, the entry and the field: it is not a list of detections, it is empty, a number is not
-    /// finite, a mask is damaged, or an image or category is not in the data set.
+    /// Errors: a data error that names the file, the entry and the field: it is not a list of detections, it is empty,
+    /// a number is not finite, a mask is damaged, or an image or category is not in the data set.
     pub fn read(path: &Path, dataset: &Dataset) -> Result<Self> {
         let wrong = |message: String| Error::data(format!("{}: {message}", path.display()));
         let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
@@ -102,9 +100,7 @@ impl ResultsFile {
     }
 
     /// The metrics to compute: those of `--eval`, or boxes and masks if there are any.
-    ///
-    /// # Errors
-    /// A usage error if masks are asked for and there are none.
+    /// Errors: a usage error if masks are asked for and there are none.
     pub fn kinds(&self, asked: &[Metric]) -> Result<Vec<Metric>> {
         match (asked, self.has_masks) {
             ([], true) => Ok(vec![Metric::Bbox, Metric::Segm]),

@@ -86,9 +86,6 @@ pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4]
 
 /// Applies `deltas` to `sources`; both are `[.., 4]`. If given, `stds` multiplies the deltas, and `limits`, a tensor
 /// `[.., 4]` of width, height, width, height, clips the result to the image.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn decode(sources: &Tensor, deltas: &Tensor, stds: Option<&[f64; 4]>, limits: Option<&Tensor>) -> Result<Tensor> {
     let scaled = match stds {
         Some(stds) => {

@@ -29,9 +29,6 @@ impl Detections {
     }
 
     /// No detections, with masks of `mask_size` pixels.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn none(mask_size: usize) -> Result<Self> {
         let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, Device::Cpu));
         let side = mask_size as i64;

@@ -5,7 +5,6 @@ use fnet_common::random::{Generator, Purpose};
 /// The initialization of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// A constant.
     Constant(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),

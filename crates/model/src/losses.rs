@@ -71,9 +71,6 @@ impl Losses {
     }
 
     /// What is minimized: the sum of all losses.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn total(&self) -> Result<Tensor> {
         if let Some((total, _)) = &self.joined {
             return Ok(total.shallow_clone());
@@ -84,17 +81,11 @@ impl Losses {
     }
 
     /// All values and their total on the host, by name, in the order of the reference's log. Waits for the device once.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn to_host(&self) -> Result<Vec<(&'static str, f64)>> {
         self.send(&self.total()?)?.arrive()
     }
 
     /// Begins to copy all values and `total`, which [`Losses::total`] gave, to the host.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn send(&self, total: &Tensor) -> Result<SentLosses> {
         let (mut names, values): (Vec<_>, Vec<_>) = self.named().into_iter().chain([("loss", total)]).unzip();
         if let Some((_, values)) = &self.joined {
@@ -130,9 +121,7 @@ pub struct SentLosses {
 
 impl SentLosses {
     /// Names and values, as [`Losses::to_host`] gives them. Waits for what the device was given before they were sent.
-    ///
-    /// # Errors
-    /// If the device fails, or the job is broken off.
+    /// Errors: if the device fails, or the job is broken off.
     pub fn arrive(self) -> Result<Vec<(&'static str, f64)>> {
         let values = Vec::<f32>::try_from(&self.values.finish()?)?;
         let mut named: Vec<_> = self.names.into_iter().zip(values.into_iter().map(f64::from)).collect();

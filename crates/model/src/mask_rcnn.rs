@@ -46,9 +46,7 @@ impl std::fmt::Debug for MaskRcnn {
 impl MaskRcnn {
     /// Builds the model on `device` and fills `parameters` with its tensors, whose initial values follow from `seed`
     /// alone. What `parameters` held before is dropped.
-    ///
-    /// # Errors
-    /// A usage error if the config's parts do not fit together; else if libtorch fails (memory).
+    /// Errors: a usage error if the config's parts do not fit together; else if libtorch fails (memory).
     pub fn new(config: &config::Model, parameters: &mut Parameters, device: Device, seed: u64) -> Result<Self> {
         let model = Self::build(config, parameters, device)?;
         parameters.initialize(seed)?;
@@ -56,9 +54,6 @@ impl MaskRcnn {
     }
 
     /// The model with zeros for values, to be filled from a checkpoint.
-    ///
-    /// # Errors
-    /// As [`MaskRcnn::new`].
     pub fn build(config: &config::Model, parameters: &mut Parameters, device: Device) -> Result<Self> {
         check(config)?;
         parameters.reset(device);
@@ -95,18 +90,12 @@ impl MaskRcnn {
 
     /// Puts BatchNorm into the convolutions before it, for faster inference; the named parameters stay as they are, and
     /// later changes of theirs no longer reach the model. It cannot be trained afterwards.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn fuse_conv_bn(&mut self) -> Result<()> {
         self.backbone.fuse()
     }
 
     /// Automatic mixed precision on this thread: until the guard is dropped, convolutions and matrix products compute as
     /// `amp` says.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn autocast(&self, amp: Amp) -> Result<Option<autocast::Guard>> {
         let kind = match amp {
             Amp::Off => return Ok(None),
@@ -126,10 +115,8 @@ impl MaskRcnn {
 
     /// The losses of one step. Every parameter takes part in each, whatever the images hold: without positives a head's
     /// loss is 0 and its gradients are zeros, so that no rank waits for a gradient of another in vain.
-    ///
-    /// # Errors
-    /// A usage error if the config cannot be trained, a bug if the batch's parts differ in length, else if libtorch
-    /// fails (memory).
+    /// Errors: a usage error if the config cannot be trained, a bug if the batch's parts differ in length, else if
+    /// libtorch fails (memory).
     pub fn forward_train(&self, batch: &Batch, random: &mut StepRandom) -> Result<Losses> {
         self.backbone.check_trainable()?;
         self.check_batch(&batch.images, batch.metas.len(), Some(&batch.targets))?;
@@ -162,9 +149,7 @@ impl MaskRcnn {
 
     /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels
     /// and score, best first, on the host) for each of `images`, without gradient.
-    ///
-    /// # Errors
-    /// A bug if there is not one meta per image, else if libtorch fails (memory).
+    /// Errors: a bug if there is not one meta per image, else if libtorch fails (memory).
     pub fn training_proposals(
         &self,
         images: &Images,
@@ -188,9 +173,7 @@ impl MaskRcnn {
 
     /// What is found in each of `images`, without gradient and with the running
     /// statistics.
-    ///
-    /// # Errors
-    /// A bug if there is not one meta per image, else if libtorch fails (memory).
+    /// Errors: a bug if there is not one meta per image, else if libtorch fails (memory).
     pub fn predict(&self, images: &Images, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
         let levels = self.levels(images, metas.len())?;

@@ -15,17 +15,11 @@ pub(crate) const SPLIT_THRESHOLD: i64 = 10_000;
 ///
 /// Groups are separated by offsets that are multiples of the maximum coordinate, in float32. Overlaps are computed on
 /// the shifted boxes, so that they round as in MMCV.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn batched_nms(boxes: &Tensor, scores: &Tensor, groups: &Tensor, iou: f64) -> Result<Tensor> {
     batched_nms_with(boxes, scores, groups, iou, SPLIT_THRESHOLD)
 }
 
 /// Like [`batched_nms`], with a custom threshold instead of [`SPLIT_THRESHOLD`].
-///
-/// # Errors
-/// If libtorch fails.
 pub fn batched_nms_with(
     boxes: &Tensor,
     scores: &Tensor,

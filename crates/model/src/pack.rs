@@ -62,9 +62,6 @@ impl Pack {
     }
 
     /// All tables on `device`; the host does not wait.
-    ///
-    /// # Errors
-    /// For lack of memory.
     pub fn send(&self, device: Device) -> Result<Sent> {
         Ok(Sent { bytes: upload(&self.bytes, device, Lane::InTurn)? })
     }
@@ -78,9 +75,7 @@ pub struct Sent {
 
 impl Sent {
     /// A table of the pack that was sent.
-    ///
-    /// # Errors
-    /// If it is of another pack.
+    /// Errors: if it is of another pack.
     pub fn table(&self, table: &Table) -> Result<Tensor> {
         let part = self.bytes.f_narrow(0, table.start as i64, table.bytes as i64)?;
         Ok(part.f_view_dtype(table.kind)?.f_reshape(&table.shape[..])?)

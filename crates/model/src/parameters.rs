@@ -115,9 +115,7 @@ impl Parameters {
     }
 
     /// Copies the tensors of `source` to the tensors with the same name and shape. The others do not change.
-    ///
-    /// # Errors
-    /// If a value cannot be copied. Names and shapes that do not match are in the report instead.
+    /// Errors: if a value cannot be copied. Names and shapes that do not match are in the report instead.
     pub fn load<N: AsRef<str>, T: Borrow<Tensor>>(
         &self,
         source: impl IntoIterator<Item = (N, T)>,
@@ -127,9 +125,6 @@ impl Parameters {
 
     /// Like [`Parameters::load`] for a part of the model: prepends `prefix` (such as `backbone.`) to each name of
     /// `source`. Only names with this prefix count as missing.
-    ///
-    /// # Errors
-    /// Same as [`Parameters::load`].
     pub fn load_below<N: AsRef<str>, T: Borrow<Tensor>>(
         &self,
         prefix: &str,
@@ -271,9 +266,7 @@ impl LoadReport {
     }
 
     /// Returns an error unless every tensor of the model was loaded and no other tensor was found.
-    ///
-    /// # Errors
-    /// A data error that names the first tensors that do not match.
+    /// Errors: a data error that names the first tensors that do not match.
     pub fn require_complete(&self) -> Result<()> {
         if self.is_complete() {
             return Ok(());

@@ -114,9 +114,6 @@ pub struct RoiLosses {
 
 impl RoiLosses {
     /// All losses of a step: these of the RoIs of `sample`, and the two of the proposal head.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn with_rpn(self, (rpn_cls, rpn_bbox): (Loss, Loss), sample: &RoiSample) -> Result<Losses> {
         let losses = [rpn_cls, rpn_bbox, self.bbox.cls, self.bbox.bbox];
         Losses::new(losses, self.mask, self.bbox.acc, sample.positives.len(), sample.rois.len())

@@ -27,9 +27,6 @@ pub struct View {
 
 impl MaskRcnn {
     /// What is found in each of `images` and its mirror image together.
-    ///
-    /// # Errors
-    /// As [`MaskRcnn::predict`].
     pub fn predict_with_flip(&self, images: &Images, metas: &[ImageMeta]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
         let values = images.values(self.device())?;
@@ -43,9 +40,7 @@ impl MaskRcnn {
 
     /// What is found in each image of a batch, from several views of all of them. Boxes are pasted as they are: MMDetection
     /// does not scale them to the network's input and back here.
-    ///
-    /// # Errors
-    /// A bug if the views differ in their number of images, or there is none; else if libtorch fails (memory).
+    /// Errors: a bug if the views differ in their number of images, or there is none; else if libtorch fails (memory).
     pub fn predict_views(&self, views: &[View]) -> Result<Vec<Detections>> {
         let _guard = tch::no_grad_guard();
         let count = views.first().map_or(0, |view| view.metas.len());

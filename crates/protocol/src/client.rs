@@ -60,9 +60,7 @@ struct Queue {
 
 impl Client {
     /// Connects to the launcher, if the environment names one.
-    ///
-    /// # Errors
-    /// [`env::CONTROL`] is not the number of an open socket, or no thread can be started.
+    /// Errors: [`env::CONTROL`] is not the number of an open socket, or no thread can be started.
     pub fn from_environment(rank: usize) -> io::Result<Self> {
         let Some(value) = std::env::var_os(env::CONTROL) else { return Ok(Self::disconnected()) };
         let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok());

@@ -15,9 +15,7 @@ pub(crate) fn is_active() -> bool {
 }
 
 /// Runs `work`, which must not leave half-changed state behind if it panics.
-///
-/// # Errors
-/// The message of a panic.
+/// Errors: the message of a panic.
 pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     DEPTH.set(DEPTH.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(work));

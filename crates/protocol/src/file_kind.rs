@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::text::shell_word;
+
 /// Number of bytes to read.
 const START: u64 = 4096;
 /// The maximum header length that safetensors readers accept.
@@ -193,15 +195,9 @@ pub fn not_a_python_config(path: &Path) -> Option<String> {
 /// The line that converts a Python config.
 fn convert_line(path: &Path) -> String {
     let out = path.with_extension("toml");
-    let (config, out) = (shell_word(path), shell_word(Path::new(out.file_name().unwrap_or_default())));
+    let (config, out) = (path.to_string_lossy(), out.file_name().unwrap_or_default().to_string_lossy());
+    let (config, out) = (shell_word(&config), shell_word(&out));
     format!("convert it first: fnet-launch convert-config {config} --out {out}")
-}
-
-/// A path as one word for a shell.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+,:=@%".contains(letter);
-    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// Why a file is not a checkpoint, and what to do with it; `None` if it may be one, or does not exist.

@@ -21,6 +21,7 @@ pub mod file_kind;
 pub mod hints;
 pub mod message;
 pub mod outlet;
+pub mod spread;
 pub mod stack;
 pub mod status;
 pub mod stop;

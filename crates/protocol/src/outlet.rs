@@ -313,7 +313,6 @@ mod tests {
         assert_eq!(*lock(&written), [&"y".repeat(20), "2 missing"]);
     }
 
-    /// An outlet to a pipe, and its reader.
     fn pipe() -> (Outlet, io::PipeReader, io::PipeWriter) {
         let (reader, writer) = io::pipe().unwrap();
         let other = writer.try_clone().unwrap();

@@ -44,9 +44,7 @@ pub fn page() -> &'static StatusPage {
 }
 
 /// Maps the page that the launcher passed, if any. Must be called before [`page`].
-///
-/// # Errors
-/// The environment does not name an inherited page.
+/// Errors: the environment does not name an inherited page.
 pub fn adopt_from_environment() -> io::Result<()> {
     let Some(value) = std::env::var_os(crate::env::STATUS_FD) else { return Ok(()) };
     let wrong = || {

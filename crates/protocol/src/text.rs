@@ -49,6 +49,19 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// One word for a shell, in quotes if it needs them.
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+,:=@%".contains(letter);
+    let plain = !text.is_empty() && text.chars().all(is_plain);
+    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+/// A line of the text log as in MMDetection: `2026-11-25 01:41:17,570 - fnet - INFO - message`.
+pub fn log_line(time: &jiff::Zoned, name: &str, level: &str, message: &str) -> String {
+    let milliseconds = time.subsec_nanosecond() / 1_000_000;
+    format!("{},{milliseconds:03} - {name} - {level} - {message}\n", time.strftime("%Y-%m-%d %H:%M:%S"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +87,11 @@ mod tests {
         assert_eq!(printable("a\n\u{1b}[2J\u{202e}.jpg"), "a\\n\\u{1b}[2J\\u{202e}.jpg");
         assert_eq!(quoted("a\"b"), "\"a\\\"b\"");
         assert!(quoted(&"x".repeat(999)).len() < 100);
+    }
+
+    #[test]
+    fn a_line_has_time_name_level_and_message() {
+        let time: jiff::Zoned = "2026-11-25T01:41:07.0705[UTC]".parse().unwrap();
+        assert_eq!(log_line(&time, "fnet", "WARNING", "x"), "2026-11-25 01:41:07,070 - fnet - WARNING - x\n");
     }
 }

@@ -169,9 +169,7 @@ const ABANDONED: Duration = Duration::from_secs(86_400);
 
 /// Removes abandoned temporary files from a folder, which may not exist: files of ended processes of this host, and files
 /// of other hosts without a change for a day.
-///
-/// # Errors
-/// The folder cannot be read, or some files cannot be removed; the others are removed.
+/// Errors: the folder cannot be read, or some files cannot be removed; the others are removed.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -66,9 +66,7 @@ const ANNOTATIONS_PER_IMAGE: u64 = 7;
 
 /// Generates the data set of `options` in `options.out`, with the layout [`Options::layout`]. `progress` is called from
 /// several threads, not always in order. A folder that already contains the same set does not change.
-///
-/// # Errors
-/// Options out of range; a folder with other contents; a disk that is full or not writable.
+/// Errors: options out of range; a folder with other contents; a disk that is full or not writable.
 pub fn generate(options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<Summary> {
     options.check()?;
     if let Some(summary) = prepare(options)? {
@@ -115,24 +113,27 @@ fn prepare(options: &Options) -> Result<Option<Summary>> {
             let mut entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
             return match entries.next() {
                 None => Ok(None),
-                Some(_) => Err(Error::Foreign { folder: folder.clone(), manifest: MANIFEST }),
+                Some(_) => Err(Error::Usage(format!(
+                    "{} is not empty and contains no generated set (no {MANIFEST} in it); choose another folder for --out",
+                    folder.display()
+                ))),
             };
         }
         Err(e) => return Err(Error::io("read", &path)(e)),
     };
-    let manifest: Manifest =
-        serde_json::from_str(&text).map_err(|e| Error::Manifest { path: path.clone(), reason: e.to_string() })?;
+    let manifest: Manifest = serde_json::from_str(&text).map_err(Error::manifest(&path))?;
     let same = manifest.format == crate::FORMAT_VERSION
         && Options { out: folder.clone(), ..manifest.options.clone() } == *options;
     match manifest.summary {
         Some(summary) if same => Ok(Some(Summary { reused: true, ..summary })),
         // An interrupted run of the same set is simply repeated.
         None if same => Ok(None),
-        _ => Err(Error::Different {
-            folder: folder.clone(),
-            found: tell(&manifest.options, manifest.format),
-            wanted: tell(options, crate::FORMAT_VERSION),
-        }),
+        _ => Err(Error::Usage(format!(
+            "{} contains a set generated with other options ({}; requested: {}); remove it or choose another folder for --out",
+            folder.display(),
+            tell(&manifest.options, manifest.format),
+            tell(options, crate::FORMAT_VERSION)
+        ))),
     }
 }
 
@@ -145,8 +146,7 @@ fn tell(options: &Options, format: u32) -> String {
 fn write_manifest(options: &Options, summary: Option<&Summary>) -> Result<()> {
     let path = options.out.join(MANIFEST);
     let manifest = Manifest { format: crate::FORMAT_VERSION, options: options.clone(), summary: summary.cloned() };
-    let text = serde_json::to_string_pretty(&manifest)
-        .map_err(|e| Error::Manifest { path: path.clone(), reason: e.to_string() })?;
+    let text = serde_json::to_string_pretty(&manifest).map_err(Error::manifest(&path))?;
     let temporary = path.with_extension("json.part");
     fs::write(&temporary, text + "\n").map_err(Error::io("write", &temporary))?;
     fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))
@@ -234,7 +234,7 @@ fn write_split(
 fn write_image(options: &Options, image: u64, folder: &Path) -> Result<Vec<AnnotationRecord>> {
     let scene = scene::draw(options, image);
     let path = folder.join(options.layout.file_name(image, options.seed));
-    let failed = |reason: String| Error::Encode { path: path.clone(), reason };
+    let failed = |reason: String| Error::Bug(format!("cannot encode {}: {reason}", path.display()));
     let side = |length: usize| u16::try_from(length).map_err(|e| failed(e.to_string()));
     let quality = Random::new(options.seed, &[image, u64::MAX]).within(&(80..=95)) as u8;
     let mut jpeg = Vec::new();

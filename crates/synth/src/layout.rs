@@ -76,7 +76,6 @@ impl Layout {
         project.into_iter().chain(classes).collect()
     }
 
-    /// The id of a class.
     pub(crate) fn category_id(self, class: Class) -> u32 {
         match self {
             Self::Coco => class.category_id(),

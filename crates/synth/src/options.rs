@@ -69,7 +69,9 @@ impl Default for Options {
 impl Options {
     /// Checks the options.
     pub fn check(&self) -> Result<()> {
-        let wrong = |option, value: String, expected| -> Result<()> { Err(Error::Option { option, value, expected }) };
+        let wrong = |option: &str, value: String, expected: &str| -> Result<()> {
+            Err(Error::Usage(format!("{option} is {value}, but must be {expected}")))
+        };
         if let Some(annotations) = self.annotations_only
             && !(1..=MAX_ANNOTATIONS).contains(&annotations)
         {

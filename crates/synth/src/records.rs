@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::Class;
 
-/// An image.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ImageRecord {
     pub(crate) id: u64,
@@ -137,7 +136,7 @@ fn finish(spelling: Spelling, owner: Owner) -> Option<AnnotationRecord> {
 }
 
 fn failed(owner: Owner) -> impl FnOnce(hotcoco::error::Error) -> Error {
-    move |error| Error::Mask { image: owner.image, reason: error.to_string() }
+    move |error| Error::Bug(format!("cannot create the annotations of image {}: {error}", owner.image))
 }
 
 fn rasterize(polygons: &[Vec<f64>], owner: Owner) -> Result<Rle> {

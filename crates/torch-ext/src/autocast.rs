@@ -24,9 +24,7 @@ pub struct Guard {
 
 impl Guard {
     /// Begins a region that casts to `kind` (`BFloat16` or `Half`) on the device's type.
-    ///
-    /// # Errors
-    /// If the kind is not one of the two.
+    /// Errors: if the kind is not one of the two.
     pub fn new(device: Device, kind: Kind) -> Result<Self> {
         let number = match kind {
             Kind::Half => 5,

@@ -14,9 +14,7 @@ unsafe extern "C" {
 ///
 /// Unlike `Tensor::backward` it returns the error of a failed all-reduce inside the pass as
 /// [`ErrorKind::Collective`](crate::ErrorKind::Collective), and exhausted memory as such.
-///
-/// # Errors
-/// If an operator's backward or a collective that hooks into it fails.
+/// Errors: if an operator's backward or a collective that hooks into it fails.
 pub fn backward(loss: &Tensor) -> Result<()> {
     // SAFETY: the pointer is valid for the call.
     check(unsafe { fnet_backward(pointer(loss)) })

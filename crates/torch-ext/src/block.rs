@@ -30,9 +30,7 @@ unsafe extern "C" {
 /// `x` (`[n, c, h, w]`) with its first channels convolved by `weight` (`[k, k, s, s]`, padded to keep the size), and `x`
 /// itself for the shortcut around what comes next: the gradients of both are added in one pass, without a copy of the
 /// whole for the channels that are left alone.
-///
-/// # Errors
-/// If the shapes do not fit, or memory runs out.
+/// Errors: if the shapes do not fit, or memory runs out.
 pub fn partial_conv(x: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
     let mut shortcut = std::ptr::null_mut();
     // SAFETY: both pointers are valid for the call; both results are written on success.
@@ -42,9 +40,7 @@ pub fn partial_conv(x: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// `x + branch * factors`; the factors, which are broadcast, get no gradient.
-///
-/// # Errors
-/// If the shapes do not fit, or memory runs out.
+/// Errors: if the shapes do not fit, or memory runs out.
 pub fn add_scaled(x: &Tensor, branch: &Tensor, factors: &Tensor) -> Result<Tensor> {
     // SAFETY: all pointers are valid for the call; `out` is written on success.
     new_tensor(|out| unsafe { fnet_add_scaled(pointer(x), pointer(branch), pointer(factors), out) })
@@ -52,9 +48,7 @@ pub fn add_scaled(x: &Tensor, branch: &Tensor, factors: &Tensor) -> Result<Tenso
 
 /// `relu(x weight^T + bias)` of `x` (`[n, in]`), `weight` (`[out, in]`) and `bias` (`[out]`, or a part of it, which is
 /// repeated). The gradient of the weight lies in memory as the weight does.
-///
-/// # Errors
-/// If the shapes do not fit, or memory runs out.
+/// Errors: if the shapes do not fit, or memory runs out.
 pub fn linear_relu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     // SAFETY: all pointers are valid for the call; `out` is written on success.
     new_tensor(|out| unsafe { fnet_linear_relu(pointer(x), pointer(weight), pointer(bias), out) })

@@ -49,9 +49,7 @@ pub fn is_loaded() -> bool {
 }
 
 /// Checks the driver, then loads libtorch's CUDA part and torchvision's operators. Later calls do nothing.
-///
-/// # Errors
-/// [`ErrorKind::Environment`] if there is no driver, no device, the driver is too old, or a library is missing.
+/// Errors: [`ErrorKind::Environment`] if there is no driver, no device, the driver is too old, or a library is missing.
 pub fn load_libraries() -> Result<()> {
     let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if *loaded {
@@ -81,9 +79,7 @@ pub(crate) fn load_torch_cuda(folder: &Path) -> Result<()> {
 
 /// Loads everything that a job on GPUs loads, without a look at the driver, and returns the version of NCCL, as "2.28.9".
 /// For a process that only tells whether the libraries are there: it must not compute with CUDA afterwards.
-///
-/// # Errors
-/// [`ErrorKind::Environment`] that names the library that is missing.
+/// Errors: [`ErrorKind::Environment`] that names the library that is missing.
 pub fn check_libraries() -> Result<String> {
     load_torch_cuda(&libtorch_folder()?)?;
     Library::open(&find_own_object("libfnet_nccl.so")?, false)?;
@@ -107,9 +103,7 @@ fn find_torchvision(libtorch: &Path) -> Result<PathBuf> {
 }
 
 /// The folder of the libtorch that this process uses.
-///
-/// # Errors
-/// If the loader cannot tell.
+/// Errors: if the loader cannot tell.
 pub fn libtorch_folder() -> Result<PathBuf> {
     // SAFETY: returns null or a C string that is valid as long as the process runs.
     let path = unsafe {
@@ -147,9 +141,6 @@ fn find_in(name: &str, folders: &[PathBuf]) -> Result<PathBuf> {
 }
 
 /// Number of CUDA devices that libtorch can use.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn device_count() -> Result<usize> {
     let mut count = 0;
     // SAFETY: the pointer is valid for the call.
@@ -158,18 +149,14 @@ pub fn device_count() -> Result<usize> {
 }
 
 /// Makes `device` the one that this thread allocates on and launches kernels on.
-///
-/// # Errors
-/// If the device is not there.
+/// Errors: if the device is not there.
 pub fn set_device(device: usize) -> Result<()> {
     // SAFETY: a plain value.
     check(unsafe { fnet_cuda_set_device(number(device)) })
 }
 
 /// Memory of a device as libtorch's allocator counts it; the driver is not asked, which would take time in every step.
-///
-/// # Errors
-/// If the device is not there.
+/// Errors: if the device is not there.
 pub fn memory(device: usize) -> Result<MemoryStatistics> {
     let mut statistics = MemoryStatistics::default();
     // SAFETY: the pointer is valid for the call; the struct has the layout of FnetMemoryStatistics.

@@ -48,9 +48,6 @@ impl<'a> Diagnostic<'a> {
 
 /// From now on `take` gets each line in place of stderr, on the thread that printed it; it must neither panic nor block.
 /// To be called before other threads are started; only the first one counts.
-///
-/// # Errors
-/// For lack of memory.
 pub fn capture(take: fn(&Diagnostic<'_>)) -> Result<()> {
     if TAKE.set(take).is_err() {
         return Ok(());

@@ -35,9 +35,7 @@ pub struct Rows<'a> {
 
 /// Rows `[k, c]` of `levels` (`[n, c, h, w]`), each a table of its places, image by image and row by row. Differentiable in the
 /// levels.
-///
-/// # Errors
-/// If shapes and counts do not fit.
+/// Errors: if shapes and counts do not fit.
 pub fn gather_rows(levels: &[Tensor], given: &Rows<'_>) -> Result<Tensor> {
     let Rows { rows, flat_rows, counts, inside } = given;
     if counts.len() != levels.len() {
@@ -54,9 +52,6 @@ pub fn gather_rows(levels: &[Tensor], given: &Rows<'_>) -> Result<Tensor> {
 }
 
 /// Rectifies all tensors in place, in one call.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn rectify(tensors: &[Tensor]) -> Result<()> {
     let tensors = pointers(tensors);
     // SAFETY: the pointers are valid for the call.
@@ -64,9 +59,6 @@ pub fn rectify(tensors: &[Tensor]) -> Result<()> {
 }
 
 /// Two handles to each tensor, for two readers; the gradients of both are added in one call for all tensors.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn twice(tensors: &[Tensor]) -> Result<[Vec<Tensor>; 2]> {
     let given = pointers(tensors);
     let mut out = vec![std::ptr::null_mut(); 2 * given.len()];

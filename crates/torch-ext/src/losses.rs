@@ -19,9 +19,7 @@ unsafe extern "C" {
 
 /// The total of the losses from number `first` on, each of `sums` (float32, no dimension) divided by its divisor, and all
 /// quotients with the total behind them, `[n + 1]`. Only the total is differentiable.
-///
-/// # Errors
-/// If there is not one divisor for each sum, or no loss.
+/// Errors: if there is not one divisor for each sum, or no loss.
 pub fn join(sums: &[&Tensor], divisors: &[f64], first: usize) -> Result<(Tensor, Tensor)> {
     if sums.len() != divisors.len() {
         let message = format!("losses: {} sums and {} divisors", sums.len(), divisors.len());

@@ -14,9 +14,7 @@ unsafe extern "C" {
 }
 
 /// The tensor `[N, C, H, W]` in channels_last order; the same tensor if it is already. Differentiable.
-///
-/// # Errors
-/// If the tensor does not have four dimensions or memory runs out.
+/// Errors: if the tensor does not have four dimensions or memory runs out.
 pub fn channels_last(tensor: &Tensor) -> Result<Tensor> {
     // SAFETY: the pointer is valid for the call; `out` is written on success.
     new_tensor(|out| unsafe { fnet_channels_last(pointer(tensor), out) })

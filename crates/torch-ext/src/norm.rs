@@ -42,9 +42,7 @@ pub struct BatchNorm<'a> {
 ///
 /// Sums are taken in float64, in an order that does not depend on the number of threads; libtorch's kernel adds in
 /// float32 when the channels come last.
-///
-/// # Errors
-/// If shapes, types or devices do not fit.
+/// Errors: if shapes, types or devices do not fit.
 pub fn batch_norm(input: &Tensor, norm: &BatchNorm, rectify: bool) -> Result<Tensor> {
     // SAFETY: all pointers are valid for the call; `out` is written on success.
     new_tensor(|out| unsafe {

@@ -58,9 +58,7 @@ unsafe extern "C" {
 ///
 /// Gradients flow into the levels only. They do not depend on the number of threads, and the result and the gradients
 /// are in channels_last order, fastest when the levels are too.
-///
-/// # Errors
-/// If the shapes do not fit, or a RoI names an image or level that is not there or is not finite.
+/// Errors: if the shapes do not fit, or a RoI names an image or level that is not there or is not finite.
 pub fn roi_align(
     levels: &[Tensor],
     rois: &Tensor,
@@ -99,9 +97,7 @@ pub struct RoisByLevel {
 
 /// As [`roi_align`], by torchvision's operator and on any device: the host knows which RoIs are of which level, and waits
 /// for nothing. The result is in the caller's order.
-///
-/// # Errors
-/// If the shapes do not fit.
+/// Errors: if the shapes do not fit.
 pub fn roi_align_by_level(
     levels: &[Tensor],
     by_level: &RoisByLevel,
@@ -138,18 +134,14 @@ pub fn roi_align_by_level(
 /// `iou_threshold`.
 ///
 /// `boxes`: `[n, 4]` float32 x1, y1, x2, y2, areas without an offset of one; `scores`: `[n]`. Both are on the CPU.
-///
-/// # Errors
-/// If the shapes do not fit.
+/// Errors: if the shapes do not fit.
 pub fn nms(boxes: &Tensor, scores: &Tensor, iou_threshold: f64) -> Result<Tensor> {
     // SAFETY: both pointers are valid for the call; `out` is written on success.
     new_tensor(|out| unsafe { fnet_nms(pointer(boxes), pointer(scores), iou_threshold, out) })
 }
 
 /// As [`nms`], of values: places of the boxes kept.
-///
-/// # Errors
-/// If there is not one score per box, or memory runs out.
+/// Errors: if there is not one score per box, or memory runs out.
 pub fn nms_of_values(boxes: &[[f32; 4]], scores: &[f32], iou_threshold: f64) -> Result<Vec<usize>> {
     if boxes.len() != scores.len() {
         let message = format!("NMS: {} boxes and {} scores", boxes.len(), scores.len());

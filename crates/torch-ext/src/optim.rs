@@ -79,9 +79,6 @@ pub struct AdamWState<'a> {
 
 impl AdamW {
     /// An optimizer with a zero state for the parameters, to which it keeps handles.
-    ///
-    /// # Errors
-    /// If memory runs out.
     pub fn new(parameters: &[Tensor], options: AdamWOptions) -> Result<Self> {
         Ok(Self {
             options,
@@ -96,18 +93,13 @@ impl AdamW {
     }
 
     /// One step of all parameters with learning rate `lr`.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let all: Vec<usize> = (0..self.parameters.len()).collect();
         self.step_group(&all, lr, self.options.weight_decay)
     }
 
     /// One step of the parameters at some indices, with a learning rate and weight decay of their own.
-    ///
-    /// # Errors
-    /// If libtorch fails, or there is no such parameter.
+    /// Errors: if libtorch fails, or there is no such parameter.
     pub fn step_group(&mut self, members: &[usize], lr: f64, weight_decay: f64) -> Result<()> {
         let AdamWOptions { betas, eps, .. } = self.options;
         let (parameters, exp_avg) = (chosen(&self.parameters, members)?, chosen(&self.exp_avg, members)?);
@@ -144,9 +136,7 @@ impl AdamW {
     }
 
     /// Copies a saved state into parameter `index`'s; the memory layout stays the parameter's.
-    ///
-    /// # Errors
-    /// If there is no such parameter or a shape differs.
+    /// Errors: if there is no such parameter or a shape differs.
     pub fn load_state(&mut self, index: usize, saved: &AdamWState<'_>) -> Result<()> {
         load(&mut self.steps, index, saved.step, "step")?;
         load(&mut self.exp_avg, index, saved.exp_avg, "exp_avg")?;
@@ -174,9 +164,6 @@ pub struct Sgd {
 
 impl Sgd {
     /// An optimizer with zero momentum for the parameters, to which it keeps handles.
-    ///
-    /// # Errors
-    /// If memory runs out.
     pub fn new(parameters: &[Tensor], options: SgdOptions) -> Result<Self> {
         Ok(Self {
             options,
@@ -186,18 +173,13 @@ impl Sgd {
     }
 
     /// One step of all parameters with learning rate `lr`.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let all: Vec<usize> = (0..self.parameters.len()).collect();
         self.step_group(&all, lr, self.options.weight_decay)
     }
 
     /// One step of the parameters at some indices, with a learning rate and weight decay of their own.
-    ///
-    /// # Errors
-    /// If libtorch fails, or there is no such parameter.
+    /// Errors: if libtorch fails, or there is no such parameter.
     pub fn step_group(&mut self, members: &[usize], lr: f64, weight_decay: f64) -> Result<()> {
         let SgdOptions { momentum, nesterov, .. } = self.options;
         let (parameters, buffers) = (chosen(&self.parameters, members)?, chosen(&self.momentum_buffers, members)?);
@@ -218,18 +200,14 @@ impl Sgd {
     }
 
     /// Copies a saved momentum into parameter `index`'s; the memory layout stays the parameter's.
-    ///
-    /// # Errors
-    /// If there is no such parameter or the shape differs.
+    /// Errors: if there is no such parameter or the shape differs.
     pub fn load_momentum_buffer(&mut self, index: usize, saved: &Tensor) -> Result<()> {
         load(&mut self.momentum_buffers, index, saved, "momentum_buffer")
     }
 }
 
 /// The L2 norm of all values of all tensors together: float32, no dimension, on their device.
-///
-/// # Errors
-/// If the tensors lie on different devices.
+/// Errors: if the tensors lie on different devices.
 pub fn norm(tensors: &[Tensor]) -> Result<Tensor> {
     let tensors = pointers(tensors);
     // SAFETY: an array of `tensors.len()` valid pointers; `out` is written on success.
@@ -237,9 +215,7 @@ pub fn norm(tensors: &[Tensor]) -> Result<Tensor> {
 }
 
 /// The L2 norm of the parameters' gradients; parameters without one are skipped.
-///
-/// # Errors
-/// If the gradients lie on different devices.
+/// Errors: if the gradients lie on different devices.
 pub fn grad_norm(parameters: &[Tensor]) -> Result<Tensor> {
     let parameters = pointers(parameters);
     // SAFETY: an array of `parameters.len()` valid pointers; `out` is written on success.
@@ -248,9 +224,7 @@ pub fn grad_norm(parameters: &[Tensor]) -> Result<Tensor> {
 
 /// Scales the parameters' gradients so that their norm is at most `max_norm`; returns the norm before, as
 /// [`grad_norm`] does. The rule of `torch.nn.utils.clip_grad_norm_`.
-///
-/// # Errors
-/// If the gradients lie on different devices.
+/// Errors: if the gradients lie on different devices.
 pub fn clip_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let parameters = pointers(parameters);
     // SAFETY: an array of `parameters.len()` valid pointers; `out` is written on success.
@@ -259,9 +233,6 @@ pub fn clip_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
 
 /// Divides the parameters' gradients by the loss scale; returns 1 if one holds a value that is not finite, else 0: float32, no
 /// dimension, on their device.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn unscale(parameters: &[Tensor], scale: f64) -> Result<Tensor> {
     let parameters = pointers(parameters);
     // SAFETY: an array of `parameters.len()` valid pointers; `out` is written on success.
@@ -269,9 +240,6 @@ pub fn unscale(parameters: &[Tensor], scale: f64) -> Result<Tensor> {
 }
 
 /// Drops the parameters' gradients, so that the next backward pass stores instead of adding.
-///
-/// # Errors
-/// If libtorch fails.
 pub fn clear_gradients(parameters: &[Tensor]) -> Result<()> {
     let parameters = pointers(parameters);
     // SAFETY: an array of `parameters.len()` valid pointers.

@@ -30,9 +30,7 @@ pub struct Operator {
 
 /// Calls `work` and returns its result with the operators that it has called on this thread, the longest first. On the CPU
 /// that includes the backward pass.
-///
-/// # Errors
-/// A profile is running already.
+/// Errors: a profile is running already.
 pub fn profiled<T>(work: impl FnOnce() -> T) -> Result<(T, Vec<Operator>)> {
     // SAFETY: no arguments.
     check(unsafe { fnet_profile_start() })?;

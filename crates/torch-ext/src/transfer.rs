@@ -59,9 +59,6 @@ fn uploaders() -> MutexGuard<'static, Option<HashMap<(usize, Lane), Uploader>>> 
 
 /// The bytes as a tensor `[bytes]` of uint8 on `device`. The host does not wait: they are in pinned memory of this module
 /// when this returns, and that is taken again once the copy is done.
-///
-/// # Errors
-/// For lack of memory.
 pub fn upload(bytes: &[u8], device: Device, lane: Lane) -> Result<Tensor> {
     let Device::Cuda(index) = device else {
         return Ok(Tensor::f_from_slice(bytes)?);

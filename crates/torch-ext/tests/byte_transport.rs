@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, leave, loss, net, start, values};
+use ranks::{DEADLINE, FLOAT, SMALL, connect, leave, loss, net, one_rank, rank, values};
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
@@ -120,14 +120,7 @@ fn reduced(group: &ProcessGroup, value: &Tensor, how: Reduction) -> Tensor {
 
 #[test]
 fn collectives_give_the_right_values_for_every_type_with_one_two_and_three_ranks() {
-    for size in [1, 2, 3] {
-        finish(start("body_collectives", size));
-    }
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_collectives() {
+    let Some(()) = rank!(1, 2, 3) else { return };
     as_rank(|group, _| {
         let (rank, size) = (group.rank() as i64, group.size() as i64);
         let sum = size * (size - 1) / 2;
@@ -169,12 +162,7 @@ fn body_collectives() {
 
 #[test]
 fn what_does_not_fit_is_refused_before_a_byte_travels() {
-    finish(start("body_refused", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_refused() {
+    let Some(()) = rank!(2) else { return };
     as_rank(|group, _| {
         let gaps = Tensor::zeros([4, 4], FLOAT).slice(1, 0, 4, 2);
         assert_eq!(group.all_reduce(&gaps, Reduction::Sum, DEADLINE).err().unwrap().kind(), ErrorKind::Invalid);
@@ -188,12 +176,7 @@ fn body_refused() {
 /// More than one piece of 64 MiB, and an odd number of values. A layout of memory other than the usual is kept.
 #[test]
 fn large_tensors_travel_in_pieces_and_layouts_are_kept() {
-    finish(start("body_large", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_large() {
+    let Some(()) = rank!(2) else { return };
     as_rank(|group, _| {
         let count = (64 << 20) + 5;
         let value = Tensor::full([count], group.rank() as i64 + 1, (Kind::Uint8, Device::Cpu));
@@ -216,12 +199,7 @@ fn body_large() {
 
 #[test]
 fn two_ranks_get_the_bits_that_gloo_gives() {
-    finish(start("body_bits_of_gloo", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_bits_of_gloo() {
+    let Some(()) = rank!(2) else { return };
     as_rank(|group, gloo| {
         let value = values(&[1013], group.rank() as i64);
         for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16] {
@@ -252,12 +230,7 @@ fn gradients(group: &ProcessGroup) -> Vec<Tensor> {
 /// Rank 0 + rank 1 + rank 2, in this order, at every place of the tensor.
 #[test]
 fn three_ranks_add_up_in_the_order_of_ranks() {
-    finish(start("body_order", 3));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_order() {
+    let Some(()) = rank!(3) else { return };
     as_rank(|group, _| {
         let all = [0, 1, 2].map(|rank| values(&[1000], rank));
         let expected = &(&all[0] + &all[1]) + &all[2];
@@ -268,12 +241,7 @@ fn body_order() {
 
 #[test]
 fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
-    finish(start("body_late_rank", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_late_rank() {
+    let Some(()) = rank!(2) else { return };
     as_rank(|group, gloo| {
         let short = Duration::from_millis(200);
         let come = || gloo.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
@@ -311,12 +279,7 @@ fn body_late_rank() {
 
 #[test]
 fn an_abort_ends_what_waits() {
-    finish(start("body_abort", 1));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_abort() {
+    let Some(()) = rank!(1) else { return };
     let folder = tempfile::tempdir().unwrap();
     let (store, _gloo) = connect(DEADLINE);
     let files = Files::new(folder.path(), 0, 2);

@@ -6,7 +6,7 @@ mod ranks;
 
 use std::time::{Duration, Instant};
 
-use ranks::{DEADLINE, FLOAT, SMALL, connect, finish, gradients, leave, loss, net, start, values};
+use ranks::{DEADLINE, FLOAT, SMALL, connect, gradients, leave, loss, net, one_rank, rank, values};
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
 use torch_ext::autograd::backward;
@@ -14,14 +14,7 @@ use torch_ext::distributed::{Reducer, Reduction};
 
 #[test]
 fn collectives_give_the_right_values_with_two_and_three_ranks() {
-    for world in [2, 3] {
-        finish(start("body_collectives", world));
-    }
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_collectives() {
+    let Some(()) = rank!(2, 3) else { return };
     let (store, group) = connect(DEADLINE);
     let (rank, world) = (group.rank() as f64, group.size() as f64);
     let ranks_sum = world * (world - 1.0) / 2.0;
@@ -61,14 +54,7 @@ fn body_collectives() {
 
 #[test]
 fn the_reducer_leaves_the_mean_and_the_same_bits_in_every_step() {
-    for world in [2, 3, 4] {
-        finish(start("body_reducer", world));
-    }
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_reducer() {
+    let Some(()) = rank!(2, 3, 4) else { return };
     let (store, group) = connect(DEADLINE);
     let world = group.size() as i64;
     let parameters = net();
@@ -117,12 +103,7 @@ fn body_reducer() {
 
 #[test]
 fn parameters_unused_on_one_or_all_ranks_do_not_hang_a_step() {
-    finish(start("body_unused", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_unused() {
+    let Some(()) = rank!(2) else { return };
     let (store, group) = connect(DEADLINE);
     let p: Vec<_> = (0..3).map(|i| Tensor::full([2], f64::from(i) + 1.0, FLOAT).set_requires_grad(true)).collect();
     let reducer = Reducer::new(&group, &p, SMALL, false).unwrap();
@@ -144,12 +125,7 @@ fn body_unused() {
 
 #[test]
 fn accumulated_passes_are_reduced_together() {
-    finish(start("body_accumulation", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_accumulation() {
+    let Some(()) = rank!(2) else { return };
     let (store, group) = connect(DEADLINE);
     let p = Tensor::full([2], 1.0, FLOAT).set_requires_grad(true);
     let scale = group.rank() as f64 + 1.0;
@@ -173,15 +149,7 @@ fn die() {
 
 #[test]
 fn a_killed_peer_is_an_error_in_the_survivors_backward() {
-    let mut children = start("body_killed_peer", 2);
-    let survivor = children.remove(0);
-    children[0].wait().unwrap();
-    finish(vec![survivor]);
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_killed_peer() {
+    let Some(()) = rank!(2 of which 1 is lost) else { return };
     let (_store, group) = connect(DEADLINE);
     let parameters = net();
     let reducer = Reducer::new(&group, &parameters, SMALL, false).unwrap();
@@ -206,15 +174,7 @@ fn body_killed_peer() {
 /// Gloo tells the waiting end nothing of a connection that breaks off in the middle of a tensor.
 #[test]
 fn an_abort_ends_the_wait_for_the_rest_of_a_tensor_whose_sender_was_killed() {
-    let mut children = start("body_killed_sender", 2);
-    let survivor = children.remove(0);
-    children[0].wait().unwrap();
-    finish(vec![survivor]);
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_killed_sender() {
+    let Some(()) = rank!(2 of which 1 is lost) else { return };
     let (_store, group) = connect(DEADLINE);
     let value = Tensor::zeros([64 << 20], (Kind::Uint8, Device::Cpu));
     group.barrier(DEADLINE).unwrap().wait(DEADLINE).unwrap();
@@ -245,12 +205,7 @@ fn body_killed_sender() {
 
 #[test]
 fn an_abort_from_another_thread_ends_what_waits_for_a_peer_that_lives() {
-    finish(start("body_abort", 3));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_abort() {
+    let Some(()) = rank!(3) else { return };
     let (_store, group) = connect(DEADLINE);
     if group.rank() > 0 {
         // Takes no part in the collective, and asks the store nothing: its connections may be cut with the group's.
@@ -275,12 +230,7 @@ fn body_abort() {
 
 #[test]
 fn a_peer_that_does_not_come_is_an_error_at_the_deadline() {
-    finish(start("body_timeout", 2));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_timeout() {
+    let Some(()) = rank!(2) else { return };
     let (store, group) = connect(DEADLINE);
     let short = Duration::from_millis(500);
     if group.rank() == 0 {
@@ -310,12 +260,7 @@ fn without_a_driver_nccl_is_refused_with_the_remedy() {
         eprintln!("SKIPPED without_a_driver_nccl_is_refused_with_the_remedy: this machine has a GPU");
         return;
     }
-    finish(start("body_nccl_without_driver", 1));
-}
-
-#[test]
-#[ignore = "one rank of another test"]
-fn body_nccl_without_driver() {
+    let Some(()) = rank!(1) else { return };
     let (store, mut group) = connect(DEADLINE);
     let error = group.add_nccl(&store, 0, DEADLINE).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment);

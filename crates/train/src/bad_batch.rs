@@ -30,9 +30,7 @@ impl BadBatches {
 
     /// After a step in which some rank had a loss that is not finite: saves the batch of each such rank, and returns a text
     /// with the ranks, losses and images. All ranks call this together.
-    ///
-    /// # Errors
-    /// A lost peer. A batch that cannot be saved is only mentioned in the text.
+    /// Errors: a lost peer. A batch that cannot be saved is only mentioned in the text.
     pub fn examine(
         &mut self,
         named: &[(&'static str, f64)],

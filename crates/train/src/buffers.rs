@@ -22,9 +22,7 @@ pub fn pack(parameters: &Parameters) -> Result<Tensor> {
 }
 
 /// Copies of the buffers by name, from the result of [`pack`] on any rank.
-///
-/// # Errors
-/// A bug if they belong to another model.
+/// Errors: a bug if they belong to another model.
 pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, Tensor)>> {
     let mut start = 0;
     let mut buffers = Vec::new();
@@ -42,9 +40,6 @@ pub fn unpack(parameters: &Parameters, packed: &Tensor) -> Result<Vec<(String, T
 }
 
 /// Restores the buffers from their packed values.
-///
-/// # Errors
-/// As [`unpack`].
 pub(crate) fn put_back(parameters: &Parameters, packed: &Tensor) -> Result<()> {
     let values = unpack(parameters, packed)?;
     let _guard = tch::no_grad_guard();

@@ -21,9 +21,7 @@ pub struct Continued {
 
 /// Where `world_size` ranks with this config resume from a checkpoint. If other ranks began the epoch, `schedule` is changed
 /// so that each image of the epoch is still seen once.
-///
-/// # Errors
-/// A usage error if the config in an old checkpoint, which holds its batch size, cannot be read.
+/// Errors: a usage error if the config in an old checkpoint, which holds its batch size, cannot be read.
 pub(crate) fn go_on(
     meta: &CheckpointMeta,
     config: &Config,

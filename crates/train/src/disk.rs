@@ -66,9 +66,7 @@ pub(crate) fn most_at_once(policy: &CheckpointPolicy, schedule: &TrainSchedule, 
 }
 
 /// The disk space that the rest of a job needs in `folder`.
-///
-/// # Errors
-/// An environment error if the free space cannot be read.
+/// Errors: an environment error if the free space cannot be read.
 pub fn estimate(
     folder: &Path,
     checkpoint: u64,
@@ -99,9 +97,7 @@ fn count_checkpoints(folder: &Path) -> Result<u64> {
 }
 
 /// Whether there is room: a warning if not all checkpoints of the job fit.
-///
-/// # Errors
-/// An environment error if not even one fits.
+/// Errors: an environment error if not even one fits.
 pub fn judge(disk: &DiskEstimate, folder: &Path) -> Result<Option<String>> {
     let DiskEstimate { checkpoint, count, needed, free } = *disk;
     let remedy = "free some space, set --work-dir to another disk, or keep fewer with checkpoint.keep_last";

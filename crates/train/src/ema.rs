@@ -49,9 +49,7 @@ impl Ema {
     }
 
     /// Restores stored `averages`, by parameter name.
-    ///
-    /// # Errors
-    /// A data error unless they belong to the same parameters.
+    /// Errors: a data error unless they belong to the same parameters.
     pub fn restore(&mut self, updates: u64, averages: &IndexMap<String, Tensor>) -> Result<()> {
         for (name, average) in &mut self.averages {
             let stored = averages.get(name).filter(|stored| stored.size() == average.size());

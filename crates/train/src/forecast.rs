@@ -21,9 +21,7 @@ use super::validation::Validation;
 use super::{disk, job, memory, resume, saver};
 
 /// What `train` would do with these arguments on `world_size` ranks. Nothing is written.
-///
-/// # Errors
-/// The errors that training would report about the config, the data, or the checkpoint to resume from.
+/// Errors: the errors that training would report about the config, the data, or the checkpoint to resume from.
 pub fn forecast(arguments: &Arguments, world_size: usize) -> Result<Estimate> {
     let mut resolved = job::resolve(arguments)?;
     let mut warnings: Vec<String> =

@@ -33,9 +33,7 @@ use crate::run_log::tracker;
 
 /// Runs `train` on this rank: loads the config, joins the other ranks, opens the data, builds the state of training, restores
 /// it, and trains.
-///
-/// # Errors
-/// What the user can fix (config, data, checkpoint, machine), a lost peer, or a bug.
+/// Errors: what the user can fix (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
     let communicator = join(&mut resolved.config, arguments, control)?;
@@ -284,8 +282,7 @@ fn abandon(trainer: Trainer<'_>) {
 /// Locks the work folder on rank 0 until the result is dropped, unless the launcher has locked it. All ranks call this
 // together.
 ///
-/// # Errors
-/// A usage error if another job is using the folder.
+/// Errors: a usage error if another job is using the folder.
 fn lock_work_dir(work_dir: &Path, communicator: &Communicator, control: &Client) -> Result<Option<File>> {
     let claim = || {
         // The first write to the folder reports what is wrong with it.
@@ -358,10 +355,8 @@ fn refuse_leftover_checkpoints(folders: &[PathBuf]) -> Result<()> {
 }
 
 /// A warning if the disk has no room for all checkpoints of the job.
-///
-/// # Errors
-/// An environment error if a new job could not write a single one. A job that resumes or has a fallback folder starts
-/// anyway: it saves as soon as there is room.
+/// Errors: an environment error if a new job could not write a single one. A job that resumes or has a fallback folder
+/// starts anyway: it saves as soon as there is room.
 fn disk_warning(
     config: &Config,
     train_state: &TrainState<'_>,
@@ -382,9 +377,7 @@ fn disk_warning(
 }
 
 /// Warnings about the data, one line for each kind.
-///
-/// # Errors
-/// A data error if the data cannot be trained on.
+/// Errors: a data error if the data cannot be trained on.
 pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<String>> {
     let mut warnings: Vec<String> =
         sets.iter().flat_map(|dataset| dataset.diagnostics().lines(Severity::Warning)).collect();
@@ -393,9 +386,7 @@ pub(super) fn data_warnings(config: &Config, sets: &[&Dataset]) -> Result<Vec<St
 }
 
 /// The config with the changes of the command line, except the learning rate.
-///
-/// # Errors
-/// A usage error if it cannot be trained with.
+/// Errors: a usage error if it cannot be trained with.
 pub(super) fn resolve(arguments: &Arguments) -> Result<Resolved> {
     let mut resolved = fnet_data::load_config(&arguments.config, &arguments.set)?;
     let config = &mut resolved.config;
@@ -444,9 +435,7 @@ impl Trainer<'_> {
 }
 
 /// The length of the job on `world_size` ranks.
-///
-/// # Errors
-/// A data error if no image is left to train on.
+/// Errors: a data error if no image is left to train on.
 pub(super) fn schedule(config: &Config, training_set: &Dataset, world_size: usize) -> Result<TrainSchedule> {
     let flags = training_set.aspect_flags();
     let steps_per_epoch = train_batches_per_epoch(&flags, world_size, config.data.samples_per_gpu);

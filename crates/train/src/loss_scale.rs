@@ -40,9 +40,7 @@ impl LossScale {
     }
 
     /// Adjusts the scale after an update; `finite` says whether all its gradients were finite.
-    ///
-    /// # Errors
-    /// A usage error if gradients overflow even unscaled.
+    /// Errors: a usage error if gradients overflow even unscaled.
     pub fn update(&mut self, finite: bool) -> Result<()> {
         self.0.steps_since_change += 1;
         if !finite {

@@ -23,9 +23,7 @@ const BATCHES_PER_THREAD: u64 = 2;
 const AT_A_TIME: u64 = 3;
 
 /// The maximum memory of a worker in training.
-///
-/// # Errors
-/// A usage error if the images are too small for the model.
+/// Errors: a usage error if the images are too small for the model.
 pub(crate) fn of_training(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let batch = config.data.samples_per_gpu as u64;
     let shape = largest_shape(&config.data.pipeline.largest_training_images(), &config.data.pipeline);
@@ -68,9 +66,7 @@ pub fn gradients(parameters: &Parameters) -> u64 {
 }
 
 /// The maximum memory of a worker in inference, one image at a time.
-///
-/// # Errors
-/// A usage error if the images are too small for the model.
+/// Errors: a usage error if the images are too small for the model.
 pub fn of_inference(config: &Config, parameters: &Parameters) -> Result<MemoryEstimate> {
     let [long, short] = config.data.pipeline.test_scale;
     let shape = largest_shape(&[[short, long]], &config.data.pipeline);

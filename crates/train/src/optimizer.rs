@@ -99,9 +99,7 @@ impl Optimizer {
 
     /// Restores the result of [`Optimizer::state`]; `get` returns a tensor of it by name. A parameter that `was_frozen` has
     /// no state yet.
-    ///
-    /// # Errors
-    /// A data error if a tensor is missing or has another shape.
+    /// Errors: a data error if a tensor is missing or has another shape.
     pub fn restore<'t>(
         &mut self,
         get: impl Fn(&str) -> Option<&'t Tensor>,
@@ -131,9 +129,7 @@ impl Optimizer {
     }
 
     /// Restores AdamW's moments, in the order of the parameters; a parameter without any was never updated.
-    ///
-    /// # Errors
-    /// A data error if this optimizer is not AdamW.
+    /// Errors: a data error if this optimizer is not AdamW.
     pub fn restore_moments(&mut self, moments: &[Option<&Moments>]) -> Result<()> {
         let Engine::AdamW(adamw) = &mut self.engine else {
             return Err(Error::data(

@@ -23,7 +23,6 @@ pub struct ChangedEpoch {
     pub epoch: usize,
     /// Steps of the first part.
     pub before: usize,
-    /// Steps in all.
     pub steps: usize,
 }
 
@@ -106,9 +105,7 @@ impl TrainSchedule {
     /// As in MMDetection, training continues at the start of the epoch after the finished ones. If the file's epochs had
     /// another length (other workers, or images per worker), iterations are counted in this job's epochs. MMDetection
     /// multiplies them by the ratio of the workers, which is the same except for the padding of its epochs.
-    ///
-    /// # Errors
-    /// A data error if the number of epochs is impossible.
+    /// Errors: a data error if the number of epochs is impossible.
     pub fn adopt(&self, epoch: u64, iter: u64) -> Result<(TrainProgress, Option<String>)> {
         let length = self.steps_per_epoch;
         let finished =

@@ -47,9 +47,7 @@ pub struct Reporter {
 
 impl Reporter {
     /// Starts the logs in `work_dir` on rank 0. Other ranks write nothing.
-    ///
-    /// # Errors
-    /// An environment error if the folder cannot be written.
+    /// Errors: an environment error if the folder cannot be written.
     pub fn new(
         resolved: &Resolved,
         work_dir: &Path,
@@ -117,9 +115,6 @@ impl Reporter {
     }
 
     /// Logs the images that the ranks skipped in an epoch. All ranks call this together at its end.
-    ///
-    /// # Errors
-    /// A lost peer.
     pub fn gather_left_out(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
         let own = std::mem::take(&mut self.left_out).join("\n");
         let all = communicator.all_gather_bytes(own.as_bytes()).context("gathering the names of skipped images")?;
@@ -137,9 +132,6 @@ impl Reporter {
     }
 
     /// Logs where the time of each rank went since the last call, during or after `epoch`. All ranks call this together.
-    ///
-    /// # Errors
-    /// A lost peer.
     pub fn gather_times(&mut self, communicator: &Communicator, epoch: usize) -> Result<()> {
         let own = serde_json::to_vec(&std::mem::take(&mut self.times)).unwrap_or_default();
         let all = communicator.all_gather_bytes(&own).context("gathering the times of all ranks")?;

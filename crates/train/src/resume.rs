@@ -56,9 +56,7 @@ pub struct StartPoint {
 
 impl ResumeSource {
     /// Loads the checkpoint that `resume` names. Rank 0 chooses it, and every rank reads it.
-    ///
-    /// # Errors
-    /// A data error if there is none to resume from, or it is damaged.
+    /// Errors: a data error if there is none to resume from, or it is damaged.
     pub fn find(
         resume: Option<Resume>,
         folders: &[PathBuf],
@@ -95,9 +93,7 @@ impl ResumeSource {
     }
 
     /// Restores the train state and returns where the job resumes. If other ranks began the epoch, `schedule` is changed.
-    ///
-    /// # Errors
-    /// A data error if the checkpoint belongs to another model or optimizer.
+    /// Errors: a data error if the checkpoint belongs to another model or optimizer.
     pub fn restore(
         &self,
         train_state: &mut TrainState<'_>,
@@ -188,9 +184,7 @@ pub(super) fn is_of_mask_head(name: &str) -> bool {
 }
 
 /// Checks that a checkpoint's model finds masks if the config's does.
-///
-/// # Errors
-/// A data error if only one of the two has a mask head.
+/// Errors: a data error if only one of the two has a mask head.
 pub(super) fn same_masks(has_masks: bool, config: &Config) -> Result<()> {
     if has_masks == config.model.mask {
         return Ok(());
@@ -231,9 +225,7 @@ fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<Stri
 }
 
 /// The finished epochs and iterations of an MMDetection checkpoint.
-///
-/// # Errors
-/// A data error if its `meta` does not contain them.
+/// Errors: a data error if its `meta` does not contain them.
 pub fn finished(epoch: Option<u64>, iter: Option<u64>) -> Result<(u64, u64)> {
     epoch.zip(iter).ok_or_else(|| {
         Error::data(
@@ -273,10 +265,8 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
 
 /// The checkpoint that a job resumes from: the given one, or the newest intact one of the folders. Reports the ones that were
 /// skipped.
-///
-/// # Errors
-/// A data error if there is none. An automatic resume starts anew then, unless the folders have damaged checkpoints: a new
-/// start would replace them.
+/// Errors: a data error if there is none. An automatic resume starts anew then, unless the folders have damaged
+/// checkpoints: a new start would replace them.
 pub fn source(resume: Option<Resume>, folders: &[PathBuf], control: &Client) -> Result<Option<PathBuf>> {
     let otherwise = match resume {
         None => return Ok(None),

@@ -23,9 +23,7 @@ pub struct Saver {
 
 impl Saver {
     /// Rank 0's saver for its [`folders`]. Also removes incomplete files of killed writers.
-    ///
-    /// # Errors
-    /// An environment error if the work folder cannot be used.
+    /// Errors: an environment error if the work folder cannot be used.
     pub fn create(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
         for (index, folder) in folders.iter().enumerate().filter(|(index, folder)| *index == 0 || folder.is_dir()) {
             match CheckpointFolder::create(folder) {
@@ -37,9 +35,6 @@ impl Saver {
     }
 
     /// A saver for folders that another process may be writing to.
-    ///
-    /// # Errors
-    /// If no thread can be started.
     pub fn beside_others(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
         let folders = folders.iter().map(CheckpointFolder::shared).collect();
         let control = control.clone();
@@ -56,9 +51,6 @@ impl Saver {
     }
 
     /// Copies a checkpoint to host memory and writes it while training continues. `since` is when training paused for it.
-    ///
-    /// # Errors
-    /// For lack of memory.
     pub fn save(&mut self, checkpoint: &Checkpoint, since: Instant) -> Result<()> {
         let snapshot = checkpoint.snapshot()?;
         let is_transient = checkpoint.meta.state.transient;
@@ -79,9 +71,7 @@ impl Saver {
     }
 
     /// Waits until everything is on the disk; calls `progress_of` while writing makes progress.
-    ///
-    /// # Errors
-    /// An environment error if no folder accepts the newest checkpoint within `timeout`.
+    /// Errors: an environment error if no folder accepts the newest checkpoint within `timeout`.
     pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
         self.writer.finish(timeout, progress_of)
     }

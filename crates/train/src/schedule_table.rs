@@ -18,9 +18,7 @@ const PLOT: (usize, usize) = (64, 10);
 
 /// The learning rate over the job of `config` on `world_size` ranks. Reads the training set, which determines the length of
 /// an epoch.
-///
-/// # Errors
-/// A data error if the training set cannot be used.
+/// Errors: a data error if the training set cannot be used.
 pub fn schedule_table(config: &Config, world_size: usize) -> Result<String> {
     let schedule = job::schedule(config, &Dataset::open(&config.data, Split::Train)?, world_size)?;
     let (epochs, steps) = (schedule.epochs, schedule.steps_per_epoch);

@@ -42,10 +42,8 @@ impl TrainState<'_> {
 
     /// The first, small part of [`TrainState::capture_alone`]. It checks that this rank's state belongs to a step and that
     /// its device still responds. Before an evaluation, every rank has rank 0's buffers.
-    ///
-    /// # Errors
-    /// If the job was aborted during the update itself, or the device fails or has not finished the last update by
-    /// `deadline`.
+    /// Errors: if the job was aborted during the update itself, or the device fails or has not finished the last update
+    /// by `deadline`.
     pub fn last_buffers(&self, precedes_evaluation: bool, deadline: Instant) -> Result<LastBuffers> {
         if self.update_in_progress {
             return Err(Error::bug("the update of the weights was aborted, so this rank's weights belong to no step"));
@@ -65,9 +63,7 @@ impl TrainState<'_> {
     /// statistics, which belong to the model, and its own. Changes of an aborted step to statistics and loss scale are
     /// undone, and swapped averages are stored as averages. On a GPU, the state is copied to the host without waiting for
     /// the work that is queued.
-    ///
-    /// # Errors
-    /// For lack of memory; if the device fails or does not finish by `deadline`.
+    /// Errors: for lack of memory; if the device fails or does not finish by `deadline`.
     pub fn capture_alone(
         &self,
         rank: usize,
@@ -126,9 +122,7 @@ impl TrainState<'_> {
 
     /// Loads the initial weights of a new job: those of `load_from`, else the pretrained backbone of the config. `classes` are
     /// the names of the model's classes. Returns a message for the log.
-    ///
-    /// # Errors
-    /// A data error if the file cannot be read, belongs to another model, or has less than `need` requires.
+    /// Errors: a data error if the file cannot be read, belongs to another model, or has less than `need` requires.
     pub fn load_initial_weights(
         &mut self,
         config: &Config,
@@ -155,9 +149,7 @@ impl TrainState<'_> {
 
     /// Restores an MMDetection checkpoint: weights, BatchNorm statistics (the same on every rank) and AdamW's moments. A
     /// moving average starts with this run. Returns the report of the weights; none is missing.
-    ///
-    /// # Errors
-    /// A data error if the checkpoint belongs to another model or has no AdamW state.
+    /// Errors: a data error if the checkpoint belongs to another model or has no AdamW state.
     pub fn restore_mmdet(&mut self, checkpoint: &MmdetCheckpoint) -> Result<LoadReport> {
         let report = checkpoint.fill(&self.parameters)?;
         self.optimizer.restore_moments(&checkpoint.moments(&self.parameters)?)?;
@@ -170,9 +162,7 @@ impl TrainState<'_> {
 
     /// Restores a checkpoint: weights, optimizer, moving average, and the BatchNorm statistics of this rank (rank 0's if
     /// there were fewer ranks).
-    ///
-    /// # Errors
-    /// A data error if the checkpoint belongs to another model.
+    /// Errors: a data error if the checkpoint belongs to another model.
     pub fn restore(&mut self, checkpoint: &Checkpoint, rank: usize) -> Result<()> {
         self.parameters.load(checkpoint.section(MODEL))?.require_complete()?;
         let first = buffers::pack(&self.parameters)?;

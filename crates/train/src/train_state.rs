@@ -108,7 +108,6 @@ pub(super) struct LastGoodState {
     pub own: Tensor,
     /// Rank 0's packed buffers, which belong to the saved model.
     pub first: Tensor,
-    /// The loss scale.
     pub loss_scale: Option<LossScale>,
     /// Recorded on a GPU after the last operation that changed the weights.
     pub reached: Option<Event>,
@@ -187,10 +186,8 @@ impl<'a> TrainState<'a> {
     }
 
     /// Forward pass, backward pass with all-reduce, `sync_step`, update.
-    ///
-    /// # Errors
-    /// A usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16 at every
-    /// scale; a lost peer; lack of memory.
+    /// Errors: a usage error when a loss is not finite and `train.on_nan` is `stop`, or when gradients overflow float16
+    /// at every scale; a lost peer; lack of memory.
     pub fn train_step(
         &mut self,
         batch: &Batch,

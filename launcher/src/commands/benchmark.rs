@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use fnet_protocol::cli::{BenchmarkLaunch, Device, Launch, LaunchOptions};
+use fnet_protocol::spread::Spread;
 use fnet_protocol::{clock, exit};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -55,35 +56,15 @@ struct Times {
     whole: Spread,
 }
 
-/// Median, minimum and maximum.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 };
-        Self { median, min: at(0), max: at(values.len().saturating_sub(1)) }
-    }
-}
-
 impl Times {
     fn of(starts: &[(f64, f64)]) -> Self {
-        let (first, whole) = starts.iter().copied().unzip();
+        let (first, whole): (Vec<f64>, Vec<f64>) = starts.iter().copied().unzip();
         Self { first_all_reduce: Spread::of(first), whole: Spread::of(whole) }
     }
 }
 
 /// Measures, and prints the report.
-///
-/// # Errors
-/// Several nodes (exit code 2), because their clocks differ; a start fails.
+/// Errors: several nodes (exit code 2), because their clocks differ; a start fails.
 pub fn run(launch: &Launch, plan: &Plan, command: &BenchmarkLaunch) -> Result<i32> {
     if plan.nodes.count > 1 {
         return Err(Error::usage(
@@ -245,7 +226,6 @@ mod tests {
         let times = Times::of(&[(0.3, 0.5), (0.1, 0.4), (0.2, 0.9)]);
         assert_eq!(times.first_all_reduce, Spread { median: 0.2, min: 0.1, max: 0.3 });
         assert_eq!(times.whole.median, 0.5);
-        assert_eq!(Spread::of(vec![1.0, 2.0]).median, 1.5);
         let against = Against { program: "x/torchrun".into(), times: times.clone(), ratio: 9.5, ratio_whole: 8.25 };
         let report = LaunchTimes { device: "cpu", workers: 2, repeat: 3, fnet: times, against: Some(against) };
         let lines = text(&report);

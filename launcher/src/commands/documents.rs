@@ -27,9 +27,7 @@ pub fn completions(command: &Completions) {
 }
 
 /// Writes a page for the program and one for each command.
-///
-/// # Errors
-/// The folder cannot be made or written.
+/// Errors: the folder cannot be made or written.
 pub fn manual(command: &Man) -> Result<()> {
     let folder = &command.folder;
     let doing = || format!("writing manual pages to {} (choose another folder)", folder.display());

@@ -25,7 +25,6 @@ const DRIVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An estimate must exceed the total memory by this factor to count as an error.
 const MARGIN: f64 = 1.25;
 
-/// The report.
 #[derive(Debug, Serialize)]
 struct DryRunReport {
     #[serde(flatten)]
@@ -62,9 +61,7 @@ struct WorkerPlacement {
 }
 
 /// Prints what the job would do and returns the exit code: 0 if nothing prevents it.
-///
-/// # Errors
-/// Another command than `train` or `test` (exit code 2); the worker fails.
+/// Errors: another command than `train` or `test` (exit code 2); the worker fails.
 pub fn run(options: &LaunchOptions, plan: &Plan) -> Result<i32> {
     let json = match &plan.command {
         WorkerCommand::Train(train) => train.json,

@@ -17,9 +17,6 @@ use crate::plan::{self, Plan, inputs};
 use crate::{doctor, libtorch, supervisor};
 
 /// Runs a command and returns the exit code.
-///
-/// # Errors
-/// The command failed.
 pub fn run(launch: &Launch) -> Result<i32> {
     let options = &launch.options;
     match &launch.command {

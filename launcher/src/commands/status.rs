@@ -24,9 +24,7 @@ struct StatusReport<'a> {
 }
 
 /// Shows the status of the job in a work folder, with `--watch` until it ends.
-///
-/// # Errors
-/// The folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
+/// Errors: the folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
 pub fn run(command: &Status) -> Result<()> {
     // A file that is replaced by hand may be damaged in between, but not the first time.
     let mut status = status::read(&command.work_dir)?;

@@ -12,9 +12,7 @@ use crate::error::{Error, Result};
 use crate::text;
 
 /// Generates the set and prints its contents.
-///
-/// # Errors
-/// Options out of range or a folder with other contents (exit code 2); a problem with the disk (exit code 6).
+/// Errors: options out of range or a folder with other contents (exit code 2); a problem with the disk (exit code 6).
 pub fn run(launch: &LaunchOptions, synth: &Synth) -> Result<()> {
     let console = Console::new(launch);
     let options = Options {
@@ -39,9 +37,9 @@ pub fn run(launch: &LaunchOptions, synth: &Synth) -> Result<()> {
     bar.finish_and_clear();
     let summary = made.map_err(|error| {
         let code = match error {
-            fnet_synth::Error::Io { .. } => exit::ENVIRONMENT,
-            fnet_synth::Error::Encode { .. } | fnet_synth::Error::Mask { .. } => exit::BUG,
-            _ => exit::USAGE,
+            fnet_synth::Error::Usage(_) => exit::USAGE,
+            fnet_synth::Error::Disk(_) => exit::ENVIRONMENT,
+            fnet_synth::Error::Bug(_) => exit::BUG,
         };
         Error::new(code, error.to_string())
     })?;

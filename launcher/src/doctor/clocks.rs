@@ -24,9 +24,7 @@ const MAX_OFFSET: f64 = 1.0;
 const REQUESTS: usize = 5;
 
 /// Whether the clock is synchronized, and with several nodes its offset from that of node 0.
-///
-/// # Errors
-/// Invalid options of several nodes (exit code 2).
+/// Errors: invalid options of several nodes (exit code 2).
 pub fn diagnose(options: &LaunchOptions, console: &Console) -> Result<Vec<Diagnosis>> {
     let nodes = rendezvous::resolve(options, |name| std::env::var(name).ok())?;
     let mut diagnoses = vec![own(nodes.count)];

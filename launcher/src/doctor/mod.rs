@@ -70,9 +70,7 @@ struct DoctorReport<'a> {
 }
 
 /// Prints the diagnoses and returns the exit code: 6 if no job will run.
-///
-/// # Errors
-/// Invalid options of several nodes (exit code 2).
+/// Errors: invalid options of several nodes (exit code 2).
 pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -> Result<i32> {
     let query = nvml::Query::start();
     let console = Console::new(options);

@@ -67,16 +67,13 @@ pub struct Binding {
 /// The share of one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    /// Its CPUs.
     pub cpus: CpuList,
     /// The preferred NUMA node.
     pub node: Option<usize>,
 }
 
 /// Decides.
-///
-/// # Errors
-/// Lists of `--bind` that do not match the workers or the CPUs that this process may use (exit code 2).
+/// Errors: lists of `--bind` that do not match the workers or the CPUs that this process may use (exit code 2).
 pub fn decide(inputs: &Inputs<'_>) -> Result<Binding> {
     let (shares, reason) = match inputs.option {
         Bind::None => (Vec::new(), "--bind none".to_owned()),

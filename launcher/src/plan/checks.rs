@@ -51,7 +51,6 @@ pub struct MachineState {
     pub folder: Option<(PathBuf, Option<&'static str>)>,
 }
 
-/// The result of the checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckResult {
     /// Warnings for the user.
@@ -61,9 +60,7 @@ pub struct CheckResult {
 }
 
 /// Judges the state of the machine.
-///
-/// # Errors
-/// The machine cannot run the job (exit code 6).
+/// Errors: the machine cannot run the job (exit code 6).
 pub fn judge(state: &MachineState) -> Result<CheckResult> {
     let mut warnings = Vec::new();
     if let Some((folder, Some(why))) = &state.folder {
@@ -180,9 +177,7 @@ impl Checks {
     }
 
     /// Collects the rest, judges, and raises the limit on open files if necessary. Returns warnings.
-    ///
-    /// # Errors
-    /// The machine cannot run the job (exit code 6).
+    /// Errors: the machine cannot run the job (exit code 6).
     pub fn finish(self, devices: &Devices, world_size: usize, outputs: &Path, by_bus: bool) -> Result<Vec<String>> {
         let answer = self.query.map(|query| query.and_then(|query| query.wait(self.deadline)));
         let gpus = answer.map(|answer| answer.map(|report| of_workers(devices, &report, by_bus)));

@@ -26,7 +26,6 @@ impl Devices {
         }
     }
 
-    /// The kind of device.
     pub fn kind(&self) -> Device {
         match self {
             Devices::Cpu(_) => Device::Cpu,
@@ -49,9 +48,7 @@ const MAX_WORKERS: usize = 1024;
 
 /// Chooses the devices. `found` is called only if GPUs are wanted; `command` is the command in words, for lines to run
 /// instead.
-///
-/// # Errors
-/// Options that contradict each other (exit code 2); GPUs that do not exist (exit code 6).
+/// Errors: options that contradict each other (exit code 2); GPUs that do not exist (exit code 6).
 pub fn choose<'a>(
     options: &LaunchOptions,
     visible: Option<&str>,
@@ -83,9 +80,7 @@ pub fn choose<'a>(
 
 /// Entries of CUDA_VISIBLE_DEVICES that exist; as in CUDA, the first one that does not hides all after it. Slices of a GPU
 /// are named by their UUIDs.
-///
-/// # Errors
-/// The number of a GPU in several slices, which may mean each of them.
+/// Errors: the number of a GPU in several slices, which may mean each of them.
 fn usable(visible: Option<&str>, found: &[Gpu]) -> Result<Vec<String>> {
     let Some(visible) = visible else {
         let sliced = found.iter().any(|gpu| !gpu.slices.is_empty());
@@ -120,9 +115,7 @@ fn usable(visible: Option<&str>, found: &[Gpu]) -> Result<Vec<String>> {
 }
 
 /// Refuses workers on two slices of one GPU: NCCL connects GPUs, and refuses the same one twice.
-///
-/// # Errors
-/// The workers would share a GPU; the message has the line to run on one slice (exit code 6).
+/// Errors: the workers would share a GPU; the message has the line to run on one slice (exit code 6).
 pub fn refuse_slices_of_one_gpu(devices: &Devices, found: &[Gpu], command: &[OsString]) -> Result<()> {
     let Devices::Cuda(entries) = devices else { return Ok(()) };
     for (index, gpu) in found.iter().enumerate().filter(|(_, gpu)| gpu.slices.len() > 1) {

@@ -9,7 +9,6 @@ use super::bind::Near;
 use super::topology;
 use crate::child::{self, Failure};
 
-/// One GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gpu {
     /// Its model.
@@ -24,7 +23,6 @@ pub struct Gpu {
 
 /// What identifies a GPU.
 pub trait Identity {
-    /// Its model.
     fn model(&self) -> &str;
     /// Its UUID, if known.
     fn uuid(&self) -> Option<&str>;

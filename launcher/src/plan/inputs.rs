@@ -11,10 +11,8 @@ use crate::error::{Error, Result};
 use crate::text;
 
 /// Refuses missing inputs and files of the wrong kind, before an output folder is created.
-///
-/// # Errors
-/// A config (exit code 2), checkpoint or image (exit code 3) that does not exist or is another file; a missing `--config`
-/// (exit code 2), with the line to run.
+/// Errors: a config (exit code 2), checkpoint or image (exit code 3) that does not exist or is another file; a missing
+/// `--config` (exit code 2), with the line to run.
 pub fn check(launch: &Launch, command: &WorkerCommand) -> Result<()> {
     let config = |path: &Path| match file_kind::not_a_config(path) {
         _ if !path.exists() => Err(Error::usage(format!("config {}: no such file", path.display()))),

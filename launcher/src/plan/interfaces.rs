@@ -8,18 +8,14 @@ use rustix::net::netdevice;
 
 use crate::error::{Doing, Error, Result};
 
-/// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     /// For example `eth0`.
     pub name: String,
-    /// Whether it is up.
     pub is_up: bool,
-    /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
 }
 
-/// All interfaces.
 pub fn all() -> Result<Vec<Interface>> {
     let mut first = std::ptr::null_mut();
     // SAFETY: `first` outlives the call, which stores a list in it that is freed below.

@@ -44,7 +44,6 @@ const GPU_ALLOCATOR: &str = "expandable_segments:True";
 pub struct Plan {
     /// The worker's program.
     pub program: PathBuf,
-    /// The command of the workers.
     pub command: WorkerCommand,
     /// The same in words, as given by the user.
     pub line: CommandLine,
@@ -52,7 +51,6 @@ pub struct Plan {
     pub resume: bool,
     /// The devices of the workers.
     pub devices: Devices,
-    /// The nodes.
     pub nodes: Nodes,
     /// Folder of the logs, one per rank.
     pub logs: PathBuf,
@@ -68,9 +66,7 @@ pub struct Plan {
 
 impl Plan {
     /// Plans a job.
-    ///
-    /// # Errors
-    /// The command line is wrong, inputs are missing, or this machine cannot run the job.
+    /// Errors: the command line is wrong, inputs are missing, or this machine cannot run the job.
     pub fn new(launch: &Launch, command: &WorkerCommand) -> Result<Self> {
         let options = &launch.options;
         inputs::check(launch, command)?;
@@ -118,7 +114,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The command line of the workers.
     pub fn worker_line(&self) -> CommandLine {
         let line = self.line.clone();
         if self.resume {
@@ -192,7 +187,6 @@ impl Plan {
         variables
     }
 
-    /// The log of a rank.
     pub fn log(&self, rank: usize) -> PathBuf {
         self.logs.join(format!("rank_{rank}.log"))
     }

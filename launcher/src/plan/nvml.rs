@@ -34,12 +34,10 @@ pub struct DriverReport {
     pub gpus: Vec<GpuState>,
 }
 
-/// The state of one GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuState {
     /// Model.
     pub name: String,
-    /// UUID.
     pub uuid: Option<String>,
     /// Its compute capability, (major, minor).
     pub capability: Option<(i32, i32)>,
@@ -201,7 +199,6 @@ fn collect_killed() -> bool {
     killed.is_empty()
 }
 
-/// Queries the driver.
 pub fn query(timeout: Duration) -> Result<DriverReport, String> {
     let deadline = Instant::now() + timeout;
     Query::start()?.wait(deadline)

@@ -47,9 +47,7 @@ impl Nodes {
 
 /// Refuses to run a job of one node where the environment says that several nodes were started, and neither `--nnodes` nor
 /// NNODES says how many the job has: each of them would train alone.
-///
-/// # Errors
-/// The number of nodes is missing; the message has the options to give (exit code 2).
+/// Errors: the number of nodes is missing; the message has the options to give (exit code 2).
 pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
     let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
     if options.nnodes.is_some() || lookup(env::NNODES).is_some() {
@@ -86,9 +84,7 @@ pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<Stri
 
 /// Combines options and environment. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
 /// and so is `--master-addr`: no other node has to find the store, and variables left over from other programs do no harm.
-///
-/// # Errors
-/// Invalid values (exit code 2).
+/// Errors: invalid values (exit code 2).
 pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<Nodes> {
     let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
     let number = |flag: Option<usize>, name: &str, default: usize| match (flag, lookup(name)) {
@@ -158,9 +154,7 @@ fn port(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Res
 }
 
 /// Binds the port of the store of a single node; rank 0 inherits the socket, so no other program can take the port.
-///
-/// # Errors
-/// The port is taken or not allowed (exit code 6).
+/// Errors: the port is taken or not allowed (exit code 6).
 pub fn bind(nodes: &Nodes) -> Result<TcpListener> {
     let port = nodes.port.unwrap_or(0);
     let is_v6 = nodes.address.parse::<Ipv6Addr>().is_ok();

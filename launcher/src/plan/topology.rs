@@ -57,7 +57,6 @@ pub fn allowed() -> CpuList {
     (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
 }
 
-/// The CPU list in a file of the kernel.
 pub fn list(file: &Path) -> Option<CpuList> {
     fs::read_to_string(file).ok()?.parse().ok()
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fnet_protocol::outlet::Outlet;
+use fnet_protocol::text::log_line;
 use fnet_protocol::work_dir::{METRICS, STATUS, TEMPORARY, Writer, temporary_prefix};
 
 use super::{JobStatus, prometheus};
@@ -89,14 +90,12 @@ impl Files {
 
 /// A line of now in the format of rank 0's lines.
 pub fn line(level: Level, text: &str) -> String {
-    let time = jiff::Zoned::now();
     let level = match level {
         Level::Info => "INFO",
         Level::Warning => "WARNING",
         Level::Error => "ERROR",
     };
-    let milliseconds = time.subsec_nanosecond() / 1_000_000;
-    format!("{},{milliseconds:03} - fnet-launch - {level} - {text}\n", time.strftime("%Y-%m-%d %H:%M:%S"))
+    log_line(&jiff::Zoned::now(), "fnet-launch", level, text)
 }
 
 fn write_status(folder: &Path, status: &JobStatus) -> io::Result<()> {

@@ -91,7 +91,6 @@ impl Keeper {
         keeper
     }
 
-    /// The status.
     pub fn status(&self) -> &JobStatus {
         &self.status
     }

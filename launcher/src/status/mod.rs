@@ -135,7 +135,6 @@ pub struct GpuUse {
     pub busy_percent: Option<u32>,
     /// Memory in use by all programs.
     pub memory_used_bytes: u64,
-    /// Total memory.
     pub memory_total_bytes: u64,
 }
 
@@ -144,7 +143,6 @@ pub struct GpuUse {
 pub struct JobEnd {
     /// When.
     pub at: f64,
-    /// Its exit code.
     pub exit_code: i32,
     /// The cause of a failure.
     #[serde(default)]
@@ -187,9 +185,7 @@ pub fn now() -> f64 {
 }
 
 /// Reads the status in a work folder.
-///
-/// # Errors
-/// The folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
+/// Errors: the folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
 pub fn read(folder: &Path) -> Result<JobStatus> {
     let shown = folder.display();
     let path = folder.join(STATUS);

@@ -184,7 +184,11 @@ fn a_worker_that_is_missing_or_broken_says_so() {
     command.env("FNET_WORKER", scene.path("cfg.toml"));
     let output = finish(command);
     assert_eq!(code(&output), 6);
-    assert!(stderr(&output).contains("cfg.toml): Permission denied (os error 13); run `fnet-launch doctor`"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("cfg.toml): Permission denied (os error 13); run `fnet-launch doctor`"),
+        "{}",
+        stderr(&output)
+    );
     scene.assert_nothing_left();
 }
 
@@ -352,7 +356,10 @@ fn a_mistake_in_the_config_is_told_once_before_anything_is_begun() {
     fs::write(scene.path("cfg.toml"), "[optimizer]\n\nlrr = 1.0\n").unwrap();
     let output = scene.run("finish", TWO);
     assert_eq!(code(&output), 2);
-    assert_eq!(stderr(&output), "fnet-launch: cfg.toml:3:1: unknown field `optimizer.lrr`; did you mean `optimizer.lr`?\n");
+    assert_eq!(
+        stderr(&output),
+        "fnet-launch: cfg.toml:3:1: unknown field `optimizer.lrr`; did you mean `optimizer.lr`?\n"
+    );
     assert!(!scene.path("work_dirs").exists(), "nothing was begun");
 }
 

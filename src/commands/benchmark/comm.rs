@@ -16,10 +16,10 @@ use fnet_distributed::Communicator;
 use fnet_protocol::cli::BenchmarkComm;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, Progress};
+use fnet_protocol::spread::Spread;
 use fnet_protocol::{exit, stop};
 
 use super::publish;
-use super::summary::Summary;
 
 /// Bytes of a value.
 const VALUE: u64 = 4;
@@ -60,9 +60,8 @@ impl Row {
 }
 
 /// Runs `benchmark comm` on this rank.
-///
-/// # Errors
-/// A usage error for a job of one rank or sizes in the wrong order; a lost peer; lack of memory; a bug if a sum is wrong.
+/// Errors: a usage error for a job of one rank or sizes in the wrong order; a lost peer; lack of memory; a bug if a sum
+/// is wrong.
 pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32> {
     let sizes = sizes(arguments)?;
     let communicator = Communicator::from_environment()?;
@@ -128,7 +127,7 @@ fn measure(bytes: u64, arguments: &BenchmarkComm, communicator: &Communicator, c
         }
         control.made_progress();
     }
-    let own = Summary::of_seconds(seconds);
+    let own = Spread::of_seconds(seconds);
     let (median, min) = slowest(communicator, own.median * 1e3, own.min * 1e3)?;
     Ok(Row::new(bytes, median, min, communicator.world_size()))
 }

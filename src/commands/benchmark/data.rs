@@ -56,9 +56,7 @@ struct Stages {
 }
 
 /// Runs `benchmark data` in this process.
-///
-/// # Errors
-/// What the user can fix (config, data, memory) or a bug.
+/// Errors: what the user can fix (config, data, memory) or a bug.
 pub fn benchmark_data(arguments: &BenchmarkData, control: &Client) -> Result<i32> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     config.data.workers_per_gpu = arguments.threads;

@@ -22,8 +22,8 @@ use fnet_protocol::cli::{BenchmarkInfer, Shape, WARM_UP};
 use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
+use fnet_protocol::spread::Spread;
 
-use super::summary::Summary;
 use super::{publish, synthetic};
 
 /// Size of synthetic images: a landscape COCO image after resizing.
@@ -44,7 +44,7 @@ struct Report {
     /// Minimum and maximum number of detections in an image.
     detections: [usize; 2],
     /// Network, box and mask heads, and pasting of masks, without loading the image.
-    ms: Summary,
+    ms: Spread,
     images_per_second: f64,
     /// Images per second of each repetition.
     repetitions: Vec<f64>,
@@ -52,9 +52,7 @@ struct Report {
 }
 
 /// Runs `benchmark infer` on this rank.
-///
-/// # Errors
-/// What the user can fix (config, data, checkpoint, memory) or a bug.
+/// Errors: what the user can fix (config, data, checkpoint, memory) or a bug.
 pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i32> {
     let config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     let communicator = Communicator::from_environment()?;
@@ -87,7 +85,7 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
         all.extend(seconds);
     }
     if communicator.rank() == 0 {
-        let ms = Summary::of_seconds(all.iter().copied());
+        let ms = Spread::of_seconds(all.iter().copied());
         let report = Report {
             device: format!("{:?}", communicator.device()),
             threads: tch::get_num_threads(),

@@ -19,9 +19,7 @@ struct Done {
 }
 
 /// Joins the job, sums one value over the ranks, and prints when that was finished.
-///
-/// # Errors
-/// If the rendezvous fails, or a rank is lost.
+/// Errors: if the rendezvous fails, or a rank is lost.
 pub fn benchmark_launch() -> Result<i32> {
     let communicator = Communicator::from_environment()?;
     let value = Tensor::f_ones([1], (Kind::Float, communicator.device()))?;

@@ -6,7 +6,6 @@ mod infer;
 mod launch;
 mod profile;
 mod simulated;
-mod summary;
 mod synthetic;
 mod train;
 

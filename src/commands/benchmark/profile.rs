@@ -45,9 +45,7 @@ struct Row {
 
 impl Profile {
     /// The profile of `step`.
-    ///
-    /// # Errors
-    /// Those of the step.
+    /// Errors: those of the step.
     pub fn of(step: impl FnOnce() -> Result<()>) -> Result<Self> {
         let (peak_gflops, peak_gbytes) = (peak_gflops()?, peak_gbytes()?);
         let started = Instant::now();

@@ -16,10 +16,10 @@ use fnet_protocol::cli::BenchmarkTrain;
 use fnet_protocol::client::Client;
 use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
+use fnet_protocol::spread::Spread;
 use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 
 use super::profile::Profile;
-use super::summary::Summary;
 use super::{publish, simulated, synthetic};
 
 /// Positive proposals per image in the losses. Their number determines the time of the mask head, so it must be the same in
@@ -48,7 +48,7 @@ struct Report {
     /// Positive proposals in each step of one worker.
     positives: usize,
     /// A step, measured on the host.
-    ms: Summary,
+    ms: Spread,
     /// Over all measured steps, from the start of the first until the device has finished the last.
     images_per_second: f64,
     /// On a GPU, measured in separate steps with synchronization after each part.
@@ -81,9 +81,7 @@ struct Parts {
 }
 
 /// Runs `benchmark train` on this rank.
-///
-/// # Errors
-/// What the user can fix (config, memory), a lost peer, or a bug.
+/// Errors: what the user can fix (config, memory), a lost peer, or a bug.
 pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i32> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     config.validate_for_training()?;
@@ -129,7 +127,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let profile = arguments.profile.then(|| Profile::of(|| bench.step(&batch, true).map(drop))).transpose()?;
     let alone = if communicator.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
     if communicator.rank() == 0 {
-        let ms = Summary::of_seconds(steps.iter().copied());
+        let ms = Spread::of_seconds(steps.iter().copied());
         let report = Report {
             device: format!("{:?}", communicator.device()),
             world_size: communicator.world_size(),
@@ -238,7 +236,7 @@ impl Bench<'_> {
             seconds.push(self.step(batch, false)?.0.backward);
             self.train_state.clear_gradients()?;
         }
-        Ok(Some(Summary::of_seconds(seconds).median))
+        Ok(Some(Spread::of_seconds(seconds).median))
     }
 }
 
@@ -250,11 +248,11 @@ fn rows(proposals: &Tensor) -> Result<Vec<[f32; 4]>> {
 
 /// `alone`: milliseconds of a backward pass without all-reduce.
 fn parts(times: &[StepTimes], data: &[f64], alone: Option<f64>) -> Parts {
-    let median = |part: fn(&StepTimes) -> f64| Summary::of_seconds(times.iter().map(part)).median;
+    let median = |part: fn(&StepTimes) -> f64| Spread::of_seconds(times.iter().map(part)).median;
     let together = median(|times| times.backward);
     let backward = alone.map_or(together, |alone| alone.min(together));
     Parts {
-        data: Summary::of_seconds(data.iter().copied()).median,
+        data: Spread::of_seconds(data.iter().copied()).median,
         forward: median(|times| times.forward),
         backward,
         all_reduce: together - backward + median(|times| times.step_vote),

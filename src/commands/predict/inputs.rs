@@ -27,10 +27,8 @@ pub struct Input {
 }
 
 /// The images in a fixed order: arguments, then the list; folders and patterns sorted by path.
-///
-/// # Errors
-/// A file, folder or list that does not exist, or that has no image; a pattern without match. A file of a list is not looked
-/// for here: it may be unreadable like any other.
+/// Errors: a file, folder or list that does not exist, or that has no image; a pattern without match. A file of a list
+/// is not looked for here: it may be unreadable like any other.
 pub fn find(arguments: &cli::Predict) -> Result<Vec<Input>> {
     let mut finder = Finder { out: &arguments.out, inputs: Vec::new(), taken: HashSet::new() };
     for argument in &arguments.images {

@@ -26,9 +26,8 @@ const NAMED: usize = 5;
 
 /// Draws detections on images and writes them to a file in the same folder. `image_id` counts the images from 1. An image that
 /// cannot be read is named, and the others go on; the result is then an error, unless `data.on_error` is `skip`.
-///
-/// # Errors
-/// If the checkpoint, the config or an input is wrong, a file cannot be written, a rank is lost, or memory runs out.
+/// Errors: if the checkpoint, the config or an input is wrong, a file cannot be written, a rank is lost, or memory runs
+/// out.
 pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<Result<()>>> {
     let inputs = find(arguments)?;
     let wanted = Wanted {

@@ -28,9 +28,6 @@ pub struct Output<'a> {
 
 impl Output<'_> {
     /// Writes `results.json` or `results.csv` into `folder` and returns its name.
-    ///
-    /// # Errors
-    /// The file cannot be written.
     pub fn write(&self, format: PredictFormat, folder: &Path) -> Result<&'static str> {
         let name = match format {
             PredictFormat::Coco | PredictFormat::Json => "results.json",

@@ -40,7 +40,7 @@ const BUDGETS: [Budget; 5] = [
 
 #[test]
 fn a_training_step_keeps_to_its_budget() {
-    let Some(gpus) = Gpus::of("a_training_step_keeps_to_its_budget", || Scene::with_images(32, 2)) else { return };
+    let Some(gpus) = Gpus::of(|| Scene::with_images(32, 2)) else { return };
     let mut wrong = Vec::new();
     for (number, Budget { job, operators, waits }) in BUDGETS.iter().enumerate() {
         let (gpu_option, settings) = job.split_at("--gpus N".len());
@@ -74,7 +74,7 @@ fn a_training_step_keeps_to_its_budget() {
 
 #[test]
 fn the_hosts_work_is_measured_with_kernels_switched_off() {
-    let Some(gpus) = Gpus::of("the_hosts_work_is_measured_with_kernels_switched_off", || Scene::of(1)) else { return };
+    let Some(gpus) = Gpus::of(|| Scene::of(1)) else { return };
     let line = "--gpus 1 benchmark train cfg.toml --batch 2 --shape 256 256 --iters 3 --json";
     gpus.launch(line, &[("FNET_SIM_NO_COMPUTE", "2")]).expect(0, &[]);
 }

@@ -9,16 +9,15 @@ use crate::support::Scene;
 const JOB: &str = "train cfg.toml --set train.epochs=2 train.ema=0.9 optimizer.grad_clip=5.0";
 const HANGS: (&str, &str) = ("FNET_SIM_NCCL", "abort-hangs");
 
-fn small(test: &str) -> Option<Gpus> {
-    Gpus::of(test, || Scene::with_images(16, 4))
+fn small() -> Option<Gpus> {
+    Gpus::of(|| Scene::with_images(16, 4))
 }
 
 /// The state that a survivor saves is that of an undisturbed job at the same step, to the last bit: weights, moments, average,
 /// rank 0's statistics, and the losses so far. It does not matter what the survivor was doing.
 #[test]
 fn what_a_survivor_saves_beside_hung_collectives_is_the_state_after_the_last_update() {
-    let name = "what_a_survivor_saves_beside_hung_collectives_is_the_state_after_the_last_update";
-    let Some(gpus) = small(name) else { return };
+    let Some(gpus) = small() else { return };
     // Values with a space, which `--set` cannot take here.
     let policy = "[checkpoint]\ninterval = \"1 steps\"\nkeep_last = 100\n";
     fs::write(gpus.path("steps.toml"), fs::read_to_string(gpus.path("cfg.toml")).unwrap() + policy).unwrap();
@@ -49,8 +48,7 @@ fn what_a_survivor_saves_beside_hung_collectives_is_the_state_after_the_last_upd
 /// The sums of synchronised BatchNorm stand before what the forward pass waits for.
 #[test]
 fn a_survivor_comes_back_from_a_forward_pass_behind_sums_of_statistics() {
-    let name = "a_survivor_comes_back_from_a_forward_pass_behind_sums_of_statistics";
-    let Some(gpus) = small(name) else { return };
+    let Some(gpus) = small() else { return };
     let fault = "--set model.sync_bn=true --fault kill:rank=1,phase=forward,step=4";
     let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {JOB} --work-dir sums {fault}"), &[HANGS]);
     ended.expect(4, &["rank 1 failed", "SIGKILL", "no completed step is lost"]);
@@ -59,8 +57,7 @@ fn a_survivor_comes_back_from_a_forward_pass_behind_sums_of_statistics() {
 
 #[test]
 fn an_error_that_nccl_finds_by_itself_is_told_with_the_operation_and_costs_no_step() {
-    let name = "an_error_that_nccl_finds_by_itself_is_told_with_the_operation_and_costs_no_step";
-    let Some(gpus) = small(name) else { return };
+    let Some(gpus) = small() else { return };
     let count = collectives_of_a_start(&gpus);
     let settings = [("FNET_SIM_NCCL", &*format!("error@{}/1,abort-hangs", count + 6))];
     let ended = gpus.launch(&format!("--gpus 2 --max-restarts 0 {JOB} --no-validate --work-dir error"), &settings);
@@ -72,7 +69,7 @@ fn an_error_that_nccl_finds_by_itself_is_told_with_the_operation_and_costs_no_st
 /// A rank whose GPU takes no part: all ranks wait, and their state is saved all the same.
 #[test]
 fn ranks_that_wait_for_a_silent_gpu_save_the_last_step() {
-    let Some(gpus) = small("ranks_that_wait_for_a_silent_gpu_save_the_last_step") else { return };
+    let Some(gpus) = small() else { return };
     let count = collectives_of_a_start(&gpus);
     let settings = [("FNET_SIM_NCCL", &*format!("silent@{}/1,abort-hangs", count + 6))];
     let line = format!("--gpus 2 --max-restarts 0 --step-timeout 5 {JOB} --no-validate --work-dir silent");

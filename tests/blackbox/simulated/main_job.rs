@@ -28,7 +28,7 @@ fn distance(a: &Path, b: &Path, name: &str, steps: usize) -> f64 {
 /// would turn a difference of the last place into one of a whole box.
 #[test]
 fn two_gpus_train_as_two_cpu_workers_do() {
-    let Some(gpus) = Gpus::of("two_gpus_train_as_two_cpu_workers_do", Scene::new) else { return };
+    let Some(gpus) = Gpus::of(Scene::new) else { return };
     let job = "--max-restarts 0 train cfg.toml --set train.epochs=1 \
         model.roi_head.sampler.count=4096 optimizer.kind=sgd optimizer.lr=2e-4";
     gpus.launch(&format!("--gpus 2 {job} --work-dir gpu"), &[]).expect(0, &["2 workers (cuda)"]);
@@ -60,8 +60,7 @@ fn two_gpus_train_as_two_cpu_workers_do() {
 /// pixel.
 #[test]
 fn a_step_and_the_detections_of_a_gpu_are_those_of_the_cpu() {
-    let name = "a_step_and_the_detections_of_a_gpu_are_those_of_the_cpu";
-    let Some(gpus) = Gpus::of(name, || Scene::with_images(2, 2)) else { return };
+    let Some(gpus) = Gpus::of(|| Scene::with_images(2, 2)) else { return };
     let smallest = fs::read_to_string(gpus.path("cfg.toml")).unwrap();
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let base = configs.join("mask_rcnn_fasternet_t0_fpn_1x_coco.toml");
@@ -119,8 +118,7 @@ fn detections(file: &Path) -> Vec<Detection> {
 
 #[test]
 fn a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped() {
-    let name = "a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_never_stopped";
-    let Some(gpus) = Gpus::of(name, || Scene::with_images(16, 4)) else { return };
+    let Some(gpus) = Gpus::of(|| Scene::with_images(16, 4)) else { return };
     let launch = |line: &str| gpus.launch(&format!("--gpus 2 --max-restarts 0 {EVERYTHING} {line}"), &[]);
     launch("--work-dir whole").expect(0, &[]);
     let whole = gpus.path("whole");
@@ -145,7 +143,7 @@ fn a_job_with_every_setting_that_is_stopped_and_loses_a_rank_is_the_job_that_nev
 
 #[test]
 fn four_gpus_of_which_one_is_lost_lose_no_step() {
-    let Some(gpus) = Gpus::of("four_gpus_of_which_one_is_lost_lose_no_step", || Scene::with_images(16, 4)) else {
+    let Some(gpus) = Gpus::of(|| Scene::with_images(16, 4)) else {
         return;
     };
     let job = "train cfg.toml --no-validate --set train.epochs=2";
@@ -161,8 +159,7 @@ fn four_gpus_of_which_one_is_lost_lose_no_step() {
 
 #[test]
 fn narrow_types_train_with_losses_near_those_of_float32() {
-    let Some(gpus) = Gpus::of("narrow_types_train_with_losses_near_those_of_float32", || Scene::with_images(12, 4))
-    else {
+    let Some(gpus) = Gpus::of(|| Scene::with_images(12, 4)) else {
         return;
     };
     let job = "--gpus 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=1 data.samples_per_gpu=3";
@@ -180,8 +177,7 @@ fn narrow_types_train_with_losses_near_those_of_float32() {
 
 #[test]
 fn deterministic_jobs_and_jobs_with_losses_that_are_not_finite() {
-    let name = "deterministic_jobs_and_jobs_with_losses_that_are_not_finite";
-    let Some(gpus) = Gpus::of(name, || Scene::with_images(8, 4)) else { return };
+    let Some(gpus) = Gpus::of(|| Scene::with_images(8, 4)) else { return };
     let job = "--gpus 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=1";
     let told = gpus.launch(&format!("-v {job} --deterministic --work-dir first"), &[]);
     told.expect(0, &["RoIAlign's backward pass on a GPU adds in no fixed order"]);
@@ -207,8 +203,7 @@ fn deterministic_jobs_and_jobs_with_losses_that_are_not_finite() {
 
 #[test]
 fn ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands() {
-    let name = "ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands";
-    let Some(gpus) = Gpus::of(name, Scene::new) else { return };
+    let Some(gpus) = Gpus::of(Scene::new) else { return };
     let running = gpus.start("--gpus 2 train cfg.toml --no-validate --set train.epochs=500", &[]);
     let folder = gpus.path("work_dirs/cfg");
     until("some steps are done", || losses(&folder).len() >= 4);
@@ -217,7 +212,7 @@ fn ctrl_c_saves_and_a_checkpoint_is_used_by_the_other_commands() {
     ended.expect(130, &["work_dirs/cfg/iter_"]);
     gpus.assert_sound(&ended);
     let checkpoint = files(&folder, ".ckpt").pop().unwrap();
-    let data = crate::support::shared_images().join("val");
+    let data = gpus.scene.images().join("val");
     gpus.launch(&format!("--gpus 2 predict {} {} --out shown", checkpoint.display(), data.display()), &[])
         .expect(0, &[]);
     assert!(!files(&gpus.path("shown"), "").is_empty());

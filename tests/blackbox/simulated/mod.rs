@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
-use crate::support::{Ended, Running, Scene, finish, launcher, worker_program};
+use crate::support::{Ended, Running, Scene, finish, launcher, skip, worker_program};
 
 /// A scene in which the programs see simulated GPUs.
 pub struct Gpus {
@@ -26,10 +26,10 @@ pub type Settings<'a> = &'a [(&'a str, &'a str)];
 
 impl Gpus {
     /// `scene` on the simulated machine; none if it was not built.
-    pub fn of(test: &str, scene: impl FnOnce() -> Scene) -> Option<Self> {
+    pub fn of(scene: impl FnOnce() -> Scene) -> Option<Self> {
         let folder = worker_program().ancestors().nth(2)?.join("sim");
         if !folder.join("env.sh").is_file() {
-            println!("SKIPPED {test}: {} is not there, scripts/sim.sh makes it", folder.display());
+            skip(&format!("{} is not there, scripts/sim.sh makes it", folder.display()));
             return None;
         }
         static LINKED: Once = Once::new();

@@ -39,9 +39,7 @@ pub struct Skipped {
 
 impl CheckpointFolder {
     /// Creates the folder if necessary, and removes incomplete files of killed writers.
-    ///
-    /// # Errors
-    /// An environment error if the folder cannot be created or read.
+    /// Errors: an environment error if the folder cannot be created or read.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).and_then(|()| remove_leftovers(&path)).map_err(|error| unusable(&path, &error))?;
@@ -65,9 +63,7 @@ impl CheckpointFolder {
     }
 
     /// Removes transient checkpoints before `progress`, which were written only because a job was stopped or aborted.
-    ///
-    /// # Errors
-    /// An environment error if the folder cannot be read or a file cannot be removed.
+    /// Errors: an environment error if the folder cannot be read or a file cannot be removed.
     pub fn remove_transient(&self, progress: TrainProgress) -> Result<()> {
         for path in candidates(&self.path)?.into_iter().filter(|path| !is_best(path)) {
             let old = CheckpointMeta::read(&path).is_ok_and(|meta| meta.state.transient && meta.progress < progress);
@@ -85,9 +81,7 @@ impl CheckpointFolder {
 
     /// Points `latest.ckpt` to a checkpoint of this folder: with a relative symbolic link, or a small file with its name if
     /// the file system has no links.
-    ///
-    /// # Errors
-    /// An environment error if neither can be written.
+    /// Errors: an environment error if neither can be written.
     pub fn publish_latest(&self, checkpoint: &Path) -> Result<()> {
         let name = checkpoint.file_name().ok_or_else(|| Error::bug("a checkpoint without a file name"))?;
         let link = self.path.join(LATEST);
@@ -96,9 +90,7 @@ impl CheckpointFolder {
     }
 
     /// Makes `best_<metric>.ckpt` a hard link to a checkpoint, or a copy if hard links are not possible.
-    ///
-    /// # Errors
-    /// An environment error if it cannot be written; the previous best one then still exists.
+    /// Errors: an environment error if it cannot be written; the previous best one then still exists.
     pub fn keep_best(&self, checkpoint: &Path, metric: &str) -> Result<PathBuf> {
         let best = self.best(metric);
         let checkpoint = resolve(checkpoint);
@@ -114,9 +106,7 @@ impl CheckpointFolder {
     ///
     /// Only files with a valid header and length count, so damaged files never replace good ones. Best checkpoints are not
     /// removed.
-    ///
-    /// # Errors
-    /// An environment error if the folder cannot be read or a file cannot be removed.
+    /// Errors: an environment error if the folder cannot be read or a file cannot be removed.
     pub fn keep_last(&self, count: usize) -> Result<Vec<PathBuf>> {
         if count == 0 {
             return Ok(Vec::new());
@@ -150,9 +140,7 @@ pub fn file_name(progress: TrainProgress) -> String {
 /// priority among equal ones.
 ///
 /// Best checkpoints count, too: they can be resumed from if there is nothing newer. A folder that does not exist has none.
-///
-/// # Errors
-/// An environment error if a folder exists but cannot be read, and the others have no checkpoint.
+/// Errors: an environment error if a folder exists but cannot be read, and the others have no checkpoint.
 pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
     let mut skipped = Vec::new();
     let mut headers = Vec::new();
@@ -188,9 +176,7 @@ pub fn latest(folders: &[impl AsRef<Path>]) -> Result<Latest> {
 
 /// Renames the checkpoints that are later than `progress`, by epoch and step in the epoch, to `*.superseded`: a job that
 /// goes back to `progress` must not resume from them after its next restart. Returns their previous paths.
-///
-/// # Errors
-/// An environment error if a folder cannot be read or a file cannot be renamed.
+/// Errors: an environment error if a folder cannot be read or a file cannot be renamed.
 pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: TrainProgress) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in folders {

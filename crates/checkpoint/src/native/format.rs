@@ -250,9 +250,7 @@ impl Opened {
 }
 
 /// Parses the JSON under a key of the metadata.
-///
-/// # Errors
-/// A data error that names the key and the field in it.
+/// Errors: a data error that names the key and the field in it.
 fn parse<T: DeserializeOwned>(key: &str, text: &str) -> Result<T> {
     let unsound = |error: String| Error::data(format!("{key}: {error}"));
     let mut from = serde_json::Deserializer::from_str(text);

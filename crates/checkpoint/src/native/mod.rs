@@ -208,17 +208,13 @@ impl CheckpointMeta {
     }
 
     /// The stored config.
-    ///
-    /// # Errors
-    /// A usage error if this version of fnet does not know a field or value.
+    /// Errors: a usage error if this version of fnet does not know a field or value.
     pub fn config(&self, path: &Path) -> Result<Config> {
         Ok(Config::from_toml(&self.config, &format!("config inside {}", path.display()))?)
     }
 
     /// Reads only the header of a checkpoint. Verifies its checksum and the length of the file, but not the tensors.
-    ///
-    /// # Errors
-    /// A data error that says what is wrong with the file.
+    /// Errors: a data error that says what is wrong with the file.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::resolve(path.as_ref());
         Ok(format::open(&path).and_then(|file| file.fnet_meta()).with_context(|| reading(&path))?.0)
@@ -231,9 +227,7 @@ pub struct Snapshot(Checkpoint);
 
 impl Checkpoint {
     /// Copies all tensors to host memory, so that training can continue while they are written.
-    ///
-    /// # Errors
-    /// If a tensor cannot be copied, for example for lack of memory.
+    /// Errors: if a tensor cannot be copied, for example for lack of memory.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), bytes::host_copy(tensor, name)?));
         let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
@@ -242,9 +236,8 @@ impl Checkpoint {
 
     /// Writes the checkpoint to a temporary file in the same folder, which replaces `path` when it is durable. Tensors are
     /// written one at a time.
-    ///
-    /// # Errors
-    /// An environment error if the disk is full or the folder cannot be written; an existing file at `path` is unchanged.
+    /// Errors: an environment error if the disk is full or the folder cannot be written; an existing file at `path` is
+    /// unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.write(path.as_ref(), &AtomicU64::default())
     }
@@ -257,9 +250,8 @@ impl Checkpoint {
     }
 
     /// Reads a checkpoint and verifies every byte. `latest.ckpt` is resolved.
-    ///
-    /// # Errors
-    /// A data error that names the file and the problem: missing, truncated, damaged, or not an fnet checkpoint.
+    /// Errors: a data error that names the file and the problem: missing, truncated, damaged, or not an fnet
+    /// checkpoint.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::resolve(path.as_ref());
         let load = || -> Result<Self> {
@@ -272,9 +264,7 @@ impl Checkpoint {
     }
 
     /// The moving average of the weights by parameter; empty if the job had none.
-    ///
-    /// # Errors
-    /// A data error unless it covers each parameter with optimizer state, with the shape of its weight.
+    /// Errors: a data error unless it covers each parameter with optimizer state, with the shape of its weight.
     pub fn averages(&self) -> Result<IndexMap<String, Tensor>> {
         let averages: IndexMap<String, Tensor> =
             self.section(EMA).map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
@@ -303,9 +293,6 @@ impl Checkpoint {
 
 impl Snapshot {
     /// Like [`Checkpoint::save`]; counts the bytes in `written`.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::save`].
     pub fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
         self.0.write(path, written)
     }
@@ -335,9 +322,6 @@ impl Write for Counted<'_> {
 }
 
 /// Reads a checkpoint and verifies every byte against the checksums, with little memory.
-///
-/// # Errors
-/// As [`Checkpoint::load`].
 pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
     let path = folder::resolve(path.as_ref());
     let check = || -> Result<CheckpointMeta> {

@@ -72,9 +72,6 @@ pub struct Save {
 
 impl Writer {
     /// Starts the thread, which writes to the first of `folders` that works.
-    ///
-    /// # Errors
-    /// If the thread cannot be started.
     pub fn start(folders: Vec<CheckpointFolder>, on_saved: Box<OnSaved>) -> Result<Self> {
         let shared =
             Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
@@ -109,10 +106,8 @@ impl Writer {
     }
 
     /// Waits until everything in the queue is durable, and calls `progress_of` whenever bytes were written.
-    ///
-    /// # Errors
-    /// An environment error with the problem of the disk, if attempts have failed for `timeout` without progress, or for ten
-    /// times as long with progress.
+    /// Errors: an environment error with the problem of the disk, if attempts have failed for `timeout` without
+    /// progress, or for ten times as long with progress.
     pub fn finish(&self, timeout: Duration, progress_of: &dyn Fn()) -> Result<()> {
         let mut queue = self.shared.lock();
         queue.awaited = true;

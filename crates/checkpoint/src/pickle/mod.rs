@@ -57,9 +57,7 @@ const BYTES_OF_AN_OBJECT: usize = 32;
 const MAX_DEPTH: usize = 64;
 
 /// Reads the pickle at the start of `bytes`; returns its value and its length in bytes.
-///
-/// # Errors
-/// If it is damaged or too large, or a tensor does not fit its storage.
+/// Errors: if it is damaged or too large, or a tensor does not fit its storage.
 pub(super) fn read(bytes: &[u8], storages: &mut dyn Storages) -> Result<(Value, usize)> {
     let mut machine = machine::Machine::new(bytes, storages);
     let root = machine.run().map_err(|error| {

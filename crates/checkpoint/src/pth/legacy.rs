@@ -18,7 +18,6 @@ const MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0
 /// Version of the format.
 const VERSION: i64 = 1001;
 
-/// Reads the file.
 pub(super) fn read(file: &Arc<File>) -> Result<Value> {
     let len = length(file)?;
     let head = head(file, len)?;

@@ -44,15 +44,12 @@ pub(crate) struct Draws<'a> {
     pub other: &'a mut dyn FnMut(&mut Generator) -> Result<Frame>,
 }
 
-/// One augmentation.
 pub(crate) trait Augment {
     /// The random choices for one image.
     type Choice;
 
     /// Draws the choices for `frame`.
-    ///
-    /// # Errors
-    /// If another image is needed and cannot be read.
+    /// Errors: if another image is needed and cannot be read.
     fn draw(&self, frame: &Frame, draws: &mut Draws<'_>) -> Result<Self::Choice>;
 
     /// Applies the choices. False if the image must not be used.

@@ -68,9 +68,7 @@ pub fn check(
 
 /// The checks before a job that evaluates `metrics`: those of [`Scope::quick`], on open sets. Returns messages for the
 /// log.
-///
-/// # Errors
-/// A data error with the [`Diagnostics::lines`] of the errors.
+/// Errors: a data error with the [`Diagnostics::lines`] of the errors.
 pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) -> Result<Vec<String>> {
     let diagnostics = check_sets(config, sets, metrics, Scope::quick(), &|_, _, _| {});
     diagnostics.refuse_errors()?;
@@ -78,9 +76,7 @@ pub fn check_before_job(config: &Config, sets: &[&Dataset], metrics: &[Metric]) 
 }
 
 /// Checks that open sets have the classes of the model and equal classes. It is cheap enough for every rank.
-///
-/// # Errors
-/// A data error with the [`Diagnostics::lines`] of the errors.
+/// Errors: a data error with the [`Diagnostics::lines`] of the errors.
 pub fn check_classes(config: &Config, sets: &[&Dataset]) -> Result<()> {
     let mut diagnostics = Diagnostics::default();
     splits::check_classes(config, sets, &mut diagnostics);

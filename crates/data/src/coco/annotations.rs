@@ -131,9 +131,7 @@ pub(super) struct Raw<'t> {
 
 impl<'t> Raw<'t> {
     /// Reads an element.
-    ///
-    /// # Errors
-    /// The id, if known, and a message.
+    /// Errors: the id, if known, and a message.
     pub fn read(text: &'t [u8]) -> Result<Self, (Option<RawId>, String)> {
         let mut raw = Self::default();
         let mut wrong = None;

@@ -13,9 +13,7 @@ use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// The category names of an annotation file, in its order: one for each id, with or without annotations, like in
 /// MMDetection.
-///
-/// # Errors
-/// A data error if the file cannot be read, or has no categories.
+/// Errors: a data error if the file cannot be read, or has no categories.
 pub fn category_names(path: &Path) -> Result<Vec<String>> {
     let mut diagnostics = Diagnostics::default().of(Split::Train.name());
     let header = match AnnotationSource::open(path) {

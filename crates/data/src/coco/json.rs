@@ -113,9 +113,7 @@ fn value_end(bytes: &[u8], at: usize) -> Result<usize, Syntax> {
 }
 
 /// Calls `take` with the key, value and value offset of each member of the object `text`.
-///
-/// # Errors
-/// If the text is not an object.
+/// Errors: if the text is not an object.
 pub(super) fn members<'t>(text: &'t [u8], mut take: impl FnMut(&str, &'t [u8], usize)) -> Result<(), Syntax> {
     let mut at = open(text, b'{', "expected an object")?;
     let mut first = true;
@@ -145,9 +143,7 @@ pub(super) fn members<'t>(text: &'t [u8], mut take: impl FnMut(&str, &'t [u8], u
 }
 
 /// Calls `take` with each item of the list `text`.
-///
-/// # Errors
-/// If the text is not a list.
+/// Errors: if the text is not a list.
 pub(super) fn items<'t>(text: &'t [u8], mut take: impl FnMut(&'t [u8])) -> Result<(), Syntax> {
     let mut at = open(text, b'[', "expected a list")?;
     let mut first = true;
@@ -178,9 +174,7 @@ fn closed(text: &[u8], at: usize) -> Result<(), Syntax> {
 }
 
 /// The content of a string in quotes.
-///
-/// # Errors
-/// Says what is wrong with it.
+/// Errors: says what is wrong with it.
 pub(super) fn string(text: &[u8]) -> Result<Cow<'_, str>, &'static str> {
     let inner = match text {
         [b'"', inner @ .., b'"'] => inner,

@@ -37,39 +37,8 @@ use files::Folders;
 use source::AnnotationSource;
 
 use fnet_config::{self as config, WithoutMask};
-use fnet_protocol::cli::SplitName;
-
 /// One of the configured sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
-    /// `data.train`.
-    Train,
-    /// `data.val`.
-    Val,
-    /// `data.test`.
-    Test,
-}
-
-impl From<SplitName> for Split {
-    fn from(name: SplitName) -> Self {
-        match name {
-            SplitName::Train => Self::Train,
-            SplitName::Val => Self::Val,
-            SplitName::Test => Self::Test,
-        }
-    }
-}
-
-impl Split {
-    /// The name in the config.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Val => "val",
-            Self::Test => "test",
-        }
-    }
-}
+pub use fnet_protocol::cli::SplitName as Split;
 
 /// One class. Its label is its index in [`crate::Dataset::categories`].
 #[derive(Debug, Clone, PartialEq, Eq)]

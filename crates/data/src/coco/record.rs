@@ -39,9 +39,7 @@ impl<'d> Record<'d> {
     }
 
     /// Reads the masks of the objects from the annotation file; `None` for an object without one.
-    ///
-    /// # Errors
-    /// If the file cannot be read or was changed since it was opened, or a mask is malformed.
+    /// Errors: if the file cannot be read or was changed since it was opened, or a mask is malformed.
     pub fn segmentations(&self) -> Result<Vec<Option<Segmentation>>> {
         let (objects, file) = (&self.objects, self.dataset.path.display());
         let unreadable = |error| Error::data(format!("cannot read the annotation file {file}: {error}"));

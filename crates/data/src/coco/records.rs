@@ -39,9 +39,7 @@ pub(super) fn syntax_message(error: &Syntax) -> String {
 }
 
 /// Reads the id and the string `name_key` of an entry. Passes other members to `other`.
-///
-/// # Errors
-/// The id, if known, and a message.
+/// Errors: the id, if known, and a message.
 fn named<'t>(
     text: &'t [u8],
     name_key: &str,

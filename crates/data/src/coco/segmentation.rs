@@ -25,17 +25,12 @@ type Note<'n> = dyn FnMut(Code, String) + 'n;
 impl Segmentation {
     /// Reads the JSON of a `segmentation` value. A polygon of fewer than three points is left out. An odd last number
     /// is ignored, as in pycocotools.
-    ///
-    /// # Errors
-    /// A message about the text, without its location.
+    /// Errors: a message about the text, without its location.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         Self::parse_noting(json, &mut |_, _| {})
     }
 
     /// Like [`Self::parse`]. Reports to `note` what was repaired or left out.
-    ///
-    /// # Errors
-    /// Same as [`Self::parse`].
     pub(super) fn parse_noting(json: &[u8], note: &mut Note) -> Result<Self, String> {
         let start = json.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(json.len());
         match json.get(start) {
@@ -76,9 +71,7 @@ impl Segmentation {
 
     /// The mask in a frame of `(height, width)` pixels, rasterized as in pycocotools. Run lengths must have the size of
     /// the frame.
-    ///
-    /// # Errors
-    /// A message without the location.
+    /// Errors: a message without the location.
     pub fn to_rle(&self, (height, width): (usize, usize)) -> Result<Rle, String> {
         let side = |value: usize| u32::try_from(value).map_err(|_| format!("a side of {value} pixels"));
         let (height, width) = (side(height)?, side(width)?);
@@ -90,9 +83,6 @@ impl Segmentation {
 
     /// The bounding box `[x, y, width, height]` of the mask in an image of `size` (width, height): of the points of
     /// polygons, of the pixels of run lengths. `None` for an empty mask.
-    ///
-    /// # Errors
-    /// Same as [`Self::to_rle`].
     pub(super) fn bounds(&self, size: [u32; 2]) -> Result<Option<[f64; 4]>, String> {
         if u64::from(size[0]) * u64::from(size[1]) > u64::from(u32::MAX) {
             return Err(format!("no mask can be drawn in {}x{} pixels", size[0], size[1]));

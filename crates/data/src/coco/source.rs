@@ -76,9 +76,6 @@ fn decode_wide(bytes: &[u8], encoding: &str) -> io::Result<Vec<u8>> {
 
 impl AnnotationSource {
     /// Opens the file at `path`. Text in UTF-16 or UTF-32 is converted to UTF-8 in memory.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
         // Check before opening, because opening a pipe may block forever.
         let metadata = std::fs::metadata(path)?;
@@ -104,7 +101,6 @@ impl AnnotationSource {
         })
     }
 
-    /// A text in memory.
     #[cfg(test)]
     pub fn memory(text: Vec<u8>) -> Self {
         Self { text: Text::Memory(text), start: 0, repaired: None }
@@ -124,9 +120,7 @@ impl AnnotationSource {
     }
 
     /// Fills `buffer` from `offset`.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or was changed since it was opened.
+    /// Errors: if the file cannot be read, or was changed since it was opened.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         match &self.text {
             Text::File { file, stamp } => {
@@ -183,9 +177,6 @@ pub(super) struct Pieces<'s> {
 
 impl Pieces<'_> {
     /// Appends the next bytes to `buffer`. Returns `false` at the end of the text.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
     pub fn append_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<bool> {
         let length = buffer.len();
         buffer.resize(length + BLOCK, 0);

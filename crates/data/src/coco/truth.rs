@@ -47,9 +47,7 @@ pub(super) fn listed_sizes(header: &Header, dataset: &CocoDataset) -> Vec<[u32; 
 impl CocoDataset {
     /// All annotations of selected classes, including crowds and small objects, as in pycocotools: in the order of the
     /// file, the last one of equal ids in place of all. A part of a file has those of its images.
-    ///
-    /// # Errors
-    /// A data error that describes the problem in the annotation file.
+    /// Errors: a data error that describes the problem in the annotation file.
     pub fn true_objects(&self) -> Result<Vec<TrueObject>> {
         let mut diagnostics = Diagnostics::default();
         let header = read_header(&self.source, &self.path, self.split, &self.classes, &mut diagnostics);

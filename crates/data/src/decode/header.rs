@@ -22,7 +22,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// Its MIME type.
     pub fn mime_type(self) -> &'static str {
         match self {
             Self::Known(format) => format.to_mime_type(),
@@ -72,9 +71,7 @@ impl ImageHeader {
 }
 
 /// Reads the header of the file at `path`.
-///
-/// # Errors
-/// A message without the file name.
+/// Errors: a message without the file name.
 pub(super) fn read(path: &Path) -> Result<ImageHeader, String> {
     let wrong = |error: std::io::Error| error.to_string();
     regular(path).map_err(wrong)?;

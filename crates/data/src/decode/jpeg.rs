@@ -114,9 +114,6 @@ pub(super) struct Header {
 }
 
 /// Reads the markers of a JPEG file, up to the first pixels.
-///
-/// # Errors
-/// A message with the problem and the remedy.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     guarded(|| {
         let mut decoder = Decoder::new(bytes, &BUILT_IN);
@@ -131,9 +128,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
 }
 
 /// Decodes a JPEG file. Calls `check` with width and height before allocating memory.
-///
-/// # Errors
-/// The error of `check`, or a message with the problem and the remedy.
+/// Errors: the error of `check`, or a message with the problem and the remedy.
 pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), String>) -> Result<Jpeg, String> {
     let Header { width, height, .. } = header(bytes)?;
     check(width, height)?;

@@ -22,18 +22,12 @@ fn broken(error: impl std::fmt::Display) -> String {
 }
 
 /// Width and height.
-///
-/// # Errors
-/// A message with the problem and the remedy.
 pub(super) fn header(bytes: &[u8]) -> Result<(u32, u32), String> {
     let image = open(bytes)?;
     Ok((image.width(), image.height()))
 }
 
 /// Decodes the content of a file.
-///
-/// # Errors
-/// Same as [`header`].
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     let image = open(bytes)?;
     let colors = usize::from(image.color_space().num_channels());

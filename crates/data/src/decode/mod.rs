@@ -40,8 +40,6 @@ pub struct DecodedImage {
 
 impl DecodedImage {
     /// Reads and decodes the file at `path`. The format is detected from the content, not from the name.
-    ///
-    /// # Errors
     /// Data errors that name the file and the remedy.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_bytes(path, &Self::bytes(path)?)
@@ -62,9 +60,6 @@ impl DecodedImage {
     }
 
     /// Decodes the content of an image file.
-    ///
-    /// # Errors
-    /// A message with the problem and the remedy.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         contained(|| Self::decode_by_content(bytes))
     }
@@ -88,8 +83,6 @@ impl DecodedImage {
     }
 
     /// Reads format, size and orientation of the file at `path`, not its pixels.
-    ///
-    /// # Errors
     /// Data errors that name the file and the remedy.
     pub fn header(path: &Path) -> Result<ImageHeader> {
         contained(|| header::read(path)).map_err(|message| wrong(path, &message))

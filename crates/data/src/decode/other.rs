@@ -41,9 +41,6 @@ fn broken(error: ImageError) -> String {
 }
 
 /// Starts the decoder for `start`, the first bytes of the content. It has read only the header.
-///
-/// # Errors
-/// A message with the problem and the remedy.
 pub(super) fn open<'a, R: BufRead + Seek + 'a>(
     content: R,
     start: &[u8],
@@ -65,9 +62,6 @@ pub(super) fn open<'a, R: BufRead + Seek + 'a>(
 }
 
 /// Decodes the content of a file.
-///
-/// # Errors
-/// Same as [`open`].
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     if tiff::is_tiff(bytes)
         && let Some(decoded) = tiff::decode(bytes)?

@@ -54,9 +54,6 @@ fn unsupported(what: impl std::fmt::Display) -> String {
 }
 
 /// Width, height and orientation.
-///
-/// # Errors
-/// A message with the problem and the remedy.
 pub(super) fn header(content: impl BufRead + Seek) -> Result<((u32, u32), Orientation), String> {
     let mut decoder = Decoder::new(content).map_err(broken)?;
     let orientation = orientation(&mut decoder);
@@ -69,9 +66,6 @@ fn orientation(decoder: &mut Decoder<impl BufRead + Seek>) -> Orientation {
 }
 
 /// Decodes the content of a file. `None` if the crate `image` can decode it.
-///
-/// # Errors
-/// A message with the problem and the remedy.
 pub(super) fn decode(bytes: &[u8]) -> Result<Option<Decoded>, String> {
     let limits = |most: usize| {
         let mut limits = Limits::default();
@@ -209,8 +203,8 @@ impl Directory {
         }
     }
 
-    /// # Errors
-    /// A message about the unsupported feature.
+    ///
+    /// Errors: a message about the unsupported feature.
     fn check(&self) -> Result<(), String> {
         let photometrics = [WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB];
         if !photometrics.contains(&self.photometric) {

@@ -247,9 +247,7 @@ impl Diagnostics {
     }
 
     /// Fails if there is an error among the diagnostics.
-    ///
-    /// # Errors
-    /// A data error with a line for each code of that severity.
+    /// Errors: a data error with a line for each code of that severity.
     pub fn refuse_errors(&self) -> Result<()> {
         match self.lines(Severity::Error) {
             lines if lines.is_empty() => Ok(()),

@@ -38,8 +38,6 @@ struct Made {
 
 impl Augmented<'_> {
     /// Image `index`, or the one that takes its place, as it is in `epoch`.
-    ///
-    /// # Errors
     /// Data errors that name the image, also another one that was drawn.
     pub fn load(mut self, index: usize, seed: u64, epoch: u64) -> Result<Sample> {
         let random = &mut Generator::derived(seed, Purpose::Augmentation, &[epoch, index as u64]);

@@ -105,9 +105,6 @@ impl Loader {
     ///
     /// With `data.on_error = "skip"`, an unreadable image is replaced by the next readable one of the same aspect
     /// group, so that all ranks make the same number of steps.
-    ///
-    /// # Errors
-    /// If a thread cannot be started.
     pub fn train(
         dataset: Arc<Dataset>,
         config: &config::Data,
@@ -122,9 +119,6 @@ impl Loader {
 
     /// Single images, each with its own padding, for evaluation. With `data.on_error = "skip"`, unreadable images are
     /// skipped.
-    ///
-    /// # Errors
-    /// If a thread cannot be started.
     pub fn test(
         dataset: Arc<Dataset>,
         config: &config::Data,

@@ -48,9 +48,6 @@ struct State<T> {
 impl<T: Send + 'static> Prefetch<T> {
     /// Starts `threads` threads that keep up to `ahead` items per thread ready. Without threads, items are made on
     /// demand.
-    ///
-    /// # Errors
-    /// If a thread cannot be started.
     pub fn new(
         count: usize,
         threads: usize,

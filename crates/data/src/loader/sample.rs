@@ -27,8 +27,6 @@ pub(super) struct Sample {
 }
 
 /// Decodes image `index` of `dataset`.
-///
-/// # Errors
 /// Data errors that name the file, its image id and the remedy.
 pub fn load_image(dataset: &Dataset, index: usize) -> Result<DecodedImage> {
     let record = dataset.record(index);

@@ -169,7 +169,6 @@ const ALL_KINDS: &str = r#"[
     {kind = "copy_paste", mask_occluded_thr = 20},
 ]"#;
 
-/// Sets the augmentations of a data set.
 fn augment(small: &mut SmallSet, list: &str) {
     let text = format!("data.pipeline.train = {}", list.replace('\n', " "));
     small.config.pipeline.train = config::Config::from_toml(&text, "test").unwrap().data.pipeline.train;

@@ -58,9 +58,7 @@ impl ImageCounts {
 }
 
 /// Analyzes an evaluation of boxes or masks.
-///
-/// # Errors
-/// What hotcoco refuses.
+/// Errors: what hotcoco refuses.
 pub fn analyze(truth: &GroundTruth, evaluation: &COCOeval, kind: Metric, settings: &Evaluation) -> Result<Analysis> {
     let means = Means::of(evaluation)?;
     let labels: HashMap<u64, usize> = truth.categories().iter().map(|category| category.id as u64).zip(0..).collect();

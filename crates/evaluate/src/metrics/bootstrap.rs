@@ -64,9 +64,7 @@ struct Class {
 }
 
 /// Compares two results of one kind. `None` if there is no object to find.
-///
-/// # Errors
-/// A mask that cannot be rasterized, or more than 64 IoU thresholds.
+/// Errors: a mask that cannot be rasterized, or more than 64 IoU thresholds.
 pub fn difference(
     truth: &GroundTruth,
     detections: [Vec<hotcoco::Annotation>; 2],

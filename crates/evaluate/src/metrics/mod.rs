@@ -166,9 +166,7 @@ impl Metrics {
     }
 
     /// The same for `count` detections that `detections` returns for each metric. `done` gets each evaluation.
-    ///
-    /// # Errors
-    /// Those of `detections` and `done`, and a mask that cannot be rasterized.
+    /// Errors: those of `detections` and `done`, and a mask that cannot be rasterized.
     pub fn measure(
         ground_truth: &GroundTruth,
         count: usize,

@@ -21,9 +21,7 @@ const MOST_BYTES: usize = 9_000_000;
 
 /// Chooses the images and draws them. The first run with results decides which images are the best and the worst. Returns the
 /// list for the page and notes about images that could not be drawn.
-///
-/// # Errors
-/// The fonts are damaged, or an annotation file was changed.
+/// Errors: the fonts are damaged, or an annotation file was changed.
 pub fn choose_and_draw(runs: &[Run]) -> Result<(Value, Vec<String>)> {
     let numbered = runs.iter().zip(1_usize..).filter_map(|(run, number)| Some((number, run.results.as_ref()?)));
     let results: Vec<(usize, &Evaluated)> = numbered.collect();
@@ -78,7 +76,6 @@ fn indices_by_name(evaluated: &Evaluated) -> HashMap<String, usize> {
     (0..dataset.len()).map(|index| (dataset.image_name(index), index)).collect()
 }
 
-/// The counts of an image.
 fn counts(evaluated: &Evaluated, index: usize) -> ImageCounts {
     let id = evaluated.dataset.image_id(index) as u64;
     let analysis = evaluated.analyses.first().map(|(_, analysis)| analysis);

@@ -41,9 +41,7 @@ struct Point {
 
 impl Logs {
     /// Reads the logs of a folder, oldest first. What a resumed job did again counts once.
-    ///
-    /// # Errors
-    /// A log cannot be read.
+    /// Errors: a log cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
         let wrong = |path: &Path, error: std::io::Error| Error::data(format!("{}: {error}", path.display()));
         let mut logs = Self::default();

@@ -40,9 +40,7 @@ pub struct Evaluated {
 
 impl Evaluated {
     /// Computes the metrics `kinds`, and what the page shows if it is wanted.
-    ///
-    /// # Errors
-    /// The annotation file cannot be read, or a mask cannot be rasterized.
+    /// Errors: the annotation file cannot be read, or a mask cannot be rasterized.
     pub fn new(
         dataset: Arc<Dataset>,
         file: ResultsFile,
@@ -121,9 +119,7 @@ impl Run {
 
 /// Writes the page. `images` are those of [`choose_and_draw`]; `comparison` are lines of text about the difference of two
 /// results.
-///
-/// # Errors
-/// The file cannot be written, or a config is no TOML.
+/// Errors: the file cannot be written, or a config is no TOML.
 pub fn write(path: &Path, runs: &[Run], images: Value, comparison: &[String]) -> Result<()> {
     let data = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -140,7 +136,6 @@ pub fn write(path: &Path, runs: &[Run], images: Value, comparison: &[String]) ->
     })
 }
 
-/// The page with its data.
 fn page(data: &Value) -> String {
     // No text of a class or file can end the element.
     let data = data.to_string().replace('<', "\\u003c");

@@ -17,16 +17,12 @@ use super::Parameters;
 use super::flops::{Layers, Map};
 use super::layers::Statistics;
 
-/// All kinds of backbones.
 pub(crate) const KINDS: &[BackboneKind] = &[fasternet::KIND];
 
 /// A backbone with its tensors.
 pub trait Backbone: Debug + Send {
     /// The outputs, finest first, for `images` `[n, 3, h, w]`. `drop_path` holds what [`Backbone::draw_factors`] gave for a
     /// training step.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     fn forward(&self, images: &Tensor, statistics: Statistics<'_>, drop_path: Option<&Tensor>) -> Result<Vec<Tensor>>;
 
     /// Height and width of each output for images of this height and width.
@@ -39,26 +35,19 @@ pub trait Backbone: Debug + Send {
     }
 
     /// Refuses a config that can only be used for inference.
-    ///
-    /// # Errors
-    /// A usage error that names the field.
+    /// Errors: a usage error that names the field.
     fn check_trainable(&self) -> Result<()> {
         Ok(())
     }
 
     /// From now on, training leaves the patch embedding and the first `stages` stages as they are: their BatchNorm uses the
     /// running statistics, and they drop no branch. Their parameters get no gradient.
-    ///
-    /// # Errors
-    /// If libtorch fails. Unless a kind implements it, a usage error.
+    /// Errors: if libtorch fails. Unless a kind implements it, a usage error.
     fn freeze(&mut self, _stages: usize) -> Result<()> {
         Err(Error::usage("model.frozen_stages: this kind of backbone has no stages to freeze; set it to -1"))
     }
 
     /// Folds each BatchNorm that follows a convolution into it.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     fn fuse(&mut self) -> Result<()> {
         Ok(())
     }
@@ -83,9 +72,7 @@ pub struct BackboneKind {
 }
 
 /// The kind of this name.
-///
-/// # Errors
-/// A usage error if there is none.
+/// Errors: a usage error if there is none.
 pub fn find(name: &str) -> Result<&'static BackboneKind> {
     KINDS.iter().find(|kind| kind.name == name).ok_or_else(|| {
         let names: Vec<String> = KINDS.iter().map(|kind| format!("{:?}", kind.name)).collect();

@@ -82,9 +82,7 @@ const MODULES: [&str; 5] = ["backbone", "neck", "rpn_head", "roi_head.bbox_head"
 const MASK_HEAD: &str = "roi_head.mask_head";
 
 /// Counts one image of `height` x `width` pixels. Sides need not be multiples of 32.
-///
-/// # Errors
-/// A usage error if the image is too small for the backbone's total stride of 32.
+/// Errors: a usage error if the image is too small for the backbone's total stride of 32.
 pub fn count(model: &config::Model, height: usize, width: usize) -> Result<FlopsReport> {
     if height < 32 || width < 32 {
         return Err(Error::usage(format!(

@@ -43,7 +43,6 @@ pub(super) struct ChosenTables {
 
 /// How the head is computed at the chosen places.
 enum Way {
-    /// Level by level.
     ByLevel {
         levels: Vec<LevelTables>,
         /// For each chosen anchor its place among the answers of all shapes.

@@ -159,9 +159,7 @@ impl Train {
 
 impl Test {
     /// The metrics of `--eval`; by default boxes, and masks if the model `has_masks`.
-    ///
-    /// # Errors
-    /// Masks are asked for and the model has none; the message says what to do.
+    /// Errors: masks are asked for and the model has none; the message says what to do.
     pub fn metrics_to_measure(&self, has_masks: bool) -> Result<Vec<Metric>, String> {
         match (self.eval.as_slice(), has_masks) {
             ([], true) => Ok(vec![Metric::Bbox, Metric::Segm]),

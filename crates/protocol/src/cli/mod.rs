@@ -138,9 +138,8 @@ fn names_command(program: &clap::Command, words: &[OsString]) -> bool {
 
 impl Launch {
     /// Parses the command line, the program's name first.
-    ///
-    /// # Errors
-    /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
+    /// Errors: what is wrong, as clap reports it; `--help` and `--version` come as errors too (see
+    /// [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let arguments = rewrite::one_value_each(arguments);
         let mut program = Self::command();
@@ -178,9 +177,8 @@ impl Launch {
 
 impl Worker {
     /// Parses the command line, the program's name first.
-    ///
-    /// # Errors
-    /// What is wrong, as clap reports it; `--help` and `--version` come as errors too (see [`clap::Error::exit`]).
+    /// Errors: what is wrong, as clap reports it; `--help` and `--version` come as errors too (see
+    /// [`clap::Error::exit`]).
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(rewrite::one_value_each(arguments)).map_err(hinted)
     }

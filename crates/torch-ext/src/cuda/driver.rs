@@ -18,10 +18,8 @@ pub struct Driver {
 }
 
 /// Asks the driver for its version and its devices; creates no context and loads no part of libtorch.
-///
-/// # Errors
-/// [`ErrorKind::Environment`], with the remedy, if there is no driver, if it is older than this build's libtorch
-/// needs, or if it has no device for this process.
+/// Errors: [`ErrorKind::Environment`], with the remedy, if there is no driver, if it is older than this build's
+/// libtorch needs, or if it has no device for this process.
 pub fn probe_driver() -> Result<Driver> {
     probe(Path::new("libcuda.so.1"), TORCH_CUDA_VERSION)
 }

@@ -62,9 +62,7 @@ unsafe impl Send for Event {}
 
 impl Event {
     /// The present end of what this thread's current stream of the device was given.
-    ///
-    /// # Errors
-    /// If the device has failed.
+    /// Errors: if the device has failed.
     pub fn record(device: usize) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the out-pointer is valid for the call, and written on success.
@@ -73,9 +71,7 @@ impl Event {
     }
 
     /// Whether the device has come so far.
-    ///
-    /// # Errors
-    /// If the device has failed.
+    /// Errors: if the device has failed.
     pub fn is_reached(&self) -> Result<bool> {
         let mut answer = false;
         // SAFETY: live handle and out-pointer.
@@ -84,17 +80,13 @@ impl Event {
     }
 
     /// Waits until the device has come so far.
-    ///
-    /// # Errors
-    /// If the device has failed; of kind [`ErrorKind::Collective`] if the job is broken off before.
+    /// Errors: if the device has failed; of kind [`ErrorKind::Collective`] if the job is broken off before.
     pub fn wait(&self) -> Result<()> {
         poll(|| self.is_reached(), || BROKEN_OFF.get().map(|why| Error::new(ErrorKind::Collective, why.as_str())))
     }
 
     /// Waits until the device has come so far, also when the job is broken off.
-    ///
-    /// # Errors
-    /// If the device has failed; of kind [`ErrorKind::Collective`] after `deadline`.
+    /// Errors: if the device has failed; of kind [`ErrorKind::Collective`] after `deadline`.
     pub fn wait_until(&self, deadline: Instant) -> Result<()> {
         poll(
             || self.is_reached(),
@@ -132,9 +124,6 @@ fn poll(is_so: impl Fn() -> Result<bool>, give_up: impl Fn() -> Option<Error>) -
 }
 
 /// Waits until this thread's current stream of the device has done all it was given; the CPU always has.
-///
-/// # Errors
-/// As [`Event::wait`].
 pub fn wait(device: Device) -> Result<()> {
     match device {
         Device::Cuda(index) => Event::record(index)?.wait(),
@@ -151,9 +140,7 @@ pub struct Download {
 
 impl Download {
     /// Has the device copy the tensor to pinned memory of the host, and goes on. One that is on the host stays there.
-    ///
-    /// # Errors
-    /// If the device has failed; for lack of memory.
+    /// Errors: if the device has failed; for lack of memory.
     pub fn start(tensor: &Tensor) -> Result<Self> {
         let Device::Cuda(device) = tensor.device() else {
             return Ok(Self { host: tensor.shallow_clone(), copied: None });
@@ -164,9 +151,6 @@ impl Download {
     }
 
     /// The tensor on the host, once it is there.
-    ///
-    /// # Errors
-    /// As [`Event::wait`].
     pub fn finish(self) -> Result<Tensor> {
         if let Some(copied) = &self.copied {
             copied.wait()?;
@@ -176,9 +160,7 @@ impl Download {
 }
 
 /// The tensor on the host: itself if it is there, else a copy in pinned memory, which is waited for.
-///
-/// # Errors
-/// As [`Event::wait`]; for lack of memory.
+/// Errors: as [`Event::wait`]; for lack of memory.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
     Download::start(tensor)?.finish()
 }
@@ -194,9 +176,6 @@ pub struct Downloader {
 
 impl Downloader {
     /// One for a device.
-    ///
-    /// # Errors
-    /// For lack of memory.
     pub fn new(device: usize) -> Result<Self> {
         // SAFETY: the out-pointer is written on success.
         let staging = new_tensor(|out| unsafe { fnet_pinned_bytes(STAGING_BYTES, out) })?;
@@ -207,18 +186,14 @@ impl Downloader {
     }
 
     /// From now on copies begin only once the device has come so far.
-    ///
-    /// # Errors
-    /// If the device has failed.
+    /// Errors: if the device has failed.
     pub fn follow(&self, event: &Event) -> Result<()> {
         // SAFETY: live handles.
         check(unsafe { fnet_stream_wait(self.raw, event.0) })
     }
 
     /// The tensor on the host, laid out in memory as it is: itself if it is there, else a copy.
-    ///
-    /// # Errors
-    /// If the device has failed, or has not come to the end of a copy by `deadline`; for lack of memory.
+    /// Errors: if the device has failed, or has not come to the end of a copy by `deadline`; for lack of memory.
     pub fn download(&self, tensor: &Tensor, deadline: Instant) -> Result<Tensor> {
         if !tensor.device().is_cuda() {
             return Ok(tensor.shallow_clone());

@@ -20,36 +20,22 @@ use crate::error::{RawError, Result, check};
 /// transfer that it cannot take back. After a call that succeeded it must not touch its buffers any more.
 pub unsafe trait ByteTransport: Send + Sync {
     /// Copies rank `root`'s bytes into those of every rank.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes; so for all functions.
+    /// Errors: if a peer is lost or the deadline passes; so for all functions.
     fn broadcast(&self, bytes: &mut [u8], root: usize, timeout: Duration) -> Result<(), String>;
 
     /// Collects every rank's `input` in the order of ranks; `output` is as long as all of them together.
-    ///
-    /// # Errors
-    /// As [`ByteTransport::broadcast`].
     fn all_gather(&self, input: &[u8], output: &mut [u8], timeout: Duration) -> Result<(), String>;
 
     /// Sends part r of `input` to rank r; part r of `output` comes from rank r. There are as many parts as ranks.
-    ///
-    /// # Errors
-    /// As [`ByteTransport::broadcast`].
     fn all_to_all(&self, input: &[u8], output: &mut [u8], timeout: Duration) -> Result<(), String>;
 
     /// Waits for all ranks.
-    ///
-    /// # Errors
-    /// As [`ByteTransport::broadcast`].
     fn barrier(&self, timeout: Duration) -> Result<(), String>;
 
     /// Makes a call that waits in another thread, and every later one, fail soon.
     fn abort(&self);
 
     /// Leaves the other ranks in good order.
-    ///
-    /// # Errors
-    /// As [`ByteTransport::broadcast`].
     fn shutdown(&self) -> Result<(), String>;
 }
 
@@ -82,9 +68,6 @@ impl ProcessGroup {
     /// A group whose tensors on the CPU travel by `transport`, called `name` in messages. Its collectives are done when
     /// the call that starts them returns. An all-reduce adds up in the order of ranks, whatever the transport does, so
     /// equal inputs give equal bits. `timeout` is the deadline of collectives that are given none.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn carried<C: ByteTransport + 'static>(
         store: &TcpStore,
         name: &str,

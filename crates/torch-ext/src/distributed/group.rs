@@ -114,9 +114,7 @@ unsafe impl Send for ProcessGroup {}
 impl ProcessGroup {
     /// Connects to all other ranks by Gloo. `timeout` is the deadline of the connection, and of every collective that
     /// is given none.
-    ///
-    /// # Errors
-    /// If a rank does not come before the deadline, or the address cannot be bound.
+    /// Errors: if a rank does not come before the deadline, or the address cannot be bound.
     pub fn gloo(store: &TcpStore, rank: usize, size: usize, timeout: Duration, options: &GlooOptions) -> Result<Self> {
         let interface = options.interface.as_deref().map(c_string).transpose()?;
         let hostname = options.hostname.as_deref().map(c_string).transpose()?;
@@ -143,9 +141,7 @@ impl ProcessGroup {
 
     /// Adds NCCL for tensors on this rank's CUDA device; [`cuda::load_libraries`](crate::cuda::load_libraries) must
     /// have succeeded.
-    ///
-    /// # Errors
-    /// If the library of the NCCL part is absent, or NCCL does not start.
+    /// Errors: if the library of the NCCL part is absent, or NCCL does not start.
     pub fn add_nccl(&mut self, store: &TcpStore, device: usize, timeout: Duration) -> Result<()> {
         nccl::add(self.raw, store.raw(), to_int(self.rank), to_int(self.size), to_int(device), milliseconds(timeout))?;
         self.cuda_device = Some(device);
@@ -163,9 +159,7 @@ impl ProcessGroup {
     }
 
     /// Starts an all-reduce of the tensor in place.
-    ///
-    /// # Errors
-    /// If it cannot start.
+    /// Errors: if it cannot start.
     pub fn all_reduce<'a>(&'a self, tensor: &'a Tensor, how: Reduction, timeout: Duration) -> Result<Work<'a>> {
         let op = match how {
             Reduction::Sum => 0,
@@ -178,9 +172,7 @@ impl ProcessGroup {
     }
 
     /// Starts copying rank `root`'s values into the tensor of every rank.
-    ///
-    /// # Errors
-    /// If it cannot start.
+    /// Errors: if it cannot start.
     pub fn broadcast<'a>(&'a self, tensor: &'a Tensor, root: usize, timeout: Duration) -> Result<Work<'a>> {
         // SAFETY: live handles; `out` is written on success.
         Work::start(|out| unsafe {
@@ -189,9 +181,7 @@ impl ProcessGroup {
     }
 
     /// Starts collecting the tensor of every rank; all have the same shape. `outputs[r]` takes rank `r`'s.
-    ///
-    /// # Errors
-    /// If it cannot start, or there is not one output per rank.
+    /// Errors: if it cannot start, or there is not one output per rank.
     pub fn all_gather<'a>(&'a self, outputs: &'a [Tensor], input: &'a Tensor, timeout: Duration) -> Result<Work<'a>> {
         if outputs.len() != self.size {
             let message = format!("all-gather into {} tensors, expected one per rank: {}", outputs.len(), self.size);
@@ -205,9 +195,7 @@ impl ProcessGroup {
     }
 
     /// Starts waiting for all ranks.
-    ///
-    /// # Errors
-    /// If it cannot start.
+    /// Errors: if it cannot start.
     pub fn barrier(&self, timeout: Duration) -> Result<Work<'_>> {
         // On the CPU also with NCCL: it waits for the processes, not for their kernels.
         // SAFETY: live handle; `out` is written on success.
@@ -219,9 +207,7 @@ impl ProcessGroup {
     ///
     /// `watch` is called with `true` before each sum, that of the gradients included, and with `false` after it unless it
     /// failed; it must not panic.
-    ///
-    /// # Errors
-    /// If a peer is lost.
+    /// Errors: if a peer is lost.
     pub fn all_reduce_sum_differentiable(&self, tensor: &Tensor, watch: extern "C" fn(bool)) -> Result<Tensor> {
         // SAFETY: live handles; `out` is written on success. The graph keeps a reference to the group.
         new_tensor(|out| unsafe { fnet_group_all_reduce_sum(self.raw, pointer(tensor), watch, out) })
@@ -229,9 +215,6 @@ impl ProcessGroup {
 
     /// Sets the deadline of collectives that are given none: those of the [`Reducer`](super::Reducer) and of
     /// [`ProcessGroup::all_reduce_sum_differentiable`].
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn set_timeout(&self, timeout: Duration) -> Result<()> {
         // SAFETY: live handle.
         check(unsafe { fnet_group_set_timeout(self.raw, milliseconds(timeout)) })
@@ -239,26 +222,19 @@ impl ProcessGroup {
 
     /// Ends the group in good order, when all ranks are done: what tensors on the CPU travel by. What NCCL has opened stays
     /// until the end of the process.
-    ///
-    /// # Errors
-    /// If a running collective fails.
+    /// Errors: if a running collective fails.
     pub fn shutdown(&self) -> Result<()> {
         // SAFETY: live handle.
         check(unsafe { fnet_group_shutdown(self.raw) })
     }
 
     /// See [`Aborter::abort`].
-    ///
-    /// # Errors
-    /// As there.
+    /// Errors: as there.
     pub fn abort(&self, deadline: Duration) -> Result<()> {
         self.aborter()?.abort(deadline)
     }
 
     /// What can break off the group's collectives from another thread, while this one waits in one.
-    ///
-    /// # Errors
-    /// If libtorch fails.
     pub fn aborter(&self) -> Result<Aborter> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: live handle and out-pointer.
@@ -302,9 +278,7 @@ pub struct Aborter {
 impl Aborter {
     /// Breaks off what runs on the CPU, after a peer was lost. What a hung collective holds is given up, not waited for; the
     /// group must not be used any more.
-    ///
-    /// # Errors
-    /// If the backend does not let go within `deadline`; the process should then end.
+    /// Errors: if the backend does not let go within `deadline`; the process should then end.
     pub fn abort(&self, deadline: Duration) -> Result<()> {
         let handle = self.handle;
         self.connections.cut();
@@ -328,18 +302,14 @@ impl Aborter {
 
     /// Breaks off what runs on the CUDA device. NCCL's abort has hung in the field, so it may never return; and it may free
     /// memory that a kernel of another rank still uses, so it is the last resort.
-    ///
-    /// # Errors
-    /// If NCCL fails.
+    /// Errors: if NCCL fails.
     pub fn abort_cuda(&self) -> Result<()> {
         // SAFETY: a live handle, for it is never freed.
         check(unsafe { fnet_group_abort(self.handle.raw(), true) })
     }
 
     /// What NCCL has found to be wrong by itself, in words, if anything.
-    ///
-    /// # Errors
-    /// If the backend cannot tell.
+    /// Errors: if the backend cannot tell.
     pub fn cuda_error(&self) -> Result<Option<&'static str>> {
         let mut found = 0;
         // SAFETY: a live handle, for it is never freed; the out-pointer is valid for the call.
@@ -385,9 +355,6 @@ impl Work<'_> {
     }
 
     /// Waits for the end of the collective.
-    ///
-    /// # Errors
-    /// If a peer is lost or the deadline passes.
     pub fn wait(self, timeout: Duration) -> Result<()> {
         // SAFETY: live handle.
         check(unsafe { fnet_work_wait(self.raw, milliseconds(timeout)) })
@@ -395,9 +362,7 @@ impl Work<'_> {
 
     /// Has the current stream of the tensors' CUDA device wait for the collective; this thread goes on. A tensor on the CPU is
     /// waited for without a deadline of its own.
-    ///
-    /// # Errors
-    /// If it has failed already.
+    /// Errors: if it has failed already.
     pub fn wait_on_stream(self) -> Result<()> {
         // SAFETY: live handle; 0 is c10d's word for no deadline.
         check(unsafe { fnet_work_wait(self.raw, 0) })

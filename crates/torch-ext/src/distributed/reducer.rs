@@ -63,9 +63,7 @@ unsafe impl Send for Reducer {}
 impl Reducer {
     /// Hooks into the gradients of the parameters, given in the same order on every rank: leaves that require gradients, of
     /// one type and on one device.
-    ///
-    /// # Errors
-    /// If there is no parameter, or one is not as said.
+    /// Errors: if there is no parameter, or one is not as said.
     pub fn new(group: &ProcessGroup, parameters: &[Tensor], sizes: BucketSizes, as_bfloat16: bool) -> Result<Self> {
         let bytes = parameters.iter().map(|parameter| parameter.numel() * parameter.kind().elt_size_in_bytes());
         let layout = layout(bytes, sizes);
@@ -88,9 +86,7 @@ impl Reducer {
     /// Computes the gradients of `loss` and leaves the mean over the ranks of what this pass, and passes without the reducer
     /// before it, have added up. `computed` is called when all gradients of this rank are computed and it only waits for
     /// the other ranks; on a GPU, when both are queued.
-    ///
-    /// # Errors
-    /// If the pass fails, a peer is lost, or the deadline passes.
+    /// Errors: if the pass fails, a peer is lost, or the deadline passes.
     pub fn backward(&self, loss: &Tensor, computed: impl FnOnce()) -> Result<()> {
         // SAFETY: a live reducer and a live tensor.
         check(unsafe { fnet_reducer_backward(self.raw, pointer(loss)) })?;

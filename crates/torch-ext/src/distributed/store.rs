@@ -61,9 +61,7 @@ unsafe impl Send for TcpStore {}
 
 impl TcpStore {
     /// Serves or connects.
-    ///
-    /// # Errors
-    /// If the port cannot be bound, or the server does not answer before the deadline.
+    /// Errors: if the port cannot be bound, or the server does not answer before the deadline.
     pub fn new(options: StoreOptions) -> Result<Self> {
         let host = c_string(&options.host)?;
         let listener = options.listener.map_or(-1, IntoRawFd::into_raw_fd);
@@ -87,9 +85,7 @@ impl TcpStore {
     }
 
     /// The same store with `prefix` before every key.
-    ///
-    /// # Errors
-    /// If the prefix holds a NUL character.
+    /// Errors: if the prefix holds a NUL character.
     pub fn prefixed(&self, prefix: &str) -> Result<Self> {
         let prefix = c_string(prefix)?;
         let mut raw = std::ptr::null_mut();
@@ -99,9 +95,7 @@ impl TcpStore {
     }
 
     /// Stores a value.
-    ///
-    /// # Errors
-    /// If the server is lost.
+    /// Errors: if the server is lost.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
         let key = c_string(key)?;
         // SAFETY: all pointers are valid for the call with the length beside them.
@@ -109,9 +103,7 @@ impl TcpStore {
     }
 
     /// Waits until the key is set, and returns its value.
-    ///
-    /// # Errors
-    /// If the server is lost or the deadline passes.
+    /// Errors: if the server is lost or the deadline passes.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>> {
         let c_key = c_string(key)?;
         let (mut data, mut size) = (std::ptr::null_mut(), 0);
@@ -127,9 +119,7 @@ impl TcpStore {
     }
 
     /// Adds to a counter, which starts at 0, and returns its new value.
-    ///
-    /// # Errors
-    /// If the server is lost.
+    /// Errors: if the server is lost.
     pub fn add(&self, key: &str, amount: i64) -> Result<i64> {
         let key = c_string(key)?;
         let mut value = 0;

@@ -7,7 +7,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use fnet_protocol::env;
-pub use processes::{finish, start};
+pub use processes::one_rank;
+pub(crate) use processes::rank;
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{BucketSizes, GlooOptions, ProcessGroup, StoreOptions, TcpStore};
 

@@ -65,9 +65,7 @@ pub struct RunLog {
 
 impl RunLog {
     /// Starts the logs in `work_dir`: `<timestamp>.log`, `<timestamp>.log.json`, `tensorboard/` and `config.toml`.
-    ///
-    /// # Errors
-    /// An environment error if the folder cannot be written.
+    /// Errors: an environment error if the folder cannot be written.
     pub fn create(work_dir: &Path, info: RunInfo<'_>) -> Result<Self> {
         let refuse = |path: &Path, error: std::io::Error| {
             Error::environment(format!("cannot write {}: {error}; choose another --work-dir", path.display()))

@@ -35,9 +35,7 @@ impl TensorBoard {
     /// Starts a new event file in `folder`, which is created if it does not exist.
     ///
     /// With `resumed_at`, TensorBoard discards events of earlier files from this step on.
-    ///
-    /// # Errors
-    /// When the folder or the file cannot be written.
+    /// Errors: when the folder or the file cannot be written.
     pub fn create(folder: &Path, resumed_at: Option<u64>) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
