@@ -41,12 +41,18 @@ impl Gpus {
         Some(Self { scene: scene(), folder })
     }
 
-    /// A program of the product on the simulated machine.
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.folder.join("bin").join(name)
+    /// The folder of the product's programs on the simulated machine.
+    pub fn path_of_programs(&self) -> PathBuf {
+        self.folder.join("bin")
     }
 
-    fn command(&self, program: &Path, line: &str, settings: Settings<'_>) -> Command {
+    /// A program of the product on the simulated machine.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.path_of_programs().join(name)
+    }
+
+    /// A command on the simulated machine.
+    pub fn command(&self, program: &Path, line: &str, settings: Settings<'_>) -> Command {
         let mut command = self.scene.command(program, line);
         let [driver, libraries] = ["driver", "torch/lib"].map(|name| self.folder.join(name).display().to_string());
         let path = std::env::var("PATH").unwrap_or_default();
