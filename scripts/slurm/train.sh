@@ -45,6 +45,9 @@ done
 nodes=${SLURM_JOB_NUM_NODES:-1}
 if [ "$nodes" -gt 1 ]; then
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # Only the tasks of this job know it; srun passes it on.
+    FNET_JOB_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    export FNET_JOB_SECRET
     # Jobs that share a machine need a port each.
     place+=(--nnodes "$nodes" --master-addr "$first" --master-port $((20000 + SLURM_JOB_ID % 10000)))
 fi

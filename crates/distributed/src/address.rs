@@ -15,6 +15,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The address to listen on so that rank 0 accepts connections at all of `addresses`, which belong to one family.
 pub(super) fn every(addresses: &[IpAddr]) -> IpAddr {
     match addresses {
+        [address] => *address,
         [IpAddr::V6(_), ..] => Ipv6Addr::UNSPECIFIED.into(),
         _ => Ipv4Addr::UNSPECIFIED.into(),
     }
@@ -86,10 +87,11 @@ mod tests {
     }
 
     #[test]
-    fn the_listener_has_the_family_of_the_addresses() {
+    fn the_listener_has_the_only_address_or_the_family_of_the_addresses() {
         let (v4, v6): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap());
-        assert_eq!([every(&[v6]), loopback(&[v6])].map(|address| address.to_string()), ["::", "::1"]);
-        for addresses in [&[v4][..], &[]] {
+        assert_eq!([every(&[v4]), every(&[v6])], [v4, v6]);
+        assert_eq!([every(&[v6, v6]), loopback(&[v6])].map(|address| address.to_string()), ["::", "::1"]);
+        for addresses in [&[v4, v4][..], &[]] {
             assert_eq!(
                 [every(addresses), loopback(addresses)].map(|address| address.to_string()),
                 ["0.0.0.0", "127.0.0.1"]

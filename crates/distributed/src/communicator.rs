@@ -1,5 +1,6 @@
 //! The communicator of a rank: its rank, its device, and the collectives.
 
+use std::net::ToSocketAddrs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use torch_ext::cuda;
 use torch_ext::distributed::{ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
 use fnet_common::{Context, Error, Result};
+use fnet_protocol::listen::{self, listen};
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, status};
 
@@ -436,6 +438,7 @@ fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
     // SAFETY: the launcher opened the socket for this rank alone, and this function takes it only once.
     let listener = rendezvous.listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let Rendezvous { host, port, is_server, .. } = rendezvous;
+    let listener = listener.or_else(|| if *is_server { own_listener(host, *port) } else { None });
     let timeout = if *is_server { timeout } else { wait_for_server(host, *port, timeout)? };
     TcpStore::new(StoreOptions { host: host.clone(), port: *port, is_server: *is_server, timeout, listener }).map_err(
         |error| match error.message().to_lowercase().contains("address already in use") {
@@ -446,6 +449,14 @@ fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
             false => Error::distributed(first_line(error.message())),
         },
     )
+}
+
+/// A socket at the address of this rank alone. c10d itself would listen at all addresses, as it does, and reports why it
+/// cannot, if there is no such socket: the port is taken, or this rank has several addresses.
+fn own_listener(host: &str, port: u16) -> Option<OwnedFd> {
+    let found = (host, port).to_socket_addrs().into_iter().flatten();
+    let mut sockets = listen(&listen::addresses(host, found), port).ok()?;
+    if sockets.len() == 1 { sockets.pop().map(OwnedFd::from) } else { None }
 }
 
 /// c10d may append a stack trace to its messages.

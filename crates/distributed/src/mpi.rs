@@ -147,10 +147,12 @@ impl Mpi {
     /// The address of the store; rank 0 opens its port.
     fn rendezvous(&self, seat: Seat, timeout: Duration) -> Result<Rendezvous> {
         let mut message = vec![0; address::LENGTH];
+        let is_one_machine = seat.local_size == seat.size;
         let mut listener = None;
         if seat.rank == 0 {
             let addresses = own_addresses();
-            let opened = TcpListener::bind((address::every(&addresses), 0));
+            let at = if is_one_machine { address::loopback(&addresses) } else { address::every(&addresses) };
+            let opened = TcpListener::bind((at, 0));
             let opened = opened.and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
             let (port, socket) =
                 opened.map_err(|error| Error::environment(format!("opening a port for the store: {error}")))?;
@@ -165,7 +167,7 @@ impl Mpi {
             .context("broadcast of rank 0's address")?;
         let message = ManuallyDrop::into_inner(message);
         let (port, addresses) = address::parse(&message)?;
-        let host = match seat.rank == 0 || seat.local_size == seat.size {
+        let host = match is_one_machine {
             true => address::loopback(&addresses).to_string(),
             false => address::reachable(&addresses, port)?,
         };

@@ -56,6 +56,8 @@ pub const NODE_RANK: &str = "NODE_RANK";
 pub const PORT: &str = "PORT";
 /// Seconds until all nodes must have joined (default of `--join-timeout`).
 pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
+/// Secret that all launchers of a job on several nodes know; `--secret-file` takes precedence.
+pub const JOB_SECRET: &str = "FNET_JOB_SECRET";
 /// Number of nodes in the pods of Kubernetes' training operators; several are refused without `--nnodes`.
 pub const PET_NNODES: &str = "PET_NNODES";
 /// Number of nodes of a Slurm job; several are refused without `--nnodes`.

@@ -31,6 +31,9 @@ struct DryRunReport {
     estimate: Estimate,
     nodes: usize,
     node_rank: usize,
+    /// With several nodes: where they meet, and whether strangers are kept out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
     /// The workers of this node.
     workers: Vec<WorkerPlacement>,
     /// OMP_NUM_THREADS of each worker, unless the user has set it.
@@ -82,6 +85,10 @@ pub fn run(options: &LaunchOptions, plan: &Plan) -> Result<i32> {
         estimate,
         nodes: plan.nodes.count,
         node_rank: plan.nodes.rank,
+        network: (plan.nodes.count > 1).then(|| {
+            let (address, port) = (&plan.nodes.address, plan.nodes.port.unwrap_or(0));
+            format!("node 0 at {address}, port {port}, {}", plan.nodes.trust())
+        }),
         workers,
         threads: plan.binding.threads,
         binding: plan.binding.reason.clone(),
@@ -232,6 +239,9 @@ fn describe(report: &DryRunReport, memory: Memory) -> String {
         let cpus = worker.cpus.as_ref().map_or_else(|| "all CPUs".to_owned(), |cpus| format!("CPUs {cpus}"));
         let node = worker.memory_node.map_or_else(String::new, |node| format!(", memory of node {node}"));
         line("", format!("rank {}: {}, {cpus}{node}", worker.rank, worker.device));
+    }
+    if let Some(network) = &report.network {
+        line("network", network.clone());
     }
     for set in &estimate.datasets {
         let epoch = match set.images_per_epoch {

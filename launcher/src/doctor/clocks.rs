@@ -8,6 +8,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
 
 use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::listen::{self, listen};
 
 use super::Diagnosis;
 use crate::console::Console;
@@ -32,6 +33,7 @@ pub fn diagnose(options: &LaunchOptions, console: &Console) -> Result<Vec<Diagno
         let seconds = RENDEZVOUS_TIMEOUT.as_secs();
         console
             .say(&format!("run doctor with the same options on all nodes now; waiting for them at most {seconds} s"));
+        diagnoses.push(Diagnosis::good("network", format!("node 0 at {}, {}", nodes.address, nodes.trust())));
         diagnoses.push(if nodes.rank == 0 { serve(&nodes) } else { compare(&nodes) });
     }
     Ok(diagnoses)
@@ -59,13 +61,16 @@ fn now() -> f64 {
 /// Sends the time to the other nodes until all have asked.
 fn serve(nodes: &Nodes) -> Diagnosis {
     let others = nodes.count - 1;
-    let listener = match rendezvous::bind(nodes) {
-        Ok(listener) => listener,
+    let (host, port) = (nodes.address.as_str(), nodes.port.unwrap_or(0));
+    let found = (host, port).to_socket_addrs().into_iter().flatten();
+    let listeners = match listen(&listen::addresses(host, found), port) {
+        Ok(listeners) => listeners,
         Err(error) => {
+            let error = rendezvous::cannot_listen(nodes, port, &error);
             return Diagnosis::bad("nodes", error.message(), "free the port, or choose another --master-port");
         }
     };
-    match answer(&listener, others, RENDEZVOUS_TIMEOUT) {
+    match answer(&listeners, others, RENDEZVOUS_TIMEOUT) {
         Ok(asked) if asked == others => Diagnosis::good("nodes", format!("all {others} other nodes reach this one")),
         Ok(asked) => Diagnosis::doubtful(
             "nodes",
@@ -77,11 +82,14 @@ fn serve(nodes: &Nodes) -> Diagnosis {
 }
 
 /// Answers a number of nodes; returns how many have asked.
-fn answer(listener: &TcpListener, others: usize, timeout: Duration) -> std::io::Result<usize> {
+fn answer(listeners: &[TcpListener], others: usize, timeout: Duration) -> std::io::Result<usize> {
     let deadline = Instant::now() + timeout;
-    listener.set_nonblocking(true)?;
+    listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
     let mut asked = 0;
-    while asked < others && Instant::now() < deadline {
+    for listener in listeners.iter().cycle() {
+        if asked >= others || Instant::now() >= deadline {
+            break;
+        }
         match listener.accept() {
             Ok((stream, _)) => asked += usize::from(send_times(stream).is_ok()),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -181,7 +189,7 @@ mod tests {
     fn two_nodes_compare_their_clocks() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = std::thread::spawn(move || answer(&listener, 1, Duration::from_secs(30)).unwrap());
+        let server = std::thread::spawn(move || answer(&[listener], 1, Duration::from_secs(30)).unwrap());
         let (offset, error) = ask("127.0.0.1", port, Duration::from_secs(30)).unwrap();
         assert_eq!(server.join().unwrap(), 1);
         assert!(offset.abs() <= error + 0.05, "{offset} +/- {error}: it is the same clock");
@@ -190,9 +198,10 @@ mod tests {
     #[test]
     fn a_node_that_no_other_reaches_is_reported() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(answer(&listener, 1, Duration::from_millis(50)).unwrap(), 0);
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let listeners = [listener];
+        assert_eq!(answer(&listeners, 1, Duration::from_millis(50)).unwrap(), 0);
+        let port = listeners[0].local_addr().unwrap().port();
+        drop(listeners);
         assert!(ask("127.0.0.1", port, Duration::from_millis(300)).is_err());
     }
 

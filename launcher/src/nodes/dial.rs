@@ -9,9 +9,12 @@ use fnet_protocol::message;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::auth::{self, Denial, Side};
 use super::message::{Hello, MAX_LINE, PROTOCOL, ToCoordinator, ToNode};
-use super::wire::{self, Reader};
+use super::wire::{Reader, Writer};
 use crate::plan::interfaces;
+use crate::plan::rendezvous::Nodes;
+use crate::plan::secret::Secret;
 
 /// Time to connect to an address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,7 +26,7 @@ pub struct Connection {
     /// Receives messages.
     pub reader: Reader<tokio::net::tcp::OwnedReadHalf>,
     /// Sends messages.
-    pub writer: tokio::net::tcp::OwnedWriteHalf,
+    pub writer: Writer<tokio::net::tcp::OwnedWriteHalf>,
     /// The address of node 0.
     pub address: SocketAddr,
 }
@@ -52,10 +55,22 @@ pub enum AddressError {
     OtherProgram(String),
     /// Another version of fnet.
     Version(String),
+    /// Node 0 has no secret, or another one.
+    Secret(&'static str),
+}
+
+impl DialError {
+    /// Whether the secrets of the nodes differ: at all addresses or at any.
+    pub fn is_about_secret(&self) -> (bool, bool) {
+        let Self::Addresses(tried) = self else { return (false, false) };
+        let is_about = |(_, error): &(SocketAddr, AddressError)| matches!(error, AddressError::Secret(_));
+        (!tried.is_empty() && tried.iter().all(is_about), tried.iter().any(is_about))
+    }
 }
 
 /// Tries all addresses of node 0 at once; the first connection to it is used.
-pub async fn try_once(host: &str, port: u16, hello: &Hello) -> Result<Connection, DialError> {
+pub async fn try_once(nodes: &Nodes, hello: &Hello) -> Result<Connection, DialError> {
+    let (host, port) = (nodes.address.as_str(), nodes.port.unwrap_or(0));
     let found = tokio::net::lookup_host((host, port)).await.map_err(DialError::Name)?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
@@ -76,7 +91,7 @@ pub async fn try_once(host: &str, port: u16, hello: &Hello) -> Result<Connection
         let greeted = match connected {
             Err(_) => Err(AddressError::NoConnection(CONNECT_TIMEOUT)),
             Ok(Err(error)) => Err(AddressError::Os(error)),
-            Ok(Ok(stream)) => greet(stream, address, hello).await,
+            Ok(Ok(stream)) => greet(stream, address, hello, nodes.secret.as_ref()).await,
         };
         match greeted {
             Ok(connection) => return Ok(connection),
@@ -87,24 +102,48 @@ pub async fn try_once(host: &str, port: u16, hello: &Hello) -> Result<Connection
     Err(DialError::Addresses(errors))
 }
 
-/// Introduces this node and checks the greeting of the other side.
-async fn greet(stream: TcpStream, address: SocketAddr, hello: &Hello) -> Result<Connection, AddressError> {
+/// Introduces this node and checks the greeting of the other side, if there is a secret after both have proven to know it.
+async fn greet(
+    stream: TcpStream,
+    address: SocketAddr,
+    hello: &Hello,
+    secret: Option<&Secret>,
+) -> Result<Connection, AddressError> {
     // Short messages must not be delayed; without this option they still arrive.
     let _ = stream.set_nodelay(true);
-    let (reading, mut writer) = stream.into_split();
-    wire::write(&mut writer, &ToCoordinator::Hello(hello.clone())).await.map_err(AddressError::Os)?;
-    let mut reader = Reader::new(reading);
-    let line = match tokio::time::timeout(GREETING_TIMEOUT, reader.line()).await {
+    let (reading, writing) = stream.into_split();
+    let (mut reader, mut writer) = (Reader::new(reading, MAX_LINE), Writer::new(writing));
+    let greeting = async {
+        if let Some(secret) = secret {
+            auth::exchange(secret, Side::Node, &mut reader, &mut writer).await?;
+        }
+        writer.write(&ToCoordinator::Hello(hello.clone())).await?;
+        reader.line().await?.ok_or(Denial::Closed)
+    };
+    let line = match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
         Err(_) => return Err(AddressError::NoGreeting(GREETING_TIMEOUT)),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(AddressError::Closed),
-        Ok(Err(error)) => return Err(AddressError::Os(error)),
-        Ok(Ok(None)) => return Err(AddressError::Closed),
-        Ok(Ok(Some(line))) => line,
+        Ok(Err(denial)) => return Err(denied(denial)),
+        Ok(Ok(line)) => line,
     };
     match message::from_line(&line) {
         Ok(ToNode::Greeting { protocol: PROTOCOL, .. }) => Ok(Connection { reader, writer, address }),
         Ok(ToNode::Greeting { version, .. }) => Err(AddressError::Version(version)),
+        _ if auth::is_challenge(&line) => Err(AddressError::Secret("node 0 has a job secret, and this node has none")),
         _ => Err(AddressError::OtherProgram(snippet(&line))),
+    }
+}
+
+fn denied(denial: Denial) -> AddressError {
+    match denial {
+        Denial::Closed => AddressError::Closed,
+        Denial::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => AddressError::Closed,
+        Denial::Io(error) => AddressError::Os(error),
+        Denial::Protocol(protocol) => AddressError::Version(format!("with version {protocol} of the messages")),
+        Denial::OtherSecret => AddressError::Secret("node 0 has another job secret than this node"),
+        Denial::Stranger(line) if matches!(message::from_line(&line), Ok(ToNode::Greeting { .. })) => {
+            AddressError::Secret("node 0 has no job secret, and this node has one")
+        }
+        Denial::Stranger(line) => AddressError::OtherProgram(snippet(&line)),
     }
 }
 
@@ -171,6 +210,7 @@ fn reason(error: &AddressError) -> String {
             "the port is open, but the connection was closed: is this the port of an fnet job?".to_owned()
         }
         AddressError::OtherProgram(text) => format!("another program listens there, not an fnet job; it says {text:?}"),
+        AddressError::Secret(how) => format!("{how}; give all nodes the same (FNET_JOB_SECRET or --secret-file)"),
         AddressError::Version(version) => {
             format!(
                 "node 0 runs fnet {version}, which is incompatible with this version ({})",

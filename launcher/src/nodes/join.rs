@@ -1,17 +1,21 @@
 //! How the nodes of a job come together.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{CommandLine, LaunchOptions, WorkerCommand};
+use fnet_protocol::exit;
+use fnet_protocol::listen::{self, listen};
 use tokio::sync::Notify;
 
 use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
 use super::link::{Closing, Cluster, Link, Sender};
-use super::listener::{self, Listener};
+use super::listener::Listener;
 use super::message::{Hello, ToNode};
 use super::token::{self, Token};
 use super::{hello, queue, wire};
@@ -87,22 +91,23 @@ pub async fn report_failure(
         Ok(nodes) if nodes.count > 1 => nodes,
         _ => return,
     };
-    let (port, timeouts) = (nodes.port.unwrap_or(0), timeouts(options));
+    let timeouts = timeouts(options);
     let hello = hello::of_failed(&nodes, line, logs, error);
     let grace = EARLY_FAILURE_GRACE.min(timeouts.join);
     console.say(&format!("reporting this to the other nodes (at most {} s)", grace.as_secs_f64()));
     if nodes.rank == 0 {
         let reason = (error.code, format!("node 0 ({}) failed: {}", hello.host, error.message()));
         let coordinator = Coordinator::of_failed(hello, reason, timeouts, Instant::now());
-        let opened = listener::listen(port).and_then(|socket| Listener::open(socket, coordinator, queue::channel().0));
-        if let Ok(listener) = opened {
+        let listening = listen_for(&nodes).await.1;
+        let (secret, local) = (nodes.secret.clone(), queue::channel().0);
+        if let Ok(listener) = listening.and_then(|sockets| Listener::open(sockets, secret, coordinator, local)) {
             listener.close().await;
         }
         return;
     }
     let tell = async {
         loop {
-            if let Ok(mut connection) = dial::try_once(&nodes.address, port, &hello).await {
+            if let Ok(mut connection) = dial::try_once(&nodes, &hello).await {
                 // With the answer, the message has arrived.
                 let _ = connection.reader.message::<ToNode>().await;
                 return;
@@ -122,32 +127,39 @@ async fn open(
     console: &Console,
 ) -> Result<Link> {
     let port = nodes.port.unwrap_or(0);
-    let socket = listener::listen(port).map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
-    warn_if_external(nodes, port, console).await;
+    let (warning, listening) = listen_for(nodes).await;
+    let sockets = listening.map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
+    if let Some(text) = warning {
+        console.error(&format!("warning: {text}"));
+    }
     let (local, messages) = queue::channel();
     let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_token(token.as_ref().map(Token::name));
-    let listener = Listener::open(socket, coordinator, local).doing(|| format!("listening on port {port}"))?;
+    let listener = Listener::open(sockets, nodes.secret.clone(), coordinator, local)
+        .doing(|| format!("listening on port {port}"))?;
+    let at: Vec<String> = listener.addresses.iter().map(|&address| wire::host(address)).collect();
+    let at = if at == ["::"] || at == ["0.0.0.0"] { "all addresses".to_owned() } else { at.join(" and ") };
+    console.say(&format!("listening at {at}, port {port}, {}", nodes.trust()));
     let sender = Sender::Local(listener.events.clone());
     Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
 }
 
-async fn warn_if_external(nodes: &Nodes, port: u16, console: &Console) {
-    let address = &nodes.address;
-    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((address.as_str(), port))).await;
-    let text = match found {
-        Ok(Ok(addresses)) => {
-            let addresses: Vec<_> = addresses.collect();
-            interfaces::all().ok().and_then(|all| interfaces::external(address, &addresses, &all))
-        }
-        Ok(Err(error)) => Some(format!("--master-addr {address} cannot be resolved on node 0 itself: {error}")),
+/// Listens at the addresses that `--master-addr` has on node 0. The first part is a warning if it has none.
+async fn listen_for(nodes: &Nodes) -> (Option<String>, io::Result<Vec<TcpListener>>) {
+    let (address, port) = (nodes.address.as_str(), nodes.port.unwrap_or(0));
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((address, port))).await;
+    let found: Result<Vec<SocketAddr>, String> = match found {
+        Ok(Ok(found)) => Ok(found.collect()),
+        Ok(Err(error)) => Err(format!("--master-addr {address} cannot be resolved on node 0 itself: {error}")),
         Err(_) => {
             let seconds = LOOKUP_TIMEOUT.as_secs();
-            Some(format!("--master-addr {address}: looking up the name took more than {seconds} s"))
+            Err(format!("--master-addr {address}: looking up the name took more than {seconds} s"))
         }
     };
-    if let Some(text) = text {
-        console.error(&format!("warning: {text}"));
-    }
+    let warning = match &found {
+        Ok(found) => interfaces::all().ok().and_then(|all| interfaces::external(address, found, &all)),
+        Err(why) => Some(why.clone()),
+    };
+    (warning, listen(&listen::addresses(address, found.unwrap_or_default()), port))
 }
 
 /// The other nodes dial until they reach node 0; the first obstacle and later reminders are printed.
@@ -164,7 +176,7 @@ async fn reach(
     let mut last_error = None;
     loop {
         let round = async {
-            let tried = tokio::time::timeout_at(deadline, dial::try_once(host, port, hello)).await;
+            let tried = tokio::time::timeout_at(deadline, dial::try_once(nodes, hello)).await;
             if !matches!(tried, Ok(Ok(_))) {
                 tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + REDIAL_INTERVAL)).await;
             }
@@ -173,6 +185,9 @@ async fn reach(
         match signals.unless_stopped(round).await {
             Err(reason) => return Ok(Err(reason)),
             Ok(Ok(Ok(connection))) => return Ok(Ok(connection)),
+            Ok(Ok(Err(error))) if error.is_about_secret().0 => {
+                return Err(Error::usage(dial::explain(host, port, &error)));
+            }
             Ok(Ok(Err(error))) => {
                 if last_reminder.is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL) {
                     last_reminder = Some(Instant::now());
@@ -184,13 +199,12 @@ async fn reach(
             Ok(Err(_)) => {}
         }
         if tokio::time::Instant::now() >= deadline {
-            let why = match last_error {
-                Some(error) => dial::explain(host, port, &error),
-                None => format!("{host}, port {port}, does not answer"),
+            let (why, code) = match last_error {
+                Some(error) if error.is_about_secret().1 => (dial::explain(host, port, &error), exit::USAGE),
+                Some(error) => (dial::explain(host, port, &error), exit::ENVIRONMENT),
+                None => (format!("{host}, port {port}, does not answer"), exit::ENVIRONMENT),
             };
-            return Err(Error::environment(format!(
-                "{why}\nnode 0 was not reached within {seconds} s (--join-timeout)"
-            )));
+            return Err(Error::new(code, format!("{why}\nnode 0 was not reached within {seconds} s (--join-timeout)")));
         }
     }
 }

@@ -11,11 +11,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::coordinator::{Event, HEARTBEAT_INTERVAL, LOCAL};
-use super::listener::{self, Events, Listener};
+use super::listener::{Events, Listener};
 use super::merge_results::merge;
 use super::message::{StartAttempt, StopRequest, ToCoordinator, ToNode};
 use super::queue;
 use super::token::Token;
+use super::wire;
 use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 use crate::attempt::{Action, Attempt};
@@ -260,11 +261,12 @@ impl Cluster {
             let port = port_of(&store)?;
             return Ok(Ok(AttemptStart { number, store: Some(store), port, nodes: nodes.clone(), resume: None }));
         };
-        let store = match link.node {
-            0 => Some(listener::listen(0).doing(|| "opening a port for the workers' store".to_owned())?),
-            _ => None,
+        let stores = match (link.node, &link.closing) {
+            (0, Closing::Listener(listener)) => listener.open_store(),
+            _ => Ok(Vec::new()),
         };
-        let port = store.as_ref().map(port_of).transpose()?;
+        let mut stores = stores.doing(|| "opening a port for the workers' store".to_owned())?;
+        let port = stores.first().map(port_of).transpose()?;
         (link.attempt, link.sent_failure, link.sent_stop, link.sent_saved) = (number, false, false, false);
         link.send(ToCoordinator::Ready { attempt: number, port, resume }).await;
         let start = match link.start(console, signals).await? {
@@ -275,6 +277,10 @@ impl Cluster {
         // Nodes report that they are ready after they have found it.
         link.token = None;
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
+        // The one at which the nodes have reached this one.
+        let is_there = |store: &TcpListener| store.local_addr().is_ok_and(|at| wire::host(at) == address);
+        let store =
+            stores.iter().position(is_there).or((!stores.is_empty()).then_some(0)).map(|at| stores.swap_remove(at));
         let interface = match interfaces::of_scope(&address).filter(|_| nodes.interface.is_empty()) {
             Some(name) => rendezvous::interface(Some(&name), |key| std::env::var(key).ok()),
             None => nodes.interface.clone(),

@@ -1,25 +1,31 @@
 //! The port of node 0, to which the other nodes connect. Connections that are not from fnet nodes are ignored.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use fnet_protocol::listen::listen;
 use fnet_protocol::message;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::auth::{self, Denial, Side};
 use super::coordinator::{Action, ConnectionId, Coordinator, Event, HEARTBEAT_INTERVAL, LOCAL};
-use super::message::{PROTOCOL, ToCoordinator, ToNode};
+use super::message::{Hello, MAX_LINE, PROTOCOL, ToCoordinator, ToNode};
 use super::queue;
+use super::strangers::{Reason, Strangers};
 use super::wire::{self, Reader};
+use crate::plan::secret::Secret;
 
 /// Time for a connection to send its hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of connections without a hello.
-const MAX_UNKNOWN: usize = 64;
+/// Maximum length of a line before the other side has proven to know the secret.
+const MAX_FIRST_LINE: usize = 1 << 16;
 /// Time for nodes to leave after node 0 is done.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Capacity of the event queue.
@@ -40,40 +46,49 @@ struct Arrival {
     writer: Writer,
 }
 
-/// Listens on all addresses of this machine, over IPv6 and IPv4.
-pub fn listen(port: u16) -> io::Result<StdListener> {
-    let both = StdListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    match both {
-        // A machine without IPv6.
-        Err(error) if is_without_v6(&error) => StdListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
-        other => other,
-    }
-}
-
-fn is_without_v6(error: &io::Error) -> bool {
-    const EAFNOSUPPORT: i32 = 97;
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
-}
-
 /// The running coordinator.
 pub struct Listener {
     /// Receives the messages of node 0 itself, on the connection [`LOCAL`].
     pub events: Events,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
     leave: mpsc::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl Listener {
     /// Accepts connections and runs the coordinator; its messages to node 0 go to `local`.
-    pub fn open(listener: StdListener, coordinator: Coordinator, local: mpsc::Sender<ToNode>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
+    pub fn open(
+        listeners: Vec<StdListener>,
+        secret: Option<Secret>,
+        coordinator: Coordinator,
+        local: mpsc::Sender<ToNode>,
+    ) -> io::Result<Self> {
         let (events, incoming) = mpsc::channel(QUEUE);
         let (leave, left) = mpsc::channel(1);
         let (arrivals, arrived) = mpsc::channel(1);
-        tokio::task::spawn_local(accept(listener, events.clone(), arrivals));
-        let task = tokio::task::spawn_local(run(coordinator, incoming, arrived, local, left));
-        Ok(Self { events, leave, task })
+        let strangers = Rc::<RefCell<Strangers>>::default();
+        let port = Rc::new(Port {
+            events: events.clone(),
+            arrivals,
+            secret,
+            next: Cell::new(LOCAL),
+            strangers: Rc::clone(&strangers),
+            meets_at: RefCell::new((listeners.len() == 1).then(String::new)),
+        });
+        let addresses = listeners.iter().map(StdListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        for listener in listeners {
+            listener.set_nonblocking(true)?;
+            tokio::task::spawn_local(accept(TcpListener::from_std(listener)?, Rc::clone(&port)));
+        }
+        let task = tokio::task::spawn_local(run(coordinator, incoming, arrived, local, left, strangers));
+        Ok(Self { events, addresses, leave, task })
+    }
+
+    /// Opens a free port for the store of the workers, one socket at each address; node 0 learns later which one is used.
+    pub fn open_store(&self) -> io::Result<Vec<StdListener>> {
+        let is_all = self.addresses.iter().any(|address| address.ip().is_unspecified());
+        listen(if is_all { &[] } else { &self.addresses }, 0)
     }
 
     /// Waits some seconds for the nodes to receive the last messages and leave, and, if the job cannot start, for absent nodes
@@ -84,62 +99,119 @@ impl Listener {
     }
 }
 
-async fn accept(listener: TcpListener, events: Events, arrivals: mpsc::Sender<Arrival>) {
-    let unknown = Arc::new(Semaphore::new(MAX_UNKNOWN));
-    let mut next = LOCAL;
+/// What all connections of the port share.
+struct Port {
+    events: Events,
+    arrivals: mpsc::Sender<Arrival>,
+    secret: Option<Secret>,
+    next: Cell<ConnectionId>,
+    strangers: Rc<RefCell<Strangers>>,
+    /// With several addresses, the one that the first node has reached: the workers meet there, so all nodes must reach it.
+    /// Empty with a single one.
+    meets_at: RefCell<Option<String>>,
+}
+
+impl Port {
+    /// Whether nodes may come to this address of node 0.
+    fn is_met_at(&self, address: &str) -> bool {
+        let mut meets_at = self.meets_at.borrow_mut();
+        let at = meets_at.get_or_insert_with(|| address.to_owned());
+        at.is_empty() || at == address
+    }
+}
+
+async fn accept(listener: TcpListener, port: Rc<Port>) {
     loop {
         let Ok((stream, address)) = listener.accept().await else {
             // Out of descriptors, or the other side is already gone.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&unknown).try_acquire_owned() else { continue };
-        next += 1;
-        let (events, arrivals) = (events.clone(), arrivals.clone());
-        tokio::task::spawn_local(serve(stream, address, next, events, arrivals, permit));
+        let connection = port.next.get() + 1;
+        port.next.set(connection);
+        let task = tokio::task::spawn_local(serve(stream, address, connection, Rc::clone(&port)));
+        port.strangers.borrow_mut().open(connection, address.ip(), task.abort_handle());
     }
 }
 
 /// Reads a connection to its end.
-async fn serve(
-    mut stream: TcpStream,
-    address: SocketAddr,
-    connection: ConnectionId,
-    events: Events,
-    arrivals: mpsc::Sender<Arrival>,
-    permit: OwnedSemaphorePermit,
-) {
+async fn serve(stream: TcpStream, address: SocketAddr, connection: ConnectionId, port: Rc<Port>) {
     let _ = stream.set_nodelay(true);
     let local_address = stream.local_addr().map(wire::host).unwrap_or_default();
-    let greeting = ToNode::Greeting { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() };
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, async {
-        wire::write(&mut stream, &greeting).await.ok()?;
-        let (reading, writing) = stream.into_split();
-        let mut reader = Reader::new(reading);
-        let first = reader.line().await.ok()??;
-        match message::from_line(&first) {
-            Ok(ToCoordinator::Hello(hello)) if hello.is_sound() => Some((hello, reader, writing)),
-            _ => None,
-        }
-    });
-    let Ok(Some((hello, mut reader, writing))) = hello.await else { return };
-    drop(permit);
+    let introduced = tokio::time::timeout(HELLO_TIMEOUT, introduce(stream, &local_address, &port)).await;
+    let introduced = introduced.unwrap_or(Err(Some(Reason::Stranger)));
+    port.strangers.borrow_mut().close(connection, introduced.as_ref().err().copied().flatten());
+    let Ok((hello, mut reader, writer)) = introduced else { return };
     let (messages, outgoing) = queue::channel();
-    let task = tokio::task::spawn_local(wire::write_all(writing, outgoing));
+    let (written, mut is_written) = oneshot::channel::<()>();
+    let task = tokio::task::spawn_local(async move {
+        wire::write_all(writer, outgoing).await;
+        drop(written);
+    });
     // The coordinator is gone only when the job is over.
-    let _ = arrivals.send(Arrival { connection, writer: Writer { messages, task } }).await;
+    let _ = port.arrivals.send(Arrival { connection, writer: Writer { messages, task } }).await;
     let address = wire::host(address);
-    let _ = events.send((connection, Event::Hello { hello, address, local_address })).await;
+    let _ = port.events.send((connection, Event::Hello { hello, address, local_address })).await;
     let why = loop {
-        match reader.message().await {
+        let message = tokio::select! {
+            message = reader.message() => message,
+            // Nothing more is sent to it, so it has some seconds to read the last messages and leave.
+            _ = &mut is_written => match tokio::time::timeout(LEAVE_TIMEOUT, until_end(&mut reader)).await {
+                Ok(()) | Err(_) => Ok(None),
+            },
+        };
+        match message {
             Ok(Some(message)) => {
-                let _ = events.send((connection, Event::Message(message))).await;
+                let _ = port.events.send((connection, Event::Message(message))).await;
             }
             Ok(None) => break wire::ENDED.to_owned(),
             Err(error) => break wire::broken(&error),
         }
     };
-    let _ = events.send((connection, Event::Closed(why))).await;
+    let _ = port.events.send((connection, Event::Closed(why))).await;
+}
+
+/// Reads to the end of a connection that is not used any more.
+async fn until_end(reader: &mut Reader<OwnedReadHalf>) {
+    while let Ok(Some(_)) = reader.line().await {}
+}
+
+/// Receives the introduction of the other side, and greets it; with a secret, after both have proven to know it. The error
+/// says whether it is a stranger: a node may come to another address.
+async fn introduce(
+    stream: TcpStream,
+    local_address: &str,
+    port: &Port,
+) -> Result<(Hello, Reader<OwnedReadHalf>, wire::Writer<OwnedWriteHalf>), Option<Reason>> {
+    let max = if port.secret.is_some() { MAX_FIRST_LINE } else { MAX_LINE };
+    let (reading, writing) = stream.into_split();
+    let (mut reader, mut writer) = (Reader::new(reading, max), wire::Writer::new(writing));
+    let hello = |line: &[u8]| match message::from_line(line) {
+        Ok(ToCoordinator::Hello(hello)) if hello.is_sound() => Some(hello),
+        _ => None,
+    };
+    if let Some(secret) = &port.secret {
+        auth::exchange(secret, Side::Coordinator, &mut reader, &mut writer).await.map_err(|denial| {
+            Some(match denial {
+                Denial::OtherSecret => Reason::OtherSecret,
+                Denial::Stranger(line) if hello(&line).is_some() => Reason::NoSecret,
+                _ => Reason::Stranger,
+            })
+        })?;
+    }
+    let greeting = ToNode::Greeting { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() };
+    let first = reader.line().await.ok().flatten().ok_or(Some(Reason::Stranger))?;
+    let hello = hello(&first);
+    if hello.is_some() && !port.is_met_at(local_address) {
+        return Err(None);
+    }
+    // Others learn from it which program this is.
+    writer.write(&greeting).await.map_err(|_| Some(Reason::Stranger))?;
+    match hello {
+        Some(hello) => Ok((hello, reader, writer)),
+        None if auth::is_challenge(&first) => Err(Some(Reason::HasSecret)),
+        None => Err(Some(Reason::Stranger)),
+    }
 }
 
 /// Passes events to the coordinator and executes its actions, until all nodes have left.
@@ -149,6 +221,7 @@ async fn run(
     mut arrivals: mpsc::Receiver<Arrival>,
     local: mpsc::Sender<ToNode>,
     mut left: mpsc::Receiver<()>,
+    strangers: Rc<RefCell<Strangers>>,
 ) {
     let mut writers = Writers { open: HashMap::new(), local: Some(local), closing: Vec::new() };
     let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
@@ -178,7 +251,12 @@ async fn run(
                 }
                 coordinator.on_event(connection, event, Instant::now())
             }
-            _ = heartbeat.tick() => coordinator.on_tick(Instant::now()),
+            _ = heartbeat.tick() => {
+                let mut actions = coordinator.on_tick(Instant::now());
+                let line = strangers.borrow_mut().line(Instant::now());
+                actions.extend(line.map(|text| Action::Send(LOCAL, ToNode::News { text })));
+                actions
+            }
             _ = left.recv(), if deadline.is_none() => {
                 deadline = Some(tokio::time::Instant::now() + LEAVE_TIMEOUT);
                 Vec::new()
@@ -222,6 +300,7 @@ impl Writers {
     }
 
     fn close(&mut self, connection: ConnectionId) {
+        self.closing.retain(|task| !task.is_finished());
         self.closing.extend(self.open.remove(&connection).map(|writer| writer.task));
     }
 

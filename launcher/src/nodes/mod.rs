@@ -5,10 +5,12 @@
 //! each launcher supervises its own workers and follows those decisions ([`link`]). The store of the workers has a separate
 //! port, which is announced at each start.
 //!
-//! The network is trusted: whoever reaches the port and speaks these messages can take part. All other connections are
-//! ignored and cannot end the job.
+//! With a secret, both sides of a connection prove that they know it before anything is told ([`auth`]). Without one, the
+//! network is trusted: whoever reaches the port and speaks these messages can take part. All other connections are ignored
+//! and cannot end the job ([`strangers`]).
 
 mod admission;
+mod auth;
 mod coordinator;
 mod dial;
 mod hello;
@@ -18,6 +20,7 @@ mod listener;
 mod merge_results;
 mod message;
 mod queue;
+mod strangers;
 mod token;
 mod wire;
 

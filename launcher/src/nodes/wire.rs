@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
+use super::auth::{self, Key};
 use super::message::MAX_LINE;
 
 /// Time for the other side to read the remaining messages.
@@ -19,23 +20,45 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Reader<R> {
     stream: BufReader<R>,
     line: Vec<u8>,
+    /// Maximum length of a line.
+    max: usize,
+    key: Option<Key>,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    /// Reads from `stream`.
-    pub fn new(stream: R) -> Self {
-        Self { stream: BufReader::new(stream), line: Vec::new() }
+    /// Reads lines of up to `max` bytes from `stream`.
+    pub fn new(stream: R, max: usize) -> Self {
+        Self { stream: BufReader::new(stream), line: Vec::new(), max, key: None }
+    }
+
+    /// Expects all further lines to be authenticated, and lets them be as long as messages are.
+    pub fn authenticate(&mut self, key: Key) {
+        (self.key, self.max) = (Some(key), MAX_LINE + auth::OVERHEAD);
     }
 
     /// The next line; `None` at the end of the connection. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection broke, the line is too long, or is not authentic.
     pub async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let room = MAX_LINE.saturating_sub(self.line.len()) as u64;
+        let line = self.any_line().await?;
+        let (Some(key), Some(line)) = (&mut self.key, &line) else { return Ok(line) };
+        if !line.ends_with(b"\n") {
+            return Ok(None);
+        }
+        let text = key.open(line).map(<[u8]>::to_vec);
+        let forged = || io::Error::new(io::ErrorKind::InvalidData, "a message is forged, altered or repeated");
+        text.ok_or_else(forged).map(Some)
+    }
+
+    async fn any_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let room = self.max.saturating_sub(self.line.len()) as u64;
         let read = (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await?;
-        if self.line.ends_with(b"\n") || (read == 0 && self.line.len() < MAX_LINE) {
+        if self.line.ends_with(b"\n") || (read == 0 && self.line.len() < self.max) {
             let line = std::mem::take(&mut self.line);
             return Ok((!line.is_empty()).then_some(line));
         }
-        if self.line.len() >= MAX_LINE {
+        if self.line.len() >= self.max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
         }
         // The connection ended within a line.
@@ -53,17 +76,44 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-/// Writes one message.
-pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let line = message::to_line(message)?;
-    stream.write_all(&line).await
+/// Writes lines to a connection.
+pub struct Writer<W> {
+    stream: W,
+    key: Option<Key>,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    /// Writes to `stream`.
+    pub fn new(stream: W) -> Self {
+        Self { stream, key: None }
+    }
+
+    /// Authenticates all further messages.
+    pub fn authenticate(&mut self, key: Key) {
+        self.key = Some(key);
+    }
+
+    /// Writes one message.
+    pub async fn write<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        let line = message::to_line(message)?;
+        let line = match &mut self.key {
+            Some(key) => key.seal(&line),
+            None => line,
+        };
+        self.raw(&line).await
+    }
+
+    /// Writes bytes as they are.
+    pub async fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
 }
 
 /// Writes messages until all senders are dropped, then closes the connection. Messages that the other side does not read in
 /// time are lost.
-pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut messages: mpsc::Receiver<T>) {
+pub async fn write_all<T: Serialize>(mut writer: Writer<impl AsyncWrite + Unpin>, mut messages: mpsc::Receiver<T>) {
     while let Some(message) = messages.recv().await {
-        let writing = write(&mut stream, &message);
+        let writing = writer.write(&message);
         tokio::pin!(writing);
         let written = tokio::select! {
             written = &mut writing => written,
@@ -74,7 +124,7 @@ pub async fn write_all<T: Serialize>(mut stream: impl AsyncWrite + Unpin, mut me
             return;
         }
     }
-    let _ = stream.shutdown().await;
+    let _ = writer.stream.shutdown().await;
 }
 
 /// Returns some time after all senders are dropped.
@@ -117,12 +167,12 @@ mod tests {
     #[test]
     fn lines_without_a_message_are_skipped_and_endless_ones_refused() {
         on_one_thread(async {
-            let mut reader = Reader::new(&b"garbage\n\x00\xff\n{\"a\":1}\n[2]"[..]);
+            let mut reader = Reader::new(&b"garbage\n\x00\xff\n{\"a\":1}\n[2]"[..], MAX_LINE);
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!({ "a": 1 })));
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), Some(serde_json::json!([2])));
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap(), None);
             let endless = vec![b'x'; MAX_LINE + 7];
-            let mut reader = Reader::new(&endless[..]);
+            let mut reader = Reader::new(&endless[..], MAX_LINE);
             assert_eq!(reader.message::<serde_json::Value>().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         });
     }
@@ -131,7 +181,7 @@ mod tests {
     fn a_cancelled_read_loses_nothing() {
         on_one_thread(async {
             let (mut ours, theirs) = tokio::io::duplex(64);
-            let mut reader = Reader::new(theirs);
+            let mut reader = Reader::new(theirs, MAX_LINE);
             ours.write_all(b"{\"a\":").await.unwrap();
             assert!(tokio::time::timeout(Duration::from_millis(20), reader.line()).await.is_err());
             ours.write_all(b"1}\n").await.unwrap();
@@ -148,7 +198,7 @@ mod tests {
                 sender.try_send(number).unwrap();
             }
             drop(sender);
-            let mut reader = Reader::new(theirs);
+            let mut reader = Reader::new(theirs, MAX_LINE);
             let read = async {
                 let mut all = Vec::new();
                 while let Some(number) = reader.message::<i32>().await.unwrap() {
@@ -156,7 +206,7 @@ mod tests {
                 }
                 all
             };
-            let (read, ()) = tokio::join!(read, write_all(ours, receiver));
+            let (read, ()) = tokio::join!(read, write_all(Writer::new(ours), receiver));
             assert_eq!(read, (0..50).collect::<Vec<_>>());
         });
     }

@@ -9,6 +9,7 @@ pub mod inputs;
 pub mod interfaces;
 pub mod nvml;
 pub mod rendezvous;
+pub mod secret;
 pub mod topology;
 
 use std::cell::OnceCell;
@@ -211,8 +212,15 @@ impl Plan {
 }
 
 /// Variables in the environment of the launcher that have no meaning, or another one, for its workers.
-pub const NOT_INHERITED: [&str; 6] =
-    [env::CONTROL, env::STATUS_FD, env::STORE_FD, env::TORCHELASTIC_USE_AGENT_STORE, env::PORT, env::WORKER];
+pub const NOT_INHERITED: [&str; 7] = [
+    env::CONTROL,
+    env::STATUS_FD,
+    env::STORE_FD,
+    env::TORCHELASTIC_USE_AGENT_STORE,
+    env::PORT,
+    env::WORKER,
+    env::JOB_SECRET,
+];
 
 /// Removes the variables of a job from the environment of a single worker.
 pub fn remove_ranks(worker: &mut Command) {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use fnet_protocol::cli::LaunchOptions;
 use fnet_protocol::env;
 
+use super::secret::Secret;
 use crate::error::{Error, Result};
 
 /// Default port with several nodes, as in dist_train.sh.
@@ -27,6 +28,8 @@ pub struct Nodes {
     pub ranks: Option<RankRange>,
     /// Variables that select the network interface of the workers.
     pub interface: Vec<(String, String)>,
+    /// With several nodes: what their launchers must prove to know.
+    pub secret: Option<Secret>,
 }
 
 /// The ranks of a node's workers; nodes may have different numbers of workers.
@@ -39,6 +42,14 @@ pub struct RankRange {
 }
 
 impl Nodes {
+    /// Whether strangers are kept out.
+    pub fn trust(&self) -> &'static str {
+        match self.secret {
+            Some(_) => "with a job secret",
+            None => "without a job secret: whoever reaches it can take part (FNET_JOB_SECRET, --secret-file)",
+        }
+    }
+
     /// The ranks of this node's `workers`; before the nodes have joined, as if all nodes had as many.
     pub fn rank_range(&self, workers: usize) -> RankRange {
         self.ranks.unwrap_or(RankRange { first: self.rank * workers, world_size: self.count * workers })
@@ -86,7 +97,8 @@ pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<Stri
 /// and so is `--master-addr`: no other node has to find the store, and variables left over from other programs do no harm.
 /// Errors: invalid values (exit code 2).
 pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<Nodes> {
-    let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
+    let variable = &lookup;
+    let lookup = |name: &str| variable(name).filter(|text| !text.trim().is_empty());
     let number = |flag: Option<usize>, name: &str, default: usize| match (flag, lookup(name)) {
         (Some(value), _) => Ok(value),
         (None, None) => Ok(default),
@@ -109,7 +121,7 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
             false => Ipv4Addr::LOCALHOST.to_string(),
         };
         let port = options.master_port.filter(|&port| port != 0);
-        return Ok(Nodes { count, rank: 0, address, port, ranks: None, interface });
+        return Ok(Nodes { count, rank: 0, address, port, interface, ..Nodes::default() });
     }
     let rank = number(options.node_rank, env::NODE_RANK, 0)?;
     if rank >= count {
@@ -121,7 +133,8 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         )));
     };
     let (address, port) = (without_brackets(&address), Some(port(options, lookup)?));
-    Ok(Nodes { count, rank, address, port, ranks: None, interface })
+    let secret = Secret::find(options, variable)?;
+    Ok(Nodes { count, rank, address, port, ranks: None, interface, secret })
 }
 
 /// `[::1]` as `::1`: brackets are needed only before a port.

@@ -7,6 +7,7 @@
 mod messages;
 mod nodes;
 mod placement;
+mod secrets;
 mod stalled;
 mod starting;
 mod status;

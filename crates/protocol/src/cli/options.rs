@@ -37,6 +37,9 @@ pub struct LaunchOptions {
     /// Port on node 0 [env: MASTER_PORT, or PORT from 1024 on] [default: a free one; 29500 with several nodes]
     #[arg(long, global = true, value_name = "P")]
     pub master_port: Option<u16>,
+    /// File (mode 0600) with the secret that the launchers of all nodes must prove to know [env: FNET_JOB_SECRET has the secret itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
     /// Network interface between workers, for example eth1; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME take precedence
     #[arg(long, global = true, value_name = "NAME")]
     pub iface: Option<String>,
