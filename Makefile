@@ -28,8 +28,9 @@ mutations: setup ## inject bugs and show which test on simulated devices detects
 mpi: setup ## build the library for workers under mpirun; downloads Open MPI unless MPICC is set
 	@scripts/mpi.sh
 
-drill: faults chaos ## run faults, chaos, and a job with 64 workers
-	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::sixty_four_workers_train_ten_steps_and_stop_cleanly
+drill: faults chaos ## run faults, chaos, a job with 64 workers, and one of 2,000 steps
+	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::sixty_four_workers_train_ten_steps_and_stop_cleanly \
+		memory::a_worker_is_flat_after_a_thousand_steps_of_a_model_that_fills_the_cache_of_convolutions
 
 faults: setup ## inject every fault in every phase on every rank, FNET_FAULTS_ROUNDS=20 times; takes more than an hour
 	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::every_fault_in_every_phase_on_every_rank --nocapture

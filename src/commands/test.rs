@@ -86,7 +86,7 @@ fn finish(
         let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
         let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
         for path in write_files(&found.results, &ids, &results_prefix(arguments), dataset.has_masks())? {
-            (host.say)(&format!("detections written to {}", path.display()));
+            super::print(&format!("detections written to {}", path.display()))?;
         }
         if dataset.is_renumbered() {
             (host.say)(&format!(
@@ -96,7 +96,7 @@ fn finish(
         }
     }
     if let Some(folder) = &arguments.show_dir {
-        (host.say)(&format!("images with detections are in {}", folder.display()));
+        super::print(&format!("images with detections are in {}", folder.display()))?;
     }
     metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref()))
 }

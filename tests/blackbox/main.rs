@@ -24,6 +24,7 @@ mod fault_injection;
 mod images;
 mod install;
 mod masks;
+mod memory;
 mod messages;
 mod mpi;
 mod nodes;
