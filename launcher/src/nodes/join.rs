@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fnet_protocol::cli::{CommandLine, LaunchOptions, WorkerCommand};
 use tokio::sync::Notify;
 
-use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, REMINDER_INTERVAL, Timeouts};
+use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, Elastic, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
 use super::link::{Closing, Cluster, Link, Sender};
 use super::listener::{self, Listener};
@@ -43,13 +43,17 @@ pub async fn join(
     let hello = hello::of(options, plan, config);
     let timeouts = timeouts(options);
     if plan.nodes.rank == 0 {
-        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, token, console).await?)));
+        let elastic = Elastic {
+            settle: Duration::from_secs_f64(options.elastic_settle),
+            grow_after: options.elastic_grow_after.map(Duration::from_secs_f64),
+        };
+        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, elastic, token, console).await?)));
     }
     let connection = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
         Ok(connection) => connection,
         Err(reason) => return Ok(Err(reason)),
     };
-    let mut link = follow(plan.nodes.rank, connection, timeouts.silence);
+    let mut link = follow(connection, timeouts.silence);
     let check = async {
         match (link.welcome().await?, &plan.command) {
             (Some(token), WorkerCommand::Train(train)) => token::find(train.folder(), token).await,
@@ -117,6 +121,7 @@ async fn open(
     nodes: &Nodes,
     hello: Hello,
     timeouts: Timeouts,
+    elastic: Elastic,
     token: Option<Token>,
     console: &Console,
 ) -> Result<Link> {
@@ -124,10 +129,11 @@ async fn open(
     let socket = listener::listen(port).map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
     warn_if_external(nodes, port, console).await;
     let (local, messages) = queue::channel();
-    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_token(token.as_ref().map(Token::name));
+    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_elastic(elastic);
+    let coordinator = coordinator.with_token(token.as_ref().map(Token::name));
     let listener = Listener::open(socket, coordinator, local).doing(|| format!("listening on port {port}"))?;
     let sender = Sender::Local(listener.events.clone());
-    Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
+    Ok(Link::new((sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
 }
 
 async fn warn_if_external(nodes: &Nodes, port: u16, console: &Console) {
@@ -195,7 +201,7 @@ async fn reach(
 }
 
 /// Sends and receives over the connection to node 0.
-fn follow(node: usize, connection: Connection, silence: Duration) -> Link {
+fn follow(connection: Connection, silence: Duration) -> Link {
     let Connection { mut reader, writer, address } = connection;
     let (sender, outgoing) = queue::channel();
     let writing = tokio::task::spawn_local(wire::write_all(writer, outgoing));
@@ -220,5 +226,5 @@ fn follow(node: usize, connection: Connection, silence: Duration) -> Link {
     });
     let host = wire::host(address);
     let channel = (Sender::Remote(sender, is_full), messages);
-    Link::new(node, channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
+    Link::new(channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
 }

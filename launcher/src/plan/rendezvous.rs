@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::cli::{LaunchOptions, NodeCount};
 use fnet_protocol::env;
 
 use crate::error::{Error, Result};
@@ -15,9 +15,11 @@ const MIN_PORT: u16 = 1024;
 /// The nodes of a job, and the rank of this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nodes {
-    /// Number of nodes.
+    /// Number of nodes; MAX of `--nnodes MIN:MAX`.
     pub count: usize,
-    /// Rank of this node.
+    /// MIN of `--nnodes MIN:MAX`.
+    pub min: Option<usize>,
+    /// Rank of this node; with MIN:MAX the one that it would like to have, until an attempt starts.
     pub rank: usize,
     /// Name or address of node 0.
     pub address: String,
@@ -36,12 +38,15 @@ pub struct RankRange {
     pub first: usize,
     /// Number of workers of all nodes.
     pub world_size: usize,
+    /// The same if all nodes were there.
+    pub full_world_size: usize,
 }
 
 impl Nodes {
     /// The ranks of this node's `workers`; before the nodes have joined, as if all nodes had as many.
     pub fn rank_range(&self, workers: usize) -> RankRange {
-        self.ranks.unwrap_or(RankRange { first: self.rank * workers, world_size: self.count * workers })
+        let world_size = self.count * workers;
+        self.ranks.unwrap_or(RankRange { first: self.rank * workers, world_size, full_world_size: world_size })
     }
 }
 
@@ -99,10 +104,14 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         }
     };
     let interface = interface(options.iface.as_deref(), lookup);
-    let count = number(options.nnodes, env::NNODES, 1)?;
-    if count == 0 {
-        return Err(Error::usage("the number of nodes is 0 (--nnodes, NNODES); expected 1 or more"));
-    }
+    let nnodes = match (options.nnodes, lookup(env::NNODES)) {
+        (Some(given), _) => given,
+        (None, None) => NodeCount { max: 1, min: None },
+        (None, Some(text)) => {
+            text.trim().parse().map_err(|why| Error::usage(format!("{}={text}: {why}", env::NNODES)))?
+        }
+    };
+    let NodeCount { max: count, min } = nnodes;
     if count == 1 {
         if let Some(rank @ 1..) = options.node_rank {
             return Err(Error::usage(format!("--node-rank {rank} needs --nnodes {} or more", rank + 1)));
@@ -113,10 +122,10 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
             false => Ipv4Addr::LOCALHOST.to_string(),
         };
         let port = options.master_port.filter(|&port| port != 0);
-        return Ok(Nodes { count, rank: 0, address, port, ranks: None, interface });
+        return Ok(Nodes { count, min: None, rank: 0, address, port, ranks: None, interface });
     }
     let rank = number(options.node_rank, env::NODE_RANK, 0)?;
-    if rank >= count {
+    if rank >= count && min.is_none() {
         return Err(Error::usage(format!("node rank {rank} of {count} nodes: expected 0 to {}", count - 1)));
     }
     let Some(address) = options.master_addr.clone().or_else(|| lookup(env::MASTER_ADDR)) else {
@@ -125,7 +134,7 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         )));
     };
     let (address, port) = (without_brackets(&address), Some(port(options, lookup)?));
-    Ok(Nodes { count, rank, address, port, ranks: None, interface })
+    Ok(Nodes { count, min, rank, address, port, ranks: None, interface })
 }
 
 /// `[::1]` as `::1`: brackets are needed only before a port.
@@ -263,7 +272,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_refused() {
-        for flags in ["--nnodes 2", "--nnodes 0", "--nnodes 2 --node-rank 2 --master-addr a", "--node-rank 1"] {
+        for flags in ["--nnodes 2", "--nnodes 2 --node-rank 2 --master-addr a", "--node-rank 1"] {
             assert_eq!(with(flags, &[]).unwrap_err().code, exit::USAGE, "{flags}");
         }
     }
@@ -298,8 +307,8 @@ mod tests {
     #[test]
     fn until_the_nodes_have_joined_all_count_as_equal() {
         let nodes = Nodes { count: 3, rank: 2, ..Nodes::default() };
-        assert_eq!(nodes.rank_range(4), RankRange { first: 8, world_size: 12 });
-        let joined = Nodes { ranks: Some(RankRange { first: 5, world_size: 9 }), ..nodes };
-        assert_eq!(joined.rank_range(4), RankRange { first: 5, world_size: 9 });
+        assert_eq!(nodes.rank_range(4), RankRange { first: 8, world_size: 12, full_world_size: 12 });
+        let range = RankRange { first: 5, world_size: 9, full_world_size: 12 };
+        assert_eq!(Nodes { ranks: Some(range), ..nodes }.rank_range(4), range);
     }
 }
