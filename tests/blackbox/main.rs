@@ -17,6 +17,7 @@ mod demo_weights;
 mod distributed;
 mod documents;
 mod dry_run;
+mod elastic;
 mod evaluation;
 mod exact_resume;
 mod failures;

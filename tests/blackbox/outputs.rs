@@ -26,10 +26,18 @@ pub fn without_ranks(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// The number of steps of a checkpoint's job.
 pub fn progress(checkpoint: &Path) -> usize {
+    meta(checkpoint)["progress"]["step"].as_u64().unwrap() as usize
+}
+
+/// The generation of the work folder in which a checkpoint was written.
+pub fn generation(checkpoint: &Path) -> u64 {
+    meta(checkpoint)["state"]["generation"].as_u64().unwrap()
+}
+
+fn meta(checkpoint: &Path) -> Value {
     let bytes = fs::read(checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()));
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let meta: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["fnet.meta"]).unwrap();
-    meta["progress"]["step"].as_u64().unwrap() as usize
+    serde_json::from_str(&header.metadata().as_ref().unwrap()["fnet.meta"]).unwrap()
 }
 
 /// Names of the tensors that differ between two checkpoints, or are in only one of them.

@@ -18,8 +18,18 @@ const MODE: u32 = 0o666;
 
 /// Writes a file of about `size` bytes with `content`, and replaces `path` with it when it is durable.
 pub fn write(path: &Path, size: u64, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    write_if(path, size, content, || Ok(()))
+}
+
+/// The same if `permit`, which is called when the content is durable, allows the replacement.
+pub fn write_if(
+    path: &Path,
+    size: u64,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    permit: impl FnOnce() -> io::Result<()>,
+) -> Result<()> {
     let folder = folder_of(path);
-    replace(path, content).map_err(|error| {
+    replace_if(path, content, permit).map_err(|error| {
         let free = free_bytes(folder).map_or_else(|_| String::new(), |free| format!(", {} are free", megabytes(free)));
         let advice = match error.kind() {
             io::ErrorKind::StorageFull => "the disk is full; free some space or set checkpoint.keep_last",
@@ -63,6 +73,14 @@ type Content<'c> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'c>;
 /// Writes a file and replaces `path` with it when it is durable.
 /// Errors of `content` and of the disk; `path` is then unchanged.
 pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    replace_if(path, content, || Ok(()))
+}
+
+fn replace_if(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    permit: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
     let folder = folder_of(path);
     let prefix = prefix(path)?;
     let mut names = tempfile::Builder::new();
@@ -85,6 +103,7 @@ pub fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<(
         }
         None => named(Box::new(content))?,
     };
+    permit()?;
     put(temporary, path)
 }
 

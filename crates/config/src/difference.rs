@@ -9,7 +9,7 @@ use super::Config;
 use super::tree::{self, Origin};
 
 /// Fields that do not affect the trained weights. A trailing dot names a whole section.
-const WITHOUT_EFFECT: [&str; 13] = [
+const WITHOUT_EFFECT: [&str; 14] = [
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -20,6 +20,7 @@ const WITHOUT_EFFECT: [&str; 13] = [
     "data.val.filter_empty",
     "data.test.",
     "model.backbone.pretrained",
+    "train.elastic_batch",
     "train.epochs",
     "train.early_stop.",
     "train.match_classes",

@@ -308,6 +308,7 @@ impl Shared {
                 Ok(0) | Err(_) => return,
                 Ok(_) => match message::from_line(&line) {
                     Ok(ToWorker::Stop { reason }) => stop::request(reason),
+                    Ok(ToWorker::StopAtCheckpoint) => stop::request_at_checkpoint(),
                     Ok(ToWorker::PeerLost { rank }) => {
                         stop::set_lost_peer(rank);
                         self.break_off();

@@ -24,6 +24,10 @@ pub const CONTROL: &str = "FNET_CONTROL";
 pub const STATUS_FD: &str = "FNET_STATUS_FD";
 /// Number of restarts of this job so far.
 pub const RESTART_COUNT: &str = "FNET_RESTART_COUNT";
+/// The generation that this attempt has of the work folder ([`crate::generation`]).
+pub const GENERATION: &str = "FNET_GENERATION";
+/// Number of workers if all nodes of `--nnodes MIN:MAX` were there; only set with MIN:MAX.
+pub const FULL_WORLD_SIZE: &str = "FNET_FULL_WORLD_SIZE";
 /// Device of a worker, `cuda` or `cpu`. Unset: CUDA if the worker sees a GPU, else the CPU.
 pub const DEVICE: &str = "FNET_DEVICE";
 /// Verbosity: `-1` quiet, `0` normal, `1` and more verbose.

@@ -18,6 +18,7 @@ pub mod estimate;
 pub mod exit;
 pub mod fault;
 pub mod file_kind;
+pub mod generation;
 pub mod hints;
 pub mod listen;
 pub mod message;

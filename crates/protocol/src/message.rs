@@ -416,6 +416,8 @@ pub enum ToWorker {
         /// Why.
         reason: StopReason,
     },
+    /// Save at the next checkpoint or end of an epoch, and exit with the code of a stop: other nodes take part from then on.
+    StopAtCheckpoint,
     /// A rank is lost: abort collectives instead of waiting for it.
     PeerLost {
         /// The rank.

@@ -1,7 +1,7 @@
 //! Requests to stop: from the control channel and, under other launchers, from signals.
 
 use std::io;
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 
 use crate::message::StopReason;
 
@@ -11,6 +11,7 @@ const INTERRUPTED: u8 = 2;
 
 struct State {
     stop: AtomicU8,
+    at_checkpoint: AtomicBool,
     lost_peer: AtomicI64,
 }
 
@@ -19,7 +20,7 @@ static STATE: State = State::new();
 
 impl State {
     const fn new() -> Self {
-        Self { stop: AtomicU8::new(NONE), lost_peer: AtomicI64::new(-1) }
+        Self { stop: AtomicU8::new(NONE), at_checkpoint: AtomicBool::new(false), lost_peer: AtomicI64::new(-1) }
     }
 
     fn requested(&self) -> Option<StopReason> {
@@ -56,6 +57,16 @@ pub fn requested() -> Option<StopReason> {
 /// Asks this process to stop. Ctrl-C takes precedence over the SIGTERM that the launcher sends along with it.
 pub fn request(reason: StopReason) {
     STATE.request(reason);
+}
+
+/// Whether this process was asked to stop at its next checkpoint or end of an epoch.
+pub fn at_checkpoint() -> bool {
+    STATE.at_checkpoint.load(Ordering::Relaxed)
+}
+
+/// Asks this process to stop at its next checkpoint or end of an epoch.
+pub(crate) fn request_at_checkpoint() {
+    STATE.at_checkpoint.store(true, Ordering::Relaxed);
 }
 
 /// The rank that the launcher has reported as lost.

@@ -7,6 +7,7 @@ use fnet_common::{Result, text};
 use fnet_config::Config;
 use fnet_data::{ShardSegment, rest_of_epoch};
 
+use super::elastic::full_world_size;
 use super::progress::TrainSchedule;
 
 /// Where a job resumes.
@@ -87,7 +88,8 @@ fn sharding_by_config(config: &Config, images: usize) -> EpochSharding {
 fn other_batch(then: usize, sharding: &EpochSharding, config: &Config, now: usize) -> Option<String> {
     let (before, after) = (then * sharding.samples_per_gpu * sharding.accumulate, config.effective_batch(now));
     let lr = config.optimizer.lr;
-    if before == after {
+    // A job whose nodes come and go has said how many images an update has.
+    if before == after || full_world_size().is_some() {
         return None;
     }
     let keeps = match before.is_multiple_of(now * config.data.samples_per_gpu) {

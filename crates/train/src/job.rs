@@ -19,6 +19,7 @@ use fnet_protocol::work_dir::{self, Lock};
 use fnet_protocol::{env, outlet};
 
 use super::bad_batch::BadBatches;
+use super::elastic::{self, ElasticUpdate};
 use super::learning_rate::LearningRate;
 use super::progress::TrainSchedule;
 use super::reporter::Reporter;
@@ -36,8 +37,8 @@ use crate::run_log::tracker;
 /// Errors: what the user can fix (config, data, checkpoint, machine), a lost peer, or a bug.
 pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
     let mut resolved = resolve(arguments)?;
-    let communicator = join(&mut resolved.config, arguments, control)?;
-    let job = Job { arguments, resolved: &resolved, communicator: &communicator, control };
+    let (communicator, elastic) = join(&mut resolved.config, arguments, control)?;
+    let job = Job { arguments, resolved: &resolved, communicator: &communicator, control, elastic };
     let work = job.open_work_folder()?;
     let data = job.open_data(&work)?;
 
@@ -75,17 +76,28 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
 }
 
 /// Joins the other ranks and applies the settings that depend on their number.
-fn join(config: &mut Config, arguments: &Arguments, control: &Client) -> Result<Communicator> {
+fn join(config: &mut Config, arguments: &Arguments, control: &Client) -> Result<(Communicator, Option<ElasticUpdate>)> {
     let injector = arm(arguments, control);
     // CUDA and NCCL read this setting when they start.
     torch_ext::context::set_deterministic(config.train.deterministic)?;
     let communicator = Communicator::from_environment()?;
     injector.set_barrier(communicator.detached_barrier());
     control.on_peer_lost(communicator.detached_abort());
-    if let Some(warning) = scale_learning_rate(config, arguments, communicator.world_size()) {
+    let workers = communicator.world_size();
+    let elastic = elastic::full_world_size().map(|full| {
+        let lr = config.optimizer.lr;
+        let update = elastic::keep_batch(config, workers, full);
+        if arguments.auto_scale_lr {
+            config.optimizer.lr = lr;
+        }
+        update
+    });
+    let elastic = elastic.transpose()?;
+    if let Some(warning) = scale_learning_rate(config, arguments, workers) {
         log::warn!("{warning}");
     }
-    Ok(communicator)
+    let elastic = elastic.map(|update| ElasticUpdate { learning_rate: config.optimizer.lr, ..update });
+    Ok((communicator, elastic))
 }
 
 /// The inputs of a training job.
@@ -94,6 +106,7 @@ struct Job<'a> {
     resolved: &'a Resolved,
     communicator: &'a Communicator,
     control: &'a Client,
+    elastic: Option<ElasticUpdate>,
 }
 
 /// Where a job writes, and the checkpoint that it resumes from.
@@ -158,7 +171,8 @@ impl<'a> Job<'a> {
             warnings.extend(self.warnings(work, &train_state, &schedule, &start)?);
         }
         let progress = start.progress;
-        let reporter = Reporter::new(resolved, &work.path, communicator, control, schedule, progress, start.window)?;
+        let mut reporter =
+            Reporter::new(resolved, &work.path, communicator, control, schedule, progress, start.window)?;
         if let Some(log) = reporter.log_file() {
             let text = summary::Start {
                 resolved,
@@ -176,6 +190,9 @@ impl<'a> Job<'a> {
             // A restart is the same job.
             let target = if is_restart() { logger::FILE_ONLY } else { module_path!() };
             log::info!(target: target, "{text}");
+        }
+        if let Some(update) = &self.elastic {
+            reporter.elastic(update);
         }
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         if work.source.is_none() {

@@ -9,6 +9,7 @@ mod buffers;
 mod changed_ranks;
 mod disk;
 mod early_stop;
+mod elastic;
 mod ema;
 mod emergency_checkpoint;
 pub mod fault;

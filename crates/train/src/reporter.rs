@@ -17,6 +17,7 @@ use fnet_evaluate::metrics::Metrics;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Evaluated, Phase, Progress};
 
+use super::elastic::ElasticUpdate;
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
 use crate::run_log::tensorboard::TensorBoard;
@@ -97,6 +98,13 @@ impl Reporter {
             left_out: Vec::new(),
             times: IndexMap::new(),
         })
+    }
+
+    /// Logs how many images an update has in a job whose nodes come and go.
+    pub fn elastic(&mut self, update: &ElasticUpdate) {
+        if let Some(log) = &mut self.log {
+            log.elastic(update);
+        }
     }
 
     /// Logs the images that could not be read and were replaced.

@@ -14,6 +14,7 @@ use fnet_protocol::message::Phase;
 use fnet_protocol::work_dir::is_pytorch_file;
 
 use super::changed_ranks::{Continued, go_on};
+use super::elastic::full_world_size;
 use super::progress::TrainSchedule;
 use super::train_state::TrainState;
 use crate::run_log::Window;
@@ -211,6 +212,11 @@ fn log_window(meta: &CheckpointMeta) -> Result<Option<Window>, String> {
 /// A warning that names the relevant fields in which the config differs from that of the checkpoint.
 fn other_config(meta: &CheckpointMeta, now: &Config, path: &Path) -> Option<String> {
     let differences = match meta.config(path).and_then(|before| Ok(before.differences(now)?)) {
+        // A job whose nodes come and go changes these itself.
+        Ok(all) if full_world_size().is_some() => {
+            let is_own = |line: &String| line.starts_with("train.accumulate ") || line.starts_with("optimizer.lr ");
+            all.into_iter().filter(|line| !is_own(line)).collect()
+        }
         Ok(differences) => differences,
         Err(error) => {
             return Some(format!("the config in the checkpoint cannot be compared with this job's: {error}"));

@@ -9,6 +9,7 @@ use fnet_checkpoint::native::{Best, Checkpoint, CheckpointFolder, Save, TrainPro
 use fnet_common::Result;
 use fnet_config::{CheckpointPolicy, Interval};
 use fnet_protocol::client::Client;
+use fnet_protocol::generation::{self, Fence};
 
 use super::progress::StepIndex;
 
@@ -36,11 +37,13 @@ impl Saver {
 
     /// A saver for folders that another process may be writing to.
     pub fn beside_others(folders: &[PathBuf], policy: &CheckpointPolicy, control: &Client) -> Result<Self> {
+        // The first one is the work folder.
+        let fence = folders.first().zip(generation::own()).map(|(folder, own)| Fence { folder: folder.clone(), own });
         let folders = folders.iter().map(CheckpointFolder::shared).collect();
         let control = control.clone();
         let on_saved = move |path: &Path, step| control.saved(path, step);
         Ok(Self {
-            writer: Writer::start(folders, Box::new(on_saved))?,
+            writer: Writer::start(folders, fence, Box::new(on_saved))?,
             keep_last: policy.keep_last,
             minutes: match policy.interval {
                 Interval::Minutes(minutes) => Some(minutes as u64),
@@ -51,6 +54,7 @@ impl Saver {
     }
 
     /// Copies a checkpoint to host memory and writes it while training continues. `since` is when training paused for it.
+    /// Errors: for lack of memory, or because a newer attempt of the job writes to the folder.
     pub fn save(&mut self, checkpoint: &Checkpoint, since: Instant) -> Result<()> {
         let snapshot = checkpoint.snapshot()?;
         let is_transient = checkpoint.meta.state.transient;
@@ -61,8 +65,7 @@ impl Saver {
             pause: since.elapsed(),
             keep_last: if is_transient { 0 } else { self.keep_last },
             replaces_transient: !is_transient,
-        });
-        Ok(())
+        })
     }
 
     /// Keeps the checkpoint at `progress` as the best one by `metric`.

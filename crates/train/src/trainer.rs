@@ -13,7 +13,7 @@ use fnet_data::{Batch, Dataset, Loader, ShardSegment, TrainOptions, rest_of_epoc
 use fnet_distributed::Communicator;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Phase, StopReason};
-use fnet_protocol::stop;
+use fnet_protocol::{generation, stop};
 
 use super::after_evaluation::{self, FinishedEvaluation};
 use super::early_stop;
@@ -181,13 +181,17 @@ impl Trainer<'_> {
         let batch = next_batch(loader, index)?;
         let data_seconds = started.elapsed().as_secs_f64();
         let learning_rate = self.learning_rate.at(index.epoch, index.step);
-        let vote = StepVote { stop: stop::requested(), save: self.saver.as_ref().is_some_and(Saver::time_is_up) };
+        let save = self.saver.as_ref().is_some_and(Saver::time_is_up);
+        let due = index.updates && saver::due_by_steps(self.config.checkpoint.interval, self.updated, index);
+        // One rank that was asked is enough: all stop after this step.
+        let saves = save || due || self.schedule.after(index).step_in_epoch == 0;
+        let regroup = (saves && stop::at_checkpoint()).then_some(StopReason::Terminated);
+        let vote = StepVote { stop: stop::requested().or(regroup), save };
         let outcome =
             self.train_state.train_step(&batch, index, learning_rate, vote, self.communicator, self.control)?;
         self.progress = self.schedule.after(index);
         let mut asked = (None, false);
         if index.updates {
-            let due = saver::due_by_steps(self.config.checkpoint.interval, self.updated, index);
             asked = (outcome.report.stop, due || outcome.report.save);
             self.updated = self.progress;
             self.evaluation_due = self.progress.step_in_epoch == 0 && self.evaluates_after(self.progress.epoch);
@@ -304,6 +308,7 @@ impl Trainer<'_> {
                 evaluation_due: self.evaluation_due,
                 early_stop: self.early_stop.clone(),
                 transient,
+                generation: generation::own(),
                 total_steps: Some(self.learning_rate.steps),
                 validation_part: self.training_set.validation_part().map(str::to_owned),
                 job_folder: std::env::current_dir().ok().and_then(|folder| folder.into_os_string().into_string().ok()),

@@ -2,6 +2,7 @@
 
 pub mod cause;
 pub mod hang;
+pub mod restart;
 pub mod result;
 pub mod status;
 
@@ -135,7 +136,12 @@ pub struct Attempt {
     judge_from: Instant,
     failures: usize,
     was_ready: bool,
+    /// Why the workers stop.
     stop: Option<StopReason>,
+    /// Whether the user or the system requested that.
+    stop_requested: bool,
+    /// Whether the attempt was asked to end for other nodes.
+    regroup: bool,
     grace: Duration,
     limits: Limits,
     /// The workers of other nodes, and when that was received.
@@ -165,6 +171,8 @@ impl Attempt {
             failures: 0,
             was_ready: false,
             stop: None,
+            stop_requested: false,
+            regroup: false,
             grace,
             limits,
             remote: (Vec::new(), now),
@@ -189,7 +197,7 @@ impl Attempt {
 
     /// Why a stop was requested, if it was.
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.stop
+        self.stop.filter(|_| self.stop_requested || !self.regroup)
     }
 
     /// When [`Attempt::on_tick`] is due.
@@ -276,10 +284,11 @@ impl Attempt {
         Some(AttemptResult {
             end,
             was_ready: self.was_ready,
-            stop_requested: self.stop.is_some(),
+            stop_requested: self.stop_reason().is_some(),
             saved_step: self.saved_step,
             ran: now.duration_since(self.started),
             lost_nodes: Vec::new(),
+            goes_on: false,
         })
     }
 
@@ -451,8 +460,11 @@ impl Attempt {
 
     /// The user or the system requests a stop. A second Ctrl-C kills the workers.
     pub fn on_stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
-        let again = self.stop.is_some();
-        self.stop.get_or_insert(reason);
+        let again = self.stop_reason().is_some();
+        if !again {
+            self.stop = Some(reason);
+        }
+        self.stop_requested = true;
         match self.stage {
             Stage::Running => self.begin_stop(reason, now),
             Stage::Stopping { .. } | Stage::Failing { .. } if again && reason == StopReason::Interrupted => {
@@ -464,11 +476,25 @@ impl Attempt {
         }
     }
 
+    /// Other nodes shall take part: the workers save and stop, at their next checkpoint or `at_once`.
+    pub fn on_regroup(&mut self, at_once: bool, now: Instant) -> Vec<Action> {
+        self.regroup = true;
+        match self.stage {
+            Stage::Running if at_once => self.begin_stop(StopReason::Terminated, now),
+            Stage::Running => self.running().map(|index| Action::Send(index, ToWorker::StopAtCheckpoint)).collect(),
+            Stage::Stopping { .. } | Stage::Failing { .. } => Vec::new(),
+        }
+    }
+
     fn begin_stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
         self.stop.get_or_insert(reason);
         let break_off_at = (self.is_train && self.was_ready).then(|| now + self.grace / 2);
         self.stage = Stage::Stopping { reason, break_off_at, kill_at: now + self.grace, killed: false };
-        let more = if reason == StopReason::Interrupted { "; Ctrl-C again stops at once" } else { "" };
+        let more = match reason {
+            StopReason::Interrupted => "; Ctrl-C again stops at once",
+            StopReason::Terminated if self.stop_reason().is_none() => ", to go on with other nodes",
+            StopReason::Terminated => "",
+        };
         let text = format!("saving and stopping (at most {} s){more}", self.grace.as_secs_f64());
         let mut actions = vec![Action::Say(text)];
         for index in self.running() {

@@ -20,8 +20,11 @@ pub struct AttemptResult {
     pub saved_step: Option<u64>,
     /// How long it ran.
     pub ran: Duration,
-    /// Nodes that are lost, so that the job cannot restart.
+    /// Nodes that are lost.
     pub lost_nodes: Vec<String>,
+    /// Whether the attempt ended only because other nodes take part from now on.
+    #[serde(default)]
+    pub goes_on: bool,
 }
 
 /// The end of an attempt's workers.
@@ -57,6 +60,7 @@ impl AttemptResult {
             saved_step: None,
             ran: Duration::ZERO,
             lost_nodes: vec![node.to_owned()],
+            goes_on: false,
         }
     }
 

@@ -35,11 +35,17 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
             hello.job, first.job
         ));
     }
-    if hello.nodes != first.nodes {
+    if (hello.nodes, hello.min_nodes) != (first.nodes, first.min_nodes) {
         return Admission::Conflict(format!(
             "{who} was started with --nnodes {}, node 0 ({}) with {}; use the same value on all nodes",
-            hello.nodes, first.host, first.nodes
+            count(hello),
+            first.host,
+            count(first)
         ));
+    }
+    // With MIN:MAX node 0 gives out the numbers.
+    if first.min_nodes.is_some() {
+        return compare(first, hello, &who);
     }
     let twin = (hello.node == first.node)
         .then_some((first, ""))
@@ -53,6 +59,10 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
             hello.nodes - 1
         ));
     }
+    compare(first, hello, &who)
+}
+
+fn compare(first: &Hello, hello: &Hello, who: &str) -> Admission {
     match differences(first, hello).as_slice() {
         [] => Admission::Welcome,
         all => Admission::Conflict(format!(
@@ -61,6 +71,11 @@ pub fn admit(first: &Hello, present: &[Present<'_>], hello: &Hello, address: &st
             all.join("; ")
         )),
     }
+}
+
+/// The value of `--nnodes`.
+fn count(hello: &Hello) -> String {
+    hello.min_nodes.map_or_else(|| hello.nodes.to_string(), |min| format!("{min}:{}", hello.nodes))
 }
 
 /// The first few differences, for example: --device is `cuda` there and `cpu` on node 0.
@@ -110,6 +125,7 @@ mod tests {
             protocol: PROTOCOL,
             node,
             nodes: 3,
+            min_nodes: None,
             workers: 2,
             host: format!("host{node}"),
             job: "train cfg".into(),

@@ -2,6 +2,9 @@
 //!
 //! The nodes join, report that they are ready, start together, and end together: a failure, a request to stop or a lost
 //! node is passed on to all, and all receive the same result of the attempt. Each attempt begins when all nodes are ready.
+//!
+//! With `--nnodes MIN:MAX` each attempt has its own members. A node that joins while an attempt runs waits for the next one; if
+//! there is room for it, the attempt is asked to end at a checkpoint. A lost node is left out of the next attempt.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,8 +13,8 @@ use fnet_protocol::exit;
 
 use super::admission::{self, Admission, Present};
 use super::merge_results::merge;
-use super::message::{Hello, StartAttempt, ToCoordinator, ToNode};
-use crate::attempt::result::AttemptResult;
+use super::message::{Hello, Lead, StartAttempt, ToCoordinator, ToNode};
+use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::RankStatus;
 use crate::text;
 
@@ -23,6 +26,8 @@ pub const REMINDER_INTERVAL: Duration = Duration::from_secs(30);
 pub const EARLY_FAILURE_GRACE: Duration = Duration::from_secs(10);
 /// Interval of the messages at the end of an attempt about nodes for which others wait.
 const END_REMINDER_INTERVAL: Duration = Duration::from_secs(10);
+/// Nodes of a job with `--nnodes MIN:MAX` that may wait beside its MAX.
+const MAX_SPARES: usize = 64;
 /// A gap between ticks that shows that the launcher itself was stopped.
 const STALL: Duration = Duration::from_secs(5);
 
@@ -67,6 +72,15 @@ pub struct Timeouts {
     pub silence: Duration,
 }
 
+/// The times of a job with `--nnodes MIN:MAX`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Elastic {
+    /// How long to wait for more nodes than the minimum, since the last one came.
+    pub settle: Duration,
+    /// How long a node waits for a checkpoint at most before the attempt is stopped for it.
+    pub grow_after: Option<Duration>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Not all nodes have joined, or not all are ready to start.
@@ -79,12 +93,16 @@ enum Stage {
 struct Node {
     connection: ConnectionId,
     address: String,
+    /// Its introduction; `node` is the number that it has been given.
     hello: Hello,
+    joined: Instant,
     last_message: Instant,
     /// Its workers, and when they were reported.
     workers: (Vec<RankStatus>, Instant),
-    /// The attempt for which it is ready.
-    ready: Option<u32>,
+    /// Whether it is ready to start the next attempt.
+    is_ready: bool,
+    /// Whether it takes part in the attempt that runs, or took part in the last one.
+    is_member: bool,
     /// Position in the order in which nodes failed.
     failed_as: Option<usize>,
     result: Option<AttemptResult>,
@@ -94,9 +112,19 @@ struct Node {
 
 impl Node {
     fn new(connection: ConnectionId, address: String, hello: Hello, now: Instant) -> Self {
-        let (last_message, workers) = (now, (Vec::new(), now));
-        let (ready, failed_as, result, is_lost) = (None, None, None, false);
-        Self { connection, address, hello, last_message, workers, ready, failed_as, result, is_lost }
+        Self {
+            connection,
+            address,
+            hello,
+            joined: now,
+            last_message: now,
+            workers: (Vec::new(), now),
+            is_ready: false,
+            is_member: false,
+            failed_as: None,
+            result: None,
+            is_lost: false,
+        }
     }
 
     fn name(&self) -> String {
@@ -107,21 +135,36 @@ impl Node {
 
 /// Decides for all nodes of a job.
 pub struct Coordinator {
-    nodes: Vec<Option<Node>>,
+    /// The nodes that have joined, by their numbers; the first one is node 0.
+    nodes: Vec<Node>,
+    /// MAX of `--nnodes`.
+    max: usize,
+    /// MIN of `--nnodes MIN:MAX`; `None` if the job always has all its nodes.
+    min: Option<usize>,
+    elastic: Elastic,
     stage: Stage,
+    /// Number of the attempt that runs, or of the last one.
     attempt: u32,
+    /// Whether an attempt was started.
+    was_started: bool,
     timeouts: Timeouts,
-    /// When the first node joined.
+    /// Since when it waits for nodes.
     began: Instant,
+    /// When the last node came while no attempt ran.
+    last_joined: Instant,
     last_reminder: Instant,
     last_tick: Instant,
     /// The name of node 0's file in the work folder.
     token: Option<String>,
-    /// The port of the store, and whether to resume from the newest checkpoint.
-    store: Option<(u16, bool)>,
+    /// What node 0 has prepared for the next attempt.
+    lead: Option<Lead>,
     /// The address of node 0 that the first other node has reached.
     local_address: Option<String>,
     failures: usize,
+    /// Whether the attempt was asked to end for new nodes: at a checkpoint, or at once.
+    regroup: Option<bool>,
+    /// Whether a stop was requested.
+    stop_requested: bool,
     /// Why the job has ended; nodes that join later are refused for this reason.
     refused: Option<(i32, String)>,
     /// Nodes that have received an answer.
@@ -133,22 +176,25 @@ pub struct Coordinator {
 impl Coordinator {
     /// A job with this introduction of node 0.
     pub fn new(hello: Hello, timeouts: Timeouts, now: Instant) -> Self {
-        let mut nodes: Vec<Option<Node>> = (0..hello.nodes).map(|_| None).collect();
-        if let Some(first) = nodes.first_mut() {
-            *first = Some(Node::new(LOCAL, String::new(), hello, now));
-        }
         Self {
-            nodes,
+            max: hello.nodes,
+            min: hello.min_nodes,
+            nodes: vec![Node::new(LOCAL, String::new(), hello, now)],
+            elastic: Elastic { settle: Duration::ZERO, grow_after: None },
             stage: Stage::Waiting,
             attempt: 0,
+            was_started: false,
             timeouts,
             began: now,
+            last_joined: now,
             last_reminder: now,
             last_tick: now,
             token: None,
-            store: None,
+            lead: None,
             local_address: None,
             failures: 0,
+            regroup: None,
+            stop_requested: false,
             refused: None,
             told: BTreeSet::new(),
             tell_until: now + EARLY_FAILURE_GRACE.min(timeouts.join),
@@ -160,6 +206,11 @@ impl Coordinator {
         Self { token, ..self }
     }
 
+    /// The same with the times of a job whose nodes may come and go.
+    pub fn with_elastic(self, elastic: Elastic) -> Self {
+        Self { elastic, ..self }
+    }
+
     /// The coordinator of a job that cannot start because of `error`, which it reports to all nodes.
     pub fn of_failed(hello: Hello, error: (i32, String), timeouts: Timeouts, now: Instant) -> Self {
         let mut coordinator = Self::new(hello, timeouts, now);
@@ -169,8 +220,8 @@ impl Coordinator {
 
     /// Whether the job cannot start and absent nodes, which would wait for it, may still join.
     pub fn has_untold_nodes(&self, now: Instant) -> bool {
-        let is_untold = |(number, node): (usize, &Option<Node>)| node.is_none() && !self.told.contains(&number);
-        self.refused.is_some() && now < self.tell_until && self.nodes.iter().enumerate().any(is_untold)
+        let is_untold = |number: &usize| !self.told.contains(number);
+        self.refused.is_some() && now < self.tell_until && self.absent_numbers().iter().any(is_untold)
     }
 
     /// Something happened on a connection.
@@ -180,8 +231,8 @@ impl Coordinator {
                 self.on_hello(connection, hello, address, local_address, now)
             }
             Event::Message(message) => self.on_message(connection, message, now),
-            Event::Closed(why) => match self.position(connection) {
-                Some(node) => self.lose(node, exit::WORKER_LOST, why),
+            Event::Closed(why) => match self.index(connection) {
+                Some(index) => self.lose(index, exit::WORKER_LOST, why, now),
                 None => Vec::new(),
             },
         }
@@ -190,7 +241,7 @@ impl Coordinator {
     fn on_hello(
         &mut self,
         connection: ConnectionId,
-        hello: Hello,
+        mut hello: Hello,
         address: String,
         local_address: String,
         now: Instant,
@@ -198,20 +249,18 @@ impl Coordinator {
         let refuse = |code, message: String| {
             vec![Action::Send(connection, ToNode::Refused { code, message }), Action::Close(connection)]
         };
-        let Some(first) = self.nodes.first().and_then(Option::as_ref) else { return vec![Action::Close(connection)] };
-        let others: Vec<Present<'_>> = self
-            .joined()
-            .filter(|node| node.connection != LOCAL)
-            .map(|node| Present { hello: &node.hello, address: &node.address })
-            .collect();
+        let Some((first, others)) = self.nodes.split_first() else { return vec![Action::Close(connection)] };
+        let others: Vec<Present<'_>> =
+            others.iter().map(|node| Present { hello: &node.hello, address: &node.address }).collect();
         let admission = admission::admit(&first.hello, &others, &hello, &address);
         if !matches!(admission, Admission::OtherJob(_)) {
             self.told.insert(hello.node);
         }
+        let is_elastic = self.min.is_some();
         match admission {
             Admission::OtherJob(text) => refuse(exit::USAGE, text),
-            _ if self.refused.is_some() || self.is_complete() => {
-                let nodes = text::count(self.nodes.len(), "node");
+            _ if self.refused.is_some() || !is_elastic && self.is_complete() => {
+                let nodes = text::count(self.max, "node");
                 let running = format!("the job at this port is already running with all its {nodes}");
                 let (code, text) = self.refused.clone().unwrap_or((exit::ENVIRONMENT, running));
                 refuse(code, text)
@@ -219,70 +268,93 @@ impl Coordinator {
             Admission::Conflict(_) | Admission::Welcome if let Some(failed) = &hello.failed => {
                 let text = format!("node {} ({}, {address}) failed: {}", hello.node, hello.host, failed.message);
                 let mut actions = refuse(failed.code, text.clone());
-                actions.extend(self.end_all(failed.code, text));
+                actions.extend(if is_elastic { self.tell(text) } else { self.end_all(failed.code, text) });
                 actions
             }
             Admission::Conflict(text) => {
                 let mut actions = refuse(exit::USAGE, text.clone());
-                actions.extend(self.end_all(exit::USAGE, text));
+                actions.extend(if is_elastic { self.tell(text) } else { self.end_all(exit::USAGE, text) });
                 actions
             }
+            Admission::Welcome if self.nodes.len() >= self.max + MAX_SPARES => {
+                let text = format!("{MAX_SPARES} nodes wait beside the {} of this job already", self.max);
+                refuse(exit::ENVIRONMENT, text)
+            }
             Admission::Welcome => {
-                let number = hello.node;
+                if is_elastic {
+                    hello.node = self.free_number(hello.node);
+                }
                 let node = Node::new(connection, address, hello, now);
                 let name = node.name();
                 self.local_address.get_or_insert(local_address);
-                if let Some(slot) = self.nodes.get_mut(number) {
-                    *slot = Some(node);
+                let place = self.nodes.partition_point(|other| other.hello.node < node.hello.node);
+                self.nodes.insert(place, node);
+                if self.stage == Stage::Waiting {
+                    self.last_joined = now;
                 }
-                let more = if self.is_complete() { "all nodes have".to_owned() } else { self.missing() };
-                let text = format!("{name} has joined; {more}");
+                let more = if self.is_complete() && !is_elastic { "all nodes have".to_owned() } else { self.missing() };
                 let mut actions = vec![Action::Send(connection, ToNode::Welcome { token: self.token.clone() })];
-                actions.extend(self.send_to_all(&ToNode::News { text }));
+                actions.extend(self.tell(format!("{name} has joined; {more}")));
                 actions
             }
         }
     }
 
+    /// The number of a new node: the one that it asks for if that is free, else the lowest that is.
+    fn free_number(&self, wanted: usize) -> usize {
+        let is_free = |number: &usize| self.nodes.iter().all(|node| node.hello.node != *number);
+        let lowest = || (1..).find(is_free).unwrap_or(wanted);
+        if wanted < self.max && is_free(&wanted) { wanted } else { lowest() }
+    }
+
     fn on_message(&mut self, connection: ConnectionId, message: ToCoordinator, now: Instant) -> Vec<Action> {
-        let Some(position) = self.position(connection) else { return Vec::new() };
+        let Some(index) = self.index(connection) else { return Vec::new() };
         let attempt = self.attempt;
-        let Some(node) = self.nodes.get_mut(position).and_then(Option::as_mut) else { return Vec::new() };
+        let Some(node) = self.nodes.get_mut(index).filter(|node| !node.is_lost) else { return Vec::new() };
         node.last_message = now;
+        let is_current = |of: u32| of == attempt && self.stage == Stage::Running && node.is_member;
         match message {
             ToCoordinator::Heartbeat { workers } => {
                 node.workers = (workers, now);
                 Vec::new()
             }
-            ToCoordinator::Ready { attempt, port, resume } => {
-                node.ready = Some(attempt);
-                if position == 0
-                    && let Some(port) = port
-                {
-                    self.store = Some((port, resume));
+            ToCoordinator::Ready { lead } => {
+                node.is_ready = true;
+                if connection == LOCAL {
+                    self.lead = lead;
+                    if !self.is_complete() {
+                        return vec![Action::Send(connection, ToNode::News { text: self.missing() })]
+                            .into_iter()
+                            .chain(self.start_if_ready(now))
+                            .collect();
+                    }
                 }
-                if position == 0 && !self.is_complete() {
-                    return vec![Action::Send(connection, ToNode::News { text: self.missing() })];
-                }
-                self.start_if_ready()
+                let mut actions = self.start_if_ready(now);
+                actions.extend(self.ask_to_regroup(now));
+                actions
             }
-            ToCoordinator::Failing { attempt: of, rank } if of == attempt && self.stage == Stage::Running => {
-                self.note_failure(position);
-                self.send_to_others(position, &ToNode::PeerFailed { rank })
+            ToCoordinator::Failing { attempt: of, rank } if is_current(of) => {
+                self.note_failure(index);
+                self.send_to_others(index, &ToNode::PeerFailed { rank })
             }
-            ToCoordinator::Ended { attempt: of, result } if of == attempt && self.stage == Stage::Running => {
+            ToCoordinator::Ended { attempt: of, result } if is_current(of) => {
                 let name = node.name();
                 node.result.get_or_insert_with(|| result.on_node(&name));
-                if self.joined().filter(|node| node.result.is_some()).count() == 1 {
+                if self.members().filter(|node| node.result.is_some()).count() == 1 {
                     self.last_reminder = now;
                 }
-                self.end_if_all_have()
+                self.end_if_all_have(now)
             }
-            ToCoordinator::Saved { attempt: of, step } if of == attempt && self.stage == Stage::Running => {
-                self.send_to_others(position, &ToNode::PeerSaved { step })
+            ToCoordinator::Saved { attempt: of, step } if is_current(of) => {
+                self.send_to_others(index, &ToNode::PeerSaved { step })
             }
-            ToCoordinator::Stop(stop) => self.send_to_others(position, &ToNode::Stop(stop)),
-            ToCoordinator::Broken { code, message } => self.lose(position, code, message),
+            // A node that waits for its turn leaves alone.
+            ToCoordinator::Stop(_) if self.stage == Stage::Running && !node.is_member => Vec::new(),
+            ToCoordinator::Stop(stop) => {
+                self.stop_requested = true;
+                self.send_to_others(index, &ToNode::Stop(stop))
+            }
+            ToCoordinator::Broken { code, message } => self.lose(index, code, message, now),
             ToCoordinator::Hello(_)
             | ToCoordinator::Failing { .. }
             | ToCoordinator::Saved { .. }
@@ -295,28 +367,32 @@ impl Coordinator {
     pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
         if now.duration_since(self.last_tick) > STALL {
             // This launcher was stopped; the messages of the others have not been read yet.
-            self.joined_mut().for_each(|node| node.last_message = now);
+            self.nodes.iter_mut().for_each(|node| node.last_message = now);
         }
         self.last_tick = now;
         let mut actions = self.heartbeats(now);
         let silence = self.timeouts.silence;
-        let silent: Vec<usize> = self
-            .joined()
-            .filter(|node| node.connection != LOCAL && !node.is_lost && now.duration_since(node.last_message) > silence)
-            .map(|node| node.hello.node)
-            .collect();
-        for position in silent {
+        let is_silent =
+            |node: &&Node| node.connection != LOCAL && !node.is_lost && now.duration_since(node.last_message) > silence;
+        let silent: Vec<ConnectionId> = self.nodes.iter().filter(is_silent).map(|node| node.connection).collect();
+        for connection in silent {
             let reason = format!("sent no heartbeat for {} s (--node-timeout)", silence.as_secs_f64());
-            let connection = self.nodes.get(position).and_then(Option::as_ref).map(|node| node.connection);
-            actions.extend(self.lose(position, exit::WORKER_LOST, reason));
-            actions.extend(connection.map(Action::Close));
+            if let Some(index) = self.index(connection) {
+                actions.extend(self.lose(index, exit::WORKER_LOST, reason, now));
+                actions.push(Action::Close(connection));
+            }
         }
         actions.extend(self.remind_at_the_end(now));
-        if self.stage == Stage::Waiting && self.attempt == 0 && !self.is_complete() {
+        actions.extend(self.start_if_ready(now));
+        actions.extend(self.ask_to_regroup(now));
+        let is_short = match self.min {
+            None => !self.was_started && !self.is_complete(),
+            Some(min) => self.alive().count() < min,
+        };
+        if self.stage == Stage::Waiting && is_short {
             if now.duration_since(self.began) >= self.timeouts.join {
-                let (absent, seconds) = (self.absent(), self.timeouts.join.as_secs_f64());
-                let text = format!("{absent} did not join within {seconds} s (--join-timeout)");
-                actions.extend(self.end_all(exit::ENVIRONMENT, text));
+                let (code, text) = self.too_few();
+                actions.extend(self.end_all(code, text));
                 self.tell_until = now;
             } else if now.duration_since(self.last_reminder) >= REMINDER_INTERVAL {
                 self.last_reminder = now;
@@ -326,9 +402,29 @@ impl Coordinator {
         actions
     }
 
+    /// Why a job ends for which too few nodes have come.
+    fn too_few(&self) -> (i32, String) {
+        let seconds = self.timeouts.join.as_secs_f64();
+        match self.min {
+            None => (exit::ENVIRONMENT, format!("{} did not join within {seconds} s (--join-timeout)", self.absent())),
+            Some(min) => {
+                let (here, least) = (text::count(self.alive().count(), "node"), format!("at least {min} (--nnodes)"));
+                match self.was_started {
+                    false => {
+                        (exit::ENVIRONMENT, format!("{here} of {least} joined within {seconds} s (--join-timeout)"))
+                    }
+                    true => (
+                        exit::WORKER_LOST,
+                        format!("{here} of {least} left, and no other joined within {seconds} s (--join-timeout)"),
+                    ),
+                }
+            }
+        }
+    }
+
     /// Tells the nodes whose workers have exited for which others they wait.
     fn remind_at_the_end(&mut self, now: Instant) -> Vec<Action> {
-        let (ended, busy): (Vec<&Node>, Vec<&Node>) = self.joined().partition(|node| node.result.is_some());
+        let (ended, busy): (Vec<&Node>, Vec<&Node>) = self.members().partition(|node| node.result.is_some());
         let is_due = now.duration_since(self.last_reminder) >= END_REMINDER_INTERVAL;
         if self.stage != Stage::Running || ended.is_empty() || !is_due {
             return Vec::new();
@@ -341,16 +437,28 @@ impl Coordinator {
         actions
     }
 
-    /// `waiting for node 2 of 3`.
+    /// `waiting for node 2 of 3`; with MIN:MAX how many nodes are there, and what happens next.
     fn missing(&self) -> String {
-        format!("waiting for {}", self.absent())
+        let Some(min) = self.min else { return format!("waiting for {}", self.absent()) };
+        let (here, max) = (self.alive().count(), self.max);
+        let count = format!("{} of {min} to {max}", text::count(here, "node"));
+        match self.stage {
+            Stage::Running if self.alive().filter(|node| node.is_member).count() < max => {
+                format!("{count}; the next attempt takes it in, at the latest after the next checkpoint")
+            }
+            Stage::Running => format!("{count}; it replaces a node that leaves"),
+            _ if here < min => format!("{count}; waiting for others"),
+            _ => count,
+        }
+    }
+
+    fn absent_numbers(&self) -> Vec<usize> {
+        (0..self.max).filter(|number| self.nodes.iter().all(|node| node.hello.node != *number)).collect()
     }
 
     /// `node 2 of 3`.
     fn absent(&self) -> String {
-        let absent: Vec<usize> =
-            self.nodes.iter().enumerate().filter(|(_, node)| node.is_none()).map(|(number, _)| number).collect();
-        format!("{} of {}", admission::names(&absent), self.nodes.len())
+        format!("{} of {}", admission::names(&self.absent_numbers()), self.max)
     }
 
     /// Sends each node the workers of all others.
@@ -359,8 +467,7 @@ impl Coordinator {
             let age = now.saturating_duration_since(node.workers.1);
             node.workers.0.iter().map(|status| status.after(age)).collect()
         };
-        let present = self.joined().filter(|node| !node.is_lost);
-        let all: Vec<(ConnectionId, Vec<RankStatus>)> = present.map(|node| (node.connection, of(node))).collect();
+        let all: Vec<(ConnectionId, Vec<RankStatus>)> = self.alive().map(|node| (node.connection, of(node))).collect();
         let others = |connection: ConnectionId| {
             all.iter().filter(|(of, _)| *of != connection).flat_map(|(_, workers)| workers.clone()).collect()
         };
@@ -368,36 +475,104 @@ impl Coordinator {
         all.iter().map(|(connection, _)| heartbeat(*connection)).collect()
     }
 
-    fn start_if_ready(&mut self) -> Vec<Action> {
-        let next = self.nodes.first().and_then(Option::as_ref).and_then(|node| node.ready);
-        let (Some(attempt), Some((port, resume))) = (next, self.store) else { return Vec::new() };
-        let waits = self.stage == Stage::Waiting && self.is_complete();
-        if !waits || self.joined().any(|node| node.ready != Some(attempt)) {
+    /// The numbers of the next attempt's members, once it can start.
+    fn next_members(&self, now: Instant) -> Option<Vec<usize>> {
+        let ready = || self.alive().filter(|node| node.is_ready);
+        let numbers = |nodes: &[&Node]| nodes.iter().map(|node| node.hello.node).collect();
+        let Some(min) = self.min else {
+            let all: Vec<&Node> = ready().collect();
+            return (all.len() == self.max).then(|| numbers(&all));
+        };
+        // Those that go on are waited for, others not.
+        if self.alive().any(|node| node.is_member && !node.is_ready) {
+            return None;
+        }
+        let mut all: Vec<&Node> = ready().collect();
+        // Those that were members stay members.
+        all.sort_by_key(|node| (!node.is_member, node.hello.node));
+        let stay = all.iter().filter(|node| node.is_member).count();
+        let is_settled = now.duration_since(self.last_joined) >= self.elastic.settle;
+        let is_enough = all.len() >= self.max || all.len() >= min && (stay >= min || is_settled);
+        all.truncate(self.max);
+        is_enough.then(|| numbers(&all))
+    }
+
+    fn start_if_ready(&mut self, now: Instant) -> Vec<Action> {
+        if self.stage != Stage::Waiting || self.lead.is_none() {
             return Vec::new();
         }
-        (self.stage, self.attempt, self.failures) = (Stage::Running, attempt, 0);
-        for node in self.joined_mut() {
-            (node.failed_as, node.result, node.ready) = (None, None, None);
+        let (Some(members), Some(lead)) = (self.next_members(now), &self.lead) else { return Vec::new() };
+        let lead = lead.clone();
+        self.attempt += u32::from(self.was_started);
+        (self.stage, self.was_started, self.lead) = (Stage::Running, true, None);
+        (self.failures, self.regroup, self.stop_requested) = (0, None, false);
+        for node in &mut self.nodes {
+            node.is_member = members.contains(&node.hello.node);
+            (node.failed_as, node.result) = (None, None);
+            node.is_ready &= !node.is_member;
             node.workers.0.clear();
         }
-        let (first_ranks, world_size) = self.ranks();
-        let start = |node: &Node| {
-            let first_rank = first_ranks.get(node.hello.node).copied().unwrap_or(0);
-            let address = if node.connection == LOCAL { self.local_address.clone() } else { None };
-            let start = StartAttempt { attempt, first_rank, world_size, address, port, resume };
-            Action::Send(node.connection, ToNode::Start(start))
+        let members: Vec<&Node> = self.members().collect();
+        let workers: Vec<usize> = members.iter().map(|node| node.hello.workers).collect();
+        let (first_ranks, world_size) = admission::ranks(&workers);
+        // Nodes that are absent count as if they had as many workers as node 0.
+        let absent = self.max.saturating_sub(members.len()) * workers.first().copied().unwrap_or(1);
+        let mut actions = Vec::new();
+        if self.min.is_some() {
+            let numbers: Vec<usize> = members.iter().map(|node| node.hello.node).collect();
+            let text = format!(
+                "attempt {} on {}, {}",
+                self.attempt + 1,
+                admission::names(&numbers),
+                text::count(world_size, "worker")
+            );
+            actions.extend(self.tell(text));
+        }
+        actions.extend(members.iter().zip(first_ranks).map(|(node, first_rank)| {
+            let start = StartAttempt {
+                attempt: self.attempt,
+                node: node.hello.node,
+                first_rank,
+                world_size,
+                full_world_size: world_size + absent,
+                address: if node.connection == LOCAL { self.local_address.clone() } else { None },
+                lead: lead.clone(),
+            };
+            Action::Send(node.connection, ToNode::Start(Box::new(start)))
+        }));
+        actions
+    }
+
+    /// Asks the attempt that runs to end, if nodes wait for which it has room: at its next checkpoint, or at once when they have
+    /// waited for long.
+    fn ask_to_regroup(&mut self, now: Instant) -> Vec<Action> {
+        let members = self.alive().filter(|node| node.is_member).count();
+        let waiting = self.alive().filter(|node| node.is_ready && !node.is_member).map(|node| node.joined).min();
+        let (Some(since), Stage::Running, 0, None) =
+            (waiting, self.stage, self.failures, self.regroup.filter(|&now| now))
+        else {
+            return Vec::new();
         };
-        self.joined().map(start).collect()
+        let at_once = self.elastic.grow_after.is_some_and(|after| now.duration_since(since) >= after);
+        if members >= self.max || self.regroup == Some(at_once) {
+            return Vec::new();
+        }
+        self.regroup = Some(at_once);
+        let members = || self.members().filter(|node| !node.is_lost);
+        let mut actions: Vec<Action> =
+            members().map(|node| Action::Send(node.connection, ToNode::Regroup { at_once })).collect();
+        let when = if at_once { "now (--elastic-grow-after)" } else { "at its next checkpoint" };
+        let text = format!("the attempt ends {when}, to take in other nodes");
+        actions.extend(members().map(|node| Action::Send(node.connection, ToNode::News { text: text.clone() })));
+        actions
     }
 
     /// A node is lost or gives up.
-    fn lose(&mut self, position: usize, code: i32, reason: String) -> Vec<Action> {
-        let attempt = self.attempt;
-        let Some(node) = self.nodes.get_mut(position).and_then(Option::as_mut).filter(|node| !node.is_lost) else {
-            return Vec::new();
-        };
-        let name = node.name();
+    fn lose(&mut self, index: usize, code: i32, reason: String, now: Instant) -> Vec<Action> {
+        let Some(node) = self.nodes.get_mut(index).filter(|node| !node.is_lost) else { return Vec::new() };
+        let (name, is_first, is_member) = (node.name(), node.connection == LOCAL, node.is_member);
         node.is_lost = true;
+        let is_elastic = self.min.is_some();
         match self.stage {
             Stage::Over => Vec::new(),
             // Its workers had exited; the loss matters only if there is another attempt.
@@ -405,38 +580,37 @@ impl Coordinator {
                 node.result.iter_mut().for_each(|result| result.lost_nodes.push(name.clone()));
                 Vec::new()
             }
-            Stage::Running => {
-                let rank = self.ranks().0.get(position).copied().unwrap_or(0);
+            Stage::Running if is_member => {
+                let rank = self.first_rank(index);
                 let result = AttemptResult::of_lost_node(&name, rank, code, &reason);
-                if let Some(node) = self.nodes.get_mut(position).and_then(Option::as_mut) {
+                if let Some(node) = self.nodes.get_mut(index) {
                     node.result = Some(result);
                 }
-                self.note_failure(position);
-                let mut actions = self.send_to_others(position, &ToNode::PeerFailed { rank });
-                actions.extend(self.end_if_all_have());
+                self.note_failure(index);
+                let mut actions = self.send_to_others(index, &ToNode::PeerFailed { rank });
+                if is_elastic {
+                    actions.extend(self.tell(format!("{name} has left ({reason})")));
+                }
+                actions.extend(self.end_if_all_have(now));
                 actions
             }
-            // Before the first start another launcher may replace it, unless it has reported an error.
-            Stage::Waiting if attempt == 0 && position != 0 && code == exit::WORKER_LOST && !self.was_started() => {
-                if let Some(slot) = self.nodes.get_mut(position) {
-                    *slot = None;
-                }
-                self.send_to_all(&ToNode::News { text: format!("{name} has left ({reason}); {}", self.missing()) })
+            // Before the first start another launcher may replace it, unless it has reported an error; later with MIN:MAX only.
+            _ if !is_first && (is_elastic || !self.was_started && code == exit::WORKER_LOST) => {
+                self.nodes.remove(index);
+                let mut actions = self.tell(format!("{name} has left ({reason}); {}", self.missing()));
+                actions.extend(self.start_if_ready(now));
+                actions
             }
-            Stage::Waiting => {
+            _ => {
                 let what = if code == exit::WORKER_LOST { "is lost" } else { "failed" };
                 self.end_all(code, format!("{name} {what}: {reason}"))
             }
         }
     }
 
-    fn was_started(&self) -> bool {
-        self.joined().any(|node| node.result.is_some())
-    }
-
-    fn note_failure(&mut self, position: usize) {
+    fn note_failure(&mut self, index: usize) {
         let order = self.failures;
-        if let Some(node) = self.nodes.get_mut(position).and_then(Option::as_mut)
+        if let Some(node) = self.nodes.get_mut(index)
             && node.failed_as.is_none()
         {
             node.failed_as = Some(order);
@@ -444,17 +618,37 @@ impl Coordinator {
         }
     }
 
-    fn end_if_all_have(&mut self) -> Vec<Action> {
-        if self.joined().any(|node| node.result.is_none()) {
+    fn end_if_all_have(&mut self, now: Instant) -> Vec<Action> {
+        if self.members().any(|node| node.result.is_none()) {
             return Vec::new();
         }
-        let mut nodes: Vec<&Node> = self.joined().collect();
+        let mut nodes: Vec<&Node> = self.members().collect();
         nodes.sort_by_key(|node| node.failed_as.unwrap_or(usize::MAX));
-        let result = merge(nodes.into_iter().filter_map(|node| node.result.clone()).collect());
-        self.stage = Stage::Waiting;
-        let mut actions = self.send_to_all(&ToNode::Ended { attempt: self.attempt, result });
-        actions.extend(self.start_if_ready());
+        let mut result = merge(nodes.into_iter().filter_map(|node| node.result.clone()).collect());
+        result.goes_on = self.goes_on(&result);
+        (self.stage, self.began, self.last_reminder) = (Stage::Waiting, now, now);
+        let ended = ToNode::Ended { attempt: self.attempt, result };
+        let members = self.alive().filter(|node| node.is_member);
+        let mut actions: Vec<Action> = members.map(|node| Action::Send(node.connection, ended.clone())).collect();
+        if self.min.is_some() {
+            self.nodes.retain(|node| !node.is_lost || node.connection == LOCAL);
+        }
+        actions.extend(self.start_if_ready(now));
         actions
+    }
+
+    /// Whether an attempt has ended only because other nodes take part from now on.
+    fn goes_on(&self, result: &AttemptResult) -> bool {
+        let is_led = self.nodes.first().is_some_and(|first| !first.is_lost);
+        let is_change = match &result.end {
+            AttemptEnd::Done => false,
+            AttemptEnd::Stopped { .. } => self.regroup.is_some(),
+            // These would fail again with any nodes.
+            AttemptEnd::Failed { cause, .. } => {
+                !result.lost_nodes.is_empty() && !matches!(cause.exit_code, exit::USAGE | exit::DATA)
+            }
+        };
+        self.min.is_some() && is_led && is_change && !self.stop_requested && !result.stop_requested
     }
 
     /// The job cannot start or restart.
@@ -465,34 +659,38 @@ impl Coordinator {
     }
 
     fn is_complete(&self) -> bool {
-        self.nodes.iter().all(Option::is_some)
+        self.nodes.len() >= self.max
     }
 
-    fn ranks(&self) -> (Vec<usize>, usize) {
-        let workers: Vec<usize> =
-            self.nodes.iter().map(|node| node.as_ref().map_or(0, |node| node.hello.workers)).collect();
-        admission::ranks(&workers)
+    /// The rank of a member's first worker.
+    fn first_rank(&self, index: usize) -> usize {
+        self.nodes.iter().take(index).filter(|node| node.is_member).map(|node| node.hello.workers).sum()
     }
 
-    fn joined(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.iter().flatten()
+    fn alive(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| !node.is_lost)
     }
 
-    fn joined_mut(&mut self) -> impl Iterator<Item = &mut Node> {
-        self.nodes.iter_mut().flatten()
+    fn members(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.is_member)
     }
 
-    fn position(&self, connection: ConnectionId) -> Option<usize> {
-        self.joined().find(|node| node.connection == connection).map(|node| node.hello.node)
+    fn index(&self, connection: ConnectionId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.connection == connection)
+    }
+
+    /// Tells all nodes who has joined or left.
+    fn tell(&self, text: String) -> Vec<Action> {
+        self.send_to_all(&ToNode::Membership { text })
     }
 
     fn send_to_all(&self, message: &ToNode) -> Vec<Action> {
-        self.joined().filter(|node| !node.is_lost).map(|node| Action::Send(node.connection, message.clone())).collect()
+        self.alive().map(|node| Action::Send(node.connection, message.clone())).collect()
     }
 
-    fn send_to_others(&self, position: usize, message: &ToNode) -> Vec<Action> {
-        let others = self.joined().filter(|node| node.hello.node != position && !node.is_lost);
-        others.map(|node| Action::Send(node.connection, message.clone())).collect()
+    fn send_to_others(&self, index: usize, message: &ToNode) -> Vec<Action> {
+        let others = self.nodes.iter().enumerate().filter(|(other, node)| *other != index && !node.is_lost);
+        others.map(|(_, node)| Action::Send(node.connection, message.clone())).collect()
     }
 }
 

@@ -31,7 +31,8 @@ fn empty(nodes: &Nodes, job: String) -> Hello {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("unnamed").to_owned();
     let (node, count, settings) = (nodes.rank, nodes.count, BTreeMap::new());
-    Hello { protocol: PROTOCOL, node, nodes: count, workers: 1, host, job, settings, failed: None }
+    let min_nodes = nodes.min;
+    Hello { protocol: PROTOCOL, node, nodes: count, min_nodes, workers: 1, host, job, settings, failed: None }
 }
 
 /// `train cfg`: the command and the name of the work folder, whose parent folders may differ.

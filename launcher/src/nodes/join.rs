@@ -12,7 +12,7 @@ use fnet_protocol::exit;
 use fnet_protocol::listen::{self, listen};
 use tokio::sync::Notify;
 
-use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, REMINDER_INTERVAL, Timeouts};
+use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, Elastic, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
 use super::link::{Closing, Cluster, Link, Sender};
 use super::listener::Listener;
@@ -48,13 +48,17 @@ pub async fn join(
     let hello = hello::of(options, plan, config);
     let timeouts = timeouts(options);
     if plan.nodes.rank == 0 {
-        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, token, console).await?)));
+        let elastic = Elastic {
+            settle: Duration::from_secs_f64(options.elastic_settle),
+            grow_after: options.elastic_grow_after.map(Duration::from_secs_f64),
+        };
+        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, elastic, token, console).await?)));
     }
     let connection = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
         Ok(connection) => connection,
         Err(reason) => return Ok(Err(reason)),
     };
-    let mut link = follow(plan.nodes.rank, connection, timeouts.silence);
+    let mut link = follow(connection, timeouts.silence);
     let check = async {
         match (link.welcome().await?, &plan.command) {
             (Some(token), WorkerCommand::Train(train)) => token::find(train.folder(), token).await,
@@ -123,6 +127,7 @@ async fn open(
     nodes: &Nodes,
     hello: Hello,
     timeouts: Timeouts,
+    elastic: Elastic,
     token: Option<Token>,
     console: &Console,
 ) -> Result<Link> {
@@ -133,14 +138,15 @@ async fn open(
         console.error(&format!("warning: {text}"));
     }
     let (local, messages) = queue::channel();
-    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_token(token.as_ref().map(Token::name));
+    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_elastic(elastic);
+    let coordinator = coordinator.with_token(token.as_ref().map(Token::name));
     let listener = Listener::open(sockets, nodes.secret.clone(), coordinator, local)
         .doing(|| format!("listening on port {port}"))?;
     let at: Vec<String> = listener.addresses.iter().map(|&address| wire::host(address)).collect();
     let at = if at == ["::"] || at == ["0.0.0.0"] { "all addresses".to_owned() } else { at.join(" and ") };
     console.say(&format!("listening at {at}, port {port}, {}", nodes.trust()));
     let sender = Sender::Local(listener.events.clone());
-    Ok(Link::new(0, (sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
+    Ok(Link::new((sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
 }
 
 /// Listens at the addresses that `--master-addr` has on node 0. The first part is a warning if it has none.
@@ -210,7 +216,7 @@ async fn reach(
 }
 
 /// Sends and receives over the connection to node 0.
-fn follow(node: usize, connection: Connection, silence: Duration) -> Link {
+fn follow(connection: Connection, silence: Duration) -> Link {
     let Connection { mut reader, writer, address } = connection;
     let (sender, outgoing) = queue::channel();
     let writing = tokio::task::spawn_local(wire::write_all(writer, outgoing));
@@ -235,5 +241,5 @@ fn follow(node: usize, connection: Connection, silence: Duration) -> Link {
     });
     let host = wire::host(address);
     let channel = (Sender::Remote(sender, is_full), messages);
-    Link::new(node, channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
+    Link::new(channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
 }

@@ -11,12 +11,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::coordinator::{Event, HEARTBEAT_INTERVAL, LOCAL};
+use super::follower::Follower;
 use super::listener::{Events, Listener};
-use super::merge_results::merge;
-use super::message::{StartAttempt, StopRequest, ToCoordinator, ToNode};
+use super::message::{Lead, StartAttempt, ToCoordinator, ToNode};
 use super::queue;
 use super::token::Token;
 use super::wire;
+use crate::attempt::restart::RestartBudget;
 use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 use crate::attempt::{Action, Attempt};
@@ -47,24 +48,16 @@ pub(super) struct Link {
     coordinator: String,
     /// Address at which this node has reached node 0; `None` on node 0 itself.
     address: Option<String>,
-    node: usize,
-    first_rank: usize,
-    attempt: u32,
-    sent_failure: bool,
-    sent_stop: bool,
-    sent_saved: bool,
-    /// Node 0's file in the work folder, until all nodes have found it.
+    follower: Follower,
+    /// Node 0's file in the work folder, until no other node has to find it any more.
     token: Option<Token>,
-    lost: Option<Lost>,
+    /// What was told about nodes that have joined or left.
+    membership: Membership,
     closing: Closing,
 }
 
-/// The connection to the coordinator is lost.
-struct Lost {
-    reason: String,
-    /// Whether a worker of this node had failed before.
-    after_failure: bool,
-}
+/// Lines about nodes that have joined or left, until the status takes them.
+pub type Membership = Rc<RefCell<Vec<String>>>;
 
 /// Sends messages to the coordinator.
 #[derive(Clone)]
@@ -83,6 +76,17 @@ pub(super) enum Closing {
     Writer(JoinHandle<()>),
 }
 
+/// What this node wants to do in the next attempt; with several nodes that of node 0 counts.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Whether to resume from the newest checkpoint.
+    pub resume: bool,
+    /// The generation that the attempt has of the work folder.
+    pub generation: Option<u64>,
+    /// The restarts that are left.
+    pub budget: RestartBudget,
+}
+
 /// An attempt that all nodes start together.
 pub struct AttemptStart {
     /// Number of the attempt, from 0.
@@ -93,8 +97,8 @@ pub struct AttemptStart {
     pub port: u16,
     /// The nodes, with the ranks of this node's workers.
     pub nodes: Nodes,
-    /// With several nodes: whether node 0 resumes from its newest checkpoint.
-    pub resume: Option<bool>,
+    /// What node 0 wants.
+    pub wanted: Wanted,
 }
 
 /// A message from another node or the coordinator.
@@ -133,7 +137,6 @@ async fn send_heartbeats(sender: Sender, statuses: SharedStatuses) {
 
 impl Link {
     pub(super) fn new(
-        node: usize,
         (sender, messages): (Sender, mpsc::Receiver<ToNode>),
         coordinator: String,
         address: Option<String>,
@@ -147,14 +150,9 @@ impl Link {
             statuses,
             coordinator,
             address,
-            node,
-            first_rank: 0,
-            attempt: 0,
-            sent_failure: false,
-            sent_stop: false,
-            sent_saved: false,
+            follower: Follower::default(),
             token: None,
-            lost: None,
+            membership: Membership::default(),
             closing,
         }
     }
@@ -165,9 +163,9 @@ impl Link {
     }
 
     async fn next(&mut self) -> ToNode {
-        match &self.lost {
-            Some(_) => std::future::pending().await,
-            None => self.messages.recv().await.unwrap_or_else(|| ToNode::Lost("it has ended".to_owned())),
+        match self.follower.is_alone() {
+            true => std::future::pending().await,
+            false => self.messages.recv().await.unwrap_or_else(|| ToNode::Lost("it has ended".to_owned())),
         }
     }
 
@@ -176,13 +174,9 @@ impl Link {
         let _ = self.sender.send(message).await;
     }
 
-    async fn send_stop(&mut self, reason: StopReason, again: bool) {
-        self.sent_stop = true;
-        self.send(ToCoordinator::Stop(StopRequest { reason, again })).await;
-    }
-
-    fn set_lost(&mut self, reason: String) {
-        self.lost = Some(Lost { reason, after_failure: self.sent_failure });
+    fn say_membership(&self, text: String, console: &Console) {
+        console.say(&text);
+        self.membership.borrow_mut().push(text);
     }
 
     /// Waits until node 0 has let this node join. Returns the name of node 0's file in the work folder.
@@ -208,28 +202,23 @@ impl Link {
                 message = self.next() => message,
                 request = signals.next() => match request {
                     Request::Stop(reason) => {
-                        self.send_stop(reason, false).await;
+                        let stop = self.follower.stop(reason, false);
+                        self.send(stop).await;
                         return Ok(Err(reason));
                     }
                     Request::Pause => { signals::stop_self(); continue }
                 },
             };
             match message {
-                ToNode::Start(start) if start.attempt == self.attempt => return Ok(Ok(start)),
+                ToNode::Start(start) => return Ok(Ok(*start)),
                 ToNode::Stop(stop) => return Ok(Err(stop.reason)),
                 ToNode::News { text } => console.say(&text),
+                ToNode::Membership { text } => self.say_membership(text, console),
                 ToNode::Refused { code, message } => return Err(Error::new(code, message)),
                 ToNode::Lost(reason) => return Err(self.lost_coordinator(&reason)),
                 _ => {}
             }
         }
-    }
-
-    /// The result of the attempt without the coordinator.
-    fn result_alone(&self, result: AttemptResult, lost: &Lost) -> AttemptResult {
-        let coordinator = AttemptResult::of_lost_node(&self.coordinator, 0, exit::WORKER_LOST, &lost.reason);
-        let result = result.on_node("this node");
-        merge(if lost.after_failure { vec![result, coordinator] } else { vec![coordinator, result] })
     }
 }
 
@@ -244,7 +233,12 @@ impl Cluster {
         Self { link: Some(link) }
     }
 
-    /// Opens the store and waits until all nodes start attempt `number`.
+    /// What was told about nodes that have joined or left.
+    pub fn membership(&self) -> Membership {
+        self.link.as_ref().map(|link| Rc::clone(&link.membership)).unwrap_or_default()
+    }
+
+    /// Opens the store and waits until all nodes start the next attempt, which is number `number` of a single node.
     ///
     /// # Errors
     /// The port of the store is taken, the nodes do not match or do not join in time, or one is lost.
@@ -252,30 +246,32 @@ impl Cluster {
         &mut self,
         nodes: &Nodes,
         number: u32,
-        resume: bool,
+        wanted: Wanted,
         console: &Console,
         signals: &mut Signals,
     ) -> Result<OrStop<AttemptStart>> {
         let Some(link) = &mut self.link else {
             let store = rendezvous::bind(nodes)?;
             let port = port_of(&store)?;
-            return Ok(Ok(AttemptStart { number, store: Some(store), port, nodes: nodes.clone(), resume: None }));
+            return Ok(Ok(AttemptStart { number, store: Some(store), port, nodes: nodes.clone(), wanted }));
         };
-        let stores = match (link.node, &link.closing) {
-            (0, Closing::Listener(listener)) => listener.open_store(),
+        let stores = match &link.closing {
+            Closing::Listener(listener) => listener.open_store(),
             _ => Ok(Vec::new()),
         };
         let mut stores = stores.doing(|| "opening a port for the workers' store".to_owned())?;
-        let port = stores.first().map(port_of).transpose()?;
-        (link.attempt, link.sent_failure, link.sent_stop, link.sent_saved) = (number, false, false, false);
-        link.send(ToCoordinator::Ready { attempt: number, port, resume }).await;
+        let lead = stores.first().map(port_of).transpose()?.map(|port| {
+            let Wanted { resume, generation, budget } = wanted;
+            Lead { port, resume, generation, budget }
+        });
+        link.send(ToCoordinator::Ready { lead }).await;
         let start = match link.start(console, signals).await? {
             Ok(start) => start,
             Err(reason) => return Ok(Err(reason)),
         };
-        link.first_rank = start.first_rank;
-        // Nodes report that they are ready after they have found it.
-        link.token = None;
+        link.follower.begin(start.attempt);
+        // Nodes report that they are ready after they have found it; with MIN:MAX others may come later.
+        link.token = link.token.take().filter(|_| nodes.min.is_some());
         let address = link.address.clone().or(start.address).unwrap_or_else(|| nodes.address.clone());
         // The one at which the nodes have reached this one.
         let is_there = |store: &TcpListener| store.local_addr().is_ok_and(|at| wire::host(at) == address);
@@ -288,9 +284,15 @@ impl Cluster {
         if let Some((_, name)) = interface.iter().find(|(key, _)| key == env::GLOO_SOCKET_IFNAME) {
             interfaces::check_for_workers(name, &interfaces::all()?)?;
         }
-        let ranks = Some(RankRange { first: start.first_rank, world_size: start.world_size });
-        let nodes = Nodes { address, ranks, interface, ..nodes.clone() };
-        Ok(Ok(AttemptStart { number, store, port: start.port, nodes, resume: Some(start.resume) }))
+        let ranks = Some(RankRange {
+            first: start.first_rank,
+            world_size: start.world_size,
+            full_world_size: start.full_world_size,
+        });
+        let nodes = Nodes { address, rank: start.node, ranks, interface, ..nodes.clone() };
+        let Lead { port, resume, generation, budget } = start.lead;
+        let wanted = Wanted { resume, generation, budget };
+        Ok(Ok(AttemptStart { number: start.attempt, store, port, nodes, wanted }))
     }
 
     /// The next message; none with a single node.
@@ -302,43 +304,28 @@ impl Cluster {
     }
 
     /// Passes a message on to the attempt.
-    pub fn deliver(&mut self, NodeMessage(message): NodeMessage, attempt: &mut Attempt, now: Instant) -> Vec<Action> {
+    pub fn deliver(
+        &mut self,
+        NodeMessage(message): NodeMessage,
+        attempt: &mut Attempt,
+        console: &Console,
+        now: Instant,
+    ) -> Vec<Action> {
         let Some(link) = &mut self.link else { return Vec::new() };
         match message {
-            ToNode::Heartbeat { workers } => {
-                attempt.on_remote_statuses(workers, now);
+            ToNode::Membership { text } => {
+                link.say_membership(text, console);
                 Vec::new()
             }
-            ToNode::PeerFailed { rank } => attempt.on_peer_failed(rank, now),
-            ToNode::PeerSaved { step } => attempt.on_peer_saved(step, now),
-            ToNode::Stop(stop) => {
-                link.sent_stop = true;
-                let mut actions = Vec::new();
-                if attempt.stop_reason().is_none() {
-                    actions.extend(attempt.on_stop(stop.reason, now));
-                }
-                if stop.again {
-                    actions.extend(attempt.on_stop(stop.reason, now));
-                }
-                actions
-            }
-            ToNode::News { text } => vec![Action::Say(text)],
-            ToNode::Lost(reason) | ToNode::Refused { message: reason, .. } => {
-                link.set_lost(reason);
-                attempt.on_peer_failed(0, now)
-            }
-            ToNode::Greeting { .. }
-            | ToNode::Welcome { .. }
-            | ToNode::Start(_)
-            | ToNode::Ended { .. }
-            | ToNode::Unknown => Vec::new(),
+            message => link.follower.deliver(message, attempt, now),
         }
     }
 
     /// Reports a stop that was requested on this node.
     pub async fn stop(&mut self, reason: StopReason, again: bool) {
         if let Some(link) = &mut self.link {
-            link.send_stop(reason, again).await;
+            let stop = link.follower.stop(reason, again);
+            link.send(stop).await;
         }
     }
 
@@ -346,16 +333,8 @@ impl Cluster {
     pub async fn report(&mut self, attempt: &Attempt, now: Instant) {
         let Some(link) = &mut self.link else { return };
         *link.statuses.borrow_mut() = (attempt.statuses(now), now);
-        if let Some(rank) = attempt.failed_rank().filter(|_| !link.sent_failure) {
-            link.sent_failure = true;
-            link.send(ToCoordinator::Failing { attempt: link.attempt, rank }).await;
-        }
-        if let Some(step) = attempt.emergency_step().filter(|_| !link.sent_saved) {
-            link.sent_saved = true;
-            link.send(ToCoordinator::Saved { attempt: link.attempt, step }).await;
-        }
-        if let Some(reason) = attempt.stop_reason().filter(|_| !link.sent_stop) {
-            link.send_stop(reason, false).await;
+        for message in link.follower.report(attempt) {
+            link.send(message).await;
         }
     }
 
@@ -363,26 +342,29 @@ impl Cluster {
     pub async fn finish(&mut self, result: AttemptResult, console: &Console, signals: &mut Signals) -> AttemptResult {
         let Some(link) = &mut self.link else { return result };
         link.statuses.borrow_mut().0.clear();
-        link.send(ToCoordinator::Ended { attempt: link.attempt, result: result.clone() }).await;
+        link.send(link.follower.ended(&result)).await;
+        if let Some(result) = link.follower.result_alone(&result, &link.coordinator) {
+            return result;
+        }
         loop {
-            if let Some(lost) = &link.lost {
-                return link.result_alone(result, lost);
-            }
             let message = tokio::select! {
                 message = link.next() => message,
                 request = signals.next() => {
                     if let Request::Stop(reason) = request {
-                        let again = link.sent_stop;
-                        link.send_stop(reason, again).await;
+                        let stop = link.follower.stop_late(reason);
+                        link.send(stop).await;
                     }
                     continue;
                 }
             };
             match message {
-                ToNode::Ended { attempt, result } if attempt == link.attempt => return result,
-                ToNode::Lost(reason) | ToNode::Refused { message: reason, .. } => link.set_lost(reason),
                 ToNode::News { text } => console.say(&text),
-                _ => {}
+                ToNode::Membership { text } => link.say_membership(text, console),
+                message => {
+                    if let Some(result) = link.follower.result_of_all(message, &result, &link.coordinator) {
+                        return result;
+                    }
+                }
             }
         }
     }

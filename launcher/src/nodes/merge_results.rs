@@ -38,6 +38,7 @@ pub fn merge(mut results: Vec<AttemptResult>) -> AttemptResult {
         saved_step: results.iter().filter_map(|result| result.saved_step).max(),
         ran: results.iter().map(|result| result.ran).max().unwrap_or(Duration::ZERO),
         lost_nodes: results.into_iter().flat_map(|result| result.lost_nodes).collect(),
+        goes_on: false,
     }
 }
 
@@ -57,6 +58,7 @@ mod tests {
             saved_step: None,
             ran: Duration::from_secs(5),
             lost_nodes: Vec::new(),
+            goes_on: false,
         }
     }
 

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use fnet_protocol::message::StopReason;
 use serde::{Deserialize, Serialize};
 
+use crate::attempt::restart::RestartBudget;
 use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 
 /// Version of these messages.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// Maximum length of a line; a node of a thousand workers stays far below.
 pub const MAX_LINE: usize = 1 << 20;
 /// Maximum length of an error that a node reports in its introduction.
@@ -26,10 +27,13 @@ const MAX_WORKERS: usize = 4096;
 pub struct Hello {
     /// [`PROTOCOL`] of the sender.
     pub protocol: u32,
-    /// Rank of the node.
+    /// Rank of the node; with MIN:MAX the one that it would like to have.
     pub node: usize,
-    /// Number of nodes (`--nnodes`).
+    /// Number of nodes: N or MAX of `--nnodes`.
     pub nodes: usize,
+    /// MIN of `--nnodes MIN:MAX`.
+    #[serde(default)]
+    pub min_nodes: Option<usize>,
     /// Number of its workers.
     pub workers: usize,
     /// Its host name.
@@ -56,7 +60,7 @@ impl Hello {
     /// Whether it is plausible by itself.
     pub fn is_sound(&self) -> bool {
         let is_word = |text: &str| !text.is_empty() && text.len() <= 255 && !text.chars().any(char::is_control);
-        self.node < self.nodes
+        self.min_nodes.map_or(self.node < self.nodes, |min| (1..=self.nodes).contains(&min))
             && (1..=MAX_WORKERS).contains(&self.workers)
             && is_word(&self.host)
             && self.failed.as_ref().is_none_or(|failed| failed.message.len() <= MAX_ERROR)
@@ -71,14 +75,10 @@ impl Hello {
 pub enum ToCoordinator {
     /// The first message.
     Hello(Hello),
-    /// The node is ready to start this attempt.
+    /// The node is ready to start the next attempt.
     Ready {
-        /// Number of the attempt, from 0.
-        attempt: u32,
-        /// Node 0 only: port of the store.
-        port: Option<u16>,
-        /// Node 0 only: whether to resume from the newest checkpoint.
-        resume: bool,
+        /// Node 0 only: what it has prepared.
+        lead: Option<Lead>,
     },
     /// The heartbeat of the node, sent every second.
     Heartbeat {
@@ -148,8 +148,18 @@ pub enum ToNode {
         /// One line.
         text: String,
     },
+    /// A node has joined or left: a line for the user.
+    Membership {
+        /// One line.
+        text: String,
+    },
     /// Start the workers.
-    Start(StartAttempt),
+    Start(Box<StartAttempt>),
+    /// Save and stop, because other nodes take part from then on.
+    Regroup {
+        /// At the end of this step, and not at the next checkpoint.
+        at_once: bool,
+    },
     /// The heartbeat of the coordinator.
     Heartbeat {
         /// The workers of all other nodes that have not exited.
@@ -191,21 +201,36 @@ pub struct StopRequest {
     pub again: bool,
 }
 
+/// What node 0 has prepared for an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    /// Port of the store.
+    pub port: u16,
+    /// Whether to resume from the newest checkpoint.
+    pub resume: bool,
+    /// The generation that the attempt has of the work folder.
+    pub generation: Option<u64>,
+    /// The restarts that are left, which a node that joins later does not know.
+    pub budget: RestartBudget,
+}
+
 /// How to start the workers of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartAttempt {
     /// Number of the attempt, from 0.
     pub attempt: u32,
+    /// Number of the node.
+    pub node: usize,
     /// Rank of the node's first worker.
     pub first_rank: usize,
     /// Number of workers of all nodes.
     pub world_size: usize,
+    /// The same if all nodes were there.
+    pub full_world_size: usize,
     /// Address of the store, if it differs from that at which the node has reached the coordinator.
     pub address: Option<String>,
-    /// Port of the store.
-    pub port: u16,
-    /// Whether to resume from the newest checkpoint.
-    pub resume: bool,
+    /// What node 0 has prepared.
+    pub lead: Lead,
 }
 
 #[cfg(test)]
@@ -217,7 +242,7 @@ mod tests {
     pub fn hello(node: usize) -> Hello {
         let settings = [("--device".to_owned(), "cpu".to_owned())].into();
         let (host, job, failed) = ("a".into(), "train cfg".into(), None);
-        Hello { protocol: PROTOCOL, node, nodes: 2, workers: 1, host, job, settings, failed }
+        Hello { protocol: PROTOCOL, node, nodes: 2, min_nodes: None, workers: 1, host, job, settings, failed }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The launcher of node 0 listens on the master port ([`listener`]); the others dial until they reach it ([`dial`]). Its
 //! coordinator checks that they match ([`admission`]) and decides for all of them ([`coordinator`], [`merge_results`]);
-//! each launcher supervises its own workers and follows those decisions ([`link`]). The store of the workers has a separate
+//! each launcher supervises its own workers and follows those decisions ([`follower`], [`link`]). The store of the workers has a separate
 //! port, which is announced at each start.
 //!
 //! With a secret, both sides of a connection prove that they know it before anything is told ([`auth`]). Without one, the
@@ -13,6 +13,7 @@ mod admission;
 mod auth;
 mod coordinator;
 mod dial;
+mod follower;
 mod hello;
 mod join;
 mod link;
@@ -25,5 +26,5 @@ mod token;
 mod wire;
 
 pub use join::{join, report_failure};
-pub use link::{AttemptStart, Cluster};
+pub use link::{AttemptStart, Cluster, Membership, Wanted};
 pub use token::Token;

@@ -17,7 +17,7 @@ use std::env::{var, var_os};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, LaunchOptions, WorkerCommand};
+use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, LaunchOptions, NodeCount, WorkerCommand};
 use fnet_protocol::env;
 use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
 
@@ -28,7 +28,7 @@ use self::gpu::Detection;
 use self::rendezvous::Nodes;
 use self::topology::Topology;
 use crate::console::Console;
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::text;
 
 /// Settings of the allocator on the CPU. Every step needs the same large tensors; if their memory were returned to the
@@ -86,11 +86,18 @@ impl Plan {
             rendezvous::refuse_solo(options, |name| var(name).ok())?;
         }
         let nodes = if single {
-            let one_node = LaunchOptions { nnodes: Some(1), node_rank: None, ..options.clone() };
+            let nnodes = Some(NodeCount { max: 1, min: None });
+            let one_node = LaunchOptions { nnodes, node_rank: None, ..options.clone() };
             rendezvous::resolve(&one_node, |_| None)?
         } else {
             rendezvous::resolve(options, |name| var(name).ok())?
         };
+        if let (Some(min), false) = (nodes.min, matches!(command, WorkerCommand::Train(_))) {
+            return Err(Error::usage(format!(
+                "--nnodes {min}:{}: only train can go on with other nodes; give the number of nodes",
+                nodes.count
+            )));
+        }
         if let Some(name) = &options.iface {
             interfaces::check(name, &interfaces::all()?)?;
         }
@@ -107,7 +114,8 @@ impl Plan {
             by_bus: visible.is_none() && by_bus,
             devices,
         };
-        if let WorkerCommand::Train(train) = command {
+        // A node that comes later finds the checkpoints of the job that it joins.
+        if let (WorkerCommand::Train(train), true) = (command, plan.nodes.min.is_none() || plan.nodes.rank == 0) {
             inputs::check_overwrite(launch, train, &plan.checkpoints()?)?;
         }
         let warnings = checks.finish(&plan.devices, plan.world_size(), &plan.logs, by_bus)?;
@@ -149,7 +157,7 @@ impl Plan {
     }
 
     /// Environment variables of worker `index` of this node; `port` is that of the store.
-    pub fn variables(&self, index: usize, port: u16, restarts: u32) -> Vec<(String, String)> {
+    pub fn variables(&self, index: usize, port: u16, restarts: u32, generation: Option<u64>) -> Vec<(String, String)> {
         let local = self.devices.workers();
         let ranks = self.nodes.rank_range(local);
         let mut variables: Vec<(String, String)> = [
@@ -167,6 +175,12 @@ impl Plan {
         .map(|(name, value)| (name.to_owned(), value))
         .into();
         variables.extend(self.nodes.interface.iter().cloned());
+        if self.nodes.min.is_some() {
+            variables.push((env::FULL_WORLD_SIZE.to_owned(), ranks.full_world_size.to_string()));
+        }
+        if let Some(generation) = generation {
+            variables.push((env::GENERATION.to_owned(), generation.to_string()));
+        }
         if let Some(threads) = self.binding.threads {
             variables.push((env::OMP_NUM_THREADS.to_owned(), threads.to_string()));
         }
@@ -201,8 +215,9 @@ impl Plan {
         let nodes = match self.nodes.count {
             1 => String::new(),
             count => format!(
-                ", node {} of {count}, rendezvous at {}, port {}",
+                ", node {} of {}{count}, rendezvous at {}, port {}",
                 self.nodes.rank,
+                self.nodes.min.map_or_else(String::new, |min| format!("{min} to ")),
                 self.nodes.address,
                 self.nodes.port.unwrap_or(0)
             ),
@@ -212,7 +227,7 @@ impl Plan {
 }
 
 /// Variables in the environment of the launcher that have no meaning, or another one, for its workers.
-pub const NOT_INHERITED: [&str; 7] = [
+pub const NOT_INHERITED: [&str; 9] = [
     env::CONTROL,
     env::STATUS_FD,
     env::STORE_FD,
@@ -220,6 +235,8 @@ pub const NOT_INHERITED: [&str; 7] = [
     env::PORT,
     env::WORKER,
     env::JOB_SECRET,
+    env::GENERATION,
+    env::FULL_WORLD_SIZE,
 ];
 
 /// Removes the variables of a job from the environment of a single worker.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::cli::{LaunchOptions, NodeCount};
 use fnet_protocol::env;
 
 use super::secret::Secret;
@@ -16,9 +16,11 @@ const MIN_PORT: u16 = 1024;
 /// The nodes of a job, and the rank of this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nodes {
-    /// Number of nodes.
+    /// Number of nodes; MAX of `--nnodes MIN:MAX`.
     pub count: usize,
-    /// Rank of this node.
+    /// MIN of `--nnodes MIN:MAX`.
+    pub min: Option<usize>,
+    /// Rank of this node; with MIN:MAX the one that it would like to have, until an attempt starts.
     pub rank: usize,
     /// Name or address of node 0.
     pub address: String,
@@ -39,6 +41,8 @@ pub struct RankRange {
     pub first: usize,
     /// Number of workers of all nodes.
     pub world_size: usize,
+    /// The same if all nodes were there.
+    pub full_world_size: usize,
 }
 
 impl Nodes {
@@ -52,7 +56,8 @@ impl Nodes {
 
     /// The ranks of this node's `workers`; before the nodes have joined, as if all nodes had as many.
     pub fn rank_range(&self, workers: usize) -> RankRange {
-        self.ranks.unwrap_or(RankRange { first: self.rank * workers, world_size: self.count * workers })
+        let world_size = self.count * workers;
+        self.ranks.unwrap_or(RankRange { first: self.rank * workers, world_size, full_world_size: world_size })
     }
 }
 
@@ -107,10 +112,14 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         }
     };
     let interface = interface(options.iface.as_deref(), lookup);
-    let count = number(options.nnodes, env::NNODES, 1)?;
-    if count == 0 {
-        return Err(Error::usage("the number of nodes is 0 (--nnodes, NNODES); expected 1 or more"));
-    }
+    let nnodes = match (options.nnodes, lookup(env::NNODES)) {
+        (Some(given), _) => given,
+        (None, None) => NodeCount { max: 1, min: None },
+        (None, Some(text)) => {
+            text.trim().parse().map_err(|why| Error::usage(format!("{}={text}: {why}", env::NNODES)))?
+        }
+    };
+    let NodeCount { max: count, min } = nnodes;
     if count == 1 {
         if let Some(rank @ 1..) = options.node_rank {
             return Err(Error::usage(format!("--node-rank {rank} needs --nnodes {} or more", rank + 1)));
@@ -124,7 +133,7 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         return Ok(Nodes { count, rank: 0, address, port, interface, ..Nodes::default() });
     }
     let rank = number(options.node_rank, env::NODE_RANK, 0)?;
-    if rank >= count {
+    if rank >= count && min.is_none() {
         return Err(Error::usage(format!("node rank {rank} of {count} nodes: expected 0 to {}", count - 1)));
     }
     let Some(address) = options.master_addr.clone().or_else(|| lookup(env::MASTER_ADDR)) else {
@@ -134,7 +143,7 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
     };
     let (address, port) = (without_brackets(&address), Some(port(options, lookup)?));
     let secret = Secret::find(options, variable)?;
-    Ok(Nodes { count, rank, address, port, ranks: None, interface, secret })
+    Ok(Nodes { count, min, rank, address, port, ranks: None, interface, secret })
 }
 
 /// `[::1]` as `::1`: brackets are needed only before a port.
@@ -270,7 +279,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_refused() {
-        for flags in ["--nnodes 2", "--nnodes 0", "--nnodes 2 --node-rank 2 --master-addr a", "--node-rank 1"] {
+        for flags in ["--nnodes 2", "--nnodes 2 --node-rank 2 --master-addr a", "--node-rank 1"] {
             assert_eq!(with(flags, &[]).unwrap_err().code, exit::USAGE, "{flags}");
         }
     }
@@ -305,8 +314,8 @@ mod tests {
     #[test]
     fn until_the_nodes_have_joined_all_count_as_equal() {
         let nodes = Nodes { count: 3, rank: 2, ..Nodes::default() };
-        assert_eq!(nodes.rank_range(4), RankRange { first: 8, world_size: 12 });
-        let joined = Nodes { ranks: Some(RankRange { first: 5, world_size: 9 }), ..nodes };
-        assert_eq!(joined.rank_range(4), RankRange { first: 5, world_size: 9 });
+        assert_eq!(nodes.rank_range(4), RankRange { first: 8, world_size: 12, full_world_size: 12 });
+        let range = RankRange { first: 5, world_size: 9, full_world_size: 12 };
+        assert_eq!(Nodes { ranks: Some(range), ..nodes }.rank_range(4), range);
     }
 }

@@ -59,7 +59,7 @@ fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
     let nodes = Nodes { count: 2, rank: 1, address: "a".into(), port: Some(29_500), ..Nodes::default() };
     let plan = plan(Devices::Cuda(vec!["5".into(), "3".into()]), nodes);
     assert_eq!(plan.ranks(), [2, 3]);
-    let variables = plan.variables(1, 29_500, 4);
+    let variables = plan.variables(1, 29_500, 4, Some(7));
     for (name, expected) in [
         (env::RANK, "3"),
         (env::LOCAL_RANK, "1"),
@@ -71,6 +71,7 @@ fn every_worker_has_its_rank_and_sees_its_own_gpu_only() {
         (env::DEVICE, "cuda"),
         (env::CUDA_VISIBLE_DEVICES, "3"),
         (env::OMP_NUM_THREADS, "2"),
+        (env::GENERATION, "7"),
     ] {
         assert_eq!(value(&variables, name), Some(expected), "{name}");
     }
@@ -82,7 +83,7 @@ fn the_allocator_of_each_device_is_set_up_unless_the_user_decides() {
     let (cpu, gpu) = (Devices::Cpu(2), Devices::Cuda(vec!["0".into()]));
     let found = |devices: &Devices, tune_memory| {
         let nodes = Nodes { count: 1, address: "127.0.0.1".into(), ..Nodes::default() };
-        let variables = Plan { tune_memory, ..plan(devices.clone(), nodes) }.variables(0, 1, 0);
+        let variables = Plan { tune_memory, ..plan(devices.clone(), nodes) }.variables(0, 1, 0, None);
         [env::GLIBC_TUNABLES, env::PYTORCH_ALLOC_CONF].map(|name| value(&variables, name).map(str::to_owned))
     };
     assert_eq!(found(&cpu, true), [Some(CPU_ALLOCATOR.to_owned()), None]);

@@ -10,10 +10,11 @@ use fnet_protocol::message::{FromWorker, Phase, Progress};
 use fnet_protocol::{exit, work_dir::Writer};
 
 use super::files::{self, Files, Level};
-use super::{GpuUse, JobEnd, JobStatus, RankState, Restart, SavedCheckpoint, now};
+use super::{GpuUse, JobEnd, JobStatus, MembershipChange, RankState, Restart, SavedCheckpoint, now};
 use crate::attempt::cause::Cause;
 use crate::attempt::status::{JobStage, RankStatus};
 use crate::attempt::{Attempt, Event};
+use crate::nodes::Membership;
 use crate::plan::devices::Devices;
 use crate::plan::nvml::{self, GpuState};
 use crate::plan::{Plan, gpu};
@@ -21,6 +22,8 @@ use crate::text;
 
 /// Interval of the writes while the launcher waits.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Lines about nodes that have joined or left in the status.
+const MAX_MEMBERSHIP: usize = 20;
 /// Interval of the questions to the driver about the GPUs.
 const GPU_INTERVAL: Duration = Duration::from_secs(15);
 /// Time for the driver to answer.
@@ -42,6 +45,10 @@ pub struct Keeper {
     first_images: Option<(u64, Instant)>,
     /// Whether the last step, or all images of the evaluation in progress, were done when last asked.
     was_complete: bool,
+    /// Restarts that the text log has.
+    logged_restarts: usize,
+    /// Lines about nodes that have joined or left, which are not in the status yet.
+    membership: Membership,
     gpus: Arc<Mutex<Vec<GpuUse>>>,
 }
 
@@ -73,6 +80,7 @@ impl Keeper {
             slowest: None,
             checkpoint: None,
             restarts: Vec::new(),
+            membership: Vec::new(),
             lost_seconds: 0.0,
             ranks: Vec::new(),
             gpus: Vec::new(),
@@ -86,7 +94,20 @@ impl Keeper {
         // Without a thread, the job runs without these files.
         let files = folder.and_then(|folder| Files::start(folder).ok());
         let (losing, first_images, was_complete) = (None, None, false);
-        let mut keeper = Self { status, files, began, unwritten, furthest, losing, first_images, was_complete, gpus };
+        let (logged_restarts, membership) = (0, Membership::default());
+        let mut keeper = Self {
+            status,
+            files,
+            began,
+            unwritten,
+            furthest,
+            losing,
+            first_images,
+            was_complete,
+            logged_restarts,
+            membership,
+            gpus,
+        };
         keeper.event(Level::Info, &format!("start: {}", keeper.status.command.clone()));
         keeper
     }
@@ -126,14 +147,33 @@ impl Keeper {
                 done = &mut work => return done,
                 () = tokio::time::sleep(WRITE_INTERVAL) => {
                     self.update_gpus();
+                    self.note_membership();
                     self.write();
                 }
             }
         }
     }
 
-    /// The workers start. What an earlier attempt did last is kept.
-    pub fn begin_attempt(&mut self) {
+    /// From now on, lines about nodes that join or leave go to the status and the text log.
+    pub fn watch_membership(&mut self, membership: Membership) {
+        self.membership = membership;
+    }
+
+    fn note_membership(&mut self) {
+        let lines = std::mem::take(&mut *self.membership.borrow_mut());
+        for text in lines {
+            if self.status.membership.len() >= MAX_MEMBERSHIP {
+                self.status.membership.remove(0);
+            }
+            self.status.membership.push(MembershipChange { at: now(), text: text.clone() });
+            self.event(Level::Info, &text);
+        }
+    }
+
+    /// The workers of a job of `world_size` start. What an earlier attempt did last is kept.
+    pub fn begin_attempt(&mut self, world_size: usize) {
+        self.note_membership();
+        self.status.world_size = world_size;
         self.status.problem = None;
         (self.status.evaluating, self.first_images) = (None, None);
         self.set_stage(JobStage::Running);
@@ -161,7 +201,9 @@ impl Keeper {
             std::mem::take(&mut self.unwritten).into_iter().for_each(|line| files.append(&log, line));
         }
         self.status.log = Some(log);
-        if let Some(last) = self.status.restarts.last() {
+        let is_new = self.status.restarts.len() > self.logged_restarts;
+        self.logged_restarts = self.status.restarts.len();
+        if let (Some(last), true) = (self.status.restarts.last(), is_new) {
             let text =
                 format!("restart {} after rank {} failed: {}", self.status.restarts.len(), last.rank, last.reason);
             self.event(Level::Info, &text);
@@ -218,6 +260,7 @@ impl Keeper {
     /// A second has passed.
     pub fn on_tick(&mut self, attempt: &Attempt, at: Instant) {
         self.count_images(attempt, at);
+        self.note_membership();
         let status = &mut self.status;
         (status.stage, status.problem) = attempt.stage();
         let seconds = |time: Duration| time.as_secs_f64();
@@ -253,6 +296,7 @@ impl Keeper {
 
     /// The job has ended with this code, because of `error` if the launcher itself has failed.
     pub fn end(&mut self, exit_code: i32, error: Option<&str>) {
+        self.note_membership();
         let is_failure = !matches!(exit_code, exit::SUCCESS | exit::STOPPED | exit::INTERRUPTED);
         let status = &mut self.status;
         let reason = error.map(str::to_owned).or(status.problem.take()).filter(|_| is_failure);

@@ -70,6 +70,9 @@ pub struct JobStatus {
     /// The restarts so far.
     #[serde(default)]
     pub restarts: Vec<Restart>,
+    /// The last nodes that have joined or left.
+    #[serde(default)]
+    pub membership: Vec<MembershipChange>,
     /// Seconds without progress because of failures: from the last step before each to the first new step after it.
     #[serde(default)]
     pub lost_seconds: f64,
@@ -106,6 +109,15 @@ pub struct Restart {
     pub exit_code: i32,
     /// What happened.
     pub reason: String,
+}
+
+/// A node has joined or left.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MembershipChange {
+    /// When that was noticed.
+    pub at: f64,
+    /// What happened.
+    pub text: String,
 }
 
 /// A rank that has not exited.

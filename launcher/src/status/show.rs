@@ -205,6 +205,9 @@ pub fn page(status: &JobStatus, judged: Verdict, now: f64) -> String {
         let Some(first) = restart.reason.lines().next() else { continue };
         row("", format!("{}: rank {} failed, code {}: {first}", date(restart.at), restart.rank, restart.exit_code));
     }
+    for (index, change) in status.membership.iter().enumerate() {
+        row(if index == 0 { "nodes" } else { "" }, format!("{}: {}", date(change.at), change.text));
+    }
     if let Some(log) = &status.log {
         row("log", log.display().to_string());
     }

@@ -48,6 +48,7 @@ fn status() -> JobStatus {
         }),
         slowest: Some((1, 0.25)),
         checkpoint: None,
+        membership: vec![MembershipChange { at: 1500.0, text: "node 2 (c) has left".into() }],
         restarts: vec![Restart { at: 1500.0, rank: 1, exit_code: 4, reason: "killed by SIGKILL".into() }],
         lost_seconds: 100.0,
         ranks: vec![rank(0), rank(1)],

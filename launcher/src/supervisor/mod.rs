@@ -8,7 +8,6 @@ mod procfs;
 pub mod reaper;
 mod report;
 mod resolved_config;
-mod restart;
 mod streams;
 mod workdir_lock;
 mod workers;
@@ -18,22 +17,23 @@ use std::fs::File;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::{Launch, LaunchOptions, WorkerCommand};
+use fnet_protocol::cli::{Launch, LaunchOptions, Resume, WorkerCommand};
 use fnet_protocol::message::StopReason;
-use fnet_protocol::{exit, work_dir};
+use fnet_protocol::work_dir::CheckpointFile;
+use fnet_protocol::{exit, generation, work_dir};
 use tokio::sync::mpsc;
 
 use self::reaper::Reaper;
-use self::restart::{Decision, RestartBudget};
 use self::workers::Starter;
 use crate::attempt::cause::Cause;
 use crate::attempt::hang::Limits;
+use crate::attempt::restart::{Decision, RestartBudget};
 use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::JobStage;
 use crate::attempt::{Action, Attempt, Event};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
-use crate::nodes::{self, AttemptStart, Cluster, Token};
+use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
 use crate::signals::{Request, Signals};
 use crate::status::{Keeper, Level, show};
@@ -137,6 +137,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
             return Err(error);
         }
     };
+    keeper.watch_membership(cluster.membership());
     let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster, keeper };
     let ended = supervisor.run().await;
     console.clear_line();
@@ -158,6 +159,19 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
     Ok(ended.unwrap_or_else(|error| error.code))
 }
 
+/// Takes the next generation of the work folder of a training, on node 0, after the one that the last attempt had.
+async fn take_generation(plan: &Plan, last: Option<u64>) -> Result<Option<u64>> {
+    let folder = match &plan.command {
+        WorkerCommand::Train(train) if plan.nodes.rank == 0 => train.folder(),
+        _ => return Ok(None),
+    };
+    let file = folder.clone();
+    let taken = tokio::task::spawn_blocking(move || generation::take(&file, last)).await;
+    let taken = taken.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let taken = taken.doing(|| format!("counting the attempts in {}", folder.display()))?;
+    taken.map(Some).ok_or_else(|| Error::usage(work_dir::busy(&folder)))
+}
+
 /// A job in progress.
 struct Supervisor<'a> {
     options: &'a LaunchOptions,
@@ -174,31 +188,50 @@ impl Supervisor<'_> {
     async fn run(&mut self) -> Result<i32> {
         let old_checkpoints = self.plan.checkpoints()?;
         let mut budget = RestartBudget::new(self.options);
-        loop {
+        let mut generation = None;
+        for number in 0.. {
             self.keeper.set_stage(JobStage::Waiting);
-            let (nodes, resume) = (&self.plan.nodes, self.plan.resume);
-            let start = self.cluster.begin(nodes, budget.total(), resume, &self.console, &mut self.signals);
-            let start = match self.keeper.during(start).await? {
-                Ok(start) => start,
-                Err(reason) => return Ok(self.say_stopped(reason, true)),
+            let taken = self.signals.unless_stopped(take_generation(&self.plan, generation));
+            generation = match self.keeper.during(taken).await {
+                Ok(taken) => taken?,
+                Err(reason) => {
+                    self.cluster.stop(reason, false).await;
+                    return Ok(self.say_stopped(reason, true));
+                }
+            };
+            let wanted = Wanted { resume: self.plan.resume, generation, budget: budget.clone() };
+            let start = self.cluster.begin(&self.plan.nodes, number, wanted, &self.console, &mut self.signals);
+            let start = match self.keeper.during(start).await {
+                Ok(Ok(start)) => start,
+                Ok(Err(reason)) => return Ok(self.say_stopped(reason, true)),
+                Err(error) => {
+                    let code = self.code_of_loss(error.code);
+                    return Err(Error::new(code, error.message()));
+                }
             };
             self.plan.nodes = start.nodes.clone();
-            self.plan.resume = start.resume.unwrap_or(resume);
+            (self.plan.resume, budget) = (start.wanted.resume, start.wanted.budget.clone());
             let result = self.attempt(start).await?;
             self.console.clear_line();
             let cause = match &result.end {
                 AttemptEnd::Done => return Ok(exit::SUCCESS),
+                AttemptEnd::Stopped { .. } if result.goes_on => {
+                    budget.note(&result);
+                    self.plan.resume = self.has_new_checkpoint(&budget, &old_checkpoints);
+                    self.tell("going on with other nodes");
+                    continue;
+                }
                 AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved)),
                 AttemptEnd::Failed { cause, .. } => cause,
             };
             let is_plain = report::is_plain(cause, &self.plan);
             self.keeper.on_failure(cause);
             self.report(cause, budget.total(), is_plain).await;
-            if !result.lost_nodes.is_empty() {
+            if !result.lost_nodes.is_empty() && !result.goes_on {
                 let lost = text::list(&result.lost_nodes);
                 let are = if result.lost_nodes.len() == 1 { "is" } else { "are" };
                 self.tell(&format!("not restarted: {lost} {are} lost; start the job again on all nodes"));
-                return Ok(cause.exit_code);
+                return Ok(self.code_of_loss(cause.exit_code));
             }
             match budget.decide(self.plan.is_train(), &result, cause) {
                 Decision::GiveUp(reason) => {
@@ -208,13 +241,13 @@ impl Supervisor<'_> {
                     return Ok(cause.exit_code);
                 }
                 Decision::Restart { pause, reason } => {
-                    let newest = self.plan.checkpoints().unwrap_or_default().into_iter().next();
-                    // The folder before and after is compared, because the clock of a file server may differ.
-                    let is_new = newest.is_some_and(|newest| !old_checkpoints.contains(&newest));
-                    self.plan.resume = budget.has_checkpoint() || is_new;
-                    let (seconds, position) = (pause.as_secs(), budget.position());
+                    self.plan.resume = self.has_new_checkpoint(&budget, &old_checkpoints);
                     self.keeper.on_restart(cause);
-                    self.tell(&format!("restarting in {seconds} s ({position}): {reason}"));
+                    let (seconds, position) = (pause.as_secs(), budget.position());
+                    match reason {
+                        Some(reason) => self.tell(&format!("restarting in {seconds} s ({position}): {reason}")),
+                        None => self.tell(&format!("going on without {}", text::list(&result.lost_nodes))),
+                    }
                     let paused = self.signals.unless_stopped(tokio::time::sleep(pause));
                     if let Err(reason) = self.keeper.during(paused).await {
                         self.cluster.stop(reason, false).await;
@@ -223,6 +256,23 @@ impl Supervisor<'_> {
                 }
             }
         }
+        Err(Error::bug("there are no more numbers for attempts"))
+    }
+
+    /// Whether this job has written a checkpoint from which it can go on.
+    fn has_new_checkpoint(&self, budget: &RestartBudget, before: &[CheckpointFile]) -> bool {
+        let newest = self.plan.checkpoints().unwrap_or_default().into_iter().next();
+        // The folder before and after is compared, because the clock of a file server may differ.
+        budget.has_checkpoint() || newest.is_some_and(|newest| !before.contains(&newest))
+    }
+
+    /// The exit code if a node is lost without which the job cannot go on: with `--auto-resume` or MIN:MAX whatever started the
+    /// job shall start it again.
+    fn code_of_loss(&self, code: i32) -> i32 {
+        let WorkerCommand::Train(train) = &self.plan.command else { return code };
+        let starts_again =
+            train.auto_resume || matches!(train.resume, Some(Resume::Auto(_))) || self.plan.nodes.min.is_some();
+        if starts_again && code == exit::WORKER_LOST { exit::STOPPED } else { code }
     }
 
     /// Runs the workers once.
@@ -242,7 +292,7 @@ impl Supervisor<'_> {
             silence: seconds(self.options.silence_timeout),
         };
         let (ranks, grace) = (self.plan.ranks(), seconds(self.options.grace));
-        self.keeper.begin_attempt();
+        self.keeper.begin_attempt(self.plan.world_size());
         let mut attempt = Attempt::new(&ranks, self.plan.is_train(), grace, limits, Instant::now());
         loop {
             // In this order, messages are processed before a worker is judged for its silence.
@@ -269,7 +319,7 @@ impl Supervisor<'_> {
                     self.keeper.on_event(&event);
                     attempt.on_event(index, event, Instant::now())
                 }
-                message = self.cluster.next() => self.cluster.deliver(message, &mut attempt, Instant::now()),
+                message = self.cluster.next() => self.cluster.deliver(message, &mut attempt, &self.console, Instant::now()),
                 () = tokio::time::sleep_until(attempt.next_tick().into()) => {
                     (0..ranks.len()).for_each(|index| workers.read_status(index, &mut attempt));
                     let actions = attempt.on_tick(Instant::now());

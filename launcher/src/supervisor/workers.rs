@@ -154,7 +154,7 @@ impl<'a> Starter<'a> {
         let mut log = Log::new(log);
         let (control, their_control) = process::control_pair()?;
         let (status_page, their_page) = process::shared_page(status::BYTES)?;
-        let mut variables = self.plan.variables(index, port, number);
+        let mut variables = self.plan.variables(index, port, number, self.start.wanted.generation);
         variables.push((env::CONTROL.to_owned(), their_control.as_raw_fd().to_string()));
         variables.push((env::STATUS_FD.to_owned(), their_page.as_raw_fd().to_string()));
         let mut inherited: Vec<OwnedFd> = vec![their_control, their_page];

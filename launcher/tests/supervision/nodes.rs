@@ -24,7 +24,7 @@ impl Nodes {
     }
 
     /// Node `rank` of `count`; `more` is added to the line.
-    fn node(&self, deeds: &str, rank: usize, count: usize, more: &str) -> Command {
+    fn node(&self, deeds: &str, rank: usize, count: impl std::fmt::Display, more: &str) -> Command {
         let port = self.port;
         let line = format!(
             "--device cpu --nproc 1 --nnodes {count} --node-rank {rank} --master-addr 127.0.0.1 --master-port {port} {more}"
@@ -296,6 +296,39 @@ fn several_lost_nodes_are_named_in_one_sentence() {
 }
 
 #[test]
+fn a_spare_replaces_a_lost_node_and_without_one_the_job_ends_for_whatever_starts_it_again() {
+    let nodes = Nodes::new();
+    let spawn = |rank: usize| {
+        let mut command = nodes.node("survive", rank, "2:2", "--elastic-settle 60 --join-timeout 2 train cfg.toml");
+        let words = fs::File::create(nodes.scene.path(&format!("told_{rank}"))).unwrap();
+        command.stdout(Stdio::null()).stderr(words).spawn().unwrap()
+    };
+    let told = |rank: usize, text: &str| nodes.scene.read(&format!("told_{rank}")).contains(text);
+    let wait = |what: &str, condition: &dyn Fn() -> bool| until(what, Duration::from_secs(60), condition);
+    let [mut first, mut second] = [0, 1].map(spawn);
+    wait("both work", &|| [0, 1].iter().all(|rank| nodes.scene.path(&format!("ready_{rank}")).exists()));
+    let mut spare = spawn(7);
+    wait("the spare waits", &|| told(7, "it replaces a node that leaves"));
+    let lose = |lost: &mut Child| {
+        fs::remove_file(nodes.scene.path("ready_1")).unwrap();
+        lost.kill().unwrap();
+        lost.wait().unwrap();
+    };
+    lose(&mut second);
+    wait("the spare works", &|| nodes.scene.path("ready_1").exists());
+    lose(&mut spare);
+    assert_eq!(first.wait().unwrap().code(), Some(75), "{}", nodes.scene.read("told_0"));
+    for text in [
+        "going on without node 1 (",
+        "attempt 2 on nodes 0, 2",
+        "1 node of at least 2 (--nnodes) left, and no other joined within 2 s",
+    ] {
+        assert!(told(0, text), "{text}: {}", nodes.scene.read("told_0"));
+    }
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
 fn strangers_at_the_port_do_no_harm() {
     let nodes = Nodes::new();
     let port = nodes.port;
@@ -306,7 +339,7 @@ fn strangers_at_the_port_do_no_harm() {
         until("node 0 listens", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
         });
-        let sound = r#"{"type":"hello","protocol":3,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
+        let sound = r#"{"type":"hello","protocol":4,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
         for words in [
             "GET / HTTP/1.1\r\n\r\n".to_owned(),
             "\n".to_owned(),

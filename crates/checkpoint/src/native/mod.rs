@@ -82,6 +82,9 @@ pub struct State {
     pub evaluation_due: bool,
     /// The checkpoint was written only because its job was stopped or aborted. The next regular checkpoint replaces it.
     pub transient: bool,
+    /// The generation of the work folder that the attempt had which wrote it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// Steps of the whole job, as planned when the checkpoint was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_steps: Option<usize>,
@@ -239,14 +242,14 @@ impl Checkpoint {
     /// Errors: an environment error if the disk is full or the folder cannot be written; an existing file at `path` is
     /// unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.write(path.as_ref(), &AtomicU64::default())
+        self.write(path.as_ref(), &AtomicU64::default(), || Ok(()))
     }
 
-    /// Like [`Checkpoint::save`]; counts the bytes in `written`.
-    fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
+    /// Like [`Checkpoint::save`]; counts the bytes in `written`, and asks `permit` before an existing file is replaced.
+    fn write(&self, path: &Path, written: &AtomicU64, permit: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
         let prepared = format::prepare(&self.tensors, &self.meta);
         let prepared = prepared.with_context(|| format!("writing the checkpoint {}", path.display()))?;
-        atomic::write(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }))
+        atomic::write_if(path, prepared.size(), |file| prepared.write_to(&mut Counted { file, written }), permit)
     }
 
     /// Reads a checkpoint and verifies every byte. `latest.ckpt` is resolved.
@@ -292,9 +295,9 @@ impl Checkpoint {
 }
 
 impl Snapshot {
-    /// Like [`Checkpoint::save`]; counts the bytes in `written`.
-    pub fn write(&self, path: &Path, written: &AtomicU64) -> Result<()> {
-        self.0.write(path, written)
+    /// Like [`Checkpoint::save`]; counts the bytes in `written`, and asks `permit` before an existing file is replaced.
+    pub fn write(&self, path: &Path, written: &AtomicU64, permit: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
+        self.0.write(path, written, permit)
     }
 
     /// The metadata.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fnet_common::atomic;
 use fnet_common::{Error, Result};
+use fnet_protocol::generation::Fence;
 
 use super::Snapshot;
 use super::folder::CheckpointFolder;
@@ -45,6 +46,8 @@ struct Queue {
     busy: bool,
     /// Why the newest checkpoint is not written yet, after a failed attempt.
     trouble: Option<String>,
+    /// Why nothing is written any more.
+    refusal: Option<String>,
     /// [`Writer::finish`] is waiting.
     awaited: bool,
     /// No more tasks will be added.
@@ -71,11 +74,11 @@ pub struct Save {
 }
 
 impl Writer {
-    /// Starts the thread, which writes to the first of `folders` that works.
-    pub fn start(folders: Vec<CheckpointFolder>, on_saved: Box<OnSaved>) -> Result<Self> {
+    /// Starts the thread, which writes to the first of `folders` that works, unless `fence` refuses it.
+    pub fn start(folders: Vec<CheckpointFolder>, fence: Option<Fence>, on_saved: Box<OnSaved>) -> Result<Self> {
         let shared =
             Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
-        let work = Work { shared: Arc::clone(&shared), folders, on_saved, logged: None, written: None };
+        let work = Work { shared: Arc::clone(&shared), folders, fence, on_saved, logged: None, written: None };
         thread::Builder::new()
             .name("checkpoint".into())
             .spawn(move || work.run())
@@ -84,8 +87,14 @@ impl Writer {
     }
 
     /// Queues a checkpoint. It replaces one that is still waiting.
-    pub fn save(&self, save: Save) {
+    ///
+    /// # Errors
+    /// A newer attempt of the job writes to the folder.
+    pub fn save(&self, save: Save) -> Result<()> {
         let mut queue = self.shared.lock();
+        if let Some(refusal) = queue.refusal.clone() {
+            return Err(Error::distributed(refusal));
+        }
         let dropped: Vec<String> = queue.waiting.iter().filter_map(|task| task.file_to_save()).collect();
         if !dropped.is_empty() {
             queue.waiting.retain(|task| !task.needs(&dropped));
@@ -97,6 +106,7 @@ impl Writer {
         }
         queue.waiting.push_back(Task::Save(Box::new(save)));
         self.shared.changed.notify_all();
+        Ok(())
     }
 
     /// Makes `best_<metric>.ckpt` the same as `file` after that is written.
@@ -121,6 +131,9 @@ impl Writer {
                 (seen, seen_at) = (written, Some(Instant::now()));
                 progress_of();
             }
+            if let Some(refusal) = queue.refusal.clone() {
+                return Err(Error::distributed(refusal));
+            }
             let Some(what) = queue.trouble.clone() else {
                 troubled_since = None;
                 continue;
@@ -133,7 +146,7 @@ impl Writer {
             }
         }
         queue.awaited = false;
-        Ok(())
+        queue.refusal.clone().map_or(Ok(()), |refusal| Err(Error::distributed(refusal)))
     }
 }
 
@@ -172,6 +185,7 @@ impl Shared {
 struct Work {
     shared: Arc<Shared>,
     folders: Vec<CheckpointFolder>,
+    fence: Option<Fence>,
     on_saved: Box<OnSaved>,
     /// The last problem that was logged.
     logged: Option<String>,
@@ -212,6 +226,11 @@ impl Work {
         loop {
             let started = Instant::now();
             let Err(what) = self.write_somewhere(save) else { break };
+            if let Some(refusal) = self.fence.as_ref().and_then(Fence::refusal) {
+                log::warn!("{refusal}");
+                self.shared.lock().refusal = Some(refusal);
+                return;
+            }
             self.log_problem(&what);
             self.shared.lock().trouble = Some(what);
             self.shared.changed.notify_all();
@@ -279,7 +298,15 @@ impl Work {
     fn write(&self, save: &Save, folder: &CheckpointFolder) -> Result<PathBuf> {
         let path = folder.file(&save.file);
         folder.make();
-        save.snapshot.write(&path, &self.shared.written)?;
+        // Held until everything that names the file is done.
+        let mut permit = None;
+        save.snapshot.write(&path, &self.shared.written, || {
+            permit = self.fence.as_ref().map(Fence::permit);
+            match permit {
+                Some(None) => Err(std::io::Error::other("a newer attempt of the job writes to this folder")),
+                _ => Ok(()),
+            }
+        })?;
         // The checkpoint is safe; the rest is cleanup.
         let progress = save.snapshot.meta().progress;
         let tidied = folder
@@ -293,6 +320,9 @@ impl Work {
     }
 
     fn keep_best(&self, file: &str, metric: &str) {
+        if self.shared.lock().refusal.is_some() {
+            return;
+        }
         // The file that was just written, not one of the same name that a previous job left in another folder.
         let path = match &self.written {
             Some(path) if path.ends_with(file) => Some(path.clone()),

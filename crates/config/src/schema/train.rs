@@ -269,6 +269,9 @@ pub struct Train {
     /// Gradient accumulation steps.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
+    /// With `fnet-launch --nnodes MIN:MAX`: what to do when `accumulate` cannot be changed so that fewer nodes have as many
+    /// images per update as MAX nodes. If it can, that is done.
+    pub elastic_batch: ElasticBatch,
     /// The type in which gradients travel between the ranks. Weights and optimizer state stay float32.
     pub grad_compression: GradCompression,
     /// Decay of the exponential moving average of the weights, which is evaluated and saved in addition to them; 0 for
@@ -294,6 +297,7 @@ impl Default for Train {
             amp: Amp::Off,
             loss_scale: 65_536.0,
             accumulate: 1,
+            elastic_batch: ElasticBatch::ScaleLr,
             grad_compression: GradCompression::Off,
             ema: 0.0,
             match_classes: false,
@@ -370,6 +374,18 @@ pub enum GradCompression {
     /// Bfloat16, half the bytes: each rank rounds its share of the mean gradient to 8 significant bits, and sums are rounded
     /// likewise. Not for a job of one rank, where nothing travels. As `bf16_compress_hook` of PyTorch.
     Bf16,
+}
+
+/// What to do when fewer nodes cannot have as many images per update as all nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ElasticBatch {
+    /// Stop the job. Its last completed step is saved.
+    KeepOrStop,
+    /// Take the nearest number of images, and scale the learning rate with it.
+    ScaleLr,
+    /// Change neither `accumulate` nor the learning rate, so there are fewer images per update.
+    AsIs,
 }
 
 /// What to do when a loss is not finite.

@@ -30,7 +30,7 @@ pub use commands::{
     SplitName, Status, Synth, SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig};
-pub use options::{ColorChoice, Device, Gpus, LaunchOptions};
+pub use options::{ColorChoice, Device, Gpus, LaunchOptions, NodeCount};
 pub use results::{Evaluate, Report};
 
 /// `fnet-launch`: starts one worker per GPU (or `--nproc` workers on the CPU) and supervises them.

@@ -25,10 +25,10 @@ pub struct LaunchOptions {
     /// Number of workers on this node with --device cpu [default: 1]
     #[arg(long, global = true, value_name = "N")]
     pub nproc: Option<usize>,
-    /// Number of nodes [env: NNODES] [default: 1]
+    /// Number of nodes, or MIN:MAX if nodes may come and go [env: NNODES] [default: 1]
     #[arg(long, global = true, value_name = "N")]
-    pub nnodes: Option<usize>,
-    /// Rank of this node, from 0 [env: NODE_RANK] [default: 0]
+    pub nnodes: Option<NodeCount>,
+    /// Rank of this node, from 0; with MIN:MAX only 0 matters, which listens at --master-addr [env: NODE_RANK] [default: 0]
     #[arg(long, global = true, value_name = "R")]
     pub node_rank: Option<usize>,
     /// Name or address of node 0; not used with one node [env: MASTER_ADDR]
@@ -49,6 +49,12 @@ pub struct LaunchOptions {
     /// Seconds without a heartbeat after which a node counts as lost
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = parse_seconds)]
     pub node_timeout: f64,
+    /// With --nnodes MIN:MAX: seconds to wait for more than MIN nodes, since the last one came
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30.0, value_parser = parse_seconds)]
+    pub elastic_settle: f64,
+    /// With --nnodes MIN:MAX: take in a new node after this many seconds [default: at the next checkpoint or end of an epoch]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub elastic_grow_after: Option<f64>,
     /// CPUs of the workers: auto (near their GPUs, else equal shares), none, or a list per worker (0-7;8-15)
     #[arg(long, global = true, value_name = "CPUS", default_value = "auto")]
     pub bind: Bind,
@@ -111,6 +117,32 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|seconds| (0.0..=1e9).contains(seconds))
         .ok_or("expected seconds, 0 to 1e9".to_owned())
+}
+
+/// Number of nodes of a job: N, or MIN:MAX if nodes may come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeCount {
+    /// N or MAX.
+    pub max: usize,
+    /// MIN.
+    pub min: Option<usize>,
+}
+
+impl FromStr for NodeCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong =
+            || "expected a number of nodes (4), or the least and the most with a colon between them (2:4)".to_owned();
+        let number = |text: &str| text.trim().parse().ok().filter(|&count: &usize| count > 0).ok_or_else(wrong);
+        match text.split_once(':') {
+            None => Ok(Self { max: number(text)?, min: None }),
+            Some((min, max)) => {
+                let (min, max) = (number(min)?, number(max)?);
+                if min <= max { Ok(Self { max, min: Some(min) }) } else { Err(wrong()) }
+            }
+        }
+    }
 }
 
 /// Which GPUs of the visible ones.

@@ -16,6 +16,7 @@ use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
 use super::tracker::Tracker;
 use super::window::{TrainStep, Window, ends_epoch};
+use crate::elastic::ElasticUpdate;
 
 /// Steps between lines that name the config, as in MMDetection.
 const NAME_INTERVAL: u64 = 1000;
@@ -250,6 +251,17 @@ impl RunLog {
         let count = images.len();
         self.line(&json!({
             "mode": "left_out", "set": set, "in_epoch": epoch, "count": count, "images": images,
+        }));
+    }
+
+    /// Logs how many images an update has in a job whose nodes come and go. The JSON line has no key `epoch`, so that
+    /// MMDetection's tools skip it.
+    pub fn elastic(&mut self, update: &ElasticUpdate) {
+        log::info!("{}", update.line());
+        let ElasticUpdate { planned, images, workers, accumulate, learning_rate } = update;
+        self.line(&json!({
+            "mode": "elastic", "images_per_update": images, "planned_images_per_update": planned, "workers": workers,
+            "accumulate": accumulate, "lr": learning_rate,
         }));
     }
 

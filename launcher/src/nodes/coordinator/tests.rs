@@ -13,12 +13,23 @@ pub fn hello(node: usize, workers: usize) -> Hello {
         protocol: PROTOCOL,
         node,
         nodes: 3,
+        min_nodes: None,
         workers,
         host: format!("host{node}"),
         job: "train cfg".into(),
         settings: [("--device".to_owned(), "cpu".to_owned())].into(),
         failed: None,
     }
+}
+
+const READY: ToCoordinator = ToCoordinator::Ready { lead: None };
+
+/// Node 0 is ready.
+pub fn lead(resume: bool) -> ToCoordinator {
+    let arguments = ["fnet-launch", "train", "cfg.toml"].into_iter().map(Into::into);
+    let options = fnet_protocol::cli::Launch::from_arguments(arguments).unwrap().options;
+    let budget = crate::attempt::restart::RestartBudget::new(&options);
+    ToCoordinator::Ready { lead: Some(Lead { port: 4000, resume, generation: Some(1), budget }) }
 }
 
 /// Three nodes, each on the connection with its number.
@@ -51,14 +62,16 @@ impl Scene {
     }
 
     fn ready(&mut self, attempt: u32) -> Vec<Action> {
-        self.say(0, ToCoordinator::Ready { attempt, port: Some(4000), resume: attempt > 0 });
-        self.say(1, ToCoordinator::Ready { attempt, port: None, resume: false });
-        self.say(2, ToCoordinator::Ready { attempt, port: None, resume: false })
+        self.say(0, lead(attempt > 0));
+        self.say(1, READY);
+        self.say(2, READY)
     }
 
     fn ended(&mut self, connection: ConnectionId, end: AttemptEnd) -> Vec<Action> {
         let (stop_requested, saved_step, ran) = (false, None, SECOND * 9);
-        let result = AttemptResult { end, was_ready: true, stop_requested, saved_step, ran, lost_nodes: Vec::new() };
+        let lost_nodes = Vec::new();
+        let result =
+            AttemptResult { end, was_ready: true, stop_requested, saved_step, ran, lost_nodes, goes_on: false };
         self.say(connection, ToCoordinator::Ended { attempt: self.coordinator.attempt, result })
     }
 
@@ -100,7 +113,7 @@ fn sent(actions: &[Action]) -> Vec<(ConnectionId, &ToNode)> {
 
 fn news(actions: &[Action]) -> Vec<&str> {
     let texts = sent(actions).into_iter().filter_map(|(_, message)| match message {
-        ToNode::News { text } => Some(text.as_str()),
+        ToNode::News { text } | ToNode::Membership { text } => Some(text.as_str()),
         _ => None,
     });
     texts.collect()
@@ -117,17 +130,17 @@ fn refusals(actions: &[Action]) -> Vec<(ConnectionId, i32, &str)> {
 #[test]
 fn nodes_with_different_numbers_of_workers_start_together_with_ranks_in_a_row() {
     let mut scene = Scene::new();
-    let waits = scene.say(0, ToCoordinator::Ready { attempt: 0, port: Some(4000), resume: false });
+    let waits = scene.say(0, lead(false));
     assert_eq!(news(&waits), ["waiting for nodes 1, 2 of 3"]);
     scene.hello(2, hello(2, 3));
     let here = scene.hello(1, hello(1, 1));
     assert_eq!(news(&here)[0], "node 1 (host1, 10.0.0.2) has joined; all nodes have");
-    assert!(scene.say(1, ToCoordinator::Ready { attempt: 0, port: None, resume: false }).is_empty());
-    let started = scene.say(2, ToCoordinator::Ready { attempt: 0, port: None, resume: false });
+    assert!(scene.say(1, READY).is_empty());
+    let started = scene.say(2, READY);
     let expected: Vec<(ConnectionId, usize, Option<&str>)> = vec![(0, 0, Some("10.0.0.1")), (1, 2, None), (2, 3, None)];
     let starts = sent(&started).into_iter().map(|(connection, message)| match message {
         ToNode::Start(start) => {
-            assert_eq!((start.world_size, start.port, start.attempt, start.resume), (6, 4000, 0, false));
+            assert_eq!((start.world_size, start.lead.port, start.attempt, start.lead.resume), (6, 4000, 0, false));
             (connection, start.first_rank, start.address.as_deref())
         }
         other => panic!("{other:?}"),
@@ -158,9 +171,9 @@ fn a_node_that_leaves_before_the_start_may_join_again() {
     assert!(news(&left)[0].contains("node 1 (host1, 10.0.0.2) has left"), "{left:?}");
     scene.hello(7, hello(1, 1));
     scene.hello(2, hello(2, 1));
-    scene.say(0, ToCoordinator::Ready { attempt: 0, port: Some(4000), resume: false });
-    scene.say(7, ToCoordinator::Ready { attempt: 0, port: None, resume: false });
-    assert_eq!(scene.say(2, ToCoordinator::Ready { attempt: 0, port: None, resume: false }).len(), 3);
+    scene.say(0, lead(false));
+    scene.say(7, READY);
+    assert_eq!(scene.say(2, READY).len(), 3);
 }
 
 #[test]
@@ -217,9 +230,7 @@ fn a_failure_is_passed_on_and_all_nodes_receive_the_same_cause() {
         .collect();
     assert_eq!(ends, [0, 1, 2]);
     let again = scene.ready(1);
-    let resumed = |(_, message): &(ConnectionId, &ToNode)| {
-        matches!(message, ToNode::Start(StartAttempt { attempt: 1, resume: true, .. }))
-    };
+    let resumed = |(_, message): &(ConnectionId, &ToNode)| matches!(message, ToNode::Start(start) if start.attempt == 1 && start.lead.resume);
     assert!(again.len() == 3 && sent(&again).iter().all(resumed), "{again:?}");
     assert!(
         scene.say(1, ToCoordinator::Failing { attempt: 0, rank: 2 }).is_empty(),
@@ -289,7 +300,7 @@ fn a_node_that_is_gone_before_a_restart_ends_the_job() {
     for connection in 0..3 {
         scene.ended(connection, failed(0, connection != 0));
     }
-    scene.say(0, ToCoordinator::Ready { attempt: 1, port: Some(4001), resume: true });
+    scene.say(0, lead(true));
     let actions = scene.close(1);
     let refusals = refusals(&actions);
     assert_eq!(refusals.iter().map(|(connection, code, _)| (*connection, *code)).collect::<Vec<_>>(), [(0, 4), (2, 4)]);
@@ -365,4 +376,127 @@ fn a_saved_state_is_passed_on_and_nodes_hear_for_which_others_they_wait() {
     assert_eq!(news(&actions), ["waiting for the workers of node 2 (host2, 10.0.0.3) to exit"; 2]);
     assert!(sent(&actions).iter().all(|(to, _)| [0, 1].contains(to)), "{actions:?}");
     assert_eq!(scene.pass(9, &[1, 2]), []);
+}
+
+/// A job of 2 to 3 nodes that starts with what is there after 10 s, and stops for new nodes after 60 s.
+fn elastic() -> Scene {
+    let mut scene = Scene::new();
+    let elastic = Elastic { settle: SECOND * 10, grow_after: Some(SECOND * 60) };
+    let first = Hello { min_nodes: Some(2), ..hello(0, 2) };
+    scene.coordinator = Coordinator::new(first, TIMEOUTS, scene.now).with_elastic(elastic);
+    assert_eq!(news(&scene.say(0, lead(false))), ["1 node of 2 to 3; waiting for others"]);
+    scene
+}
+
+/// A node comes on this connection and is ready. Returns what both lead to.
+fn comes(scene: &mut Scene, connection: ConnectionId, wanted: usize) -> Vec<Action> {
+    let mut actions = scene.hello(connection, Hello { min_nodes: Some(2), ..hello(wanted, 1) });
+    actions.extend(scene.say(connection, READY));
+    actions
+}
+
+/// Who starts with which ranks: connection, number of the node, first rank; and the sizes of the job.
+fn starts(actions: &[Action]) -> (Vec<(ConnectionId, usize, usize)>, usize, usize) {
+    let starts = sent(actions).into_iter().filter_map(|(connection, message)| match message {
+        ToNode::Start(start) => Some((connection, start)),
+        _ => None,
+    });
+    let starts: Vec<_> = starts.collect();
+    let (world, full) = starts.first().map_or((0, 0), |(_, start)| (start.world_size, start.full_world_size));
+    (starts.iter().map(|(to, start)| (*to, start.node, start.first_rank)).collect(), world, full)
+}
+
+/// The messages that ask the attempt to end, and whether at once.
+fn regroups(actions: &[Action]) -> Vec<(ConnectionId, bool)> {
+    let asked = sent(actions).into_iter().filter_map(|(connection, message)| match message {
+        ToNode::Regroup { at_once } => Some((connection, *at_once)),
+        _ => None,
+    });
+    asked.collect()
+}
+
+fn goes_on(actions: &[Action]) -> Vec<(ConnectionId, bool)> {
+    let ends = sent(actions).into_iter().filter_map(|(connection, message)| match message {
+        ToNode::Ended { result, .. } => Some((connection, result.goes_on)),
+        _ => None,
+    });
+    ends.collect()
+}
+
+#[test]
+fn an_elastic_job_starts_with_all_nodes_or_with_enough_when_no_more_come() {
+    let mut scene = elastic();
+    assert_eq!(starts(&comes(&mut scene, 1, 7)).0, [], "others may come");
+    assert_eq!(starts(&scene.pass(9, &[1])).0, []);
+    assert_eq!(starts(&scene.pass(1, &[1])), (vec![(0, 0, 0), (1, 1, 2)], 3, 5));
+    let mut scene = elastic();
+    comes(&mut scene, 1, 2);
+    assert_eq!(starts(&comes(&mut scene, 2, 2)), (vec![(0, 0, 0), (2, 1, 2), (1, 2, 3)], 4, 4));
+    let mut scene = elastic();
+    let late = scene.pass(300, &[]);
+    assert_eq!(
+        refusals(&late),
+        [(0, exit::ENVIRONMENT, "1 node of at least 2 (--nnodes) joined within 300 s (--join-timeout)")]
+    );
+}
+
+#[test]
+fn a_lost_node_is_left_out_and_a_spare_or_a_newcomer_is_taken_in() {
+    let mut scene = elastic();
+    comes(&mut scene, 1, 1);
+    comes(&mut scene, 2, 2);
+    // A spare waits without disturbing the attempt, and leaves without being missed; one that does not match is sent away.
+    assert_eq!(regroups(&comes(&mut scene, 3, 2)), []);
+    assert!(news(&scene.close(3))[0].starts_with("node 3 (host2, 10.0.0.4) has left"));
+    let odd = Hello { min_nodes: Some(2), settings: [].into(), ..hello(1, 1) };
+    assert_eq!(refusals(&scene.hello(4, odd)).len(), 1);
+    comes(&mut scene, 5, 1);
+    scene.close(2);
+    scene.ended(0, failed(0, true));
+    let ended = scene.ended(1, failed(2, true));
+    assert_eq!(goes_on(&ended), [(0, true), (1, true)]);
+    scene.say(0, lead(true));
+    assert_eq!(starts(&scene.say(1, READY)), (vec![(0, 0, 0), (1, 1, 2), (5, 3, 3)], 4, 4), "the spare");
+    // Two are left, and go on at once; the newcomer gets the free number and room at a checkpoint, or after its time.
+    scene.close(5);
+    scene.ended(0, failed(0, true));
+    scene.ended(1, failed(2, true));
+    scene.say(1, READY);
+    assert_eq!(starts(&scene.say(0, lead(true))).0, [(0, 0, 0), (1, 1, 2)]);
+    assert_eq!(regroups(&comes(&mut scene, 6, 1)), [(0, false), (1, false)]);
+    assert_eq!(regroups(&scene.pass(59, &[1, 6])), []);
+    assert_eq!(regroups(&scene.pass(1, &[1, 6])), [(0, true), (1, true)]);
+    let stopped = || AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true };
+    scene.ended(0, stopped());
+    assert_eq!(goes_on(&scene.ended(1, stopped())), [(0, true), (1, true)]);
+    scene.say(1, READY);
+    assert_eq!(starts(&scene.say(0, lead(true))).0, [(0, 0, 0), (1, 1, 2), (6, 2, 3)]);
+    // A stop that the user requests ends the job, though a node is lost too.
+    scene.say(1, ToCoordinator::Stop(StopRequest { reason: StopReason::Interrupted, again: false }));
+    scene.close(6);
+    scene.ended(0, stopped());
+    assert_eq!(goes_on(&scene.ended(1, stopped())), [(0, false), (1, false)]);
+}
+
+#[test]
+fn too_few_nodes_wait_for_others_and_then_end() {
+    for (is_node_0_lost, other_comes) in [(false, false), (false, true), (true, false)] {
+        let mut scene = elastic();
+        comes(&mut scene, 1, 1);
+        scene.pass(10, &[1]);
+        let lost = if is_node_0_lost { 0 } else { 1 };
+        scene.close(lost);
+        assert_eq!(goes_on(&scene.ended(1 - lost, failed(0, true))), [(1 - lost, !is_node_0_lost)]);
+        if is_node_0_lost {
+            continue;
+        }
+        scene.say(0, lead(true));
+        if other_comes {
+            comes(&mut scene, 2, 1);
+            assert_eq!(starts(&scene.pass(10, &[2])).0, [(0, 0, 0), (2, 1, 2)]);
+        } else {
+            let text = "1 node of at least 2 (--nnodes) left, and no other joined within 300 s (--join-timeout)";
+            assert_eq!(refusals(&scene.pass(300, &[])), [(0, exit::WORKER_LOST, text)]);
+        }
+    }
 }

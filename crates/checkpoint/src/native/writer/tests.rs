@@ -31,7 +31,8 @@ fn save(step: usize) -> Save {
 }
 
 fn writer(folders: &[&Path]) -> Writer {
-    Writer::start(folders.iter().map(|path| CheckpointFolder::shared(*path)).collect(), Box::new(|_, _| {})).unwrap()
+    Writer::start(folders.iter().map(|path| CheckpointFolder::shared(*path)).collect(), None, Box::new(|_, _| {}))
+        .unwrap()
 }
 
 #[test]
@@ -40,9 +41,9 @@ fn queued_checkpoints_are_durable_after_finish() {
     let saved = Arc::new(Mutex::new(Vec::new()));
     let reported = Arc::clone(&saved);
     let on_saved = Box::new(move |_: &Path, step| reported.lock().unwrap().push(step as usize));
-    let writer = Writer::start(vec![CheckpointFolder::shared(folder.path())], on_saved).unwrap();
+    let writer = Writer::start(vec![CheckpointFolder::shared(folder.path())], None, on_saved).unwrap();
     for step in 1..=3 {
-        writer.save(save(step));
+        writer.save(save(step)).unwrap();
         writer.finish(TIMEOUT, &|| {}).unwrap();
         assert_eq!(verify(folder.path().join("latest.ckpt")).unwrap().progress.step, step);
     }
@@ -53,16 +54,48 @@ fn queued_checkpoints_are_durable_after_finish() {
 }
 
 #[test]
+fn an_attempt_that_was_cut_off_replaces_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let start = || {
+        let own = fnet_protocol::generation::take(folder, None).unwrap().unwrap();
+        let fence = Fence { folder: folder.to_owned(), own };
+        Writer::start(vec![CheckpointFolder::shared(folder)], Some(fence), Box::new(|_, _| {})).unwrap()
+    };
+    let cut_off = start();
+    cut_off.save(save(1)).unwrap();
+    cut_off.finish(TIMEOUT, &|| {}).unwrap();
+    let newer = start();
+    newer.save(save(2)).unwrap();
+    newer.finish(TIMEOUT, &|| {}).unwrap();
+    let bytes = std::fs::read(folder.join("iter_2.ckpt")).unwrap();
+    for step in [2, 3] {
+        let saved = cut_off.save(Save { snapshot: snapshot(7, false), ..save(step) });
+        let error = saved.and_then(|()| cut_off.finish(TIMEOUT, &|| {})).unwrap_err();
+        assert!(error.to_string().contains("generation 2"), "{error}");
+    }
+    cut_off.keep_best("iter_2.ckpt".into(), "bbox_mAP".into());
+    let _ = cut_off.finish(TIMEOUT, &|| {});
+    assert_eq!(std::fs::read(folder.join("iter_2.ckpt")).unwrap(), bytes);
+    assert_eq!(latest(&[folder]).unwrap().found.unwrap().1.progress.step, 2);
+    let names = |ending: &str| {
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains(ending)).collect::<Vec<_>>()
+    };
+    assert!(names("iter_3").is_empty() && names("best").is_empty() && names(".tmp").is_empty());
+}
+
+#[test]
 fn transient_checkpoints_are_removed_when_a_later_regular_one_exists() {
     let folder = tempfile::tempdir().unwrap();
     let writer = writer(&[folder.path()]);
     for step in [4, 5] {
         let snapshot = snapshot(step, true);
-        writer.save(Save { snapshot, replaces_transient: false, ..save(step) });
+        writer.save(Save { snapshot, replaces_transient: false, ..save(step) }).unwrap();
         writer.finish(TIMEOUT, &|| {}).unwrap();
     }
     assert!(folder.path().join("iter_4.ckpt").is_file(), "no later regular one exists");
-    writer.save(save(6));
+    writer.save(save(6)).unwrap();
     writer.finish(TIMEOUT, &|| {}).unwrap();
     let left = latest(&[folder.path()]).unwrap();
     assert_eq!(left.found.unwrap().1.progress.step, 6);
@@ -74,11 +107,11 @@ fn a_failing_folder_is_retried_and_the_newest_checkpoint_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("drive/job");
     let writer = writer(&[&gone]);
-    writer.save(save(1));
+    writer.save(save(1)).unwrap();
     let error = writer.finish(Duration::from_millis(200), &|| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment);
     assert!(error.to_string().contains("the folder is gone"), "{error}");
-    writer.save(save(2));
+    writer.save(save(2)).unwrap();
     std::fs::create_dir(folder.path().join("drive")).unwrap();
     writer.finish(TIMEOUT, &|| {}).unwrap();
     assert_eq!(verify(gone.join("iter_2.ckpt")).unwrap().progress.step, 2);
@@ -89,7 +122,7 @@ fn a_fallback_folder_is_used_if_given() {
     let folder = tempfile::tempdir().unwrap();
     let (gone, other) = (folder.path().join("drive/job"), folder.path().join("other"));
     let writer = writer(&[&gone, &other]);
-    writer.save(save(1));
+    writer.save(save(1)).unwrap();
     writer.keep_best("iter_1.ckpt".into(), "m".into());
     writer.finish(TIMEOUT, &|| {}).unwrap();
     assert!(other.join("best_m.ckpt").is_file());
@@ -103,9 +136,9 @@ fn the_best_checkpoint_that_is_being_written_is_kept_when_a_later_one_is_dropped
     let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), written: AtomicU64::default() });
     let writer = Writer { shared };
     writer.keep_best("epoch_6.ckpt".into(), "bbox_mAP".into());
-    writer.save(save(10));
+    writer.save(save(10)).unwrap();
     writer.keep_best("iter_10.ckpt".into(), "bbox_mAP".into());
-    writer.save(save(20));
+    writer.save(save(20)).unwrap();
     let files: Vec<String> = writer
         .shared
         .lock()
@@ -125,7 +158,7 @@ fn transient_checkpoints_do_not_replace_regular_ones() {
     let writer = writer(&[folder.path()]);
     for (step, transient) in [(1, false), (2, false), (3, true), (4, false)] {
         let snapshot = snapshot(step, transient);
-        writer.save(Save { snapshot, keep_last: 2, replaces_transient: !transient, ..save(step) });
+        writer.save(Save { snapshot, keep_last: 2, replaces_transient: !transient, ..save(step) }).unwrap();
         writer.finish(TIMEOUT, &|| {}).unwrap();
     }
     let there = [1, 2, 3, 4].map(|step| folder.path().join(format!("iter_{step}.ckpt")).exists());

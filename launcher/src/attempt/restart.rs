@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use fnet_protocol::cli::LaunchOptions;
 use fnet_protocol::exit;
+use serde::{Deserialize, Serialize};
 
-use crate::attempt::cause::Cause;
-use crate::attempt::result::AttemptResult;
+use super::cause::Cause;
+use super::result::AttemptResult;
 
 /// The longest pause before a restart.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// The restarts of a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartBudget {
     /// Maximum number of restarts without a healthy run in between.
     max: u32,
@@ -35,8 +36,8 @@ pub enum Decision {
     Restart {
         /// The pause.
         pause: Duration,
-        /// Why it may help.
-        reason: String,
+        /// Why it may help; `None` if the restart is not counted.
+        reason: Option<String>,
     },
     /// Exit with the code of the cause.
     GiveUp(String),
@@ -64,9 +65,23 @@ impl RestartBudget {
         self.saved_step.is_some()
     }
 
-    /// Decides after a failed attempt, and counts the restart.
+    /// Notes what an attempt has reached. Returns whether it got further than those before.
+    pub fn note(&mut self, result: &AttemptResult) -> bool {
+        let made_progress = result.saved_step > self.saved_step;
+        self.was_ready |= result.was_ready;
+        self.saved_step = self.saved_step.max(result.saved_step);
+        made_progress
+    }
+
+    /// Decides after a failed attempt, and counts the restart. Lost nodes without which the job goes on cost no restart, unless
+    /// the attempt got no further than those before.
     pub fn decide(&mut self, is_train: bool, result: &AttemptResult, cause: &Cause) -> Decision {
         let give_up = |reason: &str| Decision::GiveUp(reason.to_owned());
+        let made_progress = self.note(result);
+        if result.goes_on && made_progress {
+            self.total += 1;
+            return Decision::Restart { pause: Duration::ZERO, reason: None };
+        }
         if !is_train {
             return give_up("only train can resume from a checkpoint");
         }
@@ -74,6 +89,7 @@ impl RestartBudget {
             return give_up("a stop was requested");
         }
         match cause.exit_code {
+            _ if result.goes_on => {}
             exit::USAGE => return give_up("the command line or the config is wrong, and would fail again"),
             exit::DATA => return give_up("the data or a checkpoint is wrong, and would fail again"),
             exit::ENVIRONMENT => return give_up("the machine cannot run the job, and a restart does not change that"),
@@ -82,8 +98,7 @@ impl RestartBudget {
         if self.max == 0 {
             return give_up("--max-restarts is 0");
         }
-        self.was_ready |= result.was_ready;
-        if !self.was_ready {
+        if !self.was_ready && !result.goes_on {
             return give_up("no worker had finished its start-up, so a restart would most likely fail in the same way");
         }
         let is_reset = self.used > 0 && result.ran >= self.reset_after;
@@ -92,7 +107,6 @@ impl RestartBudget {
             return Decision::GiveUp(format!("all {} restarts (--max-restarts) are used up", self.max));
         }
         // A job that makes progress fails by accident, so waiting does not help; the same is likely for the first failure.
-        let made_progress = result.saved_step > self.saved_step;
         let pause = match used {
             _ if made_progress => Duration::ZERO,
             0 => Duration::ZERO,
@@ -109,8 +123,7 @@ impl RestartBudget {
             reason += &format!("; the job ran well for {minutes} minutes, so the restart budget is reset");
         }
         (self.used, self.total) = (used + 1, self.total + 1);
-        self.saved_step = self.saved_step.max(result.saved_step);
-        Decision::Restart { pause, reason }
+        Decision::Restart { pause, reason: Some(reason) }
     }
 }
 
@@ -137,12 +150,13 @@ mod tests {
             saved_step: None,
             ran: Duration::from_secs(60),
             lost_nodes: Vec::new(),
+            goes_on: false,
         }
     }
 
     fn pause(mut budget: RestartBudget, result: &AttemptResult) -> u64 {
         match budget.decide(true, result, &cause(exit::WORKER_LOST)) {
-            Decision::Restart { pause, reason } if !reason.is_empty() => pause.as_secs(),
+            Decision::Restart { pause, reason: Some(reason) } if !reason.is_empty() => pause.as_secs(),
             other => panic!("{result:?}: {other:?}"),
         }
     }
@@ -176,12 +190,27 @@ mod tests {
     }
 
     #[test]
+    fn lost_nodes_cost_no_restart_if_the_attempt_made_progress() {
+        let mut budget = budget(0, 1);
+        let lost = |step| AttemptResult { saved_step: step, goes_on: true, was_ready: false, ..killed() };
+        let mut decide = |step| budget.decide(true, &lost(step), &cause(exit::WORKER_LOST));
+        for step in 1..9 {
+            assert_eq!(decide(Some(step)), Decision::Restart { pause: Duration::ZERO, reason: None });
+        }
+        assert!(matches!(decide(Some(8)), Decision::Restart { reason: Some(_), .. }));
+        assert!(matches!(decide(None), Decision::GiveUp(_)));
+        assert!(matches!(decide(Some(9)), Decision::Restart { reason: None, .. }));
+    }
+
+    #[test]
     fn the_budget_is_used_up_and_reset_after_a_healthy_run() {
         assert!(refused(budget(3, 3), true, &killed(), exit::BUG).contains("used up"));
         assert!(refused(budget(0, 0), true, &killed(), exit::BUG).contains("--max-restarts is 0"));
         let mut used = budget(3, 3);
         let decision = used.decide(true, &AttemptResult { ran: RESET, ..killed() }, &cause(exit::BUG));
-        let Decision::Restart { pause: Duration::ZERO, reason } = decision else { panic!("{decision:?}") };
+        let Decision::Restart { pause: Duration::ZERO, reason: Some(reason) } = decision else {
+            panic!("{decision:?}")
+        };
         assert!(reason.contains("ran well for 30 minutes"), "{reason}");
         assert_eq!((used.position().as_str(), used.total()), ("restart 1 of 3", 4));
     }

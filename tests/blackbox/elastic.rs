@@ -1,0 +1,138 @@
+//! Nodes that come and go: several launchers on one machine.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use serde_json::Value;
+
+use crate::outputs::{differences, generation, losses, of_mode, tensors};
+use crate::support::{Ended, Running, Scene, launcher, signal, until};
+
+/// One node after the other, each with one worker.
+struct Nodes {
+    scene: Scene,
+    port: u16,
+    line: String,
+    started: usize,
+}
+
+impl Nodes {
+    fn new(line: &str) -> Self {
+        Self { scene: Scene::of(3), port: free_port(), line: line.to_owned(), started: 0 }
+    }
+
+    fn start(&mut self, rank: usize) -> Running {
+        let line = format!(
+            "--device cpu --nproc 1 --node-rank {rank} --master-addr 127.0.0.1 --master-port {} {}",
+            self.port, self.line
+        );
+        self.started += 1;
+        let stderr = self.scene.path(&format!("stderr_{}.txt", self.started));
+        Running::start(self.scene.command(&launcher(), &line), stderr)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.scene.path("work_dirs/cfg")
+    }
+
+    /// Waits until `count` steps are logged.
+    fn until_steps(&self, count: usize) {
+        until("some steps are done", || losses(&self.folder()).len() >= count);
+    }
+
+    /// The steps of the log, which must be all in a row: none was lost or trained again.
+    fn assert_steps(&self, count: usize) {
+        let steps: Vec<u64> = losses(&self.folder()).iter().map(|line| line["iter"].as_u64().unwrap()).collect();
+        assert_eq!(steps, (1..=count as u64).collect::<Vec<_>>());
+    }
+}
+
+/// A port below those that the system gives away.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 10_000 + (std::process::id() as u16 % 90) * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("::", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Three nodes, of which one is lost in step 5 and comes back before step 16, where a checkpoint is due.
+fn shrink_and_grow() -> (Nodes, Vec<Ended>) {
+    let mut nodes = Nodes::new(
+        "--nnodes 2:3 --elastic-settle 60 train cfg.toml --no-validate --set train.epochs=1 \
+         --set train.elastic_batch=\"as-is\" --fault sleep:rank=2,phase=forward,step=5",
+    );
+    nodes.scene.extend_config("[checkpoint]\ninterval = \"16 steps\"\n");
+    let [first, second, lost] = [0, 1, 2].map(|rank| nodes.start(rank));
+    nodes.until_steps(4);
+    lost.signal("KILL");
+    nodes.until_steps(5);
+    let worker = nodes.scene.worker(0);
+    signal(worker, "STOP");
+    let again = nodes.start(2);
+    until("the node is back", || first.told().contains("the attempt ends at its next checkpoint"));
+    signal(worker, "CONT");
+    let ended = [first, second, again].map(Running::wait);
+    assert_eq!(lost.wait().code, -1);
+    nodes.scene.assert_nothing_left();
+    (nodes, ended.into())
+}
+
+#[test]
+fn a_job_that_shrinks_and_grows_at_given_steps_is_the_same_to_the_last_bit_when_repeated() {
+    let (nodes, ended) = shrink_and_grow();
+    for one in &ended[..2] {
+        one.expect(
+            0,
+            &["node 2 (", "has left", "going on without node 2 (", "has joined", "going on with other nodes"],
+        );
+    }
+    ended[2].expect(0, &["attempt 3 on nodes 0, 1, 2, 3 workers"]);
+    // 4 steps of 3 images, 12 of 2, and 12 images in steps of 3.
+    nodes.assert_steps(4 + 12 + 4);
+    let batches: Vec<[u64; 2]> = of_mode(&nodes.folder(), "elastic")
+        .iter()
+        .map(|line| ["workers", "images_per_update"].map(|name| line[name].as_u64().unwrap()))
+        .collect();
+    assert_eq!(batches, [[3, 3], [2, 2], [3, 3]]);
+    let status: Value = serde_json::from_slice(&std::fs::read(nodes.folder().join("status.json")).unwrap()).unwrap();
+    let changes: Vec<&str> =
+        status["membership"].as_array().unwrap().iter().map(|change| change["text"].as_str().unwrap()).collect();
+    assert!(changes.iter().any(|text| text.contains("has left")), "{changes:?}");
+    assert!(status["restarts"].as_array().unwrap().len() == 1 && status["world_size"] == 3, "{status}");
+
+    let (repeated, _) = shrink_and_grow();
+    assert_eq!(losses(&repeated.folder()), losses(&nodes.folder()));
+    let [first, second] = [&nodes, &repeated].map(|nodes| tensors(&nodes.folder().join("latest.ckpt")));
+    assert_eq!(differences(&first, &second), Vec::<String>::new());
+}
+
+#[test]
+fn without_node_0_the_others_save_and_end_with_75_and_go_on_with_another_node_0() {
+    for nnodes in ["2", "1:2"] {
+        let mut nodes = Nodes::new(&format!(
+            "--nnodes {nnodes} --elastic-settle 0.5 train cfg.toml --no-validate --auto-resume --set train.epochs=1 \
+             --fault sleep:rank=0,phase=forward,step=5"
+        ));
+        let [first, second] = [0, 1].map(|rank| nodes.start(rank));
+        nodes.until_steps(4);
+        first.signal("KILL");
+        second.wait().expect(75, &["rank 0 failed: its node 0 (127.0.0.1) is lost", "saved the state after step 4"]);
+        assert_eq!(first.wait().code, -1);
+        let written = generation(&nodes.folder().join("latest.ckpt"));
+        nodes.line = nodes.line.replace("--fault sleep:rank=0,phase=forward,step=5", "");
+        let count = if nnodes == "2" { 2 } else { 1 };
+        let again: Vec<Running> = (0..count).map(|rank| nodes.start(rank)).collect();
+        for running in again {
+            running.wait().expect(0, &[]);
+        }
+        let steps = losses(&nodes.folder()).len();
+        // One worker accumulates two steps.
+        nodes.assert_steps(if count == 2 { 24 } else { 4 + 40 });
+        assert!(generation(&nodes.folder().join("latest.ckpt")) > written, "{steps} steps");
+        nodes.scene.assert_nothing_left();
+    }
+}
