@@ -52,7 +52,8 @@ work() {
     # Without a child, which would be in the group that is paused.
     : >"ready_$RANK"
     while :; do
-        read -r -t 0.2 -u "$FNET_CONTROL" message
+        # Its time may be over in the middle of a line.
+        if read -r -t 0.2 -u "$FNET_CONTROL" part; then message=$begun$part begun=; else begun+=$part message=; fi
         [ "$deed" != saving ] || say '{"type":"heartbeat","phase":"checkpoint","epoch":1,"step":7,"idle_seconds":0.0}'
         [ "$deed" != beat ] || say '{"type":"heartbeat","phase":"backward","epoch":1,"step":7,"idle_seconds":0.0}'
         if [ "$deed" = pace ]; then
