@@ -41,10 +41,16 @@ impl Nodes {
         until("some steps are done", || losses(&self.folder()).len() >= count);
     }
 
-    /// The steps of the log, which must be all in a row: none was lost or trained again.
-    fn assert_steps(&self, count: usize) {
+    /// The steps of the log must be all in a row: none was lost or trained again. They are those of an epoch, of which the first
+    /// four were of `first` images, those up to `change` of `second`, and the others of `third`; each part of it fills both groups
+    /// of images up to the number of workers.
+    fn assert_steps(&self, first: u64, second: u64, change: u64, third: u64) {
         let steps: Vec<u64> = losses(&self.folder()).iter().map(|line| line["iter"].as_u64().unwrap()).collect();
-        assert_eq!(steps, (1..=count as u64).collect::<Vec<_>>());
+        let count = steps.len() as u64;
+        assert_eq!(steps, (1..=count).collect::<Vec<_>>());
+        let seen = 4 * first + (change - 4) * second + (count - change) * third;
+        let (images, filled) = (self.scene.steps(1) as u64, 2 * (first + second + third - 3));
+        assert!((images..=images + filled).contains(&seen), "{count} steps, {seen} of {images} images");
     }
 }
 
@@ -59,13 +65,13 @@ fn free_port() -> u16 {
     }
 }
 
-/// Three nodes, of which one is lost in step 5 and comes back before step 16, where a checkpoint is due.
+/// Three nodes, of which one is lost in step 5 and comes back before step 10, where a checkpoint is due.
 fn shrink_and_grow() -> (Nodes, Vec<Ended>) {
     let mut nodes = Nodes::new(
         "--nnodes 2:3 --elastic-settle 60 train cfg.toml --no-validate --set train.epochs=1 \
          --set train.elastic_batch=\"as-is\" --fault sleep:rank=2,phase=forward,step=5",
     );
-    nodes.scene.extend_config("[checkpoint]\ninterval = \"16 steps\"\n");
+    nodes.scene.extend_config("[checkpoint]\ninterval = \"10 steps\"\n");
     let [first, second, lost] = [0, 1, 2].map(|rank| nodes.start(rank));
     nodes.until_steps(4);
     lost.signal("KILL");
@@ -91,8 +97,7 @@ fn a_job_that_shrinks_and_grows_at_given_steps_is_the_same_to_the_last_bit_when_
         );
     }
     ended[2].expect(0, &["attempt 3 on nodes 0, 1, 2, 3 workers"]);
-    // 4 steps of 3 images, 12 of 2, and 12 images in steps of 3.
-    nodes.assert_steps(4 + 12 + 4);
+    nodes.assert_steps(3, 2, 10, 3);
     let batches: Vec<[u64; 2]> = of_mode(&nodes.folder(), "elastic")
         .iter()
         .map(|line| ["workers", "images_per_update"].map(|name| line[name].as_u64().unwrap()))
@@ -130,8 +135,7 @@ fn without_node_0_the_others_save_and_end_with_75_and_go_on_with_another_node_0(
             running.wait().expect(0, &[]);
         }
         let steps = losses(&nodes.folder()).len();
-        // One worker accumulates two steps.
-        nodes.assert_steps(if count == 2 { 24 } else { 4 + 40 });
+        nodes.assert_steps(2, 1, 4, count as u64);
         assert!(generation(&nodes.folder().join("latest.ckpt")) > written, "{steps} steps");
         nodes.scene.assert_nothing_left();
     }
