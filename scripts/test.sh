@@ -12,6 +12,15 @@ export OMP_NUM_THREADS=1
 say "formatting"
 cargo fmt --all --check
 
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+
+# While cargo checks one crate after the other, a core is free.
+say "simulated CUDA devices, in the background"
+scripts/sim.sh --test >"$logs/sim" 2>&1 &
+simulator=$!
+trap 'kill $simulator 2>/dev/null; rm -rf "$logs"' EXIT
+
 say "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
 
@@ -23,15 +32,13 @@ say "scripts"
 for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
 .venv/bin/hadolint scripts/Containerfile
 
-logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
-
 say "building the tests"
 cargo test --release --workspace --lib --bins --tests --no-run 2>&1 | tee "$logs/build"
 built=$(grep -c '^ *Executable' "$logs/build")
 
-say "simulated CUDA devices"
-scripts/sim.sh --test
+wait $simulator || die "the simulated CUDA devices failed:" "$(cat "$logs/sim")"
+tail -n 1 "$logs/sim"
+rm "$logs/sim"
 
 # Makes the test harness of stable Rust show the time of each test. Setting this for the compiler would rebuild
 # everything.
