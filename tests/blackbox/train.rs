@@ -102,12 +102,12 @@ fn assert_json_lines(all: &[Object], steps: u64) {
 
 #[test]
 fn testing_a_checkpoint_with_one_or_two_workers_gives_the_metrics_of_training() {
-    let scene = Scene::new();
+    let scene = Scene::with_images(48, 8);
     scene.two(
-        "train cfg.toml --set train.epochs=12 evaluation.interval=6 checkpoint.interval=6 optimizer.lr=0.003 \
+        "train cfg.toml --set train.epochs=8 evaluation.interval=4 checkpoint.interval=4 optimizer.lr=0.003 \
          model.roi_head.mask_threshold=0.2",
     );
-    for (epoch, workers) in [(6, 1), (12, 2)] {
+    for (epoch, workers) in [(4, 1), (8, 2)] {
         let measured = scene.path(&format!("work_dirs/cfg/results/epoch_{epoch}.metrics.json"));
         let metrics = object(&measured);
         let above_zero = |name: &str| metrics[name].as_f64().unwrap() > 0.0;
