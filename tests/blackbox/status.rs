@@ -22,7 +22,7 @@ print(json.dumps({name + str(labels.get('name', labels.get('rank', ''))): value 
 #[test]
 fn a_finished_job_is_told_by_its_terminal_its_status_its_metrics_and_its_tracker() {
     let scene = Scene::small();
-    let ended = scene.two("train cfg.toml --set log.command=cat>got.jsonl");
+    let ended = scene.two("train cfg.toml --set log.command=cat>got.jsonl log.tensorboard=true");
     let screen: Vec<&str> = ended.stderr.lines().skip_while(|line| !line.ends_with(" - Training cfg")).collect();
     for (name, text) in [
         ("model", "Mask R-CNN, fasternet with 8 channels and 1-1-1-1 blocks, "),

@@ -102,17 +102,17 @@ fn assert_json_lines(all: &[Object], steps: u64) {
 
 #[test]
 fn testing_a_checkpoint_with_one_or_two_workers_gives_the_metrics_of_training() {
-    let scene = Scene::new();
+    let scene = Scene::with_images(48, 8);
     scene.two(
-        "train cfg.toml --set train.epochs=12 evaluation.interval=6 checkpoint.interval=6 optimizer.lr=0.006 \
+        "train cfg.toml --set train.epochs=8 evaluation.interval=4 checkpoint.interval=4 optimizer.lr=0.006 \
          model.roi_head.mask_threshold=0.2",
     );
-    for (epoch, workers) in [(6, 1), (12, 2)] {
+    for (epoch, workers) in [(4, 1), (8, 2)] {
         let measured = scene.path(&format!("work_dirs/cfg/results/epoch_{epoch}.metrics.json"));
         let metrics = object(&measured);
         // Zeros prove nothing; the first masks take longer than the first boxes.
         let is_found = |name: &str| metrics[name].as_f64().unwrap() > 0.0;
-        assert!(is_found("bbox_mAP") && (epoch == 6 || is_found("segm_mAP")), "{metrics:?}");
+        assert!(is_found("bbox_mAP") && (epoch == 4 || is_found("segm_mAP")), "{metrics:?}");
         let line = format!("test work_dirs/cfg/epoch_{epoch}.ckpt --metrics again.json");
         let ended = scene.launch(&format!("--device cpu --nproc {workers} {line}"));
         ended.expect(0, &["AP75"]);
