@@ -39,6 +39,7 @@ mod text;
 use fnet_protocol::cli::Launch;
 use fnet_protocol::outlet;
 
+use crate::commands::hosts;
 use crate::console::Console;
 use crate::error::Doing;
 use crate::plan::nvml;
@@ -48,6 +49,7 @@ fn main() {
     match std::env::args_os().nth(1) {
         Some(argument) if argument == reaper::ARGUMENT => return reaper::run(),
         Some(argument) if argument == nvml::ARGUMENT => return nvml::run(),
+        Some(argument) if argument == hosts::ARGUMENT => std::process::exit(hosts::run_remote()),
         _ => {}
     }
     let launch = Launch::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());

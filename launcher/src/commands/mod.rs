@@ -3,6 +3,7 @@
 mod benchmark;
 mod documents;
 mod dry_run;
+pub mod hosts;
 mod status;
 mod synth;
 
@@ -19,6 +20,10 @@ use crate::{doctor, libtorch, supervisor};
 /// Runs a command and returns the exit code.
 pub fn run(launch: &Launch) -> Result<i32> {
     let options = &launch.options;
+    let hosts = hosts::find(options)?;
+    if !hosts.is_empty() {
+        return hosts::run(launch, &hosts);
+    }
     match &launch.command {
         LaunchCommand::Worker(command) if options.dry_run => dry_run::run(options, &Plan::new(launch, command)?),
         LaunchCommand::Worker(command) if plan::needs_no_rank(command) => {

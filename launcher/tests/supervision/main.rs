@@ -3,6 +3,7 @@
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod hosts;
 #[path = "../../../tests/blackbox/messages.rs"]
 mod messages;
 mod nodes;

@@ -11,6 +11,8 @@ use super::Bind;
 
 /// Heading of the options that say where a job runs.
 pub(super) const WHERE: &str = "Where to run";
+/// Heading of the options that start the nodes of a job.
+const HOSTS: &str = "Several hosts over ssh";
 
 /// Where to run, how to supervise the workers, how much to print. These options stand before or after the command.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -64,6 +66,21 @@ pub struct LaunchOptions {
     /// Print what `train` or `test` would do (devices, data, steps, memory, disk) without starting anything
     #[arg(long, global = true)]
     pub dry_run: bool,
+    /// Start the nodes on these hosts over ssh; the first is node 0, at --master-addr if that is given
+    #[arg(long, global = true, value_name = "HOSTS", value_delimiter = ',', conflicts_with_all = ["nnodes", "node_rank", "hostfile"], help_heading = HOSTS)]
+    pub hosts: Vec<String>,
+    /// The same with the hosts in a file: `host` or `host slots=N` on each line, N workers there
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["nnodes", "node_rank"], help_heading = HOSTS)]
+    pub hostfile: Option<PathBuf>,
+    /// The ssh command for --hosts, with its options
+    #[arg(long, global = true, env = "FNET_SSH", value_name = "COMMAND", default_value = "ssh", help_heading = HOSTS)]
+    pub ssh: String,
+    /// Path of fnet-launch on the hosts [default: as here]
+    #[arg(long, global = true, value_name = "PATH", help_heading = HOSTS)]
+    pub remote_program: Option<PathBuf>,
+    /// Environment variables that the hosts get, by their beginnings
+    #[arg(long, global = true, value_name = "PREFIXES", value_delimiter = ',', default_value = "FNET_,NCCL_,GLOO_,OMP_,PYTORCH_", help_heading = HOSTS)]
+    pub pass_env: Vec<String>,
     /// Maximum number of restarts of `train` from its newest checkpoint after a failure
     #[arg(long, global = true, value_name = "N", default_value_t = 3, help_heading = "Supervision")]
     pub max_restarts: u32,
