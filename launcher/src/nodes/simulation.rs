@@ -86,6 +86,7 @@ impl Choices {
 }
 
 /// What happens at a time.
+#[derive(Debug)]
 enum What {
     /// The loop of a host starts a launcher.
     Launch(usize),
@@ -101,11 +102,13 @@ enum What {
     Fault,
 }
 
+#[derive(Debug)]
 enum LocalMessage {
     Up(ToCoordinator),
     Down(ToNode),
 }
 
+#[derive(Debug)]
 enum OfWorker {
     Told(ToWorker),
     Completed(u64, Option<i32>),
@@ -205,6 +208,8 @@ struct World {
     faults: u64,
     /// In a small case, what happens before has no choices.
     focus: u64,
+    /// Whether each event is printed.
+    is_traced: bool,
 }
 
 impl World {
@@ -234,6 +239,7 @@ impl World {
             budget: template.1.clone(),
             faults: if is_small { 1 } else { choices.below(6) },
             focus: 0,
+            is_traced: number("FNET_SIM_SEED").is_some(),
             choices,
         };
         // Without MIN:MAX there are no spares.
@@ -282,6 +288,9 @@ impl World {
         while let Some(Reverse((time, number))) = self.queue.pop() {
             let Some(what) = self.events.remove(&number) else { continue };
             self.now = time;
+            if self.is_traced && !matches!(what, What::Tick(..)) {
+                eprintln!("{time:6} ms {what:?}");
+            }
             assert!(time < END, "the job neither ends nor makes progress: checkpoints {:?}", self.folder.files);
             self.handle(what);
             if self.is_done {
@@ -721,6 +730,8 @@ impl World {
                     let (kind, message) = (FailureKind::PeerLost, "gone".to_owned());
                     let failure = Failure { kind, message, backtrace: None, at: None };
                     self.report(host, Event::Message(FromWorker::Failed(failure)));
+                    let saving = WorkerStatus { phase: Phase::Checkpoint, ..status(step) };
+                    self.report(host, Event::Message(FromWorker::Heartbeat(saving)));
                     match is_training && step > 0 {
                         true => self.report(host, Event::Message(FromWorker::StateReady { step })),
                         false => self.exits(host, generation, ProcessExit::Code(exit::WORKER_LOST)),

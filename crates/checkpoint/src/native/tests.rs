@@ -78,7 +78,7 @@ fn a_snapshot_does_not_change_with_its_source_tensors() {
         scope
             .spawn({
                 let path = path.clone();
-                move || snapshot.write(&path, &AtomicU64::default()).unwrap()
+                move || snapshot.write(&path, &AtomicU64::default(), || Ok(())).unwrap()
             })
             .join()
             .unwrap()
