@@ -52,6 +52,18 @@ impl Scene {
     }
 }
 
+#[test]
+fn a_launcher_that_was_stopped_after_a_failure_still_waits_for_the_states_of_the_others() {
+    let mut scene = Scene::new();
+    scene.ended(2, ProcessExit::Signal(9));
+    scene.now += Duration::from_secs(500);
+    assert_eq!(scene.attempt.on_tick(scene.now), []);
+    scene.lost_a_peer(0);
+    scene.lost_a_peer(1);
+    scene.says(0, FromWorker::StateReady { step: 7 });
+    assert_eq!(scene.says(1, FromWorker::StateReady { step: 7 }), emergency(0));
+}
+
 fn saved(step: u64) -> FromWorker {
     FromWorker::Saved { path: format!("iter_{step}.ckpt").into(), step }
 }

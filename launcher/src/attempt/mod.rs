@@ -512,6 +512,11 @@ impl Attempt {
             // The launcher was stopped, and perhaps the workers with it, so silence means nothing.
             self.started += gap;
             self.judge_from = now + self.limits.silence.min(self.limits.step);
+            // What survivors still have to say waits to be read.
+            self.ready_by = self.ready_by.map(|end| end + gap);
+            if let Stage::Failing { kill_at, .. } = &mut self.stage {
+                *kill_at += gap;
+            }
             for worker in &mut self.workers {
                 worker.last_message = worker.last_message.map(|_| now);
             }

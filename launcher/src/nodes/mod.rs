@@ -21,6 +21,8 @@ mod listener;
 mod merge_results;
 mod message;
 mod queue;
+#[cfg(test)]
+mod simulation;
 mod strangers;
 mod token;
 mod wire;
