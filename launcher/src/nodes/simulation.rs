@@ -612,7 +612,14 @@ impl World {
         (group.world, group.resume) = (start.world_size, start.lead.resume);
         let twin = group.ranks.insert(start.first_rank, (host, life));
         assert_eq!(twin, None, "generation {generation} has two nodes with rank {}", start.first_rank);
-        if group.ranks.len() == group.world {
+        // They meet only if none is gone again.
+        let ranks: Vec<(usize, u64)> = group.ranks.values().copied().collect();
+        let is_here = |&(host, life): &(usize, u64)| {
+            let launcher = self.hosts[host].launcher.as_ref().filter(|launcher| launcher.life == life);
+            let worker = launcher.and_then(|launcher| launcher.worker.as_ref());
+            worker.is_some_and(|worker| worker.generation == generation && !worker.is_broken && !worker.ends)
+        };
+        if ranks.len() == start.world_size && ranks.iter().all(is_here) {
             self.start_training(generation);
         }
     }
@@ -849,9 +856,11 @@ impl World {
             }
             // SIGKILL to a worker.
             (1, Some(life)) => {
-                if let Some(generation) = self.launcher(host).worker.as_ref().map(|worker| worker.generation) {
+                let launcher = self.launcher(host);
+                if let Some(worker) = &mut launcher.worker {
                     // What it has completed is lost with it.
-                    self.launcher(host).held = 0;
+                    (worker.is_broken, launcher.held) = (true, 0);
+                    let generation = worker.generation;
                     let killed = OfWorker::Exits(ProcessExit::Signal(9));
                     self.at(self.now, What::Worker(host, life, generation, killed));
                 }
