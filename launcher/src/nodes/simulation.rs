@@ -191,7 +191,8 @@ struct World {
     now: u64,
     number: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: HashMap<u64, What>,
+    /// By their numbers.
+    events: Vec<Option<What>>,
     connections: Vec<Connection>,
     hosts: Vec<Host>,
     hello: Hello,
@@ -225,7 +226,7 @@ impl World {
             now: 0,
             number: 0,
             queue: BinaryHeap::new(),
-            events: HashMap::new(),
+            events: vec![None],
             connections: vec![],
             hosts,
             hello: Hello { nodes: max, min_nodes: min, ..template.0.clone() },
@@ -260,7 +261,7 @@ impl World {
     fn at(&mut self, time: u64, what: What) {
         self.number += 1;
         self.queue.push(Reverse((time.max(self.now), self.number)));
-        self.events.insert(self.number, what);
+        self.events.push(Some(what));
     }
 
     fn delay(&mut self) -> u64 {
@@ -286,7 +287,7 @@ impl World {
     /// Runs to the end of the job.
     fn run(mut self) -> (u64, Choices) {
         while let Some(Reverse((time, number))) = self.queue.pop() {
-            let Some(what) = self.events.remove(&number) else { continue };
+            let Some(what) = self.events.get_mut(number as usize).and_then(Option::take) else { continue };
             self.now = time;
             if self.is_traced && !matches!(what, What::Tick(..)) {
                 eprintln!("{time:6} ms {what:?}");
