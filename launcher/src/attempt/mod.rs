@@ -512,10 +512,15 @@ impl Attempt {
             // The launcher was stopped, and perhaps the workers with it, so silence means nothing.
             self.started += gap;
             self.judge_from = now + self.limits.silence.min(self.limits.step);
-            // What survivors still have to say waits to be read.
+            // What they still have to say waits to be read, and what they still have to do took no time.
             self.ready_by = self.ready_by.map(|end| end + gap);
-            if let Stage::Failing { kill_at, .. } = &mut self.stage {
-                *kill_at += gap;
+            match &mut self.stage {
+                Stage::Running => {}
+                Stage::Failing { kill_at, .. } => *kill_at += gap,
+                Stage::Stopping { break_off_at, kill_at, .. } => {
+                    *kill_at += gap;
+                    *break_off_at = break_off_at.map(|at| at + gap);
+                }
             }
             for worker in &mut self.workers {
                 worker.last_message = worker.last_message.map(|_| now);

@@ -139,6 +139,16 @@ fn after_the_grace_period_workers_are_killed_but_not_while_they_save() {
 }
 
 #[test]
+fn a_launcher_that_was_stopped_itself_gives_workers_the_rest_of_the_grace_period() {
+    let mut scene = Scene::new();
+    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    scene.now += Duration::from_secs(500);
+    assert_eq!(scene.attempt.on_tick(scene.now), []);
+    assert_eq!(scene.wait(29.0), []);
+    assert_eq!(scene.wait(2.0)[1..], [Action::Kill(0), Action::Kill(1)]);
+}
+
+#[test]
 fn a_worker_without_signal_handlers_is_stopped_by_the_signal() {
     let mut scene = Scene::new();
     scene.attempt.on_stop(StopReason::Interrupted, scene.now);

@@ -191,7 +191,8 @@ struct World {
     now: u64,
     number: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: HashMap<u64, What>,
+    /// By their numbers.
+    events: Vec<Option<What>>,
     connections: Vec<Connection>,
     hosts: Vec<Host>,
     hello: Hello,
@@ -225,7 +226,7 @@ impl World {
             now: 0,
             number: 0,
             queue: BinaryHeap::new(),
-            events: HashMap::new(),
+            events: vec![None],
             connections: vec![],
             hosts,
             hello: Hello { nodes: max, min_nodes: min, ..template.0.clone() },
@@ -260,7 +261,7 @@ impl World {
     fn at(&mut self, time: u64, what: What) {
         self.number += 1;
         self.queue.push(Reverse((time.max(self.now), self.number)));
-        self.events.insert(self.number, what);
+        self.events.push(Some(what));
     }
 
     fn delay(&mut self) -> u64 {
@@ -286,7 +287,7 @@ impl World {
     /// Runs to the end of the job.
     fn run(mut self) -> (u64, Choices) {
         while let Some(Reverse((time, number))) = self.queue.pop() {
-            let Some(what) = self.events.remove(&number) else { continue };
+            let Some(what) = self.events.get_mut(number as usize).and_then(Option::take) else { continue };
             self.now = time;
             if self.is_traced && !matches!(what, What::Tick(..)) {
                 eprintln!("{time:6} ms {what:?}");
@@ -612,7 +613,14 @@ impl World {
         (group.world, group.resume) = (start.world_size, start.lead.resume);
         let twin = group.ranks.insert(start.first_rank, (host, life));
         assert_eq!(twin, None, "generation {generation} has two nodes with rank {}", start.first_rank);
-        if group.ranks.len() == group.world {
+        // They meet only if none is gone again.
+        let ranks: Vec<(usize, u64)> = group.ranks.values().copied().collect();
+        let is_here = |&(host, life): &(usize, u64)| {
+            let launcher = self.hosts[host].launcher.as_ref().filter(|launcher| launcher.life == life);
+            let worker = launcher.and_then(|launcher| launcher.worker.as_ref());
+            worker.is_some_and(|worker| worker.generation == generation && !worker.is_broken && !worker.ends)
+        };
+        if ranks.len() == start.world_size && ranks.iter().all(is_here) {
             self.start_training(generation);
         }
     }
@@ -849,9 +857,11 @@ impl World {
             }
             // SIGKILL to a worker.
             (1, Some(life)) => {
-                if let Some(generation) = self.launcher(host).worker.as_ref().map(|worker| worker.generation) {
+                let launcher = self.launcher(host);
+                if let Some(worker) = &mut launcher.worker {
                     // What it has completed is lost with it.
-                    self.launcher(host).held = 0;
+                    (worker.is_broken, launcher.held) = (true, 0);
+                    let generation = worker.generation;
                     let killed = OfWorker::Exits(ProcessExit::Signal(9));
                     self.at(self.now, What::Worker(host, life, generation, killed));
                 }
