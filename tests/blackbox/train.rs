@@ -51,6 +51,7 @@ fn two_workers_train_and_write_all_documented_files_without_raw_messages() {
 fn assert_documented_files(folder: &Path) {
     let (dated, fixed): (Vec<_>, Vec<_>) = names(folder).into_iter().partition(|name| name.contains(".log"));
     let expected = [
+        ".fnet.generation",
         ".fnet.lock",
         "config.toml",
         "epoch_1.ckpt",
