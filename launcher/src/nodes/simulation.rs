@@ -217,7 +217,18 @@ impl World {
     fn new(mut choices: Choices, template: &(Hello, RestartBudget)) -> Self {
         let is_small = !choices.is_random();
         // Few nodes are the most frequent case.
-        let count = if is_small { 3 } else { 2 + (62 >> choices.below(10).min(6)).min(choices.below(64)) as usize };
+        let most = |choices: &mut Choices| match choices.below(64) {
+            0 => 62,
+            1..=4 => 14,
+            5..=20 => 6,
+            _ => 2,
+        };
+        let count = if is_small {
+            3
+        } else {
+            let most = most(&mut choices);
+            2 + choices.below(most + 1) as usize
+        };
         let max = if is_small { 2 } else { 2 + choices.below(count as u64 - 1) as usize };
         let min = if is_small || choices.below(4) > 0 { Some(1 + choices.below(max as u64) as usize) } else { None };
         let hosts = (0..count).map(|_| Host::default()).collect();
