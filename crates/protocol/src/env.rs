@@ -62,8 +62,8 @@ pub const PORT: &str = "PORT";
 pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
 /// Secret that all launchers of a job on several nodes know; `--secret-file` takes precedence.
 pub const JOB_SECRET: &str = "FNET_JOB_SECRET";
-/// Number of nodes in the pods of Kubernetes' training operators; several are refused without `--nnodes`.
-pub const PET_NNODES: &str = "PET_NNODES";
+/// `host:port` of node 0 in the pods of an elastic job of Kubernetes' training operator.
+pub const PET_RDZV_ENDPOINT: &str = "PET_RDZV_ENDPOINT";
 /// Number of nodes of a Slurm job; several are refused without `--nnodes`.
 pub const SLURM_NNODES: &str = "SLURM_NNODES";
 /// Number of tasks that srun has started.

@@ -61,24 +61,23 @@ impl Nodes {
     }
 }
 
+/// A variable of torchrun, with the prefix that Kubernetes' training operators give it or without, which takes precedence.
+fn of_torchrun(lookup: impl Fn(&str) -> Option<String>, name: &str) -> Option<(String, String)> {
+    [name.to_owned(), format!("PET_{name}")].into_iter().find_map(|name| lookup(&name).map(|value| (name, value)))
+}
+
 /// Refuses to run a job of one node where the environment says that several nodes were started, and neither `--nnodes` nor
-/// NNODES says how many the job has: each of them would train alone.
+/// NNODES or PET_NNODES says how many the job has: each of them would train alone.
 /// Errors: the number of nodes is missing; the message has the options to give (exit code 2).
 pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
     let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
-    if options.nnodes.is_some() || lookup(env::NNODES).is_some() {
+    if options.nnodes.is_some() || of_torchrun(lookup, env::NNODES).is_some() {
         return Ok(());
     }
-    // PET_NNODES may be a range, MIN:MAX.
-    let number = |name: &str| lookup(name)?.rsplit(':').next()?.trim().parse::<usize>().ok();
+    let number = |name: &str| lookup(name)?.trim().parse::<usize>().ok();
     let is_only_task = number(env::SLURM_STEP_NUM_TASKS) == Some(1);
     let is_one_machine = number(env::WORLD_SIZE) == number(env::LOCAL_WORLD_SIZE);
     for (name, is_fine, remedy) in [
-        (
-            env::PET_NNODES,
-            false,
-            "--nnodes N --node-rank \"$PET_NODE_RANK\" --master-addr \"$PET_MASTER_ADDR\" --master-port \"$PET_MASTER_PORT\"",
-        ),
         (
             env::SLURM_NNODES,
             is_only_task,
@@ -98,25 +97,19 @@ pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<Stri
     Ok(())
 }
 
-/// Combines options and environment. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
+/// Combines options and environment; NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are also read with the prefix PET_, and
+/// PET_RDZV_ENDPOINT is the address of node 0, whose host name it has. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
 /// and so is `--master-addr`: no other node has to find the store, and variables left over from other programs do no harm.
 /// Errors: invalid values (exit code 2).
 pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<Nodes> {
     let variable = &lookup;
     let lookup = |name: &str| variable(name).filter(|text| !text.trim().is_empty());
-    let number = |flag: Option<usize>, name: &str, default: usize| match (flag, lookup(name)) {
-        (Some(value), _) => Ok(value),
-        (None, None) => Ok(default),
-        (None, Some(text)) => {
-            text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))
-        }
-    };
     let interface = interface(options.iface.as_deref(), lookup);
-    let nnodes = match (options.nnodes, lookup(env::NNODES)) {
+    let nnodes = match (options.nnodes, of_torchrun(lookup, env::NNODES)) {
         (Some(given), _) => given,
         (None, None) => NodeCount { max: 1, min: None },
-        (None, Some(text)) => {
-            text.trim().parse().map_err(|why| Error::usage(format!("{}={text}: {why}", env::NNODES)))?
+        (None, Some((name, text))) => {
+            text.trim().parse().map_err(|why| Error::usage(format!("{name}={text}: {why}")))?
         }
     };
     let NodeCount { max: count, min } = nnodes;
@@ -132,16 +125,30 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         let port = options.master_port.filter(|&port| port != 0);
         return Ok(Nodes { count, rank: 0, address, port, interface, ..Nodes::default() });
     }
-    let rank = number(options.node_rank, env::NODE_RANK, 0)?;
+    let endpoint = lookup(env::PET_RDZV_ENDPOINT).filter(|_| of_torchrun(lookup, env::MASTER_ADDR).is_none());
+    let (host, endpoint_port) = endpoint.as_deref().map_or((None, None), |text| {
+        let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        (Some(host.to_owned()), port.parse::<u16>().ok())
+    });
+    let rank = match (options.node_rank, of_torchrun(lookup, env::NODE_RANK), &host) {
+        (Some(rank), ..) => rank,
+        (None, Some((name, text)), _) => {
+            text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))?
+        }
+        // Such a job has MIN:MAX nodes, which only wish for a rank.
+        (None, None, Some(host)) => usize::from(!is_own_name(host, &rustix::system::uname().nodename().to_string_lossy())),
+        (None, None, None) => 0,
+    };
     if rank >= count && min.is_none() {
         return Err(Error::usage(format!("node rank {rank} of {count} nodes: expected 0 to {}", count - 1)));
     }
-    let Some(address) = options.master_addr.clone().or_else(|| lookup(env::MASTER_ADDR)) else {
+    let variable_address = of_torchrun(lookup, env::MASTER_ADDR).map(|(_, value)| value);
+    let Some(address) = options.master_addr.clone().or(variable_address).or(host) else {
         return Err(Error::usage(format!(
             "the address of node 0 is missing; give --master-addr (or MASTER_ADDR) on every one of the {count} nodes"
         )));
     };
-    let (address, port) = (without_brackets(&address), Some(port(options, lookup)?));
+    let (address, port) = (without_brackets(&address), Some(port(options, lookup, endpoint_port)?));
     let secret = Secret::find(options, variable)?;
     Ok(Nodes { count, min, rank, address, port, ranks: None, interface, secret })
 }
@@ -159,7 +166,16 @@ pub fn interface(name: Option<&str>, lookup: impl Fn(&str) -> Option<String>) ->
     names.iter().filter(|key| lookup(key).is_none()).map(|key| ((*key).to_owned(), name.to_owned())).collect()
 }
 
-fn port(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<u16> {
+/// Whether `host` is a name of this machine, in full or without its domain, as pods have it.
+fn is_own_name(host: &str, own: &str) -> bool {
+    host == own || host.split('.').next() == own.split('.').next()
+}
+
+fn port(
+    options: &LaunchOptions,
+    lookup: impl Fn(&str) -> Option<String>,
+    of_endpoint: Option<u16>,
+) -> Result<u16> {
     if let Some(port) = options.master_port {
         return if port == 0 {
             Err(Error::usage("--master-port 0: several nodes need a fixed port"))
@@ -167,9 +183,12 @@ fn port(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Res
             Ok(port)
         };
     }
-    if let Some(text) = lookup(env::MASTER_PORT) {
+    if let Some((name, text)) = of_torchrun(&lookup, env::MASTER_PORT) {
         let port = text.trim().parse().ok().filter(|&port: &u16| port != 0);
-        return port.ok_or_else(|| Error::usage(format!("MASTER_PORT={text}: expected a port, 1 to 65535")));
+        return port.ok_or_else(|| Error::usage(format!("{name}={text}: expected a port, 1 to 65535")));
+    }
+    if let Some(port) = of_endpoint {
+        return Ok(port);
     }
     let port = lookup(env::PORT).and_then(|text| text.trim().parse().ok());
     Ok(port.filter(|&port| port >= MIN_PORT).unwrap_or(DEFAULT_PORT))
@@ -241,8 +260,6 @@ mod tests {
         };
         for (name, value, remedy) in [
             ("WORLD_SIZE", "2", "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
-            ("PET_NNODES", "4", "$PET_NODE_RANK"),
-            ("PET_NNODES", "1:2", "$PET_MASTER_ADDR"),
             ("SLURM_NNODES", "8", "srun --ntasks-per-node=1"),
         ] {
             let error = refuse("", &[(name, value)]).unwrap_err();
@@ -266,6 +283,25 @@ mod tests {
         assert_eq!(nodes, Nodes { count: 2, rank: 1, address: "a".into(), port: Some(4000), ..Nodes::default() });
         let nodes = with("--node-rank 0 --master-addr b --master-port 5000", &variables).unwrap();
         assert_eq!(nodes, Nodes { count: 2, address: "b".into(), port: Some(5000), ..Nodes::default() });
+    }
+
+    /// Kubeflow's Trainer sets all of them, its PyTorchJob with an elastic policy the endpoint.
+    #[test]
+    fn the_variables_of_kubernetes_operators_are_read() {
+        let trainer =
+            [("PET_NNODES", "2"), ("PET_NODE_RANK", "1"), ("PET_MASTER_ADDR", "job-0-0.job"), ("PET_MASTER_PORT", "29400")];
+        let expected = Nodes { count: 2, rank: 1, address: "job-0-0.job".into(), port: Some(29_400), ..Nodes::default() };
+        assert_eq!(with("", &trainer).unwrap(), expected);
+        assert_eq!(with("--nnodes 1", &trainer).unwrap().count, 1);
+        let own = [&trainer[..], &[("NNODES", "3"), ("NODE_RANK", "2"), ("MASTER_PORT", "1")]].concat();
+        let nodes = with("", &own).unwrap();
+        assert_eq!((nodes.count, nodes.rank, nodes.port), (3, 2, Some(1)));
+        let elastic = [("PET_NNODES", "1:3"), ("PET_RDZV_ENDPOINT", "job-worker-0:23456")];
+        let nodes = with("", &elastic).unwrap();
+        assert_eq!((nodes.count, nodes.min, nodes.rank, nodes.port), (3, Some(1), 1, Some(23_456)));
+        assert_eq!(nodes.address, "job-worker-0");
+        assert!(is_own_name("job-worker-0", "job-worker-0.job.space.svc") && !is_own_name("job-worker-0", "job-worker-1"));
+        assert!(with("", &[("PET_NNODES", "x")]).unwrap_err().message().starts_with("PET_NNODES=x: "));
     }
 
     #[test]

@@ -96,7 +96,6 @@ fn nodes_with_different_numbers_of_workers_meet_and_their_ranks_go_on() {
 fn one_of_several_nodes_never_trains_alone_unless_told_to() {
     for (name, value, remedy) in [
         ("WORLD_SIZE", "2", "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
-        ("PET_NNODES", "2", "--node-rank \"$PET_NODE_RANK\" --master-addr \"$PET_MASTER_ADDR\""),
         ("SLURM_NNODES", "2", "scripts/slurm/train.sh"),
     ] {
         let scene = Scene::new();
