@@ -269,7 +269,7 @@ pub struct Train {
     /// Gradient accumulation steps.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
-    /// With `fnet-launch --nnodes MIN:MAX`: what to do when `accumulate` cannot be changed so that fewer nodes have as many
+    /// With `--nnodes MIN:MAX` of fnet-launch: what to do when `accumulate` cannot be changed so that fewer nodes have as many
     /// images per update as MAX nodes. If it can, that is done.
     pub elastic_batch: ElasticBatch,
     /// The type in which gradients travel between the ranks. Weights and optimizer state stay float32.
