@@ -92,9 +92,14 @@ install_wheels() {
 # Builds the packages that do not need libtorch during its download. The others fail and are built later.
 build_in_background() {
     [ ! -e .libtorch ] || return 0
-    cargo build --release --workspace --keep-going >/dev/null 2>&1 &
+    setsid cargo build --release --workspace --keep-going >/dev/null 2>&1 &
     background=$!
-    trap 'kill "$background" 2>/dev/null || true' EXIT
+    trap end_background EXIT
+}
+
+# Ends cargo with its compilers. What they have finished is kept.
+end_background() {
+    [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
 }
 
 link_libtorch() {
@@ -121,8 +126,9 @@ background=
 build_in_background
 install_wheels
 link_libtorch
-# Its exit status does not matter.
-[ -z "$background" ] || wait "$background" || true
+# What needs libtorch takes the longest, one package after the other.
+end_background
+[ -z "$background" ] || wait "$background" 2>/dev/null || true
 trap - EXIT
 build
 say "ready: target/release/fnet-launch, target/release/fnet-worker"
