@@ -50,7 +50,7 @@ fn a_finished_job_is_told_by_its_terminal_its_status_its_metrics_and_its_tracker
     let last: Vec<&str> =
         ended.stderr.lines().skip_while(|line| !line.starts_with("fnet-launch: done in 0:")).collect();
     let evaluate = "  evaluate    fnet-launch --device cpu --nproc 2 test work_dirs/cfg/latest.ckpt";
-    assert!(last.len() == 5 && last.contains(&evaluate), "{last:?}");
+    assert!(last.len() == 6 && last.contains(&evaluate), "{last:?}");
 
     let lines = fs::read_to_string(&files(&folder, ".log.json")[0]).unwrap();
     assert_eq!(fs::read_to_string(scene.path("got.jsonl")).unwrap(), lines);

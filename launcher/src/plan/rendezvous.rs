@@ -136,7 +136,9 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
             text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))?
         }
         // Such a job has MIN:MAX nodes, which only wish for a rank.
-        (None, None, Some(host)) => usize::from(!is_own_name(host, &rustix::system::uname().nodename().to_string_lossy())),
+        (None, None, Some(host)) => {
+            usize::from(!is_own_name(host, &rustix::system::uname().nodename().to_string_lossy()))
+        }
         (None, None, None) => 0,
     };
     if rank >= count && min.is_none() {
@@ -171,11 +173,7 @@ fn is_own_name(host: &str, own: &str) -> bool {
     host == own || host.split('.').next() == own.split('.').next()
 }
 
-fn port(
-    options: &LaunchOptions,
-    lookup: impl Fn(&str) -> Option<String>,
-    of_endpoint: Option<u16>,
-) -> Result<u16> {
+fn port(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>, of_endpoint: Option<u16>) -> Result<u16> {
     if let Some(port) = options.master_port {
         return if port == 0 {
             Err(Error::usage("--master-port 0: several nodes need a fixed port"))
@@ -288,9 +286,14 @@ mod tests {
     /// Kubeflow's Trainer sets all of them, its PyTorchJob with an elastic policy the endpoint.
     #[test]
     fn the_variables_of_kubernetes_operators_are_read() {
-        let trainer =
-            [("PET_NNODES", "2"), ("PET_NODE_RANK", "1"), ("PET_MASTER_ADDR", "job-0-0.job"), ("PET_MASTER_PORT", "29400")];
-        let expected = Nodes { count: 2, rank: 1, address: "job-0-0.job".into(), port: Some(29_400), ..Nodes::default() };
+        let trainer = [
+            ("PET_NNODES", "2"),
+            ("PET_NODE_RANK", "1"),
+            ("PET_MASTER_ADDR", "job-0-0.job"),
+            ("PET_MASTER_PORT", "29400"),
+        ];
+        let expected =
+            Nodes { count: 2, rank: 1, address: "job-0-0.job".into(), port: Some(29_400), ..Nodes::default() };
         assert_eq!(with("", &trainer).unwrap(), expected);
         assert_eq!(with("--nnodes 1", &trainer).unwrap().count, 1);
         let own = [&trainer[..], &[("NNODES", "3"), ("NODE_RANK", "2"), ("MASTER_PORT", "1")]].concat();
@@ -300,7 +303,9 @@ mod tests {
         let nodes = with("", &elastic).unwrap();
         assert_eq!((nodes.count, nodes.min, nodes.rank, nodes.port), (3, Some(1), 1, Some(23_456)));
         assert_eq!(nodes.address, "job-worker-0");
-        assert!(is_own_name("job-worker-0", "job-worker-0.job.space.svc") && !is_own_name("job-worker-0", "job-worker-1"));
+        assert!(
+            is_own_name("job-worker-0", "job-worker-0.job.space.svc") && !is_own_name("job-worker-0", "job-worker-1")
+        );
         assert!(with("", &[("PET_NNODES", "x")]).unwrap_err().message().starts_with("PET_NNODES=x: "));
     }
 

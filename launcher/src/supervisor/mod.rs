@@ -37,7 +37,7 @@ use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
 use crate::signals::{Request, Signals};
 use crate::status::{Keeper, Level, show};
-use crate::text;
+use crate::{libtorch, text};
 
 /// Time for logs and reports to reach a slow disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,6 +80,9 @@ struct Prepared {
 async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
     let plan = plan?;
     let config = resolved_config::read(&plan.command).await?;
+    let program = plan.program.clone();
+    let checked = tokio::task::spawn_blocking(move || libtorch::check(&program)).await;
+    checked.unwrap_or_else(|panic| Err(Error::bug(format!("looking for libtorch: {panic}"))))?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
     let lock = workdir_lock::lock(&plan, console)?;
     let token = match &plan.command {
