@@ -1,4 +1,4 @@
-//! How both sides of a connection prove that they know the secret of the job, before anything is told.
+//! How both sides of a connection prove that they know the secret of the job, before anything else is sent.
 //!
 //! Each side sends a fresh nonce. Both nonces, the version of the messages and the direction make the key of each direction,
 //! by an HMAC with the secret. From then on, every line begins with an HMAC of its number in its direction and its text, so

@@ -5,7 +5,7 @@
 //! each launcher supervises its own workers and follows those decisions ([`follower`], [`link`]). The store of the workers has a separate
 //! port, which is announced at each start.
 //!
-//! With a secret, both sides of a connection prove that they know it before anything is told ([`auth`]). Without one, the
+//! With a secret, both sides of a connection prove that they know it before anything else is sent ([`auth`]). Without one, the
 //! network is trusted: whoever reaches the port and speaks these messages can take part. All other connections are ignored
 //! and cannot end the job ([`strangers`]).
 

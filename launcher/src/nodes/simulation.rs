@@ -877,7 +877,7 @@ impl World {
                     self.at(self.now, What::Worker(host, life, generation, killed));
                 }
             }
-            // The machine fails: nobody is told.
+            // The machine fails: nobody is notified.
             (2 | 3, _) => {
                 self.remove(host, false);
                 self.hosts[host].is_down = self.choices.below(2) == 0;

@@ -185,7 +185,7 @@ fn what_was_recorded_or_repeated_on_the_way_is_not_accepted() {
     let mut node_1 = pair.start("1", second(tap.port), "");
     is_running();
     let recorded = tap.heard.each_ref().map(|lines| lines.lock().unwrap().join("\n") + "\n");
-    // Nothing of the job is told before both have proven to know the secret.
+    // Nothing of the job is sent before both have proven to know the secret.
     for text in &recorded {
         assert!(text.lines().take(2).all(|line| !line.contains("cpu") && !line.contains("version")), "{text}");
     }

@@ -63,7 +63,7 @@ unsafe impl Send for Reducer {}
 impl Reducer {
     /// Hooks into the gradients of the parameters, given in the same order on every rank: leaves that require gradients, of
     /// one type and on one device.
-    /// Errors: if there is no parameter, or one is not as said.
+    /// Errors: there is no parameter, or one has another type or device than the first.
     pub fn new(group: &ProcessGroup, parameters: &[Tensor], sizes: BucketSizes, as_bfloat16: bool) -> Result<Self> {
         let bytes = parameters.iter().map(|parameter| parameter.numel() * parameter.kind().elt_size_in_bytes());
         let layout = layout(bytes, sizes);

@@ -201,7 +201,7 @@ fn a_running_job_refuses_other_nodes() {
     let mut scene = Scene::running();
     let actions = scene.hello(9, hello(1, 1));
     assert_eq!(refusals(&actions)[0].0, 9);
-    assert_eq!(actions.len(), 2, "no other node is told: {actions:?}");
+    assert_eq!(actions.len(), 2, "no other node is notified: {actions:?}");
     assert!(scene.say(9, ToCoordinator::Failing { attempt: 0, rank: 0 }).is_empty());
     assert!(scene.close(9).is_empty());
 }
