@@ -1,12 +1,11 @@
 //! Nodes that come and go: several launchers on one machine.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::Value;
 
 use crate::outputs::{differences, generation, losses, of_mode, without_ranks};
+use crate::starters::free_port;
 use crate::support::{Ended, Running, Scene, launcher, signal, until};
 
 /// One node after the other, each with one worker.
@@ -51,17 +50,6 @@ impl Nodes {
         let seen = 4 * first + (change - 4) * second + (count - change) * third;
         let (images, filled) = (self.scene.steps(1) as u64, 2 * (first + second + third - 3));
         assert!((images..=images + filled).contains(&seen), "{count} steps, {seen} of {images} images");
-    }
-}
-
-/// A port below those that the system gives away.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let port = 10_000 + (std::process::id() as u16 % 90) * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
-        if TcpListener::bind(("::", port)).is_ok() {
-            return port;
-        }
     }
 }
 

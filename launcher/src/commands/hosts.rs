@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
-use crate::plan;
 use crate::signals::{self, Request, Signals};
+use crate::{nodes, plan};
 
 /// First argument with which this program is the helper on a host.
 pub const ARGUMENT: &str = "__remote";
@@ -190,9 +190,7 @@ fn secret() -> Result<String> {
     if let Ok(secret) = std::env::var(env::JOB_SECRET) {
         return Ok(secret);
     }
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).doing(|| "making a secret".to_owned())?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    nodes::random().doing(|| "making a secret".to_owned())
 }
 
 fn start(launch: &Launch, hosts: &[Host], node: usize, secret: &str) -> Result<Start> {

@@ -124,9 +124,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
-    let ours = hex(&nonce);
+    let ours = random()?;
     writer.write(&Opening::Challenge { protocol: PROTOCOL, nonce: ours.clone() }).await?;
     let first = reader.line().await?.ok_or(Denial::Closed)?;
     let theirs = match serde_json::from_slice(&first) {
@@ -156,6 +154,13 @@ where
 /// Whether a line is the first one of a side that has a secret.
 pub fn is_challenge(line: &[u8]) -> bool {
     matches!(serde_json::from_slice(line), Ok(Opening::Challenge { .. }))
+}
+
+/// 32 random bytes in hexadecimal digits.
+pub fn random() -> io::Result<String> {
+    let mut bytes = [0; DIGITS / 2];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(hex(&bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {

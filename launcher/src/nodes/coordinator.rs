@@ -246,9 +246,7 @@ impl Coordinator {
         local_address: String,
         now: Instant,
     ) -> Vec<Action> {
-        let refuse = |code, message: String| {
-            vec![Action::Send(connection, ToNode::Refused { code, message }), Action::Close(connection)]
-        };
+        let refuse = |code, message| refuse(connection, code, message);
         let Some((first, others)) = self.nodes.split_first() else { return vec![Action::Close(connection)] };
         let others: Vec<Present<'_>> =
             others.iter().map(|node| Present { hello: &node.hello, address: &node.address }).collect();
@@ -267,15 +265,9 @@ impl Coordinator {
             }
             Admission::Conflict(_) | Admission::Welcome if let Some(failed) = &hello.failed => {
                 let text = format!("node {} ({}, {address}) failed: {}", hello.node, hello.host, failed.message);
-                let mut actions = refuse(failed.code, text.clone());
-                actions.extend(if is_elastic { self.tell(text) } else { self.end_all(failed.code, text) });
-                actions
+                self.reject(connection, failed.code, text)
             }
-            Admission::Conflict(text) => {
-                let mut actions = refuse(exit::USAGE, text.clone());
-                actions.extend(if is_elastic { self.tell(text) } else { self.end_all(exit::USAGE, text) });
-                actions
-            }
+            Admission::Conflict(text) => self.reject(connection, exit::USAGE, text),
             Admission::Welcome if self.nodes.len() >= self.max + MAX_SPARES => {
                 let text = format!("{MAX_SPARES} nodes wait beside the {} of this job already", self.max);
                 refuse(exit::ENVIRONMENT, text)
@@ -300,6 +292,13 @@ impl Coordinator {
         }
     }
 
+    /// Refuses a node without which a job cannot go on, unless nodes may come and go.
+    fn reject(&mut self, connection: ConnectionId, code: i32, text: String) -> Vec<Action> {
+        let mut actions = refuse(connection, code, text.clone());
+        actions.extend(if self.min.is_some() { self.tell(text) } else { self.end_all(code, text) });
+        actions
+    }
+
     /// The number of a new node: the one that it asks for if that is free, else the lowest that is.
     fn free_number(&self, wanted: usize) -> usize {
         let is_free = |number: &usize| self.nodes.iter().all(|node| node.hello.node != *number);
@@ -320,16 +319,14 @@ impl Coordinator {
             }
             ToCoordinator::Ready { lead } => {
                 node.is_ready = true;
+                let mut actions = Vec::new();
                 if connection == LOCAL {
                     self.lead = lead;
                     if !self.is_complete() {
-                        return vec![Action::Send(connection, ToNode::News { text: self.missing() })]
-                            .into_iter()
-                            .chain(self.start_if_ready(now))
-                            .collect();
+                        actions.push(Action::Send(connection, ToNode::News { text: self.missing() }));
                     }
                 }
-                let mut actions = self.start_if_ready(now);
+                actions.extend(self.start_if_ready(now));
                 actions.extend(self.ask_to_regroup(now));
                 actions
             }
@@ -692,6 +689,10 @@ impl Coordinator {
         let others = self.nodes.iter().enumerate().filter(|(other, node)| *other != index && !node.is_lost);
         others.map(|(_, node)| Action::Send(node.connection, message.clone())).collect()
     }
+}
+
+fn refuse(connection: ConnectionId, code: i32, message: String) -> Vec<Action> {
+    vec![Action::Send(connection, ToNode::Refused { code, message }), Action::Close(connection)]
 }
 
 #[cfg(test)]

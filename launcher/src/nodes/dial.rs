@@ -14,7 +14,7 @@ use super::message::{Hello, MAX_LINE, PROTOCOL, ToCoordinator, ToNode};
 use super::wire::{Reader, Writer};
 use crate::plan::interfaces;
 use crate::plan::rendezvous::Nodes;
-use crate::plan::secret::Secret;
+use crate::plan::secret::{SAME_REMEDY, Secret};
 
 /// Time to connect to an address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -210,7 +210,7 @@ fn reason(error: &AddressError) -> String {
             "the port is open, but the connection was closed: is this the port of an fnet job?".to_owned()
         }
         AddressError::OtherProgram(text) => format!("another program listens there, not an fnet job; it says {text:?}"),
-        AddressError::Secret(how) => format!("{how}; give all nodes the same (FNET_JOB_SECRET or --secret-file)"),
+        AddressError::Secret(how) => format!("{how}; {SAME_REMEDY}"),
         AddressError::Version(version) => {
             format!(
                 "node 0 runs fnet {version}, which is incompatible with this version ({})",

@@ -13,11 +13,10 @@ use tokio::task::JoinHandle;
 use super::coordinator::{Event, HEARTBEAT_INTERVAL, LOCAL};
 use super::follower::Follower;
 use super::listener::{Events, Listener};
-use super::message::{Lead, StartAttempt, ToCoordinator, ToNode};
+use super::message::{Lead, StartAttempt, ToCoordinator, ToNode, Wanted};
 use super::queue;
 use super::token::Token;
 use super::wire;
-use crate::attempt::restart::RestartBudget;
 use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 use crate::attempt::{Action, Attempt};
@@ -74,17 +73,6 @@ pub(super) enum Closing {
     Listener(Listener),
     /// Other nodes: the last messages.
     Writer(JoinHandle<()>),
-}
-
-/// What this node wants to do in the next attempt; with several nodes that of node 0 counts.
-#[derive(Debug, Clone)]
-pub struct Wanted {
-    /// Whether to resume from the newest checkpoint.
-    pub resume: bool,
-    /// The generation that the attempt has of the work folder.
-    pub generation: Option<u64>,
-    /// The restarts that are left.
-    pub budget: RestartBudget,
 }
 
 /// An attempt that all nodes start together.
@@ -260,10 +248,7 @@ impl Cluster {
             _ => Ok(Vec::new()),
         };
         let mut stores = stores.doing(|| "opening a port for the workers' store".to_owned())?;
-        let lead = stores.first().map(port_of).transpose()?.map(|port| {
-            let Wanted { resume, generation, budget } = wanted;
-            Lead { port, resume, generation, budget }
-        });
+        let lead = stores.first().map(port_of).transpose()?.map(|port| Lead { port, wanted });
         link.send(ToCoordinator::Ready { lead }).await;
         let start = match link.start(console, signals).await? {
             Ok(start) => start,
@@ -290,8 +275,7 @@ impl Cluster {
             full_world_size: start.full_world_size,
         });
         let nodes = Nodes { address, rank: start.node, ranks, interface, ..nodes.clone() };
-        let Lead { port, resume, generation, budget } = start.lead;
-        let wanted = Wanted { resume, generation, budget };
+        let Lead { port, wanted } = start.lead;
         Ok(Ok(AttemptStart { number: start.attempt, store, port, nodes, wanted }))
     }
 

@@ -206,6 +206,14 @@ pub struct StopRequest {
 pub struct Lead {
     /// Port of the store.
     pub port: u16,
+    /// What node 0 wants to do.
+    #[serde(flatten)]
+    pub wanted: Wanted,
+}
+
+/// What a node wants to do in the next attempt; with several nodes that of node 0 counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
     /// Whether to resume from the newest checkpoint.
     pub resume: bool,
     /// The generation that the attempt has of the work folder.

@@ -27,6 +27,8 @@ mod strangers;
 mod token;
 mod wire;
 
+pub use auth::random;
 pub use join::{join, report_failure};
-pub use link::{AttemptStart, Cluster, Membership, Wanted};
+pub use link::{AttemptStart, Cluster, Membership};
+pub use message::Wanted;
 pub use token::Token;

@@ -15,7 +15,7 @@ use fnet_protocol::{exit, generation};
 use super::coordinator::tests::{hello, lead};
 use super::coordinator::{self, Coordinator, Elastic, LOCAL, Timeouts};
 use super::follower::Follower;
-use super::message::{Hello, Lead, StartAttempt, ToCoordinator, ToNode};
+use super::message::{Hello, Lead, StartAttempt, ToCoordinator, ToNode, Wanted};
 use crate::attempt::cause::ProcessExit;
 use crate::attempt::hang::tests::LIMITS;
 use crate::attempt::restart::{Decision, RestartBudget};
@@ -520,7 +520,7 @@ impl World {
         launcher.generation = Some(next);
         self.folder.generation = next;
         assert_eq!(self.taken.insert(next, (leader, life)), None, "generation {next} was taken twice");
-        let lead = Some(Lead { port: 4000, resume, generation: Some(next), budget });
+        let lead = Some(Lead { port: 4000, wanted: Wanted { resume, generation: Some(next), budget } });
         self.send(host, ToCoordinator::Ready { lead });
     }
 
@@ -604,11 +604,11 @@ impl World {
 
     fn start(&mut self, host: usize, start: StartAttempt) {
         let clock = self.clock(host);
-        let generation = start.lead.generation.unwrap();
+        let generation = start.lead.wanted.generation.unwrap();
         let launcher = self.launcher(host);
         let life = launcher.life;
         launcher.follower.begin(start.attempt);
-        (launcher.budget, launcher.resume) = (start.lead.budget, start.lead.resume);
+        (launcher.budget, launcher.resume) = (start.lead.wanted.budget, start.lead.wanted.resume);
         launcher.attempt = Some(Attempt::new(&[start.first_rank], true, Duration::from_secs(30), LIMITS, clock));
         launcher.worker = Some(Worker {
             generation,
@@ -621,7 +621,7 @@ impl World {
             at_checkpoint: false,
         });
         let group = self.groups.entry(generation).or_default();
-        (group.world, group.resume) = (start.world_size, start.lead.resume);
+        (group.world, group.resume) = (start.world_size, start.lead.wanted.resume);
         let twin = group.ranks.insert(start.first_rank, (host, life));
         assert_eq!(twin, None, "generation {generation} has two nodes with rank {}", start.first_rank);
         // They meet only if none is gone again.
@@ -923,7 +923,7 @@ fn status(step: u64) -> WorkerStatus {
 
 fn template() -> (Hello, RestartBudget) {
     let ToCoordinator::Ready { lead: Some(lead) } = lead(false) else { panic!("no budget") };
-    (hello(0, 1), lead.budget)
+    (hello(0, 1), lead.wanted.budget)
 }
 
 /// Runs one schedule. A failure prints the line that runs it again.

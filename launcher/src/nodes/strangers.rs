@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 use super::coordinator::ConnectionId;
+use crate::plan::secret::SAME_REMEDY;
 
 /// Maximum number of connections that have not introduced themselves.
 const MAX_OPEN: usize = 64;
@@ -93,8 +94,8 @@ impl Strangers {
             Reason::Stranger => "it is not a node of this job",
         };
         let remedy = match reason {
-            Reason::Stranger => "",
-            _ => "; give all nodes the same (FNET_JOB_SECRET or --secret-file)",
+            Reason::Stranger => String::new(),
+            _ => format!("; {SAME_REMEDY}"),
         };
         let so_far =
             if tally.count > 1 { format!(" ({} such connections so far)", tally.count) } else { String::new() };

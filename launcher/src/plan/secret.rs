@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 const MIN_LENGTH: usize = 16;
 /// Maximum size of the file in bytes.
 const MAX_SIZE: u64 = 4096;
+/// What to do if the nodes have different ones.
+pub const SAME_REMEDY: &str = "give all nodes the same (FNET_JOB_SECRET or --secret-file)";
 /// How to make one.
 const REMEDY: &str = "make one with `openssl rand -hex 32` and give it to all nodes";
 

@@ -79,10 +79,10 @@ struct Prepared {
 
 async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
     let plan = plan?;
-    let config = resolved_config::read(&plan.command).await?;
     let program = plan.program.clone();
-    let checked = tokio::task::spawn_blocking(move || libtorch::check(&program)).await;
-    checked.unwrap_or_else(|panic| Err(Error::bug(format!("looking for libtorch: {panic}"))))?;
+    let checking = tokio::task::spawn_blocking(move || libtorch::check(&program));
+    let config = resolved_config::read(&plan.command).await?;
+    checking.await.unwrap_or_else(|panic| Err(Error::bug(format!("looking for libtorch: {panic}"))))?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
     let lock = workdir_lock::lock(&plan, console)?;
     let token = match &plan.command {

@@ -3,7 +3,7 @@ use fnet_protocol::message::StopReason;
 use super::*;
 use crate::attempt::cause::Cause;
 use crate::attempt::result::AttemptEnd;
-use crate::nodes::message::{PROTOCOL, StopRequest};
+use crate::nodes::message::{PROTOCOL, StopRequest, Wanted};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(300), silence: Duration::from_secs(60) };
@@ -29,7 +29,7 @@ pub fn lead(resume: bool) -> ToCoordinator {
     let arguments = ["fnet-launch", "train", "cfg.toml"].into_iter().map(Into::into);
     let options = fnet_protocol::cli::Launch::from_arguments(arguments).unwrap().options;
     let budget = crate::attempt::restart::RestartBudget::new(&options);
-    ToCoordinator::Ready { lead: Some(Lead { port: 4000, resume, generation: Some(1), budget }) }
+    ToCoordinator::Ready { lead: Some(Lead { port: 4000, wanted: Wanted { resume, generation: Some(1), budget } }) }
 }
 
 /// Three nodes, each on the connection with its number.
@@ -140,7 +140,10 @@ fn nodes_with_different_numbers_of_workers_start_together_with_ranks_in_a_row() 
     let expected: Vec<(ConnectionId, usize, Option<&str>)> = vec![(0, 0, Some("10.0.0.1")), (1, 2, None), (2, 3, None)];
     let starts = sent(&started).into_iter().map(|(connection, message)| match message {
         ToNode::Start(start) => {
-            assert_eq!((start.world_size, start.lead.port, start.attempt, start.lead.resume), (6, 4000, 0, false));
+            assert_eq!(
+                (start.world_size, start.lead.port, start.attempt, start.lead.wanted.resume),
+                (6, 4000, 0, false)
+            );
             (connection, start.first_rank, start.address.as_deref())
         }
         other => panic!("{other:?}"),
@@ -230,7 +233,7 @@ fn a_failure_is_passed_on_and_all_nodes_receive_the_same_cause() {
         .collect();
     assert_eq!(ends, [0, 1, 2]);
     let again = scene.ready(1);
-    let resumed = |(_, message): &(ConnectionId, &ToNode)| matches!(message, ToNode::Start(start) if start.attempt == 1 && start.lead.resume);
+    let resumed = |(_, message): &(ConnectionId, &ToNode)| matches!(message, ToNode::Start(start) if start.attempt == 1 && start.lead.wanted.resume);
     assert!(again.len() == 3 && sent(&again).iter().all(resumed), "{again:?}");
     assert!(
         scene.say(1, ToCoordinator::Failing { attempt: 0, rank: 2 }).is_empty(),
