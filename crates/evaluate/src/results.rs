@@ -73,10 +73,7 @@ impl ImageResult {
     }
 
     /// The mask of one detection, if it has one.
-    ///
-    /// # Errors
-    ///
-    /// Its run lengths do not match the image.
+    /// Errors: its run lengths do not match the image.
     pub fn mask(&self, detection: &Detection) -> Result<Option<Rle>> {
         let read = |counts: &String| {
             hotcoco::mask::rle_from_string(counts, self.height, self.width)

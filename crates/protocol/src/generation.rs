@@ -25,9 +25,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const DIGITS: usize = 20;
 
 /// Takes the next generation of an existing work folder; `None` if the one that this job had, `last`, is not its newest any more.
-///
-/// # Errors
-/// The file cannot be read or written.
+/// Errors: the file cannot be read or written.
 pub fn take(folder: &Path, last: Option<u64>) -> io::Result<Option<u64>> {
     let file = open(folder)?;
     let deadline = Instant::now() + LOCK_TIMEOUT;

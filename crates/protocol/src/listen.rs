@@ -25,9 +25,7 @@ pub fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec
 
 /// Listens with one port at those of the addresses that belong to this machine; at all addresses if none does, because it is
 /// then reached through a translation. The port 0 is a free one.
-///
-/// # Errors
-/// The port is taken or not allowed.
+/// Errors: the port is taken or not allowed.
 pub fn listen(addresses: &[SocketAddr], port: u16) -> io::Result<Vec<TcpListener>> {
     let mut attempt = 1;
     loop {

@@ -23,9 +23,7 @@ pub fn full_world_size() -> Option<usize> {
 
 /// Changes `train.accumulate` so that an update on `workers` has as many images as on `full` workers. Where that is impossible,
 /// `train.elastic_batch` decides.
-///
-/// # Errors
-/// A usage error if it is impossible and the job shall stop then.
+/// Errors: a usage error if it is impossible and the job shall stop then.
 pub fn keep_batch(config: &mut Config, workers: usize, full: usize) -> Result<ElasticUpdate> {
     let planned = config.effective_batch(full);
     let per_step = config.data.samples_per_gpu * workers;

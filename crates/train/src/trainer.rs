@@ -80,9 +80,7 @@ pub struct Trainer<'a> {
 
 impl Trainer<'_> {
     /// Trains from the current position to the end, or until a stop request. Everything is saved when it returns.
-    ///
-    /// # Errors
-    /// The first error of this rank: data, memory, a lost peer, or a disk that does not accept the last checkpoint.
+    /// Errors: the first error of this rank: data, memory, a lost peer, or a disk that does not accept the last checkpoint.
     pub fn run(&mut self) -> Result<Ending> {
         let ending = self.train()?;
         self.reporter.gather_times(self.communicator, self.progress.epoch)?;
@@ -255,9 +253,7 @@ impl Trainer<'_> {
 
     /// Writes a checkpoint of the current position in the background. All ranks call this together. The next checkpoint that
     /// is not `transient` replaces one that is.
-    ///
-    /// # Errors
-    /// A lost peer, or lack of memory.
+    /// Errors: a lost peer, or lack of memory.
     pub(super) fn write_checkpoint(&mut self, transient: bool) -> Result<()> {
         self.control.phase(Phase::Checkpoint);
         let since = Instant::now();

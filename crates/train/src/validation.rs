@@ -52,9 +52,7 @@ pub struct Measured {
 
 impl Validation {
     /// Opens the validation set.
-    ///
-    /// # Errors
-    /// A data error if it cannot be used.
+    /// Errors: a data error if it cannot be used.
     pub fn open(config: &Config, work_dir: &Path) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&config.data, Split::Val)?);
         let folder = config.evaluation.keep_results.then(|| work_dir.join(RESULTS));
@@ -73,9 +71,7 @@ impl Validation {
     }
 
     /// Evaluates the current weights on all ranks together. Rank 0 writes the metrics to `results/epoch_N.metrics.json`.
-    ///
-    /// # Errors
-    /// If an image cannot be read, a rank is lost, or the metrics cannot be written.
+    /// Errors: if an image cannot be read, a rank is lost, or the metrics cannot be written.
     pub fn run(
         &self,
         train_state: &TrainState<'_>,

@@ -59,9 +59,7 @@ struct Start {
 }
 
 /// The hosts of `--hosts` or `--hostfile`; none without them.
-///
-/// # Errors
-/// A host is listed twice or is no name, or the file cannot be read (exit code 2).
+/// Errors: a host is listed twice or is no name, or the file cannot be read (exit code 2).
 pub fn find(options: &LaunchOptions) -> Result<Vec<Host>> {
     let mut hosts = Vec::new();
     let listed = options.hosts.iter().map(|name| ("--hosts".to_owned(), name.clone()));
@@ -98,9 +96,7 @@ pub fn find(options: &LaunchOptions) -> Result<Vec<Host>> {
 }
 
 /// Starts the nodes and returns the exit code of the job.
-///
-/// # Errors
-/// The command line is wrong (exit code 2), or a host is not reached (exit code 6).
+/// Errors: the command line is wrong (exit code 2), or a host is not reached (exit code 6).
 pub fn run(launch: &Launch, hosts: &[Host]) -> Result<i32> {
     match &launch.command {
         LaunchCommand::Worker(command) if !plan::is_single(command) => {}

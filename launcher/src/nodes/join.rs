@@ -31,9 +31,7 @@ const REDIAL_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Joins the nodes of a job: opens the port on node 0, reaches it from the others.
-///
-/// # Errors
-/// The port is taken, or node 0 is not reached in time (exit code 6).
+/// Errors: the port is taken, or node 0 is not reached in time (exit code 6).
 pub async fn join(
     options: &LaunchOptions,
     plan: &Plan,

@@ -227,9 +227,7 @@ impl Cluster {
     }
 
     /// Opens the store and waits until all nodes start the next attempt, which is number `number` of a single node.
-    ///
-    /// # Errors
-    /// The port of the store is taken, the nodes do not match or do not join in time, or one is lost.
+    /// Errors: the port of the store is taken, the nodes do not match or do not join in time, or one is lost.
     pub async fn begin(
         &mut self,
         nodes: &Nodes,

@@ -15,9 +15,7 @@ pub struct Token(tempfile::NamedTempFile);
 
 impl Token {
     /// Writes the file to an existing folder.
-    ///
-    /// # Errors
-    /// The folder takes no file.
+    /// Errors: the folder takes no file.
     pub fn create(folder: &Path) -> Result<Self> {
         let prefix = temporary_prefix("nodes", &Writer::this());
         let file = tempfile::Builder::new().prefix(&prefix).suffix(TEMPORARY).tempfile_in(folder);
@@ -31,9 +29,7 @@ impl Token {
 }
 
 /// Looks for the file of node 0 in the work folder of this node.
-///
-/// # Errors
-/// It is not there: the folders are not the same.
+/// Errors: it is not there: the folders are not the same.
 pub async fn find(folder: PathBuf, name: String) -> Result<()> {
     let path = folder.join(&name);
     // Only a file of this folder, whatever node 0 says.

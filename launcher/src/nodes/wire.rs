@@ -37,9 +37,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// The next line; `None` at the end of the connection. Cancel safe.
-    ///
-    /// # Errors
-    /// The connection broke, the line is too long, or is not authentic.
+    /// Errors: the connection broke, the line is too long, or is not authentic.
     pub async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = self.any_line().await?;
         let (Some(key), Some(line)) = (&mut self.key, &line) else { return Ok(line) };

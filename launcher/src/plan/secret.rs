@@ -33,9 +33,7 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// The secret of `--secret-file`, else that of the environment, if there is one.
-    ///
-    /// # Errors
-    /// It is too short, or others can read the file (exit code 2).
+    /// Errors: it is too short, or others can read the file (exit code 2).
     pub fn find(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         if let Some(path) = &options.secret_file {
             let wrong = |what: String| Error::usage(format!("--secret-file {}: {what}", path.display()));

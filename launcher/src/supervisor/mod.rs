@@ -45,9 +45,7 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 const QUEUE: usize = 1024;
 
 /// Plans a job, runs it and returns the exit code.
-///
-/// # Errors
-/// Signals cannot be handled, or the nodes do not meet.
+/// Errors: signals cannot be handled, or the nodes do not meet.
 pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,9 +14,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The fields of the resolved config and their values as TOML, by dotted path; none if the command has no config. The classes
 /// of `data.classes = "auto"` are left out: the workers read them.
-///
-/// # Errors
-/// A mistake in the config.
+/// Errors: a mistake in the config.
 pub async fn read(command: &WorkerCommand) -> Result<BTreeMap<String, String>> {
     let Some((path, overrides)) = named(command) else { return Ok(BTreeMap::new()) };
     let (path, overrides) = (path.to_owned(), overrides.to_vec());

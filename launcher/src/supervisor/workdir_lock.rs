@@ -11,9 +11,7 @@ use crate::plan::Plan;
 
 /// Locks the existing work folder of a training until the result is dropped or this process exits. `None` for other
 /// commands, on nodes other than 0, which may share its folder, and with a warning if the folder cannot be locked.
-///
-/// # Errors
-/// Another job trains into the folder (exit code 2).
+/// Errors: another job trains into the folder (exit code 2).
 pub fn lock(plan: &Plan, console: &Console) -> Result<Option<File>> {
     let WorkerCommand::Train(train) = &plan.command else { return Ok(None) };
     if plan.nodes.rank > 0 {

@@ -87,9 +87,7 @@ impl Writer {
     }
 
     /// Queues a checkpoint. It replaces one that is still waiting.
-    ///
-    /// # Errors
-    /// A newer attempt of the job writes to the folder.
+    /// Errors: a newer attempt of the job writes to the folder.
     pub fn save(&self, save: Save) -> Result<()> {
         let mut queue = self.shared.lock();
         if let Some(refusal) = queue.refusal.clone() {

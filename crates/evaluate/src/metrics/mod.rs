@@ -38,10 +38,7 @@ pub struct GroundTruth {
 
 impl GroundTruth {
     /// The objects and images of a set.
-    ///
-    /// # Errors
-    ///
-    /// A data error that describes the problem in the annotation file.
+    /// Errors: a data error that describes the problem in the annotation file.
     pub fn of(dataset: &Dataset) -> Result<Self> {
         let categories = dataset.categories();
         let annotations = dataset.true_objects()?.into_iter().map(|object| hotcoco::Annotation {
@@ -150,10 +147,7 @@ pub struct Metrics {
 impl Metrics {
     /// Compares detections with the ground truth, with the thresholds and limits of `settings`. An image without an
     /// entry has no detections.
-    ///
-    /// # Errors
-    ///
-    /// A label that is not in the data set, or a mask of the annotation file that cannot be rasterized.
+    /// Errors: a label that is not in the data set, or a mask of the annotation file that cannot be rasterized.
     pub fn compute(
         ground_truth: &GroundTruth,
         results: &[ImageResult],

@@ -66,37 +66,25 @@ struct Canvas {
 
 impl Painter {
     /// A painter with the built-in fonts.
-    ///
-    /// # Errors
-    ///
-    /// The built-in fonts are damaged.
+    /// Errors: the built-in fonts are damaged.
     pub fn new() -> Result<Self> {
         Ok(Self { fonts: Fonts::load()?, long_side: LONG_SIDE })
     }
 
     /// A painter of images of at most 480x480 pixels.
-    ///
-    /// # Errors
-    ///
-    /// The built-in fonts are damaged.
+    /// Errors: the built-in fonts are damaged.
     pub fn small() -> Result<Self> {
         Ok(Self { long_side: SMALL_LONG_SIDE, ..Self::new()? })
     }
 
     /// Draws objects on an image.
-    ///
-    /// # Errors
-    ///
-    /// The image has no pixels.
+    /// Errors: the image has no pixels.
     pub fn paint(&self, image: &RgbImage, objects: &[Object]) -> Result<RgbImage> {
         Ok(self.painted(Canvas::new(image, self.long_side)?, objects).image.convert())
     }
 
     /// Draws the same image once for each list of objects, side by side, with titles.
-    ///
-    /// # Errors
-    ///
-    /// Same as [`Painter::paint`].
+    /// Errors: same as [`Painter::paint`].
     pub fn panels(&self, image: &RgbImage, panels: &[(&[Object], &str)]) -> Result<RgbImage> {
         let empty = Canvas::new(image, self.long_side)?;
         let mut whole = RgbaImage::new(0, 0);

@@ -7,9 +7,7 @@ use super::Object;
 use crate::results::{Detection, ImageResult};
 
 /// The annotated objects of an image, without crowd regions.
-///
-/// # Errors
-/// The annotation file cannot be read.
+/// Errors: the annotation file cannot be read.
 pub fn of_truth(dataset: &Dataset, index: usize) -> Result<Vec<Object>> {
     let record = dataset.record(index);
     let (image, objects) = (record.image, record.objects);
@@ -39,9 +37,7 @@ pub fn of_truth(dataset: &Dataset, index: usize) -> Result<Vec<Object>> {
 }
 
 /// The detections with a score of at least `least`.
-///
-/// # Errors
-/// A mask does not match the image.
+/// Errors: a mask does not match the image.
 pub fn of_result(result: &ImageResult, classes: &[String], least: f64) -> Result<Vec<Object>> {
     let shown = result.detections.iter().filter(|detection| f64::from(detection.score) >= least);
     shown
@@ -65,9 +61,7 @@ pub fn name_of(detection: &Detection, classes: &[String]) -> String {
 }
 
 /// A decoded image for drawing.
-///
-/// # Errors
-/// A bug: it has fewer pixels than its size says.
+/// Errors: a bug: it has fewer pixels than its size says.
 pub fn into_image(image: DecodedImage) -> Result<image::RgbImage> {
     image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb)
         .ok_or_else(|| Error::bug("an image with fewer pixels than its size says"))

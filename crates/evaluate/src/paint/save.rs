@@ -49,10 +49,7 @@ pub fn unused(wanted: PathBuf, taken: &mut HashSet<PathBuf>) -> PathBuf {
 }
 
 /// Writes an image as PNG or JPEG, depending on the extension. Creates missing folders.
-///
-/// # Errors
-///
-/// The file cannot be written.
+/// Errors: the file cannot be written.
 pub fn save(image: &RgbImage, path: &Path) -> Result<()> {
     atomic::create(path, |out| {
         let written = match ImageFormat::from_path(path) {
@@ -64,10 +61,7 @@ pub fn save(image: &RgbImage, path: &Path) -> Result<()> {
 }
 
 /// The image as JPEG, for a page or an event file.
-///
-/// # Errors
-///
-/// A bug: an image that JPEG does not have.
+/// Errors: a bug: an image that JPEG does not have.
 pub fn jpeg(image: &RgbImage) -> Result<Vec<u8>> {
     let mut jpeg = Cursor::new(Vec::new());
     let written = image.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, EMBEDDED_QUALITY));

@@ -34,10 +34,7 @@ impl<'a> Probabilities<'a> {
 ///
 /// `boxes` are `[x1, y1, x2, y2]` in that image's pixels. A pixel belongs to the mask when its sampled probability
 /// is at least `threshold`.
-///
-/// # Errors
-///
-/// The number of probabilities does not match the boxes, or the image has more than 2^32 - 1 pixels, the limit of run
+/// Errors: the number of probabilities does not match the boxes, or the image has more than 2^32 - 1 pixels, the limit of run
 /// lengths.
 pub fn paste_all(
     probabilities: Probabilities<'_>,
