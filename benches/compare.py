@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,14 @@ BENCHES = {
 }
 
 
+# The same work of MMDetection's layers alone, for OLD = reference.
+REFERENCE = {
+    "train320": ["train", "--batch", "2", "--shape", "320", "320", "--iters", "4"],
+    "train800": ["train", "--batch", "2", "--shape", "800", "1344", "--iters", "1"],
+    "infer": ["infer", "--shape", "800", "1280", "--iters", "7"],
+}
+
+
 def real_time():
     """The words before a command that give it real-time priority, if this user may."""
     words = ["chrt", "-r", "10"]
@@ -37,12 +46,20 @@ def real_time():
         return []
 
 
-def measure(priority, folder, words, milliseconds):
-    command = [*priority, os.path.join(folder, "fnet-launch"), "--device", "cpu", "benchmark", *words, "--json"]
+def measure(priority, folder, name):
+    """Milliseconds of a bench with the build in `folder`."""
+    if folder == "reference":
+        return float(re.search(r"median (\d+) ms", run([*priority, sys.executable, os.path.join(ROOT, "benches/reference_layers.py"), *REFERENCE[name]]))[1])
+    words, milliseconds = BENCHES[name]
+    output = run([*priority, os.path.join(folder, "fnet-launch"), "--device", "cpu", "benchmark", *words(), "--json"])
+    return milliseconds(json.loads(output.splitlines()[-1]))
+
+
+def run(command):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"error: {' '.join(command)} ended with code {done.returncode}:\n{done.stderr}")
-    return milliseconds(json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
 
 
 def interval(ratios):
@@ -54,18 +71,18 @@ def interval(ratios):
 
 def main():
     old, new, *names = sys.argv[1:]
-    unknown = [name for name in names if name not in BENCHES]
+    benches = REFERENCE if old == "reference" else BENCHES
+    unknown = [name for name in names if name not in benches]
     if unknown:
-        sys.exit(f"error: no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+        sys.exit(f"error: no bench {', '.join(unknown)}; there are {', '.join(benches)}")
     priority = real_time()
     print(f"{ROUNDS} pairs, {'real-time' if priority else 'normal'} priority, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
     print("| bench | old, ms | new, ms | old / new | 90 % interval |\n| --- | --- | --- | --- | --- |")
-    for name in names or BENCHES:
-        words, milliseconds = BENCHES[name]
+    for name in names or benches:
         times = [], []
         for _ in range(ROUNDS):
             for taken, folder in zip(times, (old, new)):
-                taken.append(measure(priority, folder, words(), milliseconds))
+                taken.append(measure(priority, folder, name))
         ratios = [a / b for a, b in zip(*times)]
         low, high = interval(ratios)
         medians = " | ".join(f"{statistics.median(taken):.1f}" for taken in times)
