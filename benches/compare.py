@@ -22,7 +22,7 @@ def coco_mini():
 # The command line of each bench, and how to find its milliseconds in the JSON that it prints.
 BENCHES = {
     "train320": (lambda: ["train", CONFIG, "--batch", "2", "--shape", "320", "320", "--iters", "4"], lambda out: out["ms"]["median"]),
-    "train800": (lambda: ["train", CONFIG, "--batch", "2", "--shape", "800", "1344", "--iters", "1"], lambda out: out["ms"]["median"]),
+    "train800": (lambda: ["train", CONFIG, "--batch", "2", "--shape", "800", "1344", "--iters", "3"], lambda out: out["ms"]["median"]),
     "infer": (lambda: ["infer", CONFIG, "--shape", "800", "1280", "--max-iter", "8"], lambda out: out["ms"]["median"]),
     "data": (lambda: ["data", CONFIG, "--threads", "1", "--images", "92", *coco_mini()], lambda out: out["ms_per_image"]["total"]),
     "launch": (lambda: ["launch", "--repeat", "3", "--nproc", "2"], lambda out: out["fnet"]["first_all_reduce"]["median"] * 1000),
@@ -32,7 +32,7 @@ BENCHES = {
 # The same work of MMDetection's layers alone, for OLD = reference.
 REFERENCE = {
     "train320": ["train", "--batch", "2", "--shape", "320", "320", "--iters", "4"],
-    "train800": ["train", "--batch", "2", "--shape", "800", "1344", "--iters", "1"],
+    "train800": ["train", "--batch", "2", "--shape", "800", "1344", "--iters", "3"],
     "infer": ["infer", "--shape", "800", "1280", "--iters", "7"],
 }
 
@@ -49,7 +49,8 @@ def real_time():
 def measure(priority, folder, name):
     """Milliseconds of a bench with the build in `folder`."""
     if folder == "reference":
-        return float(re.search(r"median (\d+) ms", run([*priority, sys.executable, os.path.join(ROOT, "benches/reference_layers.py"), *REFERENCE[name]]))[1])
+        script = os.path.join(ROOT, "benches/reference_layers.py")
+        return float(re.search(r"median (\d+) ms", run([*priority, sys.executable, script, *REFERENCE[name]]))[1])
     words, milliseconds = BENCHES[name]
     output = run([*priority, os.path.join(folder, "fnet-launch"), "--device", "cpu", "benchmark", *words(), "--json"])
     return milliseconds(json.loads(output.splitlines()[-1]))
