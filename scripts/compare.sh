@@ -5,8 +5,9 @@
 #                                              `reference`: MMDetection's layers alone, in PyTorch (benches/reference_layers.py)
 #
 # Benches: train320, train800, infer, data, launch (the first three for `reference`); all of them by default.
-# FNET_COMPARE_ROUNDS=5 pairs each. An environment variable such as ONEDNN_MAX_CPU_ISA=AVX2 holds for both. With the right to do so, both run at real-time priority: give other
-# programs a rest, for they get little of the processor meanwhile. `data` needs FNET_TEST_DATA.
+# FNET_COMPARE_ROUNDS=5 pairs each. An environment variable such as ONEDNN_MAX_CPU_ISA=AVX2 holds for both. With the right to do
+# so, both run at real-time priority: give other programs a rest, for they get little of the processor meanwhile. `data` needs
+# FNET_TEST_DATA.
 #
 # Prints the medians, the ratio of each pair's times (above 1: NEW is faster) as median and 90 % interval by bootstrap.
 set -euo pipefail
