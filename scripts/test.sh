@@ -21,21 +21,20 @@ scripts/sim.sh --test >"$logs/sim" 2>&1 &
 simulator=$!
 trap 'kill $simulator 2>/dev/null || true; rm -rf "$logs"' EXIT
 
-# Where clippy compiles the workspace (.ci/run), the programs have been checked, and the tests are when they are built.
-if [ "${RUSTC_WORKSPACE_WRAPPER:-}" = clippy-driver ]; then
-    say "lints: with the build"
+# In .ci/run the compiler of the workspace checks both while it builds.
+if [ "${RUSTC_WORKSPACE_WRAPPER:-}" = "$ROOT/.ci/rustc" ]; then
+    say "lints and documentation: with the build"
     cargo test --release --workspace --bench '*' --no-run
 else
     say "lints"
     cargo clippy --release --workspace --all-targets -- -D warnings
+    say "documentation"
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+        cargo doc --release --workspace --no-deps --document-private-items
 fi
 
-say "documentation"
-RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
-    cargo doc --release --workspace --no-deps --document-private-items
-
 say "scripts"
-for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
+for script in scripts/*.sh scripts/*/*.sh .ci/r*; do bash -n "$script"; done
 .venv/bin/hadolint scripts/Containerfile
 
 say "building the tests"
