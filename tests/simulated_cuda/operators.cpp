@@ -499,15 +499,12 @@ class Kernel final : public c10::OperatorKernel {
         for (const auto& pair : fresh) targets.push_back(real_address(pair.first.storage().data()));
         const auto again = [op, &known, kept, targets]() mutable {
           call(op, known, kept);
+          // As they were counted: without the gradients that nobody wanted, which are no tensors.
           size_t i = 0;
-          const auto take = [&](const Tensor& t) {
-            if (t.defined() && t.storage().nbytes() > 0) std::memcpy(targets[i], t.storage().data(), t.storage().nbytes());
-            ++i;
-          };
-          for (const c10::IValue& v : kept) {
-            if (v.isTensor()) take(v.toTensor());
-            else if (v.isTensorList()) for (const Tensor& t : v.toTensorVector()) take(t);
-          }
+          each_tensor(kept, [&](const Tensor& t, size_t) {
+            void* target = targets[i++];
+            if (t.storage().nbytes() > 0) std::memcpy(target, t.storage().data(), t.storage().nbytes());
+          });
         };
         enqueue(stream, known.name.c_str(), all, again, [&again]() -> std::function<void()> { return again; });
         return;
