@@ -291,7 +291,7 @@ class Job:
                 process.kill()
                 process.wait()
         # What is mounted is gone afterwards.
-        shutil.copytree(self.folder, f"{self.folder}_kept")
+        subprocess.run(["cp", "-r", self.folder, f"{self.folder}_kept"], stderr=subprocess.DEVNULL)
         subprocess.run(["umount", "-l", self.folder])
 
     def hit(self, name, node, rng):
@@ -594,17 +594,22 @@ def main():
     options = options.parse_args()
     seed = options.seed or random.randrange(1, 10**6)
     print(f"seed {seed}", flush=True)
+    # So that all is cleared away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with Network() as network:
-        soak = Soak(options, network)
+        soak, code = Soak(options, network), 0
         try:
             soak.run(options.kind, seed)
         except Violation as violation:
-            soak.table()
-            job = soak.jobs[-1]
-            print(f"\nVIOLATION: {violation}\nlogs: {job.logs} (faults.txt) and {job.folder}_kept\nagain: make soak HOURS={options.hours:g} SEED={seed}")
-            sys.exit(1)
+            job, code = soak.jobs[-1], 1
+            found = f"VIOLATION: {violation}\nlogs: {job.logs} (faults.txt) and {job.folder}_kept"
+        finally:
+            if not code:
+                shutil.rmtree(soak.folder, ignore_errors=True)
     soak.table()
-    shutil.rmtree(soak.folder)
+    if code:
+        print(f"\n{found}\nagain: make soak HOURS={options.hours:g} SEED={seed}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":
