@@ -2,9 +2,10 @@
 
 PREFIX ?= $(HOME)/.local
 SEED ?= 0
+HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sim mutations drill faults chaos mpi fuzz parity install clean
+.PHONY: help setup demo test sim mutations drill faults chaos soak mpi fuzz parity install clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +38,9 @@ faults: setup ## inject every fault in every phase on every rank, FNET_FAULTS_RO
 
 chaos: setup ## run the chaos test with FNET_CHAOS_EVENTS=200 random disturbances; takes 10 minutes
 	cargo test --release --workspace --test blackbox -- --ignored --exact chaos::chaos --nocapture
+
+soak: setup ## disturb jobs of three nodes in network namespaces at random; HOURS=1 SEED=0 (draws one); needs root
+	@scripts/soak.py $(HOURS) $(SEED)
 
 fuzz: ## fuzz each file parser for FNET_FUZZ_SECONDS=600 seconds; needs nightly Rust and cargo-fuzz
 	for target in fuzz/fuzz_targets/*.rs; do scripts/fuzz.sh $$(basename $$target .rs) $${FNET_FUZZ_SECONDS:-600} || exit 1; done

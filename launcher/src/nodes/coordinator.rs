@@ -345,8 +345,8 @@ impl Coordinator {
             ToCoordinator::Saved { attempt: of, step } if is_current(of) => {
                 self.send_to_others(index, &ToNode::PeerSaved { step })
             }
-            // A node that waits for its turn leaves alone.
-            ToCoordinator::Stop(_) if self.stage == Stage::Running && !node.is_member => Vec::new(),
+            // A node that waits for its turn leaves alone, also between two attempts.
+            ToCoordinator::Stop(_) if self.was_started && !node.is_member => Vec::new(),
             ToCoordinator::Stop(stop) => {
                 self.stop_requested = true;
                 self.send_to_others(index, &ToNode::Stop(stop))

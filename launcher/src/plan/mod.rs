@@ -17,7 +17,7 @@ use std::env::{var, var_os};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, LaunchOptions, NodeCount, WorkerCommand};
+use fnet_protocol::cli::{BenchmarkCommand, CommandLine, Launch, LaunchOptions, NodeCount, Resume, WorkerCommand};
 use fnet_protocol::env;
 use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
 
@@ -135,6 +135,12 @@ impl Plan {
     /// Whether the job is a training, which can resume from checkpoints.
     pub fn is_train(&self) -> bool {
         matches!(self.command, WorkerCommand::Train(_))
+    }
+
+    /// Whether whatever has started this training shall start it again if it cannot go on without a lost node.
+    pub fn starts_again(&self) -> bool {
+        let WorkerCommand::Train(train) = &self.command else { return false };
+        train.auto_resume || matches!(train.resume, Some(Resume::Auto(_))) || self.nodes.min.is_some()
     }
 
     /// The checkpoints in the folder of a training; none for other commands.

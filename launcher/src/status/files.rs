@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fnet_protocol::generation::Fence;
 use fnet_protocol::outlet::Outlet;
 use fnet_protocol::text::log_line;
 use fnet_protocol::work_dir::{METRICS, STATUS, TEMPORARY, Writer, temporary_prefix};
@@ -28,7 +29,7 @@ pub enum Level {
 /// What the thread has not taken yet: only the newest status, but every line.
 #[derive(Default)]
 struct Pending {
-    status: Option<Box<JobStatus>>,
+    status: Option<(Box<JobStatus>, Option<Fence>)>,
     lines: Vec<(PathBuf, String)>,
 }
 
@@ -46,7 +47,7 @@ impl Files {
         let write = move |_: &[u8]| {
             let Pending { status, lines } =
                 std::mem::take(&mut *waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            let mut written = status.map_or(Ok(()), |status| write_status(&folder, &status));
+            let mut written = status.map_or(Ok(()), |(status, fence)| write_status(&folder, &status, fence.as_ref()));
             for (log, line) in lines {
                 // Whole lines at the end of the file, between those of rank 0.
                 let file = File::options().append(true).open(log);
@@ -71,9 +72,9 @@ impl Files {
         self.outlet.push(Vec::new());
     }
 
-    /// Replaces the files of the status.
-    pub fn write(&self, status: &JobStatus) {
-        let status = Box::new(status.clone());
+    /// Replaces the files of the status, unless they belong to a newer attempt than that of `fence`.
+    pub fn write(&self, status: &JobStatus, fence: Option<&Fence>) {
+        let status = (Box::new(status.clone()), fence.cloned());
         self.add(|pending| pending.status = Some(status));
     }
 
@@ -98,7 +99,11 @@ pub fn line(level: Level, text: &str) -> String {
     log_line(&jiff::Zoned::now(), "fnet-launch", level, text)
 }
 
-fn write_status(folder: &Path, status: &JobStatus) -> io::Result<()> {
+fn write_status(folder: &Path, status: &JobStatus, fence: Option<&Fence>) -> io::Result<()> {
+    let permit = fence.map(Fence::permit);
+    if matches!(permit, Some(None)) {
+        return Ok(());
+    }
     let json = serde_json::to_vec_pretty(status).map_err(io::Error::other)?;
     replace(folder, STATUS, &[&json[..], b"\n"].concat())?;
     replace(folder, METRICS, prometheus::text(status).as_bytes())

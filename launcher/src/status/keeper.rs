@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::WorkerCommand;
+use fnet_protocol::generation::Fence;
 use fnet_protocol::message::{FromWorker, Phase, Progress};
 use fnet_protocol::{exit, work_dir::Writer};
 
@@ -34,6 +35,8 @@ pub struct Keeper {
     status: JobStatus,
     /// Of a training, on node 0.
     files: Option<Files>,
+    /// The attempt that writes them.
+    fence: Option<Fence>,
     began: Instant,
     /// Lines that were said before rank 0 had a log.
     unwritten: Vec<String>,
@@ -98,6 +101,7 @@ impl Keeper {
         let mut keeper = Self {
             status,
             files,
+            fence: None,
             began,
             unwritten,
             furthest,
@@ -130,6 +134,11 @@ impl Keeper {
             }
         }
         self.write();
+    }
+
+    /// From now on the status is that of this generation of the work folder. A newer one has its own.
+    pub fn set_generation(&mut self, folder: PathBuf, own: u64) {
+        self.fence = Some(Fence { folder, own });
     }
 
     /// The launcher enters a stage.
@@ -325,7 +334,7 @@ impl Keeper {
             self.status.lost_seconds = before + since.elapsed().as_secs_f64();
         }
         if let Some(files) = &self.files {
-            files.write(&self.status);
+            files.write(&self.status, self.fence.as_ref());
         }
     }
 }

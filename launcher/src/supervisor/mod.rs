@@ -14,10 +14,11 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::{Launch, LaunchOptions, Resume, WorkerCommand};
+use fnet_protocol::cli::{Launch, LaunchOptions, WorkerCommand};
 use fnet_protocol::message::StopReason;
 use fnet_protocol::work_dir::CheckpointFile;
 use fnet_protocol::{exit, generation, work_dir};
@@ -41,6 +42,8 @@ use crate::{libtorch, text};
 
 /// Time for logs and reports to reach a slow disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node 0 that waits for others after an attempt keeps the lock of the work folder from them.
+const LOCK_GRACE: Duration = Duration::from_secs(2);
 /// Capacity of the event queue.
 const QUEUE: usize = 1024;
 
@@ -69,20 +72,20 @@ struct Prepared {
     plan: Plan,
     /// The fields of the resolved config.
     config: BTreeMap<String, String>,
-    _lock: Option<File>,
+    lock: Option<File>,
     /// With several nodes: node 0's file in the work folder.
     token: Option<Token>,
     reaper: Reaper,
 }
 
-async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
+async fn prepare(options: &LaunchOptions, plan: Result<Plan>, console: &Console) -> Result<Prepared> {
     let plan = plan?;
     let program = plan.program.clone();
     let checking = tokio::task::spawn_blocking(move || libtorch::check(&program));
     let config = resolved_config::read(&plan.command).await?;
     checking.await.unwrap_or_else(|panic| Err(Error::bug(format!("looking for libtorch: {panic}"))))?;
     std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let lock = workdir_lock::lock(&plan, console)?;
+    let lock = workdir_lock::wait(&plan, options.join_timeout, console).await?;
     let token = match &plan.command {
         WorkerCommand::Train(train) if plan.nodes.count > 1 && plan.nodes.rank == 0 => {
             Some(Token::create(&train.folder())?)
@@ -91,7 +94,7 @@ async fn prepare(plan: Result<Plan>, console: &Console) -> Result<Prepared> {
     };
     report::remove(&plan);
     let reaper = Reaper::start().doing(|| "starting the reaper process".to_owned())?;
-    Ok(Prepared { plan, config, _lock: lock, token, reaper })
+    Ok(Prepared { plan, config, lock, token, reaper })
 }
 
 async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>, mut signals: Signals) -> Result<i32> {
@@ -106,7 +109,8 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         console.error("stopped on request before anything was started; run the same command again");
         Ok(reason.exit_code())
     };
-    let Prepared { plan, config, _lock, token, reaper } = match signals.unless_stopped(prepare(plan, &console)).await {
+    let prepared = signals.unless_stopped(prepare(options, plan, &console)).await;
+    let Prepared { plan, config, lock, token, reaper } = match prepared {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(error)) => {
             console.error(error.message());
@@ -139,7 +143,8 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         }
     };
     keeper.watch_membership(cluster.membership());
-    let mut supervisor = Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster, keeper };
+    let mut supervisor =
+        Supervisor { options, plan, console: Rc::clone(&console), signals, reaper, cluster, keeper, lock };
     let ended = supervisor.run().await;
     console.clear_line();
     if let Err(error) = &ended {
@@ -170,7 +175,12 @@ async fn take_generation(plan: &Plan, last: Option<u64>) -> Result<Option<u64>> 
     let taken = tokio::task::spawn_blocking(move || generation::take(&file, last)).await;
     let taken = taken.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     let taken = taken.doing(|| format!("counting the attempts in {}", folder.display()))?;
-    taken.map(Some).ok_or_else(|| Error::usage(work_dir::busy(&folder)))
+    taken.map(Some).ok_or_else(|| cut_off(&folder))
+}
+
+fn cut_off(folder: &Path) -> Error {
+    let text = format!("{} belongs to a newer attempt of the job, from which this node was cut off", folder.display());
+    Error::new(exit::WORKER_LOST, text)
 }
 
 /// A job in progress.
@@ -182,6 +192,8 @@ struct Supervisor<'a> {
     reaper: Reaper,
     cluster: Cluster,
     keeper: Keeper,
+    /// The lock of the work folder.
+    lock: Option<File>,
 }
 
 impl Supervisor<'_> {
@@ -194,22 +206,36 @@ impl Supervisor<'_> {
             self.keeper.set_stage(JobStage::Waiting);
             let taken = self.signals.unless_stopped(take_generation(&self.plan, generation));
             generation = match self.keeper.during(taken).await {
-                Ok(taken) => taken?,
+                Ok(taken) => taken.map_err(|error| self.of_loss(&error))?,
                 Err(reason) => {
                     self.cluster.stop(reason, false).await;
                     return Ok(self.say_stopped(reason, true));
                 }
             };
+            if let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) {
+                self.keeper.set_generation(train.folder(), own);
+            }
             let wanted = Wanted { resume: self.plan.resume, generation, budget: budget.clone() };
             let start = self.cluster.begin(&self.plan.nodes, number, wanted, &self.console, &mut self.signals);
+            let (lock, mut is_unlocked) = (&mut self.lock, false);
+            // Others may go on without this node while it waits for them.
+            let start = async {
+                tokio::pin!(start);
+                tokio::select! {
+                    biased;
+                    start = &mut start => return start,
+                    () = tokio::time::sleep(LOCK_GRACE), if number > 0 => is_unlocked = lock.take().is_some(),
+                }
+                start.await
+            };
             let start = match self.keeper.during(start).await {
                 Ok(Ok(start)) => start,
                 Ok(Err(reason)) => return Ok(self.say_stopped(reason, true)),
-                Err(error) => {
-                    let code = self.code_of_loss(error.code);
-                    return Err(Error::new(code, error.message()));
-                }
+                Err(error) => return Err(self.of_loss(&error)),
             };
+            if is_unlocked {
+                self.lock_again(generation)?;
+            }
             self.plan.nodes = start.nodes.clone();
             (self.plan.resume, budget) = (start.wanted.resume, start.wanted.budget.clone());
             let result = self.attempt(start).await?;
@@ -267,13 +293,26 @@ impl Supervisor<'_> {
         budget.has_checkpoint() || newest.is_some_and(|newest| !before.contains(&newest))
     }
 
+    /// Locks the work folder again, unless the job has gone on without this node.
+    fn lock_again(&mut self, generation: Option<u64>) -> Result<()> {
+        let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) else { return Ok(()) };
+        let folder = train.folder();
+        let is_newest = generation::Fence { folder: folder.clone(), own }.refusal().is_none();
+        match workdir_lock::lock(&self.plan, &self.console) {
+            Ok(lock) if is_newest => self.lock = lock,
+            _ => return Err(self.of_loss(&cut_off(&folder))),
+        }
+        Ok(())
+    }
+
     /// The exit code if a node is lost without which the job cannot go on: with `--auto-resume` or MIN:MAX whatever started the
     /// job shall start it again.
     fn code_of_loss(&self, code: i32) -> i32 {
-        let WorkerCommand::Train(train) = &self.plan.command else { return code };
-        let starts_again =
-            train.auto_resume || matches!(train.resume, Some(Resume::Auto(_))) || self.plan.nodes.min.is_some();
-        if starts_again && code == exit::WORKER_LOST { exit::STOPPED } else { code }
+        if self.plan.starts_again() && code == exit::WORKER_LOST { exit::STOPPED } else { code }
+    }
+
+    fn of_loss(&self, error: &Error) -> Error {
+        Error::new(self.code_of_loss(error.code), error.message())
     }
 
     /// Runs the workers once.

@@ -329,6 +329,48 @@ fn a_spare_replaces_a_lost_node_and_without_one_the_job_ends_for_whatever_starts
 }
 
 #[test]
+fn a_node_0_that_waits_alone_leaves_the_folder_to_the_others_and_ends_when_they_have_gone_on() {
+    let mut nodes = Nodes::new();
+    let spawn = |nodes: &Nodes, name: &str, deeds: &str, rank: usize| {
+        let line = "--elastic-settle 60 --join-timeout 60 train cfg.toml --auto-resume";
+        let words = fs::File::create(nodes.scene.path(name)).unwrap();
+        let mut command = nodes.node(deeds, rank, "2:2", line);
+        command.stdout(Stdio::null()).stderr(words).spawn().unwrap()
+    };
+    let told = |nodes: &Nodes, name: &str, text: &str| nodes.scene.read(name).contains(text);
+    let mut first = spawn(&nodes, "told_first", "survive", 0);
+    let mut lost = spawn(&nodes, "told_lost", "survive", 1);
+    until("both work", Duration::from_secs(60), || {
+        [0, 1].iter().all(|rank| nodes.scene.path(&format!("ready_{rank}")).exists())
+    });
+    lost.kill().unwrap();
+    lost.wait().unwrap();
+    until("the first waits", Duration::from_secs(60), || told(&nodes, "told_first", "; waiting for others"));
+    // The others have chosen another node 0, which the first one does not reach.
+    let port = std::mem::replace(&mut nodes.port, free_port());
+    let status = |nodes: &Nodes| nodes.scene.read("work_dirs/cfg/status.json");
+    signal(&first, "STOP");
+    let others = [0, 1].map(|rank| spawn(&nodes, &format!("told_{rank}"), "finish", rank));
+    until("the others wait", Duration::from_secs(60), || {
+        told(&nodes, "told_0", "another job trains into work_dirs/cfg")
+    });
+    signal(&first, "CONT");
+    for mut other in others {
+        assert_eq!(other.wait().unwrap().code(), Some(0), "{}", nodes.scene.read("told_0"));
+    }
+    let last = status(&nodes);
+    nodes.port = port;
+    let mut late = spawn(&nodes, "told_late", "finish", 1);
+    for ended in [&mut first, &mut late] {
+        assert_eq!(ended.wait().unwrap().code(), Some(75), "{}", nodes.scene.read("told_first"));
+    }
+    let text = "work_dirs/cfg belongs to a newer attempt of the job, from which this node was cut off";
+    assert!(told(&nodes, "told_first", text), "{}", nodes.scene.read("told_first"));
+    assert_eq!(status(&nodes), last, "the status is that of the newer attempt");
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
 fn strangers_at_the_port_do_no_harm() {
     let nodes = Nodes::new();
     let port = nodes.port;

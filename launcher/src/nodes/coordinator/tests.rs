@@ -454,10 +454,15 @@ fn a_lost_node_is_left_out_and_a_spare_or_a_newcomer_is_taken_in() {
     let odd = Hello { min_nodes: Some(2), settings: [].into(), ..hello(1, 1) };
     assert_eq!(refusals(&scene.hello(4, odd)).len(), 1);
     comes(&mut scene, 5, 1);
+    comes(&mut scene, 8, 1);
     scene.close(2);
     scene.ended(0, failed(0, true));
     let ended = scene.ended(1, failed(2, true));
     assert_eq!(goes_on(&ended), [(0, true), (1, true)]);
+    // A spare that is stopped leaves alone, also between two attempts.
+    let stop = ToCoordinator::Stop(StopRequest { reason: StopReason::Terminated, again: false });
+    assert_eq!(scene.say(8, stop), []);
+    scene.close(8);
     scene.say(0, lead(true));
     assert_eq!(starts(&scene.say(1, READY)), (vec![(0, 0, 0), (1, 1, 2), (5, 3, 3)], 4, 4), "the spare");
     // Two are left, and go on at once; the newcomer gets the free number and room at a checkpoint, or after its time.
