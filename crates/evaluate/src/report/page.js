@@ -256,7 +256,7 @@ function metrics() {
       cells.push(row => a(row) === null || b(row) === null ? null : b(row) - a(row));
     }
   }
-  columns.push({ name: '', text: true });
+  columns.push({ name: '', text: true, wrap: true });
   const rows = shown[0][1].table.map(([name, meaning]) => [name, ...cells.map(cell => cell(name)), meaning]);
   const charts = kinds.map(kind => chart(`AP of ${kindName(kind)} by IoU threshold`, of(kind).map(([n, found]) =>
     ({ name: runs.length > 1 ? runName(n) : '', color: color(n), x: found.by_iou.map(point => point[0]), y: found.by_iou.map(point => point[1] ?? 0) })), { label: 'IoU threshold' }));
