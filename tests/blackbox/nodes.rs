@@ -1,4 +1,4 @@
-//! Two hosts, made of network namespaces and a cable between them, run one job with the real programs.
+//! Several hosts, made of network namespaces and cables between them, run one job with the real programs.
 //!
 //! Making them takes root and the `ip` program; without, these tests are skipped and say so.
 
@@ -6,20 +6,21 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::outputs::{differences, losses, tensors, without_ranks};
-use crate::support::{Ended, Running, Scene, launcher, signal, until};
+use crate::support::{Ended, Running, Scene, finish, launcher, signal, until};
 
 const TRAIN: &str = "train cfg.toml --no-validate";
-/// Port of the nodes; every pair of hosts has all ports for itself.
+/// Port of the nodes; the hosts of a test have all ports for themselves.
 const PORT: &str = "29500";
 /// Longer than a job takes from one step to the next on a busy machine, shorter than what would be noticed otherwise.
 const NODE_TIMEOUT: u32 = 4;
 
-/// Two hosts with a cable between them, and what runs on them.
+/// Hosts with cables between them, and what runs on them.
 struct Hosts {
-    names: [String; 2],
+    names: Vec<String>,
     scene: Scene,
 }
 
@@ -33,11 +34,16 @@ fn ip(words: &str) -> Result<(), String> {
 }
 
 impl Hosts {
-    /// Host 0 is 10.77.0.1 and fd77::1, host 1 is 10.77.0.2 and fd77::2. `None` if this machine cannot have them.
+    /// Two hosts.
     fn new(test: &str) -> Option<Self> {
+        Self::of(test, 2)
+    }
+
+    /// Host 0 is 10.77.0.1 and fd77::1, host 1 is 10.77.0.2 and fd77::2. `None` if this machine cannot have them.
+    fn of(test: &str, count: usize) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let names = [0, 1].map(|host| format!("fnet-{}-{number}-{host}", std::process::id()));
+        let names = (0..count).map(|host| format!("fnet-{}-{number}-{host}", std::process::id())).collect();
         let hosts = Self { names, scene: Scene::new() };
         match hosts.connect() {
             Ok(()) => Some(hosts),
@@ -49,13 +55,21 @@ impl Hosts {
     }
 
     fn connect(&self) -> Result<(), String> {
-        let [a, b] = &self.names;
-        ip(&format!("netns add {a}"))?;
-        ip(&format!("netns add {b}"))?;
+        self.names.iter().try_for_each(|name| ip(&format!("netns add {name}")))?;
+        let a = &self.names[0];
         // So that the cable has another number on each host.
         ip(&format!("-n {a} link add spare type veth peer name spare2"))?;
-        ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"))?;
-        for (number, name) in [(1, a), (2, b)] {
+        if let [_, b] = &self.names[..] {
+            ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"))?;
+        } else {
+            // Host 0 is the switch.
+            ip(&format!("-n {a} link add cable type bridge"))?;
+            for (number, name) in self.names.iter().enumerate().skip(1) {
+                ip(&format!("-n {a} link add port{number} type veth peer name cable netns {name}"))?;
+                ip(&format!("-n {a} link set port{number} master cable up"))?;
+            }
+        }
+        for (number, name) in (1..).zip(&self.names) {
             ip(&format!("-n {name} addr add 10.77.0.{number}/24 dev cable"))?;
             ip(&format!("-n {name} addr add fd77::{number}/64 dev cable nodad"))?;
             ip(&format!("-n {name} link set lo up"))?;
@@ -87,16 +101,20 @@ impl Hosts {
         format!("{}%cable", address.unwrap())
     }
 
-    /// Starts the launcher of one node on its host, with one worker.
-    fn start(&self, node: usize, address: &str, line: &str) -> Running {
-        let flags = "--device cpu --nproc 1 --nnodes 2";
+    /// The launcher of one node on its host, with one worker.
+    fn command(&self, node: usize, address: &str, line: &str) -> Command {
+        let flags = format!("--device cpu --nproc 1 --nnodes {}", self.names.len());
         let launcher = launcher();
         let line = format!(
             "netns exec {} {} {flags} --node-rank {node} --master-addr {address} --master-port {PORT} {line}",
             self.names[node],
             launcher.display()
         );
-        Running::start(self.scene.command(Path::new("ip"), &line), self.scene.path(&format!("stderr_{node}.txt")))
+        self.scene.command(Path::new("ip"), &line)
+    }
+
+    fn start(&self, node: usize, address: &str, line: &str) -> Running {
+        Running::start(self.command(node, address, line), self.scene.path(&format!("stderr_{node}.txt")))
     }
 
     fn start_both(&self, line: &str) -> [Running; 2] {
@@ -308,4 +326,51 @@ fn every_kind_of_dead_end_is_told_apart_with_its_address() {
         ],
     );
     hosts.scene.assert_nothing_left();
+}
+
+#[test]
+fn a_slow_network_is_named_before_the_start_and_refused_if_more_is_expected() {
+    const NAME: &str = "a_slow_network_is_named_before_the_start_and_refused_if_more_is_expected";
+    let Some(hosts) = Hosts::of(NAME, 3) else { return };
+    let limit = "tc qdisc add dev cable root tbf rate 20mbit burst 32kb latency 100ms";
+    if let Err(why) = ip(&format!("netns exec {} {limit}", hosts.names[2])) {
+        println!("SKIPPED {NAME}: this machine cannot limit a network ({why})");
+        return;
+    }
+    let run = |line: &str| {
+        let ended: Vec<Ended> = thread::scope(|scope| {
+            let run = |node| {
+                scope.spawn({
+                    let hosts = &hosts;
+                    move || finish(hosts.command(node, "10.77.0.1", line))
+                })
+            };
+            [0, 1, 2].map(run).into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        hosts.scene.assert_nothing_left();
+        ended
+    };
+    let slow = "the network of node 2 (";
+    let doctors = run("doctor");
+    doctors[0].expect(0, &["warn links", slow, "above the diagonal", "ok   nodes          all 3 are there"]);
+    doctors[2].expect(0, &["node 0 shows what was found"]);
+    for ended in run("--expect-bandwidth 1 train cfg.toml --no-validate") {
+        ended.expect(
+            6,
+            &[slow, "is too slow: 0.0", "than a tenth of the 1 Gbit/s that are expected (--expect-bandwidth)"],
+        );
+    }
+    assert!(!hosts.scene.path("work_dirs/cfg/logs/rank_0.log").exists(), "a worker was started");
+    let measured = run("--expect-bandwidth 0.001 benchmark comm --max-bytes 4 --iters 1 --warm-up 0 --json");
+    measured.iter().for_each(|ended| {
+        ended.expect(0, &[&format!("warning: {slow}"), "network of 3 pairs of nodes: median "]);
+    });
+    let report: serde_json::Value = serde_json::from_str(&measured[0].stdout).unwrap();
+    let pairs = report["links"]["pairs"].as_array().unwrap();
+    let gbit = |nodes: [u64; 2]| {
+        let pair = pairs.iter().find(|pair| pair["nodes"] == serde_json::json!(nodes)).unwrap();
+        pair["gbit_per_s"].as_f64().unwrap()
+    };
+    // The last node is limited to 0.02.
+    assert!(gbit([0, 1]) > 4.0 * gbit([0, 2]) && gbit([0, 2]) < 0.1 && gbit([1, 2]) < 0.1, "{pairs:?}");
 }

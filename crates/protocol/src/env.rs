@@ -28,6 +28,8 @@ pub const RESTART_COUNT: &str = "FNET_RESTART_COUNT";
 pub const GENERATION: &str = "FNET_GENERATION";
 /// Number of workers if all nodes of `--nnodes MIN:MAX` were there; only set with MIN:MAX.
 pub const FULL_WORLD_SIZE: &str = "FNET_FULL_WORLD_SIZE";
+/// The links between several nodes ([`crate::links::Links`] as JSON), for rank 0 of `benchmark comm`.
+pub const LINKS: &str = "FNET_LINKS";
 /// Device of a worker, `cuda` or `cpu`. Unset: CUDA if the worker sees a GPU, else the CPU.
 pub const DEVICE: &str = "FNET_DEVICE";
 /// Verbosity: `-1` quiet, `0` normal, `1` and more verbose.

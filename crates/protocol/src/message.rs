@@ -206,6 +206,12 @@ pub struct Progress {
     /// Seconds of the last step in which this rank waited for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_seconds: Option<f64>,
+    /// Seconds of the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_seconds: Option<f64>,
+    /// Seconds of the last step in which this rank waited for data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_seconds: Option<f64>,
 }
 
 /// The result of an evaluation during training.
@@ -285,6 +291,11 @@ impl Phase {
             Phase::Summary => "summary",
             Phase::Unknown => "an unknown phase",
         }
+    }
+
+    /// Whether it is a part of a training step.
+    pub fn is_step(self) -> bool {
+        matches!(self, Phase::Data | Phase::Forward | Phase::Backward | Phase::AllReduce | Phase::Optimizer)
     }
 
     /// Whether a worker in this phase has finished its start-up.

@@ -221,6 +221,8 @@ impl Reporter {
             memory_bytes: Some(memory),
             eta_seconds: self.log.as_ref().map(|log| log.remaining_seconds(step)),
             waited_seconds: Some(outcome.times.waited),
+            step_seconds: Some(seconds),
+            data_seconds: Some(data),
         });
     }
 

@@ -379,9 +379,7 @@ impl Attempt {
             }
             FromWorker::Progress(progress) => {
                 let usage = &mut worker.usage;
-                if let Some(waited) = progress.waited_seconds {
-                    usage.wait_seconds = Some(usage.wait_seconds.map_or(waited, |old| 0.8 * old + 0.2 * waited));
-                }
+                usage.note_step(&progress);
                 usage.peak_memory_bytes = progress.memory_bytes.or(usage.peak_memory_bytes);
                 let Progress { phase, epoch, step, .. } = progress;
                 self.on_status(index, WorkerStatus { phase, epoch, step, ..WorkerStatus::default() }, now);
@@ -584,8 +582,10 @@ impl Attempt {
 
     /// The rank that waits least for the others, and how much less than the rank that waits most.
     fn slowest(&self) -> Option<(usize, f64)> {
+        let local = self.workers.iter().map(|worker| (worker.evidence.rank, worker.usage));
+        let remote = self.remote.0.iter().map(|worker| (worker.rank, worker.usage));
         let waits: Vec<(usize, f64)> =
-            self.workers.iter().filter_map(|worker| Some((worker.evidence.rank, worker.usage.wait_seconds?))).collect();
+            local.chain(remote).filter_map(|(rank, usage)| Some((rank, usage.wait_seconds?))).collect();
         let &(rank, least) = waits.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let most = waits.iter().map(|&(_, seconds)| seconds).fold(0.0, f64::max);
         (waits.len() > 1).then_some((rank, most - least))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fnet_protocol::message::{Activity, Operation, WorkerStatus};
+use fnet_protocol::message::{Activity, Operation, Progress, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::text::ranks;
@@ -35,6 +35,12 @@ pub struct Usage {
     pub peak_memory_bytes: Option<u64>,
     /// Seconds of a step in which it waits for the others, smoothed.
     pub wait_seconds: Option<f64>,
+    /// The other seconds of a step, smoothed.
+    #[serde(default)]
+    pub own_seconds: Option<f64>,
+    /// The part of these in which it waits for data.
+    #[serde(default)]
+    pub data_seconds: Option<f64>,
 }
 
 /// The last known status of a worker that has not exited. Launchers send it to each other.
@@ -51,6 +57,19 @@ pub struct RankStatus {
     /// What it uses.
     #[serde(default)]
     pub usage: Usage,
+}
+
+impl Usage {
+    /// A step took these seconds.
+    pub fn note_step(&mut self, progress: &Progress) {
+        let smooth = |old: &mut Option<f64>, new: Option<f64>| {
+            *old = new.map(|new| old.map_or(new, |old| 0.8 * old + 0.2 * new)).or(*old);
+        };
+        let Progress { waited_seconds: waited, step_seconds: step, data_seconds: data, .. } = *progress;
+        smooth(&mut self.wait_seconds, waited);
+        smooth(&mut self.own_seconds, step.zip(waited).map(|(step, waited)| (step - waited).max(0.0)));
+        smooth(&mut self.data_seconds, data);
+    }
 }
 
 impl RankStatus {

@@ -223,6 +223,11 @@ fn the_rank_that_waits_least_is_the_slowest() {
     scene.attempt.on_event(1, Event::Message(FromWorker::Progress(waited(0.5))), scene.now);
     let actions = scene.attempt.on_event(0, Event::Message(FromWorker::Progress(waited(0.125))), scene.now);
     assert_eq!(actions, [Action::Progress(Box::new(waited(0.125)), Some((0, 0.375)))]);
+    // One of another node waits even less.
+    let usage = Usage { wait_seconds: Some(0.0), ..Usage::default() };
+    scene.attempt.on_remote_statuses(vec![RankStatus { rank: 7, usage, ..RankStatus::default() }], scene.now);
+    let actions = scene.attempt.on_event(0, Event::Message(FromWorker::Progress(waited(0.125))), scene.now);
+    assert_eq!(actions, [Action::Progress(Box::new(waited(0.125)), Some((7, 0.5)))]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `doctor`: checks this machine and suggests fixes.
 
-mod clocks;
 mod gpus;
 mod machine;
+mod network;
 mod worker;
 
 use std::io::Write;
@@ -80,7 +80,7 @@ pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -
     let report = query.and_then(|query| query.wait(deadline));
     let gpus = gpus::diagnose(&gpu::detect(Path::new("/")), report.as_ref());
     diagnoses.splice(0..0, gpus);
-    diagnoses.extend(clocks::diagnose(options, &console)?);
+    diagnoses.extend(network::diagnose(options, &console)?);
     let able = diagnoses.iter().all(|diagnosis| diagnosis.verdict != Verdict::Bad);
     if command.json {
         if let Ok(line) = serde_json::to_string(&DoctorReport { able, diagnoses: &diagnoses }) {
@@ -99,7 +99,8 @@ fn text(diagnosis: &Diagnosis) -> String {
         Verdict::Doubtful => "warn",
         Verdict::Bad => "BAD ",
     };
-    let line = format!("{mark} {:<14} {}", diagnosis.what, diagnosis.found);
+    let found = diagnosis.found.replace('\n', &format!("\n{:20}", ""));
+    let line = format!("{mark} {:<14} {found}", diagnosis.what);
     match &diagnosis.remedy {
         Some(remedy) => format!("{line}\n     {:<14} -> {remedy}", ""),
         None => line,

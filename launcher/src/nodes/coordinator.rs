@@ -6,7 +6,7 @@
 //! With `--nnodes MIN:MAX` each attempt has its own members. A node that joins while an attempt runs waits for the next one; if
 //! there is room for it, the attempt is asked to end at a checkpoint. A lost node is left out of the next attempt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::exit;
@@ -14,6 +14,8 @@ use fnet_protocol::exit;
 use super::admission::{self, Admission, Present};
 use super::merge_results::merge;
 use super::message::{Hello, Lead, StartAttempt, ToCoordinator, ToNode};
+use super::probing::Probing;
+use super::slow::{Finding, Load, Watch};
 use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::RankStatus;
 use crate::text;
@@ -171,6 +173,10 @@ pub struct Coordinator {
     told: BTreeSet<usize>,
     /// If the job cannot start: until when to wait for absent nodes to report that to them.
     tell_until: Instant,
+    probing: Probing,
+    /// The bandwidth in Gbit/s that is expected between nodes.
+    expected: Option<f64>,
+    slow: Watch,
 }
 
 impl Coordinator {
@@ -198,7 +204,15 @@ impl Coordinator {
             refused: None,
             told: BTreeSet::new(),
             tell_until: now + EARLY_FAILURE_GRACE.min(timeouts.join),
+            probing: Probing::default(),
+            expected: None,
+            slow: Watch::default(),
         }
+    }
+
+    /// The same with probes of the network, whose links shall have the bandwidth that is `expected`, if any.
+    pub fn with_probes(self, expected: Option<f64>) -> Self {
+        Self { probing: Probing::on(), expected, ..self }
     }
 
     /// The same with the name of node 0's file in the work folder, which all nodes must find.
@@ -351,6 +365,13 @@ impl Coordinator {
                 self.stop_requested = true;
                 self.send_to_others(index, &ToNode::Stop(stop))
             }
+            ToCoordinator::ProbePrepared { probe, address } => {
+                sends(self.probing.on_prepared(connection, probe, address, now))
+            }
+            ToCoordinator::Probed { probe, received } => {
+                self.probing.on_probed(connection, probe, received);
+                self.end_probe(now)
+            }
             ToCoordinator::Broken { code, message } => self.lose(index, code, message, now),
             ToCoordinator::Hello(_)
             | ToCoordinator::Failing { .. }
@@ -380,6 +401,9 @@ impl Coordinator {
             }
         }
         actions.extend(self.remind_at_the_end(now));
+        actions.extend(sends(self.probing.on_tick(now)));
+        actions.extend(self.end_probe(now));
+        actions.extend(self.watch_speed(now));
         actions.extend(self.start_if_ready(now));
         actions.extend(self.ask_to_regroup(now));
         let is_short = match self.min {
@@ -500,6 +524,12 @@ impl Coordinator {
         }
         let (Some(members), Some(lead)) = (self.next_members(now), &self.lead) else { return Vec::new() };
         let lead = lead.clone();
+        let connections: Vec<ConnectionId> =
+            self.alive().filter(|node| members.contains(&node.hello.node)).map(|node| node.connection).collect();
+        if self.probing.is_due(&connections) {
+            let is_running = self.probing.is_running(&connections);
+            return if is_running { Vec::new() } else { sends(self.probing.begin(connections, now)) };
+        }
         self.attempt += u32::from(self.was_started);
         (self.stage, self.was_started, self.lead) = (Stage::Running, true, None);
         (self.failures, self.regroup, self.stop_requested) = (0, None, false);
@@ -534,9 +564,77 @@ impl Coordinator {
                 full_world_size: world_size + absent,
                 address: if node.connection == LOCAL { self.local_address.clone() } else { None },
                 lead: lead.clone(),
+                links: if node.connection == LOCAL { self.probing.links.clone() } else { None },
             };
             Action::Send(node.connection, ToNode::Start(Box::new(start)))
         }));
+        actions
+    }
+
+    /// The links were measured: reports them, and starts the attempt or judges the one that runs.
+    fn end_probe(&mut self, now: Instant) -> Vec<Action> {
+        let names: BTreeMap<ConnectionId, String> = self.alive().map(|node| (node.connection, node.name())).collect();
+        let Some((members, links)) = self.probing.end(&names, now) else { return Vec::new() };
+        if self.stage == Stage::Running {
+            let findings = self.slow.on_links(&links, self.probing.links.as_ref());
+            return self.tell_findings(findings, now);
+        }
+        if self.stage == Stage::Over {
+            return Vec::new();
+        }
+        let summary = links.summary().map(|summary| summary.to_string());
+        let mut actions =
+            self.tell(summary.unwrap_or_else(|| "the network between the nodes was not measured".to_owned()));
+        actions.extend(links.slow().into_iter().flat_map(|slow| self.warn(links.explain(slow))));
+        if let Some((pair, text)) = self.expected.and_then(|expected| links.refusal(expected)) {
+            // A job that has trained goes on without a newcomer.
+            let is_new = |node: &&Node| !node.is_member && node.connection != LOCAL;
+            let of_pair = |node: &&Node| pair.iter().any(|&at| members.get(at) == Some(&node.connection));
+            let newcomer = self.alive().filter(of_pair).find(is_new).map(|node| (node.connection, node.name()));
+            match newcomer {
+                _ if !self.was_started => {
+                    actions.extend(self.end_all(exit::ENVIRONMENT, text));
+                    return actions;
+                }
+                Some((connection, name)) => {
+                    self.nodes.retain(|node| node.connection != connection);
+                    actions.extend(self.tell(format!("{name} is refused: {text}")));
+                    actions.extend(refuse(connection, exit::ENVIRONMENT, text));
+                }
+                None => actions.extend(self.warn(text)),
+            }
+        }
+        self.probing.accept(members, links);
+        actions.extend(self.start_if_ready(now));
+        actions
+    }
+
+    /// Looks for nodes that hold up the others.
+    fn watch_speed(&mut self, now: Instant) -> Vec<Action> {
+        if self.stage != Stage::Running {
+            return Vec::new();
+        }
+        let steps = self.members().flat_map(|node| &node.workers.0).filter_map(|worker| worker.status.as_ref());
+        let steps = steps.filter(|status| status.phase.is_step()).map(|status| status.step);
+        let Some(step) = steps.max() else { return Vec::new() };
+        let loads = self.members().map(|node| Load::of(node.hello.node, node.name(), &node.workers.0));
+        let Some(loads) = loads.collect::<Option<Vec<Load>>>() else { return Vec::new() };
+        let findings = self.slow.on_tick(step, &loads);
+        self.tell_findings(findings, now)
+    }
+
+    fn tell_findings(&mut self, findings: Vec<Finding>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for finding in findings {
+            actions.extend(match finding {
+                Finding::Say(text, true) => self.warn(text),
+                Finding::Say(text, false) => self.tell(text),
+                Finding::Measure => {
+                    let members = self.alive().filter(|node| node.is_member).map(|node| node.connection).collect();
+                    sends(self.probing.begin(members, now))
+                }
+            });
+        }
         actions
     }
 
@@ -569,6 +667,10 @@ impl Coordinator {
         let Some(node) = self.nodes.get_mut(index).filter(|node| !node.is_lost) else { return Vec::new() };
         let (name, is_first, is_member) = (node.name(), node.connection == LOCAL, node.is_member);
         node.is_lost = true;
+        if self.stage == Stage::Waiting {
+            // Others may start together now.
+            self.probing.cancel();
+        }
         let is_elastic = self.min.is_some();
         match self.stage {
             Stage::Over => Vec::new(),
@@ -624,6 +726,7 @@ impl Coordinator {
         let mut result = merge(nodes.into_iter().filter_map(|node| node.result.clone()).collect());
         result.goes_on = self.goes_on(&result);
         (self.stage, self.began, self.last_reminder) = (Stage::Waiting, now, now);
+        self.probing.cancel();
         let ended = ToNode::Ended { attempt: self.attempt, result };
         let members = self.alive().filter(|node| node.is_member);
         let mut actions: Vec<Action> = members.map(|node| Action::Send(node.connection, ended.clone())).collect();
@@ -678,7 +781,12 @@ impl Coordinator {
 
     /// Tells all nodes who has joined or left.
     fn tell(&self, text: String) -> Vec<Action> {
-        self.send_to_all(&ToNode::Membership { text })
+        self.send_to_all(&ToNode::Membership { text, is_warning: false })
+    }
+
+    /// Tells all nodes that something is wrong.
+    fn warn(&self, text: String) -> Vec<Action> {
+        self.send_to_all(&ToNode::Membership { text, is_warning: true })
     }
 
     fn send_to_all(&self, message: &ToNode) -> Vec<Action> {
@@ -689,6 +797,10 @@ impl Coordinator {
         let others = self.nodes.iter().enumerate().filter(|(other, node)| *other != index && !node.is_lost);
         others.map(|(_, node)| Action::Send(node.connection, message.clone())).collect()
     }
+}
+
+fn sends(messages: Vec<(ConnectionId, ToNode)>) -> Vec<Action> {
+    messages.into_iter().map(|(connection, message)| Action::Send(connection, message)).collect()
 }
 
 fn refuse(connection: ConnectionId, code: i32, message: String) -> Vec<Action> {

@@ -29,6 +29,8 @@ pub struct Connection {
     pub writer: Writer<tokio::net::tcp::OwnedWriteHalf>,
     /// The address of node 0.
     pub address: SocketAddr,
+    /// The address of this node.
+    pub local: SocketAddr,
 }
 
 /// Why node 0 was not reached.
@@ -111,6 +113,7 @@ async fn greet(
 ) -> Result<Connection, AddressError> {
     // Short messages must not be delayed; without this option they still arrive.
     let _ = stream.set_nodelay(true);
+    let local = stream.local_addr().map_err(AddressError::Os)?;
     let (reading, writing) = stream.into_split();
     let (mut reader, mut writer) = (Reader::new(reading, MAX_LINE), Writer::new(writing));
     let greeting = async {
@@ -126,7 +129,7 @@ async fn greet(
         Ok(Ok(line)) => line,
     };
     match message::from_line(&line) {
-        Ok(ToNode::Greeting { protocol: PROTOCOL, .. }) => Ok(Connection { reader, writer, address }),
+        Ok(ToNode::Greeting { protocol: PROTOCOL, .. }) => Ok(Connection { reader, writer, address, local }),
         Ok(ToNode::Greeting { version, .. }) => Err(AddressError::Version(version)),
         _ if auth::is_challenge(&line) => Err(AddressError::Secret("node 0 has a job secret, and this node has none")),
         _ => Err(AddressError::OtherProgram(snippet(&line))),

@@ -68,6 +68,8 @@ impl Follower {
             ToNode::Greeting { .. }
             | ToNode::Welcome { .. }
             | ToNode::Membership { .. }
+            | ToNode::PrepareProbe { .. }
+            | ToNode::RunProbe { .. }
             | ToNode::Start(_)
             | ToNode::Ended { .. }
             | ToNode::Unknown => Vec::new(),

@@ -27,6 +27,15 @@ pub fn of_failed(nodes: &Nodes, line: &CommandLine, logs: &Path, error: &Error) 
     Hello { failed: Some(failed), ..empty(nodes, job(line, logs)) }
 }
 
+/// The introduction of this node to the others that run `doctor`.
+pub fn of_doctor(nodes: &Nodes) -> Hello {
+    Hello { settings: [version()].into(), ..empty(nodes, "doctor".to_owned()) }
+}
+
+fn version() -> (String, String) {
+    ("version of fnet".to_owned(), env!("CARGO_PKG_VERSION").to_owned())
+}
+
 fn empty(nodes: &Nodes, job: String) -> Hello {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("unnamed").to_owned();
@@ -68,9 +77,9 @@ fn settings(options: &LaunchOptions, plan: &Plan, config: &BTreeMap<String, Stri
         ("--silence-timeout", options.silence_timeout),
     ];
     settings.extend(seconds.map(|(name, value)| (name.to_owned(), value.to_string())));
+    settings.extend([version()]);
     settings.extend(
         [
-            ("version of fnet", env!("CARGO_PKG_VERSION").to_owned()),
             ("--device", plan.devices.kind().name().to_owned()),
             ("--max-restarts", options.max_restarts.to_string()),
             ("the command", text::shell_line(&common(&plan.line).words())),

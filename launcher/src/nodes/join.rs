@@ -2,23 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{CommandLine, LaunchOptions, WorkerCommand};
-use fnet_protocol::exit;
+use fnet_protocol::links::Links;
 use fnet_protocol::listen::{self, listen};
+use fnet_protocol::{env, exit};
 use tokio::sync::Notify;
 
 use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, Elastic, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
 use super::link::{Closing, Cluster, Link, Sender};
 use super::listener::Listener;
-use super::message::{Hello, ToNode};
+use super::message::{Hello, ToNode, Wanted};
+use super::probe::Prober;
 use super::token::{self, Token};
 use super::{hello, queue, wire};
+use crate::attempt::restart::RestartBudget;
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
 use crate::plan::rendezvous::{self, Nodes};
@@ -50,13 +53,14 @@ pub async fn join(
             settle: Duration::from_secs_f64(options.elastic_settle),
             grow_after: options.elastic_grow_after.map(Duration::from_secs_f64),
         };
-        return Ok(Ok(Cluster::over(open(&plan.nodes, hello, timeouts, elastic, token, console).await?)));
+        let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_elastic(elastic);
+        let coordinator = coordinator.with_probes(options.expect_bandwidth).with_token(token.as_ref().map(Token::name));
+        return Ok(Ok(Cluster::over(open(&plan.nodes, coordinator, console).await?.with_token(token))));
     }
-    let connection = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
-        Ok(connection) => connection,
+    let mut link = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
+        Ok(connection) => follow(&plan.nodes, connection, timeouts.silence),
         Err(reason) => return Ok(Err(reason)),
     };
-    let mut link = follow(connection, timeouts.silence);
     let check = async {
         match (link.welcome().await?, &plan.command) {
             (Some(token), WorkerCommand::Train(train)) => token::find(train.folder(), token).await,
@@ -71,6 +75,33 @@ pub async fn join(
         }
         Err(reason) => Ok(Err(reason)),
     }
+}
+
+/// Measures the network between the nodes as before a job, for `doctor`: they have this time to come. The links are those that
+/// node 0 reports; the other nodes have none.
+pub async fn measure(
+    options: &LaunchOptions,
+    nodes: &Nodes,
+    time: Duration,
+    console: &Console,
+    signals: &mut Signals,
+) -> Result<OrStop<Option<Links>>> {
+    let nodes = &Nodes { min: None, ..nodes.clone() };
+    let (hello, timeouts) = (hello::of_doctor(nodes), Timeouts { join: time, ..timeouts(options) });
+    let link = if nodes.rank == 0 {
+        let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_probes(None);
+        open(nodes, coordinator, console).await?
+    } else {
+        match reach(nodes, &hello, timeouts, console, signals).await? {
+            Ok(connection) => follow(nodes, connection, timeouts.silence),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    };
+    let mut cluster = Cluster::over(link);
+    let wanted = Wanted { resume: false, generation: None, budget: RestartBudget::new(options) };
+    let started = cluster.begin(nodes, 0, wanted, console, signals).await;
+    cluster.leave(started.as_ref().err()).await;
+    Ok(started?.map(|start| start.links))
 }
 
 fn timeouts(options: &LaunchOptions) -> Timeouts {
@@ -121,14 +152,7 @@ pub async fn report_failure(
 }
 
 /// Node 0 opens the port.
-async fn open(
-    nodes: &Nodes,
-    hello: Hello,
-    timeouts: Timeouts,
-    elastic: Elastic,
-    token: Option<Token>,
-    console: &Console,
-) -> Result<Link> {
+async fn open(nodes: &Nodes, coordinator: Coordinator, console: &Console) -> Result<Link> {
     let port = nodes.port.unwrap_or(0);
     let (warning, listening) = listen_for(nodes).await;
     let sockets = listening.map_err(|error| rendezvous::cannot_listen(nodes, port, &error))?;
@@ -136,15 +160,14 @@ async fn open(
         console.error(&format!("warning: {text}"));
     }
     let (local, messages) = queue::channel();
-    let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_elastic(elastic);
-    let coordinator = coordinator.with_token(token.as_ref().map(Token::name));
     let listener = Listener::open(sockets, nodes.secret.clone(), coordinator, local)
         .doing(|| format!("listening on port {port}"))?;
     let at: Vec<String> = listener.addresses.iter().map(|&address| wire::host(address)).collect();
     let at = if at == ["::"] || at == ["0.0.0.0"] { "all addresses".to_owned() } else { at.join(" and ") };
     console.say(&format!("listening at {at}, port {port}, {}", nodes.trust()));
     let sender = Sender::Local(listener.events.clone());
-    Ok(Link::new((sender, messages), "node 0".to_owned(), None, Closing::Listener(listener)).with_token(token))
+    let link = Link::new((sender, messages), "node 0".to_owned(), None, Closing::Listener(listener));
+    Ok(link.with_prober(Prober::new(nodes.secret.clone(), None)))
 }
 
 /// Listens at the addresses that `--master-addr` has on node 0. The first part is a warning if it has none.
@@ -214,8 +237,8 @@ async fn reach(
 }
 
 /// Sends and receives over the connection to node 0.
-fn follow(connection: Connection, silence: Duration) -> Link {
-    let Connection { mut reader, writer, address } = connection;
+fn follow(nodes: &Nodes, connection: Connection, silence: Duration) -> Link {
+    let Connection { mut reader, writer, address, local } = connection;
     let (sender, outgoing) = queue::channel();
     let writing = tokio::task::spawn_local(wire::write_all(writer, outgoing));
     let (incoming, messages) = queue::channel();
@@ -239,5 +262,16 @@ fn follow(connection: Connection, silence: Duration) -> Link {
     });
     let host = wire::host(address);
     let channel = (Sender::Remote(sender, is_full), messages);
-    Link::new(channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing))
+    let prober = Prober::new(nodes.secret.clone(), Some(own_address(nodes, local.ip().to_canonical(), &host)));
+    Link::new(channel, format!("node 0 ({host})"), Some(host), Closing::Writer(writing)).with_prober(prober)
+}
+
+/// The address at which the workers of other nodes reach those of this one: that of the chosen interface, else that from which
+/// it has reached node 0, at `host`.
+fn own_address(nodes: &Nodes, local: IpAddr, host: &str) -> IpAddr {
+    let is_key = |(key, _): &&(String, String)| key == env::GLOO_SOCKET_IFNAME;
+    let given = nodes.interface.iter().find(is_key).map(|(_, name)| name.clone());
+    let set = || std::env::var(env::GLOO_SOCKET_IFNAME).ok().filter(|name| !name.is_empty());
+    let name = given.or_else(set).or_else(|| interfaces::of_scope(host));
+    name.and_then(|name| interfaces::address_for_workers(&name, local)).unwrap_or(local)
 }

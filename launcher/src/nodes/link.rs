@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use fnet_protocol::links::Links;
 use fnet_protocol::message::StopReason;
 use fnet_protocol::{env, exit};
 use tokio::sync::{Notify, mpsc};
@@ -14,6 +15,7 @@ use super::coordinator::{Event, HEARTBEAT_INTERVAL, LOCAL};
 use super::follower::Follower;
 use super::listener::{Events, Listener};
 use super::message::{Lead, StartAttempt, ToCoordinator, ToNode, Wanted};
+use super::probe::Prober;
 use super::queue;
 use super::token::Token;
 use super::wire;
@@ -50,13 +52,14 @@ pub(super) struct Link {
     follower: Follower,
     /// Node 0's file in the work folder, until no other node has to find it any more.
     token: Option<Token>,
-    /// What was told about nodes that have joined or left.
+    /// What was told about nodes that have joined or left, or are slow.
     membership: Membership,
+    prober: Prober,
     closing: Closing,
 }
 
-/// Lines about nodes that have joined or left, until the status takes them.
-pub type Membership = Rc<RefCell<Vec<String>>>;
+/// Lines about nodes that have joined or left, or are slow, until the status takes them; and whether something is wrong.
+pub type Membership = Rc<RefCell<Vec<(String, bool)>>>;
 
 /// Sends messages to the coordinator.
 #[derive(Clone)]
@@ -87,6 +90,8 @@ pub struct AttemptStart {
     pub nodes: Nodes,
     /// What node 0 wants.
     pub wanted: Wanted,
+    /// The links between several nodes, on node 0.
+    pub links: Option<Links>,
 }
 
 /// A message from another node or the coordinator.
@@ -94,7 +99,7 @@ pub struct NodeMessage(ToNode);
 
 impl Sender {
     /// `false` if nobody receives.
-    async fn send(&self, message: ToCoordinator) -> bool {
+    pub(super) async fn send(&self, message: ToCoordinator) -> bool {
         match self {
             Sender::Local(events) => events.send((LOCAL, Event::Message(message))).await.is_ok(),
             Sender::Remote(sender, is_full) => {
@@ -141,6 +146,7 @@ impl Link {
             follower: Follower::default(),
             token: None,
             membership: Membership::default(),
+            prober: Prober::default(),
             closing,
         }
     }
@@ -150,10 +156,22 @@ impl Link {
         Self { token, ..self }
     }
 
+    /// The same with a part in probes of the network.
+    pub(super) fn with_prober(self, prober: Prober) -> Self {
+        Self { prober, ..self }
+    }
+
+    /// The next message. Cancel safe.
     async fn next(&mut self) -> ToNode {
-        match self.follower.is_alone() {
-            true => std::future::pending().await,
-            false => self.messages.recv().await.unwrap_or_else(|| ToNode::Lost("it has ended".to_owned())),
+        loop {
+            if self.follower.is_alone() {
+                return std::future::pending().await;
+            }
+            match self.messages.recv().await.unwrap_or_else(|| ToNode::Lost("it has ended".to_owned())) {
+                ToNode::PrepareProbe { probe } => self.prober.prepare(probe, &self.sender),
+                ToNode::RunProbe { probe, node, addresses } => self.prober.run(probe, node, addresses, &self.sender),
+                message => return message,
+            }
         }
     }
 
@@ -162,9 +180,12 @@ impl Link {
         let _ = self.sender.send(message).await;
     }
 
-    fn say_membership(&self, text: String, console: &Console) {
-        console.say(&text);
-        self.membership.borrow_mut().push(text);
+    fn say_membership(&self, text: String, is_warning: bool, console: &Console) {
+        match is_warning {
+            true => console.error(&format!("warning: {text}")),
+            false => console.say(&text),
+        }
+        self.membership.borrow_mut().push((text, is_warning));
     }
 
     /// Waits until node 0 has let this node join. Returns the name of node 0's file in the work folder.
@@ -201,7 +222,7 @@ impl Link {
                 ToNode::Start(start) => return Ok(Ok(*start)),
                 ToNode::Stop(stop) => return Ok(Err(stop.reason)),
                 ToNode::News { text } => console.say(&text),
-                ToNode::Membership { text } => self.say_membership(text, console),
+                ToNode::Membership { text, is_warning } => self.say_membership(text, is_warning, console),
                 ToNode::Refused { code, message } => return Err(Error::new(code, message)),
                 ToNode::Lost(reason) => return Err(self.lost_coordinator(&reason)),
                 _ => {}
@@ -239,7 +260,8 @@ impl Cluster {
         let Some(link) = &mut self.link else {
             let store = rendezvous::bind(nodes)?;
             let port = port_of(&store)?;
-            return Ok(Ok(AttemptStart { number, store: Some(store), port, nodes: nodes.clone(), wanted }));
+            let (store, nodes) = (Some(store), nodes.clone());
+            return Ok(Ok(AttemptStart { number, store, port, nodes, wanted, links: None }));
         };
         let stores = match &link.closing {
             Closing::Listener(listener) => listener.open_store(),
@@ -274,7 +296,7 @@ impl Cluster {
         });
         let nodes = Nodes { address, rank: start.node, ranks, interface, ..nodes.clone() };
         let Lead { port, wanted } = start.lead;
-        Ok(Ok(AttemptStart { number: start.attempt, store, port, nodes, wanted }))
+        Ok(Ok(AttemptStart { number: start.attempt, store, port, nodes, wanted, links: start.links }))
     }
 
     /// The next message; none with a single node.
@@ -295,8 +317,8 @@ impl Cluster {
     ) -> Vec<Action> {
         let Some(link) = &mut self.link else { return Vec::new() };
         match message {
-            ToNode::Membership { text } => {
-                link.say_membership(text, console);
+            ToNode::Membership { text, is_warning } => {
+                link.say_membership(text, is_warning, console);
                 Vec::new()
             }
             message => link.follower.deliver(message, attempt, now),
@@ -341,7 +363,7 @@ impl Cluster {
             };
             match message {
                 ToNode::News { text } => console.say(&text),
-                ToNode::Membership { text } => link.say_membership(text, console),
+                ToNode::Membership { text, is_warning } => link.say_membership(text, is_warning, console),
                 message => {
                     if let Some(result) = link.follower.result_of_all(message, &result, &link.coordinator) {
                         return result;

@@ -344,7 +344,7 @@ mod tests {
             drop(writers);
             let mut news = Vec::new();
             while let Ok(message) = received.try_recv() {
-                if let ToNode::News { text } | ToNode::Membership { text } = message {
+                if let ToNode::News { text } | ToNode::Membership { text, .. } = message {
                     news.push(text);
                 }
             }

@@ -4,7 +4,9 @@
 //! without a socket. All nodes run the same version: the coordinator checks that.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
+use fnet_protocol::links::Links;
 use fnet_protocol::message::StopReason;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +15,7 @@ use crate::attempt::result::AttemptResult;
 use crate::attempt::status::RankStatus;
 
 /// Version of these messages.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// Maximum length of a line; a node of a thousand workers stays far below.
 pub const MAX_LINE: usize = 1 << 20;
 /// Maximum length of an error that a node reports in its introduction.
@@ -108,6 +110,20 @@ pub enum ToCoordinator {
         /// Completed steps.
         step: u64,
     },
+    /// The node is ready for a probe of the network.
+    ProbePrepared {
+        /// Number of the probe.
+        probe: u64,
+        /// Where the node listens, if it can.
+        address: Option<SocketAddr>,
+    },
+    /// What the node has measured.
+    Probed {
+        /// Number of the probe.
+        probe: u64,
+        /// Its links.
+        received: Vec<Received>,
+    },
     /// The node cannot continue.
     Broken {
         /// Exit code of the job.
@@ -148,10 +164,26 @@ pub enum ToNode {
         /// One line.
         text: String,
     },
-    /// A node has joined or left: a line for the user.
+    /// A node has joined or left, or its network or compute is slow: a line for the user and the status.
     Membership {
         /// One line.
         text: String,
+        /// Whether something is wrong.
+        is_warning: bool,
+    },
+    /// Prepare for a probe of the network.
+    PrepareProbe {
+        /// Number of the probe.
+        probe: u64,
+    },
+    /// Measure the links to the other nodes.
+    RunProbe {
+        /// Number of the probe.
+        probe: u64,
+        /// Number of this node in it.
+        node: usize,
+        /// Where the nodes listen, by their numbers.
+        addresses: Vec<Option<SocketAddr>>,
     },
     /// Start the workers.
     Start(Box<StartAttempt>),
@@ -223,7 +255,7 @@ pub struct Wanted {
 }
 
 /// How to start the workers of one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StartAttempt {
     /// Number of the attempt, from 0.
     pub attempt: u32,
@@ -239,6 +271,22 @@ pub struct StartAttempt {
     pub address: Option<String>,
     /// What node 0 has prepared.
     pub lead: Lead,
+    /// The links between the nodes, for node 0.
+    #[serde(default)]
+    pub links: Option<Links>,
+}
+
+/// A link, as one of its ends has measured it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Received {
+    /// Number of the other node in the probe.
+    pub from: usize,
+    /// Shortest round trip in milliseconds; only the side that has connected knows it.
+    pub latency_ms: Option<f64>,
+    /// Gbit/s from the other node to this one.
+    pub gbit_per_s: Option<f64>,
+    /// Seconds by which the clock of the other node is ahead.
+    pub clock_offset: Option<f64>,
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 //! each launcher supervises its own workers and follows those decisions ([`follower`], [`link`]). The store of the workers has a separate
 //! port, which is announced at each start.
 //!
+//! Before the first attempt of its members they measure the network between them ([`probe`], [`probing`]); during it, nodes that
+//! are slow are named ([`slow`]).
+//!
 //! With a secret, both sides of a connection prove that they know it before anything else is sent ([`auth`]). Without one, the
 //! network is trusted: whoever reaches the port and speaks these messages can take part. All other connections are ignored
 //! and cannot end the job ([`strangers`]).
@@ -20,15 +23,18 @@ mod link;
 mod listener;
 mod merge_results;
 mod message;
+mod probe;
+mod probing;
 mod queue;
 #[cfg(test)]
 mod simulation;
+mod slow;
 mod strangers;
 mod token;
 mod wire;
 
 pub use auth::random;
-pub use join::{join, report_failure};
+pub use join::{join, measure, report_failure};
 pub use link::{AttemptStart, Cluster, Membership};
 pub use message::Wanted;
 pub use token::Token;

@@ -454,7 +454,11 @@ impl World {
         let timeouts = Timeouts { join: Duration::from_millis(JOIN), silence: Duration::from_millis(SILENCE) };
         let grow_after = (is_first && self.choices.below(2) == 0).then_some(Duration::from_secs(3));
         let elastic = Elastic { settle: Duration::from_secs(2), grow_after };
-        let coordinator = || Coordinator::new(Hello { node: 0, ..hello }, timeouts, now).with_elastic(elastic);
+        let has_probes = self.choices.is_random();
+        let coordinator = || {
+            let coordinator = Coordinator::new(Hello { node: 0, ..hello }, timeouts, now).with_elastic(elastic);
+            if has_probes { coordinator.with_probes(None) } else { coordinator }
+        };
         self.hosts[host].launcher = Some(Launcher {
             life,
             coordinator: is_first.then(coordinator),
@@ -580,6 +584,17 @@ impl World {
 
     /// A message of the coordinator reaches a node.
     fn hear(&mut self, host: usize, message: ToNode) {
+        // Now and then a probe is not answered.
+        match message {
+            ToNode::PrepareProbe { .. } | ToNode::RunProbe { .. } if self.choices.below(16) == 0 => return,
+            ToNode::PrepareProbe { probe } => {
+                return self.send(host, ToCoordinator::ProbePrepared { probe, address: None });
+            }
+            ToNode::RunProbe { probe, .. } => {
+                return self.send(host, ToCoordinator::Probed { probe, received: Vec::new() });
+            }
+            _ => {}
+        }
         let clock = self.clock(host);
         let launcher = self.launcher(host);
         if let Some(attempt) = &mut launcher.attempt {

@@ -36,6 +36,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         (self.key, self.max) = (Some(key), MAX_LINE + auth::OVERHEAD);
     }
 
+    /// What follows the last line, as it is.
+    pub fn stream(&mut self) -> &mut BufReader<R> {
+        &mut self.stream
+    }
+
     /// The next line; `None` at the end of the connection. Cancel safe.
     /// Errors: the connection broke, the line is too long, or is not authentic.
     pub async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
@@ -99,6 +104,11 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             None => line,
         };
         self.raw(&line).await
+    }
+
+    /// Where the lines go.
+    pub fn stream(&mut self) -> &mut W {
+        &mut self.stream
     }
 
     /// Writes bytes as they are.

@@ -81,6 +81,13 @@ pub fn of_scope(address: &str) -> Option<String> {
     netdevice::index_to_name(UdpSocket::bind("0.0.0.0:0").ok()?, index).ok()
 }
 
+/// The address of an interface at which workers of other machines reach those here, of the family of `like` if it has one.
+pub fn address_for_workers(name: &str, like: IpAddr) -> Option<IpAddr> {
+    let found = all().ok()?.into_iter().filter(|one| one.name == name).flat_map(|one| one.addresses);
+    let is_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    found.filter(|address| !is_local(address)).min_by_key(|address| address.is_ipv4() != like.is_ipv4())
+}
+
 /// Refuses an interface with only link-local addresses (exit code 6): launchers can reach node 0 through them, but workers
 /// exchange their addresses, and the scope after the `%` is valid on one machine only.
 pub fn check_for_workers(name: &str, all: &[Interface]) -> Result<()> {

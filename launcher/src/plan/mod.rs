@@ -233,7 +233,7 @@ impl Plan {
 }
 
 /// Variables in the environment of the launcher that have no meaning, or another one, for its workers.
-pub const NOT_INHERITED: [&str; 9] = [
+pub const NOT_INHERITED: [&str; 10] = [
     env::CONTROL,
     env::STATUS_FD,
     env::STORE_FD,
@@ -243,6 +243,7 @@ pub const NOT_INHERITED: [&str; 9] = [
     env::JOB_SECRET,
     env::GENERATION,
     env::FULL_WORLD_SIZE,
+    env::LINKS,
 ];
 
 /// Removes the variables of a job from the environment of a single worker.

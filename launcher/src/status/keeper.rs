@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::WorkerCommand;
 use fnet_protocol::generation::Fence;
+use fnet_protocol::links::Links;
 use fnet_protocol::message::{FromWorker, Phase, Progress};
 use fnet_protocol::{exit, work_dir::Writer};
 
@@ -83,6 +84,7 @@ impl Keeper {
             slowest: None,
             checkpoint: None,
             restarts: Vec::new(),
+            network: None,
             membership: Vec::new(),
             lost_seconds: 0.0,
             ranks: Vec::new(),
@@ -170,19 +172,20 @@ impl Keeper {
 
     fn note_membership(&mut self) {
         let lines = std::mem::take(&mut *self.membership.borrow_mut());
-        for text in lines {
+        for (text, is_warning) in lines {
             if self.status.membership.len() >= MAX_MEMBERSHIP {
                 self.status.membership.remove(0);
             }
             self.status.membership.push(MembershipChange { at: now(), text: text.clone() });
-            self.event(Level::Info, &text);
+            self.event(if is_warning { Level::Warning } else { Level::Info }, &text);
         }
     }
 
-    /// The workers of a job of `world_size` start. What an earlier attempt did last is kept.
-    pub fn begin_attempt(&mut self, world_size: usize) {
+    /// The workers of a job of `world_size` start, on nodes with these links. What an earlier attempt did last is kept.
+    pub fn begin_attempt(&mut self, world_size: usize, links: Option<&Links>) {
         self.note_membership();
         self.status.world_size = world_size;
+        self.status.network = links.and_then(Links::summary);
         self.status.problem = None;
         (self.status.evaluating, self.first_images) = (None, None);
         self.set_stage(JobStage::Running);

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use fnet_protocol::links::Summary;
 use fnet_protocol::message::{Evaluated, Progress, WorkerStatus};
 use fnet_protocol::work_dir::{STATUS, Writer};
 use fnet_protocol::{exit, work_dir};
@@ -70,7 +71,10 @@ pub struct JobStatus {
     /// The restarts so far.
     #[serde(default)]
     pub restarts: Vec<Restart>,
-    /// The last nodes that have joined or left.
+    /// The network between several nodes, as measured before the attempt.
+    #[serde(default)]
+    pub network: Option<Summary>,
+    /// The last nodes that have joined or left, or were slow.
     #[serde(default)]
     pub membership: Vec<MembershipChange>,
     /// Seconds without progress because of failures: from the last step before each to the first new step after it.
@@ -111,7 +115,7 @@ pub struct Restart {
     pub reason: String,
 }
 
-/// A node has joined or left.
+/// A node has joined or left, or is slow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MembershipChange {
     /// When that was noticed.

@@ -22,7 +22,7 @@ fn status() -> JobStatus {
         images_per_second: Some(8.125),
         memory_bytes: Some(3 << 29),
         eta_seconds: Some(3723.0),
-        waited_seconds: None,
+        ..Progress::default()
     };
     let working =
         WorkerStatus { phase: Phase::Forward, epoch: 2, step: 121, idle_seconds: 0.5, ..WorkerStatus::default() };
@@ -48,6 +48,7 @@ fn status() -> JobStatus {
         }),
         slowest: Some((1, 0.25)),
         checkpoint: None,
+        network: None,
         membership: vec![MembershipChange { at: 1500.0, text: "node 2 (c) has left".into() }],
         restarts: vec![Restart { at: 1500.0, rank: 1, exit_code: 4, reason: "killed by SIGKILL".into() }],
         lost_seconds: 100.0,

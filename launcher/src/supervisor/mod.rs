@@ -320,6 +320,7 @@ impl Supervisor<'_> {
         let (sender, mut events) = mpsc::channel(QUEUE);
         let starter = Starter::new(self.options, &self.plan, &start, &self.console, sender);
         let workers = starter.start_all(&mut self.reaper)?;
+        self.keeper.begin_attempt(self.plan.world_size(), start.links.as_ref());
         // Only rank 0 keeps the port of the store open.
         drop(starter);
         drop(start);
@@ -332,7 +333,6 @@ impl Supervisor<'_> {
             silence: seconds(self.options.silence_timeout),
         };
         let (ranks, grace) = (self.plan.ranks(), seconds(self.options.grace));
-        self.keeper.begin_attempt(self.plan.world_size());
         let mut attempt = Attempt::new(&ranks, self.plan.is_train(), grace, limits, Instant::now());
         loop {
             // In this order, messages are processed before a worker is judged for its silence.

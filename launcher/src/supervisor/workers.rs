@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use fnet_protocol::cli::LaunchOptions;
+use fnet_protocol::cli::{Benchmark, BenchmarkCommand, LaunchOptions, WorkerCommand};
 use fnet_protocol::message::FromWorker;
 use fnet_protocol::{env, message, status};
 use tokio::net::UnixStream;
@@ -31,6 +31,9 @@ use crate::{signals, text};
 
 /// Time for the remaining output of a worker that has exited; a process that left its group may keep the pipe open.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum length of a variable; Linux accepts few more bytes. The links of all pairs of some 40 nodes are shorter.
+const MAX_VARIABLE: usize = 128_000;
 
 /// Sends events, with the index of the worker.
 type Events = mpsc::Sender<(usize, Event)>;
@@ -157,6 +160,12 @@ impl<'a> Starter<'a> {
         let mut variables = self.plan.variables(index, port, number, self.start.wanted.generation);
         variables.push((env::CONTROL.to_owned(), their_control.as_raw_fd().to_string()));
         variables.push((env::STATUS_FD.to_owned(), their_page.as_raw_fd().to_string()));
+        let is_comm =
+            matches!(&self.plan.command, WorkerCommand::Benchmark(Benchmark { what: BenchmarkCommand::Comm(_) }));
+        if let (0, Some(links), true) = (rank, &self.start.links, is_comm) {
+            let links = serde_json::to_string(links).unwrap_or_default();
+            variables.extend((links.len() < MAX_VARIABLE).then(|| (env::LINKS.to_owned(), links)));
+        }
         let mut inherited: Vec<OwnedFd> = vec![their_control, their_page];
         // Only rank 0 inherits the socket, so that the port closes with it.
         if let Some(store) = self.start.store.as_ref().filter(|_| index == 0) {

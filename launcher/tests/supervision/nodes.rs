@@ -381,7 +381,7 @@ fn strangers_at_the_port_do_no_harm() {
         until("node 0 listens", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", port)).map(|stream| held.push(stream)).is_ok()
         });
-        let sound = r#"{"type":"hello","protocol":4,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
+        let sound = r#"{"type":"hello","protocol":5,"node":1,"nodes":2,"workers":1,"host":"x","job":"train other","settings":{}}"#;
         for words in [
             "GET / HTTP/1.1\r\n\r\n".to_owned(),
             "\n".to_owned(),
@@ -485,6 +485,12 @@ fn all_nodes_restart_together_from_the_newest_checkpoint() {
         let arguments = nodes.scene.read(&format!("arguments_{rank}"));
         assert_eq!(arguments, "train cfg.toml\ntrain --resume cfg.toml\n");
     }
+    // The network between them was measured once.
+    for output in &outputs {
+        assert_eq!(stderr(output).matches("network between node 0 (").count(), 1, "{}", stderr(output));
+    }
+    let status: serde_json::Value = serde_json::from_str(&nodes.scene.read("work_dirs/cfg/status.json")).unwrap();
+    assert!(status["network"]["gbit_per_s"].as_f64().unwrap() > 0.0, "{status}");
 }
 
 #[test]

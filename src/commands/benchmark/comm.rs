@@ -1,4 +1,5 @@
-//! `benchmark comm`: measures all-reduce of the job's backend for several message sizes.
+//! `benchmark comm`: measures all-reduce of the job's backend for several message sizes. With several nodes it also shows what
+//! their launchers have measured between them.
 //!
 //! Bandwidths are defined as in nccl-tests (doc/PERFORMANCE.md there): the algorithm bandwidth is the message size divided by
 //! the time; the bus bandwidth is that times 2 (n - 1) / n for n ranks, which does not depend on their number if the hardware
@@ -15,9 +16,10 @@ use fnet_common::{Error, Result};
 use fnet_distributed::Communicator;
 use fnet_protocol::cli::BenchmarkComm;
 use fnet_protocol::client::Client;
+use fnet_protocol::links::Links;
 use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::spread::Spread;
-use fnet_protocol::{exit, stop};
+use fnet_protocol::{env, exit, stop};
 
 use super::publish;
 
@@ -36,6 +38,9 @@ struct Report {
     iters: usize,
     warm_up: usize,
     sizes: Vec<Row>,
+    /// The network between several nodes, measured over TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    links: Option<Links>,
 }
 
 /// The results for one size.
@@ -94,6 +99,7 @@ pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32
             iters,
             warm_up,
             sizes: rows,
+            links: std::env::var(env::LINKS).ok().and_then(|text| serde_json::from_str(&text).ok()),
         };
         publish(&report, &report.to_string(), arguments.json)?;
     }
@@ -172,7 +178,10 @@ impl fmt::Display for Report {
                 row.bytes, row.median_us, row.min_us, row.algorithm_gb_per_s, row.bus_gb_per_s
             )?;
         }
-        Ok(())
+        match &self.links {
+            Some(links) => write!(f, "\nnetwork between the nodes, over TCP: {}", links.table()),
+            None => Ok(()),
+        }
     }
 }
 

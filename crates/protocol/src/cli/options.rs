@@ -51,6 +51,9 @@ pub struct LaunchOptions {
     /// Seconds without a heartbeat after which a node counts as lost
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = parse_seconds)]
     pub node_timeout: f64,
+    /// Gbit/s that links between nodes should have: a job with less than a tenth of it on one is refused (code 6); that of node 0 counts
+    #[arg(long, global = true, env = "FNET_EXPECT_BANDWIDTH", value_name = "GBITS", value_parser = parse_gbits)]
+    pub expect_bandwidth: Option<f64>,
     /// With --nnodes MIN:MAX: seconds to wait for more than MIN nodes, since the last one came
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30.0, value_parser = parse_seconds)]
     pub elastic_settle: f64,
@@ -134,6 +137,11 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|seconds| (0.0..=1e9).contains(seconds))
         .ok_or("expected seconds, 0 to 1e9".to_owned())
+}
+
+fn parse_gbits(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|gbits| *gbits > 0.0 && *gbits <= 1e6);
+    number.ok_or("expected Gbit/s, such as 10 for 10-gigabit Ethernet".to_owned())
 }
 
 /// Number of nodes of a job: N, or MIN:MAX if nodes may come and go.

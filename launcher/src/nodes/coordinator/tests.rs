@@ -1,9 +1,10 @@
-use fnet_protocol::message::StopReason;
+use fnet_protocol::message::{Phase, StopReason, WorkerStatus};
 
 use super::*;
 use crate::attempt::cause::Cause;
 use crate::attempt::result::AttemptEnd;
-use crate::nodes::message::{PROTOCOL, StopRequest, Wanted};
+use crate::attempt::status::Usage;
+use crate::nodes::message::{PROTOCOL, Received, StopRequest, Wanted};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(300), silence: Duration::from_secs(60) };
@@ -113,7 +114,7 @@ fn sent(actions: &[Action]) -> Vec<(ConnectionId, &ToNode)> {
 
 fn news(actions: &[Action]) -> Vec<&str> {
     let texts = sent(actions).into_iter().filter_map(|(_, message)| match message {
-        ToNode::News { text } | ToNode::Membership { text } => Some(text.as_str()),
+        ToNode::News { text } | ToNode::Membership { text, .. } => Some(text.as_str()),
         _ => None,
     });
     texts.collect()
@@ -507,4 +508,85 @@ fn too_few_nodes_wait_for_others_and_then_end() {
             assert_eq!(refusals(&scene.pass(300, &[])), [(0, exit::WORKER_LOST, text)]);
         }
     }
+}
+
+/// The probe with this number, of the nodes on these connections, finds this bandwidth between the last one and all others.
+fn measure(scene: &mut Scene, probe: u64, members: &[ConnectionId], gbit: f64) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for &member in members {
+        actions = scene.say(member, ToCoordinator::ProbePrepared { probe, address: None });
+    }
+    let asked: Vec<ConnectionId> = sent(&actions).iter().map(|(connection, _)| *connection).collect();
+    assert_eq!(asked, members, "{actions:?}");
+    for (node, &member) in members.iter().enumerate() {
+        let link = |from| {
+            let gbit = if node + 1 == members.len() || from + 1 == members.len() { gbit } else { 9.0 };
+            Received { from, latency_ms: Some(0.1), gbit_per_s: Some(gbit), clock_offset: None }
+        };
+        let received = (0..members.len()).filter(|from| *from != node).map(link).collect();
+        actions = scene.say(member, ToCoordinator::Probed { probe, received });
+    }
+    actions
+}
+
+#[test]
+fn a_job_starts_when_its_network_is_measured_unless_that_is_too_slow() {
+    for (gbit, is_warned, is_refused) in [(8.0, false, false), (1.5, true, false), (0.9, true, true)] {
+        let mut scene = Scene::new();
+        scene.coordinator = scene.coordinator.with_probes(Some(10.0));
+        scene.hello(1, hello(1, 1));
+        scene.hello(2, hello(2, 1));
+        let asked = scene.ready(0);
+        assert!(sent(&asked).iter().all(|(_, message)| **message == ToNode::PrepareProbe { probe: 1 }), "{asked:?}");
+        let actions = measure(&mut scene, 1, &[0, 1, 2], gbit);
+        let warned = |text: &&str| text.starts_with("the network of node 2 (host2, 10.0.0.3) is slow");
+        assert_eq!(news(&actions).iter().filter(|text| warned(text)).count(), if is_warned { 3 } else { 0 });
+        assert_eq!(starts(&actions).0.len(), if is_refused { 0 } else { 3 });
+        let codes: Vec<i32> = refusals(&actions).iter().map(|(_, code, _)| *code).collect();
+        assert_eq!(codes, if is_refused { vec![exit::ENVIRONMENT; 3] } else { Vec::new() });
+        if !is_refused {
+            // The same nodes start again without a probe.
+            (0..3).for_each(|node| drop(scene.ended(node, failed(0, false))));
+            assert_eq!(starts(&scene.ready(1)).0.len(), 3);
+        }
+    }
+}
+
+#[test]
+fn a_newcomer_with_a_slow_network_is_refused_alone() {
+    let mut scene = elastic();
+    scene.coordinator = scene.coordinator.with_probes(Some(10.0));
+    comes(&mut scene, 1, 1);
+    scene.pass(10, &[1]);
+    assert_eq!(starts(&measure(&mut scene, 1, &[0, 1], 9.0)).0.len(), 2);
+    comes(&mut scene, 5, 2);
+    let stopped = AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true };
+    [0, 1].map(|node| scene.ended(node, stopped.clone()));
+    scene.say(1, READY);
+    scene.say(0, lead(true));
+    let actions = measure(&mut scene, 2, &[0, 1, 5], 0.9);
+    assert_eq!(
+        refusals(&actions).iter().map(|(id, code, _)| (*id, *code)).collect::<Vec<_>>(),
+        [(5, exit::ENVIRONMENT)]
+    );
+    assert_eq!(starts(&actions).0.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn a_node_that_is_slow_for_long_is_named_to_all() {
+    let mut scene = Scene::running();
+    let mut said = Vec::new();
+    for step in 0..60 {
+        for (node, own) in [(0, 0.3), (1, 0.3), (2, 0.9)] {
+            let status = WorkerStatus { phase: Phase::Forward, step, ..WorkerStatus::default() };
+            let usage = Usage { own_seconds: Some(own), wait_seconds: Some(0.95 - own), ..Usage::default() };
+            let worker = RankStatus { rank: node as usize, status: Some(status), usage, ..RankStatus::default() };
+            scene.say(node, ToCoordinator::Heartbeat { workers: vec![worker] });
+        }
+        scene.now += SECOND;
+        said.extend(scene.coordinator.on_tick(scene.now));
+    }
+    let news = news(&said);
+    assert_eq!(news.len(), 3, "{news:?}");
+    assert!(news[0].starts_with("node 2 (host2, 10.0.0.3) is slow by compute, not by the network: "), "{news:?}");
 }
