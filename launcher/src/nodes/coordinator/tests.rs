@@ -556,7 +556,9 @@ fn a_newcomer_with_a_slow_network_is_refused_alone() {
     assert_eq!(starts(&measure(&mut scene, 1, &[0, 1], 9.0)).0.len(), 2);
     comes(&mut scene, 5, 2);
     let stopped = AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true };
-    [0, 1].map(|node| scene.ended(node, stopped.clone()));
+    for node in [0, 1] {
+        scene.ended(node, stopped.clone());
+    }
     scene.say(1, READY);
     scene.say(0, lead(true));
     let actions = measure(&mut scene, 2, &[0, 1, 5], 0.9);
