@@ -8,14 +8,9 @@ const ATTEMPTS: usize = 16;
 
 /// The addresses to listen at, given those that this machine finds for `host`, by which others reach it. None means all: a
 /// machine often finds its own name, or `localhost`, at a loopback address, at which others do not look.
-pub fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let is_name = host.parse::<IpAddr>().is_err() && !host.contains('%');
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for address in found {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let mut addresses = distinct(found);
     if addresses.iter().any(|address| address.ip().is_unspecified()) {
         return Vec::new();
     }
@@ -23,13 +18,25 @@ pub fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec
     addresses
 }
 
-/// Listens with one port at those of the addresses that belong to this machine; at all addresses if none does, because it is
-/// then reached through a translation. The port 0 is a free one.
+/// The addresses without repetitions, in their order.
+pub fn distinct(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// Listens with one port at the addresses that this machine finds for `host`, by which others reach it, and that belong to it; at
+/// all addresses if none does, because it is then reached through a translation. The port 0 is a free one.
 /// Errors: the port is taken or not allowed.
-pub fn listen(addresses: &[SocketAddr], port: u16) -> io::Result<Vec<TcpListener>> {
+pub fn listen(host: &str, found: impl IntoIterator<Item = SocketAddr>, port: u16) -> io::Result<Vec<TcpListener>> {
+    let addresses = addresses(host, found);
     let mut attempt = 1;
     loop {
-        match try_to_listen(addresses, port) {
+        match try_to_listen(&addresses, port) {
             Err(error) if port == 0 && attempt < ATTEMPTS && error.kind() == io::ErrorKind::AddrInUse => attempt += 1,
             other => return other,
         }
@@ -78,7 +85,7 @@ mod tests {
     /// Where a job listens whose `host` has these addresses.
     fn of(host: &str, found: &[&str]) -> Vec<TcpListener> {
         let found: Vec<SocketAddr> = found.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect();
-        listen(&addresses(host, found), 0).unwrap()
+        listen(host, found, 0).unwrap()
     }
 
     #[test]
@@ -107,7 +114,7 @@ mod tests {
     fn a_port_that_is_taken_is_an_error() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let held = TcpListener::bind(taken).unwrap();
-        assert_eq!(listen(&[taken], taken.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(listen("127.0.0.1", [taken], taken.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(held);
     }
 }
