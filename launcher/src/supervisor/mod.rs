@@ -44,6 +44,9 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Capacity of the event queue.
 const QUEUE: usize = 1024;
 
+/// The end of the message about a stop before the first attempt.
+const BEFORE_START: &str = " before anything was started; run the same command again";
+
 /// Plans a job, runs it and returns the exit code.
 /// Errors: signals cannot be handled, or the nodes do not meet.
 pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
@@ -103,7 +106,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         signals.set_time_limit(limit, move || console.say(&text));
     }
     let stopped = |reason: StopReason| {
-        console.error("stopped on request before anything was started; run the same command again");
+        console.error(&format!("stopped on request{BEFORE_START}"));
         Ok(reason.exit_code())
     };
     let Prepared { plan, config, _lock, token, reaper } = match signals.unless_stopped(prepare(plan, &console)).await {
@@ -197,14 +200,14 @@ impl Supervisor<'_> {
                 Ok(taken) => taken?,
                 Err(reason) => {
                     self.cluster.stop(reason, false).await;
-                    return Ok(self.say_stopped(reason, true));
+                    return Ok(self.say_stopped(reason, true, self.plan.resume));
                 }
             };
             let wanted = Wanted { resume: self.plan.resume, generation, budget: budget.clone() };
             let start = self.cluster.begin(&self.plan.nodes, number, wanted, &self.console, &mut self.signals);
             let start = match self.keeper.during(start).await {
                 Ok(Ok(start)) => start,
-                Ok(Err(reason)) => return Ok(self.say_stopped(reason, true)),
+                Ok(Err(reason)) => return Ok(self.say_stopped(reason, true, self.plan.resume)),
                 Err(error) => {
                     let code = self.code_of_loss(error.code);
                     return Err(Error::new(code, error.message()));
@@ -222,7 +225,7 @@ impl Supervisor<'_> {
                     self.tell("going on with other nodes");
                     continue;
                 }
-                AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved)),
+                AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved, true)),
                 AttemptEnd::Failed { cause, .. } => cause,
             };
             let is_plain = report::is_plain(cause, &self.plan);
@@ -252,7 +255,7 @@ impl Supervisor<'_> {
                     let paused = self.signals.unless_stopped(tokio::time::sleep(pause));
                     if let Err(reason) = self.keeper.during(paused).await {
                         self.cluster.stop(reason, false).await;
-                        return Ok(self.say_stopped(reason, true));
+                        return Ok(self.say_stopped(reason, true, true));
                     }
                 }
             }
@@ -378,9 +381,13 @@ impl Supervisor<'_> {
         self.keeper.event(Level::Warning, line);
     }
 
-    fn say_stopped(&mut self, reason: StopReason, saved: bool) -> i32 {
+    fn say_stopped(&mut self, reason: StopReason, saved: bool, has_started: bool) -> i32 {
         let how = if saved { "" } else { "; not every worker reached the point of saving" };
-        let next = if self.plan.is_train() { "; run again with --resume" } else { "" };
+        let next = match has_started {
+            false => BEFORE_START,
+            true if self.plan.is_train() => "; run again with --resume",
+            true => "",
+        };
         self.tell(&format!("stopped on request{how}{next}"));
         reason.exit_code()
     }
