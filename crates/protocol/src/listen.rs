@@ -29,14 +29,18 @@ pub fn distinct(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> 
     addresses
 }
 
-/// Listens with one port at the addresses that this machine finds for `host`, by which others reach it, and that belong to it; at
-/// all addresses if none does, because it is then reached through a translation. The port 0 is a free one.
+/// [`listen`] at the addresses that this machine finds for `host`, by which others reach it.
+pub fn listen_as(host: &str, found: impl IntoIterator<Item = SocketAddr>, port: u16) -> io::Result<Vec<TcpListener>> {
+    listen(&addresses(host, found), port)
+}
+
+/// Listens with one port at those of the addresses that belong to this machine; at all addresses if none does, because it is
+/// then reached through a translation. The port 0 is a free one.
 /// Errors: the port is taken or not allowed.
-pub fn listen(host: &str, found: impl IntoIterator<Item = SocketAddr>, port: u16) -> io::Result<Vec<TcpListener>> {
-    let addresses = addresses(host, found);
+pub fn listen(addresses: &[SocketAddr], port: u16) -> io::Result<Vec<TcpListener>> {
     let mut attempt = 1;
     loop {
-        match try_to_listen(&addresses, port) {
+        match try_to_listen(addresses, port) {
             Err(error) if port == 0 && attempt < ATTEMPTS && error.kind() == io::ErrorKind::AddrInUse => attempt += 1,
             other => return other,
         }
@@ -85,7 +89,7 @@ mod tests {
     /// Where a job listens whose `host` has these addresses.
     fn of(host: &str, found: &[&str]) -> Vec<TcpListener> {
         let found: Vec<SocketAddr> = found.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect();
-        listen(host, found, 0).unwrap()
+        listen_as(host, found, 0).unwrap()
     }
 
     #[test]
@@ -114,7 +118,7 @@ mod tests {
     fn a_port_that_is_taken_is_an_error() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let held = TcpListener::bind(taken).unwrap();
-        assert_eq!(listen("127.0.0.1", [taken], taken.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(listen(&[taken], taken.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(held);
     }
 }

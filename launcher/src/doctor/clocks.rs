@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
 
 use fnet_protocol::cli::LaunchOptions;
-use fnet_protocol::listen::listen;
+use fnet_protocol::listen::listen_as;
 
 use super::Diagnosis;
 use crate::console::Console;
@@ -63,7 +63,7 @@ fn serve(nodes: &Nodes) -> Diagnosis {
     let others = nodes.count - 1;
     let (host, port) = (nodes.address.as_str(), nodes.port.unwrap_or(0));
     let found = (host, port).to_socket_addrs().into_iter().flatten();
-    let listeners = match listen(host, found, port) {
+    let listeners = match listen_as(host, found, port) {
         Ok(listeners) => listeners,
         Err(error) => {
             let error = rendezvous::cannot_listen(nodes, port, &error);
