@@ -11,8 +11,6 @@ mod export;
 mod predict;
 mod report;
 mod test;
-#[cfg(test)]
-mod tests;
 
 use std::io::Write;
 

@@ -83,8 +83,7 @@ fn finish(
     host: &mut Host<'_>,
 ) -> Result<()> {
     if arguments.out.is_some() || arguments.format_only {
-        let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
-        let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
+        let ids = WrittenIds::of(dataset);
         for path in write_files(&found.results, &ids, &results_prefix(arguments), dataset.has_masks())? {
             super::print(&format!("detections written to {}", path.display()))?;
         }

@@ -7,9 +7,9 @@ use crate::outputs::{files, object};
 use crate::simulated::Gpus;
 use crate::support::{Scene, finish, worker_program};
 
-/// How long the pages train and on how many images, and the short form: the same commands, in a tenth of the time.
+/// How long the pages train and on how many images, and the short form: the same commands, on few images.
 const LENGTH: [(&str, &str); 2] =
-    [("epochs = 18", "epochs = 1"), ("--images 300 --val-images 40", "--images 60 --val-images 8")];
+    [("epochs = 18", "epochs = 1"), ("--images 300 --val-images 40", "--images 20 --val-images 8")];
 
 /// The shell command blocks of a page.
 fn blocks(page: &str) -> Vec<String> {

@@ -268,20 +268,6 @@ fn a_step_that_outlasts_the_grace_period_costs_no_completed_step() {
 }
 
 #[test]
-fn configs_that_differ_are_named_field_by_field_on_both() {
-    let Some(hosts) = Hosts::new("configs_that_differ_are_named_field_by_field_on_both") else { return };
-    let running =
-        [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimizer.lr=0.0{}", node + 1)));
-    for ended in hosts.wait(running) {
-        ended.expect(2, &["optimizer.lr is `0.02` there and `0.01` on node 0", "node 1 (", "10.77.0.2)"]);
-    }
-    let running = [0, 1].map(|node| hosts.start(node, "10.77.0.1", &format!("{TRAIN} --set optimiser.lr=0.01")));
-    for ended in hosts.wait(running) {
-        ended.expect(2, &["optimiser"]);
-    }
-}
-
-#[test]
 fn data_that_differs_on_one_node_is_an_error_on_both() {
     let Some(hosts) = Hosts::new("data_that_differs_on_one_node_is_an_error_on_both") else { return };
     let (images, other) = (hosts.scene.images(), hosts.scene.path("other"));

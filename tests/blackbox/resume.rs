@@ -17,15 +17,20 @@ const JOB: &str = "train cfg.toml --set train.epochs=3 train.ema=0.9 optimizer.g
 
 /// The job that nothing disturbs, `whole`.
 static WHOLE: LazyLock<Files> = LazyLock::new(|| {
-    let scene = Scene::new();
+    let scene = scene();
     scene.two(&format!("{JOB} --work-dir whole"));
     scene.files("whole")
 });
 
+/// A scene whose epochs are long enough to be interrupted.
+fn scene() -> Scene {
+    Scene::with_images(16, 4)
+}
+
 /// A scene with [`WHOLE`].
 fn beside_whole() -> Scene {
     LazyLock::force(&WHOLE);
-    let scene = Scene::new();
+    let scene = scene();
     scene.put(&WHOLE);
     scene
 }
@@ -66,7 +71,7 @@ fn stopped(scene: &Scene, folder: &str, name: &str, mut ready: impl FnMut(&Path)
 fn interrupted_within_an_epoch(scene: &Scene) -> String {
     for attempt in 0..5 {
         let folder = format!("stopped{attempt}");
-        stopped(scene, &folder, "INT", |path| losses(path).len() >= 5).expect(130, &[&format!("{folder}/iter_")]);
+        stopped(scene, &folder, "INT", |path| losses(path).len() >= 3).expect(130, &[&format!("{folder}/iter_")]);
         if !files(&scene.path(&folder), ".ckpt").iter().any(|path| path.ends_with("epoch_1.ckpt")) {
             return folder;
         }
@@ -79,7 +84,7 @@ fn ctrl_c_within_an_epoch_and_resume_change_nothing() {
     let scene = beside_whole();
     let folder = interrupted_within_an_epoch(&scene);
     let done = losses(&scene.path(&folder)).len();
-    assert!((5..scene.steps(2)).contains(&done), "{done}");
+    assert!((3..scene.steps(2)).contains(&done), "{done}");
     assert!(scene.path(&folder).join(format!("iter_{done}.ckpt")).is_file());
     let ended = scene.two(&format!("{JOB} --work-dir {folder} --resume"));
     assert!(ended.stderr.contains(&format!("resumed epoch 0, iter {done} from")), "{}", ended.stderr);
@@ -128,6 +133,9 @@ fn sgd_resumes_with_and_without_momentum() {
         scene.one(&format!("{job} --work-dir {parts} --resume"));
         let [a, b] = [&whole, &parts].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
         assert_eq!(differences(&a, &b), Vec::<String>::new());
+        let mut kept = a.keys().filter(|name| name.starts_with("optimizer.")).peekable();
+        assert_eq!(kept.peek().is_some(), momentum == "0.9");
+        assert!(kept.all(|name| name.starts_with("optimizer.momentum_buffer.")));
     }
 }
 
@@ -146,26 +154,24 @@ fn a_killed_worker_ends_the_job_and_is_named() {
     let scene = Scene::new();
     let line = "--device cpu --nproc 2 --max-restarts 0 train cfg.toml --no-validate --set train.epochs=2000 \
         checkpoint.interval=2000";
-    for rank in [1, 0] {
-        let running = scene.start(&format!("{line} --work-dir killed{rank}"));
-        let folder = scene.path(&format!("killed{rank}"));
-        until("some steps are done", || losses(&folder).len() >= 5);
-        let worker = scene.worker(rank);
-        // The state after a writer was killed between two system calls, or on a network drive.
-        let half_written = [worker, 1].map(|process| {
-            let prefix = work_dir::temporary_prefix("epoch_1.ckpt", &work_dir::Writer::of(process).unwrap());
-            folder.join(format!("{prefix}a1b2c3{}", work_dir::TEMPORARY))
-        });
-        half_written.iter().for_each(|path| fs::write(path, "half").unwrap());
-        let killed = Instant::now();
-        signal(worker, "KILL");
-        let ended = running.wait();
-        let took = killed.elapsed();
-        assert_eq!(half_written.map(|path| path.exists()), [false, true]);
-        ended.expect(4, &[&format!("rank {rank} failed: killed by SIGKILL"), &format!("logs/rank_{rank}.log")]);
-        assert!(took < Duration::from_secs(10), "{took:?}");
-        scene.assert_nothing_left();
-    }
+    let running = scene.start(&format!("{line} --work-dir killed"));
+    let folder = scene.path("killed");
+    until("some steps are done", || losses(&folder).len() >= 5);
+    let worker = scene.worker(1);
+    // The state after a writer was killed between two system calls, or on a network drive.
+    let half_written = [worker, 1].map(|process| {
+        let prefix = work_dir::temporary_prefix("epoch_1.ckpt", &work_dir::Writer::of(process).unwrap());
+        folder.join(format!("{prefix}a1b2c3{}", work_dir::TEMPORARY))
+    });
+    half_written.iter().for_each(|path| fs::write(path, "half").unwrap());
+    let killed = Instant::now();
+    signal(worker, "KILL");
+    let ended = running.wait();
+    let took = killed.elapsed();
+    assert_eq!(half_written.map(|path| path.exists()), [false, true]);
+    ended.expect(4, &["rank 1 failed: killed by SIGKILL", "logs/rank_1.log"]);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    scene.assert_nothing_left();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use torch_ext::cuda;
 use torch_ext::distributed::{ProcessGroup, Reduction, StoreOptions, TcpStore, Work};
 
 use fnet_common::{Context, Error, Result};
-use fnet_protocol::listen::{self, listen};
+use fnet_protocol::listen::listen_as;
 use fnet_protocol::message::Operation;
 use fnet_protocol::{env, status};
 
@@ -194,11 +194,6 @@ impl Communicator {
     /// Sums the tensor over the ranks, in place.
     pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
         self.all_reduce(tensor, Reduction::Sum)
-    }
-
-    /// Averages the tensor over the ranks, in place.
-    pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
-        self.all_reduce(tensor, Reduction::Mean)
     }
 
     fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<()> {
@@ -455,7 +450,7 @@ fn open_store(rendezvous: &Rendezvous, timeout: Duration) -> Result<TcpStore> {
 /// cannot, if there is no such socket: the port is taken, or this rank has several addresses.
 fn own_listener(host: &str, port: u16) -> Option<OwnedFd> {
     let found = (host, port).to_socket_addrs().into_iter().flatten();
-    let mut sockets = listen(&listen::addresses(host, found), port).ok()?;
+    let mut sockets = listen_as(host, found, port).ok()?;
     if sockets.len() == 1 { sockets.pop().map(OwnedFd::from) } else { None }
 }
 

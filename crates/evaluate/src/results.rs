@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use fnet_common::atomic;
 use fnet_common::text::count;
 use fnet_common::{Error, Result};
+use fnet_data::Dataset;
 
 /// One detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,9 +99,17 @@ pub fn xywh(bbox: [f32; 4]) -> [f64; 4] {
 /// The ids in results, written as in the annotation file.
 pub struct WrittenIds<'i> {
     /// The id of an image.
-    pub image: &'i dyn Fn(i64) -> Value,
+    pub image: Box<dyn Fn(i64) -> Value + 'i>,
     /// The `category_id` of each label.
     pub categories: Vec<Value>,
+}
+
+impl<'i> WrittenIds<'i> {
+    /// Those of a data set.
+    pub fn of(dataset: &'i Dataset) -> Self {
+        let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
+        Self { image: Box::new(|id| dataset.written_image_id(id)), categories }
+    }
 }
 
 /// Writes COCO results: `PREFIX.bbox.json`, and if there are masks `PREFIX.segm.json` with them. Returns the paths.
@@ -172,7 +181,7 @@ mod tests {
     use super::*;
 
     fn ids(categories: &[i64]) -> WrittenIds<'static> {
-        WrittenIds { image: &|id| Value::from(id), categories: categories.iter().map(|&id| id.into()).collect() }
+        WrittenIds { image: Box::new(Value::from), categories: categories.iter().map(|&id| id.into()).collect() }
     }
 
     fn example() -> Vec<ImageResult> {

@@ -77,12 +77,6 @@ impl MaskRcnn {
         Ok(model)
     }
 
-    /// Whether training normalizes by the batch (the default, unless `model.norm_eval`) or by the running statistics, which then stay as they
-    /// are.
-    pub fn set_batch_statistics(&mut self, on: bool) {
-        self.batch_statistics = on;
-    }
-
     /// Normalizes by all ranks' batches together (`model.sync_bn`): `sum` adds a tensor over the ranks, differentiably.
     pub fn synchronize_batch_norm(&mut self, sum: SumOverRanks) {
         self.sum_over_ranks = Some(sum);

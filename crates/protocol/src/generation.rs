@@ -70,24 +70,21 @@ pub struct Permit {
 }
 
 impl Fence {
-    /// `None` if the folder has a newer generation. A folder that cannot be read stops nobody: nothing in it is replaced then.
-    pub fn permit(&self) -> Option<Permit> {
-        let Ok(file) = open(&self.folder) else { return Some(Permit { _file: None }) };
+    /// A folder that cannot be read stops nobody: nothing in it is replaced then.
+    /// Errors: why nothing is written any more, if the folder has a newer generation.
+    pub fn permit(&self) -> Result<Permit, String> {
+        let Ok(file) = open(&self.folder) else { return Ok(Permit { _file: None }) };
         let _ = flock(&file, FlockOperation::LockShared);
-        may_write(read(&file).unwrap_or(0), self.own).then_some(Permit { _file: Some(file) })
-    }
-
-    /// Why nothing is written any more, if the folder has a newer generation.
-    pub fn refusal(&self) -> Option<String> {
-        let newest = open(&self.folder).and_then(|file| read(&file)).unwrap_or(0);
-        (!may_write(newest, self.own)).then(|| {
-            format!(
-                "{} belongs to a newer attempt of the job (generation {newest}), from which this one (generation {}) was cut \
-                 off: nothing is written",
-                self.folder.display(),
-                self.own
-            )
-        })
+        let newest = read(&file).unwrap_or(0);
+        if may_write(newest, self.own) {
+            return Ok(Permit { _file: Some(file) });
+        }
+        Err(format!(
+            "{} belongs to a newer attempt of the job (generation {newest}), from which this one (generation {}) was cut \
+             off: nothing is written",
+            self.folder.display(),
+            self.own
+        ))
     }
 }
 
@@ -113,7 +110,7 @@ mod tests {
         let next = |last| take(folder, last).unwrap();
         assert_eq!((next(None), next(Some(1)), next(Some(1))), (Some(1), Some(2), None));
         let fence = |own| Fence { folder: folder.to_owned(), own };
-        assert!(fence(1).permit().is_none() && fence(1).refusal().is_some());
+        assert!(fence(1).permit().is_err());
         let held = fence(2).permit().unwrap();
         // While a file gets its name, no newer attempt begins.
         let (other, started) = (folder.to_owned(), Instant::now());
@@ -122,7 +119,7 @@ mod tests {
         drop(held);
         let (next, waited) = taken.join().unwrap();
         assert!(next == Some(3) && waited >= Duration::from_millis(100), "{next:?} after {waited:?}");
-        assert!(fence(2).permit().is_none() && fence(3).permit().is_some() && fence(3).refusal().is_none());
-        assert!(Fence { folder: folder.join("none"), own: 1 }.permit().is_some());
+        assert!(fence(2).permit().is_err() && fence(3).permit().is_ok());
+        assert!(Fence { folder: folder.join("none"), own: 1 }.permit().is_ok());
     }
 }

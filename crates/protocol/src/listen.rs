@@ -8,19 +8,30 @@ const ATTEMPTS: usize = 16;
 
 /// The addresses to listen at, given those that this machine finds for `host`, by which others reach it. None means all: a
 /// machine often finds its own name, or `localhost`, at a loopback address, at which others do not look.
-pub fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+fn addresses(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let is_name = host.parse::<IpAddr>().is_err() && !host.contains('%');
+    let mut addresses = distinct(found);
+    if addresses.iter().any(|address| address.ip().is_unspecified()) {
+        return Vec::new();
+    }
+    addresses.retain(|address| !is_name || !address.ip().to_canonical().is_loopback());
+    addresses
+}
+
+/// The addresses without repetitions, in their order.
+pub fn distinct(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
         if !addresses.contains(&address) {
             addresses.push(address);
         }
     }
-    if addresses.iter().any(|address| address.ip().is_unspecified()) {
-        return Vec::new();
-    }
-    addresses.retain(|address| !is_name || !address.ip().to_canonical().is_loopback());
     addresses
+}
+
+/// [`listen`] at the addresses that this machine finds for `host`, by which others reach it.
+pub fn listen_as(host: &str, found: impl IntoIterator<Item = SocketAddr>, port: u16) -> io::Result<Vec<TcpListener>> {
+    listen(&addresses(host, found), port)
 }
 
 /// Listens with one port at those of the addresses that belong to this machine; at all addresses if none does, because it is
@@ -78,7 +89,7 @@ mod tests {
     /// Where a job listens whose `host` has these addresses.
     fn of(host: &str, found: &[&str]) -> Vec<TcpListener> {
         let found: Vec<SocketAddr> = found.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect();
-        listen(&addresses(host, found), 0).unwrap()
+        listen_as(host, found, 0).unwrap()
     }
 
     #[test]

@@ -124,8 +124,7 @@ fn remove(path: &Path) {
 
 /// The names of `test`'s results for the same checkpoints. Those with masks have the boxes, too.
 fn write(folder: &Path, dataset: &Dataset, results: &[ImageResult], best: Option<&str>) -> Result<()> {
-    let categories = dataset.categories().iter().map(|category| dataset.written_category_id(category.id)).collect();
-    let ids = WrittenIds { image: &|id| dataset.written_image_id(id), categories };
+    let ids = WrittenIds::of(dataset);
     let with_masks = dataset.has_masks();
     let [ending, other] = if with_masks { ENDINGS } else { [ENDINGS[1], ENDINGS[0]] };
     // Of an earlier job with another kind of model.

@@ -78,11 +78,14 @@ impl Start<'_> {
                 count(world_size, "worker")
             ),
         );
-        let warmup = match (config.schedule.warmup_iters, config.schedule.warmup_by_epoch) {
-            (0, _) => String::new(),
-            (number, true) => format!(", warm-up of {}", count(number, "epoch")),
-            (number, false) => format!(", warm-up of {}", count(number, "step")),
+        let (number, (unit, length)) = match (config.schedule.warmup_iters, config.schedule.warmup_by_epoch) {
+            (number, true) => (number, ("epoch", number * schedule.steps_per_epoch)),
+            (number, false) => (number, ("step", number)),
         };
+        let mut warmup = if number > 0 { format!(", warm-up of {}", count(number, unit)) } else { String::new() };
+        if length >= total {
+            warmup += ": the whole training (schedule.warmup_iters)";
+        }
         let kind = format!("{:?}", config.optimizer.kind).to_lowercase();
         let policy = format!("{:?}", config.schedule.policy).to_lowercase();
         row("learning rate", format!("{} ({kind}), policy {policy}{warmup}", config.optimizer.lr));

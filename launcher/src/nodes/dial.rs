@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fnet_protocol::message;
+use fnet_protocol::{listen, message};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -74,12 +74,7 @@ impl DialError {
 pub async fn try_once(nodes: &Nodes, hello: &Hello) -> Result<Connection, DialError> {
     let (host, port) = (nodes.address.as_str(), nodes.port.unwrap_or(0));
     let found = tokio::net::lookup_host((host, port)).await.map_err(DialError::Name)?;
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for address in found {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let addresses = listen::distinct(found);
     let mut trying = JoinSet::new();
     for &address in &addresses {
         trying.spawn(async move {

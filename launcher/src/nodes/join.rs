@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{CommandLine, LaunchOptions, WorkerCommand};
 use fnet_protocol::links::Links;
-use fnet_protocol::listen::{self, listen};
+use fnet_protocol::listen::listen_as;
 use fnet_protocol::{env, exit};
 use tokio::sync::Notify;
 
@@ -186,7 +186,7 @@ async fn listen_for(nodes: &Nodes) -> (Option<String>, io::Result<Vec<TcpListene
         Ok(found) => interfaces::all().ok().and_then(|all| interfaces::external(address, found, &all)),
         Err(why) => Some(why.clone()),
     };
-    (warning, listen(&listen::addresses(address, found.unwrap_or_default()), port))
+    (warning, listen_as(address, found.unwrap_or_default(), port))
 }
 
 /// The other nodes dial until they reach node 0; the first obstacle and later reminders are printed.

@@ -47,6 +47,9 @@ const LOCK_GRACE: Duration = Duration::from_secs(2);
 /// Capacity of the event queue.
 const QUEUE: usize = 1024;
 
+/// The end of the message about a stop before the first attempt.
+const BEFORE_START: &str = " before anything was started; run the same command again";
+
 /// Plans a job, runs it and returns the exit code.
 /// Errors: signals cannot be handled, or the nodes do not meet.
 pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
@@ -106,7 +109,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         signals.set_time_limit(limit, move || console.say(&text));
     }
     let stopped = |reason: StopReason| {
-        console.error("stopped on request before anything was started; run the same command again");
+        console.error(&format!("stopped on request{BEFORE_START}"));
         Ok(reason.exit_code())
     };
     let prepared = signals.unless_stopped(prepare(options, plan, &console)).await;
@@ -209,7 +212,7 @@ impl Supervisor<'_> {
                 Ok(taken) => taken.map_err(|error| self.of_loss(&error))?,
                 Err(reason) => {
                     self.cluster.stop(reason, false).await;
-                    return Ok(self.say_stopped(reason, true));
+                    return Ok(self.say_stopped(reason, true, self.plan.resume));
                 }
             };
             if let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) {
@@ -230,7 +233,7 @@ impl Supervisor<'_> {
             };
             let start = match self.keeper.during(start).await {
                 Ok(Ok(start)) => start,
-                Ok(Err(reason)) => return Ok(self.say_stopped(reason, true)),
+                Ok(Err(reason)) => return Ok(self.say_stopped(reason, true, self.plan.resume)),
                 Err(error) => return Err(self.of_loss(&error)),
             };
             if is_unlocked {
@@ -248,7 +251,7 @@ impl Supervisor<'_> {
                     self.tell("going on with other nodes");
                     continue;
                 }
-                AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved)),
+                AttemptEnd::Stopped { reason, saved } => return Ok(self.say_stopped(*reason, *saved, true)),
                 AttemptEnd::Failed { cause, .. } => cause,
             };
             let is_plain = report::is_plain(cause, &self.plan);
@@ -278,7 +281,7 @@ impl Supervisor<'_> {
                     let paused = self.signals.unless_stopped(tokio::time::sleep(pause));
                     if let Err(reason) = self.keeper.during(paused).await {
                         self.cluster.stop(reason, false).await;
-                        return Ok(self.say_stopped(reason, true));
+                        return Ok(self.say_stopped(reason, true, true));
                     }
                 }
             }
@@ -417,9 +420,13 @@ impl Supervisor<'_> {
         self.keeper.event(Level::Warning, line);
     }
 
-    fn say_stopped(&mut self, reason: StopReason, saved: bool) -> i32 {
+    fn say_stopped(&mut self, reason: StopReason, saved: bool, has_started: bool) -> i32 {
         let how = if saved { "" } else { "; not every worker reached the point of saving" };
-        let next = if self.plan.is_train() { "; run again with --resume" } else { "" };
+        let next = match has_started {
+            false => BEFORE_START,
+            true if self.plan.is_train() => "; run again with --resume",
+            true => "",
+        };
         self.tell(&format!("stopped on request{how}{next}"));
         reason.exit_code()
     }

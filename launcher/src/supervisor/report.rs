@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use fnet_protocol::exit;
+use fnet_protocol::message::{Phase, WorkerStatus};
 use serde_json::json;
 
 use crate::attempt::cause::Cause;
@@ -34,8 +35,10 @@ pub fn lines(cause: &Cause, log: &Path) -> Vec<String> {
 /// Whether to print only the reason of a failure: a worker has reported a mistake in the input during start-up, which has
 /// nothing to do with its rank.
 pub fn is_plain(cause: &Cause, plan: &Plan) -> bool {
-    let was_ready = cause.status.as_ref().is_some_and(|status| status.phase.is_ready());
-    !was_ready
+    // Before the first step, a checkpoint is read.
+    let is_starting =
+        |status: &WorkerStatus| !status.phase.is_ready() || (status.phase == Phase::Checkpoint && status.step == 0);
+    cause.status.as_ref().is_none_or(is_starting)
         && cause.backtrace.is_none()
         && cause.reported
         && (cause.exit_code == exit::USAGE || (cause.exit_code == exit::DATA && plan.nodes.count == 1))
@@ -79,8 +82,6 @@ pub fn remove(plan: &Plan) {
 
 #[cfg(test)]
 mod tests {
-    use fnet_protocol::message::{Phase, WorkerStatus};
-
     use super::*;
 
     #[test]

@@ -8,28 +8,60 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{CHECKPOINT, Scene, code, finish, restarts, stderr, until};
+use crate::support::{CHECKPOINT, Scene, code, finish, restarts, signal, stderr, until};
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Nodes of one worker each, which all run the same.
-struct Nodes {
-    scene: Scene,
-    port: u16,
+pub struct Nodes {
+    pub scene: Scene,
+    pub port: u16,
 }
 
 impl Nodes {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let scene = Scene::new();
         fs::write(scene.path("a.ckpt"), CHECKPOINT).unwrap();
         Self { scene, port: free_port() }
     }
 
     /// Node `rank` of `count`; `more` is added to the line.
-    fn node(&self, deeds: &str, rank: usize, count: impl std::fmt::Display, more: &str) -> Command {
-        let port = self.port;
+    pub fn node(&self, deeds: &str, rank: usize, count: impl std::fmt::Display, more: &str) -> Command {
+        self.node_at(self.port, deeds, rank, count, more)
+    }
+
+    /// The same with another port for node 0.
+    pub fn node_at(&self, port: u16, deeds: &str, rank: usize, count: impl std::fmt::Display, more: &str) -> Command {
         let line = format!(
             "--device cpu --nproc 1 --nnodes {count} --node-rank {rank} --master-addr 127.0.0.1 --master-port {port} {more}"
         );
         self.scene.command(deeds, &line)
+    }
+
+    /// Starts a node, and waits until its words, in `NAME.txt`, contain `text`.
+    pub fn start(&self, name: &str, mut command: Command, text: &str) -> Child {
+        let words = fs::File::create(self.scene.path(&format!("{name}.txt"))).unwrap();
+        let child = command.stdout(Stdio::null()).stderr(words).spawn().unwrap();
+        self.hear(name, text);
+        child
+    }
+
+    /// Waits until a node has said something.
+    pub fn hear(&self, name: &str, text: &str) {
+        until(text, DEADLINE, || self.scene.read(&format!("{name}.txt")).contains(text));
+    }
+
+    pub fn wait(&self, name: &str, child: &mut Child, expected: i32) {
+        assert_eq!(child.wait().unwrap().code(), Some(expected), "{}", self.scene.read(&format!("{name}.txt")));
+    }
+
+    /// Waits until `ranks` workers work, each for the first time since the last call.
+    pub fn until_they_work(&self, ranks: std::ops::Range<usize>) {
+        for rank in ranks {
+            let ready = self.scene.path(&format!("ready_{rank}"));
+            until("the workers work", DEADLINE, || ready.exists());
+            fs::remove_file(ready).unwrap();
+        }
     }
 
     /// Runs nodes together to their ends.
@@ -269,24 +301,17 @@ fn a_node_whose_disk_is_blocked_is_released_by_the_checkpoint_of_another() {
 #[test]
 fn several_lost_nodes_are_named_in_one_sentence() {
     let nodes = Nodes::new();
-    let spawn = |rank| {
-        let mut command = nodes.node("deaf", rank, 3, "train cfg.toml");
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let [first, mut second, mut third] = [0, 1, 2].map(spawn);
-    for rank in 0..3 {
-        let ready = nodes.scene.path(&format!("ready_{rank}"));
-        until("all ranks work", Duration::from_secs(60), || ready.exists());
-    }
+    let start = |rank: usize| nodes.start(&rank.to_string(), nodes.node("deaf", rank, 3, "train cfg.toml"), "");
+    let [mut first, mut second, mut third] = [0, 1, 2].map(start);
+    nodes.until_they_work(0..3);
     for lost in [&mut second, &mut third] {
         lost.kill().unwrap();
     }
     for lost in [&mut second, &mut third] {
         lost.wait().unwrap();
     }
-    let output = first.wait_with_output().unwrap();
-    let told = stderr(&output);
-    assert_eq!(code(&output), 4, "{told}");
+    nodes.wait("0", &mut first, 4);
+    let told = nodes.scene.read("0.txt");
     let sentence = told.lines().find_map(|line| line.split_once("not restarted: ")).map(|(_, sentence)| sentence);
     let sentence = sentence.unwrap_or_else(|| panic!("{told}"));
     let in_order = |first, second| sentence.starts_with(first) && sentence.contains(second);
@@ -298,32 +323,28 @@ fn several_lost_nodes_are_named_in_one_sentence() {
 #[test]
 fn a_spare_replaces_a_lost_node_and_without_one_the_job_ends_for_whatever_starts_it_again() {
     let nodes = Nodes::new();
-    let spawn = |rank: usize| {
-        let mut command = nodes.node("survive", rank, "2:2", "--elastic-settle 60 --join-timeout 2 train cfg.toml");
-        let words = fs::File::create(nodes.scene.path(&format!("told_{rank}"))).unwrap();
-        command.stdout(Stdio::null()).stderr(words).spawn().unwrap()
+    let start = |rank: usize, text| {
+        let line = "--elastic-settle 60 --join-timeout 2 train cfg.toml";
+        nodes.start(&rank.to_string(), nodes.node("survive", rank, "2:2", line), text)
     };
-    let told = |rank: usize, text: &str| nodes.scene.read(&format!("told_{rank}")).contains(text);
-    let wait = |what: &str, condition: &dyn Fn() -> bool| until(what, Duration::from_secs(60), condition);
-    let [mut first, mut second] = [0, 1].map(spawn);
-    wait("both work", &|| [0, 1].iter().all(|rank| nodes.scene.path(&format!("ready_{rank}")).exists()));
-    let mut spare = spawn(7);
-    wait("the spare waits", &|| told(7, "it replaces a node that leaves"));
+    let [mut first, mut second] = [0, 1].map(|rank| start(rank, ""));
+    nodes.until_they_work(0..2);
+    let mut spare = start(7, "it replaces a node that leaves");
     let lose = |lost: &mut Child| {
-        fs::remove_file(nodes.scene.path("ready_1")).unwrap();
         lost.kill().unwrap();
         lost.wait().unwrap();
     };
     lose(&mut second);
-    wait("the spare works", &|| nodes.scene.path("ready_1").exists());
+    nodes.until_they_work(1..2);
     lose(&mut spare);
-    assert_eq!(first.wait().unwrap().code(), Some(75), "{}", nodes.scene.read("told_0"));
+    nodes.wait("0", &mut first, 75);
+    let told = nodes.scene.read("0.txt");
     for text in [
         "going on without node 1 (",
         "attempt 2 on nodes 0, 2",
         "1 node of at least 2 (--nnodes) left, and no other joined within 2 s",
     ] {
-        assert!(told(0, text), "{text}: {}", nodes.scene.read("told_0"));
+        assert!(told.contains(text), "{text}: {told}");
     }
     nodes.scene.assert_nothing_left();
 }
@@ -455,25 +476,22 @@ fn a_worker_that_hangs_on_one_node_is_named_on_all_with_one_code() {
 #[test]
 fn ctrl_c_on_one_node_stops_all_also_while_they_wait_and_in_the_pause_before_a_restart() {
     let nodes = Nodes::new();
-    let spawn = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = |deeds, rank: usize, count: usize| {
+        nodes.start(&rank.to_string(), nodes.node(deeds, rank, count, "train cfg.toml"), "")
+    };
     // One of three is missing.
-    let mut waiting = [0, 1].map(|rank| spawn(nodes.node("finish", rank, 3, "train cfg.toml")));
+    let mut waiting = [0, 1].map(|rank| start("finish", rank, 3));
     until("node 0 listens", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", nodes.port)).is_ok());
     thread::sleep(Duration::from_secs(2));
-    signal(&waiting[1], "INT");
+    signal(waiting[1].id(), "INT");
     assert_eq!(waiting.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
     // A worker is lost for the second time, and the job would go on after a second.
-    let mut pausing = [0, 1].map(|rank| spawn(nodes.node("fall", rank, 2, "train cfg.toml")));
+    let mut pausing = [0, 1].map(|rank| start("fall", rank, 2));
     let report = nodes.scene.path("work_dirs/cfg/logs/failure_node_0.json");
     until("the failure is reported", Duration::from_secs(20), || restarts(&report) == Some(1));
-    signal(&pausing[0], "INT");
+    signal(pausing[0].id(), "INT");
     assert_eq!(pausing.each_mut().map(|child| child.wait().unwrap().code()), [Some(130); 2]);
     nodes.scene.assert_nothing_left();
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
 }
 
 #[test]

@@ -224,7 +224,7 @@ impl Work {
         loop {
             let started = Instant::now();
             let Err(what) = self.write_somewhere(save) else { break };
-            if let Some(refusal) = self.fence.as_ref().and_then(Fence::refusal) {
+            if let Some(refusal) = self.fence.as_ref().and_then(|fence| fence.permit().err()) {
                 log::warn!("{refusal}");
                 self.shared.lock().refusal = Some(refusal);
                 return;
@@ -299,11 +299,8 @@ impl Work {
         // Held until everything that names the file is done.
         let mut permit = None;
         save.snapshot.write(&path, &self.shared.written, || {
-            permit = self.fence.as_ref().map(Fence::permit);
-            match permit {
-                Some(None) => Err(std::io::Error::other("a newer attempt of the job writes to this folder")),
-                _ => Ok(()),
-            }
+            permit = self.fence.as_ref().map(Fence::permit).transpose().map_err(std::io::Error::other)?;
+            Ok(())
         })?;
         // The checkpoint is safe; the rest is cleanup.
         let progress = save.snapshot.meta().progress;
@@ -314,6 +311,7 @@ impl Work {
         if let Err(error) = tidied {
             log::warn!("{} is written, but {error}", path.display());
         }
+        drop(permit);
         Ok(path)
     }
 

@@ -132,7 +132,7 @@ fn metrics_and_results_files_of_mmdetections_detections_match() {
         let written = tempfile::tempdir().unwrap();
         let prefix = written.path().join(set);
         let categories = truth.category_ids().into_iter().map(Value::from).collect();
-        let ids = crate::results::WrittenIds { image: &|id| Value::from(id), categories };
+        let ids = crate::results::WrittenIds { image: Box::new(Value::from), categories };
         for path in crate::results::write_files(&results, &ids, &prefix, true).unwrap() {
             let name = path.file_name().unwrap().to_str().unwrap();
             assert_eq!(json_of(&path), json_of(&folder.join(format!("results_{name}"))), "{name}");

@@ -15,11 +15,8 @@ use super::environment;
 use super::format::{duration, rounded, rounded_rate, scientific};
 use super::tensorboard::TensorBoard;
 use super::tracker::Tracker;
-use super::window::{TrainStep, Window, ends_epoch};
+use super::window::{TrainStep, Window};
 use crate::elastic::ElasticUpdate;
-
-/// Steps between lines that name the config, as in MMDetection.
-const NAME_INTERVAL: u64 = 1000;
 
 /// The constants of a run.
 #[derive(Debug)]
@@ -49,7 +46,6 @@ struct Boards {
 /// After [`RunLog::create`], it never fails: a full disk is reported once, and training continues. Nothing but an evaluation
 /// waits for the disk, for a second if it takes nothing.
 pub struct RunLog {
-    name: String,
     total_steps: u64,
     start_step: u64,
     seconds: f64,
@@ -104,7 +100,6 @@ impl RunLog {
         };
 
         let mut log = Self {
-            name: info.name.to_owned(),
             total_steps: info.total_steps,
             start_step: info.start_step,
             seconds: 0.0,
@@ -145,9 +140,6 @@ impl RunLog {
                 speed.means().for_each(|(name, mean)| steps.scalar(name, at.step, mean));
                 steps.flush();
             }
-        }
-        if ends_epoch(at) || at.step.is_multiple_of(NAME_INTERVAL) {
-            log::info!("Exp name: {}", self.name);
         }
     }
 

@@ -143,8 +143,8 @@ fn dropped_branches_depend_only_on_seed_rank_and_step() {
 #[test]
 fn running_statistics_do_not_change_without_batch_statistics() {
     let mut parameters = Parameters::new();
-    let mut model = MaskRcnn::new(&config(), &mut parameters, Device::Cpu, 1).unwrap();
-    model.set_batch_statistics(false);
+    let config = config::Model { norm_eval: true, ..config() };
+    let model = MaskRcnn::new(&config, &mut parameters, Device::Cpu, 1).unwrap();
     let before: Vec<Tensor> = parameters.buffers().map(|(_, tensor)| tensor.copy()).collect();
     model.forward_train(&batch(vec![object(8, 8, 32)]), &mut StepRandom::new(0, 0, 0)).unwrap();
     assert!(parameters.buffers().zip(&before).all(|((_, now), before)| now == before));
