@@ -15,7 +15,7 @@ fn root() -> &'static Path {
 /// All documents for people, with their text.
 fn documents() -> Vec<(PathBuf, String)> {
     let mut files = vec![root().join("README.md"), root().join("CONTRIBUTING.md"), root().join("CHANGELOG.md")];
-    for folder in ["docs", "docs/decisions", "docs/tables"] {
+    for folder in ["docs", "docs/clusters", "docs/decisions", "docs/tables"] {
         files.extend(fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()));
     }
     files.retain(|file| file.extension().is_some_and(|kind| kind == "md"));

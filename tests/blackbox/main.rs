@@ -24,6 +24,7 @@ mod failures;
 mod fault_injection;
 mod images;
 mod install;
+mod kubernetes;
 mod masks;
 mod memory;
 mod messages;

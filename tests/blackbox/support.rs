@@ -281,7 +281,7 @@ impl Scene {
     }
 
     /// The live processes of this scene, with their environments.
-    fn processes(&self) -> Vec<(u32, String)> {
+    pub fn processes(&self) -> Vec<(u32, String)> {
         let mark = format!("{MARK}={}", self.folder.path().display());
         let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
         let own_process = |id: u32| {

@@ -66,10 +66,18 @@ pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
 pub const JOB_SECRET: &str = "FNET_JOB_SECRET";
 /// `host:port` of node 0 in the pods of an elastic job of Kubernetes' training operator.
 pub const PET_RDZV_ENDPOINT: &str = "PET_RDZV_ENDPOINT";
-/// Number of nodes of a Slurm job; several are refused without `--nnodes`.
+/// Number of workers of each node in the pods of Kubernetes' training operators: a number, `auto`, `cpu` or `gpu`.
+pub const PET_NPROC_PER_NODE: &str = "PET_NPROC_PER_NODE";
+/// Number of a pod of an indexed job of Kubernetes (default of `--node-rank`, after `NODE_RANK`).
+pub const JOB_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
+/// Number of a node in a Slurm job (default of `--node-rank`, after `NODE_RANK`).
+pub const SLURM_NODEID: &str = "SLURM_NODEID";
+/// Number of nodes of a Slurm job; several are refused if nothing says how they meet.
 pub const SLURM_NNODES: &str = "SLURM_NNODES";
 /// Number of tasks that srun has started.
 pub const SLURM_STEP_NUM_TASKS: &str = "SLURM_STEP_NUM_TASKS";
+/// Number of nodes on which srun has started them (default of `--nnodes`, after `NNODES`, if each has one).
+pub const SLURM_STEP_NUM_NODES: &str = "SLURM_STEP_NUM_NODES";
 /// Network interface of Gloo; set from `--iface` unless the user has set it.
 pub const GLOO_SOCKET_IFNAME: &str = "GLOO_SOCKET_IFNAME";
 /// Network interface of NCCL; set from `--iface` unless the user has set it.

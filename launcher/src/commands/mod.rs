@@ -38,7 +38,7 @@ pub fn run(launch: &Launch) -> Result<i32> {
             }
         }
         LaunchCommand::Synth(command) => synth::run(options, command).map(|()| exit::SUCCESS),
-        LaunchCommand::Status(command) => status::run(command).map(|()| exit::SUCCESS),
+        LaunchCommand::Status(command) => status::run(command),
         LaunchCommand::Doctor(command) => doctor::run(options, command, plan::find_worker()),
         LaunchCommand::Completions(command) => {
             documents::completions(command);

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use fnet_protocol::cli::Status;
+use fnet_protocol::exit;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -23,15 +24,17 @@ struct StatusReport<'a> {
     status: &'a JobStatus,
 }
 
-/// Shows the status of the job in a work folder, with `--watch` until it ends.
+/// Shows the status of the job in a work folder, with `--watch` until it ends. Returns the exit code.
 /// Errors: the folder is not that of a training (exit code 2); its status is missing or damaged (exit code 3).
-pub fn run(command: &Status) -> Result<()> {
+pub fn run(command: &Status) -> Result<i32> {
     // A file that is replaced by hand may be damaged in between, but not the first time.
     let mut status = status::read(&command.work_dir)?;
     loop {
         let now = status::now();
         let verdict = status.judge(now);
-        let text = if command.json {
+        let text = if command.check {
+            printable(&show::verdict(&status, verdict, now)) + "\n"
+        } else if command.json {
             let report = StatusReport { verdict, text: show::verdict(&status, verdict, now), status: &status };
             let line =
                 if command.watch { serde_json::to_string(&report) } else { serde_json::to_string_pretty(&report) };
@@ -42,15 +45,26 @@ pub fn run(command: &Status) -> Result<()> {
         let is_redrawn = command.watch && !command.json && io::stdout().is_terminal();
         let shown = if is_redrawn { redrawn(&text) } else { text };
         match io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(code(command, &status, verdict)),
             Err(error) => return Err(Error::environment(format!("writing to stdout: {error}"))),
             Ok(()) => {}
         }
         if !command.watch || matches!(verdict, Verdict::Ended | Verdict::Killed) {
-            return Ok(());
+            return Ok(code(command, &status, verdict));
         }
         thread::sleep(INTERVAL);
         status = status::read(&command.work_dir).unwrap_or(status);
+    }
+}
+
+/// The exit code: with `--check` that of the job.
+fn code(command: &Status, status: &JobStatus, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Running => exit::SUCCESS,
+        _ if !command.check => exit::SUCCESS,
+        Verdict::Ended => status.end.as_ref().map_or(exit::SUCCESS, |end| end.exit_code),
+        Verdict::Killed => exit::WORKER_LOST,
+        Verdict::Stalled | Verdict::Unknown => exit::HANG,
     }
 }
 

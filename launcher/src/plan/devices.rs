@@ -1,8 +1,10 @@
 //! The device of each worker: a pure function of the options, CUDA_VISIBLE_DEVICES and the GPUs found.
 
 use std::ffi::OsString;
+use std::thread::available_parallelism;
 
 use fnet_protocol::cli::{Device, Gpus, LaunchOptions};
+use fnet_protocol::env;
 
 use super::gpu::{Detection, Gpu, Identity};
 use crate::error::{Error, Result};
@@ -45,6 +47,34 @@ impl Devices {
 
 /// Maximum number of workers of a node; more is certainly a typo.
 const MAX_WORKERS: usize = 1024;
+
+/// The options with the number of workers that Kubernetes' training operators give in PET_NPROC_PER_NODE, unless the command line
+/// has one. `auto` and `gpu` change nothing: every PyTorchJob has `auto`, also where it was not asked for.
+/// Errors: neither a number nor a word of torchrun (exit code 2).
+pub fn with_variable(options: &LaunchOptions, variable: Option<&str>) -> Result<LaunchOptions> {
+    let mut options = options.clone();
+    let text = variable.map_or("", str::trim);
+    let is_default = matches!((text, options.device), ("" | "auto" | "gpu", _) | ("cpu", Some(Device::Cuda)));
+    if is_default || options.gpus.is_some() || options.nproc.is_some() {
+        return Ok(options);
+    }
+    let count = match text {
+        // As torchrun does.
+        "cpu" => available_parallelism().map_or(1, usize::from),
+        _ => text.parse().ok().filter(|count| (1..=MAX_WORKERS).contains(count)).ok_or_else(|| {
+            let name = env::PET_NPROC_PER_NODE;
+            Error::usage(format!("{name}={text}: expected 1 to {MAX_WORKERS} workers, auto, cpu or gpu"))
+        })?,
+    };
+    if text == "cpu" {
+        options.device.get_or_insert(Device::Cpu);
+    }
+    match options.device {
+        Some(Device::Cpu) => options.nproc = Some(count),
+        _ => options.gpus = Some(Gpus::Count(count)),
+    }
+    Ok(options)
+}
 
 /// Chooses the devices. `found` is called only if GPUs are wanted; `command` is the command in words, for lines to run
 /// instead.
@@ -186,11 +216,15 @@ mod tests {
     use crate::plan::gpu::Gpu;
 
     fn on(flags: &str, visible: Option<&str>, gpus: usize) -> Result<Devices> {
+        of(flags, None, visible, gpus)
+    }
+
+    fn of(flags: &str, variable: Option<&str>, visible: Option<&str>, gpus: usize) -> Result<Devices> {
         let line = format!("fnet-launch {flags} train cfg.toml");
         let options = Launch::from_arguments(line.split_whitespace().map(OsString::from)).unwrap().options;
         let found =
             Detection { gpus: vec![Gpu::default(); gpus], driver: None, looked: vec!["/dev/nvidia0: none".into()] };
-        choose(&options, visible, || &found, &["train".into(), "cfg.toml".into()])
+        choose(&with_variable(&options, variable)?, visible, || &found, &["train".into(), "cfg.toml".into()])
     }
 
     fn entries(list: &[&str]) -> Result<Devices> {
@@ -204,6 +238,29 @@ mod tests {
         assert_eq!(on("--gpus 1,", None, 4), entries(&["1"]));
         assert_eq!(on("--gpus all", None, 2), entries(&["0", "1"]));
         assert_eq!(on("", None, 2), entries(&["0", "1"]));
+    }
+
+    #[test]
+    fn the_number_of_workers_of_an_operator_counts_where_the_command_line_has_none() {
+        let cpus = available_parallelism().map_or(1, usize::from);
+        for (flags, variable, expected) in [
+            ("", "2", entries(&["0", "1"])),
+            ("", " auto", entries(&["0", "1", "2"])),
+            ("", "gpu", entries(&["0", "1", "2"])),
+            ("", "", entries(&["0", "1", "2"])),
+            ("", "cpu", Ok(Devices::Cpu(cpus))),
+            ("--device cuda", "cpu", entries(&["0", "1", "2"])),
+            ("--gpus 1", "2", entries(&["0"])),
+            ("--device cpu", "3", Ok(Devices::Cpu(3))),
+            ("--device cpu", "auto", Ok(Devices::Cpu(1))),
+            ("--device cpu --nproc 2", "3", Ok(Devices::Cpu(2))),
+        ] {
+            assert_eq!(of(flags, Some(variable), None, 3), expected, "{flags} {variable}");
+        }
+        for wrong in ["0", "-1", "x"] {
+            let error = of("", Some(wrong), None, 3).unwrap_err();
+            assert!(error.code == exit::USAGE && error.message().starts_with("PET_NPROC_PER_NODE="), "{error}");
+        }
     }
 
     #[test]

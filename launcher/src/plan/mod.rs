@@ -69,8 +69,8 @@ impl Plan {
     /// Plans a job.
     /// Errors: the command line is wrong, inputs are missing, or this machine cannot run the job.
     pub fn new(launch: &Launch, command: &WorkerCommand) -> Result<Self> {
-        let options = &launch.options;
         inputs::check(launch, command)?;
+        let options = &devices::with_variable(&launch.options, var(env::PET_NPROC_PER_NODE).ok().as_deref())?;
         let visible = var(env::CUDA_VISIBLE_DEVICES).ok();
         let by_bus = is_by_bus(visible.as_deref());
         let found = OnceCell::new();

@@ -66,12 +66,23 @@ fn of_torchrun(lookup: impl Fn(&str) -> Option<String>, name: &str) -> Option<(S
     [name.to_owned(), format!("PET_{name}")].into_iter().find_map(|name| lookup(&name).map(|value| (name, value)))
 }
 
-/// Refuses to run a job of one node where the environment says that several nodes were started, and neither `--nnodes` nor
-/// NNODES or PET_NNODES says how many the job has: each of them would train alone.
+/// The number of nodes of a step of Slurm that has a task on each of several nodes, if the tasks know the address of node 0.
+fn nodes_of_step(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    let number = |name: &str| lookup(name)?.trim().parse::<usize>().ok();
+    let nodes @ 2.. = number(env::SLURM_STEP_NUM_NODES)? else { return None };
+    let has_address = options.master_addr.is_some() || of_torchrun(&lookup, env::MASTER_ADDR).is_some();
+    (has_address && number(env::SLURM_STEP_NUM_TASKS) == Some(nodes)).then_some(nodes)
+}
+
+/// Refuses to run a job of one node where the environment says that several nodes were started, and neither `--nnodes`,
+/// NNODES or PET_NNODES nor Slurm's step says how many the job has: each of them would train alone.
 /// Errors: the number of nodes is missing; the message has the options to give (exit code 2).
 pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
     let lookup = |name: &str| lookup(name).filter(|text| !text.trim().is_empty());
-    if options.nnodes.is_some() || of_torchrun(lookup, env::NNODES).is_some() {
+    if options.nnodes.is_some()
+        || of_torchrun(lookup, env::NNODES).is_some()
+        || nodes_of_step(options, lookup).is_some()
+    {
         return Ok(());
     }
     let number = |name: &str| lookup(name)?.trim().parse::<usize>().ok();
@@ -81,8 +92,7 @@ pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<Stri
         (
             env::SLURM_NNODES,
             is_only_task,
-            "--nnodes N --node-rank \"$SLURM_NODEID\" --master-addr HOST in each task of `srun --ntasks-per-node=1`, as \
-             scripts/slurm/train.sh does",
+            "MASTER_ADDR to each task of `srun --ntasks-per-node=1`, as scripts/slurm/train.sh does",
         ),
         (env::WORLD_SIZE, is_one_machine, "--nnodes \"$WORLD_SIZE\" --node-rank \"$RANK\""),
     ] {
@@ -98,7 +108,8 @@ pub fn refuse_solo(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<Stri
 }
 
 /// Combines options and environment; NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are also read with the prefix PET_, and
-/// PET_RDZV_ENDPOINT is the address of node 0, whose host name it has. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
+/// PET_RDZV_ENDPOINT is the address of node 0, whose host name it has. Without them, what Kubernetes or Slurm says of this node
+/// counts. With a single node, MASTER_ADDR, MASTER_PORT and PORT of the environment are ignored,
 /// and so is `--master-addr`: no other node has to find the store, and variables left over from other programs do no harm.
 /// Errors: invalid values (exit code 2).
 pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>) -> Result<Nodes> {
@@ -107,7 +118,7 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
     let interface = interface(options.iface.as_deref(), lookup);
     let nnodes = match (options.nnodes, of_torchrun(lookup, env::NNODES)) {
         (Some(given), _) => given,
-        (None, None) => NodeCount { max: 1, min: None },
+        (None, None) => NodeCount { max: nodes_of_step(options, lookup).unwrap_or(1), min: None },
         (None, Some((name, text))) => {
             text.trim().parse().map_err(|why| Error::usage(format!("{name}={text}: {why}")))?
         }
@@ -130,7 +141,10 @@ pub fn resolve(options: &LaunchOptions, lookup: impl Fn(&str) -> Option<String>)
         let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
         (Some(host.to_owned()), port.parse::<u16>().ok())
     });
-    let rank = match (options.node_rank, of_torchrun(lookup, env::NODE_RANK), &host) {
+    let of_cluster = |name: &str| lookup(name).map(|value| (name.to_owned(), value));
+    let variable_rank = of_torchrun(lookup, env::NODE_RANK)
+        .or_else(|| [env::JOB_COMPLETION_INDEX, env::SLURM_NODEID].into_iter().find_map(of_cluster));
+    let rank = match (options.node_rank, variable_rank, &host) {
         (Some(rank), ..) => rank,
         (None, Some((name, text)), _) => {
             text.trim().parse().map_err(|_| Error::usage(format!("{name}={text}: expected a whole number")))?
@@ -303,10 +317,24 @@ mod tests {
         let nodes = with("", &elastic).unwrap();
         assert_eq!((nodes.count, nodes.min, nodes.rank, nodes.port), (3, Some(1), 1, Some(23_456)));
         assert_eq!(nodes.address, "job-worker-0");
+        let indexed = [("JOB_COMPLETION_INDEX", "1"), ("NNODES", "2"), ("MASTER_ADDR", "job-node-0-0.job")];
+        assert_eq!(with("", &indexed).unwrap().rank, 1);
+        assert_eq!(with("", &[&indexed[..], &[("NODE_RANK", "0")]].concat()).unwrap().rank, 0);
         assert!(
             is_own_name("job-worker-0", "job-worker-0.job.space.svc") && !is_own_name("job-worker-0", "job-worker-1")
         );
         assert!(with("", &[("PET_NNODES", "x")]).unwrap_err().message().starts_with("PET_NNODES=x: "));
+    }
+
+    #[test]
+    fn the_tasks_of_a_slurm_step_are_nodes_if_each_node_has_one_and_they_know_the_first() {
+        let step = |tasks: &str, address: &str| {
+            let names = ["SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS", "SLURM_NODEID", "MASTER_ADDR"];
+            let values = ["3", tasks, "2", address];
+            let nodes = with("", &names.into_iter().zip(values).collect::<Vec<_>>()).unwrap();
+            (nodes.count, nodes.rank)
+        };
+        assert_eq!((step("3", "a"), step("6", "a"), step("3", "")), ((3, 2), (1, 0), (1, 0)));
     }
 
     #[test]

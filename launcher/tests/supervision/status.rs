@@ -35,9 +35,12 @@ fn the_status_tells_a_running_job_from_one_whose_launcher_was_killed() {
     let ranks = now["ranks"].as_array().unwrap();
     assert!(ranks.iter().all(|rank| rank["status"]["phase"] == "backward" && rank["memory_bytes"].as_u64() > Some(0)));
     assert!(page(&scene).contains("backward, epoch 1, step "), "{}", page(&scene));
+    let check = || scene.run("", "status work_dirs/cfg --check");
+    assert_eq!((code(&check()), check().stdout), (0, b"running\n".to_vec()));
     running.signal("KILL");
     running.wait();
     assert_eq!(status(&scene)["verdict"], "killed");
+    assert_eq!(code(&check()), 4);
     assert!(page(&scene).contains("killed: its launcher"), "{}", page(&scene));
     until("the workers are gone", TIMEOUT, || scene.processes().is_empty());
 }
@@ -71,6 +74,7 @@ fn an_ended_job_is_shown_with_its_restarts_and_its_cause_and_both_are_in_the_log
     assert_eq!(code(&scene.run("code=3@1", TWO)), 3);
     let ended = status(&scene);
     assert_eq!((&ended["verdict"], &ended["end"]["exit_code"]), (&"ended".into(), &3.into()));
+    assert_eq!(code(&scene.run("", "status work_dirs/cfg --check")), 3);
     assert!(ended["end"]["reason"].as_str().unwrap().contains("rank 1 failed: exited with code 3"), "{ended}");
     assert!(
         page(&scene).contains("failed with code 3 (the data or a checkpoint is wrong or missing)"),

@@ -360,7 +360,8 @@ impl Flops {
 #[command(after_help = "Examples:\n  \
     fnet-launch status work_dirs/cfg\n  \
     fnet-launch status work_dirs/cfg --watch\n\n\
-    Exit codes: 0 the status was shown, 2 the folder is not that of a training, 3 its status is missing or damaged.")]
+    Exit codes: 0 the status was shown, 2 the folder is not that of a training, 3 its status is missing or damaged.\n\
+    With --check: 0 the job runs, 4 its launcher was killed, 5 it is silent; of an ended job its own.")]
 pub struct Status {
     /// Work folder of the training
     #[arg(value_name = "WORK_DIR")]
@@ -368,6 +369,9 @@ pub struct Status {
     /// Show it again every second, until the job ends
     #[arg(long)]
     pub watch: bool,
+    /// Print whether the job runs, in one line, and exit with that; for probes
+    #[arg(long, conflicts_with_all = ["watch", "json"])]
+    pub check: bool,
     /// Print JSON to stdout; with --watch one line each time
     #[arg(long)]
     pub json: bool,
