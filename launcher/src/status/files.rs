@@ -101,7 +101,7 @@ pub fn line(level: Level, text: &str) -> String {
 
 fn write_status(folder: &Path, status: &JobStatus, fence: Option<&Fence>) -> io::Result<()> {
     let permit = fence.map(Fence::permit);
-    if matches!(permit, Some(None)) {
+    if matches!(permit, Some(Err(_))) {
         return Ok(());
     }
     let json = serde_json::to_vec_pretty(status).map_err(io::Error::other)?;

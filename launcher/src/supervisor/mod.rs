@@ -300,7 +300,7 @@ impl Supervisor<'_> {
     fn lock_again(&mut self, generation: Option<u64>) -> Result<()> {
         let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) else { return Ok(()) };
         let folder = train.folder();
-        let is_newest = generation::Fence { folder: folder.clone(), own }.refusal().is_none();
+        let is_newest = generation::Fence { folder: folder.clone(), own }.permit().is_ok();
         match workdir_lock::lock(&self.plan, &self.console) {
             Ok(lock) if is_newest => self.lock = lock,
             _ => return Err(self.of_loss(&cut_off(&folder))),

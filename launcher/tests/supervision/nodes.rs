@@ -370,12 +370,12 @@ fn a_node_0_that_waits_alone_leaves_the_folder_to_the_others_and_ends_when_they_
     // The others have chosen another node 0, which the first one does not reach.
     let port = std::mem::replace(&mut nodes.port, free_port());
     let status = |nodes: &Nodes| nodes.scene.read("work_dirs/cfg/status.json");
-    signal(&first, "STOP");
+    signal(first.id(), "STOP");
     let others = [0, 1].map(|rank| spawn(&nodes, &format!("told_{rank}"), "finish", rank));
     until("the others wait", Duration::from_secs(60), || {
         told(&nodes, "told_0", "another job trains into work_dirs/cfg")
     });
-    signal(&first, "CONT");
+    signal(first.id(), "CONT");
     for mut other in others {
         assert_eq!(other.wait().unwrap().code(), Some(0), "{}", nodes.scene.read("told_0"));
     }
