@@ -133,9 +133,8 @@ fn sgd_resumes_with_and_without_momentum() {
         scene.one(&format!("{job} --work-dir {parts} --resume"));
         let [a, b] = [&whole, &parts].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
         assert_eq!(differences(&a, &b), Vec::<String>::new());
-        let mut kept = a.keys().filter(|name| name.starts_with("optimizer.")).peekable();
-        assert_eq!(kept.peek().is_some(), momentum == "0.9");
-        assert!(kept.all(|name| name.starts_with("optimizer.momentum_buffer.")));
+        let kept: Vec<&String> = a.keys().filter(|name| name.starts_with("optimizer.")).collect();
+        assert!(!kept.is_empty() && kept.iter().all(|name| name.starts_with("optimizer.momentum_buffer.")), "{kept:?}");
     }
 }
 

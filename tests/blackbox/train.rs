@@ -130,6 +130,28 @@ fn testing_a_checkpoint_with_one_or_two_workers_gives_the_metrics_of_training() 
 }
 
 #[test]
+fn predict_draws_detections_on_the_users_images() {
+    let scene = Scene::with_detector(2, 4);
+    let images = files(&scene.path("data/val"), ".jpg");
+    assert_eq!(images.len(), 4);
+    let ended = scene.one("predict work_dirs/cfg/latest.ckpt data/val --out painted --score-thr 0");
+    assert!(!ended.stderr.contains("WARNING"), "{}", ended.stderr);
+    scene.one("predict work_dirs/cfg/latest.ckpt data/val --out bare --score-thr 1");
+    for image in &images {
+        let name = image.file_name().unwrap();
+        let open = |folder: &str| image::open(scene.path(folder).join(name)).unwrap().into_rgb8();
+        let (bare, painted) = (open("bare"), open("painted"));
+        let ((width, height), (wide, high)) = (image::image_dimensions(image).unwrap(), painted.dimensions());
+        assert!((f64::from(width * high) / f64::from(height * wide) - 1.0).abs() < 0.02, "{wide} x {high}");
+        let changed = bare.pixels().zip(painted.pixels()).filter(|(a, b)| a[0].abs_diff(b[0]) > 40).count();
+        assert!(changed > 500, "{}: {changed} pixels painted", image.display());
+    }
+    let text = fs::read_to_string(scene.path("painted/results.json")).unwrap();
+    let results: Value = serde_json::from_str(&text).unwrap();
+    assert!(text.contains("category_id") && (results.is_array() || results.is_object()));
+}
+
+#[test]
 fn flops_and_print_config_write_to_stdout() {
     let scene = Scene::new();
     let ended = scene.launch("flops cfg.toml --json --shape 64 96");

@@ -111,7 +111,7 @@ fn timeouts(options: &LaunchOptions) -> Timeouts {
     }
 }
 
-/// Reports to the other nodes of a job why this one fails before it has joined: node 0 to those that connect to its port, the
+/// Reports to the other nodes of a job why this one fails or stops before it has joined: node 0 to those that connect to its port, the
 /// others to node 0. They may still be starting, so this takes some seconds.
 pub async fn report_failure(
     options: &LaunchOptions,
@@ -124,6 +124,11 @@ pub async fn report_failure(
         Ok(nodes) if nodes.count > 1 => nodes,
         _ => return,
     };
+    let is_stop = [exit::STOPPED, exit::INTERRUPTED].contains(&error.code);
+    // A job of MIN:MAX nodes starts without one that was stopped.
+    if is_stop && nodes.min.is_some() {
+        return;
+    }
     let timeouts = timeouts(options);
     let hello = hello::of_failed(&nodes, line, logs, error);
     let grace = EARLY_FAILURE_GRACE.min(timeouts.join);

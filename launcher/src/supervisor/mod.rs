@@ -108,23 +108,15 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
         signals.set_time_limit(limit, move || console.say(&text));
     }
-    let stopped = |reason: StopReason| {
-        console.error(&format!("stopped on request{BEFORE_START}"));
-        Ok(reason.exit_code())
-    };
+    let stopped = format!("stopped on request{BEFORE_START}");
     let prepared = signals.unless_stopped(prepare(options, plan, &console)).await;
     let Prepared { plan, config, lock, token, reaper } = match prepared {
         Ok(Ok(prepared)) => prepared,
-        Ok(Err(error)) => {
-            console.error(error.message());
-            if !plan::is_single(command) {
-                let (line, logs) = (&launch.line, plan::logs(command));
-                // A stop that is requested meanwhile ends this.
-                let _ = signals.unless_stopped(nodes::report_failure(options, line, &logs, &error, &console)).await;
-            }
-            return Ok(error.code);
+        Ok(Err(error)) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
+        Err(reason) => {
+            let error = Error::new(reason.exit_code(), stopped);
+            return Ok(end_before_start(launch, command, &error, &console, &mut signals).await);
         }
-        Err(reason) => return stopped(reason),
     };
     console.say(&plan.summary());
     if options.verbosity() > 0 {
@@ -137,7 +129,8 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         Ok(Err(reason)) => {
             keeper.end(reason.exit_code(), None);
             keeper.flush(DISK_TIMEOUT);
-            return stopped(reason);
+            let error = Error::new(reason.exit_code(), stopped);
+            return Ok(end_before_start(launch, command, &error, &console, &mut signals).await);
         }
         Err(error) => {
             keeper.end(error.code, Some(error.message()));
@@ -166,6 +159,24 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
     // A stop that is requested now ends the wait for the other nodes.
     let _ = supervisor.signals.unless_stopped(supervisor.cluster.leave(ended.as_ref().err())).await;
     Ok(ended.unwrap_or_else(|error| error.code))
+}
+
+/// Says why this node ends before the job has started, also to the other nodes, which would wait for it.
+/// A stop that is requested meanwhile ends the report.
+async fn end_before_start(
+    launch: &Launch,
+    command: &WorkerCommand,
+    error: &Error,
+    console: &Console,
+    signals: &mut Signals,
+) -> i32 {
+    console.error(error.message());
+    if !plan::is_single(command) {
+        let logs = plan::logs(command);
+        let report = nodes::report_failure(&launch.options, &launch.line, &logs, error, console);
+        let _ = signals.unless_stopped(report).await;
+    }
+    error.code
 }
 
 /// Takes the next generation of the work folder of a training, on node 0, after the one that the last attempt had.

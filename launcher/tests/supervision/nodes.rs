@@ -474,11 +474,20 @@ fn a_worker_that_hangs_on_one_node_is_named_on_all_with_one_code() {
 }
 
 #[test]
-fn ctrl_c_on_one_node_stops_all_also_while_they_wait_and_in_the_pause_before_a_restart() {
+fn ctrl_c_on_one_node_stops_all_also_before_they_meet_while_they_wait_and_in_the_pause_before_a_restart() {
     let nodes = Nodes::new();
     let start = |deeds, rank: usize, count: usize| {
         nodes.start(&rank.to_string(), nodes.node(deeds, rank, count, "train cfg.toml"), "")
     };
+    // Node 0 comes when node 1 has been stopped.
+    let mut early = start("finish", 1, 2);
+    nodes.hear("1", "node 0");
+    signal(early.id(), "INT");
+    nodes.hear("1", "reporting this");
+    let mut late = start("finish", 0, 2);
+    nodes.wait("0", &mut late, 130);
+    nodes.wait("1", &mut early, 130);
+    assert!(nodes.scene.read("0.txt").contains("node 1 ("), "{}", nodes.scene.read("0.txt"));
     // One of three is missing.
     let mut waiting = [0, 1].map(|rank| start("finish", rank, 3));
     until("node 0 listens", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", nodes.port)).is_ok());
