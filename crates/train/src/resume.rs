@@ -21,6 +21,8 @@ use crate::run_log::Window;
 
 /// What rank 0 tells the others if the job starts anew; no path of a file.
 const NOTHING: &str = "/";
+/// What rank 0 tells them before its error, if there is none to resume from; no path of a file either.
+const FAILED: &str = "/\n";
 
 /// A checkpoint to resume from.
 pub struct ResumeSource {
@@ -73,15 +75,18 @@ impl ResumeSource {
                 let name = match &chosen {
                     Ok(Some(path)) => path.to_string_lossy().into_owned(),
                     Ok(None) => NOTHING.to_owned(),
-                    Err(_) => String::new(),
+                    Err(error) => format!("{FAILED}{error}"),
                 };
                 let names = communicator.all_gather_bytes(name.as_bytes())?;
                 let _ = chosen?;
                 let name = String::from_utf8_lossy(names.first().map(Vec::as_slice).unwrap_or_default());
                 match &*name {
-                    "" => return Err(Error::data("rank 0 found no checkpoint to resume from")),
                     NOTHING => return Ok(None),
-                    name => PathBuf::from(name),
+                    // The launcher prints the error that comes first, so all ranks have the same one.
+                    name => match name.strip_prefix(FAILED) {
+                        Some(error) => return Err(Error::data(error)),
+                        None => PathBuf::from(name),
+                    },
                 }
             }
         };
