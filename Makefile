@@ -30,7 +30,7 @@ mpi: setup ## build the library for workers under mpirun; downloads Open MPI unl
 	@scripts/mpi.sh
 
 drill: faults chaos ## run faults, chaos, a job with 64 workers, one of 2,000 steps, and one that Slurm requeues ten times
-	FNET_SLURM_STARTS=10 cargo test --release --workspace --test blackbox -- --ignored slurm
+	FNET_SLURM_STARTS=10 cargo test --release --workspace --test blackbox -- slurm
 	cargo test --release --workspace --test blackbox -- --ignored --exact fault_injection::sixty_four_workers_train_ten_steps_and_stop_cleanly \
 		memory::a_worker_is_flat_after_a_thousand_steps_of_a_model_that_fills_the_cache_of_convolutions
 

@@ -170,7 +170,6 @@ impl Drop for Slurm {
 
 /// FNET_SLURM_STARTS is the number of starts that are interrupted.
 #[test]
-#[ignore = "for make drill: it needs a real Slurm"]
 fn jobs_survive_signals_in_their_first_second_and_a_lost_node_and_mistakes_stay_out_of_the_queue() {
     let Some(mut slurm) = Slurm::start() else { return };
     let folder = slurm.scene.path("work_dirs/cfg");
