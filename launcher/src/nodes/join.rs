@@ -111,8 +111,8 @@ fn timeouts(options: &LaunchOptions) -> Timeouts {
     }
 }
 
-/// Reports to the other nodes of a job why this one fails or stops before it has joined: node 0 to those that connect to its port, the
-/// others to node 0. They may still be starting, so this takes some seconds.
+/// Reports to the other nodes of a job why this one fails or stops before it has joined: node 0 to those that connect to its
+/// port, the others to node 0. They may still be starting, so this takes some seconds.
 pub async fn report_failure(
     options: &LaunchOptions,
     line: &CommandLine,

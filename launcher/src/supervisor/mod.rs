@@ -108,15 +108,11 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
         signals.set_time_limit(limit, move || console.say(&text));
     }
-    let stopped = format!("stopped on request{BEFORE_START}");
+    let stopped = |reason: StopReason| Error::new(reason.exit_code(), format!("stopped on request{BEFORE_START}"));
     let prepared = signals.unless_stopped(prepare(options, plan, &console)).await;
-    let Prepared { plan, config, lock, token, reaper } = match prepared {
-        Ok(Ok(prepared)) => prepared,
-        Ok(Err(error)) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
-        Err(reason) => {
-            let error = Error::new(reason.exit_code(), stopped);
-            return Ok(end_before_start(launch, command, &error, &console, &mut signals).await);
-        }
+    let Prepared { plan, config, lock, token, reaper } = match prepared.unwrap_or_else(|reason| Err(stopped(reason))) {
+        Ok(prepared) => prepared,
+        Err(error) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
     };
     console.say(&plan.summary());
     if options.verbosity() > 0 {
@@ -129,8 +125,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         Ok(Err(reason)) => {
             keeper.end(reason.exit_code(), None);
             keeper.flush(DISK_TIMEOUT);
-            let error = Error::new(reason.exit_code(), stopped);
-            return Ok(end_before_start(launch, command, &error, &console, &mut signals).await);
+            return Ok(end_before_start(launch, command, &stopped(reason), &console, &mut signals).await);
         }
         Err(error) => {
             keeper.end(error.code, Some(error.message()));

@@ -67,7 +67,8 @@ impl Profile {
     /// A table of the operators.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "under the profiler {:.1} ms, the fastest of {STEPS} steps for each operator; this machine reaches {:.0} GFLOP/s and {:.1} GB/s\n",
+            "under the profiler {:.1} ms, the fastest of {STEPS} steps for each operator; this machine reaches {:.0} GFLOP/s \
+             and {:.1} GB/s\n",
             self.ms, self.peak_gflops, self.peak_gbytes
         );
         let _ = writeln!(
