@@ -306,7 +306,7 @@ fn describe(report: &DryRunReport, memory: Memory) -> String {
         );
     }
     for warning in &estimate.warnings {
-        line("warning", warning.clone());
+        line("warning", warning.trim_start_matches("warning: ").to_owned());
     }
     out.trim_end().to_owned()
 }
