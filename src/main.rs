@@ -1,5 +1,6 @@
 //! The worker: one rank of a job.
 
+mod allocator;
 mod commands;
 mod getnameinfo_numeric;
 mod libtorch_messages;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Err(error) => return print_usage(&error),
     };
     process::keep_cpus_from_openmp();
+    process::set_return_memory(allocator::return_memory);
     process::end(run(&arguments))
 }
 

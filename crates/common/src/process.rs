@@ -24,6 +24,25 @@ pub fn peak_memory(device: Device) -> u64 {
     }
 }
 
+static RETURN_MEMORY: OnceLock<fn()> = OnceLock::new();
+
+/// Sets what [`return_memory`] does in a program with an allocator of its own.
+pub fn set_return_memory(how: fn()) {
+    RETURN_MEMORY.get_or_init(|| how);
+}
+
+/// Returns freed memory to the system, after work on a large file whose memory nothing else needs.
+pub fn return_memory() {
+    match RETURN_MEMORY.get() {
+        Some(how) => how(),
+        #[cfg(target_env = "gnu")]
+        // SAFETY: the call has no preconditions.
+        None => _ = unsafe { libc::malloc_trim(0) },
+        #[cfg(not(target_env = "gnu"))]
+        None => {}
+    }
+}
+
 static CPUS: OnceLock<CpuSet> = OnceLock::new();
 
 /// Keeps threads from being pinned to a single CPU. Call this before any computation: with OMP_PROC_BIND or

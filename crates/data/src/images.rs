@@ -137,7 +137,6 @@ impl Pixels {
         let row_length = self.frame.1 * 3;
         let rows = self.sizes.len() * self.frame.0;
         if row_length > 0 {
-            prefer_huge_pages(&images, rows * row_length * size_of::<f32>());
             // SAFETY: `images` is a fresh contiguous float32 tensor of this length on the CPU, alive and seen by nobody else
             // while the slice is. Every f32 bit pattern is valid, and the slice is written before it is read.
             let values = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), rows * row_length) };
@@ -178,18 +177,6 @@ impl Pixels {
         }
         values = values.f_permute([0, 3, 1, 2])?;
         Ok(values)
-    }
-}
-
-/// Requests huge pages for the `bytes` of a new tensor, because mapping and clearing thousands of small pages is slow.
-/// The OS may ignore the request.
-fn prefer_huge_pages(tensor: &Tensor, bytes: usize) {
-    const PAGE: usize = 2 << 20;
-    let start = tensor.data_ptr() as usize;
-    let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
-    if first < end {
-        // SAFETY: the range is within the tensor's memory, and this advice does not change its content.
-        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }
 

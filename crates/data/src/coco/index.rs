@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use fnet_common::process;
 use fnet_common::text::count;
 
 use super::annotations::{FOREIGN, Fate, NOWHERE, Row, UNKNOWN_SIZE};
@@ -227,9 +228,9 @@ pub(super) fn build(
     // Frees memory for the new columns.
     let Rows { objects, .. } = rows;
     drop((order, starts, header.images, header.places, header.labels));
-    give_back_memory();
+    process::return_memory();
     let objects = objects.in_order(&used);
-    give_back_memory();
+    process::return_memory();
     Index { images, objects, id_names: IdNames { names, are_text: header.ids_are_text } }
 }
 
@@ -319,16 +320,6 @@ fn double_objects(
                 None => _ = seen.insert(key, row),
             }
         }
-    }
-}
-
-/// Returns freed memory to the OS. Otherwise each rank on a node that reads a large file keeps the memory of its
-/// chunks.
-pub(super) fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call has no preconditions; it only returns free pages of the allocator to the OS.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use fnet_common::process;
 use fnet_common::text::{list, quoted};
 use fnet_config as config;
 
@@ -76,7 +77,7 @@ impl<'c> Opening<'c> {
         let classes = if config.classes_are_auto { Vec::new() } else { config.classes.clone() };
         let masks = (!config.boxes_only).then_some(config.without_mask);
         let contents = read_header(&source, &path, split, &classes, &mut found).and_then(|header| {
-            index::give_back_memory();
+            process::return_memory();
             let sizes = sizes(&header.images, &path, &folder, &folders, &mut found);
             let rows = read_rows(&source, header.context(&path, split, &sizes, masks), &mut found)?;
             Some((header, sizes, rows))
