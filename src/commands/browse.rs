@@ -16,6 +16,7 @@ use fnet_evaluate::paint::{Object, Painter, save};
 use fnet_protocol::cli;
 use fnet_protocol::stop;
 
+use super::stdout::print;
 use super::test::painted_paths;
 
 /// Color of the padding, which the model sees as zeros.
@@ -68,7 +69,7 @@ pub fn browse(
     for skipped in loader.take_skipped() {
         say(&format!("skipped: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
-    super::print(&format!(
+    print(&format!(
         "{drawn} of the {} of data.{} with {} are in {}",
         count(images.len(), "image"),
         split.name(),

@@ -10,11 +10,11 @@ mod evaluate;
 mod export;
 mod predict;
 mod report;
+mod stdout;
 mod test;
 
-use std::io::Write;
-
 use detector::Host;
+use stdout::print;
 
 use fnet_common::{Error, Result};
 use fnet_distributed::Communicator;
@@ -130,14 +130,4 @@ fn print_config(arguments: &PrintConfig) -> Result<i32> {
         return print(fnet_train::schedule_table(&resolved.config, arguments.world_size)?.trim_end());
     }
     print(resolved.to_annotated_toml()?.trim_end())
-}
-
-/// Writes to stdout. A closed pipe is not an error.
-fn print(text: &str) -> Result<i32> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::environment(format!("writing to stdout: {error}")))
-        }
-        _ => Ok(exit::SUCCESS),
-    }
 }

@@ -15,6 +15,7 @@ use fnet_evaluate::results::{ImageResult, WrittenIds, write_files};
 use fnet_protocol::cli;
 
 use super::detector::{Host, Wanted, load};
+use super::stdout::print;
 
 /// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
 /// Errors: if the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs
@@ -85,7 +86,7 @@ fn finish(
     if arguments.out.is_some() || arguments.format_only {
         let ids = WrittenIds::of(dataset);
         for path in write_files(&found.results, &ids, &results_prefix(arguments), dataset.has_masks())? {
-            super::print(&format!("detections written to {}", path.display()))?;
+            print(&format!("detections written to {}", path.display()))?;
         }
         if dataset.is_renumbered() {
             (host.say)(&format!(
@@ -95,13 +96,13 @@ fn finish(
         }
     }
     if let Some(folder) = &arguments.show_dir {
-        super::print(&format!("images with detections are in {}", folder.display()))?;
+        print(&format!("images with detections are in {}", folder.display()))?;
     }
     metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref()))
 }
 
 fn report(metrics: &Metrics, file: Option<&Path>) -> Result<()> {
-    super::print(&metrics.table())?;
+    print(&metrics.table())?;
     let Some(path) = file else { return Ok(()) };
     let text = serde_json::to_string_pretty(&metrics.to_json())
         .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;

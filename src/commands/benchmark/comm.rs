@@ -21,7 +21,7 @@ use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::spread::Spread;
 use fnet_protocol::{env, exit, stop};
 
-use super::publish;
+use crate::commands::stdout::publish;
 
 /// Bytes of a value.
 const VALUE: u64 = 4;

@@ -17,7 +17,7 @@ use fnet_protocol::cli::BenchmarkData;
 use fnet_protocol::client::Client;
 use fnet_protocol::{exit, stop};
 
-use super::publish;
+use crate::commands::stdout::publish;
 
 /// Warm-up batches per thread.
 const WARM_UP: usize = 4;

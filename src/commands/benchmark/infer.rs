@@ -24,7 +24,8 @@ use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::spread::Spread;
 
-use super::{publish, synthetic};
+use super::synthetic;
+use crate::commands::stdout::publish;
 
 /// Size of synthetic images: a landscape COCO image after resizing.
 const DEFAULT_SHAPE: Shape = Shape { height: 800, width: 1280 };

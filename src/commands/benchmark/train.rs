@@ -20,7 +20,8 @@ use fnet_protocol::spread::Spread;
 use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 
 use super::profile::Profile;
-use super::{publish, simulated, synthetic};
+use super::{simulated, synthetic};
+use crate::commands::stdout::publish;
 
 /// Positive proposals per image in the losses. Their number determines the time of the mask head, so it must be the same in
 /// every measurement.

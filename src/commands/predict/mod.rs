@@ -17,7 +17,7 @@ use fnet_evaluate::results::ImageResult;
 use fnet_protocol::{cli, stop};
 
 use super::detector::{Host, Trained, Wanted, load};
-use super::print;
+use super::stdout::print;
 use inputs::{Input, find};
 use output::Output;
 
