@@ -6,7 +6,10 @@ use tch::Kind;
 
 use fnet_common::{Error, Result};
 
-use super::{Arena, BYTES_OF_AN_OBJECT, Id, Object, StorageId, numpy};
+use super::arena::{Arena, BYTES_OF_AN_OBJECT, Id, Object};
+use super::dtype::Dtype;
+use super::numpy;
+use super::storages::StorageId;
 use crate::lazy::LazyTensor;
 
 /// How many objects a tensor counts as; a short pickle can create one many times.
@@ -57,7 +60,7 @@ fn call_named(arena: &mut Arena, name: &Arc<str>, arguments: &[Id], outermost: b
         ("encode", Some(text)) => encoded(arena, text)?,
         ("_reconstructor", Some(class)) => return create(arena, class),
         ("_reconstruct", _) => Some(Object::EmptyArray),
-        ("dtype", Some(code)) => arena.text(code).map(|code| Object::Dtype(numpy::Dtype::parse(code))),
+        ("dtype", Some(code)) => arena.text(code).map(|code| Object::Dtype(Dtype::parse(code))),
         ("scalar", _) => numpy::scalar(arena, arguments),
         ("_frombuffer", _) => numpy::from_buffer(arena, arguments)?,
         _ => None,
