@@ -288,6 +288,12 @@ fn in_range(number: f64, schema: &Json) -> bool {
         && holds("exclusiveMaximum", |a, b| a < b)
 }
 
+/// A value as errors show it, truncated if long.
+pub(super) fn shown(value: &toml::Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 80 { text } else { format!("{}...", text.chars().take(80).collect::<String>()) }
+}
+
 /// The known path that is most similar to an unknown one.
 ///
 /// Looks first for a similar name in the same section, then for the same name in other sections, and for a path that is

@@ -5,8 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::data::{ScaleMode, check_scales};
-use crate::check::Problems;
+use crate::problem::Problems;
 
 /// One augmentation: a table with its `kind` and fields.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +52,16 @@ impl Resize {
     pub fn times(scale: [usize; 2], ratio: f64) -> [usize; 2] {
         scale.map(|side| ((side as f64 * ratio) as usize).max(1))
     }
+}
+
+/// How the size of a training image is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleMode {
+    /// One of the listed scales.
+    Value,
+    /// Uniform between the first two scales.
+    Range,
 }
 
 /// Probabilities of flips.
@@ -363,4 +372,29 @@ impl Augmentation {
             Self::Pad(_) | Self::CopyPaste(_) => {}
         }
     }
+}
+
+/// Checks the scales of `section`.
+pub(super) fn check_scales(
+    scales: &[[usize; 2]],
+    mode: ScaleMode,
+    keep_ratio: bool,
+    section: &str,
+    problems: &mut Problems,
+) {
+    let field = format!("{section}.scales");
+    problems.require(
+        !keep_ratio || scales.iter().all(|scale| scale[0] >= scale[1]),
+        &field,
+        scales,
+        "the long side first, then the short side",
+        "swap the two numbers",
+    );
+    problems.require(
+        mode == ScaleMode::Value || scales.len() == 2,
+        &field,
+        scales,
+        &format!("two scales, the bounds of the range, because {section}.scale_mode is \"range\""),
+        "give the smallest and the largest scale, or set scale_mode to \"value\"",
+    );
 }

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::augment::{self, Augmentation};
-use crate::check::Problems;
+use super::augment::{self, Augmentation, ScaleMode, check_scales};
+use crate::problem::Problems;
 
 /// Data sets and the input pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -289,41 +289,6 @@ impl Pipeline {
             list => augment::largest(list),
         }
     }
-}
-
-/// Checks the scales of `section`.
-pub(super) fn check_scales(
-    scales: &[[usize; 2]],
-    mode: ScaleMode,
-    keep_ratio: bool,
-    section: &str,
-    problems: &mut Problems,
-) {
-    let field = format!("{section}.scales");
-    problems.require(
-        !keep_ratio || scales.iter().all(|scale| scale[0] >= scale[1]),
-        &field,
-        scales,
-        "the long side first, then the short side",
-        "swap the two numbers",
-    );
-    problems.require(
-        mode == ScaleMode::Value || scales.len() == 2,
-        &field,
-        scales,
-        &format!("two scales, the bounds of the range, because {section}.scale_mode is \"range\""),
-        "give the smallest and the largest scale, or set scale_mode to \"value\"",
-    );
-}
-
-/// How the size of a training image is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ScaleMode {
-    /// One of the listed scales.
-    Value,
-    /// Uniform between the first two scales.
-    Range,
 }
 
 /// What to do with an image that cannot be read.

@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use fnet_protocol::cli;
 
-use super::Amp;
-use crate::check::Problems;
+use crate::problem::Problems;
 
 /// When and how the model is evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +40,18 @@ pub struct Evaluation {
     /// Test-time augmentation in the evaluations of training, `test`, `predict` and `benchmark infer`. `test` and `predict`
     /// also have the option `--tta`.
     pub tta: Tta,
+}
+
+/// Automatic mixed precision: which type convolutions and matrix products compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Amp {
+    /// Float32.
+    Off,
+    /// Bfloat16: the range of float32 with 8 significant bits.
+    Bf16,
+    /// Float16: 11 significant bits and a small range, so that training scales the loss.
+    Fp16,
 }
 
 /// Test-time augmentation: what each image is evaluated with besides itself.

@@ -7,6 +7,7 @@ mod interval;
 mod model;
 mod train;
 
+pub use augment::ScaleMode;
 pub use data::*;
 pub use evaluation::*;
 pub use interval::Interval;
@@ -16,7 +17,7 @@ pub use train::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::check::Problems;
+use crate::problem::Problems;
 
 /// A whole job: model, data, optimization, and where the results go.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

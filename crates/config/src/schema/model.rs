@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::check::Problems;
+use crate::problem::Problems;
 
 /// Mask R-CNN or Faster R-CNN on a FasterNet backbone with a feature pyramid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Evaluation, Interval};
-use crate::check::Problems;
+use super::{Amp, Evaluation, Interval};
+use crate::problem::Problems;
 
 /// The optimizer. Without `[optimizer.paramwise]` all parameters are in one group, so weight decay also applies to norms and
 /// biases.
@@ -350,18 +350,6 @@ fn check_metric(field: &str, metric: &str, evaluation: &Evaluation, problems: &m
         "empty, because evaluation.interval is 0",
         "set evaluation.interval to 1 or more",
     );
-}
-
-/// Automatic mixed precision: which type convolutions and matrix products compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Amp {
-    /// Float32.
-    Off,
-    /// Bfloat16: the range of float32 with 8 significant bits.
-    Bf16,
-    /// Float16: 11 significant bits and a small range, so that training scales the loss.
-    Fp16,
 }
 
 /// The type in which gradients travel between the ranks.
