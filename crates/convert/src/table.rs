@@ -3,7 +3,7 @@
 use toml::Value as Toml;
 
 use crate::schedule;
-use crate::value::{Item, Value};
+use crate::value::{Item, Value, fields};
 
 /// Converts a value; the error says what was expected.
 pub type Convert = fn(&Value) -> Result<Toml, &'static str>;
@@ -624,10 +624,6 @@ fn custom_keys(value: &Value) -> Result<Toml, &'static str> {
     let keys = keys.borrow();
     let keys = keys.iter().map(|(key, item)| multipliers(&item.value).map(|value| (key.clone(), value)));
     Ok(fields([("optimizer.paramwise.custom_keys", Toml::Table(keys.collect::<Result<_, _>>()?))]))
-}
-
-pub fn fields<const N: usize>(fields: [(&str, Toml); N]) -> Toml {
-    Toml::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 const SCALE: &str = "a size (width, height) in pixels, or a list of them";

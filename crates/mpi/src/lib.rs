@@ -21,12 +21,24 @@ use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::traits::Communicator;
 
-use abi::Seat;
-
 /// How much longer than a deadline a caller waits for the thread that keeps it.
 const SLACK: Duration = Duration::from_secs(10);
 /// For MPI's end, after all ranks have met for the last time.
 const LEAVING: Duration = Duration::from_secs(60);
+
+/// This rank's place in the job, as MPI says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Seat {
+    /// From 0.
+    pub rank: i32,
+    /// Number of ranks.
+    pub size: i32,
+    /// Rank on this node.
+    pub local_rank: i32,
+    /// Number of ranks on this node.
+    pub local_size: i32,
+}
 
 /// Something for MPI's thread to do.
 enum Order {

@@ -4,9 +4,9 @@ use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use super::group::{ProcessGroup, RawGroup, to_int};
+use super::group::{ProcessGroup, to_int};
 use super::store::{RawStore, TcpStore};
-use super::{c_string, milliseconds};
+use super::{RawGroup, c_string, milliseconds};
 use crate::error::{RawError, Result, check};
 
 /// Moves bytes between the ranks of a group.

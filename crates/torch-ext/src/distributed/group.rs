@@ -10,15 +10,9 @@ use torch_sys::C_tensor;
 
 use super::connections::Connections;
 use super::store::{RawStore, TcpStore};
-use super::{c_string, milliseconds, nccl};
+use super::{RawGroup, c_string, milliseconds, nccl};
 use crate::error::{Error, ErrorKind, RawError, Result, check};
 use crate::ffi::{new_tensor, pointer, pointers};
-
-/// A process group on the C++ side.
-#[repr(C)]
-pub(crate) struct RawGroup {
-    _private: [u8; 0],
-}
 
 #[repr(C)]
 struct RawWork {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::group::RawGroup;
+use super::RawGroup;
 use super::store::RawStore;
 use crate::cuda;
 use crate::dl::Library;

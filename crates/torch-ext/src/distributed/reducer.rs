@@ -3,7 +3,8 @@
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::group::{ProcessGroup, RawGroup};
+use super::RawGroup;
+use super::group::ProcessGroup;
 use crate::error::{RawError, Result, check};
 use crate::ffi::{pointer, pointers};
 
