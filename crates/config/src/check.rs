@@ -14,9 +14,8 @@ impl Problem {
     pub(super) fn unfit(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Self {
         let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let other = hints::of_word(field, &word).map(|word| format!("use \"{word}\""));
-        let likeness = |word: &str| strsim::jaro_winkler(word, value.as_str().unwrap_or_default());
         let words = fields::choices(schema).into_iter().map(|(word, _)| word);
-        let nearest = words.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|word| likeness(word) >= 0.75);
+        let nearest = fields::most_similar(words, value.as_str().unwrap_or_default(), 0.75);
         Self {
             field: field.into(),
             value: fields::shown(value),
@@ -24,9 +23,7 @@ impl Problem {
             remedy: other.or_else(|| nearest.map(|word| format!("did you mean \"{word}\"?"))).unwrap_or_default(),
         }
     }
-}
 
-impl Problem {
     /// The problems of a value that does not match the schema of its field; in a list of tables, one for each entry that
     /// is wrong.
     pub(super) fn all_of(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Vec<Self> {
@@ -39,9 +36,7 @@ impl Problem {
             match misfit.expected {
                 Expected::Schema(schema) => Self::unfit(&path, &misfit.value, schema),
                 Expected::Words { what, words, found } => {
-                    let likeness = |word: &str| strsim::jaro_winkler(word, &found);
-                    let nearest = words.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-                    let nearest = nearest.filter(|word| likeness(word) >= 0.75);
+                    let nearest = fields::most_similar(&words, &found, 0.75);
                     Self {
                         field: path,
                         value: fields::shown(&misfit.value),

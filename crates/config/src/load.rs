@@ -207,11 +207,9 @@ fn take_bases(table: &mut Table) -> Result<Vec<(String, Origin)>> {
 fn similar_file(path: &Path) -> String {
     let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return String::new() };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let likeness = |other: &str| strsim::jaro_winkler(other, &name);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let best = names.filter(|other| other.ends_with(".toml")).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match best.filter(|other| likeness(other) >= 0.8) {
+    match fields::most_similar(names.filter(|other| other.ends_with(".toml")), &name, 0.8) {
         Some(other) => format!("; did you mean {}?", path.with_file_name(other).display()),
         None => String::new(),
     }
