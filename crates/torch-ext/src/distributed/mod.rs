@@ -20,12 +20,6 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A process group on the C++ side.
-#[repr(C)]
-struct RawGroup {
-    _private: [u8; 0],
-}
-
 /// A duration as the bridge takes it; at least a millisecond, because zero would mean "forever" to c10d.
 fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1)
