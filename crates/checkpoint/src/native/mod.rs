@@ -1,7 +1,5 @@
 //! fnet's checkpoints: one safetensors file with everything that a job needs to resume (docs/checkpoint-format.md).
 
-#[cfg(test)]
-mod damage;
 mod folder;
 mod format;
 mod meta;

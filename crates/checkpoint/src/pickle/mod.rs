@@ -17,6 +17,7 @@ use fnet_common::Result;
 
 use super::value::Value;
 
+pub(super) use classes::KINDS;
 pub(super) use storages::{NoStorages, StorageId, Storages};
 
 /// Maximum size of a pickle; those of large models with optimizer state have a few MB.
