@@ -11,7 +11,7 @@ use fnet_common::{Context, Error, Result};
 use fnet_data::{
     Batch, Dataset, ImageMeta, Images, InstanceMask, Loader, Severity, Split, Target, TestOptions, TrainOptions,
 };
-use fnet_evaluate::inference::Outcome;
+use fnet_evaluate::inference::RankResult;
 use fnet_evaluate::paint::{Object, Painter, save};
 use fnet_protocol::cli;
 use fnet_protocol::stop;
@@ -29,7 +29,7 @@ pub fn browse(
     arguments: &cli::Browse,
     progress: &mut dyn FnMut(usize, usize),
     say: &mut dyn FnMut(&str),
-) -> Result<Outcome<()>> {
+) -> Result<RankResult<()>> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     // One image per batch, so that each has its own padding.
     config.data.samples_per_gpu = 1;
@@ -51,7 +51,7 @@ pub fn browse(
     let (mut drawn, mut objects) = (0, 0);
     while let Some(batch) = loader.next() {
         if let Some(reason) = stop::requested() {
-            return Ok(Outcome::Stopped(reason));
+            return Ok(RankResult::Stopped(reason));
         }
         let batch = batch?;
         let (Some(meta), Some(target)) = (batch.metas.first(), batch.targets.first()) else { continue };
@@ -76,7 +76,7 @@ pub fn browse(
         count(objects, "object"),
         arguments.out.display()
     ))?;
-    Ok(Outcome::Here(()))
+    Ok(RankResult::Here(()))
 }
 
 /// The transform of an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height. The augmentations of

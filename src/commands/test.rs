@@ -8,7 +8,7 @@ use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
 use fnet_data::{Dataset, Severity, agreement, check_before_job, check_classes, load_image};
-use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
+use fnet_evaluate::inference::{Done, Found, RankResult, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Painter, objects, painted_path, save, unused};
 use fnet_evaluate::results::{ImageResult, WrittenIds, write_files};
@@ -20,7 +20,7 @@ use super::stdout::print;
 /// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
 /// Errors: if the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs
 /// out.
-pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
+pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<RankResult<Option<Metrics>>> {
     let mut trained = load(&Wanted::of_test(arguments), host)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
