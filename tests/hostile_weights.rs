@@ -207,7 +207,7 @@ fn impossible_tensors() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// Small pickles that would create huge objects.
-fn multiplying_pickles() -> Vec<(&'static str, Vec<u8>)> {
+fn multiplying_pickles() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let doubled: Vec<u8> = (0..40).flat_map(|_| *b"q\0]h\0ah\0a").collect();
     // A name of a thousand letters, created repeatedly from two strings.
     let names = [pickle::text(&"m".repeat(500)), b"q\0".to_vec(), pickle::text(&"n".repeat(500)), b"q\x01".to_vec()];
@@ -217,19 +217,24 @@ fn multiplying_pickles() -> Vec<(&'static str, Vec<u8>)> {
     let bytes = [pickle::text(&"b".repeat(1 << 20)), pickle::text("latin1"), b"\x86q\0".to_vec()].concat();
     let bytes = [bytes, b"c_codecs\nencode\nh\0R".repeat(100_000)].concat();
     let copies = [b"](".to_vec(), vec![b'N'; 100_000], b"eq\0".to_vec(), b"cbuiltins\ntuple\nh\0\x85R".repeat(10_000)];
+    const MANY: &str = "more than 500000 objects";
     vec![
-        ("a list that doubles forty times", pickle::whole(&[b"N", doubled.as_slice()].concat())),
-        ("long names out of few letters", pickle::whole(&names)),
-        ("tensors out of one view", pickle::whole(&views)),
-        ("bytes out of one text", pickle::whole(&bytes)),
-        ("copies of a list", pickle::whole(&copies.concat())),
-        ("a million lists in each other", pickle::whole(&[vec![b']'; 1 << 20], vec![b'a'; (1 << 20) - 1]].concat())),
-        ("ten million values", pickle::whole(&b"N0".repeat(10 << 20))),
-        ("a million memos", pickle::whole(&[b"N".to_vec(), b"\x94".repeat(2 << 20)].concat())),
-        ("a list in itself", pickle::whole(b"]q\0h\0a")),
-        ("a dictionary in itself", pickle::whole(b"}q\0X\x01\0\0\0wh\0s")),
-        ("text of eight exabytes", b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.".to_vec()),
-        ("an integer of two gigabytes", pickle::whole(b"\x8b\xff\xff\xff\x7f")),
+        ("a list that doubles forty times", pickle::whole(&[b"N", doubled.as_slice()].concat()), MANY),
+        ("long names out of few letters", pickle::whole(&names), MANY),
+        ("tensors out of one view", pickle::whole(&views), MANY),
+        ("bytes out of one text", pickle::whole(&bytes), MANY),
+        ("copies of a list", pickle::whole(&copies.concat()), MANY),
+        (
+            "a million lists in each other",
+            pickle::whole(&[vec![b']'; 1 << 20], vec![b'a'; (1 << 20) - 1]].concat()),
+            MANY,
+        ),
+        ("ten million values", pickle::whole(&b"N0".repeat(10 << 20)), MANY),
+        ("a million memos", pickle::whole(&[b"N".to_vec(), b"\x94".repeat(2 << 20)].concat()), MANY),
+        ("a list in itself", pickle::whole(b"]q\0h\0a"), "in themselves"),
+        ("a dictionary in itself", pickle::whole(b"}q\0X\x01\0\0\0wh\0s"), "in themselves"),
+        ("text of eight exabytes", b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.".to_vec(), "too early"),
+        ("an integer of two gigabytes", pickle::whole(b"\x8b\xff\xff\xff\x7f"), "too early"),
     ]
 }
 
@@ -295,12 +300,14 @@ fn others() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn hostile() -> Vec<(&'static str, Vec<u8>)> {
-    let mut files = lying_archives();
-    files.extend(impossible_tensors().into_iter().map(|(name, pickle)| (name, pth(&pickle))));
-    files.extend(multiplying_pickles().into_iter().map(|(name, pickle)| (name, pth(&pickle))));
-    files.extend(multiplying_pickles().into_iter().map(|(name, pickle)| (name, older(&pickle, 64))));
-    files.extend(others());
+/// All files, each with a word of its error.
+fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let any = |files: Vec<(&'static str, Vec<u8>)>| files.into_iter().map(|(name, bytes)| (name, bytes, ""));
+    let mut files: Vec<_> = any(lying_archives()).chain(any(others())).collect();
+    files.extend(impossible_tensors().into_iter().map(|(name, pickle)| (name, pth(&pickle), "")));
+    for (name, pickle, word) in multiplying_pickles() {
+        files.extend([(name, pth(&pickle), word), (name, older(&pickle, 64), word)]);
+    }
     files
 }
 
@@ -319,12 +326,12 @@ fn hostile_files_are_refused_within_a_memory_limit() {
     let files = hostile();
     assert!(files.len() > 60);
     let before = of_process("VmHWM");
-    for (name, bytes) in &files {
+    for (name, bytes, word) in &files {
         std::fs::write(&path, bytes).unwrap();
         let error = read_within_bounds(&path).expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Data, "{name}: {error}");
         let text = error.to_string();
-        assert!(text.contains("hostile.pth") && text.len() < 1000, "{name}: {text}");
+        assert!(text.contains("hostile.pth") && text.contains(word) && text.len() < 1000, "{name}: {text}");
     }
     let taken = of_process("VmHWM") - before;
     println!("{} files, the largest of {} bytes; {} MiB more at the peak", files.len(), 22 << 20, taken >> 20);

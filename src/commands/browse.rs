@@ -11,11 +11,12 @@ use fnet_common::{Context, Error, Result};
 use fnet_data::{
     Batch, Dataset, ImageMeta, Images, InstanceMask, Loader, Severity, Split, Target, TestOptions, TrainOptions,
 };
-use fnet_evaluate::inference::Outcome;
+use fnet_evaluate::inference::RankResult;
 use fnet_evaluate::paint::{Object, Painter, save};
 use fnet_protocol::cli;
 use fnet_protocol::stop;
 
+use super::stdout::print;
 use super::test::painted_paths;
 
 /// Color of the padding, which the model sees as zeros.
@@ -28,7 +29,7 @@ pub fn browse(
     arguments: &cli::Browse,
     progress: &mut dyn FnMut(usize, usize),
     say: &mut dyn FnMut(&str),
-) -> Result<Outcome<()>> {
+) -> Result<RankResult<()>> {
     let mut config = fnet_data::load_config(&arguments.config, &arguments.set)?.config;
     // One image per batch, so that each has its own padding.
     config.data.samples_per_gpu = 1;
@@ -50,7 +51,7 @@ pub fn browse(
     let (mut drawn, mut objects) = (0, 0);
     while let Some(batch) = loader.next() {
         if let Some(reason) = stop::requested() {
-            return Ok(Outcome::Stopped(reason));
+            return Ok(RankResult::Stopped(reason));
         }
         let batch = batch?;
         let (Some(meta), Some(target)) = (batch.metas.first(), batch.targets.first()) else { continue };
@@ -68,14 +69,14 @@ pub fn browse(
     for skipped in loader.take_skipped() {
         say(&format!("skipped: {} (image {}): {}", skipped.file, skipped.image_id, skipped.reason));
     }
-    super::print(&format!(
+    print(&format!(
         "{drawn} of the {} of data.{} with {} are in {}",
         count(images.len(), "image"),
         split.name(),
         count(objects, "object"),
         arguments.out.display()
     ))?;
-    Ok(Outcome::Here(()))
+    Ok(RankResult::Here(()))
 }
 
 /// The transform of an image: `640x427 resized to 1199x800, mirrored: cat.jpg`; sizes are width x height. The augmentations of

@@ -239,7 +239,7 @@ mod tests {
         }
     }
 
-    /// Half of the reference's schedule: the report says that this is another one.
+    /// Half of MMDetection's schedule: the report says that this is another one.
     #[test]
     fn a_policy_over_a_part_of_the_training_and_a_second_one_are_reported() {
         for (schedulers, words) in [

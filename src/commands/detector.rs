@@ -7,14 +7,14 @@ use tch::Device;
 use fnet_checkpoint::{Need, TrainedFile};
 use fnet_common::{Error, Result};
 use fnet_config::{Config, Tta};
-use fnet_evaluate::inference::Ranks;
+use fnet_distributed::Communicator;
 use fnet_model::{MaskRcnn, Parameters};
 use fnet_protocol::cli;
 
 /// Where a command runs and how it reports progress.
 pub struct Host<'a> {
     /// The ranks of the job.
-    pub ranks: &'a dyn Ranks,
+    pub ranks: &'a Communicator,
     /// Device of this rank.
     pub device: Device,
     /// Called after every image with the number of images that this rank has finished, and that of the whole job.

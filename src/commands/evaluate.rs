@@ -108,13 +108,13 @@ fn text(differences: &[(Metric, Difference)], images: usize, resampling: Resampl
     )];
     for (kind, difference) in differences {
         let ([first, second], [low, high]) = (difference.values, difference.interval);
-        let verdict = match (difference.is_significant(), second > first) {
+        let conclusion = match (difference.is_significant(), second > first) {
             (false, _) => "no significant difference",
             (true, true) => "the second is better",
             (true, false) => "the first is better",
         };
         let change = second - first;
-        lines.push(format!("{:<5}{change:>+8.3}   [{low:+.3}, {high:+.3}]   {verdict}", kind.prefix()));
+        lines.push(format!("{:<5}{change:>+8.3}   [{low:+.3}, {high:+.3}]   {conclusion}", kind.prefix()));
     }
     lines
 }

@@ -10,15 +10,15 @@ mod evaluate;
 mod export;
 mod predict;
 mod report;
+mod stdout;
 mod test;
 
-use std::io::Write;
-
 use detector::Host;
+use stdout::print;
 
 use fnet_common::{Error, Result};
 use fnet_distributed::Communicator;
-use fnet_evaluate::inference::Outcome;
+use fnet_evaluate::inference::RankResult;
 use fnet_protocol::cli::{BenchmarkCommand, Flops, PrintConfig, Shape, WorkerCommand};
 use fnet_protocol::client::Client;
 use fnet_protocol::exit;
@@ -101,10 +101,10 @@ fn progress_of(phase: Phase, done: usize, total: usize) -> Progress {
     Progress { phase, step: done as u64, total_steps: total as u64, ..Progress::default() }
 }
 
-fn exit_code<T>(outcome: Outcome<T>) -> i32 {
-    match outcome {
-        Outcome::Stopped(reason) => reason.exit_code(),
-        Outcome::Here(_) | Outcome::Elsewhere => exit::SUCCESS,
+fn exit_code<T>(result: RankResult<T>) -> i32 {
+    match result {
+        RankResult::Stopped(reason) => reason.exit_code(),
+        RankResult::Here(_) | RankResult::Elsewhere => exit::SUCCESS,
     }
 }
 
@@ -130,14 +130,4 @@ fn print_config(arguments: &PrintConfig) -> Result<i32> {
         return print(fnet_train::schedule_table(&resolved.config, arguments.world_size)?.trim_end());
     }
     print(resolved.to_annotated_toml()?.trim_end())
-}
-
-/// Writes to stdout. A closed pipe is not an error.
-fn print(text: &str) -> Result<i32> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::environment(format!("writing to stdout: {error}")))
-        }
-        _ => Ok(exit::SUCCESS),
-    }
 }

@@ -8,18 +8,19 @@ use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
 use fnet_data::{Dataset, Severity, agreement, check_before_job, check_classes, load_image};
-use fnet_evaluate::inference::{Done, Found, Outcome, detect_all, evaluate};
+use fnet_evaluate::inference::{Done, Found, RankResult, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Painter, objects, painted_path, save, unused};
 use fnet_evaluate::results::{ImageResult, WrittenIds, write_files};
 use fnet_protocol::cli;
 
 use super::detector::{Host, Wanted, load};
+use super::stdout::print;
 
 /// Evaluates a checkpoint. Rank 0 returns the metrics; `None` with `--format-only`.
 /// Errors: if the checkpoint, the config or the data is wrong, a file cannot be written, a rank is lost, or memory runs
 /// out.
-pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<Outcome<Option<Metrics>>> {
+pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<RankResult<Option<Metrics>>> {
     let mut trained = load(&Wanted::of_test(arguments), host)?;
     if arguments.fuse_conv_bn {
         trained.model.fuse_conv_bn()?;
@@ -85,7 +86,7 @@ fn finish(
     if arguments.out.is_some() || arguments.format_only {
         let ids = WrittenIds::of(dataset);
         for path in write_files(&found.results, &ids, &results_prefix(arguments), dataset.has_masks())? {
-            super::print(&format!("detections written to {}", path.display()))?;
+            print(&format!("detections written to {}", path.display()))?;
         }
         if dataset.is_renumbered() {
             (host.say)(&format!(
@@ -95,13 +96,13 @@ fn finish(
         }
     }
     if let Some(folder) = &arguments.show_dir {
-        super::print(&format!("images with detections are in {}", folder.display()))?;
+        print(&format!("images with detections are in {}", folder.display()))?;
     }
     metrics.map_or(Ok(()), |metrics| report(metrics, arguments.metrics.as_deref()))
 }
 
 fn report(metrics: &Metrics, file: Option<&Path>) -> Result<()> {
-    super::print(&metrics.table())?;
+    print(&metrics.table())?;
     let Some(path) = file else { return Ok(()) };
     let text = serde_json::to_string_pretty(&metrics.to_json())
         .map_err(|error| Error::bug(format!("metrics as JSON: {error}")))?;

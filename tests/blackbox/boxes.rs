@@ -94,7 +94,7 @@ fn weights_go_from_masks_to_boxes_and_back_and_a_training_is_not_continued_acros
     let ended = scene.one(&format!("{job} model.mask=false --work-dir boxes --load-from masks/latest.ckpt"));
     ended.expect(0, &["the file's mask head is left out", "new: 0"]);
     let ended = scene.one(&format!("{job} train.seed=7 --work-dir back --load-from boxes/latest.ckpt"));
-    ended.expect(0, &["the mask head starts anew", "unused: 0"]);
+    ended.expect(0, &["the mask head is re-initialized", "unused: 0"]);
     let [masks, boxes, back] = ["masks", "boxes", "back"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     for name in ["model.roi_head.bbox_head.fc_cls.weight", "model.neck.fpn_convs.0.conv.weight"] {
         assert!(masks[name] == boxes[name] && boxes[name] == back[name], "{name}");
@@ -177,7 +177,7 @@ fn a_detector_for_other_classes_keeps_the_rows_of_equal_names() {
     );
     ended.expect(0, &[&kept, "new: 0; unused: 0"]);
     let (ended, anew) = run("anew", "");
-    ended.expect(0, &["the class layers start anew, for 5 classes in place of 8", "--match-classes"]);
+    ended.expect(0, &["the class layers are re-initialized, for 5 classes in place of 8", "--match-classes"]);
     let first = tensors(&scene.path("first/latest.ckpt"));
     for (layer, rows, background) in
         [("bbox_head.fc_cls", 1, true), ("bbox_head.fc_reg", 4, false), ("mask_head.conv_logits", 1, false)]
@@ -196,7 +196,7 @@ fn a_detector_for_other_classes_keeps_the_rows_of_equal_names() {
             assert_eq!(row(&new, 4), row(&plain, 4), "{name}: the new class starts as without the option");
             // Biases start with zeros, and may stay so.
             let is_other = tensor == "bias" || row(&plain, 0) != row(&old, 1);
-            assert!(is_other, "{name}: without the option, rows start anew");
+            assert!(is_other, "{name}: without the option, rows are re-initialized");
         }
     }
     let name = "model.roi_head.bbox_head.shared_fcs.0.weight";

@@ -294,7 +294,7 @@ fn allow_partial_loads_matching_weights() {
     let job = "train cfg.toml --no-validate --allow-partial --set train.epochs=1 optimizer.lr=0.0";
     // Other classes need no --allow-partial.
     let ended = scene.one(&format!("{} --load-from=five.pth --work-dir five", job.replace("--allow-partial ", "")));
-    ended.expect(0, &["the class layers start anew, for 8 classes in place of 5"]);
+    ended.expect(0, &["the class layers are re-initialized, for 8 classes in place of 5"]);
     assert!(ended.stderr.contains("different shape: 6 (first: roi_head.bbox_head.fc_cls.weight"), "{}", ended.stderr);
     let [fnet, five] = ["fnet", "five"].map(|name| tensors(&scene.path(name).join("latest.ckpt")));
     let equal = |name: &str| fnet[name] == five[name];

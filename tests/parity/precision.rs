@@ -12,7 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 use fnet_config::{self as config, Amp, Metric};
 use fnet_data::{Dataset, Split};
-use fnet_evaluate::inference::{Alone, Outcome, evaluate};
+use fnet_distributed::Communicator;
+use fnet_evaluate::inference::{RankResult, evaluate};
 use fnet_model::layers::Statistics;
 use fnet_model::{Losses, MaskRcnn, Parameters};
 
@@ -292,8 +293,9 @@ fn average_precision(amp: &str) -> Option<[f64; 2]> {
     load_all(&weights, &parameters);
     let dataset = Arc::new(Dataset::open(&config.data, Split::Val).unwrap());
     let kinds = [Metric::Bbox, Metric::Segm];
-    let outcome = evaluate(&model, &dataset, &config, &kinds, &Alone, &mut |_| Ok(())).unwrap();
-    let Outcome::Here(evaluation) = outcome else { panic!("a single rank has no result") };
+    let outcome =
+        evaluate(&model, &dataset, &config, &kinds, &Communicator::alone(Device::Cpu), &mut |_| Ok(())).unwrap();
+    let RankResult::Here(evaluation) = outcome else { panic!("a single rank has no result") };
     let named = evaluation.metrics.named();
     Some(["bbox_mAP", "segm_mAP"].map(|name| named[name]))
 }

@@ -50,8 +50,8 @@ impl Weights {
         self.load("", self.iter().collect(), parameters, need, None)
     }
 
-    /// Loads a detector's weights to start a training, perhaps of other classes: the layers with rows for each class then start
-    /// anew, except for rows that `classes` match. A mask head that only one of the two has is no error.
+    /// Loads a detector's weights to start a training, perhaps of other classes: the layers with rows for each class are then
+    /// re-initialized, except for rows that `classes` match. A mask head that only one of the two has is no error.
     /// Errors: as [`Weights::load_detector`]; a data error if classes should be matched and the file does not name
     /// them.
     pub fn load_to_train(&self, parameters: &Parameters, need: Need, classes: Classes<'_>) -> Result<Summary> {
@@ -240,7 +240,7 @@ impl fmt::Display for Summary {
         }
         const MASK_HEAD: &str = "roi_head.mask_head.conv_logits.weight";
         if report.missing.iter().any(|name| name == MASK_HEAD) {
-            f.write_str("; the mask head starts anew")?;
+            f.write_str("; the mask head is re-initialized")?;
         }
         if report.unexpected.iter().any(|name| name == MASK_HEAD) {
             f.write_str("; the file's mask head is left out, because model.mask is false")?;

@@ -58,14 +58,14 @@ impl<'a> ClassMatch<'a> {
         if named == 0 {
             return Err(Error::data(
                 "the file does not name its classes, so they cannot be matched: checkpoints of fnet do, and .pth files with \
-                 meta.CLASSES, as MMDetection writes them; leave out --match-classes (train.match_classes) to start the class \
-                 layers anew",
+                 meta.CLASSES, as MMDetection writes them; leave out --match-classes (train.match_classes) to \
+                 re-initialize the class layers",
             ));
         }
         if let Some(count) = in_file.filter(|&count| count != named) {
             return Err(Error::data(format!(
                 "the file names {named} classes, but its detector has {count}, so they cannot be matched: leave out \
-                 --match-classes (train.match_classes) to start the class layers anew"
+                 --match-classes (train.match_classes) to re-initialize the class layers"
             )));
         }
         let mut free: Vec<Option<&String>> = classes.file.iter().map(Some).collect();
@@ -116,7 +116,7 @@ impl std::fmt::Display for ClassMatch<'_> {
 pub(super) fn unmatched(classes: &Classes<'_>, counts: Option<(i64, i64)>) -> Option<String> {
     if let Some((file, model)) = counts {
         return Some(format!(
-            "the class layers start anew, for {model} classes in place of {file}; --match-classes keeps classes of the same name"
+            "the class layers are re-initialized, for {model} classes in place of {file}; --match-classes keeps classes of the same name"
         ));
     }
     let mut pairs = classes.file.iter().zip(classes.model).enumerate();

@@ -41,10 +41,12 @@ pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
 
 pub(super) fn read(file: &Arc<File>) -> Result<Value> {
     let mut start = Vec::new();
+    let unreadable = |error| Error::data(format!("cannot read the file: {error}"));
     file.as_ref().take(8).read_to_end(&mut start).map_err(unreadable)?;
+    let len = file.metadata().map_err(unreadable)?.len();
     match start.as_slice() {
-        [b'P', b'K', ..] => archive::read(file),
-        [0x80, 2..=5, ..] => legacy::read(file),
+        [b'P', b'K', ..] => archive::read(file, len),
+        [0x80, 2..=5, ..] => legacy::read(file, len),
         [] => Err(Error::data("the file is empty: copy or download it again")),
         _ => Err(Error::data(
             "not a PyTorch file: neither a zip archive nor a pickle. Expected a file of torch.save (.pth, .pt)",
@@ -81,14 +83,6 @@ pub(super) fn state_of(value: &Value) -> Result<(Format, IndexMap<String, Arc<La
         )));
     }
     Ok((format, tensors))
-}
-
-fn length(file: &File) -> Result<u64> {
-    file.metadata().map(|metadata| metadata.len()).map_err(unreadable)
-}
-
-fn unreadable(error: std::io::Error) -> Error {
-    Error::data(format!("cannot read the file: {error}"))
 }
 
 #[cfg(test)]

@@ -1,53 +1,29 @@
 //! Checks of a whole config: first each field against its schema, then combinations of fields.
 
-use std::fmt;
-
 use crate::Result;
 use fnet_protocol::hints;
 use fnet_protocol::message::Failure;
 
 use super::fields::Expected;
+use super::problem::{Problem, Problems};
 use super::tree::{self, Origin};
-use super::{Config, Resolved, fields, load};
-
-/// An error in a config.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Problem {
-    /// Dotted path of the field.
-    pub field: String,
-    /// Its value, as TOML.
-    pub value: String,
-    /// What was expected.
-    pub expected: String,
-    /// What to do. Empty if `expected` already says it.
-    pub remedy: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {}; expected {}", self.field, self.value, self.expected)?;
-        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
-    }
-}
+use super::{Config, Resolved, fields};
 
 impl Problem {
     /// A value that does not match the schema of its field.
     pub(super) fn unfit(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Self {
         let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let other = hints::of_word(field, &word).map(|word| format!("use \"{word}\""));
-        let likeness = |word: &str| strsim::jaro_winkler(word, value.as_str().unwrap_or_default());
         let words = fields::choices(schema).into_iter().map(|(word, _)| word);
-        let nearest = words.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|word| likeness(word) >= 0.75);
+        let nearest = fields::most_similar(words, value.as_str().unwrap_or_default(), 0.75);
         Self {
             field: field.into(),
-            value: load::shown(value),
+            value: fields::shown(value),
             expected: fields::expectation(schema),
             remedy: other.or_else(|| nearest.map(|word| format!("did you mean \"{word}\"?"))).unwrap_or_default(),
         }
     }
-}
 
-impl Problem {
     /// The problems of a value that does not match the schema of its field; in a list of tables, one for each entry that
     /// is wrong.
     pub(super) fn all_of(field: &str, value: &toml::Value, schema: &serde_json::Value) -> Vec<Self> {
@@ -60,12 +36,10 @@ impl Problem {
             match misfit.expected {
                 Expected::Schema(schema) => Self::unfit(&path, &misfit.value, schema),
                 Expected::Words { what, words, found } => {
-                    let likeness = |word: &str| strsim::jaro_winkler(word, &found);
-                    let nearest = words.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-                    let nearest = nearest.filter(|word| likeness(word) >= 0.75);
+                    let nearest = fields::most_similar(&words, &found, 0.75);
                     Self {
                         field: path,
-                        value: load::shown(&misfit.value),
+                        value: fields::shown(&misfit.value),
                         expected: format!("{what} \"{}\"", words.join("\", \"")),
                         remedy: nearest.map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default(),
                     }
@@ -73,24 +47,6 @@ impl Problem {
             }
         };
         fields::misfits(items, &kinds).into_iter().map(problem).collect()
-    }
-}
-
-/// Collects the errors that the structs of the schema report.
-#[derive(Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
-
-impl Problems {
-    /// Reports an error in `field` unless `holds`.
-    pub fn require(&mut self, holds: bool, field: &str, value: impl fmt::Debug, expected: &str, remedy: &str) {
-        if !holds {
-            self.0.push(Problem {
-                field: field.into(),
-                value: format!("{value:?}"),
-                expected: expected.into(),
-                remedy: remedy.into(),
-            });
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::Result;
 use fnet_protocol::message::Failure;
 use fnet_protocol::text;
 
-use super::tree::{Node, Origin, Table, Value, insert};
+use super::tree::{Origin, Table, Value, find, insert};
 
 /// Reads the class names of an annotation file.
 pub type ReadClasses<'r> = &'r dyn Fn(&Path) -> Result<Vec<String>>;
@@ -52,15 +52,4 @@ pub(super) fn resolve(all: &mut Table, read_classes: ReadClasses<'_>, needs_clas
     let names = names.into_iter().map(toml::Value::String).collect();
     insert(all, CLASSES, Value::Leaf(toml::Value::Array(names)), &origin);
     Ok(true)
-}
-
-/// The value at a dotted path.
-pub(super) fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
-    let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
-    let Node { value, origin } = table.get(head)?;
-    match (value, rest) {
-        (Value::Leaf(leaf), None) => Some((leaf, origin)),
-        (Value::Table(inner), Some(rest)) => find(inner, rest),
-        _ => None,
-    }
 }

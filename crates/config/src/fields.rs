@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use indexmap::IndexMap;
+use schemars::generate::SchemaSettings;
 use serde_json::Value as Json;
 
 use super::tree::join;
@@ -13,7 +14,7 @@ use super::{Config, Interval};
 pub(super) struct Field {
     /// The doc comment of the struct's field.
     pub description: String,
-    /// The JSON schema of a value, with references resolved. `None` for a section.
+    /// The JSON schema of a value. `None` for a section.
     pub schema: Option<Json>,
     /// Whether a list of tables may stand in place of the section.
     pub several: bool,
@@ -31,58 +32,27 @@ impl Field {
 pub(super) fn all() -> &'static IndexMap<String, Field> {
     static FIELDS: OnceLock<IndexMap<String, Field>> = OnceLock::new();
     FIELDS.get_or_init(|| {
-        let root = schemars::schema_for!(Config).to_value();
-        let definitions = root.get("$defs").cloned().unwrap_or_default();
+        let settings = SchemaSettings::default().with(|settings| settings.inline_subschemas = true);
+        let root = settings.into_generator().into_root_schema_for::<Config>().to_value();
         let mut fields = IndexMap::new();
-        collect(&root, &definitions, "", &mut fields);
+        collect(&root, "", &mut fields);
         fields
     })
 }
 
-fn collect(section: &Json, definitions: &Json, prefix: &str, out: &mut IndexMap<String, Field>) {
+fn collect(section: &Json, prefix: &str, out: &mut IndexMap<String, Field>) {
     let Some(properties) = section.get("properties").and_then(Json::as_object) else { return };
     for (name, property) in properties {
         let path = join(prefix, name);
-        let schema = inlined(property, definitions);
-        let description = property.get("description").or_else(|| schema.get("description"));
-        let description = description.and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
-        if schema.get("properties").is_some() {
+        let description = property.get("description").and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
+        if property.get("properties").is_some() {
             let several = property.get("several").is_some();
             out.insert(path.clone(), Field { description, schema: None, several });
-            collect(&schema, definitions, &path, out);
+            collect(property, &path, out);
         } else {
-            out.insert(path, Field { description, schema: Some(schema), several: false });
+            out.insert(path, Field { description, schema: Some(property.clone()), several: false });
         }
     }
-}
-
-/// The schema with references resolved. Keys next to a reference take precedence.
-fn inlined(schema: &Json, definitions: &Json) -> Json {
-    let Some(object) = schema.as_object() else { return schema.clone() };
-    let target = object.get("$ref").and_then(Json::as_str).and_then(|name| name.rsplit('/').next());
-    let mut out = match target.and_then(|name| definitions.get(name)) {
-        Some(definition) => inlined(definition, definitions).as_object().cloned().unwrap_or_default(),
-        None => serde_json::Map::new(),
-    };
-    for (key, value) in object {
-        match key.as_str() {
-            "$ref" => {}
-            "items" | "additionalProperties" => drop(out.insert(key.clone(), inlined(value, definitions))),
-            "oneOf" => {
-                let variants = value.as_array().into_iter().flatten().map(|variant| inlined(variant, definitions));
-                out.insert(key.clone(), Json::Array(variants.collect()));
-            }
-            // The fields of a variant of an enum stand in its definition, its tag beside the reference.
-            "properties" => {
-                let mut all = out.get(key).and_then(Json::as_object).cloned().unwrap_or_default();
-                let own = value.as_object().into_iter().flatten();
-                all.extend(own.map(|(name, property)| (name.clone(), inlined(property, definitions))));
-                out.insert(key.clone(), Json::Object(all));
-            }
-            _ => drop(out.insert(key.clone(), value.clone())),
-        }
-    }
-    Json::Object(out)
 }
 
 /// The values that an enum allows, with their meanings. Empty for other types.
@@ -288,6 +258,12 @@ fn in_range(number: f64, schema: &Json) -> bool {
         && holds("exclusiveMaximum", |a, b| a < b)
 }
 
+/// A value as errors show it, truncated if long.
+pub(super) fn shown(value: &toml::Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 80 { text } else { format!("{}...", text.chars().take(80).collect::<String>()) }
+}
+
 /// The known path that is most similar to an unknown one.
 ///
 /// Looks first for a similar name in the same section, then for the same name in other sections, and for a path that is
@@ -305,17 +281,16 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
         return Some(path);
     }
     let elsewhere = all().keys().find(|path| last(path) == name);
-    let whole = |path: &&String| strsim::jaro_winkler(path, unknown);
     elsewhere
         .or(sibling.filter(|path| by_spelling(path) >= 0.7))
-        .or_else(|| {
-            if all().contains_key(section) {
-                return None;
-            }
-            let best = all().keys().max_by(|a, b| whole(a).total_cmp(&whole(b)));
-            best.filter(|path| whole(path) >= 0.85)
-        })
+        .or_else(|| if all().contains_key(section) { None } else { most_similar(all().keys(), unknown, 0.85) })
         .map(String::as_str)
+}
+
+/// The one of `words` that is most similar to `word`, if it is at least this similar.
+pub(super) fn most_similar<T: AsRef<str>>(words: impl IntoIterator<Item = T>, word: &str, least: f64) -> Option<T> {
+    let likeness = |other: &T| strsim::jaro_winkler(other.as_ref(), word);
+    words.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|best| likeness(best) >= least)
 }
 
 /// The names of the direct fields of a section.

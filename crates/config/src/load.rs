@@ -11,9 +11,8 @@ use fnet_protocol::env::DATA_ROOT;
 use fnet_protocol::message::Failure;
 use fnet_protocol::{file_kind, hints};
 
-use super::check::Problem;
 use super::classes::{self, ReadClasses};
-use super::locate::{folders_above, locate};
+use super::problem::Problem;
 use super::tree::{self, Node, Origin, Table, Value};
 use super::{Config, Resolved, fields};
 
@@ -23,6 +22,9 @@ const REPLACED: [&str; 3] = ["data.pipeline.scales", "data.pipeline.scale_mode",
 
 /// Short field names, as in MMDetection.
 const ALIASES: [(&str, &str); 1] = [("model.pretrained", "model.backbone.pretrained")];
+
+/// Fields with the path of something that must exist.
+const PATHS: [&str; 2] = ["data.root", "model.backbone.pretrained"];
 
 /// The name of `train.amp` in configs of older checkpoints, where "off" was "fp32".
 const FORMER_AMP: &str = "train.precision";
@@ -118,10 +120,33 @@ fn resolve(
     Ok(resolved)
 }
 
+/// The folder of a file and those above it, in this order.
+pub fn folders_above(file: &Path) -> Vec<PathBuf> {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    file.ancestors().skip(1).map(Path::to_owned).collect()
+}
+
+/// Completes relative paths of files and folders that are not in the current folder but in one of `folders`: the first one
+/// counts. What the environment or an override says stays as it is.
+fn locate(all: &mut Table, folders: &[PathBuf]) {
+    for field in PATHS {
+        let Some((toml::Value::String(path), origin)) = tree::find(all, field) else { continue };
+        let is_of_config = matches!(origin, Origin::Default | Origin::File { .. });
+        if !is_of_config || path.is_empty() || Path::new(path).exists() {
+            continue;
+        }
+        let found = folders.iter().map(|folder| folder.join(path)).find(|path| path.exists());
+        if let Some(found) = found.as_deref().and_then(Path::to_str) {
+            let (value, origin) = (Value::Leaf(toml::Value::String(found.to_owned())), origin.clone());
+            tree::insert(all, field, value, &origin);
+        }
+    }
+}
+
 /// A model without masks is evaluated with boxes, unless a config says something else.
 fn default_metrics(all: &mut Table) {
     const METRICS: &str = "evaluation.metrics";
-    let origin = match (classes::find(all, "model.mask"), classes::find(all, METRICS)) {
+    let origin = match (tree::find(all, "model.mask"), tree::find(all, METRICS)) {
         (Some((toml::Value::Boolean(false), origin)), Some((_, Origin::Default))) => origin.clone(),
         _ => return,
     };
@@ -182,11 +207,9 @@ fn take_bases(table: &mut Table) -> Result<Vec<(String, Origin)>> {
 fn similar_file(path: &Path) -> String {
     let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return String::new() };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let likeness = |other: &str| strsim::jaro_winkler(other, &name);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let best = names.filter(|other| other.ends_with(".toml")).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match best.filter(|other| likeness(other) >= 0.8) {
+    match fields::most_similar(names.filter(|other| other.ends_with(".toml")), &name, 0.8) {
         Some(other) => format!("; did you mean {}?", path.with_file_name(other).display()),
         None => String::new(),
     }
@@ -293,7 +316,7 @@ fn check_table(table: &Table, prefix: &str, problems: &mut Vec<String>) {
                 }),
                 None => {
                     let list = if field.is_some_and(|field| field.several) { ", or a list of such tables" } else { "" };
-                    problems.push(format!("{at}: {path} is {}; expected a table of fields{list}", shown(leaf)));
+                    problems.push(format!("{at}: {path} is {}; expected a table of fields{list}", fields::shown(leaf)));
                 }
             },
             (Some(Some(schema)), Value::Table(entries)) => match fields::entry_fields(schema) {
@@ -352,12 +375,6 @@ fn suggestion(path: &str, section: &str) -> String {
         None if section.is_empty() => format!("the sections are {}", fields::names_in("").join(", ")),
         None => format!("the fields of `{section}` are {}", fields::names_in(section).join(", ")),
     }
-}
-
-/// A value as errors show it, truncated if long.
-pub(super) fn shown(value: &toml::Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 80 { text } else { format!("{}...", text.chars().take(80).collect::<String>()) }
 }
 
 #[cfg(test)]

@@ -83,6 +83,17 @@ pub(super) fn insert(table: &mut Table, path: &str, value: Value, origin: &Origi
     }
 }
 
+/// The value at a dotted path.
+pub(super) fn find<'t>(table: &'t Table, path: &str) -> Option<(&'t toml::Value, &'t Origin)> {
+    let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+    let Node { value, origin } = table.get(head)?;
+    match (value, rest) {
+        (Value::Leaf(leaf), None) => Some((leaf, origin)),
+        (Value::Table(inner), Some(rest)) => find(inner, rest),
+        _ => None,
+    }
+}
+
 /// Parses a TOML document. Errors and origins refer to it as `file`.
 pub(super) fn parse(text: &str, file: &str) -> Result<Table> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);

@@ -7,7 +7,7 @@ use toml::Value as Toml;
 
 use crate::path::{Found, find, type_of};
 use crate::python::shortened;
-use crate::table::{ALIASES, Convert, READ, Rule, TABLE};
+use crate::table::{ALIASES, Convert, Rule, TABLE};
 use crate::value::{Dict, Item, SourceLocation, Value};
 
 /// A field that was carried over.
@@ -39,8 +39,8 @@ pub struct Mapped {
 /// Maps the values of a config.
 pub fn map(values: &Dict) -> Mapped {
     let mut mapper = Mapper { root: root(values), done: HashSet::new(), out: Mapped::default() };
-    for (pattern, rule) in TABLE {
-        mapper.apply(pattern, rule);
+    for (patterns, rule) in TABLE {
+        patterns.split(' ').for_each(|pattern| mapper.apply(pattern, rule));
     }
     mapper.report_rest();
     mapper.out
@@ -244,9 +244,13 @@ impl Mapper {
 
     /// Reports what no row has taken.
     fn report_rest(&mut self) {
+        let patterns = TABLE.iter().flat_map(|(patterns, _)| patterns.split(' ')).flat_map(expanded);
+        // Other variables only help to build these.
+        let read: HashSet<String> =
+            patterns.filter_map(|pattern| pattern.split(['.', '[']).next().map(str::to_owned)).collect();
         for found in self.root.children() {
             let name = found.path.first().cloned().unwrap_or_default();
-            if READ.contains(&name.as_str()) {
+            if read.contains(&name) {
                 self.report_leaves(&found);
             } else if !self.done.contains(&found.path) {
                 self.out.variables.push(name);

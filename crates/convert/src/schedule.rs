@@ -5,16 +5,12 @@
 
 use toml::Value as Toml;
 
-use fnet_config::Config;
-
-use crate::map::{Mapped, first};
-use crate::table::fields;
-use crate::value::{Dict, Value};
+use crate::value::{Value, fields};
 
 /// Schedulers that become a policy, in the order in which the rows of the table take them.
-const POLICIES: [&str; 4] = ["MultiStepLR", "StepLR", "CosineAnnealingLR", "PolyLR"];
+pub const POLICIES: [&str; 4] = ["MultiStepLR", "StepLR", "CosineAnnealingLR", "PolyLR"];
 /// Where a policy begins and how long it lasts, and whether both are epochs. No fields of fnet.
-const SPAN: [&str; 3] = ["=schedule.begin", "=schedule.length", "=schedule.in_epochs"];
+pub const SPAN: [&str; 3] = ["=schedule.begin", "=schedule.length", "=schedule.in_epochs"];
 
 type Converted = Result<Toml, &'static str>;
 
@@ -174,59 +170,5 @@ fn number(value: &Value, key: &str, default: f64) -> Result<f64, &'static str> {
     match value.get(key).map(|item| item.value) {
         None | Some(Value::None) => Ok(default),
         Some(value) => value.as_number().ok_or("numbers for factors, gamma, power and eta_min"),
-    }
-}
-
-/// Settles what the policy is where no row found one, and reports what one policy over the whole training cannot do.
-pub fn settle(values: &Dict, mapped: &mut Mapped) {
-    let is_there = |pattern: &str| first(values, pattern).is_some_and(|item| !matches!(item.value, Value::None));
-    let is_known = |pattern: &str| first(values, pattern).is_none_or(|item| !matches!(item.value, Value::Unknown(_)));
-    let source = ["lr_config", "param_scheduler"].into_iter().find(|name| is_there(name) && is_known(name));
-    let Some(source) = source.filter(|_| is_known("lr_config.policy")) else { return };
-    if !mapped.values.contains_key("schedule.policy") {
-        mapped.values.insert("schedule.policy".to_owned(), Toml::String("constant".to_owned()));
-        mapped.assumed.push(format!("schedule.policy = \"constant\": {source} has no policy that fnet has"));
-    }
-    if source == "param_scheduler" && !mapped.values.contains_key("schedule.warmup_iters") {
-        mapped.values.insert("schedule.warmup_iters".to_owned(), Toml::Integer(0));
-        mapped.assumed.push("schedule.warmup_iters = 0: param_scheduler has no warm-up that fnet has".to_owned());
-    }
-    let policies: Vec<&str> =
-        POLICIES.into_iter().filter(|kind| is_there(&format!("param_scheduler[{kind}]"))).collect();
-    if let [first, rest @ ..] = &policies[..] {
-        for kind in rest {
-            mapped.without.push(format!("param_scheduler[{kind}]: there is one policy, which is that of {first}"));
-        }
-        if !rest.is_empty() && first.contains("Step") {
-            for name in SPAN.iter().chain(&["schedule.min_lr", "schedule.min_lr_ratio", "schedule.power"]) {
-                mapped.values.shift_remove(*name);
-            }
-        }
-    }
-    let [begin, length, in_epochs] = SPAN.map(|name| mapped.values.shift_remove(name));
-    let (Some(begin), Some(length)) = (begin.and_then(|it| it.as_integer()), length.and_then(|it| it.as_integer()))
-    else {
-        return;
-    };
-    let (end, kind) = (begin + length, policies.first().copied().unwrap_or_default());
-    if kind == "PolyLR" && mapped.values.get("schedule.by_epoch").and_then(Toml::as_bool) == Some(true) {
-        mapped.without.push(
-            "param_scheduler[PolyLR] has its eta_min in the last epoch: schedule.min_lr is that of the end of the last epoch"
-                .to_owned(),
-        );
-    }
-    if in_epochs.and_then(|it| it.as_bool()) == Some(true) {
-        let epochs = mapped.values.get("train.epochs").and_then(Toml::as_integer);
-        let epochs = epochs.unwrap_or(Config::default().train.epochs as i64);
-        if (begin, end) != (0, epochs) {
-            mapped.without.push(format!(
-                "param_scheduler[{kind}] from {begin} to {end} epochs: the policy lasts from the start to the end of the \
-                 training, {epochs} epochs"
-            ));
-        }
-    } else {
-        mapped.without.push(format!(
-            "param_scheduler[{kind}] from {begin} to {end} steps: the policy lasts from the start to the end of the training"
-        ));
     }
 }

@@ -8,7 +8,7 @@ use fnet_config::Config;
 use crate::map::{Mapped, first};
 use crate::path::type_of;
 use crate::pipeline;
-use crate::schedule;
+use crate::schedule::{POLICIES, SPAN};
 use crate::training_sets;
 use crate::value::{Dict, Value};
 
@@ -65,7 +65,7 @@ pub fn settle(values: &Dict, mapped: &mut Mapped) {
     folders(mapped);
     classes(mapped);
     pipeline::settle(values, mapped);
-    schedule::settle(values, mapped);
+    schedule(values, mapped);
     steps(mapped);
     best(mapped);
     early_stop(values, mapped);
@@ -202,6 +202,60 @@ fn classes(mapped: &mut Mapped) {
         let given = if given { format!("; the config has num_classes = {count}") } else { String::new() };
         mapped.assumed.push(format!("model.num_classes = {names}, the number of data.classes{given}"));
         set(mapped, "model.num_classes", names);
+    }
+}
+
+/// Settles what the policy is where no row found one, and reports what one policy over the whole training cannot do.
+fn schedule(values: &Dict, mapped: &mut Mapped) {
+    let is_there = |pattern: &str| first(values, pattern).is_some_and(|item| !matches!(item.value, Value::None));
+    let is_known = |pattern: &str| first(values, pattern).is_none_or(|item| !matches!(item.value, Value::Unknown(_)));
+    let source = ["lr_config", "param_scheduler"].into_iter().find(|name| is_there(name) && is_known(name));
+    let Some(source) = source.filter(|_| is_known("lr_config.policy")) else { return };
+    if !mapped.values.contains_key("schedule.policy") {
+        mapped.values.insert("schedule.policy".to_owned(), Toml::String("constant".to_owned()));
+        mapped.assumed.push(format!("schedule.policy = \"constant\": {source} has no policy that fnet has"));
+    }
+    if source == "param_scheduler" && !mapped.values.contains_key("schedule.warmup_iters") {
+        mapped.values.insert("schedule.warmup_iters".to_owned(), Toml::Integer(0));
+        mapped.assumed.push("schedule.warmup_iters = 0: param_scheduler has no warm-up that fnet has".to_owned());
+    }
+    let policies: Vec<&str> =
+        POLICIES.into_iter().filter(|kind| is_there(&format!("param_scheduler[{kind}]"))).collect();
+    if let [first, rest @ ..] = &policies[..] {
+        for kind in rest {
+            mapped.without.push(format!("param_scheduler[{kind}]: there is one policy, which is that of {first}"));
+        }
+        if !rest.is_empty() && first.contains("Step") {
+            for name in SPAN.iter().chain(&["schedule.min_lr", "schedule.min_lr_ratio", "schedule.power"]) {
+                mapped.values.shift_remove(*name);
+            }
+        }
+    }
+    let [begin, length, in_epochs] = SPAN.map(|name| mapped.values.shift_remove(name));
+    let (Some(begin), Some(length)) = (begin.and_then(|it| it.as_integer()), length.and_then(|it| it.as_integer()))
+    else {
+        return;
+    };
+    let (end, kind) = (begin + length, policies.first().copied().unwrap_or_default());
+    if kind == "PolyLR" && mapped.values.get("schedule.by_epoch").and_then(Toml::as_bool) == Some(true) {
+        mapped.without.push(
+            "param_scheduler[PolyLR] has its eta_min in the last epoch: schedule.min_lr is that of the end of the last epoch"
+                .to_owned(),
+        );
+    }
+    if in_epochs.and_then(|it| it.as_bool()) == Some(true) {
+        let epochs = mapped.values.get("train.epochs").and_then(Toml::as_integer);
+        let epochs = epochs.unwrap_or(Config::default().train.epochs as i64);
+        if (begin, end) != (0, epochs) {
+            mapped.without.push(format!(
+                "param_scheduler[{kind}] from {begin} to {end} epochs: the policy lasts from the start to the end of the \
+                 training, {epochs} epochs"
+            ));
+        }
+    } else {
+        mapped.without.push(format!(
+            "param_scheduler[{kind}] from {begin} to {end} steps: the policy lasts from the start to the end of the training"
+        ));
     }
 }
 

@@ -1,9 +1,9 @@
-//! The mapping of MMDetection's fields to fnet's: one row for each field.
+//! The mapping of MMDetection's fields to fnet's.
 
 use toml::Value as Toml;
 
 use crate::schedule;
-use crate::value::{Item, Value};
+use crate::value::{Item, Value, fields};
 
 /// Converts a value; the error says what was expected.
 pub type Convert = fn(&Value) -> Result<Toml, &'static str>;
@@ -41,19 +41,6 @@ pub const ALIASES: [(&str, &[&str]); 9] = [
     ("$testcfg", &["model.test_cfg", "test_cfg"]),
 ];
 
-/// Variables that MMDetection reads. Others only help to build these.
-#[rustfmt::skip]
-pub const READ: [&str; 56] = [
-    "model", "train_cfg", "test_cfg", "val_cfg", "data", "train_dataloader", "val_dataloader", "test_dataloader",
-    "val_evaluator", "test_evaluator", "evaluation", "optimizer", "optimizer_config", "optim_wrapper", "lr_config",
-    "param_scheduler", "momentum_config", "runner", "total_epochs", "checkpoint_config", "log_config",
-    "default_hooks", "custom_hooks", "custom_imports", "fp16", "load_from", "resume_from", "resume", "auto_resume",
-    "auto_scale_lr", "seed", "randomness", "workflow", "dist_params", "log_level", "log_processor",
-    "opencv_num_threads", "mp_start_method", "env_cfg", "default_scope", "visualizer", "vis_backends", "work_dir",
-    "cudnn_benchmark", "find_unused_parameters", "launcher", "gpu_ids", "device", "device_ids", "data_preprocessor",
-    "backend_args", "file_client_args", "tta_model", "tta_pipeline", "deterministic", "cfg_name",
-];
-
 /// Types of data sets that rows of their own tell about, and the one that fnet reads.
 const WRAPPERS: [&str; 5] =
     ["'CocoDataset'", "'RepeatDataset'", "'ClassBalancedDataset'", "'ConcatDataset'", "'MultiImageMixDataset'"];
@@ -69,14 +56,13 @@ const LOADER: &str = "each loader thread decodes and augments; it needs no setti
 const GROUP: &str = "learning rate and weight decay of some parameters follow from optimizer.paramwise alone";
 const STOP: &str = "a job stops early after train.early_stop.patience evaluations without a higher value";
 
-/// One row for each field of MMDetection, in the order in which they are looked for. A row for a dict or list takes what the
-/// rows above it left.
+/// The fields of MMDetection, in the order in which they are looked for, those with the same rule separated by spaces. A row
+/// for a dict or list takes what the rows above it left.
 #[rustfmt::skip] // One line for each row.
 pub const TABLE: &[(&str, Rule)] = &[
     // The detector.
     ("model.type", Follows),
-    ("model.roi_head.bbox_head.num_classes", To("model.num_classes", whole)),
-    ("model.roi_head.mask_head.num_classes", To("model.num_classes", whole)),
+    ("model.roi_head.bbox_head.num_classes model.roi_head.mask_head.num_classes", To("model.num_classes", whole)),
     ("model.backbone.norm_cfg.type", To("model.sync_bn", sync_bn)),
     ("model.backbone[fasternet*].embed_dim", To("model.backbone.embed_dim", whole)),
     ("model.backbone[fasternet*].depths", To("model.backbone.depths", numbers)),
@@ -103,8 +89,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("model.data_preprocessor.pad_size_divisor", To("data.pipeline.size_divisor", whole)),
     ("model.data_preprocessor.pad_size_divisor", Missing("model.data_preprocessor", "data.pipeline.size_divisor", "1")),
     ("model.data_preprocessor.batch_augments", No("images of a batch are not augmented together")),
-    ("model.data_preprocessor", Follows),
-    ("data_preprocessor", Follows),
+    ("model.data_preprocessor data_preprocessor", Follows),
     ("model.neck.out_channels", To("model.neck.out_channels", whole)),
     ("model.neck.num_outs", To("model.neck.num_outs", whole)),
     ("model.neck.type", Always(&["'FPN'"], "the neck is FPN")),
@@ -139,13 +124,11 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("model.roi_head.mask_roi_extractor.type", Always(&["'SingleRoIExtractor'"], "each region is cut from one level")),
     ("model.roi_head.bbox_roi_extractor.featmap_strides", Always(&["[4, 8, 16, 32]"], "regions come from four levels")),
     ("model.roi_head.mask_roi_extractor.featmap_strides", Always(&["[4, 8, 16, 32]"], "regions come from four levels")),
-    ("model.roi_head.bbox_roi_extractor", Follows),
-    ("model.roi_head.mask_roi_extractor", Follows),
+    ("model.roi_head.bbox_roi_extractor model.roi_head.mask_roi_extractor", Follows),
     ("model.roi_head.bbox_head.fc_out_channels", To("model.roi_head.bbox_fc_channels", whole)),
     ("model.roi_head.bbox_head.bbox_coder.target_stds", To("model.roi_head.bbox_target_stds", numbers)),
     ("model.roi_head.bbox_head.type", Always(&["'Shared2FCBBoxHead'"], ONE_HEAD)),
-    ("model.roi_head.bbox_head.in_channels", Follows),
-    ("model.roi_head.bbox_head.roi_feat_size", Follows),
+    ("model.roi_head.bbox_head.in_channels model.roi_head.bbox_head.roi_feat_size", Follows),
     ("model.roi_head.bbox_head.bbox_coder.type", Always(&["'DeltaXYWHBBoxCoder'"], ONE_HEAD)),
     ("model.roi_head.bbox_head.bbox_coder.target_means", Always(&["[0.0, 0.0, 0.0, 0.0]", "[0, 0, 0, 0]"], ONE_HEAD)),
     ("model.roi_head.bbox_head.reg_class_agnostic", Always(&["False"], "each class has its own boxes")),
@@ -183,22 +166,15 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$traincfg.rpn.debug", Follows),
     ("$traincfg.rpn_proposal.nms_pre", To("model.rpn.train_nms_pre", whole)),
     ("$testcfg.rpn.nms_pre", To("model.rpn.nms_pre", whole)),
-    ("$testcfg.rpn.max_per_img", To("model.rpn.max_per_image", whole)),
-    ("$testcfg.rpn.nms_post", To("model.rpn.max_per_image", whole)),
-    ("$traincfg.rpn_proposal.max_per_img", To("model.rpn.max_per_image", whole)),
-    ("$traincfg.rpn_proposal.nms_post", To("model.rpn.max_per_image", whole)),
-    ("$testcfg.rpn.nms.iou_threshold", To("model.rpn.nms_iou", number)),
-    ("$testcfg.rpn.nms_thr", To("model.rpn.nms_iou", number)),
-    ("$traincfg.rpn_proposal.nms.iou_threshold", To("model.rpn.nms_iou", number)),
-    ("$traincfg.rpn_proposal.nms_thr", To("model.rpn.nms_iou", number)),
-    ("$testcfg.rpn.min_bbox_size", To("model.rpn.min_box_size", number)),
-    ("$traincfg.rpn_proposal.min_bbox_size", To("model.rpn.min_box_size", number)),
-    ("$testcfg.rpn.nms.type", Always(&["'nms'"], "overlapping boxes are removed (nms)")),
-    ("$traincfg.rpn_proposal.nms.type", Always(&["'nms'"], "overlapping boxes are removed (nms)")),
+    ("$testcfg.rpn.max_per_img $testcfg.rpn.nms_post", To("model.rpn.max_per_image", whole)),
+    ("$traincfg.rpn_proposal.max_per_img $traincfg.rpn_proposal.nms_post", To("model.rpn.max_per_image", whole)),
+    ("$testcfg.rpn.nms.iou_threshold $testcfg.rpn.nms_thr", To("model.rpn.nms_iou", number)),
+    ("$traincfg.rpn_proposal.nms.iou_threshold $traincfg.rpn_proposal.nms_thr", To("model.rpn.nms_iou", number)),
+    ("$testcfg.rpn.min_bbox_size $traincfg.rpn_proposal.min_bbox_size", To("model.rpn.min_box_size", number)),
+    ("$testcfg.rpn.nms.type $traincfg.rpn_proposal.nms.type", Always(&["'nms'"], "overlapping boxes are removed (nms)")),
     ("$testcfg.rpn.nms_across_levels", Always(&["False"], "each level has its own NMS")),
     ("$traincfg.rpn_proposal.nms_across_levels", Always(&["False"], "each level has its own NMS")),
-    ("$testcfg.rpn.max_num", Follows),
-    ("$traincfg.rpn_proposal.max_num", Follows),
+    ("$testcfg.rpn.max_num $traincfg.rpn_proposal.max_num", Follows),
     ("$traincfg.rcnn.assigner.pos_iou_thr", To("model.roi_head.assigner.positive_iou", number)),
     ("$traincfg.rcnn.assigner.neg_iou_thr", To("model.roi_head.assigner.negative_iou", number)),
     ("$traincfg.rcnn.assigner.min_pos_iou", To("model.roi_head.assigner.min_positive_iou", number)),
@@ -216,8 +192,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$traincfg.rcnn.debug", Follows),
     ("$traincfg.rcnn", No("there is one box head, with the first of these")),
     ("$testcfg.rcnn.score_thr", To("model.roi_head.score_threshold", number)),
-    ("$testcfg.rcnn.nms.iou_threshold", To("model.roi_head.nms_iou", number)),
-    ("$testcfg.rcnn.nms.iou_thr", To("model.roi_head.nms_iou", number)),
+    ("$testcfg.rcnn.nms.iou_threshold $testcfg.rcnn.nms.iou_thr", To("model.roi_head.nms_iou", number)),
     ("$testcfg.rcnn.max_per_img", To("model.roi_head.max_per_image", whole)),
     ("$testcfg.rcnn.mask_thr_binary", To("model.roi_head.mask_threshold", number)),
     ("$testcfg.rcnn.nms.type", Always(&["'nms'"], "overlapping boxes are removed (nms), not weighted down")),
@@ -229,58 +204,35 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.data_root", To("=train.root", text)),
     ("$train.ann_file", To("data.train.ann_file", first_text)),
     ("$train.img_prefix", To("data.train.img_prefix", first_text)),
-    ("$train.data_prefix.img", To("data.train.img_prefix", text)),
-    ("$train.data_prefix.img_path", To("data.train.img_prefix", text)),
+    ("$train.data_prefix.img $train.data_prefix.img_path", To("data.train.img_prefix", text)),
     ("$train.data_prefix", Missing("train_dataloader.dataset.ann_file", "data.train.img_prefix", "\"\"")),
     ("$train.img_prefix", Missing("data.train.ann_file", "data.train.img_prefix", "\"\"")),
     ("$val.data_root", To("=val.root", text)),
     ("$val.ann_file", To("data.val.ann_file", first_text)),
     ("$val.img_prefix", To("data.val.img_prefix", first_text)),
-    ("$val.data_prefix.img", To("data.val.img_prefix", text)),
-    ("$val.data_prefix.img_path", To("data.val.img_prefix", text)),
+    ("$val.data_prefix.img $val.data_prefix.img_path", To("data.val.img_prefix", text)),
     ("$val.data_prefix", Missing("val_dataloader.dataset.ann_file", "data.val.img_prefix", "\"\"")),
     ("$val.img_prefix", Missing("data.val.ann_file", "data.val.img_prefix", "\"\"")),
-    ("$train.classes", To("data.classes", texts)),
-    ("$train.metainfo.classes", To("data.classes", texts)),
-    ("$train.metainfo.CLASSES", To("data.classes", texts)),
-    ("$val.classes", To("data.classes", texts)),
-    ("$val.metainfo.classes", To("data.classes", texts)),
-    ("$val.metainfo.CLASSES", To("data.classes", texts)),
-    ("$train.metainfo", Follows),
-    ("$val.metainfo", Follows),
-    ("$train.filter_empty_gt", To("data.train.filter_empty", flag)),
-    ("$train.filter_cfg.filter_empty_gt", To("data.train.filter_empty", flag)),
+    ("$train.classes $train.metainfo.classes $train.metainfo.CLASSES $val.classes", To("data.classes", texts)),
+    ("$val.metainfo.classes $val.metainfo.CLASSES", To("data.classes", texts)),
+    ("$train.metainfo $val.metainfo", Follows),
+    ("$train.filter_empty_gt $train.filter_cfg.filter_empty_gt", To("data.train.filter_empty", flag)),
     ("$train.filter_cfg", Missing("train_dataloader.dataset", "data.train.filter_empty", "false")),
     ("$train.filter_cfg.min_size", Always(&["32"], "images smaller than 32 pixels are skipped with data.train.filter_empty")),
     ("$val.filter_empty_gt", To("data.val.filter_empty", flag)),
-    ("$val.test_mode", Follows),
-    ("$train.test_mode", Follows),
-    ("$val.filter_cfg", Follows),
-    ("$train.type", Always(&WRAPPERS, "files are read as COCO")),
-    ("$val.type", Always(&WRAPPERS, "files are read as COCO")),
-    ("$train.backend_args", Follows),
-    ("$val.backend_args", Follows),
+    ("$val.test_mode $train.test_mode $val.filter_cfg", Follows),
+    ("$train.type $val.type", Always(&WRAPPERS, "files are read as COCO")),
+    ("$train.backend_args $val.backend_args", Follows),
     ("$test.ann_file", As("$val.ann_file", "data.val is evaluated; name this file in data.test for `test --split test`")),
     ("$test", Follows),
     // Batches and loaders.
-    ("data.samples_per_gpu", To("data.samples_per_gpu", whole)),
-    ("data.imgs_per_gpu", To("data.samples_per_gpu", whole)),
-    ("data.train_dataloader.samples_per_gpu", To("data.samples_per_gpu", whole)),
+    ("data.samples_per_gpu data.imgs_per_gpu data.train_dataloader.samples_per_gpu", To("data.samples_per_gpu", whole)),
     ("train_dataloader.batch_size", To("data.samples_per_gpu", whole)),
-    ("data.workers_per_gpu", To("data.workers_per_gpu", whole)),
-    ("data.train_dataloader.workers_per_gpu", To("data.workers_per_gpu", whole)),
+    ("data.workers_per_gpu data.train_dataloader.workers_per_gpu", To("data.workers_per_gpu", whole)),
     ("train_dataloader.num_workers", To("data.workers_per_gpu", whole)),
-    ("val_dataloader.batch_size", Follows),
-    ("val_dataloader.num_workers", Follows),
-    ("$val.samples_per_gpu", Follows),
-    ("data.val_dataloader", Follows),
-    ("data.test_dataloader", Follows),
-    ("test_dataloader", Follows),
-    ("data.persistent_workers", Follows),
-    ("train_dataloader.persistent_workers", Follows),
-    ("train_dataloader.pin_memory", Follows),
-    ("val_dataloader.persistent_workers", Follows),
-    ("val_dataloader.pin_memory", Follows),
+    ("val_dataloader.batch_size val_dataloader.num_workers $val.samples_per_gpu data.val_dataloader", Follows),
+    ("data.test_dataloader test_dataloader data.persistent_workers train_dataloader.persistent_workers", Follows),
+    ("train_dataloader.pin_memory val_dataloader.persistent_workers val_dataloader.pin_memory", Follows),
     ("val_dataloader.drop_last", Follows),
     ("train_dataloader.drop_last", Always(&["False"], "the last batch of an epoch is filled up")),
     ("train_dataloader.sampler.type", Always(&["'DefaultSampler'"], "images are shuffled (DefaultSampler)")),
@@ -289,23 +241,19 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("val_dataloader.sampler", Follows),
     // Preprocessing of training images.
     ("$train.pipeline[Resize&multiscale_mode!=value].img_scale", To("", scale_range)),
-    ("$train.pipeline[Resize].img_scale", To("data.pipeline.scales", scales)),
-    ("$train.pipeline[Resize].scale", To("data.pipeline.scales", scales)),
+    ("$train.pipeline[Resize].img_scale $train.pipeline[Resize].scale", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scales", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomChoiceResize].scale", To("data.pipeline.scales", scales)),
     ("$train.pipeline[RandomResize].ratio_range", Follows),
     ("$train.pipeline[RandomResize].scale", To("", scale_range)),
     ("$train.pipeline[Resize].multiscale_mode", Always(&["'value'", "'range'"], RESIZE)),
     ("$train.pipeline[Resize].ratio_range", Follows),
-    ("$train.pipeline[Resize].keep_ratio", Always(&["True"], RESIZE)),
-    ("$train.pipeline[RandomResize].keep_ratio", Always(&["True"], RESIZE)),
+    ("$train.pipeline[Resize].keep_ratio $train.pipeline[RandomResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomChoiceResize].keep_ratio", Always(&["True"], RESIZE)),
     ("$train.pipeline[RandomFlip].flip_ratio", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip].prob", To("data.pipeline.flip_probability", number)),
     ("$train.pipeline[RandomFlip]", Missing("$train.pipeline", "data.pipeline.flip_probability", "0.0")),
-    ("$train.pipeline[RandomFlip].direction", Follows),
-    ("$train.pipeline[RandomCrop]", Follows),
-    ("$train.pipeline[PhotoMetricDistortion]", Follows),
+    ("$train.pipeline[RandomFlip].direction $train.pipeline[RandomCrop] $train.pipeline[PhotoMetricDistortion]", Follows),
     ("$train.pipeline[Pad].size", Follows),
     ("$train.pipeline[Normalize].mean", To("=mean", numbers)),
     ("$train.pipeline[Normalize].std", To("=std", numbers)),
@@ -313,17 +261,12 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.pipeline[Pad].size_divisor", To("data.pipeline.size_divisor", whole)),
     ("$train.pipeline[Pad].pad_val", Follows),
     ("$train.pipeline[Pad]", No("images are padded to a multiple of data.pipeline.size_divisor")),
-    ("$train.pipeline[LoadImageFromFile]", Follows),
-    ("$train.pipeline[LoadAnnotations]", Follows),
-    ("$train.pipeline[DefaultFormatBundle]", Follows),
-    ("$train.pipeline[PackDetInputs]", Follows),
-    ("$train.pipeline[Collect]", Follows),
-    ("$train.pipeline[ImageToTensor]", Follows),
+    ("$train.pipeline[LoadImageFromFile] $train.pipeline[LoadAnnotations] $train.pipeline[DefaultFormatBundle]", Follows),
+    ("$train.pipeline[PackDetInputs] $train.pipeline[Collect] $train.pipeline[ImageToTensor]", Follows),
     ("$train.pipeline[FilterAnnotations]", No("objects with a width or height below 1 pixel are left out")),
     ("$train.pipeline[*]", No(AUGMENTATIONS)),
     // Preprocessing of validation images.
-    ("$val.pipeline[MultiScaleFlipAug].img_scale", To("data.pipeline.test_scale", scale)),
-    ("$val.pipeline[Resize].scale", To("data.pipeline.test_scale", scale)),
+    ("$val.pipeline[MultiScaleFlipAug].img_scale $val.pipeline[Resize].scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[Resize].img_scale", To("data.pipeline.test_scale", scale)),
     ("$val.pipeline[MultiScaleFlipAug].flip", To("evaluation.tta", flip)),
     ("$val.pipeline[MultiScaleFlipAug].flip_direction", Always(&["'horizontal'"], "images are mirrored horizontally")),
@@ -334,8 +277,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$train.dataset", No("the first data set is trained on, as it is")),
     ("$train.datasets", No("the first data set is trained on; data.train takes a list of sets")),
     // The optimizer.
-    ("$optimizer[AdamW].type", To("optimizer.kind", lower_case)),
-    ("$optimizer[SGD].type", To("optimizer.kind", lower_case)),
+    ("$optimizer[AdamW].type $optimizer[SGD].type", To("optimizer.kind", lower_case)),
     ("$optimizer.type", No("the optimizer is AdamW or SGD")),
     ("$optimizer.lr", To("optimizer.lr", number)),
     ("$optimizer.weight_decay", To("optimizer.weight_decay", number)),
@@ -352,14 +294,11 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("$paramwise.bias_lr_mult", To("optimizer.paramwise.bias_lr_mult", number)),
     ("$paramwise.bias_decay_mult", To("optimizer.paramwise.bias_decay_mult", number)),
     // For layers that these models do not have.
-    ("$paramwise.dwconv_decay_mult", Follows),
-    ("$paramwise.dcn_offset_lr_mult", Follows),
-    ("$paramwise.bypass_duplicate", Follows),
+    ("$paramwise.dwconv_decay_mult $paramwise.dcn_offset_lr_mult $paramwise.bypass_duplicate", Follows),
     ("$paramwise", No(GROUP)),
     ("optimizer.constructor", Always(&["'DefaultOptimizerConstructor'"], GROUP)),
     ("optim_wrapper.constructor", Always(&["'DefaultOptimWrapperConstructor'"], GROUP)),
-    ("optimizer_config.grad_clip.max_norm", To("optimizer.grad_clip", number)),
-    ("optim_wrapper.clip_grad.max_norm", To("optimizer.grad_clip", number)),
+    ("optimizer_config.grad_clip.max_norm optim_wrapper.clip_grad.max_norm", To("optimizer.grad_clip", number)),
     ("optimizer_config.grad_clip.norm_type", Always(&["2", "2.0"], "gradients are clipped by their L2 norm")),
     ("optim_wrapper.clip_grad.norm_type", Always(&["2", "2.0"], "gradients are clipped by their L2 norm")),
     ("optimizer_config[GradientCumulative*].cumulative_iters", To("train.accumulate", whole)),
@@ -367,15 +306,12 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("optimizer_config[DistOptimizerHook].update_interval", To("train.accumulate", whole)),
     ("optim_wrapper.accumulative_counts", To("train.accumulate", whole)),
     ("fp16.loss_scale", To("train.loss_scale", loss_scale)),
-    ("fp16", To("", fp16_with_evaluation)),
-    ("optimizer_config[DistOptimizerHook].use_fp16", To("", fp16_with_evaluation)),
+    ("fp16 optimizer_config[DistOptimizerHook].use_fp16", To("", fp16_with_evaluation)),
     ("optimizer_config[Fp16*].loss_scale", To("train.loss_scale", loss_scale)),
     ("optimizer_config[Fp16*].type", To("", fp16_with_evaluation)),
     ("optim_wrapper[AmpOptimWrapper].loss_scale", To("train.loss_scale", loss_scale)),
-    ("optim_wrapper[AmpOptimWrapper].dtype", To("train.amp", amp)),
-    ("optim_wrapper[AmpOptimWrapper].type", To("train.amp", amp)),
-    ("optim_wrapper.type", Follows),
-    ("optimizer_config[DistOptimizerHook]", Follows),
+    ("optim_wrapper[AmpOptimWrapper].dtype optim_wrapper[AmpOptimWrapper].type", To("train.amp", amp)),
+    ("optim_wrapper.type optimizer_config[DistOptimizerHook]", Follows),
     ("optimizer_config.type", Always(&["'OptimizerHook'"], "the optimizer makes plain steps")),
     ("auto_scale_lr.base_batch_size", To("optimizer.base_batch_size", whole)),
     ("auto_scale_lr.enable", No("give --auto-scale-lr to `train`")),
@@ -390,8 +326,7 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("lr_config.policy", To("schedule.policy", schedule::policy)),
     ("lr_config[step*].step", To("schedule.steps", whole_or_list)),
     ("lr_config[step*].gamma", To("schedule.gamma", number)),
-    ("lr_config[step*].min_lr", To("schedule.min_lr", number)),
-    ("lr_config[cosineannealing*].min_lr", To("schedule.min_lr", number)),
+    ("lr_config[step*].min_lr lr_config[cosineannealing*].min_lr", To("schedule.min_lr", number)),
     ("lr_config[cosineannealing*].min_lr_ratio", To("schedule.min_lr_ratio", number)),
     ("lr_config[poly*].min_lr", To("schedule.min_lr", number)),
     ("lr_config[poly*].power", To("schedule.power", number)),
@@ -404,29 +339,21 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("param_scheduler[PolyLR]", To("", schedule::poly)),
     ("param_scheduler[*]", No(SCHEDULE)),
     ("momentum_config", No("momentum is constant")),
-    ("runner.max_epochs", To("train.epochs", whole)),
-    ("train_cfg.max_epochs", To("train.epochs", whole)),
-    ("total_epochs", To("train.epochs", whole)),
-    ("runner.max_iters", No("a training is counted in epochs: train.epochs")),
-    ("train_cfg.max_iters", No("a training is counted in epochs: train.epochs")),
+    ("runner.max_epochs train_cfg.max_epochs total_epochs", To("train.epochs", whole)),
+    ("runner.max_iters train_cfg.max_iters", No("a training is counted in epochs: train.epochs")),
     ("runner.type", Always(&["'EpochBasedRunner'", "'EpochBasedRunnerAmp'"], "a training is counted in epochs")),
     ("train_cfg.type", Always(&["'EpochBasedTrainLoop'"], "a training is counted in epochs")),
     ("train_cfg.dynamic_intervals", No("evaluation.interval stays the same")),
     ("train_cfg.val_begin", Always(&["1"], "evaluations begin after evaluation.interval epochs")),
-    ("val_cfg", Follows),
-    ("test_cfg.type", Follows),
-    ("seed", To("train.seed", whole)),
-    ("randomness.seed", To("train.seed", whole)),
-    ("randomness.deterministic", To("train.deterministic", flag)),
-    ("deterministic", To("train.deterministic", flag)),
+    ("val_cfg test_cfg.type", Follows),
+    ("seed randomness.seed", To("train.seed", whole)),
+    ("randomness.deterministic deterministic", To("train.deterministic", flag)),
     ("custom_hooks[EMAHook].momentum", To("train.ema", decay)),
     ("custom_hooks[EMAHook].momentum", Missing("custom_hooks[EMAHook]", "train.ema", "0.9998")),
     ("custom_hooks[ExpMomentumEMAHook].momentum", To("train.ema", decay)),
     ("custom_hooks[ExpMomentumEMAHook].momentum", Missing("custom_hooks[ExpMomentumEMAHook]", "train.ema", "0.9998")),
     ("custom_hooks[ExpMomentumEMAHook]", No("the decay of the moving average is constant")),
-    ("custom_hooks[EMAHook].type", Follows),
-    ("custom_hooks[NumClassCheckHook]", Follows),
-    ("custom_hooks[CheckInvalidLossHook]", Follows),
+    ("custom_hooks[EMAHook].type custom_hooks[NumClassCheckHook] custom_hooks[CheckInvalidLossHook]", Follows),
     ("custom_hooks[EarlyStoppingHook].monitor", To("train.early_stop.metric", metric)),
     ("custom_hooks[EarlyStoppingHook].patience", To("train.early_stop.patience", whole)),
     ("custom_hooks[EarlyStoppingHook].patience", Missing("custom_hooks[EarlyStoppingHook]", "train.early_stop.patience", "5")),
@@ -437,69 +364,42 @@ pub const TABLE: &[(&str, Rule)] = &[
     ("custom_hooks[*]", No("there are no hooks")),
     ("custom_imports", No("no Python is loaded")),
     // Evaluation, checkpoints and logs.
-    ("evaluation.interval", To("evaluation.interval", whole)),
-    ("train_cfg.val_interval", To("evaluation.interval", whole)),
+    ("evaluation.interval train_cfg.val_interval", To("evaluation.interval", whole)),
     ("$evaluation.metric", To("evaluation.metrics", text_or_list)),
     ("$evaluation.metric", Missing("$evaluation", "evaluation.metrics", "[\"bbox\"]")),
     ("$evaluation.classwise", To("evaluation.classwise", flag)),
     ("$evaluation.iou_thrs", To("evaluation.iou_thrs", numbers)),
     ("$evaluation.proposal_nums", To("evaluation.proposal_nums", numbers)),
     ("$evaluation.metric_items", To("evaluation.metric_items", text_or_list)),
-    ("evaluation.save_best", To("checkpoint.save_best", metric)),
-    ("default_hooks.checkpoint.save_best", To("checkpoint.save_best", metric)),
-    ("evaluation.rule", Follows),
-    ("default_hooks.checkpoint.rule", Follows),
+    ("evaluation.save_best default_hooks.checkpoint.save_best", To("checkpoint.save_best", metric)),
+    ("evaluation.rule default_hooks.checkpoint.rule", Follows),
     ("evaluation.dynamic_intervals", No("evaluation.interval stays the same")),
     ("evaluation.by_epoch", Always(&["True"], "evaluation.interval is counted in epochs")),
-    ("val_evaluator[CocoMetric].ann_file", Follows),
-    ("val_evaluator[CocoMetric].format_only", Follows),
-    ("val_evaluator[CocoMetric].backend_args", Follows),
-    ("val_evaluator[CocoMetric].type", Follows),
+    ("val_evaluator[CocoMetric].ann_file val_evaluator[CocoMetric].format_only", Follows),
+    ("val_evaluator[CocoMetric].backend_args val_evaluator[CocoMetric].type", Follows),
     ("val_evaluator", No("detections are compared as COCO does (CocoMetric)")),
     ("test_evaluator", Follows),
     ("$checkpoint[&by_epoch=False].interval", To("checkpoint.interval", steps)),
     ("$checkpoint.interval", To("checkpoint.interval", whole)),
     ("$checkpoint.max_keep_ckpts", To("checkpoint.keep_last", at_least_zero)),
-    ("$checkpoint.by_epoch", Follows),
-    ("$checkpoint.save_last", Follows),
-    ("default_hooks.checkpoint.type", Follows),
-    ("log_config.interval", To("log.interval", whole)),
-    ("default_hooks.logger.interval", To("log.interval", whole)),
-    ("log_config.hooks[TextLoggerHook]", Follows),
-    ("log_config.hooks[TensorboardLoggerHook]", Follows),
+    ("$checkpoint.by_epoch $checkpoint.save_last default_hooks.checkpoint.type", Follows),
+    ("log_config.interval default_hooks.logger.interval", To("log.interval", whole)),
+    ("log_config.hooks[TextLoggerHook] log_config.hooks[TensorboardLoggerHook]", Follows),
     ("log_config.hooks[*]", No(LOGS)),
-    ("default_hooks", Follows),
-    ("vis_backends[LocalVisBackend]", Follows),
-    ("vis_backends[TensorboardVisBackend]", Follows),
+    ("default_hooks vis_backends[LocalVisBackend] vis_backends[TensorboardVisBackend]", Follows),
     ("vis_backends[*]", No(LOGS)),
     ("log_config", Follows),
     ("load_from", No("give the file to the command: train CONFIG --load-from FILE")),
     ("resume_from", No("give the file to the command: train CONFIG --resume=FILE")),
-    ("resume", No("give it to the command: train CONFIG --resume")),
-    ("auto_resume", No("give it to the command: train CONFIG --resume")),
+    ("resume auto_resume", No("give it to the command: train CONFIG --resume")),
     ("work_dir", No("give it to the command: train CONFIG --work-dir DIR")),
     ("workflow", Always(&["[['train', 1]]"], "an epoch of training is followed by an evaluation")),
     ("data.train_dataloader", No(LOADER)),
     ("train_dataloader.dataset", Follows),
     ("tta_model", No("give --tta to `test` or `predict`: each image is evaluated with its mirror image, at one size")),
-    ("tta_pipeline", Follows),
-    ("dist_params", Follows),
-    ("log_level", Follows),
-    ("log_processor", Follows),
-    ("opencv_num_threads", Follows),
-    ("mp_start_method", Follows),
-    ("env_cfg", Follows),
-    ("default_scope", Follows),
-    ("visualizer", Follows),
-    ("cudnn_benchmark", Follows),
-    ("find_unused_parameters", Follows),
-    ("launcher", Follows),
-    ("gpu_ids", Follows),
-    ("device", Follows),
-    ("device_ids", Follows),
-    ("backend_args", Follows),
-    ("file_client_args", Follows),
-    ("cfg_name", Follows),
+    ("tta_pipeline dist_params log_level log_processor opencv_num_threads mp_start_method env_cfg", Follows),
+    ("default_scope visualizer cudnn_benchmark find_unused_parameters launcher gpu_ids device device_ids", Follows),
+    ("backend_args file_client_args cfg_name", Follows),
 ];
 
 /// A whole number.
@@ -590,7 +490,7 @@ fn sync_bn(value: &Value) -> Result<Toml, &'static str> {
     }
 }
 
-/// The published sizes of FasterNet, whose names are types of their own in the reference.
+/// The published sizes of FasterNet, whose names are types of their own in MMDetection configs.
 fn variant(value: &Value) -> Result<Toml, &'static str> {
     let (embed_dim, depths, activation, drop_path_rate) = match value.as_text().map(str::to_lowercase).as_deref() {
         Some("fasternet_t0") => (40, [1, 2, 8, 2], "gelu", 0.0),
@@ -624,10 +524,6 @@ fn custom_keys(value: &Value) -> Result<Toml, &'static str> {
     let keys = keys.borrow();
     let keys = keys.iter().map(|(key, item)| multipliers(&item.value).map(|value| (key.clone(), value)));
     Ok(fields([("optimizer.paramwise.custom_keys", Toml::Table(keys.collect::<Result<_, _>>()?))]))
-}
-
-pub fn fields<const N: usize>(fields: [(&str, Toml); N]) -> Toml {
-    Toml::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 const SCALE: &str = "a size (width, height) in pixels, or a list of them";
@@ -727,16 +623,16 @@ mod tests {
 
     #[test]
     fn every_row_names_fields_of_fnet_and_known_aliases() {
-        for (pattern, rule) in TABLE {
+        for (patterns, rule) in TABLE {
             let target = match rule {
                 To(target, _) | Missing(_, target, _) => *target,
                 _ => "",
             };
             assert!(target.is_empty() || target.starts_with('=') || default_of(target).is_some(), "{target}");
             let context = if let Missing(context, ..) | As(context, _) = rule { *context } else { "" };
-            for name in [*pattern, context].into_iter().filter_map(|pattern| pattern.split(['.', '[']).next()) {
-                let known = name.is_empty() || READ.contains(&name) || name == "data_root";
-                assert!(known || ALIASES.iter().any(|(alias, _)| *alias == name), "{name} of {pattern}");
+            for name in patterns.split(' ').chain([context]).filter_map(|pattern| pattern.split(['.', '[']).next()) {
+                let known = !name.starts_with('$') || ALIASES.iter().any(|(alias, _)| *alias == name);
+                assert!(known, "{name} of {patterns}");
             }
             if let No(why) | Always(_, why) | As(_, why) = rule {
                 assert!(!why.is_empty() && !why.ends_with('.'), "{why}");

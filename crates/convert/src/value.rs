@@ -253,3 +253,8 @@ pub fn without_delete(item: &Item) -> Item {
     };
     Item { value, place: item.place.clone() }
 }
+
+/// Several fields of fnet, as one value.
+pub fn fields<const N: usize>(fields: [(&str, toml::Value); N]) -> toml::Value {
+    toml::Value::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}

@@ -19,48 +19,6 @@ use super::metrics::{GroundTruth, Metrics};
 use super::paste::{Probabilities, paste_all};
 use super::results::ImageResult;
 
-/// The communication that an evaluation needs.
-pub trait Ranks {
-    /// Number of this rank.
-    fn rank(&self) -> usize;
-    /// Number of ranks.
-    fn world_size(&self) -> usize;
-    /// Gathers the bytes of all ranks on every rank, in rank order.
-    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
-}
-
-impl Ranks for Communicator {
-    fn rank(&self) -> usize {
-        Communicator::rank(self)
-    }
-
-    fn world_size(&self) -> usize {
-        Communicator::world_size(self)
-    }
-
-    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Communicator::all_gather_bytes(self, bytes)
-    }
-}
-
-/// A job of one rank.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Alone;
-
-impl Ranks for Alone {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world_size(&self) -> usize {
-        1
-    }
-
-    fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(vec![bytes.to_vec()])
-    }
-}
-
 /// One finished image on this rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Done<'a> {
@@ -79,7 +37,7 @@ pub type OnImage<'a> = dyn FnMut(Done<'_>) -> Result<()> + 'a;
 
 /// The result of collective work on one rank.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome<T> {
+pub enum RankResult<T> {
     /// This is rank 0, which has the result.
     Here(T),
     /// Rank 0 has the result.
@@ -88,13 +46,13 @@ pub enum Outcome<T> {
     Stopped(StopReason),
 }
 
-impl<T> Outcome<T> {
+impl<T> RankResult<T> {
     /// Continues with the result on rank 0.
-    pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<Outcome<U>> {
+    pub fn and_then<U>(self, next: impl FnOnce(T) -> Result<U>) -> Result<RankResult<U>> {
         Ok(match self {
-            Outcome::Here(result) => Outcome::Here(next(result)?),
-            Outcome::Elsewhere => Outcome::Elsewhere,
-            Outcome::Stopped(reason) => Outcome::Stopped(reason),
+            RankResult::Here(result) => RankResult::Here(next(result)?),
+            RankResult::Elsewhere => RankResult::Elsewhere,
+            RankResult::Stopped(reason) => RankResult::Stopped(reason),
         })
     }
 }
@@ -127,9 +85,9 @@ pub fn evaluate(
     dataset: &Arc<Dataset>,
     config: &Config,
     kinds: &[Metric],
-    ranks: &dyn Ranks,
+    ranks: &Communicator,
     on_image: &mut OnImage<'_>,
-) -> Result<Outcome<Evaluation>> {
+) -> Result<RankResult<Evaluation>> {
     detect_all(model, dataset, config, ranks, on_image)?.and_then(|found| {
         let truth = GroundTruth::of(dataset)?;
         let mut metrics = Metrics::compute(&truth, &found.results, kinds, &config.evaluation)?;
@@ -183,9 +141,9 @@ pub fn detect_all(
     model: &MaskRcnn,
     dataset: &Arc<Dataset>,
     config: &Config,
-    ranks: &dyn Ranks,
+    ranks: &Communicator,
     on_image: &mut OnImage<'_>,
-) -> Result<Outcome<Found>> {
+) -> Result<RankResult<Found>> {
     let indices = evaluation_indices(dataset.len(), ranks.rank(), ranks.world_size());
     let mut loader = Loader::test(Arc::clone(dataset), &config.data, &indices, &TestOptions::default())?;
     let places: HashMap<i64, usize> = dataset.image_ids().into_iter().zip(0..).collect();
@@ -263,42 +221,45 @@ pub struct Share {
 ///
 /// The message begins with a byte that says whether the rank was asked to stop.
 /// Errors: a lost rank, or an image that is not in `places`.
-pub fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &dyn Ranks) -> Result<Outcome<Found>> {
-    let mut found = Found { results: Vec::new(), skipped: Vec::new() };
+pub fn gather(share: Share, places: &HashMap<i64, usize>, ranks: &Communicator) -> Result<RankResult<Found>> {
     let stopped = stop_byte(stop::requested());
-    let shares = if ranks.world_size() == 1 {
-        if let Some(reason) = stop_reason(stopped) {
-            return Ok(Outcome::Stopped(reason));
-        }
-        vec![share]
-    } else {
-        let packed = pack(&share, stopped)?;
-        drop(share);
-        let packed = ranks.all_gather_bytes(&packed).context("gathering the detections of all ranks")?;
-        let stopped = packed.iter().filter_map(|bytes| bytes.first().copied()).max().unwrap_or(0);
-        if let Some(reason) = stop_reason(stopped) {
-            return Ok(Outcome::Stopped(reason));
-        }
-        if ranks.rank() != 0 {
-            return Ok(Outcome::Elsewhere);
-        }
-        let unpack = |(rank, bytes): (usize, Vec<u8>)| {
-            postcard::from_bytes(bytes.get(1..).unwrap_or_default())
-                .map_err(|error| Error::bug(format!("unpacking results of rank {rank}: {error}")))
+    if ranks.world_size() == 1 {
+        return match stop_reason(stopped) {
+            Some(reason) => Ok(RankResult::Stopped(reason)),
+            None => in_order(vec![share], places).map(RankResult::Here),
         };
-        packed.into_iter().enumerate().map(unpack).collect::<Result<Vec<Share>>>()?
-    };
-    for share in shares {
-        found.results.extend(share.results);
-        found.skipped.extend(share.skipped);
     }
-    let mut keyed = Vec::with_capacity(found.results.len());
-    for result in found.results {
-        keyed.push((place(places, result.image_id)?, result));
+    let packed = pack(&share, stopped)?;
+    drop(share);
+    combine(ranks.all_gather_bytes(&packed).context("gathering the detections of all ranks")?, ranks.rank(), places)
+}
+
+/// The result on `rank` of what all ranks have packed.
+fn combine(packed: Vec<Vec<u8>>, rank: usize, places: &HashMap<i64, usize>) -> Result<RankResult<Found>> {
+    let stopped = packed.iter().filter_map(|bytes| bytes.first().copied()).max().unwrap_or(0);
+    if let Some(reason) = stop_reason(stopped) {
+        return Ok(RankResult::Stopped(reason));
+    }
+    if rank != 0 {
+        return Ok(RankResult::Elsewhere);
+    }
+    let unpack = |(rank, bytes): (usize, Vec<u8>)| {
+        postcard::from_bytes(bytes.get(1..).unwrap_or_default())
+            .map_err(|error| Error::bug(format!("unpacking results of rank {rank}: {error}")))
+    };
+    in_order(packed.into_iter().enumerate().map(unpack).collect::<Result<_>>()?, places).map(RankResult::Here)
+}
+
+fn in_order(shares: Vec<Share>, places: &HashMap<i64, usize>) -> Result<Found> {
+    let (mut keyed, mut skipped) = (Vec::new(), Vec::new());
+    for share in shares {
+        for result in share.results {
+            keyed.push((place(places, result.image_id)?, result));
+        }
+        skipped.extend(share.skipped);
     }
     keyed.sort_by_key(|&(index, _)| index);
-    found.results = keyed.into_iter().map(|(_, result)| result).collect();
-    Ok(Outcome::Here(found))
+    Ok(Found { results: keyed.into_iter().map(|(_, result)| result).collect(), skipped })
 }
 
 fn pack(share: &Share, stopped: u8) -> Result<Vec<u8>> {
@@ -330,27 +291,6 @@ fn place(places: &HashMap<i64, usize>, image_id: i64) -> Result<usize> {
 mod tests {
     use super::*;
     use crate::results::Detection;
-
-    /// Ranks with prepared shares.
-    struct Prepared {
-        rank: usize,
-        shares: Vec<Vec<u8>>,
-    }
-
-    impl Ranks for Prepared {
-        fn rank(&self) -> usize {
-            self.rank
-        }
-
-        fn world_size(&self) -> usize {
-            self.shares.len()
-        }
-
-        fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-            assert_eq!(bytes, self.shares[self.rank]);
-            Ok(self.shares.clone())
-        }
-    }
 
     fn result(image_id: i64) -> ImageResult {
         let detection = Detection { label: 1, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], counts: Some("13".into()) };
@@ -388,14 +328,13 @@ mod tests {
             let shares: Vec<Vec<u8>> =
                 (0..world_size).map(|rank| pack(&share_of(&of_rank(rank)), 0).unwrap()).collect();
             for rank in 0..world_size {
-                let found =
-                    gather(share_of(&of_rank(rank)), &places, &Prepared { rank, shares: shares.clone() }).unwrap();
+                let found = combine(shares.clone(), rank, &places).unwrap();
                 if rank == 0 {
-                    let Outcome::Here(found) = found else { panic!("rank 0 has no result") };
+                    let RankResult::Here(found) = found else { panic!("rank 0 has no result") };
                     assert_eq!(found.results.iter().map(|r| r.image_id).collect::<Vec<_>>(), ids, "{world_size} ranks");
                     assert_eq!(found.skipped.len(), world_size);
                 } else {
-                    assert_eq!(found, Outcome::Elsewhere);
+                    assert_eq!(found, RankResult::Elsewhere);
                 }
             }
         }
@@ -404,15 +343,15 @@ mod tests {
     #[test]
     fn invalid_bytes_from_a_rank_are_an_error_that_names_it() {
         let shares = vec![pack(&share_of(&[]), 0).unwrap(), [[0].as_slice(), &[0xff; 9]].concat()];
-        let error = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap_err();
+        let error = combine(shares, 0, &HashMap::new()).unwrap_err();
         assert!(error.to_string().contains("rank 1"), "{error}");
     }
 
     #[test]
     fn a_stop_request_on_one_rank_stops_all() {
         let shares = vec![pack(&share_of(&[]), 0).unwrap(), pack(&share_of(&[]), 1).unwrap()];
-        let stopped = gather(share_of(&[]), &HashMap::new(), &Prepared { rank: 0, shares }).unwrap();
-        assert_eq!(stopped, Outcome::Stopped(StopReason::Terminated));
+        let stopped = combine(shares, 0, &HashMap::new()).unwrap();
+        assert_eq!(stopped, RankResult::Stopped(StopReason::Terminated));
         assert_eq!(stop_reason(stop_byte(Some(StopReason::Interrupted))), Some(StopReason::Interrupted));
     }
 

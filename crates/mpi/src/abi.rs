@@ -9,24 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::{Buffer, Mpi};
+use crate::{Buffer, Mpi, Seat};
 
 /// The version of this interface; a worker refuses a library of another one.
 pub const VERSION: u32 = 1;
-
-/// This rank's place in the job, as MPI says.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct Seat {
-    /// From 0.
-    pub rank: i32,
-    /// Number of ranks.
-    pub size: i32,
-    /// Rank on this node.
-    pub local_rank: i32,
-    /// Number of ranks on this node.
-    pub local_size: i32,
-}
 
 static MPI: OnceLock<Mpi> = OnceLock::new();
 

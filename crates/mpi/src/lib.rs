@@ -21,12 +21,24 @@ use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::traits::Communicator;
 
-use abi::Seat;
-
 /// How much longer than a deadline a caller waits for the thread that keeps it.
 const SLACK: Duration = Duration::from_secs(10);
 /// For MPI's end, after all ranks have met for the last time.
 const LEAVING: Duration = Duration::from_secs(60);
+
+/// This rank's place in the job, as MPI says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Seat {
+    /// From 0.
+    pub rank: i32,
+    /// Number of ranks.
+    pub size: i32,
+    /// Rank on this node.
+    pub local_rank: i32,
+    /// Number of ranks on this node.
+    pub local_size: i32,
+}
 
 /// Something for MPI's thread to do.
 enum Order {
@@ -67,14 +79,14 @@ impl Mpi {
         if self.aborted.load(Ordering::Relaxed) {
             return Err("the group was aborted".into());
         }
-        let (told, result) = sync_channel(1);
+        let (done, result) = sync_channel(1);
         let (end, aborted) = (Instant::now() + timeout, self.aborted.clone());
         let call = move |world: ffi::MPI_Comm| {
             // SAFETY: `request` is written by `start` where it returns success; a null handle until then.
             let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
             let result = check(start(world, &raw mut request)).and_then(|()| wait(request, end, &aborted));
             // The caller has given up if it is gone.
-            let _ = told.send(result);
+            let _ = done.send(result);
         };
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.send(Order::Call(Box::new(call))).map_err(|_| "MPI has ended")?;

@@ -1,5 +1,8 @@
 //! Converts masks to polygons: components, outlines, holes.
 
+/// East, south, west, north, then the diagonals.
+const STEPS: [(isize, isize); 8] = [(1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1)];
+
 /// A binary mask, row-major, at a position in a larger image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mask {
@@ -33,22 +36,12 @@ impl Mask {
     pub(crate) fn holes(&self) -> Self {
         let (width, height) = (self.width + 2, self.height + 2);
         let mut reached = vec![false; width * height];
-        let mut open = vec![0usize];
         reached[0] = true;
-        while let Some(place) = open.pop() {
-            let (x, y) = ((place % width) as isize, (place / width) as isize);
-            for (dx, dy) in [(-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1)] {
-                let (nx, ny) = (x + dx, y + dy);
-                if nx < 0 || ny < 0 || nx >= width as isize || ny >= height as isize {
-                    continue;
-                }
-                let next = ny as usize * width + nx as usize;
-                if !reached[next] && !self.at(nx - 1, ny - 1) {
-                    reached[next] = true;
-                    open.push(next);
-                }
-            }
-        }
+        flood(0, (width, height), &STEPS, |next| {
+            let is_new = !reached[next] && !self.at((next % width) as isize - 1, (next / width) as isize - 1);
+            reached[next] |= is_new;
+            is_new
+        });
         let inside = (0..self.width * self.height)
             .map(|i| !self.inside[i] && !reached[(i / self.width + 1) * width + i % self.width + 1])
             .collect();
@@ -64,30 +57,13 @@ impl Mask {
                 continue;
             }
             let mut part = vec![false; self.inside.len()];
-            let mut open = vec![start];
-            seen[start] = true;
-            while let Some(place) = open.pop() {
-                part[place] = true;
-                let (x, y) = (place % self.width, place / self.width);
-                let mut visit = |next: usize| {
-                    if self.inside[next] && !seen[next] {
-                        seen[next] = true;
-                        open.push(next);
-                    }
-                };
-                if x > 0 {
-                    visit(place - 1);
-                }
-                if x + 1 < self.width {
-                    visit(place + 1);
-                }
-                if y > 0 {
-                    visit(place - self.width);
-                }
-                if y + 1 < self.height {
-                    visit(place + self.width);
-                }
-            }
+            (seen[start], part[start]) = (true, true);
+            flood(start, (self.width, self.height), &STEPS[..4], |next| {
+                let is_new = self.inside[next] && !seen[next];
+                seen[next] |= is_new;
+                part[next] |= is_new;
+                is_new
+            });
             parts.push(Self { inside: part, ..*self });
         }
         parts.sort_by_key(|part| std::cmp::Reverse(part.area()));
@@ -99,8 +75,7 @@ impl Mask {
     pub(crate) fn outline(&self) -> Vec<(f64, f64)> {
         let Some(start) = self.inside.iter().position(|&inside| inside) else { return Vec::new() };
         let start = ((start % self.width) as isize, (start / self.width) as isize);
-        // East, south, west, north. The mask is always on the right.
-        const STEPS: [(isize, isize); 4] = [(1, 0), (0, 1), (-1, 0), (0, -1)];
+        // The mask is always on the right.
         // The left and the right pixel ahead of the current corner.
         const AHEAD: [[(isize, isize); 2]; 4] =
             [[(0, -1), (0, 0)], [(0, 0), (-1, 0)], [(-1, 0), (-1, -1)], [(-1, -1), (0, -1)]];
@@ -118,6 +93,22 @@ impl Mask {
             };
             if (x, y) == start && direction == 0 {
                 return points;
+            }
+        }
+    }
+}
+
+/// Visits all places of a frame that steps from `start` lead to, through those that `enter` accepts.
+fn flood(start: usize, size: (usize, usize), steps: &[(isize, isize)], mut enter: impl FnMut(usize) -> bool) {
+    let (width, height) = size;
+    let mut open = vec![start];
+    while let Some(place) = open.pop() {
+        for &(dx, dy) in steps {
+            let (x, y) = ((place % width).checked_add_signed(dx), (place / width).checked_add_signed(dy));
+            if let (Some(x), Some(y)) = (x.filter(|&x| x < width), y.filter(|&y| y < height))
+                && enter(y * width + x)
+            {
+                open.push(y * width + x);
             }
         }
     }

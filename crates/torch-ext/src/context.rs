@@ -9,14 +9,14 @@ unsafe extern "C" {
 }
 
 /// Whether libtorch takes deterministic algorithms where it has both kinds; operators that have none warn and go on,
-/// as with the reference's `--deterministic`. To be called before CUDA starts and before a process group is made, which look
+/// as with MMDetection's `--deterministic`. To be called before CUDA starts and before a process group is made, which look
 /// at it then; it sets CUBLAS_WORKSPACE_CONFIG, unless the user has.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: no pointer is passed.
     check(unsafe { fnet_set_deterministic(on) })
 }
 
-/// What [`set_deterministic`] was last told.
+/// What [`set_deterministic`] was last set to.
 #[cfg(test)]
 fn is_deterministic() -> bool {
     // SAFETY: no pointer is passed.

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use crate::dl::Library;
 use crate::error::{Error, ErrorKind, RawError, Result, check};
 
-pub use driver::{Driver, probe_driver};
+pub use driver::{Driver, TORCH_CUDA_VERSION, probe_driver};
 pub use stream::{Download, Downloader, Event, STAGING_BYTES, break_off, to_host, wait};
 
 unsafe extern "C" {
@@ -23,9 +23,6 @@ unsafe extern "C" {
     fn fnet_cuda_set_device(device: i32) -> *mut RawError;
     fn fnet_cuda_memory(device: i32, out: *mut MemoryStatistics) -> *mut RawError;
 }
-
-/// The CUDA version that this build's libtorch is made for, as "13.0"; empty for a libtorch without CUDA.
-pub const TORCH_CUDA_VERSION: &str = env!("FNET_TORCH_CUDA_VERSION");
 
 /// Memory of one CUDA device that this process uses, in bytes.
 #[repr(C)]

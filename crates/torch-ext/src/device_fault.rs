@@ -10,7 +10,6 @@ struct Fault {
     name: &'static str,
     /// As CUDA's runtime, its driver and NCCL write it.
     text: &'static str,
-    kind: ErrorKind,
     remedy: &'static str,
 }
 
@@ -40,168 +39,62 @@ const KERNEL: &str = "A kernel failed, and this process cannot use the GPU any m
     libtorch or fnet is: run with CUDA_LAUNCH_BLOCKING=1 to learn which operator, and report it";
 
 /// Every error of CUDA that is not a fault of the program.
+#[rustfmt::skip] // One line for each.
 const FAULTS: &[Fault] = &[
-    cuda(3, "cudaErrorInitializationError", "initialization error", ErrorKind::Environment, NOT_READY),
-    cuda(
-        35,
-        "cudaErrorInsufficientDriver",
-        "CUDA driver version is insufficient for CUDA runtime version",
-        ErrorKind::Environment,
-        DRIVER,
-    ),
-    cuda(
-        36,
-        "cudaErrorCallRequiresNewerDriver",
-        "API call is not supported in the installed CUDA driver",
-        ErrorKind::Environment,
-        DRIVER,
-    ),
-    cuda(
-        46,
-        "cudaErrorDevicesUnavailable",
-        "CUDA-capable device(s) is/are busy or unavailable",
-        ErrorKind::Environment,
-        TAKEN,
-    ),
-    cuda(98, "cudaErrorInvalidDeviceFunction", "invalid device function", ErrorKind::Environment, NO_KERNEL),
-    cuda(100, "cudaErrorNoDevice", "no CUDA-capable device is detected", ErrorKind::Environment, NOT_READY),
-    cuda(101, "cudaErrorInvalidDevice", "invalid device ordinal", ErrorKind::Environment, NOT_READY),
-    cuda(
-        102,
-        "cudaErrorDeviceNotLicensed",
-        "device doesn't have valid Grid license",
-        ErrorKind::Environment,
-        NOT_READY,
-    ),
-    cuda(200, "cudaErrorInvalidKernelImage", "device kernel image is invalid", ErrorKind::Environment, NO_KERNEL),
-    cuda(
-        209,
-        "cudaErrorNoKernelImageForDevice",
-        "no kernel image is available for execution on the device",
-        ErrorKind::Environment,
-        NO_KERNEL,
-    ),
-    cuda(214, "cudaErrorECCUncorrectable", "uncorrectable ECC error encountered", ErrorKind::Environment, DAMAGED),
-    cuda(
-        216,
-        "cudaErrorDeviceAlreadyInUse",
-        "exclusive-thread device already in use by a different thread",
-        ErrorKind::Environment,
-        TAKEN,
-    ),
-    cuda(
-        220,
-        "cudaErrorNvlinkUncorrectable",
-        "uncorrectable NVLink error detected during the execution",
-        ErrorKind::Environment,
-        LINK,
-    ),
-    cuda(
-        222,
-        "cudaErrorUnsupportedPtxVersion",
-        "the provided PTX was compiled with an unsupported toolchain.",
-        ErrorKind::Environment,
-        DRIVER,
-    ),
-    cuda(
-        226,
-        "cudaErrorContained",
-        "Invalid access of peer GPU memory over nvlink or a hardware error",
-        ErrorKind::Device,
-        KERNEL,
-    ),
-    cuda(
-        304,
-        "cudaErrorOperatingSystem",
-        "OS call failed or operation not supported on this OS",
-        ErrorKind::Environment,
-        NOT_READY,
-    ),
-    cuda(700, "cudaErrorIllegalAddress", "an illegal memory access was encountered", ErrorKind::Device, KERNEL),
-    cuda(702, "cudaErrorLaunchTimeout", "the launch timed out and was terminated", ErrorKind::Environment, WATCHDOG),
-    cuda(714, "cudaErrorHardwareStackError", "hardware stack error", ErrorKind::Device, KERNEL),
-    cuda(715, "cudaErrorIllegalInstruction", "an illegal instruction was encountered", ErrorKind::Device, KERNEL),
-    cuda(716, "cudaErrorMisalignedAddress", "misaligned address", ErrorKind::Device, KERNEL),
-    cuda(
-        717,
-        "cudaErrorInvalidAddressSpace",
-        "operation not supported on global/shared address space",
-        ErrorKind::Device,
-        KERNEL,
-    ),
-    cuda(718, "cudaErrorInvalidPc", "invalid program counter", ErrorKind::Device, KERNEL),
-    cuda(719, "cudaErrorLaunchFailure", "unspecified launch failure", ErrorKind::Device, KERNEL),
-    cuda(802, "cudaErrorSystemNotReady", "system not yet initialized", ErrorKind::Environment, NOT_READY),
-    cuda(
-        803,
-        "cudaErrorSystemDriverMismatch",
-        "system has unsupported display driver / cuda driver combination",
-        ErrorKind::Environment,
-        DRIVER,
-    ),
-    cuda(
-        804,
-        "cudaErrorCompatNotSupportedOnDevice",
-        "forward compatibility was attempted on non supported HW",
-        ErrorKind::Environment,
-        DRIVER,
-    ),
-    cuda(
-        805,
-        "cudaErrorMpsConnectionFailed",
-        "MPS client failed to connect to the MPS control daemon or the MPS server",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(
-        806,
-        "cudaErrorMpsRpcFailure",
-        "the remote procedural call between the MPS server and the MPS client failed",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(
-        807,
-        "cudaErrorMpsServerNotReady",
-        "MPS server is not ready to accept new MPS client requests",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(
-        808,
-        "cudaErrorMpsMaxClientsReached",
-        "the hardware resources required to create MPS client have been exhausted",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(
-        809,
-        "cudaErrorMpsMaxConnectionsReached",
-        "the hardware resources required to support device connections have been exhausted",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(
-        810,
-        "cudaErrorMpsClientTerminated",
-        "the MPS client has been terminated by the server",
-        ErrorKind::Environment,
-        MPS,
-    ),
-    cuda(999, "cudaErrorUnknown", "unknown error", ErrorKind::Environment, LOST),
-    library("Duplicate GPU detected", ErrorKind::Environment, TWICE),
-    library("CUBLAS_STATUS_ARCH_MISMATCH", ErrorKind::Environment, NO_KERNEL),
-    library("CUDNN_STATUS_ARCH_MISMATCH", ErrorKind::Environment, NO_KERNEL),
-    library("CUBLAS_STATUS_EXECUTION_FAILED", ErrorKind::Device, KERNEL),
-    library("CUDNN_STATUS_EXECUTION_FAILED", ErrorKind::Device, KERNEL),
+    cuda(3, "cudaErrorInitializationError", "initialization error", NOT_READY),
+    cuda(35, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version", DRIVER),
+    cuda(36, "cudaErrorCallRequiresNewerDriver", "API call is not supported in the installed CUDA driver", DRIVER),
+    cuda(46, "cudaErrorDevicesUnavailable", "CUDA-capable device(s) is/are busy or unavailable", TAKEN),
+    cuda(98, "cudaErrorInvalidDeviceFunction", "invalid device function", NO_KERNEL),
+    cuda(100, "cudaErrorNoDevice", "no CUDA-capable device is detected", NOT_READY),
+    cuda(101, "cudaErrorInvalidDevice", "invalid device ordinal", NOT_READY),
+    cuda(102, "cudaErrorDeviceNotLicensed", "device doesn't have valid Grid license", NOT_READY),
+    cuda(200, "cudaErrorInvalidKernelImage", "device kernel image is invalid", NO_KERNEL),
+    cuda(209, "cudaErrorNoKernelImageForDevice", "no kernel image is available for execution on the device", NO_KERNEL),
+    cuda(214, "cudaErrorECCUncorrectable", "uncorrectable ECC error encountered", DAMAGED),
+    cuda(216, "cudaErrorDeviceAlreadyInUse", "exclusive-thread device already in use by a different thread", TAKEN),
+    cuda(220, "cudaErrorNvlinkUncorrectable", "uncorrectable NVLink error detected during the execution", LINK),
+    cuda(222, "cudaErrorUnsupportedPtxVersion", "the provided PTX was compiled with an unsupported toolchain.", DRIVER),
+    cuda(226, "cudaErrorContained", "Invalid access of peer GPU memory over nvlink or a hardware error", KERNEL),
+    cuda(304, "cudaErrorOperatingSystem", "OS call failed or operation not supported on this OS", NOT_READY),
+    cuda(700, "cudaErrorIllegalAddress", "an illegal memory access was encountered", KERNEL),
+    cuda(702, "cudaErrorLaunchTimeout", "the launch timed out and was terminated", WATCHDOG),
+    cuda(714, "cudaErrorHardwareStackError", "hardware stack error", KERNEL),
+    cuda(715, "cudaErrorIllegalInstruction", "an illegal instruction was encountered", KERNEL),
+    cuda(716, "cudaErrorMisalignedAddress", "misaligned address", KERNEL),
+    cuda(717, "cudaErrorInvalidAddressSpace", "operation not supported on global/shared address space", KERNEL),
+    cuda(718, "cudaErrorInvalidPc", "invalid program counter", KERNEL),
+    cuda(719, "cudaErrorLaunchFailure", "unspecified launch failure", KERNEL),
+    cuda(802, "cudaErrorSystemNotReady", "system not yet initialized", NOT_READY),
+    cuda(803, "cudaErrorSystemDriverMismatch", "system has unsupported display driver / cuda driver combination", DRIVER),
+    cuda(804, "cudaErrorCompatNotSupportedOnDevice", "forward compatibility was attempted on non supported HW", DRIVER),
+    cuda(805, "cudaErrorMpsConnectionFailed", "MPS client failed to connect to the MPS control daemon or the MPS server", MPS),
+    cuda(806, "cudaErrorMpsRpcFailure", "the remote procedural call between the MPS server and the MPS client failed", MPS),
+    cuda(807, "cudaErrorMpsServerNotReady", "MPS server is not ready to accept new MPS client requests", MPS),
+    cuda(808, "cudaErrorMpsMaxClientsReached", "the hardware resources required to create MPS client have been exhausted", MPS),
+    cuda(809, "cudaErrorMpsMaxConnectionsReached", "the hardware resources required to support device connections have been exhausted", MPS),
+    cuda(810, "cudaErrorMpsClientTerminated", "the MPS client has been terminated by the server", MPS),
+    cuda(999, "cudaErrorUnknown", "unknown error", LOST),
+    library("Duplicate GPU detected", TWICE),
+    library("CUBLAS_STATUS_ARCH_MISMATCH", NO_KERNEL),
+    library("CUDNN_STATUS_ARCH_MISMATCH", NO_KERNEL),
+    library("CUBLAS_STATUS_EXECUTION_FAILED", KERNEL),
+    library("CUDNN_STATUS_EXECUTION_FAILED", KERNEL),
 ];
 
-const fn cuda(code: i32, name: &'static str, text: &'static str, kind: ErrorKind, remedy: &'static str) -> Fault {
-    Fault { code, name, text, kind, remedy }
+const fn cuda(code: i32, name: &'static str, text: &'static str, remedy: &'static str) -> Fault {
+    Fault { code, name, text, remedy }
 }
 
-const fn library(name: &'static str, kind: ErrorKind, remedy: &'static str) -> Fault {
-    Fault { code: 0, name, text: "", kind, remedy }
+const fn library(name: &'static str, remedy: &'static str) -> Fault {
+    Fault { code: 0, name, text: "", remedy }
+}
+
+impl Fault {
+    /// A new process can use the GPU again after a kernel that failed; everything else is for the user to mend.
+    fn kind(&self) -> ErrorKind {
+        if self.remedy == KERNEL { ErrorKind::Device } else { ErrorKind::Environment }
+    }
 }
 
 /// What libraries say when an allocation of theirs fails. cuDNN says of a convolution without room for its workspace that
@@ -226,7 +119,7 @@ pub(crate) fn classify(code: i32, message: &str) -> Option<(ErrorKind, String)> 
     };
     let fault = FAULTS.iter().find(names)?;
     let number = if fault.code == 0 { String::new() } else { format!(" (CUDA error {}, {})", fault.code, fault.name) };
-    Some((fault.kind, format!("{}{number}\n{}", without_advice(message), fault.remedy)))
+    Some((fault.kind(), format!("{}{number}\n{}", without_advice(message), fault.remedy)))
 }
 
 fn is_named(fault: &Fault, message: &str) -> bool {
@@ -242,10 +135,10 @@ fn is_named(fault: &Fault, message: &str) -> bool {
 fn without_advice(message: &str) -> &str {
     let advice = ["\nSearch for `", "\nCUDA kernel errors might be", "\nException raised from", "\nframe #"];
     let end = advice.iter().filter_map(|words| message.find(words)).min();
-    let told = message[..end.unwrap_or(message.len())].trim_end();
-    match told.split_once("\nLast error:\n") {
+    let text = message[..end.unwrap_or(message.len())].trim_end();
+    match text.split_once("\nLast error:\n") {
         Some((_, of_nccl)) if !of_nccl.is_empty() => of_nccl,
-        _ => told,
+        _ => text,
     }
 }
 
@@ -270,14 +163,14 @@ mod tests {
     #[test]
     fn every_fault_is_known_by_its_number_by_its_name_and_by_its_text() {
         for fault in FAULTS.iter().filter(|fault| fault.code != 0) {
-            let told = [
+            let classified = [
                 classify(fault.code, &message(fault)),
                 classify(0, &message(fault)),
                 classify(0, &format!("NCCL error: unhandled cuda error\nLast error:\nCuda failure '{}'", fault.text)),
             ];
-            for told in told {
-                let (kind, text) = told.unwrap_or_else(|| panic!("{}", fault.name));
-                assert_eq!(kind, fault.kind, "{text}");
+            for found in classified {
+                let (kind, text) = found.unwrap_or_else(|| panic!("{}", fault.name));
+                assert_eq!(kind, fault.kind(), "{text}");
                 assert!(text.contains(&format!("(CUDA error {}, {})\n", fault.code, fault.name)), "{text}");
                 assert!(text.contains("gpus") || fault.remedy != DAMAGED, "{text}");
                 assert!(
@@ -287,17 +180,17 @@ mod tests {
             }
         }
         for fault in FAULTS.iter().filter(|fault| fault.code == 0) {
-            assert_eq!(classify(0, &format!("CUDA error: {}", fault.name)).unwrap().0, fault.kind);
+            assert_eq!(classify(0, &format!("CUDA error: {}", fault.name)).unwrap().0, fault.kind());
         }
     }
 
     #[test]
-    fn a_gpu_that_is_taken_twice_is_told_in_nccls_own_words_with_the_remedy() {
+    fn a_gpu_that_is_taken_twice_is_reported_in_nccls_own_words_with_the_remedy() {
         let message = "NCCL error in: ProcessGroupNCCL.cpp:3690, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL \
             version 2.28.9\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU \
             detected : rank 1 and rank 0 both on CUDA device 1b000\nException raised from x at y.cpp:1";
-        let told = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000";
-        assert_eq!(classify(0, message), Some((ErrorKind::Environment, format!("{told}\n{TWICE}"))));
+        let text = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000";
+        assert_eq!(classify(0, message), Some((ErrorKind::Environment, format!("{text}\n{TWICE}"))));
     }
 
     #[test]

@@ -17,10 +17,27 @@ pub(crate) fn pointers<T: std::borrow::Borrow<Tensor>>(tensors: &[T]) -> Vec<*mu
     tensors.iter().map(|tensor| pointer(tensor.borrow())).collect()
 }
 
+/// Declares objects of the C++ side, to which there are only pointers.
+macro_rules! objects {
+    ($($name:ident),*) => {$(
+        #[repr(C)]
+        pub(crate) struct $name {
+            _private: [u8; 0],
+        }
+    )*};
+}
+
+objects!(RawEvent, RawGroup, RawReducer, RawStore, RawStream, RawUploader, RawWork);
+
+/// Calls a function that writes one new object through its last argument.
+pub(crate) fn new_object<T>(call: impl FnOnce(*mut *mut T) -> *mut RawError) -> Result<*mut T> {
+    let mut out = std::ptr::null_mut();
+    check(call(&raw mut out))?;
+    Ok(out)
+}
+
 /// Calls a function that writes one new tensor through its last argument.
 pub(crate) fn new_tensor(call: impl FnOnce(*mut *mut C_tensor) -> *mut RawError) -> Result<Tensor> {
-    let mut out: *mut C_tensor = std::ptr::null_mut();
-    check(call(&raw mut out))?;
     // SAFETY: on success every such function stored `new at::Tensor`, whose ownership passes to the handle.
-    Ok(unsafe { Tensor::from_ptr(out) })
+    Ok(unsafe { Tensor::from_ptr(new_object(call)?) })
 }

@@ -46,7 +46,7 @@ fn call_each() -> Result<(), TchError> {
 }
 
 extern "C" fn settle() {
-    // A function that fails here fails where it is needed too, and is told there.
+    // A function that fails here fails where it is needed too, and is reported there.
     WARMED_UP.store(call_each().is_ok(), Ordering::Relaxed);
 }
 

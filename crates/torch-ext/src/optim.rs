@@ -121,11 +121,6 @@ impl AdamW {
         })
     }
 
-    /// The parameters, in the order given to [`AdamW::new`].
-    pub fn parameters(&self) -> &[Tensor] {
-        &self.parameters
-    }
-
     /// The state of parameter `index`; none beyond the last.
     pub fn state(&self, index: usize) -> Option<AdamWState<'_>> {
         Some(AdamWState {
@@ -187,11 +182,6 @@ impl Sgd {
         check(unsafe {
             fnet_sgd_step(parameters.as_ptr(), buffers.as_ptr(), parameters.len(), lr, momentum, weight_decay, nesterov)
         })
-    }
-
-    /// The parameters, in the order given to [`Sgd::new`].
-    pub fn parameters(&self) -> &[Tensor] {
-        &self.parameters
     }
 
     /// The momentum of parameter `index`; none beyond the last.

@@ -7,12 +7,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::{RawError, Result, check};
-use crate::ffi::new_tensor;
-
-#[repr(C)]
-struct RawUploader {
-    _private: [u8; 0],
-}
+use crate::ffi::{RawUploader, new_object, new_tensor};
 
 unsafe extern "C" {
     fn fnet_uploader_new(device: i32, beside: bool, out: *mut *mut RawUploader) -> *mut RawError;
@@ -68,14 +63,13 @@ pub fn upload(bytes: &[u8], device: Device, lane: Lane) -> Result<Tensor> {
     let ring = match rings.entry((index, lane)) {
         std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
         std::collections::hash_map::Entry::Vacant(place) => {
-            let mut raw = std::ptr::null_mut();
             let number = i32::try_from(index).unwrap_or(i32::MAX);
             // SAFETY: the out-pointer is valid for the call, and written on success.
-            check(unsafe { fnet_uploader_new(number, lane == Lane::Beside, &raw mut raw) })?;
+            let raw = new_object(|out| unsafe { fnet_uploader_new(number, lane == Lane::Beside, out) })?;
             place.insert(Uploader(raw))
         }
     };
-    // SAFETY: a live handle; the pointer is valid for as many bytes as said, which are copied before the call returns.
+    // SAFETY: a live handle; the pointer is valid for `bytes.len()` bytes, which are copied before the call returns.
     new_tensor(|out| unsafe { fnet_uploader_upload(ring.0, bytes.as_ptr(), bytes.len(), out) })
 }
 

@@ -258,8 +258,9 @@ fn a_rank_that_does_not_come_is_an_error_with_operation_rank_and_deadline() {
         let error = group.all_reduce(&value, Reduction::Sum, short).err().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(error.kind(), ErrorKind::Collective);
-        let told = "files all-reduce number 1 (16 bytes) on rank 0 of 2 with a deadline of 0.2 s: a rank did not come";
-        assert_eq!(error.message(), told);
+        let expected =
+            "files all-reduce number 1 (16 bytes) on rank 0 of 2 with a deadline of 0.2 s: a rank did not come";
+        assert_eq!(error.message(), expected);
 
         // The deadline of the group holds for the reducer and in the forward pass.
         group.set_timeout(short).unwrap();

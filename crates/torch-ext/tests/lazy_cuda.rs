@@ -15,9 +15,9 @@ fn run_alone(test: &str) -> Output {
 
 fn assert_success(test: &str) {
     let output = run_alone(test);
-    let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // A name that matches no test would run none and succeed.
-    assert!(output.status.success() && told.contains("1 passed"), "{told}{errors}");
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{errors}");
 }
 
 fn mapped(library: &str) -> bool {

@@ -11,7 +11,7 @@ use fnet_common::{Error, Result};
 use fnet_config::Config;
 use fnet_data::{Dataset, Split};
 use fnet_distributed::Communicator;
-use fnet_evaluate::inference::{Done, Found, Outcome, evaluate};
+use fnet_evaluate::inference::{Done, Found, RankResult, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::results::ImageResult;
 use fnet_protocol::client::Client;
@@ -98,9 +98,9 @@ impl Validation {
         let kinds = &self.config.evaluation.metrics;
         let outcome = evaluate(&train_state.model, &self.dataset, &self.config, kinds, communicator, &mut on_image)?;
         match outcome {
-            Outcome::Stopped(reason) => Ok(Validated::Stopped(reason)),
-            Outcome::Elsewhere => Ok(Validated::Measured(None)),
-            Outcome::Here(evaluation) => {
+            RankResult::Stopped(reason) => Ok(Validated::Stopped(reason)),
+            RankResult::Elsewhere => Ok(Validated::Measured(None)),
+            RankResult::Here(evaluation) => {
                 control.phase(Phase::Summary);
                 if let Err(error) = self.write(&evaluation.metrics, epoch) {
                     log::warn!("the metrics of epoch {epoch} could not be written; training continues: {error}");

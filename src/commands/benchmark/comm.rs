@@ -21,7 +21,7 @@ use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::spread::Spread;
 use fnet_protocol::{env, exit, stop};
 
-use super::publish;
+use crate::commands::stdout::publish;
 
 /// Bytes of a value.
 const VALUE: u64 = 4;
@@ -32,7 +32,7 @@ const PATTERN: i64 = 97;
 
 /// The results of `benchmark comm`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct CommReport {
     backend: &'static str,
     world_size: usize,
     iters: usize,
@@ -93,7 +93,7 @@ pub fn benchmark_comm(arguments: &BenchmarkComm, control: &Client) -> Result<i32
     }
     if communicator.is_first() {
         let (iters, warm_up) = (arguments.iters, arguments.warm_up);
-        let report = Report {
+        let report = CommReport {
             backend: communicator.backend(),
             world_size: communicator.world_size(),
             iters,
@@ -163,7 +163,7 @@ fn check_sum(count: i64, communicator: &Communicator) -> Result<()> {
     Ok(())
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CommReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,

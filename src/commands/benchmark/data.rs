@@ -17,7 +17,7 @@ use fnet_protocol::cli::BenchmarkData;
 use fnet_protocol::client::Client;
 use fnet_protocol::{exit, stop};
 
-use super::publish;
+use crate::commands::stdout::publish;
 
 /// Warm-up batches per thread.
 const WARM_UP: usize = 4;
@@ -26,7 +26,7 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 /// The results of `benchmark data`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DataReport {
     /// Loader threads.
     threads: usize,
     /// Images in a batch.
@@ -129,12 +129,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report(&self, arguments: &BenchmarkData, batch: usize, masks: bool) -> Report {
+    fn report(&self, arguments: &BenchmarkData, batch: usize, masks: bool) -> DataReport {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.images as f64 / seconds;
         let ms = |time: Duration| time.as_secs_f64() * 1e3 / self.images as f64;
         let StageTimes { read, decode, masks: masks_time, resize, assemble } = self.times;
-        Report {
+        DataReport {
             threads: arguments.threads,
             batch,
             masks,
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let masks = if self.masks { "with masks" } else { "without masks" };
         writeln!(

@@ -24,14 +24,15 @@ use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use fnet_protocol::spread::Spread;
 
-use super::{publish, synthetic};
+use super::synthetic;
+use crate::commands::stdout::publish;
 
 /// Size of synthetic images: a landscape COCO image after resizing.
 const DEFAULT_SHAPE: Shape = Shape { height: 800, width: 1280 };
 
 /// The results of `benchmark infer`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct InferReport {
     device: String,
     threads: i32,
     fuse_conv_bn: bool,
@@ -86,7 +87,7 @@ pub fn benchmark_infer(arguments: &BenchmarkInfer, control: &Client) -> Result<i
     }
     if communicator.rank() == 0 {
         let ms = Spread::of_seconds(all.iter().copied());
-        let report = Report {
+        let report = InferReport {
             device: format!("{:?}", communicator.device()),
             threads: tch::get_num_threads(),
             fuse_conv_bn: arguments.fuse_conv_bn,
@@ -118,16 +119,16 @@ fn find_everywhere(parameters: &Parameters) -> Result<()> {
     Ok(())
 }
 
-enum Source {
+enum ImageSource {
     Synthetic(Shape),
     ValidationSet,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Synthetic(shape) => write!(f, "synthetic images of {}x{}", shape.height, shape.width),
-            Source::ValidationSet => f.write_str("the validation set"),
+            ImageSource::Synthetic(shape) => write!(f, "synthetic images of {}x{}", shape.height, shape.width),
+            ImageSource::ValidationSet => f.write_str("the validation set"),
         }
     }
 }
@@ -143,26 +144,26 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Images of the validation set if there is a checkpoint, as in MMDetection; otherwise, or with `--shape`, synthetic ones.
-    fn source(&self) -> Source {
+    fn source(&self) -> ImageSource {
         match (self.arguments.shape(), &self.arguments.checkpoint) {
-            (Some(shape), _) => Source::Synthetic(shape),
-            (None, Some(_)) => Source::ValidationSet,
-            (None, None) => Source::Synthetic(DEFAULT_SHAPE),
+            (Some(shape), _) => ImageSource::Synthetic(shape),
+            (None, Some(_)) => ImageSource::ValidationSet,
+            (None, None) => ImageSource::Synthetic(DEFAULT_SHAPE),
         }
     }
 
     /// Seconds of each measured image.
-    fn repetition(&mut self, source: &Source) -> Result<Vec<f64>> {
+    fn repetition(&mut self, source: &ImageSource) -> Result<Vec<f64>> {
         let count = self.arguments.max_iter;
         match source {
-            Source::Synthetic(shape) => {
+            ImageSource::Synthetic(shape) => {
                 let size = (shape.height, shape.width);
                 let images = synthetic::images(1, (size.0.next_multiple_of(32), size.1.next_multiple_of(32)), 0);
                 let metas = synthetic::metas(1, size);
                 let batch = || Batch { images: images.share(), metas: metas.clone(), targets: Vec::new() };
                 self.measure((0..count).map(|_| Ok(batch())), count)
             }
-            Source::ValidationSet => {
+            ImageSource::ValidationSet => {
                 let dataset = Arc::new(Dataset::open(&self.config.data, Split::Val)?);
                 let indices: Vec<usize> = (0..dataset.len().min(count)).collect();
                 // Loader threads would disturb the measurement, especially on the CPU.
@@ -247,7 +248,7 @@ fn overall(repetitions: &[f64]) -> String {
     format!("Overall fps: {} img / s, times per image: {} ms / img", column(|fps| fps), column(|fps| 1e3 / fps))
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for InferReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let amp = match self.amp {
             Amp::Off => "float32",

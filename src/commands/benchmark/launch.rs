@@ -8,7 +8,7 @@ use fnet_common::{Error, Result};
 use fnet_distributed::Communicator;
 use fnet_protocol::{clock, exit};
 
-use super::publish;
+use crate::commands::stdout::publish;
 
 /// The report of rank 0.
 #[derive(Debug, Serialize)]

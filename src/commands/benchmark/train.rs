@@ -20,7 +20,8 @@ use fnet_protocol::spread::Spread;
 use fnet_train::{StepIndex, StepTimes, StepVote, TrainState};
 
 use super::profile::Profile;
-use super::{publish, simulated, synthetic};
+use super::{simulated, synthetic};
+use crate::commands::stdout::publish;
 
 /// Positive proposals per image in the losses. Their number determines the time of the mask head, so it must be the same in
 /// every measurement.
@@ -34,7 +35,7 @@ const STEP: u64 = 0;
 
 /// The results of `benchmark train`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct TrainReport {
     device: String,
     world_size: usize,
     threads_per_worker: i32,
@@ -128,7 +129,7 @@ pub fn benchmark_train(arguments: &BenchmarkTrain, control: &Client) -> Result<i
     let alone = if communicator.world_size() > 1 { bench.backward_alone(&batch, arguments.iters)? } else { None };
     if communicator.rank() == 0 {
         let ms = Spread::of_seconds(steps.iter().copied());
-        let report = Report {
+        let report = TrainReport {
             device: format!("{:?}", communicator.device()),
             world_size: communicator.world_size(),
             threads_per_worker: tch::get_num_threads(),
@@ -261,7 +262,7 @@ fn parts(times: &[StepTimes], data: &[f64], alone: Option<f64>) -> Parts {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for TrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Parts { data, forward, backward, all_reduce, exposed_communication, optimizer } = self.parts_ms;
         writeln!(

@@ -11,13 +11,13 @@ use fnet_common::text::count;
 use fnet_common::{Context, Error, ErrorKind, Result};
 use fnet_config::OnError;
 use fnet_data::{Dataset, DecodedImage, Split, evaluation_indices, single_image};
-use fnet_evaluate::inference::{Found, Outcome, Share, detect, gather};
+use fnet_evaluate::inference::{Found, RankResult, Share, detect, gather};
 use fnet_evaluate::paint::{Painter, objects, save};
 use fnet_evaluate::results::ImageResult;
 use fnet_protocol::{cli, stop};
 
 use super::detector::{Host, Trained, Wanted, load};
-use super::print;
+use super::stdout::print;
 use inputs::{Input, find};
 use output::Output;
 
@@ -28,7 +28,7 @@ const NAMED: usize = 5;
 /// cannot be read is named, and the others go on; the result is then an error, unless `data.on_error` is `skip`.
 /// Errors: if the checkpoint, the config or an input is wrong, a file cannot be written, a rank is lost, or memory runs
 /// out.
-pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<Outcome<Result<()>>> {
+pub fn predict(arguments: &cli::Predict, host: &mut Host<'_>) -> Result<RankResult<Result<()>>> {
     let inputs = find(arguments)?;
     let wanted = Wanted {
         checkpoint: &arguments.checkpoint,

@@ -48,7 +48,7 @@ fn an_mmdetection_detector_loads_completely_only_with_the_same_classes() {
     let classes = Classes { file: &weights.meta().classes, model: &names, match_names: false };
     let summary = weights.load_to_train(&model(7), Need::Most, classes).unwrap();
     assert_eq!((summary.report.loaded.len(), summary.report.conflicts.len()), (120, 6));
-    assert!(summary.to_string().contains("start anew, for 7 classes in place of 5"), "{summary}");
+    assert!(summary.to_string().contains("are re-initialized, for 7 classes in place of 5"), "{summary}");
     let matched =
         Classes { model: &[vec![weights.meta().classes[2].clone()], names[..6].to_vec()].concat(), ..classes };
     let summary = weights.load_to_train(&other, Need::Most, Classes { match_names: true, ..matched }).unwrap();

@@ -4,6 +4,8 @@ use tch::{Kind, Tensor};
 
 use fnet_common::{Error, Result};
 
+use crate::pickle::KINDS;
+
 /// A pickle under construction, and the tensors that it refers to by number.
 pub(crate) struct Pickler {
     out: Vec<u8>,
@@ -134,17 +136,6 @@ impl Pickler {
 
 /// PyTorch's storage class for elements of type `kind`.
 fn class_of(kind: Kind) -> Result<&'static str> {
-    Ok(match kind {
-        Kind::Float => "FloatStorage",
-        Kind::Double => "DoubleStorage",
-        Kind::Half => "HalfStorage",
-        Kind::BFloat16 => "BFloat16Storage",
-        Kind::Int64 => "LongStorage",
-        Kind::Int => "IntStorage",
-        Kind::Int16 => "ShortStorage",
-        Kind::Int8 => "CharStorage",
-        Kind::Uint8 => "ByteStorage",
-        Kind::Bool => "BoolStorage",
-        other => return Err(Error::data(format!("elements of type {other:?} cannot be exported"))),
-    })
+    let found = KINDS.iter().find(|(known, ..)| *known == kind).map(|(_, class, _)| *class);
+    found.ok_or_else(|| Error::data(format!("elements of type {kind:?} cannot be exported")))
 }

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fnet_common::atomic;
-use fnet_common::{Error, Result};
+use fnet_common::{Context, Error, Result};
 use fnet_protocol::work_dir::{LATEST, remove_leftovers};
 
-use super::{CheckpointMeta, TrainProgress, verify};
+use super::format;
+use super::meta::{CheckpointMeta, TrainProgress};
 
 /// First line of a `latest.ckpt` that is not a symbolic link; the second line names the file.
 const POINTER: &str = "fnet checkpoint pointer 1\n";
@@ -191,6 +192,30 @@ pub fn set_aside_later(folders: &[impl AsRef<Path>], progress: TrainProgress) ->
         }
     }
     Ok(found)
+}
+
+impl CheckpointMeta {
+    /// Reads only the header of a checkpoint. Verifies its checksum and the length of the file, but not the tensors.
+    /// Errors: a data error that says what is wrong with the file.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = resolve(path.as_ref());
+        Ok(format::open(&path)
+            .and_then(|file| file.fnet_meta())
+            .with_context(|| format!("reading {}", path.display()))?
+            .0)
+    }
+}
+
+/// Reads a checkpoint and verifies every byte against the checksums, with little memory.
+pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
+    let path = resolve(path.as_ref());
+    let check = || -> Result<CheckpointMeta> {
+        let mut file = format::open(&path)?;
+        let (meta, entries) = file.fnet_meta()?;
+        file.verify_tensors(&entries)?;
+        Ok(meta)
+    };
+    check().with_context(|| format!("reading {}", path.display()))
 }
 
 /// The target of `latest.ckpt`, whether it is a link or a pointer file; any other path is returned unchanged.

@@ -14,7 +14,7 @@ use tch::Tensor;
 use fnet_common::{Context, Error, Result};
 use fnet_protocol::file_kind::not_a_checkpoint;
 
-use super::CheckpointMeta;
+use super::meta::CheckpointMeta;
 use crate::bytes;
 
 /// Version of the format that is written, and the maximum version that is read.

@@ -1,33 +1,28 @@
 //! fnet's checkpoints: one safetensors file with everything that a job needs to resume (docs/checkpoint-format.md).
 
-#[cfg(test)]
-mod damage;
 mod folder;
 mod format;
+mod meta;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use indexmap::IndexMap;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
 use tch::Tensor;
 
 use fnet_protocol::work_dir::is_pytorch_file;
 
-pub use folder::resolve;
-pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, set_aside_later};
+pub use folder::{CheckpointFolder, Latest, Skipped, file_name, latest, resolve, set_aside_later, verify};
+pub use meta::{Best, CheckpointMeta, EarlyStopState, EpochSharding, LossScaleState, State, TrainProgress};
 pub use writer::{OnSaved, Save, Writer};
 
 use crate::bytes;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
-use fnet_config::Config;
-use fnet_data::ShardSegment;
 
 /// Prefix of the model's parameters and buffers; the rest of the name is the `state_dict` key.
 pub const MODEL: &str = "model.";
@@ -48,180 +43,6 @@ pub struct Checkpoint {
     pub tensors: IndexMap<String, Tensor>,
     /// The metadata.
     pub meta: CheckpointMeta,
-}
-
-/// The metadata of a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct CheckpointMeta {
-    /// The resolved config as TOML; [`CheckpointMeta::config`] reads it.
-    #[serde(skip)]
-    pub config: String,
-    /// Class names in the order of the labels.
-    pub classes: Vec<String>,
-    /// The position of the job.
-    pub progress: TrainProgress,
-    /// Number of ranks of the job that wrote it.
-    pub world_size: usize,
-    /// Seed of the job.
-    pub seed: u64,
-    /// How the current epoch was sharded; `None` in files of older versions.
-    #[serde(default, rename = "dealt")]
-    pub sharding: Option<EpochSharding>,
-    /// The best evaluation so far.
-    pub best: Option<Best>,
-    /// Further state of the training loop.
-    #[serde(default)]
-    pub state: State,
-}
-
-/// Further state of the training loop. All fields are optional; an invalid one is an error.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct State {
-    /// The model must be evaluated before training continues.
-    pub evaluation_due: bool,
-    /// The checkpoint was written only because its job was stopped or aborted. The next regular checkpoint replaces it.
-    pub transient: bool,
-    /// The generation of the work folder that the attempt had which wrote it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-    /// Steps of the whole job, as planned when the checkpoint was written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub total_steps: Option<usize>,
-    /// How long the metric of `train.early_stop` has not become better.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub early_stop: Option<EarlyStopState>,
-    /// Updates of the moving average.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ema_updates: Option<u64>,
-    /// The loss scale of float16 training.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<LossScaleState>,
-    /// Identifies the images that `data.val.fraction` took from the training set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation_part: Option<String>,
-    /// The folder in which the job ran, for relative paths of its config.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub job_folder: Option<String>,
-    /// The values for the next log line. If they cannot be read, the job continues with a warning.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_window: Option<serde_json::Value>,
-}
-
-/// The loss scale of float16 training, and when it last changed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LossScaleState {
-    /// The factor of the loss.
-    #[serde(deserialize_with = "sound_scale")]
-    pub scale: f64,
-    /// Updates since the scale changed.
-    pub steps_since_change: usize,
-    /// Updates skipped in the whole job.
-    #[serde(default)]
-    pub skipped: u64,
-}
-
-impl LossScaleState {
-    /// Below this, overflows have another cause than the scale.
-    pub const MINIMUM: f64 = 1.0;
-}
-
-/// Accepts only scales that a job can have.
-fn sound_scale<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    let scale = f64::deserialize(from)?;
-    match (LossScaleState::MINIMUM..=f64::from(f32::MAX)).contains(&scale) {
-        true => Ok(scale),
-        false => Err(D::Error::custom(format!("the scale is {scale}, expected a number of at least 1"))),
-    }
-}
-
-/// The position of a training job.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct TrainProgress {
-    /// Finished epochs.
-    pub epoch: usize,
-    /// Steps since the end of the last finished epoch.
-    pub step_in_epoch: usize,
-    /// Steps since the start of training. Compared last, because it is recounted in whole epochs of the new length after the
-    /// number of ranks changes.
-    pub step: usize,
-}
-
-/// How an epoch is sharded over the ranks.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EpochSharding {
-    /// Images of the training set.
-    #[serde(rename = "pictures")]
-    pub images: usize,
-    /// Images of each rank in a step.
-    pub samples_per_gpu: usize,
-    /// Gradient accumulation steps of an update.
-    pub accumulate: usize,
-    /// Earlier parts of the epoch that were sharded differently.
-    #[serde(default, rename = "legs")]
-    pub segments: Vec<ShardSegment>,
-}
-
-/// The best evaluation of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// Name of the metric, for example `bbox_mAP`.
-    pub metric: String,
-    /// Its value.
-    pub value: f64,
-    /// Finished epochs at that evaluation.
-    pub epoch: usize,
-}
-
-/// How long a metric has not become better.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EarlyStopState {
-    /// The best evaluation by this metric.
-    pub best: Best,
-    /// Evaluations since then.
-    pub since: usize,
-}
-
-impl CheckpointMeta {
-    /// Checks for numbers that no job can have.
-    fn check(&self) -> Result<()> {
-        let mut counts = vec![("world_size".to_owned(), self.world_size)];
-        if let Some(sharding) = &self.sharding {
-            counts.push(("dealt.samples_per_gpu".to_owned(), sharding.samples_per_gpu));
-            counts.push(("dealt.accumulate".to_owned(), sharding.accumulate));
-            for (index, segment) in sharding.segments.iter().enumerate() {
-                for (name, value) in [
-                    ("world_size", segment.world_size),
-                    ("samples_per_gpu", segment.samples_per_gpu),
-                    ("accumulate", segment.accumulate),
-                ] {
-                    counts.push((format!("dealt.legs[{index}].{name}"), value));
-                }
-            }
-            let within = self.progress.step_in_epoch;
-            let steps = sharding.segments.iter().try_fold(0_usize, |all, segment| all.checked_add(segment.steps));
-            if steps.is_none_or(|steps| steps > within) {
-                return Err(Error::data(format!("dealt.legs has more steps than progress.step_in_epoch ({within})")));
-            }
-        }
-        match counts.into_iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(Error::data(format!("{name} is 0, expected a number of at least 1"))),
-            None => Ok(()),
-        }
-    }
-
-    /// The stored config.
-    /// Errors: a usage error if this version of fnet does not know a field or value.
-    pub fn config(&self, path: &Path) -> Result<Config> {
-        Ok(Config::from_toml(&self.config, &format!("config inside {}", path.display()))?)
-    }
-
-    /// Reads only the header of a checkpoint. Verifies its checksum and the length of the file, but not the tensors.
-    /// Errors: a data error that says what is wrong with the file.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        let path = folder::resolve(path.as_ref());
-        Ok(format::open(&path).and_then(|file| file.fnet_meta()).with_context(|| reading(&path))?.0)
-    }
 }
 
 /// A copy of a checkpoint in host memory, which another thread can write while training changes the original tensors.
@@ -263,7 +84,7 @@ impl Checkpoint {
             let tensors = file.read_tensors(&entries)?;
             Ok(Self { tensors, meta })
         };
-        load().with_context(|| reading(&path))
+        load().with_context(|| format!("reading {}", path.display()))
     }
 
     /// The moving average of the weights by parameter; empty if the job had none.
@@ -324,24 +145,8 @@ impl Write for Counted<'_> {
     }
 }
 
-/// Reads a checkpoint and verifies every byte against the checksums, with little memory.
-pub fn verify(path: impl AsRef<Path>) -> Result<CheckpointMeta> {
-    let path = folder::resolve(path.as_ref());
-    let check = || -> Result<CheckpointMeta> {
-        let mut file = format::open(&path)?;
-        let (meta, entries) = file.fnet_meta()?;
-        file.verify_tensors(&entries)?;
-        Ok(meta)
-    };
-    check().with_context(|| reading(&path))
-}
-
 /// Whether `path` is a PyTorch file, or a valid safetensors file that is not an fnet checkpoint.
 pub fn is_third_party(path: &Path) -> bool {
     let path = resolve(path);
     is_pytorch_file(&path) || format::open(&path).is_ok_and(|file| !file.is_of_fnet())
-}
-
-fn reading(path: &Path) -> String {
-    format!("reading {}", PathBuf::from(path).display())
 }

@@ -1,7 +1,10 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
+use proptest::prelude::*;
+use proptest::sample::Index;
 use tch::{Device, Kind};
 
 use fnet_common::ErrorKind;
@@ -35,7 +38,7 @@ pub(super) fn sample(step: usize) -> Checkpoint {
     Checkpoint { tensors: tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), meta }
 }
 
-pub(super) fn same(a: &Checkpoint, b: &Checkpoint) -> bool {
+fn same(a: &Checkpoint, b: &Checkpoint) -> bool {
     let equal = |(x, y): (&Tensor, &Tensor)| x.kind() == y.kind() && x.size() == y.size() && x == y;
     a.meta == b.meta && a.tensors.keys().eq(b.tensors.keys()) && a.tensors.values().zip(b.tensors.values()).all(equal)
 }
@@ -144,16 +147,86 @@ fn every_truncation_and_every_extension_is_detected() {
     assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("truncated or damaged"));
 }
 
-proptest::proptest! {
+/// What disks, networks and people may do to a range of a file. [`every_flipped_bit_is_detected_or_harmless`] and
+/// [`every_truncation_and_every_extension_is_detected`] show the rest.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    /// A block that was never written.
+    Zeros,
+    /// Overwritten with another range.
+    Copied,
+    /// From the checkpoint of another step: partly overwritten.
+    OfAnotherStep,
+    /// The rest has moved up.
+    Missing,
+}
+
+impl Damage {
+    fn apply(self, file: &mut Vec<u8>, at: Index, from: Index, length: usize, other: &[u8]) {
+        let at = at.index(file.len());
+        let place = at..(at + length).min(file.len());
+        match self {
+            Self::Zeros => file[place].fill(0),
+            Self::Copied => {
+                let from = from.index(file.len() - place.len() + 1);
+                file.copy_within(from..from + place.len(), at);
+            }
+            Self::OfAnotherStep => {
+                let place = at.min(other.len())..place.end.min(other.len());
+                file[place.clone()].copy_from_slice(&other[place]);
+            }
+            Self::Missing => drop(file.drain(place)),
+        }
+    }
+}
+
+/// The files of two steps.
+static FILES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    [7, 8].map(|step| {
+        sample(step).save(&file).unwrap();
+        fs::read(&file).unwrap()
+    })
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
     #[test]
-    fn any_file_is_refused_without_a_panic(data in proptest::collection::vec(proptest::num::u8::ANY, 0..200), header in "\\PC{0,60}") {
+    fn a_checkpoint_with_damaged_ranges_is_refused_or_unchanged(damages in prop::collection::vec((
+        prop::sample::select(vec![Damage::Zeros, Damage::Copied, Damage::OfAnotherStep, Damage::Missing]),
+        any::<Index>(), any::<Index>(), prop_oneof![1..16_usize, Just(64), Just(512), Just(4096)],
+    ), 1..4)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("epoch_1.ckpt");
+        let both = [sample(7), sample(8)];
+        let [mut file, other] = FILES.clone();
+        for (damage, at, from, length) in damages {
+            if !file.is_empty() {
+                damage.apply(&mut file, at, from, length, &other);
+            }
+        }
+        fs::write(&path, &file).unwrap();
+        match (Checkpoint::load(&path), verify(&path)) {
+            // A completely overwritten file is the other checkpoint.
+            (Ok(loaded), Ok(meta)) => prop_assert!(both.iter().any(|one| same(one, &loaded) && meta == one.meta)),
+            (Err(error), Err(_)) => {
+                prop_assert_eq!(error.kind(), ErrorKind::Data);
+                prop_assert!(error.to_string().contains("epoch_1.ckpt"), "{}", error);
+            }
+            (loaded, verified) => prop_assert!(false, "loads: {}, verified: {}", loaded.is_ok(), verified.is_ok()),
+        }
+    }
+
+    #[test]
+    fn any_file_is_refused_without_a_panic(data in prop::collection::vec(any::<u8>(), 0..200), header in "\\PC{0,60}") {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("epoch_1.ckpt");
         fs::write(&path, &data).unwrap();
-        proptest::prop_assert!(Checkpoint::load(&path).is_err());
+        prop_assert!(Checkpoint::load(&path).is_err());
         let framed = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
         fs::write(&path, framed).unwrap();
-        proptest::prop_assert!(Checkpoint::load(&path).is_err());
+        prop_assert!(Checkpoint::load(&path).is_err());
     }
 }
 

@@ -6,7 +6,10 @@ use tch::Kind;
 
 use fnet_common::{Error, Result};
 
-use super::{Arena, BYTES_OF_AN_OBJECT, Id, Object, StorageId, numpy};
+use super::arena::{Arena, BYTES_OF_AN_OBJECT, Id, Object};
+use super::dtype::Dtype;
+use super::numpy;
+use super::storages::StorageId;
 use crate::lazy::LazyTensor;
 
 /// How many objects a tensor counts as; a short pickle can create one many times.
@@ -57,7 +60,7 @@ fn call_named(arena: &mut Arena, name: &Arc<str>, arguments: &[Id], outermost: b
         ("encode", Some(text)) => encoded(arena, text)?,
         ("_reconstructor", Some(class)) => return create(arena, class),
         ("_reconstruct", _) => Some(Object::EmptyArray),
-        ("dtype", Some(code)) => arena.text(code).map(|code| Object::Dtype(numpy::Dtype::parse(code))),
+        ("dtype", Some(code)) => arena.text(code).map(|code| Object::Dtype(Dtype::parse(code))),
         ("scalar", _) => numpy::scalar(arena, arguments),
         ("_frombuffer", _) => numpy::from_buffer(arena, arguments)?,
         _ => None,
@@ -123,40 +126,34 @@ fn natural(arena: &Arena, id: Id) -> Option<u64> {
     arena.int(id).and_then(|value| u64::try_from(value).ok())
 }
 
+/// PyTorch's storage class and dtype for each element type.
+pub(crate) const KINDS: [(Kind, &str, &str); 10] = [
+    (Kind::Float, "FloatStorage", "float32"),
+    (Kind::Double, "DoubleStorage", "float64"),
+    (Kind::Half, "HalfStorage", "float16"),
+    (Kind::BFloat16, "BFloat16Storage", "bfloat16"),
+    (Kind::Int64, "LongStorage", "int64"),
+    (Kind::Int, "IntStorage", "int32"),
+    (Kind::Int16, "ShortStorage", "int16"),
+    (Kind::Int8, "CharStorage", "int8"),
+    (Kind::Uint8, "ByteStorage", "uint8"),
+    (Kind::Bool, "BoolStorage", "bool"),
+];
+
 /// The element type of a storage class such as `torch.FloatStorage`.
 fn storage_kind(class: &str) -> Option<Kind> {
-    Some(match class.strip_prefix("torch.")?.trim_start_matches("cuda.") {
-        "FloatStorage" => Kind::Float,
-        "DoubleStorage" => Kind::Double,
-        "HalfStorage" => Kind::Half,
-        "BFloat16Storage" => Kind::BFloat16,
-        "LongStorage" => Kind::Int64,
-        "IntStorage" => Kind::Int,
-        "ShortStorage" => Kind::Int16,
-        "CharStorage" => Kind::Int8,
-        "ByteStorage" | "UntypedStorage" | "storage.UntypedStorage" => Kind::Uint8,
-        "BoolStorage" => Kind::Bool,
-        "ComplexFloatStorage" => Kind::ComplexFloat,
-        "ComplexDoubleStorage" => Kind::ComplexDouble,
-        _ => return None,
-    })
+    match class.strip_prefix("torch.")?.trim_start_matches("cuda.") {
+        "UntypedStorage" | "storage.UntypedStorage" => Some(Kind::Uint8),
+        "ComplexFloatStorage" => Some(Kind::ComplexFloat),
+        "ComplexDoubleStorage" => Some(Kind::ComplexDouble),
+        class => KINDS.iter().find(|(_, name, _)| *name == class).map(|(kind, ..)| *kind),
+    }
 }
 
 /// The element type of a name such as `torch.float32`.
 fn dtype_kind(name: &str) -> Option<Kind> {
-    Some(match name.strip_prefix("torch.")? {
-        "float32" => Kind::Float,
-        "float64" => Kind::Double,
-        "float16" => Kind::Half,
-        "bfloat16" => Kind::BFloat16,
-        "int64" => Kind::Int64,
-        "int32" => Kind::Int,
-        "int16" => Kind::Int16,
-        "int8" => Kind::Int8,
-        "uint8" => Kind::Uint8,
-        "bool" => Kind::Bool,
-        _ => return None,
-    })
+    let name = name.strip_prefix("torch.")?;
+    KINDS.iter().find(|(.., dtype)| *dtype == name).map(|(kind, ..)| *kind)
 }
 
 /// `_rebuild_tensor*(storage, offset, size, stride, ...)`; version 3 has the element type at index 6.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use fnet_common::{Error, Result};
 
-use super::{Arena, Id, Object, Storages, classes};
+use super::arena::{Arena, Id, Object};
+use super::classes;
+use super::storages::Storages;
 
 /// State of the machine.
 pub(super) struct Machine<'a> {

@@ -2,22 +2,10 @@
 
 use std::sync::Arc;
 
-use tch::Kind;
-
 use fnet_common::Result;
 
-use super::{Arena, Id, Object};
+use super::arena::{Arena, Id, Object};
 use crate::lazy::{LazyTensor, Storage};
-
-/// Type of an element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Dtype {
-    /// `f`, `i`, `u` or `b`; others are not supported.
-    class: char,
-    /// Bytes of an element.
-    width: usize,
-    big_endian: bool,
-}
 
 /// Whether `module` is a NumPy module with constructors, in any version.
 pub(super) fn is_module(module: &str) -> bool {
@@ -25,41 +13,6 @@ pub(super) fn is_module(module: &str) -> bool {
         module,
         "numpy" | "numpy.core.multiarray" | "numpy._core.multiarray" | "numpy.core.numeric" | "numpy._core.numeric"
     )
-}
-
-impl Dtype {
-    /// Reads a code such as `f8` or `<i4`.
-    pub(super) fn parse(code: &str) -> Self {
-        let (order, code) = match code.chars().next() {
-            Some(order @ ('<' | '>' | '=' | '|')) => (order, &code[1..]),
-            _ => ('=', code),
-        };
-        let class = code.chars().next().unwrap_or(' ');
-        let width = code.get(class.len_utf8()..).and_then(|width| width.parse().ok()).unwrap_or(0);
-        Self { class, width, big_endian: order == '>' }
-    }
-
-    pub(super) fn with_order(self, order: &str) -> Self {
-        Self { big_endian: order == ">", ..self }
-    }
-
-    fn kind(self) -> Option<Kind> {
-        if self.big_endian && self.width > 1 {
-            return None;
-        }
-        Some(match (self.class, self.width) {
-            ('f', 2) => Kind::Half,
-            ('f', 4) => Kind::Float,
-            ('f', 8) => Kind::Double,
-            ('i', 1) => Kind::Int8,
-            ('i', 2) => Kind::Int16,
-            ('i', 4) => Kind::Int,
-            ('i', 8) => Kind::Int64,
-            ('u', 1) => Kind::Uint8,
-            ('b', 1) => Kind::Bool,
-            _ => return None,
-        })
-    }
 }
 
 /// `scalar(dtype, bytes)` as a plain number.

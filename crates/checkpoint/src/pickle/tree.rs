@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use fnet_common::{Error, Result};
 
-use super::{Arena, Id, MAX_DEPTH, MAX_OBJECTS, Object, too_large};
+use super::arena::{Arena, Id, MAX_OBJECTS, Object, too_large};
 use crate::value::Value;
+
+/// Maximum nesting depth.
+const MAX_DEPTH: usize = 64;
 
 /// The tree below `root`. An object that is referenced more than once is repeated, within the limit of objects.
 pub(super) fn build(arena: &Arena, root: Id) -> Result<Value> {

@@ -12,7 +12,6 @@ use zip::{CompressionMethod, HasZipMetadata};
 
 use fnet_common::{Error, Result};
 
-use super::length;
 use crate::lazy::Storage;
 use crate::pickle::{self, MAX_PICKLE, StorageId, Storages};
 use crate::value::Value;
@@ -25,8 +24,8 @@ const SLACK: u64 = 1 << 20;
 const MAX_ENTRIES: usize = 1 << 16;
 
 /// Reads the archive.
-pub(super) fn read(file: &Arc<File>) -> Result<Value> {
-    let entries = entries(file)?;
+pub(super) fn read(file: &Arc<File>, len: u64) -> Result<Value> {
+    let entries = entries(file, len)?;
     let root = root(&entries)?;
     let pickle = &entries[&format!("{root}data.pkl")];
     if let Some(order) = entries.get(&format!("{root}byteorder")) {
@@ -71,8 +70,7 @@ impl Entry {
 
 /// The entries by name, after checking that their positions and sizes fit the file. The directory is read entry by entry,
 /// so that no number in it can cause a large allocation.
-fn entries(file: &Arc<File>) -> Result<HashMap<String, Entry>> {
-    let len = length(file)?;
+fn entries(file: &Arc<File>, len: u64) -> Result<HashMap<String, Entry>> {
     let mut archive = ZipIterable::try_new(BufReader::new(file.as_ref()), Config::default()).map_err(unsound)?;
     if archive.len() > MAX_ENTRIES {
         return Err(Error::data(format!("{} entries, expected at most {MAX_ENTRIES}", archive.len())));

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use fnet_common::{Error, Result};
 
-use super::{length, unreadable};
 use crate::lazy::Storage;
 use crate::pickle::{self, MAX_PICKLE, NoStorages, StorageId, Storages};
 use crate::value::Value;
@@ -18,8 +17,7 @@ const MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0
 /// Version of the format.
 const VERSION: i64 = 1001;
 
-pub(super) fn read(file: &Arc<File>) -> Result<Value> {
-    let len = length(file)?;
+pub(super) fn read(file: &Arc<File>, len: u64) -> Result<Value> {
     let head = head(file, len)?;
     // From protocol 4 on, a frame of at most eleven bytes precedes the number.
     if !head.get(..32.min(head.len())).is_some_and(|start| start.windows(MAGIC.len()).any(|part| part == MAGIC)) {
@@ -52,7 +50,7 @@ pub(super) fn read(file: &Arc<File>) -> Result<Value> {
 /// The part of the file that may contain the pickles.
 fn head(file: &File, len: u64) -> Result<Vec<u8>> {
     let mut head = vec![0; len.min(MAX_PICKLE) as usize];
-    file.read_exact_at(&mut head, 0).map_err(unreadable)?;
+    file.read_exact_at(&mut head, 0).map_err(|error| Error::data(format!("cannot read the file: {error}")))?;
     Ok(head)
 }
 

@@ -187,24 +187,3 @@ fn other_files_are_errors_that_say_what_was_expected() {
     assert!(open(Path::new("/no/such.pth")).is_err());
     assert!(open(Path::new("/")).unwrap_err().to_string().contains("this is a folder"));
 }
-
-/// A file of the legacy format with one tensor.
-fn older() -> Vec<u8> {
-    let mut bytes =
-        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}X\r\0\0\0little_endian\x88s.".to_vec();
-    let (pickle, data) = small();
-    bytes.extend(pickle);
-    bytes.extend(b"\x80\x02]X\x01\0\0\x000a.");
-    bytes.extend(300_u64.to_le_bytes());
-    bytes.extend(data);
-    bytes
-}
-
-#[test]
-fn a_truncated_file_of_the_legacy_format_is_refused() {
-    let whole = older();
-    assert_eq!(opened(&whole).unwrap().get("w").unwrap().as_tensor().unwrap().size(), [300]);
-    for end in (0..whole.len()).step_by(37).chain([whole.len() - 1]) {
-        assert!(opened(&whole[..end]).is_err(), "{end}");
-    }
-}

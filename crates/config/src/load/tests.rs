@@ -1,7 +1,16 @@
-use fnet_test_support::folder;
-
 use super::*;
 use crate::Amp;
+
+/// A temporary folder with these files, by their paths in it.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    folder
+}
 
 /// For configs with a list of class names.
 fn no_classes(_: &Path) -> Result<Vec<String>> {

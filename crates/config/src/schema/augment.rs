@@ -5,8 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::data::{ScaleMode, check_scales};
-use crate::check::Problems;
+use crate::problem::Problems;
 
 /// One augmentation: a table with its `kind` and fields.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,26 +25,20 @@ pub enum Augmentation {
     CopyPaste(CopyPaste),
 }
 
+section! {
 /// The size of the image.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Resize {
     /// Maximum size of the resized image in pixels, `[long side, short side]`; as `data.pipeline.scales`.
     #[schemars(length(min = 1), inner(inner(range(min = 1))))]
-    pub scales: Vec<[usize; 2]>,
+    pub scales: Vec<[usize; 2]> = vec![[1333, 800]],
     /// How one of several `scales` is chosen.
-    pub scale_mode: ScaleMode,
+    pub scale_mode: ScaleMode = ScaleMode::Value,
     /// The scale is multiplied by a number drawn uniformly from this range. Needs a single scale.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub ratio_range: [f64; 2],
+    pub ratio_range: [f64; 2] = [1.0, 1.0],
     /// Whether the aspect ratio is kept. Without it, every image gets the size of the scale, `[width, height]`.
-    pub keep_ratio: bool,
+    pub keep_ratio: bool = true,
 }
-
-impl Default for Resize {
-    fn default() -> Self {
-        Self { scales: vec![[1333, 800]], scale_mode: ScaleMode::Value, ratio_range: [1.0, 1.0], keep_ratio: true }
-    }
 }
 
 impl Resize {
@@ -55,22 +48,26 @@ impl Resize {
     }
 }
 
+/// How the size of a training image is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleMode {
+    /// One of the listed scales.
+    Value,
+    /// Uniform between the first two scales.
+    Range,
+}
+
+section! {
 /// Probabilities of flips.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Flip {
     /// Probability of each direction. The rest to 1 is the probability of no flip.
     #[schemars(length(min = 1), inner(range(min = 0.0, max = 1.0)))]
-    pub probabilities: Vec<f64>,
+    pub probabilities: Vec<f64> = vec![0.5],
     /// The directions, one for each probability.
     #[schemars(length(min = 1))]
-    pub directions: Vec<Direction>,
+    pub directions: Vec<Direction> = vec![Direction::Horizontal],
 }
-
-impl Default for Flip {
-    fn default() -> Self {
-        Self { probabilities: vec![0.5], directions: vec![Direction::Horizontal] }
-    }
 }
 
 /// The direction of a flip.
@@ -92,33 +89,21 @@ impl Direction {
     }
 }
 
+section! {
 /// The part of an image that is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct RandomCrop {
     /// How `crop_size` is meant.
-    pub crop_type: CropType,
+    pub crop_type: CropType = CropType::Absolute,
     /// `[height, width]`, or the bounds of a range.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub crop_size: [f64; 2],
+    pub crop_size: [f64; 2] = [1024.0, 1024.0],
     /// Whether a crop without any object is used. If not, another image of the same orientation takes its place.
-    pub allow_negative_crop: bool,
+    pub allow_negative_crop: bool = false,
     /// Whether boxes are clipped to the crop. Without it, every object is kept.
-    pub bbox_clip_border: bool,
+    pub bbox_clip_border: bool = true,
     /// Whether boxes become those of the cropped masks. Objects without a pixel in the crop are then left out.
-    pub recompute_bbox: bool,
+    pub recompute_bbox: bool = false,
 }
-
-impl Default for RandomCrop {
-    fn default() -> Self {
-        Self {
-            crop_type: CropType::Absolute,
-            crop_size: [1024.0, 1024.0],
-            allow_negative_crop: false,
-            bbox_clip_border: true,
-            recompute_bbox: false,
-        }
-    }
 }
 
 /// How the size of a crop is given.
@@ -142,66 +127,48 @@ impl CropType {
     }
 }
 
+section! {
 /// A fixed size.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Pad {
     /// `[height, width]` in pixels.
     #[schemars(inner(range(min = 1)))]
-    pub size: [usize; 2],
+    pub size: [usize; 2] = [1024, 1024],
+}
 }
 
-impl Default for Pad {
-    fn default() -> Self {
-        Self { size: [1024, 1024] }
-    }
-}
-
+section! {
 /// Ranges of color changes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct ColorJitter {
     /// Maximum number that is added to or subtracted from all values, 0 to 255.
     #[schemars(range(min = 0.0, max = 255.0))]
-    pub brightness_delta: f64,
+    pub brightness_delta: f64 = 32.0,
     /// Range of the factor of all values.
     #[schemars(inner(range(min = 0.0)))]
-    pub contrast_range: [f64; 2],
+    pub contrast_range: [f64; 2] = [0.5, 1.5],
     /// Range of the factor of the saturation.
     #[schemars(inner(range(min = 0.0)))]
-    pub saturation_range: [f64; 2],
+    pub saturation_range: [f64; 2] = [0.5, 1.5],
     /// Maximum change of the hue in degrees.
     #[schemars(range(min = 0.0, max = 360.0))]
-    pub hue_delta: f64,
+    pub hue_delta: f64 = 18.0,
+}
 }
 
-impl Default for ColorJitter {
-    fn default() -> Self {
-        Self { brightness_delta: 32.0, contrast_range: [0.5, 1.5], saturation_range: [0.5, 1.5], hue_delta: 18.0 }
-    }
-}
-
+section! {
 /// Which objects are pasted, and which stay.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct CopyPaste {
     /// Fewer objects than this are pasted.
     #[schemars(range(min = 1))]
-    pub max_num_pasted: usize,
+    pub max_num_pasted: usize = 100,
     /// A covered object stays if no side of its box moves by more pixels than this.
     #[schemars(range(min = 0.0))]
-    pub bbox_occluded_thr: f64,
+    pub bbox_occluded_thr: f64 = 10.0,
     /// A covered object also stays if more pixels of its mask than this remain visible.
     #[schemars(range(min = 0))]
-    pub mask_occluded_thr: usize,
+    pub mask_occluded_thr: usize = 300,
     /// Whether the number of pasted objects is drawn; if not, all objects of the other image are pasted.
-    pub selected: bool,
+    pub selected: bool = true,
 }
-
-impl Default for CopyPaste {
-    fn default() -> Self {
-        Self { max_num_pasted: 100, bbox_occluded_thr: 10.0, mask_occluded_thr: 300, selected: true }
-    }
 }
 
 /// A side that the config does not bound.
@@ -363,4 +330,29 @@ impl Augmentation {
             Self::Pad(_) | Self::CopyPaste(_) => {}
         }
     }
+}
+
+/// Checks the scales of `section`.
+pub(super) fn check_scales(
+    scales: &[[usize; 2]],
+    mode: ScaleMode,
+    keep_ratio: bool,
+    section: &str,
+    problems: &mut Problems,
+) {
+    let field = format!("{section}.scales");
+    problems.require(
+        !keep_ratio || scales.iter().all(|scale| scale[0] >= scale[1]),
+        &field,
+        scales,
+        "the long side first, then the short side",
+        "swap the two numbers",
+    );
+    problems.require(
+        mode == ScaleMode::Value || scales.len() == 2,
+        &field,
+        scales,
+        &format!("two scales, the bounds of the range, because {section}.scale_mode is \"range\""),
+        "give the smallest and the largest scale, or set scale_mode to \"value\"",
+    );
 }

@@ -3,77 +3,58 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::augment::{self, Augmentation};
-use crate::check::Problems;
+use super::augment::{self, Augmentation, ScaleMode, check_scales};
+use crate::problem::Problems;
 
+section! {
 /// Data sets and the input pipeline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Folder that dataset paths are relative to. The environment variable FNET_DATA_ROOT overrides config files;
     /// `--set data.root=...` overrides both.
-    pub root: String,
+    pub root: String = "data/coco".into(),
     /// Batch size of each GPU (rank).
     #[schemars(range(min = 1))]
-    pub samples_per_gpu: usize,
+    pub samples_per_gpu: usize = 2,
     /// Loader threads of each rank; 0 to load in the training thread.
-    pub workers_per_gpu: usize,
+    pub workers_per_gpu: usize = 2,
     /// Class names, in the order of the annotation files' categories; empty for all categories. `"auto"` takes the
     /// names from the training annotation file and sets `model.num_classes` to their number.
     #[schemars(extend("word" = "auto"))]
-    pub classes: Vec<String>,
+    pub classes: Vec<String> = Vec::new(),
     /// Whether a config sets the classes to `"auto"`. Both sets must then have the same classes.
     #[serde(skip)]
     #[schemars(skip)]
-    pub classes_are_auto: bool,
+    pub classes_are_auto: bool = false,
     /// Whether the model has no masks (`model.mask` is false), so that those of the sets are not read.
     #[serde(skip)]
     #[schemars(skip)]
-    pub boxes_only: bool,
+    pub boxes_only: bool = false,
     /// What to do with objects without a mask if `model.mask` is true. Boxes count in all metrics of boxes. If masks are
     /// evaluated, the validation set needs one for every object with "error"; otherwise the box of an object without one is
     /// a region like a crowd: detections whose masks lie in it count neither as right nor as wrong.
-    pub without_mask: WithoutMask,
+    pub without_mask: WithoutMask = WithoutMask::Error,
     /// The training set. A list of such tables trains on several: an epoch has the images of the first set, then those
     /// of the second, and so on.
     #[serde(with = "one_or_several")]
     #[schemars(with = "TrainSet", extend("several" = true))]
-    pub train: Vec<TrainSet>,
+    pub train: Vec<TrainSet> = vec![TrainSet {
+        ann_file: "annotations/instances_train2017.json".into(),
+        img_prefix: "train2017".into(),
+        ..TrainSet::default()
+    }],
     /// The validation set.
-    pub val: ValSet,
+    pub val: ValSet = ValSet {
+        ann_file: "annotations/instances_val2017.json".into(),
+        img_prefix: "val2017".into(),
+        ..ValSet::default()
+    },
     /// The set of `test --split test`. Without `ann_file` it is `data.val`.
-    pub test: TestSet,
+    pub test: TestSet = TestSet::default(),
     /// Image preprocessing and augmentation.
-    pub pipeline: Pipeline,
+    pub pipeline: Pipeline = Pipeline::default(),
     /// What to do when an image cannot be read during a run.
-    pub on_error: OnError,
+    pub on_error: OnError = OnError::Stop,
 }
-
-impl Default for Data {
-    fn default() -> Self {
-        Self {
-            root: "data/coco".into(),
-            samples_per_gpu: 2,
-            workers_per_gpu: 2,
-            classes: Vec::new(),
-            classes_are_auto: false,
-            boxes_only: false,
-            without_mask: WithoutMask::Error,
-            train: vec![TrainSet {
-                ann_file: "annotations/instances_train2017.json".into(),
-                img_prefix: "train2017".into(),
-                ..TrainSet::default()
-            }],
-            val: ValSet {
-                ann_file: "annotations/instances_val2017.json".into(),
-                img_prefix: "val2017".into(),
-                ..ValSet::default()
-            },
-            test: TestSet::default(),
-            pipeline: Pipeline::default(),
-            on_error: OnError::Stop,
-        }
-    }
 }
 
 impl Data {
@@ -121,30 +102,24 @@ pub enum WithoutMask {
     Box,
 }
 
+section! {
 /// A training set in COCO format.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct TrainSet {
     /// The annotation file, relative to `data.root`.
-    pub ann_file: String,
+    pub ann_file: String = String::new(),
     /// The folder of the images, relative to `data.root`.
-    pub img_prefix: String,
+    pub img_prefix: String = String::new(),
     /// Skip images without an object of a selected class, and images smaller than 32 pixels.
-    pub filter_empty: bool,
+    pub filter_empty: bool = true,
     /// Each image is used this many times per epoch, each time with its own augmentation, as with RepeatDataset.
     #[schemars(range(min = 1, max = 100_000))]
-    pub repeat: usize,
+    pub repeat: usize = 1,
     /// Repeats the images of rare classes, as ClassBalancedDataset does: a class in less than this fraction of the images is
     /// used `ceil(sqrt(class_balanced / fraction))` times per epoch, and each image as often as its rarest class. 0 to
     /// disable.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub class_balanced: f64,
+    pub class_balanced: f64 = 0.0,
 }
-
-impl Default for TrainSet {
-    fn default() -> Self {
-        Self { ann_file: String::new(), img_prefix: String::new(), filter_empty: true, repeat: 1, class_balanced: 0.0 }
-    }
 }
 
 /// The validation set: a COCO file of its own, or a part of the training images.
@@ -204,49 +179,34 @@ mod one_or_several {
     }
 }
 
+section! {
 /// Image preprocessing and augmentation. The defaults are MMDetection's 1x schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Pipeline {
     /// Maximum size of the resized image in pixels, `[long side, short side]`. With several scales, one is chosen for
     /// each sample, or with `scale_mode = "range"` a size between the first two.
     #[schemars(length(min = 1), inner(inner(range(min = 1))))]
-    pub scales: Vec<[usize; 2]>,
+    pub scales: Vec<[usize; 2]> = vec![[1333, 800]],
     /// How one of several `scales` is chosen in training.
-    pub scale_mode: ScaleMode,
+    pub scale_mode: ScaleMode = ScaleMode::Value,
     /// Maximum size at evaluation.
     #[schemars(inner(range(min = 1)))]
-    pub test_scale: [usize; 2],
+    pub test_scale: [usize; 2] = [1333, 800],
     /// Probability of flipping a training image horizontally.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub flip_probability: f64,
+    pub flip_probability: f64 = 0.5,
     /// Augmentations of training images in their order: tables with a `kind` and its fields, listed below. A list that is
     /// not empty replaces `scales`, `scale_mode` and `flip_probability`. Without it, images are resized and flipped as
     /// these fields say.
-    pub train: Vec<Augmentation>,
+    pub train: Vec<Augmentation> = Vec::new(),
     /// Mean of each channel, RGB, 0 to 255.
-    pub mean: [f64; 3],
+    pub mean: [f64; 3] = [123.675, 116.28, 103.53],
     /// Standard deviation of each channel, RGB, 0 to 255.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub std: [f64; 3],
+    pub std: [f64; 3] = [58.395, 57.12, 57.375],
     /// Height and width are padded to a multiple of this.
     #[schemars(range(min = 1))]
-    pub size_divisor: usize,
+    pub size_divisor: usize = 32,
 }
-
-impl Default for Pipeline {
-    fn default() -> Self {
-        Self {
-            scales: vec![[1333, 800]],
-            scale_mode: ScaleMode::Value,
-            test_scale: [1333, 800],
-            flip_probability: 0.5,
-            train: Vec::new(),
-            mean: [123.675, 116.28, 103.53],
-            std: [58.395, 57.12, 57.375],
-            size_divisor: 32,
-        }
-    }
 }
 
 impl Pipeline {
@@ -289,41 +249,6 @@ impl Pipeline {
             list => augment::largest(list),
         }
     }
-}
-
-/// Checks the scales of `section`.
-pub(super) fn check_scales(
-    scales: &[[usize; 2]],
-    mode: ScaleMode,
-    keep_ratio: bool,
-    section: &str,
-    problems: &mut Problems,
-) {
-    let field = format!("{section}.scales");
-    problems.require(
-        !keep_ratio || scales.iter().all(|scale| scale[0] >= scale[1]),
-        &field,
-        scales,
-        "the long side first, then the short side",
-        "swap the two numbers",
-    );
-    problems.require(
-        mode == ScaleMode::Value || scales.len() == 2,
-        &field,
-        scales,
-        &format!("two scales, the bounds of the range, because {section}.scale_mode is \"range\""),
-        "give the smallest and the largest scale, or set scale_mode to \"value\"",
-    );
-}
-
-/// How the size of a training image is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ScaleMode {
-    /// One of the listed scales.
-    Value,
-    /// Uniform between the first two scales.
-    Range,
 }
 
 /// What to do with an image that cannot be read.

@@ -5,42 +5,53 @@ use serde::{Deserialize, Serialize};
 
 use fnet_protocol::cli;
 
-use super::Amp;
-use crate::check::Problems;
+use crate::problem::Problems;
 
+section! {
 /// When and how the model is evaluated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Evaluation {
     /// Epochs between evaluations; 0 for none.
-    pub interval: usize,
+    pub interval: usize = 1,
     /// Metrics that are computed during training. The default is `["bbox"]` if `model.mask` is false.
-    pub metrics: Vec<Metric>,
+    pub metrics: Vec<Metric> = vec![Metric::Bbox, Metric::Segm],
     /// Add the average precision of each class: a table in the log, and `classwise` in metrics files.
-    pub classwise: bool,
+    pub classwise: bool = false,
     /// IoU thresholds of a correct detection, used for all averages; empty for COCO's ten, .50 to .95. `mAP_50` and
     /// `mAP_75` are undefined (-1) unless the list has 0.5 and 0.75.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1})))]
-    pub iou_thrs: Vec<f64>,
+    pub iou_thrs: Vec<f64> = Vec::new(),
     /// Maximum numbers of detections per image (`maxDets` of pycocotools), ascending. Each gives a recall `AR@N`. `mAP`
     /// uses 100, as pycocotools does, or the largest number here if 100 is not in the list. All other metrics use the
     /// largest.
     #[schemars(length(min = 1), inner(range(min = 1)))]
-    pub proposal_nums: Vec<usize>,
+    pub proposal_nums: Vec<usize> = vec![100, 300, 1000],
     /// Metrics that logs and metrics files contain: of `mAP`, `mAP_50`, `mAP_75`, `mAP_s`, `mAP_m`, `mAP_l`, `AR@N` (N
     /// of `proposal_nums`), `AR_s@N`, `AR_m@N`, `AR_l@N` (the largest N). Empty for the six precision metrics, or for
     /// `proposal` all recall metrics.
-    pub metric_items: Vec<String>,
+    pub metric_items: Vec<String> = Vec::new(),
     /// Keep the detections of the last evaluation of training in `results/latest.segm.json` (`.bbox.json` without masks), and
     /// those of the best with `checkpoint.save_best` in `results/best_<metric>.segm.json`, for `report`.
-    pub keep_results: bool,
+    pub keep_results: bool = true,
     /// Automatic mixed precision at inference: in the evaluations of training, `test`, `predict` and `benchmark infer`.
     /// The default is float32 regardless of `train.amp`, so that metrics depend only on the weights. MMDetection
     /// evaluates in float16 if its config has `fp16`.
-    pub amp: Amp,
+    pub amp: Amp = Amp::Off,
     /// Test-time augmentation in the evaluations of training, `test`, `predict` and `benchmark infer`. `test` and `predict`
     /// also have the option `--tta`.
-    pub tta: Tta,
+    pub tta: Tta = Tta::Off,
+}
+}
+
+/// Automatic mixed precision: which type convolutions and matrix products compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Amp {
+    /// Float32.
+    Off,
+    /// Bfloat16: the range of float32 with 8 significant bits.
+    Bf16,
+    /// Float16: 11 significant bits and a small range, so that training scales the loss.
+    Fp16,
 }
 
 /// Test-time augmentation: what each image is evaluated with besides itself.
@@ -52,22 +63,6 @@ pub enum Tta {
     /// Its mirror image. Proposals of both are joined, boxes, scores and masks are averaged (`aug_test` of MMDetection
     /// 2.25), which takes twice the time.
     Flip,
-}
-
-impl Default for Evaluation {
-    fn default() -> Self {
-        Self {
-            interval: 1,
-            metrics: vec![Metric::Bbox, Metric::Segm],
-            classwise: false,
-            iou_thrs: Vec::new(),
-            proposal_nums: vec![100, 300, 1000],
-            metric_items: Vec::new(),
-            keep_results: true,
-            amp: Amp::Off,
-            tta: Tta::Off,
-        }
-    }
 }
 
 /// The precision metrics.

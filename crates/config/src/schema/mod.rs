@@ -1,5 +1,25 @@
 //! Every configuration field: its type, default, unit and meaning. docs/config.md is generated from these definitions.
 
+/// A section of the config with the default of each field.
+macro_rules! section {
+    ($(#[$attribute:meta])* pub struct $name:ident {
+        $($(#[$of_field:meta])* pub $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$of_field])* pub $field: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
 pub mod augment;
 mod data;
 mod evaluation;
@@ -7,6 +27,7 @@ mod interval;
 mod model;
 mod train;
 
+pub use augment::ScaleMode;
 pub use data::*;
 pub use evaluation::*;
 pub use interval::Interval;
@@ -16,7 +37,7 @@ pub use train::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::check::Problems;
+use crate::problem::Problems;
 
 /// A whole job: model, data, optimization, and where the results go.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -3,50 +3,34 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::check::Problems;
+use crate::problem::Problems;
 
+section! {
 /// Mask R-CNN or Faster R-CNN on a FasterNet backbone with a feature pyramid.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// Number of object classes, without background.
     #[schemars(range(min = 1))]
-    pub num_classes: usize,
+    pub num_classes: usize = 80,
     /// Whether the detector finds masks: Mask R-CNN. Without them it is Faster R-CNN, which has no mask head and needs only
     /// boxes; all other names and fields stay the same.
-    pub mask: bool,
+    pub mask: bool = true,
     /// Synchronize BatchNorm statistics across ranks (SyncBatchNorm).
-    pub sync_bn: bool,
+    pub sync_bn: bool = false,
     /// Parts of the backbone that are not trained: -1 for none, 0 for the patch embedding, n for it and the first n stages
     /// with their output norms. Their BatchNorm uses its running statistics, and no branch of theirs is dropped.
     #[schemars(range(min = -1, max = 4))]
-    pub frozen_stages: i64,
+    pub frozen_stages: i64 = -1,
     /// Use the running statistics of the backbone's BatchNorm in training too; its weights and biases are trained.
-    pub norm_eval: bool,
+    pub norm_eval: bool = false,
     /// The backbone.
-    pub backbone: Backbone,
+    pub backbone: Backbone = Backbone::default(),
     /// The feature pyramid.
-    pub neck: Neck,
+    pub neck: Neck = Neck::default(),
     /// The region proposal network.
-    pub rpn: Rpn,
+    pub rpn: Rpn = Rpn::default(),
     /// The box and mask heads.
-    pub roi_head: RoiHead,
+    pub roi_head: RoiHead = RoiHead::default(),
 }
-
-impl Default for Model {
-    fn default() -> Self {
-        Self {
-            num_classes: 80,
-            mask: true,
-            sync_bn: false,
-            frozen_stages: -1,
-            norm_eval: false,
-            backbone: Backbone::default(),
-            neck: Neck::default(),
-            rpn: Rpn::default(),
-            roi_head: RoiHead::default(),
-        }
-    }
 }
 
 impl Model {
@@ -65,49 +49,33 @@ impl Model {
     }
 }
 
+section! {
 /// The backbone; the defaults are FasterNet-S (Chen et al., CVPR 2023).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Backbone {
     /// Kind of backbone: "fasternet", or another one of crates/model/src/backbones.
-    pub kind: String,
+    pub kind: String = "fasternet".into(),
     /// Channels of the first stage; each later stage doubles them.
     #[schemars(range(min = 1))]
-    pub embed_dim: usize,
+    pub embed_dim: usize = 128,
     /// Blocks in each of the four stages.
     #[schemars(inner(range(min = 1)))]
-    pub depths: [usize; 4],
+    pub depths: [usize; 4] = [1, 2, 13, 2],
     /// Expansion ratio of the two 1x1 convolutions of a block.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub mlp_ratio: f64,
+    pub mlp_ratio: f64 = 2.0,
     /// The partial convolution processes 1/`n_div` of the channels.
     #[schemars(range(min = 1))]
-    pub n_div: usize,
+    pub n_div: usize = 4,
     /// Activation between the two 1x1 convolutions.
-    pub activation: Activation,
+    pub activation: Activation = Activation::Relu,
     /// Maximum drop path rate (stochastic depth). The rate increases linearly from 0 over the blocks.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
-    pub drop_path_rate: f64,
+    pub drop_path_rate: f64 = 0.15,
     /// Implementation of the partial convolution. Results are the same.
-    pub partial_conv: PartialConv,
+    pub partial_conv: PartialConv = PartialConv::SplitCat,
     /// File with pretrained weights (an ImageNet FasterNet `.pth`, or `.safetensors`); empty to start from scratch.
-    pub pretrained: String,
+    pub pretrained: String = String::new(),
 }
-
-impl Default for Backbone {
-    fn default() -> Self {
-        Self {
-            kind: "fasternet".into(),
-            embed_dim: 128,
-            depths: [1, 2, 13, 2],
-            mlp_ratio: 2.0,
-            n_div: 4,
-            activation: Activation::Relu,
-            drop_path_rate: 0.15,
-            partial_conv: PartialConv::SplitCat,
-            pretrained: String::new(),
-        }
-    }
 }
 
 impl Backbone {
@@ -159,22 +127,16 @@ pub enum PartialConv {
     Slicing,
 }
 
+section! {
 /// FPN (Lin et al., 2017).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Neck {
     /// Channels of every level.
     #[schemars(range(min = 1))]
-    pub out_channels: usize,
+    pub out_channels: usize = 256,
     /// Number of levels. Levels beyond the backbone's four subsample the last one.
     #[schemars(range(min = 4))]
-    pub num_outs: usize,
+    pub num_outs: usize = 5,
 }
-
-impl Default for Neck {
-    fn default() -> Self {
-        Self { out_channels: 256, num_outs: 5 }
-    }
 }
 
 /// Which boxes are positive and which are negative (MMDetection's MaxIoUAssigner).
@@ -220,120 +182,84 @@ pub struct Sampler {
     pub add_ground_truth: bool,
 }
 
+section! {
 /// The region proposal network.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Rpn {
     /// Channels of the shared 3x3 convolution.
     #[schemars(range(min = 1))]
-    pub feat_channels: usize,
+    pub feat_channels: usize = 256,
     /// Side of the square anchor, in multiples of the level's stride.
     #[schemars(length(min = 1), extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub anchor_scales: Vec<f64>,
+    pub anchor_scales: Vec<f64> = vec![8.0],
     /// Aspect ratios (height / width) of the anchors.
     #[schemars(length(min = 1), extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub anchor_ratios: Vec<f64>,
+    pub anchor_ratios: Vec<f64> = vec![0.5, 1.0, 2.0],
     /// Stride of each level in pixels.
     #[schemars(length(min = 1), inner(range(min = 1)))]
-    pub anchor_strides: Vec<usize>,
+    pub anchor_strides: Vec<usize> = vec![4, 8, 16, 32, 64],
     /// Assignment of anchors to objects.
-    pub assigner: Assigner,
+    pub assigner: Assigner =
+        Assigner { positive_iou: 0.7, negative_iou: 0.3, min_positive_iou: 0.3, match_low_quality: true },
     /// Sampling of anchors for the loss.
-    pub sampler: Sampler,
+    pub sampler: Sampler = Sampler { count: 256, positive_fraction: 0.5, add_ground_truth: false },
     /// Top-scoring anchors per level before NMS, at inference.
     #[schemars(range(min = 1))]
-    pub nms_pre: usize,
+    pub nms_pre: usize = 1000,
     /// Top-scoring anchors per level before NMS, in training.
     #[schemars(range(min = 1))]
-    pub train_nms_pre: usize,
+    pub train_nms_pre: usize = 2000,
     /// Maximum number of proposals per image.
     #[schemars(range(min = 1))]
-    pub max_per_image: usize,
+    pub max_per_image: usize = 1000,
     /// IoU threshold of NMS.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub nms_iou: f64,
+    pub nms_iou: f64 = 0.7,
     /// Proposals must be wider and higher than this, in pixels.
     #[schemars(range(min = 0.0))]
-    pub min_box_size: f64,
+    pub min_box_size: f64 = 0.0,
+}
 }
 
-impl Default for Rpn {
-    fn default() -> Self {
-        Self {
-            feat_channels: 256,
-            anchor_scales: vec![8.0],
-            anchor_ratios: vec![0.5, 1.0, 2.0],
-            anchor_strides: vec![4, 8, 16, 32, 64],
-            assigner: Assigner { positive_iou: 0.7, negative_iou: 0.3, min_positive_iou: 0.3, match_low_quality: true },
-            sampler: Sampler { count: 256, positive_fraction: 0.5, add_ground_truth: false },
-            nms_pre: 1000,
-            train_nms_pre: 2000,
-            max_per_image: 1000,
-            nms_iou: 0.7,
-            min_box_size: 0.0,
-        }
-    }
-}
-
+section! {
 /// The heads that classify, refine and segment the proposals.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct RoiHead {
     /// Assignment of proposals to objects.
-    pub assigner: Assigner,
+    pub assigner: Assigner =
+        Assigner { positive_iou: 0.5, negative_iou: 0.5, min_positive_iou: 0.5, match_low_quality: true },
     /// Sampling of proposals for the loss.
-    pub sampler: Sampler,
+    pub sampler: Sampler = Sampler { count: 512, positive_fraction: 0.25, add_ground_truth: true },
     /// Proposals up to this size in pixels (square root of the area) use the finest level.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub finest_scale: f64,
+    pub finest_scale: f64 = 56.0,
     /// Output size of RoIAlign for the box head.
     #[schemars(range(min = 1))]
-    pub bbox_roi_size: usize,
+    pub bbox_roi_size: usize = 7,
     /// Width of the box head's two shared fully connected layers.
     #[schemars(range(min = 1))]
-    pub bbox_fc_channels: usize,
+    pub bbox_fc_channels: usize = 1024,
     /// Standard deviations that normalize the box head's deltas.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "exclusiveMinimum": 0})))]
-    pub bbox_target_stds: [f64; 4],
+    pub bbox_target_stds: [f64; 4] = [0.1, 0.1, 0.2, 0.2],
     /// Output size of RoIAlign for the mask head. Masks are twice as large.
     #[schemars(range(min = 1))]
-    pub mask_roi_size: usize,
+    pub mask_roi_size: usize = 14,
     /// Number of 3x3 convolutions of the mask head.
     #[schemars(range(min = 1))]
-    pub mask_convs: usize,
+    pub mask_convs: usize = 4,
     /// Channels of the mask head.
     #[schemars(range(min = 1))]
-    pub mask_channels: usize,
+    pub mask_channels: usize = 256,
     /// Score threshold of detections.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub score_threshold: f64,
+    pub score_threshold: f64 = 0.05,
     /// IoU threshold of NMS, per class.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub nms_iou: f64,
+    pub nms_iou: f64 = 0.5,
     /// Maximum number of detections per image.
     #[schemars(range(min = 1))]
-    pub max_per_image: usize,
+    pub max_per_image: usize = 100,
     /// Probability from which a pixel belongs to the mask.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub mask_threshold: f64,
+    pub mask_threshold: f64 = 0.5,
 }
-
-impl Default for RoiHead {
-    fn default() -> Self {
-        Self {
-            assigner: Assigner { positive_iou: 0.5, negative_iou: 0.5, min_positive_iou: 0.5, match_low_quality: true },
-            sampler: Sampler { count: 512, positive_fraction: 0.25, add_ground_truth: true },
-            finest_scale: 56.0,
-            bbox_roi_size: 7,
-            bbox_fc_channels: 1024,
-            bbox_target_stds: [0.1, 0.1, 0.2, 0.2],
-            mask_roi_size: 14,
-            mask_convs: 4,
-            mask_channels: 256,
-            score_threshold: 0.05,
-            nms_iou: 0.5,
-            max_per_image: 100,
-            mask_threshold: 0.5,
-        }
-    }
 }

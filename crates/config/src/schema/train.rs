@@ -6,57 +6,41 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Evaluation, Interval};
-use crate::check::Problems;
+use super::{Amp, Evaluation, Interval};
+use crate::problem::Problems;
 
+section! {
 /// The optimizer. Without `[optimizer.paramwise]` all parameters are in one group, so weight decay also applies to norms and
 /// biases.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Optimizer {
     /// Which optimizer.
-    pub kind: OptimizerKind,
+    pub kind: OptimizerKind = OptimizerKind::AdamW,
     /// Learning rate for 16 images per step. For other batch sizes see `--auto-scale-lr`.
     #[schemars(range(min = 0.0))]
-    pub lr: f64,
+    pub lr: f64 = 2e-4,
     /// AdamW's betas: decay rates of the two moments.
     #[schemars(extend("items" = serde_json::json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1})))]
-    pub betas: [f64; 2],
+    pub betas: [f64; 2] = [0.9, 0.999],
     /// Added to AdamW's denominator.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub eps: f64,
+    pub eps: f64 = 1e-8,
     /// Momentum of SGD.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
-    pub momentum: f64,
+    pub momentum: f64 = 0.9,
     /// Weight decay, decoupled with AdamW.
     #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
+    pub weight_decay: f64 = 1e-4,
     /// Maximum L2 norm of the gradients; 0 for no clipping.
     #[schemars(range(min = 0.0))]
-    pub grad_clip: f64,
+    pub grad_clip: f64 = 0.0,
     /// Images per step that `lr` is for. `--auto-scale-lr` multiplies `lr` by the actual number divided by this.
     #[schemars(range(min = 1))]
-    pub base_batch_size: usize,
+    pub base_batch_size: usize = 16,
     /// Multipliers of learning rate and weight decay for some parameters. The rule is that of MMCV's
     /// `DefaultOptimizerConstructor`: the longest key of `custom_keys` that is part of a parameter's name decides, of equally
     /// long ones the first in the alphabet. Parameters without such a key follow the three other fields.
-    pub paramwise: Paramwise,
+    pub paramwise: Paramwise = Paramwise::default(),
 }
-
-impl Default for Optimizer {
-    fn default() -> Self {
-        Self {
-            kind: OptimizerKind::AdamW,
-            lr: 2e-4,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            momentum: 0.9,
-            weight_decay: 1e-4,
-            grad_clip: 0.0,
-            base_batch_size: 16,
-            paramwise: Paramwise::default(),
-        }
-    }
 }
 
 impl Optimizer {
@@ -67,47 +51,36 @@ impl Optimizer {
     }
 }
 
+section! {
 /// Multipliers of learning rate and weight decay for some parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Paramwise {
     /// Multipliers of the parameters whose names contain a key, for example
     /// `{ "backbone" = { lr_mult = 0.1 }, "backbone.norm" = { lr_mult = 0.1, decay_mult = 0.0 } }`. A multiplier that is not
     /// given is 1.
-    pub custom_keys: BTreeMap<String, Multipliers>,
+    pub custom_keys: BTreeMap<String, Multipliers> = BTreeMap::new(),
     /// Multiplier of the weight decay of norms: their weights and biases.
     #[schemars(range(min = 0.0))]
-    pub norm_decay_mult: f64,
+    pub norm_decay_mult: f64 = 1.0,
     /// Multiplier of the learning rate of biases, except for those of norms.
     #[schemars(range(min = 0.0))]
-    pub bias_lr_mult: f64,
+    pub bias_lr_mult: f64 = 1.0,
     /// Multiplier of the weight decay of biases, except for those of norms.
     #[schemars(range(min = 0.0))]
-    pub bias_decay_mult: f64,
+    pub bias_decay_mult: f64 = 1.0,
+}
 }
 
-impl Default for Paramwise {
-    fn default() -> Self {
-        Self { custom_keys: BTreeMap::new(), norm_decay_mult: 1.0, bias_lr_mult: 1.0, bias_decay_mult: 1.0 }
-    }
-}
-
+section! {
 /// Multipliers of a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Copy)]
 pub struct Multipliers {
     /// Of the learning rate.
     #[schemars(range(min = 0.0))]
-    pub lr_mult: f64,
+    pub lr_mult: f64 = 1.0,
     /// Of the weight decay.
     #[schemars(range(min = 0.0))]
-    pub decay_mult: f64,
+    pub decay_mult: f64 = 1.0,
 }
-
-impl Default for Multipliers {
-    fn default() -> Self {
-        Self { lr_mult: 1.0, decay_mult: 1.0 }
-    }
 }
 
 impl Paramwise {
@@ -141,57 +114,39 @@ pub enum OptimizerKind {
     Sgd,
 }
 
+section! {
 /// The learning rate schedule: MMCV's step, cosine, polynomial and constant policies, after a warm-up. The rate is computed
 /// from `p`, the progress of the job: the number of finished epochs, or steps if `by_epoch` is false; and `n`, the number
 /// of all epochs or steps. `print-config CONFIG --schedule` shows the result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Schedule {
     /// How the learning rate changes after the warm-up.
-    pub policy: Policy,
+    pub policy: Policy = Policy::Step,
     /// Change the learning rate at the end of epochs; false to change it at every step. `steps` are numbers of steps then.
-    pub by_epoch: bool,
+    pub by_epoch: bool = true,
     /// Policy step: completed epochs (or steps) after which the learning rate is multiplied by `gamma`.
-    pub steps: Vec<usize>,
+    pub steps: Vec<usize> = vec![8, 11],
     /// Policy step: factor of the learning rate at each of `steps`.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub gamma: f64,
+    pub gamma: f64 = 0.1,
     /// Policies cosine and poly: the learning rate at the end. Policy step: the lowest learning rate.
     #[schemars(range(min = 0.0))]
-    pub min_lr: f64,
+    pub min_lr: f64 = 0.0,
     /// Policy cosine: the learning rate at the end, as a fraction of `optimizer.lr`, in place of `min_lr`.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub min_lr_ratio: f64,
+    pub min_lr_ratio: f64 = 0.0,
     /// Policy poly: the exponent; 1 for a straight line.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub power: f64,
+    pub power: f64 = 1.0,
     /// How the learning rate grows during the warm-up.
-    pub warmup: Warmup,
+    pub warmup: Warmup = Warmup::Linear,
     /// Warm-up steps, or epochs if `warmup_by_epoch` is true; 0 for none.
-    pub warmup_iters: usize,
+    pub warmup_iters: usize = 500,
     /// Count `warmup_iters` in epochs. The learning rate still grows at every step.
-    pub warmup_by_epoch: bool,
+    pub warmup_by_epoch: bool = false,
     /// Fraction of the learning rate at the first warm-up step.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
-    pub warmup_ratio: f64,
+    pub warmup_ratio: f64 = 0.001,
 }
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            policy: Policy::Step,
-            by_epoch: true,
-            steps: vec![8, 11],
-            gamma: 0.1,
-            min_lr: 0.0,
-            min_lr_ratio: 0.0,
-            power: 1.0,
-            warmup: Warmup::Linear,
-            warmup_iters: 500,
-            warmup_by_epoch: false,
-            warmup_ratio: 0.001,
-        }
-    }
 }
 
 /// How the learning rate changes after the warm-up, from `lr`, the learning rate of the optimizer.
@@ -246,65 +201,46 @@ impl Schedule {
     }
 }
 
+section! {
 /// The training loop.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// Number of epochs.
     #[schemars(range(min = 1))]
-    pub epochs: usize,
+    pub epochs: usize = 12,
     /// Random seed, up to 2^63 - 1.
-    pub seed: u64,
+    pub seed: u64 = 0,
     /// Use deterministic algorithms even where they are slower. The backward pass of RoIAlign on a GPU has none, so the
     /// last bits of gradients may differ between runs.
-    pub deterministic: bool,
+    pub deterministic: bool = false,
     /// Automatic mixed precision in training: the type of convolutions and matrix products. Weights, gradients,
     /// optimizer state, BatchNorm statistics, losses, scores and boxes are always float32. `evaluation.amp` sets the
     /// type at inference.
-    pub amp: Amp,
+    pub amp: Amp = Amp::Off,
     /// Initial loss scale of float16 training. When a gradient overflows, the update is skipped and the scale is
     /// halved. After 2000 updates without overflow it is doubled. Checkpoints store it.
     #[schemars(range(min = 1.0, max = 1e38))]
-    pub loss_scale: f64,
+    pub loss_scale: f64 = 65_536.0,
     /// Gradient accumulation steps.
     #[schemars(range(min = 1))]
-    pub accumulate: usize,
+    pub accumulate: usize = 1,
     /// With `--nnodes MIN:MAX` of fnet-launch: what to do when `accumulate` cannot be changed so that fewer nodes have as many
     /// images per update as MAX nodes. If it can, that is done.
-    pub elastic_batch: ElasticBatch,
+    pub elastic_batch: ElasticBatch = ElasticBatch::ScaleLr,
     /// The type in which gradients travel between the ranks. Weights and optimizer state stay float32.
-    pub grad_compression: GradCompression,
+    pub grad_compression: GradCompression = GradCompression::Off,
     /// Decay of the exponential moving average of the weights, which is evaluated and saved in addition to them; 0 for
     /// none.
     #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
-    pub ema: f64,
+    pub ema: f64 = 0.0,
     /// With `--load-from` weights of a detector for other classes: keep the class-dependent weights (rows of `fc_cls`,
     /// `fc_reg` and `conv_logits`, and the background) of classes whose names are the same; of several classes with one name,
-    /// in their order. If false, these layers start anew when the number of classes differs.
-    pub match_classes: bool,
+    /// in their order. If false, these layers are re-initialized when the number of classes differs.
+    pub match_classes: bool = false,
     /// What to do when a loss is not finite.
-    pub on_nan: OnNan,
+    pub on_nan: OnNan = OnNan::Stop,
     /// When the job ends before its last epoch.
-    pub early_stop: EarlyStop,
+    pub early_stop: EarlyStop = EarlyStop::default(),
 }
-
-impl Default for Train {
-    fn default() -> Self {
-        Self {
-            epochs: 12,
-            seed: 0,
-            deterministic: false,
-            amp: Amp::Off,
-            loss_scale: 65_536.0,
-            accumulate: 1,
-            elastic_batch: ElasticBatch::ScaleLr,
-            grad_compression: GradCompression::Off,
-            ema: 0.0,
-            match_classes: false,
-            on_nan: OnNan::Stop,
-            early_stop: EarlyStop::default(),
-        }
-    }
 }
 
 impl Train {
@@ -313,21 +249,16 @@ impl Train {
     }
 }
 
+section! {
 /// Ends the job when evaluations no longer get better.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Eq)]
 pub struct EarlyStop {
     /// Metric whose highest value is the best, for example `bbox_mAP`; empty to train all epochs.
-    pub metric: String,
+    pub metric: String = String::new(),
     /// Number of evaluations in a row without a new best value after which the job ends.
     #[schemars(range(min = 1))]
-    pub patience: usize,
+    pub patience: usize = 10,
 }
-
-impl Default for EarlyStop {
-    fn default() -> Self {
-        Self { metric: String::new(), patience: 10 }
-    }
 }
 
 /// Refuses a metric that the evaluations of training do not give.
@@ -350,18 +281,6 @@ fn check_metric(field: &str, metric: &str, evaluation: &Evaluation, problems: &m
         "empty, because evaluation.interval is 0",
         "set evaluation.interval to 1 or more",
     );
-}
-
-/// Automatic mixed precision: which type convolutions and matrix products compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Amp {
-    /// Float32.
-    Off,
-    /// Bfloat16: the range of float32 with 8 significant bits.
-    Bf16,
-    /// Float16: 11 significant bits and a small range, so that training scales the loss.
-    Fp16,
 }
 
 /// The type in which gradients travel between the ranks.
@@ -398,27 +317,21 @@ pub enum OnNan {
     Skip,
 }
 
+section! {
 /// When checkpoints are saved and which are kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct CheckpointPolicy {
     /// Time between checkpoints: epochs, or a string with another unit. A checkpoint is always saved at the end of the
     /// job and where an evaluation may find the best one. A checkpoint from a stop or a failure is deleted once a later
     /// one exists.
-    pub interval: Interval,
+    pub interval: Interval = Interval::Epochs(1),
     /// Number of newest checkpoints to keep; 0 for all.
-    pub keep_last: usize,
+    pub keep_last: usize = 0,
     /// Metric whose best checkpoint is kept as `best_<metric>.ckpt`; empty for none.
-    pub save_best: String,
+    pub save_best: String = String::new(),
     /// Folders, in this order, for checkpoints that cannot be written to the work folder because its disk is full,
     /// read-only or gone. Each job uses a separate subfolder, and `--resume` looks there too.
-    pub fallback: Vec<PathBuf>,
+    pub fallback: Vec<PathBuf> = Vec::new(),
 }
-
-impl Default for CheckpointPolicy {
-    fn default() -> Self {
-        Self { interval: Interval::Epochs(1), keep_last: 0, save_best: String::new(), fallback: Vec::new() }
-    }
 }
 
 impl CheckpointPolicy {
@@ -427,27 +340,21 @@ impl CheckpointPolicy {
     }
 }
 
+section! {
 /// What is logged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Steps between log lines. Each line contains the averages since the previous one.
     #[schemars(range(min = 1))]
-    pub interval: usize,
+    pub interval: usize = 50,
     /// Write TensorBoard files.
-    pub tensorboard: bool,
+    pub tensorboard: bool = true,
     /// A program, as a line for the shell, that gets every line of `<time>.log.json` on its standard input while the job
     /// runs; empty for none. Its working directory is that of the job, and FNET_WORK_DIR names the work folder. If it
     /// stalls or fails, the job goes on without it (docs/trackers.md).
-    pub command: String,
+    pub command: String = String::new(),
     /// Add histograms of the weights after each epoch to TensorBoard.
-    pub histograms: bool,
+    pub histograms: bool = false,
 }
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { interval: 50, tensorboard: true, histograms: false, command: String::new() }
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use hotcoco::{AccumulatedEval, COCOeval};
 use fnet_common::{Error, Result};
 use fnet_config::{Evaluation, Metric};
 
-use super::GroundTruth;
+use super::truth::GroundTruth;
 
 /// The limit of `mAP` if the config has it, as in pycocotools.
 const LIMIT_OF_FIRST: usize = 100;

@@ -3,7 +3,8 @@
 use fnet_common::text::count;
 use fnet_config::Metric;
 
-use super::{Metrics, Scores, limit_of_first};
+use super::Metrics;
+use super::scores::{Scores, limit_of_first};
 
 /// Name and meaning of the precision rows.
 const PRECISION: [(&str, &str); 6] = [
@@ -52,9 +53,17 @@ impl Metrics {
         };
         rows(self).into_iter().map(|(name, meaning, number)| (name, meaning, numbers(&*number))).collect()
     }
+
+    /// A table of average precision and recall, after a table of the classes with `evaluation.classwise`.
+    pub fn table(&self) -> String {
+        match self.settings.classwise {
+            true => format!("{}\n{}", by_class(self), summary(self)),
+            false => summary(self),
+        }
+    }
 }
 
-pub(super) fn summary(metrics: &Metrics) -> String {
+fn summary(metrics: &Metrics) -> String {
     let (first, most) = (limit_of_first(&metrics.settings), metrics.settings.most_detections());
     let limits = match metrics.with_classes().next() {
         None => format!("class-agnostic recall; ARs to ARl use maxDets={most}"),
@@ -83,7 +92,7 @@ pub(super) fn summary(metrics: &Metrics) -> String {
     lines.join("\n")
 }
 
-pub(super) fn by_class(metrics: &Metrics) -> String {
+fn by_class(metrics: &Metrics) -> String {
     // The width is in characters, which aligns non-Latin names as far as the terminal's font allows.
     let width = metrics.classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("class".len());
     let line = |name: &str, cells: Vec<String>| {

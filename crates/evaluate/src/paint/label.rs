@@ -2,8 +2,8 @@
 
 use tiny_skia::{PathBuilder, Rect};
 
+use super::canvas::{Canvas, Object};
 use super::text::Fonts;
-use super::{Canvas, Object};
 
 /// Maximum distance of a chip from its box, in lines.
 const LINES_AWAY: usize = 4;

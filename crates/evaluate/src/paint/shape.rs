@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use hotcoco::{Rle, mask};
 use tiny_skia::{Path, PathBuilder, Point, Rect};
 
-use super::{Canvas, Object};
+use super::canvas::{Canvas, Object};
 
 /// Opacity of a filled mask.
 const FILLING: f32 = 0.38;

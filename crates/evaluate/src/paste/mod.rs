@@ -76,7 +76,7 @@ fn paste(square: &[f32], side: usize, bounds: [f32; 4], (height, width): (usize,
         runs.push(false, rows.start);
         for group in &rows.groups {
             let rows = &rows.samples[group.start..group.end];
-            match cells.verdict(column.cell, group.cell) {
+            match cells.decided(column.cell, group.cell) {
                 Some(inside) => runs.push(inside, rows.len()),
                 None => {
                     let corners = cells.corners(column.cell, group.cell);
@@ -172,7 +172,7 @@ struct Cells {
     stride: usize,
     values: Vec<f32>,
     /// One per group of four neighbors, `(stride - 1)` squared.
-    verdicts: Vec<Option<bool>>,
+    decided: Vec<Option<bool>>,
     /// Whether a sample outside the square is inside the mask.
     outside: bool,
 }
@@ -189,9 +189,9 @@ impl Cells {
         // shortcut exact. NaN fails both comparisons and is sampled.
         let largest = square.iter().fold(1.0_f32, |largest, value| largest.max(value.abs()));
         let margin = 1e-5 * largest.max(threshold.abs());
-        let mut cells = Self { stride, values, verdicts: Vec::new(), outside: 0.0 >= threshold };
+        let mut cells = Self { stride, values, decided: Vec::new(), outside: 0.0 >= threshold };
         let groups = stride - 1;
-        cells.verdicts = (0..groups * groups)
+        cells.decided = (0..groups * groups)
             .map(|index| {
                 let corners = cells.corners(Some(index % groups), Some(index / groups));
                 if corners.iter().all(|&value| value >= threshold + margin) {
@@ -208,9 +208,9 @@ impl Cells {
 
     /// Whether all samples between these cells are inside or outside. `None` if they must be computed.
     #[inline]
-    fn verdict(&self, column: Option<usize>, row: Option<usize>) -> Option<bool> {
+    fn decided(&self, column: Option<usize>, row: Option<usize>) -> Option<bool> {
         match (column, row) {
-            (Some(column), Some(row)) => self.verdicts[row * (self.stride - 1) + column],
+            (Some(column), Some(row)) => self.decided[row * (self.stride - 1) + column],
             _ => Some(self.outside),
         }
     }

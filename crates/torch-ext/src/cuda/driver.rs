@@ -3,9 +3,11 @@
 use std::ffi::CStr;
 use std::path::Path;
 
-use super::TORCH_CUDA_VERSION;
 use crate::dl::Library;
 use crate::error::{Error, ErrorKind, Result};
+
+/// The CUDA version that this build's libtorch is made for, as "13.0"; empty for a libtorch without CUDA.
+pub const TORCH_CUDA_VERSION: &str = env!("FNET_TORCH_CUDA_VERSION");
 
 /// A driver that this build can use.
 #[derive(Debug, Clone, PartialEq, Eq)]

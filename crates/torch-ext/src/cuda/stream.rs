@@ -11,17 +11,7 @@ use torch_sys::C_tensor;
 
 use super::number;
 use crate::error::{Error, ErrorKind, RawError, Result, check};
-use crate::ffi::{new_tensor, pointer};
-
-#[repr(C)]
-struct RawEvent {
-    _private: [u8; 0],
-}
-
-#[repr(C)]
-struct RawStream {
-    _private: [u8; 0],
-}
+use crate::ffi::{RawEvent, RawStream, new_object, new_tensor, pointer};
 
 unsafe extern "C" {
     fn fnet_event_record(device: i32, out: *mut *mut RawEvent) -> *mut RawError;
@@ -64,10 +54,8 @@ impl Event {
     /// The present end of what this thread's current stream of the device was given.
     /// Errors: if the device has failed.
     pub fn record(device: usize) -> Result<Self> {
-        let mut raw = std::ptr::null_mut();
         // SAFETY: the out-pointer is valid for the call, and written on success.
-        check(unsafe { fnet_event_record(number(device), &raw mut raw) })?;
-        Ok(Self(raw))
+        new_object(|out| unsafe { fnet_event_record(number(device), out) }).map(Self)
     }
 
     /// Whether the device has come so far.
@@ -100,7 +88,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the handle is live and freed once. That the device has failed is told by what comes after.
+        // SAFETY: the handle is live and freed once. What comes after reports that the device has failed.
         let _ = check(unsafe { fnet_event_free(self.0) });
     }
 }
@@ -179,9 +167,8 @@ impl Downloader {
     pub fn new(device: usize) -> Result<Self> {
         // SAFETY: the out-pointer is written on success.
         let staging = new_tensor(|out| unsafe { fnet_pinned_bytes(STAGING_BYTES, out) })?;
-        let mut raw = std::ptr::null_mut();
         // SAFETY: as above.
-        check(unsafe { fnet_stream_new(number(device), &raw mut raw) })?;
+        let raw = new_object(|out| unsafe { fnet_stream_new(number(device), out) })?;
         Ok(Self { raw, staging })
     }
 
@@ -204,10 +191,9 @@ impl Downloader {
         let (from, to) = (self.staging.data_ptr().cast::<u8>(), host.data_ptr().cast::<u8>());
         for start in (0..total).step_by((STAGING_BYTES / width).max(1)) {
             let count = (total - start).min(STAGING_BYTES / width);
-            let mut copied = std::ptr::null_mut();
-            // SAFETY: live handles; C++ checks that the values lie in the tensors; `copied` is written on success.
-            check(unsafe {
-                fnet_stream_copy(self.raw, pointer(tensor), start, count, pointer(&self.staging), &raw mut copied)
+            // SAFETY: live handles; C++ checks that the values lie in the tensors; `out` is written on success.
+            let copied = new_object(|out| unsafe {
+                fnet_stream_copy(self.raw, pointer(tensor), start, count, pointer(&self.staging), out)
             })?;
             Event(copied).wait_until(deadline)?;
             // SAFETY: `host` was just made with the sizes and strides of `tensor`, which C++ has found to be without gaps,

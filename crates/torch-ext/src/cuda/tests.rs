@@ -3,7 +3,7 @@ use std::process::Command;
 use super::driver::probe;
 use super::*;
 
-/// A library with the driver's functions that answers as told.
+/// A library with the driver's functions that answers as given.
 fn driver(folder: &Path, version: i32, init: i32, devices: i32) -> PathBuf {
     let source = folder.join("driver.c");
     let library = folder.join(format!("libcuda_{version}_{init}_{devices}.so"));
@@ -23,7 +23,7 @@ fn driver(folder: &Path, version: i32, init: i32, devices: i32) -> PathBuf {
 }
 
 #[test]
-fn a_missing_driver_is_told_with_the_line_to_run_instead() {
+fn a_missing_driver_is_reported_with_the_line_to_run_instead() {
     let error = probe(Path::new("/nowhere/libcuda.so.1"), "13.0").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment);
     assert!(error.message().starts_with("no NVIDIA driver on this machine (cannot load /nowhere/libcuda.so.1"));
@@ -31,14 +31,14 @@ fn a_missing_driver_is_told_with_the_line_to_run_instead() {
 }
 
 #[test]
-fn an_old_driver_is_told_with_both_versions() {
+fn an_old_driver_is_reported_with_both_versions() {
     let folder = tempfile::tempdir().unwrap();
     let error = probe(&driver(folder.path(), 12040, 0, 1), "13.0").unwrap_err();
     assert!(error.message().contains("supports CUDA 12.4, this libtorch needs CUDA 13.0"), "{error}");
 }
 
 #[test]
-fn a_driver_without_a_device_is_told() {
+fn a_driver_without_a_device_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     for (init, devices) in [(100, 0), (0, 0)] {
         let error = probe(&driver(folder.path(), 13000, init, devices), "13.0").unwrap_err();
@@ -56,13 +56,13 @@ fn a_good_driver_tells_its_version_and_its_devices_capabilities() {
 }
 
 #[test]
-fn a_libtorch_without_cuda_is_told() {
+fn a_libtorch_without_cuda_is_reported() {
     let error = probe(Path::new("libcuda.so.1"), "").unwrap_err();
     assert!(error.message().contains("built without CUDA"), "{error}");
 }
 
 #[test]
-fn an_absent_object_is_told_with_the_folders_searched() {
+fn an_absent_object_is_reported_with_the_folders_searched() {
     let error = find_in("libfnet_nccl.so", &[PathBuf::from("/nowhere"), PathBuf::from("/elsewhere")]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment);
     assert!(error.message().contains("libfnet_nccl.so is absent, looked in /nowhere, /elsewhere"), "{error}");

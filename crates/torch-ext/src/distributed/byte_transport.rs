@@ -4,10 +4,11 @@ use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use super::group::{ProcessGroup, RawGroup, to_int};
-use super::store::{RawStore, TcpStore};
+use super::group::{ProcessGroup, to_int};
+use super::store::TcpStore;
 use super::{c_string, milliseconds};
-use crate::error::{RawError, Result, check};
+use crate::error::{RawError, Result};
+use crate::ffi::{RawGroup, RawStore, new_object};
 
 /// Moves bytes between the ranks of a group.
 ///
@@ -88,10 +89,9 @@ impl ProcessGroup {
             shutdown: shutdown::<C>,
             free: free::<C>,
         };
-        let mut raw = std::ptr::null_mut();
         // SAFETY: valid for the call, which copies the table; the state passes to the group and is freed by it. The
         // functions of the table take the state of this very type.
-        check(unsafe {
+        let raw = new_object(|out| unsafe {
             fnet_byte_transport_group_new(
                 store.raw(),
                 name.as_ptr(),
@@ -99,7 +99,7 @@ impl ProcessGroup {
                 to_int(rank),
                 to_int(size),
                 milliseconds(timeout),
-                &raw mut raw,
+                out,
             )
         })?;
         Ok(Self::from_raw(raw, rank, size))
@@ -113,7 +113,7 @@ struct Seat<C> {
 }
 
 /// Runs a call of the transport; null or its message, allocated for C.
-fn told(call: impl FnOnce() -> Result<(), String>) -> *mut c_char {
+fn message_of(call: impl FnOnce() -> Result<(), String>) -> *mut c_char {
     let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the transport panicked".to_owned()));
     let Err(message) = result else { return std::ptr::null_mut() };
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
@@ -142,7 +142,7 @@ unsafe extern "C" fn broadcast<C: ByteTransport>(
     // SAFETY: C++ passes its state and a buffer of `length` bytes that nobody else touches during the call.
     let (seat, bytes) = unsafe { (seat::<C>(state), std::slice::from_raw_parts_mut(bytes, length)) };
     let root = usize::try_from(root).unwrap_or(usize::MAX);
-    told(|| seat.transport.broadcast(bytes, root, duration(timeout_ms)))
+    message_of(|| seat.transport.broadcast(bytes, root, duration(timeout_ms)))
 }
 
 unsafe extern "C" fn all_gather<C: ByteTransport>(
@@ -158,7 +158,7 @@ unsafe extern "C" fn all_gather<C: ByteTransport>(
         let output = std::slice::from_raw_parts_mut(output, length * seat.size);
         (seat, std::slice::from_raw_parts(input, length), output)
     };
-    told(|| seat.transport.all_gather(input, output, duration(timeout_ms)))
+    message_of(|| seat.transport.all_gather(input, output, duration(timeout_ms)))
 }
 
 unsafe extern "C" fn all_to_all<C: ByteTransport>(
@@ -174,13 +174,13 @@ unsafe extern "C" fn all_to_all<C: ByteTransport>(
         let all = length * seat.size;
         (seat, std::slice::from_raw_parts(input, all), std::slice::from_raw_parts_mut(output, all))
     };
-    told(|| seat.transport.all_to_all(input, output, duration(timeout_ms)))
+    message_of(|| seat.transport.all_to_all(input, output, duration(timeout_ms)))
 }
 
 unsafe extern "C" fn barrier<C: ByteTransport>(state: *mut c_void, timeout_ms: i64) -> *mut c_char {
     // SAFETY: C++ passes its state.
     let seat = unsafe { seat::<C>(state) };
-    told(|| seat.transport.barrier(duration(timeout_ms)))
+    message_of(|| seat.transport.barrier(duration(timeout_ms)))
 }
 
 unsafe extern "C" fn abort<C: ByteTransport>(state: *mut c_void) {
@@ -193,7 +193,7 @@ unsafe extern "C" fn abort<C: ByteTransport>(state: *mut c_void) {
 unsafe extern "C" fn shutdown<C: ByteTransport>(state: *mut c_void) -> *mut c_char {
     // SAFETY: C++ passes its state.
     let seat = unsafe { seat::<C>(state) };
-    told(|| seat.transport.shutdown())
+    message_of(|| seat.transport.shutdown())
 }
 
 unsafe extern "C" fn free<C: ByteTransport>(state: *mut c_void) {

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 
-/// Descriptors and inodes of sockets. Those of a group are told by the time they were made, so a peer's connection to a store
+/// Descriptors and inodes of sockets. Those of a group are recognized by the time they were made, so a peer's connection to a store
 /// of this process that came in meanwhile counts as one of them.
 #[derive(Debug, Default)]
 pub(super) struct Connections(HashMap<RawFd, u64>);

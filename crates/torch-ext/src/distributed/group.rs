@@ -9,21 +9,10 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use super::connections::Connections;
-use super::store::{RawStore, TcpStore};
+use super::store::TcpStore;
 use super::{c_string, milliseconds, nccl};
 use crate::error::{Error, ErrorKind, RawError, Result, check};
-use crate::ffi::{new_tensor, pointer, pointers};
-
-/// A process group on the C++ side.
-#[repr(C)]
-pub(crate) struct RawGroup {
-    _private: [u8; 0],
-}
-
-#[repr(C)]
-struct RawWork {
-    _private: [u8; 0],
-}
+use crate::ffi::{RawGroup, RawStore, RawWork, new_object, new_tensor, pointer, pointers};
 
 unsafe extern "C" {
     fn fnet_gloo_new(
@@ -119,19 +108,11 @@ impl ProcessGroup {
         let interface = options.interface.as_deref().map(c_string).transpose()?;
         let hostname = options.hostname.as_deref().map(c_string).transpose()?;
         let text = |name: &Option<CString>| name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
-        let mut raw = std::ptr::null_mut();
         let before = Connections::now();
-        // SAFETY: the strings are null or valid C strings, and live through the call; `raw` is written on success.
-        check(unsafe {
-            fnet_gloo_new(
-                store.raw(),
-                to_int(rank),
-                to_int(size),
-                milliseconds(timeout),
-                text(&interface),
-                text(&hostname),
-                &raw mut raw,
-            )
+        let (own, all, timeout) = (to_int(rank), to_int(size), milliseconds(timeout));
+        // SAFETY: the strings are null or valid C strings, and live through the call; `out` is written on success.
+        let raw = new_object(|out| unsafe {
+            fnet_gloo_new(store.raw(), own, all, timeout, text(&interface), text(&hostname), out)
         })
         .map_err(|error| error.context(&format!("connecting rank {rank} of {size} to its peers")))?;
         let mut group = Self::from_raw(raw, rank, size);
@@ -236,9 +217,8 @@ impl ProcessGroup {
 
     /// What can break off the group's collectives from another thread, while this one waits in one.
     pub fn aborter(&self) -> Result<Aborter> {
-        let mut raw = std::ptr::null_mut();
         // SAFETY: live handle and out-pointer.
-        check(unsafe { fnet_group_clone(self.raw, &raw mut raw) })?;
+        let raw = new_object(|out| unsafe { fnet_group_clone(self.raw, out) })?;
         let connections = Arc::clone(&self.connections);
         Ok(Aborter { handle: Aborted(raw), cuda_device: self.cuda_device, connections })
     }
@@ -349,9 +329,7 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     fn start(call: impl FnOnce(*mut *mut RawWork) -> *mut RawError) -> Result<Self> {
-        let mut raw = std::ptr::null_mut();
-        check(call(&raw mut raw))?;
-        Ok(Self { raw, _borrowed: PhantomData })
+        Ok(Self { raw: new_object(call)?, _borrowed: PhantomData })
     }
 
     /// Waits for the end of the collective.

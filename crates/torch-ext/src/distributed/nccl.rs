@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use super::group::RawGroup;
-use super::store::RawStore;
 use crate::cuda;
 use crate::dl::Library;
 use crate::error::{Error, ErrorKind, RawError, Result, check};
+use crate::ffi::{RawGroup, RawStore};
 
 const OBJECT: &str = "libfnet_nccl.so";
 
@@ -51,8 +50,8 @@ mod tests {
         let body = "distributed::nccl::tests::body_loading_the_object";
         let program = std::env::current_exe().unwrap();
         let output = std::process::Command::new(program).args(["--exact", body, "--ignored"]).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && told.contains("1 passed"), "{told}");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
     }
 
     #[test]

@@ -3,14 +3,9 @@
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::group::{ProcessGroup, RawGroup};
+use super::group::ProcessGroup;
 use crate::error::{RawError, Result, check};
-use crate::ffi::{pointer, pointers};
-
-#[repr(C)]
-struct RawReducer {
-    _private: [u8; 0],
-}
+use crate::ffi::{RawGroup, RawReducer, new_object, pointer, pointers};
 
 unsafe extern "C" {
     fn fnet_reducer_new(
@@ -68,17 +63,10 @@ impl Reducer {
         let bytes = parameters.iter().map(|parameter| parameter.numel() * parameter.kind().elt_size_in_bytes());
         let layout = layout(bytes, sizes);
         let parameters = pointers(parameters);
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: a live group and arrays of `parameters.len()` valid pointers, whose handles C++ copies, and numbers.
-        check(unsafe {
-            fnet_reducer_new(
-                group.raw(),
-                parameters.as_ptr(),
-                parameters.len(),
-                layout.as_ptr(),
-                as_bfloat16,
-                &raw mut raw,
-            )
+        let count = parameters.len();
+        // SAFETY: a live group and arrays of `count` valid pointers, whose handles C++ copies, and numbers.
+        let raw = new_object(|out| unsafe {
+            fnet_reducer_new(group.raw(), parameters.as_ptr(), count, layout.as_ptr(), as_bfloat16, out)
         })?;
         Ok(Self { raw })
     }

@@ -6,12 +6,7 @@ use std::time::Duration;
 
 use super::{c_string, milliseconds};
 use crate::error::{RawError, Result, check};
-
-/// A store on the C++ side.
-#[repr(C)]
-pub(crate) struct RawStore {
-    _private: [u8; 0],
-}
+use crate::ffi::{RawStore, new_object};
 
 unsafe extern "C" {
     fn fnet_store_new(
@@ -65,19 +60,12 @@ impl TcpStore {
     pub fn new(options: StoreOptions) -> Result<Self> {
         let host = c_string(&options.host)?;
         let listener = options.listener.map_or(-1, IntoRawFd::into_raw_fd);
-        let mut raw = std::ptr::null_mut();
+        let timeout = milliseconds(options.timeout);
         // SAFETY: a valid C string and out-pointer; the socket's ownership passes to the store.
-        let made = check(unsafe {
-            fnet_store_new(
-                host.as_ptr(),
-                options.port,
-                options.is_server,
-                milliseconds(options.timeout),
-                listener,
-                &raw mut raw,
-            )
+        let raw = new_object(|out| unsafe {
+            fnet_store_new(host.as_ptr(), options.port, options.is_server, timeout, listener, out)
         });
-        made.map_err(|error| {
+        let raw = raw.map_err(|error| {
             let role = if options.is_server { "serving" } else { "connecting to" };
             error.context(&format!("{role} the store at {}:{}", options.host, options.port))
         })?;
@@ -88,9 +76,8 @@ impl TcpStore {
     /// Errors: if the prefix holds a NUL character.
     pub fn prefixed(&self, prefix: &str) -> Result<Self> {
         let prefix = c_string(prefix)?;
-        let mut raw = std::ptr::null_mut();
         // SAFETY: all pointers are valid for the call.
-        check(unsafe { fnet_store_prefixed(self.raw, prefix.as_ptr(), &raw mut raw) })?;
+        let raw = new_object(|out| unsafe { fnet_store_prefixed(self.raw, prefix.as_ptr(), out) })?;
         Ok(Self { raw })
     }
 

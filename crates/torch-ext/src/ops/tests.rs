@@ -68,8 +68,8 @@ fn the_way_through_torchvision_gives_the_same_numbers() {
     let body = "ops::tests::body_through_torchvision";
     let program = std::env::current_exe().unwrap();
     let output = std::process::Command::new(program).args(["--exact", body, "--ignored"]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
 }
 
 /// RoIs in the order of their levels.

@@ -87,8 +87,12 @@ fn start(test: &str, world: usize) -> Vec<Child> {
 pub fn finish(children: Vec<Child>) {
     for (rank, child) in children.into_iter().enumerate() {
         let output = child.wait_with_output().unwrap();
-        let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (stdout, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         // A name that matches no test would run none and succeed.
-        assert!(output.status.success() && told.contains("1 passed"), "rank {rank}, {}: {told}{errors}", output.status);
+        assert!(
+            output.status.success() && stdout.contains("1 passed"),
+            "rank {rank}, {}: {stdout}{errors}",
+            output.status
+        );
     }
 }

@@ -86,23 +86,6 @@ fn an_attempt_that_was_cut_off_replaces_nothing() {
 }
 
 #[test]
-fn transient_checkpoints_are_removed_when_a_later_regular_one_exists() {
-    let folder = tempfile::tempdir().unwrap();
-    let writer = writer(&[folder.path()]);
-    for step in [4, 5] {
-        let snapshot = snapshot(step, true);
-        writer.save(Save { snapshot, replaces_transient: false, ..save(step) }).unwrap();
-        writer.finish(TIMEOUT, &|| {}).unwrap();
-    }
-    assert!(folder.path().join("iter_4.ckpt").is_file(), "no later regular one exists");
-    writer.save(save(6)).unwrap();
-    writer.finish(TIMEOUT, &|| {}).unwrap();
-    let left = latest(&[folder.path()]).unwrap();
-    assert_eq!(left.found.unwrap().1.progress.step, 6);
-    assert!(!folder.path().join("iter_4.ckpt").exists() && !folder.path().join("iter_5.ckpt").exists());
-}
-
-#[test]
 fn a_failing_folder_is_retried_and_the_newest_checkpoint_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("drive/job");
@@ -153,14 +136,21 @@ fn the_best_checkpoint_that_is_being_written_is_kept_when_a_later_one_is_dropped
 }
 
 #[test]
-fn transient_checkpoints_do_not_replace_regular_ones() {
+fn transient_checkpoints_replace_no_regular_ones_and_end_with_the_next_of_these() {
     let folder = tempfile::tempdir().unwrap();
     let writer = writer(&[folder.path()]);
-    for (step, transient) in [(1, false), (2, false), (3, true), (4, false)] {
+    for (step, transient, left) in [
+        (1, false, [1].as_slice()),
+        (2, false, &[1, 2]),
+        (3, true, &[1, 2, 3]),
+        (4, true, &[2, 3, 4]),
+        (5, false, &[2, 5]),
+    ] {
         let snapshot = snapshot(step, transient);
-        writer.save(Save { snapshot, keep_last: 2, replaces_transient: !transient, ..save(step) }).unwrap();
+        writer.save(Save { snapshot, keep_last: 3, replaces_transient: !transient, ..save(step) }).unwrap();
         writer.finish(TIMEOUT, &|| {}).unwrap();
+        let there = (1..=5).filter(|step| folder.path().join(format!("iter_{step}.ckpt")).exists());
+        assert_eq!(there.collect::<Vec<_>>(), left);
+        assert_eq!(latest(&[folder.path()]).unwrap().found.unwrap().1.progress.step, step);
     }
-    let there = [1, 2, 3, 4].map(|step| folder.path().join(format!("iter_{step}.ckpt")).exists());
-    assert_eq!(there, [false, true, false, true]);
 }
