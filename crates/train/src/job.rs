@@ -9,7 +9,7 @@ use fnet_checkpoint::Need;
 use fnet_checkpoint::native::{TrainProgress, set_aside_later};
 use fnet_common::{Error, Result, logger};
 use fnet_config::{Config, Resolved};
-use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, train_batches_per_epoch};
+use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, check_same_data, train_batches_per_epoch};
 use fnet_distributed::{Communicator, likely_rank};
 use fnet_model::backbones;
 use fnet_protocol::cli::{Resume, Train as Arguments};
@@ -149,7 +149,7 @@ impl<'a> Job<'a> {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         check_classes(config, &sets)?;
-        agreement::check(&sets, self.communicator.world_size(), |own| self.communicator.all_gather_bytes(own))?;
+        check_same_data(&sets, self.communicator.world_size(), |own| self.communicator.all_gather_bytes(own))?;
         // The first start has already checked the data.
         let warnings = match self.communicator.is_first() && !is_restart() {
             true => data_warnings(config, &sets)?,
