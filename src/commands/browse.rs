@@ -147,15 +147,7 @@ mod tests {
         let rgb = [[3_u8, 200, 77], [0, 255, 128]];
         let mut pixels = Pixels::black((2, 2), vec![(1, 2)], &Pipeline::default());
         pixels.frames_mut().for_each(|frame| frame[..6].copy_from_slice(rgb.as_flattened()));
-        let meta = ImageMeta {
-            image_id: 1,
-            file_name: "a.jpg".into(),
-            original_size: (1, 2),
-            image_size: (1, 2),
-            padded_size: (2, 2),
-            scale_factor: [1.0; 4],
-            flipped: true,
-        };
+        let meta = ImageMeta { padded_size: (2, 2), flipped: true, ..ImageMeta::plain(1, "a.jpg", (1, 2)) };
         let batch = Batch { images: pixels.into(), metas: vec![meta.clone()], targets: vec![Target::default()] };
         let image = super::pixels(&batch, &meta).unwrap();
         let expected = [Rgb(rgb[0]), Rgb(rgb[1]), PADDING, PADDING];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fnet_common::atomic;
 use fnet_common::{Context, Error, Result};
 use fnet_config::{Config, Metric};
-use fnet_data::{Dataset, Severity, agreement, check_before_job, check_classes, load_image};
+use fnet_data::{Dataset, Severity, check_before_job, check_classes, check_same_data, load_image};
 use fnet_evaluate::inference::{Done, Found, RankResult, detect_all, evaluate};
 use fnet_evaluate::metrics::Metrics;
 use fnet_evaluate::paint::{Painter, objects, painted_path, save, unused};
@@ -28,7 +28,7 @@ pub fn test(arguments: &cli::Test, host: &mut Host<'_>) -> Result<RankResult<Opt
     let dataset = Dataset::open(&trained.config.data, arguments.split)?;
     let dataset = Arc::new(dataset.without_repetitions());
     check_classes(&trained.config, &[&dataset])?;
-    agreement::check(&[&dataset], host.ranks.world_size(), |own| host.ranks.all_gather_bytes(own))?;
+    check_same_data(&[&dataset], host.ranks.world_size(), |own| host.ranks.all_gather_bytes(own))?;
     if !arguments.allow_partial {
         check_class_names(&trained.classes, &dataset)?;
     }

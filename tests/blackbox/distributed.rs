@@ -21,7 +21,7 @@ use fnet_protocol::{env, status};
 use fnet_train::{LossScale, StepIndex, StepVote, TrainState};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-const DEADLINES: Deadlines = Deadlines { meeting: Duration::from_secs(60), collective: Duration::from_secs(60) };
+const DEADLINES: Deadlines = Deadlines { rendezvous: Duration::from_secs(60), collective: Duration::from_secs(60) };
 
 #[test]
 fn a_job_of_one_rank_needs_no_peers() {
@@ -157,15 +157,7 @@ fn batch(index: usize) -> Batch {
         ([x as f32, y as f32, (x + width) as f32, (y + height) as f32], Some(mask))
     };
     let (boxes, masks) = [object(4 + 7 * index, 8, 30, 40), object(50, 3 + 5 * index, 24, 32)].into_iter().unzip();
-    let meta = ImageMeta {
-        image_id: index as i64,
-        file_name: format!("image {index}"),
-        original_size: size,
-        image_size: size,
-        padded_size: size,
-        scale_factor: [1.0; 4],
-        flipped: false,
-    };
+    let meta = ImageMeta::plain(index as i64, format!("image {index}"), size);
     let images = (Tensor::arange(3 * 64 * 96, FLOAT) * (0.37 + index as f64)).cos().reshape([1, 3, 64, 96]);
     let images = Images::Values(images);
     Batch { images, metas: vec![meta], targets: vec![Target { boxes, labels: vec![index as i64, 2], masks }] }
@@ -339,8 +331,8 @@ fn a_killed_peer_is_an_error_that_names_the_phase() {
 
 #[test]
 fn a_used_port_and_a_missing_server_are_different_errors() {
-    let meeting = Duration::from_millis(500);
-    let error = || Communicator::connect(Deadlines { meeting, ..DEADLINES }).err().unwrap();
+    let rendezvous = Duration::from_millis(500);
+    let error = || Communicator::connect(Deadlines { rendezvous, ..DEADLINES }).err().unwrap();
     match std::env::var(env::RANK).as_deref() {
         Ok("0") => {
             let error = error();

@@ -18,7 +18,6 @@ use fnet_train::LearningRate;
 use super::compare::{floats, rows_of_four};
 use super::fixtures::{Operators, Tensors};
 use super::image_files::rgb;
-use super::images::bitmap;
 
 const NAME: &str = "operators";
 
@@ -124,7 +123,7 @@ fn parity_operators_masks_and_their_targets() {
         ("masks.flipped", &made(up, true, up)),
         ("masks.padded", &padded),
     ] {
-        let pixels: Vec<u8> = masks.iter().flat_map(bitmap).collect();
+        let pixels: Vec<u8> = masks.iter().flat_map(InstanceMask::bitmap).collect();
         compare.equal("pixels of masks", &pixels, &bytes(&stored.get(name)));
     }
     let coco: [usize; 2] = fact(&facts["mask_rescaled_hw.coco"]);

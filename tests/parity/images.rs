@@ -11,16 +11,6 @@ use super::report::Comparison;
 
 const NAME: &str = "image transform";
 
-/// The bitmap of a mask in its frame.
-pub(super) fn bitmap(mask: &InstanceMask) -> Vec<u8> {
-    let mut full = vec![0; mask.frame.0 * mask.frame.1];
-    for (row, pixels) in mask.pixels.chunks_exact(mask.width.max(1)).enumerate() {
-        let start = (mask.y + row) * mask.frame.1 + mask.x;
-        full[start..start + mask.width].copy_from_slice(pixels);
-    }
-    full
-}
-
 fn check_geometry(compare: &Comparison<'_>, actual: &[ImageMeta], expected: &[ImageMeta]) {
     let facts = |meta: &ImageMeta| (meta.original_size, meta.image_size, meta.padded_size, meta.scale_factor);
     let facts = |metas: &[ImageMeta]| metas.iter().map(facts).collect::<Vec<_>>();
@@ -39,7 +29,7 @@ fn check_objects(compare: &Comparison<'_>, files: &ImageFiles, batch: &Batch, da
         compare.tensor("boxes", &boxes, &data.get(&format!("{prefix}gt_bboxes.{image}")), STAGE);
         compare.equal("labels", &target.labels, &data.integers(&format!("{prefix}gt_labels.{image}")));
         if files.annotated {
-            let bitmaps: Vec<u8> = target.masks.iter().flatten().flat_map(bitmap).collect();
+            let bitmaps: Vec<u8> = target.masks.iter().flatten().flat_map(InstanceMask::bitmap).collect();
             let expected = data.get(&format!("{prefix}gt_masks.{image}")).reshape([-1]);
             compare.equal("masks", &bitmaps, &Vec::<u8>::try_from(expected).unwrap());
         }

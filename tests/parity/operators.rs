@@ -1,13 +1,13 @@
 //! Stage "operators" for the network: anchors, assignment, sampling, box coding, NMS, RoIAlign.
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::ops;
 
 use fnet_config::{self as config, Assigner, Sampler};
 use fnet_model::anchors::AnchorGenerator;
 use fnet_model::assign::assign;
 use fnet_model::boxes::{BoxColumns, decode, encode};
 use fnet_model::nms::{batched_nms, batched_nms_with};
-use fnet_model::ops;
 use fnet_model::sample::{First, sample};
 
 use super::compare::{STAGE, floats, integers};

@@ -58,9 +58,10 @@ impl Step {
     }
 
     fn losses(&self, anchors: &[ImageSample], rois: &RoiSample) -> Losses {
-        let rpn = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
+        let (rpn_cls, rpn_bbox) = self.model.rpn.loss(&self.levels, &self.rpn.anchors, anchors).unwrap();
         let roi = self.model.roi_head.loss(&self.levels, rois, &self.batch.targets).unwrap();
-        roi.with_rpn(rpn, rois).unwrap()
+        let losses = [rpn_cls, rpn_bbox, roi.bbox.cls, roi.bbox.bbox];
+        Losses::new(losses, roi.mask, roi.bbox.acc, rois.positives.len(), rois.rois.len()).unwrap()
     }
 
     /// Computes the gradients of the losses with the stored choice of `name`.

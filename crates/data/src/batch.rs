@@ -23,6 +23,21 @@ pub struct ImageMeta {
     pub flipped: bool,
 }
 
+impl ImageMeta {
+    /// An image of `size` that is neither resized nor padded.
+    pub fn plain(image_id: i64, file_name: impl Into<String>, size: (usize, usize)) -> Self {
+        Self {
+            image_id,
+            file_name: file_name.into(),
+            original_size: size,
+            image_size: size,
+            padded_size: size,
+            scale_factor: [1.0; 4],
+            flipped: false,
+        }
+    }
+}
+
 /// The mask of one instance in the resized and padded image. Only the window with foreground pixels is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceMask {
@@ -38,6 +53,23 @@ pub struct InstanceMask {
     pub height: usize,
     /// Pixels of the window: `width * height` values of 0 or 1, row-major.
     pub pixels: Arc<[u8]>,
+}
+
+impl InstanceMask {
+    /// The full bitmap, row-major.
+    pub fn bitmap(&self) -> Vec<u8> {
+        let mut bitmap = vec![0; self.frame.0 * self.frame.1];
+        self.mark(&mut bitmap);
+        bitmap
+    }
+
+    /// Marks the pixels of the mask in `bitmap`, which has the size of its frame.
+    pub fn mark(&self, bitmap: &mut [u8]) {
+        for (row, pixels) in self.pixels.chunks_exact(self.width.max(1)).enumerate() {
+            let start = (self.y + row) * self.frame.1 + self.x;
+            bitmap[start..start + self.width].iter_mut().zip(pixels).for_each(|(out, pixel)| *out |= pixel);
+        }
+    }
 }
 
 /// The objects of one image, in coordinates of the resized and padded image.

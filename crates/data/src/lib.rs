@@ -3,7 +3,6 @@
 //! [`Dataset`] reads the annotation files of a set, [`train_indices`] and [`evaluation_indices`] select the images of a rank and their
 //! order, and [`Loader`] makes batches on background threads: decode, augment (resize, flip, ...), normalize, pad.
 
-pub mod agreement;
 mod augment;
 mod batch;
 mod check;
@@ -19,6 +18,7 @@ mod loader;
 mod masks;
 mod normalize;
 mod resize;
+mod same_data;
 mod samplers;
 mod split;
 mod transform;
@@ -38,5 +38,6 @@ pub use job_config::{load_config, load_config_for_check, parse_config};
 pub use loader::{Loader, Skipped, StageTimes, TestOptions, TrainOptions, load_image, single_image};
 pub use masks::{instance_mask, mask_targets, rasterize};
 pub use resize::Bilinear;
+pub use same_data::check_same_data;
 pub use samplers::{evaluation_indices, train_batches_per_epoch, train_indices};
 pub use transform::{Augmentation, Geometry, rescaled_size};

@@ -4,7 +4,7 @@ use fnet_common::Result;
 use fnet_common::random::{Generator, Purpose};
 use fnet_config::{Pipeline, ScaleMode};
 
-use super::batch::{InstanceMask, Target};
+use super::batch::{ImageMeta, InstanceMask, Target};
 use super::coco::{Objects, Record, Segmentation};
 use super::masks::MaskPlan;
 
@@ -84,6 +84,19 @@ impl Geometry {
         let (w, h) = (factor(resized.1, original.1), factor(resized.0, original.0));
         let pad = |side: usize| side.next_multiple_of(divisor.max(1));
         Self { original, resized, padded: (pad(resized.0), pad(resized.1)), scale_factor: [w, h, w, h], augmentation }
+    }
+
+    /// The geometry as the model gets it.
+    pub fn meta(&self, image_id: i64, file_name: String) -> ImageMeta {
+        ImageMeta {
+            image_id,
+            file_name,
+            original_size: self.original,
+            image_size: self.resized,
+            padded_size: self.padded,
+            scale_factor: self.scale_factor,
+            flipped: self.augmentation.flip,
+        }
     }
 
     /// Maps a box of the original image: scaled, clipped to the resized image, flipped.

@@ -26,7 +26,7 @@ use super::starter::Launch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
     /// For the rendezvous of all ranks.
-    pub meeting: Duration,
+    pub rendezvous: Duration,
     /// For every collective. A rank may be slower than another by this much in one phase.
     pub collective: Duration,
 }
@@ -34,7 +34,7 @@ pub struct Deadlines {
 impl Default for Deadlines {
     /// 5 minutes for the rendezvous, 30 minutes for a collective. A killed peer is noticed immediately.
     fn default() -> Self {
-        Self { meeting: Duration::from_secs(300), collective: Duration::from_secs(1800) }
+        Self { rendezvous: Duration::from_secs(300), collective: Duration::from_secs(1800) }
     }
 }
 
@@ -44,7 +44,7 @@ impl Deadlines {
     fn from_environment() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
         match std::env::var_os(env::CONTROL) {
-            Some(_) => Self { meeting: DAY, collective: DAY },
+            Some(_) => Self { rendezvous: DAY, collective: DAY },
             None => Self::default(),
         }
     }
@@ -88,7 +88,7 @@ impl Communicator {
         let (place, by) = match Launch::find(variable, mpi::library().is_some())? {
             Launch::Placement(place) => (place, Transport::Gloo),
             Launch::Mpi { ranks } => {
-                let (place, mpi) = mpi::meet(ranks, deadlines.meeting)?;
+                let (place, mpi) = mpi::join(ranks, deadlines.rendezvous)?;
                 (place, Transport::Mpi(mpi))
             }
         };
@@ -125,9 +125,9 @@ impl Communicator {
         (communicator.rank, communicator.world_size) = (place.rank, place.world_size);
         communicator.local_world_size = place.local_world_size.unwrap_or(1);
 
-        let meeting = format!("rank {} of {}, rendezvous", place.rank, place.world_size);
+        let doing = format!("rank {} of {}, rendezvous", place.rank, place.world_size);
         let _waiting = status::page().collective(Operation::Rendezvous);
-        let store = open_store(rendezvous, deadlines.meeting).context(meeting.as_str())?;
+        let store = open_store(rendezvous, deadlines.rendezvous).context(doing.as_str())?;
         // The store may still have keys of earlier attempts.
         let store = store.prefixed(&format!("fnet/attempt_{}", rendezvous.attempt))?;
         let (rank, size) = (place.rank, place.world_size);
@@ -135,13 +135,13 @@ impl Communicator {
         let mut group = match by {
             Transport::Gloo => {
                 let options = gloo_options(place, rendezvous);
-                ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.meeting, &options)
-                    .with_context(|| format!("{meeting} (by {options:?})"))?
+                ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.rendezvous, &options)
+                    .with_context(|| format!("{doing} (by {options:?})"))?
             }
-            Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.meeting)?,
+            Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.rendezvous)?,
         };
         if let Device::Cuda(index) = device {
-            group.add_nccl(&store, index, deadlines.meeting).context(meeting)?;
+            group.add_nccl(&store, index, deadlines.rendezvous).context(doing)?;
             communicator.backend = "nccl";
         }
         group.set_timeout(deadlines.collective)?;

@@ -6,7 +6,6 @@
 mod address;
 mod breaker;
 mod communicator;
-mod computed;
 mod data_parallel;
 mod device;
 mod dial;

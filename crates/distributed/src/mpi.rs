@@ -60,7 +60,7 @@ pub(super) struct Mpi {
 /// Joins the job that mpirun started with `ranks` ranks. Returns this rank's placement and the byte transport of its
 /// tensors. Rank 0 opens the port of the store and broadcasts its address.
 /// Errors: if MPI does not start in time, sees another number of ranks, or rank 0 cannot be reached.
-pub(super) fn meet(ranks: usize, timeout: Duration) -> Result<(RankPlacement, Mpi)> {
+pub(super) fn join(ranks: usize, timeout: Duration) -> Result<(RankPlacement, Mpi)> {
     orphan::exit_with_launcher();
     let mpi = Mpi::load()?;
     let seat = mpi.start(timeout)?;

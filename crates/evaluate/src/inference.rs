@@ -386,15 +386,7 @@ mod tests {
 
     #[test]
     fn an_image_without_objects_has_an_empty_result() {
-        let meta = ImageMeta {
-            image_id: 6,
-            file_name: "b.jpg".into(),
-            original_size: (6, 8),
-            image_size: (6, 8),
-            padded_size: (32, 32),
-            scale_factor: [1.0; 4],
-            flipped: false,
-        };
+        let meta = ImageMeta::plain(6, "b.jpg", (6, 8));
         assert_eq!(encode(&meta, &Detections::none(28).unwrap(), 0.5).unwrap().detections, []);
     }
 }

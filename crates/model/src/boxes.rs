@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use fnet_common::Result;
+use fnet_data::ImageMeta;
 
-use super::ops;
+use super::pack::upload;
 
 /// Maximum absolute logarithm of a size ratio in decoding: `|ln(16 / 1000)|`.
 const MAX_LOG_RATIO: f64 = 4.135_166_556_742_356;
@@ -89,7 +90,7 @@ pub fn encode(source: &[f32; 4], target: &[f32; 4], stds: &[f32; 4]) -> [f32; 4]
 pub fn decode(sources: &Tensor, deltas: &Tensor, stds: Option<&[f64; 4]>, limits: Option<&Tensor>) -> Result<Tensor> {
     let scaled = match stds {
         Some(stds) => {
-            let stds = ops::upload(&Tensor::f_from_slice(&stds.map(|std| std as f32))?, deltas.device())?;
+            let stds = upload(&Tensor::f_from_slice(&stds.map(|std| std as f32))?, deltas.device())?;
             deltas.f_mul(&stds)?
         }
         None => deltas.shallow_clone(),
@@ -105,6 +106,24 @@ pub fn decode(sources: &Tensor, deltas: &Tensor, stds: Option<&[f64; 4]>, limits
         Some(limits) => Ok(boxes.f_clamp_min(0.0)?.f_minimum(limits)?),
         None => Ok(boxes),
     }
+}
+
+/// Boxes (`[.., 4]`) of the original image in a view.
+pub(super) fn to_view(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
+    let boxes = boxes.f_mul(&Tensor::f_from_slice(&meta.scale_factor)?)?;
+    if meta.flipped { mirrored(&boxes, meta) } else { Ok(boxes) }
+}
+
+/// Boxes (`[.., 4]`) of a view in the original image.
+pub(super) fn from_view(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
+    let boxes = if meta.flipped { mirrored(boxes, meta)? } else { boxes.shallow_clone() };
+    Ok(boxes.f_div(&Tensor::f_from_slice(&meta.scale_factor)?)?)
+}
+
+fn mirrored(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
+    let column = |index| boxes.f_narrow(-1, index, 1);
+    let from_right = |index| column(index)?.f_neg()?.f_add_scalar(meta.image_size.1 as f64);
+    Ok(Tensor::f_cat(&[from_right(2)?, column(1)?, from_right(0)?, column(3)?], -1)?)
 }
 
 #[cfg(test)]

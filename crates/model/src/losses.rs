@@ -1,4 +1,4 @@
-//! The reference's losses and their reductions, in float32.
+//! MMDetection's losses and their reductions, in float32.
 
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::cuda::Download;
@@ -10,7 +10,7 @@ use super::pack::{Pack, Table};
 /// Added to the divisor of a loss: float32's machine epsilon.
 const EPSILON: f64 = 1.1920929e-7;
 
-/// The name of the accuracy in the reference's log.
+/// The name of the accuracy in MMDetection's log.
 const ACCURACY: &str = "acc";
 
 /// The losses of one step, each a scalar.
@@ -80,7 +80,7 @@ impl Losses {
         Ok(self.mask.as_ref().map_or(Ok(boxes.shallow_clone()), |mask| boxes.f_add(mask))?)
     }
 
-    /// All values and their total on the host, by name, in the order of the reference's log. Waits for the device once.
+    /// All values and their total on the host, by name, in the order of MMDetection's log. Waits for the device once.
     pub fn to_host(&self) -> Result<Vec<(&'static str, f64)>> {
         self.send(&self.total()?)?.arrive()
     }
@@ -97,7 +97,7 @@ impl Losses {
         Ok(SentLosses { names, values: Download::start(&Tensor::f_cat(&values, 0)?)? })
     }
 
-    /// Names, as the reference logs them, and values, in its order.
+    /// Names, as MMDetection logs them, and values, in its order.
     pub fn named(&self) -> Vec<(&'static str, &Tensor)> {
         let mut named = vec![
             ("loss_rpn_cls", &self.rpn_cls),

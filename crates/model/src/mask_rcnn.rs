@@ -11,8 +11,7 @@ use super::backbones::{self, Backbone};
 use super::fpn::Fpn;
 use super::layers::{Statistics, SumOverRanks};
 use super::losses::Losses;
-use super::ops;
-use super::pack::Pack;
+use super::pack::{Pack, upload};
 use super::roi_head::RoiHead;
 use super::rpn::Rpn;
 use super::sample::StepRandom;
@@ -126,7 +125,7 @@ impl MaskRcnn {
 
         let levels = self.training_levels(&batch.images, &sent.table(&drop_path)?)?;
         // The loss computes the head anew where it needs gradients.
-        let joined = self.rpn.joined_head()?;
+        let joined = self.rpn.head.joined()?;
         let rpn = tch::no_grad(|| self.rpn.forward_by(&levels, joined.as_ref()))?;
         if rpn.anchors.levels != anchors.levels {
             let message = format!("levels of {:?} in place of {:?}", rpn.anchors.levels, anchors.levels);
@@ -134,11 +133,12 @@ impl MaskRcnn {
         }
         let candidates = self.rpn.start_proposals(&rpn, self.train_nms_pre)?;
         // Before the wait for the candidates, so that the device has something to do meanwhile.
-        let rpn_losses = self.rpn.loss_by(&levels, &chosen, joined.as_ref(), &sent)?;
+        let (rpn_cls, rpn_bbox) = self.rpn.loss_by(&levels, &chosen, joined.as_ref(), &sent)?;
         let proposals = self.rpn.finish_proposals(candidates, &batch.metas)?;
         let sample = self.roi_head.sample(&proposals, &batch.targets, random.choice.as_mut())?;
         let roi = self.roi_head.loss(&levels, &sample, &batch.targets)?;
-        roi.with_rpn(rpn_losses, &sample)
+        let losses = [rpn_cls, rpn_bbox, roi.bbox.cls, roi.bbox.bbox];
+        Losses::new(losses, roi.mask, roi.bbox.acc, sample.positives.len(), sample.rois.len())
     }
 
     /// The proposals that [`MaskRcnn::forward_train`] would choose from with the same `random`: `[k, 5]` (box in pixels
@@ -153,7 +153,7 @@ impl MaskRcnn {
         let _guard = tch::no_grad_guard();
         self.check_batch(images, metas.len(), None)?;
         let factors = self.backbone.draw_factors(&mut random.drop_path, metas.len());
-        let factors = ops::upload(&Tensor::f_from_slice(&factors)?, self.device)?;
+        let factors = upload(&Tensor::f_from_slice(&factors)?, self.device)?;
         let rpn = self.rpn.forward(&self.training_levels(images, &factors)?)?;
         self.rpn.proposals(&rpn, metas, self.train_nms_pre)
     }

@@ -1,10 +1,9 @@
 //! Non-maximum suppression per group, like MMCV's `batched_nms`.
 
 use tch::{Kind, Tensor};
+use torch_ext::ops::nms;
 
 use fnet_common::Result;
-
-use super::ops;
 
 /// From this number of boxes, groups are processed one after the other, as in MMCV, because the time of a single pass
 /// grows with the square of the number. Both ways use the same offsets and round alike.
@@ -34,14 +33,14 @@ pub fn batched_nms_with(
     let step = boxes.f_max()?.f_add_scalar(1.0)?;
     let moved = boxes.f_add(&groups.f_to_kind(boxes.kind())?.f_mul(&step)?.f_unsqueeze(1)?)?;
     if count < split_threshold {
-        return ops::nms(&moved, scores, iou);
+        return Ok(nms(&moved, scores, iou)?);
     }
     let last = i64::try_from(groups.f_max()?)?;
     let mut kept = Vec::new();
     for group in 0..=last {
         let members = groups.f_eq(group)?.f_nonzero()?.f_reshape([-1])?;
         if members.size1()? > 0 {
-            let best = ops::nms(&moved.f_index_select(0, &members)?, &scores.f_index_select(0, &members)?, iou)?;
+            let best = nms(&moved.f_index_select(0, &members)?, &scores.f_index_select(0, &members)?, iou)?;
             kept.push(members.f_index_select(0, &best)?);
         }
     }

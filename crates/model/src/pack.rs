@@ -1,12 +1,18 @@
 //! The small tables of a step, which reach the device in one copy.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::transfer::{Lane, upload};
+use torch_ext::transfer::{self, Lane};
 
 use fnet_common::Result;
 
 /// Tables begin at multiples of this, as tensors of their own would.
 const ALIGNMENT: usize = 64;
+
+/// The few values of a tensor on the host, on `device`. The device is not waited for: up to 64 KB of ordinary host memory
+/// are copied to the driver's own before this returns. What may be more goes by [`Pack`] or as images do.
+pub fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
+    Ok(x.f_to_device_(device, x.kind(), true, false)?)
+}
 
 /// A number that tables are made of.
 pub trait Value: Copy {
@@ -63,7 +69,7 @@ impl Pack {
 
     /// All tables on `device`; the host does not wait.
     pub fn send(&self, device: Device) -> Result<Sent> {
-        Ok(Sent { bytes: upload(&self.bytes, device, Lane::InTurn)? })
+        Ok(Sent { bytes: transfer::upload(&self.bytes, device, Lane::InTurn)? })
     }
 }
 

@@ -2,11 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::ErrorKind;
-use torch_ext::ops::RoisByLevel;
+use torch_ext::ops::{RoisByLevel, roi_align, roi_align_by_level};
 
 use fnet_common::{Error, Result};
 
-use super::ops;
 use super::pack::{Pack, Sent, Table};
 
 /// Extracts RoI features from the pyramid.
@@ -93,7 +92,7 @@ impl RoiExtractor {
         let (levels, strides) = (&levels[..count], &self.strides[..count]);
         match placed {
             PlacedRois::Mixed { rois, levels: of_rois } => {
-                ops::roi_align(levels, &sent.table(rois)?, &sent.table(of_rois)?, strides, self.size)
+                Ok(roi_align(levels, &sent.table(rois)?, &sent.table(of_rois)?, strides, self.size)?)
             }
             PlacedRois::ByLevel { rois, order, counts } => {
                 let order = match order {
@@ -101,7 +100,7 @@ impl RoiExtractor {
                     None => None,
                 };
                 let by_level = RoisByLevel { rois: sent.table(rois)?, order, counts: counts[..count].to_vec() };
-                ops::roi_align_by_level(levels, &by_level, strides, self.size)
+                Ok(roi_align_by_level(levels, &by_level, strides, self.size)?)
             }
         }
     }

@@ -13,16 +13,14 @@ use fnet_data::{ImageMeta, InstanceMask, Target, mask_targets};
 use super::Parameters;
 use super::assign::assign;
 use super::bbox_head::{BboxHead, BboxLosses};
-use super::boxes::{decode, encode};
+use super::boxes::{decode, encode, to_view};
 use super::detections::Detections;
-use super::losses::{self, Loss, Losses};
+use super::losses::{self, Loss};
 use super::mask_head::MaskHead;
 use super::nms::batched_nms;
-use super::ops;
-use super::pack::Pack;
+use super::pack::{Pack, upload};
 use super::roi_extract::RoiExtractor;
 use super::sample::{Choice, sample};
-use super::tta::to_view;
 
 /// The pyramid levels that RoIs are read from.
 const ROI_LEVELS: usize = 4;
@@ -110,14 +108,6 @@ pub struct RoiLosses {
     pub bbox: BboxLosses,
     /// That of the mask head, if there is one.
     pub mask: Option<Loss>,
-}
-
-impl RoiLosses {
-    /// All losses of a step: these of the RoIs of `sample`, and the two of the proposal head.
-    pub fn with_rpn(self, (rpn_cls, rpn_bbox): (Loss, Loss), sample: &RoiSample) -> Result<Losses> {
-        let losses = [rpn_cls, rpn_bbox, self.bbox.cls, self.bbox.bbox];
-        Losses::new(losses, self.mask, self.bbox.acc, sample.positives.len(), sample.rois.len())
-    }
 }
 
 impl RoiHead {
@@ -268,7 +258,7 @@ impl RoiHead {
     /// Boxes in the original image, scores and labels of one image, best first; all on the host.
     pub fn best_of_image(&self, rois: &Tensor, scores: &Tensor, deltas: &Tensor, meta: &ImageMeta) -> Result<Best> {
         let classes = self.classes as i64;
-        // Row by row, classes in order: the order of equal scores is part of the reference's rule.
+        // Row by row, classes in order: the order of equal scores is part of MMDetection's rule.
         let found = scores.f_narrow(1, 0, classes)?.f_gt(self.config.score_threshold)?.f_nonzero()?;
         let (rows, labels) = (found.f_select(1, 0)?, found.f_select(1, 1)?);
         let pair = |columns: i64| -> Result<Tensor> { Ok(rows.f_mul_scalar(columns)?.f_add(&labels)?) };
@@ -331,7 +321,7 @@ impl RoiHead {
             rois.push(with_image(image, &to_view(&best.boxes, meta)?)?);
         }
         let labels: Vec<&Tensor> = kept.iter().map(|best| &best.labels).collect();
-        let labels = ops::upload(&Tensor::f_cat(&labels, 0)?, device)?;
+        let labels = upload(&Tensor::f_cat(&labels, 0)?, device)?;
         let features = self.mask_extractor.forward(levels, &Tensor::f_cat(&rois, 0)?)?;
         let logits = head.forward(&features, &labels)?;
         Ok(Some(Download::start(&logits.f_to_kind(Kind::Float)?.f_sigmoid()?)?.finish()?))

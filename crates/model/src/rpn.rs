@@ -1,14 +1,15 @@
 //! The region proposal network (Ren et al., 2015): which anchors hold an object, and where exactly.
 
 mod chosen;
+mod head;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chosen::{Chosen, ChosenTables};
+use head::{Head, HeadOutput, JoinedHead};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::Download;
-use torch_ext::levels::rectify;
 use torch_ext::ops::nms_of_values;
 
 use fnet_common::{Error, Result};
@@ -19,21 +20,14 @@ use super::Parameters;
 use super::anchors::{AnchorCache, AnchorGenerator, Anchors, Size};
 use super::assign::{Assigned, assign};
 use super::boxes::{BoxColumns, decode, encode};
-use super::init::Init;
-use super::layers::{Conv2d, ConvShape};
 use super::losses::{self, Loss};
 use super::pack::{Pack, Sent, Table};
 use super::sample::{Choice, Sampled, sample};
 
-/// Normal with this deviation is where the head's convolutions start.
-const INIT: Init = Init::Normal(0.01);
-
 /// The head and its rules.
 #[derive(Debug)]
 pub struct Rpn {
-    conv: Conv2d,
-    cls: Conv2d,
-    reg: Conv2d,
+    pub(super) head: Head,
     pub(super) config: config::Rpn,
     generator: AnchorGenerator,
     cache: Mutex<AnchorCache>,
@@ -52,13 +46,6 @@ pub struct RpnOutput {
     pub joined: Option<Tensor>,
 }
 
-/// Both answers of the head as one layer: a logit of each shape, then the four deltas of each.
-pub struct JoinedHead {
-    /// `[outputs, channels]`.
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
 /// The anchors of one image that enter the loss.
 #[derive(Debug)]
 pub struct ImageSample {
@@ -69,7 +56,7 @@ pub struct ImageSample {
 }
 
 /// What the loss needs to know of the chosen anchors, on its way to the device.
-pub struct LossTables {
+pub(super) struct LossTables {
     chosen: ChosenTables,
     objectness: Table,
     deltas: Table,
@@ -97,12 +84,9 @@ impl Rpn {
     /// Adds its tensors to `parameters` below `prefix`; `inputs` are the channels of the levels.
     pub fn new(parameters: &mut Parameters, prefix: &str, inputs: i64, config: &config::Rpn) -> Result<Self> {
         let generator = AnchorGenerator::new(config);
-        let (width, anchors) = (config.feat_channels as i64, generator.per_place() as i64);
-        let mut conv = |name: &str, shape| Conv2d::new(parameters, &format!("{prefix}.{name}"), shape, INIT);
+        let shapes = (inputs, config.feat_channels as i64, generator.per_place());
         Ok(Self {
-            conv: conv("rpn_conv", ConvShape::same(inputs, width, 3, true))?,
-            cls: conv("rpn_cls", ConvShape::same(width, anchors, 1, true))?,
-            reg: conv("rpn_reg", ConvShape::same(width, 4 * anchors, 1, true))?,
+            head: Head::new(parameters, prefix, shapes)?,
             config: config.clone(),
             generator,
             cache: Mutex::default(),
@@ -111,81 +95,16 @@ impl Rpn {
 
     /// `levels`: `[n, c, h, w]` of each pyramid level.
     pub fn forward(&self, levels: &[Tensor]) -> Result<RpnOutput> {
-        self.forward_by(levels, self.joined_head()?.as_ref())
+        self.forward_by(levels, self.head.joined()?.as_ref())
     }
 
-    /// The same with the [`Rpn::joined_head`].
-    pub fn forward_by(&self, levels: &[Tensor], joined: Option<&JoinedHead>) -> Result<RpnOutput> {
-        if let Some(head) = joined {
-            return self.forward_joined(levels, head);
-        }
-        let mut logits = Vec::with_capacity(levels.len());
-        let mut deltas = Vec::with_capacity(levels.len());
-        let mut sizes = Vec::with_capacity(levels.len());
-        for level in levels {
-            let (images, _, height, width) = level.size4()?;
-            let hidden = self.conv.forward(level)?.f_relu_()?;
-            // Channels-last memory already has the order (row, column, anchor): no values move.
-            let last = |x: Tensor| -> Result<Tensor> { Ok(x.f_permute([0, 2, 3, 1])?) };
-            let anchors = height * width * self.generator.per_place() as i64;
-            logits.push(last(self.cls.forward(&hidden)?)?.f_reshape([images, anchors])?);
-            deltas.push(last(self.reg.forward(&hidden)?)?.f_reshape([images, anchors, 4])?);
-            sizes.push((height as usize, width as usize));
-        }
-        Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)?, joined: None })
-    }
-
-    /// Where time goes by calls, both answers in one layer; none on the CPU, whose sums would round in another way.
-    pub fn joined_head(&self) -> Result<Option<JoinedHead>> {
-        Ok(if self.cls.weight().device() == Device::Cpu { None } else { Some(self.join_head()?) })
-    }
-
-    fn join_head(&self) -> Result<JoinedHead> {
-        let weight = Tensor::f_cat(&[self.cls.window_weight()?, self.reg.window_weight()?], 0)?;
-        let bias = match (self.cls.bias(), self.reg.bias()) {
-            (Some(cls), Some(reg)) => Some(Tensor::f_cat(&[cls, reg], 0)?),
-            _ => None,
+    /// The same with the [`Head::joined`].
+    pub(super) fn forward_by(&self, levels: &[Tensor], joined: Option<&JoinedHead>) -> Result<RpnOutput> {
+        let HeadOutput { logits, deltas, sizes, joined } = match joined {
+            Some(joined) => self.head.forward_joined(levels, joined)?,
+            None => self.head.forward(levels)?,
         };
-        Ok(JoinedHead { weight, bias })
-    }
-
-    /// All levels rectified in one call, both answers by one convolution a level, and the answers of all levels in one tensor
-    /// each. Without gradient.
-    fn forward_joined(&self, levels: &[Tensor], head: &JoinedHead) -> Result<RpnOutput> {
-        let _guard = tch::no_grad_guard();
-        let hidden = levels.iter().map(|level| self.conv.forward(level)).collect::<Result<Vec<_>>>()?;
-        rectify(&hidden)?;
-        let (outputs, channels) = head.weight.size2()?;
-        let per_place = self.generator.per_place() as i64;
-        let (mut logits, mut deltas, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut layer: Option<(Tensor, Option<Tensor>)> = None;
-        for hidden in &hidden {
-            // Cast once under autocast, which would do it for each level.
-            let (weight, bias) = match &mut layer {
-                Some(layer) => layer,
-                none => {
-                    let weight = head.weight.f_reshape([outputs, channels, 1, 1])?.f_to_kind(hidden.kind())?;
-                    none.insert((weight, head.bias.as_ref().map(|bias| bias.f_to_kind(hidden.kind())).transpose()?))
-                }
-            };
-            let (images, _, height, width) = hidden.size4()?;
-            let answers = hidden.f_conv2d(weight, bias.as_ref(), [1, 1], [0, 0], [1, 1], 1)?;
-            let rows = answers.f_permute([0, 2, 3, 1])?.f_reshape([images, height * width, outputs])?;
-            logits.push(rows.f_narrow(2, 0, per_place)?);
-            deltas.push(rows.f_narrow(2, per_place, 4 * per_place)?);
-            sizes.push((height as usize, width as usize));
-        }
-        let (images, ..) = levels.first().map_or(Ok((0, 0, 0, 0)), Tensor::size4)?;
-        let all = |parts: &[Tensor]| Tensor::f_cat(parts, 1)?.f_to_kind(Kind::Float);
-        let logits = all(&logits)?.f_reshape([images, -1])?;
-        let deltas = all(&deltas)?.f_reshape([images, -1, 4])?;
-        let counts: Vec<i64> = sizes.iter().map(|&(height, width)| (height * width) as i64 * per_place).collect();
-        Ok(RpnOutput {
-            deltas: deltas.f_split_with_sizes(&counts[..], 1)?,
-            anchors: self.anchors(&sizes)?,
-            logits: logits.f_split_with_sizes(&counts[..], 1)?,
-            joined: Some(logits),
-        })
+        Ok(RpnOutput { logits, deltas, anchors: self.anchors(&sizes)?, joined })
     }
 
     /// The anchors of levels of these sizes (height, width).
@@ -222,7 +141,7 @@ impl Rpn {
             .zip(targets)
             .map(|(meta, target)| assign_image(anchors, generator, rule, meta.padded_size, &target.boxes))
             .collect();
-        // One image after the other: the order of the draws is part of the reference's rule.
+        // One image after the other: the order of the draws is part of MMDetection's rule.
         let samples = assigned.iter().zip(targets);
         samples
             .map(|((valid, assigned), target)| self.sample_image(anchors, valid.as_deref(), assigned, target, choice))
@@ -253,16 +172,22 @@ impl Rpn {
         ImageSample { sampled, deltas }
     }
 
-    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
-    /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
+    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in
+    /// MMDetection's sums; here the head is computed at the chosen ones, which gives the same sums.
     pub fn loss(&self, levels: &[Tensor], anchors: &Anchors, samples: &[ImageSample]) -> Result<(Loss, Loss)> {
         let (device, mut pack) = (levels.first().map_or(Device::Cpu, Tensor::device), Pack::default());
         let tables = self.tabulate(anchors, samples, device, &mut pack);
-        self.loss_by(levels, &tables, self.joined_head()?.as_ref(), &pack.send(device)?)
+        self.loss_by(levels, &tables, self.head.joined()?.as_ref(), &pack.send(device)?)
     }
 
     /// Adds to `pack` what [`Rpn::loss_by`] needs to know of the chosen anchors.
-    pub fn tabulate(&self, anchors: &Anchors, samples: &[ImageSample], device: Device, pack: &mut Pack) -> LossTables {
+    pub(super) fn tabulate(
+        &self,
+        anchors: &Anchors,
+        samples: &[ImageSample],
+        device: Device,
+        pack: &mut Pack,
+    ) -> LossTables {
         let (mut chosen, mut positive, mut objectness, mut deltas) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for (image, ImageSample { sampled, deltas: image_deltas }) in samples.iter().enumerate() {
@@ -275,23 +200,23 @@ impl Rpn {
             count += sampled.positive.len().max(1) + sampled.negative.len().max(1);
         }
         LossTables {
-            chosen: self.tabulate_chosen((samples.len(), &anchors.levels), &chosen, &positive, device, pack),
+            chosen: self.head.tabulate_chosen((samples.len(), &anchors.levels), &chosen, &positive, device, pack),
             objectness: losses::binary_targets(&objectness, &[objectness.len() as i64], device, pack),
             deltas: pack.add(&deltas, &[positive.len() as i64, 4]),
             count,
         }
     }
 
-    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in the
-    /// reference's sums; here the head is computed at the chosen ones, which gives the same sums.
-    pub fn loss_by(
+    /// Objectness and box loss, from the levels of the pyramid. Anchors that were not chosen have weight 0 in
+    /// MMDetection's sums; here the head is computed at the chosen ones, which gives the same sums.
+    pub(super) fn loss_by(
         &self,
         levels: &[Tensor],
         tables: &LossTables,
         joined: Option<&JoinedHead>,
         sent: &Sent,
     ) -> Result<(Loss, Loss)> {
-        let answers = self.at(levels, &tables.chosen, joined, sent)?;
+        let answers = self.head.at(levels, &tables.chosen, joined, sent)?;
         Ok((
             losses::binary_cross_entropy(&answers.logits, &sent.table(&tables.objectness)?, tables.count)?,
             losses::l1(&answers.deltas, &sent.table(&tables.deltas)?, tables.count)?,
@@ -406,8 +331,8 @@ fn words(rows: &Tensor) -> Result<Tensor> {
 
 /// The proposals of one image among its candidates. `levels` rises.
 ///
-/// Every level is moved away from the others by an offset made of the greatest coordinate, in float32: overlaps are
-/// computed on the moved boxes, so that they round as the reference's do, who suppresses all levels in one pass.
+/// Every level is moved away from the others by an offset made of the maximum coordinate, in float32: overlaps are
+/// computed on the moved boxes, so that they round as in MMDetection, which suppresses all levels in one pass.
 fn suppress(config: &config::Rpn, boxes: &[[f32; 4]], scores: &[f32], levels: &[usize]) -> Result<Vec<[f32; 5]>> {
     let least = config.min_box_size as f32;
     let is_sound = |&index: &usize| {
@@ -415,8 +340,8 @@ fn suppress(config: &config::Rpn, boxes: &[[f32; 4]], scores: &[f32], levels: &[
         x2 - x1 > least && y2 - y1 > least
     };
     let sound: Vec<usize> = (0..boxes.len()).filter(is_sound).collect();
-    let greatest = sound.iter().flat_map(|&index| boxes[index]).fold(f32::NEG_INFINITY, f32::max);
-    let step = greatest + 1.0;
+    let maximum = sound.iter().flat_map(|&index| boxes[index]).fold(f32::NEG_INFINITY, f32::max);
+    let step = maximum + 1.0;
     let groups: Vec<&[usize]> = sound.chunk_by(|&a, &b| levels[a] == levels[b]).collect();
     let kept = groups.into_par_iter().map(|group| {
         let offset = levels[group[0]] as f32 * step;
@@ -527,15 +452,7 @@ mod tests {
             anchors: Arc::clone(&dense.anchors),
             joined: None,
         };
-        let meta = ImageMeta {
-            image_id: 1,
-            file_name: String::new(),
-            original_size: (64, 96),
-            image_size: (64, 96),
-            padded_size: (64, 96),
-            scale_factor: [1.0; 4],
-            flipped: false,
-        };
+        let meta = ImageMeta::plain(1, "", (64, 96));
         let metas = [meta.clone(), meta.clone(), meta];
         let expected = rpn.proposals(&dense, &metas, 50).unwrap();
         assert!(expected.iter().all(|proposals| proposals.size()[0] > 1));
@@ -563,11 +480,12 @@ mod tests {
             torch_ext::memory::channels_last(&Tensor::randn([3, 6, h, w], (Kind::Float, Device::Cpu))).unwrap()
         });
         let expected = tch::no_grad(|| rpn.forward(&levels)).unwrap();
-        let found = rpn.forward_joined(&levels, &rpn.join_head().unwrap()).unwrap();
+        let joined = rpn.head.join().unwrap();
+        let found = rpn.forward_by(&levels, Some(&joined)).unwrap();
         let close = |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).all(|(a, b)| a.allclose(b, 1e-5, 1e-7, false));
         assert!(close(&found.logits, &expected.logits) && close(&found.deltas, &expected.deltas));
         assert_eq!(found.joined.as_ref().unwrap(), &Tensor::cat(&found.logits, 1));
-        let alone = RpnOutput { joined: None, ..rpn.forward_joined(&levels, &rpn.join_head().unwrap()).unwrap() };
+        let alone = RpnOutput { joined: None, ..rpn.forward_by(&levels, Some(&joined)).unwrap() };
         let rows = |output| candidates(output, 50, best_by_sort).unwrap().rows.finish().unwrap();
         assert_eq!(rows(&found), rows(&alone));
     }

@@ -14,7 +14,8 @@ use tch::{Kind, Tensor};
 use fnet_common::{Error, Result};
 use fnet_data::{ImageMeta, Images};
 
-use super::{Detections, MaskRcnn, ops};
+use super::boxes::{from_view, to_view};
+use super::{Detections, MaskRcnn};
 
 /// The images of a batch in one view.
 #[derive(Debug)]
@@ -98,24 +99,6 @@ fn mirrored_images(values: &Tensor, metas: &[ImageMeta]) -> Result<Tensor> {
     Ok(mirrored)
 }
 
-/// Boxes (`[.., 4]`) of the original image in a view.
-pub(super) fn to_view(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
-    let boxes = boxes.f_mul(&Tensor::f_from_slice(&meta.scale_factor)?)?;
-    if meta.flipped { mirrored(&boxes, meta) } else { Ok(boxes) }
-}
-
-/// Boxes (`[.., 4]`) of a view in the original image.
-fn from_view(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
-    let boxes = if meta.flipped { mirrored(boxes, meta)? } else { boxes.shallow_clone() };
-    Ok(boxes.f_div(&Tensor::f_from_slice(&meta.scale_factor)?)?)
-}
-
-fn mirrored(boxes: &Tensor, meta: &ImageMeta) -> Result<Tensor> {
-    let column = |index| boxes.f_narrow(-1, index, 1);
-    let from_right = |index| column(index)?.f_neg()?.f_add_scalar(meta.image_size.1 as f64);
-    Ok(Tensor::f_cat(&[from_right(2)?, column(1)?, from_right(0)?, column(3)?], -1)?)
-}
-
 /// The proposals (`[k, 5]`, box and score) of the views of one image as boxes `[k, 4]` of the original image, best first.
 /// `limits` are the IoU of NMS and the maximum number.
 fn merge_proposals<'p>(
@@ -131,7 +114,7 @@ fn merge_proposals<'p>(
     if scores.size1()? == 0 {
         return Ok(boxes);
     }
-    let kept = ops::nms(&boxes.f_contiguous()?, &scores.f_contiguous()?, limits.0)?;
+    let kept = torch_ext::ops::nms(&boxes.f_contiguous()?, &scores.f_contiguous()?, limits.0)?;
     let kept = kept.f_narrow(0, 0, kept.size1()?.min(limits.1 as i64))?;
     Ok(boxes.f_index_select(0, &kept)?)
 }

@@ -109,14 +109,8 @@ fn keep(folder: &Path, losses: &[(&str, f64)], batch: &Batch, index: StepIndex, 
 fn masks(masks: &[Option<InstanceMask>]) -> Result<Tensor> {
     let (height, width) = masks.iter().flatten().next().map_or((0, 0), |mask| mask.frame);
     let mut pixels = vec![0_u8; masks.len() * height * width];
-    let given = masks.iter().enumerate().filter_map(|(index, mask)| Some((index, mask.as_ref()?)));
-    for (index, mask) in given {
-        for (row, line) in mask.pixels.chunks(mask.width.max(1)).enumerate() {
-            let start = (index * height + mask.y + row) * width + mask.x;
-            if let Some(target) = pixels.get_mut(start..start + line.len()) {
-                target.copy_from_slice(line);
-            }
-        }
+    for (mask, bitmap) in masks.iter().zip(pixels.chunks_exact_mut((height * width).max(1))) {
+        mask.iter().for_each(|mask| mask.mark(bitmap));
     }
     Ok(Tensor::f_from_slice(&pixels)?.f_reshape([masks.len() as i64, height as i64, width as i64])?)
 }

@@ -9,7 +9,7 @@ use fnet_checkpoint::Need;
 use fnet_checkpoint::native::{TrainProgress, set_aside_later};
 use fnet_common::{Error, Result, logger};
 use fnet_config::{Config, Resolved};
-use fnet_data::{Dataset, Severity, Split, agreement, check_before_job, check_classes, train_batches_per_epoch};
+use fnet_data::{Dataset, Severity, Split, check_before_job, check_classes, check_same_data, train_batches_per_epoch};
 use fnet_distributed::{Communicator, likely_rank};
 use fnet_model::backbones;
 use fnet_protocol::cli::{Resume, Train as Arguments};
@@ -30,7 +30,7 @@ use super::trainer::{Ending, Trainer};
 use super::validation::{Validation, read_metrics, stored_metrics};
 use super::{disk, summary};
 use crate::fault::FaultInjector;
-use crate::run_log::tracker;
+use crate::run_log::{RunLog, tracker};
 
 /// Runs `train` on this rank: loads the config, joins the other ranks, opens the data, builds the state of training, restores
 /// it, and trains.
@@ -60,7 +60,8 @@ pub fn train(arguments: &Arguments, control: &Client) -> Result<Ending> {
             resume_unwind(panic);
         }
     };
-    let (best, epochs, tracker) = (trainer.best.take(), trainer.progress.epoch, trainer.reporter.take_tracker());
+    let tracker = trainer.reporter.log.as_mut().and_then(RunLog::take_tracker);
+    let (best, epochs) = (trainer.best.take(), trainer.progress.epoch);
     let evaluations = std::mem::take(&mut trainer.evaluations);
     // From here on, the last checkpoint is on the disk.
     drop(trainer);
@@ -149,7 +150,7 @@ impl<'a> Job<'a> {
         let sets: Vec<&Dataset> =
             std::iter::once(&*training_set).chain(validation.iter().map(Validation::dataset)).collect();
         check_classes(config, &sets)?;
-        agreement::check(&sets, self.communicator.world_size(), |own| self.communicator.all_gather_bytes(own))?;
+        check_same_data(&sets, self.communicator.world_size(), |own| self.communicator.all_gather_bytes(own))?;
         // The first start has already checked the data.
         let warnings = match self.communicator.is_first() && !is_restart() {
             true => data_warnings(config, &sets)?,
@@ -173,8 +174,8 @@ impl<'a> Job<'a> {
         let progress = start.progress;
         let mut reporter =
             Reporter::new(resolved, &work.path, communicator, control, schedule, progress, start.window)?;
-        if let Some(log) = reporter.log_file() {
-            let text = summary::Start {
+        if let Some(log) = &reporter.log {
+            let text = summary::StartSummary {
                 resolved,
                 communicator,
                 parameters: &train_state.parameters,
@@ -184,15 +185,15 @@ impl<'a> Job<'a> {
                 progress,
                 source: work.source.as_ref().map(|source| source.path.as_path()),
                 work_dir: &work.path,
-                log,
+                log: log.text_path(),
             }
             .text();
             // A restart is the same job.
             let target = if is_restart() { logger::FILE_ONLY } else { module_path!() };
             log::info!(target: target, "{text}");
         }
-        if let Some(update) = &self.elastic {
-            reporter.elastic(update);
+        if let (Some(update), Some(log)) = (&self.elastic, &mut reporter.log) {
+            log.elastic(update);
         }
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         if work.source.is_none() {
@@ -443,8 +444,10 @@ impl Trainer<'_> {
     fn was_evaluated(&mut self, work_dir: &Path, checkpoint: &Path) -> Result<bool> {
         let epoch = self.progress.epoch;
         let metrics = if self.communicator.is_first() { read_metrics(work_dir, epoch, checkpoint) } else { None };
-        if let Some(metrics) = &metrics {
-            self.reporter.evaluated_before(self.progress, self.last_learning_rate().plain(), metrics);
+        let learning_rate = self.last_learning_rate().plain();
+        if let (Some(metrics), Some(log)) = (&metrics, &mut self.reporter.log) {
+            // TensorBoard discards it when the job starts.
+            log.show_evaluation(self.progress.step as u64, learning_rate, metrics);
         }
         self.share(metrics.as_ref().map(|metrics| self.judge(metrics)).unwrap_or_default())?;
         self.communicator.any(metrics.is_some())

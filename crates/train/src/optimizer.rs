@@ -4,7 +4,7 @@ use std::fmt;
 
 use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
-use torch_ext::optim::{AdamW, AdamWOptions, AdamWState, Sgd, SgdOptions};
+use torch_ext::optim::{self, AdamW, AdamWOptions, AdamWState, Sgd, SgdOptions};
 
 use fnet_checkpoint::Moments;
 use fnet_common::{Error, Result};
@@ -15,6 +15,7 @@ use super::learning_rate::Rate;
 /// AdamW or SGD, with a group of parameters for each pair of multipliers of `optimizer.paramwise`.
 pub struct Optimizer {
     names: Vec<String>,
+    tensors: Vec<Tensor>,
     groups: Vec<Group>,
     engine: Engine,
 }
@@ -57,7 +58,7 @@ impl Optimizer {
             }
         };
         let names: Vec<String> = parameters.iter().map(|(name, _)| name.clone()).collect();
-        Ok(Self { groups: groups(config, &names, is_norm), names, engine })
+        Ok(Self { groups: groups(config, &names, is_norm), names, tensors, engine })
     }
 
     /// Applies the parameters' gradients.
@@ -71,6 +72,21 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// Divides the gradients by the loss scale. Returns on their device whether one of them overflowed: 0 if none did.
+    pub fn unscale(&self, scale: f64) -> Result<Tensor> {
+        Ok(optim::unscale(&self.tensors, scale)?)
+    }
+
+    /// Scales the gradients down to a norm of at most `maximum`. Returns on their device the norm that they had.
+    pub fn clip_norm(&self, maximum: f64) -> Result<Tensor> {
+        Ok(optim::clip_norm(&self.tensors, maximum)?)
+    }
+
+    /// Clears the gradients.
+    pub fn clear_gradients(&self) -> Result<()> {
+        Ok(optim::clear_gradients(&self.tensors)?)
     }
 
     /// The state, by `<kind of state>.<parameter>`: `step`, `exp_avg` and `exp_avg_sq` of AdamW, `momentum_buffer` of

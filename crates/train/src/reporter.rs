@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
 use serde_json::Map;
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 use fnet_checkpoint::native::TrainProgress;
 use fnet_common::process;
@@ -13,23 +13,20 @@ use fnet_common::{Context, Result};
 use fnet_config::{OptimizerKind, Resolved};
 use fnet_data::Skipped;
 use fnet_distributed::Communicator;
-use fnet_evaluate::metrics::Metrics;
 use fnet_protocol::client::Client;
 use fnet_protocol::message::{Evaluated, Phase, Progress};
 
-use super::elastic::ElasticUpdate;
 use super::progress::{StepIndex, TrainSchedule};
 use super::train_state::{Skip, StepOutcome};
-use crate::run_log::tensorboard::TensorBoard;
-use crate::run_log::{RunInfo, RunLog, Tracker, TrainStep, Window};
+use crate::run_log::{RunInfo, RunLog, TrainStep, Window};
 
 /// Reports one rank's training.
 pub struct Reporter {
     control: Client,
     schedule: TrainSchedule,
     total_steps: u64,
-    /// `Some` on rank 0.
-    log: Option<RunLog>,
+    /// The logs, on rank 0.
+    pub log: Option<RunLog>,
     window: Window,
     /// Numbers for TensorBoard alone.
     speed: Window,
@@ -100,13 +97,6 @@ impl Reporter {
         })
     }
 
-    /// Logs how many images an update has in a job whose nodes come and go.
-    pub fn elastic(&mut self, update: &ElasticUpdate) {
-        if let Some(log) = &mut self.log {
-            log.elastic(update);
-        }
-    }
-
     /// Logs the images that could not be read and were replaced.
     pub fn skipped(&mut self, images: &[Skipped]) {
         for image in images {
@@ -130,7 +120,9 @@ impl Reporter {
         let texts: Vec<_> = all.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
         let images: IndexSet<&str> = texts.iter().flat_map(|text| text.lines()).collect();
         let images: Vec<String> = images.into_iter().map(str::to_owned).collect();
-        self.left_out("train", epoch, &images);
+        if let Some(log) = &mut self.log {
+            log.left_out("train", epoch, &images);
+        }
         Ok(())
     }
 
@@ -149,13 +141,6 @@ impl Reporter {
             log.times(epoch, &ranks);
         }
         Ok(())
-    }
-
-    /// Logs the skipped images of an epoch.
-    pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
-        if let (Some(log), false) = (&mut self.log, images.is_empty()) {
-            log.left_out(set, epoch, images);
-        }
     }
 
     /// Logs one step.
@@ -226,16 +211,6 @@ impl Reporter {
         });
     }
 
-    /// The text log, on rank 0.
-    pub fn log_file(&self) -> Option<&Path> {
-        self.log.as_ref().map(RunLog::text_path)
-    }
-
-    /// The program of `log.command`, so that it outlives the logs.
-    pub fn take_tracker(&mut self) -> Option<Tracker> {
-        self.log.as_mut().and_then(RunLog::take_tracker)
-    }
-
     /// The values since the last log line, as they were after the last update.
     pub fn held_window(&self) -> &Window {
         &self.held
@@ -254,46 +229,9 @@ impl Reporter {
             metrics.iter().map(|(name, &value)| (name.clone(), Some(value).filter(|&value| value >= 0.0).into()));
         self.control.evaluated(Evaluated { epoch: progress.epoch as u64, metrics: defined.collect() });
         if let Some(log) = &mut self.log {
-            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, &pairs(metrics));
+            log.evaluation(progress.epoch, progress.step as u64, images, learning_rate, metrics);
         }
     }
-
-    /// Shows the evaluation before a resumed job again, which TensorBoard discards when the job starts.
-    pub fn evaluated_before(&mut self, progress: TrainProgress, learning_rate: f64, metrics: &IndexMap<String, f64>) {
-        if let Some(log) = &mut self.log {
-            log.show_evaluation(progress.step as u64, learning_rate, &pairs(metrics));
-        }
-    }
-
-    /// Adds precision by recall of the evaluation after `epoch` epochs to TensorBoard.
-    pub fn curves(&mut self, epoch: usize, metrics: &Metrics) {
-        let Some(log) = &mut self.log else { return };
-        for (kind, scores) in metrics.scores.iter().filter(|(_, scores)| !scores.curve.is_empty()) {
-            log.precision_by_recall(epoch, kind.prefix(), &scores.curve);
-        }
-    }
-
-    /// A writer of TensorBoard's file by epoch for another thread.
-    pub fn second_board(&self) -> Option<TensorBoard> {
-        self.log.as_ref().and_then(RunLog::second_board)
-    }
-
-    /// Adds histograms of the weights after `epoch` epochs to TensorBoard.
-    pub fn show_weights<'t>(&mut self, epoch: usize, weights: impl Iterator<Item = (&'t str, &'t Tensor)>) {
-        let Some(log) = &mut self.log else { return };
-        for (name, tensor) in weights {
-            let flat =
-                tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_to_kind(Kind::Float)?.f_reshape([-1]));
-            match flat.and_then(Vec::<f32>::try_from) {
-                Ok(values) => log.histogram(epoch, name, &values),
-                Err(error) => log::warn!("no histogram of {name}: {error}"),
-            }
-        }
-    }
-}
-
-fn pairs(metrics: &IndexMap<String, f64>) -> Vec<(String, f64)> {
-    metrics.iter().map(|(name, &value)| (name.clone(), value)).collect()
 }
 
 fn why_skipped(outcome: &StepOutcome) -> String {

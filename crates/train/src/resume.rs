@@ -19,7 +19,7 @@ use super::progress::TrainSchedule;
 use super::train_state::TrainState;
 use crate::run_log::Window;
 
-/// What rank 0 tells the others if the job starts anew; no path of a file.
+/// What rank 0 tells the others if the job trains from scratch; no path of a file.
 const NOTHING: &str = "/";
 /// What rank 0 tells them before its error, if there is none to resume from; no path of a file either.
 const FAILED: &str = "/\n";
@@ -276,7 +276,7 @@ fn other_settings(groups: &[ParameterGroup], config: &config::Optimizer) -> Opti
 
 /// The checkpoint that a job resumes from: the given one, or the newest intact one of the folders. Reports the ones that were
 /// skipped.
-/// Errors: a data error if there is none. An automatic resume starts anew then, unless the folders have damaged
+/// Errors: a data error if there is none. An automatic resume trains from scratch then, unless the folders have damaged
 /// checkpoints: a new start would replace them.
 pub fn source(resume: Option<Resume>, folders: &[PathBuf], control: &Client) -> Result<Option<PathBuf>> {
     let otherwise = match resume {
@@ -294,7 +294,7 @@ pub fn source(resume: Option<Resume>, folders: &[PathBuf], control: &Client) -> 
         (Some((path, _)), _) => Ok(Some(path)),
         (None, Some(path)) if found.skipped.is_empty() => Ok(path),
         (None, Some(_)) => Err(Error::data(format!(
-            "no checkpoint of {} is intact; move them away to start anew, or name another with --resume=CKPT",
+            "no checkpoint of {} is intact; move them away to train from scratch, or name another with --resume=CKPT",
             all().join(" and ")
         ))),
         (None, None) => Err(Error::data(format!(

@@ -18,7 +18,7 @@ use super::progress::TrainSchedule;
 use super::validation::Validation;
 
 /// What a job is about to do.
-pub struct Start<'a> {
+pub struct StartSummary<'a> {
     pub resolved: &'a Resolved,
     pub communicator: &'a Communicator,
     pub parameters: &'a Parameters,
@@ -32,7 +32,7 @@ pub struct Start<'a> {
     pub log: &'a Path,
 }
 
-impl Start<'_> {
+impl StartSummary<'_> {
     /// One screen of text.
     pub fn text(&self) -> String {
         let Self { resolved, communicator, schedule, progress, .. } = *self;

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 use torch_ext::cuda::{self, Downloader, Event};
-use torch_ext::optim;
 
 use fnet_common::process;
 use fnet_common::{Context, Error, Result};
@@ -80,13 +79,8 @@ pub struct TrainState<'a> {
     /// Moving average of the weights.
     pub ema: Option<Ema>,
     pub(super) trained: Vec<(String, Tensor)>,
-    /// The tensors of `trained`, without names.
-    tensors: Vec<Tensor>,
     parallel: DataParallel<'a>,
-    amp: Amp,
-    seed: u64,
-    grad_clip: f64,
-    on_nan: OnNan,
+    config: &'a Config,
     /// Batches whose losses are not finite.
     pub(super) bad_batches: BadBatches,
     pub(super) last_good: LastGoodState,
@@ -115,18 +109,17 @@ pub(super) struct LastGoodState {
 
 impl<'a> TrainState<'a> {
     /// Builds the model with its initial weights, which are equal on every rank, and the optimizer.
-    pub fn new(config: &Config, communicator: &'a Communicator) -> Result<Self> {
-        let seed = config.train.seed;
-        let mut parameters = Parameters::new();
+    pub fn new(config: &'a Config, communicator: &'a Communicator) -> Result<Self> {
+        let (mut parameters, device) = (Parameters::new(), communicator.device());
         let mut model =
-            MaskRcnn::new(&config.model, &mut parameters, communicator.device(), seed).context("building the model")?;
+            MaskRcnn::new(&config.model, &mut parameters, device, config.train.seed).context("building the model")?;
         if config.model.sync_bn {
             model.synchronize_batch_norm(communicator.differentiable_sum());
         }
         let trained: Vec<(String, Tensor)> =
             parameters.trained().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let tensors: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        // The ranks agree on frozen parameters once, as on buffers; their gradients are not waited for.
+        // Frozen parameters are broadcast once, as buffers are: they have no gradients to wait for.
         let frozen = parameters.trainable().filter(|(name, _)| parameters.is_frozen(name));
         let buffers: Vec<Tensor> =
             parameters.buffers().chain(frozen).map(|(_, tensor)| tensor.shallow_clone()).collect();
@@ -134,7 +127,7 @@ impl<'a> TrainState<'a> {
         let as_bfloat16 = config.train.grad_compression == GradCompression::Bf16;
         let parallel = DataParallel::new(communicator, &tensors, &buffers, as_bfloat16)?;
         let packed = buffers::pack(&parameters)?;
-        let downloader = match communicator.device() {
+        let downloader = match device {
             Device::Cuda(index) => Some(Downloader::new(index)?),
             _ => None,
         };
@@ -149,20 +142,16 @@ impl<'a> TrainState<'a> {
                 own: packed.shallow_clone(),
                 first: packed,
                 loss_scale: loss_scale.clone(),
-                reached: record_event(communicator.device())?,
+                reached: record_event(device)?,
             },
             downloader,
             loss_scale,
             averaged: false,
             update_in_progress: false,
             spoiled: false,
-            amp: config.train.amp,
-            grad_clip: config.optimizer.grad_clip,
-            on_nan: config.train.on_nan,
+            config,
             synchronize: false,
-            seed,
             ema,
-            tensors,
             trained,
             model,
             parameters,
@@ -176,7 +165,7 @@ impl<'a> TrainState<'a> {
 
     /// The seed of the steps' random numbers.
     pub fn seed(&self) -> u64 {
-        self.seed
+        self.config.train.seed
     }
 
     /// Makes each part of a step wait for the device, so that [`StepTimes`] shows where a GPU spends its time. Off by
@@ -295,8 +284,8 @@ impl<'a> TrainState<'a> {
 
     /// The losses of this rank's images.
     fn forward(&self, batch: &Batch, index: StepIndex, communicator: &Communicator) -> Result<Losses> {
-        let _autocast = self.model.autocast(self.amp)?;
-        let mut random = StepRandom::new(self.seed, communicator.rank(), index.step as u64);
+        let _autocast = self.model.autocast(self.config.train.amp)?;
+        let mut random = StepRandom::new(self.seed(), communicator.rank(), index.step as u64);
         self.model.forward_train(batch, &mut random).with_context(|| format!("images {}", bad_batch::names(batch)))
     }
 
@@ -314,20 +303,20 @@ impl<'a> TrainState<'a> {
     /// Unscales, clips, and applies the gradients. Returns their norm if they are clipped, and why the update was skipped,
     /// if it was.
     fn update(&mut self, learning_rate: Rate) -> Result<(Option<f64>, Option<Skip>)> {
-        let overflow =
-            self.loss_scale.as_ref().map(|scale| optim::unscale(&self.tensors, scale.scale())).transpose()?;
-        let norm = (self.grad_clip > 0.0).then(|| optim::clip_norm(&self.tensors, self.grad_clip)).transpose()?;
+        let overflow = self.loss_scale.as_ref().map(|scale| self.optimizer.unscale(scale.scale())).transpose()?;
+        let maximum = self.config.optimizer.grad_clip;
+        let norm = (maximum > 0.0).then(|| self.optimizer.clip_norm(maximum)).transpose()?;
         let [overflow, norm] = arrive([overflow, norm])?;
         if let (Some(loss_scale), Some(overflow)) = (&mut self.loss_scale, overflow) {
             loss_scale.update(overflow == 0.0)?;
             if overflow != 0.0 {
-                self.clear_gradients()?;
+                self.optimizer.clear_gradients()?;
                 return Ok((None, Some(Skip::Overflow)));
             }
         }
         self.update_in_progress = true;
         self.optimizer.step(learning_rate)?;
-        self.clear_gradients()?;
+        self.optimizer.clear_gradients()?;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.trained)?;
         }
@@ -336,14 +325,18 @@ impl<'a> TrainState<'a> {
 
     /// Handles losses that are not finite, described by `details`: returns an error, or marks the update as skipped.
     fn handle_not_finite(&mut self, report: &StepReport, details: &str, index: StepIndex) -> Result<()> {
-        match self.on_nan {
+        match self.config.train.on_nan {
             OnNan::Stop => Err(Error::usage(format!(
                 "{} not finite at epoch {}, step {} ({details}); lower optimizer.lr, set optimizer.grad_clip{}, or skip such \
                  steps with --set train.on_nan=skip",
                 report.not_finite.join(", "),
                 index.epoch + 1,
                 index.step_in_epoch + 1,
-                if self.amp == Amp::Fp16 { ", set train.amp to \"bf16\" (float16 ends at 65504)" } else { "" },
+                if self.config.train.amp == Amp::Fp16 {
+                    ", set train.amp to \"bf16\" (float16 ends at 65504)"
+                } else {
+                    ""
+                },
             ))),
             OnNan::Skip => {
                 self.spoiled = true;
@@ -354,13 +347,8 @@ impl<'a> TrainState<'a> {
 
     /// Discards the gradients and running statistics of the steps since the last update.
     fn discard_accumulated(&mut self) -> Result<()> {
-        self.clear_gradients()?;
+        self.optimizer.clear_gradients()?;
         buffers::put_back(&self.parameters, &self.last_good.own)
-    }
-
-    /// Clears the gradients.
-    pub fn clear_gradients(&mut self) -> Result<()> {
-        Ok(optim::clear_gradients(&self.tensors)?)
     }
 }
 

@@ -24,6 +24,7 @@ use super::saver::{self, Saver};
 use super::step_vote::StepVote;
 use super::train_state::TrainState;
 use super::validation::{Measured, Validated, Validation};
+use crate::run_log::RunLog;
 
 /// How long a finished job waits for a disk that accepts no writes, with its last checkpoint in memory.
 const LAST_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -154,8 +155,8 @@ impl Trainer<'_> {
             let (stop, save) = self.train_step(&mut loader)?;
             if self.progress.epoch > epoch {
                 self.reporter.gather_times(self.communicator, self.progress.epoch)?;
-                if self.config.log.histograms && self.config.log.tensorboard {
-                    self.reporter.show_weights(self.progress.epoch, self.train_state.parameters.trained());
+                if let (true, Some(log)) = (self.config.log.histograms, &mut self.reporter.log) {
+                    log.show_weights(self.progress.epoch, self.train_state.parameters.trained());
                 }
                 if self.config.data.on_error == OnError::Skip {
                     self.reporter.gather_left_out(self.communicator, self.progress.epoch)?;
@@ -331,12 +332,14 @@ impl Trainer<'_> {
             log::info!("Evaluation after epoch {epoch}:\n{}", metrics.table());
             let named = metrics.named();
             self.reporter.evaluated(self.progress, self.last_learning_rate().plain(), &named, validation.image_count());
-            self.reporter.left_out("val", epoch, &left_out);
-            self.reporter.curves(epoch, &metrics);
+            if let Some(log) = &mut self.reporter.log {
+                log.left_out("val", epoch, &left_out);
+                log.curves(epoch, &metrics);
+            }
             found = self.judge(&named);
             self.evaluations.push((epoch, named));
             let best = found.best.as_ref().map(|best| best.metric.clone());
-            let board = self.reporter.second_board();
+            let board = self.reporter.log.as_ref().and_then(RunLog::second_board);
             if let Some(validation) = &mut self.validation {
                 validation.keep(FinishedEvaluation { epoch, results, best, board });
             }

@@ -30,17 +30,9 @@ pub fn images(count: usize, (height, width): (usize, usize), variant: u64) -> Im
 
 /// Metadata of images that were neither resized nor padded.
 pub fn metas(count: usize, size: (usize, usize)) -> Vec<ImageMeta> {
-    (0..count)
-        .map(|image| ImageMeta {
-            image_id: image as i64,
-            file_name: format!("synthetic {image}"),
-            original_size: size,
-            image_size: size,
-            padded_size: (size.0.next_multiple_of(32), size.1.next_multiple_of(32)),
-            scale_factor: [1.0; 4],
-            flipped: false,
-        })
-        .collect()
+    let padded_size = (size.0.next_multiple_of(32), size.1.next_multiple_of(32));
+    let meta = |image| ImageMeta { padded_size, ..ImageMeta::plain(image as i64, format!("synthetic {image}"), size) };
+    (0..count).map(meta).collect()
 }
 
 /// Elliptic objects of random classes in [`OBJECTS`] of an image's proposals (`[x1, y1, x2, y2]` in pixels, best first);

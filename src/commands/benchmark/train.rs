@@ -235,7 +235,7 @@ impl Bench<'_> {
         let mut seconds = Vec::new();
         for _ in 0..iters.min(5) {
             seconds.push(self.step(batch, false)?.0.backward);
-            self.train_state.clear_gradients()?;
+            self.train_state.optimizer.clear_gradients()?;
         }
         Ok(Some(Spread::of_seconds(seconds).median))
     }

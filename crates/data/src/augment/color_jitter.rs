@@ -9,7 +9,7 @@ use fnet_common::Result;
 use fnet_common::random::Generator;
 use fnet_config::augment::ColorJitter;
 
-use super::{Augment, Draws, Frame, between};
+use super::frame::{Augment, Draws, Frame, between};
 
 /// What is changed, and by how much.
 #[derive(Debug, Clone, Default, PartialEq)]

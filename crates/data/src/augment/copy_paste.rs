@@ -10,7 +10,8 @@
 use fnet_common::Result;
 use fnet_config::augment::CopyPaste;
 
-use super::{Augment, Draws, Frame, mask};
+use super::frame::{Augment, Draws, Frame};
+use super::mask;
 
 /// The other image, and which of its objects are pasted.
 pub(crate) struct Choice {
@@ -43,7 +44,7 @@ impl Augment for CopyPaste {
         source.keep(&selected);
         let (height, width) = frame.raster.size();
         let mut pasted = vec![0; height * width];
-        source.target.masks.iter().flatten().for_each(|mask| mask::mark(mask, &mut pasted));
+        source.target.masks.iter().flatten().for_each(|mask| mask.mark(&mut pasted));
         frame.raster.paste(&mut source.raster, &pasted);
         let target = &mut frame.target;
         let mut stay = Vec::new();

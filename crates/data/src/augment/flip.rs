@@ -6,7 +6,8 @@
 use fnet_common::Result;
 use fnet_config::augment::{Direction, Flip};
 
-use super::{Augment, Draws, Frame, mask};
+use super::frame::{Augment, Draws, Frame};
+use super::mask;
 
 impl Augment for Flip {
     type Choice = Option<Direction>;

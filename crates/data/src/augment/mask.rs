@@ -85,14 +85,6 @@ pub(super) fn cropped(mask: &InstanceMask, window: Window) -> InstanceMask {
     InstanceMask { frame, x: x.start - window.x, y: y.start - window.y, width: x.len(), height: y.len(), pixels }
 }
 
-/// Marks the pixels of the mask in `bitmap`, which has the size of its frame.
-pub(super) fn mark(mask: &InstanceMask, bitmap: &mut [u8]) {
-    for (row, pixels) in mask.pixels.chunks_exact(mask.width.max(1)).enumerate() {
-        let start = (mask.y + row) * mask.frame.1 + mask.x;
-        bitmap[start..start + mask.width].iter_mut().zip(pixels).for_each(|(out, pixel)| *out |= pixel);
-    }
-}
-
 /// The mask without the pixels that are set in `bitmap`, which has the size of its frame.
 pub(super) fn uncovered(mask: InstanceMask, bitmap: &[u8]) -> InstanceMask {
     let mut pixels = mask.pixels.to_vec();

@@ -6,7 +6,7 @@
 use fnet_common::Result;
 use fnet_config::augment::Pad;
 
-use super::{Augment, Draws, Frame};
+use super::frame::{Augment, Draws, Frame};
 
 impl Augment for Pad {
     type Choice = ();

@@ -11,8 +11,9 @@ use fnet_common::Result;
 use fnet_common::random::Generator;
 use fnet_config::augment::{CropType, RandomCrop};
 
+use super::frame::{Augment, Draws, Frame};
+use super::mask;
 use super::raster::{Size, Window};
-use super::{Augment, Draws, Frame, mask};
 
 /// The size of the crop of an image of `size`.
 fn crop_size(crop: &RandomCrop, (height, width): Size, random: &mut Generator) -> Size {

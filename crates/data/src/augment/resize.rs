@@ -9,7 +9,8 @@
 use fnet_common::Result;
 use fnet_config::augment::Resize;
 
-use super::{Augment, Draws, Frame, between, mask};
+use super::frame::{Augment, Draws, Frame, between};
+use super::mask;
 use crate::transform::{drawn_scale, rescaled_size};
 
 impl Augment for Resize {

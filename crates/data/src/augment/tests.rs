@@ -1,10 +1,11 @@
+use fnet_common::random::Generator;
 use fnet_config::ScaleMode;
 use fnet_config::augment::{ColorJitter, CopyPaste, CropType, Direction, Flip, Pad, RandomCrop, Resize};
 use proptest::prelude::*;
 
-use super::raster::Window;
+use super::raster::{Raster, Size, Window};
 use super::*;
-use crate::batch::InstanceMask;
+use crate::batch::{InstanceMask, Target};
 use crate::resize::{Bilinear, nearest};
 use crate::transform::rescaled_size;
 
@@ -18,12 +19,6 @@ struct Plain {
     masks: Vec<Vec<u8>>,
 }
 
-fn bitmap(mask: &InstanceMask) -> Vec<u8> {
-    let mut full = vec![0; mask.frame.0 * mask.frame.1];
-    mask::mark(mask, &mut full);
-    full
-}
-
 fn plain(frame: &Frame) -> Plain {
     let mut frame = frame.clone();
     frame.settle_padding();
@@ -32,7 +27,7 @@ fn plain(frame: &Frame) -> Plain {
     let mut pixels = Vec::new();
     frame.raster.change_floats(|values| pixels = values.as_chunks::<3>().0.to_vec());
     let Target { boxes, labels, masks } = frame.target;
-    Plain { size, pixels, boxes, labels, masks: masks.iter().flatten().map(bitmap).collect() }
+    Plain { size, pixels, boxes, labels, masks: masks.iter().flatten().map(InstanceMask::bitmap).collect() }
 }
 
 impl Plain {
@@ -432,7 +427,7 @@ fn a_ratio_multiplies_the_scale_and_is_rounded_down() {
     }
 }
 
-/// The order of all random numbers, written down from the reference.
+/// The order of all random numbers, written down from MMDetection.
 #[test]
 fn color_changes_are_drawn_in_order() {
     let jitter = ColorJitter::default();

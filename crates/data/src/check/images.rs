@@ -8,7 +8,6 @@ use fnet_common::Error;
 use fnet_common::text::printable;
 use fnet_config::Pipeline;
 
-use super::Scope;
 use crate::coco::{CocoDataset, Split};
 use crate::decode::{DecodedImage, ImageHeader};
 use crate::diagnostics::{Code, Diagnostics, Location};
@@ -17,29 +16,30 @@ use crate::transform::{Augmentation, Geometry, rescaled_size};
 /// Images per task of a thread.
 const CHUNK: usize = 16;
 
-/// Reads the header of every image that exists, or decodes it, in parallel. Diagnostics are in the order of the set.
+/// Reads the header of every image that exists, or if `decode` all of it, in parallel. Diagnostics are in the order of the
+/// set.
 pub(super) fn check(
     dataset: &CocoDataset,
     pipeline: &Pipeline,
-    scope: Scope,
+    decode: bool,
     progress: &(dyn Fn(usize) + Sync),
-) -> Diagnostics {
+    diagnostics: &mut Diagnostics,
+) {
     let done = AtomicUsize::new(0);
     let starts: Vec<usize> = (0..dataset.len()).step_by(CHUNK).collect();
+    let none = diagnostics.none();
     let chunks: Vec<Diagnostics> = starts
         .into_par_iter()
         .map(|start| {
-            let mut diagnostics = Diagnostics::keeping(scope.keep).of(dataset.split().name());
+            let mut diagnostics = none.none();
             for index in start..dataset.len().min(start + CHUNK) {
-                check_image(dataset, index, pipeline, scope.decode, &mut diagnostics);
+                check_image(dataset, index, pipeline, decode, &mut diagnostics);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
             }
             diagnostics
         })
         .collect();
-    let mut diagnostics = Diagnostics::keeping(scope.keep).of(dataset.split().name());
     chunks.into_iter().for_each(|chunk| diagnostics.append(chunk));
-    diagnostics
 }
 
 fn check_image(dataset: &CocoDataset, index: usize, pipeline: &Pipeline, decode: bool, diagnostics: &mut Diagnostics) {

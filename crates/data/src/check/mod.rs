@@ -98,7 +98,7 @@ fn check_sets(
         dataset.check_files(&mut own);
         for (part, _) in dataset.parts().filter(|_| scope.headers || scope.decode) {
             let report = |done| progress(part.split(), done, part.len());
-            own.append(images::check(part, &config.data.pipeline, scope, &report));
+            images::check(part, &config.data.pipeline, scope.decode, &report, &mut own);
         }
         diagnostics.append(own);
     }

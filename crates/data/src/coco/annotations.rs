@@ -21,7 +21,7 @@ pub(super) struct Span {
 }
 
 /// The label of annotations without a selected class.
-pub(super) const FOREIGN: u16 = u16::MAX;
+pub(super) const OTHER_CLASS: u16 = u16::MAX;
 /// The size of an image whose size is unknown. An error is reported for it.
 pub(super) const UNKNOWN_SIZE: [u32; 2] = [0, 0];
 /// The index of annotations without an image.
@@ -32,9 +32,9 @@ pub(super) const NOWHERE: u32 = u32::MAX;
 pub(super) struct Row {
     /// Index of its image, or [`NOWHERE`].
     pub image: u32,
-    /// Its class, or [`FOREIGN`].
+    /// Its class, or [`OTHER_CLASS`].
     pub label: u16,
-    pub fate: Fate,
+    pub usage: Usage,
     /// Whether `id` comes from the file. Otherwise it is the position in the list, from 1.
     pub has_id: bool,
     /// `[x1, y1, x2, y2]`.
@@ -45,7 +45,7 @@ pub(super) struct Row {
 
 /// How an annotation is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Usage {
     /// It is trained on.
     Trained,
     /// Its image is not in the list.
@@ -67,8 +67,8 @@ pub(super) enum Fate {
 impl Row {
     const BROKEN: Self = Self {
         image: NOWHERE,
-        label: FOREIGN,
-        fate: Fate::Broken,
+        label: OTHER_CLASS,
+        usage: Usage::Broken,
         has_id: false,
         bbox: [0.0; 4],
         id: 0,
@@ -81,44 +81,21 @@ pub(super) struct Context<'c> {
     pub path: &'c Path,
     pub split: Split,
     /// Image id -> index.
-    pub images: &'c HashMap<RawKey, u32>,
+    pub images: &'c HashMap<RawId, u32>,
     /// `[width, height]` of every image.
     pub sizes: &'c [[u32; 2]],
-    /// Category id -> label, for all categories of the file. [`FOREIGN`] for categories that are not selected.
-    pub labels: &'c HashMap<RawKey, u16>,
+    /// Category id -> label, for all categories of the file. [`OTHER_CLASS`] for categories that are not selected.
+    pub labels: &'c HashMap<RawId, u16>,
     /// What to do with objects without a mask; `None` if masks are not used.
     pub masks: Option<WithoutMask>,
-}
-
-/// An id as a lookup key: `7` and `"7"` are equal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum RawKey {
-    Number(i64),
-    Name(String),
-}
-
-impl From<&RawId> for RawKey {
-    fn from(id: &RawId) -> Self {
-        match id {
-            RawId::Number(number) => Self::Number(number.value),
-            RawId::Name(name) => Self::Name(name.clone()),
-        }
-    }
-}
-
-impl RawId {
-    /// Whether it is a string, which MMDetection does not accept.
-    pub fn is_text(&self) -> bool {
-        !matches!(self, Self::Number(Written { as_text: false, .. }))
-    }
 }
 
 /// The members of an annotation, as written in the file.
 #[derive(Default)]
 pub(super) struct Raw<'t> {
-    pub id: Option<RawId>,
-    pub image: Option<RawId>,
-    pub category: Option<RawId>,
+    pub id: Option<Written<RawId>>,
+    pub image: Option<Written<RawId>>,
+    pub category: Option<Written<RawId>>,
     pub bbox: Option<Written<[f64; 4]>>,
     pub area: Option<Written<f64>>,
     pub crowd: Option<bool>,
@@ -132,7 +109,7 @@ pub(super) struct Raw<'t> {
 impl<'t> Raw<'t> {
     /// Reads an element.
     /// Errors: the id, if known, and a message.
-    pub fn read(text: &'t [u8]) -> Result<Self, (Option<RawId>, String)> {
+    pub fn read(text: &'t [u8]) -> Result<Self, (Option<Written<RawId>>, String)> {
         let mut raw = Self::default();
         let mut wrong = None;
         let walked = members(text, |key, value, at| {
@@ -211,14 +188,14 @@ pub(super) fn row_of(
     let id = reader.id();
     let image = reader.image()?;
     let label = reader.label()?;
-    let (bbox, fate) = reader.object(image, label)?;
+    let (bbox, usage) = reader.object(image, label)?;
     let mask = raw.mask.map_or_else(Span::default, |(text, at)| Span {
         offset: offset + at as u64,
         // Elements are shorter than 4 GB.
         length: text.len() as u32,
     });
-    let has_id = matches!(raw.id, Some(RawId::Number(_)));
-    Some(Row { image, label, fate, has_id, bbox, id, mask })
+    let has_id = matches!(raw.id, Some(Written { value: RawId::Number(_), .. }));
+    Some(Row { image, label, usage, has_id, bbox, id, mask })
 }
 
 /// Applies the rules to one annotation.
@@ -239,17 +216,17 @@ impl Reader<'_> {
     fn id(&mut self) -> i64 {
         let raw = self.raw;
         for (name, id) in [("id", &raw.id), ("image_id", &raw.image), ("category_id", &raw.category)] {
-            if let Some(id) = id.as_ref().filter(|id| id.is_text()) {
+            if let Some(id) = id.as_ref().filter(|id| id.as_text) {
                 self.add(Code::AnnotationIdText, || format!("{name} is the string {:?}", shown_id(Some(id), 0)));
             }
         }
         match &raw.id {
-            Some(RawId::Number(Written { value: 0, .. })) => {
+            Some(Written { value: RawId::Number(0), .. }) => {
                 self.add(Code::AnnotationIdZero, || "the id is 0".into());
                 0
             }
-            Some(RawId::Number(number)) => number.value,
-            Some(RawId::Name(_)) => self.row as i64 + 1,
+            Some(Written { value: RawId::Number(number), .. }) => *number,
+            Some(_) => self.row as i64 + 1,
             None => {
                 let row = self.row;
                 self.add(Code::AnnotationIdMissing, || format!("entry {} of the list has no id", row + 1));
@@ -264,14 +241,14 @@ impl Reader<'_> {
             self.add(Code::AnnotationImageMissing, || "no image_id".into());
             return None;
         };
-        let place = self.context.images.get(&RawKey::from(id)).copied();
+        let place = self.context.images.get(&id.value).copied();
         if place.is_none() {
             self.add(Code::AnnotationImageUnknown, || format!("no image has the id {}", shown_id(Some(id), 0)));
         }
         Some(place.unwrap_or(NOWHERE))
     }
 
-    /// The class, or [`FOREIGN`]. `None` if it is ambiguous.
+    /// The class, or [`OTHER_CLASS`]. `None` if it is ambiguous.
     fn label(&mut self) -> Option<u16> {
         let Some(id) = &self.raw.category else {
             let mut labels = self.context.labels.values();
@@ -286,11 +263,11 @@ impl Reader<'_> {
                 }
             };
         };
-        let label = self.context.labels.get(&RawKey::from(id)).copied();
+        let label = self.context.labels.get(&id.value).copied();
         match label {
             None => self
                 .add(Code::AnnotationCategoryUnknown, || format!("no category has the id {}", shown_id(Some(id), 0))),
-            Some(FOREIGN) => {
+            Some(OTHER_CLASS) => {
                 let code = match self.context.split {
                     Split::Train => Code::AnnotationOtherClass,
                     Split::Val | Split::Test => Code::AnnotationOtherClassEvaluated,
@@ -299,20 +276,20 @@ impl Reader<'_> {
             }
             Some(_) => {}
         }
-        Some(label.unwrap_or(FOREIGN))
+        Some(label.unwrap_or(OTHER_CLASS))
     }
 
     /// Its box and how it is used. `None` if it cannot be used. Annotations without an image or class are not checked.
-    fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], Fate)> {
+    fn object(&mut self, image: u32, label: u16) -> Option<([f32; 4], Usage)> {
         let raw = self.raw;
         let passed_over = match () {
-            () if image == NOWHERE => Some(Fate::NoImage),
-            () if label == FOREIGN => Some(Fate::OtherClass),
-            () if raw.ignore => Some(Fate::Ignored),
+            () if image == NOWHERE => Some(Usage::NoImage),
+            () if label == OTHER_CLASS => Some(Usage::OtherClass),
+            () if raw.ignore => Some(Usage::Ignored),
             () => None,
         };
-        if let Some(fate) = passed_over {
-            return Some(([0.0; 4], fate));
+        if let Some(usage) = passed_over {
+            return Some(([0.0; 4], usage));
         }
         if raw.crowd.is_none() {
             self.add(Code::AnnotationCrowdMissing, || "no iscrowd".into());
@@ -326,25 +303,25 @@ impl Reader<'_> {
         }
         let size = self.context.sizes[image as usize];
         if size == UNKNOWN_SIZE && (raw.bbox.is_some() || raw.mask.is_some()) {
-            return Some(([0.0; 4], Fate::Unfit));
+            return Some(([0.0; 4], Usage::Unfit));
         }
         let sides = self.bbox(size)?;
         let fits = self.fits(sides, size);
-        let fate = match (raw.crowd.unwrap_or(false), fits) {
-            (true, _) => Fate::Crowd,
-            (false, true) => Fate::Trained,
-            (false, false) => Fate::Unfit,
+        let usage = match (raw.crowd.unwrap_or(false), fits) {
+            (true, _) => Usage::Crowd,
+            (false, true) => Usage::Trained,
+            (false, false) => Usage::Unfit,
         };
-        let fate = match fate {
-            Fate::Trained if self.context.split == Split::Train => self.by_mask()?,
-            fate => fate,
+        let usage = match usage {
+            Usage::Trained if self.context.split == Split::Train => self.by_mask()?,
+            usage => usage,
         };
         let [x, y, w, h] = sides;
-        Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], fate))
+        Some(([x as f32, y as f32, (x + w) as f32, (y + h) as f32], usage))
     }
 
     /// How a sound object is used in training. `None` if it needs a mask.
-    fn by_mask(&mut self) -> Option<Fate> {
+    fn by_mask(&mut self) -> Option<Usage> {
         let raw = self.raw;
         match (raw.mask, self.context.masks) {
             (None, Some(WithoutMask::Error)) => {
@@ -353,7 +330,7 @@ impl Reader<'_> {
             }
             (None, Some(WithoutMask::Box)) => {
                 self.add(Code::MaskMissingBox, || no_mask(raw));
-                Some(Fate::Trained)
+                Some(Usage::Trained)
             }
             (mask, Some(WithoutMask::Skip)) => {
                 let message = match mask {
@@ -361,11 +338,11 @@ impl Reader<'_> {
                     Some((text, _)) => Segmentation::parse(text).ok().and_then(|mask| mask.refusal(text)),
                     None => Some(no_mask(raw)),
                 };
-                let Some(message) = message else { return Some(Fate::Trained) };
+                let Some(message) = message else { return Some(Usage::Trained) };
                 self.add(Code::MaskMissingSkipped, || message);
-                Some(Fate::WithoutMask)
+                Some(Usage::WithoutMask)
             }
-            _ => Some(Fate::Trained),
+            _ => Some(Usage::Trained),
         }
     }
 

@@ -1,11 +1,12 @@
-//! Checks of the masks of a whole set.
+//! Checks of the masks and the image files of a whole set.
 
-use fnet_common::text::count;
+use fnet_common::text::{count, list, quoted};
 use fnet_config::WithoutMask;
 
 use super::CocoDataset;
 use super::Split;
-use super::annotations::{self, Context, FOREIGN, Fate, Raw, UNKNOWN_SIZE, no_mask};
+use super::annotations::{self, Context, OTHER_CLASS, Raw, UNKNOWN_SIZE, Usage, no_mask};
+use super::files::Found;
 use super::lists;
 use super::open::{read_header, report_broken};
 use super::records::shown_id;
@@ -36,8 +37,8 @@ impl CocoDataset {
             let size = *sizes.get(used.image as usize)?;
             if self.side.as_ref().is_some_and(|side| side.get(used.image as usize) != Some(&true))
                 || size == UNKNOWN_SIZE
-                || used.label == FOREIGN
-                || (self.split == Split::Train && used.fate != Fate::Trained)
+                || used.label == OTHER_CLASS
+                || (self.split == Split::Train && used.usage != Usage::Trained)
             {
                 return None;
             }
@@ -59,6 +60,42 @@ impl CocoDataset {
         // These were reported when the file was opened.
         [Code::FileKeyRepeated, Code::FileNotUtf8].into_iter().for_each(|code| found.remove(code));
         diagnostics.append(found);
+    }
+
+    /// Checks that every image has a file.
+    pub fn check_files(&self, diagnostics: &mut Diagnostics) {
+        // A name with a folder part is looked up in that folder.
+        for index in 0..self.len() {
+            let image = self.image(index);
+            if self.folders.has(&self.folder, image.file_name) {
+                continue;
+            }
+            let place = || Location::image(self.written_image_id(image.id).to_string().trim_matches('"'));
+            match self.folders.find(&self.folder, image.file_name) {
+                Found::Named(_) => {}
+                Found::Meant(path, how) => diagnostics.add(Code::ImageNameMeant, &self.path, place, || {
+                    format!("no file {:?}; using {}, {how}", image.file_name, path.display())
+                }),
+                Found::Unclear { named, others } => diagnostics.add(Code::ImageNameUnclear, &named, place, || {
+                    format!(
+                        "no such file, but several similar ones: {}",
+                        list(others.iter().map(|name| quoted(name)), 4)
+                    )
+                }),
+                Found::Missing(path) => diagnostics.add(Code::ImageMissing, &path, place, || {
+                    let what = match path.parent() {
+                        Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
+                        _ if path.is_symlink() => "dangling link".into(),
+                        _ if path.exists() => "it is not a regular file".into(),
+                        _ => "no such file".into(),
+                    };
+                    match self.folders.offer(image.file_name, &self.folder, &self.root, &self.field) {
+                        Some(offer) => format!("{what}; {offer}"),
+                        None => what,
+                    }
+                }),
+            }
+        }
     }
 }
 

@@ -350,13 +350,3 @@ fn other_kinds_of_coco_files_are_named() {
     small.write(&elements(json!([labels, file["annotations"][0]]), true));
     assert_eq!(codes(&small, Split::Train)[0], BoxMissing);
 }
-
-#[test]
-fn a_pipe_is_an_error_and_does_not_block() {
-    let (mut small, _) = sound();
-    let pipe = small.folder.path().join("pipe");
-    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
-    assert!(made.success());
-    small.config.train[0].ann_file = "pipe".into();
-    assert_eq!(codes(&small, Split::Train), [FileUnreadable]);
-}

@@ -139,39 +139,17 @@ impl Walker<'_> {
     /// Skips the value that starts here and returns its range in the buffer.
     fn value(&mut self) -> Result<Range<usize>, Broken> {
         let start = self.at;
-        match self.peek()? {
-            None => return Err(self.cut_off()),
-            Some(b',' | b']' | b'}' | b':') => return Err(self.no_json("expected a value")),
-            Some(first) => {
-                let mut scan = Scan::start(first);
-                self.at += 1;
-                loop {
-                    if let Some(length) = scan.advance(&self.buffer[self.at..]) {
-                        self.at += length;
-                        break;
-                    }
-                    self.at = self.buffer.len();
-                    if self.at - start > LONGEST {
-                        self.at = start;
-                        return Err(self.no_json("a value of more than 64 MB, or without an end"));
-                    }
-                    if !self.pieces.append_to(&mut self.buffer)? {
-                        if scan == Scan::Plain {
-                            break;
-                        }
-                        return Err(self.cut_off());
-                    }
-                }
-            }
-        }
+        let Some(first) = self.peek()? else { return Err(self.cut_off()) };
+        self.skip(first, true)?;
         Ok(start..self.at)
     }
 
-    /// Skips the value that starts here, of any length.
-    fn skip(&mut self, first: u8) -> Result<(), Broken> {
+    /// Skips the value that starts here. With `keep`, all of it stays in the buffer; otherwise it may have any length.
+    fn skip(&mut self, first: u8, keep: bool) -> Result<(), Broken> {
         if matches!(first, b',' | b']' | b'}' | b':') {
             return Err(self.no_json("expected a value"));
         }
+        let start = self.at;
         let mut scan = Scan::start(first);
         self.at += 1;
         loop {
@@ -180,7 +158,12 @@ impl Walker<'_> {
                 return Ok(());
             }
             self.at = self.buffer.len();
-            self.forget();
+            if !keep {
+                self.forget();
+            } else if self.at - start > LONGEST {
+                self.at = start;
+                return Err(self.no_json("a value of more than 64 MB, or without an end"));
+            }
             if !self.pieces.append_to(&mut self.buffer)? {
                 return if scan == Scan::Plain { Ok(()) } else { Err(self.cut_off()) };
             }
@@ -201,7 +184,7 @@ impl Walker<'_> {
             Some(_) => return Err(self.no_json("expected a colon")),
         }
         let Some(first) = self.peek()? else { return Err(self.cut_off()) };
-        if sink.key(&key, first) && first == b'[' { self.list(sink) } else { self.skip(first) }
+        if sink.key(&key, first) && first == b'[' { self.list(sink) } else { self.skip(first, false) }
     }
 
     fn list(&mut self, sink: &mut dyn Sink) -> Result<(), Broken> {

@@ -10,9 +10,6 @@ use unicode_normalization::UnicodeNormalization;
 
 use fnet_common::text::{list, quoted};
 
-use super::CocoDataset;
-use crate::diagnostics::{Code, Diagnostics, Location};
-
 /// The file that a name in the annotation file refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
@@ -114,7 +111,7 @@ impl Folders {
     }
 
     /// Whether there is a file `name` in `folder`. Reads the folder once instead of querying each file.
-    fn has(&self, folder: &Path, name: &str) -> bool {
+    pub fn has(&self, folder: &Path, name: &str) -> bool {
         let path = folder.join(name);
         match (path.parent(), path.file_name()) {
             (Some(parent), Some(file)) => self.listing(parent).names.contains(file),
@@ -155,70 +152,33 @@ fn hexadecimal(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
-impl CocoDataset {
-    /// Checks that every image has a file.
-    pub fn check_files(&self, diagnostics: &mut Diagnostics) {
-        // A name with a folder part is looked up in that folder.
-        for index in 0..self.len() {
-            let image = self.image(index);
-            if self.folders.has(&self.folder, image.file_name) {
-                continue;
-            }
-            let place = || Location::image(self.written_image_id(image.id).to_string().trim_matches('"'));
-            match self.folders.find(&self.folder, image.file_name) {
-                Found::Named(_) => {}
-                Found::Meant(path, how) => diagnostics.add(Code::ImageNameMeant, &self.path, place, || {
-                    format!("no file {:?}; using {}, {how}", image.file_name, path.display())
-                }),
-                Found::Unclear { named, others } => diagnostics.add(Code::ImageNameUnclear, &named, place, || {
-                    format!(
-                        "no such file, but several similar ones: {}",
-                        list(others.iter().map(|name| quoted(name)), 4)
-                    )
-                }),
-                Found::Missing(path) => diagnostics.add(Code::ImageMissing, &path, place, || {
-                    let what = match path.parent() {
-                        Some(parent) if !parent.is_dir() => format!("no folder {}", parent.display()),
-                        _ if path.is_symlink() => "dangling link".into(),
-                        _ if path.exists() => "it is not a regular file".into(),
-                        _ => "no such file".into(),
-                    };
-                    match self.offer(image.file_name) {
-                        Some(offer) => format!("{what}; {offer}"),
-                        None => what,
-                    }
-                }),
-            }
-        }
-    }
-}
-
 /// Maximum number of subfolders that are searched for a missing file.
 const SEARCHED_FOLDERS: usize = 100;
 
-impl CocoDataset {
-    /// Suggests where a missing file may be: in another folder, or under another name.
-    fn offer(&self, name: &str) -> Option<String> {
+impl Folders {
+    /// Suggests where the missing file `name` of `folder` may be: in another folder below `root`, or under another name.
+    /// `set` is the name of the set in the config.
+    pub fn offer(&self, name: &str, folder: &Path, root: &Path, set: &str) -> Option<String> {
         let name = name.replace('\\', "/");
         // Label Studio serves files under such URLs.
         let name = name.split_once("?d=").map_or(name.as_str(), |(_, path)| path);
         let name = percent_decoded(name);
         let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         let relative = parts.join("/");
-        let field = format!("{}.img_prefix", self.field);
-        let prefix = |folder: &Path| match folder.strip_prefix(&self.root).unwrap_or(folder) {
+        let field = format!("{set}.img_prefix");
+        let prefix = |folder: &Path| match folder.strip_prefix(root).unwrap_or(folder) {
             inner if inner.as_os_str().is_empty() => ".".to_owned(),
             inner => inner.display().to_string(),
         };
         // The name already contains the folder.
-        let above = self.folder.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root)).take(4);
-        for folder in above.chain([self.root.as_path()]) {
+        let above = folder.ancestors().skip(1).take_while(|folder| folder.starts_with(root)).take(4);
+        for folder in above.chain([root]) {
             if folder.join(&relative).is_file() {
                 return Some(format!("file_name already contains a folder of {field}: set it to {:?}", prefix(folder)));
             }
         }
         // A folder between the two is missing.
-        for folder in [&self.folder, &self.root].into_iter().flat_map(|folder| subfolders(folder)) {
+        for folder in [folder, root].into_iter().flat_map(subfolders) {
             if folder.join(&relative).is_file() {
                 return Some(format!("it is in {}: set {field} to {:?}", folder.display(), prefix(&folder)));
             }
@@ -226,24 +186,24 @@ impl CocoDataset {
         // The folders in the name are from another machine.
         for start in 1..parts.len() {
             let rest = parts[start..].join("/");
-            if self.folder.join(&rest).is_file() {
+            if folder.join(&rest).is_file() {
                 return Some(format!("{} exists there: correct file_name", quoted(&rest)));
             }
         }
         let base = parts.last()?;
         // Label Studio prefixes the names of uploaded files with eight letters.
         let uploaded = base.split_once('-').filter(|(mark, _)| mark.len() == 8).map(|(_, rest)| rest);
-        if let Some(rest) = uploaded.filter(|rest| self.folder.join(rest).is_file()) {
+        if let Some(rest) = uploaded.filter(|rest| folder.join(rest).is_file()) {
             return Some(format!("{} exists there: correct file_name", quoted(rest)));
         }
-        for folder in subfolders(&self.folder).into_iter().chain(subfolders(&self.root)) {
+        for folder in subfolders(folder).into_iter().chain(subfolders(root)) {
             let path = folder.join(base);
             if path.is_file() {
                 return Some(format!("{} has a file of this name: correct file_name or {field}", folder.display()));
             }
         }
         let stem = |name: &Path| name.file_stem().map(|stem| fold(&stem.to_string_lossy()));
-        let listing = self.folders.listing(&self.folder);
+        let listing = self.listing(folder);
         let wanted = [fold(base), stem(Path::new(base)).unwrap_or_default()];
         let mut like: Vec<String> = listing
             .names
@@ -268,6 +228,7 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diagnostics::{Code, Diagnostics};
     use crate::{Dataset, Split};
     use fnet_test_support::SmallSet;
 

@@ -6,12 +6,21 @@ use std::path::Path;
 use fnet_common::text::{list, quoted};
 use fnet_config::WithoutMask;
 
-use super::annotations::{Context, FOREIGN, RawKey};
+use super::annotations::{Context, OTHER_CLASS};
 use super::records::{RawCategory, RawImage, category, image, shown_id};
 use super::source::AnnotationSource;
 use super::values::RawId;
-use super::{Category, Split, lists};
+use super::{Split, lists};
 use crate::diagnostics::{Code, Diagnostics, Location};
+
+/// One class. Its label is its index in [`crate::Dataset::categories`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Category {
+    /// The `id` in the annotation file.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+}
 
 /// The images and categories of an annotation file.
 pub(super) struct Header {
@@ -19,11 +28,11 @@ pub(super) struct Header {
     /// Number of entries in the list of images, including invalid ones.
     pub listed_images: usize,
     /// Image id -> index in `images`.
-    pub places: HashMap<RawKey, u32>,
+    pub places: HashMap<RawId, u32>,
     /// The selected categories. A label is an index into this list.
     pub categories: Vec<Category>,
     /// Category id -> label, for all categories of the file.
-    pub labels: HashMap<RawKey, u16>,
+    pub labels: HashMap<RawId, u16>,
     /// Ids that are not numbers. The id `i64::MIN + i` represents entry `i`.
     pub names: Vec<String>,
     /// Whether the ids of images and of categories are strings in the file.
@@ -104,7 +113,7 @@ pub(super) fn read(
         return Err(NoHeader::Reported);
     }
     let mut names = Vec::new();
-    let texts = [images.iter().any(|i| i.id.is_text()), raw_categories.iter().any(|c| c.id.is_text())];
+    let texts = [images.iter().any(|i| i.id.as_text), raw_categories.iter().any(|c| c.id.as_text)];
     let (categories, labels) =
         wanted(&raw_categories, classes, path, &mut names, diagnostics).ok_or(NoHeader::Reported)?;
     let (images, places) = unique(images, path, diagnostics);
@@ -114,7 +123,7 @@ pub(super) fn read(
 /// The number that represents an id.
 pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
     match id {
-        RawId::Number(number) => number.value,
+        RawId::Number(number) => *number,
         RawId::Name(name) => {
             names.push(name.clone());
             i64::MIN + (names.len() as i64 - 1)
@@ -123,13 +132,13 @@ pub(super) fn number(id: &RawId, names: &mut Vec<String>) -> i64 {
 }
 
 /// The images without repeated ids. The last entry replaces the first, as in pycocotools.
-fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> (Vec<RawImage>, HashMap<RawKey, u32>) {
-    let mut places: HashMap<RawKey, u32> = HashMap::with_capacity(images.len());
+fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> (Vec<RawImage>, HashMap<RawId, u32>) {
+    let mut places: HashMap<RawId, u32> = HashMap::with_capacity(images.len());
     let mut kept: Vec<RawImage> = Vec::with_capacity(images.len());
     let mut files: HashMap<u64, u32> = HashMap::with_capacity(images.len());
     for (row, image) in images.into_iter().enumerate() {
         let place = || Location::image(shown_id(Some(&image.id), row));
-        if image.id.is_text() {
+        if image.id.as_text {
             diagnostics.add(Code::ImageIdText, path, place, || format!("the id of {:?} is a string", image.file_name));
         }
         if image.size_as_text {
@@ -137,7 +146,7 @@ fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> 
                 format!("the size of {:?} is given as strings", image.file_name)
             });
         }
-        if let Some(&place_before) = places.get(&RawKey::from(&image.id)) {
+        if let Some(&place_before) = places.get(&image.id.value) {
             let before = &mut kept[place_before as usize];
             diagnostics.add(Code::ImageIdRepeated, path, place, || {
                 format!("the id belongs to both {:?} and {:?}", before.file_name, image.file_name)
@@ -159,7 +168,7 @@ fn unique(images: Vec<RawImage>, path: &Path, diagnostics: &mut Diagnostics) -> 
         } else {
             files.insert(hash(&image.file_name), number);
         }
-        places.insert(RawKey::from(&image.id), number);
+        places.insert(image.id.value.clone(), number);
         kept.push(image);
     }
     (kept, places)
@@ -177,7 +186,7 @@ fn wanted(
     path: &Path,
     names: &mut Vec<String>,
     diagnostics: &mut Diagnostics,
-) -> Option<(Vec<Category>, HashMap<RawKey, u16>)> {
+) -> Option<(Vec<Category>, HashMap<RawId, u16>)> {
     let errors =
         |diagnostics: &Diagnostics| [Code::ClassUnknown, Code::CategoryConflict].map(|code| diagnostics.count(code));
     let before = errors(diagnostics);
@@ -194,11 +203,11 @@ fn wanted(
     let mut categories: Vec<Category> = Vec::new();
     let mut labels = HashMap::new();
     let mut taken: HashSet<&str> = HashSet::new();
-    let mut seen: HashMap<RawKey, &str> = HashMap::new();
+    let mut seen: HashMap<&RawId, &str> = HashMap::new();
     for (row, category) in raw.iter().enumerate() {
         let place = || Location::category(shown_id(Some(&category.id), row));
-        let key = RawKey::from(&category.id);
-        match seen.get(&key) {
+        let key = &category.id.value;
+        match seen.get(key) {
             // The list was written several times.
             Some(&known) if known == category.name => {
                 diagnostics.add(Code::CategoryRepeated, path, place, || format!("{known:?} is in the list again"));
@@ -213,7 +222,7 @@ fn wanted(
             None => {}
         }
         let is_wanted = classes.is_empty() || classes.contains(&category.name);
-        if category.id.is_text() {
+        if category.id.as_text {
             diagnostics.add(Code::CategoryIdText, path, place, || format!("the id of {:?} is a string", category.name));
         }
         if is_wanted && !taken.insert(&category.name) {
@@ -221,15 +230,15 @@ fn wanted(
                 format!("another category is also {:?}", category.name)
             });
         }
-        seen.insert(key.clone(), &category.name);
-        if is_wanted && categories.len() < usize::from(FOREIGN) {
-            labels.insert(key, categories.len() as u16);
-            categories.push(Category { id: number(&category.id, names), name: category.name.clone() });
+        seen.insert(key, &category.name);
+        if is_wanted && categories.len() < usize::from(OTHER_CLASS) {
+            labels.insert(key.clone(), categories.len() as u16);
+            categories.push(Category { id: number(key, names), name: category.name.clone() });
         } else {
             if is_wanted {
                 diagnostics.add(Code::CategoryMany, path, place, || "too many categories".into());
             }
-            labels.insert(key, FOREIGN);
+            labels.insert(key.clone(), OTHER_CLASS);
         }
     }
     if categories.is_empty() && classes.is_empty() {

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use serde_json::Value;
+
 use fnet_common::process;
 use fnet_common::text::count;
 
-use super::annotations::{FOREIGN, Fate, NOWHERE, Row, UNKNOWN_SIZE};
+use super::Split;
+use super::annotations::{NOWHERE, OTHER_CLASS, Row, UNKNOWN_SIZE, Usage};
 use super::header::{Header, number};
 use super::records::shown_id;
 use super::source::AnnotationSource;
-use super::{IdNames, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
 /// Images with a side below this are not trained on.
@@ -82,11 +84,31 @@ impl ObjectColumns {
     }
 }
 
+/// The original spelling of ids that are strings in the file.
+#[derive(Debug, Default)]
+pub(super) struct IdNames {
+    /// The id `i64::MIN + i` represents name `i`.
+    names: Vec<String>,
+    /// Whether the ids of images and of categories are strings.
+    pub are_text: [bool; 2],
+}
+
+impl IdNames {
+    pub fn written(&self, id: i64, is_text: bool) -> Value {
+        let name = usize::try_from(id.wrapping_sub(i64::MIN)).ok().and_then(|i| self.names.get(i));
+        match name {
+            Some(name) => Value::String(name.clone()),
+            None if is_text => Value::String(id.to_string()),
+            None => Value::from(id),
+        }
+    }
+}
+
 /// All annotations in the order of the file, as columns.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     images: Vec<u32>,
-    fates: Vec<Fate>,
+    usages: Vec<Usage>,
     has_id: Vec<bool>,
     objects: ObjectColumns,
 }
@@ -101,7 +123,7 @@ impl Rows {
         let mut rows = Self::default();
         let room = usize::try_from(length / Self::SHORT).unwrap_or(0);
         rows.images.reserve_exact(room);
-        rows.fates.reserve_exact(room);
+        rows.usages.reserve_exact(room);
         rows.has_id.reserve_exact(room);
         rows.objects.reserve_exact(room);
         rows
@@ -109,7 +131,7 @@ impl Rows {
 
     pub fn push(&mut self, row: Row) {
         self.images.push(row.image);
-        self.fates.push(row.fate);
+        self.usages.push(row.usage);
         self.has_id.push(row.has_id);
         self.objects.push(&row);
     }
@@ -119,15 +141,15 @@ impl Rows {
         self.images.len()
     }
 
-    fn number_of(&self, fate: Fate) -> usize {
-        self.fates.iter().filter(|&&own| own == fate).count()
+    fn number_of(&self, usage: Usage) -> usize {
+        self.usages.iter().filter(|&&own| own == usage).count()
     }
 
-    /// The selected classes of the annotations of each image whose fate is `wanted`, sorted.
-    pub fn classes(&self, image_count: usize, wanted: impl Fn(Fate) -> bool) -> Vec<Vec<u16>> {
+    /// The selected classes of the annotations of each image whose usage is `wanted`, sorted.
+    pub fn classes(&self, image_count: usize, wanted: impl Fn(Usage) -> bool) -> Vec<Vec<u16>> {
         let mut classes = vec![Vec::new(); image_count];
-        for ((&image, &fate), &label) in self.images.iter().zip(&self.fates).zip(&self.objects.labels) {
-            if image != NOWHERE && label != FOREIGN && wanted(fate) {
+        for ((&image, &usage), &label) in self.images.iter().zip(&self.usages).zip(&self.objects.labels) {
+            if image != NOWHERE && label != OTHER_CLASS && wanted(usage) {
                 classes[image as usize].push(label);
             }
         }
@@ -170,7 +192,7 @@ pub(super) fn build(
 ) -> Index {
     let &Selection { path, split, filter_empty, keeps_classes, side } = selection;
     last_of_equal_ids(&mut rows, path, diagnostics);
-    let is_whole = rows.number_of(Fate::Broken) == 0;
+    let is_whole = rows.number_of(Usage::Broken) == 0;
     if is_whole {
         unused_categories(&header, &rows, path, diagnostics);
     }
@@ -182,15 +204,15 @@ pub(super) fn build(
     let mut used = Vec::with_capacity(order.len());
     for (place, image) in header.images.iter().enumerate() {
         // For all images, so that names map to the same numbers when the ground truth is read.
-        let id = number(&image.id, &mut names);
+        let id = number(&image.id.value, &mut names);
         if side.is_some_and(|side| !side[place]) {
             continue;
         }
         let own = &order[starts[place] as usize..starts[place + 1] as usize];
         if filter_empty {
             // As in MMDetection, crowds and boxes that are not trained on count here.
-            let is_skipped = |row: usize| rows.fates[row] == Fate::WithoutMask;
-            let is_wanted = |row: usize| rows.objects.labels[row] != FOREIGN && !is_skipped(row);
+            let is_skipped = |row: usize| rows.usages[row] == Usage::WithoutMask;
+            let is_wanted = |row: usize| rows.objects.labels[row] != OTHER_CLASS && !is_skipped(row);
             let has_wanted = own.iter().any(|&row| is_wanted(row as usize));
             let is_small = sizes[place] != UNKNOWN_SIZE && sizes[place].iter().any(|&side| side < MIN_SIDE);
             let place_of = || Location::image(shown_id(Some(&image.id), place));
@@ -212,7 +234,7 @@ pub(super) fn build(
                 continue;
             }
         }
-        used.extend(own.iter().copied().filter(|&row| rows.fates[row as usize] == Fate::Trained));
+        used.extend(own.iter().copied().filter(|&row| rows.usages[row as usize] == Usage::Trained));
         images.ids.push(id);
         images.sizes.push(sizes[place]);
         images.names.push_str(&image.file_name);
@@ -242,10 +264,10 @@ fn crowds_and_nothing(
     (path, split): (&Path, Split),
     diagnostics: &mut Diagnostics,
 ) {
-    let of = |fate| rows.number_of(fate);
-    let crowds = of(Fate::Crowd);
+    let of = |usage| rows.number_of(usage);
+    let crowds = of(Usage::Crowd);
     let all = count(rows.len(), "annotation");
-    let only_crowds = crowds > 0 && of(Fate::Trained) + of(Fate::Unfit) + of(Fate::WithoutMask) == 0;
+    let only_crowds = crowds > 0 && of(Usage::Trained) + of(Usage::Unfit) + of(Usage::WithoutMask) == 0;
     let mut add = |code, message: String| diagnostics.add(code, path, Location::file, || message);
     if crowds > 0 && !only_crowds {
         add(Code::AnnotationCrowd, format!("{crowds} of {all} have \"iscrowd\": 1"));
@@ -265,13 +287,13 @@ fn crowds_and_nothing(
         }
         Split::Train if nothing => {
             let reasons = [
-                (of(Fate::NoImage), "of images that are not in the list"),
-                (of(Fate::OtherClass), "of other classes"),
-                (of(Fate::Ignored), "with \"ignore\": 1"),
+                (of(Usage::NoImage), "of images that are not in the list"),
+                (of(Usage::OtherClass), "of other classes"),
+                (of(Usage::Ignored), "with \"ignore\": 1"),
                 (crowds, "crowds"),
-                (of(Fate::Unfit), "with an empty box or area"),
-                (of(Fate::WithoutMask), "without a mask"),
-                (of(Fate::Trained), "in images smaller than 32 pixels"),
+                (of(Usage::Unfit), "with an empty box or area"),
+                (of(Usage::WithoutMask), "without a mask"),
+                (of(Usage::Trained), "in images smaller than 32 pixels"),
             ];
             let reasons: Vec<String> = reasons
                 .iter()
@@ -303,7 +325,7 @@ fn double_objects(
     for image in 0..header.images.len() {
         let own = &order[starts[image] as usize..starts[image + 1] as usize];
         seen.clear();
-        for row in own.iter().map(|&row| row as usize).filter(|&row| rows.fates[row] == Fate::Trained) {
+        for row in own.iter().map(|&row| row as usize).filter(|&row| rows.usages[row] == Usage::Trained) {
             let objects = &rows.objects;
             let key = (objects.labels[row], objects.boxes[row].map(f32::to_bits), objects.mask_lengths[row]);
             match seen.get(&key) {
@@ -366,7 +388,7 @@ fn last_of_equal_ids(rows: &mut Rows, path: &Path, diagnostics: &mut Diagnostics
     }
     for index in 0..rows.len() {
         if let Some(&other) = own_id(rows, index).and_then(|id| last.get(&id)) {
-            rows.fates[index] = rows.fates[other];
+            rows.usages[index] = rows.usages[other];
             rows.objects.set(index, other);
         }
     }
@@ -377,7 +399,7 @@ fn unused_categories(header: &Header, rows: &Rows, path: &Path, diagnostics: &mu
         return;
     }
     let mut used = vec![false; header.categories.len()];
-    for &label in rows.objects.labels.iter().filter(|&&label| label != FOREIGN) {
+    for &label in rows.objects.labels.iter().filter(|&&label| label != OTHER_CLASS) {
         used[usize::from(label)] = true;
     }
     for (category, _) in header.categories.iter().zip(used).filter(|(_, used)| !used) {

@@ -28,26 +28,19 @@ use serde_json::Value;
 
 pub use classes::category_names;
 pub(crate) use classes::compare_classes;
+pub use header::Category;
 pub(crate) use open::{Opening, SetFiles};
 pub use record::Record;
 pub use segmentation::Segmentation;
 pub use truth::TrueObject;
 
 use files::Folders;
+use index::{IdNames, Images, ObjectColumns};
 use source::AnnotationSource;
 
 use fnet_config::{self as config, WithoutMask};
 /// One of the configured sets.
 pub use fnet_protocol::cli::SplitName as Split;
-
-/// One class. Its label is its index in [`crate::Dataset::categories`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Category {
-    /// The `id` in the annotation file.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-}
 
 /// The entry of one image in the annotation file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +89,8 @@ pub struct CocoDataset {
     listed: Listed,
     /// The images of the file that belong to this set, if it has only a part of them.
     side: Option<Vec<bool>>,
-    images: index::Images,
-    objects: index::ObjectColumns,
+    images: Images,
+    objects: ObjectColumns,
     id_names: IdNames,
     folders: Folders,
 }
@@ -109,26 +102,6 @@ pub struct Listed {
     pub images: usize,
     /// In `annotations`.
     pub annotations: usize,
-}
-
-/// The original spelling of ids that are strings in the file.
-#[derive(Debug, Default)]
-struct IdNames {
-    /// The id `i64::MIN + i` represents name `i`.
-    names: Vec<String>,
-    /// Whether the ids of images and of categories are strings.
-    are_text: [bool; 2],
-}
-
-impl IdNames {
-    fn written(&self, id: i64, is_text: bool) -> Value {
-        let name = usize::try_from(id.wrapping_sub(i64::MIN)).ok().and_then(|i| self.names.get(i));
-        match name {
-            Some(name) => Value::String(name.clone()),
-            None if is_text => Value::String(id.to_string()),
-            None => Value::from(id),
-        }
-    }
 }
 
 /// The folder that dataset paths are relative to. FNET_DATA_ROOT is already applied.
@@ -187,14 +160,6 @@ impl CocoDataset {
         self.objects.boxes.len()
     }
 
-    /// Image `index` with its objects.
-    ///
-    /// # Panics
-    /// If `index` is not below [`Self::len`], like a slice.
-    pub fn record(&self, index: usize) -> Record<'_> {
-        Record { dataset: self, image: self.image(index), objects: self.objects(index) }
-    }
-
     /// The entry of image `index` in the annotation file.
     ///
     /// # Panics
@@ -224,14 +189,6 @@ impl CocoDataset {
     /// The classes of the annotations of every image, crowds too, if [`SetFiles::keeps_classes`].
     pub(crate) fn classes_of(&self) -> &[Vec<u16>] {
         &self.images.classes
-    }
-
-    /// The file of image `index`. If no file has this name, the only similar one, if there is exactly one.
-    ///
-    /// # Panics
-    /// As [`Self::image`].
-    pub fn image_path(&self, index: usize) -> PathBuf {
-        self.record(index).path()
     }
 
     /// The objects of image `index`.

@@ -8,7 +8,7 @@ use fnet_common::process;
 use fnet_common::text::{list, quoted};
 use fnet_config as config;
 
-use super::annotations::{self, Context, Fate, Row, UNKNOWN_SIZE};
+use super::annotations::{self, Context, Row, UNKNOWN_SIZE, Usage};
 use super::elements::Broken;
 use super::files::Folders;
 use super::header::{self, Header, NoHeader};
@@ -96,7 +96,7 @@ impl<'c> Opening<'c> {
 
     /// The classes of the objects of every image of the file, without crowds.
     pub fn classes(&self) -> Vec<Vec<u16>> {
-        self.rows.classes(self.header.images.len(), |fate| fate == Fate::Trained)
+        self.rows.classes(self.header.images.len(), |usage| usage == Usage::Trained)
     }
 
     /// Selects the images that are used: those of the mask `side` over the images of the file, if it is given. `None` if the

@@ -61,3 +61,21 @@ impl<'d> Record<'d> {
         Ok(segmentations)
     }
 }
+
+impl CocoDataset {
+    /// Image `index` with its objects.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Self::len`], like a slice.
+    pub fn record(&self, index: usize) -> Record<'_> {
+        Record { dataset: self, image: self.image(index), objects: self.objects(index) }
+    }
+
+    /// The file of image `index`. If no file has this name, the only similar one, if there is exactly one.
+    ///
+    /// # Panics
+    /// As [`Self::image`].
+    pub fn image_path(&self, index: usize) -> PathBuf {
+        self.record(index).path()
+    }
+}

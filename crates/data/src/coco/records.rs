@@ -9,7 +9,7 @@ use crate::diagnostics::{Code, Diagnostics, Location};
 /// One entry of `images`.
 #[derive(Debug, Clone)]
 pub(super) struct RawImage {
-    pub id: RawId,
+    pub id: Written<RawId>,
     pub file_name: String,
     /// `[width, height]` in pixels, or an error message.
     pub size: Result<[u32; 2], Box<str>>,
@@ -20,14 +20,14 @@ pub(super) struct RawImage {
 /// One entry of `categories`.
 #[derive(Debug, Clone)]
 pub(super) struct RawCategory {
-    pub id: RawId,
+    pub id: Written<RawId>,
     pub name: String,
 }
 
 /// The id for messages. For an entry without one: `#` and its position in the list, from 1.
-pub(super) fn shown_id(id: Option<&RawId>, row: usize) -> String {
-    match id {
-        Some(RawId::Number(number)) => number.value.to_string(),
+pub(super) fn shown_id(id: Option<&Written<RawId>>, row: usize) -> String {
+    match id.map(|id| &id.value) {
+        Some(RawId::Number(number)) => number.to_string(),
         Some(RawId::Name(name)) => name.clone(),
         None => format!("#{}", row + 1),
     }
@@ -38,13 +38,11 @@ pub(super) fn syntax_message(error: &Syntax) -> String {
     format!("{} at byte {}", error.what, error.at + 1)
 }
 
+/// The id and the name of an entry. Errors: the id, if known, and a message.
+type Named = Result<(Written<RawId>, String), (Option<Written<RawId>>, String)>;
+
 /// Reads the id and the string `name_key` of an entry. Passes other members to `other`.
-/// Errors: the id, if known, and a message.
-fn named<'t>(
-    text: &'t [u8],
-    name_key: &str,
-    mut other: impl FnMut(&str, &'t [u8]),
-) -> Result<(RawId, String), (Option<RawId>, String)> {
+fn named<'t>(text: &'t [u8], name_key: &str, mut other: impl FnMut(&str, &'t [u8])) -> Named {
     let (mut own_id, mut name, mut wrong) = (None, None, None);
     let walked = members(text, |key, value, _| {
         let taken = match key {

@@ -334,11 +334,6 @@ mod tests {
     }
 
     #[test]
-    fn four_numbers_are_not_a_box() {
-        assert_eq!(Segmentation::parse(b"[[1, 1, 5, 4]]").unwrap(), Segmentation::Polygons(vec![]));
-    }
-
-    #[test]
     fn pycocotools_checks_only_the_first_polygon() {
         for (text, refused) in [
             ("[]", Some("no polygon")),
@@ -355,21 +350,6 @@ mod tests {
             assert_eq!(found.is_some(), refused.is_some(), "{text}: {found:?}");
             assert!(refused.is_none_or(|part| found.is_some_and(|found| found.contains(part))), "{text}");
         }
-    }
-
-    #[test]
-    fn repairs_are_reported() {
-        let noted = |text: &str| {
-            let mut codes = Vec::new();
-            Segmentation::parse_noting(text.as_bytes(), &mut |code, _| codes.push(code)).unwrap();
-            codes
-        };
-        assert_eq!(noted("[[1, 1, 5, 1, 5, 4]]"), []);
-        assert_eq!(noted("{\"size\": [2, 2], \"counts\": [1, 2]}"), [Code::MaskShort]);
-        assert_eq!(noted("[[\"1\", 1, 5, 1, \"5\", 4]]"), [Code::MaskText]);
-        assert_eq!(noted("{\"size\": [2, \"2\"], \"counts\": [\"1\", 3]}"), [Code::MaskText, Code::MaskText]);
-        assert_eq!(noted("[1, 1, 5, 1, 5, 4, 9]"), [Code::MaskFlat, Code::MaskOdd]);
-        assert_eq!(noted("[[1, 1, 5, 4], [], [1, 1, 5, 1, 5, 4]]"), [Code::MaskFewPoints, Code::MaskFewPoints]);
     }
 
     #[test]

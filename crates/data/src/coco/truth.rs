@@ -6,11 +6,12 @@ use hotcoco::types::Segmentation as Mask;
 
 use fnet_common::Result;
 
-use super::annotations::{Context, FOREIGN, Raw, RawKey, UNKNOWN_SIZE};
+use super::annotations::{Context, OTHER_CLASS, Raw, UNKNOWN_SIZE};
 use super::header::{Header, number};
 use super::lists;
 use super::open::{read_header, report_broken};
 use super::segmentation::Segmentation;
+use super::values::RawId;
 use super::{CocoDataset, Split};
 use crate::diagnostics::{Code, Diagnostics, Location};
 
@@ -55,7 +56,7 @@ impl CocoDataset {
         if let Some(header) = header {
             let sizes = listed_sizes(&header, self);
             let mut names = header.names.clone();
-            let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id, &mut names)).collect();
+            let ids: Vec<i64> = header.images.iter().map(|image| number(&image.id.value, &mut names)).collect();
             let context = header.context(&self.path, Split::Val, &sizes, self.masks);
             let side = self.side.as_deref();
             let parse = |_: &str, text: &[u8], _: u64, row: usize, diagnostics: &mut Diagnostics| {
@@ -77,10 +78,10 @@ impl CocoDataset {
 }
 
 /// An annotation with its own id, if it has one.
-type Identified = (Option<RawKey>, TrueObject);
+type Identified = (Option<RawId>, TrueObject);
 
 fn last_of_equal_ids(objects: Vec<Identified>) -> Vec<TrueObject> {
-    let mut last: HashMap<&RawKey, usize> = HashMap::with_capacity(objects.len());
+    let mut last: HashMap<&RawId, usize> = HashMap::with_capacity(objects.len());
     for (index, (id, _)) in objects.iter().enumerate() {
         if let Some(id) = id {
             last.insert(id, index);
@@ -105,15 +106,15 @@ fn object(
 ) -> Option<Identified> {
     // Malformed annotations were reported when the set was opened.
     let raw = Raw::read(text).ok()?;
-    let image = *context.images.get(&RawKey::from(raw.image.as_ref()?))?;
+    let image = *context.images.get(&raw.image.as_ref()?.value)?;
     if side.is_some_and(|side| side.get(image as usize) != Some(&true)) {
         return None;
     }
     let label = match &raw.category {
-        Some(id) => context.labels.get(&RawKey::from(id)).copied(),
+        Some(id) => context.labels.get(&id.value).copied(),
         None => context.labels.values().next().copied(),
     };
-    let label = label.filter(|&label| label != FOREIGN)?;
+    let label = label.filter(|&label| label != OTHER_CLASS)?;
     let size = context.sizes[image as usize];
     let mut wrong = |message: String| {
         let id = super::records::shown_id(raw.id.as_ref(), row);
@@ -157,5 +158,5 @@ fn object(
         is_crowd: raw.crowd.unwrap_or(false),
         mask: rle.map(|rle| Mask::UncompressedRle { size: [rle.h, rle.w], counts: rle.counts }),
     };
-    Some((raw.id.as_ref().map(RawKey::from), object))
+    Some((raw.id.map(|id| id.value), object))
 }

@@ -17,10 +17,10 @@ pub(super) struct Written<T> {
     pub as_text: bool,
 }
 
-/// An id as written in the file: a whole number, perhaps in quotes, or a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An id: `7` and `"7"` are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum RawId {
-    Number(Written<i64>),
+    Number(i64),
     /// A string that is not a number.
     Name(String),
 }
@@ -52,11 +52,15 @@ pub(super) fn is_whole(text: &[u8]) -> bool {
 
 /// Reads an id. A string that is not the canonical form of a number is a name, because "007" and "7" may be different
 /// ids.
-pub(super) fn id(text: &[u8]) -> Result<RawId, String> {
+pub(super) fn id(text: &[u8]) -> Result<Written<RawId>, String> {
     match integer(text) {
         Ok(number) if number.value < LEAST_ID => Err(format!("{} is too small", shown(text))),
-        Ok(number) if !number.as_text || string(text)? == number.value.to_string() => Ok(RawId::Number(number)),
-        Ok(_) | Err(_) if text.first() == Some(&b'"') => Ok(RawId::Name(string(text)?.into_owned())),
+        Ok(Written { value, as_text }) if !as_text || string(text)? == value.to_string() => {
+            Ok(Written { value: RawId::Number(value), as_text })
+        }
+        Ok(_) | Err(_) if text.first() == Some(&b'"') => {
+            Ok(Written { value: RawId::Name(string(text)?.into_owned()), as_text: true })
+        }
         Ok(_) => Err(format!("{} is not an id", shown(text))),
         Err(message) => Err(message),
     }
@@ -134,10 +138,12 @@ mod tests {
         for large in ["9223372036854775808", "-9223372036854775809", "1e300", "\"9223372036854775808\""] {
             assert!(integer(large.as_bytes()).unwrap_err().ends_with("is too large"), "{large}");
         }
-        assert_eq!(id(b"\"a-1\""), Ok(RawId::Name("a-1".into())));
-        assert_eq!(id(b"\"7\""), Ok(RawId::Number(Written { value: 7, as_text: true })));
-        for name in ["007", "+7", " 7", "-0"] {
-            assert_eq!(id(format!("\"{name}\"").as_bytes()), Ok(RawId::Name(name.into())));
+        assert_eq!(id(b"\"7\""), Ok(Written { value: RawId::Number(7), as_text: true }));
+        for name in ["a-1", "007", "+7", " 7", "-0"] {
+            assert_eq!(
+                id(format!("\"{name}\"").as_bytes()),
+                Ok(Written { value: RawId::Name(name.into()), as_text: true })
+            );
         }
         assert!(id(b"null").is_err() && id(b"-9223372036854775808").is_err());
     }

@@ -128,17 +128,13 @@ fn assert_equal_sets(folder: &Path, files: &[&str]) {
 }
 
 #[test]
-fn masks_of_every_kind_are_equal() {
+fn files_in_any_spelling_give_the_same_set_and_ids_keep_theirs() {
     let Some(root) = fixture("") else { return };
-    assert_equal_sets(&root.join("data/derived/mask_kinds"), &["polygons.json", "rle_list.json", "rle_str.json"]);
-}
-
-#[test]
-fn ids_in_any_spelling_give_the_same_set_and_keep_their_spelling() {
-    let Some(root) = fixture("") else {
-        return;
-    };
-    let folder = root.join("data/derived/string_ids");
+    let derived = root.join("data/derived");
+    let names = ["annotations.json", "annotations_raw_utf8_bom_crlf.json"];
+    assert_equal_sets(&derived.join("mask_kinds"), &["polygons.json", "rle_list.json", "rle_str.json"]);
+    assert_equal_sets(&derived.join("unicode_names"), &names);
+    let folder = derived.join("string_ids");
     let files = ["annotations.json", "annotations_mixed_str_int.json", "annotations_nonnumeric_ids.json"];
     assert_equal_sets(&folder, &files);
     for file in files {
@@ -151,11 +147,4 @@ fn ids_in_any_spelling_give_the_same_set_and_keep_their_spelling() {
         let written: Vec<_> = set.categories().iter().map(|class| set.written_category_id(class.id)).collect();
         assert_eq!(written, ids("categories"), "{file}");
     }
-}
-
-#[test]
-fn both_spellings_of_unicode_names_give_the_same_images() {
-    let Some(root) = fixture("") else { return };
-    let files = ["annotations.json", "annotations_raw_utf8_bom_crlf.json"];
-    assert_equal_sets(&root.join("data/derived/unicode_names"), &files);
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
-use super::{check_size, jpeg, jpeg2000, no_image, other, regular, tiff};
+use super::content::{check_size, no_image, regular};
+use super::{jpeg, jpeg2000, other, tiff};
 
 /// Size of the first read. It covers most headers, but a JPEG may have a long EXIF block with a preview.
 const START: usize = 64 << 10;

@@ -14,29 +14,39 @@ use image::metadata::Orientation;
 use libloading::os::unix::Library;
 use mozjpeg_sys as sys;
 
-/// The functions of a build of the library whose structs are those of `mozjpeg-sys`.
-#[derive(Clone, Copy)]
-struct Functions {
-    std_error: for<'a> unsafe extern "C-unwind" fn(&'a mut sys::jpeg_error_mgr) -> &'a mut sys::jpeg_error_mgr,
-    create: unsafe extern "C-unwind" fn(*mut sys::jpeg_decompress_struct, c_int, usize),
-    mem_src: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, *const u8, c_ulong),
-    save_markers: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, c_int, c_uint),
-    read_header: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, c_int) -> c_int,
-    start: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct) -> c_int,
-    read_rows: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct, sys::JSAMPARRAY_MUT, c_uint) -> c_uint,
-    destroy: unsafe extern "C-unwind" fn(&mut sys::jpeg_decompress_struct),
+use super::content::{Decoded, check_size};
+
+type Info = sys::jpeg_decompress_struct;
+
+macro_rules! functions {
+    ($($field:ident = $name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        /// The functions of a build of the library whose structs are those of `mozjpeg-sys`.
+        #[derive(Clone, Copy)]
+        struct Functions {
+            $($field: unsafe extern "C-unwind" fn($($argument),*) $(-> $result)?,)*
+        }
+
+        static BUILT_IN: Functions = Functions { $($field: sys::$name,)* };
+
+        fn load(path: &Path) -> Option<Functions> {
+            // SAFETY: the library's initializers only register it. It is never unloaded, so its functions stay valid.
+            let library = std::mem::ManuallyDrop::new(unsafe { Library::new(path) }.ok()?);
+            // SAFETY: functions of these names have these signatures in every version 62 of the interface.
+            unsafe { Some(Functions { $($field: *library.get(stringify!($name).as_bytes()).ok()?,)* }) }
+        }
+    };
 }
 
-static BUILT_IN: Functions = Functions {
-    std_error: sys::jpeg_std_error,
-    create: sys::jpeg_CreateDecompress,
-    mem_src: sys::jpeg_mem_src,
-    save_markers: sys::jpeg_save_markers,
-    read_header: sys::jpeg_read_header,
-    start: sys::jpeg_start_decompress,
-    read_rows: sys::jpeg_read_scanlines,
-    destroy: sys::jpeg_destroy_decompress,
-};
+functions! {
+    std_error = jpeg_std_error: fn(&mut sys::jpeg_error_mgr) -> &mut sys::jpeg_error_mgr;
+    create = jpeg_CreateDecompress: fn(*mut Info, c_int, usize);
+    mem_src = jpeg_mem_src: fn(&mut Info, *const u8, c_ulong);
+    save_markers = jpeg_save_markers: fn(&mut Info, c_int, c_uint);
+    read_header = jpeg_read_header: fn(&mut Info, c_int) -> c_int;
+    start = jpeg_start_decompress: fn(&mut Info) -> c_int;
+    read_rows = jpeg_read_scanlines: fn(&mut Info, sys::JSAMPARRAY_MUT, c_uint) -> c_uint;
+    destroy = jpeg_destroy_decompress: fn(&mut Info);
+}
 
 /// The build with vector instructions, if it is there.
 static FAST: LazyLock<Option<Functions>> = LazyLock::new(|| {
@@ -62,38 +72,9 @@ fn beside_libtorch() -> Option<PathBuf> {
     files(libtorch.join("../../pillow.libs")).chain(files(libtorch)).find(is_it)
 }
 
-fn load(path: &Path) -> Option<Functions> {
-    // SAFETY: the library's initializers only register it. It is never unloaded, so its functions stay valid.
-    let library = std::mem::ManuallyDrop::new(unsafe { Library::new(path) }.ok()?);
-    // SAFETY: functions of these names have these signatures in every version 62 of the interface.
-    unsafe {
-        Some(Functions {
-            std_error: *library.get(b"jpeg_std_error\0").ok()?,
-            create: *library.get(b"jpeg_CreateDecompress\0").ok()?,
-            mem_src: *library.get(b"jpeg_mem_src\0").ok()?,
-            save_markers: *library.get(b"jpeg_save_markers\0").ok()?,
-            read_header: *library.get(b"jpeg_read_header\0").ok()?,
-            start: *library.get(b"jpeg_start_decompress\0").ok()?,
-            read_rows: *library.get(b"jpeg_read_scanlines\0").ok()?,
-            destroy: *library.get(b"jpeg_destroy_decompress\0").ok()?,
-        })
-    }
-}
-
 /// Whether sound files are decoded with vector instructions. The pixels are the same.
 pub(super) fn has_simd() -> bool {
     FAST.is_some()
-}
-
-/// A decoded JPEG file, before its EXIF rotation.
-pub(super) struct Jpeg {
-    pub width: usize,
-    pub height: usize,
-    /// Red, green, blue.
-    pub rgb: Vec<u8>,
-    pub orientation: Orientation,
-    /// The decoder's first warning about damaged data.
-    pub warning: Option<String>,
 }
 
 const EXIF_MARKER: c_int = 0xe1;
@@ -127,11 +108,11 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     })
 }
 
-/// Decodes a JPEG file. Calls `check` with width and height before allocating memory.
-/// Errors: the error of `check`, or a message with the problem and the remedy.
-pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), String>) -> Result<Jpeg, String> {
+/// Decodes a JPEG file.
+/// Errors: a message with the problem and the remedy.
+pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     let Header { width, height, .. } = header(bytes)?;
-    check(width, height)?;
+    check_size(width, height)?;
     // What is refused or warned of must not depend on the libraries of a machine.
     match FAST.as_ref().map(|functions| decode_with(functions, bytes)) {
         Some(Ok(jpeg)) if jpeg.warning.is_none() => Ok(jpeg),
@@ -139,14 +120,14 @@ pub(super) fn decode(bytes: &[u8], check: impl FnOnce(u32, u32) -> Result<(), St
     }
 }
 
-fn decode_with(functions: &Functions, bytes: &[u8]) -> Result<Jpeg, String> {
+fn decode_with(functions: &Functions, bytes: &[u8]) -> Result<Decoded, String> {
     guarded(|| {
         let mut decoder = Decoder::new(bytes, functions);
         decoder.read_header().map_err(broken)?;
         let orientation = decoder.orientation();
         let rgb = decoder.pixels().map_err(broken)?;
         let (width, height) = (decoder.info.output_width as usize, decoder.info.output_height as usize);
-        Ok(Jpeg { width, height, rgb, orientation, warning: decoder.warning() })
+        Ok(Decoded { width, height, rgb, orientation, warning: decoder.warning() })
     })
 }
 
@@ -316,12 +297,12 @@ mod tests {
 
     use super::*;
 
-    fn built_in(bytes: &[u8]) -> Result<Jpeg, String> {
+    fn built_in(bytes: &[u8]) -> Result<Decoded, String> {
         decode_with(&BUILT_IN, bytes)
     }
 
     /// What the fast build makes of a file in which it finds no fault.
-    fn sound(bytes: &[u8]) -> Option<Jpeg> {
+    fn sound(bytes: &[u8]) -> Option<Decoded> {
         let fast = FAST.as_ref().expect("no libjpeg-turbo in pillow.libs beside torch");
         decode_with(fast, bytes).ok().filter(|jpeg| jpeg.warning.is_none())
     }
@@ -371,7 +352,7 @@ mod tests {
     /// of sound files.
     #[test]
     fn the_fast_build_changes_nothing_about_errors_and_warnings() {
-        let facts = |decoded: Result<Jpeg, String>| decoded.map(|jpeg| (jpeg.width, jpeg.height, jpeg.warning));
+        let facts = |decoded: Result<Decoded, String>| decoded.map(|jpeg| (jpeg.width, jpeg.height, jpeg.warning));
         let mut random = 1u64;
         for bytes in files().iter().filter(|bytes| bytes.len() < 40_000) {
             for _ in 0..12 {
@@ -383,11 +364,8 @@ mod tests {
                     1 => drop(damaged.splice(at..at, [0xff, (random >> 20) as u8])),
                     _ => damaged[at] ^= 1 << (random >> 20 & 7),
                 }
-                let small = |width: u32, height: u32| {
-                    if width.max(height) < 5000 { Ok(()) } else { Err("too large".to_owned()) }
-                };
-                if header(&damaged).is_ok_and(|header| small(header.width, header.height).is_ok()) {
-                    assert_eq!(facts(decode(&damaged, small)), facts(built_in(&damaged)), "byte {at}");
+                if header(&damaged).is_ok_and(|header| header.width.max(header.height) < 5000) {
+                    assert_eq!(facts(decode(&damaged)), facts(built_in(&damaged)), "byte {at}");
                 }
             }
         }

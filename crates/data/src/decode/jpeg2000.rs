@@ -3,8 +3,7 @@
 use hayro_jpeg2000::{ColorSpace, DecodeSettings, Image};
 use image::metadata::Orientation;
 
-use super::other::Decoded;
-use super::{CONVERT, check_size};
+use super::content::{CONVERT, Decoded, check_size};
 
 /// Whether the content starts like a JPEG 2000 file or codestream.
 pub(super) fn is_jpeg2000(bytes: &[u8]) -> bool {
@@ -46,7 +45,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
         _ => pixels.flat_map(|p| [p[0], p[1], p[2]]).collect(),
     };
     let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(Decoded { width, height, rgb, orientation: Orientation::NoTransforms })
+    Ok(Decoded { width, height, rgb, orientation: Orientation::NoTransforms, warning: None })
 }
 
 #[cfg(test)]

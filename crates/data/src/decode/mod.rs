@@ -1,6 +1,7 @@
 //! Decodes image files to RGB pixels like OpenCV's `IMREAD_COLOR`: EXIF rotation applied, transparency dropped, 16-bit
 //! values truncated to 8 bits.
 
+mod content;
 mod header;
 mod jpeg;
 mod jpeg2000;
@@ -14,16 +15,11 @@ use image::{DynamicImage, RgbImage};
 
 use fnet_protocol::contain;
 
+use content::{CONVERT, Decoded, no_image, regular};
 pub use header::ImageHeader;
 
 use fnet_common::text::printable;
 use fnet_common::{Error, Result};
-
-/// Maximum number of pixels, because a small file can claim any size.
-const MAX_PIXELS: u64 = 1 << 28;
-
-/// The remedy for unsupported formats.
-const CONVERT: &str = "convert it to PNG or JPEG, for example with `magick FILE FILE.png`";
 
 /// A decoded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,22 +55,21 @@ impl DecodedImage {
         Self::decode(bytes).map_err(|message| wrong(path, &message))
     }
 
-    /// Decodes the content of an image file.
+    /// Decodes the content of an image file, by what it is.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        contained(|| Self::decode_by_content(bytes))
-    }
-
-    fn decode_by_content(bytes: &[u8]) -> Result<Self, String> {
-        if let Some(message) = no_image(bytes) {
-            return Err(message.into());
-        }
-        if jpeg::is_jpeg(bytes) {
-            let jpeg = jpeg::decode(bytes, check_size)?;
-            let rotated = rotate(jpeg.width, jpeg.height, jpeg.rgb, jpeg.orientation)?;
-            return Ok(Self { warning: jpeg.warning, ..rotated });
-        }
-        let other = if jpeg2000::is_jpeg2000(bytes) { jpeg2000::decode(bytes)? } else { other::decode(bytes)? };
-        rotate(other.width, other.height, other.rgb, other.orientation)
+        contained(|| {
+            if let Some(message) = no_image(bytes) {
+                return Err(message.into());
+            }
+            let decoded = if jpeg::is_jpeg(bytes) {
+                jpeg::decode(bytes)?
+            } else if jpeg2000::is_jpeg2000(bytes) {
+                jpeg2000::decode(bytes)?
+            } else {
+                other::decode(bytes)?
+            };
+            rotate(decoded)
+        })
     }
 
     /// Whether JPEG is decoded with SIMD: about twice as fast, with the same pixels.
@@ -98,71 +93,21 @@ fn contained<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String>
     result.map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";"))
 }
 
-/// Fails for anything but a regular file, because opening a pipe would block.
-fn regular(path: &Path) -> std::io::Result<()> {
-    if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(std::io::Error::other("it is not a regular file")) }
-}
-
 fn wrong(path: &Path, message: &str) -> Error {
     Error::data(format!("image {}: {}", printable(&path.to_string_lossy()), message.trim_end()))
 }
 
-/// Recognizes content that is often found in place of an image.
-fn no_image(bytes: &[u8]) -> Option<&'static str> {
-    if bytes.is_empty() {
-        Some("the file is empty; copy or download it again")
-    } else if bytes.starts_with(b"version https://git-lfs") {
-        Some("the file is a Git LFS pointer, not the image; run `git lfs pull`")
-    } else if bytes.starts_with(&[0, 5, 0x16, 7]) {
-        Some("the file is AppleDouble metadata of macOS, not an image; delete it and remove it from the annotations")
-    } else if bytes.get(4..8) == Some(b"ftyp") {
-        Some(match bytes.get(8..12) {
-            Some(b"avif" | b"avis") => {
-                "the content is AVIF, which is not supported; convert it to JPEG, for example with `magick FILE FILE.jpg`"
-            }
-            Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
-                "the content is HEIC (HEIF), which is not supported; convert it to JPEG, for example with `heif-convert FILE FILE.jpg`"
-            }
-            _ => "the content is a video (MP4 or QuickTime), not an image; extract frames, for example with ffmpeg",
-        })
-    } else if is_html(bytes) {
-        Some("the content is HTML, perhaps the error page of a download; download the image again")
-    } else if bytes.starts_with(b"%PDF") {
-        Some("the content is PDF, not an image; convert it to PNG, for example with `pdftoppm -png FILE NAME`")
-    } else if bytes.starts_with(b"PK\x03\x04") {
-        Some("the content is a ZIP archive, not an image; unpack it")
-    } else {
-        None
+/// Rotates an image upright.
+fn rotate(decoded: Decoded) -> Result<DecodedImage, String> {
+    let Decoded { mut width, mut height, mut rgb, orientation, warning } = decoded;
+    if orientation != Orientation::NoTransforms {
+        let image = RgbImage::from_raw(width as u32, height as u32, rgb);
+        let mut image = DynamicImage::from(image.ok_or("the decoder returned too few pixels")?);
+        image.apply_orientation(orientation);
+        (width, height) = (image.width() as usize, image.height() as usize);
+        rgb = image.into_rgb8().into_raw();
     }
-}
-
-/// Whether content is a web page, or the XML error response of a server.
-fn is_html(bytes: &[u8]) -> bool {
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
-    let start = text[..text.len().min(16)].to_ascii_lowercase();
-    ["<!doctype", "<html", "<head", "<body", "<?xml"].iter().any(|tag| start.starts_with(tag.as_bytes()))
-}
-
-/// Rotates an image of `width` by `height` pixels upright.
-fn rotate(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Result<DecodedImage, String> {
-    if orientation == Orientation::NoTransforms {
-        return Ok(DecodedImage { width, height, rgb, warning: None });
-    }
-    let image = RgbImage::from_raw(width as u32, height as u32, rgb);
-    let mut image = DynamicImage::from(image.ok_or("the decoder returned too few pixels")?);
-    image.apply_orientation(orientation);
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(DecodedImage { width, height, rgb: image.into_rgb8().into_raw(), warning: None })
-}
-
-fn check_size(width: u32, height: u32) -> Result<(), String> {
-    if width == 0 || height == 0 {
-        return Err(format!("the image has {width}x{height} pixels; replace the file"));
-    }
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(format!("{width}x{height} pixels exceed the limit of {MAX_PIXELS}; make the image smaller"));
-    }
-    Ok(())
+    Ok(DecodedImage { width, height, rgb, warning })
 }
 
 #[cfg(test)]

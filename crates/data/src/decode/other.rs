@@ -5,7 +5,8 @@ use std::io::{BufRead, Cursor, Seek};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
-use super::{CONVERT, MAX_PIXELS, check_size, tiff};
+use super::content::{CONVERT, Decoded, MAX_PIXELS, check_size};
+use super::tiff;
 
 /// The supported formats, including JPEG.
 const FORMATS: [ImageFormat; 7] = [
@@ -20,15 +21,6 @@ const FORMATS: [ImageFormat; 7] = [
 
 /// Decoder memory in addition to the pixels: strips, palettes, frames.
 const WORKING_MEMORY: u64 = 64 << 20;
-
-/// A decoded file, before its EXIF rotation.
-pub(super) struct Decoded {
-    pub width: usize,
-    pub height: usize,
-    /// Red, green, blue.
-    pub rgb: Vec<u8>,
-    pub orientation: Orientation,
-}
 
 fn broken(error: ImageError) -> String {
     match error {
@@ -76,7 +68,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     decoder.set_limits(limits).map_err(broken)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(broken)?);
-    Ok(Decoded { width: width as usize, height: height as usize, rgb, orientation })
+    Ok(Decoded { width: width as usize, height: height as usize, rgb, orientation, warning: None })
 }
 
 /// 16-bit channels lose their low byte, like libpng's `strip_16`. Alpha is dropped without blending.

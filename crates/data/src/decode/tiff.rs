@@ -13,8 +13,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::other::Decoded;
-use super::{CONVERT, MAX_PIXELS, check_size};
+use super::content::{CONVERT, Decoded, MAX_PIXELS, check_size};
 
 /// Memory for the longest list of strips or tiles.
 const LONGEST_TAG: usize = 64 << 20;
@@ -92,8 +91,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Option<Decoded>, String> {
         let values = decoder.read_image().map_err(broken)?;
         file.spread(&values, kind, plane, &mut samples)?;
     }
-    let rgb = file.to_rgb(&samples);
-    Ok(Some(Decoded { width: width as usize, height: height as usize, rgb, orientation: orientation(&mut decoder) }))
+    let (rgb, orientation) = (file.to_rgb(&samples), orientation(&mut decoder));
+    Ok(Some(Decoded { width: width as usize, height: height as usize, rgb, orientation, warning: None }))
 }
 
 /// Layout of samples in the strips or tiles of a plane.
@@ -305,39 +304,28 @@ impl Directory {
     fn view(&self, chunks: &[Vec<u8>]) -> Vec<u8> {
         let Layout { samples, width, height, rows, tile } = self.layout();
         let is_plain = [FAX_RUNS, FAX_3, LZW].contains(&self.compression);
-        let mut out = Writer { big_endian: self.big_endian, bytes: Vec::new() };
-        out.bytes.extend(if self.big_endian { b"MM\0+\0\x08\0\0" } else { b"II+\0\x08\0\0\0" });
-        out.number(0, 8);
-        let mut places = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            places.push(out.bytes.len() as u64);
-            out.bytes.extend_from_slice(chunk);
-        }
-        let lengths: Vec<u64> = chunks.iter().map(|chunk| chunk.len() as u64).collect();
-        let tables = self.jpeg_tables.iter().map(|&byte| u64::from(byte)).collect::<Vec<_>>();
-        // Tag, bytes per number, numbers; sorted by tag.
+        let (mut out, places, lengths) = Writer::start(self.big_endian, chunks);
+        // Tag, bytes per number, numbers.
         let mut tags = vec![
             (256, 4, vec![width]),
             (257, 4, vec![height]),
             (258, 2, vec![self.bits]),
             (259, 2, vec![if is_plain { 1 } else { self.compression }]),
             (262, 2, vec![BLACK_IS_ZERO]),
+            (277, 2, vec![samples]),
+            (284, 2, vec![1]),
+            (317, 2, vec![self.predictor]),
         ];
-        if tile.is_none() {
-            tags.extend([(273, 8, places.clone())]);
+        match tile {
+            None => tags.extend([(273, 8, places), (278, 4, vec![rows]), (279, 8, lengths)]),
+            Some((width, height)) => {
+                tags.extend([(322, 4, vec![width]), (323, 4, vec![height]), (324, 8, places), (325, 8, lengths)]);
+            }
         }
-        tags.push((277, 2, vec![samples]));
-        if tile.is_none() {
-            tags.extend([(278, 4, vec![rows]), (279, 8, lengths.clone())]);
+        if !self.jpeg_tables.is_empty() {
+            tags.push((347, 1, self.jpeg_tables.iter().map(|&byte| u64::from(byte)).collect()));
         }
-        tags.extend([(284, 2, vec![1]), (317, 2, vec![self.predictor])]);
-        if let Some((width, height)) = tile {
-            tags.extend([(322, 4, vec![width]), (323, 4, vec![height]), (324, 8, places), (325, 8, lengths)]);
-        }
-        if !tables.is_empty() {
-            tags.push((347, 1, tables));
-        }
-        out.directory(&tags);
+        out.directory(tags);
         out.bytes
     }
 
@@ -456,6 +444,20 @@ struct Writer {
 }
 
 impl Writer {
+    /// The header and data of a BigTIFF, and the offsets and lengths of `chunks`.
+    fn start(big_endian: bool, chunks: &[impl AsRef<[u8]>]) -> (Self, Vec<u64>, Vec<u64>) {
+        let mut out = Self { big_endian, bytes: Vec::new() };
+        out.bytes.extend(if big_endian { b"MM\0+\0\x08\0\0" } else { b"II+\0\x08\0\0\0" });
+        out.number(0, 8);
+        let mut place = |chunk: &[u8]| {
+            let start = out.bytes.len() as u64;
+            out.bytes.extend_from_slice(chunk);
+            (start, chunk.len() as u64)
+        };
+        let (places, lengths) = chunks.iter().map(|chunk| place(chunk.as_ref())).unzip();
+        (out, places, lengths)
+    }
+
     fn number(&mut self, value: u64, length: usize) {
         match self.big_endian {
             true => self.bytes.extend_from_slice(&value.to_be_bytes()[8 - length..]),
@@ -464,13 +466,14 @@ impl Writer {
     }
 
     /// Writes a BigTIFF directory, and its offset into the header.
-    fn directory(&mut self, tags: &[(u64, usize, Vec<u64>)]) {
+    fn directory(&mut self, mut tags: Vec<(u64, usize, Vec<u64>)>) {
+        tags.sort_by_key(|(tag, ..)| *tag);
         let mut entries = Vec::new();
         for (tag, length, values) in tags {
             let start = self.bytes.len();
-            values.iter().for_each(|&value| self.number(value, *length));
+            values.iter().for_each(|&value| self.number(value, length));
             let place = if self.bytes.len() - start <= 8 { Err(self.bytes.split_off(start)) } else { Ok(start as u64) };
-            entries.push((*tag, *length, values.len() as u64, place));
+            entries.push((tag, length, values.len() as u64, place));
         }
         let directory = self.bytes.len() as u64;
         self.number(entries.len() as u64, 8);
@@ -600,15 +603,7 @@ mod tests {
 
     /// A BigTIFF of 4x2 pixels in one strip or tile per plane. `more` tags replace those of the same number.
     fn file(big_endian: bool, chunks: &[&[u8]], more: &[(u64, usize, &[u64])]) -> Vec<u8> {
-        let mut out = Writer { big_endian, bytes: Vec::new() };
-        out.bytes.extend(if big_endian { b"MM\0+\0\x08\0\0" } else { b"II+\0\x08\0\0\0" });
-        out.number(0, 8);
-        let mut places = Vec::new();
-        for chunk in chunks {
-            places.push(out.bytes.len() as u64);
-            out.bytes.extend_from_slice(chunk);
-        }
-        let lengths = chunks.iter().map(|chunk| chunk.len() as u64).collect();
+        let (mut out, places, lengths) = Writer::start(big_endian, chunks);
         let is_tiled = more.iter().any(|(tag, ..)| *tag == 322);
         let [offsets, counts] = if is_tiled { [324, 325] } else { [273, 279] };
         let mut tags: Tags = vec![(256, 4, vec![4]), (257, 4, vec![2]), (258, 2, vec![8]), (offsets, 8, places)];
@@ -617,8 +612,7 @@ mod tests {
             tags.retain(|(known, ..)| known != tag);
             tags.push((*tag, *length, values.to_vec()));
         }
-        tags.sort_by_key(|(tag, ..)| *tag);
-        out.directory(&tags);
+        out.directory(tags);
         out.bytes
     }
 

@@ -1,31 +1,25 @@
 //! Prepares batches ahead of time on threads of this process.
 
-mod augmented;
 mod prefetch;
 mod sample;
 mod stages;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use sample::{load_image, single_image};
+pub use sample::{Skipped, load_image, single_image};
 pub use stages::StageTimes;
 
-use augmented::Augmented;
 use prefetch::Prefetch;
-use sample::{Sample, Wanted, assemble};
+use sample::{Made, Wanted, Work};
 
-use fnet_common::{Error, ErrorKind, Result};
-use fnet_config::{self as config, OnError, Pipeline};
+use fnet_common::Result;
+use fnet_config as config;
 
 use super::batch::Batch;
 use super::dataset::Dataset;
-use super::transform::Augmentation;
 
 /// Batches that are ready or in progress ahead of the consumer, per thread.
 const AHEAD: usize = 2;
-/// After this many unreadable images in a row, the loader fails.
-const MAX_SKIPPED_IN_A_ROW: usize = 16;
 
 /// Options of a training loader.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,25 +41,6 @@ pub struct TestOptions {
     pub with_targets: bool,
 }
 
-/// An image that could not be read under `data.on_error = "skip"`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skipped {
-    /// Its file.
-    pub file: String,
-    /// Its `id` in the annotation file.
-    pub image_id: i64,
-    /// Why it could not be read.
-    pub reason: String,
-}
-
-impl std::fmt::Display for Skipped {
-    /// One line: the file, its image id and the reason.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let reason = self.reason.replace('\n', " ");
-        write!(f, "{} (image {}): {reason}", self.file, self.image_id)
-    }
-}
-
 /// Returns batches in the order of their indices, which are the same for any number of threads.
 ///
 /// Items are [`Batch`]es. After an error the iterator ends. Dropping the loader stops its threads.
@@ -75,28 +50,6 @@ pub struct Loader {
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
     times: StageTimes,
-}
-
-/// One batch with the messages about its images.
-#[derive(Default)]
-struct Made {
-    /// `None` if every image was skipped.
-    batch: Option<Batch>,
-    skipped: Vec<Skipped>,
-    warnings: Vec<String>,
-    times: StageTimes,
-}
-
-/// The shared state of the threads.
-struct Work {
-    dataset: Arc<Dataset>,
-    pipeline: Pipeline,
-    on_error: OnError,
-    flags: Vec<u8>,
-    batches: Vec<Vec<usize>>,
-    /// Seed and epoch in training; `None` at evaluation.
-    training: Option<(u64, u64)>,
-    wanted: Wanted,
 }
 
 impl Loader {
@@ -201,87 +154,6 @@ impl Iterator for Loader {
                 }
             }
         }
-    }
-}
-
-impl Work {
-    fn describe(&self, batch: usize) -> String {
-        let names = self.batches[batch].iter().map(|&index| self.dataset.image_path(index).display().to_string());
-        names.collect::<Vec<_>>().join(", ")
-    }
-
-    fn make(&self, batch: usize, canceled: &AtomicBool) -> Result<Made> {
-        let mut samples = Vec::with_capacity(self.batches[batch].len());
-        let mut made = Made::default();
-        for &index in &self.batches[batch] {
-            if canceled.load(Ordering::Relaxed) {
-                return Ok(Made::default());
-            }
-            if let Some(sample) = self.sample(index, &mut made)? {
-                let named = |warning| format!("image {}: {warning}", sample.file_name());
-                made.warnings.extend(sample.warning().map(named));
-                samples.push(sample);
-            }
-        }
-        if !samples.is_empty() {
-            made.batch = Some(assemble(samples, &self.pipeline, &mut made.times));
-        }
-        Ok(made)
-    }
-
-    /// Image `index` or its replacement. `None` if it is skipped.
-    fn sample(&self, index: usize, made: &mut Made) -> Result<Option<Sample>> {
-        let mut candidates = self.stand_ins(index);
-        let mut in_a_row = 0;
-        let mut candidate = index;
-        loop {
-            let error = match self.load(candidate, &mut made.times) {
-                Ok(sample) => return Ok(Some(sample)),
-                Err(error) if self.on_error == OnError::Skip && error.kind() == ErrorKind::Data => error,
-                Err(error) => return Err(error),
-            };
-            made.skipped.push(Skipped {
-                file: self.dataset.image_path(candidate).display().to_string(),
-                image_id: self.dataset.image(candidate).id,
-                reason: error.to_string(),
-            });
-            in_a_row += 1;
-            if self.training.is_none() {
-                return Ok(None);
-            }
-            let next = candidates.find(|&next| !self.dataset.is_same_image(next, candidate));
-            candidate = match next {
-                Some(next) if in_a_row < MAX_SKIPPED_IN_A_ROW => next,
-                _ => {
-                    return Err(Error::data(format!(
-                        "{in_a_row} images in a row cannot be read, the last because of: {error}; check that the \
-                         image folder is complete"
-                    )));
-                }
-            };
-        }
-    }
-
-    /// The replacements of `index`: the other samples of the same aspect group. The order depends only on the data set,
-    /// so that it is the same on every run and rank.
-    fn stand_ins(&self, index: usize) -> impl Iterator<Item = usize> {
-        let count = self.dataset.len();
-        (1..count).map(move |step| (index + step) % count).filter(move |&other| self.flags[other] == self.flags[index])
-    }
-
-    fn load(&self, index: usize, times: &mut StageTimes) -> Result<Sample> {
-        let augmentation = match self.training {
-            Some((seed, epoch)) if !self.pipeline.train.is_empty() => {
-                let Self { dataset, pipeline, flags, wanted, .. } = self;
-                return Augmented { dataset, pipeline, flags, wanted: *wanted, times }.load(index, seed, epoch);
-            }
-            Some((seed, epoch)) => Augmentation::draw(&self.pipeline, seed, epoch, index),
-            None => Augmentation::test(&self.pipeline),
-        };
-        let record = self.dataset.record(index);
-        let mut sample = Sample::load(record, augmentation, self.pipeline.size_divisor, self.wanted, times)?;
-        sample.identify(self.dataset.image_id(index), self.dataset.image_name(index));
-        Ok(sample)
     }
 }
 

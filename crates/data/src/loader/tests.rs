@@ -1,3 +1,5 @@
+use fnet_common::ErrorKind;
+use fnet_config::OnError;
 use tch::{Device, Tensor};
 
 use super::*;

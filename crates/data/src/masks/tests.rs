@@ -3,17 +3,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The full bitmap of a mask, row-major.
-fn bitmap(mask: &InstanceMask) -> Vec<u8> {
-    let mut full = vec![0; mask.frame.0 * mask.frame.1];
-    for y in 0..mask.height {
-        for x in 0..mask.width {
-            full[(mask.y + y) * mask.frame.1 + mask.x + x] = mask.pixels[y * mask.width + x];
-        }
-    }
-    full
-}
-
 #[test]
 fn a_box_inside_its_mask_is_foreground_and_a_box_outside_is_background() {
     let mask = InstanceMask { frame: (64, 64), x: 10, y: 10, width: 20, height: 20, pixels: vec![1; 400].into() };
@@ -25,7 +14,7 @@ fn a_box_inside_its_mask_is_foreground_and_a_box_outside_is_background() {
 
 /// RoIAlign of the whole bitmap, straight from the definition.
 fn pooled(mask: &InstanceMask, b: [f32; 4], size: usize) -> Vec<f32> {
-    let full = bitmap(mask);
+    let full = mask.bitmap();
     let (h, w) = mask.frame;
     let (x1, y1) = (b[0].clamp(0.0, w as f32) - 0.5, b[1].clamp(0.0, h as f32) - 0.5);
     let (bw, bh) =
@@ -72,7 +61,7 @@ proptest! {
         prop_assert_eq!(decode(&rle), column_major.clone());
         let frame = (new_h + 3, new_w + 5);
         let mask = instance_mask(&rle, (new_h, new_w), flip, frame);
-        let full = bitmap(&mask);
+        let full = mask.bitmap();
         let (rows, columns) = (nearest(h, new_h), nearest(w, new_w));
         for y in 0..frame.0 {
             for x in 0..frame.1 {

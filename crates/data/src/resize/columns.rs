@@ -1,13 +1,14 @@
 //! The horizontal pass: computes every value of a row from two neighboring pixels of the source row.
 
-use super::{Tap, simd};
+use super::simd::{self, LOAD, QUARTER, STEP, Step};
 
-/// Values per step of the vectorized pass.
-pub(super) const STEP: usize = 16;
-/// Values of one load of [`STEP`]: four loads of 16 source bytes each.
-pub(super) const QUARTER: usize = 4;
-/// Bytes of one load.
-pub(super) const LOAD: usize = 16;
+/// Two neighboring source positions and their weights for one destination position.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tap {
+    pub first: usize,
+    pub second: usize,
+    pub weights: [i16; 2],
+}
 
 /// A plan for the rows of one image.
 #[derive(Debug)]
@@ -17,19 +18,6 @@ pub(super) struct Columns {
     /// The steps of the vectorized pass, if the machine and the sizes allow it.
     steps: Option<Vec<Step>>,
     source_bytes: usize,
-}
-
-/// The inputs of [`STEP`] values: four loads from the source row, the positions of both neighbors in them, and their
-/// weights. Two registers of two loads each: register `r` makes the values of quarters `r` and `r + 2`, because packing
-/// two registers takes their lower halves first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Step {
-    /// For each value the position of the first neighbor, a zero, that of the second, a zero: 16-bit numbers.
-    pub places: [[u8; 2 * LOAD]; 2],
-    /// Both weights of each value.
-    pub weights: [[[i16; 2]; 2 * QUARTER]; 2],
-    /// Start of the load of each quarter.
-    pub starts: [u32; 4],
 }
 
 /// An index that the shuffle fills with zero.

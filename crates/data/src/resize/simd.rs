@@ -1,8 +1,24 @@
 //! Loops over whole rows, with AVX2 where available. The results are bitwise equal either way.
 
-use super::columns::Step;
-#[cfg(target_arch = "x86_64")]
-use super::columns::{LOAD, STEP};
+/// Values per step of the vectorized pass.
+pub(super) const STEP: usize = 16;
+/// Values of one load of [`STEP`]: four loads of 16 source bytes each.
+pub(super) const QUARTER: usize = 4;
+/// Bytes of one load.
+pub(super) const LOAD: usize = 16;
+
+/// The inputs of [`STEP`] values: four loads from the source row, the positions of both neighbors in them, and their
+/// weights. Two registers of two loads each: register `r` makes the values of quarters `r` and `r + 2`, because packing
+/// two registers takes their lower halves first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    /// For each value the position of the first neighbor, a zero, that of the second, a zero: 16-bit numbers.
+    pub places: [[u8; 2 * LOAD]; 2],
+    /// Both weights of each value.
+    pub weights: [[[i16; 2]; 2 * QUARTER]; 2],
+    /// Start of the load of each quarter.
+    pub starts: [u32; 4],
+}
 
 /// Whether the machine has AVX2.
 pub(super) fn has_avx2() -> bool {

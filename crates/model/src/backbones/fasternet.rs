@@ -7,9 +7,9 @@ use fnet_common::random::Generator;
 use fnet_common::{Error, Result};
 use fnet_config::{self as config, Activation, PartialConv};
 
-use super::{Backbone, BackboneKind};
+use super::kind::{Backbone, BackboneKind};
 use crate::Parameters;
-use crate::flops::{Layers, Map};
+use crate::counted_layers::{Layers, Map};
 use crate::init::Init;
 use crate::layers::{BatchNorm2d, Conv2d, ConvNorm, ConvShape, Statistics};
 

@@ -20,15 +20,10 @@ use fnet_config as config;
 
 use crate::backbones;
 
-mod layers;
 mod walk;
 
-pub use layers::{Layer, LayerKind, Layers, Map};
-
-/// Number of RoIs in the box head.
-pub const BBOX_ROIS: u64 = 1000;
-/// Number of RoIs in the mask head.
-pub const MASK_ROIS: u64 = 100;
+pub use crate::counted_layers::{Layer, LayerKind, Layers, Map};
+pub use walk::{BBOX_ROIS, MASK_ROIS};
 
 /// Sums of one module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -55,14 +50,9 @@ impl Cost {
 /// The cost of a model for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FlopsReport {
-    /// Operations by MMDetection's rule.
-    pub flops: u64,
-    /// Multiply-adds.
-    pub macs: u64,
-    /// Trainable values.
-    pub params: u64,
-    /// Output values of convolutions and fully connected layers.
-    pub activations: u64,
+    /// Of all modules.
+    #[serde(flatten)]
+    pub total: Cost,
     /// Height and width of the image.
     pub shape: [usize; 2],
     /// The same by module.
@@ -101,18 +91,8 @@ pub fn count(model: &config::Model, height: usize, width: usize) -> Result<Flops
             cost.add(layer);
         }
     }
-    let Cost { flops, macs, params, activations } = total;
-    Ok(FlopsReport {
-        flops,
-        macs,
-        params,
-        activations,
-        shape: [height, width],
-        per_module,
-        layers,
-        uncounted,
-        backbone: model.backbone.kind.clone(),
-    })
+    let backbone = model.backbone.kind.clone();
+    Ok(FlopsReport { total, shape: [height, width], per_module, layers, uncounted, backbone })
 }
 
 fn is_below(name: &str, module: &str) -> bool {
@@ -134,11 +114,10 @@ impl fmt::Display for FlopsReport {
         let line = "=".repeat(30);
         let [height, width] = self.shape;
         writeln!(f, "{line}\nInput shape: (3, {height}, {width})")?;
-        writeln!(f, "Flops: {:.2} GFLOPs\nParams: {:.2} M\n{line}", giga(self.flops), mega(self.params))?;
+        writeln!(f, "Flops: {:.2} GFLOPs\nParams: {:.2} M\n{line}", giga(self.total.flops), mega(self.total.params))?;
         writeln!(f, "{:<20} {:>10} {:>10} {:>9} {:>13}", "module", "GFLOPs", "GMACs", "M params", "M activations")?;
-        let total = Cost { flops: self.flops, macs: self.macs, params: self.params, activations: self.activations };
         for (module, cost) in
-            self.per_module.iter().map(|(module, cost)| (module.as_str(), cost)).chain([("total", &total)])
+            self.per_module.iter().map(|(module, cost)| (module.as_str(), cost)).chain([("total", &self.total)])
         {
             writeln!(
                 f,

@@ -3,9 +3,13 @@
 use fnet_common::Result;
 use fnet_config as config;
 
-use super::layers::{Layer, LayerKind, Layers, Map};
-use super::{BBOX_ROIS, MASK_ROIS};
 use crate::backbones;
+use crate::counted_layers::{Layer, LayerKind, Layers, Map};
+
+/// Number of RoIs in the box head.
+pub const BBOX_ROIS: u64 = 1000;
+/// Number of RoIs in the mask head.
+pub const MASK_ROIS: u64 = 100;
 
 /// All layers for an image of `height` x `width` pixels.
 pub(super) fn layers_of(model: &config::Model, height: u64, width: u64) -> Result<Layers> {

@@ -10,9 +10,9 @@ use torch_ext::levels::{Rows, gather_rows};
 
 use fnet_common::{Error, Result};
 
-use super::super::anchors::Size;
-use super::super::pack::{Pack, Sent, Table};
-use super::{JoinedHead, Rpn};
+use super::head::{Head, JoinedHead};
+use crate::anchors::Size;
+use crate::pack::{Pack, Sent, Table};
 
 /// An anchor of one image.
 #[derive(Debug, Clone, Copy)]
@@ -22,9 +22,9 @@ pub(super) struct Chosen {
     pub(super) anchor: usize,
 }
 
-/// Where an anchor stands in the map of its level.
+/// Where an anchor is in the map of its level.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct AnchorPlace {
     /// Position in the list of the chosen.
     order: usize,
     image: usize,
@@ -34,7 +34,7 @@ struct Place {
     shape: usize,
 }
 
-/// What [`Rpn::at`] needs to know, on its way to the device.
+/// What [`Head::at`] needs to know, on its way to the device.
 pub(super) struct ChosenTables {
     way: Way,
     chosen: usize,
@@ -79,8 +79,8 @@ pub(super) struct Answers {
     pub(super) deltas: Tensor,
 }
 
-impl Rpn {
-    /// Adds to `pack` what [`Rpn::at`] needs to know of `chosen` in `images` images; `with_deltas` are the places in that list
+impl Head {
+    /// Adds to `pack` what [`Head::at`] needs to know of `chosen` in `images` images; `with_deltas` are the places in that list
     /// whose deltas are asked for.
     ///
     /// A GPU makes one pass over the neighborhoods of all levels, for its time goes by calls; on the CPU each level has its
@@ -93,7 +93,7 @@ impl Rpn {
         device: Device,
         pack: &mut Pack,
     ) -> ChosenTables {
-        let per_place = self.generator.per_place();
+        let per_place = self.per_place;
         let by_level = places(sizes, per_place, chosen);
         let mut cells = vec![[0; 2]; chosen.len()];
         for (row, place) in by_level.iter().flatten().enumerate() {
@@ -167,7 +167,7 @@ impl Rpn {
                 let counts = (tables.chosen, tables.with_deltas);
                 match joined {
                     Some(head) => self.at_once(levels, pass, counts, head, sent),
-                    None => self.at_once(levels, pass, counts, &self.join_head()?, sent),
+                    None => self.at_once(levels, pass, counts, &self.join()?, sent),
                 }
             }
         }
@@ -228,7 +228,7 @@ fn rows_at(level: &Tensor, tables: &LevelTables, sent: &Sent) -> Result<Tensor> 
 }
 
 /// The chosen anchors of each level.
-fn places(levels: &[Size], per_place: usize, chosen: &[Chosen]) -> Vec<Vec<Place>> {
+fn places(levels: &[Size], per_place: usize, chosen: &[Chosen]) -> Vec<Vec<AnchorPlace>> {
     let mut starts = vec![0];
     for &(height, width) in levels {
         starts.push(starts[starts.len() - 1] + height * width * per_place);
@@ -238,7 +238,7 @@ fn places(levels: &[Size], per_place: usize, chosen: &[Chosen]) -> Vec<Vec<Place
         let level = starts.partition_point(|&start| start <= anchor) - 1;
         let (place, shape) = ((anchor - starts[level]) / per_place, (anchor - starts[level]) % per_place);
         let width = levels[level].1;
-        places[level].push(Place { order, image, row: place / width, column: place % width, shape });
+        places[level].push(AnchorPlace { order, image, row: place / width, column: place % width, shape });
     }
     places
 }
@@ -251,7 +251,7 @@ struct Neighbors {
     inside: Vec<f32>,
 }
 
-fn neighbors(places: &[Place], (height, width): Size) -> Neighbors {
+fn neighbors(places: &[AnchorPlace], (height, width): Size) -> Neighbors {
     let mut rows = Vec::with_capacity(9 * places.len());
     let mut inside = Vec::with_capacity(9 * places.len());
     for place in places {
@@ -275,6 +275,7 @@ mod tests {
 
     use super::*;
     use crate::Parameters;
+    use crate::rpn::Rpn;
 
     /// The head at chosen anchors of three small levels against the dense head, values and gradients.
     #[test]
@@ -307,9 +308,10 @@ mod tests {
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-4, 1e-6, false), "{a:?} {b:?}");
         for device in [Device::Cpu, Device::Cuda(0)] {
             let mut pack = Pack::default();
-            let tables = rpn.tabulate_chosen((2, &output.anchors.levels), &chosen, &with_deltas, device, &mut pack);
+            let tables =
+                rpn.head.tabulate_chosen((2, &output.anchors.levels), &chosen, &with_deltas, device, &mut pack);
             let sent = pack.send(Device::Cpu).unwrap();
-            let answers = rpn.at(&levels, &tables, None, &sent).unwrap();
+            let answers = rpn.head.at(&levels, &tables, None, &sent).unwrap();
             close(&answers.logits, &logits);
             close(&answers.deltas, &deltas);
             let (actual, expected) = (gradients(&answers.logits, &answers.deltas), gradients(&logits, &deltas));
@@ -326,9 +328,9 @@ mod tests {
         let anchors = rpn.anchors(&[(4, 4)]).unwrap();
         for device in [Device::Cpu, Device::Cuda(0)] {
             let mut pack = Pack::default();
-            let tables = rpn.tabulate_chosen((1, &anchors.levels), &[], &[], device, &mut pack);
+            let tables = rpn.head.tabulate_chosen((1, &anchors.levels), &[], &[], device, &mut pack);
             let sent = pack.send(Device::Cpu).unwrap();
-            let answers = rpn.at(std::slice::from_ref(&level), &tables, None, &sent).unwrap();
+            let answers = rpn.head.at(std::slice::from_ref(&level), &tables, None, &sent).unwrap();
             (answers.logits.sum(Kind::Float) + answers.deltas.sum(Kind::Float)).backward();
         }
         for tensor in parameters.trainable().map(|(_, tensor)| tensor).chain([&level]) {

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
+use tch::{Device, Kind, Tensor};
 
 use fnet_common::{Error, Result};
 use fnet_common::{atomic, logger};
 use fnet_config::{self as config, Metric};
+use fnet_evaluate::metrics::Metrics;
 use fnet_protocol::outlet::{FLUSH_TIMEOUT, Outlet};
 
 use super::environment;
@@ -158,7 +160,7 @@ impl RunLog {
 
     /// Logs an evaluation after `epoch` finished epochs and `step` updates over `batches` batches of images. The JSON line is in
     /// its file then.
-    pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &[(String, f64)]) {
+    pub fn evaluation(&mut self, epoch: usize, step: u64, batches: usize, lr: f64, results: &IndexMap<String, f64>) {
         let entries = with_copypaste(results);
         let shown = entries.iter().map(|(name, value)| match value {
             Value::String(text) => format!("{name}: {text}"),
@@ -181,14 +183,14 @@ impl RunLog {
 
         self.show_evaluation(step, lr, results);
         if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
-            let defined = results.iter().filter(|(_, value)| is_defined(*value));
+            let defined = results.iter().filter(|(_, value)| is_defined(**value));
             defined.for_each(|(name, value)| epochs.scalar(&format!("val_by_epoch/{name}"), epoch as u64, *value));
             epochs.flush();
         }
     }
 
     /// The numbers of an evaluation by step for TensorBoard. A resumed job repeats those of its own step, which it discards.
-    pub fn show_evaluation(&mut self, step: u64, lr: f64, results: &[(String, f64)]) {
+    pub fn show_evaluation(&mut self, step: u64, lr: f64, results: &IndexMap<String, f64>) {
         let momentum = self.momentum;
         let Some(Boards { steps, .. }) = &mut self.tensorboard else { return };
         for (name, value) in with_copypaste(results) {
@@ -209,11 +211,13 @@ impl RunLog {
     }
 
     /// Adds precision by recall, of an evaluation after `epoch` epochs, to TensorBoard.
-    pub fn precision_by_recall(&mut self, epoch: usize, name: &str, precision: &[f64]) {
-        if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
-            epochs.precision_by_recall(&format!("precision_by_recall/{name}"), epoch as u64, precision);
-            epochs.flush();
+    pub fn curves(&mut self, epoch: usize, metrics: &Metrics) {
+        let Some(Boards { epochs, .. }) = &mut self.tensorboard else { return };
+        for (kind, scores) in metrics.scores.iter().filter(|(_, scores)| !scores.curve.is_empty()) {
+            let tag = format!("precision_by_recall/{}", kind.prefix());
+            epochs.precision_by_recall(&tag, epoch as u64, &scores.curve);
         }
+        epochs.flush();
     }
 
     /// A writer of TensorBoard's file by epoch for another thread.
@@ -221,17 +225,28 @@ impl RunLog {
         self.tensorboard.as_ref().map(|boards| boards.epochs.second())
     }
 
-    /// Adds how often values of a tensor occur after `epoch` epochs to TensorBoard.
-    pub fn histogram(&mut self, epoch: usize, name: &str, values: &[f32]) {
-        if let Some(Boards { epochs, .. }) = &mut self.tensorboard {
-            epochs.histogram(&format!("weights/{name}"), epoch as u64, values);
-            epochs.flush();
+    /// Adds histograms of the weights after `epoch` epochs to TensorBoard.
+    pub fn show_weights<'t>(&mut self, epoch: usize, weights: impl Iterator<Item = (&'t str, &'t Tensor)>) {
+        let Some(Boards { epochs, .. }) = &mut self.tensorboard else { return };
+        for (name, tensor) in weights {
+            let flat =
+                tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_to_kind(Kind::Float)?.f_reshape([-1]));
+            match flat.and_then(Vec::<f32>::try_from) {
+                Ok(values) => {
+                    epochs.histogram(&format!("weights/{name}"), epoch as u64, &values);
+                    epochs.flush();
+                }
+                Err(error) => log::warn!("no histogram of {name}: {error}"),
+            }
         }
     }
 
     /// Logs the images of the set `set` ("train" or "val") that all ranks skipped in epoch `epoch`, as `data.on_error` allows.
     /// The JSON line has no key `epoch`, so that MMDetection's tools skip it.
     pub fn left_out(&mut self, set: &str, epoch: usize, images: &[String]) {
+        if images.is_empty() {
+            return;
+        }
         log::warn!(
             "{} of the {set} set could not be read in epoch {epoch} and were skipped:\n{}",
             match images.len() {
@@ -386,9 +401,8 @@ fn has_line(folder: &Path, at: &TrainStep) -> bool {
 }
 
 /// The results with MMDetection's rows for tables: `bbox_mAP_copypaste` after the six numbers of a kind.
-fn with_copypaste(results: &[(String, f64)]) -> Vec<(String, Value)> {
+fn with_copypaste(results: &IndexMap<String, f64>) -> Vec<(String, Value)> {
     let mut out = Vec::new();
-    let value = |wanted: &String| results.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
     for (name, number) in results {
         out.push((name.clone(), json!(number)));
         for metric in [Metric::Bbox, Metric::Segm] {
@@ -396,7 +410,7 @@ fn with_copypaste(results: &[(String, f64)]) -> Vec<(String, Value)> {
             if names.last() != Some(name) {
                 continue;
             }
-            if let Some(numbers) = names.iter().map(value).collect::<Option<Vec<f64>>>() {
+            if let Some(numbers) = names.iter().map(|name| results.get(name).copied()).collect::<Option<Vec<f64>>>() {
                 let row: Vec<String> = numbers.iter().map(|number| format!("{number:.3}")).collect();
                 out.push((format!("{}_mAP_copypaste", metric.prefix()), json!(row.join(" "))));
             }

@@ -42,15 +42,7 @@ fn batch() -> Batch {
             masks: vec![Some(InstanceMask { frame: (HEIGHT, WIDTH), x: x1, y: y1, width, height, pixels })],
         }
     };
-    let meta = |image_id: i64| ImageMeta {
-        image_id,
-        file_name: format!("{image_id}.png"),
-        original_size: (HEIGHT, WIDTH),
-        image_size: (HEIGHT, WIDTH),
-        padded_size: (HEIGHT, WIDTH),
-        scale_factor: [1.0; 4],
-        flipped: false,
-    };
+    let meta = |image_id: i64| ImageMeta::plain(image_id, format!("{image_id}.png"), (HEIGHT, WIDTH));
     let count = (2 * 3 * HEIGHT * WIDTH) as i64;
     let values = Tensor::arange(count, (Kind::Double, Device::Cpu)).square().sin().to_kind(Kind::Float) * 2.0;
     Batch {
@@ -77,7 +69,8 @@ fn gradients_have_the_strides_of_their_weights() {
     for amp in [Amp::Off, Amp::Bf16] {
         for micro_steps in [1, 2] {
             let communicator = Communicator::alone(Device::Cpu);
-            let mut train_state = TrainState::new(&config(amp), &communicator).unwrap();
+            let config = config(amp);
+            let mut train_state = TrainState::new(&config, &communicator).unwrap();
             for _ in 0..micro_steps {
                 let losses = train_state.forward(&batch(), index(false, 1), &communicator).unwrap();
                 train_state.backward(&losses.total().unwrap(), index(false, 1)).unwrap();
@@ -174,7 +167,8 @@ fn an_overflow_changes_no_weights_optimizer_state_or_average_and_halves_the_scal
 #[test]
 fn gradients_that_overflow_unscaled_stop_training() {
     let communicator = Communicator::alone(Device::Cpu);
-    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    let config = config(Amp::Fp16);
+    let mut train_state = TrainState::new(&config, &communicator).unwrap();
     train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
     take(&mut train_state, &communicator, index(false, 2)).unwrap();
     train_state.loss_scale = Some(LossScale::new(1.0));
@@ -184,7 +178,7 @@ fn gradients_that_overflow_unscaled_stop_training() {
 }
 
 /// A train state whose objectness exceeds float16, and so is not finite there.
-fn beyond_float16<'a>(config: &Config, communicator: &'a Communicator) -> TrainState<'a> {
+fn beyond_float16<'a>(config: &'a Config, communicator: &'a Communicator) -> TrainState<'a> {
     let train_state = TrainState::new(config, communicator).unwrap();
     let bias = train_state.parameters.get("rpn_head.rpn_cls.bias").unwrap().shallow_clone();
     let _ = tch::no_grad(|| bias.shallow_clone().fill_(1e6));
@@ -385,7 +379,8 @@ fn an_inconsistent_checkpoint_is_an_error_that_names_the_part() {
 #[test]
 fn a_checkpoint_has_the_loss_scale_and_other_types_ignore_it() {
     let communicator = Communicator::alone(Device::Cpu);
-    let mut train_state = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    let [fp16, bf16] = [Amp::Fp16, Amp::Bf16].map(config);
+    let mut train_state = TrainState::new(&fp16, &communicator).unwrap();
     train_state.loss_scale = Some(LossScale::new(OVERFLOWING_SCALE));
     one_step(&mut train_state, &communicator).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -395,14 +390,14 @@ fn a_checkpoint_has_the_loss_scale_and_other_types_ignore_it() {
         Checkpoint::load(&path).unwrap()
     };
     let with_scale = saved(&train_state, "fp16.ckpt");
-    let mut resumed = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    let mut resumed = TrainState::new(&fp16, &communicator).unwrap();
     resumed.restore(&with_scale, 0).unwrap();
     assert_eq!(resumed.loss_scale, train_state.loss_scale);
 
-    let mut other = TrainState::new(&config(Amp::Bf16), &communicator).unwrap();
+    let mut other = TrainState::new(&bf16, &communicator).unwrap();
     other.restore(&with_scale, 0).unwrap();
     assert_eq!(other.loss_scale, None);
-    let mut fresh = TrainState::new(&config(Amp::Fp16), &communicator).unwrap();
+    let mut fresh = TrainState::new(&fp16, &communicator).unwrap();
     fresh.restore(&saved(&other, "bf16.ckpt"), 0).unwrap();
     assert_eq!(fresh.loss_scale, Some(LossScale::new(1024.0)));
 }

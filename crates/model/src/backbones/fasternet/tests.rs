@@ -40,9 +40,11 @@ fn images(count: i64, height: i64, width: i64) -> Tensor {
 #[test]
 fn slicing_equals_split_cat_bitwise_and_does_not_change_its_input() {
     let kinds = [(Amp::Off, None), (Amp::Bf16, Some(Kind::BFloat16))];
-    for (embed_dim, activation) in [(8, Activation::Relu), (40, Activation::Gelu), (96, Activation::Relu)] {
+    for (embed_dim, n_div, activation) in
+        [(8, 4, Activation::Relu), (40, 4, Activation::Gelu), (96, 4, Activation::Relu), (16, 1, Activation::Gelu)]
+    {
         for fused in [false, true] {
-            let mut backbone = backbone(&config(embed_dim, activation));
+            let mut backbone = backbone(&config::Backbone { n_div, ..config(embed_dim, activation) });
             if fused {
                 backbone.fuse().unwrap();
             }

@@ -68,7 +68,7 @@ fn an_evaluation_is_in_its_file_when_the_next_epoch_starts() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
     for epoch in 1..=20 {
-        log.evaluation(epoch, 5, 3, 1e-4, &[("bbox_mAP".into(), 0.5)]);
+        log.evaluation(epoch, 5, 3, 1e-4, &IndexMap::from([("bbox_mAP".into(), 0.5)]));
         let text = std::fs::read_to_string(log.json_path()).unwrap();
         assert!(text.lines().count() == 1 + epoch && text.ends_with('\n'), "{text}");
     }
@@ -110,7 +110,7 @@ fn memory_is_logged_with_a_gpu() {
 fn an_evaluation_has_the_names_and_table_rows_of_mmdetection() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = run(folder.path(), 2, 0);
-    let results: Vec<(String, f64)> =
+    let results: IndexMap<String, f64> =
         Metric::Bbox.names().into_iter().zip([0.123_456_7, 0.5, 0.25, 0.0, 0.1, -1.0]).collect();
     log.evaluation(1, 5, 12, 4e-4, &results);
     let expected = json!({"mode": "val", "epoch": 1, "iter": 12, "lr": 4e-4, "bbox_mAP": 0.12346, "bbox_mAP_50": 0.5, "bbox_mAP_75": 0.25,
@@ -124,7 +124,8 @@ fn tensorboard_has_the_tags_and_steps_of_mmdetection() {
     let mut log = run(folder.path(), 2, 0);
     let mut window = Window::new(2);
     epoch(&mut log, &mut window, 1);
-    let results: Vec<(String, f64)> = Metric::Bbox.names().into_iter().zip([0.5, 0.5, 0.5, -1.0, 0.5, 0.5]).collect();
+    let results: IndexMap<String, f64> =
+        Metric::Bbox.names().into_iter().zip([0.5, 0.5, 0.5, -1.0, 0.5, 0.5]).collect();
     log.evaluation(1, 5, 12, 1e-4, &results);
     let board = folder.path().join("tensorboard");
     let Some(read) = read_back(&board) else { return };
@@ -173,7 +174,7 @@ fn a_line_that_no_log_has_is_written_once() {
 #[test]
 fn curves_of_a_resumed_job_go_on_without_gap_or_overlap() {
     let folder = tempfile::tempdir().unwrap();
-    let value = |ap: f64| vec![("bbox_mAP".to_owned(), ap)];
+    let value = |ap: f64| IndexMap::from([("bbox_mAP".to_owned(), ap)]);
     let ranks = |waited: [f64; 2]| waited.map(|waited| IndexMap::from([("waiting".to_owned(), waited)]));
     let mut log = run(folder.path(), 1, 0);
     let mut window = Window::new(1);

@@ -9,7 +9,11 @@ use crate::Dataset;
 
 /// Refuses sets that differ between ranks. `gather` exchanges bytes between them; a rank alone needs no digest of its data.
 /// Errors: a data error with the first rank and set that differ, or an error of `gather`.
-pub fn check(sets: &[&Dataset], world_size: usize, gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>) -> Result<()> {
+pub fn check_same_data(
+    sets: &[&Dataset],
+    world_size: usize,
+    gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>,
+) -> Result<()> {
     if world_size == 1 { Ok(()) } else { check_equal(&gather(summary(sets).as_bytes())?) }
 }
 
