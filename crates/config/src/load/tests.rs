@@ -243,16 +243,18 @@ fn tables_with_names_of_the_user_are_read_merged_and_checked() {
 #[test]
 fn names_of_other_programs_lead_to_fields_that_exist() {
     for hint in hints::HINTS {
-        assert!(!fields::all().contains_key(hint.wrong), "{} is a field", hint.wrong);
         let right = hint.right.strip_prefix("--set ").unwrap_or(hint.right);
         let field = right.split('=').next().unwrap();
         assert!(field.starts_with("--") || fields::all().contains_key(field), "{} is not a field", hint.right);
         if right.contains('=') {
             set(right).unwrap();
         }
-        if !hint.wrong.starts_with("--") {
-            let error = message(set(&format!("{}=1", hint.wrong)));
-            assert!(error.contains(&hint.text()), "{error}");
+        for wrong in hint.wrong.split(' ') {
+            assert!(!fields::all().contains_key(wrong), "{wrong} is a field");
+            if !wrong.starts_with("--") {
+                let error = message(set(&format!("{wrong}=1")));
+                assert!(error.contains(&hint.text()), "{error}");
+            }
         }
     }
     for (field, wrong, right) in hints::WORDS {
