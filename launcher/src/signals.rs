@@ -27,6 +27,8 @@ pub struct Signals {
     user: Signal,
     hang_up: Option<Signal>,
     pause: Signal,
+    /// Number of times that Ctrl-C was pressed.
+    interrupts: u32,
     /// When the time limit is reached, and what to call then.
     time_limit: Option<(Instant, Box<dyn Fn()>)>,
 }
@@ -44,6 +46,7 @@ impl Signals {
             user: signal(SignalKind::user_defined1())?,
             hang_up,
             pause: signal(SignalKind::from_raw(SIGTSTP))?,
+            interrupts: 0,
             time_limit: None,
         })
     }
@@ -68,6 +71,12 @@ impl Signals {
         }
     }
 
+    /// Whether a stop that was requested for `reason` must not wait for anything: Ctrl-C was pressed twice. Other signals may
+    /// come together with the first one, and batch systems repeat theirs.
+    pub fn is_second_interrupt(&self, reason: StopReason) -> bool {
+        reason == StopReason::Interrupted && self.interrupts > 1
+    }
+
     pub async fn next(&mut self) -> Request {
         let hang_up = async {
             match &mut self.hang_up {
@@ -83,16 +92,21 @@ impl Signals {
             }
         };
         tokio::select! {
+            // Of signals that come together the same one counts each time.
+            biased;
+            _ = self.interrupt.recv() => {
+                self.interrupts += 1;
+                Request::Stop(StopReason::Interrupted)
+            }
+            _ = self.terminate.recv() => Request::Stop(StopReason::Terminated),
+            _ = self.user.recv() => Request::Stop(StopReason::Terminated),
+            _ = hang_up => Request::Stop(StopReason::Terminated),
             () = time => {
                 if let Some((_, on_limit)) = self.time_limit.take() {
                     on_limit();
                 }
                 Request::Stop(StopReason::Terminated)
             }
-            _ = self.interrupt.recv() => Request::Stop(StopReason::Interrupted),
-            _ = self.terminate.recv() => Request::Stop(StopReason::Terminated),
-            _ = self.user.recv() => Request::Stop(StopReason::Terminated),
-            _ = hang_up => Request::Stop(StopReason::Terminated),
             _ = self.pause.recv() => Request::Pause,
         }
     }

@@ -17,7 +17,7 @@ pub enum ProcessExit {
 }
 
 /// What is known about a worker at the end of an attempt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evidence {
     /// Rank in the job.
     pub rank: usize,
@@ -37,23 +37,6 @@ pub struct Evidence {
     pub stack: Option<String>,
     /// The last lines of its stderr.
     pub tail: Vec<String>,
-}
-
-impl Evidence {
-    /// Nothing is known about this rank yet.
-    pub fn new(rank: usize) -> Self {
-        Self {
-            rank,
-            failed_as: None,
-            exit: None,
-            failure: None,
-            diagnosis: None,
-            killed_by_launcher: false,
-            status: None,
-            stack: None,
-            tail: Vec::new(),
-        }
-    }
 }
 
 /// What the supervisor found out about a worker.
@@ -210,7 +193,7 @@ mod tests {
     use super::*;
 
     fn worker(rank: usize, failed_as: usize, exit: ProcessExit) -> Evidence {
-        Evidence { failed_as: Some(failed_as), exit: Some(exit), ..Evidence::new(rank) }
+        Evidence { rank, failed_as: Some(failed_as), exit: Some(exit), ..Evidence::default() }
     }
 
     fn reported(kind: FailureKind, message: &str) -> Option<Failure> {
@@ -264,19 +247,6 @@ mod tests {
             let cause = first(&[lost, failed]).unwrap();
             assert_eq!((cause.rank, cause.exit_code), (1, code));
         }
-    }
-
-    #[test]
-    fn the_kernels_memory_killer_is_named() {
-        let diagnosis = Some(Diagnosis::OutOfMemory("the memory limit was reached".into()));
-        let cause = first(&[Evidence { diagnosis, ..worker(0, 0, ProcessExit::Signal(9)) }]).unwrap();
-        assert_eq!(cause.reason, "killed by SIGKILL: the memory limit was reached");
-        assert_eq!(cause.exit_code, exit::WORKER_LOST);
-    }
-
-    #[test]
-    fn nobody_failed_is_no_cause() {
-        assert_eq!(first(&[Evidence { failed_as: None, ..worker(0, 0, ProcessExit::Code(0)) }]), None);
     }
 
     #[test]

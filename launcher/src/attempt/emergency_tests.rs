@@ -36,7 +36,7 @@ impl Scene {
     }
 
     fn ended(&mut self, index: usize, exit: ProcessExit) -> Vec<Action> {
-        let exited = WorkerExit { exit, tail: Vec::new(), out_of_memory: None };
+        let exited = WorkerExit { exit, tail: Vec::new(), out_of_memory: None, status: None };
         self.attempt.on_event(index, Event::Exited(exited), self.now)
     }
 
@@ -192,7 +192,7 @@ fn a_blocked_disk_does_not_delay_the_end_forever() {
 #[test]
 fn a_rank_lost_while_the_job_stops_does_not_keep_the_others_from_saving() {
     let mut scene = Scene::new();
-    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    scene.attempt.on_stop(StopReason::Terminated, false, scene.now);
     let sent = [1, 2].map(|index| Action::Send(index, ToWorker::PeerLost { rank: 0 }));
     assert_eq!(scene.ended(0, ProcessExit::Signal(9)), sent);
     scene.says(1, FromWorker::StateReady { step: 7 });
@@ -203,7 +203,7 @@ fn a_rank_lost_while_the_job_stops_does_not_keep_the_others_from_saving() {
 #[test]
 fn a_loss_on_another_node_while_the_job_stops_is_passed_on_once() {
     let mut scene = Scene::new();
-    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    scene.attempt.on_stop(StopReason::Terminated, false, scene.now);
     let sent = [0, 1, 2].map(|index| Action::Send(index, ToWorker::PeerLost { rank: 9 }));
     assert_eq!(scene.attempt.on_peer_failed(9, scene.now), sent);
     assert_eq!(scene.attempt.on_peer_failed(8, scene.now), []);
@@ -233,7 +233,7 @@ fn a_checkpoint_before_the_failure_kills_nobody() {
 #[test]
 fn a_step_longer_than_half_of_the_grace_period_is_given_up_and_the_last_completed_one_saved() {
     let mut scene = Scene::new();
-    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    scene.attempt.on_stop(StopReason::Terminated, false, scene.now);
     let broken_off = [0, 1, 2].map(|index| Action::Send(index, ToWorker::BreakOff));
     assert_eq!(scene.tick_for(GRACE / 2.0), broken_off);
     assert!(scene.said.iter().any(|action| matches!(action, Action::Say(text) if text.contains("half of --grace"))));
@@ -253,14 +253,14 @@ fn a_step_longer_than_half_of_the_grace_period_is_given_up_and_the_last_complete
 #[test]
 fn workers_that_save_before_they_stop_are_not_broken_off() {
     let mut scene = Scene::new();
-    scene.attempt.on_stop(StopReason::Terminated, scene.now);
+    scene.attempt.on_stop(StopReason::Terminated, false, scene.now);
     (0..3).for_each(|index| scene.heartbeat(index, Phase::Checkpoint, 1.0));
     assert_eq!(scene.tick_for(GRACE - 1.0), []);
     // Nor is anything but a training, or one that has not begun.
     for is_train in [false, true] {
         let now = Instant::now();
         let mut attempt = Attempt::new(&[0], is_train, Duration::from_secs(8), LIMITS, now);
-        attempt.on_stop(StopReason::Terminated, now);
+        attempt.on_stop(StopReason::Terminated, false, now);
         assert!(matches!(attempt.on_tick(now + Duration::from_secs(5))[..], []));
     }
 }

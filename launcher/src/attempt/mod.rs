@@ -19,6 +19,8 @@ use self::status::{JobStage, RankStatus, Usage};
 
 /// Time for the other workers to exit by themselves after one has failed.
 const PEER_EXIT_GRACE: Duration = Duration::from_secs(2);
+/// Time for a killed worker to end; that of large ones takes many seconds.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval of the checks for hanging workers.
 const TICK: Duration = Duration::from_secs(1);
 /// A gap between ticks that shows that the launcher itself was stopped, or had no CPU time.
@@ -38,7 +40,7 @@ pub enum Event {
 }
 
 /// The exit of a worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WorkerExit {
     /// Exit code or signal.
     pub exit: ProcessExit,
@@ -46,6 +48,8 @@ pub struct WorkerExit {
     pub tail: Vec<String>,
     /// The kernel's out-of-memory kill, if there was one.
     pub out_of_memory: Option<String>,
+    /// The last status in its shared page; that of its last heartbeat may be a second older.
+    pub status: Option<WorkerStatus>,
 }
 
 /// What the supervisor has to do; `.0` is the index of a worker.
@@ -85,6 +89,7 @@ enum Stage {
     },
 }
 
+#[derive(Default)]
 struct Worker {
     evidence: Evidence,
     last_message: Option<Instant>,
@@ -98,14 +103,7 @@ struct Worker {
 
 impl Worker {
     fn new(rank: usize) -> Self {
-        Self {
-            evidence: Evidence::new(rank),
-            last_message: None,
-            status: None,
-            usage: Usage::default(),
-            ready_step: None,
-            is_chosen: false,
-        }
+        Self { evidence: Evidence { rank, ..Evidence::default() }, ..Self::default() }
     }
 
     fn is_running(&self) -> bool {
@@ -152,11 +150,13 @@ pub struct Attempt {
     ready_by: Option<Instant>,
     /// Completed steps of a state that another node has saved since then.
     peer_saved: Option<u64>,
-    /// The user was told what the launcher waits for.
+    /// What the launcher waits for was reported.
     said_waiting: bool,
     /// The emergency checkpoint is on disk.
     emergency_saved: bool,
     saved_step: Option<u64>,
+    /// When a worker was killed last.
+    killed_at: Option<Instant>,
 }
 
 impl Attempt {
@@ -182,7 +182,15 @@ impl Attempt {
             said_waiting: false,
             emergency_saved: false,
             saved_step: None,
+            killed_at: None,
         }
+    }
+
+    /// A rank that has not ended although it was killed long ago: the kernel waits for a disk or driver.
+    pub fn unkillable_rank(&self, now: Instant) -> Option<usize> {
+        let is_late = self.killed_at.is_some_and(|at| now.duration_since(at) >= KILL_TIMEOUT);
+        let mut left = self.workers.iter().filter(|worker| worker.is_running() && worker.evidence.killed_by_launcher);
+        left.next().filter(|_| is_late).map(|worker| worker.evidence.rank)
     }
 
     /// The first rank of this node that has failed.
@@ -362,7 +370,10 @@ impl Attempt {
                 }
                 Vec::new()
             }
-            Event::Exited(exited) => {
+            Event::Exited(mut exited) => {
+                if let Some(status) = exited.status.take() {
+                    self.on_event(index, Event::Status(status), now);
+                }
                 let mut actions = self.on_exit(index, exited, now);
                 actions.extend(self.choose_emergency_writer(now));
                 actions
@@ -432,7 +443,7 @@ impl Attempt {
             ProcessExit::Code(exit::SUCCESS) => Vec::new(),
             ProcessExit::Code(code @ (exit::STOPPED | exit::INTERRUPTED)) => {
                 let reason = if code == exit::INTERRUPTED { StopReason::Interrupted } else { StopReason::Terminated };
-                // A batch system may signal workers directly, and they agree to stop.
+                // A batch system may signal workers directly, and all of them stop together.
                 if self.stage == Stage::Running { self.begin_stop(reason, now) } else { Vec::new() }
             }
             _ if evidence.killed_by_launcher => Vec::new(),
@@ -456,22 +467,24 @@ impl Attempt {
         self.on_peer_failed(rank, now)
     }
 
-    /// The user or the system requests a stop. A second Ctrl-C kills the workers.
-    pub fn on_stop(&mut self, reason: StopReason, now: Instant) -> Vec<Action> {
-        let again = self.stop_reason().is_some();
-        if !again {
+    /// The user or the system requests a stop; `at_once` (a second Ctrl-C) kills the workers.
+    pub fn on_stop(&mut self, reason: StopReason, at_once: bool, now: Instant) -> Vec<Action> {
+        if self.stop_reason().is_none() {
             self.stop = Some(reason);
         }
         self.stop_requested = true;
-        match self.stage {
+        let mut actions = match self.stage {
             Stage::Running => self.begin_stop(reason, now),
-            Stage::Stopping { .. } | Stage::Failing { .. } if again && reason == StopReason::Interrupted => {
-                let mut actions = vec![Action::Say("stopping now".to_owned())];
-                actions.extend(self.kill_all());
-                actions
+            _ if reason == StopReason::Interrupted && !at_once => {
+                vec![Action::Say("the job is about to stop; Ctrl-C again stops at once".to_owned())]
             }
             Stage::Stopping { .. } | Stage::Failing { .. } => Vec::new(),
+        };
+        if at_once {
+            actions.push(Action::Say("stopping now".to_owned()));
+            actions.extend(self.kill_all());
         }
+        actions
     }
 
     /// Other nodes shall take part: the workers save and stop, at their next checkpoint or `at_once`.
@@ -512,6 +525,7 @@ impl Attempt {
             self.judge_from = now + self.limits.silence.min(self.limits.step);
             // What they still have to say waits to be read, and what they still have to do took no time.
             self.ready_by = self.ready_by.map(|end| end + gap);
+            self.killed_at = self.killed_at.map(|at| at + gap);
             match &mut self.stage {
                 Stage::Running => {}
                 Stage::Failing { kill_at, .. } => *kill_at += gap,
@@ -576,6 +590,7 @@ impl Attempt {
     fn kill(&mut self, workers: Vec<usize>) -> Vec<Action> {
         for &index in &workers {
             self.workers[index].evidence.killed_by_launcher = true;
+            self.killed_at = Some(self.last_tick);
         }
         workers.into_iter().map(Action::Kill).collect()
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::result::AttemptResult;
+use crate::text;
 
 /// The longest pause before a restart.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -34,13 +35,17 @@ pub struct RestartBudget {
 pub enum Decision {
     /// Restart after a pause.
     Restart {
-        /// The pause.
         pause: Duration,
         /// Why it may help; `None` if the restart is not counted.
         reason: Option<String>,
     },
-    /// Exit with the code of the cause.
-    GiveUp(String),
+    /// Exit with a code.
+    GiveUp { reason: String, code: i32 },
+}
+
+/// The exit code if a node is lost without which the job cannot go on: one that whatever started it `starts_again` says so.
+pub fn code_of_loss(starts_again: bool, code: i32) -> i32 {
+    if starts_again && code == exit::WORKER_LOST { exit::STOPPED } else { code }
 }
 
 impl RestartBudget {
@@ -75,8 +80,13 @@ impl RestartBudget {
 
     /// Decides after a failed attempt, and counts the restart. Lost nodes without which the job goes on cost no restart, unless
     /// the attempt got no further than those before.
-    pub fn decide(&mut self, is_train: bool, result: &AttemptResult, cause: &Cause) -> Decision {
-        let give_up = |reason: &str| Decision::GiveUp(reason.to_owned());
+    pub fn decide(&mut self, is_train: bool, starts_again: bool, result: &AttemptResult, cause: &Cause) -> Decision {
+        let give_up = |reason: &str| Decision::GiveUp { reason: reason.to_owned(), code: cause.exit_code };
+        if !result.lost_nodes.is_empty() && !result.goes_on {
+            let are = if result.lost_nodes.len() == 1 { "is" } else { "are" };
+            let reason = format!("{} {are} lost; start the job again on all nodes", text::list(&result.lost_nodes));
+            return Decision::GiveUp { reason, code: code_of_loss(starts_again, cause.exit_code) };
+        }
         let made_progress = self.note(result);
         if result.goes_on && made_progress {
             self.total += 1;
@@ -104,7 +114,7 @@ impl RestartBudget {
         let is_reset = self.used > 0 && result.ran >= self.reset_after;
         let used = if is_reset { 0 } else { self.used };
         if used >= self.max {
-            return Decision::GiveUp(format!("all {} restarts (--max-restarts) are used up", self.max));
+            return give_up(&format!("all {} restarts (--max-restarts) are used up", self.max));
         }
         // A job that makes progress fails by accident, so waiting does not help; the same is likely for the first failure.
         let pause = match used {
@@ -130,7 +140,6 @@ impl RestartBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attempt::result::AttemptEnd;
 
     const RESET: Duration = Duration::from_secs(1800);
 
@@ -143,27 +152,19 @@ mod tests {
     }
 
     fn killed() -> AttemptResult {
-        AttemptResult {
-            end: AttemptEnd::Done,
-            was_ready: true,
-            stop_requested: false,
-            saved_step: None,
-            ran: Duration::from_secs(60),
-            lost_nodes: Vec::new(),
-            goes_on: false,
-        }
+        AttemptResult { was_ready: true, ran: Duration::from_secs(60), ..AttemptResult::default() }
     }
 
     fn pause(mut budget: RestartBudget, result: &AttemptResult) -> u64 {
-        match budget.decide(true, result, &cause(exit::WORKER_LOST)) {
+        match budget.decide(true, false, result, &cause(exit::WORKER_LOST)) {
             Decision::Restart { pause, reason: Some(reason) } if !reason.is_empty() => pause.as_secs(),
             other => panic!("{result:?}: {other:?}"),
         }
     }
 
     fn refused(mut budget: RestartBudget, is_train: bool, result: &AttemptResult, code: i32) -> String {
-        match budget.decide(is_train, result, &cause(code)) {
-            Decision::GiveUp(reason) => reason,
+        match budget.decide(is_train, false, result, &cause(code)) {
+            Decision::GiveUp { reason, code: given } if given == code => reason,
             other => panic!("{result:?}: {other:?}"),
         }
     }
@@ -193,13 +194,28 @@ mod tests {
     fn lost_nodes_cost_no_restart_if_the_attempt_made_progress() {
         let mut budget = budget(0, 1);
         let lost = |step| AttemptResult { saved_step: step, goes_on: true, was_ready: false, ..killed() };
-        let mut decide = |step| budget.decide(true, &lost(step), &cause(exit::WORKER_LOST));
+        let mut decide = |step| budget.decide(true, false, &lost(step), &cause(exit::WORKER_LOST));
         for step in 1..9 {
             assert_eq!(decide(Some(step)), Decision::Restart { pause: Duration::ZERO, reason: None });
         }
         assert!(matches!(decide(Some(8)), Decision::Restart { reason: Some(_), .. }));
-        assert!(matches!(decide(None), Decision::GiveUp(_)));
+        assert!(matches!(decide(None), Decision::GiveUp { .. }));
         assert!(matches!(decide(Some(9)), Decision::Restart { reason: None, .. }));
+    }
+
+    #[test]
+    fn a_lost_node_without_which_the_job_cannot_go_on_ends_it_for_whatever_starts_it_again() {
+        let lost = |count| AttemptResult { lost_nodes: vec!["node 1 (b)".into(); count], ..killed() };
+        for (starts_again, count, code, expected) in [
+            (false, 1, exit::WORKER_LOST, exit::WORKER_LOST),
+            (true, 1, exit::WORKER_LOST, exit::STOPPED),
+            (true, 2, exit::ENVIRONMENT, exit::ENVIRONMENT),
+        ] {
+            let decision = budget(0, 3).decide(true, starts_again, &lost(count), &cause(code));
+            let Decision::GiveUp { reason, code } = decision else { panic!("{decision:?}") };
+            let are = if count == 1 { "node 1 (b) is lost;" } else { "node 1 (b) and node 1 (b) are lost;" };
+            assert!(code == expected && reason.starts_with(are), "{reason}");
+        }
     }
 
     #[test]
@@ -207,7 +223,7 @@ mod tests {
         assert!(refused(budget(3, 3), true, &killed(), exit::BUG).contains("used up"));
         assert!(refused(budget(0, 0), true, &killed(), exit::BUG).contains("--max-restarts is 0"));
         let mut used = budget(3, 3);
-        let decision = used.decide(true, &AttemptResult { ran: RESET, ..killed() }, &cause(exit::BUG));
+        let decision = used.decide(true, false, &AttemptResult { ran: RESET, ..killed() }, &cause(exit::BUG));
         let Decision::Restart { pause: Duration::ZERO, reason: Some(reason) } = decision else {
             panic!("{decision:?}")
         };

@@ -1,8 +1,9 @@
 //! `status`: shows what a running or ended training does.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::Status;
 use fnet_protocol::exit;
@@ -13,6 +14,8 @@ use crate::status::{self, JobStatus, Verdict, show};
 
 /// Interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of the reads while a change is waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The status for programs.
 #[derive(Serialize)]
@@ -29,9 +32,12 @@ struct StatusReport<'a> {
 pub fn run(command: &Status) -> Result<i32> {
     // A file that is replaced by hand may be damaged in between, but not the first time.
     let mut status = status::read(&command.work_dir)?;
+    let mut changed = Instant::now();
     loop {
+        let is_remote = !status.launcher.is_of_this_host();
+        let watched = is_remote.then(|| wait_for_change(&command.work_dir, &mut status, &mut changed));
         let now = status::now();
-        let verdict = status.judge(now);
+        let verdict = status.judge(watched.unwrap_or(now - status.updated));
         let text = if command.check {
             printable(&show::verdict(&status, verdict, now)) + "\n"
         } else if command.json {
@@ -55,6 +61,21 @@ pub fn run(command: &Status) -> Result<i32> {
         thread::sleep(INTERVAL);
         status = status::read(&command.work_dir).unwrap_or(status);
     }
+}
+
+/// Waits for the next write of a launcher on another machine, whose clock may differ from that of this one, until its status
+/// counts as stale. Returns the seconds since the last change.
+fn wait_for_change(folder: &Path, status: &mut JobStatus, changed: &mut Instant) -> f64 {
+    while status.end.is_none() && changed.elapsed() <= status::STALE {
+        thread::sleep(POLL_INTERVAL);
+        if let Ok(newer) = status::read(folder)
+            && newer.updated != status.updated
+        {
+            (*status, *changed) = (newer, Instant::now());
+            break;
+        }
+    }
+    changed.elapsed().as_secs_f64()
 }
 
 /// The exit code: with `--check` that of the job.

@@ -129,6 +129,7 @@ mod tests {
             workers: 2,
             host: format!("host{node}"),
             job: "train cfg".into(),
+            build: String::new(),
             settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             failed: None,
         }

@@ -7,21 +7,17 @@
 
 use std::io;
 
-use hmac::{Hmac, Mac};
+use hmac::Mac;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::key::{DIGITS, Key, bytes, hex};
 use super::message::PROTOCOL;
 use super::wire::{Reader, Writer};
 use crate::plan::secret::Secret;
 
 /// What the keys are for; the last word is the version of this exchange.
 const PURPOSE: &[u8] = b"fnet launchers 1";
-/// Length of a nonce and of an HMAC in hexadecimal digits.
-const DIGITS: usize = 64;
-/// Bytes that an authenticated line has before its text.
-pub const OVERHEAD: usize = DIGITS + 1;
 /// A line that only says that its sender knows the secret.
 const PROOF: &[u8] = b"{}\n";
 
@@ -62,42 +58,6 @@ pub enum Denial {
 impl From<io::Error> for Denial {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// The key of one direction of a connection.
-pub struct Key {
-    mac: Hmac<Sha256>,
-    /// Number of the next line.
-    next: u64,
-}
-
-impl Key {
-    fn new(key: &[u8; 32]) -> Self {
-        // A shorter key is padded with zeros by definition.
-        let mut block = [0; 64];
-        block[..32].copy_from_slice(key);
-        Self { mac: <Hmac<Sha256> as Mac>::new(&block.into()), next: 0 }
-    }
-
-    fn mac(&mut self, text: &[u8]) -> Hmac<Sha256> {
-        let mac = self.mac.clone().chain_update(self.next.to_be_bytes()).chain_update(text);
-        self.next += 1;
-        mac
-    }
-
-    /// The authenticated form of the next line, which ends with a line break as this one does.
-    pub fn seal(&mut self, line: &[u8]) -> Vec<u8> {
-        let tag = self.mac(line).finalize().into_bytes();
-        [hex(&tag).as_bytes(), b" ", line].concat()
-    }
-
-    /// The text of the next line, if it is authentic.
-    pub fn open<'a>(&mut self, line: &'a [u8]) -> Option<&'a [u8]> {
-        let (tag, text) = line.split_at_checked(DIGITS)?;
-        let text = text.strip_prefix(b" ")?;
-        self.mac(text).verify_slice(&bytes(tag)?).ok()?;
-        Some(text)
     }
 }
 
@@ -161,22 +121,6 @@ pub fn random() -> io::Result<String> {
     let mut bytes = [0; DIGITS / 2];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The bytes of [`DIGITS`] hexadecimal digits.
-fn bytes(digits: &[u8]) -> Option<[u8; DIGITS / 2]> {
-    let mut bytes = [0; DIGITS / 2];
-    if digits.len() != DIGITS || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use fnet_protocol::exit;
+use fnet_protocol::message::StopReason;
 
 use super::admission::{self, Admission, Present};
-use super::merge_results::merge;
-use super::message::{Hello, Lead, StartAttempt, ToCoordinator, ToNode};
+use super::message::{ConnectionId, Hello, Lead, StartAttempt, ToCoordinator, ToNode};
 use super::probing::Probing;
-use super::slow::{Finding, Load, Watch};
+use super::slow::{Diagnosis, Load, Watch};
 use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::RankStatus;
 use crate::text;
@@ -33,8 +33,6 @@ const MAX_SPARES: usize = 64;
 /// A gap between ticks that shows that the launcher itself was stopped.
 const STALL: Duration = Duration::from_secs(5);
 
-/// The number of a connection.
-pub type ConnectionId = u64;
 /// The connection of node 0, which has no socket.
 pub const LOCAL: ConnectionId = 0;
 
@@ -43,9 +41,7 @@ pub const LOCAL: ConnectionId = 0;
 pub enum Event {
     /// A node has connected.
     Hello {
-        /// Its introduction.
         hello: Hello,
-        /// Its address.
         address: String,
         /// The address of this machine that it has reached.
         local_address: String,
@@ -110,6 +106,8 @@ struct Node {
     result: Option<AttemptResult>,
     /// Whether its connection has ended, or it counts as lost.
     is_lost: bool,
+    /// Whether its workers have finished their start-up in an earlier attempt.
+    has_worked: bool,
 }
 
 impl Node {
@@ -126,6 +124,7 @@ impl Node {
             failed_as: None,
             result: None,
             is_lost: false,
+            has_worked: false,
         }
     }
 
@@ -160,6 +159,8 @@ pub struct Coordinator {
     token: Option<String>,
     /// What node 0 has prepared for the next attempt.
     lead: Option<Lead>,
+    /// What node 0 waits for before it is ready; the other nodes are given their time to join after that.
+    waits: Option<String>,
     /// The address of node 0 that the first other node has reached.
     local_address: Option<String>,
     failures: usize,
@@ -197,6 +198,7 @@ impl Coordinator {
             last_tick: now,
             token: None,
             lead: None,
+            waits: None,
             local_address: None,
             failures: 0,
             regroup: None,
@@ -269,6 +271,7 @@ impl Coordinator {
             self.told.insert(hello.node);
         }
         let is_elastic = self.min.is_some();
+        let (theirs, ours) = (hello.build.clone(), first.hello.build.clone());
         match admission {
             Admission::OtherJob(text) => refuse(exit::USAGE, text),
             _ if self.refused.is_some() || !is_elastic && self.is_complete() => {
@@ -301,6 +304,14 @@ impl Coordinator {
                 let more = if self.is_complete() && !is_elastic { "all nodes have".to_owned() } else { self.missing() };
                 let mut actions = vec![Action::Send(connection, ToNode::Welcome { token: self.token.clone() })];
                 actions.extend(self.tell(format!("{name} has joined; {more}")));
+                if theirs != ours {
+                    actions.extend(self.warn(format!(
+                        "{name} runs another build of fnet than node 0, of the same version (digest {theirs} there, {ours} on node \
+                         0); copy the same programs to all nodes"
+                    )));
+                }
+                let waits = self.waits.clone().map(|text| ToNode::News { text });
+                actions.extend(waits.map(|news| Action::Send(connection, news)));
                 actions
             }
         }
@@ -336,6 +347,9 @@ impl Coordinator {
                 let mut actions = Vec::new();
                 if connection == LOCAL {
                     self.lead = lead;
+                    if self.waits.take().is_some() {
+                        self.began = now;
+                    }
                     if !self.is_complete() {
                         actions.push(Action::Send(connection, ToNode::News { text: self.missing() }));
                     }
@@ -343,6 +357,10 @@ impl Coordinator {
                 actions.extend(self.start_if_ready(now));
                 actions.extend(self.ask_to_regroup(now));
                 actions
+            }
+            ToCoordinator::Waits { text } if connection == LOCAL => {
+                self.waits = Some(format!("node 0 waits: {text}"));
+                Vec::new()
             }
             ToCoordinator::Failing { attempt: of, rank } if is_current(of) => {
                 self.note_failure(index);
@@ -374,6 +392,7 @@ impl Coordinator {
             }
             ToCoordinator::Broken { code, message } => self.lose(index, code, message, now),
             ToCoordinator::Hello(_)
+            | ToCoordinator::Waits { .. }
             | ToCoordinator::Failing { .. }
             | ToCoordinator::Saved { .. }
             | ToCoordinator::Ended { .. }
@@ -410,7 +429,7 @@ impl Coordinator {
             None => !self.was_started && !self.is_complete(),
             Some(min) => self.alive().count() < min,
         };
-        if self.stage == Stage::Waiting && is_short {
+        if self.stage == Stage::Waiting && is_short && self.waits.is_none() {
             if now.duration_since(self.began) >= self.timeouts.join {
                 let (code, text) = self.too_few();
                 actions.extend(self.end_all(code, text));
@@ -576,8 +595,8 @@ impl Coordinator {
         let names: BTreeMap<ConnectionId, String> = self.alive().map(|node| (node.connection, node.name())).collect();
         let Some((members, links)) = self.probing.end(&names, now) else { return Vec::new() };
         if self.stage == Stage::Running {
-            let findings = self.slow.on_links(&links, self.probing.links.as_ref());
-            return self.tell_findings(findings, now);
+            let diagnoses = self.slow.on_links(&links, self.probing.links.as_ref());
+            return self.tell_diagnoses(diagnoses, now);
         }
         if self.stage == Stage::Over {
             return Vec::new();
@@ -619,17 +638,17 @@ impl Coordinator {
         let Some(step) = steps.max() else { return Vec::new() };
         let loads = self.members().map(|node| Load::of(node.hello.node, node.name(), &node.workers.0));
         let Some(loads) = loads.collect::<Option<Vec<Load>>>() else { return Vec::new() };
-        let findings = self.slow.on_tick(step, &loads);
-        self.tell_findings(findings, now)
+        let diagnoses = self.slow.on_tick(step, &loads);
+        self.tell_diagnoses(diagnoses, now)
     }
 
-    fn tell_findings(&mut self, findings: Vec<Finding>, now: Instant) -> Vec<Action> {
+    fn tell_diagnoses(&mut self, diagnoses: Vec<Diagnosis>, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        for finding in findings {
-            actions.extend(match finding {
-                Finding::Say(text, true) => self.warn(text),
-                Finding::Say(text, false) => self.tell(text),
-                Finding::Measure => {
+        for diagnosis in diagnoses {
+            actions.extend(match diagnosis {
+                Diagnosis::Say(text, true) => self.warn(text),
+                Diagnosis::Say(text, false) => self.tell(text),
+                Diagnosis::Measure => {
                     let members = self.alive().filter(|node| node.is_member).map(|node| node.connection).collect();
                     sends(self.probing.begin(members, now))
                 }
@@ -723,18 +742,56 @@ impl Coordinator {
         }
         let mut nodes: Vec<&Node> = self.members().collect();
         nodes.sort_by_key(|node| node.failed_as.unwrap_or(usize::MAX));
-        let mut result = merge(nodes.into_iter().filter_map(|node| node.result.clone()).collect());
-        result.goes_on = self.goes_on(&result);
+        let mut result = AttemptResult::merge(nodes.into_iter().filter_map(|node| node.result.clone()).collect());
         (self.stage, self.began, self.last_reminder) = (Stage::Waiting, now, now);
         self.probing.cancel();
+        let mut actions = Vec::new();
+        if let Some((names, reason)) = self.newcomers_at_fault(&result) {
+            let refused = ToNode::Ended { attempt: self.attempt, result: result.clone() };
+            for node in self.nodes.extract_if(.., |node| names.contains(&node.name())).filter(|node| !node.is_lost) {
+                actions.push(Action::Send(node.connection, refused.clone()));
+                actions.push(Action::Close(node.connection));
+            }
+            actions.extend(self.warn(format!("{} cannot take part: {reason}", text::list(&names))));
+            (result.end, result.goes_on) = (AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true }, true);
+        } else {
+            result.goes_on = self.goes_on(&result);
+        }
+        for node in self.nodes.iter_mut().filter(|node| node.is_member) {
+            node.has_worked |= node.result.as_ref().is_some_and(|result| result.was_ready);
+        }
         let ended = ToNode::Ended { attempt: self.attempt, result };
         let members = self.alive().filter(|node| node.is_member);
-        let mut actions: Vec<Action> = members.map(|node| Action::Send(node.connection, ended.clone())).collect();
+        actions.extend(members.map(|node| Action::Send(node.connection, ended.clone())));
         if self.min.is_some() {
             self.nodes.retain(|node| !node.is_lost || node.connection == LOCAL);
         }
         actions.extend(self.start_if_ready(now));
         actions
+    }
+
+    /// The new members because of which an attempt has failed in a way that would recur with them, and the reason: the others,
+    /// whose workers have worked before, go on without them.
+    fn newcomers_at_fault(&self, result: &AttemptResult) -> Option<(Vec<String>, String)> {
+        let cause = result.cause()?;
+        let is_led = self.nodes.first().is_some_and(|first| first.has_worked && !first.is_lost);
+        let would_recur = matches!(cause.exit_code, exit::USAGE | exit::DATA | exit::ENVIRONMENT);
+        let is_stop = self.stop_requested || result.stop_requested;
+        if self.min.is_none() || !is_led || !would_recur || is_stop {
+            return None;
+        }
+        let is_new = |node: &&Node| !node.has_worked && node.result.as_ref().is_some_and(|result| !result.was_ready);
+        let has_failed = |node: &&Node| {
+            let end = node.result.as_ref().map(|result| &result.end);
+            matches!(end, Some(AttemptEnd::Failed { is_echo: false, .. }))
+        };
+        let (mut failed, others): (Vec<&Node>, Vec<&Node>) = self.members().filter(is_new).partition(has_failed);
+        // That data differ is seen on all ranks, and may be reported by one of another node first.
+        if failed.is_empty() && cause.exit_code == exit::DATA {
+            failed = others;
+        }
+        let names: Vec<String> = failed.into_iter().map(Node::name).collect();
+        (!names.is_empty()).then(|| (names, format!("rank {} failed: {}", cause.rank, cause.reason)))
     }
 
     /// Whether an attempt has ended only because other nodes take part from now on.

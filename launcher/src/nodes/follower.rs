@@ -5,7 +5,6 @@ use std::time::Instant;
 use fnet_protocol::exit;
 use fnet_protocol::message::StopReason;
 
-use super::merge_results::merge;
 use super::message::{StopRequest, ToCoordinator, ToNode};
 use crate::attempt::result::AttemptResult;
 use crate::attempt::{Action, Attempt};
@@ -51,14 +50,10 @@ impl Follower {
             ToNode::Regroup { at_once } => attempt.on_regroup(at_once, now),
             ToNode::Stop(stop) => {
                 self.sent_stop = true;
-                let mut actions = Vec::new();
-                if attempt.stop_reason().is_none() {
-                    actions.extend(attempt.on_stop(stop.reason, now));
+                match attempt.stop_reason() {
+                    Some(_) if !stop.again => Vec::new(),
+                    _ => attempt.on_stop(stop.reason, stop.again, now),
                 }
-                if stop.again {
-                    actions.extend(attempt.on_stop(stop.reason, now));
-                }
-                actions
             }
             ToNode::News { text } => vec![Action::Say(text)],
             ToNode::Lost(reason) | ToNode::Refused { message: reason, .. } => {
@@ -76,7 +71,7 @@ impl Follower {
         }
     }
 
-    /// What the coordinator has to know about the attempt and was not told yet.
+    /// What the coordinator has to know about the attempt and was not sent yet.
     pub fn report(&mut self, attempt: &Attempt) -> Vec<ToCoordinator> {
         let mut messages = Vec::new();
         if let Some(rank) = attempt.failed_rank().filter(|_| !self.sent_failure) {
@@ -97,11 +92,6 @@ impl Follower {
     pub fn stop(&mut self, reason: StopReason, again: bool) -> ToCoordinator {
         self.sent_stop = true;
         ToCoordinator::Stop(StopRequest { reason, again })
-    }
-
-    /// The same after the workers of this node have exited.
-    pub fn stop_late(&mut self, reason: StopReason) -> ToCoordinator {
-        self.stop(reason, self.sent_stop)
     }
 
     /// The workers of this node have exited.
@@ -129,7 +119,11 @@ impl Follower {
         let lost = self.lost.as_ref()?;
         let of_coordinator = AttemptResult::of_lost_node(coordinator, 0, exit::WORKER_LOST, &lost.reason);
         let result = result.clone().on_node("this node");
-        Some(merge(if lost.after_failure { vec![result, of_coordinator] } else { vec![of_coordinator, result] }))
+        Some(AttemptResult::merge(if lost.after_failure {
+            vec![result, of_coordinator]
+        } else {
+            vec![of_coordinator, result]
+        }))
     }
 
     fn set_lost(&mut self, reason: String) {

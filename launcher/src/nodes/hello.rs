@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use fnet_protocol::cli::{CommandLine, LaunchOptions};
@@ -32,6 +33,15 @@ pub fn of_doctor(nodes: &Nodes) -> Hello {
     Hello { settings: [version()].into(), ..empty(nodes, "doctor".to_owned()) }
 }
 
+/// A digest of this program and of the `worker`, which tells builds of one version apart.
+pub fn build(worker: &Path) -> String {
+    let mut hasher = DefaultHasher::new();
+    for program in [Path::new("/proc/self/exe"), worker] {
+        std::fs::read(program).unwrap_or_default().hash(&mut hasher);
+    }
+    format!("{:016x}", hasher.finish())
+}
+
 fn version() -> (String, String) {
     ("version of fnet".to_owned(), env!("CARGO_PKG_VERSION").to_owned())
 }
@@ -41,7 +51,8 @@ fn empty(nodes: &Nodes, job: String) -> Hello {
     let host = uname.nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("unnamed").to_owned();
     let (node, count, settings) = (nodes.rank, nodes.count, BTreeMap::new());
     let min_nodes = nodes.min;
-    Hello { protocol: PROTOCOL, node, nodes: count, min_nodes, workers: 1, host, job, settings, failed: None }
+    let (build, failed) = (String::new(), None);
+    Hello { protocol: PROTOCOL, node, nodes: count, min_nodes, workers: 1, host, job, build, settings, failed }
 }
 
 /// `train cfg`: the command and the name of the work folder, whose parent folders may differ.

@@ -15,10 +15,11 @@ use tokio::sync::Notify;
 
 use super::coordinator::{Coordinator, EARLY_FAILURE_GRACE, Elastic, REMINDER_INTERVAL, Timeouts};
 use super::dial::{self, Connection};
-use super::link::{Closing, Cluster, Link, Sender};
+use super::link::{Closing, Cluster, Link};
 use super::listener::Listener;
 use super::message::{Hello, ToNode, Wanted};
 use super::probe::Prober;
+use super::sender::Sender;
 use super::token::{self, Token};
 use super::{hello, queue, wire};
 use crate::attempt::restart::RestartBudget;
@@ -39,28 +40,33 @@ pub async fn join(
     options: &LaunchOptions,
     plan: &Plan,
     config: &BTreeMap<String, String>,
-    token: Option<Token>,
+    token: &mut Option<Token>,
     console: &Console,
     signals: &mut Signals,
 ) -> Result<OrStop<Cluster>> {
     if plan.nodes.count == 1 {
         return Ok(Ok(Cluster::single()));
     }
-    let hello = hello::of(options, plan, config);
+    let program = plan.program.clone();
+    let build = tokio::task::spawn_blocking(move || hello::build(&program)).await.unwrap_or_default();
+    let hello = Hello { build, ..hello::of(options, plan, config) };
     let timeouts = timeouts(options);
-    if plan.nodes.rank == 0 {
-        let elastic = Elastic {
-            settle: Duration::from_secs_f64(options.elastic_settle),
-            grow_after: options.elastic_grow_after.map(Duration::from_secs_f64),
-        };
+    let elastic = Elastic {
+        settle: Duration::from_secs_f64(options.elastic_settle),
+        grow_after: options.elastic_grow_after.map(Duration::from_secs_f64),
+    };
+    let name = token.as_ref().map(Token::name);
+    let coordinate = |hello| {
         let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_elastic(elastic);
-        let coordinator = coordinator.with_probes(options.expect_bandwidth).with_token(token.as_ref().map(Token::name));
-        return Ok(Ok(Cluster::over(open(&plan.nodes, coordinator, console).await?.with_token(token))));
-    }
-    let mut link = match reach(&plan.nodes, &hello, timeouts, console, signals).await? {
-        Ok(connection) => follow(&plan.nodes, connection, timeouts.silence),
+        coordinator.with_probes(options.expect_bandwidth).with_token(name)
+    };
+    let mut link = match connect(&plan.nodes, hello, timeouts, coordinate, console, signals).await? {
+        Ok(link) => link,
         Err(reason) => return Ok(Err(reason)),
     };
+    if plan.nodes.rank == 0 {
+        return Ok(Ok(Cluster::over(link.with_token(token.take()))));
+    }
     let check = async {
         match (link.welcome().await?, &plan.command) {
             (Some(token), WorkerCommand::Train(train)) => token::find(train.folder(), token).await,
@@ -88,20 +94,32 @@ pub async fn measure(
 ) -> Result<OrStop<Option<Links>>> {
     let nodes = &Nodes { min: None, ..nodes.clone() };
     let (hello, timeouts) = (hello::of_doctor(nodes), Timeouts { join: time, ..timeouts(options) });
-    let link = if nodes.rank == 0 {
-        let coordinator = Coordinator::new(hello, timeouts, Instant::now()).with_probes(None);
-        open(nodes, coordinator, console).await?
-    } else {
-        match reach(nodes, &hello, timeouts, console, signals).await? {
-            Ok(connection) => follow(nodes, connection, timeouts.silence),
-            Err(reason) => return Ok(Err(reason)),
-        }
+    let coordinate = |hello| Coordinator::new(hello, timeouts, Instant::now()).with_probes(None);
+    let link = match connect(nodes, hello, timeouts, coordinate, console, signals).await? {
+        Ok(link) => link,
+        Err(reason) => return Ok(Err(reason)),
     };
     let mut cluster = Cluster::over(link);
     let wanted = Wanted { resume: false, generation: None, budget: RestartBudget::new(options) };
     let started = cluster.begin(nodes, 0, wanted, console, signals).await;
     cluster.leave(started.as_ref().err()).await;
     Ok(started?.map(|start| start.links))
+}
+
+/// Opens the port on node 0, with the coordinator that `coordinate` makes; reaches it from the others.
+async fn connect(
+    nodes: &Nodes,
+    hello: Hello,
+    timeouts: Timeouts,
+    coordinate: impl FnOnce(Hello) -> Coordinator,
+    console: &Console,
+    signals: &mut Signals,
+) -> Result<OrStop<Link>> {
+    if nodes.rank == 0 {
+        return open(nodes, coordinate(hello), console).await.map(Ok);
+    }
+    let reached = reach(nodes, &hello, timeouts, console, signals).await?;
+    Ok(reached.map(|connection| follow(nodes, connection, timeouts.silence)))
 }
 
 fn timeouts(options: &LaunchOptions) -> Timeouts {

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use fnet_protocol::links::Links;
 use fnet_protocol::message::StopReason;
 use fnet_protocol::{env, exit};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::coordinator::{Event, HEARTBEAT_INTERVAL, LOCAL};
+use super::coordinator::HEARTBEAT_INTERVAL;
 use super::follower::Follower;
-use super::listener::{Events, Listener};
+use super::listener::Listener;
 use super::message::{Lead, StartAttempt, ToCoordinator, ToNode, Wanted};
 use super::probe::Prober;
-use super::queue;
+use super::sender::Sender;
 use super::token::Token;
 use super::wire;
 use crate::attempt::result::AttemptResult;
@@ -52,7 +52,7 @@ pub(super) struct Link {
     follower: Follower,
     /// Node 0's file in the work folder, until no other node has to find it any more.
     token: Option<Token>,
-    /// What was told about nodes that have joined or left, or are slow.
+    /// What was reported about nodes that have joined or left, or are slow.
     membership: Membership,
     prober: Prober,
     closing: Closing,
@@ -60,15 +60,6 @@ pub(super) struct Link {
 
 /// Lines about nodes that have joined or left, or are slow, until the status takes them; and whether something is wrong.
 pub type Membership = Rc<RefCell<Vec<(String, bool)>>>;
-
-/// Sends messages to the coordinator.
-#[derive(Clone)]
-pub(super) enum Sender {
-    /// On node 0.
-    Local(Events),
-    /// Over the network; the second part is notified if the queue overflows.
-    Remote(mpsc::Sender<ToCoordinator>, Rc<Notify>),
-}
 
 /// What a node waits for at the end.
 pub(super) enum Closing {
@@ -96,23 +87,6 @@ pub struct AttemptStart {
 
 /// A message from another node or the coordinator.
 pub struct NodeMessage(ToNode);
-
-impl Sender {
-    /// `false` if nobody receives.
-    pub(super) async fn send(&self, message: ToCoordinator) -> bool {
-        match self {
-            Sender::Local(events) => events.send((LOCAL, Event::Message(message))).await.is_ok(),
-            Sender::Remote(sender, is_full) => {
-                let sent = queue::offer(sender, message);
-                // If the connection has ended, its reader reports a better reason.
-                if !sent && !sender.is_closed() {
-                    is_full.notify_one();
-                }
-                sent
-            }
-        }
-    }
-}
 
 /// Sends heartbeats until nobody receives.
 async fn send_heartbeats(sender: Sender, statuses: SharedStatuses) {
@@ -242,7 +216,7 @@ impl Cluster {
         Self { link: Some(link) }
     }
 
-    /// What was told about nodes that have joined or left.
+    /// What was reported about nodes that have joined or left.
     pub fn membership(&self) -> Membership {
         self.link.as_ref().map(|link| Rc::clone(&link.membership)).unwrap_or_default()
     }
@@ -297,6 +271,13 @@ impl Cluster {
         let nodes = Nodes { address, rank: start.node, ranks, interface, ..nodes.clone() };
         let Lead { port, wanted } = start.lead;
         Ok(Ok(AttemptStart { number: start.attempt, store, port, nodes, wanted, links: start.links }))
+    }
+
+    /// Tells the other nodes what node 0 waits for before it is ready.
+    pub async fn wait_for(&self, text: &str) {
+        if let Some(link) = &self.link {
+            link.send(ToCoordinator::Waits { text: text.to_owned() }).await;
+        }
     }
 
     /// The next message; none with a single node.
@@ -355,7 +336,7 @@ impl Cluster {
                 message = link.next() => message,
                 request = signals.next() => {
                     if let Request::Stop(reason) = request {
-                        let stop = link.follower.stop_late(reason);
+                        let stop = link.follower.stop(reason, signals.is_second_interrupt(reason));
                         link.send(stop).await;
                     }
                     continue;

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::auth::{self, Denial, Side};
-use super::coordinator::{Action, ConnectionId, Coordinator, Event, HEARTBEAT_INTERVAL, LOCAL};
-use super::message::{Hello, MAX_LINE, PROTOCOL, ToCoordinator, ToNode};
+use super::coordinator::{Action, Coordinator, Event, HEARTBEAT_INTERVAL, LOCAL};
+use super::message::{ConnectionId, Hello, MAX_LINE, PROTOCOL, ToCoordinator, ToNode};
 use super::queue;
 use super::strangers::{Reason, Strangers};
 use super::wire::{self, Reader};

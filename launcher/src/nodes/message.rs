@@ -23,6 +23,9 @@ const MAX_ERROR: usize = 1 << 16;
 /// Maximum number of workers of a node.
 const MAX_WORKERS: usize = 4096;
 
+/// The number of a connection.
+pub type ConnectionId = u64;
+
 /// The introduction of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +45,9 @@ pub struct Hello {
     pub host: String,
     /// Command and name of the work folder, which identify the job.
     pub job: String,
+    /// A digest of its programs.
+    #[serde(default)]
+    pub build: String,
     /// What must be equal on all nodes, with the names that users know.
     pub settings: BTreeMap<String, String>,
     /// Why the node cannot take part: it only reports that.
@@ -82,55 +88,31 @@ pub enum ToCoordinator {
         /// Node 0 only: what it has prepared.
         lead: Option<Lead>,
     },
+    /// Node 0 only: what it waits for before it is ready.
+    Waits { text: String },
     /// The heartbeat of the node, sent every second.
     Heartbeat {
         /// Its workers that have not exited.
         workers: Vec<RankStatus>,
     },
     /// A worker of the node has failed; the other workers of the job cannot continue.
-    Failing {
-        /// The attempt.
-        attempt: u32,
-        /// The worker's rank.
-        rank: usize,
-    },
+    Failing { attempt: u32, rank: usize },
     /// The user or the system requests a stop.
     Stop(StopRequest),
     /// All workers of the node have exited.
-    Ended {
-        /// The attempt.
-        attempt: u32,
-        /// The result on this node.
-        result: AttemptResult,
-    },
+    Ended { attempt: u32, result: AttemptResult },
     /// The state after the last completed step is on disk since the job has failed.
-    Saved {
-        /// The attempt.
-        attempt: u32,
-        /// Completed steps.
-        step: u64,
-    },
+    Saved { attempt: u32, step: u64 },
     /// The node is ready for a probe of the network.
     ProbePrepared {
-        /// Number of the probe.
         probe: u64,
         /// Where the node listens, if it can.
         address: Option<SocketAddr>,
     },
     /// What the node has measured.
-    Probed {
-        /// Number of the probe.
-        probe: u64,
-        /// Its links.
-        received: Vec<Received>,
-    },
+    Probed { probe: u64, received: Vec<Received> },
     /// The node cannot continue.
-    Broken {
-        /// Exit code of the job.
-        code: i32,
-        /// What happened.
-        message: String,
-    },
+    Broken { code: i32, message: String },
     /// A message from a newer version.
     #[serde(other)]
     Unknown,
@@ -153,32 +135,19 @@ pub enum ToNode {
         token: Option<String>,
     },
     /// The job refuses this node, or ends.
-    Refused {
-        /// Exit code of the job.
-        code: i32,
-        /// Why.
-        message: String,
-    },
+    Refused { code: i32, message: String },
     /// A message for the user.
-    News {
-        /// One line.
-        text: String,
-    },
+    News { text: String },
     /// A node has joined or left, or its network or compute is slow: a line for the user and the status.
     Membership {
-        /// One line.
         text: String,
         /// Whether something is wrong.
         is_warning: bool,
     },
     /// Prepare for a probe of the network.
-    PrepareProbe {
-        /// Number of the probe.
-        probe: u64,
-    },
+    PrepareProbe { probe: u64 },
     /// Measure the links to the other nodes.
     RunProbe {
-        /// Number of the probe.
         probe: u64,
         /// Number of this node in it.
         node: usize,
@@ -198,20 +167,13 @@ pub enum ToNode {
         workers: Vec<RankStatus>,
     },
     /// A worker of another node has failed.
-    PeerFailed {
-        /// Its rank.
-        rank: usize,
-    },
+    PeerFailed { rank: usize },
     /// Another node has saved the state after this many completed steps since the job has failed.
-    PeerSaved {
-        /// Completed steps.
-        step: u64,
-    },
+    PeerSaved { step: u64 },
     /// The job shall stop.
     Stop(StopRequest),
     /// All workers of the job have exited.
     Ended {
-        /// The attempt.
         attempt: u32,
         /// The result for the whole job.
         result: AttemptResult,
@@ -229,7 +191,7 @@ pub enum ToNode {
 pub struct StopRequest {
     /// Why.
     pub reason: StopReason,
-    /// Whether it was requested twice: stop without saving.
+    /// Whether Ctrl-C was pressed twice: stop without saving.
     pub again: bool,
 }
 
@@ -298,7 +260,8 @@ mod tests {
     pub fn hello(node: usize) -> Hello {
         let settings = [("--device".to_owned(), "cpu".to_owned())].into();
         let (host, job, failed) = ("a".into(), "train cfg".into(), None);
-        Hello { protocol: PROTOCOL, node, nodes: 2, min_nodes: None, workers: 1, host, job, settings, failed }
+        let (min_nodes, build) = (None, String::new());
+        Hello { protocol: PROTOCOL, node, nodes: 2, min_nodes, workers: 1, host, job, build, settings, failed }
     }
 
     #[test]

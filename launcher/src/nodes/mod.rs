@@ -1,7 +1,7 @@
 //! Several nodes, one job: the launchers of the nodes talk to each other.
 //!
 //! The launcher of node 0 listens on the master port ([`listener`]); the others dial until they reach it ([`dial`]). Its
-//! coordinator checks that they match ([`admission`]) and decides for all of them ([`coordinator`], [`merge_results`]);
+//! coordinator checks that they match ([`admission`]) and decides for all of them ([`coordinator`]);
 //! each launcher supervises its own workers and follows those decisions ([`follower`], [`link`]). The store of the workers has a separate
 //! port, which is announced at each start.
 //!
@@ -19,13 +19,14 @@ mod dial;
 mod follower;
 mod hello;
 mod join;
+mod key;
 mod link;
 mod listener;
-mod merge_results;
 mod message;
 mod probe;
 mod probing;
 mod queue;
+mod sender;
 #[cfg(test)]
 mod simulation;
 mod slow;

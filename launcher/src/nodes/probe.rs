@@ -17,8 +17,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{self, Denial, Side};
-use super::link::Sender;
 use super::message::{Received, ToCoordinator};
+use super::probing::{partner, rounds};
+use super::sender::Sender;
 use super::wire::{Reader, Writer};
 use crate::plan::secret::Secret;
 
@@ -28,9 +29,6 @@ const TOTAL: Duration = Duration::from_millis(950);
 const ROUNDS: Duration = Duration::from_millis(650);
 /// Maximum time for a round.
 const MAX_ROUND: Duration = Duration::from_millis(160);
-/// Maximum number of rounds, and of pairs: enough for all pairs of 64 nodes. Of more nodes, each is measured with some others.
-const MAX_ROUNDS: usize = 63;
-const MAX_PAIRS: usize = 8192;
 /// Maximum number of bytes in each direction of a pair.
 const MAX_BYTES: u64 = 32 << 20;
 const CHUNK: usize = 256 << 10;
@@ -41,40 +39,10 @@ const MAX_STRANGERS: usize = 64;
 /// Maximum length of a line.
 const MAX_LINE: usize = 4096;
 
-/// Number of rounds of `count` nodes.
-pub fn rounds(count: usize) -> usize {
-    let all = (count + count % 2).saturating_sub(1);
-    all.min(MAX_ROUNDS).min((2 * MAX_PAIRS / count.max(1)).max(1))
-}
-
-/// With which node a node is measured in a round: all meet in a circle around the last one, which with an odd number of nodes
-/// is nobody.
-pub fn partner(count: usize, node: usize, round: usize) -> Option<usize> {
-    let last = (count + count % 2).saturating_sub(1);
-    if last == 0 {
-        return None;
-    }
-    let round = round % last;
-    let opposite = |node: usize| (round + last - node) % last;
-    let other = match node {
-        // The one that is opposite to itself.
-        _ if node == last => round * last.div_ceil(2) % last,
-        _ if opposite(node) == node => last,
-        _ => opposite(node),
-    };
-    (other < count).then_some(other)
-}
-
-/// The pairs of all rounds.
-pub fn pairs(count: usize) -> impl Iterator<Item = [usize; 2]> {
-    let in_round = move |round| (0..count).filter_map(move |node| Some([node, partner(count, node, round)?]));
-    (0..rounds(count)).flat_map(in_round).filter(|[a, b]| a < b)
-}
-
 /// A line between two nodes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Line {
+enum ProbeMessage {
     /// The first one, of the node that has connected.
     Intro {
         probe: u64,
@@ -237,7 +205,7 @@ impl Probe {
         let stream = TcpStream::connect(address).await?;
         let mut peer = Peer::new(stream, Some(began.elapsed()));
         peer.authenticate(self.secret.as_ref(), Side::Node).await?;
-        peer.writer.write(&Line::Intro { probe: self.number, node: self.node }).await?;
+        peer.writer.write(&ProbeMessage::Intro { probe: self.number, node: self.node }).await?;
         Ok((other, peer))
     }
 
@@ -246,7 +214,7 @@ impl Probe {
         let mut peer = Peer::new(stream, None);
         peer.authenticate(self.secret.as_ref(), Side::Coordinator).await?;
         Ok(match peer.reader.line().await?.and_then(|line| serde_json::from_slice(&line).ok()) {
-            Some(Line::Intro { probe, node }) if probe == self.number && node < self.node => Some((node, peer)),
+            Some(ProbeMessage::Intro { probe, node }) if probe == self.number && node < self.node => Some((node, peer)),
             _ => None,
         })
     }
@@ -284,8 +252,8 @@ async fn ask(peer: &mut Peer, time: Duration, found: &mut Received) -> io::Resul
     let (mut best, mut since) = (Duration::MAX, Instant::now());
     for ping in 0..=PINGS {
         let (sent, clock) = (Instant::now(), now());
-        peer.writer.write(&Line::Ping).await?;
-        let Some(Line::Pong { time: theirs }) = peer.reader.message().await? else {
+        peer.writer.write(&ProbeMessage::Ping).await?;
+        let Some(ProbeMessage::Pong { time: theirs }) = peer.reader.message().await? else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let took = sent.elapsed();
@@ -303,14 +271,14 @@ async fn ask(peer: &mut Peer, time: Duration, found: &mut Received) -> io::Resul
             break;
         }
     }
-    peer.writer.write(&Line::Burst).await
+    peer.writer.write(&ProbeMessage::Burst).await
 }
 
 async fn answer(peer: &mut Peer) -> io::Result<()> {
     loop {
         match peer.reader.message().await? {
-            Some(Line::Ping) => peer.writer.write(&Line::Pong { time: now() }).await?,
-            Some(Line::Burst) => return Ok(()),
+            Some(ProbeMessage::Ping) => peer.writer.write(&ProbeMessage::Pong { time: now() }).await?,
+            Some(ProbeMessage::Burst) => return Ok(()),
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -352,34 +320,7 @@ fn rate(arrivals: &[(Duration, u64)], took: Duration) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-
-    #[test]
-    fn all_pairs_meet_once_and_no_node_is_in_two_pairs_of_a_round() {
-        for count in 2..=64 {
-            let mut met = BTreeSet::new();
-            for round in 0..rounds(count) {
-                let partners: Vec<Option<usize>> = (0..count).map(|node| partner(count, node, round)).collect();
-                assert_eq!(partners.iter().filter(|partner| partner.is_none()).count(), count % 2);
-                for (node, other) in partners.iter().enumerate() {
-                    let Some(other) = *other else { continue };
-                    assert!(other < count && other != node && partners[other] == Some(node), "{count}: {partners:?}");
-                    assert!(node > other || met.insert([node, other]), "{count}: {node} and {other} meet twice");
-                }
-            }
-            assert_eq!(met.len(), count * (count - 1) / 2);
-            assert_eq!(pairs(count).collect::<BTreeSet<_>>(), met);
-        }
-        // Of many nodes, each meets some.
-        for count in [65, 256, 1000, 4001] {
-            let met: Vec<[usize; 2]> = pairs(count).collect();
-            let nodes: BTreeSet<usize> = met.iter().flatten().copied().collect();
-            assert!(met.len() <= MAX_PAIRS && nodes.len() >= count - 1, "{count}: {} pairs", met.len());
-        }
-        assert_eq!((pairs(0).count(), pairs(1).count()), (0, 0));
-    }
 
     #[test]
     fn the_rate_is_that_of_the_second_half() {

@@ -7,12 +7,43 @@ use std::time::{Duration, Instant};
 
 use fnet_protocol::links::{Links, Pair};
 
-use super::coordinator::ConnectionId;
-use super::message::{Received, ToNode};
-use super::probe;
+use super::message::{ConnectionId, Received, ToNode};
 
 /// Time for all nodes to prepare, and then to measure. A node that does not answer is left out.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of rounds, and of pairs: enough for all pairs of 64 nodes. Of more nodes, each is measured with some others.
+const MAX_ROUNDS: usize = 63;
+const MAX_PAIRS: usize = 8192;
+
+/// Number of rounds of `count` nodes.
+pub fn rounds(count: usize) -> usize {
+    let all = (count + count % 2).saturating_sub(1);
+    all.min(MAX_ROUNDS).min((2 * MAX_PAIRS / count.max(1)).max(1))
+}
+
+/// With which node a node is measured in a round: all meet in a circle around the last one, which with an odd number of nodes
+/// is nobody.
+pub fn partner(count: usize, node: usize, round: usize) -> Option<usize> {
+    let last = (count + count % 2).saturating_sub(1);
+    if last == 0 {
+        return None;
+    }
+    let round = round % last;
+    let opposite = |node: usize| (round + last - node) % last;
+    let other = match node {
+        // The one that is opposite to itself.
+        _ if node == last => round * last.div_ceil(2) % last,
+        _ if opposite(node) == node => last,
+        _ => opposite(node),
+    };
+    (other < count).then_some(other)
+}
+
+/// The pairs of all rounds.
+pub fn pairs(count: usize) -> impl Iterator<Item = [usize; 2]> {
+    let in_round = move |round| (0..count).filter_map(move |node| Some([node, partner(count, node, round)?]));
+    (0..rounds(count)).flat_map(in_round).filter(|[a, b]| a < b)
+}
 
 /// The probes of a job.
 #[derive(Default)]
@@ -88,7 +119,7 @@ impl Probing {
         }
     }
 
-    /// What nodes are told when the time to prepare is over.
+    /// The messages when the time to prepare is over.
     pub fn on_tick(&mut self, now: Instant) -> Messages {
         let probe = self.number;
         let late = self.running.as_mut().filter(|running| !running.is_begun && now >= running.until);
@@ -112,7 +143,7 @@ impl Probing {
         let gone = || "a node that is gone".to_owned();
         let nodes = members.iter().map(|member| names.get(member).cloned().unwrap_or_else(gone));
         let of = |[at, from]: [usize; 2]| received.get(&members[at])?.iter().find(|link| link.from == from);
-        let pairs = probe::pairs(members.len()).map(|[a, b]| {
+        let pairs = pairs(members.len()).map(|[a, b]| {
             let (first, second) = (of([a, b]), of([b, a]));
             let both = [first, second].into_iter().flatten();
             Pair {
@@ -198,5 +229,30 @@ mod tests {
         probing.begin(vec![0, 5], later);
         assert!(!probing.is_running(&[0, 4]) && probing.is_running(&[0, 5]));
         assert!(probing.on_prepared(0, 2, None, later).is_empty());
+    }
+
+    #[test]
+    fn all_pairs_meet_once_and_no_node_is_in_two_pairs_of_a_round() {
+        for count in 2..=64 {
+            let mut met = BTreeSet::new();
+            for round in 0..rounds(count) {
+                let partners: Vec<Option<usize>> = (0..count).map(|node| partner(count, node, round)).collect();
+                assert_eq!(partners.iter().filter(|partner| partner.is_none()).count(), count % 2);
+                for (node, other) in partners.iter().enumerate() {
+                    let Some(other) = *other else { continue };
+                    assert!(other < count && other != node && partners[other] == Some(node), "{count}: {partners:?}");
+                    assert!(node > other || met.insert([node, other]), "{count}: {node} and {other} meet twice");
+                }
+            }
+            assert_eq!(met.len(), count * (count - 1) / 2);
+            assert_eq!(pairs(count).collect::<BTreeSet<_>>(), met);
+        }
+        // Of many nodes, each meets some.
+        for count in [65, 256, 1000, 4001] {
+            let met: Vec<[usize; 2]> = pairs(count).collect();
+            let nodes: BTreeSet<usize> = met.iter().flatten().copied().collect();
+            assert!(met.len() <= MAX_PAIRS && nodes.len() >= count - 1, "{count}: {} pairs", met.len());
+        }
+        assert_eq!((pairs(0).count(), pairs(1).count()), (0, 0));
     }
 }

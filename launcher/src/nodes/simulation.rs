@@ -185,7 +185,7 @@ struct Folder {
     files: BTreeMap<u64, u64>,
 }
 
-struct World {
+struct Simulation {
     choices: Choices,
     base: Instant,
     now: u64,
@@ -213,7 +213,7 @@ struct World {
     is_traced: bool,
 }
 
-impl World {
+impl Simulation {
     fn new(mut choices: Choices, template: &(Hello, RestartBudget)) -> Self {
         let is_small = !choices.is_random();
         // Few nodes are the most frequent case.
@@ -788,7 +788,7 @@ impl World {
             Some(worker) => worker.ends = true,
             None => return,
         }
-        self.report(host, Event::Exited(WorkerExit { exit, tail: Vec::new(), out_of_memory: None }));
+        self.report(host, Event::Exited(WorkerExit { exit, tail: Vec::new(), out_of_memory: None, status: None }));
     }
 
     /// A checkpoint gets its name.
@@ -857,11 +857,8 @@ impl World {
             AttemptEnd::Stopped { .. } => return self.end(host, exit::STOPPED),
             AttemptEnd::Failed { cause, .. } => cause,
         };
-        if !result.lost_nodes.is_empty() && !result.goes_on {
-            return self.end(host, exit::STOPPED);
-        }
-        match launcher.budget.decide(true, &result, cause) {
-            Decision::GiveUp(_) => self.end(host, exit::WORKER_LOST),
+        match launcher.budget.decide(true, true, &result, cause) {
+            Decision::GiveUp { code, .. } => self.end(host, code),
             Decision::Restart { pause, .. } => {
                 launcher.resume = is_saved;
                 let pause = u64::try_from(pause.as_millis()).unwrap();
@@ -915,7 +912,7 @@ impl World {
                 let launcher = self.launcher(host);
                 if let Some(attempt) = &mut launcher.attempt {
                     let stop = launcher.follower.stop(StopReason::Terminated, false);
-                    let actions = attempt.on_stop(StopReason::Terminated, clock);
+                    let actions = attempt.on_stop(StopReason::Terminated, false, clock);
                     self.send(host, stop);
                     self.execute(host, actions);
                 }
@@ -955,7 +952,7 @@ fn run_seed(seed: u64, template: &(Hello, RestartBudget)) -> u64 {
         }
     }
     let _replay = Replay(seed);
-    World::new(Choices::Random(seed), template).run().0
+    Simulation::new(Choices::Random(seed), template).run().0
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -981,7 +978,7 @@ fn all_schedules_of_a_small_case_keep_what_is_promised() {
     let (mut chosen, mut count) = (Vec::new(), 0);
     loop {
         let choices = Choices::All { chosen, next: 0, depth };
-        let (_, choices) = World::new(choices, &template).run();
+        let (_, choices) = Simulation::new(choices, &template).run();
         let Choices::All { chosen: tried, .. } = choices else { panic!("other choices") };
         (chosen, count) = (tried, count + 1);
         if !Choices::advance(&mut chosen) {

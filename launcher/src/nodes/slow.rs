@@ -54,7 +54,7 @@ impl Load {
 
 /// A conclusion.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Finding {
+pub enum Diagnosis {
     /// Tell the user; the second part is whether something is wrong.
     Say(String, bool),
     /// Measure the links.
@@ -92,24 +92,24 @@ pub struct Watch {
     last: (f64, f64),
     /// Seconds of communication when the links were measured.
     measured_at: Option<f64>,
-    /// Whether the user was told that the network is slow.
-    was_told: bool,
+    /// Whether it was reported that the network is slow.
+    was_reported: bool,
 }
 
 impl Watch {
     /// A second has passed; `step` is the newest one.
-    pub fn on_tick(&mut self, step: u64, loads: &[Load]) -> Vec<Finding> {
+    pub fn on_tick(&mut self, step: u64, loads: &[Load]) -> Vec<Diagnosis> {
         if step == self.step || loads.len() < 2 {
             return Vec::new();
         }
         self.step = step;
-        let mut findings = self.by_compute(loads);
-        findings.extend(self.by_network(loads));
-        findings
+        let mut diagnoses = self.by_compute(loads);
+        diagnoses.extend(self.by_network(loads));
+        diagnoses
     }
 
-    fn by_compute(&mut self, loads: &[Load]) -> Vec<Finding> {
-        let mut findings = Vec::new();
+    fn by_compute(&mut self, loads: &[Load]) -> Vec<Diagnosis> {
+        let mut diagnoses = Vec::new();
         for load in loads {
             let usual = Spread::of(loads.iter().filter(|other| other.node != load.node).map(|other| other.own)).median;
             let matters = load.own - usual >= MIN_PART * (load.own + load.wait);
@@ -127,30 +127,30 @@ impl Watch {
                 true => format!("{name} is slow by compute, not by the network: {work}"),
                 false => format!("{name} is no longer slow by compute: {work}"),
             };
-            findings.push(Finding::Say(text, is_slow));
+            diagnoses.push(Diagnosis::Say(text, is_slow));
         }
-        findings
+        diagnoses
     }
 
-    fn by_network(&mut self, loads: &[Load]) -> Option<Finding> {
+    fn by_network(&mut self, loads: &[Load]) -> Option<Diagnosis> {
         // The node for which the others wait.
         let last = loads.iter().max_by(|a, b| a.own.total_cmp(&b.own))?;
         self.last = (last.wait, last.own + last.wait);
         let part = last.wait / self.last.1.max(f64::MIN_POSITIVE);
         let is_worse = self.measured_at.is_none_or(|before| last.wait >= WORSE * before);
-        if self.network.is_on && !self.was_told && part > MUCH && is_worse {
+        if self.network.is_on && !self.was_reported && part > MUCH && is_worse {
             // It was measured, but no link was slow then.
             self.network = Lasting::default();
         }
         match self.network.note(part > MUCH && is_worse, part > LITTLE) {
             Some(true) => {
                 self.measured_at = Some(last.wait);
-                Some(Finding::Measure)
+                Some(Diagnosis::Measure)
             }
             Some(false) => {
                 self.measured_at = None;
-                std::mem::take(&mut self.was_told)
-                    .then(|| Finding::Say(format!("the network is no longer slow: {}", self.communication()), false))
+                std::mem::take(&mut self.was_reported)
+                    .then(|| Diagnosis::Say(format!("the network is no longer slow: {}", self.communication()), false))
             }
             None => None,
         }
@@ -161,15 +161,15 @@ impl Watch {
     }
 
     /// The links were measured during the attempt; before it, they were `before`.
-    pub fn on_links(&mut self, links: &Links, before: Option<&Links>) -> Vec<Finding> {
+    pub fn on_links(&mut self, links: &Links, before: Option<&Links>) -> Vec<Diagnosis> {
         let slow = links.slow_now(before);
         if slow.is_empty() {
             let Some(summary) = links.summary() else { return Vec::new() };
             let text = format!("{}; no link is far slower than the others: {summary}", self.communication());
-            return vec![Finding::Say(text, false)];
+            return vec![Diagnosis::Say(text, false)];
         }
-        self.was_told = true;
-        let say = |what| Finding::Say(format!("{what}; {}, not by compute", self.communication()), true);
+        self.was_reported = true;
+        let say = |what| Diagnosis::Say(format!("{what}; {}, not by compute", self.communication()), true);
         slow.into_iter().map(say).collect()
     }
 }
@@ -187,14 +187,14 @@ mod tests {
     }
 
     /// What is found in this many seconds with a step each.
-    fn pass(watch: &mut Watch, seconds: u32, loads: &[Load]) -> Vec<Finding> {
+    fn pass(watch: &mut Watch, seconds: u32, loads: &[Load]) -> Vec<Diagnosis> {
         (0..seconds).flat_map(|_| watch.on_tick(watch.step + 1, loads)).collect()
     }
 
-    fn said(findings: &[Finding]) -> Vec<(&str, bool)> {
-        let said = findings.iter().map(|finding| match finding {
-            Finding::Say(text, is_warning) => (text.as_str(), *is_warning),
-            Finding::Measure => ("measure", false),
+    fn said(diagnoses: &[Diagnosis]) -> Vec<(&str, bool)> {
+        let said = diagnoses.iter().map(|diagnosis| match diagnosis {
+            Diagnosis::Say(text, is_warning) => (text.as_str(), *is_warning),
+            Diagnosis::Measure => ("measure", false),
         });
         said.collect()
     }
@@ -233,7 +233,7 @@ mod tests {
         let (fast, slow) = (loads(&[(0.3, 0.02); 3]), loads(&[(0.3, 0.5), (0.32, 0.48), (0.31, 0.49)]));
         let mut watch = Watch::default();
         assert_eq!(pass(&mut watch, 100, &fast), []);
-        assert_eq!(pass(&mut watch, 100, &slow), [Finding::Measure]);
+        assert_eq!(pass(&mut watch, 100, &slow), [Diagnosis::Measure]);
         let found = watch.on_links(&links(0.5), None);
         assert_eq!(
             said(&found),
@@ -250,11 +250,11 @@ mod tests {
             [("the network is no longer slow: communication takes 0.02 s of a step of 0.32 s", false)]
         );
         // Another time no link is slower than the others: they are measured again only when it has become worse.
-        assert_eq!(pass(&mut watch, 100, &slow), [Finding::Measure]);
+        assert_eq!(pass(&mut watch, 100, &slow), [Diagnosis::Measure]);
         let found = watch.on_links(&links(9.0), None);
         assert!(said(&found)[0].0.contains("no link is far slower than the others: network of 3 pairs"), "{found:?}");
         assert_eq!(pass(&mut watch, 100, &slow), []);
-        assert_eq!(pass(&mut watch, 100, &loads(&[(0.3, 1.1); 3])), [Finding::Measure]);
+        assert_eq!(pass(&mut watch, 100, &loads(&[(0.3, 1.1); 3])), [Diagnosis::Measure]);
         // A node for which the others wait is no slow network.
         assert_eq!(pass(&mut Watch::default(), PERSISTENT, &loads(&[(0.3, 0.6), (0.9, 0.0)])).len(), 1);
     }

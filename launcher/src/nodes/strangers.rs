@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-use super::coordinator::ConnectionId;
+use super::message::ConnectionId;
 use crate::plan::secret::SAME_REMEDY;
 
 /// Maximum number of connections that have not introduced themselves.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
-use super::auth::{self, Key};
+use super::key::{Key, OVERHEAD};
 use super::message::MAX_LINE;
 
 /// Time for the other side to read the remaining messages.
@@ -33,7 +33,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     /// Expects all further lines to be authenticated, and lets them be as long as messages are.
     pub fn authenticate(&mut self, key: Key) {
-        (self.key, self.max) = (Some(key), MAX_LINE + auth::OVERHEAD);
+        (self.key, self.max) = (Some(key), MAX_LINE + OVERHEAD);
     }
 
     /// What follows the last line, as it is.

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 /// Maximum size of a status file in bytes; that of a thousand workers is far below.
 const MAX_BYTES: u64 = 16 << 20;
 /// A launcher writes every second; after this time without a change, it is stopped or gone.
-const STALE: Duration = Duration::from_secs(15);
+pub const STALE: Duration = Duration::from_secs(15);
 
 /// What a job does. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,9 +182,9 @@ pub enum Verdict {
 }
 
 impl JobStatus {
-    /// What this status means now.
-    pub fn judge(&self, now: f64) -> Verdict {
-        let is_stale = now - self.updated > STALE.as_secs_f64();
+    /// What this status means after this many seconds without a newer one.
+    pub fn judge(&self, silent: f64) -> Verdict {
+        let is_stale = silent > STALE.as_secs_f64();
         match self.launcher.is_of_this_host() {
             _ if self.end.is_some() => Verdict::Ended,
             true if self.launcher.is_gone() => Verdict::Killed,

@@ -6,7 +6,7 @@ use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use serde_json::Value;
 
-use super::{JobStatus, Verdict};
+use super::{JobStatus, STALE, Verdict};
 use crate::attempt::status::{JobStage, describe};
 use crate::text;
 
@@ -136,8 +136,9 @@ pub fn verdict(status: &JobStatus, verdict: Verdict, now: f64) -> String {
              does not respond"
         ),
         (Verdict::Unknown, _) => format!(
-            "silent for {silent}: its launcher (process {process} on {}) was killed, its machine failed, the disk does not \
-             respond, or the clocks of the machines differ",
+            "silent for more than {} s: its launcher (process {process} on {}) was killed, its machine failed, or the disk does \
+             not respond",
+            STALE.as_secs(),
             status.host
         ),
         _ => match status.stage {

@@ -120,7 +120,7 @@ fn a_reader_concludes_whether_the_job_runs() {
         (&JobStatus { end: end(exit::STOPPED), ..status() }, 60.0, Verdict::Ended, "run again with --resume"),
     ] {
         let now = 2000.0 + age;
-        assert_eq!(job.judge(now), expected, "{text}");
+        assert_eq!(job.judge(age), expected, "{text}");
         let page = show::page(job, expected, now);
         assert!(page.contains(text), "{page}");
         for known in

@@ -1,5 +1,6 @@
 //! Supervises a job: starts the workers, passes events to the [`Attempt`], executes its actions, restarts.
 
+mod disk;
 mod logs;
 mod next;
 mod oom;
@@ -14,7 +15,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -28,15 +29,15 @@ use self::reaper::Reaper;
 use self::workers::Starter;
 use crate::attempt::cause::Cause;
 use crate::attempt::hang::Limits;
-use crate::attempt::restart::{Decision, RestartBudget};
+use crate::attempt::restart::{Decision, RestartBudget, code_of_loss};
 use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::JobStage;
-use crate::attempt::{Action, Attempt, Event};
+use crate::attempt::{Action, Attempt, Event, KILL_TIMEOUT};
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
 use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
-use crate::signals::{Request, Signals};
+use crate::signals::{OrStop, Request, Signals};
 use crate::status::{Keeper, Level, show};
 use crate::{libtorch, text};
 
@@ -57,15 +58,13 @@ pub fn run(launch: &Launch, command: &WorkerCommand) -> Result<i32> {
         .enable_all()
         .build()
         .doing(|| "starting the event loop".to_owned())?;
-    // Signals are requests from here on, and wait until the plan is made.
+    // Signals are requests from here on.
     let signals = {
         let _inside = runtime.enter();
         Signals::install().doing(|| "installing the signal handlers".to_owned())?
     };
-    // Outside the event loop, because it waits for other programs.
-    let plan = Plan::new(launch, command);
-    let code = tokio::task::LocalSet::new().block_on(&runtime, supervise(launch, command, plan, signals));
-    // A name lookup in progress must not delay the exit.
+    let code = tokio::task::LocalSet::new().block_on(&runtime, supervise(launch, command, signals));
+    // A name lookup or a folder that does not answer must not delay the exit.
     runtime.shutdown_background();
     code
 }
@@ -75,20 +74,32 @@ struct Prepared {
     plan: Plan,
     /// The fields of the resolved config.
     config: BTreeMap<String, String>,
-    lock: Option<File>,
+    /// The lock of the work folder, or why another job has it, if this one waits for that.
+    lock: Result<Option<File>>,
     /// With several nodes: node 0's file in the work folder.
     token: Option<Token>,
     reaper: Reaper,
 }
 
-async fn prepare(options: &LaunchOptions, plan: Result<Plan>, console: &Console) -> Result<Prepared> {
-    let plan = plan?;
+async fn prepare(launch: &Launch, command: &WorkerCommand, console: &Console) -> Result<Prepared> {
+    let options = &launch.options;
+    let doing = format!("reading the inputs of `{}`", text::shell_line(&launch.line.words()));
+    let plan = {
+        let (launch, command) = (launch.clone(), command.clone());
+        disk::within(resolved_config::READ_TIMEOUT, doing, move || Plan::new(&launch, &command)).await??
+    };
     let program = plan.program.clone();
     let checking = tokio::task::spawn_blocking(move || libtorch::check(&program));
     let config = resolved_config::read(&plan.command).await?;
     checking.await.unwrap_or_else(|panic| Err(Error::bug(format!("looking for libtorch: {panic}"))))?;
-    std::fs::create_dir_all(&plan.logs).doing(|| format!("creating {}", plan.logs.display()))?;
-    let lock = workdir_lock::wait(&plan, options.join_timeout, console).await?;
+    let time = Duration::from_secs_f64(options.node_timeout);
+    let (logs, doing) = (plan.logs.clone(), format!("creating {}", plan.logs.display()));
+    let created = disk::within(time, doing.clone(), || std::fs::create_dir_all(logs)).await?;
+    created.doing(|| doing)?;
+    let lock = match workdir_lock::lock(&plan, time, console).await {
+        Err(error) if error.code != exit::USAGE || !workdir_lock::may_wait(&plan) => return Err(error),
+        lock => lock,
+    };
     let token = match &plan.command {
         WorkerCommand::Train(train) if plan.nodes.count > 1 && plan.nodes.rank == 0 => {
             Some(Token::create(&train.folder())?)
@@ -100,7 +111,12 @@ async fn prepare(options: &LaunchOptions, plan: Result<Plan>, console: &Console)
     Ok(Prepared { plan, config, lock, token, reaper })
 }
 
-async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>, mut signals: Signals) -> Result<i32> {
+/// A stop before the first attempt.
+fn stopped(reason: StopReason) -> Error {
+    Error::new(reason.exit_code(), format!("stopped on request{BEFORE_START}"))
+}
+
+async fn supervise(launch: &Launch, command: &WorkerCommand, mut signals: Signals) -> Result<i32> {
     let options = &launch.options;
     let console = Rc::new(Console::new(options));
     if let Some(limit) = options.time_limit {
@@ -108,18 +124,37 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, plan: Result<Plan>,
         let text = format!("the time limit of {} is reached (--time-limit)", humantime::format_duration(limit));
         signals.set_time_limit(limit, move || console.say(&text));
     }
-    let stopped = |reason: StopReason| Error::new(reason.exit_code(), format!("stopped on request{BEFORE_START}"));
-    let prepared = signals.unless_stopped(prepare(options, plan, &console)).await;
-    let Prepared { plan, config, lock, token, reaper } = match prepared.unwrap_or_else(|reason| Err(stopped(reason))) {
-        Ok(prepared) => prepared,
-        Err(error) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
-    };
+    let prepared = signals.unless_stopped(prepare(launch, command, &console)).await;
+    let Prepared { plan, config, lock, mut token, reaper } =
+        match prepared.unwrap_or_else(|reason| Err(stopped(reason))) {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
+        };
     console.say(&plan.summary());
     if options.verbosity() > 0 {
         plan.binding.lines().iter().for_each(|line| console.say(line));
     }
+    let (lock, cluster) = match lock {
+        Err(busy) => workdir_lock::wait(options, &plan, &config, &mut token, &busy, &console, &mut signals).await,
+        lock => (lock, None),
+    };
+    let (lock, early) = match (lock, cluster) {
+        (Ok(lock), cluster) => (lock, cluster),
+        (Err(error), None) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
+        (Err(error), Some(cluster)) => {
+            console.error(error.message());
+            let _ = signals.unless_stopped(cluster.leave(Some(&error))).await;
+            return Ok(error.code);
+        }
+    };
+    // Not before the folder is locked: its status is that of the job that has it.
     let mut keeper = Keeper::new(&plan);
-    let joined = nodes::join(options, &plan, &config, token, &console, &mut signals);
+    let joined = async {
+        match early {
+            Some(cluster) => Ok(Ok(cluster)),
+            None => nodes::join(options, &plan, &config, &mut token, &console, &mut signals).await,
+        }
+    };
     let cluster = match keeper.during(joined).await {
         Ok(Ok(cluster)) => cluster,
         Ok(Err(reason)) => {
@@ -175,16 +210,20 @@ async fn end_before_start(
 }
 
 /// Takes the next generation of the work folder of a training, on node 0, after the one that the last attempt had.
-async fn take_generation(plan: &Plan, last: Option<u64>) -> Result<Option<u64>> {
+async fn take_generation(plan: Plan, last: Option<u64>, time: Duration) -> Result<Option<u64>> {
     let folder = match &plan.command {
         WorkerCommand::Train(train) if plan.nodes.rank == 0 => train.folder(),
         _ => return Ok(None),
     };
-    let file = folder.clone();
-    let taken = tokio::task::spawn_blocking(move || generation::take(&file, last)).await;
-    let taken = taken.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    let taken = taken.doing(|| format!("counting the attempts in {}", folder.display()))?;
-    taken.map(Some).ok_or_else(|| cut_off(&folder))
+    let (path, doing) = (folder.clone(), format!("counting the attempts in {}", folder.display()));
+    let taken = disk::within(time, doing.clone(), move || generation::take(&path, last)).await?;
+    taken.doing(|| doing)?.map(Some).ok_or_else(|| cut_off(&folder))
+}
+
+/// The checkpoints in the folder of a training.
+async fn checkpoints(plan: Plan, time: Duration) -> Result<Result<Vec<CheckpointFile>>> {
+    let doing = format!("reading {}", plan.logs.parent().unwrap_or(&plan.logs).display());
+    disk::within(time, doing, move || plan.checkpoints()).await
 }
 
 fn cut_off(folder: &Path) -> Error {
@@ -208,18 +247,18 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// Runs attempts until the job is done, stopped, or not worth a restart.
     async fn run(&mut self) -> Result<i32> {
-        let old_checkpoints = self.plan.checkpoints()?;
+        let old_checkpoints = match self.unless_stopped(checkpoints(self.plan.clone(), self.answer_time())).await {
+            Ok(found) => found??,
+            Err(reason) => return Ok(self.say_stopped(reason, true, false)),
+        };
         let mut budget = RestartBudget::new(self.options);
         let mut generation = None;
         for number in 0.. {
             self.keeper.set_stage(JobStage::Waiting);
-            let taken = self.signals.unless_stopped(take_generation(&self.plan, generation));
-            generation = match self.keeper.during(taken).await {
+            let taken = take_generation(self.plan.clone(), generation, self.answer_time());
+            generation = match self.unless_stopped(taken).await {
                 Ok(taken) => taken.map_err(|error| self.of_loss(&error))?,
-                Err(reason) => {
-                    self.cluster.stop(reason, false).await;
-                    return Ok(self.say_stopped(reason, true, self.plan.resume));
-                }
+                Err(reason) => return Ok(self.say_stopped(reason, true, self.plan.resume)),
             };
             if let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) {
                 self.keeper.set_generation(train.folder(), own);
@@ -243,7 +282,7 @@ impl Supervisor<'_> {
                 Err(error) => return Err(self.of_loss(&error)),
             };
             if is_unlocked {
-                self.lock_again(generation)?;
+                self.lock_again(generation).await?;
             }
             self.plan.nodes = start.nodes.clone();
             (self.plan.resume, budget) = (start.wanted.resume, start.wanted.budget.clone());
@@ -253,7 +292,10 @@ impl Supervisor<'_> {
                 AttemptEnd::Done => return Ok(exit::SUCCESS),
                 AttemptEnd::Stopped { .. } if result.goes_on => {
                     budget.note(&result);
-                    self.plan.resume = self.has_new_checkpoint(&budget, &old_checkpoints);
+                    match self.has_new_checkpoint(&budget, &old_checkpoints).await {
+                        Ok(is_there) => self.plan.resume = is_there?,
+                        Err(reason) => return Ok(self.say_stopped(reason, true, true)),
+                    }
                     self.tell("going on with other nodes");
                     continue;
                 }
@@ -263,30 +305,25 @@ impl Supervisor<'_> {
             let is_plain = report::is_plain(cause, &self.plan);
             self.keeper.on_failure(cause);
             self.report(cause, budget.total(), is_plain).await;
-            if !result.lost_nodes.is_empty() && !result.goes_on {
-                let lost = text::list(&result.lost_nodes);
-                let are = if result.lost_nodes.len() == 1 { "is" } else { "are" };
-                self.tell(&format!("not restarted: {lost} {are} lost; start the job again on all nodes"));
-                return Ok(self.code_of_loss(cause.exit_code));
-            }
-            match budget.decide(self.plan.is_train(), &result, cause) {
-                Decision::GiveUp(reason) => {
-                    if self.plan.is_train() && !is_plain {
+            match budget.decide(self.plan.is_train(), self.plan.starts_again(), &result, cause) {
+                Decision::GiveUp { reason, code } => {
+                    if self.plan.is_train() && !is_plain || !result.lost_nodes.is_empty() {
                         self.tell(&format!("not restarted: {reason}"));
                     }
-                    return Ok(cause.exit_code);
+                    return Ok(code);
                 }
                 Decision::Restart { pause, reason } => {
-                    self.plan.resume = self.has_new_checkpoint(&budget, &old_checkpoints);
                     self.keeper.on_restart(cause);
+                    match self.has_new_checkpoint(&budget, &old_checkpoints).await {
+                        Ok(is_there) => self.plan.resume = is_there?,
+                        Err(reason) => return Ok(self.say_stopped(reason, true, true)),
+                    }
                     let (seconds, position) = (pause.as_secs(), budget.position());
                     match reason {
                         Some(reason) => self.tell(&format!("restarting in {seconds} s ({position}): {reason}")),
                         None => self.tell(&format!("going on without {}", text::list(&result.lost_nodes))),
                     }
-                    let paused = self.signals.unless_stopped(tokio::time::sleep(pause));
-                    if let Err(reason) = self.keeper.during(paused).await {
-                        self.cluster.stop(reason, false).await;
+                    if let Err(reason) = self.unless_stopped(tokio::time::sleep(pause)).await {
                         return Ok(self.say_stopped(reason, true, true));
                     }
                 }
@@ -295,40 +332,58 @@ impl Supervisor<'_> {
         Err(Error::bug("there are no more numbers for attempts"))
     }
 
+    /// How long a folder may take to answer: a node that is silent for longer counts as lost.
+    fn answer_time(&self) -> Duration {
+        Duration::from_secs_f64(self.options.node_timeout)
+    }
+
+    /// The result of `work`, unless a stop is requested first, of which the other nodes hear.
+    async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> OrStop<T> {
+        let done = self.keeper.during(self.signals.unless_stopped(work)).await;
+        if let Err(reason) = &done {
+            self.cluster.stop(*reason, false).await;
+        }
+        done
+    }
+
     /// Whether this job has written a checkpoint from which it can go on.
-    fn has_new_checkpoint(&self, budget: &RestartBudget, before: &[CheckpointFile]) -> bool {
-        let newest = self.plan.checkpoints().unwrap_or_default().into_iter().next();
+    async fn has_new_checkpoint(&mut self, budget: &RestartBudget, before: &[CheckpointFile]) -> OrStop<Result<bool>> {
+        if budget.has_checkpoint() {
+            return Ok(Ok(true));
+        }
+        let found = self.unless_stopped(checkpoints(self.plan.clone(), self.answer_time())).await?;
         // The folder before and after is compared, because the clock of a file server may differ.
-        budget.has_checkpoint() || newest.is_some_and(|newest| !before.contains(&newest))
+        let is_new = |found: Vec<CheckpointFile>| found.first().is_some_and(|newest| !before.contains(newest));
+        Ok(found.map(|found| is_new(found.unwrap_or_default())))
     }
 
     /// Locks the work folder again, unless the job has gone on without this node.
-    fn lock_again(&mut self, generation: Option<u64>) -> Result<()> {
+    async fn lock_again(&mut self, generation: Option<u64>) -> Result<()> {
         let (WorkerCommand::Train(train), Some(own)) = (&self.plan.command, generation) else { return Ok(()) };
         let folder = train.folder();
-        let is_newest = generation::Fence { folder: folder.clone(), own }.permit().is_ok();
-        match workdir_lock::lock(&self.plan, &self.console) {
+        let (fence, time) = (generation::Fence { folder: folder.clone(), own }, self.answer_time());
+        let doing = format!("reading {}", folder.display());
+        let is_newest = disk::within(time, doing, move || fence.permit().is_ok()).await?;
+        match workdir_lock::lock(&self.plan, time, &self.console).await {
             Ok(lock) if is_newest => self.lock = lock,
+            Err(error) if error.code == exit::ENVIRONMENT => return Err(error),
             _ => return Err(self.of_loss(&cut_off(&folder))),
         }
         Ok(())
     }
 
-    /// The exit code if a node is lost without which the job cannot go on: with `--auto-resume` or MIN:MAX whatever started the
-    /// job shall start it again.
-    fn code_of_loss(&self, code: i32) -> i32 {
-        if self.plan.starts_again() && code == exit::WORKER_LOST { exit::STOPPED } else { code }
-    }
-
     fn of_loss(&self, error: &Error) -> Error {
-        Error::new(self.code_of_loss(error.code), error.message())
+        Error::new(code_of_loss(self.plan.starts_again(), error.code), error.message())
     }
 
     /// Runs the workers once.
     async fn attempt(&mut self, start: AttemptStart) -> Result<AttemptResult> {
         let (sender, mut events) = mpsc::channel(QUEUE);
         let starter = Starter::new(self.options, &self.plan, &start, &self.console, sender);
-        let workers = starter.start_all(&mut self.reaper)?;
+        let paths: Vec<PathBuf> = self.plan.ranks().into_iter().map(|rank| self.plan.log(rank)).collect();
+        let doing = format!("opening the logs in {}", self.plan.logs.display());
+        let logs = disk::within(self.answer_time(), doing, move || workers::open_logs(&paths));
+        let workers = starter.start_all(self.keeper.during(logs).await??, &mut self.reaper)?;
         self.keeper.begin_attempt(self.plan.world_size(), start.links.as_ref());
         // Only rank 0 keeps the port of the store open.
         drop(starter);
@@ -350,8 +405,9 @@ impl Supervisor<'_> {
                 request = self.signals.next() => match request {
                     Request::Stop(reason) => {
                         self.keeper.event(Level::Info, "a stop was requested");
-                        self.cluster.stop(reason, attempt.stop_reason().is_some()).await;
-                        attempt.on_stop(reason, Instant::now())
+                        let at_once = self.signals.is_second_interrupt(reason);
+                        self.cluster.stop(reason, at_once).await;
+                        attempt.on_stop(reason, at_once, Instant::now())
                     }
                     Request::Pause => { workers.pause(); Vec::new() }
                 },
@@ -362,8 +418,6 @@ impl Supervisor<'_> {
                     };
                     if matches!(event, Event::Exited(..)) {
                         workers.group(index).into_iter().for_each(|group| self.reaper.remove(group));
-                        // Its last heartbeat may be a second old.
-                        workers.read_status(index, &mut attempt);
                     }
                     self.keeper.on_event(&event);
                     attempt.on_event(index, event, Instant::now())
@@ -398,8 +452,15 @@ impl Supervisor<'_> {
             if self.keeper.is_just_complete(&attempt, Instant::now()) {
                 self.show_progress(true);
             }
+            if let Some(rank) = attempt.unkillable_rank(Instant::now()) {
+                return Err(Error::environment(format!(
+                    "rank {rank} has not ended {} s after it was killed: the kernel waits for a disk or driver that does not \
+                     answer; the process is left behind",
+                    KILL_TIMEOUT.as_secs()
+                )));
+            }
             if let Some(result) = attempt.result(Instant::now()) {
-                self.remove_leftovers();
+                self.remove_leftovers().await;
                 let finished = self.cluster.finish(result, &self.console, &mut self.signals);
                 return Ok(self.keeper.during(finished).await);
             }
@@ -407,11 +468,13 @@ impl Supervisor<'_> {
     }
 
     /// Removes files that killed workers have left half-written.
-    fn remove_leftovers(&self) {
+    async fn remove_leftovers(&mut self) {
         let WorkerCommand::Train(train) = &self.plan.command else { return };
         let folder = train.folder();
-        if let Err(error) = work_dir::remove_leftovers(&folder) {
-            self.console.say(&format!("cannot remove half-written files in {}: {error}", folder.display()));
+        let doing = format!("removing half-written files in {}", folder.display());
+        let removed = disk::within(DISK_TIMEOUT, doing.clone(), move || work_dir::remove_leftovers(&folder));
+        if let Err(error) = self.keeper.during(removed).await.and_then(|removed| removed.doing(|| doing)) {
+            self.console.say(error.message());
         }
     }
 
@@ -447,14 +510,10 @@ impl Supervisor<'_> {
             details.iter().for_each(|line| self.console.print(line));
         }
         let (file, text) = (report::file(&self.plan), report::json(&self.plan, cause, restarts));
-        // A blocked disk must not delay the rest.
-        let written = tokio::task::spawn_blocking(move || std::fs::write(file, text));
-        let problem = match tokio::time::timeout(DISK_TIMEOUT, written).await {
-            Ok(Ok(Ok(()))) => return,
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("the disk does not respond within {} s", DISK_TIMEOUT.as_secs()),
-        };
-        self.console.error(&format!("cannot write the report to {}: {problem}", self.plan.logs.display()));
+        let doing = format!("writing the report to {}", self.plan.logs.display());
+        let written = disk::within(DISK_TIMEOUT, doing.clone(), move || std::fs::write(file, text));
+        if let Err(error) = written.await.and_then(|written| written.doing(|| doing)) {
+            self.console.error(error.message());
+        }
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use fnet_protocol::cli::{BenchmarkCommand, WorkerCommand};
 use fnet_protocol::message::Failure;
 
+use super::disk;
 use crate::error::{Error, Result};
 
 /// Time to read the config, possibly from a slow network drive.
-const READ_TIMEOUT: Duration = Duration::from_secs(300);
+pub const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The fields of the resolved config and their values as TOML, by dotted path; none if the command has no config. The classes
 /// of `data.classes = "auto"` are left out: the workers read them.
@@ -19,18 +20,12 @@ pub async fn read(command: &WorkerCommand) -> Result<BTreeMap<String, String>> {
     let Some((path, overrides)) = named(command) else { return Ok(BTreeMap::new()) };
     let (path, overrides) = (path.to_owned(), overrides.to_vec());
     let shown = path.display().to_string();
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = move || {
         let resolved = fnet_config::load_for_check(path, &overrides, &|_| Err(Failure::usage("not read here")))?;
         fnet_config::leaves_of(&resolved.config.to_toml()?)
-    });
-    match tokio::time::timeout(READ_TIMEOUT, reading).await {
-        Ok(Ok(fields)) => fields.map_err(|failure| Error::new(failure.kind.exit_code(), failure.message)),
-        Ok(Err(panic)) => Err(Error::bug(format!("reading the config {shown}: {panic}"))),
-        Err(_) => Err(Error::environment(format!(
-            "the config {shown} cannot be read within {} s: does its disk or network drive answer?",
-            READ_TIMEOUT.as_secs()
-        ))),
-    }
+    };
+    let fields = disk::within(READ_TIMEOUT, format!("reading the config {shown}"), reading).await?;
+    fields.map_err(|failure: Failure| Error::new(failure.kind.exit_code(), failure.message))
 }
 
 fn named(command: &WorkerCommand) -> Option<(&Path, &[String])> {

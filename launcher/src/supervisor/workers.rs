@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use fnet_protocol::cli::{Benchmark, BenchmarkCommand, LaunchOptions, WorkerCommand};
-use fnet_protocol::message::FromWorker;
+use fnet_protocol::message::{FromWorker, WorkerStatus};
 use fnet_protocol::{env, message, status};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -56,10 +57,8 @@ impl Workers {
 
     /// Passes the current status of a worker to the attempt.
     pub fn read_status(&self, index: usize, attempt: &mut Attempt) {
-        let mut bytes = [0; status::BYTES];
         let Some(worker) = self.0.get(index) else { return };
-        let read = rustix::io::pread(&worker.status_page, &mut bytes, 0);
-        if let Some(status) = read.ok().and_then(|_| status::from_bytes(&bytes)) {
+        if let Some(status) = read_page(&worker.status_page) {
             attempt.on_event(index, Event::Status(status), Instant::now());
         }
         attempt.set_memory(index, procfs::resident_bytes(worker.handle.id()));
@@ -96,6 +95,21 @@ impl Workers {
     }
 }
 
+fn read_page(page: &OwnedFd) -> Option<WorkerStatus> {
+    let mut bytes = [0; status::BYTES];
+    rustix::io::pread(page, &mut bytes, 0).ok().and_then(|_| status::from_bytes(&bytes))
+}
+
+/// Opens each log thrice: for the launcher, and for stdout and stderr of the worker.
+pub fn open_logs(paths: &[PathBuf]) -> Result<Vec<[File; 3]>> {
+    let all = paths.iter().map(|path| {
+        let doing = || format!("opening the log {} (is the work folder still there?)", path.display());
+        let open = || process::open_log(path).doing(doing);
+        Ok([open()?, open()?, open()?])
+    });
+    all.collect()
+}
+
 /// Starts the workers of an attempt.
 pub struct Starter<'a> {
     options: &'a LaunchOptions,
@@ -118,37 +132,28 @@ impl<'a> Starter<'a> {
         Self { options, plan, start, console, oom_kills: Rc::new(OomKills::from_now()), events }
     }
 
-    /// Starts all workers of this node. If one fails, those before it are killed.
-    pub fn start_all(&self, reaper: &mut Reaper) -> Result<Workers> {
+    /// Starts all workers of this node, with their logs. If one fails, those before it are killed.
+    pub fn start_all(&self, logs: Vec<[File; 3]>, reaper: &mut Reaper) -> Result<Workers> {
         let mut workers = Workers(Vec::new());
-        for (index, rank) in self.plan.ranks().into_iter().enumerate() {
-            let open = || process::open_log(&self.plan.log(rank)).doing(|| self.opening(rank));
-            let started = open().and_then(|head| Ok((head, open()?, open()?))).and_then(|(head, stdout, stderr)| {
-                let doing = || format!("starting rank {rank} ({})", self.plan.program.display());
-                let spawned = self.start(index, rank, head).doing(doing);
-                let remedy = |error: Error| Error::environment(format!("{error}; run `fnet-launch doctor`"));
-                Ok((spawned.map_err(remedy)?, (stdout, stderr)))
-            });
-            let ((spawned, control, status_page), logs) = match started {
+        for ((index, rank), [head, stdout, stderr]) in self.plan.ranks().into_iter().enumerate().zip(logs) {
+            let doing = || format!("starting rank {rank} ({})", self.plan.program.display());
+            let (spawned, control, status_page) = match self.start(index, rank, head).doing(doing) {
                 Ok(started) => started,
                 Err(error) => {
                     for worker in &workers.0 {
                         worker.handle.kill_group();
                         reaper.remove(worker.handle.id());
                     }
-                    return Err(error);
+                    return Err(Error::environment(format!("{error}; run `fnet-launch doctor`")));
                 }
             };
             reaper.add(spawned.handle.id());
             let (reading, writing) = control.into_split();
+            let page = status_page.try_clone().ok();
             workers.0.push(Worker { handle: spawned.handle.clone(), control: writing, status_page });
-            self.watch(index, rank, spawned, reading, logs);
+            self.watch((index, rank), spawned, reading, page, (stdout, stderr));
         }
         Ok(workers)
-    }
-
-    fn opening(&self, rank: usize) -> String {
-        format!("opening the log {} (is the work folder still there?)", self.plan.log(rank).display())
     }
 
     fn start(&self, index: usize, rank: usize, log: File) -> io::Result<(Spawned, UnixStream, OwnedFd)> {
@@ -187,7 +192,14 @@ impl<'a> Starter<'a> {
     }
 
     /// Reads the output and the messages of a worker, and reports its exit after all of them.
-    fn watch(&self, index: usize, rank: usize, spawned: Spawned, control: OwnedReadHalf, logs: (File, File)) {
+    fn watch(
+        &self,
+        (index, rank): (usize, usize),
+        spawned: Spawned,
+        control: OwnedReadHalf,
+        page: Option<OwnedFd>,
+        logs: (File, File),
+    ) {
         let Spawned { waiter, stdout, stderr, handle } = spawned;
         let shown = Shown::new(self.options, index, rank, self.console);
         let tail = Tail::default();
@@ -227,7 +239,7 @@ impl<'a> Starter<'a> {
                 Log::new(log).write(format!("error: {reason}\n").as_bytes());
             }
             let tail = tail.borrow().iter().cloned().collect();
-            WorkerExit { exit, tail, out_of_memory }
+            WorkerExit { exit, tail, out_of_memory, status: page.as_ref().and_then(read_page) }
         });
         tokio::task::spawn_local(report_exit(index, watcher, group, self.events.clone()));
     }
@@ -239,7 +251,7 @@ async fn report_exit(index: usize, watcher: JoinHandle<WorkerExit>, worker: Proc
     let exited = watcher.await.unwrap_or_else(|error| {
         worker.kill_group();
         let tail = vec![format!("the launcher could not watch it: {error}")];
-        WorkerExit { exit: ProcessExit::Signal(0), tail, out_of_memory: None }
+        WorkerExit { exit: ProcessExit::Signal(0), tail, out_of_memory: None, status: None }
     });
     // The receiver is gone only when the attempt is over.
     let _ = events.send((index, Event::Exited(exited))).await;

@@ -350,6 +350,44 @@ fn a_spare_replaces_a_lost_node_and_without_one_the_job_ends_for_whatever_starts
 }
 
 #[test]
+fn a_newcomer_that_cannot_take_part_is_sent_away_and_the_job_goes_on() {
+    let nodes = Nodes::new();
+    let start = |rank: usize, deeds| {
+        let line = "--max-restarts 0 --elastic-settle 0.5 --elastic-grow-after 0.1 train cfg.toml";
+        nodes.start(&rank.to_string(), nodes.node(deeds, rank, "2:3", line), "")
+    };
+    let mut old = [0, 1].map(|rank| start(rank, "survive"));
+    nodes.until_they_work(0..2);
+    for (code, deeds) in [(3, "mute=3"), (6, "mute=6")] {
+        let mut newcomer = start(2, deeds);
+        nodes.wait("2", &mut newcomer, code);
+        nodes.hear("0", &format!("cannot take part: rank 2 failed: exited with code {code}"));
+        nodes.hear("0", "going on with other nodes");
+        nodes.until_they_work(0..2);
+    }
+    signal(old[0].id(), "INT");
+    old.iter_mut().enumerate().for_each(|(rank, child)| nodes.wait(&rank.to_string(), child, 130));
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
+fn a_job_whose_folder_another_one_has_ends_with_one_reason_on_all_nodes() {
+    let nodes = Nodes::new();
+    let other = nodes.scene.start("work", "--device cpu --nproc 1 train cfg.toml", 1);
+    let line = "--join-timeout 4 train cfg.toml --auto-resume";
+    let outputs = thread::scope(|scope| {
+        let command = |rank| nodes.node("finish", rank, 2, line);
+        let running = [command(0), command(1)].map(|command| scope.spawn(|| finish(command)));
+        running.map(|running| running.join().unwrap())
+    });
+    outputs.iter().for_each(|output| expect(output, 2, &["another job trains into work_dirs/cfg"]));
+    expect(&outputs[1], 2, &["node 0 waits: another job trains into work_dirs/cfg"]);
+    other.signal("INT");
+    assert_eq!(other.wait().code(), Some(130));
+    nodes.scene.assert_nothing_left();
+}
+
+#[test]
 fn a_node_0_that_waits_alone_leaves_the_folder_to_the_others_and_ends_when_they_have_gone_on() {
     let mut nodes = Nodes::new();
     let spawn = |nodes: &Nodes, name: &str, deeds: &str, rank: usize| {

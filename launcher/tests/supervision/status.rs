@@ -46,6 +46,35 @@ fn the_status_tells_a_running_job_from_one_whose_launcher_was_killed() {
 }
 
 #[test]
+fn a_launcher_on_another_host_runs_if_it_writes_whatever_its_clock_says() {
+    let scene = Scene::new();
+    assert_eq!(code(&scene.run("finish", TWO)), 0);
+    let file = scene.path("work_dirs/cfg/status.json");
+    let mut status: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    (status["end"], status["launcher"]["host"]) = (Value::Null, "elsewhere".into());
+    for ahead in [-3600.0, 3600.0] {
+        let clock = status["updated"].as_f64().unwrap() + ahead;
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let mut status = status.clone();
+        let file = file.clone();
+        let writer = std::thread::spawn(move || {
+            for second in 0.. {
+                status["updated"] = (clock + f64::from(second)).into();
+                fs::write(file.with_extension("new"), status.to_string()).unwrap();
+                fs::rename(file.with_extension("new"), &file).unwrap();
+                if stopped.recv_timeout(Duration::from_secs(1)) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        });
+        let output = scene.run("", "status work_dirs/cfg --check");
+        assert_eq!((code(&output), output.stdout), (0, b"running\n".to_vec()), "{ahead}");
+        drop(stop);
+        writer.join().unwrap();
+    }
+}
+
+#[test]
 fn an_ended_job_is_shown_with_its_restarts_and_its_cause_and_both_are_in_the_log() {
     let scene = Scene::new();
     assert_eq!(code(&scene.run("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml")), 0);

@@ -69,6 +69,22 @@ fn ctrl_c_saves_and_stops() {
 }
 
 #[test]
+fn sigterm_and_ctrl_c_together_are_one_request() {
+    for (first, second) in [("TERM", "INT"), ("INT", "TERM"), ("TERM", "INT")] {
+        let scene = Scene::new();
+        let running = scene.start("work", TWO, 2);
+        running.signal("STOP");
+        [first, second, "CONT"].into_iter().for_each(|signal| running.signal(signal));
+        // Which one is seen first is up to the kernel.
+        let code = running.wait().code();
+        assert!(matches!(code, Some(75 | 130)), "{first}, {second}: {code:?} {}", scene.read("stderr.txt"));
+        assert!(!scene.read("stderr.txt").contains("stopping now"), "{}", scene.read("stderr.txt"));
+        assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists());
+        scene.assert_nothing_left();
+    }
+}
+
+#[test]
 fn ctrl_c_twice_stops_at_once() {
     let scene = Scene::new();
     let running = scene.start("deaf", TWO, 2);

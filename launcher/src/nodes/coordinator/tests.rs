@@ -1,4 +1,4 @@
-use fnet_protocol::message::{Phase, StopReason, WorkerStatus};
+use fnet_protocol::message::{Phase, WorkerStatus};
 
 use super::*;
 use crate::attempt::cause::Cause;
@@ -18,6 +18,7 @@ pub fn hello(node: usize, workers: usize) -> Hello {
         workers,
         host: format!("host{node}"),
         job: "train cfg".into(),
+        build: "a1".into(),
         settings: [("--device".to_owned(), "cpu".to_owned())].into(),
         failed: None,
     }
@@ -69,11 +70,7 @@ impl Scene {
     }
 
     fn ended(&mut self, connection: ConnectionId, end: AttemptEnd) -> Vec<Action> {
-        let (stop_requested, saved_step, ran) = (false, None, SECOND * 9);
-        let lost_nodes = Vec::new();
-        let result =
-            AttemptResult { end, was_ready: true, stop_requested, saved_step, ran, lost_nodes, goes_on: false };
-        self.say(connection, ToCoordinator::Ended { attempt: self.coordinator.attempt, result })
+        self.say(connection, ToCoordinator::Ended { attempt: self.coordinator.attempt, result: result(end) })
     }
 
     fn running() -> Self {
@@ -98,6 +95,10 @@ impl Scene {
         all.retain(|action| !matches!(action, Action::Send(_, ToNode::Heartbeat { .. })));
         all
     }
+}
+
+fn result(end: AttemptEnd) -> AttemptResult {
+    AttemptResult { end, was_ready: true, ran: SECOND * 9, ..AttemptResult::default() }
 }
 
 fn failed(rank: usize, is_echo: bool) -> AttemptEnd {
@@ -134,8 +135,10 @@ fn nodes_with_different_numbers_of_workers_start_together_with_ranks_in_a_row() 
     let waits = scene.say(0, lead(false));
     assert_eq!(news(&waits), ["waiting for nodes 1, 2 of 3"]);
     scene.hello(2, hello(2, 3));
-    let here = scene.hello(1, hello(1, 1));
+    let here = scene.hello(1, Hello { build: "b2".into(), ..hello(1, 1) });
     assert_eq!(news(&here)[0], "node 1 (host1, 10.0.0.2) has joined; all nodes have");
+    let other_build = "node 1 (host1, 10.0.0.2) runs another build of fnet than node 0, of the same version (digest b2 there, a1 on node 0); copy the same programs to all nodes";
+    assert_eq!(news(&here)[3..], [other_build; 3]);
     assert!(scene.say(1, READY).is_empty());
     let started = scene.say(2, READY);
     let expected: Vec<(ConnectionId, usize, Option<&str>)> = vec![(0, 0, Some("10.0.0.1")), (1, 2, None), (2, 3, None)];
@@ -485,6 +488,66 @@ fn a_lost_node_is_left_out_and_a_spare_or_a_newcomer_is_taken_in() {
     scene.close(6);
     scene.ended(0, stopped());
     assert_eq!(goes_on(&scene.ended(1, stopped())), [(0, false), (1, false)]);
+}
+
+#[test]
+fn a_newcomer_that_cannot_take_part_is_refused_alone() {
+    let by = |rank, exit_code, is_echo| AttemptEnd::Failed {
+        cause: Box::new(Cause::of_node(rank, exit_code, "no such file".into())),
+        is_echo,
+    };
+    let echo = || failed(0, true);
+    // How the ranks of node 0 and of the newcomer fail, whether that one had begun to work, and whether it is refused.
+    for (of_first, of_newcomer, was_ready, is_refused) in [
+        (echo(), by(3, exit::DATA, false), false, true),
+        (echo(), by(3, exit::ENVIRONMENT, false), false, true),
+        (echo(), by(3, exit::WORKER_LOST, false), false, false),
+        (echo(), by(3, exit::DATA, false), true, false),
+        (by(0, exit::DATA, false), echo(), false, true),
+        (by(0, exit::ENVIRONMENT, false), echo(), false, false),
+    ] {
+        let mut scene = elastic();
+        comes(&mut scene, 1, 1);
+        scene.pass(10, &[1]);
+        comes(&mut scene, 5, 2);
+        let stopped = || AttemptEnd::Stopped { reason: StopReason::Terminated, saved: true };
+        scene.ended(0, stopped());
+        scene.ended(1, stopped());
+        scene.say(1, READY);
+        assert_eq!(starts(&scene.say(0, lead(true))).0.len(), 3);
+        let code = [&of_first, &of_newcomer].map(|end| match end {
+            AttemptEnd::Failed { cause, is_echo: false } => cause.exit_code,
+            _ => 0,
+        });
+        scene.ended(0, of_first);
+        scene.ended(1, echo());
+        let newcomer = AttemptResult { was_ready, ..result(of_newcomer) };
+        let actions = scene.say(5, ToCoordinator::Ended { attempt: scene.coordinator.attempt, result: newcomer });
+        let expected = [(5, false), (0, is_refused), (1, is_refused)];
+        let mut ends = goes_on(&actions);
+        ends.sort_by_key(|(to, _)| *to != 5);
+        assert_eq!(ends, expected, "{code:?}");
+        if !is_refused {
+            continue;
+        }
+        assert!(news(&actions)[0].starts_with("node 2 (host2, 10.0.0.6) cannot take part: rank "), "{actions:?}");
+        assert!(actions.contains(&Action::Close(5)));
+        let of_job = sent(&actions).into_iter().find_map(|(to, message)| match message {
+            ToNode::Ended { result, .. } if to == 5 => result.cause().map(|cause| cause.exit_code),
+            _ => None,
+        });
+        assert_eq!(of_job, code.into_iter().max());
+        scene.say(1, READY);
+        assert_eq!(starts(&scene.say(0, lead(true))).0, [(0, 0, 0), (1, 1, 2)]);
+    }
+    // Of the first nodes of a job none has worked: its mistakes are told at once.
+    let mut scene = elastic();
+    comes(&mut scene, 1, 1);
+    scene.pass(10, &[1]);
+    let early = |end| AttemptResult { was_ready: false, ..result(end) };
+    scene.say(0, ToCoordinator::Ended { attempt: 0, result: early(echo()) });
+    let actions = scene.say(1, ToCoordinator::Ended { attempt: 0, result: early(by(2, exit::DATA, false)) });
+    assert_eq!(goes_on(&actions), [(0, false), (1, false)]);
 }
 
 #[test]
