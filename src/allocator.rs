@@ -35,9 +35,8 @@ mod tests {
         let mut value = T::default();
         let mut size = size_of::<T>();
         // SAFETY: `value` has the size that is passed, and jemalloc writes nothing if its own value has another one.
-        let code = unsafe {
-            tikv_jemalloc_sys::mallctl(name.as_ptr(), (&raw mut value).cast(), &raw mut size, null_mut(), 0)
-        };
+        let code =
+            unsafe { tikv_jemalloc_sys::mallctl(name.as_ptr(), (&raw mut value).cast(), &raw mut size, null_mut(), 0) };
         assert_eq!(code, 0, "{name:?}");
         value
     }

@@ -136,7 +136,7 @@ impl Communicator {
             Transport::Gloo => {
                 let options = gloo_options(place, rendezvous);
                 ProcessGroup::gloo(&store.prefixed("gloo")?, rank, size, deadlines.rendezvous, &options)
-                    .with_context(|| format!("{doing} (by {options:?})"))?
+                    .with_context(|| format!("{doing} over Gloo at {}", options.address()))?
             }
             Transport::Mpi(mpi) => ProcessGroup::carried(&store, "MPI", mpi, rank, size, deadlines.rendezvous)?,
         };

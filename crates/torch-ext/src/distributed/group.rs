@@ -85,6 +85,13 @@ pub struct GlooOptions {
     pub hostname: Option<String>,
 }
 
+impl GlooOptions {
+    /// What a user knows of it: the interface, the host name, or where the default comes from.
+    pub fn address(&self) -> &str {
+        self.interface.as_deref().or(self.hostname.as_deref()).unwrap_or("the address of the machine's name")
+    }
+}
+
 /// The ranks of a job and the connections between them.
 ///
 /// All ranks must start the same collectives in the same order. Tensors on the CPU travel by Gloo, tensors on CUDA by
