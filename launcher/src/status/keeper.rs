@@ -19,7 +19,7 @@ use crate::attempt::{Attempt, Event};
 use crate::nodes::Membership;
 use crate::plan::devices::Devices;
 use crate::plan::nvml::{self, GpuState};
-use crate::plan::{Plan, gpu};
+use crate::plan::Plan;
 use crate::text;
 
 /// Interval of the writes while the launcher waits.
@@ -361,7 +361,7 @@ fn watch_gpus(plan: &Plan, entries: Vec<String>, to: Weak<Mutex<Vec<GpuUse>>>) {
 
 /// The use of each rank's GPU, as far as its entry in CUDA_VISIBLE_DEVICES identifies it.
 pub(super) fn gpu_uses(ranks: &[usize], entries: &[String], found: &[GpuState], by_bus: bool) -> Vec<GpuUse> {
-    let located = ranks.iter().zip(entries).zip(gpu::locate(entries, found, by_bus));
+    let located = ranks.iter().zip(entries).zip(GpuState::locate(entries, found, by_bus));
     let uses = located.filter_map(|((&rank, device), state)| {
         let state = state?;
         Some(GpuUse {
