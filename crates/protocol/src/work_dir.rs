@@ -87,7 +87,7 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
 
 /// A process that writes temporary files. Process ids are not unique on a shared folder, so it is identified together with
 /// its host, PID namespace and start time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     host: String,
     process: u32,

@@ -37,7 +37,7 @@ use crate::error::{Doing, Error, Result};
 use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
 use crate::signals::{Request, Signals};
-use crate::status::{Keeper, Level, show};
+use crate::status::{ERROR, INFO, Keeper, WARNING, show};
 use crate::{libtorch, text};
 
 /// Time for logs and reports to reach a slow disk.
@@ -349,7 +349,7 @@ impl Supervisor<'_> {
                 biased;
                 request = self.signals.next() => match request {
                     Request::Stop(reason) => {
-                        self.keeper.event(Level::Info, "a stop was requested");
+                        self.keeper.event(INFO, "a stop was requested");
                         self.cluster.stop(reason, attempt.stop_reason().is_some()).await;
                         attempt.on_stop(reason, Instant::now())
                     }
@@ -384,7 +384,7 @@ impl Supervisor<'_> {
                 match action {
                     Action::Say(text) => {
                         self.console.say(&text);
-                        self.keeper.event(Level::Warning, &text);
+                        self.keeper.event(WARNING, &text);
                     }
                     Action::Progress(progress, slowest) => {
                         self.keeper.on_progress(*progress, slowest, &attempt, Instant::now());
@@ -423,7 +423,7 @@ impl Supervisor<'_> {
     /// Prints a line even with --quiet, and adds it to the text log.
     fn tell(&mut self, line: &str) {
         self.console.error(line);
-        self.keeper.event(Level::Warning, line);
+        self.keeper.event(WARNING, line);
     }
 
     fn say_stopped(&mut self, reason: StopReason, saved: bool, has_started: bool) -> i32 {
@@ -440,7 +440,7 @@ impl Supervisor<'_> {
     /// Prints the cause of a failure, and writes the report for programs.
     async fn report(&mut self, cause: &Cause, restarts: u32, is_plain: bool) {
         let log = self.plan.log(cause.rank);
-        self.keeper.event(Level::Error, &format!("rank {} failed: {}", cause.rank, cause.reason));
+        self.keeper.event(ERROR, &format!("rank {} failed: {}", cause.rank, cause.reason));
         let lines = if is_plain { vec![cause.reason.clone()] } else { report::lines(cause, &log) };
         if let Some((headline, details)) = lines.split_first() {
             self.console.error(headline);
