@@ -53,7 +53,7 @@ TIMES = """--node-timeout 8 --join-timeout 15 --silence-timeout 8 --step-timeout
 CODES = {0, 4, 5, 6, 75, 130}
 BUSY = "another job trains into"
 # Longer than any recovery, in seconds.
-PATIENCE = 180
+RECOVERY_TIMEOUT = 180
 # When a process has started for sure, in seconds, and what it may grow by from then on.
 STARTED = 40
 MAX_GROWTH = {"MiB": 48, "files": 12}
@@ -246,7 +246,7 @@ class Job:
         # All that is left ends by itself.
         for _, action in self.undo:
             action()
-        self.undo, deadline = [], time.monotonic() + PATIENCE
+        self.undo, deadline = [], time.monotonic() + RECOVERY_TIMEOUT
         while self.soak.processes() or self.extras or any(node.process for node in self.nodes):
             self.tick()
             if time.monotonic() > deadline:
@@ -280,8 +280,8 @@ class Job:
             elif process.returncode not in codes:
                 raise Violation(f"{name} ended with code {process.returncode}")
         self.read_log()
-        if now - max([self.row_at, *(at for at, _ in self.undo)]) > PATIENCE:
-            raise Violation(f"no step for {PATIENCE} s")
+        if now - max([self.row_at, *(at for at, _ in self.undo)]) > RECOVERY_TIMEOUT:
+            raise Violation(f"no step for {RECOVERY_TIMEOUT} s")
         self.soak.tick(self)
         time.sleep(0.05)
 

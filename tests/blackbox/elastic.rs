@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::outputs::{differences, generation, losses, of_mode, without_ranks};
-use crate::starters::free_port;
+use crate::processes::free_port;
 use crate::support::{Ended, Running, Scene, launcher, signal, until};
 
 /// One node after the other, each with one worker.

@@ -184,24 +184,3 @@ fn quiet_prints_only_results_and_errors() {
     assert!(fs::read_to_string(log).unwrap().contains("Config:\n"), "the log has everything all the same");
     scene.launch("--device cpu --nproc 1 -q train cfg.toml").expect(2, &["contains checkpoints"]);
 }
-
-#[test]
-fn a_hang_is_detected_while_nobody_reads_the_output() {
-    let scene = Scene::new();
-    let (unread, writer) = std::io::pipe().unwrap();
-    let mut filling = writer.try_clone().unwrap();
-    // Fills the pipe and blocks.
-    std::thread::spawn(move || std::io::Write::write_all(&mut filling, &vec![b'-'; 4 << 20]));
-    let fault = "--fault sleep:rank=0,phase=forward,step=2";
-    let line = format!("--max-restarts 0 --grace 2 --step-timeout 2 {TRAIN} --no-validate {fault}");
-    let mut command = scene.command(&launcher(), &line);
-    let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
-    drop(command);
-    let mut status = None;
-    until("the launcher ends", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    assert_eq!(status.unwrap().code(), Some(5));
-    drop(unread);
-}

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use clap::ValueEnum;
 use fnet_protocol::fault::{self, Kind};
-use fnet_protocol::message::Phase;
+use fnet_protocol::message::{Phase, name_of};
 
 use crate::support::{Ended, Scene};
 
@@ -74,7 +75,7 @@ impl Case {
 
     fn line(&self) -> String {
         let step = if self.is_in_step() { ",step=2" } else { "" };
-        let fault = format!("{}:rank={},phase={}{step}", self.kind.name(), self.rank, self.phase.wire());
+        let fault = format!("{}:rank={},phase={}{step}", name_of(self.kind), self.rank, name_of(self.phase));
         let deadline = self.deadline().map(|name| format!("--{name}-timeout {DEADLINE}")).unwrap_or_default();
         format!(
             "--device cpu --nproc {RANKS} --max-restarts 0 {deadline} train cfg.toml --set train.epochs=1 --fault {fault}"
@@ -111,7 +112,7 @@ impl Case {
         let report: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let same = report["rank"] == self.rank
             && report["exit_code"] == self.expected().0
-            && report["phase"] == self.phase.wire()
+            && report["phase"] == name_of(self.phase)
             && (!self.is_in_step() || report["step"] == 2);
         if same { Ok(()) } else { Err(format!("failure.json reports another failure: {text}")) }
     }
@@ -264,11 +265,11 @@ fn every_fault_in_every_phase_on_every_rank() {
     let is_among = |name: &str, list: &str| list.is_empty() || list.split(',').any(|one| one == name);
     let memory = may_limit_memory();
     // A stop request is not a failure.
-    let failures = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Terminate);
+    let failures = Kind::value_variants().iter().copied().filter(|kind| *kind != Kind::Terminate);
     let kinds = failures.filter(|kind| *kind != Kind::OutOfMemory || memory);
-    let kinds: Vec<Kind> = kinds.filter(|kind| is_among(kind.name(), &only)).collect();
+    let kinds: Vec<Kind> = kinds.filter(|kind| is_among(&name_of(*kind), &only)).collect();
     // Kinds are innermost: some wait for a deadline and others use the CPU, so different kinds run well at the same time.
-    let phases = Phase::KNOWN.into_iter().filter(|phase| is_among(phase.wire(), &only_phases));
+    let phases = Phase::value_variants().iter().copied().filter(|&phase| is_among(&name_of(phase), &only_phases));
     let places = phases.flat_map(|phase| (0..RANKS).map(move |rank| (phase, rank)));
     let cases: Vec<Case> = places
         .flat_map(|(phase, rank)| kinds.iter().map(move |&kind| Case::new(kind, phase, rank)))
@@ -321,8 +322,8 @@ fn every_fault_in_every_phase_on_every_rank() {
 
 /// Row of a case in the table: fault, then phase.
 fn place_of(case: Case) -> (usize, usize) {
-    let kind = Kind::ALL.iter().position(|kind| *kind == case.kind).unwrap();
-    (kind, Phase::KNOWN.iter().position(|phase| *phase == case.phase).unwrap())
+    let kind = Kind::value_variants().iter().position(|kind| *kind == case.kind).unwrap();
+    (kind, Phase::value_variants().iter().position(|phase| *phase == case.phase).unwrap())
 }
 
 /// The text above the table in docs/tables/faults.md.
@@ -344,8 +345,8 @@ fn table(rows: &BTreeMap<(usize, usize), Row>) -> String {
         let show = |value: Option<&f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         text += &format!(
             "| {} | {} | {} | {} | {} | {} |\n",
-            Kind::ALL[kind].name(),
-            Phase::KNOWN[phase].wire(),
+            name_of(Kind::value_variants()[kind]),
+            name_of(Phase::value_variants()[phase]),
             row.runs,
             row.seconds.len(),
             show(median),

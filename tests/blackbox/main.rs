@@ -34,6 +34,7 @@ mod options;
 mod outputs;
 mod parity_trained;
 mod predict;
+mod processes;
 mod report;
 mod resume;
 mod sets;

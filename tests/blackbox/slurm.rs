@@ -10,7 +10,7 @@ use std::time::Duration;
 use fnet_protocol::env;
 
 use crate::outputs::{losses, progress};
-use crate::starters::free_port;
+use crate::processes::free_port;
 use crate::support::{Scene, finish, launcher, signal, skip, until};
 
 /// Nodes are called by their addresses, so that no file of this machine has to know their names.

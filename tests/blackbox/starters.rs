@@ -2,27 +2,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use fnet_protocol::env;
 use fnet_protocol::work_dir::{self, Lock};
 use serde_json::Value;
 
 use crate::outputs::{files, losses, object, tensors};
+use crate::processes::free_port;
 use crate::support::{Running, Scene, finish, python_tool, skip, until, worker_program};
-
-/// A port that nobody listens on, below those that the system gives away.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let port = 10_000 + (std::process::id() as u16 % 90) * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
-        if TcpListener::bind(("::", port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// Each rank would otherwise train alone, all of them in one folder.
 #[test]

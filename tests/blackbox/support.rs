@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fnet_protocol::env;
 
-use crate::messages::{assert_fit, assert_logs_fit};
+use crate::messages::assert_logs_fit;
+pub use crate::processes::signal;
+use crate::processes::{self, TIMEOUT};
 use crate::slots::{self, Slots};
 
-/// Longer than any job here on a busy machine.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
 /// Images for training and validation.
 const IMAGES: [u32; 2] = [32, 8];
 /// The same of a [`Scene::small`].
@@ -182,6 +182,15 @@ impl Scene {
         landscape.div_ceil(workers) + (images.len() - landscape).div_ceil(workers)
     }
 
+    /// Changes the annotation file of the set `train` or `val`.
+    pub fn edit<T>(&self, set: &str, change: impl FnOnce(&mut serde_json::Value) -> T) -> T {
+        let path = self.images.join(format!("annotations/instances_{set}.json"));
+        let mut file = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let result = change(&mut file);
+        fs::write(path, file.to_string()).unwrap();
+        result
+    }
+
     /// All files below a folder.
     pub fn files(&self, folder: &str) -> Files {
         let mut found = Vec::new();
@@ -280,16 +289,13 @@ impl Scene {
         Running::start(self.command(&launcher(), line), self.path("stderr.txt"))
     }
 
+    fn mark(&self) -> String {
+        format!("{MARK}={}", self.folder.path().display())
+    }
+
     /// The live processes of this scene, with their environments.
     pub fn processes(&self) -> Vec<(u32, String)> {
-        let mark = format!("{MARK}={}", self.folder.path().display());
-        let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
-        let own_process = |id: u32| {
-            let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
-            let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
-            environment.lines().any(|line| line == mark).then_some((id, environment))
-        };
-        entries.filter_map(|name| name.parse().ok()).filter_map(own_process).collect()
+        processes::marked(&self.mark())
     }
 
     /// The process of a rank.
@@ -326,14 +332,7 @@ impl Scene {
 
     /// Fails if a process of this scene is alive.
     pub fn assert_nothing_left(&self) {
-        // A killed process without a parent takes a moment to disappear.
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while !self.processes().is_empty() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let left: Vec<u32> = self.processes().into_iter().map(|(id, _)| id).collect();
-        let commands: Vec<_> = left.iter().map(|id| fs::read_to_string(format!("/proc/{id}/cmdline"))).collect();
-        assert!(left.is_empty(), "left behind: {commands:?}");
+        processes::assert_none_left(&self.mark());
     }
 }
 
@@ -370,15 +369,11 @@ impl Running {
         self.wait_for(TIMEOUT)
     }
 
-    /// Waits for the end, at most `patience`.
-    pub fn wait_for(mut self, patience: Duration) -> Ended {
-        let mut status = None;
-        within(patience, "the launcher ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
+    /// Waits for the end, at most `timeout`.
+    pub fn wait_for(mut self, timeout: Duration) -> Ended {
+        let status = processes::wait(&mut self.child, timeout);
         let stderr = fs::read_to_string(&self.stderr).unwrap();
-        Ended { code: status.unwrap().code().unwrap_or(-1), stdout: String::new(), stderr }
+        Ended { code: status.code().unwrap_or(-1), stdout: String::new(), stderr }
     }
 }
 
@@ -392,42 +387,16 @@ impl Drop for Running {
     }
 }
 
-/// Sends a signal to one process.
-pub fn signal(process: u32, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
-    assert!(status.success(), "kill -{name} {process}");
-}
-
-/// Runs a command to its end, within [`TIMEOUT`].
-pub fn finish(mut command: Command) -> Ended {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let id = child.id();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(TIMEOUT) else {
-        signal(id, "KILL");
-        panic!("{command:?} did not end in {TIMEOUT:?}");
-    };
-    let Output { status, stdout, stderr } = output.unwrap();
+/// Runs a command to its end.
+pub fn finish(command: Command) -> Ended {
+    let output = processes::finish(command);
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let ended = Ended { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) };
-    if Path::new(command.get_program()).file_name().is_some_and(|name| name.to_string_lossy().starts_with("fnet-")) {
-        assert_fit(&format!("{command:?}"), &ended.stderr);
-    }
-    ended
+    Ended { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// Waits until `condition` holds.
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
-    within(TIMEOUT, what, condition);
-}
-
-fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
+    processes::until(what, TIMEOUT, condition);
 }
 
 /// The worker, which Cargo builds for these tests.

@@ -1,6 +1,7 @@
 //! The control groups of a process in the text of /proc/PID/cgroup.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Version of a control group hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,21 @@ pub fn groups<'t>(text: &'t str, controller: &'t str) -> impl Iterator<Item = (V
             controllers.split(',').any(|name| name == controller).then_some((Version::One, path))
         }
     })
+}
+
+/// The folders of this process's group and its parents below `root` (`/`), from which the files of a controller are read.
+/// `mounts` are names of its mount in version 1, the first of which is that of the controller. A container may see its own
+/// group as the root, under a path that does not exist; then the root counts.
+pub fn folders(root: &Path, mounts: &[&str]) -> Vec<(Version, PathBuf)> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut found = Vec::new();
+    for (version, path) in groups(&text, mounts[0]) {
+        for mount in if version == Version::One { mounts } else { &[""][..] } {
+            let mount = root.join("sys/fs/cgroup").join(mount);
+            found.extend(path.ancestors().map(|group| (version, mount.join(group))));
+        }
+    }
+    found
 }
 
 #[cfg(test)]

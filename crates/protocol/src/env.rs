@@ -60,8 +60,6 @@ pub const NNODES: &str = "NNODES";
 pub const NODE_RANK: &str = "NODE_RANK";
 /// Port of the store in dist_train.sh; read only with several nodes and without `MASTER_PORT`.
 pub const PORT: &str = "PORT";
-/// Seconds until all nodes must have joined (default of `--join-timeout`).
-pub const JOIN_TIMEOUT: &str = "FNET_JOIN_TIMEOUT";
 /// Secret that all launchers of a job on several nodes know; `--secret-file` takes precedence.
 pub const JOB_SECRET: &str = "FNET_JOB_SECRET";
 /// `host:port` of node 0 in the pods of an elastic job of Kubernetes' training operator.

@@ -4,8 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::ValueEnum;
+
 use crate::cgroup::{self, Version};
-use crate::message::{Phase, WorkerStatus};
+use crate::message::{Phase, WorkerStatus, name_of};
 
 /// Prefix of the control group, followed by a process id, in which a worker runs out of memory.
 const CONTROL_GROUP: &str = "fnet-fault-";
@@ -26,7 +28,7 @@ pub struct Fault {
 }
 
 /// The kinds of faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Kind {
     /// A panic.
     Panic,
@@ -43,43 +45,13 @@ pub enum Kind {
     /// A read that never returns, as on an unreachable network drive.
     Read,
     /// Running out of memory, in a separate control group.
+    #[value(name = "oom")]
     OutOfMemory,
     /// A collective in which the other ranks do not take part.
     Collective,
     /// SIGTERM, as from a batch system: the worker saves at the end of the step and exits.
+    #[value(name = "term")]
     Terminate,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Kind; 10] = [
-        Kind::Panic,
-        Kind::Exit,
-        Kind::Abort,
-        Kind::Kill,
-        Kind::Stop,
-        Kind::Sleep,
-        Kind::Read,
-        Kind::OutOfMemory,
-        Kind::Collective,
-        Kind::Terminate,
-    ];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Panic => "panic",
-            Kind::Exit => "exit",
-            Kind::Abort => "abort",
-            Kind::Kill => "kill",
-            Kind::Stop => "stop",
-            Kind::Sleep => "sleep",
-            Kind::Read => "read",
-            Kind::OutOfMemory => "oom",
-            Kind::Collective => "collective",
-            Kind::Terminate => "term",
-        }
-    }
 }
 
 /// The exit code of [`Kind::Exit`], which fnet does not use itself.
@@ -95,17 +67,22 @@ impl Fault {
     }
 }
 
+/// The value with this name.
+/// Errors: there is none; the text has the names of all.
+fn read<T: ValueEnum>(name: &str) -> Result<T, String> {
+    T::from_str(name, false).map_err(|_| {
+        let names: Vec<String> = T::value_variants().iter().cloned().map(name_of).collect();
+        names.join(", ")
+    })
+}
+
 impl FromStr for Fault {
     type Err = String;
 
     /// `kill`, `kill:rank=1,step=3,phase=backward,attempt=any`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-        let names = || Kind::ALL.map(Kind::name).join(", ");
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|known| known.name() == kind)
-            .ok_or_else(|| format!("unknown fault {kind}; expected one of {}", names()))?;
+        let kind = read(kind).map_err(|names| format!("unknown fault {kind}; expected one of {names}"))?;
         let mut fault = Self { kind, rank: 0, phase: Phase::Forward, step: None, attempt: Some(0) };
         for part in rest.split(',').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("{part}: expected KEY=VALUE"))?;
@@ -114,10 +91,8 @@ impl FromStr for Fault {
                 "rank" => fault.rank = usize::try_from(number()?).unwrap_or(usize::MAX),
                 "step" => fault.step = Some(number()?),
                 "phase" => {
-                    fault.phase = Phase::from_wire(value).ok_or_else(|| {
-                        let names: Vec<_> = Phase::KNOWN.map(Phase::wire).into();
-                        format!("unknown phase {value}; expected one of {}", names.join(", "))
-                    })?;
+                    fault.phase =
+                        read(value).map_err(|names| format!("unknown phase {value}; expected one of {names}"))?;
                 }
                 "attempt" if value == "any" => fault.attempt = None,
                 "attempt" => fault.attempt = Some(number()?),
@@ -130,7 +105,7 @@ impl FromStr for Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:rank={},phase={}", self.kind.name(), self.rank, self.phase.wire())?;
+        write!(f, "{}:rank={},phase={}", name_of(self.kind), self.rank, name_of(self.phase))?;
         if let Some(step) = self.step {
             write!(f, ",step={step}")?;
         }

@@ -45,6 +45,15 @@ pub enum FileKind {
 impl FileKind {
     /// The kind of a file. Pipes are not opened, which would block.
     pub fn of(path: &Path) -> io::Result<Self> {
+        Self::read(path, &path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase())
+    }
+
+    /// The same by its content alone, whatever its name.
+    pub fn of_content(path: &Path) -> io::Result<Self> {
+        Self::read(path, "")
+    }
+
+    fn read(path: &Path, ending: &str) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         if metadata.is_dir() {
             return Ok(Self::Folder);
@@ -54,8 +63,7 @@ impl FileKind {
         }
         let mut start = Vec::new();
         File::open(path)?.take(START).read_to_end(&mut start)?;
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        Ok(Self::from_start(&start, &ending))
+        Ok(Self::from_start(&start, ending))
     }
 
     /// The kind by the first bytes and the extension.
@@ -304,6 +312,7 @@ mod tests {
         let onnx = file("a.onnx", b"\x08\x07\x12\x07");
         let empty = file("empty.ckpt", b"");
         let archive = file("a.zip", b"PK\x03\x04");
+        assert_eq!(FileKind::of_content(&archive).unwrap(), FileKind::PyTorch);
         for (path, words) in [
             (&checkpoint, "fnet-launch test"),
             (&json, "this is a JSON file"),

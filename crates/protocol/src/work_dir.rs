@@ -1,7 +1,7 @@
 //! The output folder of a job, as both programs must find it.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::file_kind::FileKind;
 
 /// Name of the newest checkpoint.
 pub const LATEST: &str = "latest.ckpt";
@@ -39,13 +41,9 @@ pub fn work_dir_of_checkpoint(checkpoint: &Path, config: Option<&Path>) -> PathB
     }
 }
 
-/// Whether a file is from PyTorch, by its first bytes: a zip archive, or a pickle.
+/// Whether a file is from PyTorch, by its content: a zip archive, or a pickle.
 pub fn is_pytorch_file(path: &Path) -> bool {
-    let mut start = [0; 2];
-    // Only regular files: opening a pipe blocks until it has a writer.
-    path.is_file()
-        && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
-        && matches!(start, [b'P', b'K'] | [0x80, 2..=5])
+    FileKind::of_content(path).is_ok_and(|kind| kind == FileKind::PyTorch)
 }
 
 /// A checkpoint file.
@@ -87,7 +85,7 @@ pub fn checkpoints(folder: &Path) -> io::Result<Vec<CheckpointFile>> {
 
 /// A process that writes temporary files. Process ids are not unique on a shared folder, so it is identified together with
 /// its host, PID namespace and start time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     host: String,
     process: u32,
@@ -275,25 +273,6 @@ mod tests {
         assert_eq!(work_dir_of_checkpoint(&checkpoint, None), Path::new("work_dirs/latest"));
         fs::write(folder.path().join("config.toml"), "").unwrap();
         assert_eq!(work_dir_of_checkpoint(&checkpoint, None), folder.path());
-    }
-
-    #[test]
-    fn pytorch_files_are_known_by_their_first_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.pth");
-        assert!(!is_pytorch_file(&path) && !is_pytorch_file(folder.path()));
-        let bytes: [(&[u8], bool); 6] = [
-            (b"PK\x03\x04", true),
-            (b"\x80\x02\x8a", true),
-            (b"\x80\0\0\0\0\0\0\0{", false),
-            (b"P", false),
-            (b"", false),
-            (b"{}", false),
-        ];
-        for (bytes, expected) in bytes {
-            fs::write(&path, bytes).unwrap();
-            assert_eq!(is_pytorch_file(&path), expected, "{bytes:?}");
-        }
     }
 
     #[test]

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::text::ranks;
 
 /// What the launcher of a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStage {
     /// It waits for other nodes, or pauses before a restart.
+    #[default]
     Waiting,
     /// Its workers run.
     Running,

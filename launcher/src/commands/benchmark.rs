@@ -72,7 +72,9 @@ pub fn run(launch: &Launch, plan: &Plan, command: &BenchmarkLaunch) -> Result<i3
         ));
     }
     let workers = plan.devices.workers();
-    let folder = Scripts::new()?;
+    let folder = tempfile::tempdir().doing(|| "creating a temporary folder".to_owned())?;
+    let script = folder.path().join("launch.py");
+    std::fs::write(&script, SCRIPT).doing(|| format!("writing {}", script.display()))?;
     let other = command.against.as_deref().map(find_program).transpose()?;
     let device = plan.devices.kind();
     let ours = || {
@@ -83,7 +85,7 @@ pub fn run(launch: &Launch, plan: &Plan, command: &BenchmarkLaunch) -> Result<i3
     let theirs = |program: &Path| {
         let backend = if device == Device::Cuda { "nccl" } else { "gloo" };
         let mut line = Command::new(program);
-        line.args(["--nproc-per-node", &workers.to_string()]).arg(&folder.script).arg(backend);
+        line.args(["--nproc-per-node", &workers.to_string()]).arg(&script).arg(backend);
         line
     };
     let (mut our_starts, mut their_starts) = (Vec::new(), Vec::new());
@@ -109,21 +111,6 @@ pub fn run(launch: &Launch, plan: &Plan, command: &BenchmarkLaunch) -> Result<i3
         command.json,
     )?;
     Ok(exit::SUCCESS)
-}
-
-/// The script in a temporary folder, which is removed with this value.
-struct Scripts {
-    script: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Scripts {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir().doing(|| "creating a temporary folder".to_owned())?;
-        let script = folder.path().join("launch.py");
-        std::fs::write(&script, SCRIPT).doing(|| format!("writing {}", script.display()))?;
-        Ok(Self { script, _folder: folder })
-    }
 }
 
 /// A path, or a name in `.venv/bin` or on PATH.

@@ -3,23 +3,15 @@
 use std::fs;
 
 use clap::CommandFactory;
-use clap_complete::Shell;
-use fnet_protocol::cli::{Completions, Launch, Man, ShellName};
+use fnet_protocol::cli::{Completions, Launch, Man};
 
 use crate::error::{Doing, Result};
 use crate::output::{self, Stream};
 
 /// Prints the completion script of a shell.
 pub fn completions(command: &Completions) {
-    let shell = match command.shell {
-        ShellName::Bash => Shell::Bash,
-        ShellName::Elvish => Shell::Elvish,
-        ShellName::Fish => Shell::Fish,
-        ShellName::Powershell => Shell::PowerShell,
-        ShellName::Zsh => Shell::Zsh,
-    };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Launch::command(), "fnet-launch", &mut script);
+    clap_complete::generate(command.shell, &mut Launch::command(), "fnet-launch", &mut script);
     // In bash, clap_complete up to 4.6 writes the hyphen of the program's name in one way where it sets the command, and in
     // another where it compares it (github.com/clap-rs/clap/issues/6421).
     let script = String::from_utf8_lossy(&script).replace("fnet__subcmd__launch", "fnet__launch");

@@ -50,9 +50,9 @@ pub struct Host {
     slots: Option<usize>,
 }
 
-/// What the helper needs.
+/// What the helper on a host needs to start its node.
 #[derive(Debug, Serialize, Deserialize)]
-struct Start {
+struct NodeStart {
     folder: PathBuf,
     arguments: Vec<String>,
     variables: BTreeMap<String, String>,
@@ -189,7 +189,7 @@ fn secret() -> Result<String> {
     nodes::random().doing(|| "making a secret".to_owned())
 }
 
-fn start(launch: &Launch, hosts: &[Host], node: usize, secret: &str) -> Result<Start> {
+fn start(launch: &Launch, hosts: &[Host], node: usize, secret: &str) -> Result<NodeStart> {
     let options = &launch.options;
     let mut arguments = Vec::new();
     // Numbers of workers in the hostfile are defaults.
@@ -224,7 +224,7 @@ fn start(launch: &Launch, hosts: &[Host], node: usize, secret: &str) -> Result<S
         .map(|(name, value)| (name.to_owned(), value)),
     );
     let folder = std::env::current_dir().doing(|| "finding the working folder".to_owned())?;
-    Ok(Start { folder, arguments, variables })
+    Ok(NodeStart { folder, arguments, variables })
 }
 
 /// Starts the helper on a host.
@@ -297,7 +297,7 @@ fn remote() -> Result<i32> {
     let mut input = std::io::stdin().lock();
     let mut line = String::new();
     input.read_line(&mut line).doing(|| "reading the start line".to_owned())?;
-    let start: Start = serde_json::from_str(&line).doing(|| "reading the start line".to_owned())?;
+    let start: NodeStart = serde_json::from_str(&line).doing(|| "reading the start line".to_owned())?;
     let folder = |path: &Path| format!("the working folder {} of the first host does not exist here", path.display());
     std::env::set_current_dir(&start.folder).doing(|| folder(&start.folder))?;
     println!("{STARTED}");

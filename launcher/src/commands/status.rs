@@ -10,7 +10,7 @@ use fnet_protocol::exit;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::status::{self, JobStatus, Verdict, show};
+use crate::status::{self, JobState, JobStatus, show};
 
 /// Interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,8 +20,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The status for programs.
 #[derive(Serialize)]
 struct StatusReport<'a> {
-    verdict: Verdict,
-    /// The verdict in words.
+    #[serde(rename = "verdict")]
+    state: JobState,
+    /// The same in words.
     text: String,
     #[serde(flatten)]
     status: &'a JobStatus,
@@ -37,26 +38,26 @@ pub fn run(command: &Status) -> Result<i32> {
         let is_remote = !status.launcher.is_of_this_host();
         let watched = is_remote.then(|| wait_for_change(&command.work_dir, &mut status, &mut changed));
         let now = status::now();
-        let verdict = status.judge(watched.unwrap_or(now - status.updated));
+        let state = status.judge(watched.unwrap_or(now - status.updated));
         let text = if command.check {
-            printable(&show::verdict(&status, verdict, now)) + "\n"
+            printable(&show::describe_state(&status, state, now)) + "\n"
         } else if command.json {
-            let report = StatusReport { verdict, text: show::verdict(&status, verdict, now), status: &status };
+            let report = StatusReport { state, text: show::describe_state(&status, state, now), status: &status };
             let line =
                 if command.watch { serde_json::to_string(&report) } else { serde_json::to_string_pretty(&report) };
             line.map_err(|error| Error::bug(error.to_string()))? + "\n"
         } else {
-            printable(&show::page(&status, verdict, now))
+            printable(&show::page(&status, state, now))
         };
         let is_redrawn = command.watch && !command.json && io::stdout().is_terminal();
         let shown = if is_redrawn { redrawn(&text) } else { text };
         match io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(code(command, &status, verdict)),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(code(command, &status, state)),
             Err(error) => return Err(Error::environment(format!("writing to stdout: {error}"))),
             Ok(()) => {}
         }
-        if !command.watch || matches!(verdict, Verdict::Ended | Verdict::Killed) {
-            return Ok(code(command, &status, verdict));
+        if !command.watch || matches!(state, JobState::Ended | JobState::Killed) {
+            return Ok(code(command, &status, state));
         }
         thread::sleep(INTERVAL);
         status = status::read(&command.work_dir).unwrap_or(status);
@@ -79,13 +80,13 @@ fn wait_for_change(folder: &Path, status: &mut JobStatus, changed: &mut Instant)
 }
 
 /// The exit code: with `--check` that of the job.
-fn code(command: &Status, status: &JobStatus, verdict: Verdict) -> i32 {
-    match verdict {
-        Verdict::Running => exit::SUCCESS,
+fn code(command: &Status, status: &JobStatus, state: JobState) -> i32 {
+    match state {
+        JobState::Running => exit::SUCCESS,
         _ if !command.check => exit::SUCCESS,
-        Verdict::Ended => status.end.as_ref().map_or(exit::SUCCESS, |end| end.exit_code),
-        Verdict::Killed => exit::WORKER_LOST,
-        Verdict::Stalled | Verdict::Unknown => exit::HANG,
+        JobState::Ended => status.end.as_ref().map_or(exit::SUCCESS, |end| end.exit_code),
+        JobState::Killed => exit::WORKER_LOST,
+        JobState::Stalled | JobState::Unknown => exit::HANG,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use fnet_protocol::capability;
 
-use super::Diagnosis;
+use super::diagnosis::Diagnosis;
 use crate::plan::gpu::Detection;
 use crate::plan::nvml::{DriverReport, GpuState};
 use crate::text;
@@ -94,7 +94,7 @@ fn state(index: usize, gpu: &GpuState) -> Vec<Diagnosis> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::diagnosis::Rating;
     use super::*;
     use crate::plan::gpu::Gpu;
     use crate::plan::nvml::GpuProcess;
@@ -107,8 +107,8 @@ mod tests {
         }
     }
 
-    fn verdicts(diagnoses: &[Diagnosis]) -> Vec<Verdict> {
-        diagnoses.iter().map(|diagnosis| diagnosis.verdict).collect()
+    fn ratings(diagnoses: &[Diagnosis]) -> Vec<Rating> {
+        diagnoses.iter().map(|diagnosis| diagnosis.rating).collect()
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     fn an_old_driver_is_reported_with_the_remedy() {
         let report = DriverReport { driver: Some("470.1.2".into()), cuda: Some("11.4".into()), gpus: vec![] };
         let diagnoses = diagnose(&found("x"), Ok(&report));
-        assert_eq!(verdicts(&diagnoses), [Verdict::Good, Verdict::Doubtful]);
+        assert_eq!(ratings(&diagnoses), [Rating::Good, Rating::Doubtful]);
         assert_eq!(diagnoses[1].found, "470.1.2, supports CUDA up to 11.4");
     }
 
@@ -133,9 +133,9 @@ mod tests {
     fn a_missing_gpu_and_a_silent_driver_are_distinguished() {
         let none = Detection { looked: vec!["/dev/nvidia0: none".into()], ..Detection::default() };
         let why = "no library".to_owned();
-        assert_eq!(verdicts(&diagnose(&none, Err(&why))), [Verdict::Doubtful]);
+        assert_eq!(ratings(&diagnose(&none, Err(&why))), [Rating::Doubtful]);
         let silent = diagnose(&found("580.1"), Err(&why));
-        assert_eq!(verdicts(&silent), [Verdict::Good, Verdict::Good, Verdict::Doubtful]);
+        assert_eq!(ratings(&silent), [Rating::Good, Rating::Good, Rating::Doubtful]);
         assert!(silent[2].found.contains("no library"));
     }
 
@@ -148,7 +148,7 @@ mod tests {
             capability: Some((9, 0)),
             ..GpuState::default()
         };
-        assert_eq!(verdicts(&state(0, &good)), [Verdict::Good]);
+        assert_eq!(ratings(&state(0, &good)), [Rating::Good]);
         let process = GpuProcess { pid: 7, program: Some("python".into()), memory: Some(1 << 30) };
         let ill = GpuState {
             persistent: Some(false),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::process::Resource;
 
-use super::Diagnosis;
+use super::diagnosis::Diagnosis;
 use crate::plan::checks;
 use crate::plan::host_memory::{self, Memory};
 use crate::plan::topology::{self, Topology};
@@ -111,26 +111,26 @@ fn ports() -> Diagnosis {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::diagnosis::Rating;
     use super::*;
 
     #[test]
     fn limits_of_a_container_are_named() {
         let small = memory(Memory { total: 4 * GIB, available: GIB, limit: Some(4 * GIB) });
-        assert_eq!(small.verdict, Verdict::Doubtful);
+        assert_eq!(small.rating, Rating::Doubtful);
         assert!(small.found.contains("control group is 4.0 GiB"), "{}", small.found);
         assert!(small.remedy.is_some_and(|remedy| remedy.contains("docker run --memory")));
         let topology = Topology { quota: Some(0.5), ..Topology::read(Path::new("/none"), &"0-3".parse().unwrap()) };
         let few = processors(&topology);
-        assert_eq!(few.verdict, Verdict::Doubtful);
+        assert_eq!(few.rating, Rating::Doubtful);
         assert_eq!(few.found, "4 cores with 4 threads; the control group allows 0.5 CPUs");
-        assert_eq!(open_files(Some(1024), Some(2048)).verdict, Verdict::Doubtful);
-        assert_eq!(open_files(Some(1024), None).verdict, Verdict::Good);
+        assert_eq!(open_files(Some(1024), Some(2048)).rating, Rating::Doubtful);
+        assert_eq!(open_files(Some(1024), None).rating, Rating::Good);
     }
 
     #[test]
     fn a_folder_that_does_not_exist_is_not_fatal() {
-        assert_eq!(disk(Path::new("/none/such"), "disk", GIB, "x").verdict, Verdict::Doubtful);
-        assert_eq!(disk(Path::new("/"), "disk", 0, "x").verdict, Verdict::Good);
+        assert_eq!(disk(Path::new("/none/such"), "disk", GIB, "x").rating, Rating::Doubtful);
+        assert_eq!(disk(Path::new("/"), "disk", 0, "x").rating, Rating::Good);
     }
 }

@@ -1,5 +1,6 @@
 //! `doctor`: checks this machine and suggests fixes.
 
+mod diagnosis;
 mod gpus;
 mod machine;
 mod network;
@@ -13,53 +14,13 @@ use fnet_protocol::cli::{Doctor, LaunchOptions};
 use fnet_protocol::exit;
 use serde::Serialize;
 
+use self::diagnosis::{Diagnosis, Rating};
 use crate::console::Console;
 use crate::error::Result;
 use crate::plan::{gpu, nvml};
 
 /// Time for the driver to answer. Without persistence mode it initializes each GPU first.
 const DRIVER_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The verdict about one part of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Verdict {
-    Good,
-    /// Some jobs will fail or be slow.
-    Doubtful,
-    /// No job will run.
-    Bad,
-}
-
-/// The diagnosis of one part of the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Diagnosis {
-    what: &'static str,
-    verdict: Verdict,
-    found: String,
-    /// What to do if something is wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
-}
-
-impl Diagnosis {
-    fn good(what: &'static str, found: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Good, found: found.into(), remedy: None }
-    }
-
-    fn doubtful(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Doubtful, found: found.into(), remedy: Some(remedy.into()) }
-    }
-
-    fn bad(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Bad, ..Self::doubtful(what, found, remedy) }
-    }
-
-    /// Good, or doubtful with a remedy.
-    fn good_if(good: bool, what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        if good { Self::good(what, found) } else { Self::doubtful(what, found, remedy) }
-    }
-}
 
 /// The report for programs.
 #[derive(Serialize)]
@@ -81,7 +42,7 @@ pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -
     let gpus = gpus::diagnose(&gpu::detect(Path::new("/")), report.as_ref());
     diagnoses.splice(0..0, gpus);
     diagnoses.extend(network::diagnose(options, &console)?);
-    let able = diagnoses.iter().all(|diagnosis| diagnosis.verdict != Verdict::Bad);
+    let able = diagnoses.iter().all(|diagnosis| diagnosis.rating != Rating::Bad);
     if command.json {
         if let Ok(line) = serde_json::to_string(&DoctorReport { able, diagnoses: &diagnoses }) {
             // A reader that closed the pipe has read enough.
@@ -94,10 +55,10 @@ pub fn run(options: &LaunchOptions, command: &Doctor, worker: Result<PathBuf>) -
 }
 
 fn text(diagnosis: &Diagnosis) -> String {
-    let mark = match diagnosis.verdict {
-        Verdict::Good => "ok  ",
-        Verdict::Doubtful => "warn",
-        Verdict::Bad => "BAD ",
+    let mark = match diagnosis.rating {
+        Rating::Good => "ok  ",
+        Rating::Doubtful => "warn",
+        Rating::Bad => "BAD ",
     };
     let found = diagnosis.found.replace('\n', &format!("\n{:20}", ""));
     let line = format!("{mark} {:<14} {found}", diagnosis.what);

@@ -8,7 +8,7 @@ use fnet_protocol::cli::LaunchOptions;
 use fnet_protocol::exit;
 use fnet_protocol::links::Links;
 
-use super::Diagnosis;
+use super::diagnosis::Diagnosis;
 use crate::console::Console;
 use crate::error::{Doing, Error, Result};
 use crate::nodes;
@@ -100,7 +100,7 @@ fn judge(links: &Links) -> Vec<Diagnosis> {
 mod tests {
     use fnet_protocol::links::Pair;
 
-    use super::super::Verdict;
+    use super::super::diagnosis::Rating;
     use super::*;
 
     #[test]
@@ -115,9 +115,9 @@ mod tests {
             };
             let pairs = vec![pair([0, 1], gbit, Some(offset)), pair([1, 2], 9.0, None), pair([0, 2], 9.0, Some(0.0))];
             let diagnoses = judge(&Links { nodes, pairs });
-            diagnoses.into_iter().map(|one| one.verdict).collect::<Vec<_>>()
+            diagnoses.into_iter().map(|one| one.rating).collect::<Vec<_>>()
         };
-        use Verdict::{Doubtful, Good};
+        use Rating::{Doubtful, Good};
         assert_eq!(judged(9.0, 0.4, 0.1), [Good, Good, Good]);
         assert_eq!(judged(9.0, -7.0, 0.1), [Good, Good, Doubtful]);
         assert_eq!(judged(9.0, 1.5, 1600.0), [Good, Good, Good], "the error is too large to judge");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fnet_protocol::estimate::Libraries;
 
-use super::Diagnosis;
+use super::diagnosis::Diagnosis;
 use crate::child::{self, Failure};
 use crate::{error, libtorch};
 
@@ -70,7 +70,7 @@ fn answer(program: &Path) -> Result<Libraries, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::diagnosis::Rating;
     use super::*;
 
     #[test]
@@ -82,14 +82,14 @@ mod tests {
             nccl: Some("2.28.9".into()),
             cuda_error: None,
         };
-        let verdicts = |libraries: &Libraries| -> Vec<Verdict> {
-            judge(Path::new("w"), libraries).iter().map(|diagnosis| diagnosis.verdict).collect()
+        let ratings = |libraries: &Libraries| -> Vec<Rating> {
+            judge(Path::new("w"), libraries).iter().map(|diagnosis| diagnosis.rating).collect()
         };
-        assert_eq!(verdicts(&libraries), [Verdict::Good; 3]);
+        assert_eq!(ratings(&libraries), [Rating::Good; 3]);
         let broken = Libraries { cuda_error: Some("libcudnn.so.9: cannot open".into()), ..libraries.clone() };
-        assert_eq!(verdicts(&broken), [Verdict::Good, Verdict::Good, Verdict::Doubtful]);
+        assert_eq!(ratings(&broken), [Rating::Good, Rating::Good, Rating::Doubtful]);
         let old = Libraries { version: "0.0.1".into(), ..libraries };
-        assert_eq!(verdicts(&old).last(), Some(&Verdict::Doubtful));
+        assert_eq!(ratings(&old).last(), Some(&Rating::Doubtful));
     }
 
     #[test]

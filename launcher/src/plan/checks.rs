@@ -10,7 +10,6 @@ use rustix::fs::{Access, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit};
 
 use super::devices::Devices;
-use super::gpu;
 use super::nvml::{DriverReport, GpuState, Query};
 use crate::error::{Error, Result};
 use crate::text;
@@ -207,7 +206,7 @@ impl Checks {
 /// The state of each worker's GPU, as far as its entry identifies it.
 pub fn of_workers(devices: &Devices, report: &DriverReport, by_bus: bool) -> Vec<(String, GpuState)> {
     let Devices::Cuda(entries) = devices else { return Vec::new() };
-    let located = gpu::locate(entries, &report.gpus, by_bus);
+    let located = GpuState::locate(entries, &report.gpus, by_bus);
     entries.iter().zip(located).filter_map(|(entry, gpu)| Some((entry.clone(), gpu?.clone()))).collect()
 }
 

@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use fnet_protocol::cli::{Device, Gpus, LaunchOptions};
 use fnet_protocol::env;
 
-use super::gpu::{Detection, Gpu, Identity};
+use super::gpu::{Detection, Gpu};
 use crate::error::{Error, Result};
 use crate::text;
 

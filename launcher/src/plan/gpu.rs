@@ -21,33 +21,17 @@ pub struct Gpu {
     pub slices: Vec<String>,
 }
 
-/// What identifies a GPU.
-pub trait Identity {
-    fn model(&self) -> &str;
-    /// Its UUID, if known.
-    fn uuid(&self) -> Option<&str>;
-
+impl Gpu {
     /// Whether an entry of CUDA_VISIBLE_DEVICES, other than a number, means this GPU or a slice of it.
-    fn is_named(&self, entry: &str) -> bool {
-        self.uuid().is_some_and(|uuid| uuid.starts_with(entry))
-    }
-}
-
-impl Identity for Gpu {
-    fn model(&self) -> &str {
-        &self.name
-    }
-
-    fn uuid(&self) -> Option<&str> {
-        self.uuid.as_deref()
-    }
-
-    fn is_named(&self, entry: &str) -> bool {
+    pub fn is_named(&self, entry: &str) -> bool {
         self.uuid.iter().chain(&self.slices).any(|uuid| uuid.starts_with(entry))
     }
-}
 
-impl Gpu {
+    /// The GPU of each entry of CUDA_VISIBLE_DEVICES, see [`locate`].
+    pub fn locate<'a>(entries: &[String], found: &'a [Self], by_bus: bool) -> Vec<Option<&'a Self>> {
+        locate(entries, found, by_bus, |gpu| &gpu.name, Self::is_named)
+    }
+
     fn unknown() -> Self {
         Self { name: "NVIDIA GPU".to_owned(), ..Self::default() }
     }
@@ -158,11 +142,17 @@ fn driver_entries(root: &Path) -> Vec<(Option<u32>, Gpu)> {
 
 /// The GPU of each entry of CUDA_VISIBLE_DEVICES. `by_bus` tells whether CUDA orders GPUs by PCI address; otherwise it puts
 /// the fastest first, which is the same order only for equal models.
-pub fn locate<'a, G: Identity>(entries: &[String], found: &'a [G], by_bus: bool) -> Vec<Option<&'a G>> {
-    let alike = found.windows(2).all(|pair| pair[0].model() == pair[1].model());
+pub fn locate<'a, G>(
+    entries: &[String],
+    found: &'a [G],
+    by_bus: bool,
+    model: impl Fn(&G) -> &String,
+    is_named: impl Fn(&G, &str) -> bool,
+) -> Vec<Option<&'a G>> {
+    let alike = found.windows(2).all(|pair| model(&pair[0]) == model(&pair[1]));
     let of = |entry: &String| match entry.parse::<usize>() {
         Ok(index) => found.get(index).filter(|_| by_bus || alike),
-        Err(_) => found.iter().find(|gpu| gpu.is_named(entry)),
+        Err(_) => found.iter().find(|gpu| is_named(gpu, entry)),
     };
     entries.iter().map(of).collect()
 }
@@ -263,7 +253,7 @@ mod tests {
         let unlike = [gpu("A", "GPU-aa"), gpu("B", "GPU-bb")];
         let alike = [gpu("A", "GPU-aa"), gpu("A", "GPU-bb")];
         let of = |entry: &str, found: &[Gpu], by_bus| {
-            locate(&[entry.to_owned()], found, by_bus)[0].and_then(|gpu| gpu.address.clone())
+            Gpu::locate(&[entry.to_owned()], found, by_bus)[0].and_then(|gpu| gpu.address.clone())
         };
         assert_eq!(of("1", &unlike, true).as_deref(), Some("GPU-bb"));
         assert_eq!(of("1", &unlike, false), None, "the fastest comes first");
@@ -316,7 +306,7 @@ mod tests {
         take_slices(&mut gpus, vec![told]);
         assert_eq!(gpus[0].address.as_deref(), Some("0000:1b:00.0"));
         assert_eq!(
-            locate(&["MIG-2".into(), "GPU-1".into(), "MIG-3".into()], &gpus, true),
+            Gpu::locate(&["MIG-2".into(), "GPU-1".into(), "MIG-3".into()], &gpus, true),
             [Some(&gpus[0]), Some(&gpus[0]), None]
         );
     }

@@ -32,33 +32,22 @@ pub fn memory(root: &Path) -> Memory {
         let available = memory.available.min(limit.saturating_sub(used));
         Memory { total: limit, available, limit: Some(limit) }
     };
-    groups(root).into_iter().fold(machine, within)
+    let folders = cgroup::folders(root, &["memory"]).into_iter();
+    folders.filter_map(|(version, folder)| limit(version, &folder)).fold(machine, within)
 }
 
-/// Limit and usage of this process's control group and its parents. Reclaimable file pages count as free.
-fn groups(root: &Path) -> Vec<(u64, u64)> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let mounts = root.join("sys/fs/cgroup");
-    let mut found = Vec::new();
-    for (version, path) in cgroup::groups(&groups, "memory") {
-        let (mount, names) = match version {
-            Version::Two => (mounts.clone(), ["memory.max", "memory.current", "inactive_file "]),
-            Version::One => {
-                (mounts.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
-            }
-        };
-        for group in path.ancestors() {
-            let folder = mount.join(group);
-            let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-            // `max` is not a number, and means no limit.
-            if let (Some(limit), Some(used)) = (number(names[0]), number(names[1])) {
-                let statistics = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-                let cached = statistics.lines().find_map(|line| line.strip_prefix(names[2])?.trim().parse().ok());
-                found.push((limit, used.saturating_sub(cached.unwrap_or(0))));
-            }
-        }
-    }
-    found
+/// Limit and usage of a control group. Reclaimable file pages count as free.
+fn limit(version: Version, folder: &Path) -> Option<(u64, u64)> {
+    let [limit, used, inactive] = match version {
+        Version::Two => ["memory.max", "memory.current", "inactive_file "],
+        Version::One => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
+    };
+    let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+    // `max` is not a number, and means no limit.
+    let (limit, used) = (number(limit)?, number(used)?);
+    let statistics = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+    let cached = statistics.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+    Some((limit, used.saturating_sub(cached.unwrap_or(0))))
 }
 
 #[cfg(test)]

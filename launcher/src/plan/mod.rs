@@ -24,7 +24,7 @@ use fnet_protocol::work_dir::{self, CheckpointFile, LOGS};
 use self::bind::{Binding, UserSettings};
 use self::checks::Checks;
 use self::devices::Devices;
-use self::gpu::Detection;
+use self::gpu::{Detection, Gpu};
 use self::rendezvous::Nodes;
 use self::topology::Topology;
 use crate::console::Console;
@@ -344,7 +344,7 @@ fn bind_workers(
     let topology = Topology::read(root, &topology::allowed());
     let gpus = match (devices, found) {
         (Devices::Cuda(entries), Some(found)) => {
-            let located = gpu::locate(entries, &found.gpus, by_bus);
+            let located = Gpu::locate(entries, &found.gpus, by_bus);
             Some(located.into_iter().map(|gpu| gpu::near(root, gpu)).collect::<Vec<_>>())
         }
         _ => None,

@@ -13,7 +13,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use serde::{Deserialize, Serialize};
 
-use super::gpu::Identity;
+use super::gpu;
 
 /// First argument with which this program queries the driver.
 pub const ARGUMENT: &str = "__gpus";
@@ -60,13 +60,11 @@ pub struct GpuState {
     pub processes: Vec<GpuProcess>,
 }
 
-impl Identity for GpuState {
-    fn model(&self) -> &str {
-        &self.name
-    }
-
-    fn uuid(&self) -> Option<&str> {
-        self.uuid.as_deref()
+impl GpuState {
+    /// The GPU of each entry of CUDA_VISIBLE_DEVICES, see [`gpu::locate`].
+    pub fn locate<'a>(entries: &[String], found: &'a [Self], by_bus: bool) -> Vec<Option<&'a Self>> {
+        let is_named = |gpu: &Self, entry: &str| gpu.uuid.as_ref().is_some_and(|uuid| uuid.starts_with(entry));
+        gpu::locate(entries, found, by_bus, |gpu| &gpu.name, is_named)
     }
 }
 

@@ -251,17 +251,6 @@ mod tests {
     }
 
     #[test]
-    fn the_workers_of_a_single_node_meet_on_its_own_address_whatever_is_given() {
-        for (given, expected) in [("n0", "127.0.0.1"), ("192.0.2.7", "127.0.0.1"), ("::1", "::1"), ("[fd00::7]", "::1")]
-        {
-            let nodes = with(&format!("--nnodes 1 --master-addr {given}"), &[]).unwrap();
-            assert_eq!(nodes.address, expected);
-            let listening = bind(&nodes).unwrap().local_addr().unwrap();
-            assert_eq!(listening.ip().to_string(), expected);
-        }
-    }
-
-    #[test]
     fn several_nodes_without_a_number_of_nodes_are_refused_with_the_options_to_give() {
         let refuse = |flags: &str, variables: &[(&str, &str)]| {
             let line = format!("fnet-launch {flags} train cfg.toml");

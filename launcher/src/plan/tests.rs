@@ -159,18 +159,6 @@ fn the_worker_is_found_beside_the_launcher_then_on_path() {
 }
 
 #[test]
-fn inputs_that_do_not_exist_are_refused_by_name() {
-    let code = |line: &str| {
-        let launch = parse(line);
-        check(&launch, command(&launch)).unwrap_err().code
-    };
-    assert_eq!(code("fnet-launch train no/such.toml"), exit::USAGE);
-    assert_eq!(code("fnet-launch test no/such.ckpt"), exit::DATA);
-    assert_eq!(code("fnet-launch predict no/such.ckpt a.jpg --out o"), exit::DATA);
-    assert_eq!(code("fnet-launch export no/such.ckpt a.pth"), exit::DATA);
-}
-
-#[test]
 fn a_pytorch_file_without_its_config_is_refused_with_the_line_to_run() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.pth");

@@ -15,16 +15,10 @@ use fnet_protocol::work_dir::{METRICS, STATUS, TEMPORARY, Writer, temporary_pref
 use super::{JobStatus, prometheus};
 use crate::output::{self, Stream};
 
-/// Severity of a line in the text log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// Something that was meant to happen.
-    Info,
-    /// A failure from which the job may recover, or a stop that is not clean.
-    Warning,
-    /// The job fails.
-    Error,
-}
+/// Levels of the launcher's lines in the text log.
+pub const INFO: &str = "INFO";
+pub const WARNING: &str = "WARNING";
+pub const ERROR: &str = "ERROR";
 
 /// What the thread has not taken yet: only the newest status, but every line.
 #[derive(Default)]
@@ -89,13 +83,8 @@ impl Files {
     }
 }
 
-/// A line of now in the format of rank 0's lines.
-pub fn line(level: Level, text: &str) -> String {
-    let level = match level {
-        Level::Info => "INFO",
-        Level::Warning => "WARNING",
-        Level::Error => "ERROR",
-    };
+/// A line of now in the format of rank 0's lines, of [`INFO`], [`WARNING`] or [`ERROR`].
+pub fn line(level: &str, text: &str) -> String {
     log_line(&jiff::Zoned::now(), "fnet-launch", level, text)
 }
 

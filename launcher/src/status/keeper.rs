@@ -11,15 +11,15 @@ use fnet_protocol::links::Links;
 use fnet_protocol::message::{FromWorker, Phase, Progress};
 use fnet_protocol::{exit, work_dir::Writer};
 
-use super::files::{self, Files, Level};
+use super::files::{self, ERROR, Files, INFO, WARNING};
 use super::{GpuUse, JobEnd, JobStatus, MembershipChange, RankState, Restart, SavedCheckpoint, now};
 use crate::attempt::cause::Cause;
 use crate::attempt::status::{JobStage, RankStatus};
 use crate::attempt::{Attempt, Event};
 use crate::nodes::Membership;
+use crate::plan::Plan;
 use crate::plan::devices::Devices;
 use crate::plan::nvml::{self, GpuState};
-use crate::plan::{Plan, gpu};
 use crate::text;
 
 /// Interval of the writes while the launcher waits.
@@ -75,46 +75,28 @@ impl Keeper {
             world_size: plan.world_size(),
             started: now(),
             updated: now(),
-            stage: JobStage::Waiting,
-            problem: None,
-            log: None,
-            training: None,
-            evaluating: None,
-            evaluation: None,
-            slowest: None,
-            checkpoint: None,
-            restarts: Vec::new(),
-            network: None,
-            membership: Vec::new(),
-            lost_seconds: 0.0,
-            ranks: Vec::new(),
-            gpus: Vec::new(),
-            end: None,
+            ..JobStatus::default()
         };
         let gpus: Arc<Mutex<Vec<GpuUse>>> = Arc::default();
         if let (Some(_), Devices::Cuda(entries)) = (&folder, &plan.devices) {
             watch_gpus(plan, entries.clone(), Arc::downgrade(&gpus));
         }
-        let (unwritten, furthest) = (Vec::new(), (0, began));
-        // Without a thread, the job runs without these files.
-        let files = folder.and_then(|folder| Files::start(folder).ok());
-        let (losing, first_images, was_complete) = (None, None, false);
-        let (logged_restarts, membership) = (0, Membership::default());
         let mut keeper = Self {
             status,
-            files,
+            // Without a thread, the job runs without these files.
+            files: folder.and_then(|folder| Files::start(folder).ok()),
             fence: None,
             began,
-            unwritten,
-            furthest,
-            losing,
-            first_images,
-            was_complete,
-            logged_restarts,
-            membership,
+            unwritten: Vec::new(),
+            furthest: (0, began),
+            losing: None,
+            first_images: None,
+            was_complete: false,
+            logged_restarts: 0,
+            membership: Membership::default(),
             gpus,
         };
-        keeper.event(Level::Info, &format!("start: {}", keeper.status.command.clone()));
+        keeper.event(INFO, &format!("start: {}", keeper.status.command.clone()));
         keeper
     }
 
@@ -128,7 +110,7 @@ impl Keeper {
     }
 
     /// Adds a line to the text log, and writes the status at once.
-    pub fn event(&mut self, level: Level, text: &str) {
+    pub fn event(&mut self, level: &str, text: &str) {
         if let Some(files) = &self.files {
             match &self.status.log {
                 Some(log) => files.append(log, files::line(level, text)),
@@ -177,7 +159,7 @@ impl Keeper {
                 self.status.membership.remove(0);
             }
             self.status.membership.push(MembershipChange { at: now(), text: text.clone() });
-            self.event(if is_warning { Level::Warning } else { Level::Info }, &text);
+            self.event(if is_warning { WARNING } else { INFO }, &text);
         }
     }
 
@@ -218,7 +200,7 @@ impl Keeper {
         if let (Some(last), true) = (self.status.restarts.last(), is_new) {
             let text =
                 format!("restart {} after rank {} failed: {}", self.status.restarts.len(), last.rank, last.reason);
-            self.event(Level::Info, &text);
+            self.event(INFO, &text);
         } else {
             self.write();
         }
@@ -319,7 +301,7 @@ impl Keeper {
         status.problem = None;
         let because = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         status.end = Some(JobEnd { at: now(), exit_code, reason });
-        let level = if is_failure { Level::Error } else { Level::Info };
+        let level = if is_failure { ERROR } else { INFO };
         let age = text::clock(self.age().as_secs_f64());
         self.event(level, &format!("end after {age} with code {exit_code} ({}){because}", exit::meaning(exit_code)));
     }
@@ -361,7 +343,7 @@ fn watch_gpus(plan: &Plan, entries: Vec<String>, to: Weak<Mutex<Vec<GpuUse>>>) {
 
 /// The use of each rank's GPU, as far as its entry in CUDA_VISIBLE_DEVICES identifies it.
 pub(super) fn gpu_uses(ranks: &[usize], entries: &[String], found: &[GpuState], by_bus: bool) -> Vec<GpuUse> {
-    let located = ranks.iter().zip(entries).zip(gpu::locate(entries, found, by_bus));
+    let located = ranks.iter().zip(entries).zip(GpuState::locate(entries, found, by_bus));
     let uses = located.filter_map(|((&rank, device), state)| {
         let state = state?;
         Some(GpuUse {

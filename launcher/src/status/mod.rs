@@ -16,7 +16,7 @@ use fnet_protocol::work_dir::{STATUS, Writer};
 use fnet_protocol::{exit, work_dir};
 use serde::{Deserialize, Serialize};
 
-pub use self::files::Level;
+pub use self::files::{ERROR, INFO, WARNING};
 pub use self::keeper::Keeper;
 use crate::attempt::status::{JobStage, Usage};
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ const MAX_BYTES: u64 = 16 << 20;
 pub const STALE: Duration = Duration::from_secs(15);
 
 /// What a job does. Times are seconds since 1970.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
     /// Version of fnet.
     pub version: String,
@@ -165,10 +165,10 @@ pub struct JobEnd {
     pub reason: Option<String>,
 }
 
-/// What a reader of a status concludes.
+/// The state of a job, as a reader of its status concludes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum JobState {
     /// Its launcher runs.
     Running,
     /// Its launcher runs, but has not written for too long.
@@ -183,14 +183,14 @@ pub enum Verdict {
 
 impl JobStatus {
     /// What this status means after this many seconds without a newer one.
-    pub fn judge(&self, silent: f64) -> Verdict {
+    pub fn judge(&self, silent: f64) -> JobState {
         let is_stale = silent > STALE.as_secs_f64();
         match self.launcher.is_of_this_host() {
-            _ if self.end.is_some() => Verdict::Ended,
-            true if self.launcher.is_gone() => Verdict::Killed,
-            true if is_stale => Verdict::Stalled,
-            false if is_stale => Verdict::Unknown,
-            _ => Verdict::Running,
+            _ if self.end.is_some() => JobState::Ended,
+            true if self.launcher.is_gone() => JobState::Killed,
+            true if is_stale => JobState::Stalled,
+            false if is_stale => JobState::Unknown,
+            _ => JobState::Running,
         }
     }
 }

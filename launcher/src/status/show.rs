@@ -6,7 +6,7 @@ use fnet_protocol::exit;
 use fnet_protocol::message::{Phase, Progress};
 use serde_json::Value;
 
-use super::{JobStatus, STALE, Verdict};
+use super::{JobState, JobStatus, STALE};
 use crate::attempt::status::{JobStage, describe};
 use crate::text;
 
@@ -113,11 +113,11 @@ fn fit(line: String, width: Option<usize>) -> String {
 }
 
 /// Whether the job runs, in one sentence.
-pub fn verdict(status: &JobStatus, verdict: Verdict, now: f64) -> String {
+pub fn describe_state(status: &JobStatus, state: JobState, now: f64) -> String {
     let process = status.launcher.process();
     let silent = text::clock(now - status.updated);
-    match (verdict, &status.end) {
-        (Verdict::Ended, Some(end)) => {
+    match (state, &status.end) {
+        (JobState::Ended, Some(end)) => {
             let meaning = match end.exit_code {
                 exit::SUCCESS => "ended: done".to_owned(),
                 exit::STOPPED | exit::INTERRUPTED => {
@@ -128,14 +128,14 @@ pub fn verdict(status: &JobStatus, verdict: Verdict, now: f64) -> String {
             let took = text::clock(end.at - status.started);
             format!("{meaning}, {} ago, after {took}", text::clock(now - end.at))
         }
-        (Verdict::Killed, _) => format!(
+        (JobState::Killed, _) => format!(
             "killed: its launcher (process {process}) is gone for at most {silent} and has written no end; run again with --resume"
         ),
-        (Verdict::Stalled, _) => format!(
+        (JobState::Stalled, _) => format!(
             "silent for {silent}: its launcher (process {process}) is stopped (kill -CONT {process} continues it), or the disk \
              does not respond"
         ),
-        (Verdict::Unknown, _) => format!(
+        (JobState::Unknown, _) => format!(
             "silent for more than {} s: its launcher (process {process} on {}) was killed, its machine failed, or the disk does \
              not respond",
             STALE.as_secs(),
@@ -152,18 +152,18 @@ pub fn verdict(status: &JobStatus, verdict: Verdict, now: f64) -> String {
 }
 
 /// The page of `status`.
-pub fn page(status: &JobStatus, judged: Verdict, now: f64) -> String {
+pub fn page(status: &JobStatus, state: JobState, now: f64) -> String {
     let mut out = String::new();
     let mut row = |name: &str, value: String| {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{name:<12} {value}");
     };
-    row("job", format!("{}: {}", status.work_dir.display(), verdict(status, judged, now)));
+    row("job", format!("{}: {}", status.work_dir.display(), describe_state(status, state, now)));
     let reason = status.end.as_ref().and_then(|end| end.reason.as_ref()).or(status.problem.as_ref());
     if let Some(reason) = reason {
         row("cause", indented(reason));
     }
-    let is_over = matches!(judged, Verdict::Ended | Verdict::Killed);
+    let is_over = matches!(state, JobState::Ended | JobState::Killed);
     let until = status.end.as_ref().map_or(if is_over { status.updated } else { now }, |end| end.at);
     row("started", format!("{} on {}, {} ago", date(status.started), status.host, text::clock(now - status.started)));
     row("command", status.command.clone());

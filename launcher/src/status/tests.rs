@@ -38,23 +38,18 @@ fn status() -> JobStatus {
         started: 1000.0,
         updated: 2000.0,
         stage: JobStage::Running,
-        problem: None,
         log: Some("a.log".into()),
         training: Some(training),
-        evaluating: None,
         evaluation: Some(Evaluated {
             epoch: 1,
             metrics: Map::from_iter([("bbox_mAP".into(), 0.4.into()), ("bbox_mAP_l".into(), Value::Null)]),
         }),
         slowest: Some((1, 0.25)),
-        checkpoint: None,
-        network: None,
         membership: vec![MembershipChange { at: 1500.0, text: "node 2 (c) has left".into() }],
         restarts: vec![Restart { at: 1500.0, rank: 1, exit_code: 4, reason: "killed by SIGKILL".into() }],
         lost_seconds: 100.0,
         ranks: vec![rank(0), rank(1)],
-        gpus: Vec::new(),
-        end: None,
+        ..JobStatus::default()
     }
 }
 
@@ -89,7 +84,7 @@ fn the_live_line_fits_any_width_and_keeps_what_matters_most() {
     let mut stuck = status();
     stuck.ranks.iter_mut().flat_map(|rank| &mut rank.status).for_each(|of| of.idle_seconds = 45.0);
     assert_eq!(show::line(&stuck, Some(45)), "train 2/12 120/400 no progress for 0:45");
-    let page = show::page(&stuck, Verdict::Running, 2001.0);
+    let page = show::page(&stuck, JobState::Running, 2001.0);
     assert!(page.contains("forward, epoch 2, step 121, no progress for 0:45"), "{page}");
 }
 
@@ -104,20 +99,20 @@ fn a_reader_concludes_whether_the_job_runs() {
     let end = |exit_code| Some(JobEnd { at: 2000.0, exit_code, reason: Some("rank 1 failed".into()) });
     let other_host = change("/launcher/host", "elsewhere".into());
     for (job, age, expected, text) in [
-        (&status(), 1.0, Verdict::Running, "running"),
-        (&status(), 60.0, Verdict::Stalled, "silent for 1:00: its launcher"),
-        (&waiting, 1.0, Verdict::Running, "about to restart"),
-        (&waiting, 60.0, Verdict::Stalled, "silent for 1:00: its launcher"),
-        (&change("/launcher/started", 1.into()), 1.0, Verdict::Killed, "killed: its launcher"),
-        (&other_host, 1.0, Verdict::Running, "running"),
-        (&other_host, 60.0, Verdict::Unknown, "on node0) was killed"),
+        (&status(), 1.0, JobState::Running, "running"),
+        (&status(), 60.0, JobState::Stalled, "silent for 1:00: its launcher"),
+        (&waiting, 1.0, JobState::Running, "about to restart"),
+        (&waiting, 60.0, JobState::Stalled, "silent for 1:00: its launcher"),
+        (&change("/launcher/started", 1.into()), 1.0, JobState::Killed, "killed: its launcher"),
+        (&other_host, 1.0, JobState::Running, "running"),
+        (&other_host, 60.0, JobState::Unknown, "on node0) was killed"),
         (
             &JobStatus { end: end(exit::HANG), ..other_host.clone() },
             60.0,
-            Verdict::Ended,
+            JobState::Ended,
             "failed with code 5 (a worker hung)",
         ),
-        (&JobStatus { end: end(exit::STOPPED), ..status() }, 60.0, Verdict::Ended, "run again with --resume"),
+        (&JobStatus { end: end(exit::STOPPED), ..status() }, 60.0, JobState::Ended, "run again with --resume"),
     ] {
         let now = 2000.0 + age;
         assert_eq!(job.judge(age), expected, "{text}");

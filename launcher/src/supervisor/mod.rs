@@ -38,7 +38,7 @@ use crate::error::{Doing, Error, Result};
 use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
 use crate::signals::{OrStop, Request, Signals};
-use crate::status::{Keeper, Level, show};
+use crate::status::{ERROR, INFO, Keeper, WARNING, show};
 use crate::{libtorch, text};
 
 /// Time for logs and reports to reach a slow disk.
@@ -404,7 +404,7 @@ impl Supervisor<'_> {
                 biased;
                 request = self.signals.next() => match request {
                     Request::Stop(reason) => {
-                        self.keeper.event(Level::Info, "a stop was requested");
+                        self.keeper.event(INFO, "a stop was requested");
                         let at_once = self.signals.is_second_interrupt(reason);
                         self.cluster.stop(reason, at_once).await;
                         attempt.on_stop(reason, at_once, Instant::now())
@@ -438,7 +438,7 @@ impl Supervisor<'_> {
                 match action {
                     Action::Say(text) => {
                         self.console.say(&text);
-                        self.keeper.event(Level::Warning, &text);
+                        self.keeper.event(WARNING, &text);
                     }
                     Action::Progress(progress, slowest) => {
                         self.keeper.on_progress(*progress, slowest, &attempt, Instant::now());
@@ -486,7 +486,7 @@ impl Supervisor<'_> {
     /// Prints a line even with --quiet, and adds it to the text log.
     fn tell(&mut self, line: &str) {
         self.console.error(line);
-        self.keeper.event(Level::Warning, line);
+        self.keeper.event(WARNING, line);
     }
 
     fn say_stopped(&mut self, reason: StopReason, saved: bool, has_started: bool) -> i32 {
@@ -503,7 +503,7 @@ impl Supervisor<'_> {
     /// Prints the cause of a failure, and writes the report for programs.
     async fn report(&mut self, cause: &Cause, restarts: u32, is_plain: bool) {
         let log = self.plan.log(cause.rank);
-        self.keeper.event(Level::Error, &format!("rank {} failed: {}", cause.rank, cause.reason));
+        self.keeper.event(ERROR, &format!("rank {} failed: {}", cause.rank, cause.reason));
         let lines = if is_plain { vec![cause.reason.clone()] } else { report::lines(cause, &log) };
         if let Some((headline, details)) = lines.split_first() {
             self.console.error(headline);

@@ -62,7 +62,7 @@ pub fn json(plan: &Plan, cause: &Cause, restarts: u32) -> String {
         "exit_code": cause.exit_code,
         "reason": cause.reason,
         "doing": status.map(describe),
-        "phase": status.map(|status| status.phase.wire()),
+        "phase": status.map(|status| status.phase),
         "epoch": status.map(|status| status.epoch),
         "step": status.map(|status| status.step),
         "backtrace": cause.backtrace,

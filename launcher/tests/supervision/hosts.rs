@@ -5,12 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use crate::nodes::free_port;
-use crate::support::{CHECKPOINT, Scene, code, finish, signal, stderr, until};
-
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::support::{CHECKPOINT, Scene, TIMEOUT, code, finish, free_port, signal, stderr, until};
 
 /// A folder with an `ssh` that runs the command here, in another folder and almost without variables, unless the host is
 /// `away`.
@@ -77,12 +73,12 @@ fn one_signal_or_a_lost_connection_stops_all_nodes_and_the_code_is_that_of_the_j
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         for rank in 0..2 {
             let ready = scene.path(&format!("ready_{rank}"));
-            until("the workers work", DEADLINE, || ready.exists());
+            until("the workers work", TIMEOUT, || ready.exists());
         }
         signal(child.id(), name);
         assert_eq!(child.wait().unwrap().code(), expected, "{name}");
         // Without this program, the helpers see the end of their input.
-        until("both save and end", DEADLINE, || scene.processes().is_empty());
+        until("both save and end", TIMEOUT, || scene.processes().is_empty());
         assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists(), "{name}");
     }
     let scene = scene();
@@ -144,7 +140,7 @@ impl Sshd {
         let mut command = Command::new(program);
         command.args(["-D", "-e", "-f"]).arg(scene.path("sshd_config")).stderr(Stdio::null());
         let mut server = command.spawn().unwrap();
-        until("sshd listens", DEADLINE, || {
+        until("sshd listens", TIMEOUT, || {
             server.try_wait().unwrap().is_some() || TcpStream::connect(("127.0.0.2", port)).is_ok()
         });
         let ssh = format!(
@@ -177,14 +173,14 @@ fn with_the_real_ssh_the_nodes_train_and_stop_when_the_starter_is_gone() {
     let mut child = command.stdout(Stdio::null()).stderr(words).spawn().unwrap();
     for rank in 0..2 {
         let ready = scene.path(&format!("ready_{rank}"));
-        until("the workers work", DEADLINE, || ready.exists() || child.try_wait().unwrap().is_some());
+        until("the workers work", TIMEOUT, || ready.exists() || child.try_wait().unwrap().is_some());
     }
     assert!(child.try_wait().unwrap().is_none(), "{}", scene.read("stderr.txt"));
     signal(child.id(), "KILL");
     child.wait().unwrap();
     for rank in 0..2 {
         let saved = scene.path(&format!("saved_{rank}"));
-        until("the workers save", DEADLINE, || saved.exists());
+        until("the workers save", TIMEOUT, || saved.exists());
     }
-    until("nothing is left", DEADLINE, || scene.processes().is_empty());
+    until("nothing is left", TIMEOUT, || scene.processes().is_empty());
 }

@@ -8,6 +8,8 @@ mod hosts;
 mod messages;
 mod nodes;
 mod placement;
+#[path = "../../../tests/blackbox/processes.rs"]
+mod processes;
 mod secrets;
 mod stalled;
 mod starting;

@@ -4,13 +4,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{CHECKPOINT, Scene, code, finish, restarts, signal, stderr, until};
-
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::support::{CHECKPOINT, Scene, TIMEOUT, code, finish, free_port, restarts, signal, stderr, until};
 
 /// Nodes of one worker each, which all run the same.
 pub struct Nodes {
@@ -48,7 +45,7 @@ impl Nodes {
 
     /// Waits until a node has said something.
     pub fn hear(&self, name: &str, text: &str) {
-        until(text, DEADLINE, || self.scene.read(&format!("{name}.txt")).contains(text));
+        until(text, TIMEOUT, || self.scene.read(&format!("{name}.txt")).contains(text));
     }
 
     pub fn wait(&self, name: &str, child: &mut Child, expected: i32) {
@@ -59,30 +56,31 @@ impl Nodes {
     pub fn until_they_work(&self, ranks: std::ops::Range<usize>) {
         for rank in ranks {
             let ready = self.scene.path(&format!("ready_{rank}"));
-            until("the workers work", DEADLINE, || ready.exists());
+            until("the workers work", TIMEOUT, || ready.exists());
             fs::remove_file(ready).unwrap();
         }
     }
 
     /// Runs nodes together to their ends.
     fn run(&self, commands: Vec<Command>) -> Vec<Output> {
+        self.run_late(commands, &[])
+    }
+
+    /// The same, with nodes at these positions that start after the others have waited a while.
+    fn run_late(&self, commands: Vec<Command>, late: &[usize]) -> Vec<Output> {
         let outputs = thread::scope(|scope| {
-            let running: Vec<_> = commands.into_iter().map(|command| scope.spawn(|| finish(command))).collect();
+            let start = |(index, command)| {
+                let pause = Duration::from_secs(if late.contains(&index) { 2 } else { 0 });
+                scope.spawn(move || {
+                    thread::sleep(pause);
+                    finish(command)
+                })
+            };
+            let running: Vec<_> = commands.into_iter().enumerate().map(start).collect();
             running.into_iter().map(|running| running.join().unwrap()).collect()
         });
         self.scene.assert_nothing_left();
         outputs
-    }
-}
-
-/// A port for nodes to meet at: below those that the system gives away, and not this process's before.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let port = 20_000 + (std::process::id() as u16 % 100) * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
-        if TcpListener::bind(("::", port)).is_ok() {
-            return port;
-        }
     }
 }
 
@@ -97,29 +95,15 @@ fn expect(output: &Output, expected: i32, texts: &[&str]) {
 #[test]
 fn a_node_that_comes_late_is_waited_for_and_the_others_say_so_once() {
     let nodes = Nodes::new();
-    let mut late = nodes.node("finish", 0, 3, "test a.ckpt");
-    let outputs = thread::scope(|scope| {
-        let early: Vec<_> = [1, 2]
-            .map(|rank| {
-                let command = nodes.node("finish", rank, 3, "test a.ckpt");
-                scope.spawn(|| finish(command))
-            })
-            .into_iter()
-            .collect();
-        thread::sleep(Duration::from_secs(2));
-        late.arg("-v");
-        let first = finish(late);
-        let mut all = vec![first];
-        all.extend(early.into_iter().map(|running| running.join().unwrap()));
-        all
-    });
+    let mut commands: Vec<_> = (0..3).map(|rank| nodes.node("finish", rank, 3, "test a.ckpt")).collect();
+    commands[0].arg("-v");
+    let outputs = nodes.run_late(commands, &[0]);
     expect(&outputs[0], 0, &["has joined; all nodes have"]);
     for output in &outputs[1..] {
         let port = nodes.port;
         expect(output, 0, &[&format!("127.0.0.1:{port}: nothing listens there: is node 0 running")]);
         assert_eq!(stderr(output).matches("waiting for node 0").count(), 1, "{}", stderr(output));
     }
-    nodes.scene.assert_nothing_left();
 }
 
 // https://github.com/pytorch/pytorch/issues/107021: every node dials and times out without a hint.
@@ -231,19 +215,7 @@ fn fail_early(failing: usize, lack: &str, late: &[usize]) -> Vec<Output> {
         }
         command
     };
-    let outputs = thread::scope(|scope| {
-        let running = [0, 1, 2].map(|rank| {
-            let command = command(rank);
-            let pause = Duration::from_secs(if late.contains(&rank) { 2 } else { 0 });
-            scope.spawn(move || {
-                thread::sleep(pause);
-                finish(command)
-            })
-        });
-        running.into_iter().map(|running| running.join().unwrap()).collect()
-    });
-    nodes.scene.assert_nothing_left();
-    outputs
+    nodes.run_late((0..3).map(command).collect(), late)
 }
 
 #[test]
@@ -390,41 +362,34 @@ fn a_job_whose_folder_another_one_has_ends_with_one_reason_on_all_nodes() {
 #[test]
 fn a_node_0_that_waits_alone_leaves_the_folder_to_the_others_and_ends_when_they_have_gone_on() {
     let mut nodes = Nodes::new();
-    let spawn = |nodes: &Nodes, name: &str, deeds: &str, rank: usize| {
+    let start = |nodes: &Nodes, name: &str, deeds: &str, rank: usize| {
         let line = "--elastic-settle 60 --join-timeout 60 train cfg.toml --auto-resume";
-        let words = fs::File::create(nodes.scene.path(name)).unwrap();
-        let mut command = nodes.node(deeds, rank, "2:2", line);
-        command.stdout(Stdio::null()).stderr(words).spawn().unwrap()
+        nodes.start(name, nodes.node(deeds, rank, "2:2", line), "")
     };
-    let told = |nodes: &Nodes, name: &str, text: &str| nodes.scene.read(name).contains(text);
-    let mut first = spawn(&nodes, "told_first", "survive", 0);
-    let mut lost = spawn(&nodes, "told_lost", "survive", 1);
-    until("both work", Duration::from_secs(60), || {
-        [0, 1].iter().all(|rank| nodes.scene.path(&format!("ready_{rank}")).exists())
-    });
+    let mut first = start(&nodes, "first", "survive", 0);
+    let mut lost = start(&nodes, "lost", "survive", 1);
+    nodes.until_they_work(0..2);
     lost.kill().unwrap();
     lost.wait().unwrap();
-    until("the first waits", Duration::from_secs(60), || told(&nodes, "told_first", "; waiting for others"));
+    nodes.hear("first", "; waiting for others");
     // The others have chosen another node 0, which the first one does not reach.
     let port = std::mem::replace(&mut nodes.port, free_port());
     let status = |nodes: &Nodes| nodes.scene.read("work_dirs/cfg/status.json");
     signal(first.id(), "STOP");
-    let others = [0, 1].map(|rank| spawn(&nodes, &format!("told_{rank}"), "finish", rank));
-    until("the others wait", Duration::from_secs(60), || {
-        told(&nodes, "told_0", "another job trains into work_dirs/cfg")
-    });
+    let others = [0, 1].map(|rank| start(&nodes, &rank.to_string(), "finish", rank));
+    nodes.hear("0", "another job trains into work_dirs/cfg");
     signal(first.id(), "CONT");
     for mut other in others {
-        assert_eq!(other.wait().unwrap().code(), Some(0), "{}", nodes.scene.read("told_0"));
+        nodes.wait("0", &mut other, 0);
     }
     let last = status(&nodes);
     nodes.port = port;
-    let mut late = spawn(&nodes, "told_late", "finish", 1);
+    let mut late = start(&nodes, "late", "finish", 1);
     for ended in [&mut first, &mut late] {
-        assert_eq!(ended.wait().unwrap().code(), Some(75), "{}", nodes.scene.read("told_first"));
+        nodes.wait("first", ended, 75);
     }
     let text = "work_dirs/cfg belongs to a newer attempt of the job, from which this node was cut off";
-    assert!(told(&nodes, "told_first", text), "{}", nodes.scene.read("told_first"));
+    nodes.hear("first", text);
     assert_eq!(status(&nodes), last, "the status is that of the newer attempt");
     nodes.scene.assert_nothing_left();
 }

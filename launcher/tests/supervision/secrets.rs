@@ -11,11 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::nodes::Nodes;
-use crate::support::{code, finish, signal, stderr, until};
+use crate::support::{TIMEOUT, code, finish, signal, stderr, until};
 
 const SECRET: &str = "a secret of the tests 1";
 const OTHER: &str = "a secret of the tests 2";
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same node with this secret.
 fn with(mut node: Command, secret: Option<&str>) -> Command {
@@ -234,9 +233,7 @@ fn the_ports_of_a_job_are_open_at_its_own_address_only() {
     });
     let file = nodes.scene.path("port_1");
     // Its own launcher has seen the store at the address of the job.
-    until("rank 1 has reached the store", DEADLINE, || {
-        fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
-    });
+    until("rank 1 has reached the store", TIMEOUT, || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
     let store: u16 = nodes.scene.read("port_1").trim().parse().unwrap();
     for port in [store, nodes.port] {
         assert!(TcpStream::connect(("127.0.0.2", port)).is_ok(), "{port}");

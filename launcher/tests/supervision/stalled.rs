@@ -3,11 +3,10 @@
 use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
-use crate::support::{Scene, signal, until};
+use crate::processes;
+use crate::support::{Scene, TIMEOUT, signal, until};
 
-const TIMEOUT: Duration = Duration::from_secs(60);
 const NOISY: &str = "--device cpu --nproc 2 --max-restarts 0 --tee 1";
 
 /// The writing end of a pipe that is full, and stays so as long as the reading end lives.
@@ -34,12 +33,7 @@ fn start(scene: &Scene, deeds: &str, line: &str) -> Stalled {
 
 impl Stalled {
     fn expect(mut self, scene: &Scene, code: i32) {
-        let mut status = None;
-        until("the launcher ends", TIMEOUT, || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        assert_eq!(status.unwrap().code(), Some(code));
+        assert_eq!(processes::wait(&mut self.child, TIMEOUT).code(), Some(code));
         scene.assert_nothing_left();
     }
 }

@@ -1,15 +1,14 @@
 //! What is known of a job from outside: `status`, its files, the lines in the log, the live line.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Scene, code, signal, stderr, until};
+use crate::support::{Scene, TIMEOUT, code, signal, stderr, until};
 
 const TWO: &str = "--device cpu --nproc 2 --max-restarts 0 train cfg.toml";
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The answer of `status --json`.
 fn status(scene: &Scene) -> Value {
@@ -77,7 +76,11 @@ fn a_launcher_on_another_host_runs_if_it_writes_whatever_its_clock_says() {
 #[test]
 fn an_ended_job_is_shown_with_its_restarts_and_its_cause_and_both_are_in_the_log() {
     let scene = Scene::new();
-    assert_eq!(code(&scene.run("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml")), 0);
+    assert_eq!(code(&scene.run("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml --seed 3")), 0);
+    for rank in 0..2 {
+        let arguments = scene.read(&format!("arguments_{rank}"));
+        assert_eq!(arguments, "train --seed=3 cfg.toml\ntrain --resume --seed=3 cfg.toml\n");
+    }
     let ended = status(&scene);
     assert_eq!((&ended["verdict"], &ended["end"]["exit_code"]), (&"ended".into(), &0.into()));
     assert_eq!((&ended["restarts"][0]["rank"], &ended["restarts"][0]["exit_code"]), (&1.into(), &4.into()));
@@ -124,17 +127,8 @@ fn a_live_line_fits_the_terminal_and_leaves_nothing_behind() {
     let scene = Scene::new();
     let program = env!("CARGO_BIN_EXE_fnet-launch");
     let inside = format!("stty rows 24 cols 40; echo $$ > pid; exec {program} --device cpu --nproc 1 train cfg.toml");
-    let mut script = scene.command("pace", "");
-    let environment: Vec<_> =
-        script.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
-    script = Command::new("script");
-    script.args(["-qefc", &inside, "typescript"]).current_dir(scene.path(".")).env("SHELL", "/bin/sh");
-    for (name, value) in environment {
-        match value {
-            Some(value) => script.env(name, value),
-            None => script.env_remove(name),
-        };
-    }
+    let mut script = scene.program("script", "pace");
+    script.args(["-qefc", &inside, "typescript"]).env("SHELL", "/bin/sh");
     let mut child = script.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let typed = || String::from_utf8_lossy(&fs::read(scene.path("typescript")).unwrap_or_default()).into_owned();
     until("steps are shown", TIMEOUT, || typed().matches("\r\x1b[2K").count() > 3 && typed().contains("train 1/3 "));

@@ -7,15 +7,6 @@ use crate::support::{Scene, code, finish, restarts, stderr, until};
 const TWO: &str = "--device cpu --nproc 2 --max-restarts 0 train cfg.toml";
 
 #[test]
-fn a_job_is_done_when_its_workers_are() {
-    let scene = Scene::new();
-    let output = scene.run("finish", TWO);
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
-    assert!(output.stdout.is_empty());
-    scene.assert_nothing_left();
-}
-
-#[test]
 fn a_workers_code_becomes_the_jobs_and_its_rank_is_named() {
     for (own, expected) in [(1, 1), (2, 2), (3, 3), (6, 6), (17, 4), (101, 1)] {
         let scene = Scene::new();
@@ -59,16 +50,6 @@ fn what_a_worker_reports_is_the_reason_and_is_not_tried_again() {
 }
 
 #[test]
-fn ctrl_c_saves_and_stops() {
-    let scene = Scene::new();
-    let running = scene.start("work", TWO, 2);
-    running.signal("INT");
-    assert_eq!(running.wait().code(), Some(130));
-    assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists());
-    scene.assert_nothing_left();
-}
-
-#[test]
 fn sigterm_and_ctrl_c_together_are_one_request() {
     for (first, second) in [("TERM", "INT"), ("INT", "TERM"), ("TERM", "INT")] {
         let scene = Scene::new();
@@ -98,12 +79,12 @@ fn ctrl_c_twice_stops_at_once() {
 }
 
 #[test]
-fn sigterm_and_sigusr1_save_and_stop_with_75() {
-    for signal in ["TERM", "USR1"] {
+fn a_signal_saves_and_stops_with_its_code() {
+    for (signal, code) in [("INT", 130), ("TERM", 75), ("USR1", 75)] {
         let scene = Scene::new();
         let running = scene.start("work", TWO, 2);
         running.signal(signal);
-        assert_eq!(running.wait().code(), Some(75), "{signal}");
+        assert_eq!(running.wait().code(), Some(code), "{signal}");
         assert!(scene.path("saved_0").exists() && scene.path("saved_1").exists());
         scene.assert_nothing_left();
     }
@@ -201,20 +182,6 @@ fn a_stopped_worker_one_without_progress_and_one_that_never_connects_are_told_ap
         assert!(text.contains(expected), "{text}");
         scene.assert_nothing_left();
     }
-}
-
-#[test]
-fn a_lost_worker_restarts_the_job_from_its_newest_checkpoint() {
-    let scene = Scene::new();
-    let output = scene.run("restart", "--device cpu --nproc 2 --max-restarts 2 train cfg.toml --seed 3");
-    let text = stderr(&output);
-    assert_eq!(code(&output), 0, "{text}");
-    assert!(text.contains("restarting in 0 s (restart 1 of 2)"), "{text}");
-    for rank in 0..2 {
-        let arguments = scene.read(&format!("arguments_{rank}"));
-        assert_eq!(arguments, "train --seed=3 cfg.toml\ntrain --resume --seed=3 cfg.toml\n");
-    }
-    scene.assert_nothing_left();
 }
 
 #[test]

@@ -4,15 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::messages::{assert_fit, assert_logs_fit};
+use crate::messages::assert_logs_fit;
+use crate::processes;
+pub use crate::processes::{TIMEOUT, finish, free_port, signal, until};
 
 /// What a checkpoint begins with.
 pub const CHECKPOINT: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
-
-/// Longer than anything here takes on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A folder of its own, in which the launcher runs; every process started there can be told by its environment.
 pub struct Scene {
@@ -41,9 +39,15 @@ impl Scene {
 
     /// The launcher with `line` as its arguments and workers that do `deeds`.
     pub fn command(&self, deeds: &str, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fnet-launch"));
+        let mut command = self.program(env!("CARGO_BIN_EXE_fnet-launch"), deeds);
+        command.args(line.split_whitespace());
         command
-            .args(line.split_whitespace())
+    }
+
+    /// A program that starts the launcher, with workers that do `deeds`.
+    pub fn program(&self, program: &str, deeds: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .current_dir(self.folder.path())
             .env("FNET_WORKER", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/supervision/fake_worker.sh"))
             .env("FAKE", deeds)
@@ -83,24 +87,19 @@ impl Scene {
         running
     }
 
+    fn mark(&self) -> String {
+        format!("SCENE={}", self.folder.path().display())
+    }
+
     /// Processes that were started here and live still.
-    pub fn processes(&self) -> Vec<String> {
-        let mark = format!("SCENE={}", self.folder.path().display());
-        let lives = |pid: &str| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-            let ours = environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes());
-            let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-            ours.then(|| format!("{pid} {}", command.replace('\0', " ")))
-        };
-        let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
-        entries.filter(|name| name.parse::<u32>().is_ok()).filter_map(|pid| lives(&pid)).collect()
+    pub fn processes(&self) -> Vec<u32> {
+        processes::marked(&self.mark()).into_iter().map(|(process, _)| process).collect()
     }
 
     /// States of those processes, as /proc/PID/stat has them (`T` is stopped).
     pub fn states(&self) -> Vec<char> {
-        let state = |process: String| {
-            let pid = process.split(' ').next()?.to_owned();
-            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let state = |process: u32| {
+            let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
             text.rsplit_once(") ")?.1.chars().next()
         };
         self.processes().into_iter().filter_map(state).collect()
@@ -108,14 +107,7 @@ impl Scene {
 
     /// Fails if a process lives that was started here.
     pub fn assert_nothing_left(&self) {
-        // A killed process whose parent is gone takes a moment to vanish.
-        let mut left = self.processes();
-        let deadline = Instant::now() + Duration::from_millis(500);
-        while !left.is_empty() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-            left = self.processes();
-        }
-        assert!(left.is_empty(), "left behind: {left:?}");
+        processes::assert_none_left(&self.mark());
     }
 }
 
@@ -133,46 +125,7 @@ impl Running {
     }
 
     pub fn wait(mut self) -> ExitStatus {
-        let mut status = None;
-        until("the launcher ends", TIMEOUT, || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-}
-
-/// Sends a signal to one process.
-pub fn signal(process: u32, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
-    assert!(status.success());
-}
-
-/// Runs a command to its end, within [`TIMEOUT`].
-pub fn finish(mut command: Command) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let id = child.id();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(TIMEOUT) {
-        Ok(output) => {
-            let output = output.unwrap();
-            assert_fit(&format!("{command:?}"), &stderr(&output));
-            output
-        }
-        Err(_) => {
-            let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
-            panic!("{command:?} did not end in {TIMEOUT:?}");
-        }
-    }
-}
-
-/// Waits until `condition` holds.
-pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + timeout;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
-        thread::sleep(Duration::from_millis(5));
+        processes::wait(&mut self.child, TIMEOUT)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Gpus;
 use crate::outputs::{differences, tensors};
-use crate::starters::free_port;
+use crate::processes::free_port;
 use crate::support::{Scene, python_tool};
 
 fn idle() -> Option<Gpus> {

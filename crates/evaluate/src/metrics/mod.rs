@@ -3,8 +3,6 @@
 
 mod analysis;
 mod bootstrap;
-#[cfg(test)]
-mod mask_tests;
 mod scores;
 mod table;
 #[cfg(test)]

@@ -206,17 +206,6 @@ pub enum Metric {
     Proposal,
 }
 
-impl Metric {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Metric::Bbox => "bbox",
-            Metric::Segm => "segm",
-            Metric::Proposal => "proposal",
-        }
-    }
-}
-
 /// `predict`
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 #[command(after_help = "Examples:\n  \
@@ -475,7 +464,7 @@ pub enum SynthLayout {
 )]
 pub struct Completions {
     /// The shell: bash, elvish, fish, powershell or zsh
-    pub shell: ShellName,
+    pub shell: clap_complete::Shell,
 }
 
 /// `man`
@@ -485,15 +474,4 @@ pub struct Man {
     /// Folder of the pages; made if it is missing
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
-}
-
-/// A shell with completions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[expect(missing_docs, reason = "names of shells")]
-pub enum ShellName {
-    Bash,
-    Elvish,
-    Fish,
-    Powershell,
-    Zsh,
 }

@@ -26,8 +26,8 @@ pub use benchmark::{
 pub use bind::{Bind, CpuList};
 pub use command_line::CommandLine;
 pub use commands::{
-    Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, ShellName,
-    SplitName, Status, Synth, SynthLayout, Test, Train,
+    Completions, Doctor, Export, Flops, Man, Metric, Predict, PredictFormat, PrintConfig, Resume, Shape, SplitName,
+    Status, Synth, SynthLayout, Test, Train,
 };
 pub use data::{Browse, CheckData, ConvertConfig};
 pub use options::{ColorChoice, Device, Gpus, LaunchOptions, NodeCount};

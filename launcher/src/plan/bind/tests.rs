@@ -195,7 +195,7 @@ fn lists_must_fit_the_workers_and_the_machine() {
 }
 
 #[test]
-fn no_cpu_is_lost_or_foreign_whatever_the_machine() {
+fn no_cpu_is_lost_or_outside_the_machine_whatever_the_machine() {
     for (sockets, cores, threads) in [(1, 1, 1), (1, 7, 2), (2, 12, 2), (4, 3, 1)] {
         let topology = machine(sockets, cores, threads);
         for workers in 1..=sockets * cores {

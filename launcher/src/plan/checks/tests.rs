@@ -100,12 +100,6 @@ fn the_limit_on_open_files_is_raised_if_possible() {
 }
 
 #[test]
-fn a_folder_that_is_not_writable_is_named() {
-    let text = refused(&MachineState { folder: Some(("/data".into(), Some("permission denied"))), ..state() });
-    assert!(text.contains("cannot write to /data: permission denied") && text.contains("--work-dir"), "{text}");
-}
-
-#[test]
 fn the_parent_folder_counts_if_the_output_folder_does_not_exist() {
     let root = tempfile::tempdir().unwrap();
     assert_eq!(writable(&root.path().join("a/b")), (root.path().to_path_buf(), None));
