@@ -8,10 +8,10 @@ use crate::outputs::{floats, losses, object, tensors};
 use crate::support::Scene;
 
 fn change(scene: &Scene, set: &str, mut change: impl FnMut(usize, &mut Value)) {
-    let file = scene.path(&format!("data/annotations/instances_{set}.json"));
-    let mut content: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    content["annotations"].as_array_mut().unwrap().iter_mut().enumerate().for_each(|(index, one)| change(index, one));
-    fs::write(&file, content.to_string()).unwrap();
+    scene.edit(set, |content| {
+        let annotations = content["annotations"].as_array_mut().unwrap().iter_mut();
+        annotations.enumerate().for_each(|(index, one)| change(index, one));
+    });
 }
 
 fn boxes_only() -> Scene {
@@ -151,17 +151,15 @@ fn objects_without_masks_stop_a_job_are_skipped_or_train_the_box_head() {
 fn a_detector_for_other_classes_keeps_the_rows_of_equal_names() {
     let scene = Scene::with_own_images();
     scene.one("train cfg.toml --no-validate --work-dir first --set train.epochs=1");
-    let annotations = fs::read(scene.path("data/annotations/instances_train.json")).unwrap();
-    let content: Value = serde_json::from_slice(&annotations).unwrap();
-    let names: Vec<String> =
-        content["categories"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect();
     // Five of the eight classes, of which one has another name.
-    for set in ["train", "val"] {
-        let file = scene.path(&format!("data/annotations/instances_{set}.json"));
-        let mut content: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        content["categories"][6]["name"] = json!("new");
-        fs::write(&file, content.to_string()).unwrap();
-    }
+    let [names, _] = ["train", "val"].map(|set| {
+        scene.edit(set, |content| {
+            content["categories"][6]["name"] = json!("new");
+            let names =
+                content["categories"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
+            names.collect::<Vec<String>>()
+        })
+    });
     let wanted = [&names[1], &names[2], &names[4], &names[5], "new"];
     let job = "train cfg.toml --no-validate --load-from first/latest.ckpt --set train.epochs=1 optimizer.lr=0.0 train.seed=9 \
                model.num_classes=5";

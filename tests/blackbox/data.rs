@@ -8,12 +8,11 @@ use crate::support::Scene;
 
 /// Damages a set in three ways: an image is missing, another is not an image, and the sets share one.
 fn damage(scene: &Scene) -> [String; 2] {
-    let file = scene.path("data/annotations/instances_train.json");
-    let set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    let name = |index: usize| set["images"][index]["file_name"].as_str().unwrap().to_owned();
-    fs::remove_file(scene.path("data/train").join(name(0))).unwrap();
-    fs::write(scene.path("data/train").join(name(1)), "version https://git-lfs.github.com/spec/v1\n").unwrap();
-    [name(0), name(1)]
+    let names =
+        scene.edit("train", |set| [0, 1].map(|index| set["images"][index]["file_name"].as_str().unwrap().to_owned()));
+    fs::remove_file(scene.path("data/train").join(&names[0])).unwrap();
+    fs::write(scene.path("data/train").join(&names[1]), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    names
 }
 
 #[test]
@@ -126,11 +125,10 @@ fn tiled_planes(width: u32, height: u32, format: u16) -> Vec<u8> {
 #[test]
 fn problems_of_automatic_classes_are_reported_like_any_others() {
     let scene = Scene::with_own_images();
-    let train = scene.path("data/annotations/instances_train.json");
-    let mut set: Value = serde_json::from_slice(&fs::read(&train).unwrap()).unwrap();
-    let categories = set["categories"].as_array_mut().unwrap();
-    categories.iter_mut().take(5).for_each(|category| _ = category.as_object_mut().unwrap().remove("name"));
-    fs::write(&train, set.to_string()).unwrap();
+    scene.edit("train", |set| {
+        let categories = set["categories"].as_array_mut().unwrap();
+        categories.iter_mut().take(5).for_each(|category| _ = category.as_object_mut().unwrap().remove("name"));
+    });
     let config = fs::read_to_string(scene.path("cfg.toml")).unwrap();
     let config = config.replace("num_classes = 8\n", "").replace("[data]\n", "[data]\nclasses = \"auto\"\n");
     fs::write(scene.path("cfg.toml"), config).unwrap();
@@ -144,16 +142,15 @@ fn problems_of_automatic_classes_are_reported_like_any_others() {
 #[test]
 fn wrong_listed_sizes_are_noted_with_the_metrics() {
     let scene = Scene::with_detector(8, 4);
-    let file = scene.path("data/annotations/instances_val.json");
-    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    for image in set["images"].as_array_mut().unwrap() {
-        image["height"] = (image["height"].as_u64().unwrap() + 1).into();
-    }
-    for annotation in set["annotations"].as_array_mut().unwrap() {
-        // Run lengths contain their size.
-        annotation["segmentation"] = serde_json::json!([[4, 5, 24, 5, 24, 15]]);
-    }
-    fs::write(&file, set.to_string()).unwrap();
+    scene.edit("val", |set| {
+        for image in set["images"].as_array_mut().unwrap() {
+            image["height"] = (image["height"].as_u64().unwrap() + 1).into();
+        }
+        for annotation in set["annotations"].as_array_mut().unwrap() {
+            // Run lengths contain their size.
+            annotation["segmentation"] = serde_json::json!([[4, 5, 24, 5, 24, 15]]);
+        }
+    });
     let expected = ["image-size-differs", "data.val", "4 of 4 images have", "no mask in such an image can match"];
     scene.one("test work_dirs/cfg/epoch_1.ckpt").expect(0, &expected);
     scene.one("train cfg.toml --work-dir other --set train.epochs=1").expect(0, &expected);
@@ -163,12 +160,11 @@ fn wrong_listed_sizes_are_noted_with_the_metrics() {
 #[test]
 fn a_validation_set_without_masks_can_be_evaluated_with_boxes() {
     let scene = Scene::with_own_images();
-    let file = scene.path("data/annotations/instances_val.json");
-    let mut set: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    for annotation in set["annotations"].as_array_mut().unwrap() {
-        annotation.as_object_mut().unwrap().remove("segmentation");
-    }
-    fs::write(&file, set.to_string()).unwrap();
+    scene.edit("val", |set| {
+        for annotation in set["annotations"].as_array_mut().unwrap() {
+            annotation.as_object_mut().unwrap().remove("segmentation");
+        }
+    });
     let remedy = "evaluate only boxes: --eval bbox (test), evaluation.metrics = [\"bbox\"] (training)";
     let boxes = "--set evaluation.metrics=[\"bbox\"] train.epochs=1";
     scene.launch("check-data cfg.toml").expect(3, &["mask-needed", remedy]);

@@ -117,17 +117,16 @@ fn browse_shows_the_images_that_the_model_gets() {
 #[test]
 fn output_images_of_any_name_are_unique_and_stay_in_their_folder() {
     let scene = Scene::with_detector(2, 5);
-    let file = scene.path("data/annotations/instances_val.json");
-    let mut set: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let wanted = ["a/x.jpg", "b/x.jpg", "фото 汽车/🚗 #%20.jpg", "../val/a/../x.jpg", "c.d/x.JPG"];
-    for (image, name) in set["images"].as_array_mut().unwrap().iter_mut().zip(wanted) {
-        let path = scene.path("data/val").join(name);
-        fs::create_dir_all(scene.path("data/val/a")).unwrap();
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::rename(scene.path("data/val").join(image["file_name"].as_str().unwrap()), path).unwrap();
-        image["file_name"] = name.into();
-    }
-    fs::write(&file, set.to_string()).unwrap();
+    scene.edit("val", |set| {
+        for (image, name) in set["images"].as_array_mut().unwrap().iter_mut().zip(wanted) {
+            let path = scene.path("data/val").join(name);
+            fs::create_dir_all(scene.path("data/val/a")).unwrap();
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::rename(scene.path("data/val").join(image["file_name"].as_str().unwrap()), path).unwrap();
+            image["file_name"] = name.into();
+        }
+    });
     scene.two("test work_dirs/cfg/latest.ckpt --show-dir out/shown --eval bbox");
     scene.launch("browse cfg.toml --split val --out out/browsed").expect(0, &["5 of the 5 images"]);
     scene.one("predict work_dirs/cfg/latest.ckpt data/val --out out/predicted");

@@ -2,18 +2,16 @@
 
 use std::fs;
 
-use serde_json::Value;
-
 use crate::outputs::{Object, losses, of_mode};
 use crate::support::Scene;
 
 /// Replaces the bytes of one image with objects of the set `split`, and returns its name.
 fn damage_an_image(scene: &Scene, split: &str, bytes: &[u8]) -> String {
-    let text = fs::read_to_string(scene.path(&format!("data/annotations/instances_{split}.json"))).unwrap();
-    let set: Value = serde_json::from_str(&text).unwrap();
-    let id = &set["annotations"][0]["image_id"];
-    let image = set["images"].as_array().unwrap().iter().find(|image| image["id"] == *id).unwrap();
-    let name = image["file_name"].as_str().unwrap().to_owned();
+    let name = scene.edit(split, |set| {
+        let id = &set["annotations"][0]["image_id"];
+        let image = set["images"].as_array().unwrap().iter().find(|image| image["id"] == *id).unwrap();
+        image["file_name"].as_str().unwrap().to_owned()
+    });
     fs::write(scene.path(&format!("data/{split}")).join(&name), bytes).unwrap();
     name
 }

@@ -70,15 +70,13 @@ fn checks_and_drawings_name_each_of_several_sets() {
     );
 
     // A problem names the file and the id.
-    let path = scene.path("data/annotations/instances_val.json");
-    let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    file["annotations"][0]["bbox"] = json!([1, 2]);
-    let id = file["annotations"][0]["id"].clone();
-    fs::write(&path, file.to_string()).unwrap();
+    let id = scene.edit("val", |file| {
+        file["annotations"][0]["bbox"] = json!([1, 2]);
+        file["annotations"][0]["id"].clone()
+    });
     let ended = scene.launch(&format!("check-data cfg.toml --split train --set {SEVERAL}"));
     ended.expect(3, &["annotation-malformed: data.train: ", &format!("instances_val.json: annotation {id}: bbox")]);
-    file["categories"].as_array_mut().unwrap().pop();
-    fs::write(&path, file.to_string()).unwrap();
+    scene.edit("val", |file| file["categories"].as_array_mut().unwrap().pop());
     let line = format!("--device cpu --nproc 1 train cfg.toml --no-validate --set {SEVERAL} data.classes=auto");
     scene.launch(&line).expect(3, &["split-categories: data.train: ", "instances_val.json: compared with ", "lacks"]);
 }
@@ -138,10 +136,7 @@ fn a_part_of_the_training_set_validates_it() {
     // Other images than in training are reported: another seed, another file.
     let other = "data.val.fraction takes other images of ";
     scene.launch(&format!("{line} data.val.seed=3")).expect(0, &[other, "instances_train.json"]);
-    let path = scene.path("data/annotations/instances_train.json");
-    let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    file["images"].as_array_mut().unwrap().pop();
-    fs::write(&path, file.to_string()).unwrap();
+    scene.edit("train", |file| file["images"].as_array_mut().unwrap().pop());
     let warned = scene.launch(&format!("--device cpu --nproc 1 --dry-run test {checkpoint} --eval bbox"));
     assert!(warned.expect(0, &[]).stdout.contains(other) || warned.stderr.contains(other), "{}", warned.stderr);
     scene.two(&format!("train cfg.toml --resume --set {part} train.epochs=2")).expect(0, &[other]);
