@@ -3,6 +3,10 @@
 use std::fmt;
 
 use fnet_protocol::exit;
+use fnet_protocol::message::StopReason;
+
+/// How a job ends that was stopped before its first attempt.
+pub const BEFORE_START: &str = " before anything was started; run the same command again";
 
 /// An error message with its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +45,11 @@ impl Error {
     /// A bug in fnet.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(exit::BUG, message)
+    }
+
+    /// A stop before the first attempt.
+    pub fn stopped(reason: StopReason) -> Self {
+        Self::new(reason.exit_code(), format!("stopped on request{BEFORE_START}"))
     }
 
     /// Never empty.

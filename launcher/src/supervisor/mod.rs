@@ -34,7 +34,7 @@ use crate::attempt::result::{AttemptEnd, AttemptResult};
 use crate::attempt::status::JobStage;
 use crate::attempt::{Action, Attempt, Event, KILL_TIMEOUT};
 use crate::console::Console;
-use crate::error::{Doing, Error, Result};
+use crate::error::{BEFORE_START, Doing, Error, Result};
 use crate::nodes::{self, AttemptStart, Cluster, Token, Wanted};
 use crate::plan::{self, Plan};
 use crate::signals::{OrStop, Request, Signals};
@@ -47,9 +47,6 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_GRACE: Duration = Duration::from_secs(2);
 /// Capacity of the event queue.
 const QUEUE: usize = 1024;
-
-/// The end of the message about a stop before the first attempt.
-const BEFORE_START: &str = " before anything was started; run the same command again";
 
 /// Plans a job, runs it and returns the exit code.
 /// Errors: signals cannot be handled, or the nodes do not meet.
@@ -111,11 +108,6 @@ async fn prepare(launch: &Launch, command: &WorkerCommand, console: &Console) ->
     Ok(Prepared { plan, config, lock, token, reaper })
 }
 
-/// A stop before the first attempt.
-fn stopped(reason: StopReason) -> Error {
-    Error::new(reason.exit_code(), format!("stopped on request{BEFORE_START}"))
-}
-
 async fn supervise(launch: &Launch, command: &WorkerCommand, mut signals: Signals) -> Result<i32> {
     let options = &launch.options;
     let console = Rc::new(Console::new(options));
@@ -126,7 +118,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, mut signals: Signal
     }
     let prepared = signals.unless_stopped(prepare(launch, command, &console)).await;
     let Prepared { plan, config, lock, mut token, reaper } =
-        match prepared.unwrap_or_else(|reason| Err(stopped(reason))) {
+        match prepared.unwrap_or_else(|reason| Err(Error::stopped(reason))) {
             Ok(prepared) => prepared,
             Err(error) => return Ok(end_before_start(launch, command, &error, &console, &mut signals).await),
         };
@@ -160,7 +152,7 @@ async fn supervise(launch: &Launch, command: &WorkerCommand, mut signals: Signal
         Ok(Err(reason)) => {
             keeper.end(reason.exit_code(), None);
             keeper.flush(DISK_TIMEOUT);
-            return Ok(end_before_start(launch, command, &stopped(reason), &console, &mut signals).await);
+            return Ok(end_before_start(launch, command, &Error::stopped(reason), &console, &mut signals).await);
         }
         Err(error) => {
             keeper.end(error.code, Some(error.message()));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fnet_protocol::cli::{LaunchOptions, WorkerCommand};
 use fnet_protocol::work_dir::{self, Lock};
 
-use super::{disk, stopped};
+use super::disk;
 use crate::console::Console;
 use crate::error::{Error, Result};
 use crate::nodes::{self, Cluster, Token};
@@ -64,7 +64,7 @@ pub async fn wait(
             cluster = Some(joined);
         }
         if let Err(reason) = signals.unless_stopped(tokio::time::sleep(Duration::from_secs(1))).await {
-            return (Err(stopped(reason)), cluster);
+            return (Err(Error::stopped(reason)), cluster);
         }
         match lock(plan, Duration::from_secs_f64(options.node_timeout), console).await {
             Err(_) if began.elapsed().as_secs_f64() < seconds => {}
