@@ -30,7 +30,7 @@ def steps(work_dir):
 
 
 def compare_losses(first, second, least):
-    """The greatest relative difference of the total loss over the steps that both have."""
+    """The largest relative difference of the total loss over the steps that both have."""
     common = sorted(first.keys() & second.keys())
     if len(common) < least:
         return None, len(common)
@@ -47,7 +47,7 @@ def losses(arguments):
     if worst is None:
         print(f"only {count} steps in common, expected {arguments.least}")
         return False
-    print(f"{count} steps, greatest relative difference {worst:.1e} (limit {arguments.tolerance:g})")
+    print(f"{count} steps, largest relative difference {worst:.1e} (limit {arguments.tolerance:g})")
     return worst <= arguments.tolerance
 
 

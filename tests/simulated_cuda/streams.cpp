@@ -299,7 +299,7 @@ void join(int stream, Position p) {
 
 bool host_knows(Position p) { return queues().host[p.stream] >= p.number; }
 
-// A block is freed: no other stream may use it any more, unless the allocator was told of it.
+// A block is freed: no other stream may use it any more, unless the allocator knows of it.
 void check_free(Block& block) {
   auto& q = queues();
   Lock lock(q.mutex);

@@ -39,7 +39,7 @@ extern "C" __attribute__((visibility("default"))) FnetError* fnet_nccl_add(FnetG
         auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(keys, rank, size, options);
         const at::Device cuda(at::kCUDA, static_cast<c10::DeviceIndex>(device));
         backend->setBoundDeviceId(cuda);
-        // Connect now, so that a fault of the network or of NCCL is told at the start and not in the first step.
+        // Connect now, so that a fault of the network or of NCCL is reported at the start and not in the first step.
         backend->eagerConnectSingleDevice(cuda);
         group->group->setBackend(c10::kCUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
       },

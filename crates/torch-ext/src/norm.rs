@@ -120,7 +120,7 @@ mod tests {
     fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f64) {
         let scale = expected.abs().max().double_value(&[]).max(1e-30);
         let difference = (actual.to_kind(Kind::Double) - expected).abs().max().double_value(&[]) / scale;
-        assert!(difference < tolerance, "differs by {difference:e} of the greatest value");
+        assert!(difference < tolerance, "differs by {difference:e} of the largest value");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Black-box tests of the real launcher with a worker that fails as it is told.
+//! Black-box tests of the real launcher with a script as its worker, which fails on request.
 
 // clippy.toml lets functions marked as tests do these; their helpers are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

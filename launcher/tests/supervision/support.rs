@@ -1,4 +1,4 @@
-//! Runs the real launcher with a worker that does as it is told.
+//! Runs the real launcher with a script as its worker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
