@@ -1,7 +1,7 @@
 //! The text log: lines on stderr and, after [`attach`], in the work folder's log file. Logging never blocks.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -56,24 +56,13 @@ pub fn attach(path: &Path) -> Result<()> {
 pub fn outlet_to(mut file: File, path: &Path, remark: Box<Remark>) -> io::Result<Outlet> {
     let (path, mut is_logged) = (path.display().to_string(), false);
     let write = move |piece: &[u8]| {
-        if let Err(error) = append(&mut file, piece)
+        if let Err(error) = outlet::append(&mut file, piece)
             && !std::mem::replace(&mut is_logged, true)
         {
             log::warn!("cannot write {path}: {error}; training continues, and this is logged only once");
         }
     };
     Outlet::start("log", write, remark)
-}
-
-/// Appends all of `piece`, or nothing: what a full disk has taken of it is cut off, so that the next line or record is whole.
-fn append(file: &mut File, piece: &[u8]) -> io::Result<()> {
-    let end = file.seek(SeekFrom::End(0))?;
-    let written = file.write_all(piece);
-    if written.is_err() && file.metadata()?.len() > end {
-        file.set_len(end)?;
-        file.seek(SeekFrom::Start(end))?;
-    }
-    written
 }
 
 impl Log for Logger {
@@ -98,32 +87,5 @@ impl Log for Logger {
 
     fn flush(&self) {
         outlet::flush_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn a_line_that_does_not_fit_on_the_disk_leaves_no_part_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.log");
-        if let Some(path) = std::env::var_os("FNET_TEST_APPEND") {
-            let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-            append(&mut file, b"first\n").unwrap();
-            append(&mut file, &[b'x'; 2000]).unwrap_err();
-            append(&mut file, b"last\n").unwrap();
-            return;
-        }
-        // Files of this process may have 512 bytes, or 1024 with some shells.
-        let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact logger::tests::a_line_that_does_not_fit_on_the_disk_leaves_no_part_behind";
-        let mut child = Command::new("sh");
-        child.args(["-c", script]).arg(std::env::current_exe().unwrap()).env("FNET_TEST_APPEND", &path);
-        assert!(child.output().unwrap().status.success());
-        assert_eq!(fs::read_to_string(path).unwrap(), "first\nlast\n");
     }
 }

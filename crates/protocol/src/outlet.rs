@@ -2,7 +2,8 @@
 //! reader.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
@@ -242,6 +243,17 @@ pub fn write_to(stream: impl AsFd, piece: &[u8], taken: &dyn Fn()) {
     }
 }
 
+/// Appends all of `piece`, or nothing: what a full disk has taken of it is cut off, so that the next line or record is whole.
+pub fn append(file: &mut File, piece: &[u8]) -> io::Result<()> {
+    let end = file.seek(SeekFrom::End(0))?;
+    let written = file.write_all(piece);
+    if written.is_err() && file.metadata()?.len() > end {
+        file.set_len(end)?;
+        file.seek(SeekFrom::Start(end))?;
+    }
+    written
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Consistent between any two statements, so poisoning does not matter.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -385,5 +397,24 @@ mod tests {
             outlet.push(vec![b'\n'; 1 << 16]);
         }
         assert!(outlet.flush(TIMEOUT));
+    }
+
+    #[test]
+    fn a_line_that_does_not_fit_on_the_disk_leaves_no_part_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.log");
+        if let Some(path) = std::env::var_os("FNET_TEST_APPEND") {
+            let mut file = File::options().create(true).append(true).open(path).unwrap();
+            append(&mut file, b"first\n").unwrap();
+            append(&mut file, &[b'x'; 2000]).unwrap_err();
+            append(&mut file, b"last\n").unwrap();
+            return;
+        }
+        // Files of this process may have 512 bytes, or 1024 with some shells.
+        let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact outlet::tests::a_line_that_does_not_fit_on_the_disk_leaves_no_part_behind";
+        let mut child = std::process::Command::new("sh");
+        child.args(["-c", script]).arg(std::env::current_exe().unwrap()).env("FNET_TEST_APPEND", &path);
+        assert!(child.output().unwrap().status.success());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "first\nlast\n");
     }
 }

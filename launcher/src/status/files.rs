@@ -2,13 +2,13 @@
 //! respond must not block the supervision.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fnet_protocol::generation::Fence;
-use fnet_protocol::outlet::Outlet;
+use fnet_protocol::outlet::{Outlet, append};
 use fnet_protocol::text::log_line;
 use fnet_protocol::work_dir::{METRICS, STATUS, TEMPORARY, Writer, temporary_prefix};
 
@@ -45,7 +45,7 @@ impl Files {
             for (log, line) in lines {
                 // Whole lines at the end of the file, between those of rank 0.
                 let file = File::options().append(true).open(log);
-                written = written.and(file.and_then(|mut file| file.write_all(line.as_bytes())));
+                written = written.and(file.and_then(|mut file| append(&mut file, line.as_bytes())));
             }
             if let Err(error) = written
                 && !std::mem::replace(&mut is_reported, true)
